@@ -1,14 +1,15 @@
 """The only module that writes files.
 
-A file becomes visible whole or not at all: temporary sibling, fsync, rename, fsync of the folder. A folder of files
-(a checkpoint) becomes visible the same way, with a manifest of sizes and hashes written last. Every file-system
-operation passes through `operation`, the one seam where tests inject crashes and full disks.
+A file becomes visible whole or not at all: temporary sibling, fsync, rename, fsync of the folder. A folder
+of files (a checkpoint) becomes visible the same way, with a manifest of sizes and hashes written last. Every
+file-system operation passes through `operation`, the one seam where tests inject crashes and full disks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -141,7 +142,9 @@ def write_safetensors(
     return write_bytes(path, safetensors_bytes(tensors, metadata))
 
 
-def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def safetensors_bytes(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Serialise tensors (moved to the CPU) as safetensors with a canonical header.
 
     The library writes metadata in hash order, which differs from process to process; the header is therefore
@@ -293,7 +296,8 @@ def verify_folder(folder: str | os.PathLike[str]) -> str | None:
 
 
 def remove_folder(folder: str | os.PathLike[str]) -> None:
-    """Remove a folder that lorakit made: renamed first, so that a crash leaves no half folder under its name."""
+    """Remove a folder that lorakit made: renamed first, so that a crash leaves no half folder under its
+    name."""
     target = Path(folder)
     doomed = target.with_name(f"{_PARTIAL}old-{target.name}")
     with _disk_errors(target):
@@ -308,3 +312,17 @@ def remove_file(path: str | os.PathLike[str]) -> None:
     """Remove a file that lorakit made; a missing one is fine."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Hold an exclusive lock; False when another process has it. The system releases it when the holder
+    dies."""
+    make_dir(Path(path).parent)
+    with _disk_errors(Path(path)), open(path, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

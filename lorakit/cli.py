@@ -1,0 +1,224 @@
+"""The command line. Imports no torch, and little else, until a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lorakit import __version__
+from lorakit.errors import LorakitError
+
+if TYPE_CHECKING:
+    from lorakit.recipe import Recipe
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    from lorakit.quickstart.run import quickstart
+
+    return quickstart(arguments.out, base=arguments.base, concept=arguments.concept, steps=arguments.steps)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from lorakit import recipe
+
+    made = recipe.load(arguments.recipe, arguments.overrides)
+    return launch_training(made, arguments.recipe, arguments.overrides, arguments.processes)
+
+
+def launch_training(made: Recipe, path: str, overrides: list[str], processes: int = 1) -> int:
+    """Prepare a plain folder of images on the way, then train in processes of their own."""
+    from lorakit import bases, launch, manifest
+    from lorakit.rundir import RunFolder
+
+    RunFolder(made.out).check_place(made)
+    bases.resolve(made.base)
+    if made.dataset.is_dir() and not (made.dataset / manifest.MANIFEST).exists():
+        from data_tools.prepare import PrepareOptions, prepare
+
+        prepare(
+            made.dataset,
+            PrepareOptions(
+                resolution=made.resolution,
+                batch=made.train.batch_size,
+                trigger=made.trigger,
+                class_noun=made.class_noun,
+            ),
+        )
+    return launch.run(launch.command(path, overrides, processes=processes))
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from lorakit import recipe
+    from lorakit.errors import ConfigError
+
+    file = arguments.run.rstrip("/") + "/recipe.yaml"
+    if not os.path.isfile(file):
+        raise ConfigError("not a run: it has no recipe.yaml", where=arguments.run, remedy="give a run's folder")
+    overrides = [f"out={json.dumps(arguments.run)}"]
+    return launch_training(recipe.load(file, overrides), file, overrides, arguments.processes)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from lorakit.trial import sample_files
+
+    return sample_files(arguments)
+
+
+def _eval_run(arguments: argparse.Namespace) -> int:
+    from lorakit.trial import evaluate_run
+
+    return evaluate_run(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from lorakit.export import export_adapter
+
+    given = Path(arguments.source)
+    adapter = given / "adapter.safetensors" if given.is_dir() else given
+    out = Path(arguments.out) if arguments.out else adapter.parent / "exports"
+    made = export_adapter(adapter, arguments.consumer, out)
+    rows = [{"path": str(e.path), "for": list(e.consumers), "layout": e.layout, "keys": e.keys} for e in made]
+    _print(rows, arguments.json, "\n".join(f"{r['path']}  for {', '.join(r['for'])}" for r in rows))
+    return 0
+
+
+def _families(arguments: argparse.Namespace) -> int:
+    from lorakit.families import FAMILIES
+
+    rows = [family.describe() for family in FAMILIES]
+    lines = [f"{r['name']:8} {r['title']}\n         {r['objective']}, {r['tested']}" for r in rows]
+    _print(rows, arguments.json, "\n".join(lines))
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    folder = Path("recipes") if Path("recipes").is_dir() else Path(__file__).parent.parent / "recipes"
+    found = sorted(folder.glob("*.yaml"))
+    heads = {str(file): file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for file in found}
+    _print(heads, arguments.json, "\n".join(f"{file}\n    {head}" for file, head in heads.items()))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from lorakit import doctor
+
+    found = doctor.examine()
+    _print(found, arguments.json, doctor.show(found))
+    return 1 if doctor.problems(found) else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="lorakit", description="Train LoRA adapters you can trust.")
+    top.add_argument("--version", action="version", version=f"lorakit {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, handler: Handler, text: str, example: str, *, of: Any = commands) -> Any:
+        made = of.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+        made.set_defaults(handler=handler)
+        made.add_argument("--quiet", action="store_true", help="no progress")
+        made.add_argument("--json", action="store_true", help="answer as JSON where there is an answer")
+        return made
+
+    _add_work(add)
+    evaluation = commands.add_parser("eval", help="sample, score and compare")
+    _add_eval(add, evaluation.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    from data_tools.commands import register
+
+    register(commands)
+    return top
+
+
+def _add_work(add: Callable[..., Any]) -> None:
+    quick = add(
+        "quickstart", _quickstart, "the whole job on the embedded base, offline", "lorakit quickstart"
+    )
+    quick.add_argument("--out", default="quickstart", help="folder for the data, the run and the report")
+    quick.add_argument("--base", default="tiny-dit", choices=["tiny-unet", "tiny-dit"])
+    quick.add_argument("--concept", default="striped", help="what the base has never seen: striped, neon, star, moon")
+    quick.add_argument("--steps", type=int, default=None, help="training steps")
+    train = add("train", _train, "train a recipe, or go on with it", "lorakit train recipes/sd15.yaml out=runs/a")
+    train.add_argument("recipe", help="YAML file")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optimizer.lr=2e-4")
+    train.add_argument("--processes", type=int, default=1, help="one for each GPU")
+    resume = add("resume", _resume, "go on with a stopped run", "lorakit resume runs/dog")
+    resume.add_argument("run")
+    resume.add_argument("--processes", type=int, default=1)
+    sample = add(
+        "sample",
+        _sample,
+        "pictures from prompts",
+        "lorakit sample tiny-dit --adapter runs/a/adapter.safetensors:0.8 --prompts p.jsonl",
+    )
+    sample.add_argument("base", help="embedded name, diffusers folder or hub id")
+    sample.add_argument("--adapter", help="FILE or FILE:STRENGTH")
+    sample.add_argument("--prompts", required=True, help="JSONL, YAML, TSV or text")
+    sample.add_argument("--out", default="samples")
+    _sampler_options(sample)
+    export = add(
+        "export", _export, "write files that other tools load", "lorakit export runs/dog --for comfyui"
+    )
+    export.add_argument("source", help="a run's folder or an adapter file")
+    export.add_argument(
+        "--for", dest="consumer", default="all", choices=["comfyui", "a1111", "diffusers", "all"]
+    )
+    export.add_argument("--out", help="folder; default: exports beside the adapter")
+    add("families", _families, "the model families and how each was tested", "lorakit families --json")
+    add("recipes", _recipes, "the recipes that ship", "lorakit recipes")
+    add("doctor", _doctor, "what is installed and what is missing", "lorakit doctor")
+
+
+def _add_eval(add: Callable[..., Any], commands: Any) -> None:
+    run = add(
+        "run",
+        _eval_run,
+        "sample the base and the finished adapter with the same noise, score both, write the report",
+        "lorakit eval run runs/dog --prompts prompts.jsonl",
+        of=commands,
+    )
+    run.add_argument("run", help="a run's folder")
+    run.add_argument("--prompts", help="prompt file; default: the run's own")
+    run.add_argument(
+        "--clip", help="folder of an open_clip model, or NAME/PRETRAINED; default ViT-L-14/openai"
+    )
+    _sampler_options(run)
+
+
+def _sampler_options(target: argparse.ArgumentParser) -> None:
+    target.add_argument("--steps", type=int, default=20, help="sampler steps")
+    target.add_argument("--guidance", type=float, help="classifier-free guidance; default: the pipeline's")
+    target.add_argument("--size", help="WIDTHxHEIGHT; default: the adapter's resolution, square")
+    target.add_argument("--batch", type=int, default=8, help="pictures at once")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    given = parser().parse_args(arguments)
+    if getattr(given, "quiet", False):
+        os.environ["LORAKIT_QUIET"] = "1"
+    try:
+        return int(given.handler(given))
+    except LorakitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Start `accelerate launch -m lorakit.train` as a child, pass signals on to the trainers, and tell the truth
+about how it ended (the launcher in between turns every exit code into 1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from lorakit import storage
+
+FOLDER_VARIABLE = "LORAKIT_LAUNCH_FOLDER"
+RANK_VARIABLE = "RANK"
+
+
+def command(recipe: str, overrides: list[str], *, processes: int = 1, cpu: bool = False) -> list[str]:
+    """The `accelerate launch` command line, complete, so that the launcher has nothing to guess or warn about."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    options = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+    options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", threads]
+    options += ["--multi_gpu"] if processes > 1 and not cpu else []
+    options += ["--cpu"] if cpu else []
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+    return [*launcher, *options, "-m", "lorakit.train", recipe, *overrides]
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command to its end; SIGINT and SIGTERM go to the trainers, which commit and stop."""
+    with tempfile.TemporaryDirectory(prefix="lorakit-") as name:
+        folder = Path(name)
+        environment = os.environ | {FOLDER_VARIABLE: name}
+        # A session of its own: Ctrl-C must reach the trainers through us, not kill the launcher above them.
+        child = subprocess.Popen(arguments, env=environment, start_new_session=True)
+        with _forwarded(child, folder):
+            code = child.wait()
+        codes = [int(file.read_text()) for file in sorted(folder.glob("exit-*"))]
+        return max(codes) if codes else abs(code)
+
+
+@contextlib.contextmanager
+def _forwarded(child: subprocess.Popen[bytes], folder: Path) -> Iterator[None]:
+    def forward(number: int, _: FrameType | None) -> None:
+        trainers = list(folder.glob("pid-*"))
+        for file in trainers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), number)
+        if not trainers:  # still starting: nothing to commit
+            os.killpg(child.pid, signal.SIGTERM)
+
+    old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def announce() -> None:
+    """In a trainer: tell the launching `lorakit` which process to send signals to."""
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        storage.write_text(Path(folder) / f"pid-{os.environ.get(RANK_VARIABLE, '0')}", str(os.getpid()))
+
+
+def report(code: int) -> None:
+    """In a trainer: tell the launching `lorakit` the exit code."""
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        storage.write_text(Path(folder) / f"exit-{os.environ.get(RANK_VARIABLE, '0')}", str(code))

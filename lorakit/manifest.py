@@ -1,0 +1,239 @@
+"""The manifest: one image is one JSON line. It is what the data tools and the trainer share.
+
+`manifest.jsonl` lies beside the user's images and is canonical; `metadata.jsonl` is its twin in the
+ImageFolder convention, so `datasets.load_dataset("imagefolder", data_dir=...)` reads the same pairs. An image
+is never deleted or moved: it gets `keep: false` and a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit import storage
+from lorakit.errors import DataError
+
+MANIFEST = "manifest.jsonl"
+TWIN = "metadata.jsonl"
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # what ImageFolder looks for
+_HASH = re.compile(r"[0-9a-f]{64}")
+_STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption text and where it came from: sidecar, metadata, folder, template, or a model."""
+
+    text: str
+    source: str
+    model: str | None = None
+    prompt: str | None = None
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image. Sizes are pixels after EXIF rotation; `crop` is left, top, right, bottom.
+
+    `sha256` is of the file, `pixels` of the decoded picture (`images.pixel_hash`); when the file gives no
+    picture, `pixels` is "" and the size 0, `keep` is false and `reason` (`code: text`) says why. `notes` are
+    `code: text` lines too. `bucket` is width, height. `mask` is a relative path.
+
+    `phash` is the perceptual hash (16 hex digits) that finds near duplicates; `repeats` is how often an epoch
+    shows the image (kohya's `10_name` folders). `background` (#rrggbb, for images with transparency) and
+    `first_frame` are how the picture was decoded: `images.read` repeats exactly that.
+    """
+
+    file: str
+    sha256: str
+    pixels: str
+    width: int
+    height: int
+    captions: tuple[Caption, ...] = ()
+    tags: tuple[str, ...] = ()
+    keep: bool = True
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+    crop: tuple[int, int, int, int] | None = None
+    bucket: tuple[int, int] | None = None
+    mask: str | None = None
+    phash: str | None = None
+    repeats: int = 1
+    background: str | None = None
+    first_frame: bool = False
+
+    __pydantic_config__ = _STRICT
+
+    @property
+    def caption(self) -> str:
+        """The first caption's text, "" without one."""
+        return self.captions[0].text if self.captions else ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.width, self.height
+
+
+def load(folder: str | os.PathLike[str]) -> list[Record]:
+    """Read `manifest.jsonl` of a dataset folder; any defect is a `DataError` that names the line."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            "no manifest in this folder", where=str(path), remedy=f"run `lorakit data prepare {folder}`"
+        )
+    records: list[Record] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        record = _parse(line, where)
+        if record.file in seen:
+            raise DataError(
+                f"{record.file!r} is listed twice, first in line {seen[record.file]}", where=where
+            )
+        seen[record.file] = number
+        records.append(record)
+    return records
+
+
+def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
+    """Write `manifest.jsonl` sorted by file, and its twin unless the user has metadata of their own.
+
+    Equal records give equal bytes.
+    """
+    root = Path(folder)
+    ordered = sorted(records, key=lambda record: record.file)
+    for record in ordered:
+        check(record, f"{root / MANIFEST}: {record.file!r}")
+    write_twin = not own_metadata(root)
+    storage.write_bytes(root / MANIFEST, b"".join(_line(_row(record)) for record in ordered))
+    if write_twin:
+        storage.write_bytes(root / TWIN, twin(ordered))
+
+
+def twin(records: Sequence[Record]) -> bytes:
+    """`metadata.jsonl` of the kept records in the ImageFolder convention: `file_name` and `text`."""
+    return b"".join(_line({"file_name": r.file, "text": r.caption}) for r in records if r.keep)
+
+
+def own_metadata(folder: str | os.PathLike[str]) -> list[Path]:
+    """The user's own metadata files at the top of a folder: all but a `metadata.jsonl` that `save` wrote.
+
+    Ours is the one that equals the twin of the present manifest, as long as that manifest did not itself take
+    captions from the user's file.
+    """
+    root = Path(folder)
+    present = [root / name for name in METADATA_FILES if (root / name).is_file()]
+    if root / TWIN in present and (root / MANIFEST).is_file():
+        records = load(root)
+        from_user = any(caption.source == "metadata" for record in records for caption in record.captions)
+        if not from_user and (root / TWIN).read_bytes() == twin(records):
+            present.remove(root / TWIN)
+    return present
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """Hex SHA-256 over what training uses of the kept records, in file order."""
+    digest = hashlib.sha256()
+    for record in sorted(records, key=lambda record: record.file):
+        if record.keep:
+            texts = [caption.text for caption in record.captions]
+            used = [
+                record.file,
+                record.pixels,
+                record.crop,
+                record.bucket,
+                texts,
+                record.mask,
+                record.repeats,
+            ]
+            digest.update(_line(used))
+    return digest.hexdigest()
+
+
+def check_path(path: str, where: str) -> None:
+    """Refuse a path that is empty or leads out of the dataset folder: absolute, `..`, drive, share, URL."""
+    parts = re.split(r"[/\\]", path)
+    outside = path.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:[\\/]", path)
+    if not path or outside or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) or "\0" in path:
+        raise DataError(
+            f"{path!r} does not name a file inside the dataset folder",
+            where=where,
+            remedy="use a path relative to the dataset folder",
+        )
+
+
+def check(record: Record, where: str) -> None:
+    """Refuse a record whose values contradict each other."""
+    check_path(record.file, where)
+    if record.mask is not None:
+        check_path(record.mask, where)
+    problem = _problem(record)
+    if problem:
+        raise DataError(problem, where=where, remedy="correct the line, or run: lorakit data prepare")
+
+
+def _problem(record: Record) -> str | None:
+    if not record.keep and not record.reason:
+        return "keep is false without a reason"
+    if record.keep and not (_HASH.fullmatch(record.sha256) and _HASH.fullmatch(record.pixels)):
+        return "sha256 and pixels of a kept image must be 64 hexadecimal digits"
+    if record.keep and (record.width < 1 or record.height < 1):
+        return f"a kept image cannot measure {record.width}x{record.height}"
+    if record.repeats < 1:
+        return "repeats must be at least 1"
+    if record.bucket is not None and min(record.bucket) < 1:
+        return f"bucket {list(record.bucket)} is not a size"
+    if record.crop is not None:
+        left, top, right, bottom = record.crop
+        if not (0 <= left < right <= record.width and 0 <= top < bottom <= record.height):
+            return f"crop {list(record.crop)} does not lie inside {record.width}x{record.height}"
+    return None
+
+
+def _parse(line: bytes, where: str) -> Record:
+    from pydantic import ValidationError
+
+    try:
+        record = _adapter().validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = f"{key}: {first['msg']}" if key else first["msg"]
+        raise DataError(message, where=where, remedy="correct or delete the line") from error
+    check(record, where)
+    return record
+
+
+_cached_adapter: Any = None
+
+
+def _adapter() -> Any:
+    """Validates a JSON line strictly: unknown keys and wrong types are refused."""
+    global _cached_adapter
+    if _cached_adapter is None:
+        from pydantic import TypeAdapter
+
+        _cached_adapter = TypeAdapter(Record)
+    return _cached_adapter
+
+
+def _row(record: Record) -> dict[str, Any]:
+    row = asdict(record)
+    row["captions"] = [
+        {key: value for key, value in caption.items() if value is not None} for caption in row["captions"]
+    ]
+    return row
+
+
+def _line(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")

@@ -1,0 +1,164 @@
+"""Prompt files: what to sample and what to score it against.
+
+JSONL holds one object a line with the keys of `Prompt`; a YAML list holds such objects or plain strings; a
+TSV with a `Prompt` column is PartiPrompts' format (Yu et al., 2022); other text has one prompt a line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorakit.errors import DataError
+
+DEFAULT_SEEDS = (0, 1, 2, 3)
+DEFAULT_KIND = "concept"
+MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
+KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind")
+_ID = re.compile(r"[\w][\w.-]{0,99}")  # ids name files
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, and `score_text` to compare its pictures with: the trigger replaced by its class noun.
+
+    `kind` groups prompts in reports: "concept" for what was trained, "other" for the rest, or any name.
+    """
+
+    id: str
+    prompt: str
+    score_text: str
+    negative: str = ""
+    seeds: tuple[int, ...] = DEFAULT_SEEDS
+    kind: str = DEFAULT_KIND
+
+
+def load(path: str | Path) -> list[Prompt]:
+    """Read a prompt file by its extension (.jsonl, .yaml/.yml, .tsv, else text).
+
+    Raises DataError naming file and line for anything that cannot be used: another key, an empty prompt, an
+    id given twice, a seed that is no whole number from zero up, a file without prompts.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text: {error}", where=str(file), remedy="save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"cannot read the prompt file: {error.strerror}", where=str(file)) from error
+    readers = {".jsonl": _jsonl, ".yaml": _yaml, ".yml": _yaml, ".tsv": _tsv}
+    reader = readers.get(file.suffix.lower(), _lines)
+    prompts: list[Prompt] = []
+    seen: dict[str, int] = {}
+    for line, row in reader(text, file):
+        prompt = _prompt(row, f"{len(prompts) + 1:04d}", f"{file}, line {line}")
+        first = seen.setdefault(prompt.id.casefold(), line)  # ids name files, and some disks ignore case
+        if first != line:
+            raise DataError(f"id {prompt.id!r} is taken by line {first}", where=f"{file}, line {line}")
+        prompts.append(prompt)
+    if not prompts:
+        raise DataError("the file holds no prompt", where=str(file))
+    return prompts
+
+
+def _jsonl(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"not valid JSON: {error}", where=f"{file}, line {number}") from error
+        if not isinstance(row, dict):
+            raise DataError("a line must hold one JSON object", where=f"{file}, line {number}")
+        yield number, row
+
+
+def _yaml(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.SequenceNode):
+            raise DataError("not a YAML list", where=str(file), remedy="start each prompt with '- '")
+        # Nodes, not values, for they know their lines.
+        rows = [(node.start_mark.line + 1, loader.construct_object(node, deep=True)) for node in root.value]
+    except yaml.YAMLError as error:
+        raise DataError(f"not valid YAML: {error}", where=str(file)) from error
+    for line, value in rows:
+        if not isinstance(value, str | dict):
+            where = f"{file}, line {line}"
+            raise DataError("an item must be a text or a mapping", where=where, remedy="quote the prompt")
+        yield line, {"prompt": value} if isinstance(value, str) else value
+
+
+def _tsv(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    names = next(rows, [])
+    if "Prompt" not in names:
+        remedy = "PartiPrompts' first line is: Prompt, Category, Challenge, Note (separated by tabs)"
+        raise DataError("no column named Prompt", where=f"{file}, line 1", remedy=remedy)
+    for number, cells in enumerate(rows, 2):
+        if not any(cells):
+            continue
+        if len(cells) != len(names):
+            raise DataError(f"{len(cells)} cells under {len(names)} heads", where=f"{file}, line {number}")
+        row = dict(zip(names, cells, strict=True))
+        yield number, {"prompt": row["Prompt"], "kind": row.get("Category") or DEFAULT_KIND}
+
+
+def _lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, {"prompt": line}
+
+
+def _prompt(row: dict[str, Any], number: str, where: str) -> Prompt:
+    """A checked prompt; `number` is its id where the row gives none."""
+    unknown = [str(key) for key in row if key not in KEYS]
+    if unknown:
+        remedy = f"known keys: {', '.join(KEYS)}"
+        raise DataError(f"unknown key {', '.join(map(repr, unknown))}", where=where, remedy=remedy)
+    prompt = _text(row, "prompt", "", where).strip()
+    if not prompt:
+        raise DataError("the prompt is empty", where=where)
+    name = row.get("id", number)
+    name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+    if not isinstance(name, str) or not _ID.fullmatch(name):
+        remedy = "up to 100 letters, digits, dots, dashes and underscores, for it names files"
+        raise DataError(f"id {name!r} cannot be used", where=where, remedy=remedy)
+    return Prompt(
+        id=name,
+        prompt=prompt,
+        score_text=_text(row, "score_text", "", where).strip() or prompt,
+        negative=_text(row, "negative", "", where),
+        seeds=_seeds(row.get("seeds"), where),
+        kind=_text(row, "kind", "", where).strip() or DEFAULT_KIND,
+    )
+
+
+def _text(row: dict[str, Any], key: str, default: str, where: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise DataError(f"{key} must be a text, got {value!r}", where=where)
+    return value
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    if value is None:
+        return DEFAULT_SEEDS
+    whole = isinstance(value, list) and all(
+        isinstance(seed, int) and not isinstance(seed, bool) for seed in value
+    )
+    if not whole or not value or len(set(value)) < len(value) or not all(0 <= s <= MAX_SEED for s in value):
+        remedy = "a list of different whole numbers from 0 up, such as [0, 1, 2, 3]"
+        raise DataError(f"seeds {value!r} cannot be used", where=where, remedy=remedy)
+    return tuple(value)

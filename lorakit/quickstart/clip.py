@@ -1,0 +1,153 @@
+"""The world's CLIP: how it is built, trained, asked and saved. Its text tower conditions the diffusion models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from lorakit import storage
+from lorakit.quickstart import world
+from lorakit.quickstart.loop import Job, train
+from lorakit.quickstart.muon import optimizers
+from lorakit.quickstart.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
+
+WIDTH = 128
+MEAN = STD = 0.5  # of every channel, recorded in the configuration
+
+
+def config(vocabulary: int) -> dict[str, Any]:
+    """open_clip's `open_clip_config.json`. `hf_tokenizer_name` makes it read the folder's own tokenizer."""
+    tower = {"width": WIDTH, "mlp_ratio": 4.0}
+    vision = {**tower, "image_size": world.CANVAS, "patch_size": 8, "layers": 4, "head_width": 32}
+    text = {
+        **tower,
+        "layers": 3,
+        "heads": 4,
+        "context_length": CONTEXT,
+        "vocab_size": vocabulary,
+        "hf_tokenizer_name": "tokenizer.json",
+    }
+    return {
+        "model_cfg": {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": {"mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bicubic", "resize_mode": "squash"},
+    }
+
+
+def build(vocabulary: int) -> Any:
+    """An untrained CLIP."""
+    import open_clip
+
+    return open_clip.CLIP(**config(vocabulary)["model_cfg"])
+
+
+def encode_images(model: Any, pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """Unit vectors (N, 128) of pictures (N, 64, 64, 3)."""
+    device = model.logit_scale.device
+    pixels = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255
+    return model.encode_image((pixels - MEAN) / STD, normalize=True)
+
+
+def tokenize(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
+    """Ids (N, longest caption): the tower is causal, so nothing after the end token can change the result."""
+    ids = tokenizer(list(captions), padding=True, truncation=True, max_length=CONTEXT, return_tensors="pt").input_ids
+    return ids
+
+
+def encode_texts(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Unit vectors (N, 128) of token ids of any length up to the context."""
+    ids = ids.to(model.logit_scale.device)
+    length = ids.shape[1]
+    x = model.token_embedding(ids) + model.positional_embedding[:length]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    pooled = x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]  # the end token has the highest id
+    return F.normalize(pooled @ model.text_projection, dim=-1)
+
+
+def hard_batch(rng: np.random.Generator, size: int) -> tuple[list[world.Scene], list[str]]:
+    """A third of random scenes, two thirds in groups that differ in one attribute, which their captions say."""
+    scenes: list[world.Scene] = []
+    captions: list[str] = []
+    kinds = ["shape"] * 4 + list(world.ATTRIBUTES)  # shapes are the hardest to tell
+    while len(scenes) < size:
+        scene = world.random_scene(rng, world.SHAPES, world.STYLES)
+        if len(scenes) < size // 3:
+            group, keep = [scene], ()
+        else:
+            kind = str(rng.choice(kinds))
+            group = [world.jitter(rng, replace(scene, **{kind: value})) for value in world.ATTRIBUTES[kind]]
+            group, keep = [s for s in group if s.colour != s.background], (kind,)
+        for member in group:
+            if not world.unseen(member):
+                scenes.append(member)
+                captions.append(world.random_caption(rng, member, keep=keep, filler_rate=0.15))
+    return scenes[:size], captions[:size]
+
+
+def contrastive_loss(model: Any, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the right partner, both ways (Radford et al., 2021)."""
+    logits = model.logit_scale.exp() * images @ texts.T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@torch.no_grad()
+def retrieval(model: Any, tokenizer: Any, *, count: int = 512, seed: int = 1) -> float:
+    """Share of `count` unseen pictures for which CLIP picks the right caption among all of theirs (R@1)."""
+    rng = np.random.default_rng(seed)
+    chosen: dict[str, world.Scene] = {}
+    while len(chosen) < count:
+        scene = world.random_scene(rng, world.SHAPES, world.STYLES)
+        if world.unseen(scene):
+            chosen.setdefault(world.caption(scene, say_solid=True), scene)
+    images = encode_images(model, world.draw_batch(list(chosen.values())))
+    texts = encode_texts(model, tokenize(tokenizer, list(chosen)))
+    found = (images @ texts.T).argmax(1).cpu()
+    return float((found == torch.arange(count)).float().mean())
+
+
+def export(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the folder that `open_clip.create_model("local-dir:...")` and `get_tokenizer` read, in 16 bit."""
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    storage.write_json(folder / "open_clip_config.json", config(len(tokenizer)))
+    storage.write_safetensors(folder / "open_clip_model.safetensors", tensors, {"format": "pt"})
+    save_tokenizer(tokenizer, folder)
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """The trained CLIP in float32 and its `transformers` tokenizer."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    model = build(len(tokenizer))
+    model.load_state_dict(storage.read_safetensors(folder / "open_clip_model.safetensors"))
+    return model.eval(), tokenizer
+
+
+def pretrain(job: Job, folder: Path, *, batch: int = 256, lr: float = 2e-3) -> Any:
+    """Train and export to `folder`; returns the averaged model."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(job.seed)
+    model = build(len(tokenizer)).to(job.device)
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        scenes, captions = hard_batch(rng, batch)
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.6052)  # ln 100, as in CLIP
+        images = encode_images(model, world.draw_batch(scenes))
+        texts = encode_texts(model, tokenize(tokenizer, captions))
+        return contrastive_loss(model, images.float(), texts.float())
+
+    def milestone(averaged: Any, note: str) -> None:
+        share = retrieval(averaged, tokenizer)
+        print(f"{job.name} {note}: R@1 among 512 {share:.3f}", flush=True)
+        storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, "retrieval": share})
+        export(averaged, tokenizer, folder)
+
+    return train(job, model, optimizers(model, lr, plain=("embedding", "conv1")), loss, milestone)

@@ -1,0 +1,150 @@
+"""A run's folder: what it was started with, where it stands, what it printed. Torch-free.
+
+A run goes on only with the settings, data and base it began with; anything else is refused with the
+difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorakit import storage
+from lorakit.errors import ConfigError
+from lorakit.recipe import Recipe, identity
+
+HEARTBEAT_EVERY = 5.0  # seconds
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "safetensors",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software that decides a run's numbers."""
+    found = {"python": platform.python_version(), "lorakit": metadata.version("lorakit")}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+class RunFolder:
+    """The folder of one run; every write goes through storage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._beat = 0.0
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the system lets go of it when the process dies, however it dies."""
+        with storage.lock(self.path / ".lock") as held:
+            if not held:
+                raise ConfigError(
+                    "another process is working on this run",
+                    where=str(self.path),
+                    remedy="wait for it, stop it, or choose another `out`",
+                )
+            yield
+
+    def check_place(self, recipe: Recipe) -> None:
+        """Refuse an `out` that would mix with the data or with somebody's files."""
+        out, data = self.path.resolve(), recipe.dataset.resolve()
+        if out == data or out.is_relative_to(data):
+            raise ConfigError(
+                "`out` lies in the dataset's folder",
+                where=f"out: {self.path}",
+                remedy="choose a folder elsewhere",
+            )
+        strangers = self.path.is_dir() and not (self.path / "run.json").exists()
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError("`out` is a file", where=f"out: {self.path}", remedy="choose a new folder")
+        if strangers and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise ConfigError(
+                "`out` exists, is not empty and is not a run",
+                where=f"out: {self.path}",
+                remedy="choose a new folder",
+            )
+
+    def begin(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:
+        """Record a new run, or check that an old one is the same; `inputs` are hashes of data and base."""
+        record = {"identity": identity(recipe), "inputs": dict(inputs), "versions": versions()}
+        if (self.path / "run.json").exists():
+            self._compare(storage.read_json(self.path / "run.json"), record)
+        else:
+            machine = {"platform": platform.platform(), "processor": platform.machine()}
+            storage.write_json(self.path / "run.json", {**record, "machine": machine, "status": "running"})
+        text = yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True)
+        storage.write_text(self.path / "recipe.yaml", text)
+
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        lines = []
+        for part in ("identity", "inputs", "versions"):
+            before, after = old[part], new[part]
+            for key in sorted(before.keys() | after.keys()):
+                if before.get(key) != after.get(key):
+                    lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
+        if lines:
+            raise ConfigError(
+                "this run was started with something else:\n    " + "\n    ".join(lines),
+                where=str(self.path),
+                remedy="undo the change to go on with this run, or choose another `out` for a new one",
+            )
+
+    @property
+    def status(self) -> str:
+        """running, interrupted, failed or done; empty for a new run."""
+        file = self.path / "run.json"
+        return str(storage.read_json(file)["status"]) if file.exists() else ""
+
+    def update(self, **values: Any) -> None:
+        """Change values of run.json."""
+        storage.write_json(self.path / "run.json", storage.read_json(self.path / "run.json") | values)
+
+    def say(self, text: str) -> None:
+        """Print a line and keep it in log.txt; a closed terminal does not stop the run."""
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+        storage.append_text(self.path / "log.txt", text + "\n")
+
+    def heartbeat(self, phase: str, step: int, steps: int, left: float, *, force: bool = False) -> None:
+        """Tell outsiders where the run stands, at most every few seconds; `left` in seconds."""
+        now = time.monotonic()
+        if force or now - self._beat >= HEARTBEAT_EVERY:
+            self._beat = now
+            beat = {
+                "phase": phase,
+                "step": step,
+                "steps": steps,
+                "seconds_left": round(left),
+                "pid": os.getpid(),
+            }
+            storage.write_json(self.path / "heartbeat.json", beat)
+
+    @property
+    def metrics_file(self) -> Path:
+        """The truth about the loss."""
+        return self.path / "metrics.jsonl"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows so far."""
+        return storage.read_jsonl(self.metrics_file, torn_tail=True) if self.metrics_file.exists() else []
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop rows after `step`: the steps since the last commit are done again, equal to the lost ones."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        if self.metrics_file.exists():
+            storage.write_jsonl(self.metrics_file, rows)

@@ -1,0 +1,191 @@
+"""From a recipe to everything the loop needs, in stages, so that only one part of a model is in memory at a
+time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, sample
+from lorakit.families import find
+from lorakit.families.base import Family
+from lorakit.families.folder import pipeline_name
+from lorakit.recipe import Memory, Recipe, recipe_hash
+from lorakit.storage import read_json
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Session:
+    """A run, ready to train: `denoiser` carries the adapter, `encoded` the prompts to sample (or None)."""
+
+    recipe: Recipe
+    base: Path
+    family: Family
+    pipe: Any
+    denoiser: torch.nn.Module
+    train: dataset.TrainingSet
+    held_out: dataset.TrainingSet
+    objective: objective.Objective
+    encoded: sample.Encoded | None
+    sampling: sample.Settings
+    inputs: dict[str, str]
+
+    def facts(self) -> dict[str, Any]:
+        """What an adapter file says about itself; no path, no name of a person or machine."""
+        settings = self.recipe.adapter
+        return {
+            "type": settings.type,
+            "rank": settings.rank,
+            "alpha": float(settings.alpha),
+            "family": self.family.name,
+            "pipeline": pipeline_name(self.base),
+            "base": Path(self.recipe.base).name if Path(self.recipe.base).is_dir() else self.recipe.base,
+            "base_hash": self.inputs["base"],
+            "resolution": self.recipe.resolution,
+            "trigger": self.recipe.trigger,
+            "recipe_hash": recipe_hash(self.recipe),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known before any model is loaded."""
+
+    base: Path
+    family: Family
+    items: list[dataset.Item]
+    prompts: list[prompts.Prompt]
+    inputs: dict[str, str]
+
+
+def plan(recipe: Recipe, say: Say) -> Plan:
+    """Check base, data and prompts against each other; every problem is found here, before any work."""
+    base = bases.resolve(recipe.base)
+    family = find(base)
+    wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
+    records = dataset.read(recipe.dataset)
+    dataset.check_files(recipe.dataset, records)
+    with torch.device("meta"):
+        step = family.size_step(family.load(base, dtype=torch.float32, only=()))
+    items, own = dataset.plan(records, recipe.resolution, step, recipe.train.batch_size)
+    if not own:
+        say(f"buckets chosen for resolution {recipe.resolution}: the manifest has none that suit")
+    inputs = {"data": manifest.fingerprint(records), "base": bases.content_hash(base)}
+    return Plan(base, family, items, wanted, inputs)
+
+
+def build(
+    recipe: Recipe, plan: Plan, device: torch.device, *, main: bool, wait: Callable[[], None]
+) -> Session:
+    """Fill the caches (in the `main` process; the others `wait`), then load the denoiser and inject the
+    adapter."""
+    family = plan.family
+    text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    text = dataset.TextCache(family, plan.base, text_dtype)
+    latents = dataset.LatentCache(recipe.dataset, plan.base)
+    if main:
+        _fill_text(plan, text, device, text_dtype)
+        _fill_latents(plan, latents, device)
+    wait()
+    held, train = split(plan.items, recipe)
+    pipe = _load_denoiser(recipe, plan, device)
+    denoiser = family.denoiser(pipe)
+    targets: str | list[str] = family.targets
+    if isinstance(recipe.adapter.targets, list):
+        targets = recipe.adapter.targets
+    adapter.inject(
+        denoiser,
+        rank=recipe.adapter.rank,
+        alpha=recipe.adapter.alpha,
+        targets=targets,
+        seed=recipe.train.seed,
+    )
+    _save_memory(denoiser, recipe, device)
+    size = max(recipe.resolution // family.size_step(pipe), 1) * family.size_step(pipe)
+    return Session(
+        recipe=recipe,
+        base=plan.base,
+        family=family,
+        pipe=pipe,
+        denoiser=denoiser,
+        train=dataset.TrainingSet(train, latents, text),
+        held_out=dataset.TrainingSet(held, latents, text),
+        objective=_objective(recipe, family, pipe),
+        encoded=_encoded(plan.prompts, text) if plan.prompts else None,
+        sampling=sample.Settings(size, size, recipe.samples.steps, recipe.samples.guidance),
+        inputs=plan.inputs,
+    )
+
+
+def split(items: list[dataset.Item], recipe: Recipe) -> tuple[list[dataset.Item], list[dataset.Item]]:
+    """(held out, trained on): the share of images with the smallest keyed numbers is held out, at least one
+    stays."""
+    count = min(round(len(items) * recipe.validate_.fraction), len(items) - 1)
+    by_draw = sorted(
+        items, key=lambda i: (keyed.key(recipe.train.seed, "held out", i.record.pixels), i.record.file)
+    )
+    held = {id(item) for item in by_draw[:count]}
+    return [i for i in items if id(i) in held], [i for i in items if id(i) not in held]
+
+
+def _parts(base: Path, prefixes: Collection[str]) -> set[str]:
+    index = read_json(base / bases.INDEX)
+    return {
+        name
+        for name, value in index.items()
+        if isinstance(value, list) and value[0] is not None and name.startswith(tuple(prefixes))
+    }
+
+
+def _fill_text(plan: Plan, text: dataset.TextCache, device: torch.device, dtype: torch.dtype) -> None:
+    captions = [caption.text for item in plan.items for caption in item.record.captions]
+    prompted = [t for prompt in plan.prompts for t in (prompt.prompt, prompt.negative or "")]
+    if missing := text.missing([*captions, *prompted]):
+        parts = _parts(plan.base, ("text_encoder", "tokenizer"))
+        text.fill(missing, plan.family.load(plan.base, dtype=dtype, device=device, only=parts))
+    _collect()
+
+
+def _fill_latents(plan: Plan, latents: dataset.LatentCache, device: torch.device) -> None:
+    if missing := latents.missing(plan.items):
+        latents.fill(missing, plan.family.load(plan.base, dtype=torch.float32, device=device, only={"vae"}))
+    _collect()
+
+
+def _load_denoiser(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
+    parts = {plan.family.component, "scheduler"} | ({"vae"} if plan.prompts else set())
+    on_gpu = device.type == "cuda" and recipe.train.precision == "bf16"
+    dtype = (
+        torch.bfloat16 if on_gpu else torch.float32
+    )  # on a CPU, autocast over fp32 weights is the fast way
+    return plan.family.load(plan.base, dtype=dtype, device=device, only=parts)
+
+
+def _objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective:
+    alphas = getattr(pipe.scheduler, "alphas_cumprod", None)
+    return objective.from_scheduler(family.objective, pipe.scheduler.config, recipe.objective, alphas)
+
+
+def _encoded(wanted: list[prompts.Prompt], text: dataset.TextCache) -> sample.Encoded:
+    positive = [text[prompt.prompt] for prompt in wanted]
+    return sample.Encoded(wanted, positive, [text[prompt.negative or ""] for prompt in wanted])
+
+
+def _save_memory(denoiser: Any, recipe: Recipe, device: torch.device) -> None:
+    memory = recipe.memory
+    share = memory.checkpoint if isinstance(memory, Memory) else float(device.type == "cuda")
+    if share:
+        denoiser.enable_gradient_checkpointing()
+
+
+def _collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

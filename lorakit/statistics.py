@@ -1,0 +1,136 @@
+"""Intervals for scores of pictures made from prompts and seeds: the prompt is the unit, its seeds are nested.
+
+Pictures of one prompt resemble each other, so treating them as independent gives intervals that are too
+narrow. Each prompt is therefore first averaged over its seeds, and whole prompts are resampled. The
+percentile interval of few units is too narrow as well; its levels are widened as by Hesterberg, "What
+Teachers Should Know About the Bootstrap" (2015), so that it matches Student's t interval on normal data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+ENOUGH_PROMPTS = 24  # with fewer, a result is called indicative
+_CHUNK = 1 << 22  # resampled values held at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval over `units` prompts; `low` and `high` are NaN where there is only one."""
+
+    mean: float
+    low: float
+    high: float
+    units: int
+
+    @property
+    def indicative(self) -> bool:
+        """Too few prompts for a firm statement."""
+        return self.units < ENOUGH_PROMPTS
+
+    def to_json(self) -> dict[str, float | int | bool | None]:
+        """Plain values; None stands for NaN."""
+        low, high = (None if math.isnan(value) else value for value in (self.low, self.high))
+        return {
+            "mean": self.mean,
+            "low": low,
+            "high": high,
+            "prompts": self.units,
+            "indicative": self.indicative,
+        }
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    groups: Sequence[Hashable],
+    *,
+    n: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The mean over prompts of `values` (N,), where `groups` (N,) names each value's prompt.
+
+    Every prompt weighs the same, however many seeds it has. `n` is the number of resamples and `level` the
+    nominal coverage; `seed` makes the interval repeatable. Raises ValueError for no values, or ones that are
+    not finite.
+    """
+    means = _group_means(np.asarray(values, dtype=np.float64), groups)
+    if not 0 < level < 1 or n < 1:
+        raise ValueError(f"level {level} must lie between 0 and 1, and n {n} be at least 1")
+    mean = float(means.mean())
+    if len(means) < 2:
+        return Interval(mean, math.nan, math.nan, len(means))
+    resampled = _resampled_means(means, n, np.random.default_rng(seed))
+    tail = _tail(level, len(means))
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), len(means))
+
+
+def paired_bootstrap(
+    a: ArrayLike,
+    b: ArrayLike,
+    groups: Sequence[Hashable],
+    *,
+    n: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The mean gain b - a, where a[i] and b[i] share the prompt `groups[i]`, the seed and its noise."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"pairs need equal lengths, got {first.shape} and {second.shape}")
+    return bootstrap_mean(second - first, groups, n=n, seed=seed, level=level)
+
+
+def _group_means(values: NDArray[np.float64], groups: Sequence[Hashable]) -> NDArray[np.float64]:
+    """The mean of each group (G,), in order of first appearance: equal input gives equal resamples."""
+    if values.ndim != 1 or len(values) == 0 or len(values) != len(groups):
+        raise ValueError(
+            f"need one group for each of at least one value, got {values.shape} and {len(groups)}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("a value is not finite")
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    return np.bincount(index, weights=values) / np.bincount(index)
+
+
+def _resampled_means(means: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Means (n,) of units drawn with replacement, in pieces of bounded memory."""
+    rows = max(1, _CHUNK // len(means))
+    pieces = [
+        means[rng.integers(0, len(means), (min(rows, n - start), len(means)))] for start in range(0, n, rows)
+    ]
+    return np.concatenate([piece.mean(1) for piece in pieces])
+
+
+def _tail(level: float, units: int) -> float:
+    """The share to cut from each side: Phi(-sqrt(G / (G - 1)) * t), with t of G - 1 degrees of freedom."""
+    normal = NormalDist()
+    t = _student_quantile((1 + level) / 2, units - 1)
+    return normal.cdf(-math.sqrt(units / (units - 1)) * t)
+
+
+def _student_quantile(share: float, freedom: int) -> float:
+    """Quantile of Student's t for share > 1/2: exact for 1 and 2 degrees of freedom, else a series.
+
+    Abramowitz and Stegun, formula 26.7.5; at the levels used here within 1 % from 3 degrees of freedom on.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if freedom == 2:
+        return (2 * share - 1) * math.sqrt(2 / (4 * share * (1 - share)))
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))

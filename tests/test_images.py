@@ -1,0 +1,413 @@
+"""The decode function against files a camera, a browser, a phone or an attacker would produce."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from lorakit import images
+from lorakit.errors import ConfigError, DataError
+from lorakit.images import ImageError
+from lorakit.manifest import Record
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}  # how a camera stores an upright picture under each orientation: the inverse of what a reader does
+
+
+def picture(width: int = 48, height: int = 32, seed: int = 0) -> Image.Image:
+    """A smooth, asymmetric test picture."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def code_of(path: Path, **options: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        images.decode(path, **options)  # type: ignore[arg-type]
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 3
+    return caught.value.code
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp", "jpg"])
+def test_exif_orientation_gives_the_upright_pixels(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = picture()
+    stored = upright.transpose(TURNS[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 95, "subsampling": 0}}.get(suffix, {})
+    stored.save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    decoded = images.decode(tmp_path / f"a.{suffix}")
+    if suffix == "jpg":  # the reference is the same JPEG without the tag, turned by hand
+        stored.save(tmp_path / "plain.jpg", **options)
+        with Image.open(tmp_path / "plain.jpg") as plain:
+            back = {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
+            turn = back.get(orientation, TURNS.get(orientation))
+            upright = plain.convert("RGB").transpose(turn) if turn is not None else plain.convert("RGB")
+    assert decoded.size == (48, 32)
+    assert decoded.tobytes() == upright.tobytes()
+
+
+def test_broken_exif_is_ignored_and_noted(tmp_path: Path) -> None:
+    for number, exif in enumerate((b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", b"\x00")):
+        path = tmp_path / f"{number}.jpg"
+        picture().save(path, exif=exif)
+        assert images.decode(path).size == (48, 32)
+    decoded = images.decode_bytes((tmp_path / "0.jpg").read_bytes(), where="0.jpg")
+    assert [note.split(":")[0] for note in decoded.notes] == ["broken_exif"]
+
+
+def matrix_profile(primaries: tuple[tuple[float, float], ...], gamma: float) -> bytes:
+    """A minimal ICC v2 display profile from CIE xy primaries (white D65, adapted to D50) and a gamma."""
+    columns = rgb_to_xyz_d50(primaries)
+    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(4 + 4 + 2 + 1 + 67)}
+    tags[b"cprt"] = b"text" + bytes(4) + b"none\0"
+    tags[b"wtpt"] = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    for index, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ")):
+        values = [round(value * 65536) for value in columns[:, index]]
+        tags[name] = b"XYZ " + bytes(4) + struct.pack(">3i", *values)
+    for name in (b"rTRC", b"gTRC", b"bTRC"):
+        tags[name] = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256))
+    table, body, offset = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += name + struct.pack(">II", offset + len(body), len(data))
+        body += data
+    header = struct.pack(
+        ">I4sI4s4s4s12x4s", offset + len(body), b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp"
+    )
+    header = header + bytes(68 - len(header)) + struct.pack(">3i", 63190, 65536, 54061)
+    return header + bytes(128 - len(header)) + struct.pack(">I", len(tags)) + table + body
+
+
+def rgb_to_xyz_d50(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
+    """Linear RGB to XYZ, Bradford-adapted from D65 to D50 (textbook derivation, used as the reference)."""
+    xyz = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T
+    white = np.array([0.95047, 1.0, 1.08883])
+    matrix = xyz * np.linalg.solve(xyz, white)
+    bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    scale = np.diag((bradford @ [0.96422, 1.0, 0.82521]) / (bradford @ white))
+    return np.linalg.inv(bradford) @ scale @ bradford @ matrix
+
+
+P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
+SRGB = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
+
+
+def test_display_p3_becomes_srgb_within_two_levels(tmp_path: Path) -> None:
+    values = np.asarray(picture(64, 64)).astype(np.float64)
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "p3.png", icc_profile=matrix_profile(P3, 2.2))
+    linear = (values / 255) ** (round(2.2 * 256) / 256)
+    to_srgb = np.linalg.inv(rgb_to_xyz_d50(SRGB)) @ rgb_to_xyz_d50(P3)
+    target = np.clip(linear @ to_srgb.T, 0, 1)
+    encoded = np.where(target <= 0.0031308, 12.92 * target, 1.055 * target ** (1 / 2.4) - 0.055) * 255
+    decoded = np.asarray(images.decode(tmp_path / "p3.png")).astype(np.float64)
+    assert np.abs(decoded - values).max() > 10  # the profile matters for this picture
+    assert np.abs(decoded - encoded).max() <= 2
+
+
+def test_an_srgb_profile_changes_no_pixel(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture().save(tmp_path / "a.png", icc_profile=profile)
+    assert images.decode(tmp_path / "a.png").tobytes() == picture().tobytes()
+
+
+def test_a_broken_profile_is_ignored_and_noted() -> None:
+    buffer = io.BytesIO()
+    picture().save(buffer, "PNG", icc_profile=b"nonsense" * 40)
+    decoded = images.decode_bytes(buffer.getvalue(), where="a.png")
+    assert decoded.image.tobytes() == picture().tobytes()
+    assert [note.split(":")[0] for note in decoded.notes] == ["broken_icc"]
+
+
+def test_hidden_colour_never_shows(tmp_path: Path) -> None:
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[..., 0] = 255  # red everywhere, visible only in the right half
+    rgba[:, 4:, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    on_white = np.asarray(images.decode(tmp_path / "a.png"))
+    assert (on_white[:, :4] == 255).all()
+    assert (on_white[:, 4:] == (255, 0, 0)).all()
+    on_blue = np.asarray(images.decode(tmp_path / "a.png", background=(0, 0, 255)))
+    assert (on_blue[:, :4] == (0, 0, 255)).all()
+    rgba[..., 3] = 128
+    Image.fromarray(rgba).save(tmp_path / "half.png")
+    assert np.abs(np.asarray(images.decode(tmp_path / "half.png")).astype(int) - (255, 127, 127)).max() <= 1
+
+
+def _la() -> Image.Image:
+    return Image.fromarray(np.stack([np.full((4, 4), 200), np.eye(4) * 255], -1).astype(np.uint8), "LA")
+
+
+def _palette() -> Image.Image:
+    image = Image.fromarray(np.eye(4, dtype=np.uint8), "P")
+    image.putpalette([255, 0, 0, 200, 200, 200])
+    image.info["transparency"] = 0
+    return image
+
+
+def _keyed(mode: str, key: object) -> Image.Image:
+    image = Image.fromarray((np.eye(4) * 200).astype(np.uint8)).convert(mode)
+    image.info["transparency"] = key
+    return image
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_la, _palette, lambda: _keyed("L", 0), lambda: _keyed("RGB", (0, 0, 0)), lambda: _keyed("P", 0)],
+    ids=["LA", "P+tRNS", "L+tRNS", "RGB+tRNS", "P from L"],
+)
+def test_every_kind_of_transparency_is_composited(tmp_path: Path, make: Callable[[], Image.Image]) -> None:
+    make().save(tmp_path / "a.png", transparency=make().info.get("transparency"))
+    decoded = np.asarray(images.decode(tmp_path / "a.png", background=(0, 255, 0)))
+    diagonal = np.eye(4, dtype=bool)
+    assert (decoded[diagonal] == 200).all()
+    assert (decoded[~diagonal] == (0, 255, 0)).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 256, 257, 32768, 65535, 511]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    decoded = np.asarray(images.decode(tmp_path / f"a.{suffix}"))
+    assert decoded[0, :, 0].tolist() == [0, 1, 1, 128, 255, 2]
+    assert (decoded == decoded[..., :1]).all()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
+    header = struct.pack(">2I5B", width, height, depth, colour, 0, 0, 0)
+    chunks = [
+        png_chunk(b"IHDR", header),
+        *extra,
+        png_chunk(b"IDAT", zlib.compress(rows)),
+        png_chunk(b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_sixteen_bit_colour_is_scaled(tmp_path: Path) -> None:
+    row = struct.pack(">6H", 65535, 256, 0, 32768, 65535, 0)
+    (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, b"\0" + row))
+    assert np.asarray(images.decode(tmp_path / "a.png")).tolist() == [[[255, 1, 0], [128, 255, 0]]]
+
+
+def test_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
+    for name, ink, colour in (
+        ("red", (0, 255, 255, 0), (255, 0, 0)),
+        ("white", (0, 0, 0, 0), (255, 255, 255)),
+    ):
+        Image.new("CMYK", (16, 16), ink).save(tmp_path / f"{name}.jpg", quality=95)
+        decoded = np.asarray(images.decode(tmp_path / f"{name}.jpg")).astype(int)
+        assert np.abs(decoded - colour).max() <= 3, name
+    # Adobe's marker says the inks are stored inverted: the same bytes must come out as the opposite ink.
+    data = (tmp_path / "white.jpg").read_bytes()
+    assert b"Adobe" in data
+
+
+def test_lab_tiff_is_converted(tmp_path: Path) -> None:
+    lab = Image.merge("LAB", [Image.new("L", (4, 4), value) for value in (255, 128, 128)])
+    lab.save(tmp_path / "a.tiff")
+    assert np.abs(np.asarray(images.decode(tmp_path / "a.tiff")).astype(int) - 255).max() <= 2
+
+
+def test_float_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tiff")
+    assert code_of(tmp_path / "a.tiff") == "unsupported_depth"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.97])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_cut_file_is_found(tmp_path: Path, suffix: str, share: float) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    assert code_of(path) in ("truncated", "corrupt")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "markup"),
+        (b'\xef\xbb\xbf <?xml version="1.0"?><svg xmlns="x"><script>1</script></svg>', "svg"),
+        (b"<svg onload=alert(1)>", "svg"),
+        (b'{"error": "rate limited"}', "json"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "lfs_pointer"),
+        (b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a" + bytes(64), "no_decoder"),
+        (b"plain text", "unknown_format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unknown_format"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "corrupt"),
+        (b"\xff\xd8\xff\xe0" + bytes(40), "corrupt"),
+    ],
+    ids=[
+        "empty",
+        "html",
+        "svg",
+        "bare-svg",
+        "json",
+        "lfs",
+        "jxl",
+        "text",
+        "eps",
+        "png-header",
+        "jpeg-header",
+    ],
+)
+def test_impostors_are_named(tmp_path: Path, content: bytes, code: str) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    assert code_of(path) == code
+
+
+def test_heic_without_decoder_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_formats", lambda: ("PNG", "JPEG"))
+    (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(64))
+    with pytest.raises(ImageError, match="pillow-heif") as caught:
+        images.decode(tmp_path / "a.heic")
+    assert caught.value.code == "no_decoder"
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", tmp_path / "a.jpg")
+    decoded = images.decode_bytes((tmp_path / "a.jpg").read_bytes(), where="a.jpg")
+    assert decoded.format == "PNG"
+    assert decoded.image.tobytes() == picture().tobytes()
+
+
+def _animate(path: Path) -> None:
+    frames = [picture(seed=seed) for seed in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("a.gif", "animated"), ("a.webp", "animated"), ("a.png", "animated"), ("a.tiff", "multipage")],
+)
+def test_animations_are_refused_unless_the_first_frame_is_wanted(
+    tmp_path: Path, name: str, code: str
+) -> None:
+    _animate(tmp_path / name)
+    assert code_of(tmp_path / name) == code
+    decoded = images.decode_bytes((tmp_path / name).read_bytes(), where=name, first_frame=True)
+    assert decoded.first_of_many
+    difference = np.asarray(decoded.image).astype(int) - np.asarray(picture(seed=0))
+    assert np.abs(difference).mean() < 12  # GIF has 256 colours, WebP is lossy
+
+
+def test_a_jpeg_with_a_second_picture_is_a_still(tmp_path: Path) -> None:
+    _animate(tmp_path / "a.mpo")
+    assert images.decode(tmp_path / "a.mpo").size == (48, 32)
+
+
+def test_a_pixel_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    row = b"\0" + bytes(30000 // 8)
+    (tmp_path / "bomb.png").write_bytes(png(30000, 30000, 1, 0, row * 30000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert code_of(tmp_path / "bomb.png") == "too_many_pixels"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
+def test_the_pixel_limit_is_ours_and_local(tmp_path: Path) -> None:
+    picture(100, 100).save(tmp_path / "a.png")
+    before = Image.MAX_IMAGE_PIXELS
+    assert code_of(tmp_path / "a.png", max_pixels=9_999) == "too_many_pixels"
+    assert images.decode(tmp_path / "a.png", max_pixels=10_000).size == (100, 100)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_huge_text_chunk_is_refused(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "a" * (80 << 20), zip=True)
+    picture().save(tmp_path / "a.png", pnginfo=info)
+    assert (tmp_path / "a.png").stat().st_size < 1 << 20
+    assert code_of(tmp_path / "a.png") in ("corrupt", "truncated")
+
+
+def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    began = time.monotonic()
+    assert code_of(tmp_path / "pipe.png") == "not_a_file"
+    assert time.monotonic() - began < 2
+    assert code_of(tmp_path) == "not_a_file"
+    with socket.socket(socket.AF_UNIX) as server:
+        place = os.getcwd()
+        os.chdir(tmp_path)  # socket paths are limited to about 100 bytes
+        try:
+            server.bind("s.png")
+        finally:
+            os.chdir(place)
+    assert code_of(tmp_path / "s.png") == "unreadable"
+    assert code_of(tmp_path / "absent.png") == "missing"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads files without permission")
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    assert code_of(tmp_path / "a.png") == "unreadable"
+
+
+def test_pixel_hash_sees_pixels_and_shape_only(tmp_path: Path) -> None:
+    image = picture()
+    image.save(tmp_path / "a.png", compress_level=9)
+    image.save(tmp_path / "b.tiff")
+    first, second = (images.pixel_hash(images.decode(tmp_path / name)) for name in ("a.png", "b.tiff"))
+    assert first == second
+    flat = Image.new("RGB", (8, 2))
+    assert images.pixel_hash(flat) != images.pixel_hash(flat.resize((4, 4)))
+    image.putpixel((0, 0), (1, 2, 3))
+    assert images.pixel_hash(image) != first
+
+
+def test_fit_crops_then_resizes() -> None:
+    image = picture(60, 40)
+    whole = images.fit(image, (10, 0, 50, 40), (16, 16))
+    assert whole.tobytes() == image.crop((10, 0, 50, 40)).resize((16, 16), Image.Resampling.LANCZOS).tobytes()
+    assert images.fit(image, None, None) is image
+    with pytest.raises(DataError, match="does not lie inside"):
+        images.fit(image, (0, 0, 61, 40), (16, 16))
+
+
+def test_read_repeats_the_recorded_decoding_and_notices_change(tmp_path: Path) -> None:
+    rgba = picture().convert("RGBA")
+    rgba.putalpha(100)
+    rgba.save(tmp_path / "a.png")
+    shown = images.decode(tmp_path / "a.png", background=(0, 0, 0))
+    record = Record("a.png", "0" * 64, images.pixel_hash(shown), 48, 32, background="#000000")
+    assert images.read(tmp_path, record).tobytes() == shown.tobytes()
+    picture(seed=5).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="changed") as caught:
+        images.read(tmp_path, record)
+    assert caught.value.code == "changed"
+
+
+def test_colours_by_name_or_number() -> None:
+    assert images.parse_color("#102030") == (16, 32, 48)
+    assert images.color_name(images.parse_color("white")) == "#ffffff"
+    with pytest.raises(ConfigError, match="not a colour"):
+        images.parse_color("blueish-ish")

@@ -1,0 +1,201 @@
+"""The manifest: strict reading, canonical writing, and the ImageFolder twin."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from lorakit import manifest
+from lorakit.errors import DataError
+from lorakit.manifest import Caption, Record
+
+HASH = "ab" * 32
+
+
+def record(file: str = "a.png", **changes: object) -> Record:
+    plain = Record(file, HASH, HASH, 64, 48, captions=(Caption(f"a photo of {file}", "sidecar"),))
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def rich() -> list[Record]:
+    return [
+        record(
+            "ü/ß \U0001f600\n%s.png",
+            captions=(Caption("été", "model", "captioner", "describe"), Caption("b", "sidecar")),
+            tags=("x", "y"),
+            notes=("alpha: over #ffffff",),
+            crop=(0, 0, 48, 48),
+            bucket=(64, 64),
+            mask="masks/a.png",
+            phash="0" * 16,
+            repeats=3,
+            background="#ffffff",
+        ),
+        Record("broken.jpg", "", "", 0, 0, keep=False, reason="truncated: cut off"),
+        record("a.png"),
+    ]
+
+
+def write(folder: Path, *rows: dict[str, object] | str) -> None:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / manifest.MANIFEST).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def row(**changes: object) -> dict[str, object]:
+    return {"file": "a.png", "sha256": HASH, "pixels": HASH, "width": 64, "height": 48, **changes}
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    manifest.save(tmp_path, rich())
+    assert manifest.load(tmp_path) == sorted(rich(), key=lambda r: r.file)
+    assert (tmp_path / manifest.MANIFEST).read_text().count("\n") == 3
+    assert manifest.load(tmp_path)[0].caption == "a photo of a.png"
+    assert record(captions=()).caption == ""
+
+
+def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
+    manifest.save(tmp_path / "one", rich())
+    manifest.save(tmp_path / "two", rich()[::-1])
+    manifest.save(tmp_path / "three", manifest.load(tmp_path / "one"))
+    for name in (manifest.MANIFEST, manifest.TWIN):
+        one = (tmp_path / "one" / name).read_bytes()
+        assert one == (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
+
+
+def test_the_twin_lists_the_kept_images(tmp_path: Path) -> None:
+    manifest.save(tmp_path, rich())
+    rows = [json.loads(line) for line in (tmp_path / manifest.TWIN).read_text().splitlines()]
+    assert rows == [
+        {"file_name": "a.png", "text": "a photo of a.png"},
+        {"file_name": "ü/ß \U0001f600\n%s.png", "text": "été"},
+    ]
+
+
+def test_metadata_of_the_user_is_never_overwritten(tmp_path: Path) -> None:
+    theirs = b'{"file_name": "a.png", "text": "mine"}\n'
+    (tmp_path / manifest.TWIN).write_bytes(theirs)
+    manifest.save(tmp_path, [record()])
+    manifest.save(tmp_path, [record("b.png")])
+    assert (tmp_path / manifest.TWIN).read_bytes() == theirs
+    assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
+
+
+def test_a_twin_edited_by_hand_belongs_to_the_user(tmp_path: Path) -> None:
+    manifest.save(tmp_path, [record()])
+    assert manifest.own_metadata(tmp_path) == []
+    edited = (tmp_path / manifest.TWIN).read_text().replace("photo", "drawing")
+    (tmp_path / manifest.TWIN).write_text(edited)
+    assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
+    manifest.save(tmp_path, [record()])
+    assert (tmp_path / manifest.TWIN).read_text() == edited
+
+
+def test_metadata_that_gave_the_captions_stays_the_users_even_when_equal(tmp_path: Path) -> None:
+    (tmp_path / manifest.TWIN).write_text('{"file_name": "a.png", "text": "mine"}\n')
+    manifest.save(tmp_path, [record(captions=(Caption("mine", "metadata"),))])
+    assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
+
+
+def test_no_twin_beside_a_csv_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\n")
+    manifest.save(tmp_path, [record()])
+    assert not (tmp_path / manifest.TWIN).exists()  # ImageFolder refuses two kinds of metadata
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{nonsense", "JSON"),
+        ("[1]", "object"),
+        (row(colour="red"), "colour"),
+        ({"file": "a.png"}, "sha256"),
+        (row(width="64"), "width"),
+        (row(width=64.5), "width"),
+        (row(keep="no"), "keep"),
+        (row(keep=False), "without a reason"),
+        (row(captions=[{"text": "x"}]), "source"),
+        (row(captions=[{"text": "x", "source": "s", "lang": "en"}]), "lang"),
+        (row(captions="a dog"), "captions"),
+        (row(width=0), "0x48"),
+        (row(pixels=""), "hexadecimal"),
+        (row(crop=[0, 0, 65, 48]), "crop"),
+        (row(crop=[5, 0, 5, 48]), "crop"),
+        (row(bucket=[0, 64]), "bucket"),
+        (row(bucket=[64]), "bucket"),
+        (row(repeats=0), "repeats"),
+        (row(file="../a.png"), "inside the dataset"),
+        (row(file="x/../../a.png"), "inside the dataset"),
+        (row(file="..\\a.png"), "inside the dataset"),
+        (row(file="/etc/passwd"), "inside the dataset"),
+        (row(file="C:\\x.png"), "inside the dataset"),
+        (row(file="\\\\host\\share\\x.png"), "inside the dataset"),
+        (row(file="https://host/x.png"), "inside the dataset"),
+        (row(file=""), "inside the dataset"),
+        (row(file="a\0.png"), "inside the dataset"),
+        (row(mask="../m.png"), "inside the dataset"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(
+    tmp_path: Path, bad: dict[str, object] | str, message: str
+) -> None:
+    write(tmp_path, row(file="good.png"), bad)
+    with pytest.raises(DataError, match=message) as caught:
+        manifest.load(tmp_path)
+    assert f"{manifest.MANIFEST}, line 2" in str(caught.value)
+
+
+def test_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, row(), row(file="b.png"), row())
+    with pytest.raises(DataError, match=r"'a\.png' is listed twice, first in line 1") as caught:
+        manifest.load(tmp_path)
+    assert "line 3" in str(caught.value)
+
+
+def test_odd_but_legal_names_pass(tmp_path: Path) -> None:
+    names = [
+        "-rf.png",
+        "a b.png",
+        "%s.png",
+        "e\u0301.png",
+        "\u00e9.png",
+        "a:b.png",
+        "dots..png",
+        "x" * 251 + ".png",
+    ]
+    manifest.save(tmp_path, [record(name) for name in names])
+    assert {r.file for r in manifest.load(tmp_path)} == set(names)
+
+
+def test_a_missing_manifest_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lorakit data prepare"):
+        manifest.load(tmp_path)
+
+
+def test_a_bad_record_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="crop"):
+        manifest.save(tmp_path, [record(), record("b.png", crop=(0, 0, 100, 100))])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_fingerprint_follows_what_training_uses() -> None:
+    base = [record(), record("b.png")]
+    same = manifest.fingerprint(base)
+    assert manifest.fingerprint(base[::-1]) == same
+    dropped = Record("c.png", "", "", 0, 0, keep=False, reason="empty: x")
+    assert manifest.fingerprint([*base, dropped]) == same
+    assert manifest.fingerprint([record(notes=("blur: x",), phash="1" * 16), base[1]]) == same
+    other = [
+        record(pixels="cd" * 32),
+        record(captions=(Caption("other", "sidecar"),)),
+        record(crop=(0, 0, 48, 48)),
+        record(bucket=(64, 64)),
+        record(repeats=2),
+        record(mask="m.png"),
+        record(keep=False, reason="user: no"),
+    ]
+    prints = {manifest.fingerprint([changed, base[1]]) for changed in other}
+    assert len(prints) == len(other)
+    assert same not in prints

@@ -1,0 +1,134 @@
+"""Prompt files in every format, and the error a reader gets for each thing that cannot be used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorakit.errors import DataError
+from lorakit.prompts import DEFAULT_SEEDS, Prompt, load
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_jsonl_with_every_key(tmp_path: Path) -> None:
+    row = {
+        "id": "beach.1",
+        "prompt": "a sks dog on a beach",
+        "score_text": "a dog on a beach",
+        "negative": "blurry",
+        "seeds": [7, 3],
+        "kind": "other",
+    }
+    path = write(tmp_path, "p.jsonl", json.dumps(row) + "\n\n" + json.dumps({"prompt": " a cat "}) + "\n")
+    assert load(path) == [
+        Prompt("beach.1", "a sks dog on a beach", "a dog on a beach", "blurry", (7, 3), "other"),
+        Prompt("0002", "a cat", "a cat", "", DEFAULT_SEEDS, "concept"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+def test_yaml_takes_texts_and_mappings(tmp_path: Path, suffix: str) -> None:
+    text = (
+        "# comment\n- a red dog\n- {id: cat, prompt: a cat, seeds: [5]}\n- prompt: >\n    a long\n    one\n"
+    )
+    prompts = load(write(tmp_path, f"p{suffix}", text))
+    assert [(p.id, p.prompt, p.seeds) for p in prompts] == [
+        ("0001", "a red dog", DEFAULT_SEEDS),
+        ("cat", "a cat", (5,)),
+        ("0003", "a long one", DEFAULT_SEEDS),
+    ]
+
+
+def test_partiprompts_table_keeps_its_quotes_and_categories(tmp_path: Path) -> None:
+    text = 'Prompt\tCategory\tChallenge\tNote\n"Peace" on a wall\tArts\tBasic\t\n'
+    text += 'an "odd one\tAnimals\tComplex\tx\n'
+    prompts = load(write(tmp_path, "parti.tsv", text))
+    assert [(p.prompt, p.kind) for p in prompts] == [
+        ('"Peace" on a wall', "Arts"),
+        ('an "odd one', "Animals"),
+    ]
+
+
+def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa dog\r\n\r\nein Haus, größer: ja\r\n".encode())
+    assert [p.prompt for p in load(path)] == ["a dog", "ein Haus, größer: ja"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "said"),
+    [
+        ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}\n', 2, "unknown key 'promt'"),
+        ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": " "}\n', 3, "empty"),
+        ("p.jsonl", '{"id": "x"}\n', 1, "empty"),
+        ("p.jsonl", '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "X"}\n', 2, "taken by line 1"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "id": "0001"}\n', 2, "taken by line 1"),
+        ("p.jsonl", '{"prompt": "a"\n', 1, "not valid JSON"),
+        ("p.jsonl", '["a"]\n', 1, "one JSON object"),
+        ("p.jsonl", '{"prompt": 5}\n', 1, "must be a text"),
+        ("p.jsonl", '{"prompt": "a", "negative": ["b"]}\n', 1, "negative must be a text"),
+        ("p.yaml", "- a\n- prompt: b\n  sedes: [1]\n", 2, "unknown key 'sedes'"),
+        ("p.yaml", "- a\n- 5\n", 2, "a text or a mapping"),
+        ("p.yaml", "- ''\n", 1, "empty"),
+        ("p.tsv", "Text\tCategory\na\tb\n", 1, "no column named Prompt"),
+        ("p.tsv", "Prompt\tCategory\na\tb\nc\n", 3, "1 cells under 2 heads"),
+    ],
+)
+def test_errors_name_the_line(tmp_path: Path, name: str, text: str, line: int, said: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(DataError, match=said) as caught:
+        load(path)
+    assert caught.value.where == f"{path}, line {line}"
+
+
+@pytest.mark.parametrize("seeds", ["[]", "4", "[1, 1]", "[-1]", "[1.5]", "[true]", '["1"]', f"[{2**63}]"])
+def test_seeds_must_be_different_whole_numbers(tmp_path: Path, seeds: str) -> None:
+    path = write(tmp_path, "p.jsonl", f'{{"prompt": "a", "seeds": {seeds}}}\n')
+    with pytest.raises(DataError, match="seeds") as caught:
+        load(path)
+    assert "line 1" in str(caught.value)
+    assert "[0, 1, 2, 3]" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b", "x" * 101, "c:\\d", True, 1.5, ["a"]])
+def test_ids_that_cannot_name_a_file_are_refused(tmp_path: Path, name: object) -> None:
+    path = write(tmp_path, "p.jsonl", json.dumps({"prompt": "a", "id": name}) + "\n")
+    with pytest.raises(DataError, match="cannot be used"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.txt", b"\n \n", "no prompt"),
+        ("p.jsonl", b"", "no prompt"),
+        ("p.yaml", b"", "not a YAML list"),
+        ("p.yaml", b"a: 1\n", "not a YAML list"),
+        ("p.yaml", b"- [\n", "not valid YAML"),
+        ("p.yaml", b"- !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("p.txt", b"caf\xe9\n", "not UTF-8"),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_a_readable_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read"):
+        load(tmp_path / "none.jsonl")
+
+
+def test_loads_without_torch() -> None:
+    code = "import sys, lorakit.prompts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
