@@ -63,21 +63,45 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     file = arguments.run.rstrip("/") + "/recipe.yaml"
     if not os.path.isfile(file):
-        raise ConfigError("not a run: it has no recipe.yaml", where=arguments.run, remedy="give a run's folder")
+        raise ConfigError(
+            "not a run: it has no recipe.yaml", where=arguments.run, remedy="give a run's folder"
+        )
     overrides = [f"out={json.dumps(arguments.run)}"]
     return launch_training(recipe.load(file, overrides), file, overrides, arguments.processes)
 
 
-def _sample(arguments: argparse.Namespace) -> int:
-    from lorakit.trial import sample_files
+def _options(arguments: argparse.Namespace) -> Any:
+    from lorakit.trial import Options, parse_size
 
-    return sample_files(arguments)
+    return Options(
+        arguments.steps, arguments.guidance, parse_size(arguments.size), arguments.batch, arguments.quiet
+    )
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from lorakit.trial import sample_to
+
+    given = arguments.adapter
+    files = sample_to(
+        Path(arguments.out), arguments.base, given, Path(arguments.prompts), _options(arguments)
+    )
+    _print([str(f) for f in files], arguments.json, f"{len(files)} pictures in {arguments.out}")
+    return 0
 
 
 def _eval_run(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from lorakit.trial import evaluate_run
 
-    return evaluate_run(arguments)
+    file = Path(arguments.prompts) if arguments.prompts else None
+    comparison, report = evaluate_run(
+        Path(arguments.run), prompt_file=file, clip=arguments.clip, options=_options(arguments)
+    )
+    _print(comparison.to_json()["groups"], arguments.json, f"report: {report}")
+    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -104,10 +128,9 @@ def _families(arguments: argparse.Namespace) -> int:
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
+    from lorakit import recipe
 
-    folder = Path("recipes") if Path("recipes").is_dir() else Path(__file__).parent.parent / "recipes"
-    found = sorted(folder.glob("*.yaml"))
+    found = sorted(recipe.folder().glob("*.yaml"))
     heads = {str(file): file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for file in found}
     _print(heads, arguments.json, "\n".join(f"{file}\n    {head}" for file, head in heads.items()))
     return 0
@@ -149,9 +172,13 @@ def _add_work(add: Callable[..., Any]) -> None:
     )
     quick.add_argument("--out", default="quickstart", help="folder for the data, the run and the report")
     quick.add_argument("--base", default="tiny-dit", choices=["tiny-unet", "tiny-dit"])
-    quick.add_argument("--concept", default="striped", help="what the base has never seen: striped, neon, star, moon")
+    quick.add_argument(
+        "--concept", default="striped", help="what the base has never seen: striped, neon, star, moon"
+    )
     quick.add_argument("--steps", type=int, default=None, help="training steps")
-    train = add("train", _train, "train a recipe, or go on with it", "lorakit train recipes/sd15.yaml out=runs/a")
+    train = add(
+        "train", _train, "train a recipe, or go on with it", "lorakit train recipes/sd15.yaml out=runs/a"
+    )
     train.add_argument("recipe", help="YAML file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optimizer.lr=2e-4")
     train.add_argument("--processes", type=int, default=1, help="one for each GPU")

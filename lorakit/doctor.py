@@ -92,7 +92,9 @@ def problems(found: dict[str, Any]) -> list[str]:
     """What keeps lorakit from working, with the remedy."""
     missing = [name for name, version in found["packages"].items() if version is None]
     lines = [f"{name} is not installed: uv sync" for name in missing]
-    lines += [f"the embedded base {name} is missing" for name, there in found["embedded"].items() if not there]
+    lines += [
+        f"the embedded base {name} is missing" for name, there in found["embedded"].items() if not there
+    ]
     if found["free_gib"] < 2:
         lines.append(f"only {found['free_gib']} GiB free at {found['cache']}: set LORAKIT_CACHE elsewhere")
     return lines
@@ -101,7 +103,9 @@ def problems(found: dict[str, Any]) -> list[str]:
 def show(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = [f"lorakit on Python {found['python']}, {found['system']}"]
-    lines.append(f"{found['cores']} cores, {found['memory_gib']} GiB memory, devices: {', '.join(found['devices'])}")
+    lines.append(
+        f"{found['cores']} cores, {found['memory_gib']} GiB memory, devices: {', '.join(found['devices'])}"
+    )
     lines.append("packages: " + ", ".join(f"{n} {v or 'MISSING'}" for n, v in found["packages"].items()))
     for name, part in found["optional"].items():
         lines.append(f"optional {name}: {part['version'] or 'not installed'} - {part['gives']}")

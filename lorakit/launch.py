@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,13 +21,12 @@ FOLDER_VARIABLE = "LORAKIT_LAUNCH_FOLDER"
 RANK_VARIABLE = "RANK"
 
 
-def command(recipe: str, overrides: list[str], *, processes: int = 1, cpu: bool = False) -> list[str]:
-    """The `accelerate launch` command line, complete, so that the launcher has nothing to guess or warn about."""
+def command(recipe: str, overrides: list[str], *, processes: int = 1) -> list[str]:
+    """The `accelerate launch` command line, complete, so that the launcher has nothing to guess or warn
+    about."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     options = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", threads]
-    options += ["--multi_gpu"] if processes > 1 and not cpu else []
-    options += ["--cpu"] if cpu else []
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
     return [*launcher, *options, "-m", "lorakit.train", recipe, *overrides]
 
@@ -60,6 +60,32 @@ def _forwarded(child: subprocess.Popen[bytes], folder: Path) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def start_missing(arguments: list[str]) -> None:
+    """Become all the processes that `accelerate launch --num_processes N` was asked for.
+
+    Without GPUs that launcher starts one process and leaves the others to MPI; here they are started by
+    torch's own launcher instead. Returns when nothing is missing, else never.
+    """
+    wanted = _asked_for()
+    if wanted > 1 and "WORLD_SIZE" not in os.environ:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc_per_node", str(wanted), "-m", "lorakit.train"]
+        os.execv(sys.executable, [*launcher, *arguments])
+
+
+def _asked_for() -> int:
+    """N of the `accelerate launch --num_processes N` above this process; 1 when there is none."""
+    import psutil
+
+    try:
+        words = " ".join((psutil.Process().parent() or psutil.Process()).cmdline())
+    except psutil.Error:
+        return 1
+    found = re.search(r"accelerate.* launch .*?--num[_-]processes[ =](\d+).* lorakit\.train", words)
+    return int(found[1]) if found else 1
 
 
 def announce() -> None:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lorakit import storage
@@ -46,9 +46,9 @@ class Record:
     picture, `pixels` is "" and the size 0, `keep` is false and `reason` (`code: text`) says why. `notes` are
     `code: text` lines too. `bucket` is width, height. `mask` is a relative path.
 
-    `phash` is the perceptual hash (16 hex digits) that finds near duplicates; `repeats` is how often an epoch
-    shows the image (kohya's `10_name` folders). `background` (#rrggbb, for images with transparency) and
-    `first_frame` are how the picture was decoded: `images.read` repeats exactly that.
+    `phash` is the perceptual hash that finds near duplicates (16 hex digits as it is, 16 mirrored). `repeats`
+    is how often an epoch shows the image (kohya's `10_name` folders). `background` (#rrggbb, for images with
+    transparency) and `first_frame` are how the picture was decoded: `images.read` repeats exactly that.
     """
 
     file: str
@@ -95,7 +95,7 @@ def load(folder: str | os.PathLike[str]) -> list[Record]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        record = _parse(line, where)
+        record = parse(line, where)
         if record.file in seen:
             raise DataError(
                 f"{record.file!r} is listed twice, first in line {seen[record.file]}", where=where
@@ -114,8 +114,9 @@ def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     ordered = sorted(records, key=lambda record: record.file)
     for record in ordered:
         check(record, f"{root / MANIFEST}: {record.file!r}")
-    write_twin = not own_metadata(root)
-    storage.write_bytes(root / MANIFEST, b"".join(_line(_row(record)) for record in ordered))
+    folders = {PurePosixPath(record.file).parent for record in ordered}
+    write_twin = not own_metadata(root, folders)
+    storage.write_bytes(root / MANIFEST, b"".join(_line(row(record)) for record in ordered))
     if write_twin:
         storage.write_bytes(root / TWIN, twin(ordered))
 
@@ -125,14 +126,17 @@ def twin(records: Sequence[Record]) -> bytes:
     return b"".join(_line({"file_name": r.file, "text": r.caption}) for r in records if r.keep)
 
 
-def own_metadata(folder: str | os.PathLike[str]) -> list[Path]:
-    """The user's own metadata files at the top of a folder: all but a `metadata.jsonl` that `save` wrote.
+def own_metadata(
+    folder: str | os.PathLike[str], inside: Iterable[PurePosixPath] = (PurePosixPath("."),)
+) -> list[Path]:
+    """The user's own metadata files in the folders `inside`: all but a `metadata.jsonl` that `save` wrote.
 
     Ours is the one that equals the twin of the present manifest, as long as that manifest did not itself take
     captions from the user's file.
     """
     root = Path(folder)
-    present = [root / name for name in METADATA_FILES if (root / name).is_file()]
+    folders = sorted({PurePosixPath("."), *inside})
+    present = [path for part in folders for name in METADATA_FILES if (path := root / part / name).is_file()]
     if root / TWIN in present and (root / MANIFEST).is_file():
         records = load(root)
         from_user = any(caption.source == "metadata" for record in records for caption in record.captions)
@@ -200,7 +204,8 @@ def _problem(record: Record) -> str | None:
     return None
 
 
-def _parse(line: bytes, where: str) -> Record:
+def parse(line: bytes, where: str) -> Record:
+    """One manifest line as a record, strictly: unknown keys and wrong types are refused."""
     from pydantic import ValidationError
 
     try:
@@ -218,7 +223,6 @@ _cached_adapter: Any = None
 
 
 def _adapter() -> Any:
-    """Validates a JSON line strictly: unknown keys and wrong types are refused."""
     global _cached_adapter
     if _cached_adapter is None:
         from pydantic import TypeAdapter
@@ -227,12 +231,13 @@ def _adapter() -> Any:
     return _cached_adapter
 
 
-def _row(record: Record) -> dict[str, Any]:
-    row = asdict(record)
-    row["captions"] = [
-        {key: value for key, value in caption.items() if value is not None} for caption in row["captions"]
+def row(record: Record) -> dict[str, Any]:
+    """A record as the JSON object of its line."""
+    values = asdict(record)
+    values["captions"] = [
+        {key: value for key, value in caption.items() if value is not None} for caption in values["captions"]
     ]
-    return row
+    return values
 
 
 def _line(value: Any) -> bytes:

@@ -175,9 +175,19 @@ class Recipe(Section):
         return self.train.batch_size * self.train.accumulate
 
 
-# Keys that change what is shown or kept, not one byte of the adapter: a run may go on with other values. Base and
-# dataset may move: their content is what a run holds on to, by hash.
-FREE_KEYS = ("out", "base", "dataset", "samples", "tracker", "export", "train.save_every", "train.keep", "validate.every")
+# Keys that change what is shown or kept, not one byte of the adapter: a run may go on with other values.
+# Base and dataset may move: their content is what a run holds on to, by hash.
+FREE_KEYS = (
+    "out",
+    "base",
+    "dataset",
+    "samples",
+    "tracker",
+    "export",
+    "train.save_every",
+    "train.keep",
+    "validate.every",
+)
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
@@ -235,6 +245,12 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not valid YAML: {error}", where=where) from error
+
+
+def folder() -> Path:
+    """Where the recipes that ship lie: beside the package in a checkout, inside it when installed."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:

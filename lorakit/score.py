@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from lorakit.storage import sha256_file
 if TYPE_CHECKING:
     from PIL import Image
 
+Pictures: TypeAlias = "Sequence[Image.Image] | torch.Tensor"
 Resize = Literal["shortest", "squash", "pad"]
 
 _RESIZE = {"shortest": "shortest", "squash": "squash", "pad": "longest"}  # open_clip's names
@@ -119,20 +120,20 @@ class ClipScorer:
         rows = {text: row for row, text in enumerate(unique)}
         return F.normalize(torch.cat(pieces), dim=-1)[[rows[text] for text in texts]]
 
-    def clip_t(self, images: Sequence[Image.Image], texts: Sequence[str]) -> NDArray[np.float64]:
-        """The cosine of each picture with its own text (N,), from -1 to 1."""
+    def clip_t(self, images: Pictures, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The cosine of each picture, or of its `image_features`, with its own text (N,), from -1 to 1."""
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} pictures but {len(texts)} texts")
-        products = self.image_features(images).double() * self.text_features(texts).double()
+        products = self._features(images).double() * self.text_features(texts).double()
         return products.sum(-1).numpy()
 
-    def choose(self, images: Sequence[Image.Image], options: Sequence[Sequence[str]]) -> NDArray[np.int64]:
-        """For each picture the index of the nearest of its own `options` (N,)."""
+    def choose(self, images: Pictures, options: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+        """For each picture, or its `image_features`, the index of the nearest of its own `options` (N,)."""
         if len(images) != len(options) or not all(options):
             raise ValueError(
                 f"{len(images)} pictures need as many lists of at least one option, got {len(options)}"
             )
-        pictures = self.image_features(images)
+        pictures = self._features(images)
         texts = self.text_features([text for texts in options for text in texts])
         ends = np.cumsum([len(texts) for texts in options])
         parts = torch.tensor_split(texts, torch.from_numpy(ends[:-1]))
@@ -156,6 +157,9 @@ class ClipScorer:
             "truncated": list(self._truncated),
             "open_clip": metadata.version("open-clip-torch"),
         }
+
+    def _features(self, images: Pictures) -> torch.Tensor:
+        return images if isinstance(images, torch.Tensor) else self.image_features(images)
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:
         """Token ids (N, context). A text was cut if room for one more token would change its ids."""

@@ -22,7 +22,7 @@ ATTACKS = [
     "</title></style><svg onload=alert(1)>",
     "<a href='javascript:alert(1)'>x</a>",
 ]
-VOID = {"img", "meta"}
+VOID = {"br", "img", "meta"}
 
 
 class Reader(HTMLParser):
@@ -127,6 +127,10 @@ def test_number_columns_are_aligned_right() -> None:
         if name == "td"
     ]
     assert [cell.get("class") for cell in cells] == [None, "number", "number", None] * 2
+
+
+def test_empty_headers_are_not_shown() -> None:
+    assert "th" not in read(report.table(["", ""], [["a", "b"]])).names()
 
 
 def test_a_table_row_of_another_length_is_refused() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from lorakit.errors import ConfigError
 from lorakit.families.base import ATTENTION, Cond, Family
 from lorakit.families.flux2 import Flux2
-from lorakit.families.folder import INDEX, pipeline_name
+from lorakit.families.folder import INDEX, pipeline_name, shapes
 from lorakit.families.sd3 import StableDiffusion3
 from lorakit.families.sd15 import StableDiffusion15
 
 FAMILIES: tuple[Family, ...] = (StableDiffusion15(), StableDiffusion3(), Flux2())
 
-__all__ = ["ATTENTION", "FAMILIES", "Cond", "Family", "by_name", "find"]
+__all__ = ["ATTENTION", "FAMILIES", "Cond", "Family", "by_name", "find", "shapes"]
 
 
 def find(folder: str | Path) -> Family:

@@ -79,6 +79,24 @@ def max_sequence_length(pipe: Any, default: int) -> int:
     return int(getattr(pipe, "lorakit_settings", {}).get("max_sequence_length", default))
 
 
+def shapes(folder: str | Path, component: str) -> dict[str, tuple[int, ...]]:
+    """Shape of each module's weight in a component, from its configuration alone: no weights are read."""
+    import diffusers
+    import torch
+
+    config = read_json(Path(folder) / component / "config.json")
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if kind is None:
+        raise ConfigError("unknown class of network", where=str(Path(folder) / component / "config.json"))
+    with torch.device("meta"):
+        network = kind.from_config(config)
+    return {
+        key[: -len(".weight")]: tuple(p.shape)
+        for key, p in network.named_parameters()
+        if key.endswith(".weight")
+    }
+
+
 def _index(folder: Path) -> dict[str, Any]:
     if not (folder / INDEX).is_file():
         raise ConfigError(

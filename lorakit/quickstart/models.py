@@ -154,6 +154,7 @@ def build_pipeline(kind: str, denoiser: Any, vae: Any, clip: Any, tokenizer: Any
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # unused with trailing spacing; diffusers warns about any other value
     )
     return StableDiffusionPipeline(
         unet=denoiser,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lorakit.report.markup import Html, join, paragraph, tag
 
-WIDTH, HEIGHT = 760, 300  # SVG user units; the drawing scales to the page
+WIDTH, HEIGHT = 1000, 300  # SVG user units; the drawing scales to the page
 LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 14, 14, HEIGHT - 46  # the plane inside its axes
 COLOURS = 6  # --c1 ... --c6 in style.css, then again from the first
 LONGEST_CURVE = 400  # drawn points of a curve; a longer one keeps the extremes of each piece

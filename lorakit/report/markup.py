@@ -41,7 +41,7 @@ def tag(name: str, /, *parts: object, **attributes: object) -> Html:
         if value is not None:
             quoted = html.escape(str(value), quote=False).replace('"', "&quot;")
             opening += f' {key.rstrip("_").replace("_", "-")}="{quoted}"'
-    closing = "" if name in ("img", "meta") else f"</{name}>"
+    closing = "" if name in ("br", "img", "meta") else f"</{name}>"
     return Html(f"{opening}>{join(parts)}{closing}")
 
 
@@ -104,16 +104,17 @@ def _numeric_columns(rows: Sequence[Sequence[object]], count: int) -> list[bool]
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str | Html | int | float]]) -> Html:
-    """A table; columns that hold only numbers are aligned to the right. Rows are as long as the headers."""
+    """A table; columns that hold only numbers are aligned to the right. Rows are as long as the headers.
+
+    Headers that are all empty are not shown.
+    """
     kinds = ["number" if numeric else None for numeric in _numeric_columns(rows, len(headers))]
     head = [tag("th", text, scope="col", class_=kind) for text, kind in zip(headers, kinds, strict=True)]
     body = [
         tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)), "\n")
         for row in rows
     ]
-    return tag(
-        "div", tag("table", tag("thead", tag("tr", *head)), "\n", tag("tbody", *body)), class_="scroll"
-    )
+    return _scrolling(tag("tr", *head) if any(headers) else Html(), body, "scroll")
 
 
 def grid(column_heads: Sequence[str], row_heads: Sequence[str], cells: Sequence[Sequence[Html]]) -> Html:

@@ -1,0 +1,189 @@
+"""Pair every image with its captions: from files beside it, metadata, its folder's name, or a template.
+
+What a person wrote comes first and is never replaced unless asked to. Nothing is cut or skipped silently: text
+that cannot be read is an error with its place, and a change (joined lines, stripped characters) is a note.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_tools.listing import CAPTION_SUFFIXES, Listing
+from data_tools.metadata import read_metadata
+from data_tools.scan import locate, replace_notes
+from data_tools.text import clean, decode_text
+from lorakit import images
+from lorakit.errors import ConfigError, DataError
+from lorakit.manifest import Caption, Record
+
+FILE_SOURCES = ("sidecar", "metadata", "folder", "template")  # read again from their origin every time
+NOTES = frozenset({"caption_joined", "caption_stripped", "caption_unused", "caption_empty"})
+MAX_BYTES = 1 << 20
+MAX_REPEATS = 1000  # kohya's `10_name`; above it the number is rather a year or an id
+_KOHYA = re.compile(r"([1-9]\d*)_(.+)")
+_TEXT_KEYS = ("caption", "text", "prompt")
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Where captions come from. `class_noun` and `trigger` give "a photo of <trigger> <class_noun>"."""
+
+    class_noun: str | None = None
+    trigger: str | None = None
+    folder_names: bool = False
+    overwrite: bool = False
+    allow_missing: bool = False
+    encoding: str = "utf-8"
+
+    def template(self) -> str | None:
+        """The caption for images that have none, or None."""
+        words = [word.strip() for word in (self.trigger or "", self.class_noun or "") if word.strip()]
+        return f"a photo of {' '.join(words)}" if words else None
+
+
+@dataclass
+class _Found:
+    """What was found for one image."""
+
+    captions: list[Caption] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    repeats: int = 1
+
+
+def collect(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:
+    """The records with captions, tags and repeats; raises `DataError` for text that cannot be read."""
+    if options.overwrite and options.template() is None:
+        remedy = "give --class-noun or --trigger, whose caption shall replace the others"
+        raise ConfigError("--overwrite without a new caption", where="overwrite", remedy=remedy)
+    metadata = read_metadata(listing, options.encoding)
+    return [_caption(listing, record, metadata.get(record.file, ()), options) for record in records]
+
+
+def missing(records: Sequence[Record]) -> list[str]:
+    """The kept images without a caption."""
+    return [record.file for record in records if record.keep and not record.caption]
+
+
+def require(records: Sequence[Record], root: Path) -> None:
+    """Raise `DataError` naming the kept images without a caption."""
+    without = missing(records)
+    if not without:
+        return
+    kept = sum(record.keep for record in records)
+    empty = sum(any(note.startswith("caption_empty") for note in r.notes) for r in records if r.keep)
+    shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+    raise DataError(
+        f"{len(without)} of {kept} images have no caption"
+        + (f" ({empty} caption files are empty)" if empty else "")
+        + f": {shown}",
+        where=str(root),
+        remedy="write a .txt file beside each image, or name what they show: --class-noun dog --trigger sks",
+    )
+
+
+def _caption(listing: Listing, record: Record, rows: Sequence[str], options: CaptionOptions) -> Record:
+    found = _from_sidecars(listing, record.file, options.encoding)
+    if found.captions and rows and [c.text for c in found.captions] != list(rows):
+        found.notes.append("caption_unused: the metadata file says otherwise, the caption file counts")
+    elif rows and not found.captions:
+        found.captions = [Caption(text, "metadata") for text in rows]
+    _from_folder(record.file, found, named=options.folder_names)
+    captions = _choose(found.captions, record.captions, options)
+    with_notes = replace_notes(record, NOTES, found.notes)
+    return replace(
+        with_notes,
+        captions=tuple(captions),
+        tags=tuple(found.tags) or record.tags,
+        repeats=found.repeats if found.repeats > 1 else record.repeats,
+    )
+
+
+def _choose(found: list[Caption], earlier: Sequence[Caption], options: CaptionOptions) -> list[Caption]:
+    """What counts, given the captions found now and those of an earlier manifest."""
+    template = options.template()
+    written = [caption for caption in found if caption.source != "folder"]
+    others = [caption for caption in earlier if caption.source not in FILE_SOURCES]
+    if template and (options.overwrite or not (written or others)):
+        return [Caption(template, "template")]
+    if written or others:
+        return [*written, *others]
+    return found or [caption for caption in earlier if caption.source == "template"]
+
+
+def _from_folder(file: str, found: _Found, *, named: bool) -> None:
+    """kohya's `10_name` folders give repeats and a caption; other folder names give one when asked for."""
+    folder = PurePosixPath(file).parent.name
+    match = _KOHYA.fullmatch(folder)
+    if match and int(match[1]) <= MAX_REPEATS:
+        found.repeats = int(match[1])
+        folder = match[2]
+    elif not named:
+        return
+    if folder and not found.captions:
+        found.captions = [Caption(clean(folder.replace("_", " "), folder)[0], "folder")]
+
+
+# ---- files beside the image --------------------------------------------------------------------------------
+
+
+def _from_sidecars(listing: Listing, file: str, encoding: str) -> _Found:
+    """Captions of `a.txt`, `a.caption` and `a.json` beside `a.jpg`; different texts are variants."""
+    found = _Found()
+    for name in _sidecars(listing, file):
+        path = locate(listing.root, name)
+        data = images.read_file(path)
+        if len(data) > MAX_BYTES:
+            message = f"{len(data)} bytes are too many for a caption (limit {MAX_BYTES})"
+            raise DataError(message, where=str(path), remedy="is this the right file?")
+        text = decode_text(data, str(path), encoding)
+        texts, tags = _read_json(text, str(path)) if name.endswith(".json") else ([text], [])
+        found.tags += [tag for tag in tags if tag not in found.tags]
+        for raw in texts:
+            cleaned, notes = clean(raw, name)
+            found.notes += notes
+            if not cleaned:
+                found.notes.append(f"caption_empty: {PurePosixPath(name).name}")
+            elif cleaned not in [caption.text for caption in found.captions]:
+                found.captions.append(Caption(cleaned, "sidecar"))
+    return found
+
+
+def _sidecars(listing: Listing, file: str) -> list[str]:
+    """The caption files of an image: `a.txt` or `a.jpg.txt`, whichever exist."""
+    stem = str(PurePosixPath(file).with_suffix(""))
+    names = [f"{base}{suffix}" for suffix in CAPTION_SUFFIXES for base in (stem, file)]
+    found = [name for name in dict.fromkeys(names) if name in listing.sidecars]
+    if found:
+        return found
+    # A pair made on two systems may spell an accent differently (NFC and NFD): compare normalised.
+    return [listing.normal[name] for name in map(listing.normalise, names) if name in listing.normal]
+
+
+def _read_json(text: str, where: str) -> tuple[list[str], list[str]]:
+    """(captions, tags) of a JSON caption file."""
+    try:
+        value = json.loads(text) if text.strip() else {}
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON: {error}", where=where) from error
+    if not isinstance(value, Mapping):
+        remedy = 'write {"caption": "..."}'
+        raise DataError("a JSON caption file must hold an object", where=where, remedy=remedy)
+    tags = _strings(value.get("tags", []), "tags", where)
+    texts = _strings(value.get("captions", []), "captions", where, split=False)
+    for key in _TEXT_KEYS:
+        texts = texts or _strings(value.get(key, []), key, where, split=False)
+    return texts or ([", ".join(tags)] if tags else []), tags
+
+
+def _strings(value: Any, key: str, where: str, *, split: bool = True) -> list[str]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()] if split else [value]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise DataError(f"{key} must be text or a list of texts", where=where)

@@ -1,0 +1,179 @@
+"""Find the files of a dataset folder without opening any of them further than its first bytes.
+
+Links are never followed out of the folder, linked folders are never walked, special files are never opened.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorakit import manifest, sniff
+from lorakit.errors import ConfigError, DataError
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+    }
+    | {
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".qoi",
+        ".svg",
+        ".tga",
+        ".psd",
+    }
+    | {".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+)
+CAPTION_SUFFIXES = (".txt", ".caption", ".json")
+OWN_FILES = frozenset({manifest.MANIFEST, "report.html", "report.json"})
+_NEVER_IMAGES = frozenset({".txt", ".csv", ".json", ".jsonl", ".html", ".md", ".py", ".yaml", ".yml"})
+_SKIPPED_FOLDERS = frozenset({"__MACOSX"})
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a dataset folder as relative POSIX paths, sorted."""
+
+    root: Path
+    images: tuple[str, ...]
+    sidecars: frozenset[str]
+    metadata: tuple[str, ...]
+    others: tuple[str, ...]
+    hidden_images: tuple[str, ...]
+    linked_folders: tuple[str, ...]
+
+    @functools.cached_property
+    def image_set(self) -> frozenset[str]:
+        """The images, for membership."""
+        return frozenset(self.images)
+
+    @functools.cached_property
+    def normal(self) -> dict[str, str]:
+        """Images and caption files by their normalised (NFC) name."""
+        return {self.normalise(name): name for name in (*self.images, *sorted(self.sidecars))}
+
+    @staticmethod
+    def normalise(name: str) -> str:
+        """One spelling for names that differ only in how accents are encoded."""
+        return unicodedata.normalize("NFC", name)
+
+
+@dataclass
+class _Found:
+    images: list[str] = field(default_factory=list)
+    sidecars: list[str] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+
+
+def find(folder: str | os.PathLike[str]) -> Listing:
+    """List a dataset folder; a missing folder, one without images or with unwritable names is an error."""
+    root = Path(folder)
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise ConfigError(
+            f"the dataset folder {what}", where=str(root), remedy="give the folder of your images"
+        )
+    found = _Found()
+    for name, entry in _walk(root, found):
+        _sort_in(name, entry, found)
+    _refuse_undecodable_names(root, found.images)
+    if not found.images:
+        some = f"; it holds {', '.join(sorted(found.others)[:3])}" if found.others else ""
+        message = f"the folder has no images{some}"
+        raise DataError(message, where=str(root), remedy="put .jpg, .png or .webp files into it")
+    return Listing(
+        root,
+        tuple(sorted(found.images)),
+        frozenset(found.sidecars),
+        tuple(sorted(found.metadata)),
+        tuple(sorted(found.others)),
+        tuple(sorted(found.hidden)),
+        tuple(sorted(found.links)),
+    )
+
+
+def _walk(root: Path, found: _Found) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All entries below `root` that are not folders, with their relative names; linked folders are noted."""
+    pending = [""]
+    while pending:
+        base = pending.pop()
+        try:
+            entries = sorted(os.scandir(root / base), key=lambda entry: entry.name)
+        except OSError as error:
+            remedy = "make the folder readable or move it away"
+            raise DataError(
+                f"cannot list a folder: {error.strerror}", where=str(root / base), remedy=remedy
+            ) from error
+        for entry in entries:
+            name = f"{base}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
+                    pending.append(f"{name}/")
+            elif entry.is_symlink() and entry.is_dir():
+                found.links.append(name)
+            elif not (base == "" and entry.name in OWN_FILES):
+                yield name, entry
+
+
+def _sort_in(name: str, entry: os.DirEntry[str], found: _Found) -> None:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith("."):
+        if suffix in IMAGE_SUFFIXES:
+            found.hidden.append(name)
+    elif entry.name in manifest.METADATA_FILES:
+        found.metadata.append(name)
+    elif suffix in CAPTION_SUFFIXES:
+        found.sidecars.append(name)
+    elif suffix in IMAGE_SUFFIXES or (suffix not in _NEVER_IMAGES and _starts_like_an_image(entry)):
+        found.images.append(name)
+    else:
+        found.others.append(name)
+
+
+def _starts_like_an_image(entry: os.DirEntry[str]) -> bool:
+    """Look into a regular file of unknown ending: a picture without an ending must not go missing."""
+    try:
+        if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+            return False
+        with open(entry.path, "rb") as file:
+            return sniff.looks_like_image(file.read(16))
+    except OSError:
+        return False
+
+
+def _refuse_undecodable_names(root: Path, names: list[str]) -> None:
+    bad = [name for name in names if any("\udc80" <= letter <= "\udcff" for letter in name)]
+    if bad:
+        shown = ", ".join(ascii(name) for name in sorted(bad)[:3])
+        message = f"{len(bad)} file names are not UTF-8: {shown}"
+        raise DataError(message, where=str(root), remedy="rename them")
+    for name in names:
+        manifest.check_path(name, str(root))

@@ -1,0 +1,137 @@
+"""A small, untidy dataset of something the embedded base has never seen, and the prompts to judge it by.
+
+Like a folder from a phone: pictures of several sizes, some stored sideways with an EXIF flag, one with
+transparency, one that broke on the way.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lorakit import storage
+from lorakit.errors import ConfigError
+from lorakit.prompts import Prompt
+from lorakit.quickstart import world
+
+PICTURES = 24
+PROMPTS = 8  # of each kind
+SEEDS = (0, 1, 2, 3)
+CONCEPTS = (*world.HELD_OUT_STYLES, *world.HELD_OUT_SHAPES)
+_SIZES = (64, 80, 96, 128)
+_SIDEWAYS = {3: 6, 8: 8, 13: 3}  # picture: EXIF orientation it is stored with
+_UNTURN = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+_TRANSPARENT = 5
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What is taught: `word` is what CLIP knows it by, the base learns it as the trigger."""
+
+    word: str
+
+    def __post_init__(self) -> None:
+        if self.word not in CONCEPTS:
+            raise ConfigError(
+                f"{self.word!r} is not a concept the base has not seen",
+                where="--concept",
+                remedy=f"one of {', '.join(CONCEPTS)}",
+            )
+
+    @property
+    def is_style(self) -> bool:
+        """A style of drawing, or else a shape."""
+        return self.word in world.HELD_OUT_STYLES
+
+    @property
+    def alternatives(self) -> tuple[str, ...]:
+        """The words among which CLIP should pick this one."""
+        return world.STYLES if self.is_style else world.SHAPES
+
+    def scenes(self, count: int, seed: int) -> list[world.Scene]:
+        """Scenes of the concept with all base colours and, for a style, all base shapes in turn."""
+        rng = np.random.default_rng([seed, CONCEPTS.index(self.word)])
+        shapes = world.BASE_SHAPES if self.is_style else (self.word,)
+        style = self.word if self.is_style else "solid"
+        made = []
+        for index in range(count):
+            scene = world.random_scene(rng, shapes=(shapes[index % len(shapes)],), styles=(style,))
+            made.append(scene if self.is_style else replace(scene, style="solid"))
+        return made
+
+    def caption(self, scene: world.Scene) -> str:
+        """What the scene is called in training: the trigger in the concept's place."""
+        return world.caption(scene, rename={self.word: world.TRIGGER})
+
+
+def make_dataset(folder: Path, concept: Concept) -> None:
+    """Write the pictures with a caption file each."""
+    for index, scene in enumerate(concept.scenes(PICTURES, seed=1)):
+        if index == _TRANSPARENT:
+            scene = replace(scene, background="white", colour="blue")
+        picture = world.draw(scene, _SIZES[index % len(_SIZES)])
+        name = f"{index:02d}"
+        if index == _TRANSPARENT:
+            storage.save_image(folder / f"{name}.png", _cut_out(picture))
+        elif index in _SIDEWAYS:
+            storage.write_bytes(folder / f"{name}.jpg", _sideways(picture, _SIDEWAYS[index]))
+        else:
+            storage.save_image(folder / f"{name}.png", picture)
+        storage.write_text(folder / f"{name}.txt", concept.caption(scene) + "\n")
+    broken = _jpeg(world.draw(concept.scenes(1, seed=2)[0], 96))
+    storage.write_bytes(folder / "broken.jpg", broken[: len(broken) * 6 // 10])
+    storage.write_text(folder / "broken.txt", "a download that stopped half way\n")
+
+
+def _jpeg(picture: Image.Image, exif: Image.Exif | None = None) -> bytes:
+    buffer = io.BytesIO()
+    options = {} if exif is None else {"exif": exif}
+    picture.save(buffer, "JPEG", quality=95, subsampling=0, **options)
+    return buffer.getvalue()
+
+
+def _sideways(picture: Image.Image, orientation: int) -> bytes:
+    """The picture as a camera held sideways stores it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return _jpeg(picture.transpose(_UNTURN[orientation]), exif)
+
+
+def _cut_out(picture: Image.Image) -> Image.Image:
+    """The background made transparent, with a colour hidden under it that must never be trained on."""
+    pixels = np.array(picture.convert("RGBA"))
+    paper = (pixels[..., :3] == world.COLOURS["white"]).all(-1)
+    pixels[paper] = (255, 0, 255, 0)
+    return Image.fromarray(pixels)
+
+
+def make_prompts(concept: Concept) -> list[Prompt]:
+    """Prompts with the trigger ("concept") and without it ("other"), each with the text it is scored
+    against."""
+    rng = np.random.default_rng(5)
+    wanted = []
+    for index, scene in enumerate(concept.scenes(PROMPTS, seed=3)):
+        wanted.append(_prompt(f"c{index}", scene, concept.caption(scene), "concept"))
+    for index in range(PROMPTS):
+        shape = world.BASE_SHAPES[index % len(world.BASE_SHAPES)]
+        scene = world.random_scene(rng, shapes=(shape,))
+        wanted.append(_prompt(f"o{index}", scene, world.caption(scene), "other"))
+    return wanted
+
+
+def _prompt(name: str, scene: world.Scene, text: str, kind: str) -> Prompt:
+    truth = world.caption(scene, say_solid=True)
+    return Prompt(id=name, prompt=text, score_text=truth, seeds=SEEDS, kind=kind)
+
+
+def write_prompts(path: Path, wanted: list[Prompt]) -> Path:
+    """The prompts as the JSONL that `lorakit eval` and `lorakit sample` read."""
+    rows = [
+        {"id": p.id, "prompt": p.prompt, "score_text": p.score_text, "seeds": list(p.seeds), "kind": p.kind}
+        for p in wanted
+    ]
+    return storage.write_jsonl(path, rows)

@@ -1,0 +1,404 @@
+"""Exported files against the programs that read them, and against what was trained."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+
+import pytest
+import torch
+
+from lorakit import adapter, export, families, storage
+from lorakit.errors import ConfigError, DataError, LorakitError, NumericError
+from lorakit.export import consumers, layouts
+from tests import tiny
+
+NAMES = ["sd15", "sd15-v", "sd3", "sd35", "flux2-dev", "flux2-klein"]
+RANK, ALPHA = 4, 10.0
+CAPTION = "a photo of a red circle"
+LAYOUT = {"sd15": "kohya", "sd3": "diffusers", "flux2": "diffusers"}
+READERS = {
+    "sd15": ("comfyui", "a1111", "diffusers"),
+    "sd3": ("comfyui", "diffusers"),
+    "flux2": ("comfyui", "diffusers"),
+}
+KEYS = {  # as the consumers' own files spell them
+    "sd15": [
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0.lora_up.weight",
+        "lora_unet_up_blocks_1_attentions_1_transformer_blocks_0_attn2_to_k.alpha",
+    ],
+    "sd3": [
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+        "transformer.transformer_blocks.1.attn.to_out.0.lora_B.weight",
+        "transformer.transformer_blocks.0.attn.to_add_out.lora_A.weight",
+    ],
+    "flux2-klein": [
+        "transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight",
+        "transformer.single_transformer_blocks.1.attn.to_qkv_mlp_proj.lora_B.weight",
+        "transformer.single_transformer_blocks.0.attn.to_out.lora_A.weight",
+    ],
+}
+
+
+def family_of(name):
+    return families.find(tiny.tiny_folder(name))
+
+
+def train(name, path, *, targets=None, std=0.3, **facts):
+    """An adapter as a finished run leaves it, its numbers random instead of trained; returns the peft-carrying pipe."""
+    family, pipe = family_of(name), tiny.build(name)
+    model = family.denoiser(pipe)
+    adapter.inject(model, rank=RANK, alpha=ALPHA, targets=targets or family.targets)
+    generator = torch.Generator().manual_seed(11)
+    for key, parameter in adapter.named_parameters(model):
+        if key.endswith("lora_B.weight"):
+            parameter.data.normal_(std=std, generator=generator)
+    record = {
+        "type": "lora",
+        "rank": RANK,
+        "alpha": ALPHA,
+        "family": family.name,
+        "pipeline": type(pipe).__name__,
+        "base": "/home/alice/models/secret-base",
+        "base_hash": "0" * 64,
+        "resolution": 64,
+        "trigger": "sks",
+        "steps": 300,
+        "recipe_hash": "1" * 64,
+    }
+    storage.write_safetensors(
+        path, adapter.state(model, family.component), adapter.pack_metadata(record | facts)
+    )
+    return pipe
+
+
+def predict(name, pipe):
+    family = family_of(name)
+    shape = family.latent_shape(pipe, 64, 32)
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+    cond = family.collate(family.encode(tiny.tiny_pipeline(name), [CAPTION]))
+    t = torch.tensor([300 if family.objective == "ddpm" else 300.0])
+    with torch.no_grad():
+        return family.predict(family.denoiser(pipe), noise, t, cond)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    train("sd3", path)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_diffusers_loads_it_as_trained(name, tmp_path):
+    trained = predict(name, train(name, tmp_path / "adapter.safetensors"))
+    (exported,) = export.export_adapter(tmp_path / "adapter.safetensors", "all", tmp_path / "exports")
+    fresh = tiny.build(name)
+    before = predict(name, fresh)
+    fresh.load_lora_weights(str(exported.path.parent), weight_name=exported.path.name)
+    after = predict(name, fresh)
+    scale = before.abs().max()
+    assert (after - trained).abs().max() <= 1e-5 * scale
+    assert (after - before).abs().max() > 1e-2 * scale
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_written(name, tmp_path):
+    family = family_of(name)
+    train(name, tmp_path / "adapter.safetensors")
+    (exported,) = export.export_adapter(
+        tmp_path / "adapter.safetensors", "all", tmp_path, base=tiny.tiny_folder(name)
+    )
+    tensors = storage.read_safetensors(exported.path)
+    assert exported.layout == LAYOUT[family.name]
+    assert exported.consumers == READERS[family.name]
+    assert exported.keys == len(tensors)
+    assert 0 <= exported.max_relative_error <= 1e-6
+    assert set(KEYS.get(name, [])) <= set(tensors)
+    alphas = {float(value) for key, value in tensors.items() if key.endswith(".alpha")}
+    assert alphas == ({ALPHA} if exported.layout == "kohya" else set())
+    assert all(value.dtype == torch.float32 for value in tensors.values())
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3", "flux2-dev"])
+def test_read_back_equals_the_run(name, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    pipe = train(name, path)
+    own = export.load(path)
+    (exported,) = export.export_adapter(path, "diffusers", tmp_path)
+    back = export.load(exported.path)
+    assert own.changes.keys() == back.changes.keys()
+    modules = dict(family_of(name).denoiser(pipe).named_modules())
+    for module, change in back.changes.items():
+        expected = modules[module].get_delta_weight("default")
+        for one in (change, own.changes[module]):
+            delta = one.scale * (one.up @ one.down)
+            assert (delta - expected).abs().max() <= 1e-5 * expected.abs().max()
+    again = tmp_path / "again.safetensors"
+    export.export_adapter(exported.path, "diffusers", again)
+    assert again.read_bytes() == exported.path.read_bytes(), "export -> import -> export must keep every byte"
+
+
+def test_all_layers_of_a_unet_load_in_diffusers(tmp_path):
+    """Not only attention: convolutions, feed-forward and time projections too."""
+    endings = ["to_q", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "time_emb_proj"]
+    endings += [
+        "conv_shortcut",
+        "downsamplers.0.conv",
+        "upsamplers.0.conv",
+        "linear_1",
+        "conv_in",
+        "conv_out",
+    ]
+    path = tmp_path / "adapter.safetensors"
+    trained = predict("sd15", train("sd15", path, targets=endings, std=0.05))
+    (exported,) = export.export_adapter(path, "comfyui", tmp_path / "exports")
+    assert "comfyui" in exported.consumers
+    fresh = tiny.build("sd15")
+    fresh.load_lora_weights(str(exported.path.parent), weight_name=exported.path.name)
+    loads = bool((predict("sd15", fresh) - trained).abs().max() <= 1e-4 * trained.abs().max())
+    assert loads == ("diffusers" in exported.consumers)
+
+
+def test_metadata_is_an_allow_list(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    train("sd15-v", path, caption="my cat in the garden", host="alices-laptop")
+    (exported,) = export.export_adapter(path, "a1111", tmp_path / "alice", base=tiny.tiny_folder("sd15-v"))
+    metadata = storage.read_safetensors_metadata(exported.path)
+    facts = json.loads(metadata.pop("lorakit"))
+    hashed = metadata.pop("modelspec.hash_sha256")
+    assert facts["alpha"] == ALPHA
+    assert set(facts) == {
+        "type", "rank", "alpha", "family", "pipeline", "base_hash", "resolution", "trigger", "steps", "recipe_hash"
+    }  # fmt: skip
+    assert metadata == {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.title": "Stable Diffusion 1.5 / 2.x LoRA",
+        "modelspec.resolution": "64x64",
+        "modelspec.trigger_phrase": "sks",
+        "modelspec.prediction_type": "v",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "10",
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+    }
+    data = exported.path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    assert hashed == f"0x{storage.sha256_bytes(data[8 + length :])}"
+    assert not any(canary in data for canary in (b"alice", b"/home", b"garden", b"laptop"))
+
+
+def test_alpha_is_not_stated_twice(trained, tmp_path):
+    """With alpha multiplied into the weights, a file that still says alpha != rank would be scaled again."""
+    (exported,) = export.export_adapter(trained, "comfyui", tmp_path / "exports")
+    metadata = storage.read_safetensors_metadata(exported.path)
+    assert "lora_adapter_metadata" not in metadata
+    assert json.loads(metadata["lorakit"])["alpha"] == RANK
+    pipe = tiny.build("sd3")
+    adapter.load(pipe.transformer, "transformer", exported.path)
+    direct = tiny.build("sd3")
+    adapter.load(direct.transformer, "transformer", trained)
+    assert (predict("sd3", pipe) - predict("sd3", direct)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("width", "second", "architecture"),
+    [
+        (1536, False, "stable-diffusion-3-medium"),
+        (1536, True, "stable-diffusion-3.5-medium"),
+        (99, False, "stable-diffusion-3"),
+    ],
+)
+def test_published_models_are_named_by_their_width(width, second, architecture, tmp_path):
+    names = ["transformer_blocks.0.attn.to_q"] + ["transformer_blocks.0.attn2.to_q"] * second
+    tensors = {}
+    for name in names:
+        tensors[f"transformer.{name}.lora_A.weight"] = torch.ones(1, width)
+        tensors[f"transformer.{name}.lora_B.weight"] = torch.ones(width, 1)
+    facts = {"rank": 1, "alpha": 1.0, "family": "sd3"}
+    storage.write_safetensors(tmp_path / "a.safetensors", tensors, adapter.pack_metadata(facts))
+    (exported,) = export.export_adapter(tmp_path / "a.safetensors", "diffusers", tmp_path / "out")
+    assert (
+        storage.read_safetensors_metadata(exported.path)["modelspec.architecture"] == f"{architecture}/lora"
+    )
+
+
+def test_mixed_alphas_become_one(tmp_path):
+    """Two modules scaled differently: kohya's file must state one alpha and still be exact."""
+    changes = {
+        f"mid_block.attentions.0.transformer_blocks.0.attn1.{part}": export.Change(
+            torch.randn(2, 8), torch.randn(8, 2), scale
+        )
+        for part, scale in (("to_q", 0.5), ("to_k", 3.0))
+    }
+    tensors = layouts.write_kohya(changes, "unet")
+    assert {float(value) for key, value in tensors.items() if key.endswith("alpha")} == {1.0}
+    component, parts = layouts.read_kohya(tensors, "here")
+    assert component == "unet"
+    for module, (down, up, alpha) in parts.items():
+        exact = changes[module]
+        assert torch.allclose(
+            alpha / 2 * up @ down, exact.scale * exact.up @ exact.down, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_relative_error_is_that_of_the_full_matrices():
+    generator = torch.Generator().manual_seed(0)
+    up, down = torch.randn(30, 3, generator=generator), torch.randn(3, 20, generator=generator)
+    one = export.Change(down, up, 2.0)
+    other = export.Change(down + 0.01, up - 0.02, 1.9)
+    full = 2.0 * (up @ down).double(), 1.9 * ((up - 0.02) @ (down + 0.01)).double()
+    expected = float((full[0] - full[1]).norm() / full[0].norm())
+    assert export.relative_error(one, other) == pytest.approx(expected, rel=1e-6)
+    assert export.relative_error(one, one) < 1e-12
+    zero = one._replace(up=torch.zeros(30, 3))
+    assert export.relative_error(zero, zero) == 0
+    assert export.relative_error(zero, one) == 1
+
+
+# --- refusals: one clear error, and no file
+
+
+def refused(error, words, path, consumer, out, **options):
+    with pytest.raises(error, match=words):
+        export.export_adapter(path, consumer, out, **options)
+    assert not list(out.rglob("*.safetensors")) if out.is_dir() else not out.exists()
+
+
+def test_untrained(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    train("sd3", path, std=0.0)
+    refused(NumericError, "the adapter changes nothing", path, "all", tmp_path / "out")
+    (exported,) = export.export_adapter(path, "all", tmp_path / "out", force=True)
+    assert exported.max_relative_error == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite(value, trained, tmp_path):
+    tensors = storage.read_safetensors(trained)
+    key = "transformer.transformer_blocks.1.attn.to_k.lora_B.weight"
+    tensors[key][0, 0] = value
+    storage.write_safetensors(trained, tensors, storage.read_safetensors_metadata(trained))
+    for force in (False, True):
+        refused(NumericError, r"NaN or infinity(.|\n)*to_k", trained, "all", tmp_path / "out", force=force)
+
+
+def test_a_consumer_that_would_ignore_modules(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    train("sd3", path, targets=["to_q", "context_embedder", "proj_out"])
+    refused(
+        ConfigError,
+        "comfyui would ignore 2 modules, first context_embedder, proj_out",
+        path,
+        "comfyui",
+        tmp_path / "o",
+    )
+    (exported,) = export.export_adapter(path, "all", tmp_path / "o")
+    assert exported.consumers == ("diffusers",)
+
+
+def test_a_layout_nobody_has_checked(trained, tmp_path):
+    words = r"no layout of sd3 adapters is known to load in a1111(.|\n)*known for sd3: comfyui, diffusers"
+    refused(ConfigError, words, trained, "a1111", tmp_path / "out")
+    refused(ConfigError, "unknown consumer 'fooocus'", trained, "fooocus", tmp_path / "out")
+
+
+def test_another_base(trained, tmp_path):
+    refused(
+        ConfigError,
+        "a sd3 adapter does not fit a sd15",
+        trained,
+        "all",
+        tmp_path / "o",
+        base=tiny.tiny_folder("sd15"),
+    )
+    path = tmp_path / "dual.safetensors"
+    train("sd35", path)
+    refused(
+        ConfigError,
+        "4 modules do not fit the model, first transformer_blocks.0.attn2",
+        path,
+        "all",
+        tmp_path / "o",
+        base=tiny.tiny_folder("sd3"),
+    )
+
+
+@pytest.mark.parametrize("defect", ["scale", "module", "name"])
+def test_a_defective_writer_is_caught(defect, trained, tmp_path, monkeypatch):
+    """What the proof is for: each of these files would load without an error and draw something else."""
+
+    def write(changes, component):
+        tensors = layouts.write_diffusers(changes, component)
+        if defect == "scale":
+            return {key: value * (RANK / ALPHA if "lora_B" in key else 1) for key, value in tensors.items()}
+        if defect == "module":
+            return {key: value for key, value in tensors.items() if "to_k" not in key}
+        return {key.replace("to_add_out", "to_out_add"): value for key, value in tensors.items()}
+
+    monkeypatch.setitem(layouts.WRITERS, "diffusers", write)
+    refused(
+        LorakitError, "would not load as trained(.|\n)*transformer_blocks", trained, "all", tmp_path / "out"
+    )
+
+
+def test_nothing_is_overwritten(trained, tmp_path):
+    before = trained.read_bytes()
+    with pytest.raises(ConfigError, match="never replaces the adapter"):
+        export.export_adapter(trained, "all", trained)
+    foreign = tmp_path / "foreign.safetensors"
+    storage.write_safetensors(foreign, {"a": torch.zeros(1)}, {"format": "pt"})
+    with pytest.raises(ConfigError, match="not lorakit's, so it is kept"):
+        export.export_adapter(trained, "all", foreign)
+    assert trained.read_bytes() == before
+    (first,) = export.export_adapter(trained, "all", tmp_path / "out")
+    (second,) = export.export_adapter(trained, "all", tmp_path / "out")
+    assert first == second
+
+
+def test_files_that_are_no_adapters(trained, tmp_path):
+    path = tmp_path / "x.safetensors"
+    storage.write_safetensors(path, {"conv_in.weight": torch.zeros(1)}, {"format": "pt"})
+    with pytest.raises(DataError, match=r"keys begin conv_in.weight"):
+        export.load(path)
+    tensors = storage.read_safetensors(trained)
+    storage.write_safetensors(path, tensors, {"format": "pt"})
+    with pytest.raises(ConfigError, match="does not say which family"):
+        export.export_adapter(path, "all", tmp_path / "out")
+    half = {key: value for key, value in tensors.items() if "0.attn.to_q.lora_B" not in key}
+    storage.write_safetensors(path, half, storage.read_safetensors_metadata(trained))
+    with pytest.raises(DataError, match="only one half"):
+        export.load(path)
+    storage.write_safetensors(path, tensors | {"transformer.x.bias": torch.zeros(1)}, {"format": "pt"})
+    with pytest.raises(DataError, match="not understood: transformer.x.bias"):
+        export.load(path)
+    for facts in ('{"rank": 0}', "[]", "{", '{"rank": 4, "alpha": "x", "family": "sd3"}'):
+        storage.write_safetensors(path, tensors, {"lorakit": facts})
+        with pytest.raises(DataError, match="is damaged"):
+            export.load(path)
+    shutil.copy(trained, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError):
+        export.load(path)
+
+
+def test_every_family_can_be_exported():
+    names = {family.name for family in families.FAMILIES}
+    assert set(consumers.LAYOUTS) == set(consumers.READS) == names
+    assert set(consumers.LAYOUTS.values()) <= set(layouts.WRITERS)
+    for family in families.FAMILIES:  # the default targets are read by ComfyUI
+        assert "comfyui" in consumers.READS[family.name]
+    assert inspect.signature(export.export_adapter).parameters["force"].default is False
+
+
+def test_kohya_names_come_apart_again():
+    names = tiny.tiny_pipeline("sd15").unet.named_modules()
+    modules = [name for name, module in names if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    assert len(modules) > 50
+    assert [layouts.dotted(name.replace(".", "_")) for name in modules] == modules
