@@ -1,7 +1,7 @@
 """Pair every image with its captions: from files beside it, metadata, its folder's name, or a template.
 
-What a person wrote comes first and is never replaced unless asked to. Nothing is cut or skipped silently: text
-that cannot be read is an error with its place, and a change (joined lines, stripped characters) is a note.
+What a person wrote comes first and is never replaced unless asked to. Nothing is cut or skipped silently:
+text that cannot be read is an error with its place, a change (joined lines, stripped characters) is a note.
 """
 
 from __future__ import annotations

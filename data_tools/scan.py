@@ -81,7 +81,7 @@ _FORMAT_SUFFIXES = {
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How images are decoded and which are refused; sides in pixels, `max_aspect` long side over short side."""
+    """How images are decoded and which are refused; sides in pixels, `max_aspect` long over short."""
 
     background: Color = images.WHITE
     max_pixels: int = images.MAX_PIXELS
@@ -202,7 +202,7 @@ def locate(root: Path, file: str) -> Path:
         if not target.is_relative_to(root.resolve()):
             message = "the link leads out of the dataset folder"
             raise ImageError(
-                "symlink_outside", message, where=job.file, remedy="copy the file into the folder"
+                "symlink_outside", message, where=str(path), remedy="copy the file into the folder"
             )
     return path
 

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
@@ -63,6 +64,12 @@ class ImageError(DataError):
         return f"{self.code}: {self.message}" + (f" ({self.remedy})" if self.remedy else "")
 
 
+class _Decoding(TypedDict):
+    background: Color
+    max_pixels: int
+    first_frame: bool
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A decoded picture and what was done to get it; `notes` are `code: text` lines for the manifest."""
@@ -93,24 +100,37 @@ def decode(
     return decoded.image
 
 
+def preview(folder: str | os.PathLike[str], record: Record, side: int) -> Image.Image:
+    """A record's picture with a long side of at most `side` pixels; for looking at, not for training."""
+    path = Path(folder) / record.file
+    short = max(1, side * min(record.size) // max(1, *record.size))
+    image = decode_bytes(read_file(path), where=str(path), at_least=short, **_as_recorded(record)).image
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
+
+
 def read(folder: str | os.PathLike[str], record: Record) -> Image.Image:
     """The picture that a manifest record describes, decoded as it was then.
 
     A file that gives other pixels now is an `ImageError` with code "changed".
     """
     path = Path(folder) / record.file
-    image = decode(
-        path,
-        background=parse_color(record.background) if record.background else WHITE,
-        max_pixels=max(MAX_PIXELS, record.width * record.height),
-        first_frame=record.first_frame,
-    )
+    image = decode(path, **_as_recorded(record))
     if pixel_hash(image) != record.pixels:
         remedy = f"run `lorakit data prepare {folder}` again"
         raise ImageError(
             "changed", "the picture changed since it was prepared", where=str(path), remedy=remedy
         )
     return image
+
+
+def _as_recorded(record: Record) -> _Decoding:
+    """The options with which a record's picture was decoded."""
+    return {
+        "background": parse_color(record.background) if record.background else WHITE,
+        "max_pixels": max(MAX_PIXELS, record.width * record.height),
+        "first_frame": record.first_frame,
+    }
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

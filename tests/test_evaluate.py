@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_report import read
 
 from lorakit import report
 from lorakit.errors import DataError
 from lorakit.evaluate import Shot, compare, headline, load_shots, remarks, word_alternatives, write_report
 from lorakit.evaluate.write import rank_prompts, scores_csv
 from lorakit.prompts import Prompt
+from tests.test_report import read
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -283,6 +283,7 @@ def test_the_page_shows_everything(written: Path) -> None:
     assert (
         page.text.index("a sks blue dog") < page.text.index("a sks green dog") < page.text.index("alert(1)")
     )
+    assert "seed 1after" in page.text  # a line break between them
     badges = [a["class"] for name, a in page.elements if name == "span" and "badge" in str(a.get("class"))]
     assert badges.count("badge good") == 4  # both seeds of red and green
     assert badges.count("badge bad") == 2
@@ -322,6 +323,7 @@ def test_prompts_with_different_seeds_and_no_metrics_fit_one_page(tmp_path: Path
     path = write_report(tmp_path, result, title="t", facts=[], metrics=[])
     page = read(path.read_text(encoding="utf-8"))
     assert page.names().count("img") == 8
+    assert "seed 5" in page.text
     assert "What was done" not in page.text
     assert "no difference" in page.text
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHOWN_PROMPTS, SHOWN_SEEDS = 48, 8  # in the page's grid, worst first; the files hold all
 SHEET_PROMPTS, SHEET_SEEDS = 24, 8
 THUMBNAIL = 128  # pixels in the contact sheet
-GRID_THUMBNAIL = 104  # CSS pixels in the page, so that four seeds before and after fit its width
+GRID_THUMBNAIL = 100  # CSS pixels in the page, so that four seeds before and after fit its width
 EXTRA_CURVES = 8
 _LIBRARIES = ("lorakit", "torch", "diffusers", "transformers", "peft", "open-clip-torch", "numpy", "pillow")
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")  # what a spreadsheet may take for a formula
@@ -148,15 +148,7 @@ def _mean_gain(row: Sequence[Pair]) -> float:
 
 def _gain(comparison: Comparison, ranked: list[list[Pair]]) -> list[Html]:
     asked = any(group.right_after for group in comparison.groups)
-    heads = [
-        "Kind",
-        "Prompts",
-        "Pictures",
-        "Before",
-        "After",
-        "Gain",
-        *(["Right before", "Right after"] * asked),
-    ]
+    heads = ["Kind", "Prompts", "Pictures", "Before", "After", "Gain"]
     rows: list[list[str | int]] = []
     for group in comparison.groups:
         scores = [_points(group.before.mean), _points(group.after.mean), _spread(group.gain, signed=True)]
@@ -166,51 +158,50 @@ def _gain(comparison: Comparison, ranked: list[list[Pair]]) -> list[Html]:
         "CLIP-T is 100 times the cosine of the CLIP features of a picture and its text. A pair shares prompt "
         "and seed. Brackets are 95 % intervals of a bootstrap over prompts, each with all its seeds"
     )
+    few = any(group.gain.indicative for group in comparison.groups)
+    note += f"; with fewer than {ENOUGH_PROMPTS} prompts they are indicative only." if few else "."
     chart = report.bar_chart(
         [row[0].prompt.id for row in ranked],
         [round(100 * _mean_gain(row), 1) for row in ranked],
         y_label="gain in CLIP-T by prompt",
     )
-    few = any(group.gain.indicative for group in comparison.groups)
-    note += f"; with fewer than {ENOUGH_PROMPTS} prompts they are indicative only." if few else "."
-    return [report.table(heads, rows), report.paragraph(note), *([chart] if len(ranked) > 1 else [])]
+    table = report.table([*heads, *(["Right before", "Right after"] if asked else [])], rows)
+    return [table, report.paragraph(note), *([chart] if len(ranked) > 1 else [])]
 
 
 def _pictures(ranked: list[list[Pair]]) -> list[Html]:
     """The grid: a row for each prompt, worst gain first, its seeds side by side, with scores."""
     shown = [row[:SHOWN_SEEDS] for row in ranked[:SHOWN_PROMPTS]]
-    width = max(map(len, shown))
-    cells = [[cell for pair in row for cell in _cells(pair)] for row in shown]
-    padded = [row + [Html()] * (2 * width - len(row)) for row in cells]
-    names = [
-        report.join(
-            [
-                row[0].prompt.prompt,
-                report.tag("br"),
-                report.badge(f"{_points(_mean_gain(full), signed=True)}"),
-            ]
-        )
-        for row, full in zip(shown, ranked, strict=False)
-    ]
+    longest = max(shown, key=len)
+    same_seeds = all(pair.seed == longest[i].seed for row in shown for i, pair in enumerate(row))
+    heads = [_head(p.seed if same_seeds else None, when) for p in longest for when in ("before", "after")]
+    cells = [[cell for pair in row for cell in _cells(pair, name_seed=not same_seeds)] for row in shown]
+    padded = [row + [Html()] * (len(heads) - len(row)) for row in cells]
+    names = []
+    for row in ranked[: len(shown)]:
+        gain = report.badge(_points(_mean_gain(row), signed=True))
+        names.append(report.join([row[0].prompt.prompt, report.tag("br"), gain]))
     left_out = sum(map(len, ranked)) - sum(map(len, shown))
     more = f" {_count(left_out, 'further pair')} are in the files alone." if left_out else ""
     note = f"The prompts that gained least come first. Numbers are CLIP-T.{more}"
-    return [report.paragraph(note), report.grid(["before", "after"] * width, names, padded)]
+    return [report.paragraph(note), report.grid(heads, names, padded)]
 
 
-def _cells(pair: Pair) -> tuple[Html, Html]:
+def _head(seed: int | None, when: str) -> Html:
+    return report.escape(when) if seed is None else report.join([f"seed {seed}", report.tag("br"), when])
+
+
+def _cells(pair: Pair, *, name_seed: bool) -> tuple[Html, Html]:
+    """The two pictures with their scores; the one after in the colour of a gain or loss that is shown."""
+
     def cell(picture: Image.Image, when: str, score: float, good: bool | None) -> Html:
         alt = f"{pair.prompt.prompt}, seed {pair.seed}, {when}"
-        label = report.badge(
-            f"{_points(score)} · seed {pair.seed}" if when == "before" else _points(score), good
-        )
-        return report.join([report.image(picture, alt=alt, width=GRID_THUMBNAIL), label])
+        label = f"{_points(score)} · seed {pair.seed}" if name_seed else _points(score)
+        return report.join([report.image(picture, alt=alt, width=GRID_THUMBNAIL), report.badge(label, good)])
 
-    good = None if round(1000 * pair.gain) == 0 else pair.gain > 0  # no colour for less than what is shown
-    return (
-        cell(pair.before_image, "before", pair.before, None),
-        cell(pair.after_image, "after", pair.after, good),
-    )
+    good = None if round(1000 * pair.gain) == 0 else pair.gain > 0
+    before = cell(pair.before_image, "before", pair.before, None)
+    return before, cell(pair.after_image, "after", pair.after, good)
 
 
 def _contact_sheet(ranked: list[list[Pair]]) -> Image.Image:

@@ -142,7 +142,9 @@ class Family:
         accepted = inspect.signature(type(pipe).__call__).parameters
         scale = accepted["guidance_scale"].default if guidance is None else guidance
         arguments = dict(cond)
-        if negative is not None and scale > 1 and "negative_prompt_embeds" in accepted:
+        if scale > 1 and "negative_prompt_embeds" in accepted:
+            if negative is None:
+                raise ValueError("guidance above 1 needs the negative condition: encode the empty caption")
             arguments |= {
                 f"negative_{name}": v.expand(len(noise), *v.shape[1:]) for name, v in negative.items()
             }

@@ -58,7 +58,8 @@ def load(
         loaded |= {
             part: _model(folder / part, *parts[part], dtype) for part in wanted if _has_weights(parts[part])
         }
-        options = {"requires_safety_checker": False} if loaded.get("safety_checker", 0) is None else {}
+        unchecked = "safety_checker" in loaded and loaded["safety_checker"] is None
+        options = {"requires_safety_checker": False} if unchecked else {}
         pipe = getattr(diffusers, name).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **loaded, **options
         )

@@ -1,1 +1,1 @@
-"""The embedded base model: a procedural picture world, its CLIP, autoencoder, U-Net and DiT, and how they were made."""
+"""The embedded base model: a procedural picture world, its CLIP, autoencoder, U-Net and DiT, and their making."""

@@ -17,7 +17,11 @@ from lorakit.quickstart import models, world
 
 STEPS = 20
 GUIDANCE = 4.0
-JUDGED = ("shape", "colour", "position")  # those of the joint share; style, size and background are told besides
+JUDGED = (
+    "shape",
+    "colour",
+    "position",
+)  # those of the joint share; style, size and background are told besides
 
 Pictures = NDArray[np.uint8]
 
@@ -71,11 +75,13 @@ def judge(
     *,
     alternatives: dict[str, Sequence[str]] | None = None,
 ) -> dict[str, NDArray[np.bool_]]:
-    """Per attribute, whether CLIP prefers each scene's own caption to those with another word in that place."""
+    """Per attribute, whether CLIP prefers a scene's own caption to those with another word in its place."""
     images = clip_model.encode_images(clip, pictures)
     verdicts = {}
     for name, words in (alternatives or base_alternatives()).items():
-        captions = [world.caption(replace(s, **{name: word}), say_solid=True) for s in scenes for word in words]
+        captions = [
+            world.caption(replace(s, **{name: word}), say_solid=True) for s in scenes for word in words
+        ]
         texts = clip_model.encode_texts(clip, clip_model.tokenize(tokenizer, captions))
         scores = torch.einsum("nd,nwd->nw", images, texts.view(len(scenes), len(words), -1))
         own = torch.tensor([list(words).index(getattr(s, name)) for s in scenes], device=scores.device)
@@ -96,7 +102,14 @@ def shares(verdicts: dict[str, NDArray[np.bool_]]) -> dict[str, float]:
 
 
 def measure(
-    pipe: Any, clip: Any, tokenizer: Any, *, count: int, seed: int, steps: int = STEPS, guidance: float = GUIDANCE
+    pipe: Any,
+    clip: Any,
+    tokenizer: Any,
+    *,
+    count: int,
+    seed: int,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
 ) -> tuple[dict[str, float], Pictures]:
     """Shares over `count` fresh prompts, and the pictures."""
     scenes = fresh_scenes(count, seed)
@@ -115,7 +128,7 @@ def assess(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> dict[str, Any]:
-    """The base's shares, those of the same scenes' true pictures (CLIP's own ceiling), and CLIP's R@1 among 512."""
+    """The base's shares, those of the scenes' true pictures (CLIP's own ceiling), and CLIP's R@1 among 512."""
     clip, tokenizer = clip_model.load(clip_folder)
     pipe = models.load_pipeline(pipeline_folder)
     figures, _ = measure(pipe, clip, tokenizer, count=n, seed=seed, steps=steps, guidance=guidance)

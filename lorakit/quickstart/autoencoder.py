@@ -1,4 +1,4 @@
-"""The world's autoencoder: pixels in [-1, 1] to latents of four channels at a quarter of the size, and back."""
+"""The world's autoencoder: pixels in [-1, 1] to four-channel latents at a quarter of the size, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from lorakit import storage
@@ -17,7 +16,7 @@ from lorakit.quickstart import world
 from lorakit.quickstart.loop import Job, train
 from lorakit.quickstart.muon import optimizers
 
-CROP = 32  # pixels of a training crop: local work, so half of the picture's side costs a quarter and loses nothing
+CROP = 32  # pixels of a training crop: the work is local, and half of the side costs a quarter
 KL_WEIGHT = 1e-4  # per latent element; 2e-3 washed out small shapes
 
 
@@ -54,7 +53,7 @@ def reconstruction_loss(output: torch.Tensor, pixels: torch.Tensor) -> torch.Ten
 def _crops(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
     scenes = [world.random_scene(rng, world.SHAPES, world.STYLES) for _ in range(count)]
     pictures = world.draw_batch(scenes)
-    # Crops reach 4 pixels beyond the edges' neighbourhood rarely enough that corners need their own share: clip.
+    # Places beyond the border are clipped to it, so that borders and corners get more than a chance share.
     corners = np.clip(rng.integers(-8, world.CANVAS - CROP + 9, (count, 2)), 0, world.CANVAS - CROP)
     return np.stack([p[y : y + CROP, x : x + CROP] for p, (y, x) in zip(pictures, corners, strict=True)])
 
@@ -109,7 +108,10 @@ def pretrain(job: Job, folder: Path, *, batch: int = 48, lr: float = 2e-3) -> An
         pixels = to_pixels(_crops(rng, batch), job.device)
         posterior = vae.encode(pixels).latent_dist
         output = vae.decode(posterior.sample()).sample.float()
-        return reconstruction_loss(output, pixels) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        return (
+            reconstruction_loss(output, pixels)
+            + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        )
 
     def milestone(averaged: Any, note: str) -> None:
         figures = {style: round(psnr(averaged, styles=(style,)), 2) for style in world.STYLES}

@@ -32,7 +32,8 @@ class LatentPool:
         """Random latents and a fresh caption of each, some of them empty."""
         chosen = rng.integers(0, len(self.scenes), size)
         captions = [
-            "" if rng.random() < GUIDANCE_DROPOUT else world.random_caption(rng, self.scenes[i]) for i in chosen
+            "" if rng.random() < GUIDANCE_DROPOUT else world.random_caption(rng, self.scenes[i])
+            for i in chosen
         ]
         return self.latents[torch.from_numpy(chosen)].to(device).float(), captions
 
@@ -53,7 +54,7 @@ def latent_pool(vae: Any, file: Path, *, compositions: int | None = None, seed: 
 
 
 def _noise_level(size: int, device: str) -> torch.Tensor:
-    """The noise's share sigma in (0, 1): logit-normal (Esser et al., 2024), a fifth uniform for the two ends."""
+    """The noise's share in (0, 1): logit-normal (Esser et al., 2024), a fifth uniform for the two ends."""
     sigma = torch.sigmoid(torch.randn(size, device=device))
     return torch.where(torch.rand(size, device=device) < 0.2, torch.rand(size, device=device), sigma)
 
@@ -75,8 +76,8 @@ def flow_loss(dit: Any, latents: torch.Tensor, cond: Cond) -> torch.Tensor:
 def velocity_loss(unet: Any, latents: torch.Tensor, cond: Cond, alphas: torch.Tensor) -> torch.Tensor:
     """DDPM with v-prediction: noisy = a clean + s noise, target a noise - s clean, a and s from the schedule.
 
-    Steps are drawn so that s / (a + s) is distributed as the flow's sigma: a uniform draw would spend most of its
-    time where a latent as small as this shows nothing.
+    Steps are drawn so that s / (a + s) is distributed as the flow's sigma: a uniform draw would spend most of
+    its time where a latent as small as this shows nothing.
     """
     a, s = alphas.sqrt(), (1 - alphas).sqrt()
     sigma = _noise_level(len(latents), str(latents.device))
@@ -95,13 +96,20 @@ def encode_captions(pipe: Any, captions: list[str], device: str) -> Cond:
         if hasattr(pipe, "transformer"):
             length = models.MAX_SEQUENCE_LENGTH
             encoded = pipe.encode_prompt(
-                captions, None, None, device=device, do_classifier_free_guidance=False, max_sequence_length=length
+                captions,
+                None,
+                None,
+                device=device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=length,
             )
             return {"prompt_embeds": encoded[0], "pooled_prompt_embeds": encoded[2]}
         return {"prompt_embeds": pipe.encode_prompt(captions, device, 1, False)[0]}
 
 
-def _loss(pipe: Any, pool: LatentPool, batch: int, device: str) -> Callable[[np.random.Generator], torch.Tensor]:
+def _loss(
+    pipe: Any, pool: LatentPool, batch: int, device: str
+) -> Callable[[np.random.Generator], torch.Tensor]:
     def flow(rng: np.random.Generator) -> torch.Tensor:
         latents, captions = pool.batch(rng, batch, device)
         return flow_loss(pipe.transformer, latents, encode_captions(pipe, captions, device))
@@ -121,12 +129,16 @@ def pretrain(
     *,
     clip: tuple[Any, Any],
     vae: Any,
-    batch: int = 96,
-    lr: float = 1.5e-3,
+    judge: Any = None,
+    batch: int = 64,
+    lr: float = 3e-3,
     compositions: int | None = None,
     assessed: int = 64,
 ) -> Any:
-    """Train the denoiser of one of `models.KINDS`, export the whole pipeline to `folder`; returns the average."""
+    """Train the denoiser of one of `models.KINDS`, export its pipeline to `folder`; returns the average.
+
+    `clip` (model, tokenizer) conditions it; `judge`, by default the same, says what it draws right.
+    """
     clip_model, tokenizer = clip
     torch.manual_seed(job.seed)
     denoiser = (models.build_dit() if kind == "tiny-dit" else models.build_unet()).to(job.device)
@@ -138,10 +150,14 @@ def pretrain(
         models.save_pipeline(finished, folder)
         if assessed:
             finished.set_progress_bar_config(disable=True)
-            figures, pictures = assess.measure(finished, clip_model, tokenizer, count=assessed, seed=1)
+            figures, pictures = assess.measure(
+                finished, judge or clip_model, tokenizer, count=assessed, seed=1
+            )
             storage.save_image(job.out / f"{kind}-{note.replace(' ', '')}.png", assess.grid(pictures))
             storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, **figures})
             print(f"{job.name} {note}: {figures}", flush=True)
 
     plain = ("pos_embed", "proj_out", "conv_in", "conv_out", "time_text_embed", "time_embedding")
-    return train(job, denoiser, optimizers(denoiser, lr, plain=plain), _loss(pipe, pool, batch, job.device), milestone)
+    return train(
+        job, denoiser, optimizers(denoiser, lr, plain=plain), _loss(pipe, pool, batch, job.device), milestone
+    )

@@ -1,4 +1,4 @@
-"""The pre-training loop that all four models share: a budget of minutes, resumable, with an average of the weights."""
+"""The pre-training loop of all four models: a budget of minutes, resumable, with an average of the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Loss = Callable[[np.random.Generator], torch.Tensor]
 
 @dataclass
 class Job:
-    """One model's pre-training. The same `out` goes on where it stopped; `minutes` counts all of its sessions."""
+    """One model's pre-training. The same `out` goes on where it stopped; `minutes` counts all sessions."""
 
     name: str
     out: Path

@@ -190,7 +190,9 @@ def save_pipeline(pipe: Any, folder: Path) -> None:
 
 
 def _save_model(model: Any, folder: Path) -> None:
-    tensors = {name: tensor.half() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    tensors = {
+        name: tensor.half() for name, tensor in model.state_dict().items() if tensor.is_floating_point()
+    }
     if hasattr(model, "register_to_config"):  # diffusers
         storage.write_text(folder / "config.json", model.to_json_string())
         storage.write_safetensors(folder / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})

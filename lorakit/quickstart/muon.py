@@ -1,8 +1,8 @@
 """Muon: momentum whose every matrix is replaced by the nearest orthogonal one.
 
-Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the step's size is matched to AdamW's as in
-J. Liu et al., "Muon is scalable for LLM training", 2025. torch's own Muon takes neither convolutions nor stacks of
-equal matrices at once, which on a CPU saves half of its time.
+Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the step's size is matched to
+AdamW's as in J. Liu et al., "Muon is scalable for LLM training", 2025. torch's own Muon takes neither
+convolutions nor equal matrices in one stack.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ def orthogonalise(stack: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two and more dimensions; a convolution counts as the matrix (outputs, everything else)."""
+    """For weights of two and more dimensions; a convolution counts as a matrix (outputs, all else)."""
 
     def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -66,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 def optimizers(
     model: torch.nn.Module, lr: float, *, vectors_lr: float | None = None, plain: tuple[str, ...] = ()
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for vectors, tables and every parameter whose name contains one of `plain`."""
+    """Muon for the matrices, AdamW for vectors, tables and parameters whose name contains one of `plain`."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

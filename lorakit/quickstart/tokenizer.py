@@ -1,8 +1,9 @@
-"""The embedded base's tokenizer: CLIP's byte-pair encoding cut down to 1,000 merges and the world's own words."""
+"""The base's tokenizer: CLIP's byte-pair encoding cut down to 1,000 merges and the world's own words."""
 
 from __future__ import annotations
 
 import gzip
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ Merge = tuple[str, str]
 
 def byte_symbols() -> list[str]:
     """The 256 printable stand-ins for bytes, in the order of CLIP's vocabulary (byte-level BPE, GPT-2)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     moved = [256 + k for k in range(256 - len(printable))]
     return [chr(code) for code in printable + moved]
 
@@ -44,7 +49,7 @@ def _pieces(word: str, ranks: dict[Merge, int]) -> list[str]:
     """Byte-pair encoding of one ASCII word."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     while len(pieces) > 1:
-        pairs = list(zip(pieces, pieces[1:], strict=False))
+        pairs = list(itertools.pairwise(pieces))
         best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
         if best not in ranks:
             break
@@ -71,7 +76,11 @@ def build_tokenizer() -> Any:
     merges = complete_merges(general_merges(), world_words())
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
-    tokens = [*dict.fromkeys(tokens), START, END]  # the end token must have the highest id: open_clip looks for it
+    tokens = [
+        *dict.fromkeys(tokens),
+        START,
+        END,
+    ]  # the end token must have the highest id: open_clip looks for it
     vocabulary = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
 

@@ -1,8 +1,8 @@
-"""The picture world: one shape, in a colour and a style, on a coloured background, and a caption in a plain grammar.
+"""The picture world: a shape, in a colour and a style, on a coloured background, and a caption in a plain grammar.
 
-Pictures are drawn from signed distance functions with anti-aliasing. Lengths are in pixels of a 64-pixel picture; y
-grows downwards. The world is finite but for its jitter: `all_scenes` enumerates it, and a twentieth of the
-compositions (`unseen`) never enters pre-training, so that fresh prompts can be asked for.
+Pictures are drawn from signed distance functions with anti-aliasing. Lengths are in pixels of a 64-pixel
+picture; y grows downwards. The world is finite but for its jitter: `all_scenes` enumerates it, and a twentieth
+of the compositions (`unseen`) never enters pre-training, so that fresh prompts can be asked for.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "position": tuple(POSITIONS),
 }
 
-# Words without a meaning here, put into a share of the captions so that an unknown word is harmless to the base.
-FILLERS = (TRIGGER, "ohwx", "zwx", "xyz", "photo", "picture", "drawing", "nice", "simple", "plain", "bright", "my",
-           "dog", "cat", "toy", "style", "art", "lovely", "new", "one")  # fmt: skip
+# Words without a meaning here, put into a share of the captions so that an unknown word is harmless.
+FILLERS = (TRIGGER, "ohwx", "zwx", "xyz", "photo", "picture", "drawing", "nice", "simple", "plain",
+           "bright", "my", "dog", "cat", "toy", "style", "art", "lovely", "new", "one")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that decides a picture. `dx`, `dy` in pixels and `scale` are the jitter that captions do not say."""
+    """All that decides a picture. `dx`, `dy` in pixels and `scale` are the jitter that captions do not say."""
 
     shape: str
     colour: str
@@ -110,16 +110,20 @@ def random_scene(
     return jitter(rng, scene)
 
 
-# Captions ---------------------------------------------------------------------------------------------------------
+# --- Captions
 
 
 def caption(
-    scene: Scene, *, drop: Collection[str] = (), rename: Mapping[str, str] | None = None, say_solid: bool = False
+    scene: Scene,
+    *,
+    drop: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
+    say_solid: bool = False,
 ) -> str:
     """`a large outlined red heart on a blue background at the left`.
 
-    `drop` names attributes left unsaid; `rename` exchanges words (`{"striped": "sks"}` teaches a style under a
-    trigger); the style solid goes unsaid unless `say_solid`.
+    `drop` names attributes left unsaid; `rename` exchanges words (`{"striped": "sks"}` teaches a style under
+    a trigger); the style solid goes unsaid unless `say_solid`.
     """
     silent = set(drop) | ({"style"} if scene.style == "solid" and not say_solid else set())
     adjectives = [getattr(scene, name) for name in ("size", "style", "colour") if name not in silent]
@@ -135,7 +139,9 @@ def caption(
 def _with_articles(words: Sequence[str]) -> str:
     following = [*words[1:], ""]
     vowels = tuple("aeiou")
-    return " ".join("an" if w == "a" and n.startswith(vowels) else w for w, n in zip(words, following, strict=True))
+    return " ".join(
+        "an" if w == "a" and n.startswith(vowels) else w for w, n in zip(words, following, strict=True)
+    )
 
 
 DROP_RATES = {"size": 0.3, "background": 0.15, "position": 0.15, "colour": 0.05, "shape": 0.05, "style": 0.1}
@@ -144,7 +150,7 @@ DROP_RATES = {"size": 0.3, "background": 0.15, "position": 0.15, "colour": 0.05,
 def random_caption(
     rng: np.random.Generator, scene: Scene, *, keep: Collection[str] = (), filler_rate: float = 0.2
 ) -> str:
-    """A training caption: words dropped at random but for the attributes in `keep`, fillers put in at random."""
+    """A training caption: words dropped at random but for those of `keep`, fillers put in at random."""
     drop = {name for name, rate in DROP_RATES.items() if name not in keep and rng.random() < rate}
     text = caption(scene, drop=drop, say_solid="style" in keep or rng.random() < 0.3)
     if rng.random() >= filler_rate:
@@ -166,7 +172,7 @@ def _filler(rng: np.random.Generator) -> str:
     return "".join(chr(97 + int(c)) for c in rng.integers(0, 26, int(rng.integers(2, 5))))
 
 
-# Signed distances: negative inside, in units of the shape's radius ---------------------------------------------------
+# --- Signed distances: negative inside, in units of the shape's radius
 
 
 def _circle(x: Floats, y: Floats) -> Floats:
@@ -231,7 +237,7 @@ DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
 }  # fmt: skip
 
 
-# Drawing ----------------------------------------------------------------------------------------------------------
+# --- Drawing
 
 
 def draw_batch(scenes: Sequence[Scene], size: int = CANVAS) -> NDArray[np.uint8]:
@@ -285,7 +291,7 @@ def _coverage(distance: Floats, unit: float) -> Floats:
 
 
 def _pattern(style: str, x: Floats, y: Floats, distance: Floats, radius: Floats) -> Floats:
-    """The distance that the style cuts the shape with, in pixels: positive where the background shows through."""
+    """The distance that the style cuts the shape with, in pixels: positive where paper shows through."""
     if style == "outlined":
         return -distance - 0.2 * radius
     if style == "dotted":  # round holes on a grid of 8 pixels, one at the centre; the rim stays whole

@@ -47,7 +47,7 @@ def family_of(name):
 
 
 def train(name, path, *, targets=None, std=0.3, **facts):
-    """An adapter as a finished run leaves it, its numbers random instead of trained; returns the peft-carrying pipe."""
+    """An adapter as a run leaves it, random instead of trained; returns the adapted pipeline."""
     family, pipe = family_of(name), tiny.build(name)
     model = family.denoiser(pipe)
     adapter.inject(model, rank=RANK, alpha=ALPHA, targets=targets or family.targets)
@@ -155,11 +155,10 @@ def test_all_layers_of_a_unet_load_in_diffusers(tmp_path):
     path = tmp_path / "adapter.safetensors"
     trained = predict("sd15", train("sd15", path, targets=endings, std=0.05))
     (exported,) = export.export_adapter(path, "comfyui", tmp_path / "exports")
-    assert "comfyui" in exported.consumers
+    assert exported.consumers == ("comfyui", "a1111", "diffusers")
     fresh = tiny.build("sd15")
     fresh.load_lora_weights(str(exported.path.parent), weight_name=exported.path.name)
-    loads = bool((predict("sd15", fresh) - trained).abs().max() <= 1e-4 * trained.abs().max())
-    assert loads == ("diffusers" in exported.consumers)
+    assert (predict("sd15", fresh) - trained).abs().max() <= 1e-5 * trained.abs().max()
 
 
 def test_metadata_is_an_allow_list(tmp_path):
@@ -171,8 +170,9 @@ def test_metadata_is_an_allow_list(tmp_path):
     hashed = metadata.pop("modelspec.hash_sha256")
     assert facts["alpha"] == ALPHA
     assert set(facts) == {
-        "type", "rank", "alpha", "family", "pipeline", "base_hash", "resolution", "trigger", "steps", "recipe_hash"
-    }  # fmt: skip
+        *("type", "rank", "alpha", "family", "pipeline"),
+        *("base_hash", "resolution", "trigger", "steps", "recipe_hash"),
+    }
     assert metadata == {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
@@ -376,7 +376,7 @@ def test_files_that_are_no_adapters(trained, tmp_path):
     with pytest.raises(DataError, match="only one half"):
         export.load(path)
     storage.write_safetensors(path, tensors | {"transformer.x.bias": torch.zeros(1)}, {"format": "pt"})
-    with pytest.raises(DataError, match="not understood: transformer.x.bias"):
+    with pytest.raises(DataError, match=r"not understood: transformer\.x\.bias"):
         export.load(path)
     for facts in ('{"rank": 0}', "[]", "{", '{"rank": 4, "alpha": "x", "family": "sd3"}'):
         storage.write_safetensors(path, tensors, {"lorakit": facts})

@@ -122,6 +122,16 @@ def test_sample_equals_the_pipeline_called_with_text(name, guidance):
     assert ours[0].tobytes() != ours[1].tobytes()
 
 
+@pytest.mark.parametrize("name", ["sd15", "sd3", "flux2-klein"])
+def test_guidance_needs_a_negative(name):
+    family, pipe = family_of(name), tiny.tiny_pipeline(name)
+    cond = family.collate(family.encode(pipe, CAPTIONS[:1]))
+    noise = noise_for(family, name, SIZES[0])
+    for guidance in (2.0, None):  # None is the pipeline's default, which guides
+        with pytest.raises(ValueError, match="needs the negative condition"):
+            family.sample(pipe, cond, None, noise, steps=1, guidance=guidance, width=64, height=32)
+
+
 def test_a_sampler_that_draws_noise_is_independent_of_the_batch():
     from diffusers import EulerAncestralDiscreteScheduler
 

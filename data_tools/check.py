@@ -1,0 +1,126 @@
+"""Everything worth knowing before training, worst first: defects, duplicates, sizes, names and captions."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from data_tools import captions, duplicates, lint
+from data_tools.findings import Finding, Level, ordered
+from data_tools.listing import Listing
+from data_tools.scan import REASONS, code_of
+from lorakit.manifest import Record
+
+# Notes of the manifest that deserve more than a mention, and what to say of all images that carry one.
+_NOTES: dict[str, tuple[Level, str]] = {
+    "alpha": ("note", "transparent parts show the background colour"),
+    "blurry": ("warning", "probably out of focus or enlarged"),
+    "border": ("warning", "uniform bars at two sides; the model will learn to draw them"),
+    "broken_exif": ("note", "damaged EXIF block ignored"),
+    "broken_icc": ("warning", "unusable colour profile ignored; colours may be off"),
+    "caption_empty": ("warning", "an empty caption file"),
+    "caption_joined": ("note", "several caption lines joined into one caption"),
+    "caption_stripped": ("warning", "control characters left out of a caption"),
+    "caption_unused": ("warning", "the metadata file and the caption file disagree; the caption file counts"),
+    "clipped": ("note", "mostly pure black or white"),
+    "cmyk": ("note", "CMYK without a usable profile; colours are approximate"),
+    "cropped": ("warning", "loses more than a tenth to the crop"),
+    "depth": ("note", "16 bits a channel scaled to 8"),
+    "first_frame": ("note", "only the first frame is used"),
+    "icc": ("note", "converted from its colour profile to sRGB"),
+    "rotated": ("note", "turned upright by its EXIF orientation"),
+    "suffix": ("note", "the content is not what the name says; used all the same"),
+    "upscaled": ("note", "smaller than its bucket, so it is enlarged"),
+}
+
+
+def check(listing: Listing, records: Sequence[Record], *, trigger: str | None = None) -> list[Finding]:
+    """All findings, worst first."""
+    found = [
+        *_refused(records),
+        *_uncaptioned(records),
+        *_noted(records),
+        *_duplicates(records),
+        *_names(listing, records),
+        *_leftovers(listing),
+        *lint.lint(records, trigger),
+    ]
+    return ordered(found)
+
+
+def _refused(records: Sequence[Record]) -> Iterator[Finding]:
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if not record.keep:
+            groups[record.reason or ""].append(record)
+    for reason, group in groups.items():
+        own = code_of(reason) not in REASONS
+        level: Level = "note" if own else "error"
+        code = "set_aside" if own else code_of(reason)
+        text = reason if own else reason.partition(":")[2].strip()
+        yield Finding(level, code, text, tuple(record.file for record in group))
+
+
+def _uncaptioned(records: Sequence[Record]) -> Iterator[Finding]:
+    files = tuple(captions.missing(records))
+    if files:
+        yield Finding("error", "no_caption", f"{len(files)} images have no caption", files)
+
+
+def _noted(records: Sequence[Record]) -> Iterator[Finding]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.keep:
+            for code in dict.fromkeys(map(code_of, record.notes)):
+                groups[code].append(record.file)
+    for code, files in groups.items():
+        level, message = _NOTES.get(code, ("note", "noted in the manifest"))
+        yield Finding(level, code, message, tuple(files))
+
+
+def _duplicates(records: Sequence[Record]) -> Iterator[Finding]:
+    for cluster in duplicates.exact(records):
+        yield Finding("warning", "duplicate", "the same picture, pixel for pixel", cluster.files)
+    for cluster in duplicates.near(records):
+        message = "nearly the same picture" + (", some of it mirrored" if cluster.mirrored else "")
+        yield Finding("warning", "near_duplicate", message, cluster.files)
+
+
+def _names(listing: Listing, records: Sequence[Record]) -> Iterator[Finding]:
+    """Names that are distinct here and would not be on another disk."""
+    folded: dict[str, list[str]] = defaultdict(list)
+    stems: dict[PurePosixPath, list[str]] = defaultdict(list)
+    for file in listing.images:
+        folded[unicodedata.normalize("NFC", file).casefold()].append(file)
+        stems[PurePosixPath(file).with_suffix("")].append(file)
+    refused = {record.file for record in records if code_of(record.reason) == "name_collision"}
+    for files in folded.values():
+        if len(files) > 1:
+            message = "names that differ only in case or accents; other disks cannot hold both"
+            yield Finding("warning", "name_clash", message, tuple(files))
+    for files in stems.values():
+        if len(files) > 1 and not set(files) <= refused:
+            yield Finding("note", "same_stem", "would share one caption file", tuple(files))
+
+
+def _leftovers(listing: Listing) -> Iterator[Finding]:
+    """Files of the folder that nothing uses."""
+    owners = {str(PurePosixPath(file).with_suffix("")) for file in listing.images} | listing.image_set
+    owners |= {listing.normalise(owner) for owner in owners}
+    orphans = [name for name in sorted(listing.sidecars) if not _owned(name, owners, listing)]
+    if orphans:
+        yield Finding("warning", "orphan_caption", "a caption file without an image", tuple(orphans))
+    if listing.hidden_images:
+        yield Finding("note", "hidden", "hidden images are not used", listing.hidden_images)
+    if listing.linked_folders:
+        message = "linked folders are not followed; copy them in if they belong here"
+        yield Finding("warning", "linked_folder", message, listing.linked_folders)
+    if listing.others:
+        yield Finding("note", "other_files", "not images, not used", listing.others)
+
+
+def _owned(name: str, owners: set[str], listing: Listing) -> bool:
+    stem = str(PurePosixPath(name).with_suffix(""))
+    return stem in owners or listing.normalise(stem) in owners

@@ -1,0 +1,80 @@
+"""Images that are the same picture: exactly (decoded pixels) or nearly (perceptual hash, also mirrored)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorakit.manifest import Record
+
+# Hashes that differ in at most this many of 64 bits. Measured on 158 photos: recall .99 for resizing, JPEG and
+# a 5 % crop, .70 for a 10 % crop, one false pair in 12,403.
+NEAR_BITS = 10
+_BLOCK = 4_000_000  # comparisons at a time: 32 MB
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Images that show one picture; `mirrored` when at least one pair is a mirror image."""
+
+    files: tuple[str, ...]
+    exact: bool
+    mirrored: bool = False
+
+
+def exact(records: Sequence[Record]) -> list[Cluster]:
+    """Groups of kept images whose decoded pixels are equal."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.keep and record.pixels:
+            groups[record.pixels].append(record.file)
+    return sorted((Cluster(tuple(files), True) for files in groups.values() if len(files) > 1), key=_key)
+
+
+def near(records: Sequence[Record], bits: int = NEAR_BITS) -> list[Cluster]:
+    """Groups of kept images linked by nearly equal hashes, exact duplicates counted once."""
+    first = {record.pixels: record for record in reversed(records) if record.keep and record.phash}
+    unique = sorted(first.values(), key=lambda record: record.file)
+    parent = list(range(len(unique)))
+    flipped: set[int] = set()
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for one, other, mirrored in _pairs([record.phash or "" for record in unique], bits):
+        parent[root(other)] = root(one)
+        if mirrored:
+            flipped |= {one, other}
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(unique)):
+        members[root(index)].append(index)
+    clusters = [
+        Cluster(tuple(unique[i].file for i in group), False, any(i in flipped for i in group))
+        for group in members.values()
+        if len(group) > 1
+    ]
+    return sorted(clusters, key=_key)
+
+
+def _pairs(hashes: Sequence[str], bits: int) -> Iterator[tuple[int, int, bool]]:
+    """(i, j, mirrored) with i < j for every near pair."""
+    plain = np.array([int(text[:16], 16) for text in hashes], np.uint64)
+    mirror = np.array([int(text[16:], 16) for text in hashes], np.uint64)
+    height = max(1, _BLOCK // max(1, len(plain)))
+    for start in range(0, len(plain), height):
+        rows = plain[start : start + height, None]
+        for mirrored, others in ((False, plain), (True, mirror)):
+            close = np.bitwise_count(rows ^ others[None, start:]) <= bits
+            for i, j in zip(*np.nonzero(close), strict=True):
+                if i < j:
+                    yield start + int(i), start + int(j), mirrored
+
+
+def _key(cluster: Cluster) -> tuple[str, ...]:
+    return cluster.files

@@ -1,0 +1,49 @@
+"""One thing that a check found: how bad, what, and in which files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`code` is stable, for scripts; `files` are relative paths."""
+
+    level: Level
+    code: str
+    message: str
+    files: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as a JSON object."""
+        return {**asdict(self), "files": list(self.files)}
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.files[:4]) + (
+            f" and {len(self.files) - 4} more" if len(self.files) > 4 else ""
+        )
+        return f"{self.level:7} {self.code}: {self.message}" + (f" [{shown}]" if shown else "")
+
+
+def ordered(findings: Iterable[Finding]) -> list[Finding]:
+    """Worst first, then by code and files, so that equal data give equal reports."""
+    return sorted(findings, key=lambda f: (LEVELS.index(f.level), f.code, f.message, f.files))
+
+
+def count(findings: Iterable[Finding]) -> dict[str, int]:
+    """How many findings there are of each level."""
+    levels = [finding.level for finding in findings]
+    return {level: levels.count(level) for level in LEVELS}
+
+
+def reaches(findings: Iterable[Finding], level: str) -> bool:
+    """Whether any finding is at least as bad as `level` ("never": none is)."""
+    if level not in LEVELS:
+        return False
+    worst = LEVELS[: LEVELS.index(level) + 1]
+    return any(finding.level in worst for finding in findings)
