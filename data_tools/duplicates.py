@@ -10,8 +10,8 @@ import numpy as np
 
 from lorakit.manifest import Record
 
-# Hashes that differ in at most this many of 64 bits. Measured on 158 photos: recall .99 for resizing, JPEG and
-# a 5 % crop, .70 for a 10 % crop, one false pair in 12,403.
+# Hashes that differ in at most this many of 64 bits. Measured on 158 photos: recall .99 for resizing, JPEG
+# and a 5 % crop, .70 for a 10 % crop, one false pair in 12,403.
 NEAR_BITS = 10
 _BLOCK = 4_000_000  # comparisons at a time: 32 MB
 

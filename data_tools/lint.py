@@ -19,7 +19,28 @@ _REFUSAL = re.compile(
     r"|unable to (assist|help|describe))",
     re.IGNORECASE,
 )
-_COMMON = frozenset("a an the of in on at to and with is are its it by for from as this that there".split())  # noqa: SIM905
+_COMMON = frozenset(
+    {
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "and",
+        "with",
+        "is",
+        "are",
+        "its",
+        "it",
+        "by",
+        "for",
+        "from",
+    }
+    | {"as", "this", "that", "there", "photo", "photograph", "picture", "image"}
+)
 
 
 def lint(records: Sequence[Record], trigger: str | None = None) -> list[Finding]:
@@ -69,7 +90,7 @@ def _identical(records: Sequence[Record]) -> Iterator[Finding]:
 
 
 def _leaks(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
-    """Phrases said nearly everywhere: what is always said with the trigger is learned by the phrase instead."""
+    """Phrases said nearly everywhere take up what the trigger should learn."""
     written = [r for r in records if r.captions[0].source not in ("template", "folder")]
     if len(written) < LEAK_FROM:
         return
@@ -80,11 +101,11 @@ def _leaks(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
 
 
 def common_phrases(records: Sequence[Record], trigger: str | None) -> list[tuple[str, int]]:
-    """(phrase of two to four words, captions with it), the longest ones in at least 80 % of captions."""
+    """(phrase of two to eight words, captions with it), the longest ones in at least 80 % of captions."""
     counts: Counter[tuple[str, ...]] = Counter()
     for record in records:
         words = [word.casefold() for word in _WORDS.findall(record.caption)]
-        counts.update({tuple(words[i : i + n]) for n in (2, 3, 4) for i in range(len(words) - n + 1)})
+        counts.update({tuple(words[i : i + n]) for n in range(2, 9) for i in range(len(words) - n + 1)})
     least = LEAK_SHARE * len(records)
     marks = set((trigger or "").casefold().split())
     found = [

@@ -122,7 +122,7 @@ class PrepareResult:
 
 
 def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = None) -> PrepareResult:
-    """Prepare a dataset folder; manifest.jsonl, metadata.jsonl, report.html and report.json are written into it.
+    """Prepare a dataset folder: manifest.jsonl, metadata.jsonl, report.html and report.json appear in it.
 
     Raises `ConfigError` for options that cannot work, `DataError` for a folder without usable images, missing
     captions or unreadable text, `DiskError` where nothing can be written.
@@ -136,7 +136,7 @@ def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = Non
 
 
 def scan_only(folder: str | os.PathLike[str], options: PrepareOptions) -> PrepareResult:
-    """Measure the images and write the manifest; captions and buckets stay as an earlier manifest has them."""
+    """Measure the images and write the manifest; captions and buckets stay as they were."""
     listing = _writable(find(folder))
     return _save(listing, scan.scan(listing, options.scan(), journal=True))
 

@@ -100,12 +100,15 @@ def _verdict(records: Sequence[Record], findings: Sequence[Finding]) -> Html:
 def _problems(findings: Sequence[Finding]) -> Html:
     if not findings:
         return Html("")
-    good = {"error": False, "warning": None, "note": True}
     rows: list[list[str | Html | int | float]] = [
-        [badge(finding.level, good[finding.level]), finding.code, finding.message, _files(finding.files)]
-        for finding in findings
+        [_label(finding), finding.message, _files(finding.files)] for finding in findings
     ]
-    return section("Findings", table(["level", "code", "what", "files"], rows))
+    return section("Findings", table(["finding", "what", "files"], rows))
+
+
+def _label(finding: Finding) -> Html:
+    good = {"error": False, "warning": None, "note": True}[finding.level]
+    return tag("span", badge(finding.level, good), " ", tag("code", finding.code), style="white-space:nowrap")
 
 
 def _files(files: Sequence[str]) -> Html:
@@ -123,7 +126,7 @@ def _shapes(records: Sequence[Record]) -> Html:
     if not counts:
         return Html("")
     kept = [record for record in records if record.keep and record.bucket]
-    rows = []
+    rows: list[list[str | Html | int | float]] = []
     for shape, number in counts.items():
         lost = [bucket.crop_share(record) for record in kept if record.bucket == shape]
         aspect = f"{shape[0] / shape[1]:.3f}"
@@ -171,20 +174,20 @@ def _duplicates(root: Path, records: Sequence[Record]) -> Html:
     if not clusters:
         return Html("")
     by_file = {record.file: record for record in records}
-    rows = []
+    heads, rows = [], []
     for cluster in clusters:
         kind = "identical" if cluster.exact else "mirrored" if cluster.mirrored else "similar"
         cells = [join([_thumbnail(root, by_file[file]), tag("p", file)]) for file in cluster.files[:6]]
-        rows.append((kind, cells + [Html("")] * (6 - len(cells))))
-    heads = [kind for kind, _ in rows]
-    return section("Duplicates", grid([""] * 6, heads, [cells for _, cells in rows]))
+        heads.append(kind)
+        rows.append(cells + [Html("")] * (6 - len(cells)))
+    return section("Duplicates", grid([""] * 6, heads, rows))
 
 
 def _pictures(root: Path, records: Sequence[Record], trigger: str | None, quiet: bool) -> Html:
     """Every image with its crop box, worst first."""
     worst = sorted(records, key=lambda record: (record.keep, -len(record.notes), record.file))
     shown = worst[:PICTURES]
-    rows = []
+    rows: list[list[str | Html | int | float]] = []
     for record in track(shown, "report", len(shown), quiet=quiet):
         rows.append(
             [
@@ -231,7 +234,7 @@ def _caption(record: Record, trigger: str | None) -> Html:
 
 
 def _thumbnail(root: Path, record: Record) -> Html:
-    """The picture with what the crop leaves out darkened and the box drawn; nothing for a file without one."""
+    """The picture, what the crop leaves out darkened; nothing for a file that gives none."""
     if not record.width:
         return Html("")
     try:

@@ -45,6 +45,7 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
     if made.dataset.is_dir() and not (made.dataset / manifest.MANIFEST).exists():
         from data_tools.prepare import PrepareOptions, prepare
 
+        print(f"preparing {made.dataset}")
         prepare(
             made.dataset,
             PrepareOptions(
@@ -113,8 +114,9 @@ def _export(arguments: argparse.Namespace) -> int:
     adapter = given / "adapter.safetensors" if given.is_dir() else given
     out = Path(arguments.out) if arguments.out else adapter.parent / "exports"
     made = export_adapter(adapter, arguments.consumer, out)
-    rows = [{"path": str(e.path), "for": list(e.consumers), "layout": e.layout, "keys": e.keys} for e in made]
-    _print(rows, arguments.json, "\n".join(f"{r['path']}  for {', '.join(r['for'])}" for r in rows))
+    rows = [{"path": str(e.path), "for": e.consumers, "layout": e.layout, "keys": e.keys} for e in made]
+    lines = [f"{e.path}  for {', '.join(e.consumers)}, proven to {e.max_relative_error:.0e}" for e in made]
+    _print(rows, arguments.json, "\n".join(lines))
     return 0
 
 

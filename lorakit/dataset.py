@@ -152,7 +152,7 @@ class LatentCache:
     def fill(self, items: Sequence[Item], pipe: Any, *, quiet: bool = False) -> None:
         """Encode and store images; the posterior's mean, in the denoiser's units."""
         for item in track(items, "latents", len(items), quiet=quiet):
-            picture = images.fit(images.decode(self.folder / item.record.file), item.crop, item.size)
+            picture = images.fit(images.read(self.folder, item.record), item.crop, item.size)
             pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
             with torch.no_grad():
                 mean, _ = vae.encode(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype))
@@ -166,9 +166,10 @@ class TrainingSet:
     """Images and captions by index, as tensors."""
 
     def __init__(self, items: Sequence[Item], latents: LatentCache, text: TextCache) -> None:
-        self.items, self._latents, self._text = list(items), latents, text
-        self.shapes = [item.size for item in items]
-        self.captions = [len(item.record.captions) for item in items]
+        self.items = [item for item in items for _ in range(item.record.repeats)]
+        self._latents, self._text = latents, text
+        self.shapes = [item.size for item in self.items]
+        self.captions = [len(item.record.captions) for item in self.items]
 
     def batch(self, slots: Sequence[Slot], device: torch.device) -> Batch:
         """The latents and conditions of slots that share one shape."""

@@ -288,6 +288,9 @@ def _refuse_frames(image: Image.Image, where: str, first_frame: bool, notes: lis
         frames = getattr(image, "n_frames", 1)
     except PARSE_ERRORS as error:
         raise ImageError("corrupt", f"damaged frame table: {error}", where=where) from error
+    if image.format == "TIFF" and _is_camera_raw(image):
+        message = "a camera's raw file, of which only the preview could be read"
+        raise ImageError("raw", message, where=where, remedy="develop it to JPEG, PNG or TIFF")
     if frames <= 1:
         return False
     code, kind = ("multipage", "pages") if image.format == "TIFF" else ("animated", "frames")
@@ -297,6 +300,12 @@ def _refuse_frames(image: Image.Image, where: str, first_frame: bool, notes: lis
     image.seek(0)
     notes.append(f"first_frame: frame 1 of {frames}")
     return True
+
+
+def _is_camera_raw(image: Image.Image) -> bool:
+    """DNG (DNGVersion, tag 50706) and its kin, whose first picture is a reduced preview (NewSubfileType bit 0)."""
+    tags = getattr(image, "tag_v2", {})
+    return 50706 in tags or bool(tags.get(254, 0) & 1)
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:

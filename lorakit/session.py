@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, sample
+from lorakit.export.consumers import check_consumer
 from lorakit.families import find
 from lorakit.families.base import Family
 from lorakit.families.folder import pipeline_name
@@ -69,6 +70,8 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     """Check base, data and prompts against each other; every problem is found here, before any work."""
     base = bases.resolve(recipe.base)
     family = find(base)
+    for consumer in recipe.export:
+        check_consumer(family.name, consumer)
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
     dataset.check_files(recipe.dataset, records)

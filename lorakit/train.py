@@ -53,6 +53,8 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
         f"{plan.family.title}: {modules} modules, {numbers:,} trained numbers; {len(made.train.items)} images"
         f" and {len(made.held_out.items)} held out; {made_recipe.train.steps} steps of {trainer.total_batch}"
     )
+    if main:
+        run.update(images=len(plan.items))
     trainer.resume()
     old = {s: signal.signal(s, trainer.on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
     began = time.monotonic()

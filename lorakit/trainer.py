@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, batches, checkpoint, keyed, optim, sample, storage, tracker
+from lorakit import adapter, batches, checkpoint, keyed, optim, sample, storage, summary, tracker
 from lorakit.errors import Interrupted, NumericError
+from lorakit.export import export_adapter
 from lorakit.progress import Progress
 from lorakit.rundir import RunFolder
 from lorakit.session import Session
@@ -161,13 +162,19 @@ class Trainer:
         checkpoint.save(self.run.path, saved, self.metadata, keep=self.settings.keep)
 
     def finish(self) -> None:
-        """Write the finished adapter."""
+        """Write the finished adapter, its exports and the report."""
         if not self.main:
             return
         tensors = adapter.state(self.made.denoiser, self.made.family.component)
         metadata = adapter.pack_metadata(self.made.facts() | {"steps": self.state.step})
-        storage.write_safetensors(self.run.path / "adapter.safetensors", tensors, metadata)
+        file = storage.write_safetensors(self.run.path / "adapter.safetensors", tensors, metadata)
+        served: set[str] = set()
+        for consumer in self.recipe.export:
+            if consumer not in served:
+                made = export_adapter(file, consumer, self.run.path / "exports", base=self.made.base)
+                served |= {name for exported in made for name in exported.consumers}
         self.run.update(status="done", step=self.state.step)
+        summary.write(self.run, self.recipe)
 
     # read-only looks at the run
 

@@ -17,29 +17,16 @@ FLOORS = {
     2: "families adapter optim memory score",
     3: "cache checkpoint export sample",
     4: "dataset batches evaluate planner session",
-    5: "trainer train trial",
+    5: "trainer train trial summary",
     6: "quickstart studio doctor cli",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
-TORCH_FREE = [
-    *(
-        f"lorakit.{name}"
-        for name in [
-            "cli",
-            "recipe",
-            "manifest",
-            "buckets",
-            "report",
-            "storage",
-            "images",
-            "errors",
-            "progress",
-        ]
-    ),
-    *(f"lorakit.{name}" for name in ["prompts", "rundir", "bases", "launch", "families", "doctor"]),
-    "data_tools.commands",
-    "data_tools.prepare",
-]
+TORCH_FREE = (
+    ["lorakit." + name for name in ("cli", "recipe", "manifest", "buckets", "report", "storage", "images")]
+    + ["lorakit." + name for name in ("errors", "progress", "prompts", "rundir", "bases", "launch")]
+    + ["lorakit." + name for name in ("families", "doctor")]
+    + ["data_tools.commands", "data_tools.prepare"]
+)
 FILES = sorted([*ROOT.glob("lorakit/**/*.py"), *ROOT.glob("data_tools/**/*.py")])
 WRITERS = re.compile(
     r"(?<!storage)\.(write_text|write_bytes|touch|mkdir|unlink|rename|symlink_to|rmdir)\(|os\.(replace|rename|remove|unlink|mkdir|makedirs)\("

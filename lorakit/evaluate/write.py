@@ -57,7 +57,7 @@ def write_report(
         report.section("What was done", report.table(["", ""], list(facts))) if facts else Html(),
         report.section("Gain", *_gain(comparison, ranked)),
         report.section("Before and after", *_pictures(ranked)),
-        report.section("Training", *_curves(metrics)) if metrics else Html(),
+        report.section("Training", *curves(metrics)) if metrics else Html(),
         *extra,
         report.section("Settings and versions", *_settings(comparison.scorer, versions)),
     ]
@@ -217,7 +217,7 @@ def _contact_sheet(ranked: list[list[Pair]]) -> Image.Image:
     return report.contact_sheet(cells, column_heads=[""] * width, row_heads=heads, cell=THUMBNAIL)
 
 
-def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
+def curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
     """Loss over steps with its running mean, and every other number of the metrics folded away."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in metrics:

@@ -53,6 +53,12 @@ def readers(family: str, modules: Iterable[str]) -> tuple[str, ...]:
     return tuple(consumer for consumer in NAMES if not unread(family, consumer, names))
 
 
+def check_consumer(family: str, consumer: str) -> None:
+    """Refuse a consumer that reads no adapter of the family, before anything is trained."""
+    if consumer not in READS.get(family, {}):
+        raise refusal(family, consumer, (), "export")
+
+
 def refusal(family: str, consumer: str, modules: Iterable[str], where: str) -> ConfigError:
     """Why a consumer is not served."""
     if family not in READS:

@@ -84,10 +84,9 @@ class Family:
 
         if not captions:
             return []
+        copy = list(captions)  # some pipelines change the list they are given
         with torch.no_grad():
-            batch = self._encode(
-                pipe, list(captions)
-            )  # a copy: some pipelines change the list they are given
+            batch = self._encode(pipe, copy)
         return [{name: value[i].clone() for name, value in batch.items()} for i in range(len(captions))]
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:

@@ -1,1 +1,1 @@
-"""The embedded base model: a procedural picture world, its CLIP, autoencoder, U-Net and DiT, and their making."""
+"""The embedded base model: a procedural picture world, its CLIP, autoencoder, U-Net and DiT."""

@@ -128,7 +128,7 @@ def assess(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> dict[str, Any]:
-    """The base's shares, those of the scenes' true pictures (CLIP's own ceiling), and CLIP's R@1 among 512."""
+    """The base's shares, those of the true pictures (CLIP's own ceiling), and CLIP's R@1 among 512."""
     clip, tokenizer = clip_model.load(clip_folder)
     pipe = models.load_pipeline(pipeline_folder)
     figures, _ = measure(pipe, clip, tokenizer, count=n, seed=seed, steps=steps, guidance=guidance)

@@ -1,4 +1,4 @@
-"""The pre-training loop of all four models: a budget of minutes, resumable, with an average of the weights."""
+"""The pre-training loop of all models: a budget of minutes, resumable, with an average of the weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lorakit import storage
+from lorakit.errors import NumericError
 
 Loss = Callable[[np.random.Generator], torch.Tensor]
 
@@ -49,7 +50,7 @@ def train(
     loss: Loss,
     on_milestone: Callable[[torch.nn.Module, str], None] = lambda averaged, note: None,
 ) -> torch.nn.Module:
-    """Train `model` in place and return its averaged copy. Raises `FloatingPointError` when the loss is not finite."""
+    """Train `model` in place and return its averaged copy; `NumericError` when the loss is not finite."""
     averaged = copy.deepcopy(model).eval().requires_grad_(False)
     step, elapsed = _resume(job, model, averaged, optimizers)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -91,7 +92,7 @@ def _one_step(
         value = loss(np.random.default_rng([job.seed, step]))
     value.backward()  # type: ignore[no-untyped-call]
     if not math.isfinite(value.item()):
-        raise FloatingPointError(f"{job.name}: the loss is {value.item()} at step {step}")
+        raise NumericError(f"{job.name}: the loss is {value.item()} at step {step}", remedy="lower the rate")
     torch.nn.utils.clip_grad_norm_(model.parameters(), job.clip)
     for optimizer, rates in zip(optimizers, base_rates, strict=True):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -16,14 +16,15 @@ from lorakit.quickstart import clip as clip_model
 from lorakit.quickstart.tokenizer import CONTEXT, save_tokenizer
 
 LATENT = 16  # side of a latent
-MAX_SEQUENCE_LENGTH = 1  # rows of zeros that stand for the absent T5 (the pipeline's default is 256)
+MAX_SEQUENCE_LENGTH = 1  # rows of zeros for the absent T5 (the pipeline's default is 256)
 KINDS = {"tiny-unet": "StableDiffusionPipeline", "tiny-dit": "StableDiffusion3Pipeline"}
 
 
 def build_unet() -> Any:
     """An untrained U-Net of the Stable Diffusion 1.5 kind.
 
-    Attention only where the latent is 8 x 8: at 16 x 16 it halves the pictures a second and composes nothing more.
+    Attention only where the latent is 8 x 8: at 16 x 16 it halves the pictures a second, and shapes are
+    composed without it.
     """
     from diffusers import UNet2DConditionModel
 
@@ -63,10 +64,10 @@ def build_dit() -> Any:
 
 
 def build_text_encoder(clip: Any, tokenizer: Any, *, projected: bool) -> Any:
-    """The CLIP's text tower as transformers' CLIPTextModel, or with `projected` CLIPTextModelWithProjection.
+    """The CLIP's text tower as CLIPTextModel, or with `projected` as CLIPTextModelWithProjection.
 
-    The projection is zero: the pooled vector drives the transformer's modulation, and a word that pre-training never
-    met would blow it up; the words themselves arrive through attention.
+    The projection is zero: the pooled vector drives the transformer's modulation, and a word that was never
+    met in pre-training would blow it up; the words themselves arrive through attention.
     """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -171,8 +172,8 @@ def build_pipeline(kind: str, denoiser: Any, vae: Any, clip: Any, tokenizer: Any
 def save_pipeline(pipe: Any, folder: Path) -> None:
     """Write the pipeline's folder in 16 bit, in the layout of `save_pretrained`, through `storage`.
 
-    `lorakit.json` beside `model_index.json` holds what the pipeline's class cannot say: the arguments that every
-    call of `encode_prompt` and of the pipeline needs.
+    `lorakit.json` beside `model_index.json` holds what the pipeline's class cannot say: the arguments that
+    every call of `encode_prompt` and of the pipeline needs.
     """
     for name, part in pipe.components.items():
         if part is None:

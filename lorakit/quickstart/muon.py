@@ -1,6 +1,6 @@
 """Muon: momentum whose every matrix is replaced by the nearest orthogonal one.
 
-Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the step's size is matched to
+Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the step's size matches
 AdamW's as in J. Liu et al., "Muon is scalable for LLM training", 2025. torch's own Muon takes neither
 convolutions nor equal matrices in one stack.
 """

@@ -1,8 +1,8 @@
 """How the embedded weights are made: `python -m lorakit.quickstart.pretrain --out DIR`.
 
-The stages build on each other: `clip`, whose text tower conditions both bases; `autoencoder`; `judge`, the same
-CLIP trained further on what judging needs; `dit` and `unet`, which may run side by side. Each one goes on where
-it stopped when the same command is given again, and finds what the earlier ones left in DIR. The finished
+The stages build on each other: `clip`, whose text tower conditions both bases; `autoencoder`; `judge`, the
+same CLIP trained further on what judging needs; `dit` and `unet`, which may run side by side. Each goes on
+where it stopped when the same command is given again, and finds what the earlier ones left in DIR. Finished
 folders lie in DIR/weights, laid out as those that are committed.
 """
 

@@ -1,8 +1,8 @@
-"""The picture world: a shape, in a colour and a style, on a coloured background, and a caption in a plain grammar.
+"""The picture world: a shape, in a colour and a style, on a background, and a caption in a plain grammar.
 
 Pictures are drawn from signed distance functions with anti-aliasing. Lengths are in pixels of a 64-pixel
-picture; y grows downwards. The world is finite but for its jitter: `all_scenes` enumerates it, and a twentieth
-of the compositions (`unseen`) never enters pre-training, so that fresh prompts can be asked for.
+picture; y grows downwards. The world is finite but for its jitter: `all_scenes` enumerates it, and a
+twentieth of the compositions (`unseen`) never enters pre-training, so that fresh prompts can be asked for.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FILLERS = (TRIGGER, "ohwx", "zwx", "xyz", "photo", "picture", "drawing", "nice",
 
 @dataclass(frozen=True)
 class Scene:
-    """All that decides a picture. `dx`, `dy` in pixels and `scale` are the jitter that captions do not say."""
+    """All that decides a picture. `dx`, `dy` in pixels and `scale` are jitter, which captions do not say."""
 
     shape: str
     colour: str

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import shutil
 
 import pytest
 import torch
 
 from lorakit import adapter, export, families, storage
-from lorakit.errors import ConfigError, DataError, LorakitError, NumericError
 from lorakit.export import consumers, layouts
 from tests import tiny
+from tests.export.runs import ALPHA, RANK, family_of, predict, train
 
 NAMES = ["sd15", "sd15-v", "sd3", "sd35", "flux2-dev", "flux2-klein"]
-RANK, ALPHA = 4, 10.0
-CAPTION = "a photo of a red circle"
 LAYOUT = {"sd15": "kohya", "sd3": "diffusers", "flux2": "diffusers"}
 READERS = {
     "sd15": ("comfyui", "a1111", "diffusers"),
@@ -40,55 +37,6 @@ KEYS = {  # as the consumers' own files spell them
         "transformer.single_transformer_blocks.0.attn.to_out.lora_A.weight",
     ],
 }
-
-
-def family_of(name):
-    return families.find(tiny.tiny_folder(name))
-
-
-def train(name, path, *, targets=None, std=0.3, **facts):
-    """An adapter as a run leaves it, random instead of trained; returns the adapted pipeline."""
-    family, pipe = family_of(name), tiny.build(name)
-    model = family.denoiser(pipe)
-    adapter.inject(model, rank=RANK, alpha=ALPHA, targets=targets or family.targets)
-    generator = torch.Generator().manual_seed(11)
-    for key, parameter in adapter.named_parameters(model):
-        if key.endswith("lora_B.weight"):
-            parameter.data.normal_(std=std, generator=generator)
-    record = {
-        "type": "lora",
-        "rank": RANK,
-        "alpha": ALPHA,
-        "family": family.name,
-        "pipeline": type(pipe).__name__,
-        "base": "/home/alice/models/secret-base",
-        "base_hash": "0" * 64,
-        "resolution": 64,
-        "trigger": "sks",
-        "steps": 300,
-        "recipe_hash": "1" * 64,
-    }
-    storage.write_safetensors(
-        path, adapter.state(model, family.component), adapter.pack_metadata(record | facts)
-    )
-    return pipe
-
-
-def predict(name, pipe):
-    family = family_of(name)
-    shape = family.latent_shape(pipe, 64, 32)
-    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
-    cond = family.collate(family.encode(tiny.tiny_pipeline(name), [CAPTION]))
-    t = torch.tensor([300 if family.objective == "ddpm" else 300.0])
-    with torch.no_grad():
-        return family.predict(family.denoiser(pipe), noise, t, cond)
-
-
-@pytest.fixture
-def trained(tmp_path):
-    path = tmp_path / "adapter.safetensors"
-    train("sd3", path)
-    return path
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -260,132 +208,6 @@ def test_relative_error_is_that_of_the_full_matrices():
     zero = one._replace(up=torch.zeros(30, 3))
     assert export.relative_error(zero, zero) == 0
     assert export.relative_error(zero, one) == 1
-
-
-# --- refusals: one clear error, and no file
-
-
-def refused(error, words, path, consumer, out, **options):
-    with pytest.raises(error, match=words):
-        export.export_adapter(path, consumer, out, **options)
-    assert not list(out.rglob("*.safetensors")) if out.is_dir() else not out.exists()
-
-
-def test_untrained(tmp_path):
-    path = tmp_path / "adapter.safetensors"
-    train("sd3", path, std=0.0)
-    refused(NumericError, "the adapter changes nothing", path, "all", tmp_path / "out")
-    (exported,) = export.export_adapter(path, "all", tmp_path / "out", force=True)
-    assert exported.max_relative_error == 0
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite(value, trained, tmp_path):
-    tensors = storage.read_safetensors(trained)
-    key = "transformer.transformer_blocks.1.attn.to_k.lora_B.weight"
-    tensors[key][0, 0] = value
-    storage.write_safetensors(trained, tensors, storage.read_safetensors_metadata(trained))
-    for force in (False, True):
-        refused(NumericError, r"NaN or infinity(.|\n)*to_k", trained, "all", tmp_path / "out", force=force)
-
-
-def test_a_consumer_that_would_ignore_modules(tmp_path):
-    path = tmp_path / "adapter.safetensors"
-    train("sd3", path, targets=["to_q", "context_embedder", "proj_out"])
-    refused(
-        ConfigError,
-        "comfyui would ignore 2 modules, first context_embedder, proj_out",
-        path,
-        "comfyui",
-        tmp_path / "o",
-    )
-    (exported,) = export.export_adapter(path, "all", tmp_path / "o")
-    assert exported.consumers == ("diffusers",)
-
-
-def test_a_layout_nobody_has_checked(trained, tmp_path):
-    words = r"no layout of sd3 adapters is known to load in a1111(.|\n)*known for sd3: comfyui, diffusers"
-    refused(ConfigError, words, trained, "a1111", tmp_path / "out")
-    refused(ConfigError, "unknown consumer 'fooocus'", trained, "fooocus", tmp_path / "out")
-
-
-def test_another_base(trained, tmp_path):
-    refused(
-        ConfigError,
-        "a sd3 adapter does not fit a sd15",
-        trained,
-        "all",
-        tmp_path / "o",
-        base=tiny.tiny_folder("sd15"),
-    )
-    path = tmp_path / "dual.safetensors"
-    train("sd35", path)
-    refused(
-        ConfigError,
-        "4 modules do not fit the model, first transformer_blocks.0.attn2",
-        path,
-        "all",
-        tmp_path / "o",
-        base=tiny.tiny_folder("sd3"),
-    )
-
-
-@pytest.mark.parametrize("defect", ["scale", "module", "name"])
-def test_a_defective_writer_is_caught(defect, trained, tmp_path, monkeypatch):
-    """What the proof is for: each of these files would load without an error and draw something else."""
-
-    def write(changes, component):
-        tensors = layouts.write_diffusers(changes, component)
-        if defect == "scale":
-            return {key: value * (RANK / ALPHA if "lora_B" in key else 1) for key, value in tensors.items()}
-        if defect == "module":
-            return {key: value for key, value in tensors.items() if "to_k" not in key}
-        return {key.replace("to_add_out", "to_out_add"): value for key, value in tensors.items()}
-
-    monkeypatch.setitem(layouts.WRITERS, "diffusers", write)
-    refused(
-        LorakitError, "would not load as trained(.|\n)*transformer_blocks", trained, "all", tmp_path / "out"
-    )
-
-
-def test_nothing_is_overwritten(trained, tmp_path):
-    before = trained.read_bytes()
-    with pytest.raises(ConfigError, match="never replaces the adapter"):
-        export.export_adapter(trained, "all", trained)
-    foreign = tmp_path / "foreign.safetensors"
-    storage.write_safetensors(foreign, {"a": torch.zeros(1)}, {"format": "pt"})
-    with pytest.raises(ConfigError, match="not lorakit's, so it is kept"):
-        export.export_adapter(trained, "all", foreign)
-    assert trained.read_bytes() == before
-    (first,) = export.export_adapter(trained, "all", tmp_path / "out")
-    (second,) = export.export_adapter(trained, "all", tmp_path / "out")
-    assert first == second
-
-
-def test_files_that_are_no_adapters(trained, tmp_path):
-    path = tmp_path / "x.safetensors"
-    storage.write_safetensors(path, {"conv_in.weight": torch.zeros(1)}, {"format": "pt"})
-    with pytest.raises(DataError, match=r"keys begin conv_in.weight"):
-        export.load(path)
-    tensors = storage.read_safetensors(trained)
-    storage.write_safetensors(path, tensors, {"format": "pt"})
-    with pytest.raises(ConfigError, match="does not say which family"):
-        export.export_adapter(path, "all", tmp_path / "out")
-    half = {key: value for key, value in tensors.items() if "0.attn.to_q.lora_B" not in key}
-    storage.write_safetensors(path, half, storage.read_safetensors_metadata(trained))
-    with pytest.raises(DataError, match="only one half"):
-        export.load(path)
-    storage.write_safetensors(path, tensors | {"transformer.x.bias": torch.zeros(1)}, {"format": "pt"})
-    with pytest.raises(DataError, match=r"not understood: transformer\.x\.bias"):
-        export.load(path)
-    for facts in ('{"rank": 0}', "[]", "{", '{"rank": 4, "alpha": "x", "family": "sd3"}'):
-        storage.write_safetensors(path, tensors, {"lorakit": facts})
-        with pytest.raises(DataError, match="is damaged"):
-            export.load(path)
-    shutil.copy(trained, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError):
-        export.load(path)
 
 
 def test_every_family_can_be_exported():

@@ -1,0 +1,85 @@
+"""RUN/report.html: what was trained, how the loss went, and the fixed prompts as the training went on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from lorakit import manifest, report, storage
+from lorakit.evaluate.write import curves
+from lorakit.recipe import Recipe
+from lorakit.report import Html
+from lorakit.rundir import RunFolder
+
+COLUMNS = 10  # sampled steps shown, first and last among them
+ROWS = 24
+CELL = 128  # pixels
+
+
+def write(run: RunFolder, recipe: Recipe) -> Path:
+    """Write the page from the files of the run."""
+    record = storage.read_json(run.path / "run.json")
+    body = [
+        report.section("What was done", report.table(["", ""], _facts(run, recipe, record))),
+        report.section("Loss", *curves(run.metrics())),
+        _buckets(recipe),
+        _samples(run.path),
+        report.section("Versions", report.table(["Package", "Version"], list(record["versions"].items()))),
+    ]
+    text = report.page(run.path.name, [part for part in body if part])
+    return storage.write_text(run.path / "report.html", text)
+
+
+def _facts(run: RunFolder, recipe: Recipe, record: dict[str, object]) -> list[tuple[str, str]]:
+    train, optimizer = recipe.train, recipe.optimizer
+    exports = sorted(file.name for file in (run.path / "exports").glob("*.safetensors"))
+    adapter = run.path / "adapter.safetensors"
+    size = f", {adapter.stat().st_size / 2**20:.1f} MiB" if adapter.exists() else ""
+    return [
+        ("Base", Path(recipe.base).name),
+        ("Status", f"{record['status']}, {len(run.metrics())} rows of metrics"),
+        ("Data", f"{record.get('images', '?')} images at resolution {recipe.resolution}"),
+        (
+            "Adapter",
+            f"{recipe.adapter.type}, rank {recipe.adapter.rank}, alpha {recipe.adapter.alpha:g}{size}",
+        ),
+        ("Optimizer", f"{optimizer.name}, lr {optimizer.lr:g}, {optimizer.schedule}"),
+        ("Steps", f"{train.steps} of {recipe.effective_batch} images, {train.precision}, seed {train.seed}"),
+        ("Exports", ", ".join(exports) or "none"),
+    ]
+
+
+def _buckets(recipe: Recipe) -> Html:
+    """How many images have each shape, as the manifest plans it."""
+    if not (recipe.dataset / manifest.MANIFEST).exists():
+        return Html()
+    shapes: dict[str, int] = {}
+    for record in manifest.load(recipe.dataset):
+        if record.keep and record.bucket:
+            name = f"{record.bucket[0]}×{record.bucket[1]}"
+            shapes[name] = shapes.get(name, 0) + 1
+    if not shapes:
+        return Html()
+    return report.section("Shapes", report.bar_chart(list(shapes), list(shapes.values()), y_label="images"))
+
+
+def _samples(run: Path) -> Html:
+    """Prompts and seeds down, sampled steps across."""
+    folders = sorted((run / "samples").glob("step-*")) if (run / "samples").is_dir() else []
+    if not folders:
+        return Html()
+    keep = {round(i * (len(folders) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)}
+    folders = [folder for i, folder in enumerate(folders) if i in keep]
+    rows = storage.read_json(folders[-1] / "samples.json")[:ROWS]
+    cells = [[_cell(folder / row["file"], row["prompt"]) for folder in folders] for row in rows]
+    heads = [f"step {int(folder.name.removeprefix('step-'))}" for folder in folders]
+    names = [f"{row['prompt']} (seed {row['seed']})" for row in rows]
+    return report.section("Samples", report.grid(heads, names, cells))
+
+
+def _cell(file: Path, text: str) -> Html:
+    if not file.exists():
+        return Html()
+    with Image.open(file) as picture:
+        return report.image(picture.convert("RGB"), alt=text, width=CELL)

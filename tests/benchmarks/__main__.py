@@ -1,0 +1,36 @@
+"""Run the benchmarks and print a table; `--json` for machines. Rounds are interleaved, because machines are
+noisy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from tests.benchmarks import step
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    rows = [step.measure(base, rounds=given.rounds, steps=given.steps) for base in ("tiny-unet", "tiny-dit")]
+    if given.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            print(
+                f"{row['base']}: {row['lorakit_ms']} ms a step, bare floor {row['floor_ms']} ms, "
+                f"ratio {row['ratio']} (goal {row['goal']}), same losses to {row['loss_difference']:.1e}"
+            )
+    return 0 if all(row["ratio"] <= row["goal"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

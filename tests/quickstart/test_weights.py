@@ -1,0 +1,98 @@
+"""The committed weights are whole, small, load in the formats they claim, and know the world."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lorakit.quickstart
+from lorakit import storage
+from lorakit.quickstart import assess, clip, models, world
+
+HERE = Path(lorakit.quickstart.__file__).parent
+WEIGHTS = HERE / "weights"
+SCENE = world.Scene("heart", "red", "white", "solid", "large", "left")
+
+
+@pytest.fixture(scope="module")
+def judge() -> tuple:  # type: ignore[type-arg]
+    return clip.load(WEIGHTS / "clip")
+
+
+def test_everything_is_16_bit_and_small() -> None:
+    files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 22e6
+    tensors = [file for file in files if file.suffix == ".safetensors"]
+    assert (
+        len(tensors) == 8
+    )  # CLIP; U-Net, its autoencoder and text encoder; DiT, the same and a second encoder
+    for file in tensors:
+        assert {tensor.dtype for tensor in storage.read_safetensors(file).values()} == {torch.float16}, file
+
+
+def test_the_licence_is_there_and_says_what_the_weights_are_made_of() -> None:
+    text = (HERE / "LICENSE-WEIGHTS").read_text(encoding="utf-8")
+    assert "CC0" in text
+    assert "world.py" in text
+
+
+def test_clip_retrieves_the_caption_of_unseen_pictures(judge: tuple) -> None:  # type: ignore[type-arg]
+    assert clip.retrieval(*judge, count=512, seed=11) >= 0.9
+
+
+def test_clip_tells_every_attribute(judge: tuple) -> None:  # type: ignore[type-arg]
+    rng = np.random.default_rng(12)
+    scenes = [world.random_scene(rng, world.SHAPES, world.STYLES) for _ in range(128)]
+    pictures = world.draw_batch(scenes)
+    verdicts = assess.judge(*judge, pictures, scenes, alternatives=world.ATTRIBUTES)
+    assert {name: right for name, right in assess.shares(verdicts).items() if right < 0.85} == {}
+
+
+def test_open_clip_loads_the_folder_and_agrees_with_the_project_loader(judge: tuple) -> None:  # type: ignore[type-arg]
+    open_clip = pytest.importorskip("open_clip")
+    name = f"local-dir:{WEIGHTS / 'clip'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    model.eval()
+    captions = [world.caption(SCENE), world.caption(replace(SCENE, shape="star"))]
+    with torch.no_grad():
+        images = model.encode_image(preprocess(world.draw(SCENE))[None], normalize=True)
+        texts = model.encode_text(open_clip.get_tokenizer(name)(captions), normalize=True)
+        own_images = clip.encode_images(judge[0], world.draw_batch([SCENE]))
+        own_texts = clip.encode_texts(judge[0], clip.tokenize(judge[1], captions))
+    torch.testing.assert_close(images, own_images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(texts, own_texts, atol=1e-5, rtol=0)
+    assert (images @ texts.T).argmax().item() == 0
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_a_base_loads_as_a_plain_pipeline_and_draws_what_it_is_asked(kind: str, judge: tuple) -> None:  # type: ignore[type-arg]
+    pipe = models.load_pipeline(WEIGHTS / kind)
+    assert type(pipe).__name__ == models.KINDS[kind]
+    scenes = assess.fresh_scenes(8, seed=21)
+    pictures = assess.sample(pipe, [world.caption(scene) for scene in scenes], steps=10)
+    verdicts = assess.judge(*judge, pictures, scenes)
+    assert verdicts["colour"].sum() >= 7
+    assert verdicts["shape"].sum() >= 5  # one in six by chance
+    assert (
+        np.abs(pictures.astype(int) - assess.sample(pipe, [world.caption(s) for s in scenes], steps=10)).max()
+        == 0
+    )
+
+
+def test_the_transformer_base_says_how_its_prompts_must_be_encoded() -> None:
+    rule = storage.read_json(WEIGHTS / "tiny-dit" / "lorakit.json")
+    assert rule == {"max_sequence_length": models.MAX_SEQUENCE_LENGTH}
+
+
+def test_an_unknown_trigger_is_harmless() -> None:
+    pipe = models.load_pipeline(WEIGHTS / "tiny-dit")
+    plain = world.caption(SCENE, drop=("size",))
+    pictures = assess.sample(pipe, [plain, plain.replace("red", f"{world.TRIGGER} red")], steps=10)
+    red = np.array(world.COLOURS["red"])
+    close = (np.abs(pictures.astype(int) - red).max(-1) < 60).mean(axis=(1, 2))
+    assert close.min() > 0.05  # both show a red shape
+    assert close.max() < 0.6
