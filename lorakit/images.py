@@ -303,7 +303,7 @@ def _refuse_frames(image: Image.Image, where: str, first_frame: bool, notes: lis
 
 
 def _is_camera_raw(image: Image.Image) -> bool:
-    """DNG (DNGVersion, tag 50706) and its kin, whose first picture is a reduced preview (NewSubfileType bit 0)."""
+    """DNG (tag 50706) and its kin, whose first picture is a reduced preview (NewSubfileType, bit 0)."""
     tags = getattr(image, "tag_v2", {})
     return 50706 in tags or bool(tags.get(254, 0) & 1)
 

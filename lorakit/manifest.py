@@ -114,11 +114,15 @@ def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     ordered = sorted(records, key=lambda record: record.file)
     for record in ordered:
         check(record, f"{root / MANIFEST}: {record.file!r}")
-    folders = {PurePosixPath(record.file).parent for record in ordered}
-    write_twin = not own_metadata(root, folders)
+    write_twin = not own_metadata(root, {PurePosixPath(record.file).parent for record in ordered})
+    lines = twin(ordered)
+    if write_twin and (root / TWIN).is_file() and (root / TWIN).read_bytes() != lines:
+        storage.remove_file(
+            root / TWIN
+        )  # a crash may leave no twin, but never one that contradicts the manifest
     storage.write_bytes(root / MANIFEST, b"".join(_line(row(record)) for record in ordered))
     if write_twin:
-        storage.write_bytes(root / TWIN, twin(ordered))
+        storage.write_bytes(root / TWIN, lines)
 
 
 def twin(records: Sequence[Record]) -> bytes:
@@ -131,18 +135,34 @@ def own_metadata(
 ) -> list[Path]:
     """The user's own metadata files in the folders `inside`: all but a `metadata.jsonl` that `save` wrote.
 
-    Ours is the one that equals the twin of the present manifest, as long as that manifest did not itself take
-    captions from the user's file.
+    Ours repeats what the manifest says. When the two contradict each other, someone edited one of them, and nobody
+    but the user can say which counts: a `DataError`.
     """
     root = Path(folder)
     folders = sorted({PurePosixPath("."), *inside})
     present = [path for part in folders for name in METADATA_FILES if (path := root / part / name).is_file()]
-    if root / TWIN in present and (root / MANIFEST).is_file():
-        records = load(root)
-        from_user = any(caption.source == "metadata" for record in records for caption in record.captions)
-        if not from_user and (root / TWIN).read_bytes() == twin(records):
-            present.remove(root / TWIN)
+    if root / TWIN in present and (root / MANIFEST).is_file() and _is_twin(root):
+        present.remove(root / TWIN)
     return present
+
+
+def _is_twin(root: Path) -> bool:
+    """Whether metadata.jsonl holds nothing but what the manifest says too."""
+    records = {record.file: record for record in load(root)}
+    if any(caption.source == "metadata" for record in records.values() for caption in record.captions):
+        return False  # the manifest itself learned from it
+    for number, entry in enumerate(storage.read_jsonl(root / TWIN), 1):
+        record = records.get(str(entry.get("file_name")))
+        if record is None or set(entry) != {"file_name", "text"}:
+            return False
+        if entry["text"] not in ("", *(caption.text for caption in record.captions)):
+            raise DataError(
+                f"{TWIN} and {MANIFEST} contradict each other about {record.file!r}: "
+                f"{str(entry['text'])[:80]!r} and {record.caption[:80]!r}",
+                where=f"{root / TWIN}, row {number}",
+                remedy=f"delete {TWIN} to keep the captions of the manifest, or {MANIFEST} to keep the others",
+            )
+    return True
 
 
 def fingerprint(records: Iterable[Record]) -> str:

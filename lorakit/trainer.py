@@ -223,7 +223,7 @@ class Trainer:
                 began = time.monotonic()
                 loss, norm = self.step()
                 smooth = loss if smooth is None or math.isnan(smooth) else 0.95 * smooth + 0.05 * loss
-                self._log(remote, loss, norm, time.monotonic() - began)
+                self.log(remote, loss, norm, time.monotonic() - began)
                 progress.update(self.state.step, f"loss {smooth:.4f}")
                 if self.main:
                     self.run.heartbeat("train", self.state.step, steps, progress.left)
@@ -232,7 +232,8 @@ class Trainer:
         self.finish()
         remote.close()
 
-    def _log(self, remote: tracker.Guarded, loss: float, norm: float, seconds: float) -> None:
+    def log(self, remote: tracker.Guarded, loss: float, norm: float, seconds: float) -> None:
+        """Write the row of the step that was just done."""
         if not self.main:
             return
         rate = self.optimizer.param_groups[0]["lr"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from lorakit import manifest
+from lorakit import manifest, storage
 from lorakit.errors import DataError
 from lorakit.manifest import Caption, Record
 
@@ -83,14 +84,54 @@ def test_metadata_of_the_user_is_never_overwritten(tmp_path: Path) -> None:
     assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
 
 
-def test_a_twin_edited_by_hand_belongs_to_the_user(tmp_path: Path) -> None:
+def test_a_twin_that_contradicts_the_manifest_is_for_the_user_to_settle(tmp_path: Path) -> None:
     manifest.save(tmp_path, [record()])
     assert manifest.own_metadata(tmp_path) == []
+    before = (tmp_path / manifest.MANIFEST).read_bytes()
     edited = (tmp_path / manifest.TWIN).read_text().replace("photo", "drawing")
     (tmp_path / manifest.TWIN).write_text(edited)
-    assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
-    manifest.save(tmp_path, [record()])
+    with pytest.raises(DataError, match="contradict each other about 'a.png'") as caught:
+        manifest.save(tmp_path, [record(), record("b.png")])
+    assert "delete metadata.jsonl" in str(caught.value)
     assert (tmp_path / manifest.TWIN).read_text() == edited
+    assert (tmp_path / manifest.MANIFEST).read_bytes() == before
+
+
+def test_rows_that_the_user_adds_make_the_file_theirs(tmp_path: Path) -> None:
+    manifest.save(tmp_path, [record()])
+    more = (tmp_path / manifest.TWIN).read_text() + '{"file_name": "new.png", "text": "mine"}\n'
+    (tmp_path / manifest.TWIN).write_text(more)
+    manifest.save(tmp_path, [record(), record("new.png")])
+    assert (tmp_path / manifest.TWIN).read_text() == more
+
+
+def test_the_twin_follows_the_manifest(tmp_path: Path) -> None:
+    manifest.save(tmp_path, [record(), record("b.png")])
+    changed = record(captions=(Caption("new words", "sidecar"),))
+    manifest.save(tmp_path, [changed, record("b.png", keep=False, reason="user: no")])
+    assert (tmp_path / manifest.TWIN).read_text() == '{"file_name": "a.png", "text": "new words"}\n'
+
+
+@pytest.mark.parametrize("stop", range(1, 14))
+def test_a_crash_between_the_files_leaves_no_contradiction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    manifest.save(tmp_path, [record()])
+    changed = [record(captions=(Caption("new words", "sidecar"),))]
+    operations: list[str] = []
+
+    def crash(name: str, path: Path) -> None:
+        operations.append(name)
+        if len(operations) == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "operation", crash)
+    with contextlib.suppress(KeyboardInterrupt):
+        manifest.save(tmp_path, changed)
+    monkeypatch.undo()
+    manifest.save(tmp_path, changed)
+    assert manifest.load(tmp_path) == changed
+    assert (tmp_path / manifest.TWIN).read_text() == '{"file_name": "a.png", "text": "new words"}\n'
 
 
 def test_metadata_that_gave_the_captions_stays_the_users_even_when_equal(tmp_path: Path) -> None:

@@ -1,0 +1,182 @@
+"""What the check finds: duplicates, defects of pictures, names and captions."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import fill, photo
+from PIL import Image, ImageFilter, ImageOps
+
+from data_tools import duplicates, lint, quality
+from data_tools.findings import Finding, ordered, reaches
+from data_tools.prepare import PrepareOptions, check_only
+from lorakit.manifest import Caption, Record
+
+
+def record(name: str, picture: Image.Image | None = None, caption: str = "x", **changes: object) -> Record:
+    phash = quality.phash(picture) if picture else None
+    plain = Record(
+        name, "0" * 64, f"{hash(name) % 10**8:064d}", 64, 64, captions=(Caption(caption, "sidecar"),)
+    )
+    return dataclasses.replace(plain, phash=phash, **changes)  # type: ignore[arg-type]
+
+
+def jpeg(picture: Image.Image, quality: int = 40) -> Image.Image:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def cut(picture: Image.Image, share: float) -> Image.Image:
+    dx, dy = round(picture.width * share / 2), round(picture.height * share / 2)
+    return picture.crop((dx, dy, picture.width - dx, picture.height - dy))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.resize((150, 110), Image.Resampling.BICUBIC),
+        jpeg,
+        lambda p: cut(p, 0.04),
+        lambda p: p.point(lambda value: min(255, int(value * 1.15 + 6))),
+        lambda p: p.filter(ImageFilter.GaussianBlur(1)),
+    ],
+    ids=["resized", "jpeg", "cropped", "brighter", "blurred"],
+)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_near_duplicates_are_found(change, mirrored: bool) -> None:  # type: ignore[no-untyped-def]
+    pictures = [photo(seed) for seed in range(12)]
+    changed = change(ImageOps.mirror(pictures[5]) if mirrored else pictures[5])
+    records = [record(f"{index}.png", picture) for index, picture in enumerate(pictures)]
+    clusters = duplicates.near([*records, record("copy.png", changed)])
+    assert [cluster.files for cluster in clusters] == [("5.png", "copy.png")]
+    assert clusters[0].mirrored is mirrored
+
+
+def test_different_pictures_are_no_duplicates() -> None:
+    records = [record(f"{seed:03}.png", photo(seed, (96, 96))) for seed in range(150)]
+    assert duplicates.near(records) == []
+
+
+def test_exact_duplicates_are_by_pixels_and_chains_are_one_cluster() -> None:
+    base = photo(1)
+    same = [record(name, base, pixels="a" * 64) for name in ("a.png", "b.png")]
+    assert [c.files for c in duplicates.exact(same)] == [("a.png", "b.png")]
+    assert duplicates.near(same) == []  # told once is enough
+    chain = [record("c.png", jpeg(base)), record("d.png", base.resize((200, 150)))]
+    assert [c.files for c in duplicates.near([*same, *chain])] == [("a.png", "c.png", "d.png")]
+    refused = [dataclasses.replace(r, keep=False, reason="user") for r in same]
+    assert duplicates.exact(refused) == []
+
+
+def test_flat_pictures_have_no_hash() -> None:
+    assert quality.phash(Image.new("RGB", (64, 64), "red")) is None
+
+
+def test_blur_is_seen_at_any_size() -> None:
+    for size in (300, 900):
+        noise = np.random.default_rng(0).integers(0, 256, (size // 3, size // 3), dtype=np.uint8)
+        sharp = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
+        soft = sharp.filter(ImageFilter.GaussianBlur(size / 60))
+        assert not any(note.startswith("blurry") for note in quality.notes(sharp))
+        assert any(note.startswith("blurry") for note in quality.notes(soft))
+
+
+def test_letterbox_bars_are_seen_and_plain_grounds_are_not() -> None:
+    film = Image.new("RGB", (640, 480))
+    film.paste(photo(2, (640, 360)), (0, 60))
+    assert "border: uniform bars at top and bottom" in quality.notes(film)
+    assert "border: uniform bars at left and right" in quality.notes(
+        film.transpose(Image.Transpose.ROTATE_90)
+    )
+    product = Image.new("RGB", (640, 480), "white")
+    product.paste(photo(2, (200, 200)), (220, 140))
+    assert not any(note.startswith("border") for note in quality.notes(product))
+    assert not any(note.startswith("border") for note in quality.notes(photo(2, (640, 480))))
+
+
+def test_clipping_is_noted() -> None:
+    mostly_white = Image.new("RGB", (300, 300), "white")
+    mostly_white.paste(photo(1, (100, 300)), (0, 0))
+    assert any("67% of the picture is pure white" in note for note in quality.notes(mostly_white))
+
+
+def codes(records: list[Record], trigger: str | None = None) -> dict[str, tuple[str, ...]]:
+    return {finding.code: finding.files for finding in lint.lint(records, trigger)}
+
+
+def test_captions_are_linted() -> None:
+    found = codes(
+        [
+            record("a", caption="a photo of sks dog"),
+            record("b", caption="a photo of a dog"),
+            record("c", caption="I'm sorry, I can't help with that."),
+            record("d", caption="A photo of SKS dog"),
+            record("e", caption="sks"),
+            record("f", caption="sks " + "very " * 75 + "long"),
+            record("g", caption="desks and risks"),
+        ],
+        "sks",
+    )
+    assert found["trigger_missing"] == ("b", "c", "g")
+    assert found["refusal"] == ("c",)
+    assert found["identical_captions"] == ("a", "d")
+    assert found["short_caption"] == ("e",)
+    assert found["long_caption"] == ("f",)
+    assert "common_phrase" not in found
+
+
+def test_phrases_that_every_caption_repeats_are_named() -> None:
+    scenes = ["on grass", "in snow", "by a lake", "at home", "in a car", "on a sofa"]
+    records = [
+        record(str(i), caption=f"sks fluffy orange corgi with blue collar, {s}") for i, s in enumerate(scenes)
+    ]
+    phrases = [phrase for phrase, _ in lint.common_phrases(records, "sks")]
+    assert phrases == ["fluffy orange corgi with blue collar"]
+    assert "common_phrase" in codes(records, "sks")
+    assert lint.lint(records[:2], "sks") == []
+
+
+def test_template_captions_are_not_scolded_for_sameness() -> None:
+    same = Caption("a photo of sks dog", "template")
+    records = [dataclasses.replace(record(str(i)), captions=(same,)) for i in range(8)]
+    assert lint.lint(records, "sks") == []
+
+
+def test_the_whole_check_of_a_folder_writes_nothing(tmp_path: Path) -> None:
+    folder = fill(
+        tmp_path, {"a.png": "one thing", "b.png": None, "c.jpg": "other thing", "C.JPG": "third thing"}
+    )
+    photo(0).save(folder / "copy.png")
+    (folder / "copy.txt").write_text("same picture")
+    (folder / "bad.png").write_bytes(b"")
+    (folder / "lonely.txt").write_text("no image")
+    (folder / "notes.md").write_text("x")
+    photo(1).save(folder / ".hidden.png")
+    before = sorted(folder.rglob("*"))
+    result = check_only(folder, PrepareOptions(quiet=True))
+    found = {finding.code: finding for finding in result.findings}
+    assert found["empty"].level == "error"
+    assert found["no_caption"].files == ("b.png",)
+    assert found["duplicate"].files == ("a.png", "copy.png")
+    assert found["name_clash"].files == ("C.JPG", "c.jpg")
+    assert found["orphan_caption"].files == ("lonely.txt",)
+    assert found["hidden"].files == (".hidden.png",)
+    assert found["other_files"].files == ("notes.md",)
+    assert [finding.level for finding in result.findings] == sorted(
+        (finding.level for finding in result.findings), key=["error", "warning", "note"].index
+    )
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_levels_decide_the_exit() -> None:
+    warning, error = Finding("warning", "w", "x"), Finding("error", "e", "x")
+    assert ordered([warning, error])[0] is error
+    assert reaches([warning], "warning")
+    assert not reaches([warning], "error")
+    assert reaches([error], "warning")
+    assert not reaches([error], "never")

@@ -1,0 +1,104 @@
+"""The `lorakit data` commands as a user types them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import fill
+
+from data_tools import commands
+from lorakit import manifest
+
+
+def call(*words: str) -> int:
+    parser = argparse.ArgumentParser(prog="lorakit")
+    commands.register(parser.add_subparsers(required=True))
+    args = parser.parse_args(["data", *words])
+    return int(args.handler(args))
+
+
+def test_registering_loads_nothing_heavy() -> None:
+    program = (
+        "import argparse, sys; from data_tools import commands;"
+        "commands.register(argparse.ArgumentParser().add_subparsers());"
+        "print([name for name in ('PIL', 'numpy', 'pydantic', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_preparing_loads_no_torch(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": "one"})
+    program = (
+        "import sys; from data_tools.prepare import prepare, PrepareOptions;"
+        f"prepare({str(tmp_path)!r}, PrepareOptions(resolution=64, quiet=True));"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_prepare_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, {"a.png": None, "b.png": None})
+    assert (
+        call("prepare", str(tmp_path), "--class-noun", "dog", "--trigger", "sks", "--resolution", "64") == 0
+    )
+    out = capsys.readouterr().out
+    assert "2 images, 2 kept, 0 set aside" in out
+    assert "template x 2" in out
+    assert call("prepare", str(tmp_path), "--resolution", "64", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    assert call("prepare", str(tmp_path), "--resolution", "64", "--json", "--quiet", "--no-report") == 0
+    assert json.loads(capsys.readouterr().out)["captions"] == {"template": 2}
+
+
+@pytest.mark.parametrize(
+    ("level", "clean", "warned", "broken"), [("error", 0, 0, 3), ("warning", 0, 3, 3), ("never", 0, 0, 0)]
+)
+def test_check_answers_with_its_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str, clean: int, warned: int, broken: int
+) -> None:
+    fill(tmp_path, {"a.png": "one thing", "b.png": "another thing"})
+    assert call("check", str(tmp_path), "--fail-on", level, "--quiet") == clean
+    (tmp_path / "lonely.txt").write_text("x")
+    assert call("check", str(tmp_path), "--fail-on", level, "--quiet") == warned
+    (tmp_path / "bad.png").write_bytes(b"")
+    capsys.readouterr()
+    assert call("check", str(tmp_path), "--fail-on", level, "--json") == broken
+    value = json.loads(capsys.readouterr().out)
+    assert [finding["code"] for finding in value["findings"]] == ["empty", "orphan_caption"]
+    assert not (tmp_path / manifest.MANIFEST).exists()
+
+
+def test_the_steps_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, {"a.png": None, "b.png": None})
+    folder = str(tmp_path)
+    assert call("scan", folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 2
+    assert call("caption", folder, "--trigger", "sks", "--quiet") == 0
+    assert manifest.load(folder)[0].caption == "a photo of sks"
+    assert call("bucket", folder, "--resolution", "128", "--mode", "square", "--quiet") == 0
+    assert manifest.load(folder)[0].bucket == (128, 128)
+    assert call("report", folder) == 0
+    assert (tmp_path / "report.html").is_file()
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("prepare", "scan", "check", "caption", "bucket", "report"):
+        with pytest.raises(SystemExit) as stopped:
+            call(name, "--help")
+        assert stopped.value.code == 0
+        assert f"example: lorakit data {name}" in capsys.readouterr().out
+
+
+def test_bad_numbers_are_usage_errors(tmp_path: Path) -> None:
+    for words in (["--resolution", "0"], ["--batch", "-1"], ["--mode", "best"], ["--workers", "0"]):
+        with pytest.raises(SystemExit) as stopped:
+            call("prepare", str(tmp_path), *words)
+        assert stopped.value.code == 2
