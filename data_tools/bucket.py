@@ -29,7 +29,7 @@ class BucketOptions:
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work, before any image is opened."""
         if self.batch < 1:
-            raise ConfigError(f"batch must be at least 1, not {self.batch}", where="batch")
+            raise ConfigError(f"batch must be at least 1, not {self.batch}", where="batch", remedy="use 1")
         buckets.plan([(1, 1)], self.resolution, self.step, mode=self.mode, batch=self.batch)
 
 

@@ -19,10 +19,10 @@ from data_tools.scan import locate, replace_notes
 from data_tools.text import clean, decode_text
 from lorakit import images
 from lorakit.errors import ConfigError, DataError
-from lorakit.manifest import Caption, Record
+from lorakit.manifest import USERS_METADATA, Caption, Record
 
 FILE_SOURCES = ("sidecar", "metadata", "folder", "template")  # read again from their origin every time
-NOTES = frozenset({"caption_joined", "caption_stripped", "caption_unused", "caption_empty"})
+NOTES = frozenset({"caption_joined", "caption_stripped", "caption_unused", "caption_empty", "metadata"})
 MAX_BYTES = 1 << 20
 MAX_REPEATS = 1000  # kohya's `10_name`; above it the number is rather a year or an id
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")
@@ -62,7 +62,7 @@ def collect(listing: Listing, records: Sequence[Record], options: CaptionOptions
         remedy = "give --class-noun or --trigger, whose caption shall replace the others"
         raise ConfigError("--overwrite without a new caption", where="overwrite", remedy=remedy)
     metadata = read_metadata(listing, options.encoding)
-    return [_caption(listing, record, metadata.get(record.file, ()), options) for record in records]
+    return [_caption(listing, record, metadata.get(record.file), options) for record in records]
 
 
 def missing(records: Sequence[Record]) -> list[str]:
@@ -87,12 +87,14 @@ def require(records: Sequence[Record], root: Path) -> None:
     )
 
 
-def _caption(listing: Listing, record: Record, rows: Sequence[str], options: CaptionOptions) -> Record:
+def _caption(listing: Listing, record: Record, row: str | None, options: CaptionOptions) -> Record:
     found = _from_sidecars(listing, record.file, options.encoding)
-    if found.captions and rows and [c.text for c in found.captions] != list(rows):
+    if row is not None:
+        found.notes.append(USERS_METADATA)
+    if row and not found.captions:
+        found.captions = [Caption(row, "metadata")]
+    elif row and row not in [caption.text for caption in found.captions]:
         found.notes.append("caption_unused: the metadata file says otherwise, the caption file counts")
-    elif rows and not found.captions:
-        found.captions = [Caption(text, "metadata") for text in rows]
     _from_folder(record.file, found, named=options.folder_names)
     captions = _choose(found.captions, record.captions, options)
     with_notes = replace_notes(record, NOTES, found.notes)

@@ -30,6 +30,7 @@ _NOTES: dict[str, tuple[Level, str]] = {
     "depth": ("note", "16 bits a channel scaled to 8"),
     "first_frame": ("note", "only the first frame is used"),
     "icc": ("note", "converted from its colour profile to sRGB"),
+    "metadata": ("note", "captioned in the user's own metadata file, which stays as it is"),
     "rotated": ("note", "turned upright by its EXIF orientation"),
     "suffix": ("note", "the content is not what the name says; used all the same"),
     "upscaled": ("note", "smaller than its bucket, so it is enlarged"),

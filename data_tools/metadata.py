@@ -17,14 +17,14 @@ from lorakit.errors import DataError
 TEXT_KEYS = ("text", "caption", "prompt")
 
 
-def read_metadata(listing: Listing, encoding: str = "utf-8") -> dict[str, tuple[str, ...]]:
-    """Captions by image from every metadata file of the user; the twin that lorakit wrote is left out.
+def read_metadata(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
+    """The caption by image from every metadata file of the user; the twin that lorakit wrote is left out.
 
     A row that names no image of the folder, names one twice or leads outside is a `DataError` with its line.
     """
     folders = {PurePosixPath(file).parent for file in listing.images}
     own = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, str] = {}
     first: dict[str, str] = {}
     for name in listing.metadata:
         path = listing.root / name
@@ -36,8 +36,7 @@ def read_metadata(listing: Listing, encoding: str = "utf-8") -> dict[str, tuple[
             if file in found:
                 remedy = "delete one of the two rows"
                 raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
-            text = clean(_text(row, where), name)[0]
-            found[file] = (text,) if text else ()
+            found[file] = clean(_text(row, where), name)[0]
             first[file] = where
     return found
 

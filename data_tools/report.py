@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from data_tools import bucket, duplicates
+from data_tools import bucket
 from data_tools.findings import Finding
 from data_tools.scan import code_of
 from lorakit import __version__, buckets, images, storage
@@ -45,7 +45,7 @@ def write(
         _verdict(records, findings),
         _problems(findings),
         _shapes(records),
-        _duplicates(root, records),
+        _duplicates(root, records, findings),
         _pictures(root, records, trigger, quiet),
     ]
     title = f"Dataset {root.resolve().name}"
@@ -169,18 +169,17 @@ def _histogram(records: Sequence[Record], shapes: Sequence[buckets.Size]) -> Htm
 # ---- pictures ----------------------------------------------------------------------------------------------
 
 
-def _duplicates(root: Path, records: Sequence[Record]) -> Html:
-    clusters = [*duplicates.exact(records), *duplicates.near(records)][:40]
+def _duplicates(root: Path, records: Sequence[Record], findings: Sequence[Finding]) -> Html:
+    """The pictures of each group of duplicates, side by side."""
+    clusters = [finding for finding in findings if finding.code in ("duplicate", "near_duplicate")][:40]
     if not clusters:
         return Html("")
     by_file = {record.file: record for record in records}
-    heads, rows = [], []
+    rows = []
     for cluster in clusters:
-        kind = "identical" if cluster.exact else "mirrored" if cluster.mirrored else "similar"
         cells = [join([_thumbnail(root, by_file[file]), tag("p", file)]) for file in cluster.files[:6]]
-        heads.append(kind)
         rows.append(cells + [Html("")] * (6 - len(cells)))
-    return section("Duplicates", grid([""] * 6, heads, rows))
+    return section("Duplicates", grid([""] * 6, [cluster.message for cluster in clusters], rows))
 
 
 def _pictures(root: Path, records: Sequence[Record], trigger: str | None, quiet: bool) -> Html:

@@ -236,7 +236,10 @@ def _sampler_options(target: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    from lorakit.launch import settle
+
     given = parser().parse_args(arguments)
+    settle()
     if getattr(given, "quiet", False):
         os.environ["LORAKIT_QUIET"] = "1"
     try:

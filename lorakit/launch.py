@@ -5,6 +5,7 @@ about how it ended (the launcher in between turns every exit code into 1).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -19,6 +20,14 @@ from lorakit import storage
 
 FOLDER_VARIABLE = "LORAKIT_LAUNCH_FOLDER"
 RANK_VARIABLE = "RANK"
+
+
+def settle() -> None:
+    """What every process of ours wants before torch is imported: threads that do not spin while they wait
+    (two busy processes would halve each other's speed), and no warning of bitsandbytes' optional kernels.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def command(recipe: str, overrides: list[str], *, processes: int = 1) -> list[str]:

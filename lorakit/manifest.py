@@ -22,6 +22,8 @@ from lorakit.errors import DataError
 MANIFEST = "manifest.jsonl"
 TWIN = "metadata.jsonl"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # what ImageFolder looks for
+# A record carries this note when the user's own metadata file has a row for it: that file is then never ours.
+USERS_METADATA = "metadata: has a row in the user's metadata file"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
@@ -135,8 +137,8 @@ def own_metadata(
 ) -> list[Path]:
     """The user's own metadata files in the folders `inside`: all but a `metadata.jsonl` that `save` wrote.
 
-    Ours repeats what the manifest says. When the two contradict each other, someone edited one of them, and nobody
-    but the user can say which counts: a `DataError`.
+    Ours repeats what the manifest says. When the two contradict each other, someone edited one of them, and
+    only the user can say which counts: a `DataError`.
     """
     root = Path(folder)
     folders = sorted({PurePosixPath("."), *inside})
@@ -149,8 +151,8 @@ def own_metadata(
 def _is_twin(root: Path) -> bool:
     """Whether metadata.jsonl holds nothing but what the manifest says too."""
     records = {record.file: record for record in load(root)}
-    if any(caption.source == "metadata" for record in records.values() for caption in record.captions):
-        return False  # the manifest itself learned from it
+    if any(USERS_METADATA in record.notes for record in records.values()):
+        return False
     for number, entry in enumerate(storage.read_jsonl(root / TWIN), 1):
         record = records.get(str(entry.get("file_name")))
         if record is None or set(entry) != {"file_name", "text"}:
@@ -160,7 +162,7 @@ def _is_twin(root: Path) -> bool:
                 f"{TWIN} and {MANIFEST} contradict each other about {record.file!r}: "
                 f"{str(entry['text'])[:80]!r} and {record.caption[:80]!r}",
                 where=f"{root / TWIN}, row {number}",
-                remedy=f"delete {TWIN} to keep the captions of the manifest, or {MANIFEST} to keep the others",
+                remedy=f"delete {TWIN} to keep the manifest's captions, or {MANIFEST} to keep the others",
             )
     return True
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import sys
 import time
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `accelerate launch -m lorakit.train`; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     code = 0
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels at every import
+    launch.settle()
     launch.start_missing(given)
     launch.announce()
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, features
 
 from lorakit import images
 from lorakit.errors import ConfigError, DataError
@@ -76,27 +76,45 @@ def test_broken_exif_is_ignored_and_noted(tmp_path: Path) -> None:
     assert [note.split(":")[0] for note in decoded.notes] == ["broken_exif"]
 
 
+def icc(device: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A minimal ICC v2 profile around `tags` (ICC.1:2001-04)."""
+    plain = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(4 + 4 + 2 + 1 + 67),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+        b"wtpt": b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061),
+    }
+    table, body, offset = b"", b"", 128 + 4 + 12 * (len(plain) + len(tags))
+    for name, data in (plain | tags).items():
+        padded = data + bytes(-len(data) % 4)
+        table += name + struct.pack(">II", offset + len(body), len(padded))
+        body += padded
+    kinds = (b"lcms", 0x02400000, device, space, connection, b"acsp")
+    header = struct.pack(">I4sI4s4s4s12x4s", offset + len(body), *kinds)
+    header += bytes(68 - len(header)) + struct.pack(">3i", 63190, 65536, 54061)
+    count = struct.pack(">I", len(plain) + len(tags))
+    return header + bytes(128 - len(header)) + count + table + body
+
+
 def matrix_profile(primaries: tuple[tuple[float, float], ...], gamma: float) -> bytes:
-    """A minimal ICC v2 display profile from CIE xy primaries (white D65, adapted to D50) and a gamma."""
+    """A display profile from CIE xy primaries (white D65, adapted to D50) and a gamma."""
     columns = rgb_to_xyz_d50(primaries)
-    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(4 + 4 + 2 + 1 + 67)}
-    tags[b"cprt"] = b"text" + bytes(4) + b"none\0"
-    tags[b"wtpt"] = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    tags = {}
     for index, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ")):
         values = [round(value * 65536) for value in columns[:, index]]
         tags[name] = b"XYZ " + bytes(4) + struct.pack(">3i", *values)
     for name in (b"rTRC", b"gTRC", b"bTRC"):
         tags[name] = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256))
-    table, body, offset = b"", b"", 128 + 4 + 12 * len(tags)
-    for name, data in tags.items():
-        data += bytes(-len(data) % 4)
-        table += name + struct.pack(">II", offset + len(body), len(data))
-        body += data
-    header = struct.pack(
-        ">I4sI4s4s4s12x4s", offset + len(body), b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp"
-    )
-    header = header + bytes(68 - len(header)) + struct.pack(">3i", 63190, 65536, 54061)
-    return header + bytes(128 - len(header)) + struct.pack(">I", len(tags)) + table + body
+    return icc(b"mntr", b"RGB ", b"XYZ ", tags)
+
+
+def ink_profile(lightness: float) -> bytes:
+    """A CMYK profile: no ink is white, solid cyan a grey of this CIE lightness, anything more is black."""
+    corners = bytearray(bytes([255, 128, 128]) + bytes([0, 128, 128]) * 15)
+    corners[8 * 3] = round(lightness * 2.55)  # the first channel, cyan, varies slowest
+    identity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    curve = bytes(range(256))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + curve * 4 + corners + curve * 3
+    return icc(b"prtr", b"CMYK", b"Lab ", {b"A2B0": lut})
 
 
 def rgb_to_xyz_d50(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
@@ -225,6 +243,35 @@ def test_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
     # Adobe's marker says the inks are stored inverted: the same bytes must come out as the opposite ink.
     data = (tmp_path / "white.jpg").read_bytes()
     assert b"Adobe" in data
+
+
+def test_a_cmyk_profile_is_obeyed(tmp_path: Path) -> None:
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    cyan.save(tmp_path / "a.jpg", quality=95, icc_profile=ink_profile(60))
+    luminance = ((60 + 16) / 116) ** 3  # CIE L* to Y, then sRGB's curve
+    grey = 255 * (1.055 * luminance ** (1 / 2.4) - 0.055)
+    assert np.abs(np.asarray(images.decode(tmp_path / "a.jpg")).astype(float) - grey).max() <= 3
+    cyan.save(tmp_path / "plain.jpg", quality=95)
+    assert np.asarray(images.decode(tmp_path / "plain.jpg"))[0, 0, 0] < 5
+
+
+@pytest.mark.parametrize("tag", [{254: 1}, {50706: bytes([1, 4, 0, 0])}], ids=["preview", "dng"])
+def test_the_preview_of_a_raw_file_is_not_taken_for_the_picture(
+    tmp_path: Path, tag: dict[int, object]
+) -> None:
+    picture().save(tmp_path / "a.dng", "TIFF", tiffinfo=tag)
+    assert code_of(tmp_path / "a.dng") == "raw"
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_avif_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = picture().transpose(TURNS[orientation]) if orientation > 1 else picture()
+    stored.save(tmp_path / "a.avif", exif=exif, quality=95)
+    difference = np.asarray(images.decode(tmp_path / "a.avif")).astype(int) - np.asarray(picture())
+    assert np.abs(difference).mean() < 4
 
 
 def test_lab_tiff_is_converted(tmp_path: Path) -> None:

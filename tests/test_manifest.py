@@ -78,9 +78,9 @@ def test_the_twin_lists_the_kept_images(tmp_path: Path) -> None:
 def test_metadata_of_the_user_is_never_overwritten(tmp_path: Path) -> None:
     theirs = b'{"file_name": "a.png", "text": "mine"}\n'
     (tmp_path / manifest.TWIN).write_bytes(theirs)
-    manifest.save(tmp_path, [record()])
-    manifest.save(tmp_path, [record("b.png")])
-    assert (tmp_path / manifest.TWIN).read_bytes() == theirs
+    for name in ("a.png", "b.png"):
+        manifest.save(tmp_path, [record(name, notes=(manifest.USERS_METADATA,))])
+        assert (tmp_path / manifest.TWIN).read_bytes() == theirs
     assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
 
 
@@ -90,7 +90,7 @@ def test_a_twin_that_contradicts_the_manifest_is_for_the_user_to_settle(tmp_path
     before = (tmp_path / manifest.MANIFEST).read_bytes()
     edited = (tmp_path / manifest.TWIN).read_text().replace("photo", "drawing")
     (tmp_path / manifest.TWIN).write_text(edited)
-    with pytest.raises(DataError, match="contradict each other about 'a.png'") as caught:
+    with pytest.raises(DataError, match=r"contradict each other about 'a\.png'") as caught:
         manifest.save(tmp_path, [record(), record("b.png")])
     assert "delete metadata.jsonl" in str(caught.value)
     assert (tmp_path / manifest.TWIN).read_text() == edited
@@ -136,7 +136,9 @@ def test_a_crash_between_the_files_leaves_no_contradiction(
 
 def test_metadata_that_gave_the_captions_stays_the_users_even_when_equal(tmp_path: Path) -> None:
     (tmp_path / manifest.TWIN).write_text('{"file_name": "a.png", "text": "mine"}\n')
-    manifest.save(tmp_path, [record(captions=(Caption("mine", "metadata"),))])
+    manifest.save(
+        tmp_path, [record(captions=(Caption("mine", "sidecar"),), notes=(manifest.USERS_METADATA,))]
+    )
     assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
 
 

@@ -205,16 +205,17 @@ def _cells(pair: Pair, *, name_seed: bool) -> tuple[Html, Html]:
 
 
 def _contact_sheet(ranked: list[list[Pair]]) -> Image.Image:
-    """For each prompt a row before and a row after, its seeds side by side."""
+    """For each prompt a row: its seeds before at the left, the same seeds after at the right."""
     shown = [row[:SHEET_SEEDS] for row in ranked[:SHEET_PROMPTS]]
     width = max(map(len, shown))
-    heads: list[str] = []
     cells: list[list[Image.Image | None]] = []
     for row in shown:
         gap = [None] * (width - len(row))
-        heads += [f"before: {row[0].prompt.prompt}", "after"]
-        cells += [[*(pair.before_image for pair in row), *gap], [*(pair.after_image for pair in row), *gap]]
-    return report.contact_sheet(cells, column_heads=[""] * width, row_heads=heads, cell=THUMBNAIL)
+        before, after = [pair.before_image for pair in row], [pair.after_image for pair in row]
+        cells.append([*before, *gap, None, *after, *gap])
+    heads = ["before", *[""] * width, "after", *[""] * (width - 1)]
+    names = [row[0].prompt.prompt for row in shown]
+    return report.contact_sheet(cells, column_heads=heads, row_heads=names, cell=THUMBNAIL)
 
 
 def curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:

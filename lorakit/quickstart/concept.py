@@ -128,6 +128,13 @@ def _prompt(name: str, scene: world.Scene, text: str, kind: str) -> Prompt:
     return Prompt(id=name, prompt=text, score_text=truth, seeds=SEEDS, kind=kind)
 
 
+def previews(wanted: list[Prompt]) -> list[Prompt]:
+    """A few of the prompts with one seed each, to watch the training by."""
+    concept = [prompt for prompt in wanted if prompt.kind == "concept"][:3]
+    other = [prompt for prompt in wanted if prompt.kind == "other"][:1]
+    return [replace(prompt, seeds=SEEDS[:1]) for prompt in concept + other]
+
+
 def write_prompts(path: Path, wanted: list[Prompt]) -> Path:
     """The prompts as the JSONL that `lorakit eval` and `lorakit sample` read."""
     rows = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lorakit import recipe
 from lorakit.errors import LorakitError
 from lorakit.progress import duration
-from lorakit.quickstart.concept import Concept, make_dataset, make_prompts, write_prompts
+from lorakit.quickstart.concept import Concept, make_dataset, make_prompts, previews, write_prompts
 from lorakit.quickstart.world import TRIGGER
 
 if TYPE_CHECKING:
@@ -41,13 +41,15 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
     began = time.monotonic()
     taught = Concept(concept)
     data, folder = Path(out) / f"data-{concept}", Path(out) / f"{base}-{concept}"
-    prompts = write_prompts(Path(out) / f"prompts-{concept}.jsonl", make_prompts(taught))
+    wanted = make_prompts(taught)
+    prompts = write_prompts(Path(out) / f"prompts-{concept}.jsonl", wanted)
+    preview = write_prompts(Path(out) / f"preview-{concept}.jsonl", previews(wanted))
     print(f"1/4  {concept}: a dataset of something {base} has never seen, in {data}")
     make_dataset(data, taught)
     prepare(data, PrepareOptions(resolution=64, step=16, batch=16, mode="square", trigger=TRIGGER))
     print(f"2/4  training {base}")
     file = recipe.folder() / f"quickstart-{base.removeprefix('tiny-')}.yaml"
-    overrides = [f"dataset={data}", f"out={folder}", f"samples.prompts={prompts}"]
+    overrides = [f"dataset={data}", f"out={folder}", f"samples.prompts={preview}"]
     overrides += [f"train.steps={steps}"] if steps else []
     recipe.load(file, overrides)
     if code := run(command(str(file), overrides)):
@@ -56,7 +58,10 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
     from lorakit.trial import evaluate_run
 
     comparison, report = evaluate_run(
-        folder, words=taught.alternatives, title=f"{base} learns {concept!r} from {_pictures(data)} pictures"
+        folder,
+        prompt_file=prompts,
+        words=taught.alternatives,
+        title=f"{base} learns {concept!r} from {_pictures(data)} pictures",
     )
     print(f"4/4  done in {duration(time.monotonic() - began)}")
     print(

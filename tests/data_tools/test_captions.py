@@ -91,8 +91,13 @@ def test_an_edit_of_the_twin_is_neither_lost_nor_taken_in_silence(tmp_path: Path
 def test_the_caption_file_beats_the_metadata_and_says_so(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "beside"})
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "elsewhere"}\n')
+    theirs = (tmp_path / "metadata.jsonl").read_bytes()
+    run(tmp_path)
     record = run(tmp_path)["a.png"]
     assert texts(record) == [("beside", "sidecar")]
+    assert texts(run(tmp_path, class_noun="dog", overwrite_captions=True)["a.png"])[0][1] == "template"
+    assert texts(run(tmp_path)["a.png"]) == [("beside", "sidecar")]
+    assert (tmp_path / "metadata.jsonl").read_bytes() == theirs
     assert any(note.startswith("caption_unused") for note in record.notes)
 
 

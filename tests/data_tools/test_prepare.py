@@ -110,14 +110,14 @@ def test_only_the_changed_image_changes(tmp_path: Path) -> None:
 
 
 def test_the_record_describes_what_training_sees(tmp_path: Path) -> None:
-    folder = fill(tmp_path, {"a.png": "one"}, size=(320, 200))
+    folder = fill(tmp_path, {"a.png": "one"}, size=(288, 224))
     exif = Image.Exif()
     exif[0x0112] = 6
-    photo(1, (320, 200)).save(folder / "turned.jpg", exif=exif)
+    photo(1, (288, 224)).save(folder / "turned.jpg", exif=exif)
     (folder / "turned.txt").write_text("two")
     plain, turned = prepare(folder, QUIET).records
-    assert plain.size == (320, 200)
-    assert turned.size == (200, 320)
+    assert plain.size == (288, 224)
+    assert turned.size == (224, 288)
     for record in (plain, turned):
         assert record.crop is not None
         assert record.bucket is not None
