@@ -40,7 +40,7 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
     from lorakit import bases, launch, manifest
     from lorakit.rundir import RunFolder
 
-    RunFolder(made.out).check_place(made)
+    RunFolder(made.out).check_places(made)
     bases.resolve(made.base)
     if made.dataset.is_dir() and not (made.dataset / manifest.MANIFEST).exists():
         from data_tools.prepare import PrepareOptions, prepare
@@ -236,9 +236,9 @@ def _sampler_options(target: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    given = parser().parse_args(arguments)
     from lorakit.launch import settle
 
-    given = parser().parse_args(arguments)
     settle()
     if getattr(given, "quiet", False):
         os.environ["LORAKIT_QUIET"] = "1"

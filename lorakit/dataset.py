@@ -12,7 +12,7 @@ import torch
 
 from lorakit import bases, buckets, cache, images, manifest, storage, vae
 from lorakit.batches import Slot
-from lorakit.errors import ConfigError, DataError
+from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
 from lorakit.manifest import Record
 from lorakit.progress import track
@@ -40,8 +40,6 @@ class Batch:
 
 def read(folder: Path) -> list[Record]:
     """The records that are trained on; none, or one without a caption, is a `DataError`."""
-    if not folder.is_dir():
-        raise ConfigError("there is no such dataset folder", where=f"dataset: {folder}")
     if not (folder / manifest.MANIFEST).is_file():
         raise DataError(
             "the dataset has no manifest.jsonl",

@@ -119,9 +119,8 @@ def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     write_twin = not own_metadata(root, {PurePosixPath(record.file).parent for record in ordered})
     lines = twin(ordered)
     if write_twin and (root / TWIN).is_file() and (root / TWIN).read_bytes() != lines:
-        storage.remove_file(
-            root / TWIN
-        )  # a crash may leave no twin, but never one that contradicts the manifest
+        # A crash may leave no twin, but never one that contradicts the manifest.
+        storage.remove_file(root / TWIN)
     storage.write_bytes(root / MANIFEST, b"".join(_line(row(record)) for record in ordered))
     if write_twin:
         storage.write_bytes(root / TWIN, lines)

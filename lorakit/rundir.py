@@ -60,9 +60,15 @@ class RunFolder:
                 )
             yield
 
-    def check_place(self, recipe: Recipe) -> None:
-        """Refuse an `out` that would mix with the data or with somebody's files."""
+    def check_places(self, recipe: Recipe) -> None:
+        """Refuse a missing dataset, and an `out` that would mix with the data or with somebody's files."""
         out, data = self.path.resolve(), recipe.dataset.resolve()
+        if not data.is_dir():
+            raise ConfigError(
+                "there is no such dataset folder",
+                where=f"dataset: {recipe.dataset}",
+                remedy="give the folder that holds your images",
+            )
         if out == data or out.is_relative_to(data):
             raise ConfigError(
                 "`out` lies in the dataset's folder",

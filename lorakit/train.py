@@ -26,7 +26,7 @@ from lorakit.trainer import Trainer
 def train(made_recipe: Recipe) -> RunFolder:
     """Train a recipe to its end, or go on with it; returns the run's folder."""
     run = RunFolder(made_recipe.out)
-    run.check_place(made_recipe)
+    run.check_places(made_recipe)
     precision = "bf16" if made_recipe.train.precision == "bf16" else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     set_seed(made_recipe.train.seed)  # nothing of ours draws from it; a library might

@@ -57,7 +57,7 @@ def make_prompts(path: Path) -> Path:
     return storage.write_jsonl(path, rows)
 
 
-def make_recipe(path: Path, base: str | Path, dataset: Path, out: Path, **changes: Any) -> Path:
+def make_recipe(path: Path, base: str | Path, dataset: Path, out: Path, /, **changes: Any) -> Path:
     """A recipe of 12 steps that commits every 4; `changes` replace whole top-level keys."""
     tree: dict[str, Any] = {
         "base": str(base),

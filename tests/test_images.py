@@ -380,10 +380,12 @@ def test_a_pixel_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
 
 
 def test_the_pixel_limit_is_ours_and_local(tmp_path: Path) -> None:
-    picture(100, 100).save(tmp_path / "a.png")
     before = Image.MAX_IMAGE_PIXELS
-    assert code_of(tmp_path / "a.png", max_pixels=9_999) == "too_many_pixels"
-    assert images.decode(tmp_path / "a.png", max_pixels=10_000).size == (100, 100)
+    for suffix in ("png", "jpg", "webp", "gif", "tiff"):
+        path = tmp_path / f"a.{suffix}"
+        picture(100, 100).save(path)
+        assert code_of(path, max_pixels=9_999) == "too_many_pixels"
+        assert images.decode(path, max_pixels=10_000).size == (100, 100)
     assert before == Image.MAX_IMAGE_PIXELS
 
 

@@ -24,7 +24,8 @@ def build_unet() -> Any:
     """An untrained U-Net of the Stable Diffusion 1.5 kind.
 
     Attention only where the latent is 8 x 8: at 16 x 16 it halves the pictures a second, and shapes are
-    composed without it.
+    composed without it. The level of 4 x 4 is there for positions: a U-Net has no positional encoding, and
+    zero padding tells where a cell lies only when the border is near.
     """
     from diffusers import UNet2DConditionModel
 
@@ -32,12 +33,12 @@ def build_unet() -> Any:
         sample_size=LATENT,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(64, 96),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 96, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=clip_model.WIDTH,
-        attention_head_dim=(2, 3),  # the number of heads, as in Stable Diffusion 1.5 (diffusers' old name)
+        attention_head_dim=(2, 3, 2),  # the number of heads, as in Stable Diffusion 1.5 (diffusers' old name)
         norm_num_groups=16,
     )
 

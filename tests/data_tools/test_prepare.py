@@ -47,6 +47,7 @@ def ugly(tmp_path: Path) -> Path:
     photo(3).save(outside)
     (folder / "out.png").symlink_to(outside)
     (folder / "gone.png").symlink_to(folder / "nothing")
+    fill(folder / ".cache", {"thumb.png": "x"})
     (folder / "loop").symlink_to(folder)
     return folder
 
@@ -72,7 +73,7 @@ def test_every_file_is_used_or_named(ugly: Path) -> None:
     assert "linked_folder" in {finding.code for finding in result.findings}
     assert hashes(ugly) == before
     assert set(written(ugly)) == {"manifest.jsonl", "metadata.jsonl", "report.html", "report.json"}
-    assert {path.name for path in ugly.iterdir() if path.name.startswith(".")} == set()
+    assert {path.name for path in ugly.iterdir() if path.name.startswith(".")} == {".cache"}
     assert tuple(manifest.load(ugly)) == tuple(sorted(result.records, key=lambda r: r.file))
 
 

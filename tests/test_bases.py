@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from lorakit import bases
+from lorakit.errors import ConfigError
+
+
+def test_embedded_bases_and_folders_resolve():
+    for name in bases.EMBEDDED:
+        folder = bases.resolve(name)
+        assert (folder / "model_index.json").is_file()
+        assert bases.resolve(str(folder)) == folder
+
+
+def test_a_hub_id_that_cannot_be_fetched_names_the_remedy():
+    with pytest.raises(ConfigError, match="could not be fetched") as caught:
+        bases.resolve("nobody/nothing@0123abc")
+    assert "local diffusers folder" in str(caught.value)
+
+
+def test_hashes_follow_the_content_and_not_the_place(tmp_path):
+    def write(folder, vae):
+        (folder / "vae").mkdir(parents=True)
+        (folder / "model_index.json").write_text("{}")
+        (folder / "vae/x.safetensors").write_bytes(vae)
+        (folder / "vae/notes.md").write_text(str(folder))  # not part of the model
+        return folder
+
+    a, b, c = (write(tmp_path / name, vae) for name, vae in (("a", b"1"), ("b", b"1"), ("c", b"2")))
+    assert bases.content_hash(a) == bases.content_hash(b) != bases.content_hash(c)
+    assert bases.part_hashes(a)[""] == bases.part_hashes(c)[""]
+    assert bases.part_hashes(a)["vae"] != bases.part_hashes(c)["vae"]

@@ -1,0 +1,126 @@
+"""Sampling and comparing on the embedded bases, and what they ask of their arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorakit import adapter, bases, sample, storage, trial
+from lorakit.errors import ConfigError
+from lorakit.prompts import Prompt
+from tests import runs
+
+PROMPTS = [
+    Prompt("a", "a red circle on a blue background", "a red circle", seeds=(0, 1)),
+    Prompt("b", "a green ring", "a green ring", seeds=(5,)),
+]
+FAST = trial.Options(steps=3, guidance=3.0, quiet=True)
+
+
+def pixels(samples: list[sample.Sample]) -> list[np.ndarray]:
+    return [np.asarray(s.image, np.int16) for s in samples]
+
+
+@pytest.fixture(scope="module", params=bases.EMBEDDED)
+def studio(request) -> trial.Studio:
+    return trial.Studio(request.param)
+
+
+def test_a_picture_depends_on_prompt_and_seed_not_on_the_batch(studio):
+    options = [trial.Options(steps=3, guidance=3.0, size=(64, 64), batch=b, quiet=True) for b in (1, 3)]
+    one, three = (pixels(studio.draw(PROMPTS, o, "x")) for o in options)
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(one, three, strict=True))
+    assert np.abs(one[0] - one[1]).max() > 1
+    alone = pixels(studio.draw(PROMPTS[1:], options[0], "x"))
+    assert np.abs(alone[0] - one[2]).max() <= 1
+
+
+def test_sizes_are_checked(studio):
+    with pytest.raises(ConfigError, match="multiples"):
+        studio.draw(PROMPTS, trial.Options(size=(65, 64)), "x")
+    assert trial.parse_size("640x512") == (640, 512)
+    with pytest.raises(ConfigError, match="--size"):
+        trial.parse_size("640")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trial")
+    data = runs.make_dataset(folder / "data", 3)
+    prompts = runs.make_prompts(folder / "p.jsonl")
+    recipe = runs.make_recipe(
+        folder / "r.yaml",
+        "tiny-unet",
+        data,
+        folder / "run",
+        samples={"prompts": str(prompts), "every": 100, "steps": 2},
+        optimizer={"lr": 1e-2},
+        export=["comfyui", "a1111", "diffusers"],
+    )
+    return runs.train(recipe)
+
+
+def test_sampling_with_an_adapter_and_a_strength(run, tmp_path):
+    made = {}
+    for strength in ("0", "1"):
+        out = tmp_path / strength
+        given = f"{run}:{strength}"
+        trial.sample_to(out, "tiny-unet", given, run.parent / "p.jsonl", FAST)
+        made[strength] = np.asarray(Image.open(out / "a-0.png"), np.int16)
+        assert len(storage.read_json(out / "samples.json")) == 3
+    plain = trial.sample_to(
+        tmp_path / "plain",
+        "tiny-unet",
+        None,
+        run.parent / "p.jsonl",
+        trial.Options(3, 3.0, (64, 64), quiet=True),
+    )
+    assert np.abs(np.asarray(Image.open(plain[0]), np.int16) - made["0"]).max() <= 1
+    assert np.abs(made["1"] - made["0"]).max() > 1
+
+
+def test_another_base_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match="another base"):
+        trial.sample_to(tmp_path, "tiny-dit", str(run), run.parent / "p.jsonl", FAST)
+
+
+@pytest.mark.parametrize("given", ["nowhere.safetensors", "nowhere:0.5"])
+def test_a_missing_adapter(given):
+    with pytest.raises(ConfigError, match="no such adapter"):
+        trial.parse_adapter(given)
+
+
+def test_the_evaluation_compares_base_and_adapter_from_the_same_noise(run):
+    comparison, report = trial.evaluate_run(run, options=FAST)
+    assert report.is_file()
+    assert {p.name for p in report.parent.iterdir()} >= {
+        "scores.json",
+        "scores.csv",
+        "contact.png",
+        "before",
+        "after",
+    }
+    first = comparison.pairs[0]
+    assert (
+        np.abs(np.asarray(first.before_image, np.int16) - np.asarray(first.after_image, np.int16)).max() > 0
+    )
+    text = report.read_text()
+    assert "<script" not in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_the_export_of_a_run_loads_in_diffusers_and_draws_the_same(run):
+    """The finished adapter by ours, the exported file by diffusers' own loader on a fresh pipeline."""
+    ours = trial.Studio("tiny-unet", run / "adapter.safetensors")
+    theirs = trial.Studio("tiny-unet")
+    (file,) = (run / "exports").glob("*.safetensors")
+    theirs.pipe.load_lora_weights(str(file))
+    options = trial.Options(steps=3, guidance=3.0, size=(64, 64), quiet=True)
+    pairs = zip(
+        pixels(ours.draw(PROMPTS, options, "x")), pixels(theirs.draw(PROMPTS, options, "x")), strict=True
+    )
+    assert all(np.abs(a - b).max() <= 1 for a, b in pairs)
+    assert adapter.count(ours.denoiser)[0] == 32 or adapter.count(ours.denoiser)[0] > 0
