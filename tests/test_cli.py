@@ -82,7 +82,8 @@ def test_an_output_folder_that_would_mix_with_other_files(capsys, tmp_path, data
 
 
 def test_a_plain_folder_of_photos_is_prepared_trained_and_exported(capfd, tmp_path):
-    """`lorakit train` as a user gives it, through `accelerate launch`; then what it says when an image changed."""
+    """`lorakit train` as a user gives it, through `accelerate launch`; then what it says when an image
+    changed."""
     photos = tmp_path / "photos"
     photos.mkdir()
     rng = np.random.default_rng(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def judge(
     verdicts = {}
     for name, words in (alternatives or base_alternatives()).items():
         captions = [
-            world.caption(replace(s, **{name: word}), say_solid=True) for s in scenes for word in words
+            world.caption(world.vary(s, name, word), say_solid=True) for s in scenes for word in words
         ]
         texts = clip_model.encode_texts(clip, clip_model.tokenize(tokenizer, captions))
         scores = torch.einsum("nd,nwd->nw", images, texts.view(len(scenes), len(words), -1))

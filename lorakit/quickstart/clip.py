@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +92,11 @@ def hard_batch(
     while len(scenes) < size:
         scene = world.random_scene(rng, world.SHAPES, world.STYLES)
         if len(scenes) < size // 3:
-            group, keep = [scene], ()
+            group, keep = [scene], set[str]()
         else:
             kind = str(rng.choice(kinds))
-            group = [world.jitter(rng, replace(scene, **{kind: value})) for value in world.ATTRIBUTES[kind]]
-            group, keep = [s for s in group if s.colour != s.background], (kind,)
+            group = [world.jitter(rng, world.vary(scene, kind, value)) for value in world.ATTRIBUTES[kind]]
+            group, keep = [s for s in group if s.colour != s.background], {kind}
         for member in group:
             if not world.unseen(member):
                 scenes.append(member)

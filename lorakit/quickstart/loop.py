@@ -90,7 +90,7 @@ def _one_step(
     torch.manual_seed(job.seed * 1_000_003 + step)
     with torch.autocast(job.device.split(":")[0], dtype=torch.bfloat16):
         value = loss(np.random.default_rng([job.seed, step]))
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     if not math.isfinite(value.item()):
         raise NumericError(f"{job.name}: the loss is {value.item()} at step {step}", remedy="lower the rate")
     torch.nn.utils.clip_grad_norm_(model.parameters(), job.clip)

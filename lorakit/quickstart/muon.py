@@ -71,7 +71,8 @@ def optimizers(
     model: torch.nn.Module, lr: float, *, vectors_lr: float | None = None, plain: tuple[str, ...] = ()
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for vectors, tables and parameters whose name contains one of `plain`."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and min(parameter.flatten(1).shape) > 8

@@ -11,13 +11,14 @@ import itertools
 import math
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 CANVAS = 64  # pixels that the lengths below refer to
 TRIGGER = "sks"
@@ -86,6 +87,12 @@ def unseen(scene: Scene) -> bool:
     """Whether this composition is kept out of pre-training (one in twenty, by a hash of its words)."""
     words = " ".join(getattr(scene, name) for name in ATTRIBUTES)
     return zlib.crc32(words.encode()) % 20 == 0
+
+
+def vary(scene: Scene, attribute: str, word: str) -> Scene:
+    """The same scene with another word for one attribute."""
+    change: dict[str, Any] = {attribute: word}
+    return replace(scene, **change)
 
 
 def jitter(rng: np.random.Generator, scene: Scene) -> Scene:
@@ -300,6 +307,3 @@ def _pattern(style: str, x: Floats, y: Floats, distance: Floats, radius: Floats)
     if style == "striped":  # horizontal bands, 4 pixels of ink and 4 of background
         return np.abs((y + 4.0) % 8.0 - 4.0) - 2.0
     return np.full_like(distance, -np.inf)
-
-
-assert tuple(field.name for field in fields(Scene))[: len(ATTRIBUTES)] == tuple(ATTRIBUTES)
