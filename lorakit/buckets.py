@@ -53,9 +53,9 @@ def lattice(
 ) -> list[Size]:
     """The shapes with sides in multiples of `step` and an area within `tolerance` of resolution squared.
 
-    The default is 3 %, or half a step of the square's side where the grid is too coarse for that: at resolution
-    64 in steps of 16, 3 % would leave the square alone. Sorted by aspect. Raises `ConfigError` when the
-    resolution is not a positive multiple of the step.
+    The default is 3 %, or half a step of the square's side where the grid is too coarse for that: at
+    resolution 64 in steps of 16, 3 % would leave the square alone. Sorted by aspect. Raises `ConfigError`
+    when the resolution is not a positive multiple of the step.
     """
     _check_grid(resolution, step)
     tolerance = max(0.03, step / (2 * resolution)) if tolerance is None else tolerance

@@ -41,6 +41,16 @@ def versions() -> dict[str, str]:
     return found | {name: metadata.version(name) for name in PACKAGES}
 
 
+def _placed(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that the run can be gone on with from any folder."""
+    prompts = recipe.samples.prompts
+    samples = recipe.samples.model_copy(update={"prompts": prompts.resolve() if prompts else None})
+    changes = {"dataset": recipe.dataset.resolve(), "out": recipe.out.resolve(), "samples": samples}
+    if Path(recipe.base).is_dir():
+        changes["base"] = str(Path(recipe.base).resolve())
+    return recipe.model_copy(update=changes)
+
+
 class RunFolder:
     """The folder of one run; every write goes through storage."""
 
@@ -93,7 +103,7 @@ class RunFolder:
         else:
             machine = {"platform": platform.platform(), "processor": platform.machine()}
             storage.write_json(self.path / "run.json", {**record, "machine": machine, "status": "running"})
-        text = yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(_placed(recipe).dump(), sort_keys=False, allow_unicode=True)
         storage.write_text(self.path / "recipe.yaml", text)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

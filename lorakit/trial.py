@@ -56,7 +56,7 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     return path, strength
 
 
-class Studio:
+class Painter:
     """A loaded base with, perhaps, an adapter, ready to draw."""
 
     def __init__(self, base: str, adapter_file: Path | None = None, strength: float = 1.0) -> None:
@@ -101,8 +101,8 @@ def sample_to(out: Path, base: str, given: str | None, prompt_file: Path, option
     """`lorakit sample`: write the pictures of a prompt file and samples.json."""
     wanted = prompts.load(prompt_file)
     file, strength = parse_adapter(given) if given else (None, 1.0)
-    studio = Studio(base, file, strength)
-    return sample.save(out, studio.draw(wanted, options, "samples"))
+    painter = Painter(base, file, strength)
+    return sample.save(out, painter.draw(wanted, options, "samples"))
 
 
 def scorer(base: str, clip: str | None) -> score.ClipScorer:
@@ -140,10 +140,10 @@ def evaluate_run(
     wanted = prompts.load(prompt_file)
     judge = scorer(made.base, clip)
     options = options or Options(made.samples.steps, made.samples.guidance)
-    studio = Studio(made.base, file)
-    with adapter.switched_off(studio.denoiser):
-        before = studio.draw(wanted, options, "before")
-    after = studio.draw(wanted, options, "after")
+    painter = Painter(made.base, file)
+    with adapter.switched_off(painter.denoiser):
+        before = painter.draw(wanted, options, "before")
+    after = painter.draw(wanted, options, "after")
     for name, samples in (("before", before), ("after", after)):
         sample.save(run / "eval" / name, samples)
     alternatives = evaluate.word_alternatives(wanted, list(words)) if words else None
@@ -152,20 +152,20 @@ def evaluate_run(
         run / "eval",
         comparison,
         title=title or f"{run.name}: before and after",
-        facts=_facts(run, made, studio),
+        facts=_facts(run, made, painter),
         metrics=RunFolder(run).metrics(),
         extra=extra,
     )
     return comparison, report
 
 
-def _facts(run: Path, made: recipe.Recipe, studio: Studio) -> list[tuple[str, str]]:
-    modules, numbers = adapter.count(studio.denoiser)
+def _facts(run: Path, made: recipe.Recipe, painter: Painter) -> list[tuple[str, str]]:
+    modules, numbers = adapter.count(painter.denoiser)
     optimizer = made.optimizer
     record = storage.read_json(run / "run.json")
     size = (run / "adapter.safetensors").stat().st_size
     return [
-        ("Base", f"{studio.facts['base']} ({studio.family.title})"),
+        ("Base", f"{painter.facts['base']} ({painter.family.title})"),
         (
             "Adapter",
             f"rank {made.adapter.rank}, alpha {made.adapter.alpha:g}, {modules} modules, {numbers:,} numbers",
