@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import cli, manifest, storage
+from lorakit import checkpoint, cli, manifest, storage
 from tests import runs
 
 
@@ -157,3 +161,20 @@ def test_version_and_help(capsys):
     out = capsys.readouterr().out
     for command in ("quickstart", "data", "train", "resume", "sample", "eval", "export", "doctor"):
         assert command in out
+
+
+def test_a_signal_to_lorakit_train_reaches_the_trainer_which_commits(tmp_path, data):
+    file = runs.make_recipe(tmp_path / "r.yaml", "tiny-unet", data, tmp_path / "run")
+    command = [sys.executable, "-m", "lorakit.cli", "train", str(file), "train.steps=5000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while runs.steps_logged(tmp_path / "run") < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "which is saved" in err
+    assert "Traceback" not in err
+    assert checkpoint.steps(tmp_path / "run")[-1] == runs.steps_logged(tmp_path / "run")

@@ -114,8 +114,8 @@ def pretrain(job: Job, folder: Path, *, batch: int = 48, lr: float = 2e-3) -> An
         )
 
     def milestone(averaged: Any, note: str) -> None:
-        figures = {style: round(psnr(averaged, styles=(style,)), 2) for style in world.STYLES}
-        figures["all"] = round(psnr(averaged), 2)
+        figures = {style: round(psnr(averaged, count=32, styles=(style,)), 2) for style in world.STYLES}
+        figures["all"] = round(psnr(averaged, count=64), 2)
         print(f"{job.name} {note}: PSNR {figures}", flush=True)
         storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, **figures})
         export(averaged, folder)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, NumericError
 from lorakit.quickstart import assess, autoencoder, clip, denoisers, models, muon, pretrain, world
-from lorakit.quickstart.loop import Job
+from lorakit.quickstart.loop import Job, train
 from lorakit.quickstart.tokenizer import build_tokenizer
 
 BUDGET = 600.0  # minutes, so that the learning rate never decays in these few steps
@@ -45,7 +45,7 @@ def test_muon_serves_matrices_and_convolutions_and_adam_the_rest() -> None:
 @pytest.fixture(scope="module")
 def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    clip.pretrain(job("clip", folder, 60), folder / "foundation", batch=64)
+    clip.pretrain(job("clip", folder, 45), folder / "foundation", batch=64)
     return folder / "foundation"
 
 
@@ -97,15 +97,40 @@ def test_a_denoiser_learns_and_its_folder_is_a_pipeline(
     assert assess.sample(pipe, ["a red heart"], steps=2).shape == (1, world.CANVAS, world.CANVAS, 3)
 
 
+def fit_a_line(run: Job) -> torch.nn.Module:
+    """The loop on a model of no time: 12 inputs, 12 outputs, random targets."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(12, 12)
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        x = torch.from_numpy(rng.normal(size=(8, 12))).float()
+        return (model(x).float() - x.flip(1) - 0.1 * torch.randn(8, 12)).square().mean()
+
+    return train(run, model, muon.optimizers(model, 1e-2), loss)
+
+
 def test_a_stopped_run_goes_on_exactly(tmp_path: Path) -> None:
-    straight = job("autoencoder", tmp_path / "straight", 6)
-    whole = autoencoder.pretrain(straight, tmp_path / "a", batch=4)
-    first, second = (job("autoencoder", tmp_path / "stopped", steps) for steps in (3, 6))
-    autoencoder.pretrain(first, tmp_path / "b", batch=4)
-    resumed = autoencoder.pretrain(second, tmp_path / "b", batch=4)
+    straight = job("line", tmp_path / "straight", 40)
+    whole = fit_a_line(straight)
+    first, second = (job("line", tmp_path / "stopped", steps) for steps in (17, 40))
+    fit_a_line(first)
+    resumed = fit_a_line(second)
     assert first.losses + second.losses == straight.losses
+    assert np.mean(straight.losses[-5:]) < 0.7 * np.mean(straight.losses[:5])
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    model = torch.nn.Linear(12, 12)
+    with pytest.raises(NumericError, match="nan at step 0"):
+        train(
+            job("line", tmp_path, 3),
+            model,
+            muon.optimizers(model, 1),
+            lambda _: model.weight.sum() * float("nan"),
+        )
+    assert not job("line", tmp_path, 3).checkpoint.exists()
 
 
 def test_no_unseen_composition_enters_the_latents(small_vae: tuple[Path, float], tmp_path: Path) -> None:

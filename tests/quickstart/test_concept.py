@@ -1,0 +1,73 @@
+"""The quickstart's dataset is as untidy as it says, and its prompts ask for what they are scored by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools.prepare import PrepareOptions, prepare
+from lorakit import images, prompts
+from lorakit.errors import ConfigError
+from lorakit.quickstart import world
+from lorakit.quickstart.concept import CONCEPTS, PICTURES, Concept, make_dataset, make_prompts, write_prompts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_dataset(folder, Concept("striped"))
+    return folder
+
+
+def test_pictures_stored_sideways_come_out_as_drawn(folder):
+    scenes = Concept("striped").scenes(PICTURES, seed=1)
+    for index in (3, 8, 13):
+        with Image.open(folder / f"{index:02d}.jpg") as stored:
+            assert stored.getexif()[0x0112] != 1
+        shown = np.asarray(images.decode(folder / f"{index:02d}.jpg"), np.int16)
+        drawn = np.asarray(world.draw(scenes[index], shown.shape[0]), np.int16)
+        assert np.abs(shown - drawn).mean() < 4  # JPEG
+
+
+def test_nothing_hidden_under_transparency_is_seen(folder):
+    with Image.open(folder / "05.png") as stored:
+        assert stored.mode == "RGBA"
+        assert (np.asarray(stored)[0, 0] == (255, 0, 255, 0)).all()
+    pixels = np.asarray(images.decode(folder / "05.png"), np.int16)
+    assert not ((pixels[..., 0] > 200) & (pixels[..., 1] < 100) & (pixels[..., 2] > 200)).any()
+
+
+def test_the_tools_keep_24_and_set_the_broken_one_aside(folder):
+    result = prepare(
+        folder, PrepareOptions(resolution=64, batch=16, mode="square", trigger="sks", quiet=True)
+    )
+    assert len(result.kept) == PICTURES
+    (broken,) = [record for record in result.records if not record.keep]
+    assert broken.file == "broken.jpg"
+    assert broken.reason.startswith("truncated")
+    assert all("sks" in record.caption.split() for record in result.kept)
+    assert not any("striped" in record.caption for record in result.kept)
+
+
+@pytest.mark.parametrize("word", CONCEPTS)
+def test_prompts_name_the_trigger_and_are_scored_by_the_word(word, tmp_path):
+    concept = Concept(word)
+    wanted = prompts.load(write_prompts(tmp_path / "p.jsonl", make_prompts(concept)))
+    assert wanted == make_prompts(concept)
+    taught = [p for p in wanted if p.kind == "concept"]
+    others = [p for p in wanted if p.kind == "other"]
+    assert len(taught) == len(others) == 8
+    for prompt in taught:
+        assert "sks" in prompt.prompt.split()
+        assert word not in prompt.prompt
+        assert word in prompt.score_text.split()
+    seen = {concept.caption(scene) for scene in concept.scenes(PICTURES, seed=1)}
+    assert not seen & {p.prompt for p in taught}
+    for prompt in others:
+        assert not {"sks", word} & set(prompt.prompt.split())
+
+
+def test_an_unknown_concept_is_named_with_the_known_ones():
+    with pytest.raises(ConfigError, match="striped, neon, star, moon"):
+        Concept("plaid")
