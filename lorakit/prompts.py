@@ -12,11 +12,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lorakit.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DEFAULT_SEEDS = (0, 1, 2, 3)
 DEFAULT_KIND = "concept"
@@ -38,6 +41,15 @@ class Prompt:
     negative: str = ""
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     kind: str = DEFAULT_KIND
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture, the prompt it was made from, and the seed of its noise."""
+
+    prompt: Prompt
+    seed: int
+    image: Image.Image
 
 
 def load(path: str | Path) -> list[Prompt]:

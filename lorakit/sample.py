@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from lorakit import keyed, storage
 from lorakit.families.base import Cond, Family
 from lorakit.progress import Progress
-from lorakit.prompts import Prompt
+from lorakit.prompts import Prompt, Shot
 
 SEED = 20_240_229  # of all sampling noise; a fixed number, so that runs with other training seeds compare
 
@@ -32,15 +31,6 @@ class Settings:
     steps: int = 20
     guidance: float | None = None
     batch: int = 8
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture and where it came from."""
-
-    prompt: Prompt
-    seed: int
-    image: Image.Image
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ def sample(
     label: str = "samples",
     quiet: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
-) -> list[Sample]:
+) -> list[Shot]:
     """One picture for every seed of every prompt, in order."""
     jobs = [(i, seed) for i, prompt in enumerate(encoded.prompts) for seed in prompt.seeds]
     denoiser = family.denoiser(pipe)
@@ -78,7 +68,7 @@ def sample(
     shape = family.latent_shape(pipe, settings.width, settings.height)
     training = denoiser.training
     denoiser.eval()
-    made: list[Sample] = []
+    made: list[Shot] = []
     with torch.no_grad(), autocast or nullcontext(), Progress(label, len(jobs), quiet=quiet) as progress:
         for start in range(0, len(jobs), settings.batch):
             some = jobs[start : start + settings.batch]
@@ -93,7 +83,7 @@ def sample(
                 width=settings.width,
                 height=settings.height,
             )
-            made += [Sample(encoded.prompts[i], s, p) for (i, s), p in zip(some, pictures, strict=True)]
+            made += [Shot(encoded.prompts[i], s, p) for (i, s), p in zip(some, pictures, strict=True)]
             progress.update(len(made))
     denoiser.train(training)
     return made
@@ -103,7 +93,7 @@ def _on(device: torch.device, cond: Cond) -> Cond:
     return {name: tensor.to(device) for name, tensor in cond.items()}
 
 
-def save(folder: Path, samples: Sequence[Sample]) -> list[Path]:
+def save(folder: Path, samples: Sequence[Shot]) -> list[Path]:
     """Write pictures as <prompt id>-<seed>.png and samples.json, which tells what each one is."""
     files = [storage.save_image(folder / f"{s.prompt.id}-{s.seed}.png", s.image) for s in samples]
     rows = [

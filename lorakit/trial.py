@@ -90,7 +90,7 @@ class Painter:
             raise ConfigError(f"{width}x{height} does not suit this base", remedy=f"use multiples of {step}")
         return sample.Settings(width, height, options.steps, options.guidance, options.batch)
 
-    def draw(self, wanted: Sequence[prompts.Prompt], options: Options, label: str) -> list[sample.Sample]:
+    def draw(self, wanted: Sequence[prompts.Prompt], options: Options, label: str) -> list[prompts.Shot]:
         """Every seed of every prompt."""
         encoded = sample.encode(self.family, self.pipe, wanted)
         settings = self.settings(options)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from lorakit import report
 from lorakit.errors import DataError
-from lorakit.evaluate import Shot, compare, headline, load_shots, remarks, word_alternatives, write_report
+from lorakit.evaluate import compare, headline, load_shots, remarks, word_alternatives, write_report
 from lorakit.evaluate.write import rank_prompts, scores_csv
-from lorakit.prompts import Prompt
+from lorakit.prompts import Prompt, Shot
 from tests.test_report import read
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -164,7 +164,7 @@ def test_a_folder_of_any_generator_is_read_by_its_list(tmp_path: Path) -> None:
 def test_a_folder_that_sampling_wrote_is_read(tmp_path: Path) -> None:
     from lorakit import sample
 
-    made = [sample.Sample(shot.prompt, shot.seed, shot.image) for shot in AFTER]
+    made = list(AFTER)
     sample.save(tmp_path, made)
     shots_read = load_shots(tmp_path, PROMPTS)
     assert compare(made, shots_read, ColourScorer()).groups[0].gain.mean == pytest.approx(0)

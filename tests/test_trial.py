@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import bases, sample, storage, trial
+from lorakit import bases, storage, trial
 from lorakit.errors import ConfigError
-from lorakit.prompts import Prompt
+from lorakit.prompts import Prompt, Shot
 from tests import runs
 
 PROMPTS = [
@@ -20,7 +20,7 @@ PROMPTS = [
 FAST = trial.Options(steps=3, guidance=3.0, quiet=True)
 
 
-def pixels(samples: list[sample.Sample]) -> list[np.ndarray]:
+def pixels(samples: list[Shot]) -> list[np.ndarray]:
     return [np.asarray(s.image, np.int16) for s in samples]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lorakit import storage
 from lorakit.errors import DataError
 from lorakit.images import decode
-from lorakit.prompts import Prompt
+from lorakit.prompts import Prompt, Shot
 from lorakit.statistics import Interval, bootstrap_mean, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -24,17 +24,6 @@ _FIRST = ("concept", "other")  # the kinds that lead every table, in this order
 Key = tuple[str, int]  # prompt id and seed
 
 
-class Picture(Protocol):
-    """What is compared: any object with these three, such as `Shot` or a sample just made."""
-
-    @property
-    def prompt(self) -> Prompt: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def image(self) -> Image.Image: ...
-
-
 class Scorer(Protocol):
     """What `compare` needs of `score.ClipScorer`."""
 
@@ -42,15 +31,6 @@ class Scorer(Protocol):
     def clip_t(self, images: Any, texts: Sequence[str]) -> NDArray[np.float64]: ...
     def choose(self, images: Any, options: Sequence[Sequence[str]]) -> NDArray[np.int64]: ...
     def describe(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class Shot:
-    """A picture, the prompt it was made from, and the seed of its noise."""
-
-    prompt: Prompt
-    seed: int
-    image: Image.Image
 
 
 @dataclass(frozen=True)
@@ -102,8 +82,8 @@ class Comparison:
 
 
 def compare(
-    before: Sequence[Picture],
-    after: Sequence[Picture],
+    before: Sequence[Shot],
+    after: Sequence[Shot],
     scorer: Scorer,
     *,
     alternatives: Mapping[str, Sequence[str]] | None = None,
@@ -190,8 +170,8 @@ def _shot(row: Any, known: Mapping[str, Prompt], root: Path, where: str) -> Shot
     return Shot(known[row["prompt_id"]], row["seed"], decode(path))
 
 
-def _by_key(shots: Sequence[Picture], name: str) -> dict[Key, Picture]:
-    keyed: dict[Key, Picture] = {}
+def _by_key(shots: Sequence[Shot], name: str) -> dict[Key, Shot]:
+    keyed: dict[Key, Shot] = {}
     for shot in shots:
         key = (shot.prompt.id, shot.seed)
         if key in keyed:
@@ -200,7 +180,7 @@ def _by_key(shots: Sequence[Picture], name: str) -> dict[Key, Picture]:
     return keyed
 
 
-def _check_same(before: Mapping[Key, Picture], after: Mapping[Key, Picture]) -> None:
+def _check_same(before: Mapping[Key, Shot], after: Mapping[Key, Shot]) -> None:
     if not before:
         raise DataError("no pictures to compare", where="before")
     for here, there, name in ((before, after, "after"), (after, before, "before")):
@@ -214,7 +194,7 @@ def _check_same(before: Mapping[Key, Picture], after: Mapping[Key, Picture]) -> 
 
 
 def _checked_alternatives(
-    shots: Sequence[Picture], alternatives: Mapping[str, Sequence[str]]
+    shots: Sequence[Shot], alternatives: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
     prompts = {shot.prompt.id: shot.prompt for shot in shots}
     for name, texts in alternatives.items():
