@@ -300,11 +300,11 @@ def test_the_numbers_are_in_json_and_csv(written: Path) -> None:
     np.testing.assert_allclose(gains, [pair["gain"] for pair in scores["pairs"]], atol=1e-6)
 
 
-def test_the_contact_sheet_has_a_row_before_and_a_row_after_for_each_prompt(written: Path) -> None:
+def test_the_contact_sheet_has_before_and_after_side_by_side_for_each_prompt(written: Path) -> None:
     with Image.open(written.parent / "contact.png") as sheet:
         assert sheet.format == "PNG"
-        assert sheet.height > 6 * 128
-        assert sheet.width > 3 * 128  # the head and two seeds
+        assert 3 * 128 < sheet.height < 5 * 128
+        assert sheet.width > 6 * 128  # the head, two seeds, a gap, the same two seeds
         last = sheet.convert("RGB").getpixel((sheet.width - 70, sheet.height - 70))
     assert last[0] > 200 > 100 > last[1]  # the best prompt's "after" is red and comes last
 
