@@ -19,6 +19,7 @@ from lorakit.families.base import Cond, Family
 from lorakit.progress import Progress
 from lorakit.prompts import Prompt, Shot
 
+INDEX = "samples.json"  # written last: where it is, the pictures are complete
 SEED = 20_240_229  # of all sampling noise; a fixed number, so that runs with other training seeds compare
 
 
@@ -100,5 +101,5 @@ def save(folder: Path, samples: Sequence[Shot]) -> list[Path]:
         {"file": file.name, "prompt_id": s.prompt.id, "prompt": s.prompt.prompt, "seed": s.seed}
         for file, s in zip(files, samples, strict=True)
     ]
-    storage.write_json(folder / "samples.json", rows)
+    storage.write_json(folder / INDEX, rows)
     return files

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -30,9 +32,28 @@ def train(made_recipe: Recipe) -> RunFolder:
     precision = "bf16" if made_recipe.train.precision == "bf16" else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     set_seed(made_recipe.train.seed)  # nothing of ours draws from it; a library might
-    with run.lock() if accelerator.is_main_process else contextlib.nullcontext():
+    with _signals(_stop_now), run.lock() if accelerator.is_main_process else contextlib.nullcontext():
         _train_locked(made_recipe, run, accelerator)
     return run
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM for a while; elsewhere than in the main thread they stay as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+def _stop_now(number: int, _: FrameType | None) -> None:
+    """While models load and caches fill there is nothing to commit: what is done is on disk already."""
+    raise Interrupted("stopped before the first step of this session", signal_number=number)
 
 
 def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> None:
@@ -55,10 +76,10 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
     if main:
         run.update(images=len(plan.items))
     trainer.resume()
-    old = {s: signal.signal(s, trainer.on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
     began = time.monotonic()
     try:
-        trainer.fit()
+        with _signals(trainer.on_signal):
+            trainer.fit()
     except Interrupted:
         if main:
             run.update(status="interrupted", step=trainer.state.step)
@@ -68,9 +89,6 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
             f"out of memory at step {trainer.state.step}: {str(error).splitlines()[0]}",
             remedy="set memory: {checkpoint: 1}, halve train.batch_size and double train.accumulate",
         ) from error
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
     say(f"done in {duration(time.monotonic() - began)}: {run.path / 'adapter.safetensors'}")
 
 

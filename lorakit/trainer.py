@@ -49,6 +49,7 @@ class Trainer:
         self.total_batch = made.recipe.effective_batch * accelerator.num_processes
         self.metadata = adapter.pack_metadata(made.facts())
         self.stop_signal = 0
+        self.looking = False
 
     # one step
 
@@ -178,17 +179,44 @@ class Trainer:
 
     # read-only looks at the run
 
-    def sample(self, remote: tracker.Guarded) -> None:
-        """Draw the fixed prompts; changes nothing of the state."""
-        if self.made.encoded is None or not self.main:
+    def look(self, remote: tracker.Guarded) -> None:
+        """Sample and validate when this step is due for it and has not been looked at; changes no state.
+
+        A signal in the meantime stops the looking at once: nothing is lost by it.
+        """
+        step, last = self.state.step, self.state.step == self.settings.steps
+        self.looking = True
+        try:
+            if self.main and (step % self.recipe.samples.every == 0 or last):
+                self._sample(remote)
+            if self.main and (step % self.recipe.validate_.every == 0 or last):
+                self._validate(remote)
+        finally:
+            self.looking = False
+
+    def _sample(self, remote: tracker.Guarded) -> None:
+        """Draw the fixed prompts."""
+        step = self.state.step
+        folder = self.run.path / "samples" / f"step-{step:08d}"
+        if self.made.encoded is None or (folder / sample.INDEX).exists():
             return
-        label = f"samples of step {self.state.step}"
         with self.accelerator.autocast():
             made = sample.sample(
-                self.made.family, self.made.pipe, self.made.encoded, self.made.sampling, label=label
+                self.made.family,
+                self.made.pipe,
+                self.made.encoded,
+                self.made.sampling,
+                label=f"samples of step {step}",
             )
-        files = sample.save(self.run.path / "samples" / f"step-{self.state.step:08d}", made)
-        remote.images("samples", files, self.state.step)
+        remote.images("samples", sample.save(folder, made), step)
+
+    def _validate(self, remote: tracker.Guarded) -> None:
+        step = self.state.step
+        known = any("validation_loss" in row for row in self.run.metrics() if row["step"] == step)
+        value = None if known else self.validate()
+        if value is not None:
+            storage.append_jsonl(self.run.metrics_file, {"step": step, "validation_loss": value})
+            remote.log({"validation_loss": value}, step)
 
     def validate(self) -> float | None:
         """Mean loss of the held-out images at fixed noise and stratified noise levels."""
@@ -212,10 +240,9 @@ class Trainer:
         remote = tracker.Guarded(
             self.recipe.tracker if self.main else "none", self.run.path, self.recipe.dump()
         )
-        if self.state.step == 0:
-            self.sample(remote)
         if self.main:
             self.run.update(status="running")
+        self.look(remote)
         steps = self.settings.steps
         smooth: float | None = None
         with Progress("train", steps, start=self.state.step, quiet=not self.main) as progress:
@@ -228,7 +255,6 @@ class Trainer:
                 if self.main:
                     self.run.heartbeat("train", self.state.step, steps, progress.left)
                 self._at_step(remote)
-        self.commit_if_new()
         self.finish()
         remote.close()
 
@@ -243,25 +269,18 @@ class Trainer:
         remote.log({name: value for name, value in finite.items() if value is not None}, self.state.step)
 
     def _at_step(self, remote: tracker.Guarded) -> None:
-        """What happens between steps: commit first, then look, then stop if asked to."""
+        """What happens between steps: commit first, then look, and stop if asked to."""
         step = self.state.step
         stop = self._stop_asked()
-        if step % self.settings.save_every == 0 or stop:
+        if step % self.settings.save_every == 0 or step == self.settings.steps or stop:
             self.commit()
         if stop:
             raise Interrupted(f"stopped after step {step}, which is saved", signal_number=stop)
-        if step % self.recipe.samples.every == 0 or step == self.settings.steps:
-            self.sample(remote)
-        if step % self.recipe.validate_.every == 0 or step == self.settings.steps:
-            value = self.validate() if self.main else None
-            if value is not None:
-                storage.append_jsonl(self.run.metrics_file, {"step": step, "validation_loss": value})
-                remote.log({"validation_loss": value}, step)
-
-    def commit_if_new(self) -> None:
-        """The last step is always committed."""
-        if self.state.step % self.settings.save_every:
+        try:
+            self.look(remote)
+        except Interrupted:
             self.commit()
+            raise
 
     def _stop_asked(self) -> int:
         """The signal that any process received, agreed by all; 0 for none."""
@@ -275,3 +294,5 @@ class Trainer:
         if self.stop_signal:
             os._exit(128 + number)
         self.stop_signal = number
+        if self.looking:
+            raise Interrupted(f"stopped after step {self.state.step}, which is saved", signal_number=number)
