@@ -31,8 +31,7 @@ class Flow:
 
     def noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> Noised:
         """`latents`, `noise` (B, C, H, W); `u` (B,) uniform in [0, 1)."""
-        if self.timesteps == "logit-normal":
-            u = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6)).sigmoid().to(latents.dtype)
+        u = _spread(u, self.timesteps).to(latents.dtype)
         sigma = self.shift * u / (1 + (self.shift - 1) * u)
         s = sigma.view(-1, *[1] * (latents.ndim - 1))
         return (1 - s) * latents + s * noise, sigma * 1000, noise - latents
@@ -48,11 +47,12 @@ class Diffusion:
 
     prediction: str
     alphas_cumprod: torch.Tensor  # (T,)
+    timesteps: str = "uniform"
 
     def noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> Noised:
         """`latents`, `noise` (B, C, H, W); `u` (B,) uniform in [0, 1)."""
         count = len(self.alphas_cumprod)
-        t = (u.double() * count).long().clamp(max=count - 1)
+        t = (_spread(u, self.timesteps) * count).long().clamp(max=count - 1)
         alpha_bar = self.alphas_cumprod.to(latents.device)[t].to(latents.dtype)
         alpha_bar = alpha_bar.view(-1, *[1] * (latents.ndim - 1))
         signal, spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
@@ -65,6 +65,14 @@ class Diffusion:
 
 
 Objective = Flow | Diffusion
+
+
+def _spread(u: torch.Tensor, timesteps: str) -> torch.Tensor:
+    """Uniform numbers as shares of the time axis, float64: as they are, or gathered in the middle."""
+    u = u.double()
+    if timesteps == "logit-normal":
+        return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+    return u
 
 
 def _squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -83,10 +91,12 @@ def from_scheduler(kind: str, config: Mapping[str, Any], settings: Settings, alp
         base_shift = 1.0 if dynamic else float(config.get("shift", 1.0))
         timesteps = "logit-normal" if settings.timesteps == "auto" else settings.timesteps
         return Flow(timesteps, settings.shift or base_shift)
-    if settings.shift is not None or settings.timesteps == "logit-normal":
-        key = "objective.shift" if settings.shift is not None else "objective.timesteps: logit-normal"
-        raise ConfigError(f"{key} belongs to flow matching, but the base is a ddpm model", where=key)
+    if settings.shift is not None:
+        raise ConfigError(
+            "objective.shift belongs to flow matching, but the base is a ddpm model", where="objective.shift"
+        )
     prediction = str(config.get("prediction_type", "epsilon"))
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise ConfigError(f"the base's scheduler has an unknown prediction_type {prediction!r}")
-    return Diffusion(prediction, torch.as_tensor(alphas, dtype=torch.float64))
+    timesteps = "uniform" if settings.timesteps == "auto" else settings.timesteps
+    return Diffusion(prediction, torch.as_tensor(alphas, dtype=torch.float64), timesteps)

@@ -75,11 +75,20 @@ def test_a_dynamic_shift_belongs_to_inference_only():
     assert from_scheduler("flow", scheduler.config, Settings(shift=2.0)).shift == 2.0
 
 
-@pytest.mark.parametrize("settings", [Settings(shift=3.0), Settings(timesteps="logit-normal")])
-def test_a_flow_setting_on_a_ddpm_base_is_refused(settings):
+def test_a_flow_setting_on_a_ddpm_base_is_refused():
     scheduler = DDPMScheduler()
     with pytest.raises(ConfigError, match="ddpm"):
-        from_scheduler("ddpm", scheduler.config, settings, scheduler.alphas_cumprod)
+        from_scheduler("ddpm", scheduler.config, Settings(shift=3.0), scheduler.alphas_cumprod)
+
+
+def test_ddpm_times_can_be_gathered_in_the_middle():
+    scheduler = DDPMScheduler()
+    settings = Settings(timesteps="logit-normal")
+    made = from_scheduler("ddpm", scheduler.config, settings, scheduler.alphas_cumprod)
+    u = (torch.arange(20000) + 0.5) / 20000
+    x = torch.zeros(20000, 1)
+    times = made.noise(x, x, u)[1].double() + 0.5
+    assert torch.logit(times / 1000).std().item() == pytest.approx(1, abs=1e-2)
 
 
 def test_loss_is_the_mean_square_per_sample_in_float32():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def load(folder: Path) -> Any:
     """The trained autoencoder in float32."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    return AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def pretrain(job: Job, folder: Path, *, batch: int = 48, lr: float = 2e-3) -> Any:
@@ -121,12 +120,3 @@ def pretrain(job: Job, folder: Path, *, batch: int = 48, lr: float = 2e-3) -> An
         export(averaged, folder)
 
     return train(job, vae, optimizers(vae, lr), loss, milestone)
-
-
-def previews(vae: Any, scenes: list[world.Scene]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Pictures with their reconstructions, for the eye."""
-    for scene in scenes:
-        picture = world.draw_batch([scene])
-        with torch.no_grad():
-            output = vae.decode(encode(vae, picture)).sample.clamp(-1, 1)
-        yield picture[0], ((output[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()

@@ -18,7 +18,8 @@ from lorakit.errors import ConfigError
 from lorakit.prompts import Prompt
 from lorakit.quickstart import world
 
-PICTURES = 24
+PICTURES = 24  # of the concept
+ORDINARY = 36  # of what the base knows: without them everything it draws would drift towards the concept
 PROMPTS = 8  # of each kind
 SEEDS = (0, 1, 2, 3)
 CONCEPTS = (*world.HELD_OUT_STYLES, *world.HELD_OUT_SHAPES)
@@ -26,11 +27,14 @@ _SIZES = (64, 80, 96, 128)
 _SIDEWAYS = {3: 6, 8: 8, 13: 3}  # picture: EXIF orientation it is stored with
 _UNTURN = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 _TRANSPARENT = 5
+_LEGIBLE = (
+    115.0  # RGB distance of shape and background below which neither people nor CLIP see the shape well
+)
 
 
 @dataclass(frozen=True)
 class Concept:
-    """What is taught: `word` is what CLIP knows it by, the base learns it as the trigger."""
+    """What is taught: `word` is what CLIP knows it by; the base has met neither the word nor the look."""
 
     word: str
 
@@ -53,19 +57,26 @@ class Concept:
         return world.STYLES if self.is_style else world.SHAPES
 
     def scenes(self, count: int, seed: int) -> list[world.Scene]:
-        """Scenes of the concept with all base colours and, for a style, all base shapes in turn."""
-        rng = np.random.default_rng([seed, CONCEPTS.index(self.word)])
+        """Scenes of the concept, for a style in all base shapes in turn."""
         shapes = world.BASE_SHAPES if self.is_style else (self.word,)
         style = self.word if self.is_style else "solid"
-        made = []
-        for index in range(count):
-            scene = world.random_scene(rng, shapes=(shapes[index % len(shapes)],), styles=(style,))
-            made.append(scene if self.is_style else replace(scene, style="solid"))
-        return made
+        rng = np.random.default_rng([seed, CONCEPTS.index(self.word)])
+        return [_legible_scene(rng, shapes[index % len(shapes)], (style,)) for index in range(count)]
 
-    def caption(self, scene: world.Scene) -> str:
-        """What the scene is called in training: the trigger in the concept's place."""
-        return world.caption(scene, rename={self.word: world.TRIGGER})
+
+def ordinary_scenes(count: int, seed: int) -> list[world.Scene]:
+    """Scenes the base knows how to draw, in all its shapes in turn."""
+    rng = np.random.default_rng([seed, len(CONCEPTS)])
+    shapes = world.BASE_SHAPES
+    return [_legible_scene(rng, shapes[index % len(shapes)], world.BASE_STYLES) for index in range(count)]
+
+
+def _legible_scene(rng: np.random.Generator, shape: str, styles: tuple[str, ...]) -> world.Scene:
+    while True:
+        scene = world.random_scene(rng, shapes=(shape,), styles=styles)
+        ink, paper = np.array(world.COLOURS[scene.colour]), np.array(world.COLOURS[scene.background])
+        if np.linalg.norm(ink - paper) >= _LEGIBLE:
+            return scene
 
 
 def make_dataset(folder: Path, concept: Concept) -> None:
@@ -81,7 +92,10 @@ def make_dataset(folder: Path, concept: Concept) -> None:
             storage.write_bytes(folder / f"{name}.jpg", _sideways(picture, _SIDEWAYS[index]))
         else:
             storage.save_image(folder / f"{name}.png", picture)
-        storage.write_text(folder / f"{name}.txt", concept.caption(scene) + "\n")
+        storage.write_text(folder / f"{name}.txt", world.caption(scene) + "\n")
+    for index, scene in enumerate(ordinary_scenes(ORDINARY, seed=1)):
+        storage.save_image(folder / f"ordinary-{index:02d}.png", world.draw(scene))
+        storage.write_text(folder / f"ordinary-{index:02d}.txt", world.caption(scene) + "\n")
     broken = _jpeg(world.draw(concept.scenes(1, seed=2)[0], 96))
     storage.write_bytes(folder / "broken.jpg", broken[: len(broken) * 6 // 10])
     storage.write_text(folder / "broken.txt", "a download that stopped half way\n")
@@ -110,22 +124,19 @@ def _cut_out(picture: Image.Image) -> Image.Image:
 
 
 def make_prompts(concept: Concept) -> list[Prompt]:
-    """Prompts with the trigger ("concept") and without it ("other"), each with the text it is scored
-    against."""
-    rng = np.random.default_rng(5)
-    wanted = []
-    for index, scene in enumerate(concept.scenes(PROMPTS, seed=3)):
-        wanted.append(_prompt(f"c{index}", scene, concept.caption(scene), "concept"))
-    for index in range(PROMPTS):
-        shape = world.BASE_SHAPES[index % len(world.BASE_SHAPES)]
-        scene = world.random_scene(rng, shapes=(shape,))
-        wanted.append(_prompt(f"o{index}", scene, world.caption(scene), "other"))
-    return wanted
+    """Prompts with the concept's word ("concept") and without it ("other"), each with the text it is scored
+    by."""
+    kinds = {"concept": concept.scenes(PROMPTS, seed=3), "other": ordinary_scenes(PROMPTS, seed=3)}
+    return [
+        _prompt(f"{kind[0]}{index}", scene, kind)
+        for kind, scenes in kinds.items()
+        for index, scene in enumerate(scenes)
+    ]
 
 
-def _prompt(name: str, scene: world.Scene, text: str, kind: str) -> Prompt:
+def _prompt(name: str, scene: world.Scene, kind: str) -> Prompt:
     truth = world.caption(scene, say_solid=True)
-    return Prompt(id=name, prompt=text, score_text=truth, seeds=SEEDS, kind=kind)
+    return Prompt(id=name, prompt=world.caption(scene), score_text=truth, seeds=SEEDS, kind=kind)
 
 
 def previews(wanted: list[Prompt]) -> list[Prompt]:

@@ -129,7 +129,6 @@ def pretrain(
     *,
     clip: tuple[Any, Any],
     vae: Any,
-    judge: Any = None,
     batch: int = 64,
     lr: float = 3e-3,
     compositions: int | None = None,
@@ -137,7 +136,7 @@ def pretrain(
 ) -> Any:
     """Train the denoiser of one of `models.KINDS`, export its pipeline to `folder`; returns the average.
 
-    `clip` (model, tokenizer) conditions it; `judge`, by default the same, says what it draws right.
+    `clip` (model, tokenizer) conditions it, and says at milestones what it draws right.
     """
     clip_model, tokenizer = clip
     torch.manual_seed(job.seed)
@@ -150,9 +149,7 @@ def pretrain(
         models.save_pipeline(finished, folder)
         if assessed:
             finished.set_progress_bar_config(disable=True)
-            figures, pictures = assess.measure(
-                finished, judge or clip_model, tokenizer, count=assessed, seed=1
-            )
+            figures, pictures = assess.measure(finished, clip_model, tokenizer, count=assessed, seed=1)
             storage.save_image(job.out / f"{kind}-{note.replace(' ', '')}.png", assess.grid(pictures))
             storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, **figures})
             print(f"{job.name} {note}: {figures}", flush=True)

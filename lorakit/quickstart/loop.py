@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class Job:
 
     @property
     def checkpoint(self) -> Path:
-        return self.out / f"{self.name}.ckpt"
+        return self.out / f"{self.name}.safetensors"
 
 
 def train(
@@ -130,16 +129,12 @@ def _save(
     step: int,
     elapsed: float,
 ) -> None:
-    buffer = io.BytesIO()
-    state = {
-        "model": model.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "step": step,
-        "elapsed": elapsed,
-    }
-    torch.save(state, buffer)
-    storage.write_bytes(job.checkpoint, buffer.getvalue())
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"averaged.{name}": value for name, value in averaged.state_dict().items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, entries in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer{number}.{index}.{k}": torch.as_tensor(v) for k, v in entries.items()}
+    storage.write_safetensors(job.checkpoint, tensors, {"step": str(step), "elapsed": str(elapsed)})
 
 
 def _resume(
@@ -147,12 +142,19 @@ def _resume(
 ) -> tuple[int, float]:
     if not job.checkpoint.exists():
         return 0, 0.0
-    state = torch.load(job.checkpoint, map_location=job.device, weights_only=True)
-    model.load_state_dict(state["model"])
-    averaged.load_state_dict(state["averaged"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        rates = [group["lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate  # the schedule multiplies the full rate, not the one at which the run stopped
-    return state["step"], state["elapsed"]
+    tensors = storage.read_safetensors(job.checkpoint)
+    model.load_state_dict(_under("model.", tensors))
+    averaged.load_state_dict(_under("averaged.", tensors))
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in _under(f"optimizer{number}.", tensors).items():
+            index, entry = key.split(".", 1)
+            state.setdefault(int(index), {})[entry] = value
+        # The groups stay this session's: the schedule multiplies the full rate, not the one of the stop.
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    facts = storage.read_safetensors_metadata(job.checkpoint)
+    return int(facts["step"]), float(facts["elapsed"])
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

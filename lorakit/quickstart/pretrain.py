@@ -1,9 +1,8 @@
 """How the embedded weights are made: `python -m lorakit.quickstart.pretrain --out DIR`.
 
-The stages build on each other: `clip`, whose text tower conditions both bases; `autoencoder`; `judge`, the
-same CLIP trained further on what judging needs; `dit` and `unet`, which may run side by side. Each goes on
-where it stopped when the same command is given again, and finds what the earlier ones left in DIR. Finished
-folders lie in DIR/weights, laid out as those that are committed.
+The stages build on each other: `clip`, whose text tower conditions both bases; `autoencoder`; then `dit` and
+`unet`, which may run side by side. Each goes on where it stopped when the same command is given again, and
+finds what the earlier ones left in DIR. DIR/weights is laid out as the folders that are committed.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +20,8 @@ from lorakit.quickstart import autoencoder, clip, denoisers
 from lorakit.quickstart.loop import Job
 
 # Minutes of one core that the committed weights were given (the two denoisers shared theirs with other work).
-MINUTES = {"clip": 20.0, "autoencoder": 10.0, "judge": 8.0, "dit": 84.0, "unet": 84.0}
+MINUTES = {"clip": 63.0, "autoencoder": 10.0, "dit": 84.0, "unet": 84.0}
+CLIP_SHARES = (0.32, 0.47, 0.21)  # of CLIP's minutes: the foundation, what it confuses, rough pictures
 KINDS = {"dit": "tiny-dit", "unet": "tiny-unet"}
 
 
@@ -41,31 +42,34 @@ def _needed(folder: Path, stage: str) -> Path:
 
 def run_stage(stage: str, out: Path, minutes: float, device: str, *, seed: int = 0) -> None:
     """Train one stage for `minutes` in all and export it; `ConfigError` where an earlier one is missing."""
-    job = Job(stage, out / "state", minutes, device, seed, milestones=milestones(minutes))
-    foundation, vae_folder, weights = out / "foundation", out / "vae", out / "weights"
+    weights, vae_folder = out / "weights", out / "vae"
     if stage == "clip":
-        job.warmup = 40
-        clip.pretrain(job, foundation)
+        _train_clip(out, minutes, device, seed)
     elif stage == "autoencoder":
-        job.warmup, job.average = 50, 0.995
+        job = _job(stage, out, minutes, device, seed, warmup=50, average=0.995)
         autoencoder.pretrain(job, vae_folder)
-    elif stage == "judge":
-        job.warmup, job.decay, job.seed = 10, 0.6, seed + 1
-        start = _needed(foundation, "clip")
-        clip.pretrain(job, weights / "clip", groups=clip.JUDGE, start=start, lr=1.5e-3)
     else:
-        job.decay, job.average = 0.45, 0.999
-        tower = clip.load(_needed(foundation, "clip"))
+        kind = KINDS[stage]
+        tower = clip.load(_needed(weights / "clip", "clip"))
         vae = autoencoder.load(_needed(vae_folder, "autoencoder"))
-        judge = weights / "clip"
-        denoisers.pretrain(
-            job,
-            KINDS[stage],
-            weights / KINDS[stage],
-            clip=tower,
-            judge=clip.load(judge)[0] if judge.is_dir() else tower[0],
-            vae=vae,
-        )
+        job = _job(stage, out, minutes, device, seed, decay=0.45, average=0.999)
+        denoisers.pretrain(job, kind, weights / kind, clip=tower, vae=vae)
+
+
+def _job(stage: str, out: Path, minutes: float, device: str, seed: int, **changes: Any) -> Job:
+    return Job(stage, out / "state", minutes, device, seed, milestones=milestones(minutes), **changes)
+
+
+def _train_clip(out: Path, minutes: float, device: str, seed: int) -> None:
+    """Three parts, each from the average of the one before: see `clip.FOUNDATION`, `FINE` and `ROUGH`."""
+    foundation, fine = out / "clip-foundation", out / "clip-fine"
+    first, second, third = (minutes * share for share in CLIP_SHARES)
+    clip.pretrain(_job("clip-foundation", out, first, device, seed, warmup=40), foundation)
+    gentle: dict[str, Any] = {"warmup": 10, "decay": 0.6}
+    job = _job("clip-fine", out, second, device, seed + 1, **gentle)
+    clip.pretrain(job, fine, groups=clip.FINE, start=foundation, lr=1.5e-3)
+    job = _job("clip-rough", out, third, device, seed + 2, **gentle)
+    clip.pretrain(job, out / "weights" / "clip", groups=clip.ROUGH, start=fine, lr=1.5e-3, rough=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from lorakit import recipe
 from lorakit.errors import LorakitError
 from lorakit.progress import duration
-from lorakit.quickstart.concept import Concept, make_dataset, make_prompts, previews, write_prompts
-from lorakit.quickstart.world import TRIGGER
+from lorakit.quickstart.concept import PICTURES, Concept, make_dataset, make_prompts, previews, write_prompts
 
 if TYPE_CHECKING:
     from lorakit.evaluate import Comparison
@@ -44,12 +43,12 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
     wanted = make_prompts(taught)
     prompts = write_prompts(Path(out) / f"prompts-{concept}.jsonl", wanted)
     preview = write_prompts(Path(out) / f"preview-{concept}.jsonl", previews(wanted))
-    print(f"1/4  {concept}: a dataset of something {base} has never seen, in {data}")
+    print(f"1/4  {concept!r} is new to {base}: {PICTURES} pictures of it among others, in {data}")
     make_dataset(data, taught)
-    prepare(data, PrepareOptions(resolution=64, step=16, batch=16, mode="square", trigger=TRIGGER))
+    prepare(data, PrepareOptions(resolution=64, step=16, batch=16, mode="square"))
     print(f"2/4  training {base}")
     file = recipe.folder() / f"quickstart-{base.removeprefix('tiny-')}.yaml"
-    overrides = [f"dataset={data}", f"out={folder}", f"samples.prompts={preview}"]
+    overrides = [f"dataset={data}", f"out={folder}", f"samples.prompts={preview}", f"trigger={concept}"]
     overrides += [f"train.steps={steps}"] if steps else []
     recipe.load(file, overrides)
     if code := run(command(str(file), overrides)):
@@ -61,7 +60,7 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
         folder,
         prompt_file=prompts,
         words=taught.alternatives,
-        title=f"{base} learns {concept!r} from {_pictures(data)} pictures",
+        title=f"{base} learns {concept!r} from {PICTURES} pictures",
     )
     print(f"4/4  done in {duration(time.monotonic() - began)}")
     print(
@@ -79,12 +78,6 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
     return 0
 
 
-def _pictures(data: Path) -> int:
-    from lorakit import manifest
-
-    return sum(record.keep for record in manifest.load(data))
-
-
 def verdict(comparison: Comparison, concept: str) -> str:
     """What the figures say, in three lines."""
     groups = {group.kind: group for group in comparison.groups}
@@ -94,7 +87,7 @@ def verdict(comparison: Comparison, concept: str) -> str:
     gain, drift = taught.gain, other.gain
     return "\n".join(
         [
-            f"CLIP-T on prompts with the trigger: {_x100(taught.before.mean)} -> {_x100(taught.after.mean)}, "
+            f"CLIP-T on prompts with the word: {_x100(taught.before.mean)} -> {_x100(taught.after.mean)}, "
             f"gain {_x100(gain.mean)} (95 % interval {_x100(gain.low)} to {_x100(gain.high)})",
             f"CLIP picks {concept!r} in {taught.right_before.mean:.0%} of pictures before, "
             f"{taught.right_after.mean:.0%} after",

@@ -10,7 +10,16 @@ from data_tools.prepare import PrepareOptions, prepare
 from lorakit import images, prompts
 from lorakit.errors import ConfigError
 from lorakit.quickstart import world
-from lorakit.quickstart.concept import CONCEPTS, PICTURES, Concept, make_dataset, make_prompts, write_prompts
+from lorakit.quickstart.concept import (
+    CONCEPTS,
+    ORDINARY,
+    PICTURES,
+    Concept,
+    make_dataset,
+    make_prompts,
+    ordinary_scenes,
+    write_prompts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +47,20 @@ def test_nothing_hidden_under_transparency_is_seen(folder):
     assert not ((pixels[..., 0] > 200) & (pixels[..., 1] < 100) & (pixels[..., 2] > 200)).any()
 
 
-def test_the_tools_keep_24_and_set_the_broken_one_aside(folder):
+def test_the_tools_keep_all_but_the_broken_one(folder):
     result = prepare(
         folder, PrepareOptions(resolution=64, batch=16, mode="square", trigger="sks", quiet=True)
     )
-    assert len(result.kept) == PICTURES
+    assert len(result.kept) == PICTURES + ORDINARY
     (broken,) = [record for record in result.records if not record.keep]
     assert broken.file == "broken.jpg"
     assert broken.reason.startswith("truncated")
-    assert all("sks" in record.caption.split() for record in result.kept)
-    assert not any("striped" in record.caption for record in result.kept)
+    taught = [record for record in result.kept if "striped" in record.caption.split()]
+    assert len(taught) == PICTURES
 
 
 @pytest.mark.parametrize("word", CONCEPTS)
-def test_prompts_name_the_trigger_and_are_scored_by_the_word(word, tmp_path):
+def test_prompts_are_fresh_and_scored_by_what_they_ask_for(word, tmp_path):
     concept = Concept(word)
     wanted = prompts.load(write_prompts(tmp_path / "p.jsonl", make_prompts(concept)))
     assert wanted == make_prompts(concept)
@@ -59,13 +68,19 @@ def test_prompts_name_the_trigger_and_are_scored_by_the_word(word, tmp_path):
     others = [p for p in wanted if p.kind == "other"]
     assert len(taught) == len(others) == 8
     for prompt in taught:
-        assert "sks" in prompt.prompt.split()
-        assert word not in prompt.prompt
-        assert word in prompt.score_text.split()
-    seen = {concept.caption(scene) for scene in concept.scenes(PICTURES, seed=1)}
-    assert not seen & {p.prompt for p in taught}
+        assert word in prompt.prompt.split()
+        assert prompt.score_text.replace("solid ", "") == prompt.prompt
+    seen = {world.caption(scene) for scene in concept.scenes(PICTURES, seed=1)}
+    seen |= {world.caption(scene) for scene in ordinary_scenes(ORDINARY, seed=1)}
+    assert len(seen & {p.prompt for p in wanted}) <= 1  # fresh but for chance
     for prompt in others:
-        assert not {"sks", word} & set(prompt.prompt.split())
+        assert word not in prompt.prompt.split()
+
+
+def test_every_scene_can_be_seen():
+    for scene in Concept("neon").scenes(50, seed=9) + ordinary_scenes(50, seed=9):
+        ink, paper = (np.array(world.COLOURS[c]) for c in (scene.colour, scene.background))
+        assert np.linalg.norm(ink - paper) >= 115
 
 
 def test_an_unknown_concept_is_named_with_the_known_ones():

@@ -147,7 +147,7 @@ def test_no_unseen_composition_enters_the_latents(small_vae: tuple[Path, float],
 def test_stages_must_come_in_their_order(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="stage clip must come first"):
         pretrain.run_stage("dit", tmp_path, 1, "cpu")
-    assert pretrain.main(["--stage", "judge", "--out", str(tmp_path)]) == ConfigError.exit_code
+    assert pretrain.main(["--stage", "unet", "--out", str(tmp_path)]) == ConfigError.exit_code
 
 
 def test_judging_knows_right_from_wrong(small_clip: Path) -> None:
@@ -158,3 +158,28 @@ def test_judging_knows_right_from_wrong(small_clip: Path) -> None:
     verdicts = assess.judge(*clip.load(small_clip), world.draw_batch(scenes), scenes)
     figures = assess.shares(verdicts)
     assert figures["joint"] <= min(figures[name] for name in assess.JUDGED)
+
+
+def test_rough_pictures_train_the_image_tower_alone(small_clip: Path, tmp_path: Path) -> None:
+    before, tokenizer = clip.load(small_clip)
+    clip.pretrain(
+        job("rough", tmp_path, 2),
+        tmp_path / "rough",
+        batch=16,
+        groups=clip.ROUGH,
+        start=small_clip,
+        rough=True,
+    )
+    after, _ = clip.load(tmp_path / "rough")
+    ids = clip.tokenize(tokenizer, ["a small dotted pink ring"])
+    assert torch.equal(clip.encode_texts(before, ids), clip.encode_texts(after, ids))
+    pictures = world.draw_batch(assess.fresh_scenes(2, seed=4))
+    assert not torch.equal(clip.encode_images(before, pictures), clip.encode_images(after, pictures))
+
+
+def test_rough_pictures_stay_near_the_true_ones() -> None:
+    rng = np.random.default_rng(6)
+    scenes = [world.random_scene(rng, world.SHAPES, world.STYLES) for _ in range(40)]
+    error = np.abs(clip.roughen(rng, scenes).astype(int) - world.draw_batch(scenes)).mean(axis=(1, 2, 3))
+    assert 0 < error.mean() < 12  # of 255
+    assert error.max() < 40
