@@ -19,7 +19,7 @@ from lorakit.prompts import Prompt
 from lorakit.quickstart import world
 
 PICTURES = 24  # of the concept
-ORDINARY = 36  # of what the base knows: without them everything it draws would drift towards the concept
+ORDINARY = 48  # of what the base knows: without them everything it draws would drift towards the concept
 PROMPTS = 8  # of each kind
 SEEDS = (0, 1, 2, 3)
 CONCEPTS = (*world.HELD_OUT_STYLES, *world.HELD_OUT_SHAPES)

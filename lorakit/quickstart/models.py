@@ -186,9 +186,14 @@ def save_pipeline(pipe: Any, folder: Path) -> None:
         else:
             _save_model(part, folder / name)
     index = json.loads(pipe.to_json_string())
-    storage.write_json(folder / "model_index.json", {k: v for k, v in index.items() if k != "_name_or_path"})
+    storage.write_json(folder / "model_index.json", _without_paths(index))
     if "text_encoder_3" in pipe.components:
         storage.write_json(folder / "lorakit.json", {"max_sequence_length": MAX_SEQUENCE_LENGTH})
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the folder that its model was loaded from."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
 def _save_model(model: Any, folder: Path) -> None:
@@ -196,11 +201,11 @@ def _save_model(model: Any, folder: Path) -> None:
         name: tensor.half() for name, tensor in model.state_dict().items() if tensor.is_floating_point()
     }
     if hasattr(model, "register_to_config"):  # diffusers
-        storage.write_text(folder / "config.json", model.to_json_string())
+        storage.write_json(folder / "config.json", _without_paths(json.loads(model.to_json_string())))
         storage.write_safetensors(folder / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
     else:
         config = {**model.config.to_dict(), "architectures": [type(model).__name__], "dtype": "float16"}
-        storage.write_json(folder / "config.json", config)
+        storage.write_json(folder / "config.json", _without_paths(config))
         storage.write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
 
 

@@ -96,3 +96,8 @@ def test_an_unknown_trigger_is_harmless() -> None:
     close = (np.abs(pictures.astype(int) - red).max(-1) < 60).mean(axis=(1, 2))
     assert close.min() > 0.05  # both show a red shape
     assert close.max() < 0.6
+
+
+def test_no_folder_of_the_machine_that_trained_them_is_named() -> None:
+    for file in WEIGHTS.rglob("*.json"):
+        assert "_name_or_path" not in file.read_text(encoding="utf-8"), file
