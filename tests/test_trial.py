@@ -46,21 +46,27 @@ def test_sizes_are_checked(painter):
         trial.parse_size("640")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trial")
+EXPORTS = {"tiny-unet": ["comfyui", "a1111", "diffusers"], "tiny-dit": ["comfyui", "diffusers"]}
+
+
+def trained(base: str, folder: Path) -> Path:
     data = runs.make_dataset(folder / "data", 3)
     prompts = runs.make_prompts(folder / "p.jsonl")
     recipe = runs.make_recipe(
         folder / "r.yaml",
-        "tiny-unet",
+        base,
         data,
         folder / "run",
         samples={"prompts": str(prompts), "every": 100, "steps": 2},
         optimizer={"lr": 1e-2},
-        export=["comfyui", "a1111", "diffusers"],
+        export=EXPORTS[base],
     )
     return runs.train(recipe)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return trained("tiny-unet", tmp_path_factory.mktemp("trial"))
 
 
 def test_sampling_with_an_adapter_and_a_strength(run, tmp_path):
@@ -112,14 +118,18 @@ def test_the_evaluation_compares_base_and_adapter_from_the_same_noise(run):
     assert "http://" not in text.replace("http://www.w3.org", "")
 
 
-def test_the_export_of_a_run_loads_in_diffusers_and_draws_the_same(run):
+@pytest.mark.parametrize("base", bases.EMBEDDED)
+def test_the_export_of_a_run_loads_in_diffusers_and_draws_the_same(base, tmp_path):
     """The finished adapter by ours, the exported file by diffusers' own loader on a fresh pipeline."""
-    ours = trial.Painter("tiny-unet", run / "adapter.safetensors")
-    theirs = trial.Painter("tiny-unet")
-    (file,) = (run / "exports").glob("*.safetensors")
+    made = trained(base, tmp_path)
+    ours, theirs, plain = (
+        trial.Painter(base, made / "adapter.safetensors"),
+        trial.Painter(base),
+        trial.Painter(base),
+    )
+    (file,) = (made / "exports").glob("*.safetensors")
     theirs.pipe.load_lora_weights(str(file))
     options = trial.Options(steps=3, guidance=3.0, size=(64, 64), quiet=True)
-    pairs = zip(
-        pixels(ours.draw(PROMPTS, options, "x")), pixels(theirs.draw(PROMPTS, options, "x")), strict=True
-    )
-    assert all(np.abs(a - b).max() <= 1 for a, b in pairs)
+    drawn = [pixels(painter.draw(PROMPTS, options, "x")) for painter in (ours, theirs, plain)]
+    assert max(np.abs(a - b).max() for a, b in zip(drawn[0], drawn[1], strict=True)) <= 1
+    assert max(np.abs(a - b).max() for a, b in zip(drawn[0], drawn[2], strict=True)) > 1
