@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +27,7 @@ Cond = dict[str, "torch.Tensor"]
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
 
-class Family:
+class Family(ABC):
     """One family of models: everything the trainer, the cache and the sampler need to know about it."""
 
     name: ClassVar[str]
@@ -70,7 +71,7 @@ class Family:
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
 
-    def _settle(self, pipe: Any) -> None:
+    def _settle(self, pipe: Any) -> None:  # noqa: B027 - a hook, empty by default
         """Hook for a family whose pipeline and components disagree about a setting."""
 
     def denoiser(self, pipe: Any) -> torch.nn.Module:
@@ -89,9 +90,9 @@ class Family:
             batch = self._encode(pipe, copy)
         return [{name: value[i].clone() for name, value in batch.items()} for i in range(len(captions))]
 
+    @abstractmethod
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:
         """Call `pipe.encode_prompt` for a batch and name what it returns."""
-        raise NotImplementedError
 
     def collate(self, conds: Sequence[Cond]) -> Cond:
         """Stack conditions along a new batch dimension."""
@@ -99,13 +100,13 @@ class Family:
 
         return {name: torch.stack([cond[name] for cond in conds]) for name in conds[0]}
 
+    @abstractmethod
     def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
         """The model's prediction (B, C, H, W): noise or v for ddpm, noise - clean for flow.
 
         `noisy` (B, C, H, W) are normalised latents; `t` (B,) is in scheduler units: integer steps for ddpm,
         sigma * 1000 for flow.
         """
-        raise NotImplementedError
 
     def latent_shape(self, pipe: Any, width: int, height: int) -> tuple[int, int, int]:
         """(C, H, W) of a picture's latents; the autoencoder itself need not be loaded."""
@@ -113,9 +114,9 @@ class Family:
 
         return vae.latent_shape(*self._config(pipe, "vae"), width, height)
 
+    @abstractmethod
     def size_step(self, pipe: Any) -> int:
         """Widths and heights in pixels must be multiples of this."""
-        raise NotImplementedError
 
     def sample(
         self,
