@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -47,28 +48,33 @@ def run(arguments: list[str]) -> int:
         environment = os.environ | {FOLDER_VARIABLE: name}
         # A session of its own: Ctrl-C must reach the trainers through us, not kill the launcher above them.
         child = subprocess.Popen(arguments, env=environment, start_new_session=True)
-        with _forwarded(child, folder):
+        with signals(lambda number, _: _forward(child, folder, number)):
             code = child.wait()
         codes = [int(file.read_text()) for file in sorted(folder.glob("exit-*"))]
         return max(codes) if codes else abs(code)
 
 
 @contextlib.contextmanager
-def _forwarded(child: subprocess.Popen[bytes], folder: Path) -> Iterator[None]:
-    def forward(number: int, _: FrameType | None) -> None:
-        trainers = list(folder.glob("pid-*"))
-        for file in trainers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(file.read_text()), number)
-        if not trainers:  # still starting: nothing to commit
-            os.killpg(child.pid, signal.SIGTERM)
-
-    old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM for a while; elsewhere than in the main thread they stay as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+def _forward(child: subprocess.Popen[bytes], folder: Path, number: int) -> None:
+    trainers = list(folder.glob("pid-*"))
+    for file in trainers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(file.read_text()), number)
+    if not trainers:  # still starting: nothing to commit
+        os.killpg(child.pid, signal.SIGTERM)
 
 
 def start_missing(arguments: list[str]) -> None:

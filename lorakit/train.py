@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 import torch
@@ -32,23 +30,9 @@ def train(made_recipe: Recipe) -> RunFolder:
     precision = "bf16" if made_recipe.train.precision == "bf16" else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     set_seed(made_recipe.train.seed)  # nothing of ours draws from it; a library might
-    with _signals(_stop_now), run.lock() if accelerator.is_main_process else contextlib.nullcontext():
+    with launch.signals(_stop_now), run.lock() if accelerator.is_main_process else contextlib.nullcontext():
         _train_locked(made_recipe, run, accelerator)
     return run
-
-
-@contextlib.contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM for a while; elsewhere than in the main thread they stay as they are."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
 
 
 def _stop_now(number: int, _: FrameType | None) -> None:
@@ -78,7 +62,7 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
     trainer.resume()
     began = time.monotonic()
     try:
-        with _signals(trainer.on_signal):
+        with launch.signals(trainer.on_signal):
             trainer.fit()
     except Interrupted:
         if main:

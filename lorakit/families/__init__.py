@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lorakit.bases import INDEX
 from lorakit.errors import ConfigError
 from lorakit.families.base import ATTENTION, Cond, Family
 from lorakit.families.flux2 import Flux2
-from lorakit.families.folder import INDEX, pipeline_name, shapes
+from lorakit.families.folder import pipeline_name, shapes
 from lorakit.families.sd3 import StableDiffusion3
 from lorakit.families.sd15 import StableDiffusion15
 

@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.bases import INDEX
 from lorakit.errors import ConfigError
 from lorakit.storage import read_json
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model_index.json"
 SETTINGS = "lorakit.json"
 """Optional, beside `model_index.json`: {"max_sequence_length": N} for a base trained with another length."""
 
