@@ -89,6 +89,16 @@ def load_state(denoiser: nn.Module, component: str, tensors: Mapping[str, torch.
             parameter.copy_(tensors[key])
 
 
+def file_of(given: str | Path) -> Path:
+    """The adapter file of a run's folder, or the file itself; a missing one is a `ConfigError`."""
+    path = Path(given)
+    file = path / "adapter.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        remedy = "give a finished run's folder or an adapter file"
+        raise ConfigError("there is no such adapter", where=str(file), remedy=remedy)
+    return file
+
+
 def pack_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
     """File metadata from plain values."""
     return {"format": "pt", METADATA_KEY: json.dumps(facts, sort_keys=True, ensure_ascii=False)}

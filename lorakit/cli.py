@@ -60,15 +60,29 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
 
 def _resume(arguments: argparse.Namespace) -> int:
     from lorakit import recipe
-    from lorakit.errors import ConfigError
+    from lorakit.rundir import stored_recipe
 
-    file = arguments.run.rstrip("/") + "/recipe.yaml"
-    if not os.path.isfile(file):
-        raise ConfigError(
-            "not a run: it has no recipe.yaml", where=arguments.run, remedy="give a run's folder"
-        )
+    file = stored_recipe(arguments.run)
     overrides = [f"out={json.dumps(arguments.run)}"]
     return launch_training(recipe.load(file, overrides), file, overrides, arguments.processes)
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from lorakit import reproduce
+
+    run = Path(arguments.run)
+    out = Path(arguments.out) if arguments.out else run.with_name(f"{run.resolve().name}-again")
+    file, overrides, processes = reproduce.prepare(run, out, arguments.overrides)
+    from lorakit import recipe
+
+    code = launch_training(recipe.load(file, overrides), file, overrides, processes)
+    if code:
+        return code
+    found = reproduce.compare(run, out)
+    _print(found.to_json(), arguments.json, found.text())
+    return 0 if found.equal else 1
 
 
 def _options(arguments: argparse.Namespace) -> Any:
@@ -108,12 +122,12 @@ def _eval_run(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from lorakit import adapter
     from lorakit.export import export_adapter
 
-    given = Path(arguments.source)
-    adapter = given / "adapter.safetensors" if given.is_dir() else given
-    out = Path(arguments.out) if arguments.out else adapter.parent / "exports"
-    made = export_adapter(adapter, arguments.consumer, out)
+    file = adapter.file_of(arguments.source)
+    out = Path(arguments.out) if arguments.out else file.parent / "exports"
+    made = export_adapter(file, arguments.consumer, out)
     rows = [{"path": str(e.path), "for": e.consumers, "layout": e.layout, "keys": e.keys} for e in made]
     lines = [f"{e.path}  for {', '.join(e.consumers)}, proven to {e.max_relative_error:.0e}" for e in made]
     _print(rows, arguments.json, "\n".join(lines))
@@ -187,6 +201,15 @@ def _add_work(add: Callable[..., Any]) -> None:
     resume = add("resume", _resume, "go on with a stopped run", "lorakit resume runs/dog")
     resume.add_argument("run")
     resume.add_argument("--processes", type=int, default=1)
+    again = add(
+        "reproduce",
+        _reproduce,
+        "train a finished run once more from what it stored, and compare the bytes",
+        "lorakit reproduce runs/dog",
+    )
+    again.add_argument("run", help="a finished run's folder")
+    again.add_argument("overrides", nargs="*", metavar="key=value", help="where data or base lie now")
+    again.add_argument("--out", help="folder of the new run; default: RUN-again")
     sample = add(
         "sample",
         _sample,

@@ -56,11 +56,13 @@ def run(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM for a while; elsewhere than in the main thread they stay as they are."""
+    """Handle SIGINT and SIGTERM for a while, and let a closed terminal (SIGHUP) stop nothing; elsewhere than
+    in the main thread they stay as they are."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TextIO, TypeVar
 
@@ -25,6 +26,21 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+Listener = Callable[[str, int, int, float], None]
+"""Told (label, done, total, seconds left) whenever something moves: heartbeats and watchdogs."""
+_listeners: list[Listener] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell `listener` of every progress in this process for a while."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 class Progress:
     """Counts towards `total` from `start`; `update` prints when it is time to."""
 
@@ -37,6 +53,7 @@ class Progress:
         self.began = self.printed = time.monotonic()
         self.terminal = self.stream.isatty()
         self.wrote = False
+        self._tell()
 
     def __enter__(self) -> Progress:
         return self
@@ -57,11 +74,16 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Report that `done` units of the total are finished."""
         self.done = done
+        self._tell()
         now = time.monotonic()
         every = TERMINAL_EVERY if self.terminal else PLAIN_EVERY
         if not self.quiet and (now - self.printed >= every or (done >= self.total and self.wrote)):
             self.printed = now
             self._print(note)
+
+    def _tell(self) -> None:
+        for listener in _listeners:
+            listener(self.label, self.done, self.total, self.left)
 
     def _print(self, note: str) -> None:
         speed = f"{self.rate:.1f}/s" if self.rate >= 1 else f"{1 / max(self.rate, 1e-9):.1f} s each"

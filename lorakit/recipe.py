@@ -82,6 +82,8 @@ class Train(Section):
     """Checkpoints kept."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the frozen base; the adapter itself stays fp32."""
+    deterministic: bool = False
+    """On a GPU, ask torch for algorithms that give the same bits each time; a CPU does so anyway."""
 
 
 class Objective(Section):
@@ -137,6 +139,8 @@ class Recipe(Section):
     """A folder with manifest.jsonl, or a plain folder of images, which is then prepared on the way."""
     out: Path
     """The run's folder."""
+    init_from: Path | None = None
+    """A new run that starts from the weights of an adapter: a file written by lorakit, or a run's folder."""
     resolution: Annotated[int, Field(ge=16)] = 1024
     """Pixels of a square picture's side; other shapes have about the same area."""
     trigger: str | None = None
@@ -176,11 +180,12 @@ class Recipe(Section):
 
 
 # Keys that change what is shown or kept, not one byte of the adapter: a run may go on with other values.
-# Base and dataset may move: their content is what a run holds on to, by hash.
+# Base, dataset and first adapter may move: their content is what a run holds on to, by hash.
 FREE_KEYS = (
     "out",
     "base",
     "dataset",
+    "init_from",
     "samples",
     "tracker",
     "export",

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,31 @@ def _placed(recipe: Recipe) -> Recipe:
     """The recipe with whole paths, so that the run can be gone on with from any folder."""
     prompts = recipe.samples.prompts
     samples = recipe.samples.model_copy(update={"prompts": prompts.resolve() if prompts else None})
-    changes = {"dataset": recipe.dataset.resolve(), "out": recipe.out.resolve(), "samples": samples}
+    first = recipe.init_from.resolve() if recipe.init_from else None
+    changes: dict[str, Any] = {"dataset": recipe.dataset.resolve(), "out": recipe.out.resolve()}
+    changes |= {"samples": samples, "init_from": first}
     if Path(recipe.base).is_dir():
         changes["base"] = str(Path(recipe.base).resolve())
     return recipe.model_copy(update=changes)
+
+
+def stored_recipe(run: str | os.PathLike[str]) -> str:
+    """The recipe.yaml of a run's folder; a `ConfigError` when it is none."""
+    file = Path(run) / "recipe.yaml"
+    if not file.is_file():
+        raise ConfigError("not a run: it has no recipe.yaml", where=str(run), remedy="give a run's folder")
+    return str(file)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, parts: Sequence[str]) -> list[str]:
+    """One line, `key: before -> after`, for each value that differs in these parts of two run.json."""
+    lines = []
+    for part in parts:
+        before, after = old[part], new[part]
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
+    return lines
 
 
 class RunFolder:
@@ -56,12 +77,13 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._beat = 0.0
+        self._beat, self._phase = 0.0, ""
+        self._early: list[str] = []
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the system lets go of it when the process dies, however it dies."""
-        with storage.lock(self.path / ".lock") as held:
+        with storage.lock(self.path / storage.LOCK) as held:
             if not held:
                 raise ConfigError(
                     "another process is working on this run",
@@ -85,10 +107,10 @@ class RunFolder:
                 where=f"out: {self.path}",
                 remedy="choose a folder elsewhere",
             )
-        strangers = self.path.is_dir() and not (self.path / "run.json").exists()
+        strangers = self.path.is_dir() and not self._begun
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError("`out` is a file", where=f"out: {self.path}", remedy="choose a new folder")
-        if strangers and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        if strangers and any(not storage.is_own(entry) for entry in self.path.iterdir()):
             raise ConfigError(
                 "`out` exists, is not empty and is not a run",
                 where=f"out: {self.path}",
@@ -98,7 +120,8 @@ class RunFolder:
     def begin(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:
         """Record a new run, or check that an old one is the same; `inputs` are hashes of data and base."""
         record = {"identity": identity(recipe), "inputs": dict(inputs), "versions": versions()}
-        if (self.path / "run.json").exists():
+        if self._begun:
+            storage.sweep(self.path)
             self._compare(storage.read_json(self.path / "run.json"), record)
         else:
             machine = {"platform": platform.platform(), "processor": platform.machine()}
@@ -107,13 +130,7 @@ class RunFolder:
         storage.write_text(self.path / "recipe.yaml", text)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        lines = []
-        for part in ("identity", "inputs", "versions"):
-            before, after = old[part], new[part]
-            for key in sorted(before.keys() | after.keys()):
-                if before.get(key) != after.get(key):
-                    lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
-        if lines:
+        if lines := differences(old, new, parts=("identity", "inputs", "versions")):
             raise ConfigError(
                 "this run was started with something else:\n    " + "\n    ".join(lines),
                 where=str(self.path),
@@ -130,25 +147,28 @@ class RunFolder:
         """Change values of run.json."""
         storage.write_json(self.path / "run.json", storage.read_json(self.path / "run.json") | values)
 
+    @property
+    def _begun(self) -> bool:
+        """Whether the folder is a run: before that nothing is left in it, for the start may be refused."""
+        return (self.path / "run.json").exists()
+
     def say(self, text: str) -> None:
         """Print a line and keep it in log.txt; a closed terminal does not stop the run."""
         with contextlib.suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
-        storage.append_text(self.path / "log.txt", text + "\n")
+        self._early.append(text + "\n")
+        if self._begun:
+            storage.append_text(self.path / "log.txt", "".join(self._early))
+            self._early.clear()
 
-    def heartbeat(self, phase: str, step: int, steps: int, left: float, *, force: bool = False) -> None:
-        """Tell outsiders where the run stands, at most every few seconds; `left` in seconds."""
+    def heartbeat(self, phase: str, done: int, total: int, left: float) -> None:
+        """Tell outsiders where the run stands, at once in a new phase, else every few seconds; `left` in
+        seconds."""
         now = time.monotonic()
-        if force or now - self._beat >= HEARTBEAT_EVERY:
-            self._beat = now
-            beat = {
-                "phase": phase,
-                "step": step,
-                "steps": steps,
-                "seconds_left": round(left),
-                "pid": os.getpid(),
-            }
-            storage.write_json(self.path / "heartbeat.json", beat)
+        if self._begun and (phase != self._phase or now - self._beat >= HEARTBEAT_EVERY):
+            self._beat, self._phase = now, phase
+            beat = {"phase": phase, "step": done, "steps": total, "seconds_left": round(left)}
+            storage.write_json(self.path / "heartbeat.json", beat | {"pid": os.getpid()})
 
     @property
     def metrics_file(self) -> Path:

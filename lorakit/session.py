@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, sample
+from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, sample, storage
+from lorakit.errors import ConfigError
 from lorakit.export.consumers import check_consumer
 from lorakit.families import find
 from lorakit.families.base import Family
 from lorakit.families.folder import pipeline_name
 from lorakit.recipe import Memory, Recipe, recipe_hash
-from lorakit.storage import read_json
 
 Say = Callable[[str], None]
 
@@ -81,7 +81,27 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     if not own:
         say(f"buckets chosen for resolution {recipe.resolution}: the manifest has none that suit")
     inputs = {"data": manifest.fingerprint(records), "base": bases.content_hash(base)}
+    if recipe.init_from:
+        inputs["init_from"] = storage.sha256_file(_check_first(recipe, recipe.init_from, family))
+        if adapter.read_metadata(adapter.file_of(recipe.init_from))["base_hash"] != inputs["base"]:
+            say("the adapter to start from was trained on another base of this family")
     return Plan(base, family, items, wanted, inputs)
+
+
+def _check_first(recipe: Recipe, given: Path, family: Family) -> Path:
+    """The adapter file that a new run starts from."""
+    file = adapter.file_of(given)
+    facts = adapter.read_metadata(file)
+    wanted = {"family": family.name, "type": recipe.adapter.type, "rank": recipe.adapter.rank}
+    for key, value in wanted.items():
+        if facts[key] != value:
+            other = f"set adapter.{key}={facts[key]}"
+            raise ConfigError(
+                f"the adapter to start from has {key} {facts[key]}, this run {value}",
+                where=f"init_from: {given}",
+                remedy="use the base it was trained on" if key == "family" else other,
+            )
+    return file
 
 
 def build(
@@ -110,6 +130,9 @@ def build(
         targets=targets,
         seed=recipe.train.seed,
     )
+    if recipe.init_from:
+        file = adapter.file_of(recipe.init_from)
+        adapter.load_state(denoiser, family.component, storage.read_safetensors(file), str(file))
     _save_memory(denoiser, recipe, device)
     size = max(recipe.resolution // family.size_step(pipe), 1) * family.size_step(pipe)
     return Session(
@@ -139,7 +162,7 @@ def split(items: list[dataset.Item], recipe: Recipe) -> tuple[list[dataset.Item]
 
 
 def _parts(base: Path, prefixes: Collection[str]) -> set[str]:
-    index = read_json(base / bases.INDEX)
+    index = storage.read_json(base / bases.INDEX)
     return {
         name
         for name, value in index.items()

@@ -14,11 +14,13 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lorakit import tensor_header
 from lorakit.errors import DataError, DiskError
 
 if TYPE_CHECKING:
@@ -26,13 +28,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MANIFEST = "files.json"
-HEADER_LIMIT = 64 << 20  # bytes of safetensors header that we agree to parse
 _PARTIAL = ".partial-"
+LOCK = ".lock"
 
 # Tests replace this with a function that raises or kills at the n-th call: (operation name, path).
 operation: Callable[[str, Path], None] = lambda name, path: None  # noqa: E731
-
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextlib.contextmanager
@@ -41,12 +41,11 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRNOS:
-            raise
+        remedy = "free space or choose another output folder, then give the same command again"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "raise the limit of open files (ulimit -n), then give the same command again"
         raise DiskError(
-            f"cannot write: {os.strerror(error.errno or 0)}",
-            where=str(path),
-            remedy="free space or choose another output folder, then give the same command again",
+            f"cannot write: {os.strerror(error.errno or 0)}", where=str(path), remedy=remedy
         ) from error
 
 
@@ -55,6 +54,9 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            raise
     finally:
         os.close(handle)
 
@@ -69,18 +71,34 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def make_dir(path: str | os.PathLike[str]) -> Path:
-    """Make a folder with its parents; an existing one is fine."""
+    """Make a folder with its parents, durably; an existing one is fine."""
     folder = Path(path)
-    with _disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        make_dir(folder.parent)
+        with _disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)  # or a power cut could take a checkpoint's parents away
     return folder
+
+
+def is_own(path: Path) -> bool:
+    """Whether a name is one of this module's own: a write that a crash cut off, or a lock."""
+    return path.name.startswith(_PARTIAL) or path.name == LOCK
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove what crashed writes left in a folder that this process has locked, and below it."""
+    for entry in list(Path(folder).rglob(f"{_PARTIAL}*")):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write `data` so that readers see the old file or the new one, never a part; parents are made."""
     target = Path(path)
     make_dir(target.parent)
-    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}"[:250])
+    # A number alone is not unique: processes in containers that share a cache have equal ones.
+    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
     with _disk_errors(target):
         try:
             _write_synced(partial, data)
@@ -115,22 +133,34 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
 
 def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
     """Append one line in one write call, so that a crash leaves at most one torn last line."""
-    target = Path(path)
-    make_dir(target.parent)
-    with _disk_errors(target):
-        operation("append", target)
-        with open(target, "ab") as file:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+    append_text(path, json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:
     """Append text to a log."""
+    with appending(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def appending(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A log, open for appending bytes."""
     target = Path(path)
     make_dir(target.parent)
     with _disk_errors(target):
         operation("append", target)
         with open(target, "ab") as file:
-            file.write(text.encode("utf-8"))
+            yield file
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make what was appended to a log durable, and its name; a missing one is fine."""
+    target = Path(path)
+    if target.exists():
+        with _disk_errors(target), open(target, "ab") as file:
+            operation("sync", target)
+            os.fsync(file.fileno())
+            _sync_folder(target.parent)
 
 
 def write_safetensors(
@@ -188,7 +218,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list[dict[str, Any]]:
-    """Read one JSON object a line; `torn_tail` forgives a last line cut off by a crash."""
+    """Read one JSON object a line; `torn_tail` forgives what a crash did to the end of an appended file: a
+    last line that is cut off, or zeros where lines never reached the disk, and what follows those."""
     rows: list[dict[str, Any]] = []
     lines = Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -199,48 +230,28 @@ def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list
             if not isinstance(row, dict):
                 raise ValueError("a line must hold one JSON object")
         except ValueError as error:
-            if torn_tail and number == len(lines):
+            if torn_tail and (number == len(lines) or b"\0" in line):
                 break
             raise DataError(f"not valid JSON: {error}", where=f"{path}, line {number}") from error
         rows.append(row)
     return rows
 
 
-def _check_header(path: Path) -> None:
-    """Refuse a file whose header is torn or absurd before a parser allocates for it."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(9)
-    length = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or head[8:9] != b"{" or length > min(HEADER_LIMIT, size - 8):
-        raise DataError(
-            "not a safetensors file, or a damaged one",
-            where=str(path),
-            remedy="give a .safetensors file; pickled .ckpt/.bin/.pt files are never opened",
-        )
-
-
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read all tensors to the CPU; a damaged file is a `DataError`."""
+    """Read all tensors to the CPU; a damaged or hostile file is a `DataError`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = Path(path)
-    _check_header(file)
+    tensor_header.check(path)
     try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise DataError(f"damaged safetensors file: {error}", where=str(file)) from error
+        return load_file(path)
+    except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype torch has not
+        raise DataError(f"damaged safetensors file: {error}", where=str(path)) from error
 
 
 def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The header's metadata, read without touching the tensors."""
-    file = Path(path)
-    _check_header(file)
-    with open(file, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(length))
-    return dict(header.get("__metadata__", {}))
+    return tensor_header.check(path)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -257,35 +268,40 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:
     """Make `folder` with `files` appear in one rename, its manifest of sizes and hashes written last.
 
-    An existing folder of the same name is replaced only after the new one is complete on disk.
+    An existing folder of the same name is left alone when it holds just these files, so that there is no
+    moment without it; else it is replaced, after the new one is complete on disk.
     """
     target = Path(folder)
     make_dir(target.parent)
+    manifest = {n: {"size": len(data), "sha256": sha256_bytes(data)} for n, data in files.items()}
+    listing = dump_json(manifest).encode("utf-8")
+    if verify_folder(target) is None and (target / MANIFEST).read_bytes() == listing:
+        return target
     partial = target.with_name(f"{_PARTIAL}{target.name}")
     with _disk_errors(target):
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir()
-        manifest = {}
         for name, data in sorted(files.items()):
             _write_synced(partial / name, data)
-            manifest[name] = {"size": len(data), "sha256": sha256_bytes(data)}
-        _write_synced(partial / MANIFEST, dump_json(manifest).encode("utf-8"))
+        _write_synced(partial / MANIFEST, listing)
         _sync_folder(partial)
         if target.exists():
-            operation("remove", target)
-            shutil.rmtree(target)
+            remove_folder(target)
         operation("rename", target)
         os.replace(partial, target)
         _sync_folder(target.parent)
     return target
 
 
-def verify_folder(folder: str | os.PathLike[str]) -> str | None:
-    """None when every file of a committed folder has its recorded size and hash; else what is wrong."""
+def verify_folder(folder: str | os.PathLike[str], names: Iterable[str] = ()) -> str | None:
+    """None when every file of a committed folder has its recorded size and hash; else what is wrong. The
+    manifest must list `names`; a file that it does not list is no damage."""
     root = Path(folder)
     try:
         manifest = read_json(root / MANIFEST)
+        if absent := [name for name in names if name not in manifest]:
+            return f"{MANIFEST} does not list {', '.join(absent)}"
         for name, entry in manifest.items():
             file = root / name
             if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
@@ -301,10 +317,11 @@ def remove_folder(folder: str | os.PathLike[str]) -> None:
     target = Path(folder)
     doomed = target.with_name(f"{_PARTIAL}old-{target.name}")
     with _disk_errors(target):
-        operation("remove", target)
         if doomed.exists():
             shutil.rmtree(doomed)
+        operation("rename", doomed)
         os.replace(target, doomed)
+        operation("remove", doomed)
         shutil.rmtree(doomed)
 
 
@@ -319,7 +336,9 @@ def lock(path: str | os.PathLike[str]) -> Iterator[bool]:
     """Hold an exclusive lock; False when another process has it. The system releases it when the holder
     dies."""
     make_dir(Path(path).parent)
-    with _disk_errors(Path(path)), open(path, "a+b") as file:
+    with _disk_errors(Path(path)):
+        file = open(path, "a+b")  # noqa: SIM115 - what the caller does under the lock is no error of the lock
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

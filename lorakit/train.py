@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 
-from lorakit import adapter, launch, recipe, session
-from lorakit.errors import ConfigError, Interrupted, LorakitError, MemoryLimitError
+from lorakit import adapter, launch, memory, progress, recipe, session, watchdog
+from lorakit.errors import ConfigError, DiskError, Interrupted, LorakitError, MemoryLimitError
 from lorakit.progress import duration
 from lorakit.recipe import Recipe
 from lorakit.rundir import RunFolder
@@ -27,12 +30,34 @@ def train(made_recipe: Recipe) -> RunFolder:
     """Train a recipe to its end, or go on with it; returns the run's folder."""
     run = RunFolder(made_recipe.out)
     run.check_places(made_recipe)
-    precision = "bf16" if made_recipe.train.precision == "bf16" else "no"
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-    set_seed(made_recipe.train.seed)  # nothing of ours draws from it; a library might
-    with launch.signals(_stop_now), run.lock() if accelerator.is_main_process else contextlib.nullcontext():
+    _settle_torch(made_recipe)
+    # Others wait while one process fills caches or samples, which may take hours; a dead process is noticed
+    # by its closed connection or by the launcher, and the watchdog tells of a silent one.
+    patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
+    accelerator = Accelerator(
+        mixed_precision="bf16" if made_recipe.train.precision == "bf16" else "no",
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[patience],
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(launch.signals(_stop_now))
+        if accelerator.is_main_process:
+            stack.enter_context(run.lock())
+            stack.enter_context(progress.listening(run.heartbeat))
+        stacks = run.path / f"stacks-{accelerator.process_index}.txt"
+        dog = stack.enter_context(watchdog.Watchdog(stacks, run.say, watchdog.patience()))
+        stack.enter_context(progress.listening(dog.pat))
         _train_locked(made_recipe, run, accelerator)
+        accelerator.wait_for_everyone()
+    accelerator.end_training()  # or the threads of its process group abort the process at exit
     return run
+
+
+def _settle_torch(made_recipe: Recipe) -> None:
+    set_seed(made_recipe.train.seed)  # nothing of ours draws from it; a library might
+    if made_recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch's documentation
+    torch.use_deterministic_algorithms(made_recipe.train.deterministic)
 
 
 def _stop_now(number: int, _: FrameType | None) -> None:
@@ -50,28 +75,45 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
     if run.status == "done":
         say(f"this run is finished: {run.path / 'adapter.safetensors'}")
         return
-    made = session.build(made_recipe, plan, accelerator.device, main=main, wait=accelerator.wait_for_everyone)
-    trainer = Trainer(made, accelerator, run)
-    modules, numbers = adapter.count(made.denoiser)
-    say(
-        f"{plan.family.title}: {modules} modules, {numbers:,} trained numbers; {len(made.train.items)} images"
-        f" and {len(made.held_out.items)} held out; {made_recipe.train.steps} steps of {trainer.total_batch}"
-    )
-    if main:
-        run.update(images=len(plan.items))
-    trainer.resume()
-    began = time.monotonic()
     try:
-        with launch.signals(trainer.on_signal):
-            trainer.fit()
+        _train_planned(made_recipe, plan, run, accelerator, say)
     except Interrupted:
         if main:
-            run.update(status="interrupted", step=trainer.state.step)
+            run.update(status="interrupted")
         raise
-    except torch.OutOfMemoryError as error:
+    except LorakitError as error:
+        if main and not isinstance(error, DiskError):
+            run.update(status="failed", error=error.message)
+        raise
+
+
+def _train_planned(
+    made_recipe: Recipe, plan: session.Plan, run: RunFolder, accelerator: Accelerator, say: session.Say
+) -> None:
+    main = accelerator.is_main_process
+    began = time.monotonic()
+    try:
+        made = session.build(
+            made_recipe, plan, accelerator.device, main=main, wait=accelerator.wait_for_everyone
+        )
+        trainer = Trainer(made, accelerator, run)
+        modules, numbers = adapter.count(made.denoiser)
+        say(
+            f"{plan.family.title}: {modules} modules, {numbers:,} trained numbers; {len(made.train.items)}"
+            f" images and {len(made.held_out.items)} held out; {made_recipe.train.steps} steps of"
+            f" {trainer.total_batch}"
+        )
+        if main:
+            run.update(images=len(plan.items), status="running")
+        trainer.resume()
+        trainer.rehearse()
+        with launch.signals(trainer.on_signal):
+            trainer.fit()
+    except torch.OutOfMemoryError as error:  # outside a step: while loading, caching or saving
         raise MemoryLimitError(
-            f"out of memory at step {trainer.state.step}: {str(error).splitlines()[0]}",
-            remedy="set memory: {checkpoint: 1}, halve train.batch_size and double train.accumulate",
+            f"out of memory: {memory.first_line(error)}",
+            where="while the model was loaded" if main else f"process {accelerator.process_index}",
+            remedy="close what else uses the device; or a smaller base or resolution, in a new run",
         ) from error
     say(f"done in {duration(time.monotonic() - began)}: {run.path / 'adapter.safetensors'}")
 
@@ -79,19 +121,29 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `accelerate launch -m lorakit.train`; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    code = 0
     launch.settle()
     launch.start_missing(given)
     launch.announce()
+    code = _run(given)
+    launch.report(code)
+    if code and "WORLD_SIZE" in os.environ:
+        sys.stderr.flush()
+        os._exit(code)  # the others may be dead or waiting: nothing of this process's must wait for them
+    return code
+
+
+def _run(given: Sequence[str]) -> int:
     try:
         if not given or given[0] in ("-h", "--help"):
             raise ConfigError("usage: accelerate launch -m lorakit.train RECIPE [key=value ...]")
-        train(recipe.load(given[0], given[1:]))
+        train(recipe.load(given[0], list(given[1:])))
     except LorakitError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        code = error.exit_code
-    launch.report(code)
-    return code
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One process's share of a run: the step, what is committed, and the read-only looks at it.
+"""One process's share of a run: the step, what is committed, and the loop.
 
 The state after step k is a function of the recipe, the data and the base alone: order, noise and times are
 keyed by position, so a run that was stopped and started again ends in the same bytes.
@@ -6,10 +6,11 @@ keyed by position, so a run that was stopped and started again ends in the same 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -17,15 +18,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, batches, checkpoint, keyed, optim, sample, storage, summary, tracker
-from lorakit.errors import Interrupted, NumericError
+from lorakit import adapter, batches, checkpoint, keyed, memory, optim, storage, summary, tracker
+from lorakit.errors import Interrupted, LorakitError, NumericError
 from lorakit.export import export_adapter
+from lorakit.looks import Looks
 from lorakit.progress import Progress
 from lorakit.rundir import RunFolder
 from lorakit.session import Session
 
 SKIP_BUDGET = 10  # steps with non-finite gradients that a run survives
-VALIDATION_TIMES = 4  # noise levels per held-out image, one in each quarter
 
 
 @dataclass
@@ -34,6 +35,8 @@ class State:
 
     step: int = 0
     skipped: list[int] = field(default_factory=list)
+    micro_batch: int = 1
+    """Images per forward pass; halved when memory runs out, the effective batch stays."""
 
 
 class Trainer:
@@ -45,7 +48,7 @@ class Trainer:
         self.settings = made.recipe.train
         self.parameters = adapter.named_parameters(made.denoiser)
         self.optimizer = optim.build(self.parameters, made.recipe.optimizer)
-        self.state = State()
+        self.state = State(micro_batch=self.settings.batch_size)
         self.total_batch = made.recipe.effective_batch * accelerator.num_processes
         self.metadata = adapter.pack_metadata(made.facts())
         self.stop_signal = 0
@@ -80,13 +83,7 @@ class Trainer:
         optim.set_rate(
             self.optimizer, optim.learning_rate(self.state.step, self.settings.steps, self.recipe.optimizer)
         )
-        total = torch.zeros((), device=self.accelerator.device)
-        for slots in batches.micro_batches(mine, data.shapes, self.settings.batch_size):
-            times = [keyed.uniform(self.settings.seed, "time", slot.position) for slot in slots]
-            loss = self.loss(data, slots, "noise", times).sum() / len(mine)
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        norm, mean = self._reduce(total)
+        norm, mean = self._reduce(self._gradients(mine))
         if math.isfinite(norm) and math.isfinite(mean):
             self.optimizer.step()
         else:
@@ -95,13 +92,65 @@ class Trainer:
         self.state.step += 1
         return mean, norm
 
+    def _gradients(self, mine: Sequence[batches.Slot]) -> torch.Tensor:
+        """Add up the gradients of this process's slots; returns their mean loss.
+
+        Out of memory starts over with half as many images at once: the noise is keyed, so these are the same
+        gradients but for rounding.
+        """
+        while True:
+            try:
+                return self._accumulate(mine)
+            except torch.OutOfMemoryError as error:
+                reason = memory.first_line(error)
+            self.optimizer.zero_grad(set_to_none=True)
+            memory.release(self.accelerator.device)
+            self._halve(reason)
+
+    def _accumulate(self, mine: Sequence[batches.Slot]) -> torch.Tensor:
+        data = self.made.train
+        total = torch.zeros((), device=self.accelerator.device)
+        for slots in batches.micro_batches(mine, data.shapes, self.state.micro_batch):
+            times = [keyed.uniform(self.settings.seed, "time", slot.position) for slot in slots]
+            loss = self.loss(data, slots, "noise", times).sum() / len(mine)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _halve(self, reason: str) -> None:
+        step, count = self.state.step, self.state.micro_batch
+        if count == 1:
+            model = self.made.denoiser
+            found = memory.footprint(model, self.recipe.optimizer.name, self._largest_forward)
+            raise memory.error(self.recipe, found, step, reason)
+        self.state.micro_batch = (count + 1) // 2
+        self.say(
+            f"step {step}: no memory for {count} images at once, going on with {self.state.micro_batch};"
+            f" the effective batch stays {self.total_batch}. {reason}"
+        )
+
+    def _largest(self, count: int) -> list[batches.Slot]:
+        """`count` slots of the largest size in the data."""
+        shapes = self.made.train.shapes
+        image = max(range(len(shapes)), key=lambda i: math.prod(shapes[i]))
+        return [batches.Slot(position, image, 0) for position in range(count)]
+
+    def _largest_forward(self) -> torch.Tensor:
+        return self.loss(self.made.train, self._largest(1), "noise", [0.5])
+
+    def rehearse(self) -> None:
+        """Try the largest size before step 1, so that memory runs out now or not at all."""
+        self._gradients(self._largest(self.state.micro_batch))
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _reduce(self, loss: torch.Tensor) -> tuple[float, float]:
         """Average gradients and loss over processes (an adapter is a few MB: one flat reduction), then
         clip."""
         grads = [p.grad for _, p in self.parameters if p.grad is not None]
         if self.accelerator.num_processes > 1:
             flat = torch.cat([loss.view(1), *(g.flatten() for g in grads)])
-            flat = self.accelerator.reduce(flat, reduction="mean")
+            with self._together():
+                flat = self.accelerator.reduce(flat, reduction="mean")
             loss, rest = flat[0], flat[1:]
             for grad, part in zip(grads, rest.split([g.numel() for g in grads]), strict=True):
                 grad.copy_(part.view_as(grad))
@@ -145,7 +194,7 @@ class Trainer:
                 self.made.denoiser, component, found.adapter, f"checkpoint of step {found.step}"
             )
             optim.load_state(self.optimizer, self.parameters, found.optimizer)
-            self.state = State(found.step, list(found.facts["skipped"]))
+            self.state = State(found.step, **found.facts)
             self.say(f"going on from step {found.step}")
         if self.main:
             self.run.rewind_metrics(self.state.step)
@@ -158,7 +207,7 @@ class Trainer:
             self.state.step,
             adapter.state(self.made.denoiser, self.made.family.component),
             optim.state_tensors(self.optimizer, self.parameters),
-            {"skipped": self.state.skipped},
+            {"skipped": self.state.skipped, "micro_batch": self.state.micro_batch},
         )
         checkpoint.save(self.run.path, saved, self.metadata, keep=self.settings.keep)
 
@@ -177,62 +226,6 @@ class Trainer:
         self.run.update(status="done", step=self.state.step)
         summary.write(self.run, self.recipe)
 
-    # read-only looks at the run
-
-    def look(self, remote: tracker.Guarded) -> None:
-        """Sample and validate when this step is due for it and has not been looked at; changes no state.
-
-        A signal in the meantime stops the looking at once: nothing is lost by it.
-        """
-        step, last = self.state.step, self.state.step == self.settings.steps
-        self.looking = True
-        try:
-            if self.main and (step % self.recipe.samples.every == 0 or last):
-                self._sample(remote)
-            if self.main and (step % self.recipe.validate_.every == 0 or last):
-                self._validate(remote)
-        finally:
-            self.looking = False
-
-    def _sample(self, remote: tracker.Guarded) -> None:
-        """Draw the fixed prompts."""
-        step = self.state.step
-        folder = self.run.path / "samples" / f"step-{step:08d}"
-        if self.made.encoded is None or (folder / sample.INDEX).exists():
-            return
-        with self.accelerator.autocast():
-            made = sample.sample(
-                self.made.family,
-                self.made.pipe,
-                self.made.encoded,
-                self.made.sampling,
-                label=f"samples of step {step}",
-            )
-        remote.images("samples", sample.save(folder, made), step)
-
-    def _validate(self, remote: tracker.Guarded) -> None:
-        step = self.state.step
-        known = any("validation_loss" in row for row in self.run.metrics() if row["step"] == step)
-        value = None if known else self.validate()
-        if value is not None:
-            storage.append_jsonl(self.run.metrics_file, {"step": step, "validation_loss": value})
-            remote.log({"validation_loss": value}, step)
-
-    def validate(self) -> float | None:
-        """Mean loss of the held-out images at fixed noise and stratified noise levels."""
-        data = self.made.held_out
-        if not data.items:
-            return None
-        losses = []
-        with torch.no_grad():
-            for image in range(len(data.items)):
-                for part in range(VALIDATION_TIMES):
-                    position = image * VALIDATION_TIMES + part
-                    slot = batches.Slot(position, image, 0)
-                    time_ = (part + keyed.uniform(0, "validation time", position)) / VALIDATION_TIMES
-                    losses.append(float(self.loss(data, [slot], "validation", [time_])[0]))
-        return sum(losses) / len(losses)
-
     # the loop
 
     def fit(self) -> None:
@@ -240,9 +233,8 @@ class Trainer:
         remote = tracker.Guarded(
             self.recipe.tracker if self.main else "none", self.run.path, self.recipe.dump()
         )
-        if self.main:
-            self.run.update(status="running")
-        self.look(remote)
+        looks = Looks(self.made, self.run, self.accelerator, self.loss, remote)
+        self._look(looks)
         steps = self.settings.steps
         smooth: float | None = None
         with Progress("train", steps, start=self.state.step, quiet=not self.main) as progress:
@@ -252,9 +244,7 @@ class Trainer:
                 smooth = loss if smooth is None or math.isnan(smooth) else 0.95 * smooth + 0.05 * loss
                 self.log(remote, loss, norm, time.monotonic() - began)
                 progress.update(self.state.step, f"loss {smooth:.4f}")
-                if self.main:
-                    self.run.heartbeat("train", self.state.step, steps, progress.left)
-                self._at_step(remote)
+                self._at_step(looks)
         self.finish()
         remote.close()
 
@@ -268,7 +258,7 @@ class Trainer:
         storage.append_jsonl(self.run.metrics_file, {"step": self.state.step, **finite})
         remote.log({name: value for name, value in finite.items() if value is not None}, self.state.step)
 
-    def _at_step(self, remote: tracker.Guarded) -> None:
+    def _at_step(self, looks: Looks) -> None:
         """What happens between steps: commit first, then look, and stop if asked to."""
         step = self.state.step
         stop = self._stop_asked()
@@ -277,17 +267,42 @@ class Trainer:
         if stop:
             raise Interrupted(f"stopped after step {step}, which is saved", signal_number=stop)
         try:
-            self.look(remote)
+            self._look(looks)
         except Interrupted:
             self.commit()
             raise
+
+    def _look(self, looks: Looks) -> None:
+        """Changes no state, so a signal in the meantime stops it at once: nothing is lost by that."""
+        if not self.main:
+            return
+        self.looking = True
+        try:
+            looks.look(self.state.step)
+        finally:
+            self.looking = False
 
     def _stop_asked(self) -> int:
         """The signal that any process received, agreed by all; 0 for none."""
         if self.accelerator.num_processes == 1:
             return self.stop_signal
         asked = torch.tensor([self.stop_signal], device=self.accelerator.device)
-        return int(self.accelerator.gather(asked).max())
+        with self._together():
+            return int(self.accelerator.gather(asked).max())
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """What all processes do at once; it fails when one has ended, whose error is the one to read."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise LorakitError(
+                "another process of this run has ended, so this one stops too",
+                where=f"process {self.accelerator.process_index}, step {self.state.step}",
+                remedy="see the other process's error; the same command goes on from the last checkpoint",
+            ) from error
 
     def on_signal(self, number: int, _: FrameType | None) -> None:
         """First signal: finish the step, commit, stop. Second: stop at once."""

@@ -50,10 +50,7 @@ def parse_adapter(text: str) -> tuple[Path, float]:
             path, strength = Path(head), float(tail)
         except ValueError:
             raise ConfigError(f"{tail!r} is not a strength", where=f"--adapter {text}") from None
-    path = path / "adapter.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigError("there is no such adapter", where=str(path), remedy="finish the training first")
-    return path, strength
+    return adapter.file_of(path), strength
 
 
 class Painter:

@@ -12,19 +12,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    1: "errors storage keyed recipe manifest buckets images color sniff objective vae report progress bases"
-    " prompts rundir tracker statistics launch",
+    1: "errors storage tensor_header keyed recipe manifest buckets images color sniff objective vae report"
+    " progress hub bases prompts rundir tracker statistics launch watchdog",
     2: "families adapter optim memory score",
     3: "cache checkpoint export sample",
     4: "dataset batches evaluate planner session",
-    5: "trainer train trial summary",
-    6: "quickstart studio doctor cli",
+    5: "trainer looks train trial summary",
+    6: "quickstart studio doctor cli reproduce",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 TORCH_FREE = (
     ["lorakit." + name for name in ("cli", "recipe", "manifest", "buckets", "report", "storage", "images")]
     + ["lorakit." + name for name in ("errors", "progress", "prompts", "rundir", "bases", "launch")]
-    + ["lorakit." + name for name in ("families", "doctor")]
+    + ["lorakit." + name for name in ("families", "doctor", "watchdog")]
     + ["data_tools.commands", "data_tools.prepare"]
 )
 FILES = sorted([*ROOT.glob("lorakit/**/*.py"), *ROOT.glob("data_tools/**/*.py")])

@@ -61,11 +61,16 @@ def test_metrics_after_the_last_commit_are_dropped_on_resume(made):
 
 def test_the_heartbeat_tells_where_the_run_stands(made):
     run = RunFolder(made.out)
-    run.heartbeat("train", 3, 10, 12.6, force=True)
+    run.heartbeat("latents", 3, 10, 12.6)
+    assert not run.path.exists()  # nothing is left in a folder before the run begins
+    run.begin(made, INPUTS)
+    run.heartbeat("train", 3, 10, 12.6)
     beat = storage.read_json(run.path / "heartbeat.json")
     assert (beat["phase"], beat["step"], beat["steps"], beat["seconds_left"]) == ("train", 3, 10, 13)
     run.heartbeat("train", 4, 10, 1.0)
     assert storage.read_json(run.path / "heartbeat.json")["step"] == 3  # not every step
+    run.heartbeat("samples of step 4", 0, 2, 0.0)
+    assert storage.read_json(run.path / "heartbeat.json")["phase"] == "samples of step 4"
 
 
 @pytest.mark.parametrize("place", ["data", "data/inside", "file", "full"])
@@ -78,3 +83,17 @@ def test_places_that_would_mix_with_other_files(made, tmp_path, place):
         RunFolder(other.out).check_places(other)
     (tmp_path / "empty").mkdir()
     RunFolder(tmp_path / "empty").check_places(made)
+
+
+def test_a_refused_or_crashed_start_leaves_a_folder_that_can_be_used(made):
+    run = RunFolder(made.out)
+    run.say("said before the run began")
+    with run.lock():
+        pass
+    (run.path / ".partial-1-run.json").write_text("{")  # a crash in the middle of the first write
+    RunFolder(made.out).check_places(made)
+    run.begin(made, INPUTS)
+    run.say("said later")
+    assert (run.path / "log.txt").read_text() == "said before the run began\nsaid later\n"
+    run.begin(made, INPUTS)
+    assert not list(run.path.glob(".partial-*"))

@@ -1,0 +1,44 @@
+"""`python -m torch.distributed.run ... -m tests.ranks FAULT RECIPE`: a training whose second process has a
+fault at step 5."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from lorakit import train
+from lorakit.errors import NumericError
+from lorakit.trainer import Trainer
+
+
+def kill() -> None:
+    """As the system does to a process that takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse() -> None:
+    """An error of ours."""
+    raise NumericError("a fault of the second process")
+
+
+def crash() -> None:
+    """An error of a library."""
+    raise ZeroDivisionError("a bug in the second process")
+
+
+def main(fault: str, recipe: str) -> int:
+    """Train with the fault."""
+    plain = Trainer.step
+
+    def step(self: Trainer) -> tuple[float, float]:
+        if self.state.step == 5 and self.accelerator.process_index == 1:
+            {"kill": kill, "refuse": refuse, "crash": crash}[fault]()
+        return plain(self)
+
+    Trainer.step = step  # type: ignore[method-assign]
+    return train.main([recipe])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
