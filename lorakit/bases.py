@@ -1,27 +1,21 @@
 """Base models: from what a recipe names to a local diffusers folder and the hashes of its content.
 
-Nothing here imports torch; fetching from a hub happens here and nowhere else, before any work.
+Nothing here imports torch. A hub id is fetched whole (`hub`) before any work; from then on all is local.
 """
 
 from __future__ import annotations
 
-import contextlib
-from functools import lru_cache, partial
+import os
+from functools import lru_cache
 from pathlib import Path
 
-from lorakit import storage
+from lorakit import hub, single_file, storage, tensor_header
 from lorakit.errors import ConfigError
 
 EMBEDDED_FOLDER = Path(__file__).parent / "quickstart" / "weights"
 EMBEDDED = ("tiny-unet", "tiny-dit")
 EMBEDDED_CLIP = EMBEDDED_FOLDER / "clip"
-INDEX = "model_index.json"
-
-_HUB_PATTERNS = [
-    "model_index.json",
-    *(f"*/*.{end}" for end in ("json", "safetensors", "txt", "model", "jinja")),
-]
-_HUB_IGNORED = ["*.fp16.safetensors", "*.non_ema.safetensors", "*flax*", "safety_checker/*"]
+INDEX = single_file.INDEX
 
 
 def is_embedded(spec: str) -> bool:
@@ -29,26 +23,49 @@ def is_embedded(spec: str) -> bool:
     return spec in EMBEDDED
 
 
+def cache_folder() -> Path:
+    """What may be deleted at any time: $LORAKIT_CACHE, else lorakit in the user's cache folder."""
+    if own := os.environ.get("LORAKIT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
+
+
+def label(spec: str) -> str:
+    """What an adapter file may tell of its base: a local one's name without its path."""
+    file, _ = single_file.split(spec)
+    return Path(file).name if Path(file).exists() else spec
+
+
+def placed(spec: str) -> str:
+    """The base with whole paths where it names local folders or files, and with its commit on a hub."""
+    if is_embedded(spec):
+        return spec
+    file, parts = single_file.split(spec)
+    if not Path(file).exists():
+        return pinned(spec)
+    whole = str(Path(file).resolve())
+    if not parts:
+        return whole
+    return f"{whole}@{Path(parts).resolve() if Path(parts).is_dir() else parts}"
+
+
 def resolve(spec: str) -> Path:
-    """The local folder of a base: embedded name, folder, or hub id with an optional @revision (fetched
-    once)."""
+    """The local folder of a base: embedded name, folder, single file (converted once), or hub id with an
+    optional @revision (fetched once)."""
     if is_embedded(spec):
         folder = EMBEDDED_FOLDER / spec
     elif Path(spec).is_dir():
         folder = Path(spec)
-    elif Path(spec).suffix in (".safetensors", ".ckpt", ".bin", ".pt"):
-        raise ConfigError(
-            "single-file checkpoints cannot be loaded yet",
-            where=f"base: {spec}",
-            remedy="convert it to a diffusers folder and give that folder",
-        )
+    elif single_file.is_one(spec):
+        folder = single_file.folder_of(spec, cache_folder() / "bases")
     elif spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
-        folder = _fetch(spec)
+        folder = hub.fetch(spec)
     else:
         raise ConfigError(
             "there is no such base model",
             where=f"base: {spec}",
-            remedy=f"give an embedded name ({', '.join(EMBEDDED)}), a diffusers folder, or a hub id",
+            remedy=f"give an embedded name ({', '.join(EMBEDDED)}), a diffusers folder, a .safetensors"
+            " checkpoint, or a hub id",
         )
     if not (folder / INDEX).is_file():
         raise ConfigError(
@@ -56,30 +73,17 @@ def resolve(spec: str) -> Path:
             where=f"base: {spec}",
             remedy="give the folder that holds model_index.json with its unet/ or transformer/ beside it",
         )
+    for weights in sorted(folder.glob("*/*.safetensors")):
+        tensor_header.check(weights)
     return folder
 
 
-def _fetch(spec: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = spec.partition("@")
-    get = partial(
-        snapshot_download,
-        name,
-        revision=revision or None,
-        allow_patterns=_HUB_PATTERNS,
-        ignore_patterns=_HUB_IGNORED,
-    )
-    with contextlib.suppress(Exception):  # not (wholly) in the local cache, for whatever reason: ask the hub
-        return Path(get(local_files_only=True))
-    try:
-        return Path(get())
-    except Exception as error:
-        raise ConfigError(
-            f"the base could not be fetched: {type(error).__name__}: {str(error).splitlines()[0]}",
-            where=f"base: {spec}",
-            remedy="check the name, the network and your access to it, or give a local diffusers folder",
-        ) from error
+def pinned(spec: str) -> str:
+    """A hub id with the commit that it stands for here (`id@<40 hex digits>`); any other spec as it is."""
+    if is_embedded(spec) or Path(spec).exists():
+        return spec
+    folder = resolve(spec)
+    return f"{spec.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else spec
 
 
 @lru_cache(maxsize=4)

@@ -21,17 +21,20 @@ from lorakit.errors import ConfigError
 
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
+Point = tuple[int, int]  # x, y
 
-MODES = ("auto", "native", "square")
+MODES = ("auto", "native", "square", "kohya")
 MAX_ASPECT = 4.0
+UPSCALED = 1.02  # enlarging by less, nobody sees
 CROP_CAP = 0.10  # a crop beyond this share of the image ...
 OVER_CAP = 4.0  # ... counts this many times more per unit
+ENLARGED = 4.0  # cost of an enlarged image where none should be
 PLACES = 1024  # cluster borders considered; exact up to this many images
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One image's training shape and the centred part of the image that fills it."""
+    """One image's training shape and the part of the image that fills it."""
 
     bucket: Size
     crop: Box
@@ -90,31 +93,69 @@ def native(sizes: Sequence[Size], lattice: Sequence[Size]) -> list[Size]:
     return chosen
 
 
+def kohya(
+    sizes: Sequence[Size], resolution: int, step: int = 64, low: int = 256, high: int = 1024
+) -> list[Size]:
+    """The shapes that sd-scripts chooses with its default limits, for datasets tuned to them.
+
+    Its table holds, for every side from `low` to `high` in steps, the longest other side within the pixel
+    budget, and the square; an image gets the shape of the nearest aspect (as a plain difference). With `high`
+    1024 the long sides of resolution 1024 are cut off, which costs a quarter of the pixels on average.
+    """
+    edge = resolution // step * step
+    if step < 1 or edge < step:
+        raise ConfigError(
+            f"resolution {resolution} is below the step {step} of these buckets",
+            where="resolution",
+            remedy="raise it",
+        )
+    shapes = {(edge, edge)}
+    for side in range(low, high + 1, step):
+        other = min(high, resolution * resolution // side // step * step)
+        if other >= low:
+            shapes |= {(side, other), (other, side)}
+    table = sorted(shapes, key=lambda shape: (shape[0] / shape[1], shape))
+    chosen = []
+    for size in sizes:
+        aspect = size[0] / size[1]
+        nearest = min(table, key=lambda shape: abs(shape[0] / shape[1] - aspect))
+        chosen.append(size if size in shapes else nearest)
+    return chosen
+
+
 def auto(
-    sizes: Sequence[Size], lattice: Sequence[Size], batch: int, k: int = 16, waste: float = 0.07
+    sizes: Sequence[Size],
+    lattice: Sequence[Size],
+    batch: int,
+    k: int = 16,
+    waste: float = 0.07,
+    weights: Sequence[int] | None = None,
+    upscale: bool = True,
 ) -> list[Size]:
     """For each image the shape of the cheapest clustering into at most `k` shapes.
 
     The cost is the sum over images of the cropped share (dearer beyond `CROP_CAP`) plus `waste` for every
-    empty slot in a shape's last batch. Clusters are intervals of the images sorted by aspect; over those the
-    result is exact up to `PLACES` images, beyond which cluster borders are limited to `PLACES` positions.
+    empty slot in a shape's last batch; an image that an epoch shows `weights` times counts and fills as many.
+    Clusters are intervals of the images sorted by aspect; over those the result is exact up to `PLACES`
+    images, beyond which cluster borders are limited to `PLACES` positions. Without `upscale`, a shape that
+    enlarges an image costs `ENLARGED` more.
     """
     if batch < 1 or k < 1:
         raise ConfigError(f"batch and k must be at least 1, not {batch} and {k}")
     if not sizes:
         return []
-    aspects = np.array([_log_aspect(size) for size in sizes])
-    order = np.argsort(aspects, kind="stable")
+    order = np.argsort([_log_aspect(size) for size in sizes], kind="stable")
+    ordered = np.array(sizes, dtype=np.float64)[order]
+    shown = np.array(weights or [1] * len(sizes), dtype=np.int64)[order]
     places = _places(len(sizes))
-    sums = _cost_sums(aspects[order], lattice)[:, places]  # (shapes, places)
-    cost = np.full(
-        (len(places), len(places)), np.inf
-    )  # cost[i, j]: images places[i]..places[j] share a shape
+    sums = _cost_sums(ordered, lattice, shown, upscale)[:, places]  # (shapes, places)
+    filled = np.concatenate([[0], np.cumsum(shown)])[places]
+    # cost[i, j]: the images from places[i] up to places[j] share a shape
+    cost = np.full((len(places), len(places)), np.inf)
     for row in sums:
         np.minimum(cost, row[None, :] - row[:, None], out=cost)
-    counts = places[None, :] - places[:, None]
-    cost += waste * (-counts % batch)
-    cost[counts <= 0] = np.inf
+    cost += waste * ((filled[:, None] - filled[None, :]) % batch)
+    cost[np.tril_indices(len(places))] = np.inf
     chosen: list[Size] = [(0, 0)] * len(sizes)
     for first, last in _cheapest_intervals(cost, k):
         shape = lattice[int(np.argmin(sums[:, last] - sums[:, first]))]
@@ -123,24 +164,85 @@ def auto(
     return chosen
 
 
-def assign(sizes: Sequence[Size], shapes: Sequence[Size]) -> list[Assignment]:
-    """Pair each image with its shape: the largest centred box of that shape's aspect is kept."""
-    return [Assignment(shape, _centre_crop(size, shape)) for size, shape in zip(sizes, shapes, strict=True)]
+def assign(
+    sizes: Sequence[Size], shapes: Sequence[Size], focuses: Sequence[Point | None] | None = None
+) -> list[Assignment]:
+    """Pair each image with its shape: the largest box of that shape's aspect is kept, around its focus."""
+    points = focuses or [None] * len(sizes)
+    return [
+        Assignment(shape, crop_box(size, shape, point))
+        for size, shape, point in zip(sizes, shapes, points, strict=True)
+    ]
 
 
 def plan(
-    sizes: Sequence[Size], resolution: int, step: int, *, mode: str = "auto", batch: int = 1
+    sizes: Sequence[Size],
+    resolution: int,
+    step: int,
+    *,
+    mode: str = "auto",
+    batch: int = 1,
+    weights: Sequence[int] | None = None,
+    focuses: Sequence[Point | None] | None = None,
 ) -> list[Assignment]:
-    """The whole step: lattice, choice by mode (`auto`, `native` or `square`) and crop boxes."""
+    """The whole step: lattice, choice by mode and crop boxes; small images are enlarged."""
+    return assign(sizes, choose(sizes, resolution, step, mode=mode, batch=batch, weights=weights), focuses)
+
+
+def choose(
+    sizes: Sequence[Size],
+    resolution: int,
+    step: int,
+    *,
+    mode: str = "auto",
+    batch: int = 1,
+    weights: Sequence[int] | None = None,
+    upscale: bool = True,
+) -> list[Size]:
+    """For each image a shape of about `resolution` squared pixels, by mode."""
     _check_grid(resolution, step)
     if mode == "square":
-        return assign(sizes, square(resolution) * len(sizes))
-    shapes = lattice(resolution, step)
+        return square(resolution) * len(sizes)
+    if mode == "kohya":
+        return kohya(sizes, resolution, math.lcm(64, step))
     if mode == "native":
-        return assign(sizes, native(sizes, shapes))
+        return native(sizes, lattice(resolution, step))
     if mode == "auto":
-        return assign(sizes, auto(sizes, shapes, batch))
+        return auto(sizes, lattice(resolution, step), batch, weights=weights, upscale=upscale)
     raise ConfigError(f"unknown bucket mode {mode!r}", where="mode", remedy=f"use one of {', '.join(MODES)}")
+
+
+def tiers_of(sizes: Sequence[Size], tiers: Sequence[int], step: int, mode: str = "auto") -> list[int | None]:
+    """For each image the largest resolution of `tiers` that it fills without being enlarged, None without."""
+    found: list[int | None] = [None] * len(sizes)
+    for tier in sorted(set(tiers), reverse=True):
+        shapes = choose(sizes, tier, step, mode="native" if mode == "auto" else mode)
+        for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
+            if found[i] is None and cover_scale(size, shape) <= UPSCALED:
+                found[i] = tier
+    return found
+
+
+def cover_scale(size: Size, shape: Size) -> float:
+    """Shape pixels per image pixel when the image covers the shape; above 1 it is enlarged."""
+    return max(shape[0] / size[0], shape[1] / size[1])
+
+
+def crop_box(size: Size, shape: Size, focus: Point | None = None) -> Box:
+    """The largest box of the shape's aspect inside the image, as near to centred on `focus` as it can be."""
+    width, height = size
+    x, y = focus or (width / 2, height / 2)
+    if width * shape[1] > height * shape[0]:  # wider than the shape: cut left and right
+        kept = min(width, max(1, round(height * shape[0] / shape[1])))
+        left = _start(x, kept, width)
+        return left, 0, left + kept, height
+    kept = min(height, max(1, round(width * shape[1] / shape[0])))
+    top = _start(y, kept, height)
+    return 0, top, width, top + kept
+
+
+def _start(middle: float, kept: int, whole: int) -> int:
+    return min(max(0, math.floor(middle - kept / 2)), whole - kept)
 
 
 def _log_aspect(size: Size) -> float:
@@ -157,28 +259,23 @@ def _check_grid(resolution: int, step: int) -> None:
         )
 
 
-def _centre_crop(size: Size, shape: Size) -> Box:
-    width, height = size
-    if width * shape[1] > height * shape[0]:  # wider than the shape: cut left and right
-        kept = min(width, max(1, round(height * shape[0] / shape[1])))
-        left = (width - kept) // 2
-        return left, 0, left + kept, height
-    kept = min(height, max(1, round(width * shape[1] / shape[0])))
-    top = (height - kept) // 2
-    return 0, top, width, top + kept
-
-
 def _places(count: int) -> NDArray[np.int64]:
     """Positions in the sorted images where a cluster may begin or end."""
     return np.unique(np.linspace(0, count, min(count, PLACES) + 1).round().astype(np.int64))
 
 
-def _cost_sums(aspects: NDArray[np.float64], lattice: Sequence[Size]) -> NDArray[np.float64]:
-    """Running sums over the sorted images of the cost in each shape: (shapes, images + 1)."""
-    shapes = np.array([_log_aspect(shape) for shape in lattice])
-    crop = -np.expm1(-np.abs(aspects[None, :] - shapes[:, None]))
+def _cost_sums(
+    sizes: NDArray[np.float64], lattice: Sequence[Size], weights: NDArray[np.int64], upscale: bool
+) -> NDArray[np.float64]:
+    """Running sums over the images (N, 2) of their cost in each shape: (shapes, N + 1)."""
+    shapes = np.array(lattice, dtype=np.float64)
+    aspects = np.log(sizes[:, 0] / sizes[:, 1])
+    crop = -np.expm1(-np.abs(aspects[None, :] - np.log(shapes[:, 0] / shapes[:, 1])[:, None]))
     crop += OVER_CAP * np.maximum(crop - CROP_CAP, 0)
-    return np.concatenate([np.zeros((len(lattice), 1)), np.cumsum(crop, axis=1)], axis=1)
+    if not upscale:
+        scale = (shapes[:, None, :] / sizes[None, :, :]).max(axis=2)
+        crop += ENLARGED * (scale > UPSCALED)
+    return np.concatenate([np.zeros((len(lattice), 1)), np.cumsum(crop * weights, axis=1)], axis=1)
 
 
 def _cheapest_intervals(cost: NDArray[np.float64], k: int) -> list[tuple[int, int]]:

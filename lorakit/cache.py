@@ -7,23 +7,15 @@ reads as missing.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
-from lorakit import storage
-from lorakit.errors import DataError, NumericError
+from lorakit import bases, storage
+from lorakit.errors import DataError, DiskError, NumericError
 
 Tensors = dict[str, torch.Tensor]
 MEMORY_LIMIT = 2 << 30  # bytes of entries kept in memory
-
-
-def default_folder() -> Path:
-    """$LORAKIT_CACHE, else lorakit in the user's cache folder."""
-    if own := os.environ.get("LORAKIT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
 
 
 def key(**parts: object) -> str:
@@ -35,7 +27,7 @@ class Cache:
     """Entries of one kind ("latents", "text") in a folder that runs share."""
 
     def __init__(self, kind: str, folder: Path | None = None) -> None:
-        self.folder = (folder or default_folder()) / kind
+        self.folder = (folder or bases.cache_folder()) / kind
         self._memory: dict[str, Tensors] = {}
         self._bytes = 0
 
@@ -50,7 +42,7 @@ class Cache:
         try:
             tensors = storage.read_safetensors(self.path(key))
             recorded = storage.read_safetensors_metadata(self.path(key)).get("sha256")
-        except (FileNotFoundError, DataError):
+        except (OSError, DataError):  # missing, unreadable or damaged: all the same, it is computed anew
             return None
         if recorded != _digest(tensors):
             return None
@@ -58,7 +50,10 @@ class Cache:
         return tensors
 
     def put(self, key: str, tensors: Tensors, what: str) -> None:
-        """Store an entry; `what` names its source in the error for non-finite values."""
+        """Store an entry; `what` names its source in the error for non-finite values.
+
+        Raises NumericError for those, which are never stored, and DiskError for a folder that takes nothing.
+        """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -67,7 +62,14 @@ class Cache:
                     where=what,
                     remedy="look at this file; if it is sound, use `train.precision: fp32`",
                 )
-        storage.write_safetensors(self.path(key), tensors, {"sha256": _digest(tensors)})
+        try:
+            storage.write_safetensors(self.path(key), tensors, {"sha256": _digest(tensors)})
+        except (OSError, DiskError) as error:
+            raise DiskError(
+                f"the cache cannot be written: {str(error).splitlines()[0]}",
+                where=str(self.folder),
+                remedy="free space there, or set LORAKIT_CACHE to a folder on another disk, and try again",
+            ) from error
         self._remember(key, tensors)
 
     def need(self, key: str) -> Tensors:

@@ -13,9 +13,11 @@ import torch
 
 from lorakit import storage
 from lorakit.errors import DataError, NumericError
+from lorakit.rundir import RunFolder
 
 FOLDER = "checkpoints"
 FORMAT = 1
+ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -30,7 +32,10 @@ class Checkpoint:
 
 
 def save(run: Path, checkpoint: Checkpoint, metadata: Mapping[str, str], *, keep: int) -> Path:
-    """Commit a checkpoint, then prune all but the newest `keep`. A non-finite tensor is refused."""
+    """Commit a checkpoint, then prune all but the newest `keep`. A non-finite tensor is refused.
+
+    The rows of metrics.jsonl are made durable first: none of a step that is committed may be lost.
+    """
     for name, tensor in (checkpoint.adapter | checkpoint.optimizer).items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NumericError(
@@ -40,10 +45,11 @@ def save(run: Path, checkpoint: Checkpoint, metadata: Mapping[str, str], *, keep
             )
     state = {"format": FORMAT, "step": checkpoint.step, "facts": checkpoint.facts}
     files = {
-        "adapter.safetensors": storage.safetensors_bytes(checkpoint.adapter, metadata),
-        "optimizer.safetensors": storage.safetensors_bytes(checkpoint.optimizer),
-        "state.json": storage.dump_json(state).encode(),
+        ADAPTER: storage.safetensors_bytes(checkpoint.adapter, metadata),
+        OPTIMIZER: storage.safetensors_bytes(checkpoint.optimizer),
+        STATE: storage.dump_json(state).encode(),
     }
+    storage.sync(RunFolder(run).metrics_file)
     folder = storage.commit_folder(run / FOLDER / f"step-{checkpoint.step:08d}", files)
     for old in steps(run)[:-keep]:
         storage.remove_folder(run / FOLDER / f"step-{old:08d}")
@@ -66,7 +72,7 @@ def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     problems: list[str] = []
     for step in reversed(steps(run)):
         folder = run / FOLDER / f"step-{step:08d}"
-        problem = storage.verify_folder(folder)
+        problem = storage.verify_folder(folder, (ADAPTER, OPTIMIZER, STATE))
         if problem is None:
             return load(folder), problems
         problems.append(f"checkpoint {folder.name}: {problem}")
@@ -81,7 +87,7 @@ def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def load(folder: Path) -> Checkpoint:
     """Read one checkpoint folder."""
-    state = storage.read_json(folder / "state.json")
+    state = storage.read_json(folder / STATE)
     if state["format"] != FORMAT:
         raise DataError(
             f"checkpoint format {state['format']} is not known to this version (it reads {FORMAT})",
@@ -90,7 +96,7 @@ def load(folder: Path) -> Checkpoint:
         )
     return Checkpoint(
         state["step"],
-        storage.read_safetensors(folder / "adapter.safetensors"),
-        storage.read_safetensors(folder / "optimizer.safetensors"),
+        storage.read_safetensors(folder / ADAPTER),
+        storage.read_safetensors(folder / OPTIMIZER),
         state["facts"],
     )

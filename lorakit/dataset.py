@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorakit import bases, buckets, cache, images, manifest, storage, vae
+from lorakit import bases, cache, images, manifest, placement, storage, vae
 from lorakit.batches import Slot
 from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
@@ -80,53 +80,52 @@ def check_files(folder: Path, records: Sequence[Record]) -> None:
 def plan(records: Sequence[Record], resolution: int, step: int, batch: int) -> tuple[list[Item], bool]:
     """Each image's crop and size, and whether the manifest's own buckets served.
 
-    The manifest's buckets are used when all of them suit the resolution and the model's step; otherwise new
-    ones are chosen, by the same rule that `lorakit data bucket` uses.
+    The manifest's buckets are used when all of them suit the model's step and the largest the resolution (a
+    dataset in tiers has smaller ones); otherwise new ones are chosen, by the same rule that `lorakit data
+    bucket` uses. Crops that a person set stay.
     """
     area = resolution * resolution
-    fitting = all(
-        r.bucket
-        and r.crop
-        and 0.8 <= r.bucket[0] * r.bucket[1] / area <= 1.25
-        and not any(n % step for n in r.bucket)
-        for r in records
-    )
-    if fitting:
-        return [Item(r, r.crop, r.bucket) for r in records if r.crop and r.bucket], True
-    sizes = [(record.width, record.height) for record in records]
-    chosen = buckets.plan(sizes, resolution=resolution, step=step, batch=batch)
-    return [Item(r, a.crop, a.bucket) for r, a in zip(records, chosen, strict=True)], False
+    sizes = [record.bucket for record in records if record.bucket]
+    own = len(sizes) == len(records) and not any(side % step for size in sizes for side in size)
+    own = own and 0.8 <= max(width * height for width, height in sizes) / area <= 1.25
+    chosen = records if own else placement.place(records, resolution, step, batch=batch)
+    return [Item(r, placement.kept_box(r), r.bucket) for r in chosen if r.bucket], own
+
+
+Size = tuple[int, int]
 
 
 class TextCache:
-    """Text conditions of captions, addressed by caption and text encoders."""
+    """Text conditions of captions, addressed by caption and text encoders; and by the picture's size where
+    the family's conditions depend on it."""
 
     def __init__(self, family: Family, base: Path, dtype: torch.dtype, folder: Path | None = None) -> None:
         self.family = family
         self._store = cache.Cache("text", folder)
         parts = bases.part_hashes(base)
-        self._encoders = {
-            k: v for k, v in parts.items() if k.startswith(("text_encoder", "tokenizer")) or not k
-        }
+        self._encoders = {k: v for k, v in parts.items() if k.startswith(family.text_parts) or not k}
         self._dtype = str(dtype)
 
-    def key(self, text: str) -> str:
-        """The address of a caption's condition."""
-        return cache.key(
-            caption=text, encoders=self._encoders, dtype=self._dtype, family=self.family.name, kind="text-1"
-        )
+    def key(self, text: str, size: Size) -> str:
+        """The address of a caption's condition for a picture of `size` (width, height)."""
+        sized = {"size": size} if self.family.sized else {}
+        made = {"encoders": self._encoders, "dtype": self._dtype, "family": self.family.name}
+        return cache.key(caption=text, kind="text-1", **made, **sized)
 
-    def missing(self, texts: Sequence[str]) -> list[str]:
-        """The distinct captions that have no sound entry."""
-        return [text for text in dict.fromkeys(texts) if self._store.get(self.key(text)) is None]
+    def missing(self, wanted: Iterable[tuple[str, Size]]) -> list[tuple[str, Size]]:
+        """The captions with their sizes that have no sound entry, each entry once."""
+        by_key = {self.key(text, size): (text, size) for text, size in wanted}
+        return [pair for key, pair in by_key.items() if self._store.get(key) is None]
 
-    def fill(self, texts: Sequence[str], pipe: Any, *, quiet: bool = False) -> None:
+    def fill(self, wanted: Sequence[tuple[str, Size]], pipe: Any, *, quiet: bool = False) -> None:
         """Encode and store captions."""
-        for text in track(texts, "captions", len(texts), quiet=quiet):
-            self._store.put(self.key(text), self.family.encode(pipe, [text])[0], f"caption {text[:80]!r}")
+        for text, size in track(wanted, "captions", len(wanted), quiet=quiet):
+            made = self.family.encode(pipe, [text], size)[0]
+            self._store.put(self.key(text, size), made, f"caption {text[:80]!r}")
 
-    def __getitem__(self, text: str) -> Cond:
-        return self._store.need(self.key(text))
+    def get(self, text: str, size: Size) -> Cond:
+        """A condition that was filled in before."""
+        return self._store.need(self.key(text, size))
 
 
 class LatentCache:
@@ -173,6 +172,6 @@ class TrainingSet:
         """The latents and conditions of slots that share one shape."""
         items = [self.items[slot.image] for slot in slots]
         latents = torch.stack([self._latents[item] for item in items])
-        texts = [i.record.captions[s.caption].text for i, s in zip(items, slots, strict=True)]
-        cond = self._text.family.collate([self._text[text] for text in texts])
+        pairs = [(i.record.captions[s.caption].text, i.size) for i, s in zip(items, slots, strict=True)]
+        cond = self._text.family.collate([self._text.get(*pair) for pair in pairs])
         return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()})

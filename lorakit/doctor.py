@@ -33,7 +33,7 @@ OPTIONAL = {
 
 def examine() -> dict[str, Any]:
     """Everything `lorakit doctor` shows, as plain values."""
-    from lorakit import bases, cache
+    from lorakit import bases
 
     return {
         "python": platform.python_version(),
@@ -50,8 +50,8 @@ def examine() -> dict[str, Any]:
         "embedded": {name: (bases.EMBEDDED_FOLDER / name / bases.INDEX).is_file() for name in bases.EMBEDDED},
         "embedded_clip": bases.EMBEDDED_CLIP.is_dir(),
         "offline": os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"),
-        "cache": str(cache.default_folder()),
-        "free_gib": round(shutil.disk_usage(_existing(cache.default_folder())).free / 2**30, 1),
+        "cache": str(bases.cache_folder()),
+        "free_gib": round(shutil.disk_usage(_existing(bases.cache_folder())).free / 2**30, 1),
     }
 
 

@@ -30,12 +30,19 @@ _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption text and where it came from: sidecar, metadata, folder, template, or a model."""
+    """One caption text and where it came from: sidecar, metadata, folder, template, or a model.
+
+    `edits` are what was done to `raw`, in order, to get `text` (data_tools/edits.py). `seen` is a short hash of
+    the pixels and crop that a model was shown: when they change, its words may be wrong.
+    """
 
     text: str
     source: str
     model: str | None = None
     prompt: str | None = None
+    raw: str | None = None
+    edits: tuple[str, ...] = ()
+    seen: str | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -46,7 +53,12 @@ class Record:
 
     `sha256` is of the file, `pixels` of the decoded picture (`images.pixel_hash`); when the file gives no
     picture, `pixels` is "" and the size 0, `keep` is false and `reason` (`code: text`) says why. `notes` are
-    `code: text` lines too. `bucket` is width, height. `mask` is a relative path.
+    `code: text` lines too. `bucket` is width, height. `crop_by` says who chose the crop (`user`: it stays as it
+    is) and `focus` is the point x, y around which a crop was laid.
+
+    `mask` is a relative path, the image's own when its alpha channel is the mask; `mask_source` says where it
+    came from, `mask_turn` is the EXIF orientation that makes it upright, `mask_pixels` its content's hash
+    (`masks.read`).
 
     `phash` is the perceptual hash that finds near duplicates (16 hex digits as it is, 16 mirrored). `repeats`
     is how often an epoch shows the image (kohya's `10_name` folders). `background` (#rrggbb, for images with
@@ -70,6 +82,11 @@ class Record:
     repeats: int = 1
     background: str | None = None
     first_frame: bool = False
+    crop_by: str | None = None
+    focus: tuple[int, int] | None = None
+    mask_source: str | None = None
+    mask_turn: int = 1
+    mask_pixels: str | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -117,13 +134,18 @@ def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     for record in ordered:
         check(record, f"{root / MANIFEST}: {record.file!r}")
     write_twin = not own_metadata(root, {PurePosixPath(record.file).parent for record in ordered})
-    lines = twin(ordered)
-    if write_twin and (root / TWIN).is_file() and (root / TWIN).read_bytes() != lines:
+    pairs = twin(ordered)
+    if write_twin and (root / TWIN).is_file() and (root / TWIN).read_bytes() != pairs:
         # A crash may leave no twin, but never one that contradicts the manifest.
         storage.remove_file(root / TWIN)
-    storage.write_bytes(root / MANIFEST, b"".join(_line(row(record)) for record in ordered))
+    storage.write_bytes(root / MANIFEST, lines(ordered))
     if write_twin:
-        storage.write_bytes(root / TWIN, lines)
+        storage.write_bytes(root / TWIN, pairs)
+
+
+def lines(records: Iterable[Record]) -> bytes:
+    """`manifest.jsonl` of records that are already in order."""
+    return b"".join(_line(row(record)) for record in records)
 
 
 def twin(records: Sequence[Record]) -> bytes:
@@ -178,7 +200,7 @@ def fingerprint(records: Iterable[Record]) -> str:
                 record.crop,
                 record.bucket,
                 texts,
-                record.mask,
+                record.mask_pixels or record.mask,
                 record.repeats,
             ]
             digest.update(_line(used))
@@ -216,6 +238,8 @@ def _problem(record: Record) -> str | None:
         return f"a kept image cannot measure {record.width}x{record.height}"
     if record.repeats < 1:
         return "repeats must be at least 1"
+    if not 1 <= record.mask_turn <= 8:
+        return f"mask_turn {record.mask_turn} is no EXIF orientation"
     if record.bucket is not None and min(record.bucket) < 1:
         return f"bucket {list(record.bucket)} is not a size"
     if record.crop is not None:
@@ -256,7 +280,8 @@ def row(record: Record) -> dict[str, Any]:
     """A record as the JSON object of its line."""
     values = asdict(record)
     values["captions"] = [
-        {key: value for key, value in caption.items() if value is not None} for caption in values["captions"]
+        {key: value for key, value in caption.items() if value is not None and value != ()}
+        for caption in values["captions"]
     ]
     return values
 

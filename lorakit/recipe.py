@@ -6,21 +6,36 @@ the key and the nearest valid spelling, raised before anything is loaded.
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from lorakit import explain, strict_yaml
 from lorakit.errors import ConfigError
 from lorakit.storage import dump_json, sha256_bytes
 
-SIZE_LIMIT = 256 << 10  # bytes; a recipe is a page, not a data set
+MAX_RANK = 4096  # a file that claims more is not believed either
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _tidy(value: Any) -> Any:
+    """A path or word without blanks at its ends, which nobody sees and nobody means."""
+    if isinstance(value, str) and (not value or value != value.strip()):
+        raise ValueError("it is empty or begins or ends with a blank")
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):  # surrogates: foreign bytes
+        raise ValueError("it holds a zero byte, or bytes that are not UTF-8")
+    return value
+
+
+# Strict: YAML's `yes` is not the number 1, and "16" is a text.
+Whole = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Positive = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Place = Annotated[Path, BeforeValidator(_tidy)]
+Word = Annotated[str, BeforeValidator(_tidy)]
 
 
 class Section(BaseModel):
@@ -36,11 +51,11 @@ class Adapter(Section):
 
     type: Literal["lora"] = "lora"
     """Kind of adapter."""
-    rank: Positive = 16
+    rank: Annotated[int, Field(gt=0, le=MAX_RANK, strict=True)] = 16
     """Rank of the low-rank update."""
     alpha: Rate = 16
     """The update is scaled by alpha / rank."""
-    targets: Literal["attention"] | list[str] = "attention"
+    targets: Literal["attention"] | Annotated[list[Word], Field(min_length=1)] = "attention"
     """`attention` (the family's own rule) or a list of module-name endings."""
     text_encoder: Literal[False] = False
     """Text encoders stay frozen."""
@@ -55,11 +70,11 @@ class Optimizer(Section):
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up; cosine and linear end at zero."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Whole = 0
     """Steps of linear warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of the first and second moments."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay."""
     clip: Rate = 1.0
     """Gradients are scaled down to this global norm."""
@@ -74,7 +89,7 @@ class Train(Section):
     """Images per forward pass and process."""
     accumulate: Positive = 1
     """Forward passes per optimizer step."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Whole = 0
     """All randomness is a function of it."""
     save_every: Positive = 250
     """Steps between checkpoints: the most that a crash can cost."""
@@ -82,7 +97,7 @@ class Train(Section):
     """Checkpoints kept."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the frozen base; the adapter itself stays fp32."""
-    deterministic: bool = False
+    deterministic: Annotated[bool, Field(strict=True)] = False
     """On a GPU, ask torch for algorithms that give the same bits each time; a CPU does so anyway."""
 
 
@@ -98,8 +113,11 @@ class Objective(Section):
 class Memory(Section):
     """Trades of memory for time."""
 
-    checkpoint: Annotated[float, Field(ge=0, le=1)] = 0.0
+    checkpoint: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
     """1 recomputes activations in the backward pass, 0 keeps them."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Bits of the frozen base's linear layers: `nf4` a quarter of bf16's memory, `int8` half; none keeps
+    them."""
 
     @model_validator(mode="after")
     def _whole(self) -> Memory:
@@ -111,20 +129,20 @@ class Memory(Section):
 class Samples(Section):
     """Pictures made during training from fixed prompts with fixed noise."""
 
-    prompts: Path | None = None
+    prompts: Place | None = None
     """Prompt file (JSONL, YAML, TSV or text); none makes no samples."""
     every: Positive = 250
     """Steps between sampling; a multiple of it is sampled after its commit."""
     steps: Positive = 20
     """Sampler steps."""
-    guidance: Annotated[float, Field(ge=0)] | None = None
+    guidance: NotNegative | None = None
     """Classifier-free guidance; none means the pipeline's default."""
 
 
 class Validate(Section):
     """Loss on images that are not trained on."""
 
-    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    fraction: Share = 0.0
     """Share of the images held out."""
     every: Positive = 250
     """Steps between measurements."""
@@ -133,19 +151,19 @@ class Validate(Section):
 class Recipe(Section):
     """One run."""
 
-    base: str
+    base: Word
     """Embedded name (tiny-unet, tiny-dit), a local diffusers folder, or a hub id, best as id@revision."""
-    dataset: Path
+    dataset: Place
     """A folder with manifest.jsonl, or a plain folder of images, which is then prepared on the way."""
-    out: Path
+    out: Place
     """The run's folder."""
-    init_from: Path | None = None
+    init_from: Place | None = None
     """A new run that starts from the weights of an adapter: a file written by lorakit, or a run's folder."""
-    resolution: Annotated[int, Field(ge=16)] = 1024
+    resolution: Annotated[int, Field(ge=16, le=16384, strict=True)] = 1024
     """Pixels of a square picture's side; other shapes have about the same area."""
-    trigger: str | None = None
+    trigger: Word | None = None
     """The word the concept is taught under; used when captions must be made, and recorded in exports."""
-    class_noun: str | None = None
+    class_noun: Word | None = None
     """What the subject is ("dog"); used when captions must be made."""
     adapter: Adapter = Adapter()
     optimizer: Optimizer = Optimizer()
@@ -160,14 +178,14 @@ class Recipe(Section):
     export: list[Literal["comfyui", "a1111", "diffusers"]] = ["comfyui"]
     """Which tools the finished adapter is exported for."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_blanks(cls, values: Any) -> Any:
-        for key in ("base", "dataset", "out"):
-            value = values.get(key) if isinstance(values, dict) else None
-            if isinstance(value, str) and (value != value.strip() or not value):
-                raise ValueError(f"{key}: {value!r} is empty or begins or ends with a blank")
-        return values
+    @model_validator(mode="after")
+    def _agree(self) -> Recipe:
+        if self.optimizer.warmup > self.train.steps:
+            raise ValueError(
+                f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"
+                " the learning rate would never be reached"
+            )
+        return self
 
     def dump(self) -> dict[str, Any]:
         """Plain values as they go into recipe.yaml and run.json."""
@@ -213,45 +231,6 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases (no expansion bombs), without duplicate keys, and with 1e-4 read as a number."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "aliases (*name) are not accepted", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse a small YAML text safely; the error names the place."""
-    if len(text) > SIZE_LIMIT:
-        raise ConfigError(f"a recipe has at most {SIZE_LIMIT >> 10} KiB", where=where)
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"not valid YAML: {error}", where=where) from error
-
-
 def folder() -> Path:
     """Where the recipes that ship lie: beside the package in a checkout, inside it when installed."""
     inside = Path(__file__).parent / "recipes"
@@ -265,13 +244,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ConfigError(
             "there is no such recipe", where=str(path), remedy="`lorakit recipes` lists the ones that ship"
         )
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"not UTF-8 at byte {error.start}", where=str(path), remedy="save the file as UTF-8"
-        ) from error
-    tree = parse_yaml(text, str(path))
+    tree = strict_yaml.read(file)
     if not isinstance(tree, dict):
         raise ConfigError("a recipe is a mapping of keys to values", where=str(path))
     for override in overrides or []:
@@ -290,7 +263,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(below, dict):
             node[parent] = below = {}
         node = below
-    node[last] = parse_yaml(value, f"override {key}")
+    node[last] = strict_yaml.parse(value, f"override {key}")
 
 
 def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -298,42 +271,16 @@ def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(dict(item)) for item in error.errors()))
+        lines = explain.problems(error, Recipe)
         raise ConfigError("the recipe has a problem:\n  " + "\n  ".join(lines), where=where) from error
 
 
-def _explain(item: dict[str, Any]) -> str:
-    """One line for one of pydantic's findings, with the nearest valid spelling."""
-    path = [str(part) for part in item["loc"] if not _is_branch(str(part))]
-    key, given, kind = ".".join(path), item["input"], item["type"]
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(path[-1], _known_keys(path[:-1]))}"
-    if kind == "missing":
-        return f"{key}: this key is required"
-    if kind == "literal_error":
-        allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"]) or [str(item["ctx"]["expected"])]
-        return f"{key}: {given!r} is not one of {', '.join(allowed)}{_nearest(str(given).strip(), allowed)}"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (given: {given!r})" if key and not isinstance(given, dict) else message
-
-
-def _is_branch(part: str) -> bool:
-    """Pydantic names the branch of a union in the path: `memory.Memory.checkpoint`, `targets.list[str]`."""
-    return part.startswith(("literal[", "list[", "Memory", "function-"))
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in path:
-        field = next((f for n, f in section.model_fields.items() if part in (n, f.alias)), None)
-        options = [field.annotation, *get_args(field.annotation)] if field else []
-        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if found is None:
-            return []
-        section = found
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}" if known else ""
+def check_step(recipe: Recipe, step: int) -> None:
+    """Refuse a resolution that the base cannot draw: its pictures come in multiples of `step` pixels."""
+    low = recipe.resolution // step * step
+    if recipe.resolution != low:
+        raise ConfigError(
+            f"{recipe.resolution} is not a multiple of {step}, which this base needs",
+            where="resolution",
+            remedy=f"use {low} or {low + step}" if low else f"use {step}",
+        )

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from lorakit import storage
+from lorakit import bases, places, storage
 from lorakit.errors import ConfigError
 from lorakit.recipe import Recipe, identity
 
@@ -48,8 +48,7 @@ def _placed(recipe: Recipe) -> Recipe:
     first = recipe.init_from.resolve() if recipe.init_from else None
     changes: dict[str, Any] = {"dataset": recipe.dataset.resolve(), "out": recipe.out.resolve()}
     changes |= {"samples": samples, "init_from": first}
-    if Path(recipe.base).is_dir():
-        changes["base"] = str(Path(recipe.base).resolve())
+    changes["base"] = bases.placed(recipe.base)
     return recipe.model_copy(update=changes)
 
 
@@ -93,7 +92,8 @@ class RunFolder:
             yield
 
     def check_places(self, recipe: Recipe) -> None:
-        """Refuse a missing dataset, and an `out` that would mix with the data or with somebody's files."""
+        """Refuse a missing dataset, and an `out` that cannot be written or would mix with other files."""
+        places.check_new(self.path, "out")
         out, data = self.path.resolve(), recipe.dataset.resolve()
         if not data.is_dir():
             raise ConfigError(
@@ -101,15 +101,15 @@ class RunFolder:
                 where=f"dataset: {recipe.dataset}",
                 remedy="give the folder that holds your images",
             )
-        if out == data or out.is_relative_to(data):
+        if out.is_relative_to(data) or data.is_relative_to(out):
             raise ConfigError(
-                "`out` lies in the dataset's folder",
-                where=f"out: {self.path}",
-                remedy="choose a folder elsewhere",
+                "`out` and the dataset lie in each other",
+                where=f"out: {self.path}, dataset: {recipe.dataset}",
+                remedy="choose folders beside each other",
             )
-        strangers = self.path.is_dir() and not self._begun
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError("`out` is a file", where=f"out: {self.path}", remedy="choose a new folder")
+        strangers = self.path.is_dir() and not self._begun
         if strangers and any(not storage.is_own(entry) for entry in self.path.iterdir()):
             raise ConfigError(
                 "`out` exists, is not empty and is not a run",
@@ -144,8 +144,10 @@ class RunFolder:
         return str(storage.read_json(file)["status"]) if file.exists() else ""
 
     def update(self, **values: Any) -> None:
-        """Change values of run.json."""
-        storage.write_json(self.path / "run.json", storage.read_json(self.path / "run.json") | values)
+        """Change values of run.json; None removes one."""
+        record = storage.read_json(self.path / "run.json") | values
+        kept = {name: value for name, value in record.items() if value is not None}
+        storage.write_json(self.path / "run.json", kept)
 
     @property
     def _begun(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, sample, storage
+from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, quantize, sample, storage
 from lorakit.errors import ConfigError
 from lorakit.export.consumers import check_consumer
 from lorakit.families import find
@@ -30,7 +30,7 @@ class Session:
     base: Path
     family: Family
     pipe: Any
-    denoiser: torch.nn.Module
+    denoiser: Any
     train: dataset.TrainingSet
     held_out: dataset.TrainingSet
     objective: objective.Objective
@@ -47,7 +47,7 @@ class Session:
             "alpha": float(settings.alpha),
             "family": self.family.name,
             "pipeline": pipeline_name(self.base),
-            "base": Path(self.recipe.base).name if Path(self.recipe.base).is_dir() else self.recipe.base,
+            "base": bases.label(self.recipe.base),
             "base_hash": self.inputs["base"],
             "resolution": self.recipe.resolution,
             "trigger": self.recipe.trigger,
@@ -64,6 +64,8 @@ class Plan:
     items: list[dataset.Item]
     prompts: list[prompts.Prompt]
     inputs: dict[str, str]
+    resolution: int
+    """Side of the sampled pictures in pixels."""
 
 
 def plan(recipe: Recipe, say: Say) -> Plan:
@@ -75,17 +77,31 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
     dataset.check_files(recipe.dataset, records)
-    with torch.device("meta"):
-        step = family.size_step(family.load(base, dtype=torch.float32, only=()))
+    pipe = family.load(base, dtype=torch.float32, only=())
+    step = family.size_step(pipe)
+    _check_resolution(recipe.resolution, step)
     items, own = dataset.plan(records, recipe.resolution, step, recipe.train.batch_size)
     if not own:
         say(f"buckets chosen for resolution {recipe.resolution}: the manifest has none that suit")
+    for size in {item.size for item in items}:
+        family.latent_shape(pipe, *size)  # refuses what the base has no positions for
     inputs = {"data": manifest.fingerprint(records), "base": bases.content_hash(base)}
     if recipe.init_from:
         inputs["init_from"] = storage.sha256_file(_check_first(recipe, recipe.init_from, family))
         if adapter.read_metadata(adapter.file_of(recipe.init_from))["base_hash"] != inputs["base"]:
             say("the adapter to start from was trained on another base of this family")
-    return Plan(base, family, items, wanted, inputs)
+    return Plan(base, family, items, wanted, inputs, recipe.resolution)
+
+
+def _check_resolution(resolution: int, step: int) -> None:
+    if resolution % step:
+        below = resolution // step * step
+        near = " or ".join(str(size) for size in (below, below + step) if size)
+        raise ConfigError(
+            f"{resolution} does not suit the base, whose pictures have sides in steps of {step} pixels",
+            where="resolution",
+            remedy=f"use {near}",
+        )
 
 
 def _check_first(recipe: Recipe, given: Path, family: Family) -> Path:
@@ -133,8 +149,8 @@ def build(
     if recipe.init_from:
         file = adapter.file_of(recipe.init_from)
         adapter.load_state(denoiser, family.component, storage.read_safetensors(file), str(file))
-    _save_memory(denoiser, recipe, device)
-    size = max(recipe.resolution // family.size_step(pipe), 1) * family.size_step(pipe)
+    if _recomputes(recipe, device):
+        family.recompute(denoiser)
     return Session(
         recipe=recipe,
         base=plan.base,
@@ -144,8 +160,10 @@ def build(
         train=dataset.TrainingSet(train, latents, text),
         held_out=dataset.TrainingSet(held, latents, text),
         objective=_objective(recipe, family, pipe),
-        encoded=_encoded(plan.prompts, text) if plan.prompts else None,
-        sampling=sample.Settings(size, size, recipe.samples.steps, recipe.samples.guidance),
+        encoded=_encoded(plan, text) if plan.prompts else None,
+        sampling=sample.Settings(
+            plan.resolution, plan.resolution, recipe.samples.steps, recipe.samples.guidance
+        ),
         inputs=plan.inputs,
     )
 
@@ -171,10 +189,11 @@ def _parts(base: Path, prefixes: Collection[str]) -> set[str]:
 
 
 def _fill_text(plan: Plan, text: dataset.TextCache, device: torch.device, dtype: torch.dtype) -> None:
-    captions = [caption.text for item in plan.items for caption in item.record.captions]
-    prompted = [t for prompt in plan.prompts for t in (prompt.prompt, prompt.negative or "")]
-    if missing := text.missing([*captions, *prompted]):
-        parts = _parts(plan.base, ("text_encoder", "tokenizer"))
+    wanted = [(caption.text, item.size) for item in plan.items for caption in item.record.captions]
+    square = (plan.resolution, plan.resolution)
+    wanted += [(t, square) for prompt in plan.prompts for t in (prompt.prompt, prompt.negative or "")]
+    if missing := text.missing(wanted):
+        parts = _parts(plan.base, plan.family.text_parts)
         text.fill(missing, plan.family.load(plan.base, dtype=dtype, device=device, only=parts))
     _collect()
 
@@ -191,7 +210,13 @@ def _load_denoiser(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
     dtype = (
         torch.bfloat16 if on_gpu else torch.float32
     )  # on a CPU, autocast over fp32 weights is the fast way
-    return plan.family.load(plan.base, dtype=dtype, device=device, only=parts)
+    kind = recipe.memory.quantize if isinstance(recipe.memory, Memory) else None
+    if not kind:
+        return plan.family.load(plan.base, dtype=dtype, device=device, only=parts)
+    pipe = plan.family.load(plan.base, dtype=dtype, only=parts)  # the device never holds the whole base
+    compute = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    quantize.swap(plan.family.denoiser(pipe), kind, device, compute)
+    return pipe.to(device)
 
 
 def _objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective:
@@ -199,16 +224,16 @@ def _objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective
     return objective.from_scheduler(family.objective, pipe.scheduler.config, recipe.objective, alphas)
 
 
-def _encoded(wanted: list[prompts.Prompt], text: dataset.TextCache) -> sample.Encoded:
-    positive = [text[prompt.prompt] for prompt in wanted]
-    return sample.Encoded(wanted, positive, [text[prompt.negative or ""] for prompt in wanted])
+def _encoded(plan: Plan, text: dataset.TextCache) -> sample.Encoded:
+    size = (plan.resolution, plan.resolution)
+    positive = [text.get(prompt.prompt, size) for prompt in plan.prompts]
+    negative = [text.get(prompt.negative or "", size) for prompt in plan.prompts]
+    return sample.Encoded(plan.prompts, positive, negative)
 
 
-def _save_memory(denoiser: Any, recipe: Recipe, device: torch.device) -> None:
+def _recomputes(recipe: Recipe, device: torch.device) -> bool:
     memory = recipe.memory
-    share = memory.checkpoint if isinstance(memory, Memory) else float(device.type == "cuda")
-    if share:
-        denoiser.enable_gradient_checkpointing()
+    return bool(memory.checkpoint) if isinstance(memory, Memory) else device.type == "cuda"
 
 
 def _collect() -> None:

@@ -81,9 +81,10 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
         if main:
             run.update(status="interrupted")
         raise
-    except LorakitError as error:
-        if main and not isinstance(error, DiskError):
-            run.update(status="failed", error=error.message)
+    except Exception as error:
+        if main:
+            with contextlib.suppress(DiskError):  # it may be the disk that failed
+                run.update(status="failed", error=str(error).splitlines()[0] if str(error) else repr(error))
         raise
 
 
@@ -104,7 +105,7 @@ def _train_planned(
             f" {trainer.total_batch}"
         )
         if main:
-            run.update(images=len(plan.items), status="running")
+            run.update(images=len(plan.items), status="running", error=None)
         trainer.resume()
         trainer.rehearse()
         with launch.signals(trainer.on_signal):
@@ -112,7 +113,7 @@ def _train_planned(
     except torch.OutOfMemoryError as error:  # outside a step: while loading, caching or saving
         raise MemoryLimitError(
             f"out of memory: {memory.first_line(error)}",
-            where="while the model was loaded" if main else f"process {accelerator.process_index}",
+            where=f"process {accelerator.process_index}, outside of a step: loading, caching or saving",
             remedy="close what else uses the device; or a smaller base or resolution, in a new run",
         ) from error
     say(f"done in {duration(time.monotonic() - began)}: {run.path / 'adapter.safetensors'}")

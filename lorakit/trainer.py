@@ -64,16 +64,11 @@ class Trainer:
         noise = torch.stack([keyed.normal(shape, seed, purpose, slot.position) for slot in slots]).to(device)
         u = torch.tensor(times, dtype=torch.float32).to(device)
         noisy, t, target = self.made.objective.noise(batch.latents, noise, u)
-        weight_dtype = self.parameters_dtype
+        weight_dtype: torch.dtype = self.made.denoiser.dtype  # not any weight's: some stay in float32
         cond = {name: v.to(weight_dtype) if v.is_floating_point() else v for name, v in batch.cond.items()}
         with self.accelerator.autocast():
             prediction = self.made.family.predict(self.made.denoiser, noisy.to(weight_dtype), t, cond)
         return self.made.objective.loss(prediction, target, t)
-
-    @property
-    def parameters_dtype(self) -> torch.dtype:
-        """dtype of the frozen base."""
-        return next(p for p in self.made.denoiser.parameters() if not p.requires_grad).dtype
 
     def step(self) -> tuple[float, float]:
         """One optimizer step over the whole batch; returns (mean loss, gradient norm before clipping)."""

@@ -8,6 +8,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+from tests import tiny
 
 
 class Caught(Exception):
@@ -19,17 +22,27 @@ class OneStep:
 
     order = 1
     init_noise_sigma = 1.0
+    num_inference_steps = 1
 
     def __init__(self, real: Any, t: torch.Tensor, *, stop: bool) -> None:
         self.config, self.timesteps, self.stop = real.config, t[None], stop
+        self.sigmas = torch.stack([t / 1000, torch.zeros(())])
 
     def set_timesteps(
-        self, steps: int | None = None, device: Any = None, sigmas: Any = None, mu: Any = None
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: Any = None,
+        timesteps: Any = None,
     ) -> None:
         """The time is fixed."""
 
     def set_begin_index(self, index: int) -> None:
         """There is only one."""
+
+    def set_shift(self, shift: float) -> None:
+        """It would move the times."""
 
     def scale_model_input(self, sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return sample
@@ -40,54 +53,51 @@ class OneStep:
     def add_noise(self, sample: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return sample
 
-    def step(self, model_output: torch.Tensor, t: Any, sample: torch.Tensor, return_dict: bool = True) -> Any:
+    def step(self, model_output: torch.Tensor, t: Any, sample: torch.Tensor, **options: Any) -> Any:
         if self.stop:
             raise Caught(model_output)
-        return (sample,)
+        return SchedulerOutput(sample)  # read as a tuple, or by name
 
 
 def prediction(
-    pipe: Any, caption: str, noise: torch.Tensor, t: torch.Tensor, width: int, height: int
+    name: str, pipe: Any, caption: str, noise: torch.Tensor, t: torch.Tensor, width: int, height: int
 ) -> torch.Tensor:
     """The pipeline's own prediction (1, C, H, W) for one caption, with `noise` for what it would draw."""
-    call = inspect.unwrap(
-        type(pipe).__call__
-    )  # without its no_grad decorator, so that gradients can be had too
-    asked: list[tuple[int, ...]] = []
+    row = tiny.ROWS[name]
+    if row.predict is not None:
+        return row.predict(pipe, caption, noise, t, width, height)
+    # without its no_grad decorator, so that gradients can be had too
+    call = inspect.unwrap(type(pipe).__call__)
+    drawn, asked = row.drawn(pipe, noise), []
 
-    def randn_tensor(shape: Any, **_: Any) -> torch.Tensor:
+    def randn_tensor(shape: Any, *_: Any, **__: Any) -> torch.Tensor:
         asked.append(tuple(shape))
-        return noise
+        return drawn
 
+    settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1}
     module = sys.modules[type(pipe).__module__]
-    stub = OneStep(pipe.scheduler, t, stop=True)
+    stub = OneStep(pipe.scheduler, row.clock(pipe, t, noise), stop=True)
     with mock.patch.object(module, "randn_tensor", randn_tensor), mock.patch.object(pipe, "scheduler", stub):
         try:
-            call(pipe, prompt=caption, width=width, height=height, guidance_scale=1.0, num_inference_steps=1)
+            call(pipe, prompt=caption, **settings)
         except Caught as caught:
             output = caught.args[0]
         else:
             raise AssertionError("the pipeline never reached its scheduler")
-    assert asked == [tuple(noise.shape)], (
-        f"the pipeline wants noise {asked}, the family makes {tuple(noise.shape)}"
-    )
-    if output.ndim == 3:
-        output = pipe._unpack_latents_with_ids(output, pipe._prepare_latent_ids(noise))
-    return output
+    assert asked == [tuple(drawn.shape)], f"the pipeline draws {asked}, the row says {tuple(drawn.shape)}"
+    return row.unpacked(pipe, output, noise)
 
 
-def decoded(
-    pipe: Any, latents: torch.Tensor, cond: dict[str, torch.Tensor], width: int, height: int
-) -> torch.Tensor:
-    """The pipeline's own picture (B, 3, H, W) in [0, 1] of final latents."""
+def decoded(name: str, pipe: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """The pipeline's own picture (B, 3, H, W) in [0, 1] of final latents (B, C, H, W)."""
+    row = tiny.ROWS[name]
     stub = OneStep(pipe.scheduler, torch.tensor(1.0), stop=False)
+    settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1}
     with mock.patch.object(pipe, "scheduler", stub):
-        return pipe(
-            **cond,
-            latents=latents,
-            width=width,
-            height=height,
-            guidance_scale=1.0,
-            num_inference_steps=1,
+        return row.draw(
+            pipe,
+            prompt=["a red circle"] * len(latents),
+            latents=row.given(pipe, latents),
             output_type="pt",
-        ).images
+            **settings,
+        )

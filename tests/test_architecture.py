@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    1: "errors storage tensor_header keyed recipe manifest buckets images color sniff objective vae report"
-    " progress hub bases prompts rundir tracker statistics launch watchdog",
-    2: "families adapter optim memory score",
+    1: "errors storage tensor_header keyed recipe strict_yaml explain manifest buckets images source jpeg resample color sniff"
+    " places objective vae report progress hub single_file bases prompts rundir tracker statistics launch watchdog",
+    2: "families adapter optim memory quantize score",
     3: "cache checkpoint export sample",
     4: "dataset batches evaluate planner session",
     5: "trainer looks train trial summary",

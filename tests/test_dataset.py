@@ -72,7 +72,9 @@ def test_an_edited_picture_crop_or_caption_meets_no_stale_entry(folder, tmp_path
     text = dataset.TextCache(find(base), base, torch.float32, tmp_path)
     half = dataset.TextCache(find(base), base, torch.bfloat16, tmp_path)
     other = dataset.TextCache(find(base), bases.resolve("tiny-dit"), torch.float32, tmp_path)
-    assert len({text.key("a"), text.key("b"), half.key("a"), other.key("a")}) == 4
+    square = (64, 64)
+    keys = {text.key("a", square), text.key("b", square), half.key("a", square), other.key("a", square)}
+    assert len(keys) == 4
 
 
 def test_repeats_show_an_image_more_often(folder, tmp_path):

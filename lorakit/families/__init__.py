@@ -1,30 +1,43 @@
-"""Families of models. `find` picks one by the pipeline class that a model folder names."""
+"""Families of models. `find` picks one by the pipeline class that a model folder names.
+
+Every module of this package that defines a `Family` adds it to `FAMILIES`: a new family is one new file.
+"""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from lorakit.bases import INDEX
 from lorakit.errors import ConfigError
 from lorakit.families.base import ATTENTION, Cond, Family
-from lorakit.families.flux2 import Flux2
 from lorakit.families.folder import pipeline_name, shapes
-from lorakit.families.sd3 import StableDiffusion3
-from lorakit.families.sd15 import StableDiffusion15
-
-FAMILIES: tuple[Family, ...] = (StableDiffusion15(), StableDiffusion3(), Flux2())
 
 __all__ = ["ATTENTION", "FAMILIES", "Cond", "Family", "by_name", "find", "shapes"]
 
 
+def _defined() -> Iterator[Family]:
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        for value in vars(importlib.import_module(module.name)).values():
+            own = inspect.isclass(value) and value.__module__ == module.name
+            if own and issubclass(value, Family) and not inspect.isabstract(value):
+                yield value()
+
+
+FAMILIES: tuple[Family, ...] = tuple(sorted(_defined(), key=lambda family: family.name))
+
+
 def find(folder: str | Path) -> Family:
-    """The family of a model folder; ConfigError lists the known pipelines when there is none."""
+    """The family of a model folder: its own, or one derived by probing; ConfigError when neither goes."""
     name = pipeline_name(Path(folder))
     for family in FAMILIES:
         if name in family.pipelines:
             return family
-    known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
-    raise ConfigError(f"no family for {name}", where=str(Path(folder) / INDEX), remedy=f"known: {known}")
+    from lorakit.families.derived.family import derive
+
+    return derive(Path(folder))
 
 
 def by_name(name: str) -> Family:

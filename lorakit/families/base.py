@@ -8,13 +8,17 @@ found and described in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lorakit.errors import ConfigError
 from lorakit.families import folder as folders
 
 if TYPE_CHECKING:
@@ -22,9 +26,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Cond = dict[str, "torch.Tensor"]
-"""Text conditions by the pipeline's argument names: one sample has no batch dimension, `collate` adds it."""
+"""Text conditions of one sample, without batch dimension; `collate` adds it. Where the pipeline takes them
+as they are, their names are its arguments; else `_arguments` translates."""
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+NO_SHIFT: Mapping[str, Any] = {"shift_factor": None}
+"""For `vae_settings` of a pipeline that decodes without a shift, whatever its autoencoder says."""
 
 
 class Family(ABC):
@@ -40,6 +47,28 @@ class Family(ABC):
     """Default LoRA targets: module-name endings, or one regular expression for the whole path."""
     left_out: ClassVar[tuple[str, ...]] = ()
     """Components that neither training nor sampling needs; they are loaded only when `only` names them."""
+    always: ClassVar[tuple[str, ...]] = ()
+    """Small components without which the pipeline cannot be built, or draws otherwise; loaded with any."""
+    drawn_with: ClassVar[tuple[str, ...]] = ()
+    """Networks that samples need besides the one that is trained and the autoencoder."""
+    text_parts: ClassVar[tuple[str, ...]] = ("text_", "tokenizer", "processor")
+    """How the names of the components begin that `encode` needs."""
+    rank16: ClassVar[str] = ""
+    """Numbers in the default adapter of rank 16 on published bases."""
+    licence: ClassVar[str] = ""
+    """Of the weights most people start from; several licences are told apart by model."""
+    guidance: ClassVar[str] = "guidance_scale"
+    """The pipeline's argument for classifier-free guidance."""
+    unguided: ClassVar[float] = 1.0
+    """Its value that switches guidance off; above it the pipeline wants a negative, if it takes one."""
+    call: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments of every call of the pipeline, such as a prompt rewriter switched off."""
+    vae_settings: ClassVar[Mapping[str, Any]] = {}
+    """What the pipeline assumes of its autoencoder, where the autoencoder's configuration says otherwise."""
+    patch: ClassVar[int] = 1
+    """Latent positions per side of one token."""
+    sized: ClassVar[bool] = False
+    """Whether a condition belongs to one size of picture: `encode` must be told which."""
 
     def describe(self) -> dict[str, Any]:
         """The row of `lorakit families`."""
@@ -50,6 +79,8 @@ class Family(ABC):
             "objective": self.objective,
             "component": self.component,
             "targets": self.targets,
+            "rank16": self.rank16,
+            "licence": self.licence,
             "tested": "equal to its pipeline on tiny random weights; not run on published weights",
         }
 
@@ -66,39 +97,69 @@ class Family(ABC):
         `only` names the components wanted (say `{"vae"}`); the others are None. All models share `dtype`.
         Raises ConfigError for a folder that is missing, incomplete, pickled or of another family.
         """
-        pipe = folders.load(Path(folder), self.pipelines, dtype=dtype, only=only, left_out=self.left_out)
+        pipe = folders.load(
+            Path(folder),
+            self.pipelines,
+            dtype=dtype,
+            only=only,
+            left_out=self.left_out,
+            always=self.always,
+        )
         self._settle(pipe)
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
 
-    def _settle(self, pipe: Any) -> None:  # noqa: B027 - a hook, empty by default
+    def _settle(self, pipe: Any) -> None:
         """Hook for a family whose pipeline and components disagree about a setting."""
+        if pipe.vae is not None and self.vae_settings:
+            pipe.vae.register_to_config(**self.vae_settings)
 
     def denoiser(self, pipe: Any) -> torch.nn.Module:
         """The network that is trained."""
         module: torch.nn.Module = getattr(pipe, self.component)
         return module
 
-    def encode(self, pipe: Any, captions: Sequence[str]) -> list[Cond]:
-        """Encode captions as the pipeline does, guidance off; one Cond each, without batch dimension."""
+    def recompute(self, denoiser: Any) -> None:
+        """From now on keep no activations inside blocks, but compute them again in the backward pass."""
+        from torch.utils.checkpoint import checkpoint
+
+        # diffusers' own function takes no keywords, which some of its networks pass
+        denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=False))
+
+    def encode(self, pipe: Any, captions: Sequence[str], size: tuple[int, int] | None = None) -> list[Cond]:
+        """Encode captions as the pipeline does, guidance off; one Cond each, without batch dimension.
+
+        One at a time, so that a caption's condition does not depend on how long its neighbours are. `size`
+        (width, height) in pixels of the picture matters to families that are `sized`.
+        """
         import torch
 
-        if not captions:
-            return []
-        copy = list(captions)  # some pipelines change the list they are given
-        with torch.no_grad():
-            batch = self._encode(pipe, copy)
-        return [{name: value[i].clone() for name, value in batch.items()} for i in range(len(captions))]
+        with torch.no_grad(), self._described(pipe):
+            batches = [self._encode(pipe, [caption]) for caption in captions]
+        return [{name: value[0].clone() for name, value in batch.items()} for batch in batches]
+
+    @contextlib.contextmanager
+    def _described(self, pipe: Any) -> Iterator[None]:
+        """Some pipelines ask the denoiser's settings while they encode text, and it may not be loaded."""
+        if getattr(pipe, self.component) is not None:
+            yield
+            return
+        settings = SimpleNamespace(**self._config(pipe, self.component)[1])
+        pipe.__dict__[self.component] = SimpleNamespace(config=settings, dtype=pipe.text_encoder.dtype)
+        try:
+            yield
+        finally:
+            pipe.__dict__[self.component] = None
 
     @abstractmethod
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:
-        """Call `pipe.encode_prompt` for a batch and name what it returns."""
+        """Call `pipe.encode_prompt` for a list of one caption and name what it returns."""
 
     def collate(self, conds: Sequence[Cond]) -> Cond:
-        """Stack conditions along a new batch dimension."""
-        import torch
+        """Stack conditions along a new batch dimension, shorter ones filled up with zeros at the end."""
+        from torch.nn.utils.rnn import pad_sequence
 
-        return {name: torch.stack([cond[name] for cond in conds]) for name in conds[0]}
+        return {name: pad_sequence([cond[name] for cond in conds], batch_first=True) for name in conds[0]}
 
     @abstractmethod
     def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
@@ -109,14 +170,32 @@ class Family(ABC):
         """
 
     def latent_shape(self, pipe: Any, width: int, height: int) -> tuple[int, int, int]:
-        """(C, H, W) of a picture's latents; the autoencoder itself need not be loaded."""
+        """(C, H, W) of a picture's latents; the autoencoder itself need not be loaded.
+
+        Raises ConfigError for sizes that the autoencoder or the network cannot take.
+        """
         from lorakit import vae
 
-        return vae.latent_shape(*self._config(pipe, "vae"), width, height)
+        kind, settings = self._config(pipe, "vae")
+        shape, most = vae.latent_shape(kind, settings, width, height), self._largest(pipe)
+        if most is not None and max(shape[1:]) > most:
+            raise ConfigError(
+                f"{width} x {height} pixels are more than the base has positions for",
+                remedy=f"use at most {most * vae.step(kind, settings)} pixels a side",
+            )
+        return shape
 
-    @abstractmethod
+    def _largest(self, pipe: Any) -> int | None:
+        """Latents per side that the network can place; None for any number."""
+        return None
+
     def size_step(self, pipe: Any) -> int:
         """Widths and heights in pixels must be multiples of this."""
+        from lorakit import vae
+
+        # a U-Net halves at every level, and would interpolate its skips where that does not come out even
+        levels = len(self._config(pipe, self.component)[1].get("down_block_types", [""]))
+        return vae.step(*self._config(pipe, "vae")) * self.patch * 2 ** (levels - 1)
 
     def sample(
         self,
@@ -137,30 +216,54 @@ class Family(ABC):
         """
         import torch
 
-        model = self.denoiser(pipe)
-        dtype, device = next(p for p in model.parameters() if p.is_floating_point()).dtype, noise.device
+        model: Any = self.denoiser(pipe)
+        # not that of just any weight: some networks keep a few in float32
+        dtype, device = model.dtype, noise.device
         accepted = inspect.signature(type(pipe).__call__).parameters
-        scale = accepted["guidance_scale"].default if guidance is None else guidance
-        arguments = dict(cond)
-        if scale > 1 and "negative_prompt_embeds" in accepted:
-            if negative is None:
-                raise ValueError("guidance above 1 needs the negative condition: encode the empty caption")
-            arguments |= {
-                f"negative_{name}": v.expand(len(noise), *v.shape[1:]) for name, v in negative.items()
-            }
-        arguments = {name: value.to(device, dtype) for name, value in arguments.items()}
-        generators = [torch.Generator(device).manual_seed(_fingerprint(row)) for row in noise]
-        images: list[Image.Image] = pipe(
-            **arguments,
-            latents=noise.to(dtype),
-            num_inference_steps=steps,
-            guidance_scale=scale,
-            width=width,
-            height=height,
-            generator=generators,
-            output_type="pil",
-        ).images
+        scale = accepted[self.guidance].default if guidance is None else guidance
+        if not self._wants_negative(pipe, scale):
+            negative = None
+        elif negative is None:
+            raise ValueError(
+                f"guidance above {self.unguided:g} needs the negative condition: encode the empty caption"
+            )
+        else:
+            negative = {name: value.expand(len(noise), *value.shape[1:]) for name, value in negative.items()}
+        settings = {
+            "latents": self._pack(noise.to(dtype)),
+            "num_inference_steps": steps,
+            "width": width,
+            "height": height,
+            "generator": [torch.Generator(device).manual_seed(fingerprint(row)) for row in noise],
+            "output_type": "pil",
+            self.guidance: scale,
+        }
+        against = None if negative is None else _cast(negative, device, dtype)
+        return self._run(pipe, _cast(cond, device, dtype), against, settings | dict(self.call))
+
+    def _run(
+        self, pipe: Any, cond: Cond, negative: Cond | None, settings: Mapping[str, Any]
+    ) -> list[Image.Image]:
+        """Call the pipeline with conditions of as many rows as there are pictures."""
+        arguments = self._arguments(pipe, cond)
+        if negative is not None:
+            opposed = self._arguments(pipe, negative)
+            arguments |= {f"negative_{name}": value for name, value in opposed.items()}
+        images: list[Image.Image] = pipe(**arguments, **settings)[0]
         return images
+
+    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+        """Collated conditions as the pipeline's call takes them: other names, lists, other axes."""
+        return dict(cond)
+
+    def _wants_negative(self, pipe: Any, scale: float) -> bool:
+        """Whether a call with this guidance takes negative conditions."""
+        accepted = inspect.signature(type(pipe).__call__).parameters
+        return scale > self.unguided and any(name.startswith("negative_prompt_embeds") for name in accepted)
+
+    def _pack(self, noise: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, H, W) as the pipeline takes them in `latents=`."""
+        return noise
 
     def _config(self, pipe: Any, component: str) -> tuple[str, Mapping[str, Any]]:
         """Class name and configuration of a component, from the folder's JSON when it was not loaded."""
@@ -170,6 +273,11 @@ class Family(ABC):
         return folders.component_config(pipe, component)
 
 
-def _fingerprint(row: torch.Tensor) -> int:
+def _cast(cond: Cond, device: torch.device, dtype: torch.dtype) -> Cond:
+    """Numbers in the model's precision; masks and tokens keep their type."""
+    return {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in cond.items()}
+
+
+def fingerprint(row: torch.Tensor) -> int:
     """A seed from a row of noise, for samplers that draw more noise on their way."""
     return zlib.crc32(row.detach().float().cpu().contiguous().numpy().tobytes())

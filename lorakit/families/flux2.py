@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.families.base import ATTENTION, Cond, Family
 from lorakit.families.folder import max_sequence_length
+from lorakit.families.tokens import pack, positions, unpack
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,8 @@ class Flux2(Family):
     name = "flux2"
     title = "Flux.2 dev / klein"
     pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
+    rank16 = "18.7 M (klein 4B), 83.4 M (dev)"
+    licence = "Apache-2.0 (klein 4B); FLUX non-commercial (dev, klein 9B)"
     # The single blocks fuse q, k, v and the MLP, and their `to_out` is a layer where the double blocks' is a
     # list: name endings cannot tell them apart, and without them half of the attention would be missed.
     targets = (
@@ -32,31 +35,15 @@ class Flux2(Family):
         return {"prompt_embeds": embeds}  # (B, L, D)
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
-        import torch
-
-        text = cond["prompt_embeds"]
-        _, _, height, width = noisy.shape
-        prediction: torch.Tensor = denoiser(
-            hidden_states=noisy.flatten(2).transpose(1, 2),  # (B, H*W, C)
+        text, (height, width) = cond["prompt_embeds"], noisy.shape[2:]
+        prediction = denoiser(
+            hidden_states=pack(noisy, 1),
             timestep=t.to(noisy.dtype) / 1000,
             # dev has guidance distilled in, and 1 is "none"; klein has no such input and ignores it
-            guidance=torch.ones(len(noisy), device=noisy.device),
+            guidance=noisy.new_ones(len(noisy)),
             encoder_hidden_states=text,
-            txt_ids=_ids(1, 1, text.shape[1], noisy.device),
-            img_ids=_ids(height, width, 1, noisy.device),
+            txt_ids=positions(1, 1, 1, text.shape[1], device=noisy.device),
+            img_ids=positions(1, height, width, 1, device=noisy.device),
             return_dict=False,
         )[0]
-        return prediction.transpose(1, 2).unflatten(2, (height, width))
-
-    def size_step(self, pipe: Any) -> int:
-        return int(
-            2 ** len(self._config(pipe, "vae")[1]["block_out_channels"])
-        )  # the autoencoder's factor, twice
-
-
-def _ids(height: int, width: int, length: int, device: torch.device) -> torch.Tensor:
-    """Positions (N, 4) on the axes time, row, column and text; a picture or a text, never both."""
-    import torch
-
-    axes = [torch.arange(n, device=device) for n in (1, height, width, length)]
-    return torch.cartesian_prod(*axes)
+        return unpack(prediction, height, width, 1)

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 SETTINGS = "lorakit.json"
 """Optional, beside `model_index.json`: {"max_sequence_length": N} for a base trained with another length."""
 
+MODULAR_INDEX = "modular_model_index.json"
+"""What a model that is published as modular blocks has instead."""
+
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_WEIGHTLESS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor", "TokenizersBackend")
+_WEIGHTLESS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor", "TokenizersBackend", "Guidance")
 
 
 def pipeline_name(folder: Path) -> str:
@@ -39,6 +42,7 @@ def load(
     dtype: torch.dtype,
     only: Collection[str] | None,
     left_out: Collection[str],
+    always: Collection[str] = (),
 ) -> Any:
     """Build the folder's pipeline; see `Family.load`."""
     import diffusers
@@ -46,27 +50,49 @@ def load(
     name = pipeline_name(folder)
     if name not in pipelines:
         raise ConfigError(f"a {name} is not one of {', '.join(pipelines)}", where=str(folder / INDEX))
-    parts = _components(folder, set(only or ()))
+    kind, parts = getattr(diffusers, name), components(folder)
+    if missing := set(only or ()) - set(parts) - _made_from_settings(kind):
+        raise ConfigError(f"the model has no {', '.join(sorted(missing))}", where=str(folder))
     wanted = {part for part in parts if (part in only if only is not None else part not in left_out)}
+    wanted |= {part for part in always if part in parts}
     for part in sorted(wanted):
         _check_component(folder / part, parts[part])
     settings = _settings(folder)
-    expected = diffusers.DiffusionPipeline._get_signature_keys(getattr(diffusers, name))[0]
     _quiet()
     try:
-        loaded: dict[str, Any] = {part: None for part in expected if part not in wanted}
-        loaded |= {
-            part: _model(folder / part, *parts[part], dtype) for part in wanted if _has_weights(parts[part])
+        loaded = {
+            part: _model(folder / part, *parts[part], dtype) for part in wanted if has_weights(parts[part])
         }
-        unchecked = "safety_checker" in loaded and loaded["safety_checker"] is None
-        options = {"requires_safety_checker": False} if unchecked else {}
-        pipe = getattr(diffusers, name).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **loaded, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        pipe = _assemble(kind, folder, loaded, {part: parts[part] for part in wanted})
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ConfigError(f"cannot load the model: {error}", where=str(folder)) from error
     pipe.lorakit_folder, pipe.lorakit_settings = folder, settings
     return pipe
+
+
+def _made_from_settings(kind: Any) -> set[str]:
+    """Components that a modular pipeline makes by itself, such as its scheduler."""
+    import diffusers
+
+    return set(kind().config_component_names) if issubclass(kind, diffusers.ModularPipeline) else set()
+
+
+def _assemble(kind: Any, folder: Path, loaded: dict[str, Any], wanted: dict[str, tuple[str, str]]) -> Any:
+    """The pipeline around its networks, with tokenizers and the like from the folder."""
+    import diffusers
+    import transformers
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if issubclass(kind, diffusers.ModularPipeline):
+        pipe = kind()
+        others = {part: getattr(transformers, wanted[part][1]) for part in wanted.keys() - loaded.keys()}
+        loaded |= {part: other.from_pretrained(folder / part, **options) for part, other in others.items()}
+        pipe.update_components(**loaded)
+        return pipe
+    loaded |= {part: None for part in kind._get_signature_keys(kind)[0] if part not in wanted}
+    if "safety_checker" in loaded and loaded["safety_checker"] is None:
+        options["requires_safety_checker"] = False
+    return kind.from_pretrained(folder, use_safetensors=True, **loaded, **options)
 
 
 def component_config(pipe: Any, component: str) -> tuple[str, Mapping[str, Any]]:
@@ -99,15 +125,16 @@ def shapes(folder: str | Path, component: str) -> dict[str, tuple[int, ...]]:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    if not (folder / INDEX).is_file():
+    file = next((folder / name for name in (INDEX, MODULAR_INDEX) if (folder / name).is_file()), None)
+    if file is None:
         raise ConfigError(
             "not a diffusers model: model_index.json is missing",
             where=str(folder),
             remedy="give a folder as diffusers saves it (model_index.json and one folder a component)",
         )
-    index = read_json(folder / INDEX)
+    index = read_json(file)
     if not isinstance(index, dict):
-        raise ConfigError("model_index.json must hold one JSON object", where=str(folder / INDEX))
+        raise ConfigError(f"{file.name} must hold one JSON object", where=str(file))
     return index
 
 
@@ -121,19 +148,21 @@ def _settings(folder: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def _components(folder: Path, named: set[str]) -> dict[str, tuple[str, str]]:
+def components(folder: Path) -> dict[str, tuple[str, str]]:
     """Components present in the folder as (library, class); absent optional ones are [null, null]."""
     parts = {}
     for part, value in _index(folder).items():
-        if part.startswith("_") or not isinstance(value, list) or len(value) != 2 or value[0] is None:
+        if part.startswith("_") or not isinstance(value, list):
             continue
-        parts[part] = (str(value[0]), str(value[1]))
-    if missing := named - set(parts):
-        raise ConfigError(f"the model has no {', '.join(sorted(missing))}", where=str(folder / INDEX))
+        if len(value) == 3 and isinstance(value[2], dict):  # a modular one, which may lie in another model
+            value = value[2].get("type_hint") if (folder / part).is_dir() else None
+        # settings are here too, and one of them may be a list of two numbers
+        if value and [type(v) for v in value] == [str, str]:
+            parts[part] = (value[0], value[1])
     return parts
 
 
-def _has_weights(part: tuple[str, str]) -> bool:
+def has_weights(part: tuple[str, str]) -> bool:
     return not any(word in part[1] for word in _WEIGHTLESS)
 
 
@@ -145,7 +174,7 @@ def _check_component(path: Path, part: tuple[str, str]) -> None:
         )
     if code := next(path.glob("*.py"), None):
         raise ConfigError("the model brings its own code, and foreign code is never run", where=str(code))
-    if not _has_weights(part):
+    if not has_weights(part):
         return
     files = {file.name for file in path.iterdir()}
     if not any(name.endswith(".safetensors") for name in files):
@@ -170,6 +199,8 @@ def _quiet() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    # warns at every picture that guiders are experimental
+    diffusers.utils.logging.get_logger("diffusers.guiders.guider_utils").setLevel("ERROR")
 
 
 def _variant(path: Path) -> str | None:

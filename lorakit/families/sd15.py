@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.families.base import Cond, Family
+from lorakit.families.base import NO_SHIFT, Cond, Family
 
 if TYPE_CHECKING:
     import torch
@@ -20,23 +20,13 @@ class StableDiffusion15(Family):
     component = "unet"
     # The checker blackens pictures it mistakes, which would spoil samples and scores.
     left_out = ("safety_checker", "feature_extractor", "image_encoder")
-
-    def _settle(self, pipe: Any) -> None:
-        # This pipeline decodes without the autoencoder's shift, so encoding must not apply it either.
-        if pipe.vae is not None and pipe.vae.config.get("shift_factor"):
-            pipe.vae.register_to_config(shift_factor=None)
+    vae_settings = NO_SHIFT
+    rank16 = "3.2 M (1.5), 3.3 M (2.x)"
+    licence = "CreativeML Open RAIL-M (1.x); Open RAIL++-M (2.x)"
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:
         embeds, _ = pipe.encode_prompt(captions, pipe.text_encoder.device, 1, False)
         return {"prompt_embeds": embeds}  # (B, L, D)
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
-        prediction: torch.Tensor = denoiser(
-            noisy, t, encoder_hidden_states=cond["prompt_embeds"], return_dict=False
-        )[0]
-        return prediction
-
-    def size_step(self, pipe: Any) -> int:
-        """Latents must halve evenly at every level: other sizes make the U-Net interpolate its skips."""
-        vae, unet = self._config(pipe, "vae")[1], self._config(pipe, "unet")[1]
-        return int(2 ** (len(vae["block_out_channels"]) - 1 + len(unet["block_out_channels"]) - 1))
+        return denoiser(noisy, t, encoder_hidden_states=cond["prompt_embeds"], return_dict=False)[0]

@@ -1,0 +1,30 @@
+"""The default adapter on published networks, which are built without memory and without weights."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+
+from lorakit import adapter
+from lorakit.families import FAMILIES
+from tests import tiny
+from tests.families.common import family_of
+
+SIZED = sorted(name for name, row in tiny.ROWS.items() if row.full)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_targets_and_sizes(name):
+    family, full = family_of(name), tiny.ROWS[name].full
+    with torch.device("meta"):
+        network = getattr(diffusers, full.kind)(**full.settings)
+        adapter.inject(network, rank=16, alpha=16, targets=family.targets)
+    modules, numbers = adapter.count(network)
+    assert modules == full.modules
+    assert f"{numbers / 1e6:.1f}" == f"{full.millions:.1f}"
+    assert f"{full.millions:.1f} M" in family.rank16
+
+
+def test_every_family_is_measured():
+    assert {family_of(name).name for name in SIZED} == {family.name for family in FAMILIES}

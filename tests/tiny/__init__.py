@@ -1,0 +1,84 @@
+"""Tiny random-weight pipelines, built offline in about a second each: the real classes, only small.
+
+`tiny_pipeline(name)` is shared by a whole test session: do not change it, use `build(name)` for a copy of
+your own. `tiny_folder(name)` is the same pipeline on disk. Zero-initialised layers are randomised, since
+behind a zero gate every mistake is invisible. A module of this package holds `ROWS`, one row a pipeline.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny.parts import SCRATCH, bpe_tokenizer, clip_tokenizer, t5_tokenizer
+from tests.tiny.row import Row
+
+__all__ = [
+    "BUILDERS",
+    "ROWS",
+    "Row",
+    "bpe_tokenizer",
+    "build",
+    "clip_tokenizer",
+    "randomise",
+    "t5_tokenizer",
+    "tiny_folder",
+    "tiny_pipeline",
+]
+
+
+def _rows() -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    for found in pkgutil.iter_modules(__path__):
+        own = getattr(importlib.import_module(f"{__name__}.{found.name}"), "ROWS", {})
+        assert not rows.keys() & own.keys()
+        rows |= own
+    return rows
+
+
+ROWS = _rows()
+BUILDERS = {name: row.build for name, row in ROWS.items()}
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every zero-initialised tensor small random values; evaluation mode, no gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        if not parameter.detach().any():
+            parameter.data.normal_(std=0.2, generator=generator)
+    return module.eval().requires_grad_(False)
+
+
+def build(name: str) -> Any:
+    """A fresh pipeline; the same weights at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe = BUILDERS[name]()
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            randomise(component)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@functools.cache
+def tiny_pipeline(name: str) -> Any:
+    """The session's shared pipeline; read only."""
+    return build(name)
+
+
+@functools.cache
+def tiny_folder(name: str) -> Path:
+    """The pipeline saved as diffusers does; read only, removed when the process ends."""
+    folder = Path(SCRATCH.name) / name
+    pipe = tiny_pipeline(name)
+    pipe.save_pretrained(str(folder))
+    if settings := getattr(pipe, "lorakit_settings", {}):
+        (folder / "lorakit.json").write_text(json.dumps(settings))
+    return folder

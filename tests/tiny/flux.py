@@ -1,0 +1,127 @@
+"""Flux.1 and what grew out of it: Chroma, LongCat-Image, Bria 3.2."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tests.tiny import parts
+from tests.tiny.row import Full, Row, from_packed, packed
+
+_SHAPE: dict[str, Any] = {
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "axes_dims_rope": (2, 4, 2),
+}
+
+
+def _vae(**changes: Any) -> Any:
+    return parts.kl(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, **changes)
+
+
+def _flux1(guidance: bool) -> Any:
+    from diffusers import FluxPipeline, FluxTransformer2DModel
+
+    tokenizer = parts.clip_tokenizer()
+    t5, t5_tokenizer = parts.t5()
+    pipe = FluxPipeline(
+        vae=_vae(),
+        text_encoder=parts.clip_text(tokenizer, projection=False),
+        tokenizer=tokenizer,
+        text_encoder_2=t5,
+        tokenizer_2=t5_tokenizer,
+        transformer=FluxTransformer2DModel(
+            **_SHAPE, joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=guidance
+        ),
+        scheduler=parts.flow_scheduler(use_dynamic_shifting=guidance, shift=3.0 if guidance else 1.0),
+    )
+    return parts.with_text_length(pipe, 32)
+
+
+def _chroma() -> Any:
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel
+
+    t5, t5_tokenizer = parts.t5()
+    pipe = ChromaPipeline(
+        vae=_vae(),
+        text_encoder=t5,
+        tokenizer=t5_tokenizer,
+        transformer=ChromaTransformer2DModel(
+            **_SHAPE,
+            joint_attention_dim=32,
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
+    )
+    return parts.with_text_length(pipe, 32)
+
+
+def _longcat() -> Any:
+    from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    tokenizer = parts.qwen_tokenizer(*parts.VISION_TOKENS)
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT
+    )
+    return LongCatImagePipeline(
+        vae=_vae(latent_channels=16),  # a number that the pipeline insists on
+        text_encoder=parts.qwen25_vl(tokenizer),
+        tokenizer=tokenizer,
+        text_processor=processor,
+        transformer=LongCatImageTransformer2DModel(
+            **_SHAPE | {"in_channels": 64}, joint_attention_dim=8, pooled_projection_dim=8
+        ),
+        scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
+    )
+
+
+def _bria() -> Any:
+    from diffusers import BriaPipeline, BriaTransformer2DModel
+
+    t5, t5_tokenizer = parts.t5()
+    return BriaPipeline(
+        vae=_vae(),
+        text_encoder=t5,
+        tokenizer=t5_tokenizer,
+        transformer=BriaTransformer2DModel(**_SHAPE, joint_attention_dim=32),
+        scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
+    )
+
+
+_MODULES = 8 + 2 * 3  # one double block, two single ones
+_PACKED: dict[str, Any] = {"given": packed, "unpacked": from_packed}
+ROWS = {
+    # its guidance is an input of the network, to which the published pipeline gives what it is called with
+    "flux1-dev": Row(
+        functools.partial(_flux1, True),
+        _MODULES,
+        call={"max_sequence_length": 32},
+        full=Full("FluxTransformer2DModel", 266, 26.1, {"guidance_embeds": True}),
+        **_PACKED,
+    ),
+    "flux1-schnell": Row(
+        functools.partial(_flux1, False), _MODULES, on=None, call={"max_sequence_length": 32}, **_PACKED
+    ),
+    "chroma": Row(
+        _chroma,
+        _MODULES,
+        call={"max_sequence_length": 32},
+        full=Full("ChromaTransformer2DModel", 266, 26.1),
+        **_PACKED,
+    ),
+    "longcat-image": Row(
+        _longcat,
+        _MODULES,
+        call={"enable_prompt_rewrite": False},
+        on={"guidance_scale": 4.0, "negative_prompt": ["", ""]},  # one, its default, is too few for two
+        full=Full("LongCatImageTransformer2DModel", 266, 26.1),
+        **_PACKED,
+    ),
+    "bria": Row(_bria, _MODULES, full=Full("BriaTransformer2DModel", 266, 26.1), **_PACKED),
+}

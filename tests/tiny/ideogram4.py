@@ -1,0 +1,51 @@
+"""Ideogram 4."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.tiny import parts
+from tests.tiny.row import Full, Row
+
+
+def _ideogram4() -> Any:
+    from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel
+
+    tokenizer = parts.qwen_tokenizer(*parts.VISION_TOKENS)
+
+    def transformer() -> Any:
+        return Ideogram4Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            intermediate_size=32,
+            adaln_dim=16,
+            llm_features_dim=13 * 8,
+            mrope_section=(4, 2, 2),
+        )
+
+    pipe = Ideogram4Pipeline(
+        scheduler=parts.flow_scheduler(shift=1.0),
+        vae=parts.kl_flux2(),
+        # the pipeline reads thirteen layers up to the 35th
+        text_encoder=parts.qwen3_vl(tokenizer, head=False, num_hidden_layers=36),
+        tokenizer=tokenizer,
+        transformer=transformer(),
+        unconditional_transformer=transformer(),
+    )
+    return parts.with_text_length(pipe, 32)
+
+
+ROWS = {
+    "ideogram4": Row(
+        _ideogram4,
+        4,
+        call={"max_sequence_length": 32, "guidance_schedule": None},
+        drawn=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
+        given=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
+        unpacked=lambda pipe, output, noise: output.transpose(1, 2).reshape(noise.shape),
+        attention=r"\.attention\.",
+        full=Full("Ideogram4Transformer2DModel", 136, 20.1),
+    ),
+}

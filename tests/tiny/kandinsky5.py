@@ -1,0 +1,57 @@
+"""Kandinsky 5 text to image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.tiny import parts
+from tests.tiny.row import Full, Row
+
+_SIZES = ((64, 32), (32, 48))
+
+
+def _kandinsky5() -> Any:
+    from diffusers import Kandinsky5T2IPipeline, Kandinsky5Transformer3DModel
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    qwen, clip = parts.qwen_tokenizer(*parts.VISION_TOKENS), parts.clip_tokenizer()
+    transformer = Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=8,
+        in_text_dim2=16,
+        time_dim=16,
+        model_dim=32,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 6, 6),
+    )
+    pipe = Kandinsky5T2IPipeline(
+        transformer=transformer,
+        vae=parts.kl(4, scaling_factor=0.3611),  # the pipeline takes 8 pixels a latent for granted
+        text_encoder=parts.qwen25_vl(qwen),
+        tokenizer=Qwen2VLProcessor(
+            Qwen2VLImageProcessor(), qwen, Qwen2VLVideoProcessor(), chat_template=parts.CHAT
+        ),
+        text_encoder_2=parts.clip_text(clip, projection=False),
+        tokenizer_2=clip,
+        scheduler=parts.flow_scheduler(),
+    )
+    pipe.resolutions = list(_SIZES)  # other sizes are replaced by the nearest of these
+    return pipe
+
+
+ROWS = {
+    "kandinsky5": Row(
+        _kandinsky5,
+        4 * 3,  # self-attention of the text, self- and cross-attention of the picture
+        sizes=_SIZES,
+        drawn=lambda pipe, noise: noise.permute(0, 2, 3, 1)[:, None],
+        given=lambda pipe, noise: noise.permute(0, 2, 3, 1)[:, None],
+        unpacked=lambda pipe, output, noise: output[:, 0].permute(0, 3, 1, 2),
+        attention=r"_attention\.",
+        alone=True,
+        full=Full("Kandinsky5Transformer3DModel", 264, 17.3),
+    ),
+}
