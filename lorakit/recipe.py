@@ -273,14 +273,3 @@ def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     except ValidationError as error:
         lines = explain.problems(error, Recipe)
         raise ConfigError("the recipe has a problem:\n  " + "\n  ".join(lines), where=where) from error
-
-
-def check_step(recipe: Recipe, step: int) -> None:
-    """Refuse a resolution that the base cannot draw: its pictures come in multiples of `step` pixels."""
-    low = recipe.resolution // step * step
-    if recipe.resolution != low:
-        raise ConfigError(
-            f"{recipe.resolution} is not a multiple of {step}, which this base needs",
-            where="resolution",
-            remedy=f"use {low} or {low + step}" if low else f"use {step}",
-        )

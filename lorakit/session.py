@@ -47,7 +47,6 @@ class Session:
             "alpha": float(settings.alpha),
             "family": self.family.name,
             "pipeline": pipeline_name(self.base),
-            "base": bases.label(self.recipe.base),
             "base_hash": self.inputs["base"],
             "resolution": self.recipe.resolution,
             "trigger": self.recipe.trigger,
@@ -77,7 +76,8 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
     dataset.check_files(recipe.dataset, records)
-    pipe = family.load(base, dtype=torch.float32, only=())
+    pipe = family.load(base, dtype=torch.float32, only={"scheduler"})
+    _objective(recipe, family, pipe)  # refuses what contradicts the base
     step = family.size_step(pipe)
     _check_resolution(recipe.resolution, step)
     items, own = dataset.plan(records, recipe.resolution, step, recipe.train.batch_size)

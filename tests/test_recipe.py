@@ -82,15 +82,6 @@ def test_47_an_impossible_number_is_refused(changes, words):
     assert words in problem(**changes)
 
 
-@pytest.mark.parametrize(("resolution", "remedy"), [(1000, "use 992 or 1008"), (17, "16 or 32")])
-def test_47_a_resolution_beside_the_models_step_names_the_nearest(resolution, remedy):
-    with pytest.raises(ConfigError, match=remedy):
-        recipe.check_step(recipe.parse(BASE | {"resolution": resolution}), 16)
-    recipe.check_step(recipe.parse(BASE | {"resolution": 1024}), 16)
-    with pytest.raises(ConfigError, match="use 64"):
-        recipe.check_step(recipe.parse(BASE | {"resolution": 32}), 64)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

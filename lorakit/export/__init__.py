@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lorakit import families, storage
+from lorakit import families, places, storage
 from lorakit.errors import ConfigError, LorakitError, NumericError
 from lorakit.export import consumers, layouts, metadata
 from lorakit.export.adapter_file import Adapter, Change, load, parse
@@ -45,6 +45,7 @@ def export_adapter(
     held against the model's own modules and shapes. `force` lets an adapter through that changes nothing.
     Raises ConfigError where a consumer cannot read it, NumericError for untrained or non-finite weights.
     """
+    places.check_new(out, "out")
     if consumer not in (*CONSUMERS, "all"):
         raise ConfigError(f"unknown consumer {consumer!r}", remedy=f"known: {', '.join(CONSUMERS)}, all")
     source = load(adapter)

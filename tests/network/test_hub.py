@@ -90,7 +90,7 @@ def test_92_what_is_fetched_is_whole_pinned_and_free_of_pickles_and_code(hub, cl
     assert {Path(path).suffix for path in hub.fetched()} == {".json", ".safetensors"}
     assert {path for path in hub.fetched() if "/" not in path} == {bases.INDEX, "lorakit.json"}
     hub.requests.clear()
-    assert client(call="pinned").folder == f"team/base@{commit}"
+    assert client(call="placed").folder == f"team/base@{commit}"  # what a run's recipe.yaml keeps
     assert client("team/base@" + commit).folder == answer.folder
     assert hub.requests == []  # known to be whole: nobody is asked
     with servers.bad("refused") as address:

@@ -1,0 +1,86 @@
+"""What leaves the machine does not tell on it: no path, user, caption or secret in an exported byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorakit import bases, export, manifest, storage
+from tests import runs
+
+CANARY = "canary7f3a"
+SECRETS = ("USER", "LOGNAME", "HOSTNAME", "HOME", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")
+
+
+def marked_data(folder: Path) -> Path:
+    """Pictures whose folder, names and captions hold the canary."""
+    runs.make_dataset(folder, 3)
+    records = []
+    for record in manifest.load(folder):
+        name = f"{CANARY}-{record.file}"
+        (folder / record.file).rename(folder / name)
+        caption = manifest.Caption(f"a sks portrait of {CANARY}", "hand")
+        records.append(replace(record, file=name, captions=(caption,)))
+    manifest.save(folder, records)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["tiny-unet", "tiny-dit"])
+def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run with the canary in every place that a user fills."""
+    place = tmp_path_factory.mktemp("leaks") / f"home-{CANARY}"
+    base = Path(shutil.copytree(bases.EMBEDDED_FOLDER / request.param, place / f"base-{CANARY}"))
+    prompts = storage.write_jsonl(place / "p.jsonl", [{"id": CANARY, "prompt": CANARY, "seeds": [0]}])
+    file = runs.make_recipe(
+        place / f"recipe-{CANARY}.yaml",
+        base,
+        marked_data(place / f"photos-{CANARY}"),
+        place / f"run-{CANARY}",
+        samples={"prompts": str(prompts), "every": 2, "steps": 1},
+        class_noun=CANARY,
+        trigger="sks",
+        optimizer={"lr": 1e-2},
+        train={"steps": 4, "batch_size": 2, "save_every": 2, "precision": "fp32"},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SECRETS:
+            patch.setenv(name, f"{CANARY}-{name}")
+        yield runs.train(file)
+
+
+def leaks(file: Path) -> list[str]:
+    """The canary in a file, in any encoding that a reader would try."""
+    data = file.read_bytes().lower()
+    spellings = {encoding: CANARY.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")}
+    spellings["reversed"] = CANARY[::-1].encode()
+    return [f"{file.name} ({how})" for how, bytes_ in spellings.items() if bytes_ in data]
+
+
+def test_80_nothing_private_is_in_any_exported_byte(run, tmp_path):
+    adapter = run / "adapter.safetensors"
+    for consumer in (*export.CONSUMERS, "all"):
+        try:
+            made = export.export_adapter(adapter, consumer, tmp_path / consumer, base=None)
+        except export.consumers.ConfigError:
+            continue  # not for this family
+        assert [leak for exported in made for leak in leaks(exported.path)] == []
+    assert list(tmp_path.rglob("*.safetensors"))
+
+
+def test_80_nor_in_the_adapter_and_the_checkpoints(run):
+    files = [run / "adapter.safetensors", *(p for p in (run / "checkpoints").rglob("*") if p.is_file())]
+    assert len(files) > 4
+    assert [leak for file in files for leak in leaks(file)] == []
+    facts = json.loads(storage.read_safetensors_metadata(run / "adapter.safetensors")["lorakit"])
+    assert facts["trigger"] == "sks"  # said on request: it is the word to type
+
+
+def test_80_the_scan_would_find_it(run):
+    assert leaks(run / "recipe.yaml")
+    assert leaks(run / "report.html")

@@ -1,0 +1,87 @@
+"""Our pages are inert: nothing loads, nothing runs, whatever stands in captions, names and prompts."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_tools.prepare import PrepareOptions, prepare
+from lorakit import recipe, report, storage, summary
+from lorakit.report.markup import POLICY
+from lorakit.rundir import RunFolder
+from tests import runs
+from tests.security import pages
+
+
+def test_96_the_policy_lets_nothing_in_but_its_own_styles_and_inlined_pictures():
+    rules = dict(rule.strip().split(" ", 1) for rule in POLICY.split(";"))
+    assert rules.pop("default-src") == "'none'"
+    assert rules == {
+        "img-src": "data:",
+        "style-src": "'unsafe-inline'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "<script>1</script>",
+        "<img src='http://example.org/x.png'>",
+        "<p onclick='x()'>",
+        "<p style='background:url(x)'>",
+        "<a href='javascript:x'>",
+    ],
+)
+def test_the_check_finds_what_it_is_for(bad):
+    assert pages.faults(report.page("t", [report.Html(bad)]))
+    assert pages.faults("<p>no policy")
+
+
+def assert_inert(page: str, words: list[str]) -> None:
+    assert pages.faults(page) == []
+    elements, text = pages.read(page)
+    shown = text + "".join(value or "" for _, attributes in elements for value in attributes.values())
+    for word in words:
+        assert word in shown  # shown as it is, neither evaluated nor lost
+    links = set(re.findall(r"(?:https?:)?//[\w.-]+/[\w./-]*", page.replace("base64,", "")))
+    outside = {link for link in links if urllib.parse.urlparse(link).netloc and "w3.org" not in link}
+    assert not {link for link in outside if link.startswith("http")}
+
+
+def test_40_96_the_report_of_a_dataset_with_hostile_names_and_captions(tmp_path):
+    attacks = [*pages.ATTACKS]
+    for index, attack in enumerate(attacks):
+        name = attack.replace("/", "∕")[:60]
+        Image.new("RGB", (64 + index, 64), (index * 20, 0, 0)).save(tmp_path / f"{index}{name}.png")
+        storage.write_text(tmp_path / f"{index}{name}.txt", f"a sks thing {attack}")
+    storage.write_bytes(tmp_path / '"><svg onload=alert(1)>.png', b"not a picture")
+    prepare(tmp_path, PrepareOptions(resolution=64))
+    assert_inert((tmp_path / "report.html").read_text(encoding="utf-8"), attacks)
+
+
+def test_40_96_the_report_of_a_run_with_hostile_prompts_and_names(tmp_path):
+    data = runs.make_dataset(tmp_path / "data", 2)
+    tree = {
+        "base": "tiny-dit",
+        "dataset": str(data),
+        "out": str(tmp_path / "{{7*7}} &lt;b&gt; '"),
+        "export": [],
+    }
+    made = recipe.parse(tree)
+    run = RunFolder(Path(made.out))
+    run.begin(made, {"data": "d", "base": pages.ATTACKS[0]})
+    storage.append_jsonl(run.metrics_file, {"step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 1e-4})
+    folder = run.path / "samples" / "step-00000000"
+    rows = []
+    for index, attack in enumerate(pages.ATTACKS):
+        storage.save_image(folder / f"{index}.png", Image.new("RGB", (8, 8)))
+        rows.append({"file": f"{index}.png", "prompt_id": str(index), "prompt": attack, "seed": 0})
+    storage.write_json(folder / "samples.json", rows)
+    page = summary.write(run, made).read_text(encoding="utf-8")
+    assert_inert(page, [*pages.ATTACKS, "{{7*7}} &lt;b&gt; '"])

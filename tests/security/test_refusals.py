@@ -1,0 +1,197 @@
+"""What contradicts itself, the base or an earlier start is refused before any model loads, with the
+difference."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorakit import bases, recipe, session, storage
+from lorakit.errors import ConfigError, LorakitError
+from lorakit.families import folder as folders
+from lorakit.rundir import RunFolder
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.make_dataset(tmp_path_factory.mktemp("data"), 3)
+
+
+def made(data: Path, out: Path, base: str | Path = "tiny-dit", **changes: Any) -> recipe.Recipe:
+    tree = {"base": str(base), "dataset": str(data), "out": str(out), "resolution": 64, "export": []}
+    return recipe.parse(tree | changes)
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading any network fails the test."""
+
+    def load(*arguments: object) -> None:
+        raise AssertionError(f"a model was loaded: {arguments}")
+
+    monkeypatch.setattr(folders, "_model", load)
+
+
+def start(chosen: recipe.Recipe) -> None:
+    """What a run does before it loads a model."""
+    run = RunFolder(chosen.out)
+    run.check_places(chosen)
+    run.begin(chosen, session.plan(chosen, lambda text: None).inputs)
+
+
+def refusal(chosen: recipe.Recipe) -> str:
+    with pytest.raises(LorakitError) as caught:
+        start(chosen)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("base", bases.EMBEDDED)
+def test_47_a_resolution_that_the_base_cannot_draw(base, data, tmp_path, no_models):
+    text = refusal(made(data, tmp_path / "run", base, resolution=70))
+    assert "70 does not suit the base" in text
+    assert "use 64 or" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_48_an_export_that_no_one_could_load(data, tmp_path, no_models):
+    text = refusal(made(data, tmp_path / "run", "tiny-dit", export=["a1111"]))
+    assert "known to load in a1111" in text
+    assert "remedy" in text
+
+
+def test_54_a_setting_that_contradicts_the_base(data, tmp_path, no_models):
+    """The kind of prediction is read from the base; there is no flag for it, and the one of the other kind of
+    model is refused."""
+    text = refusal(made(data, tmp_path / "run", "tiny-unet", objective={"shift": 3.0}))
+    assert "objective.shift belongs to flow matching, but the base is a ddpm model" in text
+    assert not (tmp_path / "run").exists()
+    start(made(data, tmp_path / "flow", "tiny-dit", objective={"shift": 3.0}))
+    with pytest.raises(ConfigError, match=r"objective\.prediction_type: unknown key"):
+        made(data, tmp_path / "run", objective={"prediction_type": "v_prediction"})
+
+
+CHOICES = {
+    "optimizer.name": "adamw",
+    "optimizer.schedule": "cosine",
+    "optimizer.betas": [0.8, 0.99],
+    "objective.timesteps": "uniform",
+    "objective.shift": 2.0,
+    "adapter.targets": ["to_q"],
+    "train.precision": "fp32",
+    "memory": {"checkpoint": 1},
+    "trigger": "sks",
+    "class_noun": "dog",
+}
+ONE_VALUE = ("adapter.type", "adapter.text_encoder")
+
+
+def held_keys() -> list[str]:
+    """Every key that decides the adapter's bytes, of the whole recipe."""
+    return sorted(recipe.identity(recipe.parse({"base": "tiny-dit", "dataset": "d", "out": "o"})))
+
+
+@pytest.mark.parametrize("key", [key for key in held_keys() if key not in ONE_VALUE])
+def test_52_a_run_refuses_any_other_value_of_what_decides_its_bytes(key, data, tmp_path):
+    run, inputs = RunFolder(tmp_path / "run"), {"data": "d", "base": "b"}
+    plain = made(data, tmp_path / "run", train={"precision": "bf16"})
+    run.begin(plain, inputs)
+    tree = plain.dump()
+    *above, last = key.split(".")
+    node = tree
+    for name in above:
+        node = node[name]
+    old = node[last]
+    if key in CHOICES:
+        node[last] = CHOICES[key]
+    elif isinstance(old, bool):
+        node[last] = not old
+    else:
+        assert isinstance(old, int | float), f"{key}: give another value in CHOICES"
+        node[last] = old + 16 if isinstance(old, int) else old / 2 + 0.01
+    with pytest.raises(ConfigError, match="started with something else") as caught:
+        run.begin(recipe.parse(tree), inputs)
+    assert f"{key}: " in str(caught.value)
+    assert recipe.load(run.path / "recipe.yaml").dump()[key.split(".")[0]] == plain.dump()[key.split(".")[0]]
+
+
+def test_52_free_keys_change_no_byte(data, tmp_path):
+    """Places move, files are named otherwise, samples and validation are looked at: the same adapter."""
+    first = runs.train(
+        runs.make_recipe(tmp_path / "f.yaml", "tiny-dit", data, tmp_path / "first"), "train.steps=1"
+    )
+    common: dict[str, Any] = {"train": {"steps": 3, "batch_size": 2, "precision": "fp32"}}
+    common["validate"] = {"fraction": 0.34}
+    file = runs.make_recipe(
+        tmp_path / "a.yaml", "tiny-dit", data, tmp_path / "a", **common, init_from=str(first)
+    )
+    plain = runs.train(file)
+
+    prompts = runs.make_prompts(tmp_path / "p.jsonl")
+    other = {
+        "base": str(shutil.copytree(bases.EMBEDDED_FOLDER / "tiny-dit", tmp_path / "elsewhere" / "base")),
+        "dataset": str(shutil.copytree(data, tmp_path / "elsewhere" / "photos")),
+        "out": str(tmp_path / "b"),
+        "init_from": str(storage.copy_file(first / "adapter.safetensors", tmp_path / "mine.safetensors")),
+        "samples": {"prompts": str(prompts), "every": 1, "steps": 1},
+        "tracker": "wandb",
+        "export": ["diffusers"],
+        "train": common["train"] | {"save_every": 1, "keep": 1},
+        "validate": common["validate"] | {"every": 1},
+    }
+    assert {key.split(".")[0] for key in recipe.FREE_KEYS} == set(other)
+    moved = runs.train(storage.write_json(tmp_path / "b.yaml", storage.read_json(file) | other))
+    assert (moved / "adapter.safetensors").read_bytes() == (plain / "adapter.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("part", ["vae", "transformer", "text_encoder", "scheduler"])
+def test_53_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_models):
+    base = Path(shutil.copytree(bases.EMBEDDED_FOLDER / "tiny-dit", tmp_path / "base"))
+    chosen = made(data, tmp_path / "run", base)
+    start(chosen)
+    start(chosen)
+    before = bases.content_hash(base)
+    if part == "scheduler":
+        file = base / part / "scheduler_config.json"
+        file.write_text(file.read_text() + "\n")
+    else:
+        file = next((base / part).glob("*.safetensors"))
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    bases.part_hashes.cache_clear()  # it is computed once a process
+    text = refusal(chosen)
+    assert f"base: {before} -> {bases.content_hash(base)}" in text
+    assert "choose another `out`" in text
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lorakit.rundir import RunFolder
+with RunFolder(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_55_a_second_process_is_refused_and_a_dead_ones_lock_is_free(data, tmp_path):
+    run = tmp_path / "run"
+    file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, run)
+    first = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another process is working on this run"):
+            runs.train(file, "train.steps=1")
+    finally:
+        first.kill()
+        first.communicate()
+    assert (run / storage.LOCK).exists()  # stale, and in nobody's way
+    assert (runs.train(file, "train.steps=1") / "adapter.safetensors").exists()

@@ -1,0 +1,84 @@
+"""Hostile tensor files are refused by their header: at once, in little memory, with a reason."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorakit import adapter, bases, export, storage
+from lorakit.errors import DataError
+from tests.security.files import HOSTILE, WHOLE, archive, entry, tensor_file
+
+READERS = {
+    "tensors": storage.read_safetensors,
+    "metadata": storage.read_safetensors_metadata,
+    "adapter": adapter.read_metadata,
+    "export": export.load,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_74_a_hostile_file_is_refused_fast_and_in_little_memory(name, reader, tmp_path):
+    data, words = HOSTILE[name]
+    file = tmp_path / "evil.safetensors"
+    file.write_bytes(data)
+    tracemalloc.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(DataError, match=r"evil\.safetensors") as caught:
+            READERS[reader](file)
+        seconds, peak = time.monotonic() - began, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert words in str(caught.value)
+    assert seconds < 1
+    assert peak < 40 << 20
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_74_76_as_a_part_of_a_base_it_is_refused_before_anything_loads(name, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(bases.EMBEDDED_FOLDER / "tiny-dit", base)
+    file = base / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(HOSTILE[name][0])
+    with pytest.raises(DataError) as caught:
+        bases.resolve(str(base))
+    assert str(file) in str(caught.value)
+    assert HOSTILE[name][1] in str(caught.value)
+
+
+def test_74_what_the_limits_let_through_reads_back(tmp_path):
+    """The limits are wide enough: every type that torch has, empty and scalar tensors, 20,000 tensors."""
+    file = tmp_path / "sound.safetensors"
+    types = (torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
+    types += (torch.uint16, torch.float8_e4m3fn, torch.float8_e5m2)
+    tensors = {str(t): torch.ones(3).to(t) for t in types} | {"scalar": torch.tensor(1.0)}
+    tensors |= {"none": torch.zeros(0, 4)} | {
+        f"n{i}": torch.zeros(1, dtype=torch.uint8) for i in range(20_000)
+    }
+    storage.write_safetensors(file, tensors, {"note": "x" * 100_000})
+    assert storage.read_safetensors_metadata(file) == {"note": "x" * 100_000}
+    back = storage.read_safetensors(file)
+    assert {name: (t.dtype, t.shape) for name, t in back.items()} == {
+        name: (t.dtype, t.shape) for name, t in tensors.items()
+    }
+
+
+def test_76_a_zip_inside_a_tensor_is_only_numbers(tmp_path):
+    data = archive()
+    file = tmp_path / "numbers.safetensors"
+    file.write_bytes(tensor_file({"a": entry([len(data)], 0, len(data), "U8")}, data))
+    assert bytes(storage.read_safetensors(file)["a"].tolist()) == data
+
+
+def test_a_file_that_is_not_there_is_no_data_error(tmp_path):
+    """Only then may a cache compute anew in silence."""
+    with pytest.raises(FileNotFoundError):
+        storage.read_safetensors(Path(tmp_path / "missing.safetensors"))
+    assert tensor_file({"a": WHOLE})
