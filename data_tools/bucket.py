@@ -1,58 +1,94 @@
-"""Give every kept image its training shape and crop box."""
+"""Give every kept image its training shape and crop box, and name what that costs it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from data_tools.scan import replace_notes
-from lorakit import buckets
-from lorakit.buckets import Assignment, Size
-from lorakit.errors import ConfigError
+from data_tools import focus
+from data_tools.scan import code_of, replace_notes
+from lorakit import buckets, manifest, placement, storage
+from lorakit.buckets import UPSCALED, Box, Size
+from lorakit.errors import ConfigError, DataError
 from lorakit.manifest import Record
 
 NOTES = frozenset({"cropped", "upscaled"})
+BELOW_TIERS = "below_tiers"
 HEAVY_CROP = 0.10
-UPSCALED = 1.02  # below that, nobody sees it
 
 
 @dataclass(frozen=True)
 class BucketOptions:
-    """`resolution` is the side of the square bucket, `step` what both sides must be a multiple of; pixels."""
+    """`resolution` is the side of the square bucket, `step` what both sides must be a multiple of; pixels.
+
+    With `tiers` (such resolutions), an image is used in the largest that it fills without being enlarged.
+    `crop` says around what a crop is laid: centre, saliency or face.
+    """
 
     resolution: int = 1024
     step: int = 16
     batch: int = 1
     mode: str = "auto"
+    tiers: tuple[int, ...] = ()
+    upscale: bool = False
+    crop: str = placement.CENTRE
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work, before any image is opened."""
         if self.batch < 1:
             raise ConfigError(f"batch must be at least 1, not {self.batch}", where="batch", remedy="use 1")
-        buckets.plan([(1, 1)], self.resolution, self.step, mode=self.mode, batch=self.batch)
+        for tier in self.tiers or (self.resolution,):
+            buckets.choose([(1, 1)], tier, self.step, mode=self.mode, batch=self.batch)
+        focus.check(self.crop)
 
 
-def assign(records: Sequence[Record], options: BucketOptions) -> list[Record]:
-    """The records with bucket and crop; refused images have neither."""
-    kept = [record for record in records if record.keep]
-    planned = buckets.plan(
-        [record.size for record in kept],
+def assign(
+    root: Path, records: Sequence[Record], options: BucketOptions, *, quiet: bool = True
+) -> list[Record]:
+    """The records with bucket and crop; refused images have neither, and crops that a person set stay."""
+    kept = [_readmitted(record) for record in records]
+    aimed = focus.find(root, [r for r in kept if r.keep], options.crop, quiet=quiet)
+    placed = placement.place(
+        aimed,
         options.resolution,
         options.step,
         mode=options.mode,
         batch=options.batch,
+        tiers=options.tiers,
+        upscale=options.upscale,
     )
-    by_file = dict(zip((record.file for record in kept), planned, strict=True))
-    return [_with(record, by_file.get(record.file)) for record in records]
+    by_file = {record.file: record for record in placed}
+    return [_judged(by_file.get(record.file, record), options) for record in kept]
 
 
-def crop_share(record: Record) -> float:
-    """The share of the image, 0..1, that its crop box leaves out."""
-    if record.crop is None:
-        return 0.0
-    left, top, right, bottom = record.crop
-    return 1 - (right - left) * (bottom - top) / (record.width * record.height)
+def with_boxes(records: Sequence[Record], boxes: Mapping[str, Box | None]) -> list[Record]:
+    """The records with the crops that a person set; None takes one back."""
+    changed = []
+    for record in records:
+        if record.file in boxes:
+            box = boxes[record.file]
+            record = replace(record, crop=box, crop_by=placement.USER if box else None, focus=None)
+            manifest.check(record, f"box of {record.file!r}")
+        changed.append(record)
+    return changed
+
+
+def read_boxes(path: Path, records: Sequence[Record]) -> dict[str, Box | None]:
+    """Boxes by image from JSON lines `{"file_name": ..., "crop": [left, top, right, bottom] or null}`."""
+    known = {record.file for record in records if record.width}
+    boxes: dict[str, Box | None] = {}
+    for number, row in enumerate(storage.read_jsonl(path), 1):
+        where, name, box = f"{path}, row {number}", row.get("file_name"), row.get("crop", "")
+        if name not in known:
+            raise DataError(f"there is no image {name!r}", where=where, remedy="correct file_name")
+        whole = isinstance(box, list) and len(box) == 4 and all(type(side) is int for side in box)
+        if box is not None and not whole:
+            remedy = "write [left, top, right, bottom] in pixels of the upright image, or null"
+            raise DataError(f"{box!r} is no crop", where=where, remedy=remedy)
+        boxes[name] = (box[0], box[1], box[2], box[3]) if box else None
+    return boxes
 
 
 def count(records: Sequence[Record]) -> dict[Size, int]:
@@ -61,13 +97,26 @@ def count(records: Sequence[Record]) -> dict[Size, int]:
     return dict(sorted(counts.items(), key=lambda item: (item[0][0] / item[0][1], item[0])))
 
 
-def _with(record: Record, assignment: Assignment | None) -> Record:
-    if assignment is None:
-        return replace_notes(replace(record, bucket=None, crop=None), NOTES, [])
-    placed = replace(record, bucket=assignment.bucket, crop=assignment.crop)
-    notes = []
-    if assignment.scale > UPSCALED:
-        notes.append(f"upscaled: enlarged {assignment.scale:.2f} times to fill its bucket")
-    if crop_share(placed) > HEAVY_CROP:
-        notes.append(f"cropped: {crop_share(placed):.0%} of the image is outside the crop")
-    return replace_notes(placed, NOTES, notes)
+def _readmitted(record: Record) -> Record:
+    """An image that had no place the last time gets another chance."""
+    refused = not record.keep and code_of(record.reason) == BELOW_TIERS
+    return replace(record, keep=True, reason=None) if refused else record
+
+
+def _judged(record: Record, options: BucketOptions) -> Record:
+    """Notes on what the crop and the enlargement cost; without a place, the image is set aside."""
+    if not record.keep:
+        stays = {"bucket": None} | (
+            {} if record.crop_by == placement.USER else {"crop": None, "crop_by": None}
+        )
+        return replace_notes(replace(record, **stays), NOTES, [])  # type: ignore[arg-type]
+    if record.bucket is None:
+        what = f"{record.width}x{record.height} would be enlarged to fill {min(options.tiers)}"
+        reason = f"{BELOW_TIERS}: {what} (add a smaller tier, or --upscale)"
+        return replace_notes(replace(record, keep=False, reason=reason), NOTES, [])
+    notes, scale, lost = [], placement.enlargement(record), placement.crop_share(record)
+    if scale > UPSCALED:
+        notes.append(f"upscaled: enlarged {scale:.2f} times to fill its bucket")
+    if lost > HEAVY_CROP:
+        notes.append(f"cropped: {lost:.0%} of the image is outside the crop")
+    return replace_notes(record, NOTES, notes)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_tools import edits
 from data_tools.listing import CAPTION_SUFFIXES, Listing
-from data_tools.metadata import read_metadata
-from data_tools.scan import locate, replace_notes
+from data_tools.metadata import read_kohya, read_metadata
+from data_tools.scan import code_of, locate, replace_notes
 from data_tools.text import clean, decode_text
 from lorakit import images
 from lorakit.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from lorakit.manifest import USERS_METADATA, Caption, Record
 
 FILE_SOURCES = ("sidecar", "metadata", "folder", "template")  # read again from their origin every time
 NOTES = frozenset({"caption_joined", "caption_stripped", "caption_unused", "caption_empty", "metadata"})
+REPLACED = "captions_replaced"  # the note of images whose written captions a model's have replaced
 MAX_BYTES = 1 << 20
 MAX_REPEATS = 1000  # kohya's `10_name`; above it the number is rather a year or an id
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")
@@ -31,7 +33,11 @@ _TEXT_KEYS = ("caption", "text", "prompt")
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """Where captions come from. `class_noun` and `trigger` give "a photo of <trigger> <class_noun>"."""
+    """Where captions come from. `class_noun` and `trigger` give "a photo of <trigger> <class_noun>".
+
+    With `suffix` (".txt"), only such files count. `edits` (edits.py) apply to every caption; None: those that
+    the manifest records.
+    """
 
     class_noun: str | None = None
     trigger: str | None = None
@@ -39,6 +45,18 @@ class CaptionOptions:
     overwrite: bool = False
     allow_missing: bool = False
     encoding: str = "utf-8"
+    suffix: str | None = None
+    edits: tuple[str, ...] | None = None
+
+    def check(self) -> None:
+        """Raise `ConfigError` for options that cannot work, before any file is read."""
+        if self.overwrite and self.template() is None:
+            remedy = "give --class-noun or --trigger, whose caption shall replace the others"
+            raise ConfigError("--overwrite without a new caption", where="overwrite", remedy=remedy)
+        if self.suffix is not None and self.suffix not in CAPTION_SUFFIXES:
+            remedy = f"use one of {', '.join(CAPTION_SUFFIXES)}"
+            raise ConfigError(f"no such caption file: {self.suffix!r}", where="caption-suffix", remedy=remedy)
+        edits.check(self.edits or ())
 
     def template(self) -> str | None:
         """The caption for images that have none, or None."""
@@ -58,11 +76,33 @@ class _Found:
 
 def collect(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:
     """The records with captions, tags and repeats; raises `DataError` for text that cannot be read."""
-    if options.overwrite and options.template() is None:
-        remedy = "give --class-noun or --trigger, whose caption shall replace the others"
-        raise ConfigError("--overwrite without a new caption", where="overwrite", remedy=remedy)
+    options.check()
+    if options.suffix is not None:
+        _require_suffix(listing, options.suffix)
     metadata = read_metadata(listing, options.encoding)
-    return [_caption(listing, record, metadata.get(record.file), options) for record in records]
+    kohya = read_kohya(listing, options.encoding)
+    return [_caption(listing, r, metadata.get(r.file), kohya.get(r.file), options) for r in records]
+
+
+def _require_suffix(listing: Listing, suffix: str) -> None:
+    """Caption files of another kind beside the images, and none of this: the user means those."""
+    others = [name for name in sorted(listing.sidecars) if not name.endswith(suffix)]
+    if others and len(others) == len(listing.sidecars):
+        found = PurePosixPath(others[0]).suffix
+        raise DataError(
+            f"there are no {suffix} files, but {len(others)} with {found}: {', '.join(others[:3])}",
+            where=str(listing.root),
+            remedy=f"give --caption-suffix {found}, or leave it out to read them all",
+        )
+
+
+def edit_all(records: Sequence[Record], options: CaptionOptions) -> list[Record]:
+    """The records after the edits, for captions that were made since `collect`."""
+    made = []
+    for record in records:
+        kept, notes = _edit(record.captions, record, options)
+        made.append(replace(record, captions=tuple(kept), notes=(*record.notes, *notes)))
+    return made
 
 
 def missing(records: Sequence[Record]) -> list[str]:
@@ -87,16 +127,23 @@ def require(records: Sequence[Record], root: Path) -> None:
     )
 
 
-def _caption(listing: Listing, record: Record, row: str | None, options: CaptionOptions) -> Record:
-    found = _from_sidecars(listing, record.file, options.encoding)
+def _caption(
+    listing: Listing, record: Record, row: str | None, other: str | None, options: CaptionOptions
+) -> Record:
+    """`row` is what the user's metadata file says, `other` what the JSON of kohya's scripts does."""
+    found = _from_sidecars(listing, record.file, options)
     if row is not None:
         found.notes.append(USERS_METADATA)
     if row and not found.captions:
         found.captions = [Caption(row, "metadata")]
     elif row and row not in [caption.text for caption in found.captions]:
         found.notes.append("caption_unused: the metadata file says otherwise, the caption file counts")
+    if other and not found.captions:
+        found.captions = [Caption(other, "metadata")]
     _from_folder(record.file, found, named=options.folder_names)
-    captions = _choose(found.captions, record.captions, options)
+    captions = _choose(found.captions, record, options)
+    captions, emptied = _edit(captions, record, options)
+    found.notes += emptied
     with_notes = replace_notes(record, NOTES, found.notes)
     return replace(
         with_notes,
@@ -106,16 +153,38 @@ def _caption(listing: Listing, record: Record, row: str | None, options: Caption
     )
 
 
-def _choose(found: list[Caption], earlier: Sequence[Caption], options: CaptionOptions) -> list[Caption]:
+def _choose(found: list[Caption], record: Record, options: CaptionOptions) -> list[Caption]:
     """What counts, given the captions found now and those of an earlier manifest."""
+    earlier = record.captions
     template = options.template()
-    written = [caption for caption in found if caption.source != "folder"]
-    others = [caption for caption in earlier if caption.source not in FILE_SOURCES]
+    said = {
+        clean(caption.text, "")[0]: caption for caption in earlier
+    }  # an exported dataset says all in file and manifest
+    written = [said.get(caption.text, caption) for caption in found if caption.source != "folder"]
+    others = [c for c in earlier if c.source not in FILE_SOURCES and c not in written]
+    if others and any(code_of(note) == REPLACED for note in record.notes):
+        written = []  # the user had a model's words put in their place
     if template and (options.overwrite or not (written or others)):
         return [Caption(template, "template")]
     if written or others:
         return [*written, *others]
     return found or [caption for caption in earlier if caption.source == "template"]
+
+
+def _edit(
+    captions: Sequence[Caption], record: Record, options: CaptionOptions
+) -> tuple[list[Caption], list[str]]:
+    """(the captions after the edits, notes): after those given now, else those recorded for their source."""
+    recorded = {(c.source, c.model): c.edits for c in reversed(record.captions)}
+    kept, notes = [], []
+    for variant, caption in enumerate(captions):
+        specs = recorded.get((caption.source, caption.model), ()) if options.edits is None else options.edits
+        changed = edits.edited(caption, specs, record.file, variant) if specs or caption.edits else caption
+        if changed.text:
+            kept.append(changed)
+        else:
+            notes.append(f"caption_empty: the edits leave nothing of {caption.text[:60]!r}")
+    return kept, notes
 
 
 def _from_folder(file: str, found: _Found, *, named: bool) -> None:
@@ -134,16 +203,16 @@ def _from_folder(file: str, found: _Found, *, named: bool) -> None:
 # ---- files beside the image --------------------------------------------------------------------------------
 
 
-def _from_sidecars(listing: Listing, file: str, encoding: str) -> _Found:
+def _from_sidecars(listing: Listing, file: str, options: CaptionOptions) -> _Found:
     """Captions of `a.txt`, `a.caption` and `a.json` beside `a.jpg`; different texts are variants."""
     found = _Found()
-    for name in _sidecars(listing, file):
+    for name in _sidecars(listing, file, options.suffix):
         path = locate(listing.root, name)
         data = images.read_file(path)
         if len(data) > MAX_BYTES:
             message = f"{len(data)} bytes are too many for a caption (limit {MAX_BYTES})"
             raise DataError(message, where=str(path), remedy="is this the right file?")
-        text = decode_text(data, str(path), encoding)
+        text = decode_text(data, str(path), options.encoding)
         texts, tags = _read_json(text, str(path)) if name.endswith(".json") else ([text], [])
         found.tags += [tag for tag in tags if tag not in found.tags]
         for raw in texts:
@@ -156,10 +225,11 @@ def _from_sidecars(listing: Listing, file: str, encoding: str) -> _Found:
     return found
 
 
-def _sidecars(listing: Listing, file: str) -> list[str]:
+def _sidecars(listing: Listing, file: str, only: str | None) -> list[str]:
     """The caption files of an image: `a.txt` or `a.jpg.txt`, whichever exist."""
     stem = str(PurePosixPath(file).with_suffix(""))
-    names = [f"{base}{suffix}" for suffix in CAPTION_SUFFIXES for base in (stem, file)]
+    suffixes = CAPTION_SUFFIXES if only is None else (only,)
+    names = [f"{base}{suffix}" for suffix in suffixes for base in (stem, file)]
     found = [name for name in dict.fromkeys(names) if name in listing.sidecars]
     if found:
         return found

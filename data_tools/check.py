@@ -20,6 +20,10 @@ _NOTES: dict[str, tuple[Level, str]] = {
     "border": ("warning", "uniform bars at two sides; the model will learn to draw them"),
     "broken_exif": ("note", "damaged EXIF block ignored"),
     "broken_icc": ("warning", "unusable colour profile ignored; colours may be off"),
+    "caption_cut": ("warning", "the end of a caption is read by no text encoder; the notes name the words"),
+    "caption_cut_partly": ("note", "one of the text encoders does not read a caption to its end"),
+    "caption_failed": ("warning", "the captioner failed; give the command again to ask once more"),
+    "captions_replaced": ("note", "a model's captions count instead of the caption files"),
     "caption_empty": ("warning", "an empty caption file"),
     "caption_joined": ("note", "several caption lines joined into one caption"),
     "caption_stripped": ("warning", "control characters left out of a caption"),
@@ -30,6 +34,10 @@ _NOTES: dict[str, tuple[Level, str]] = {
     "depth": ("note", "16 bits a channel scaled to 8"),
     "first_frame": ("note", "only the first frame is used"),
     "icc": ("note", "converted from its colour profile to sRGB"),
+    "mask_ambiguous": ("warning", "a mask beside a turned picture; look whether it lies right"),
+    "mask_empty": ("warning", "a mask that is black throughout; it is not used"),
+    "mask_not_found": ("warning", "nothing to mask was found"),
+    "mask_unfit": ("warning", "a mask that does not fit its picture; it is not used"),
     "metadata": ("note", "captioned in the user's own metadata file, which stays as it is"),
     "rotated": ("note", "turned upright by its EXIF orientation"),
     "suffix": ("note", "the content is not what the name says; used all the same"),
@@ -37,16 +45,26 @@ _NOTES: dict[str, tuple[Level, str]] = {
 }
 
 
-def check(listing: Listing, records: Sequence[Record], *, trigger: str | None = None) -> list[Finding]:
-    """All findings, worst first."""
+def check(
+    listing: Listing,
+    records: Sequence[Record],
+    *,
+    trigger: str | None = None,
+    counted: bool = False,
+    held_out: Sequence[Record] = (),
+) -> list[Finding]:
+    """All findings, worst first; `counted` as in `lint.lint`.
+
+    `held_out` are images of another folder that must not be trained on, their names starting with it.
+    """
     found = [
         *_refused(records),
         *_uncaptioned(records),
         *_noted(records),
-        *_duplicates(records),
+        *_duplicates(records, held_out),
         *_names(listing, records),
         *_leftovers(listing),
-        *lint.lint(records, trigger),
+        *lint.lint(records, trigger, counted=counted),
     ]
     return ordered(found)
 
@@ -81,12 +99,24 @@ def _noted(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding(level, code, message, tuple(files))
 
 
-def _duplicates(records: Sequence[Record]) -> Iterator[Finding]:
-    for cluster in duplicates.exact(records):
-        yield Finding("warning", "duplicate", "the same picture, pixel for pixel", cluster.files)
-    for cluster in duplicates.near(records):
-        message = "nearly the same picture" + (", some of it mirrored" if cluster.mirrored else "")
-        yield Finding("warning", "near_duplicate", message, cluster.files)
+def _duplicates(records: Sequence[Record], held_out: Sequence[Record]) -> Iterator[Finding]:
+    own = {record.file for record in records}
+    every = [*records, *held_out]
+    exact, near = duplicates.exact(every), duplicates.near(every)
+    for cluster in exact:
+        if own & set(cluster.files):
+            yield Finding("warning", "duplicate", "the same picture, pixel for pixel", cluster.files)
+    for cluster in near:
+        if own & set(cluster.files):
+            message = "nearly the same picture" + (", some of it mirrored" if cluster.mirrored else "")
+            yield Finding("warning", "near_duplicate", message, cluster.files)
+    for cluster, splits in duplicates.leaks([*exact, *near]):
+        message = f"in {' and '.join(splits)}: what is measured on one was learnt in the other"
+        yield Finding("warning", "leak", message, cluster.files)
+    for cluster in (*exact, *near):
+        if own & set(cluster.files) and not set(cluster.files) <= own:
+            message = "also among the images that are held out: what is measured on them was learnt"
+            yield Finding("warning", "leak", message, cluster.files)
 
 
 def _names(listing: Listing, records: Sequence[Record]) -> Iterator[Finding]:
@@ -108,6 +138,12 @@ def _names(listing: Listing, records: Sequence[Record]) -> Iterator[Finding]:
 
 def _leftovers(listing: Listing) -> Iterator[Finding]:
     """Files of the folder that nothing uses."""
+    if listing.unusable_names:
+        message = "names that are not UTF-8, or lead out of the folder on some system; rename them"
+        yield Finding("error", "bad_name", message, listing.unusable_names)
+    if listing.unreadable_folders:
+        message = "folders that cannot be opened; what is in them is not used"
+        yield Finding("error", "unreadable_folder", message, listing.unreadable_folders)
     owners = {str(PurePosixPath(file).with_suffix("")) for file in listing.images} | listing.image_set
     owners |= {listing.normalise(owner) for owner in owners}
     orphans = [name for name in sorted(listing.sidecars) if not _owned(name, owners, listing)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from lorakit.manifest import Record
 
 # Hashes that differ in at most this many of 64 bits. Measured on 158 photos: recall .99 for resizing, JPEG
-# and a 5 % crop, .70 for a 10 % crop, one false pair in 12,403.
+# and a 5 % crop, .70 for a 10 % crop, one false pair in 12,403. Pairs grow with the square of the images, so
+# large sets are held to closer hashes, or chance would join half of them into one cluster.
 NEAR_BITS = 10
+_CLOSER = ((100_000, 4), (30_000, 6), (5_000, 8))  # from so many images, so many bits
 _BLOCK = 4_000_000  # comparisons at a time: 32 MB
 
 
@@ -34,10 +36,11 @@ def exact(records: Sequence[Record]) -> list[Cluster]:
     return sorted((Cluster(tuple(files), True) for files in groups.values() if len(files) > 1), key=_key)
 
 
-def near(records: Sequence[Record], bits: int = NEAR_BITS) -> list[Cluster]:
+def near(records: Sequence[Record]) -> list[Cluster]:
     """Groups of kept images linked by nearly equal hashes, exact duplicates counted once."""
     first = {record.pixels: record for record in reversed(records) if record.keep and record.phash}
     unique = sorted(first.values(), key=lambda record: record.file)
+    bits = next((few for count, few in _CLOSER if len(unique) >= count), NEAR_BITS)
     parent = list(range(len(unique)))
     flipped: set[int] = set()
 
@@ -60,6 +63,31 @@ def near(records: Sequence[Record], bits: int = NEAR_BITS) -> list[Cluster]:
         if len(group) > 1
     ]
     return sorted(clusters, key=_key)
+
+
+# What folders of a dataset are called after the use that they are kept for.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+def split_of(file: str) -> str | None:
+    """train, validation or test, when a folder on the file's way is called so."""
+    parts = file.casefold().split("/")[:-1]
+    return next((_SPLITS[part] for part in parts if part in _SPLITS), None)
+
+
+def leaks(clusters: Iterable[Cluster]) -> list[tuple[Cluster, tuple[str, ...]]]:
+    """The clusters whose images lie in several splits, with these: what is measured on one was learnt in
+    another."""
+    found = []
+    for cluster in clusters:
+        splits = tuple(sorted({split for file in cluster.files if (split := split_of(file))}))
+        if len(splits) > 1:
+            found.append((cluster, splits))
+    return found
 
 
 def _pairs(hashes: Sequence[str], bits: int) -> Iterator[tuple[int, int, bool]]:

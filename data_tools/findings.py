@@ -24,10 +24,14 @@ class Finding:
         return {**asdict(self), "files": list(self.files)}
 
     def __str__(self) -> str:
-        shown = ", ".join(self.files[:4]) + (
-            f" and {len(self.files) - 4} more" if len(self.files) > 4 else ""
-        )
-        return f"{self.level:7} {self.code}: {self.message}" + (f" [{shown}]" if shown else "")
+        files = ", ".join(map(shown, self.files[:4]))
+        more = f" and {len(self.files) - 4} more" if len(self.files) > 4 else ""
+        return f"{self.level:7} {self.code}: {shown(self.message)}" + (f" [{files}{more}]" if files else "")
+
+
+def shown(name: str) -> str:
+    """A file's name for a terminal: what would move the cursor or start a new line is escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Iterator
@@ -16,42 +17,15 @@ from pathlib import Path
 from lorakit import manifest, sniff
 from lorakit.errors import ConfigError, DataError
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".avif",
-    }
-    | {
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".jp2",
-        ".j2k",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".qoi",
-        ".svg",
-        ".tga",
-        ".psd",
-    }
-    | {".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+_IMAGES = (
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .jxl .jp2 .j2k .ppm"
+    " .pgm .pbm .pnm .qoi .svg .tga .psd .ico .dng .cr2 .cr3 .nef .arw .raf .orf .rw2"
 )
+IMAGE_SUFFIXES = frozenset(_IMAGES.split())
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 OWN_FILES = frozenset({manifest.MANIFEST, "report.html", "report.json"})
 _NEVER_IMAGES = frozenset({".txt", ".csv", ".json", ".jsonl", ".html", ".md", ".py", ".yaml", ".yml"})
+_KOHYA_JSON = re.compile(r"meta_\w+\.json")
 _SKIPPED_FOLDERS = frozenset({"__MACOSX"})
 
 
@@ -66,6 +40,10 @@ class Listing:
     others: tuple[str, ...]
     hidden_images: tuple[str, ...]
     linked_folders: tuple[str, ...]
+    # As ASCII: names that are not UTF-8, or that lead out of the folder on some system.
+    unusable_names: tuple[str, ...] = ()
+    unreadable_folders: tuple[str, ...] = ()
+    kohya: tuple[str, ...] = ()  # JSON in which kohya's scripts collect captions, such as meta_cap.json
 
     @functools.cached_property
     def image_set(self) -> frozenset[str]:
@@ -91,10 +69,13 @@ class _Found:
     others: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    kohya: list[str] = field(default_factory=list)
 
 
 def find(folder: str | os.PathLike[str]) -> Listing:
-    """List a dataset folder; a missing folder, one without images or with unwritable names is an error."""
+    """List a dataset folder; a missing folder or one without images is an error."""
     root = Path(folder)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -104,9 +85,9 @@ def find(folder: str | os.PathLike[str]) -> Listing:
     found = _Found()
     for name, entry in _walk(root, found):
         _sort_in(name, entry, found)
-    _refuse_undecodable_names(root, found.images)
     if not found.images:
-        some = f"; it holds {', '.join(sorted(found.others)[:3])}" if found.others else ""
+        rest = sorted(found.others) + sorted(found.unusable)
+        some = f"; it holds {', '.join(rest[:3])}" if rest else ""
         message = f"the folder has no images{some}"
         raise DataError(message, where=str(root), remedy="put .jpg, .png or .webp files into it")
     return Listing(
@@ -117,6 +98,9 @@ def find(folder: str | os.PathLike[str]) -> Listing:
         tuple(sorted(found.others)),
         tuple(sorted(found.hidden)),
         tuple(sorted(found.links)),
+        tuple(sorted(found.unusable)),
+        tuple(sorted(found.unreadable)),
+        tuple(sorted(found.kohya)),
     )
 
 
@@ -128,19 +112,29 @@ def _walk(root: Path, found: _Found) -> Iterator[tuple[str, os.DirEntry[str]]]:
         try:
             entries = sorted(os.scandir(root / base), key=lambda entry: entry.name)
         except OSError as error:
-            remedy = "make the folder readable or move it away"
-            raise DataError(
-                f"cannot list a folder: {error.strerror}", where=str(root / base), remedy=remedy
-            ) from error
+            if base:
+                found.unreadable.append(base)
+                continue
+            message = f"cannot list the folder: {error.strerror}"
+            raise DataError(message, where=str(root), remedy="make it readable") from error
         for entry in entries:
             name = f"{base}{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
+            if not _usable(name):
+                found.unusable.append(ascii(name)[1:-1])
+            elif entry.is_dir(follow_symlinks=False):
                 if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
                     pending.append(f"{name}/")
-            elif entry.is_symlink() and entry.is_dir():
+            elif _links_to_folder(entry):
                 found.links.append(name)
             elif not (base == "" and entry.name in OWN_FILES):
                 yield name, entry
+
+
+def _links_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a link to itself: a file like others, of which the scan says so
+        return False
 
 
 def _sort_in(name: str, entry: os.DirEntry[str], found: _Found) -> None:
@@ -150,6 +144,8 @@ def _sort_in(name: str, entry: os.DirEntry[str], found: _Found) -> None:
             found.hidden.append(name)
     elif entry.name in manifest.METADATA_FILES:
         found.metadata.append(name)
+    elif _KOHYA_JSON.fullmatch(entry.name):
+        found.kohya.append(name)
     elif suffix in CAPTION_SUFFIXES:
         found.sidecars.append(name)
     elif suffix in IMAGE_SUFFIXES or (suffix not in _NEVER_IMAGES and _starts_like_an_image(entry)):
@@ -169,11 +165,11 @@ def _starts_like_an_image(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _refuse_undecodable_names(root: Path, names: list[str]) -> None:
-    bad = [name for name in names if any("\udc80" <= letter <= "\udcff" for letter in name)]
-    if bad:
-        shown = ", ".join(ascii(name) for name in sorted(bad)[:3])
-        message = f"{len(bad)} file names are not UTF-8: {shown}"
-        raise DataError(message, where=str(root), remedy="rename them")
-    for name in names:
-        manifest.check_path(name, str(root))
+def _usable(name: str) -> bool:
+    """Whether a manifest can hold the name and every system takes it for the same file."""
+    try:
+        name.encode("utf-8")
+        manifest.check_path(name, "")
+    except (UnicodeEncodeError, DataError):
+        return False
+    return True

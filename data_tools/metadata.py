@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,10 +12,24 @@ from typing import Any
 from data_tools.listing import Listing
 from data_tools.scan import locate
 from data_tools.text import clean, decode_text
-from lorakit import manifest, storage
+from lorakit import images, manifest, storage
 from lorakit.errors import DataError
 
 TEXT_KEYS = ("text", "caption", "prompt")
+MASK_KEY = "mask_file_name"
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def cell(text: str) -> str:
+    """A CSV value that no spreadsheet runs: what could be a formula gets an apostrophe (see `plain`)."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def plain(text: Any) -> Any:
+    """A CSV value without the apostrophe that keeps it from being run."""
+    return text[1:] if isinstance(text, str) and text[:1] == "'" and text[1:].startswith(_FORMULA) else text
 
 
 def read_metadata(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
@@ -36,22 +51,79 @@ def read_metadata(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
             if file in found:
                 remedy = "delete one of the two rows"
                 raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
-            found[file] = clean(_text(row, where), name)[0]
+            text = _text(row, where)
+            if text is None:
+                continue
+            found[file] = clean(text, name)[0]
             first[file] = where
+    return found
+
+
+def read_kohya(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
+    """The caption by image from the JSON of kohya's scripts: `{"path": {"caption": ..., "tags": ...}, ...}`.
+
+    Paths are those of the machine that wrote it, with or without an ending: as much of a path's end counts as
+    names an image here. Nothing is opened by such a path. Tags follow the caption, as kohya trains them.
+    """
+    names = {str(PurePosixPath(file).with_suffix("")): file for file in listing.images}
+    names |= {file: file for file in listing.images}
+    found: dict[str, str] = {}
+    for name in listing.kohya:
+        where = str(listing.root / name)
+        text = decode_text(images.read_file(locate(listing.root, name)), where, encoding)
+        try:
+            entries = json.loads(text)
+            pairs = {key: [value.get(part) for part in ("caption", "tags")] for key, value in entries.items()}
+        except (ValueError, AttributeError) as error:
+            message = f"not the JSON of kohya's scripts: {error}"
+            raise DataError(message, where=where, remedy="repair it, or move it away") from error
+        for key, parts in pairs.items():
+            steps = key.replace("\\", "/").split("/")
+            ends = [str(PurePosixPath(name).parent.joinpath(*steps[i:])) for i in range(len(steps))]
+            file = next((names[end] for end in ends if end in names), None)
+            if file is None:
+                raise DataError(
+                    f"there is no image {key!r}", where=where, remedy="correct or delete the entry"
+                )
+            caption = ", ".join(part for part in parts if isinstance(part, str) and part.strip())
+            if caption:
+                found[file] = clean(caption, name)[0]
+    return found
+
+
+def read_masks(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
+    """The mask by image from the column `mask_file_name`; a mask that is not there is a `DataError`."""
+    folders = {PurePosixPath(file).parent for file in listing.images}
+    own = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
+    found: dict[str, str] = {}
+    for name in listing.metadata:
+        path = listing.root / name
+        if path.resolve() not in own:
+            continue
+        locate(listing.root, name)
+        for where, row in _rows(path, encoding):
+            mask = row.get(MASK_KEY)
+            if not isinstance(mask, str) or not mask:
+                continue
+            manifest.check_path(mask, where)
+            file = str(PurePosixPath(name).parent / PurePosixPath(mask))
+            if not locate(listing.root, file).is_file():
+                raise DataError(f"there is no mask {mask!r}", where=where, remedy=f"correct {MASK_KEY}")
+            found[_file(listing, PurePosixPath(name).parent, row, where)] = file
     return found
 
 
 def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(where, row) of one metadata file."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet  # type: ignore[import-untyped]
+        import pyarrow.parquet
 
         for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
             yield f"{path}, row {number}", row
     elif path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(decode_text(path.read_bytes(), str(path), encoding), newline=""))
         for row in reader:
-            yield f"{path}, line {reader.line_num}", row
+            yield f"{path}, line {reader.line_num}", {key: plain(value) for key, value in row.items()}
     else:
         for number, row in enumerate(storage.read_jsonl(path), 1):
             yield f"{path}, row {number}", row
@@ -74,10 +146,12 @@ def _file(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], where
     return spelt
 
 
-def _text(row: Mapping[str, Any], where: str) -> str:
+def _text(row: Mapping[str, Any], where: str) -> str | None:
     for key in TEXT_KEYS:
         value = row.get(key)
         if isinstance(value, str):
             return value
+    if row.get(MASK_KEY):
+        return None  # a row that names a mask need not caption too
     remedy = f"name the caption's column one of {', '.join(TEXT_KEYS)}"
     raise DataError("a row without a caption", where=where, remedy=remedy)

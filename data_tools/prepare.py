@@ -7,118 +7,59 @@ read, never written.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from data_tools import bucket, captions, check, findings, report, scan
+from data_tools import (
+    bucket,
+    captioners,
+    captions,
+    check,
+    describe,
+    masks,
+    report,
+    scan,
+    segment,
+    shards,
+    tokens,
+)
 from data_tools.bucket import BucketOptions
-from data_tools.captions import CaptionOptions
-from data_tools.findings import Finding
+from data_tools.captioners import Captioner
 from data_tools.listing import Listing, find
-from data_tools.scan import ScanOptions
-from lorakit import images, manifest, storage
-from lorakit.color import Color
+from data_tools.options import PrepareOptions
+from data_tools.result import PrepareResult
+from data_tools.segment import SegmentOptions
+from lorakit import manifest, storage
 from lorakit.errors import DataError, DiskError
 from lorakit.manifest import Record
 
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """All options of `lorakit data prepare`; see `ScanOptions`, `CaptionOptions` and `BucketOptions`."""
-
-    resolution: int = 1024
-    step: int = 16
-    batch: int = 1
-    mode: str = "auto"
-    class_noun: str | None = None
-    trigger: str | None = None
-    folder_names: bool = False
-    overwrite_captions: bool = False
-    allow_missing_captions: bool = False
-    caption_encoding: str = "utf-8"
-    background: Color = images.WHITE
-    first_frame: bool = False
-    max_pixels: int = images.MAX_PIXELS
-    min_side: int = 16
-    max_aspect: float = 8.0
-    workers: int | None = None
-    fresh: bool = False
-    report: bool = True
-    quiet: bool = False  # no progress; prepare itself prints nothing else
-
-    def scan(self) -> ScanOptions:
-        """The part that concerns decoding."""
-        return ScanOptions(
-            background=self.background,
-            max_pixels=self.max_pixels,
-            first_frame=self.first_frame,
-            min_side=self.min_side,
-            max_aspect=self.max_aspect,
-            workers=self.workers,
-            fresh=self.fresh,
-            quiet=self.quiet,
-        )
-
-    def captions(self) -> CaptionOptions:
-        """The part that concerns captions."""
-        return CaptionOptions(
-            class_noun=self.class_noun,
-            trigger=self.trigger,
-            folder_names=self.folder_names,
-            overwrite=self.overwrite_captions,
-            allow_missing=self.allow_missing_captions,
-            encoding=self.caption_encoding,
-        )
-
-    def bucket(self) -> BucketOptions:
-        """The part that concerns shapes."""
-        return BucketOptions(self.resolution, self.step, self.batch, self.mode)
+__all__ = [
+    "PrepareOptions",
+    "PrepareResult",
+    "bucket_only",
+    "caption_only",
+    "check_only",
+    "mask_only",
+    "merge_shards",
+    "prepare",
+    "report_only",
+    "scan_only",
+    "scan_shard",
+]
 
 
-@dataclass(frozen=True)
-class PrepareResult:
-    """What a preparation found. `records` are as in the manifest, refused images included."""
-
-    folder: Path
-    records: tuple[Record, ...]
-    findings: tuple[Finding, ...]
-    gone: tuple[str, ...] = ()
-
-    @property
-    def kept(self) -> list[Record]:
-        """The records that training uses."""
-        return [record for record in self.records if record.keep]
-
-    def counts(self) -> dict[str, Any]:
-        """Numbers for scripts: images, kept, quarantined by reason, captions by source, buckets, findings."""
-        refused = Counter(scan.code_of(r.reason) for r in self.records if not r.keep)
-        sources = Counter(caption.source for r in self.kept for caption in r.captions)
-        shapes = {f"{w}x{h}": n for (w, h), n in bucket.count(self.records).items()}
-        return {
-            "images": len(self.records),
-            "kept": len(self.kept),
-            "quarantined": dict(sorted(refused.items())),
-            "captions": dict(sorted(sources.items())),
-            "buckets": shapes,
-            "findings": findings.count(self.findings),
-        }
-
-    def summary(self) -> str:
-        """What a person wants to read after the command."""
-        counts = self.counts()
-        refused = [record for record in self.records if not record.keep]
-        lines = [f"{self.folder}: {counts['images']} images, {counts['kept']} kept, {len(refused)} set aside"]
-        lines += [f"  set aside  {record.file}: {record.reason}" for record in refused[:10]]
-        lines += [f"  ... and {len(refused) - 10} more, see report.html"] if len(refused) > 10 else []
-        lines += [f"  gone       {file}: was in the earlier manifest" for file in self.gone[:10]]
-        lines.append(f"  captions   {_listed(counts['captions'])}")
-        lines.append(f"  buckets    {_listed(counts['buckets'])}")
-        lines.append(f"  findings   {_listed(counts['findings'])}")
-        lines += [f"  {finding}" for finding in self.findings if finding.level == "warning"][:10]
-        return "\n".join(lines)
+__all__ = [
+    "PrepareOptions",
+    "PrepareResult",
+    "bucket_only",
+    "caption_only",
+    "check_only",
+    "mask_only",
+    "prepare",
+    "report_only",
+    "scan_only",
+]
 
 
 def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = None) -> PrepareResult:
@@ -128,46 +69,128 @@ def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = Non
     captions or unreadable text, `DiskError` where nothing can be written.
     """
     chosen = options or PrepareOptions()
-    chosen.bucket().check()
-    listing = _writable(find(folder))
-    records = _captioned(listing, chosen, journal=True)
-    records = bucket.assign(records, chosen.bucket())
-    return _save(listing, records, trigger=chosen.trigger, with_report=chosen.report, quiet=chosen.quiet)
+    chosen.check()
+    listing, found = _listed_files(folder, chosen)
+    captioner = captioners.load(chosen.captioner) if chosen.captioner else None
+    records = _captioned(_writable(listing), chosen, journal=True)
+    records = bucket.assign(listing.root, records, chosen.bucket(), quiet=chosen.quiet)
+    records = masks.attach(listing, records, found, alpha=chosen.alpha_mask)
+    records = _described(listing, records, captioner, chosen)
+    return _save(listing, records, chosen, with_report=chosen.report)
 
 
-def scan_only(folder: str | os.PathLike[str], options: PrepareOptions) -> PrepareResult:
-    """Measure the images and write the manifest; captions and buckets stay as they were."""
-    listing = _writable(find(folder))
-    return _save(listing, scan.scan(listing, options.scan(), journal=True))
+def scan_only(
+    folder: str | os.PathLike[str], options: PrepareOptions, *, ray: str | None = None
+) -> PrepareResult:
+    """Measure the images and write the manifest; captions and buckets stay as they were.
+
+    With `ray`, the address of a cluster or "local", Ray Data does the work.
+    """
+    listing, found = _listed_files(folder, options)
+    _writable(listing)
+    if ray is not None:
+        records = shards.scan_with_ray(listing, options.scan(), None if ray == "local" else ray)
+    else:
+        records = scan.scan(listing, options.scan(), journal=True)
+    return _save(listing, masks.attach(listing, records, found, alpha=options.alpha_mask), options)
+
+
+def scan_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: str) -> PrepareResult:
+    """Measure one part of the images, `shard` being "2/8"; the manifest is written by `merge_shards`."""
+    part = shards.Shard.parse(shard)
+    listing, _ = _listed_files(folder, options)
+    records = shards.scan_shard(_writable(listing), options.scan(), part)
+    return PrepareResult(listing.root, tuple(records), ())
+
+
+def merge_shards(folder: str | os.PathLike[str], options: PrepareOptions) -> PrepareResult:
+    """Write the manifest from the parts of a scan."""
+    listing, found = _listed_files(folder, options)
+    records = masks.attach(listing, shards.merge(_writable(listing)), found, alpha=options.alpha_mask)
+    result = _save(listing, records, options)
+    shards.forget(listing.root)
+    return result
 
 
 def caption_only(folder: str | os.PathLike[str], options: PrepareOptions) -> PrepareResult:
     """Measure what is new, caption, and write the manifest."""
-    listing = _writable(find(folder))
-    return _save(listing, _captioned(listing, options, journal=True), trigger=options.trigger)
+    options.check()
+    listing, _ = _listed_files(folder, options)
+    captioner = captioners.load(options.captioner) if options.captioner else None
+    records = _captioned(_writable(listing), options, journal=True)
+    return _save(listing, _described(listing, records, captioner, options), options)
 
 
-def check_only(folder: str | os.PathLike[str], options: PrepareOptions) -> PrepareResult:
-    """Find what is wrong without writing anything; missing captions are a finding, not an exception."""
-    listing = find(folder)
+def check_only(
+    folder: str | os.PathLike[str],
+    options: PrepareOptions,
+    *,
+    against: str | os.PathLike[str] | None = None,
+) -> PrepareResult:
+    """Find what is wrong without writing anything; missing captions are a finding, not an exception.
+
+    `against` is a folder of held-out images, whose duplicates here are named.
+    """
+    listing, found = _listed_files(folder, options)
     records = captions.collect(listing, scan.scan(listing, options.scan()), options.captions())
-    return _result(listing, records, options.trigger)
+    records = masks.attach(listing, records, found, alpha=options.alpha_mask)
+    held_out = _held_out(Path(against), options) if against is not None else []
+    return _result(listing, tokens.annotate(records, options.base), options, held_out)
 
 
-def bucket_only(folder: str | os.PathLike[str], options: BucketOptions) -> PrepareResult:
-    """Choose shapes again for the images of the manifest."""
+def _held_out(folder: Path, options: PrepareOptions) -> list[Record]:
+    """The images of another folder, under names that say so."""
+    known = scan.prior(folder).values() or scan.scan(find(folder), options.scan())
+    return [replace(record, file=f"{folder}/{record.file}") for record in known]
+
+
+def bucket_only(
+    folder: str | os.PathLike[str],
+    options: BucketOptions,
+    *,
+    boxes: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+) -> PrepareResult:
+    """Choose shapes again for the images of the manifest; `boxes` is a file of hand-set crops."""
     options.check()
     records = manifest.load(folder)
-    return _save(_writable(find(folder)), bucket.assign(records, options))
+    if boxes is not None:
+        records = bucket.with_boxes(records, bucket.read_boxes(Path(boxes), records))
+    chosen = PrepareOptions(quiet=quiet)
+    listing, _ = _listed_files(folder, chosen)
+    return _save(_writable(listing), bucket.assign(listing.root, records, options, quiet=quiet), chosen)
 
 
-def report_only(folder: str | os.PathLike[str], *, trigger: str | None, quiet: bool) -> PrepareResult:
+def mask_only(
+    folder: str | os.PathLike[str], options: SegmentOptions, *, again: bool = False, quiet: bool = True
+) -> PrepareResult:
+    """Have a model mask what a word names, in the images of the manifest that have no mask of their own."""
+    options.check()
+    chosen = PrepareOptions(quiet=quiet)
+    listing, _ = _listed_files(folder, chosen)
+    records = segment.segment(
+        _writable(listing).root, manifest.load(folder), options, again=again, quiet=quiet
+    )
+    return _save(listing, records, chosen)
+
+
+def report_only(
+    folder: str | os.PathLike[str], *, trigger: str | None, base: str | None = None, quiet: bool
+) -> PrepareResult:
     """Write the report again from the manifest."""
+    chosen = PrepareOptions(trigger=trigger, base=base, quiet=quiet)
     records = manifest.load(folder)
-    listing = _writable(find(folder))
-    result = _result(listing, records, trigger)
-    report.write(listing.root, records, result.findings, counts=result.counts(), trigger=trigger, quiet=quiet)
+    listing, _ = _listed_files(folder, chosen)
+    result = _result(_writable(listing), tokens.annotate(records, base) if base else records, chosen)
+    _report(result, chosen)
     return result
+
+
+def _listed_files(
+    folder: str | os.PathLike[str], options: PrepareOptions
+) -> tuple[Listing, dict[str, tuple[str, str]]]:
+    """(the folder's files without masks, mask and source by image)."""
+    return masks.set_apart(find(folder), options.caption_encoding)
 
 
 def _captioned(listing: Listing, options: PrepareOptions, *, journal: bool) -> list[Record]:
@@ -175,9 +198,22 @@ def _captioned(listing: Listing, options: PrepareOptions, *, journal: bool) -> l
     measured = scan.scan(listing, options.scan(), journal=journal)
     records = captions.collect(listing, measured, options.captions())
     _require_images(listing.root, records)
-    if not options.allow_missing_captions:
+    if not (options.allow_missing_captions or options.captioner):
         captions.require(records, listing.root)
     return records
+
+
+def _described(
+    listing: Listing, records: Sequence[Record], captioner: Captioner | None, options: PrepareOptions
+) -> list[Record]:
+    """Captioned by the captioner, if any; tokens counted for the base, if any.
+
+    An image that the model fails at is a finding, not an exception: what it said of the others is kept.
+    """
+    if captioner is not None:
+        records = describe.describe(listing.root, records, captioner, options.describe, quiet=options.quiet)
+        records = captions.edit_all(records, options.captions())
+    return tokens.annotate(records, options.base)
 
 
 def _writable(listing: Listing) -> Listing:
@@ -187,34 +223,49 @@ def _writable(listing: Listing) -> Listing:
     return listing
 
 
-def _result(listing: Listing, records: Sequence[Record], trigger: str | None) -> PrepareResult:
-    found = check.check(listing, records, trigger=trigger)
+def _result(
+    listing: Listing,
+    records: Sequence[Record],
+    options: PrepareOptions,
+    held_out: Sequence[Record] = (),
+) -> PrepareResult:
+    counted = options.base is not None
+    found = check.check(listing, records, trigger=options.trigger, counted=counted, held_out=held_out)
     gone = tuple(sorted(_earlier(listing.root) - listing.image_set))
     return PrepareResult(listing.root, tuple(records), tuple(found), gone)
 
 
 def _save(
-    listing: Listing,
-    records: Sequence[Record],
-    *,
-    trigger: str | None = None,
-    with_report: bool = False,
-    quiet: bool = True,
+    listing: Listing, records: Sequence[Record], options: PrepareOptions, *, with_report: bool = False
 ) -> PrepareResult:
     """Write the manifest, and the report unless it would say the same again."""
-    result, root = _result(listing, records, trigger), listing.root
+    result, root = _result(listing, records, options), listing.root
     manifest.save(root, records)
     storage.remove_file(root / scan.JOURNAL)
+    if options.captioner is not None:
+        describe.forget(root)
     if with_report:
-        report.write(root, records, result.findings, counts=result.counts(), trigger=trigger, quiet=quiet)
+        _report(result, options)
     return result
+
+
+def _report(result: PrepareResult, options: PrepareOptions) -> None:
+    report.write(
+        result.folder,
+        result.records,
+        result.findings,
+        counts=result.counts(),
+        trigger=options.trigger,
+        base=options.base,
+        quiet=options.quiet,
+    )
 
 
 def _earlier(root: Path) -> set[str]:
     """The files that an earlier manifest lists."""
     if not (root / manifest.MANIFEST).is_file():
         return set()
-    return {record.file for record in manifest.load(root)}
+    return {record.file for record in manifest.stream(root)}
 
 
 def _require_images(root: Path, records: Sequence[Record]) -> None:
@@ -225,7 +276,3 @@ def _require_images(root: Path, records: Sequence[Record]) -> None:
     raise DataError(
         message, where=str(root), remedy="repair or replace the files, then give the command again"
     )
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} x {number}" for name, number in counts.items() if number) or "none"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Grey = NDArray[np.float64]
+Grey = NDArray[np.float32]
 
 SCALE = 512  # long side, in pixels, of the copy that is measured
 TILE = 64
@@ -23,7 +23,10 @@ _HASH_SIDE = 32
 
 
 def notes(image: Image.Image) -> list[str]:
-    """`code: text` lines on what a person should look at; nothing here makes an image unusable."""
+    """`code: text` lines on what a person should look at; nothing here makes an image unusable.
+
+    `image` may be reduced already, to a long side of at least SCALE.
+    """
     grey = _reduced(image)
     found = []
     if min(grey.shape) >= TILE and max(image.size) >= SCALE // 2:
@@ -81,7 +84,7 @@ def phash(image: Image.Image) -> str | None:
 def _reduced(image: Image.Image) -> Grey:
     grey = image.convert("L")
     grey.thumbnail((SCALE, SCALE), Image.Resampling.BOX)
-    return np.asarray(grey, np.float64)
+    return np.asarray(grey, np.float32)
 
 
 def _bar(rows: Grey) -> int:
@@ -96,7 +99,7 @@ def _bar(rows: Grey) -> int:
 
 
 @functools.cache
-def _dct_matrix() -> Grey:
+def _dct_matrix() -> NDArray[np.float64]:
     """The DCT-II as a matrix (unnormalised)."""
     index = np.arange(_HASH_SIDE)
     return np.cos(np.pi * (2 * index[None, :] + 1) * index[:, None] / (2 * _HASH_SIDE))

@@ -7,20 +7,18 @@ says of an unchanged file is used again; an interrupted scan goes on from its jo
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
-import signal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from data_tools import quality
+from data_tools import quality, workers
 from data_tools.listing import Listing
-from lorakit import images, manifest, storage
+from lorakit import images, manifest, placement, storage
 from lorakit.color import Color
 from lorakit.errors import DataError
 from lorakit.images import ImageError
@@ -29,47 +27,17 @@ from lorakit.progress import Progress
 
 JOURNAL = ".lorakit-scan.jsonl"
 POOL_FROM = 64  # below that many new images, starting processes takes longer than the work
+BIG_FILE = 64 << 20  # bytes
+BIG_PICTURE = 24_000_000  # pixels; beyond these, one worker at a time holds such a file
+_CODES = (
+    "animated below_tiers changed corrupt crashed dangling_symlink empty json lfs_pointer markup missing"
+    " multipage name_collision no_decoder not_a_file raw symlink_outside svg too_large too_many_pixels"
+    " too_narrow too_small truncated unknown_format unreadable unsupported_depth"
+)
+_NOTE_CODES = "alpha blurry border broken_exif broken_icc clipped cmyk depth first_frame icc rotated suffix"
 # Reasons that the scan gives and may take back; any other reason is the user's decision and stays.
-REASONS = frozenset(
-    {
-        "animated",
-        "changed",
-        "corrupt",
-        "dangling_symlink",
-        "empty",
-        "json",
-        "lfs_pointer",
-        "markup",
-        "missing",
-    }
-    | {
-        "multipage",
-        "name_collision",
-        "no_decoder",
-        "not_a_file",
-        "raw",
-        "symlink_outside",
-        "svg",
-        "too_large",
-    }
-    | {"too_many_pixels", "too_narrow", "too_small", "truncated", "unknown_format", "unreadable"}
-    | {"unsupported_depth"}
-)
-NOTES = frozenset(
-    {
-        "alpha",
-        "blurry",
-        "border",
-        "broken_exif",
-        "broken_icc",
-        "clipped",
-        "cmyk",
-        "depth",
-        "first_frame",
-        "icc",
-    }
-    | {"rotated", "suffix"}
-)
+REASONS = frozenset(_CODES.split())
+NOTES = frozenset(_NOTE_CODES.split())
 _FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".mpo"),
@@ -93,31 +61,62 @@ class ScanOptions:
     quiet: bool = True
 
 
-@dataclass(frozen=True)
-class _Job:
-    root: str
+class Job(NamedTuple):
+    """One file to measure, and what is known of it already."""
+
     file: str
-    options: ScanOptions
     prior: Record | None
 
 
 def scan(listing: Listing, options: ScanOptions, *, journal: bool = False) -> list[Record]:
     """One record for every image of the listing, in its order; with `journal`, a stopped scan goes on."""
-    prior = {} if options.fresh else _prior(listing.root)
     path = listing.root / JOURNAL
-    done = {} if options.fresh else _read_journal(path)
-    known = prior | done
-    jobs = [_Job(str(listing.root), file, options, known.get(file)) for file in listing.images]
+    done = {} if options.fresh else read_journal(path)
+    known = prior(listing.root) | done  # with `fresh` too: what the user decided or had captioned stays
+    keep_journal = journal and len(listing.images) >= POOL_FROM
     records = []
-    with Progress("images", len(jobs), quiet=options.quiet) as progress:
-        for record in _measure_all(jobs, options):
-            records.append(record)
-            if journal and len(jobs) >= POOL_FROM and record.file not in done:
-                storage.append_jsonl(path, manifest.row(record))
-            progress.update(len(records))
+    for record in measured(listing, listing.images, options, known):
+        records.append(record)
+        if keep_journal and record.file not in done:
+            storage.append_jsonl(path, manifest.row(record))
     if journal:
         storage.remove_file(path)
-    return _refuse_collisions(listing, records)
+    return refuse_collisions(listing, records)
+
+
+def measured(
+    listing: Listing, files: Sequence[str], options: ScanOptions, known: Mapping[str, Record]
+) -> Iterator[Record]:
+    """The records of `files` in their order, measured in processes when there is enough to do."""
+    count = min(options.workers or os.cpu_count() or 1, max(1, len(files) // 8))
+    new = len(files) if options.fresh else sum(file not in known for file in files)
+    if new + len(files) // 16 < POOL_FROM:  # what is known is only hashed again
+        count = 1
+    function = functools.partial(measure, str(listing.root), options)
+    jobs = (Job(file, known.get(file)) for file in files)
+    with Progress("images", len(files), quiet=options.quiet) as progress:
+        for number, record in enumerate(workers.Workers(function, _crashed, count).run(jobs), 1):
+            yield record
+            progress.update(number)
+
+
+def prior(root: Path) -> dict[str, Record]:
+    """The records of an earlier manifest by file."""
+    if not (root / manifest.MANIFEST).is_file():
+        return {}
+    return {record.file: record for record in manifest.load(root)}
+
+
+def read_journal(path: Path) -> dict[str, Record]:
+    """Records of an interrupted scan; a line that a crash cut off is measured again."""
+    records = {}
+    if path.is_file():
+        with open(path, "rb") as file:
+            for line in file:
+                with contextlib.suppress(DataError):
+                    record = manifest.parse(line, str(path))
+                    records[record.file] = record
+    return records
 
 
 def code_of(line: str | None) -> str:
@@ -130,65 +129,6 @@ def replace_notes(record: Record, owned: Iterable[str], new: Sequence[str]) -> R
     codes = frozenset(owned)
     kept = tuple(note for note in record.notes if code_of(note) not in codes)
     return replace(record, notes=kept + tuple(new))
-
-
-def _prior(root: Path) -> dict[str, Record]:
-    if not (root / manifest.MANIFEST).is_file():
-        return {}
-    return {record.file: record for record in manifest.load(root)}
-
-
-def _read_journal(path: Path) -> dict[str, Record]:
-    """Records of an interrupted scan; a line that a crash cut off is measured again."""
-    records = {}
-    if path.is_file():
-        for line in path.read_bytes().split(b"\n"):
-            with contextlib.suppress(DataError):
-                record = manifest.parse(line, str(path))
-                records[record.file] = record
-    return records
-
-
-# ---- the work on one file ----------------------------------------------------------------------------------
-
-
-def _measure(job: _Job) -> Record:
-    """Measure one file; runs in a worker process."""
-    prior, options = job.prior, job.options
-    try:
-        path = locate(Path(job.root), job.file)
-        data = images.read_file(path)
-    except ImageError as error:
-        return _refused(job, "", error.reason)
-    digest = hashlib.sha256(data).hexdigest()
-    if prior is not None and _reusable(prior, digest, options):
-        return _judge(prior, options)
-    try:
-        decoded = images.decode_bytes(
-            data,
-            where=job.file,
-            background=options.background,
-            max_pixels=options.max_pixels,
-            first_frame=options.first_frame,
-        )
-    except ImageError as error:
-        return _refused(job, digest, error.reason)
-    picture = decoded.image
-    carried = prior or Record(job.file, digest, "", 0, 0)
-    record = replace(
-        carried,
-        sha256=digest,
-        pixels=images.pixel_hash(picture),
-        width=picture.width,
-        height=picture.height,
-        crop=None,
-        bucket=None,
-        phash=quality.phash(picture),
-        background=images.color_name(options.background) if decoded.transparent else None,
-        first_frame=decoded.first_of_many,
-    )
-    found = [*_suffix_note(job.file, decoded.format), *decoded.notes, *quality.notes(picture)]
-    return _judge(replace_notes(record, NOTES, found), options)
 
 
 def locate(root: Path, file: str) -> Path:
@@ -205,6 +145,65 @@ def locate(root: Path, file: str) -> Path:
                 "symlink_outside", message, where=str(path), remedy="copy the file into the folder"
             )
     return path
+
+
+# ---- the work on one file ----------------------------------------------------------------------------------
+
+
+def measure(root: str, options: ScanOptions, job: Job) -> Record:
+    """Measure one file; runs in a worker process, on this machine or another."""
+    digest = ""
+    try:
+        path = locate(Path(root), job.file)
+        with workers.alone(_bytes(path) > BIG_FILE):
+            data = images.read_file(path)
+            digest = hashlib.sha256(data).hexdigest()
+            if job.prior is not None and not options.fresh and _reusable(job.prior, digest, options):
+                return _judge(job.prior, options)
+            return _judge(_look(data, digest, options, job), options)
+    except ImageError as error:
+        return _refused(job, digest, error.reason)
+
+
+def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
+    """Decode once and take everything from that."""
+    source = images.open_source(
+        data,
+        where=job.file,
+        background=options.background,
+        max_pixels=options.max_pixels,
+        first_frame=options.first_frame,
+    )
+    with workers.alone(source.image.width * source.image.height > BIG_PICTURE):
+        seen = images.look(source)
+    carried = job.prior or Record(job.file, digest, "", 0, 0)
+    record = replace(
+        carried,
+        sha256=digest,
+        pixels=seen.pixels,
+        width=seen.size[0],
+        height=seen.size[1],
+        **_placement(carried, seen.size),
+        phash=quality.phash(seen.small),
+        background=images.color_name(options.background) if seen.transparent else None,
+        first_frame=seen.first_of_many,
+    )
+    found = [*_suffix_note(job.file, seen.format), *seen.notes, *quality.notes(seen.small)]
+    return replace_notes(record, NOTES, found)
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # reading it will say why
+
+
+def _placement(earlier: Record, size: tuple[int, int]) -> dict[str, Any]:
+    """What a new picture under an old name keeps: the crop that a person set, when it has the same size."""
+    if placement.by_hand(earlier) and earlier.size == size:
+        return {"bucket": None, "crop_by": placement.USER}
+    return {"bucket": None, "crop": None, "crop_by": None, "focus": None}
 
 
 def _reusable(prior: Record, digest: str, options: ScanOptions) -> bool:
@@ -232,14 +231,20 @@ def _judge(record: Record, options: ScanOptions) -> Record:
     return replace(record, keep=reason is None, reason=reason)
 
 
-def _refused(job: _Job, digest: str, reason: str) -> Record:
+def _refused(job: Job, digest: str, reason: str) -> Record:
     """A record for a file that gives no picture; captions and the user's own decision are carried along."""
     carried = job.prior or Record(job.file, "", "", 0, 0)
     if job.prior is not None and not job.prior.keep and code_of(job.prior.reason) not in REASONS:
         reason = job.prior.reason or reason
     blank = replace(carried, sha256=digest, pixels="", width=0, height=0, keep=False, reason=reason)
     blank = replace(blank, crop=None, bucket=None, phash=None, background=None, first_frame=False)
+    blank = replace(blank, crop_by=None, focus=None)
     return replace_notes(blank, NOTES, [])
+
+
+def _crashed(job: Job) -> Record:
+    """A record for a file that killed the process that read it."""
+    return _refused(job, "", "crashed: decoding it ended the process, or memory ran out (convert it to PNG)")
 
 
 def _suffix_note(file: str, format_name: str) -> list[str]:
@@ -251,48 +256,22 @@ def _suffix_note(file: str, format_name: str) -> list[str]:
     return []
 
 
-# ---- all files ---------------------------------------------------------------------------------------------
-
-
-def _measure_all(jobs: Sequence[_Job], options: ScanOptions) -> Iterator[Record]:
-    """Measure in processes when there is enough to do, in order; without them if they cannot be started."""
-    workers = min(options.workers or os.cpu_count() or 1, max(1, len(jobs) // 8))
-    new = sum(job.prior is None for job in jobs)
-    done = 0
-    if workers > 1 and new >= POOL_FROM:
-        # "spawn" works under any threads that the caller may run; a calling script without a __main__ guard
-        # breaks the pool, and then the work goes on here.
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupt)
-        try:
-            for record in pool.map(_measure, jobs, chunksize=8):
-                yield record
-                done += 1
-            return
-        except BrokenProcessPool:
-            pass
-        finally:
-            pool.shutdown(cancel_futures=True)
-    for job in jobs[done:]:
-        yield _measure(job)
-
-
-def _ignore_interrupt() -> None:
-    """Ctrl-C reaches the whole group; only the parent answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _refuse_collisions(listing: Listing, records: Sequence[Record]) -> list[Record]:
+def refuse_collisions(listing: Listing, records: Sequence[Record]) -> list[Record]:
     """Refuse images that would share one caption file (`a.jpg` and `a.png` beside `a.txt`)."""
-    by_stem: dict[PurePosixPath, list[str]] = defaultdict(list)
+    by_stem: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        by_stem[PurePosixPath(record.file).with_suffix("")].append(record.file)
-    shared = {PurePosixPath(name).with_suffix("") for name in listing.sidecars}
+        by_stem[_stem(record.file)].append(record.file)
+    shared = {_stem(name) for name in listing.sidecars}
     judged = []
     for record in records:
-        stem = PurePosixPath(record.file).with_suffix("")
-        others = [file for file in by_stem[stem] if file != record.file]
-        if others and stem in shared and record.keep:
-            reason = f"name_collision: shares its caption file with {', '.join(others)} (rename one of them)"
+        stem = _stem(record.file)
+        if stem in shared and record.keep and len(by_stem[stem]) > 1:
+            others = ", ".join(file for file in by_stem[stem] if file != record.file)
+            reason = f"name_collision: shares its caption file with {others} (rename one of them)"
             record = replace(record, keep=False, reason=reason)
         judged.append(record)
     return judged
+
+
+def _stem(file: str) -> str:
+    return str(PurePosixPath(file).with_suffix(""))

@@ -8,6 +8,7 @@ arXiv:2106.09685.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 from torch import nn
 
 from lorakit import keyed, storage
-from lorakit.errors import ConfigError, DataError
+from lorakit.errors import ConfigError, DataError, NumericError
+from lorakit.recipe import MAX_RANK
 
 NAME = "default"
 METADATA_KEY = "lorakit"
@@ -84,6 +86,9 @@ def load_state(denoiser: nn.Module, component: str, tensors: Mapping[str, torch.
             where=where,
             remedy="use the base it was trained on",
         )
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise NumericError("the adapter holds NaN or infinity", where=f"{where}, {key}")
     with torch.no_grad():
         for key, parameter in own.items():
             parameter.copy_(tensors[key])
@@ -113,7 +118,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             where=str(path),
             remedy="give a run's adapter.safetensors",
         )
-    return dict(json.loads(text))
+    try:
+        facts = dict(json.loads(text))
+        sound = 1 <= facts["rank"] <= MAX_RANK and math.isfinite(facts["alpha"])
+        words = (facts.get(key, "") for key in ("family", "type", "base_hash"))
+        if not sound or not all(isinstance(word, str) for word in words):
+            raise ValueError("impossible values")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"the adapter's record of itself is damaged: {error}", where=str(path)) from error
+    return facts
 
 
 def load(denoiser: nn.Module, component: str, path: str | Path, strength: float = 1.0) -> dict[str, Any]:
@@ -130,6 +143,12 @@ def _layers(denoiser: nn.Module) -> Iterator[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return (module for module in denoiser.modules() if isinstance(module, BaseTunerLayer))
+
+
+def set_strength(denoiser: nn.Module, strength: float) -> None:
+    """Scale the effect of the adapter that is loaded: 1 as it was trained, 0 none."""
+    for layer in _layers(denoiser):
+        layer.set_scale(NAME, strength)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ EMBEDDED_FOLDER = Path(__file__).parent / "quickstart" / "weights"
 EMBEDDED = ("tiny-unet", "tiny-dit")
 EMBEDDED_CLIP = EMBEDDED_FOLDER / "clip"
 INDEX = single_file.INDEX
+MODULAR_INDEX = "modular_model_index.json"
+"""What a model that is published as modular blocks has instead."""
 
 
 def is_embedded(spec: str) -> bool:
@@ -28,12 +30,6 @@ def cache_folder() -> Path:
     if own := os.environ.get("LORAKIT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
-
-
-def label(spec: str) -> str:
-    """What an adapter file may tell of its base: a local one's name without its path."""
-    file, _ = single_file.split(spec)
-    return Path(file).name if Path(file).exists() else spec
 
 
 def placed(spec: str) -> str:
@@ -67,7 +63,7 @@ def resolve(spec: str) -> Path:
             remedy=f"give an embedded name ({', '.join(EMBEDDED)}), a diffusers folder, a .safetensors"
             " checkpoint, or a hub id",
         )
-    if not (folder / INDEX).is_file():
+    if not any((folder / name).is_file() for name in (INDEX, MODULAR_INDEX)):
         raise ConfigError(
             f"not a diffusers folder: it has no {INDEX}",
             where=f"base: {spec}",

@@ -10,7 +10,6 @@ All sizes are (width, height) in pixels.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,17 +79,18 @@ def square(resolution: int) -> list[Size]:
 
 def native(sizes: Sequence[Size], lattice: Sequence[Size]) -> list[Size]:
     """For each image the lattice shape that crops it least; of equal ones the largest."""
-    shapes = sorted(lattice, key=lambda shape: (_log_aspect(shape), shape))
-    aspects = [_log_aspect(shape) for shape in shapes]
-    chosen = []
-    for size in sizes:
-        aspect = _log_aspect(size)
-        place = bisect_left(aspects, aspect)
-        nearby = {aspects[i] for i in (place - 1, place) if 0 <= i < len(aspects)}
-        nearest = min(nearby, key=lambda other: (abs(other - aspect), other))
-        candidates = (shape for shape in shapes if _log_aspect(shape) == nearest)
-        chosen.append(max(candidates, key=lambda shape: shape[0] * shape[1]))
-    return chosen
+    if not sizes:
+        return []
+    largest: dict[float, Size] = {}
+    for shape in sorted(lattice, key=lambda shape: (_log_aspect(shape), shape[0] * shape[1])):
+        largest[_log_aspect(shape)] = shape
+    aspects = np.array(sorted(largest))
+    wanted = np.array([_log_aspect(size) for size in sizes])
+    above = np.searchsorted(aspects, wanted).clip(0, len(aspects) - 1)
+    below = (above - 1).clip(0)
+    nearest = np.where(np.abs(aspects[below] - wanted) <= np.abs(aspects[above] - wanted), below, above)
+    shapes = [largest[aspect] for aspect in aspects.tolist()]
+    return [shapes[index] for index in nearest.tolist()]
 
 
 def kohya(
@@ -148,7 +148,7 @@ def auto(
     ordered = np.array(sizes, dtype=np.float64)[order]
     shown = np.array(weights or [1] * len(sizes), dtype=np.int64)[order]
     places = _places(len(sizes))
-    sums = _cost_sums(ordered, lattice, shown, upscale)[:, places]  # (shapes, places)
+    sums = _cost_sums(ordered, lattice, shown, upscale, places)
     filled = np.concatenate([[0], np.cumsum(shown)])[places]
     # cost[i, j]: the images from places[i] up to places[j] share a shape
     cost = np.full((len(places), len(places)), np.inf)
@@ -265,17 +265,22 @@ def _places(count: int) -> NDArray[np.int64]:
 
 
 def _cost_sums(
-    sizes: NDArray[np.float64], lattice: Sequence[Size], weights: NDArray[np.int64], upscale: bool
+    sizes: NDArray[np.float64],
+    lattice: Sequence[Size],
+    weights: NDArray[np.int64],
+    upscale: bool,
+    places: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Running sums over the images (N, 2) of their cost in each shape: (shapes, N + 1)."""
-    shapes = np.array(lattice, dtype=np.float64)
+    """Running sums over the images (N, 2) of their cost in each shape, up to each place: (shapes, places)."""
     aspects = np.log(sizes[:, 0] / sizes[:, 1])
-    crop = -np.expm1(-np.abs(aspects[None, :] - np.log(shapes[:, 0] / shapes[:, 1])[:, None]))
-    crop += OVER_CAP * np.maximum(crop - CROP_CAP, 0)
-    if not upscale:
-        scale = (shapes[:, None, :] / sizes[None, :, :]).max(axis=2)
-        crop += ENLARGED * (scale > UPSCALED)
-    return np.concatenate([np.zeros((len(lattice), 1)), np.cumsum(crop * weights, axis=1)], axis=1)
+    rows = []
+    for width, height in lattice:  # one by one: shapes x images would not fit for very many images
+        cost = -np.expm1(-np.abs(aspects - math.log(width / height)))
+        cost += OVER_CAP * np.maximum(cost - CROP_CAP, 0)
+        if not upscale:
+            cost += ENLARGED * (np.maximum(width / sizes[:, 0], height / sizes[:, 1]) > UPSCALED)
+        rows.append(np.concatenate([[0.0], np.cumsum(cost * weights)])[places])
+    return np.array(rows)
 
 
 def _cheapest_intervals(cost: NDArray[np.float64], k: int) -> list[tuple[int, int]]:

@@ -85,37 +85,15 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return 0 if found.equal else 1
 
 
-def _options(arguments: argparse.Namespace) -> Any:
-    from lorakit.trial import Options, parse_size
-
-    return Options(
-        arguments.steps, arguments.guidance, parse_size(arguments.size), arguments.batch, arguments.quiet
-    )
-
-
 def _sample(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from lorakit.evaluate.commands import options
     from lorakit.trial import sample_to
 
     given = arguments.adapter
-    files = sample_to(
-        Path(arguments.out), arguments.base, given, Path(arguments.prompts), _options(arguments)
-    )
+    files = sample_to(Path(arguments.out), arguments.base, given, Path(arguments.prompts), options(arguments))
     _print([str(f) for f in files], arguments.json, f"{len(files)} pictures in {arguments.out}")
-    return 0
-
-
-def _eval_run(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from lorakit.trial import evaluate_run
-
-    file = Path(arguments.prompts) if arguments.prompts else None
-    comparison, report = evaluate_run(
-        Path(arguments.run), prompt_file=file, clip=arguments.clip, options=_options(arguments)
-    )
-    _print(comparison.to_json()["groups"], arguments.json, f"report: {report}")
     return 0
 
 
@@ -135,11 +113,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _families(arguments: argparse.Namespace) -> int:
-    from lorakit.families import FAMILIES
+    from lorakit import families
 
-    rows = [family.describe() for family in FAMILIES]
-    lines = [f"{r['name']:8} {r['title']}\n         {r['objective']}, {r['tested']}" for r in rows]
-    _print(rows, arguments.json, "\n".join(lines))
+    rows = families.table()
+    _print(rows, arguments.json, families.show(rows))
     return 0
 
 
@@ -174,10 +151,10 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     _add_work(add)
-    evaluation = commands.add_parser("eval", help="sample, score and compare")
-    _add_eval(add, evaluation.add_subparsers(title="commands", metavar="COMMAND", required=True))
     from data_tools.commands import register
+    from lorakit.evaluate.commands import register as register_eval
 
+    register_eval(commands)
     register(commands)
     return top
 
@@ -220,7 +197,9 @@ def _add_work(add: Callable[..., Any]) -> None:
     sample.add_argument("--adapter", help="FILE or FILE:STRENGTH")
     sample.add_argument("--prompts", required=True, help="JSONL, YAML, TSV or text")
     sample.add_argument("--out", default="samples")
-    _sampler_options(sample)
+    from lorakit.evaluate.commands import sampler_options
+
+    sampler_options(sample)
     export = add(
         "export", _export, "write files that other tools load", "lorakit export runs/dog --for comfyui"
     )
@@ -232,29 +211,6 @@ def _add_work(add: Callable[..., Any]) -> None:
     add("families", _families, "the model families and how each was tested", "lorakit families --json")
     add("recipes", _recipes, "the recipes that ship", "lorakit recipes")
     add("doctor", _doctor, "what is installed and what is missing", "lorakit doctor")
-
-
-def _add_eval(add: Callable[..., Any], commands: Any) -> None:
-    run = add(
-        "run",
-        _eval_run,
-        "sample the base and the finished adapter with the same noise, score both, write the report",
-        "lorakit eval run runs/dog --prompts prompts.jsonl",
-        of=commands,
-    )
-    run.add_argument("run", help="a run's folder")
-    run.add_argument("--prompts", help="prompt file; default: the run's own")
-    run.add_argument(
-        "--clip", help="folder of an open_clip model, or NAME/PRETRAINED; default ViT-L-14/openai"
-    )
-    _sampler_options(run)
-
-
-def _sampler_options(target: argparse.ArgumentParser) -> None:
-    target.add_argument("--steps", type=int, default=20, help="sampler steps")
-    target.add_argument("--guidance", type=float, help="classifier-free guidance; default: the pipeline's")
-    target.add_argument("--size", help="WIDTHxHEIGHT; default: the adapter's resolution, square")
-    target.add_argument("--batch", type=int, default=8, help="pictures at once")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

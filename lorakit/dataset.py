@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,16 +131,22 @@ class TextCache:
 class LatentCache:
     """Latents of images, addressed by decoded pixels, crop, size and autoencoder."""
 
-    def __init__(self, folder: Path, base: Path, cache_folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        base: Path,
+        cache_folder: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`settings` are the family's own for the autoencoder: the same files, otherwise read."""
+        self.folder, self._settings = folder, dict(settings or {})
         self._store = cache.Cache("latents", cache_folder)
         self._vae = bases.part_hashes(base).get("vae", "")
 
     def key(self, item: Item) -> str:
         """The address of an image's latent."""
-        return cache.key(
-            pixels=item.record.pixels, crop=item.crop, size=item.size, vae=self._vae, kind="mean-1"
-        )
+        made = {"vae": self._vae, "kind": "mean-1"} | ({"settings": self._settings} if self._settings else {})
+        return cache.key(pixels=item.record.pixels, crop=item.crop, size=item.size, **made)
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
         """The images that have no sound entry."""

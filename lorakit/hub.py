@@ -21,6 +21,7 @@ from lorakit.errors import ConfigError, DataError, DiskError, LorakitError
 
 PATTERNS = [
     "model_index.json",
+    "modular_model_index.json",
     "lorakit.json",
     *(f"*/*.{end}" for end in ("json", "safetensors", "txt", "model", "jinja")),
 ]

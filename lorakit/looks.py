@@ -5,20 +5,25 @@ They come after the commit and change no state: a run with them gives the same b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
-from lorakit import batches, keyed, memory, sample, storage, tracker
+from lorakit import batches, keyed, memory, report, sample, score, storage, tracker
+from lorakit.images import decode
 from lorakit.progress import track
+from lorakit.prompts import Prompt, Shot, Subject
 from lorakit.rundir import RunFolder
 from lorakit.session import Session
 
 Loss = Callable[[Any, list[batches.Slot], str, list[float]], torch.Tensor]
 """(data, slots of one shape, purpose of the noise, uniform times) -> losses (B,); the trainer's own."""
 VALIDATION_TIMES = 4  # noise levels per held-out image, one in each quarter
+SHEET, SHEET_ROWS, SHEET_COLUMNS, SHEET_CELL = "contact.png", 16, 12, 128
 
 
 class Looks:
@@ -28,6 +33,7 @@ class Looks:
         self, made: Session, run: RunFolder, accelerator: Accelerator, loss: Loss, remote: tracker.Guarded
     ) -> None:
         self.made, self.run, self.accelerator, self.loss, self.remote = made, run, accelerator, loss, remote
+        self.clip = _clip(made.recipe.samples.clip) if made.encoded else None
 
     def look(self, step: int) -> None:
         """Sample and validate when the step is due for it and has not been looked at."""
@@ -42,7 +48,7 @@ class Looks:
             self.run.say(f"step {step}: no memory to look, training goes on; {memory.first_line(error)}")
 
     def _sample(self, step: int) -> None:
-        folder = self.run.path / "samples" / f"step-{step:08d}"
+        folder = step_folder(self.run.path, step)
         if self.made.encoded is None or (folder / sample.INDEX).exists():
             return
         made = sample.sample(
@@ -54,7 +60,25 @@ class Looks:
             autocast=self.accelerator.autocast(),
         )
         memory.release(self.accelerator.device)
-        self.remote.images("samples", sample.save(folder, made), step)
+        self._score(step, made)
+        files = sample.save(folder, made)
+        contact_sheet(self.run.path)
+        self.remote.images("samples", files, step)
+
+    def _score(self, step: int, shots: Sequence[Shot]) -> None:
+        """CLIP-T of the samples, those of the subject and the others apart."""
+        if self.clip is None or any("clip_t" in row for row in self.run.metrics() if row["step"] == step):
+            return
+        recipe = self.made.recipe
+        subject = Subject(recipe.trigger, recipe.class_noun)
+        texts = [_text(shot.prompt, subject) for shot in shots]
+        scores: dict[str, list[float]] = {}
+        for shot, value in zip(shots, self.clip.clip_t([shot.image for shot in shots], texts), strict=True):
+            role = shot.prompt.role(recipe.trigger)
+            scores.setdefault("clip_t" if role == "subject" else f"clip_t_{role}", []).append(float(value))
+        means = {name: sum(values) / len(values) for name, values in scores.items()}
+        storage.append_jsonl(self.run.metrics_file, {"step": step, **means})
+        self.remote.log(means, step)
 
     def _validate(self, step: int) -> None:
         known = any("validation_loss" in row for row in self.run.metrics() if row["step"] == step)
@@ -76,3 +100,46 @@ class Looks:
                     time = (part + keyed.uniform(0, "validation time", position)) / VALIDATION_TIMES
                     losses.append(float(self.loss(data, [slot], "validation", [time])[0]))
         return sum(losses) / len(losses)
+
+
+def _clip(name: str | None) -> score.ClipScorer | None:
+    """The CLIP of a recipe, on the CPU, where it takes no memory from the training."""
+    if name is None:
+        return None
+    from lorakit.evaluate.judges import open_clip
+
+    return open_clip(name, "samples.clip")
+
+
+def _text(prompt: Prompt, subject: Subject) -> str:
+    return prompt.score_text if prompt.score_text != prompt.prompt else subject.plain(prompt.prompt)
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the samples of a step lie."""
+    return run / "samples" / f"step-{step:08d}"
+
+
+def sampled(run: Path, most: int) -> list[Path]:
+    """At most `most` folders of sampled steps, the first and the last among them."""
+    folders = sorted(folder.parent for folder in (run / "samples").glob(f"step-*/{sample.INDEX}"))
+    keep = {round(i * (len(folders) - 1) / (most - 1)) for i in range(most)}
+    return [folder for i, folder in enumerate(folders) if i in keep]
+
+
+def contact_sheet(run: Path) -> Path:
+    """RUN/samples/contact.png: prompts and seeds down, sampled steps across; it grows as training goes on."""
+    folders = sampled(run, SHEET_COLUMNS)
+    rows = storage.read_json(folders[-1] / sample.INDEX)[:SHEET_ROWS]
+    cells = [[_opened(folder / row["file"]) for folder in folders] for row in rows]
+    sheet = report.contact_sheet(
+        cells,
+        column_heads=[f"step {int(folder.name.removeprefix('step-'))}" for folder in folders],
+        row_heads=[row["prompt"] for row in rows],
+        cell=SHEET_CELL,
+    )
+    return storage.save_image(run / "samples" / SHEET, sheet)
+
+
+def _opened(file: Path) -> Image.Image | None:
+    return decode(file) if file.exists() else None

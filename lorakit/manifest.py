@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,12 +28,12 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Caption:
     """One caption text and where it came from: sidecar, metadata, folder, template, or a model.
 
-    `edits` are what was done to `raw`, in order, to get `text` (data_tools/edits.py). `seen` is a short hash of
-    the pixels and crop that a model was shown: when they change, its words may be wrong.
+    `edits` are what was done to `raw`, in order, to get `text` (data_tools/edits.py). `seen` is a short hash
+    of the pixels and crop that a model was shown: when they change, its words may be wrong.
     """
 
     text: str
@@ -47,14 +47,15 @@ class Caption:
     __pydantic_config__ = _STRICT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One image. Sizes are pixels after EXIF rotation; `crop` is left, top, right, bottom.
 
-    `sha256` is of the file, `pixels` of the decoded picture (`images.pixel_hash`); when the file gives no
-    picture, `pixels` is "" and the size 0, `keep` is false and `reason` (`code: text`) says why. `notes` are
-    `code: text` lines too. `bucket` is width, height. `crop_by` says who chose the crop (`user`: it stays as it
-    is) and `focus` is the point x, y around which a crop was laid.
+    `sha256` is of the file. `pixels` names the picture in it: the hash of the decoded pixels
+    (`images.pixel_hash`) or, for a JPEG, of the coded data that decide them (`jpeg.identity`). When the file
+    gives no picture, `pixels` is "" and the size 0, `keep` is false and `reason` (`code: text`) says why.
+    `notes` are `code: text` lines too. `bucket` is width, height. `crop_by` says who chose the crop (`user`:
+    it stays as it is) and `focus` is the point x, y around which a crop was laid.
 
     `mask` is a relative path, the image's own when its alpha channel is the mask; `mask_source` says where it
     came from, `mask_turn` is the EXIF orientation that makes it upright, `mask_pixels` its content's hash
@@ -101,27 +102,34 @@ class Record:
         return self.width, self.height
 
 
+_FIELDS = tuple(field.name for field in fields(Record))
+_CAPTION_FIELDS = tuple(field.name for field in fields(Caption))
+
+
 def load(folder: str | os.PathLike[str]) -> list[Record]:
     """Read `manifest.jsonl` of a dataset folder; any defect is a `DataError` that names the line."""
+    return list(stream(folder))
+
+
+def stream(folder: str | os.PathLike[str]) -> Iterator[Record]:
+    """`load`, one record at a time."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise DataError(
             "no manifest in this folder", where=str(path), remedy=f"run `lorakit data prepare {folder}`"
         )
-    records: list[Record] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        record = parse(line, where)
-        if record.file in seen:
-            raise DataError(
-                f"{record.file!r} is listed twice, first in line {seen[record.file]}", where=where
-            )
-        seen[record.file] = number
-        records.append(record)
-    return records
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            record = parse(line, where)
+            if record.file in seen:
+                message = f"{record.file!r} is listed twice, first in line {seen[record.file]}"
+                raise DataError(message, where=where)
+            seen[record.file] = number
+            yield record
 
 
 def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
@@ -138,7 +146,9 @@ def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     if write_twin and (root / TWIN).is_file() and (root / TWIN).read_bytes() != pairs:
         # A crash may leave no twin, but never one that contradicts the manifest.
         storage.remove_file(root / TWIN)
-    storage.write_bytes(root / MANIFEST, lines(ordered))
+    with storage.writing(root / MANIFEST) as file:
+        for record in ordered:
+            file.write(lines([record]))
     if write_twin:
         storage.write_bytes(root / TWIN, pairs)
 
@@ -171,17 +181,19 @@ def own_metadata(
 
 def _is_twin(root: Path) -> bool:
     """Whether metadata.jsonl holds nothing but what the manifest says too."""
-    records = {record.file: record for record in load(root)}
-    if any(USERS_METADATA in record.notes for record in records.values()):
-        return False
-    for number, entry in enumerate(storage.read_jsonl(root / TWIN), 1):
-        record = records.get(str(entry.get("file_name")))
-        if record is None or set(entry) != {"file_name", "text"}:
+    said: dict[str, tuple[str, ...]] = {}
+    for record in stream(root):
+        if USERS_METADATA in record.notes:
             return False
-        if entry["text"] not in ("", *(caption.text for caption in record.captions)):
+        said[record.file] = tuple(caption.text for caption in record.captions)
+    for number, entry in enumerate(storage.read_jsonl(root / TWIN), 1):
+        name = str(entry.get("file_name"))
+        if name not in said or set(entry) != {"file_name", "text"}:
+            return False
+        if entry["text"] not in ("", *said[name]):
             raise DataError(
-                f"{TWIN} and {MANIFEST} contradict each other about {record.file!r}: "
-                f"{str(entry['text'])[:80]!r} and {record.caption[:80]!r}",
+                f"{TWIN} and {MANIFEST} contradict each other about {name!r}: "
+                f"{str(entry['text'])[:80]!r} and {''.join(said[name][:1])[:80]!r}",
                 where=f"{root / TWIN}, row {number}",
                 remedy=f"delete {TWIN} to keep the manifest's captions, or {MANIFEST} to keep the others",
             )
@@ -278,12 +290,14 @@ def _adapter() -> Any:
 
 def row(record: Record) -> dict[str, Any]:
     """A record as the JSON object of its line."""
-    values = asdict(record)
-    values["captions"] = [
-        {key: value for key, value in caption.items() if value is not None and value != ()}
-        for caption in values["captions"]
-    ]
+    values = {name: getattr(record, name) for name in _FIELDS}
+    values["captions"] = [_caption_row(caption) for caption in record.captions]
     return values
+
+
+def _caption_row(caption: Caption) -> dict[str, Any]:
+    values = {name: getattr(caption, name) for name in _CAPTION_FIELDS}
+    return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def _line(value: Any) -> bytes:

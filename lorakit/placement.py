@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lorakit import buckets, storage
 from lorakit.buckets import UPSCALED, Box, Size
 from lorakit.manifest import Record
 
 CENTRE, USER = "centre", "user"
+BY_HAND_CUT = 0.01  # of a hand-set crop, for the sake of a shape that others have
+_ALONE = {"auto": "native"}  # the mode without regard for others
 
 
 def place(
@@ -45,11 +47,8 @@ def place(
             members[level].append(index)
     placed = [replace(record, bucket=None) for record in held]
     for level, group in sorted(members.items()):
-        enlarging = not tiers or (upscale and level == min(tiers))
-        shapes = _choose(
-            [sizes[i] for i in group], [held[i].repeats for i in group], level, step, mode, batch, enlarging
-        )
-        for index, shape in zip(group, shapes, strict=True):
+        grid = _Grid(level, step, mode, batch, upscale=not tiers or (upscale and level == min(tiers)))
+        for index, shape in zip(group, _choose([held[i] for i in group], grid), strict=True):
             placed[index] = _with(held[index], shape)
     return [record if record.bucket else _without(record) for record in placed]
 
@@ -92,8 +91,7 @@ def enlargement(record: Record) -> float:
     """Bucket pixels per image pixel; above 1 the image is enlarged."""
     if record.bucket is None:
         return 1.0
-    left, top, right, bottom = kept_box(record)
-    return buckets.cover_scale((right - left, bottom - top), record.bucket)
+    return buckets.cover_scale(crop_size(record), record.bucket)
 
 
 def shown_hash(record: Record) -> str:
@@ -101,18 +99,55 @@ def shown_hash(record: Record) -> str:
     return storage.sha256_bytes(f"{record.pixels} {kept_box(record)}".encode())[:16]
 
 
-def _choose(
-    sizes: Sequence[Size], weights: Sequence[int], level: int, step: int, mode: str, batch: int, upscale: bool
-) -> list[Size]:
-    chosen = buckets.choose(sizes, level, step, mode=mode, batch=batch, weights=weights, upscale=upscale)
-    if upscale:
-        return chosen
-    # A shared shape may enlarge an image a little that its own shape would not: that one keeps its own.
-    own = buckets.choose(sizes, level, step, mode="native" if mode == "auto" else mode)
-    return [
-        shape if buckets.cover_scale(size, shape) <= UPSCALED else alone
-        for size, shape, alone in zip(sizes, chosen, own, strict=True)
-    ]
+@dataclass(frozen=True)
+class _Grid:
+    """How the shapes of one resolution are chosen."""
+
+    resolution: int
+    step: int
+    mode: str
+    batch: int
+    upscale: bool
+
+    def own(self, sizes: Sequence[Size]) -> list[Size]:
+        """The shape that suits each image best when it shares none."""
+        return buckets.choose(sizes, self.resolution, self.step, mode=_ALONE.get(self.mode, self.mode))
+
+    def shared(self, sizes: Sequence[Size], weights: Sequence[int]) -> list[Size]:
+        """By mode; an image that its shape would enlarge where none may be keeps its own."""
+        chosen = buckets.choose(
+            sizes,
+            self.resolution,
+            self.step,
+            mode=self.mode,
+            batch=self.batch,
+            weights=weights,
+            upscale=self.upscale,
+        )
+        if self.upscale:
+            return chosen
+        return [
+            shape if buckets.cover_scale(size, shape) <= UPSCALED else alone
+            for size, shape, alone in zip(sizes, chosen, self.own(sizes), strict=True)
+        ]
+
+
+def _choose(records: Sequence[Record], grid: _Grid) -> list[Size]:
+    """A shape for each record; a crop that a person set gets one that hardly cuts into it."""
+    free = [record for record in records if record.crop_by != USER]
+    shared = grid.shared([crop_size(record) for record in free], [record.repeats for record in free])
+    if len(free) == len(records):
+        return shared
+    waiting, chosen = iter(shared), []
+    for record in records:
+        if record.crop_by != USER:
+            chosen.append(next(waiting))
+            continue
+        size = crop_size(record)
+        losses = {shape: buckets.crop_fraction(size, shape) for shape in shared}
+        near = [shape for shape, loss in losses.items() if loss <= BY_HAND_CUT]
+        chosen.append(min(near, key=losses.__getitem__) if near else grid.own([size])[0])
+    return chosen
 
 
 def _with(record: Record, shape: Size) -> Record:

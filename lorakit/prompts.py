@@ -1,7 +1,8 @@
 """Prompt files: what to sample and what to score it against.
 
 JSONL holds one object a line with the keys of `Prompt`; a YAML list holds such objects or plain strings; a
-TSV with a `Prompt` column is PartiPrompts' format (Yu et al., 2022); other text has one prompt a line.
+TSV with a `Prompt` column is PartiPrompts' format (Yu et al., 2022); a text with `.format(unique_token,
+class_token)` is DreamBooth's prompts_and_classes.txt (Ruiz et al., 2022); other text has one prompt a line.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 DEFAULT_SEEDS = (0, 1, 2, 3)
 DEFAULT_KIND = "concept"
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
-KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind")
+KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind", "image")
+SUBJECT_KINDS = ("concept", "recontextualisation", "property", "style", "view")
+CLASS_KINDS, OTHER_KINDS = ("class",), ("other", "unrelated")
+LIVING = {"animal", "baby", "bird", "boy", "cat", "child", "dog", "face", "girl", "horse", "kitten", "man"}
+LIVING |= {"person", "puppy", "woman"}  # DreamBooth's list has clothes for these, and surfaces for things
+Role = Literal["subject", "class", "unrelated"]
 _ID = re.compile(r"[\w][\w.-]{0,99}")  # ids name files
+_DREAMBOOTH = re.compile(r"""['"](.*\{0\}.*\{1\}.*)['"]\.format\(unique_token, *class_token\)""")
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Prompt:
     """One prompt, and `score_text` to compare its pictures with: the trigger replaced by its class noun.
 
     `kind` groups prompts in reports: "concept" for what was trained, "other" for the rest, or any name.
+    `image` is the picture that guides this prompt (img2img, ControlNet, IP-Adapter), if one does.
     """
 
     id: str
@@ -41,6 +49,40 @@ class Prompt:
     negative: str = ""
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     kind: str = DEFAULT_KIND
+    image: Path | None = None
+
+    def role(self, trigger: str | None) -> Role:
+        """What the prompt tells about an adapter: whether it learnt the subject, or left the rest alone.
+
+        Its kind says so, or, for kinds of other lists, whether the text holds the trigger.
+        """
+        if self.kind in SUBJECT_KINDS:
+            return "subject"
+        if self.kind in CLASS_KINDS:
+            return "class"
+        if self.kind in OTHER_KINDS or (trigger and not has_word(self.prompt, trigger)):
+            return "unrelated"
+        return "subject"
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether a text holds a word or phrase, not as a part of a longer word."""
+    return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What fills the places of prompt lists such as DreamBooth's: "a {trigger} {noun} in the snow"."""
+
+    trigger: str | None = None
+    noun: str | None = None
+
+    def plain(self, text: str) -> str:
+        """The text with the class noun for the trigger, which no scorer knows."""
+        if not (self.trigger and self.noun):
+            return text
+        trigger, noun = re.escape(self.trigger), re.escape(self.noun)
+        return re.sub(rf"(?<!\w){trigger}(\s+{noun})?(?!\w)", self.noun, text, flags=re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,25 +94,29 @@ class Shot:
     image: Image.Image
 
 
-def load(path: str | Path) -> list[Prompt]:
+def load(path: str | Path, subject: Subject | None = None) -> list[Prompt]:
     """Read a prompt file by its extension (.jsonl, .yaml/.yml, .tsv, else text).
 
-    Raises DataError naming file and line for anything that cannot be used: another key, an empty prompt, an
-    id given twice, a seed that is no whole number from zero up, a file without prompts.
+    `subject` is needed for lists with places for it; elsewhere it puts the class noun for the trigger where a
+    row has no `score_text`. Raises DataError naming file and line for anything that cannot be used: another
+    key, an empty prompt, an id given twice, a seed that is no whole number from zero up, a file without
+    prompts.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: {error}", where=str(file), remedy="save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read the prompt file: {error.strerror}", where=str(file)) from error
+    text = _read(file)
     readers = {".jsonl": _jsonl, ".yaml": _yaml, ".yml": _yaml, ".tsv": _tsv}
     reader = readers.get(file.suffix.lower(), _lines)
+    subject = subject or Subject()
+    if reader is _lines and _DREAMBOOTH.search(text):
+        rows = _dreambooth(text, file, subject)
+    else:
+        rows = reader(text, file)
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
-    for line, row in reader(text, file):
-        prompt = _prompt(row, f"{len(prompts) + 1:04d}", f"{file}, line {line}")
+    for line, row in rows:
+        prompt = _prompt(row, f"{len(prompts) + 1:04d}", file, f"{file}, line {line}")
+        if prompt.score_text == prompt.prompt:
+            prompt = replace(prompt, score_text=subject.plain(prompt.prompt))
         first = seen.setdefault(prompt.id.casefold(), line)  # ids name files, and some disks ignore case
         if first != line:
             raise DataError(f"id {prompt.id!r} is taken by line {first}", where=f"{file}, line {line}")
@@ -78,6 +124,27 @@ def load(path: str | Path) -> list[Prompt]:
     if not prompts:
         raise DataError("the file holds no prompt", where=str(file))
     return prompts
+
+
+def to_row(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as a line of a JSONL prompt file, without what is as it would be anyway."""
+    row: dict[str, Any] = {"id": prompt.id, "prompt": prompt.prompt}
+    if prompt.score_text != prompt.prompt:
+        row["score_text"] = prompt.score_text
+    if prompt.negative:
+        row["negative"] = prompt.negative
+    if prompt.image:
+        row["image"] = str(prompt.image)
+    return row | {"seeds": list(prompt.seeds), "kind": prompt.kind}
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text: {error}", where=str(file), remedy="save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"cannot read the prompt file: {error.strerror}", where=str(file)) from error
 
 
 def _jsonl(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,14 +192,33 @@ def _tsv(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, {"prompt": row["Prompt"], "kind": row.get("Category") or DEFAULT_KIND}
 
 
+def _dreambooth(text: str, file: Path, subject: Subject) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One of the two lists of DreamBooth's file: the first is for things, the second for the living."""
+    if not subject.noun:
+        remedy = "say what it is, such as --class-noun dog (and --trigger sks)"
+        raise DataError("the prompts have places for a subject", where=str(file), remedy=remedy)
+    living = subject.noun.split()[-1].lower() in LIVING
+    number = 0
+    for line, content in enumerate(text.splitlines(), 1):
+        if "prompt_list" in content:
+            number += 1
+        found = _DREAMBOOTH.search(content)
+        if found and number == (2 if living else 1):
+            prompt, plain = (
+                " ".join(found[1].format(token, subject.noun).split())
+                for token in (subject.trigger or "", "")
+            )
+            yield line, {"prompt": prompt, "score_text": plain}
+
+
 def _lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, {"prompt": line}
 
 
-def _prompt(row: dict[str, Any], number: str, where: str) -> Prompt:
-    """A checked prompt; `number` is its id where the row gives none."""
+def _prompt(row: dict[str, Any], number: str, file: Path, where: str) -> Prompt:
+    """A checked prompt; `number` is its id where the row gives none; image paths are relative to `file`."""
     unknown = [str(key) for key in row if key not in KEYS]
     if unknown:
         remedy = f"known keys: {', '.join(KEYS)}"
@@ -152,7 +238,17 @@ def _prompt(row: dict[str, Any], number: str, where: str) -> Prompt:
         negative=_text(row, "negative", "", where),
         seeds=_seeds(row.get("seeds"), where),
         kind=_text(row, "kind", "", where).strip() or DEFAULT_KIND,
+        image=_image(_text(row, "image", "", where), file, where),
     )
+
+
+def _image(name: str, file: Path, where: str) -> Path | None:
+    if not name:
+        return None
+    path = file.parent / name
+    if not path.is_file():
+        raise DataError(f"there is no image {name!r}", where=where, remedy="its path is relative to the file")
+    return path
 
 
 def _text(row: dict[str, Any], key: str, default: str, where: str) -> str:

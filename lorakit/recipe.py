@@ -137,6 +137,9 @@ class Samples(Section):
     """Sampler steps."""
     guidance: NotNegative | None = None
     """Classifier-free guidance; none means the pipeline's default."""
+    clip: Word | None = None
+    """CLIP that scores the samples on the way: `embedded`, a folder of open_clip's, or NAME/PRETRAINED
+    such as ViT-L-14/openai; none scores nothing."""
 
 
 class Validate(Section):

@@ -6,7 +6,7 @@ same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
-from lorakit import keyed, storage
+from lorakit import images, keyed, samplers, storage
+from lorakit.errors import ConfigError
 from lorakit.families.base import Cond, Family
+from lorakit.guides import Guided
 from lorakit.progress import Progress
 from lorakit.prompts import Prompt, Shot
 
@@ -25,13 +27,14 @@ SEED = 20_240_229  # of all sampling noise; a fixed number, so that runs with ot
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample; `guidance` None means the pipeline's default."""
+    """How to sample; None for `guidance` and `sampler` (a name of `samplers`) means the base's own."""
 
     width: int
     height: int
     steps: int = 20
     guidance: float | None = None
     batch: int = 8
+    sampler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,14 @@ class Encoded:
     negative: list[Cond]
 
 
-def encode(family: Family, pipe: Any, prompts: Sequence[Prompt]) -> Encoded:
+def encode(
+    family: Family, pipe: Any, prompts: Sequence[Prompt], size: tuple[int, int] | None = None
+) -> Encoded:
     """Encode all prompts with the pipeline's text encoders."""
     with torch.no_grad():
-        positive = [family.encode(pipe, [prompt.prompt])[0] for prompt in prompts]
-        negatives = {text: family.encode(pipe, [text])[0] for text in {p.negative or "" for p in prompts}}
+        positive = [family.encode(pipe, [prompt.prompt], size)[0] for prompt in prompts]
+        texts = {p.negative or "" for p in prompts}
+        negatives = {text: family.encode(pipe, [text], size)[0] for text in texts}
     return Encoded(list(prompts), positive, [negatives[p.negative or ""] for p in prompts])
 
 
@@ -63,31 +69,75 @@ def sample(
     autocast: AbstractContextManager[Any] | None = None,
 ) -> list[Shot]:
     """One picture for every seed of every prompt, in order."""
+    with autocast or nullcontext():
+        batches = draw(family, pipe, encoded, settings, label=label, quiet=quiet)
+        return [shot for batch in batches for shot in batch]
+
+
+def draw(
+    family: Family,
+    pipe: Any,
+    encoded: Encoded,
+    settings: Settings,
+    *,
+    done: Collection[tuple[str, int]] = (),
+    guided: Guided | None = None,
+    label: str = "samples",
+    quiet: bool = False,
+) -> Iterator[list[Shot]]:
+    """The pictures of all seeds of all prompts, batch by batch; those of (prompt id, seed) in `done` are left
+    out."""
     jobs = [(i, seed) for i, prompt in enumerate(encoded.prompts) for seed in prompt.seeds]
+    jobs = [(i, seed) for i, seed in jobs if (encoded.prompts[i].id, seed) not in done]
     denoiser = family.denoiser(pipe)
-    device = next(denoiser.parameters()).device
-    shape = family.latent_shape(pipe, settings.width, settings.height)
     training = denoiser.training
     denoiser.eval()
-    made: list[Shot] = []
-    with torch.no_grad(), autocast or nullcontext(), Progress(label, len(jobs), quiet=quiet) as progress:
-        for start in range(0, len(jobs), settings.batch):
-            some = jobs[start : start + settings.batch]
-            noise = [keyed.normal(shape, SEED, "sample", encoded.prompts[i].id, seed) for i, seed in some]
-            pictures = family.sample(
-                pipe,
-                _on(device, family.collate([encoded.positive[i] for i, _ in some])),
-                _on(device, family.collate([encoded.negative[i] for i, _ in some])),
-                torch.stack(noise).to(device),
-                steps=settings.steps,
-                guidance=settings.guidance,
-                width=settings.width,
-                height=settings.height,
-            )
-            made += [Shot(encoded.prompts[i], s, p) for (i, s), p in zip(some, pictures, strict=True)]
-            progress.update(len(made))
-    denoiser.train(training)
-    return made
+    used = guided.pipe if guided else pipe
+    try:
+        with (
+            samplers.using(used, family.objective, settings.sampler),
+            Progress(label, len(jobs), quiet=quiet) as progress,
+        ):
+            for start in range(0, len(jobs), settings.batch):
+                some = jobs[start : start + settings.batch]
+                if guided:
+                    guides = [_guiding(encoded.prompts[i]) for i, _ in some]
+                    guided.show([images.decode(path) for path in guides], settings.width, settings.height)
+                pictures = _batch(family, used, encoded, settings, some)
+                yield [Shot(encoded.prompts[i], s, p) for (i, s), p in zip(some, pictures, strict=True)]
+                progress.update(start + len(some))
+    finally:
+        denoiser.train(training)
+
+
+@torch.no_grad()
+def _batch(
+    family: Family, pipe: Any, encoded: Encoded, settings: Settings, jobs: Sequence[tuple[int, int]]
+) -> list[Any]:
+    """The pictures of (index of the prompt, seed)."""
+    device = next(family.denoiser(pipe).parameters()).device
+    shape = family.latent_shape(pipe, settings.width, settings.height)
+    noise = [keyed.normal(shape, SEED, "sample", encoded.prompts[i].id, seed) for i, seed in jobs]
+    return family.sample(
+        pipe,
+        _on(device, family.collate([encoded.positive[i] for i, _ in jobs])),
+        _on(device, family.collate([encoded.negative[i] for i, _ in jobs])),
+        torch.stack(noise).to(device),
+        steps=settings.steps,
+        guidance=settings.guidance,
+        width=settings.width,
+        height=settings.height,
+    )
+
+
+def _guiding(prompt: Prompt) -> Path:
+    if prompt.image is None:
+        raise ConfigError(
+            "the prompt has no image to be guided by",
+            where=f"prompt {prompt.id!r}",
+            remedy="give each prompt an `image`: a path relative to the prompt file",
+        )
+    return prompt.image
 
 
 def _on(device: torch.device, cond: Cond) -> Cond:

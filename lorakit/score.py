@@ -149,7 +149,7 @@ class ClipScorer:
             "model": Path(self.name).name if self.name.startswith(_LOCAL) else self.name,
             "pretrained": "the model's own" if self.pretrained is None else Path(self.pretrained).name,
             "weights_sha256": self.weights_sha256,
-            "resize": {value: key for key, value in _RESIZE.items()}[used.resize_mode],
+            "resize": resize_name(used.resize_mode),
             "size": size,
             "interpolation": used.interpolation,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -168,6 +168,26 @@ class ClipScorer:
         cut = (roomier[:, :-1] != ids).any(1).tolist()
         self._truncated |= {text: None for text, long in zip(texts, cut, strict=True) if long}
         return ids
+
+
+def resize_name(mode: str) -> str:
+    """open_clip's resize mode by our name."""
+    return {value: key for key, value in _RESIZE.items()}[mode]
+
+
+def preprocessing_of(
+    size: int | Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    resize: Resize,
+    interpolation: str = "bicubic",
+) -> Any:
+    """open_clip's PreprocessCfg for any image model; `size` is a side, or (height, width)."""
+    from open_clip.transform import PreprocessCfg
+
+    side = size if isinstance(size, int) else tuple(size)
+    config = PreprocessCfg(size=side, mean=tuple(mean), std=tuple(std), interpolation=interpolation)
+    return _resized(config, resize)
 
 
 def _check_weights(model: str, pretrained: str | None) -> None:
@@ -204,8 +224,10 @@ def _preprocessing(model: Any, resize: Resize | None) -> Any:
     from open_clip.transform import PreprocessCfg
 
     used = PreprocessCfg(**model.visual.preprocess_cfg)
-    if resize is None:
-        return used
+    return used if resize is None else _resized(used, resize)
+
+
+def _resized(used: Any, resize: Resize) -> Any:
     fill = round(255 * sum(used.mean) / len(used.mean)) if resize == "pad" else used.fill_color
     return replace(used, resize_mode=_RESIZE[resize], fill_color=fill)
 

@@ -4,7 +4,7 @@ time."""
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lorakit.errors import ConfigError
 from lorakit.export.consumers import check_consumer
 from lorakit.families import find
 from lorakit.families.base import Family
-from lorakit.families.folder import pipeline_name
+from lorakit.families.folder import components, pipeline_name
 from lorakit.recipe import Memory, Recipe, recipe_hash
 
 Say = Callable[[str], None]
@@ -128,7 +128,7 @@ def build(
     family = plan.family
     text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     text = dataset.TextCache(family, plan.base, text_dtype)
-    latents = dataset.LatentCache(recipe.dataset, plan.base)
+    latents = dataset.LatentCache(recipe.dataset, plan.base, settings=family.vae_settings)
     if main:
         _fill_text(plan, text, device, text_dtype)
         _fill_latents(plan, latents, device)
@@ -179,21 +179,12 @@ def split(items: list[dataset.Item], recipe: Recipe) -> tuple[list[dataset.Item]
     return [i for i in items if id(i) in held], [i for i in items if id(i) not in held]
 
 
-def _parts(base: Path, prefixes: Collection[str]) -> set[str]:
-    index = storage.read_json(base / bases.INDEX)
-    return {
-        name
-        for name, value in index.items()
-        if isinstance(value, list) and value[0] is not None and name.startswith(tuple(prefixes))
-    }
-
-
 def _fill_text(plan: Plan, text: dataset.TextCache, device: torch.device, dtype: torch.dtype) -> None:
     wanted = [(caption.text, item.size) for item in plan.items for caption in item.record.captions]
     square = (plan.resolution, plan.resolution)
     wanted += [(t, square) for prompt in plan.prompts for t in (prompt.prompt, prompt.negative or "")]
     if missing := text.missing(wanted):
-        parts = _parts(plan.base, plan.family.text_parts)
+        parts = {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
         text.fill(missing, plan.family.load(plan.base, dtype=dtype, device=device, only=parts))
     _collect()
 
@@ -205,7 +196,8 @@ def _fill_latents(plan: Plan, latents: dataset.LatentCache, device: torch.device
 
 
 def _load_denoiser(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
-    parts = {plan.family.component, "scheduler"} | ({"vae"} if plan.prompts else set())
+    parts = {plan.family.component, "scheduler"}
+    parts |= {"vae", *plan.family.drawn_with} if plan.prompts else set()
     on_gpu = device.type == "cuda" and recipe.train.precision == "bf16"
     dtype = (
         torch.bfloat16 if on_gpu else torch.float32

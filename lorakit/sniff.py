@@ -30,6 +30,20 @@ SIGNATURES = (
 )
 
 
+_SUFFIXES = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"II*\x00": ".tiff",
+    b"MM\x00*": ".tiff",
+    b"BM": ".bmp",
+    b"qoif": ".qoi",
+    b"\xff\x0a": ".jxl",
+    b"\x00\x00\x00\x0cJXL ": ".jxl",
+    b"\x00\x00\x00\x0cjP  ": ".jp2",
+}
+
+
 def looks_like_image(head: bytes) -> bool:
     """Whether the first 16 bytes are those of an image format, decodable here or not."""
     if head.startswith(b"RIFF"):
@@ -39,6 +53,15 @@ def looks_like_image(head: bytes) -> bool:
     if head.startswith(b"BM"):
         return head[6:10] == bytes(4)  # two letters alone would also be text
     return head.startswith(SIGNATURES)
+
+
+def suffix_of(data: bytes) -> str:
+    """The usual ending of a file with this content; ".img" when it is none known here."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    if data[4:8] == b"ftyp":
+        return ".avif" if data[8:11] == b"avi" else ".heic"
+    return next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), ".img")
 
 
 def impostor(data: bytes) -> Refusal | None:
@@ -60,8 +83,9 @@ def impostor(data: bytes) -> Refusal | None:
 
 def unreadable(data: bytes, formats: Collection[str], detail: str) -> Refusal:
     """Why no parser of `formats` took the bytes: a decoder is missing, the header is damaged, or else."""
-    if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
-        return Refusal("no_decoder", "a JPEG XL image, and no decoder is installed", "convert it to PNG")
+    if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")) and "JXL" not in formats:
+        remedy = "pip install pillow-jxl-plugin, or convert it to PNG"
+        return Refusal("no_decoder", "a JPEG XL image, and no decoder is installed", remedy)
     if data[4:8] == b"ftyp":
         if data[8:11] == b"avi" and "AVIF" not in formats:
             remedy = "install a Pillow built with AVIF, or convert it to PNG"

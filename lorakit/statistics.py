@@ -9,8 +9,9 @@ Teachers Should Know About the Bootstrap" (2015), so that it matches Student's t
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -18,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 ENOUGH_PROMPTS = 24  # with fewer, a result is called indicative
 _CHUNK = 1 << 22  # resampled values held at once
+
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Means (..., K) -> numbers (...)."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,36 @@ def bootstrap_mean(
     nominal coverage; `seed` makes the interval repeatable. Raises ValueError for no values, or ones that are
     not finite.
     """
-    means = _group_means(np.asarray(values, dtype=np.float64), groups)
+    means = group_means(values, groups)
+    return bootstrap(means[:, None], lambda row: row[..., 0], n=n, seed=seed, level=level)
+
+
+def bootstrap(
+    table: NDArray[np.float64],
+    statistic: Statistic,
+    *,
+    n: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """A function of column means, such as a ratio of two, over `table` (G, K): one row a prompt.
+
+    `statistic` maps means (..., K) to numbers (...). Whole rows are resampled, so that columns stay paired.
+    The interval's `mean` is the statistic of the means themselves.
+    """
     if not 0 < level < 1 or n < 1:
         raise ValueError(f"level {level} must lie between 0 and 1, and n {n} be at least 1")
-    mean = float(means.mean())
-    if len(means) < 2:
-        return Interval(mean, math.nan, math.nan, len(means))
-    resampled = _resampled_means(means, n, np.random.default_rng(seed))
-    tail = _tail(level, len(means))
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), len(means))
+    units = len(table)
+    mean = float(statistic(table.mean(0)))
+    if units < 2:
+        return Interval(mean, math.nan, math.nan, units)
+    drawn = np.concatenate([statistic(part) for part in resampled_means(table, n, seed)])
+    drawn = drawn[np.isfinite(drawn)]  # a ratio whose denominator came out as nought
+    if not len(drawn):
+        return Interval(mean, math.nan, math.nan, units)
+    tail = _tail(level, units)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), units)
 
 
 def paired_bootstrap(
@@ -88,36 +112,43 @@ def paired_bootstrap(
     return bootstrap_mean(second - first, groups, n=n, seed=seed, level=level)
 
 
-def _group_means(values: NDArray[np.float64], groups: Sequence[Hashable]) -> NDArray[np.float64]:
+def group_means(values: ArrayLike, groups: Sequence[Hashable]) -> NDArray[np.float64]:
     """The mean of each group (G,), in order of first appearance: equal input gives equal resamples."""
-    if values.ndim != 1 or len(values) == 0 or len(values) != len(groups):
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0 or len(array) != len(groups):
         raise ValueError(
-            f"need one group for each of at least one value, got {values.shape} and {len(groups)}"
+            f"need one group for each of at least one value, got {array.shape} and {len(groups)}"
         )
-    if not np.isfinite(values).all():
+    if not np.isfinite(array).all():
         raise ValueError("a value is not finite")
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-    return np.bincount(index, weights=values) / np.bincount(index)
+    return np.bincount(index, weights=array) / np.bincount(index)
 
 
-def _resampled_means(means: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Means (n,) of units drawn with replacement, in pieces of bounded memory."""
-    rows = max(1, _CHUNK // len(means))
-    pieces = [
-        means[rng.integers(0, len(means), (min(rows, n - start), len(means)))] for start in range(0, n, rows)
-    ]
-    return np.concatenate([piece.mean(1) for piece in pieces])
+def resampled_means(table: NDArray[np.float64], n: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Column means of `n` resamples of the rows of `table` (G, K), as pieces (m, K) of bounded memory."""
+    units = len(table)
+    rows = max(1, _CHUNK // units)
+    for start in range(0, n, rows):
+        yield _counts(units, min(rows, n - start), seed, start) @ table / units
+
+
+@lru_cache(maxsize=8)
+def _counts(units: int, n: int, seed: int, start: int) -> NDArray[np.float64]:
+    """How often each of `units` rows was drawn in `n` resamples, which is all that a mean depends on."""
+    rng = np.random.default_rng([seed, start])
+    return rng.multinomial(units, np.full(units, 1 / units), size=n).astype(np.float64)
 
 
 def _tail(level: float, units: int) -> float:
     """The share to cut from each side: Phi(-sqrt(G / (G - 1)) * t), with t of G - 1 degrees of freedom."""
     normal = NormalDist()
-    t = _student_quantile((1 + level) / 2, units - 1)
+    t = student_quantile((1 + level) / 2, units - 1)
     return normal.cdf(-math.sqrt(units / (units - 1)) * t)
 
 
-def _student_quantile(share: float, freedom: int) -> float:
+def student_quantile(share: float, freedom: int) -> float:
     """Quantile of Student's t for share > 1/2: exact for 1 and 2 degrees of freedom, else a series.
 
     Abramowitz and Stegun, formula 26.7.5; at the levels used here within 1 % from 3 degrees of freedom on.

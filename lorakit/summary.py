@@ -6,15 +6,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorakit import manifest, report, storage
-from lorakit.evaluate.write import curves
+from lorakit import looks, manifest, report, storage
 from lorakit.recipe import Recipe
 from lorakit.report import Html
 from lorakit.rundir import RunFolder
 
 COLUMNS = 10  # sampled steps shown, first and last among them
 ROWS = 24
-CELL = 128  # pixels
+CELL, ENLARGED = 128, 448  # pixels
 
 
 def write(run: RunFolder, recipe: Recipe) -> Path:
@@ -22,7 +21,7 @@ def write(run: RunFolder, recipe: Recipe) -> Path:
     record = storage.read_json(run.path / "run.json")
     body = [
         report.section("What was done", report.table(["", ""], _facts(run, recipe, record))),
-        report.section("Loss", *curves(run.metrics())),
+        report.section("Loss", *report.training_curves(run.metrics())),
         _buckets(recipe),
         _samples(run.path),
         report.section("Versions", report.table(["Package", "Version"], list(record["versions"].items()))),
@@ -66,11 +65,9 @@ def _buckets(recipe: Recipe) -> Html:
 
 def _samples(run: Path) -> Html:
     """Prompts and seeds down, sampled steps across."""
-    folders = sorted((run / "samples").glob("step-*")) if (run / "samples").is_dir() else []
+    folders = looks.sampled(run, COLUMNS)
     if not folders:
         return Html()
-    keep = {round(i * (len(folders) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)}
-    folders = [folder for i, folder in enumerate(folders) if i in keep]
     rows = storage.read_json(folders[-1] / "samples.json")[:ROWS]
     cells = [[_cell(folder / row["file"], row["prompt"]) for folder in folders] for row in rows]
     heads = [f"step {int(folder.name.removeprefix('step-'))}" for folder in folders]
@@ -82,4 +79,4 @@ def _cell(file: Path, text: str) -> Html:
     if not file.exists():
         return Html()
     with Image.open(file) as picture:
-        return report.image(picture.convert("RGB"), alt=text, width=CELL)
+        return report.image(picture.convert("RGB"), alt=text, width=CELL, enlarged=ENLARGED)

@@ -1,34 +1,30 @@
-"""Try an adapter out: pictures from prompts, and the base against the adapter from the same noise."""
+"""A base with an adapter, ready to draw: `lorakit sample`, and what evaluations draw with."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, evaluate, prompts, recipe, sample, score, storage
+from lorakit import adapter, bases, guides, prompts, sample, samplers, storage
 from lorakit.errors import ConfigError
 from lorakit.families import Family, find
-from lorakit.rundir import RunFolder
-
-if TYPE_CHECKING:
-    from lorakit.report import Html
-
-DEFAULT_CLIP = "ViT-L-14/openai"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to sample; None means the pipeline's guidance, and the adapter's resolution."""
+    """How to sample; None means the pipeline's own guidance and sampler, and the adapter's resolution."""
 
     steps: int = 20
     guidance: float | None = None
     size: tuple[int, int] | None = None
     batch: int = 8
     quiet: bool = False
+    sampler: str | None = None
+    guide: guides.Guide | None = None
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -59,24 +55,37 @@ class Painter:
     def __init__(self, base: str, adapter_file: Path | None = None, strength: float = 1.0) -> None:
         self.folder = bases.resolve(base)
         self.family: Family = find(self.folder)
-        facts = adapter.read_metadata(adapter_file) if adapter_file else {}
-        if facts and facts["base_hash"] != bases.content_hash(self.folder):
-            raise ConfigError(
-                "the adapter was trained on another base",
-                where=str(adapter_file),
-                remedy=f"use the base {facts['base']!r} it was trained on",
-            )
-        self.facts: dict[str, Any] = facts
+        self.facts: dict[str, Any] = self._checked(adapter_file) if adapter_file else {}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.pipe = self.family.load(self.folder, dtype=dtype, device=self.device)
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.pipe = self.family.load(self.folder, dtype=self.dtype, device=self.device)
+        self._encoded: dict[tuple[Any, ...], sample.Encoded] = {}
+        self._guided: dict[guides.Guide, guides.Guided] = {}
         if adapter_file:
             adapter.load(self.denoiser, self.family.component, adapter_file, strength)
+
+    def _checked(self, file: Path) -> dict[str, Any]:
+        """The facts of an adapter file, which must have been trained on this base."""
+        facts = adapter.read_metadata(file)
+        if facts["base_hash"] != bases.content_hash(self.folder):
+            raise ConfigError(
+                "the adapter was trained on another base",
+                where=str(file),
+                remedy=f"use the base it was trained on, with hash {facts['base_hash'][:12]}...",
+            )
+        return facts
 
     @property
     def denoiser(self) -> torch.nn.Module:
         """The network that draws."""
         return self.family.denoiser(self.pipe)
+
+    def swap(self, file: Path, strength: float = 1.0) -> None:
+        """Another checkpoint of the same run in place of the adapter that was loaded, at some strength."""
+        self._checked(file)
+        tensors = storage.read_safetensors(file)
+        adapter.load_state(self.denoiser, self.family.component, tensors, str(file))
+        adapter.set_strength(self.denoiser, strength)
 
     def settings(self, options: Options) -> sample.Settings:
         """Complete the options: without a size, the adapter's resolution or 1024."""
@@ -85,13 +94,47 @@ class Painter:
         step = self.family.size_step(self.pipe)
         if width % step or height % step:
             raise ConfigError(f"{width}x{height} does not suit this base", remedy=f"use multiples of {step}")
-        return sample.Settings(width, height, options.steps, options.guidance, options.batch)
+        if options.sampler:
+            samplers.check(self.family.objective, options.sampler)
+        return sample.Settings(width, height, options.steps, options.guidance, options.batch, options.sampler)
 
     def draw(self, wanted: Sequence[prompts.Prompt], options: Options, label: str) -> list[prompts.Shot]:
         """Every seed of every prompt."""
-        encoded = sample.encode(self.family, self.pipe, wanted)
+        return [shot for batch in self.batches(wanted, options, label) for shot in batch]
+
+    def batches(
+        self,
+        wanted: Sequence[prompts.Prompt],
+        options: Options,
+        label: str,
+        done: Collection[tuple[str, int]] = (),
+    ) -> Iterator[list[prompts.Shot]]:
+        """Every seed of every prompt but those `done`, batch by batch; each prompt is encoded once."""
+        if options.guide and options.guide not in self._guided:
+            self._guided[options.guide] = options.guide.attach(self.pipe)
         settings = self.settings(options)
-        return sample.sample(self.family, self.pipe, encoded, settings, label=label, quiet=options.quiet)
+        return sample.draw(
+            self.family,
+            self.pipe,
+            self._encode(wanted, (settings.width, settings.height)),
+            settings,
+            done=done,
+            guided=self._guided[options.guide] if options.guide else None,
+            label=label,
+            quiet=options.quiet,
+        )
+
+    def _encode(self, wanted: Sequence[prompts.Prompt], size: tuple[int, int]) -> sample.Encoded:
+        """The prompts' conditions; texts that were met before are not encoded again."""
+        keys = [(prompt.prompt, prompt.negative, size) for prompt in wanted]
+        new = {key: prompt for key, prompt in zip(keys, wanted, strict=True) if key not in self._encoded}
+        fresh = sample.encode(self.family, self.pipe, list(new.values()), size)
+        for key, prompt, yes, no in zip(new, fresh.prompts, fresh.positive, fresh.negative, strict=True):
+            self._encoded[key] = sample.Encoded([prompt], [yes], [no])
+        known = [self._encoded[key] for key in keys]
+        return sample.Encoded(
+            list(wanted), [one.positive[0] for one in known], [one.negative[0] for one in known]
+        )
 
 
 def sample_to(out: Path, base: str, given: str | None, prompt_file: Path, options: Options) -> list[Path]:
@@ -100,77 +143,3 @@ def sample_to(out: Path, base: str, given: str | None, prompt_file: Path, option
     file, strength = parse_adapter(given) if given else (None, 1.0)
     painter = Painter(base, file, strength)
     return sample.save(out, painter.draw(wanted, options, "samples"))
-
-
-def scorer(base: str, clip: str | None) -> score.ClipScorer:
-    """The CLIP to score with: the embedded one for embedded bases, else ViT-L-14, else what `clip` names."""
-    if clip is None and bases.is_embedded(base):
-        return score.ClipScorer.local(bases.EMBEDDED_CLIP)
-    name = clip or DEFAULT_CLIP
-    if Path(name).is_dir():
-        return score.ClipScorer.local(name)
-    model, _, pretrained = name.partition("/")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return score.ClipScorer(model, pretrained or None, device=device)
-
-
-def evaluate_run(
-    run: Path,
-    *,
-    prompt_file: Path | None = None,
-    clip: str | None = None,
-    options: Options | None = None,
-    words: Collection[str] = (),
-    extra: Sequence[Html] = (),
-    title: str | None = None,
-) -> tuple[evaluate.Comparison, Path]:
-    """Sample base and finished adapter with the same noise, score both, write RUN/eval; returns the report's
-    path.
-
-    `words` are alternatives among which CLIP picks the one of each prompt's `score_text`.
-    """
-    made = recipe.load(run / "recipe.yaml")
-    file, _ = parse_adapter(str(run))
-    prompt_file = prompt_file or made.samples.prompts
-    if prompt_file is None:
-        raise ConfigError("the run has no prompts", where=str(run), remedy="give --prompts FILE")
-    wanted = prompts.load(prompt_file)
-    judge = scorer(made.base, clip)
-    options = options or Options(made.samples.steps, made.samples.guidance)
-    painter = Painter(made.base, file)
-    with adapter.switched_off(painter.denoiser):
-        before = painter.draw(wanted, options, "before")
-    after = painter.draw(wanted, options, "after")
-    for name, samples in (("before", before), ("after", after)):
-        sample.save(run / "eval" / name, samples)
-    alternatives = evaluate.word_alternatives(wanted, list(words)) if words else None
-    comparison = evaluate.compare(before, after, judge, alternatives=alternatives)
-    report = evaluate.write_report(
-        run / "eval",
-        comparison,
-        title=title or f"{run.name}: before and after",
-        facts=_facts(run, made, painter),
-        metrics=RunFolder(run).metrics(),
-        extra=extra,
-    )
-    return comparison, report
-
-
-def _facts(run: Path, made: recipe.Recipe, painter: Painter) -> list[tuple[str, str]]:
-    modules, numbers = adapter.count(painter.denoiser)
-    optimizer = made.optimizer
-    record = storage.read_json(run / "run.json")
-    size = (run / "adapter.safetensors").stat().st_size
-    return [
-        ("Base", f"{painter.facts['base']} ({painter.family.title})"),
-        (
-            "Adapter",
-            f"rank {made.adapter.rank}, alpha {made.adapter.alpha:g}, {modules} modules, {numbers:,} numbers",
-        ),
-        (
-            "Training",
-            f"{made.train.steps} steps of {made.effective_batch}, {optimizer.name}, lr {optimizer.lr:g}",
-        ),
-        ("Data", f"{record.get('images', '?')} images at resolution {made.resolution}"),
-        ("File", f"{size / 2**20:.1f} MiB"),
-    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,29 @@ def start(path: Path, *overrides: str, **environment: str) -> Any:
     process = _CONTEXT.Process(target=_target, args=([str(path), *overrides], environment))
     process.start()
     return process
+
+
+class _Killed(BaseException):
+    """What no code of ours catches."""
+
+
+@contextlib.contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """A training inside ends before this step (counted from 0) as a kill would end it, with nothing told."""
+    from unittest import mock
+
+    from lorakit.trainer import Trainer
+
+    own = Trainer.step
+
+    def stepped(self: Trainer) -> tuple[float, float]:
+        if self.state.step == step:
+            raise _Killed
+        return own(self)
+
+    with mock.patch.object(Trainer, "step", stepped), contextlib.suppress(_Killed):
+        yield
+        raise AssertionError("it was not killed")
 
 
 def steps_logged(run: Path) -> int:

@@ -12,12 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    1: "errors storage tensor_header keyed recipe strict_yaml explain manifest buckets images source jpeg resample color sniff"
-    " places objective vae report progress hub single_file bases prompts rundir tracker statistics launch watchdog",
-    2: "families adapter optim memory quantize score",
-    3: "cache checkpoint export sample",
-    4: "dataset batches evaluate planner session",
-    5: "trainer looks train trial summary",
+    1: "errors storage tensor_header keyed recipe strict_yaml explain manifest buckets placement"
+    " images masks source jpeg resample color sniff places objective vae report progress hub"
+    " single_file bases prompts rundir tracker statistics launch watchdog",
+    2: "families adapter optim memory quantize score samplers",
+    3: "cache checkpoint export sample guides",
+    4: "dataset batches planner session",
+    5: "trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,20 +16,33 @@ CAMERA = [(3000, 2000)] * 48 + [(2000, 3000)] * 20 + [(4000, 3000)] * 25 + [(300
 CAMERA += [(1000, 1000)] * 7 + [(1920, 1080)] * 8 + [(1080, 1920)] * 3
 
 
-def cost(sizes: list[buckets.Size], shapes: list[buckets.Size], batch: int, waste: float) -> float:
+def cost(
+    sizes: list[buckets.Size],
+    shapes: list[buckets.Size],
+    batch: int,
+    waste: float,
+    weights: list[int] | None = None,
+) -> float:
     """The stated cost of a choice, computed the plain way."""
-    total = 0.0
-    for size, shape in zip(sizes, shapes, strict=True):
+    total, slots = 0.0, Counter()
+    for size, shape, weight in zip(sizes, shapes, weights or [1] * len(sizes), strict=True):
         crop = buckets.crop_fraction(size, shape)
-        total += crop + buckets.OVER_CAP * max(0.0, crop - buckets.CROP_CAP)
-    return total + waste * sum(-shapes.count(shape) % batch for shape in set(shapes))
+        total += weight * (crop + buckets.OVER_CAP * max(0.0, crop - buckets.CROP_CAP))
+        slots[shape] += weight
+    return total + waste * sum(-count % batch for count in slots.values())
 
 
 def cheapest_by_brute_force(
-    sizes: list[buckets.Size], lattice: list[buckets.Size], batch: int, k: int, waste: float
+    sizes: list[buckets.Size],
+    lattice: list[buckets.Size],
+    batch: int,
+    k: int,
+    waste: float,
+    weights: list[int] | None = None,
 ) -> float:
     """Try every split of the sorted images into at most k intervals and every shape for each."""
-    ordered = sorted(sizes, key=lambda size: size[0] / size[1])
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i][0] / sizes[i][1])
+    ordered, shown = [sizes[i] for i in order], [(weights or [1] * len(sizes))[i] for i in order]
     best = math.inf
     for clusters in range(1, min(k, len(sizes)) + 1):
         for cuts in itertools.combinations(range(1, len(sizes)), clusters - 1):
@@ -37,7 +51,7 @@ def cheapest_by_brute_force(
                 chosen = []
                 for shape, (first, last) in zip(shapes, itertools.pairwise(borders), strict=True):
                     chosen += [shape] * (last - first)
-                best = min(best, cost(ordered, chosen, batch, waste))
+                best = min(best, cost(ordered, chosen, batch, waste, shown))
     return best
 
 
@@ -53,6 +67,26 @@ def test_auto_equals_brute_force(seed: int) -> None:
     expected = cheapest_by_brute_force(sizes, shapes, batch, k, waste)
     # Two clusters that chose one shape are one cluster in truth, which can only save slots.
     assert cost(sizes, chosen, batch, waste) <= expected + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_repeats_count_when_batches_fill(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    count = int(rng.integers(2, 7))
+    sizes = [(int(rng.integers(40, 200)), int(rng.integers(40, 200))) for _ in range(count)]
+    weights = [int(n) for n in rng.integers(1, 6, count)]
+    shapes = buckets.lattice(64, 8)[::2]
+    batch, k = int(rng.integers(2, 5)), int(rng.integers(1, 4))
+    chosen = buckets.auto(sizes, shapes, batch, k=k, waste=0.3, weights=weights)
+    expected = cheapest_by_brute_force(sizes, shapes, batch, k, 0.3, weights)
+    assert cost(sizes, chosen, batch, 0.3, weights) <= expected + 1e-9
+
+
+def test_four_times_the_same_image_fills_a_batch_alone() -> None:
+    sizes = [(90, 60)] + [(60, 60)] * 7
+    shapes = [(72, 56), (64, 64)]  # a second shape costs four empty slots, unless it is shown four times
+    assert len(set(buckets.auto(sizes, shapes, 4, waste=0.3))) == 1
+    assert len(set(buckets.auto(sizes, shapes, 4, waste=0.3, weights=[4] + [1] * 7))) == 2
 
 
 def test_without_waste_no_other_set_of_shapes_is_better() -> None:
@@ -174,7 +208,51 @@ def test_crop_fraction_is_the_area_lost() -> None:
     assert buckets.crop_fraction((100, 100), (64, 64)) == 0
 
 
+def test_a_crop_lies_around_its_focus_and_inside_the_image() -> None:
+    assert buckets.crop_box((200, 100), (64, 64), (150, 50)) == (100, 0, 200, 100)
+    assert buckets.crop_box((200, 100), (64, 64), (70, 0)) == (20, 0, 120, 100)
+    assert buckets.crop_box((200, 100), (64, 64), (0, 99)) == (0, 0, 100, 100)
+    assert buckets.crop_box((100, 300), (64, 64), (0, 299)) == (0, 200, 100, 300)
+    for focus in [(0, 0), (199, 99), (100, 50), None]:
+        left, top, right, bottom = buckets.crop_box((200, 100), (96, 64), focus)
+        assert (right - left, bottom - top) == (150, 100)
+        assert 0 <= left < right <= 200
+
+
+def test_kohyas_table_is_the_one_its_users_know() -> None:
+    chosen = buckets.kohya([(1000, 1000), (3000, 2000), (2000, 3000), (1920, 1080), (4000, 1000)], 1024)
+    # With its default limit of 1024, long sides are cut off: that is what costs 27 % of the pixels.
+    assert chosen == [(1024, 1024), (1024, 704), (704, 1024), (1024, 576), (1024, 256)]
+    longer = buckets.kohya([(3000, 2000), (1920, 1080)], 1024, high=2048)
+    assert longer == [(1216, 832), (1344, 768)]
+    assert buckets.kohya([(640, 576)], 768) == [(640, 576)] or (640, 576) not in buckets.kohya([(1, 1)], 768)
+    assert all(w % 64 == h % 64 == 0 for w, h in buckets.kohya(CAMERA, 768))
+    with pytest.raises(ConfigError, match="below the step"):
+        buckets.kohya([(1, 1)], 32)
+
+
+def test_tiers_take_the_largest_that_an_image_fills() -> None:
+    sizes = [(1500, 1000), (1024, 1024), (1000, 700), (900, 900), (512, 512), (400, 300), (1023, 1023)]
+    assert buckets.tiers_of(sizes, (512, 768, 1024), 16) == [1024, 1024, 768, 768, 512, None, 1024]
+    assert buckets.tiers_of([(1600, 700)], (512, 768), 16, "square") == [512]
+    assert buckets.tiers_of([(1600, 700)], (512, 768), 16, "auto") == [768]
+
+
+def test_our_programme_is_never_worse_with_as_many_shapes() -> None:
+    from tests.benchmarks import buckets as benchmark
+
+    rows = benchmark.measure(rounds=2)
+    assert benchmark.good(rows)
+    by_way = {(row["mix"], row["way"]): row for row in rows}
+    for mix in benchmark.MIXES:
+        ours, kohya = by_way[mix, "lorakit auto"], by_way[mix, "kohya, limit 2048"]
+        assert ours["crop"] < kohya["crop"]
+        assert ours["unfilled"] < kohya["unfilled"]
+        assert ours["shapes"] <= 16
+        assert by_way[mix, "kohya, its limit 1024"]["pixels"] < 80
+
+
 def test_plan_names_unknown_modes() -> None:
     assert {a.bucket for a in buckets.plan(CAMERA, 512, 16, mode="square")} == {(512, 512)}
-    with pytest.raises(ConfigError, match="auto, native, square"):
+    with pytest.raises(ConfigError, match="auto, native, square, kohya"):
         buckets.plan(CAMERA, 512, 16, mode="automatic")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin, features
 
-from lorakit import images
+from lorakit import images, source
 from lorakit.errors import ConfigError, DataError
 from lorakit.images import ImageError
 from lorakit.manifest import Record
@@ -49,7 +49,7 @@ def code_of(path: Path, **options: object) -> str:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "tiff", "webp", "jpg"])
-def test_exif_orientation_gives_the_upright_pixels(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_07_exif_orientation_gives_the_upright_pixels(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = picture()
     stored = upright.transpose(TURNS[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
@@ -67,7 +67,7 @@ def test_exif_orientation_gives_the_upright_pixels(tmp_path: Path, orientation: 
     assert decoded.tobytes() == upright.tobytes()
 
 
-def test_broken_exif_is_ignored_and_noted(tmp_path: Path) -> None:
+def test_08_broken_exif_is_ignored_and_noted(tmp_path: Path) -> None:
     for number, exif in enumerate((b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", b"\x00")):
         path = tmp_path / f"{number}.jpg"
         picture().save(path, exif=exif)
@@ -131,7 +131,7 @@ P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 SRGB = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 
 
-def test_display_p3_becomes_srgb_within_two_levels(tmp_path: Path) -> None:
+def test_13_display_p3_becomes_srgb_within_two_levels(tmp_path: Path) -> None:
     values = np.asarray(picture(64, 64)).astype(np.float64)
     Image.fromarray(values.astype(np.uint8)).save(tmp_path / "p3.png", icc_profile=matrix_profile(P3, 2.2))
     linear = (values / 255) ** (round(2.2 * 256) / 256)
@@ -157,7 +157,7 @@ def test_a_broken_profile_is_ignored_and_noted() -> None:
     assert [note.split(":")[0] for note in decoded.notes] == ["broken_icc"]
 
 
-def test_hidden_colour_never_shows(tmp_path: Path) -> None:
+def test_09_hidden_colour_never_shows(tmp_path: Path) -> None:
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[..., 0] = 255  # red everywhere, visible only in the right half
     rgba[:, 4:, 3] = 255
@@ -194,7 +194,7 @@ def _keyed(mode: str, key: object) -> Image.Image:
     [_la, _palette, lambda: _keyed("L", 0), lambda: _keyed("RGB", (0, 0, 0)), lambda: _keyed("P", 0)],
     ids=["LA", "P+tRNS", "L+tRNS", "RGB+tRNS", "P from L"],
 )
-def test_every_kind_of_transparency_is_composited(tmp_path: Path, make: Callable[[], Image.Image]) -> None:
+def test_10_every_kind_of_transparency_is_composited(tmp_path: Path, make: Callable[[], Image.Image]) -> None:
     make().save(tmp_path / "a.png", transparency=make().info.get("transparency"))
     decoded = np.asarray(images.decode(tmp_path / "a.png", background=(0, 255, 0)))
     diagonal = np.eye(4, dtype=bool)
@@ -203,7 +203,7 @@ def test_every_kind_of_transparency_is_composited(tmp_path: Path, make: Callable
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+def test_11_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 256, 257, 32768, 65535, 511]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     decoded = np.asarray(images.decode(tmp_path / f"a.{suffix}"))
@@ -226,13 +226,13 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: b
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def test_sixteen_bit_colour_is_scaled(tmp_path: Path) -> None:
+def test_11_sixteen_bit_colour_is_scaled(tmp_path: Path) -> None:
     row = struct.pack(">6H", 65535, 256, 0, 32768, 65535, 0)
     (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, b"\0" + row))
     assert np.asarray(images.decode(tmp_path / "a.png")).tolist() == [[[255, 1, 0], [128, 255, 0]]]
 
 
-def test_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
+def test_12_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
     for name, ink, colour in (
         ("red", (0, 255, 255, 0), (255, 0, 0)),
         ("white", (0, 0, 0, 0), (255, 255, 255)),
@@ -245,7 +245,7 @@ def test_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
     assert b"Adobe" in data
 
 
-def test_a_cmyk_profile_is_obeyed(tmp_path: Path) -> None:
+def test_12_a_cmyk_profile_is_obeyed(tmp_path: Path) -> None:
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
     cyan.save(tmp_path / "a.jpg", quality=95, icc_profile=ink_profile(60))
     luminance = ((60 + 16) / 116) ** 3  # CIE L* to Y, then sRGB's curve
@@ -287,7 +287,7 @@ def test_float_pixels_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.97])
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_a_cut_file_is_found(tmp_path: Path, suffix: str, share: float) -> None:
+def test_02_a_cut_file_is_found(tmp_path: Path, suffix: str, share: float) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(noise).save(path)
@@ -330,15 +330,15 @@ def test_impostors_are_named(tmp_path: Path, content: bytes, code: str) -> None:
     assert code_of(path) == code
 
 
-def test_heic_without_decoder_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_formats", lambda: ("PNG", "JPEG"))
+def test_16_heic_without_decoder_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "formats", lambda: ("PNG", "JPEG"))
     (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(64))
     with pytest.raises(ImageError, match="pillow-heif") as caught:
         images.decode(tmp_path / "a.heic")
     assert caught.value.code == "no_decoder"
 
 
-def test_content_decides_not_the_name(tmp_path: Path) -> None:
+def test_04_content_decides_not_the_name(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", tmp_path / "a.jpg")
     decoded = images.decode_bytes((tmp_path / "a.jpg").read_bytes(), where="a.jpg")
@@ -355,7 +355,7 @@ def _animate(path: Path) -> None:
     ("name", "code"),
     [("a.gif", "animated"), ("a.webp", "animated"), ("a.png", "animated"), ("a.tiff", "multipage")],
 )
-def test_animations_are_refused_unless_the_first_frame_is_wanted(
+def test_14_animations_are_refused_unless_the_first_frame_is_wanted(
     tmp_path: Path, name: str, code: str
 ) -> None:
     _animate(tmp_path / name)
@@ -371,7 +371,7 @@ def test_a_jpeg_with_a_second_picture_is_a_still(tmp_path: Path) -> None:
     assert images.decode(tmp_path / "a.mpo").size == (48, 32)
 
 
-def test_a_pixel_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+def test_17_a_pixel_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     row = b"\0" + bytes(30000 // 8)
     (tmp_path / "bomb.png").write_bytes(png(30000, 30000, 1, 0, row * 30000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -389,7 +389,7 @@ def test_the_pixel_limit_is_ours_and_local(tmp_path: Path) -> None:
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-def test_a_huge_text_chunk_is_refused(tmp_path: Path) -> None:
+def test_18_a_huge_text_chunk_is_refused(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("Comment", "a" * (80 << 20), zip=True)
     picture().save(tmp_path / "a.png", pnginfo=info)
@@ -397,7 +397,7 @@ def test_a_huge_text_chunk_is_refused(tmp_path: Path) -> None:
     assert code_of(tmp_path / "a.png") in ("corrupt", "truncated")
 
 
-def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
+def test_22_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     began = time.monotonic()
     assert code_of(tmp_path / "pipe.png") == "not_a_file"
@@ -414,11 +414,100 @@ def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
     assert code_of(tmp_path / "absent.png") == "missing"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads files without permission")
-def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.png")
-    (tmp_path / "a.png").chmod(0)
-    assert code_of(tmp_path / "a.png") == "unreadable"
+def test_large_pictures_are_converted_in_strips_to_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    kinds = {
+        "rgba.png": picture().convert("RGBA").quantize(32),
+        "cmyk.tiff": picture().convert("CMYK"),
+        "grey16.png": Image.fromarray(np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 42),
+        "p3.png": picture(),
+    }
+    for name, image in kinds.items():
+        for orientation in range(1, 9):
+            exif[0x0112] = orientation
+            profile = {"icc_profile": matrix_profile(P3, 2.2)} if name == "p3.png" else {}
+            image.save(tmp_path / name, exif=exif, **profile)
+            whole = images.decode(tmp_path / name)
+            monkeypatch.setattr(source, "STRIP", 48 * 5)
+            assert images.decode(tmp_path / name).tobytes() == whole.tobytes(), (name, orientation)
+            assert look(tmp_path / name).pixels == images.pixel_hash(whole)
+            monkeypatch.undo()
+
+
+def look(path: Path) -> images.Look:
+    given = {"background": images.WHITE, "max_pixels": images.MAX_PIXELS, "first_frame": False}
+    return images.look(images.open_source(path.read_bytes(), where=str(path), **given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_one_look_tells_what_the_whole_decoding_does(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    picture(2400, 1600).save(path, exif=exif)
+    seen, whole = look(path), images.decode(path)
+    assert seen.size == whole.size
+    assert images.LOOK <= max(seen.small.size) < 2 * images.LOOK
+    reference = whole.resize(seen.small.size, Image.Resampling.BOX)
+    difference = np.asarray(seen.small).astype(int) - np.asarray(reference)
+    assert np.abs(difference).mean() < 1
+    assert (seen.pixels == images.pixel_hash(whole)) is (suffix == "png")
+
+
+def test_what_names_a_jpeg_is_what_decides_its_pixels(tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    picture(96, 64).save(plain, "JPEG", quality=90)
+    data = plain.getvalue()
+    comment = data[:2] + b"\xff\xfe\x00\x08edited" + data[2:]
+    exif, turned = Image.Exif(), Image.Exif()
+    exif[0x010E], turned[0x0112] = "a description", 6
+    variants = {"comment": comment, "behind": data + b"\xff\xd8trailer"}
+    for name, options in {
+        "exif": {"exif": exif},
+        "turned": {"exif": turned},
+        "quality": {"quality": 91},
+        "progressive": {"progressive": True},
+        "profile": {"icc_profile": matrix_profile(P3, 2.2)},
+    }.items():
+        buffer = io.BytesIO()
+        picture(96, 64).save(buffer, "JPEG", **{"quality": 90, **options})
+        variants[name] = buffer.getvalue()
+    identities = {}
+    for name, content in {"plain": data, **variants}.items():
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+        identities[name] = look(tmp_path / f"{name}.jpg").pixels
+    assert {name for name, value in identities.items() if value == identities["plain"]} == {
+        "plain",
+        "comment",
+        "behind",
+        "exif",
+    }
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}]
+)
+def test_the_quick_jpeg_decoder_makes_pillows_pixels(
+    tmp_path: Path, mode: str, options: dict[str, object]
+) -> None:
+    picture(131, 97).convert(mode).save(tmp_path / "a.jpg", quality=85, **options)
+    with Image.open(tmp_path / "a.jpg") as plain:
+        assert images.decode(tmp_path / "a.jpg").tobytes() == plain.convert("RGB").tobytes()
+
+
+def test_a_jpeg_that_claims_thousands_of_scans_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture().save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    (tmp_path / "a.jpg").write_bytes(data[:-2] + data[last:-2] * 1000 + b"\xff\xd9")
+    began = time.monotonic()
+    assert code_of(tmp_path / "a.jpg") == "corrupt"
+    assert time.monotonic() - began < 2
 
 
 def test_pixel_hash_sees_pixels_and_shape_only(tmp_path: Path) -> None:
@@ -442,7 +531,7 @@ def test_fit_crops_then_resizes() -> None:
         images.fit(image, (0, 0, 61, 40), (16, 16))
 
 
-def test_read_repeats_the_recorded_decoding_and_notices_change(tmp_path: Path) -> None:
+def test_27_read_repeats_the_recorded_decoding_and_notices_change(tmp_path: Path) -> None:
     rgba = picture().convert("RGBA")
     rgba.putalpha(100)
     rgba.save(tmp_path / "a.png")
@@ -453,6 +542,38 @@ def test_read_repeats_the_recorded_decoding_and_notices_change(tmp_path: Path) -
     with pytest.raises(ImageError, match="changed") as caught:
         images.read(tmp_path, record)
     assert caught.value.code == "changed"
+
+
+def natural(width: int, height: int) -> Image.Image:
+    """A picture with detail at every scale, like a photograph, and sensor noise."""
+    rng = np.random.default_rng(3)
+    total = np.zeros((height, width, 3))
+    for level in range(2, 9):
+        cells = rng.normal(0, 40 / level, (2**level, 2**level, 3)).astype(np.float32)
+        bands = [
+            Image.fromarray(cells[..., i]).resize((width, height), Image.Resampling.BICUBIC) for i in range(3)
+        ]
+        total += np.stack([np.asarray(band) for band in bands], -1)
+    total += 128 + rng.normal(0, 4, total.shape)
+    return Image.fromarray(total.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_read_for_its_size_looks_as_from_the_whole(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    natural(1600, 1200).save(tmp_path / "a.jpg", quality=92, exif=exif)
+    seen = look(tmp_path / "a.jpg")
+    record = Record("a.jpg", "0" * 64, seen.pixels, *seen.size)
+    box, size = (37, 21, seen.size[0] - 91, seen.size[1] - 13), (360, 380)
+    image, crop = images.read_for(tmp_path, record, box, size)
+    assert max(image.size) == 800  # halved: 1600 is more than twice 1.4 times what is wanted
+    quick = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=crop)).astype(float)
+    whole = np.asarray(images.fit(images.read(tmp_path, record), box, size)).astype(float)
+    assert np.abs(quick - whole).mean() < 1.2
+    assert 10 * np.log10(255**2 / np.square(quick - whole).mean()) > 42
+    image, crop = images.read_for(tmp_path, record, box, (1024, 1066))
+    assert (max(image.size), crop) == (1600, box)  # no pixels to spare
 
 
 def test_colours_by_name_or_number() -> None:

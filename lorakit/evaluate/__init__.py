@@ -1,23 +1,5 @@
-"""Before and after: pictures of the same prompts and seeds, scored, compared and shown on one page."""
+"""Know that it worked: pictures of base and checkpoints scored, with intervals, alarms and a pick.
 
-from lorakit.evaluate.compare import (
-    Comparison,
-    Group,
-    Pair,
-    compare,
-    load_shots,
-    word_alternatives,
-)
-from lorakit.evaluate.write import headline, remarks, write_report
-
-__all__ = [
-    "Comparison",
-    "Group",
-    "Pair",
-    "compare",
-    "headline",
-    "load_shots",
-    "remarks",
-    "word_alternatives",
-    "write_report",
-]
+The way through: `draw` makes pictures, `measure` turns them into an `Evaluation` (`table`), `judge` finds
+alarms and the checkpoint to take, `page` shows it. Everything after `measure` works from scores.json alone.
+"""

@@ -1,87 +1,145 @@
-"""Read an adapter file, lorakit's own or exported, as changes of weights."""
+"""Read an adapter file of any origin as changes of weights."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from lorakit import storage
-from lorakit.errors import DataError
-from lorakit.export import layouts
+from lorakit.errors import ConfigError, DataError
+from lorakit.export import guess, names, native, spelling
+from lorakit.export.changes import Change, Dora
 
 FACTS = "lorakit"
 """Metadata key under which lorakit keeps what it knows about an adapter, as JSON."""
-
-
-class Change(NamedTuple):
-    """The change of one weight: scale * up @ down. Convolutions keep their kernel in `down`."""
-
-    down: torch.Tensor  # (rank, in, ...)
-    up: torch.Tensor  # (out, rank, ...)
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        """Inner dimension of the product."""
-        return self.down.shape[0]
+PEFT_FACTS = "lora_adapter_metadata"
+"""Metadata key under which diffusers keeps peft's configuration."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Changes by the denoiser's module names, whatever the layout of the file they came from."""
+    """Changes by `<component>.<module>` in diffusers' names, whatever layout the file had."""
 
     changes: dict[str, Change]
-    component: str
     layout: str
     facts: dict[str, Any] = field(default_factory=dict)
+    """What lorakit recorded: family, rank, alpha, trigger, ..."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The file's whole metadata."""
+    families: tuple[str, ...] = ()
+    """The families it can belong to, likeliest first; one where the file records it."""
 
     @property
     def family(self) -> str | None:
-        """The family's name, where the file records it."""
-        return self.facts.get("family")
+        """The family's name, where it is certain."""
+        return self.families[0] if len(self.families) == 1 else None
+
+    @property
+    def components(self) -> list[str]:
+        """The networks that are changed, such as `unet` and `text_encoder`."""
+        return names.components(self.changes)
+
+    def of(self, component: str) -> dict[str, Change]:
+        """Changes of one network, by its module names."""
+        start = f"{component}."
+        return {m.removeprefix(start): c for m, c in self.changes.items() if m.startswith(start)}
 
 
-def load(path: str | Path) -> Adapter:
-    """Read an adapter; DataError for a damaged file or a layout that is not known."""
-    return _adapter(storage.read_safetensors(path), storage.read_safetensors_metadata(path), str(path))
+def load(path: str | Path, family: str | None = None) -> Adapter:
+    """Read an adapter file, or a folder as peft writes it; nothing of it is run.
+
+    `family` names the model's family where the file does not; else it is read from the keys and shapes.
+    Raises DataError for a damaged file, a key that is not understood, or halves that do not fit together.
+    """
+    file = Path(path)
+    config = None
+    if file.is_dir():
+        file, config = _peft_folder(file)
+    metadata = storage.read_safetensors_metadata(file)
+    return _adapter(storage.read_safetensors(file), metadata, str(file), family, config)
 
 
-def parse(data: bytes, where: str) -> Adapter:
+def parse(data: bytes, where: str, family: str | None = None) -> Adapter:
     """Read an adapter from a file's bytes; `where` names it in errors."""
     from safetensors.torch import load as load_bytes
 
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    return _adapter(load_bytes(data), metadata, where)
+    return _adapter(load_bytes(data), metadata, where, family, None)
 
 
-def _adapter(tensors: dict[str, torch.Tensor], metadata: dict[str, str], where: str) -> Adapter:
-    facts = _facts(metadata, where)
-    layout = layouts.recognise(tensors)
-    if layout is None:
+def _peft_folder(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    for name in ("adapter.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"):
+        if (folder / name).is_file():
+            config = folder / "adapter_config.json"
+            return folder / name, storage.read_json(config) if config.is_file() else None
+    raise ConfigError(
+        "no adapter in this folder", where=str(folder), remedy="give the .safetensors file itself"
+    )
+
+
+def _adapter(
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str],
+    where: str,
+    family: str | None,
+    config: dict[str, Any] | None,
+) -> Adapter:
+    if not spelling.looks_like_adapter(tensors):
         raise DataError(
-            f"no layout of LoRA files that lorakit reads; its keys begin {', '.join(sorted(tensors)[:3])}",
+            f"no layout of adapters that lorakit reads; its keys begin {', '.join(sorted(tensors)[:3])}",
             where=where,
-            remedy="readable: lorakit's own, diffusers (lora_A/lora_B) and kohya (lora_unet_)",
+            remedy="readable: lorakit's own, diffusers, peft, kohya, ComfyUI and LyCORIS",
         )
-    component, parts = layouts.READERS[layout](tensors, where)
-    changes = {}
-    for module, (down, up, alpha) in sorted(parts.items()):
-        if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
-            raise DataError(
-                f"shapes {tuple(down.shape)} and {tuple(up.shape)} do not multiply",
-                where=f"{where}, {module}",
-            )
-        rank = down.shape[0]
-        if alpha is None:  # the layout has no such key: the file's facts tell, or it is multiplied in
-            alpha = float(facts["alpha"]) * rank / facts["rank"] if facts else float(rank)
-        changes[module] = Change(down, up, alpha / rank)
-    return Adapter(changes, component, layout, facts)
+    facts = _facts(metadata, where)
+    parts = spelling.gather(tensors, where)
+    possible = (family,) if family else _families(facts, metadata, parts)
+    stated = any("alpha" in part for part in parts.values())
+    scaling = _baked if stated else _scaling(facts, metadata, config, where)
+    changes: dict[str, Change] = {}
+    for stem in sorted(parts):
+        modules = names.resolve(stem, possible[0] if possible else None)
+        if modules is None:
+            raise DataError(f"a key that is not understood: {stem[:200]}", where=where)
+        change = spelling.build(parts[stem], partial(scaling, modules[0]), f"{where}, {stem}")
+        if isinstance(change, Dora) and facts.get("magnitude_over") == "base":
+            change = Dora(change.inner, change.magnitude, "base")
+        for module, part in native.split(change, modules, f"{where}, {stem}").items():
+            if module in changes:
+                raise DataError(f"{module} is changed twice", where=where)
+            changes[module] = part
+    ordered = dict(sorted(changes.items()))
+    if not possible or len(possible) > 1:
+        possible = guess.narrowed(possible, ordered)
+    return Adapter(ordered, layout_of(tensors), facts, metadata, possible)
+
+
+def _families(facts: dict[str, Any], metadata: dict[str, str], parts: Mapping[str, Any]) -> tuple[str, ...]:
+    if "family" in facts:
+        return (str(facts["family"]),)
+    return guess.by_metadata(metadata) or guess.by_stems(parts)
+
+
+def layout_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What the layout of a file is called, told by its keys: kohya, native, diffusers or peft."""
+    keys = sorted(tensors)
+    if any(key.startswith(("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")) for key in keys):
+        return "kohya"
+    if any(key.startswith(("diffusion_model.", "model.diffusion_model.")) for key in keys):
+        return "native"
+    return (
+        "diffusers"
+        if any(key.startswith(("unet.", "transformer.", "text_encoder")) for key in keys)
+        else "peft"
+    )
 
 
 def _facts(metadata: dict[str, str], where: str) -> dict[str, Any]:
@@ -90,8 +148,57 @@ def _facts(metadata: dict[str, str], where: str) -> dict[str, Any]:
     try:
         facts = json.loads(metadata[FACTS])
         sound = facts["rank"] >= 1 and math.isfinite(facts["alpha"]) and isinstance(facts["family"], str)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise DataError("the adapter's record of rank, alpha and family is damaged", where=where)
     return dict(facts)
+
+
+def _baked(module: str, rank: int) -> float:
+    """In a file that states alphas, a module without one has it multiplied in."""
+    return 1.0
+
+
+def _scaling(
+    facts: dict[str, Any], metadata: dict[str, str], config: dict[str, Any] | None, where: str
+) -> Callable[[str, int], float]:
+    """(module, rank) -> scale for files whose layout has no `alpha` keys.
+
+    Where nobody states an alpha it is multiplied in. rsLoRA (arXiv:2312.03732) divides by the root.
+    """
+    if facts:
+        root = facts.get("rslora", False) is True or facts.get("type") == "rslora"
+        own = facts["alpha"] / (math.sqrt(facts["rank"]) if root else facts["rank"])
+        return lambda module, rank: own
+    if config is not None:
+        return lambda module, rank: _peft_scale(config, module.split(".", 1)[1], rank)
+    if PEFT_FACTS not in metadata:
+        return _baked
+    try:
+        told = dict(json.loads(metadata[PEFT_FACTS]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError("the adapter's record of peft's settings is damaged", where=where) from error
+
+    def scale(module: str, rank: int) -> float:
+        component, name = module.split(".", 1)
+        own = {k.removeprefix(f"{component}."): v for k, v in told.items() if k.startswith(f"{component}.")}
+        return _peft_scale(own or told, name, rank)
+
+    return scale
+
+
+def _peft_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """alpha / rank as peft's configuration states it for a module; patterns name the exceptions."""
+
+    def stated(key: str, default: Any) -> float:
+        for pattern, value in (config.get(key) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return float(value)
+        return float(default)
+
+    whole = rank or stated("rank_pattern", config.get("r", 1))
+    alpha = stated("alpha_pattern", config.get("lora_alpha", config.get("alpha", whole)))
+    if not math.isfinite(alpha) or whole < 1:
+        raise DataError("alpha and rank must be finite numbers", where=module)
+    return alpha / (math.sqrt(whole) if config.get("use_rslora") else whole)

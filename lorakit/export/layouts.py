@@ -1,120 +1,147 @@
-"""How files spell a LoRA: diffusers (dots, alpha multiplied in), kohya (underscores, an alpha for each pair).
+"""Write changes as files spell them: dots with the scale multiplied in, or kohya's underscores and alphas.
 
-Writers and readers are independent of each other, so that reading a written file back proves something.
+Writers and readers (`spelling`, `names`) are independent of each other, so that reading a written file back
+proves something.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
-from lorakit.errors import DataError
+from lorakit.errors import ConfigError
+from lorakit.export import consumers, native
+from lorakit.export.changes import Change, Dora, Full, Hadamard, Kronecker, LowRank
 
-if TYPE_CHECKING:
-    from lorakit.export.adapter_file import Change
-
-Parts = dict[str, tuple[torch.Tensor, torch.Tensor, float | None]]
-"""module -> (down, up, alpha where the file states it)"""
-
-KOHYA_PREFIX = "lora_unet_"
-
-# Names of the U-Net that contain an underscore themselves; every other underscore of a kohya key was a dot.
-_COMPOUND = (
-    "down_blocks|up_blocks|mid_block|transformer_blocks|to_q|to_k|to_v|to_out|proj_in|proj_out|conv_in|conv_out|"
-    "conv_shortcut|time_emb_proj|time_embedding|linear_1|linear_2"
-)
-_WORD = re.compile(rf"(?:{_COMPOUND}|[a-z0-9]+)(?=_|$)")
+Tensors = dict[str, torch.Tensor]
+Changes = Mapping[str, Change]
 
 
-def write_diffusers(changes: Mapping[str, Change], component: str) -> dict[str, torch.Tensor]:
-    """`<component>.<module>.lora_A.weight` / `lora_B.weight`, alpha / rank multiplied into B."""
-    tensors = {}
+def write_diffusers(changes: Changes, family: str) -> Tensors:
+    """`<component>.<module>.lora_A.weight` / `lora_B.weight`, scale multiplied into B."""
+    tensors: Tensors = {}
     for module, change in changes.items():
-        tensors[f"{component}.{module}.lora_A.weight"] = change.down.float()
-        tensors[f"{component}.{module}.lora_B.weight"] = change.up.float() * change.scale
+        _dotted(tensors, module, change)
     return tensors
 
 
-def write_kohya(changes: Mapping[str, Change], component: str) -> dict[str, torch.Tensor]:
+def write_native(changes: Changes, family: str) -> Tensors:
+    """`diffusion_model.<the published network's module>`, layers fused as it has them."""
+    tensors: Tensors = {}
+    done: set[str] = set()
+    for module, change in changes.items():
+        component, path = module.split(".", 1)
+        if component not in ("transformer", "unet"):
+            _dotted(tensors, module, change)
+            continue
+        name, parts = native.owner(family, path) or (path, [path])
+        if name in done:
+            continue
+        done.add(name)
+        together = {
+            part: changes[f"{component}.{part}"] for part in parts if f"{component}.{part}" in changes
+        }
+        _dotted(tensors, f"diffusion_model.{name}", _fused(together, parts, family))
+    return tensors
+
+
+def _fused(changes: Changes, parts: list[str], family: str) -> Change:
+    if len(parts) == 1:
+        return changes[parts[0]]
+    low = {part: change for part, change in changes.items() if isinstance(change, LowRank)}
+    if len(low) < len(changes):
+        raise ConfigError(
+            "only LoRA goes into a fused layer", where=", ".join(sorted(changes.keys() - low.keys()))
+        )
+    return native.fuse(low, parts, family in consumers.GROUPED, family)
+
+
+def write_kohya(changes: Changes, family: str) -> Tensors:
     """`lora_unet_<module, underscores>.lora_down.weight` / `lora_up.weight` / `alpha`.
 
     One alpha for the whole file, for diffusers takes the first one for all; what remains goes into `lora_up`.
     """
-    first = next(iter(changes.values()))
-    alpha = first.scale * first.rank
-    tensors = {}
+    plain = [change for change in changes.values() if isinstance(_inner(change), LowRank)]
+    first = _inner(plain[0]) if plain else None
+    alpha = first.scale * first.rank if isinstance(first, LowRank) else None
+    several = len(consumers.rules(family)["diffusers"].texts) > 1
+    prefixes = {"unet": "lora_unet", "transformer": "lora_unet", "text_encoder_2": "lora_te2"}
+    prefixes["text_encoder"] = "lora_te1" if several else "lora_te"
+    tensors: Tensors = {}
     for module, change in changes.items():
-        key = KOHYA_PREFIX + module.replace(".", "_")
-        rest = change.scale * change.rank / alpha
-        tensors[f"{key}.lora_down.weight"] = change.down.float()
-        tensors[f"{key}.lora_up.weight"] = change.up.float() * rest
-        tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
+        component, path = module.split(".", 1)
+        _kohya(tensors, f"{prefixes[component]}_{path.replace('.', '_')}", change, alpha)
     return tensors
 
 
-def read_diffusers(tensors: Mapping[str, torch.Tensor], where: str) -> tuple[str, Parts]:
-    """Component and parts of a file in diffusers' layout; every key must be understood."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = re.fullmatch(r"(unet|transformer)\.(.+)\.lora_([AB])\.weight", key)
-        if match is None:
-            raise _unknown(key, where)
-        found.setdefault(f"{match[1]} {match[2]}", {})[match[3]] = tensor
-    components = {name.split(" ")[0] for name in found}
-    if len(components) != 1:
-        raise DataError("adapters of two networks in one file are not supported", where=where)
-    component = components.pop()
-    return component, {
-        name.removeprefix(f"{component} "): (*_pair(pair, "A", "B", name, where), None)
-        for name, pair in found.items()
-    }
+def _inner(change: Change) -> Change:
+    return change.inner if isinstance(change, Dora) else change
 
 
-def read_kohya(tensors: Mapping[str, torch.Tensor], where: str) -> tuple[str, Parts]:
-    """Component and parts of a file in kohya's layout; every key must be understood."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = re.fullmatch(rf"{KOHYA_PREFIX}(\w+)\.(lora_down\.weight|lora_up\.weight|alpha)", key)
-        if match is None:
-            raise _unknown(key, where)
-        found.setdefault(dotted(match[1]), {})[match[2].removesuffix(".weight")] = tensor
-    parts: Parts = {}
-    for module, pair in found.items():
-        alpha = float(pair["alpha"]) if "alpha" in pair else None
-        parts[module] = (*_pair(pair, "lora_down", "lora_up", module, where), alpha)
-    return "unet", parts
+def _kohya(tensors: Tensors, stem: str, change: Change, alpha: float | None) -> None:
+    if isinstance(change, Dora):
+        tensors[f"{stem}.dora_scale"] = change.magnitude.float()
+        _kohya(tensors, stem, change.inner, alpha)
+    elif isinstance(change, LowRank):
+        # a file whose first module has no effect states an alpha of zero to nobody
+        whole = alpha or float(change.rank)
+        tensors[f"{stem}.lora_down.weight"] = change.down.float()
+        tensors[f"{stem}.lora_up.weight"] = change.up.float() * (change.scale * change.rank / whole)
+        tensors[f"{stem}.alpha"] = torch.tensor(whole, dtype=torch.float32)
+    else:
+        _factors(tensors, stem, change)
 
 
-def dotted(name: str) -> str:
-    """`down_blocks_0_attentions_1_proj_in` -> `down_blocks.0.attentions.1.proj_in`."""
-    return ".".join(_WORD.findall(name))
+def _dotted(tensors: Tensors, stem: str, change: Change) -> None:
+    if isinstance(change, Dora):
+        if change.over == "base":
+            tensors[f"{stem}.dora_scale"] = change.magnitude.float()
+        else:
+            flat = change.magnitude.float().flatten()  # peft's shape: (out,), or (1, out, 1, 1)
+            kernel = len(change.shape) - 2
+            tensors[f"{stem}.lora_magnitude_vector"] = flat.reshape(1, -1, *[1] * kernel) if kernel else flat
+        _dotted(tensors, stem, change.inner)
+    elif isinstance(change, LowRank):
+        tensors[f"{stem}.lora_A.weight"] = change.down.float()
+        tensors[f"{stem}.lora_B.weight"] = change.up.float() * change.scale
+    else:
+        _factors(tensors, stem, change)
 
 
-def recognise(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The layout of a file, told by its keys."""
-    if any(key.startswith(KOHYA_PREFIX) for key in tensors):
-        return "kohya"
-    if any(".lora_A." in key for key in tensors):
-        return "diffusers"
-    return None
+def _factors(tensors: Tensors, stem: str, change: Change) -> None:
+    """LoHa, LoKr and whole differences in LyCORIS' names, no alpha: the scale is multiplied in."""
+    if isinstance(change, Full):
+        tensors[f"{stem}.diff"] = change.weight.float()
+    elif isinstance(change, Hadamard):
+        for number, side in enumerate((change.one, change.two), 1):
+            scale = side.scale * (change.scale if number == 1 else 1)
+            tensors[f"{stem}.hada_w{number}_a"] = side.up.float() * scale
+            tensors[f"{stem}.hada_w{number}_b"] = side.down.float()
+    elif isinstance(change, Kronecker):
+        for number, factor in enumerate((change.one, change.two), 1):
+            scale = change.scale if number == 1 else 1.0
+            if isinstance(factor, LowRank):
+                tensors[f"{stem}.lokr_w{number}_a"] = factor.up.float() * factor.scale * scale
+                tensors[f"{stem}.lokr_w{number}_b"] = factor.down.float()
+            else:
+                tensors[f"{stem}.lokr_w{number}"] = factor.delta() * scale
+    else:
+        raise ConfigError(f"no layout spells a change of kind {change.kind}", where=stem)
 
 
-def _pair(
-    pair: Mapping[str, torch.Tensor], down: str, up: str, module: str, where: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if down not in pair or up not in pair:
-        raise DataError(f"only one half of the adapter of {module} is there", where=where)
-    return pair[down], pair[up]
+def writable(change: Change, consumer: str) -> bool:
+    """Whether a consumer reads this kind as it is, once its numbers are stated in the consumer's way."""
+    if isinstance(change, Dora):
+        inner = change.inner
+        return isinstance(inner, LowRank) and (change.by_output or consumer != "diffusers")
+    if isinstance(change, Hadamard):  # convolutions with a core have no names here
+        return consumer != "diffusers" and all(side.down.ndim == 2 for side in (change.one, change.two))
+    if isinstance(change, Kronecker):
+        flat = all(not isinstance(f, LowRank) or f.down.ndim == 2 for f in (change.one, change.two))
+        return consumer != "diffusers" and flat
+    return isinstance(change, LowRank) or (isinstance(change, Full) and consumer != "diffusers")
 
 
-def _unknown(key: str, where: str) -> DataError:
-    return DataError(f"a key that is not understood: {key}", where=where)
-
-
-Writer = Callable[[Mapping[str, "Change"], str], dict[str, torch.Tensor]]
-Reader = Callable[[Mapping[str, torch.Tensor], str], tuple[str, Parts]]
-WRITERS: dict[str, Writer] = {"diffusers": write_diffusers, "kohya": write_kohya}
-READERS: dict[str, Reader] = {"diffusers": read_diffusers, "kohya": read_kohya}
+Writer = Callable[[Changes, str], Tensors]
+WRITERS: dict[str, Writer] = {"diffusers": write_diffusers, "native": write_native, "kohya": write_kohya}

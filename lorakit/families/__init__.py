@@ -10,12 +10,13 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lorakit.errors import ConfigError
 from lorakit.families.base import ATTENTION, Cond, Family
 from lorakit.families.folder import pipeline_name, shapes
 
-__all__ = ["ATTENTION", "FAMILIES", "Cond", "Family", "by_name", "find", "shapes"]
+__all__ = ["ATTENTION", "FAMILIES", "Cond", "Family", "by_name", "find", "shapes", "show", "table"]
 
 
 def _defined() -> Iterator[Family]:
@@ -27,6 +28,39 @@ def _defined() -> Iterator[Family]:
 
 
 FAMILIES: tuple[Family, ...] = tuple(sorted(_defined(), key=lambda family: family.name))
+
+
+OTHERS: dict[str, Any] = {
+    "name": "derived",
+    "title": "any other text-to-image pipeline of diffusers",
+    "pipelines": [],
+    "objective": "as its scheduler says",
+    "component": "transformer or unet",
+    "targets": ATTENTION,
+    "rank16": "",
+    "licence": "see the model's page",
+    "tested": "on the model itself against its pipeline, before it is trained; refused where a check fails",
+}
+
+
+def table() -> list[dict[str, Any]]:
+    """What is known of each family; the last row is for pipelines without one."""
+    return [*(family.describe() for family in FAMILIES), OTHERS]
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The table for people."""
+    lines = ["Numbers in an adapter of rank 16 take 4 bytes each in its file.", ""]
+    for row in rows:
+        own = "attention" if row["targets"] == ATTENTION else "attention, by names of its own"
+        size = f"; rank 16: {row['rank16']}" if row["rank16"] else ""
+        lines += [
+            f"{row['name']:15} {row['title']}",
+            f"{'':15} {row['objective']}; targets: {own}{size}",
+            f"{'':15} licence: {row['licence']}",
+            f"{'':15} tested: {row['tested']}",
+        ]
+    return "\n".join(lines)
 
 
 def find(folder: str | Path) -> Family:

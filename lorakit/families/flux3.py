@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 class Flux3(ByLength):
-    """Black Forest Labs 2026. The base model; its distillation jumps between times and is no flow."""
+    """Black Forest Labs 2026, https://bfl.ai/models/flux-3-image-klein. The base, not its distillation, which
+    jumps between times. It expects long captions: the published chain has a language model write them."""
 
     name = "flux3"
-    title = "Flux.3"
+    title = "Flux.3 klein base"
     pipelines = ("Flux3ModularPipeline",)
     rank16 = "16.9 M"
-    licence = "see the model's page"
+    licence = "FLUX Kommunity (non-commercial; pictures may be sold by small firms)"
     left_out = ("prompt_upsampler", "prompt_upsampler_processor")
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.bases import INDEX
+from lorakit.bases import INDEX, MODULAR_INDEX
 from lorakit.errors import ConfigError
 from lorakit.storage import read_json
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 SETTINGS = "lorakit.json"
 """Optional, beside `model_index.json`: {"max_sequence_length": N} for a base trained with another length."""
-
-MODULAR_INDEX = "modular_model_index.json"
-"""What a model that is published as modular blocks has instead."""
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _WEIGHTLESS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor", "TokenizersBackend", "Guidance")

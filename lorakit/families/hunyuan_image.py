@@ -31,7 +31,7 @@ class HunyuanImage(Family):
         if self._config(pipe, "transformer")[1].get("use_meanflow"):
             raise ConfigError(
                 "the distilled HunyuanImage jumps between times and cannot be trained as a flow",
-                remedy="train on HunyuanImage 2.1 itself; the adapter loads in the distilled model too",
+                remedy="train on HunyuanImage 2.1 itself",
             )
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 class Ideogram4(Family):
-    """Ideogram 2026. The conditional transformer is trained; the other only guides samples."""
+    """Ideogram 2026, https://github.com/ideogram-oss/ideogram4. Of its two transformers, the conditional one
+    is trained; the other only guides samples."""
 
     name = "ideogram4"
     title = "Ideogram 4"
     pipelines = ("Ideogram4Pipeline",)
     rank16 = "20.1 M"
-    licence = "see the model's page"
+    licence = "Ideogram 4 non-commercial"
     left_out = ("prompt_enhancer_head",)
     drawn_with = ("unconditional_transformer",)
     call: ClassVar[Mapping[str, Any]] = {"guidance_schedule": None}

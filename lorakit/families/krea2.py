@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Krea2(Family):
-    """Krea 2026. The raw model and its few-step distillation."""
+    """Krea 2026, https://huggingface.co/krea/Krea-2-Raw. Train on Raw; the adapter serves Turbo too."""
 
     name = "krea2"
     title = "Krea 2"
     pipelines = ("Krea2Pipeline",)
     rank16 = "25.0 M"
-    licence = "see the model's page"
+    licence = "Krea 2 Community"
     targets: ClassVar[list[str]] = [*ATTENTION, "to_gate"]
     unguided = 0.0
     patch = 2

@@ -19,7 +19,7 @@ class QwenImage21(ByLength):
     title = "Qwen-Image 2.1"
     pipelines = ("QwenImage21Pipeline",)
     rank16 = "16.8 M"
-    licence = "see the model's page"
+    licence = "Qwen Research (non-commercial)"
     guidance = "true_cfg_scale"
     always = ("processor",)
     patch = 2  # a token is one latent, but four of them make a slot in the sequence

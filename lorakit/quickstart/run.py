@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit import recipe
-from lorakit.errors import LorakitError
 from lorakit.progress import duration
 from lorakit.quickstart.concept import PICTURES, Concept, make_dataset, make_prompts, previews, write_prompts
 
 if TYPE_CHECKING:
-    from lorakit.evaluate import Comparison
+    from lorakit.evaluate.table import Evaluation
 
 CLOSING = """
 {verdict}
@@ -54,18 +53,20 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
     if code := run(command(str(file), overrides)):
         return code
     print("3/4  the same prompts and noise, before and after")
-    from lorakit.trial import evaluate_run
+    from lorakit.evaluate.run import Request, evaluate_run
 
-    comparison, report = evaluate_run(
-        folder,
-        prompt_file=prompts,
+    request = Request(
+        prompts=prompts,
+        checkpoints="last",
         words=taught.alternatives,
         title=f"{base} learns {concept!r} from {PICTURES} pictures",
     )
+    result = evaluate_run(folder, request)
+    report = result.report
     print(f"4/4  done in {duration(time.monotonic() - began)}")
     print(
         CLOSING.format(
-            verdict=verdict(comparison, concept),
+            verdict=verdict(result.evaluation, concept),
             report=report,
             sheet=report.with_name("contact.png"),
             data=data / "report.html",
@@ -78,23 +79,23 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
     return 0
 
 
-def verdict(comparison: Comparison, concept: str) -> str:
+def verdict(evaluation: Evaluation, concept: str) -> str:
     """What the figures say, in three lines."""
-    groups = {group.kind: group for group in comparison.groups}
-    taught, other = groups["concept"], groups["other"]
-    if taught.right_before is None or taught.right_after is None:
-        raise LorakitError(f"no prompt asks for {concept!r}")
-    gain, drift = taught.gain, other.gain
+    from lorakit.evaluate.table import BASE, metric
+    from lorakit.evaluate.wording import spread
+
+    base, after = evaluation.arms
+    assert base.name == BASE
+    taught, other = evaluation.of_role("subject"), evaluation.of_role("unrelated")
+    clip, right = metric("clip_t"), metric("right")
+    before, now = (spread(evaluation.interval(arm, "clip_t", taught), clip) for arm in (base, after))
+    gain = spread(evaluation.gain(base, after, "clip_t", taught), clip, signed=True)
+    rest = spread(evaluation.gain(base, after, "clip_t", other), clip, signed=True)
+    picks = [spread(evaluation.interval(arm, "right", taught), right) for arm in (base, after)]
     return "\n".join(
         [
-            f"CLIP-T on prompts with the word: {_x100(taught.before.mean)} -> {_x100(taught.after.mean)}, "
-            f"gain {_x100(gain.mean)} (95 % interval {_x100(gain.low)} to {_x100(gain.high)})",
-            f"CLIP picks {concept!r} in {taught.right_before.mean:.0%} of pictures before, "
-            f"{taught.right_after.mean:.0%} after",
-            f"prompts without it: {_x100(drift.mean)} ({_x100(drift.low)} to {_x100(drift.high)})",
+            f"CLIP-T on prompts with the word: {before} -> {now}, gain {gain} (brackets: 95 % intervals)",
+            f"CLIP picks {concept!r} in {picks[0]} of pictures before, {picks[1]} after",
+            f"prompts without it: {rest}",
         ]
     )
-
-
-def _x100(value: float) -> str:
-    return f"{100 * value:.1f}"

@@ -4,6 +4,8 @@ from lorakit.report.charts import bar_chart, line_chart
 from lorakit.report.markup import (
     Html,
     badge,
+    card,
+    columns,
     details,
     escape,
     grid,
@@ -16,12 +18,18 @@ from lorakit.report.markup import (
     verdict,
 )
 from lorakit.report.pictures import contact_sheet, image, image_file
+from lorakit.report.scatter import Cross, cross_chart
+from lorakit.report.training import training_curves
 
 __all__ = [
+    "Cross",
     "Html",
     "badge",
     "bar_chart",
+    "card",
+    "columns",
     "contact_sheet",
+    "cross_chart",
     "details",
     "escape",
     "grid",
@@ -34,5 +42,6 @@ __all__ = [
     "section",
     "table",
     "tag",
+    "training_curves",
     "verdict",
 ]

@@ -41,13 +41,13 @@ def tag(name: str, /, *parts: object, **attributes: object) -> Html:
         if value is not None:
             quoted = html.escape(str(value), quote=False).replace('"', "&quot;")
             opening += f' {key.rstrip("_").replace("_", "-")}="{quoted}"'
-    closing = "" if name in ("br", "img", "meta") else f"</{name}>"
+    closing = "" if name in ("br", "img", "input", "meta") else f"</{name}>"
     return Html(f"{opening}>{join(parts)}{closing}")
 
 
-def page(title: str, body: Iterable[Html], *, subtitle: str = "") -> str:
-    """A whole HTML document that opens from disk, offline, in any browser."""
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+def page(title: str, body: Iterable[Html], *, subtitle: str = "", style: str = "") -> str:
+    """A whole HTML document that opens from disk, offline, in any browser; `style` is CSS of its own."""
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8") + style
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
@@ -87,6 +87,17 @@ def verdict(text: str, good: bool | None) -> Html:
 def badge(text: str, good: bool | None = None) -> Html:
     """A small label, such as a score under a picture."""
     return tag("span", text, class_={True: "badge good", False: "badge bad", None: "badge"}[good])
+
+
+def columns(*parts: Html) -> Html:
+    """Parts side by side, as many as fit, each at least as wide as half a chart."""
+    return tag("div", join(parts, "\n"), class_="columns")
+
+
+def card(heading: str, *parts: Html, good: bool | None = None) -> Html:
+    """A boxed part with a heading of its own; its edge has the colour of `verdict`."""
+    kind = {True: "card good", False: "card bad", None: "card"}[good]
+    return tag("div", tag("h3", heading), join(parts, "\n"), class_=kind)
 
 
 def details(summary: str, *parts: Html) -> Html:

@@ -16,19 +16,31 @@ if TYPE_CHECKING:
 PAPER, INK, SOFT = (250, 250, 249), (29, 33, 38), (98, 106, 117)  # the contact sheet's colours
 
 
-def image(picture: Image.Image, *, alt: str, width: int | None = None, format: str = "JPEG") -> Html:
-    """A picture as a data URI, shown `width` CSS pixels wide and stored at most twice as large."""
+def image(
+    picture: Image.Image,
+    *,
+    alt: str,
+    width: int | None = None,
+    format: str = "JPEG",
+    enlarged: int | None = None,
+) -> Html:
+    """A picture as a data URI, shown `width` CSS pixels wide and stored at most twice as large.
+
+    With `enlarged` it is stored up to that wide, and a click shows it large: by a check box, for the page's
+    policy allows no scripts.
+    """
     from PIL import Image
 
     jpeg = format.upper() == "JPEG"
     flat = _flatten(picture) if jpeg else picture
-    if width and flat.width > 2 * width:
-        smaller = (2 * width, max(1, round(flat.height * 2 * width / flat.width)))
+    most = enlarged or (2 * width if width else flat.width)
+    if flat.width > most:
+        smaller = (most, max(1, round(flat.height * most / flat.width)))
         flat = flat.resize(smaller, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     flat.save(buffer, format=format, **({"quality": 88} if jpeg else {}))
     shown = width or flat.width
-    return tag(
+    drawn = tag(
         "img",
         src=f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}",
         width=shown,
@@ -36,6 +48,9 @@ def image(picture: Image.Image, *, alt: str, width: int | None = None, format: s
         alt=alt,
         loading="lazy",
     )
+    if not enlarged:
+        return drawn
+    return tag("label", tag("input", type="checkbox", aria_label=f"enlarge {alt}"), drawn, class_="zoom")
 
 
 def image_file(path: str | Path, *, alt: str, width: int | None = None, format: str = "JPEG") -> Html:

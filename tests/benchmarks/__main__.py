@@ -11,15 +11,20 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from tests.benchmarks import step
+from tests.benchmarks import buckets, step
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("what", nargs="?", choices=["step", "buckets"], default="step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.what == "buckets":
+        found = buckets.measure(4 * given.rounds)
+        print(json.dumps(found, indent=2) if given.json else buckets.report(found))
+        return 0 if buckets.good(found) else 1
     rows = [step.measure(base, rounds=given.rounds, steps=given.steps) for base in ("tiny-unet", "tiny-dit")]
     if given.json:
         print(json.dumps(rows, indent=2))

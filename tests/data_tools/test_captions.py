@@ -117,7 +117,7 @@ def test_the_caption_file_beats_the_metadata_and_says_so(tmp_path: Path) -> None
         ('{"file_name": "b.png"}', "without a caption"),
     ],
 )
-def test_bad_metadata_rows_are_refused_with_their_place(tmp_path: Path, row: str, words: str) -> None:
+def test_42_bad_metadata_rows_are_refused_with_their_place(tmp_path: Path, row: str, words: str) -> None:
     fill(tmp_path, {"a.png": None, "b.png": None})
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one"}\n' + row + "\n")
     with pytest.raises(DataError, match=words) as caught:
@@ -169,7 +169,7 @@ def test_captions_of_a_model_are_kept(tmp_path: Path) -> None:
     assert texts(found["b.png"]) == [("by hand", "sidecar"), ("a corgi on grass", "model")]
 
 
-def test_missing_captions_are_an_error_with_the_remedy(tmp_path: Path) -> None:
+def test_32_33_missing_and_empty_captions_are_an_error_with_the_remedy(tmp_path: Path) -> None:
     fill(tmp_path, {**{f"{index}.png": None for index in range(7)}, "ok.png": "fine", "void.png": " \n"})
     with pytest.raises(
         DataError, match=r"8 of 9 images have no caption \(1 caption files are empty\)"
@@ -189,7 +189,7 @@ def test_missing_captions_are_an_error_with_the_remedy(tmp_path: Path) -> None:
         ("a dog".encode("utf-16"), "byte 0", "--caption-encoding utf-16"),
     ],
 )
-def test_other_encodings_are_named_by_offset(tmp_path: Path, data: bytes, offset: str, hint: str) -> None:
+def test_35_other_encodings_are_named_by_offset(tmp_path: Path, data: bytes, offset: str, hint: str) -> None:
     fill(tmp_path, {"a.png": None})
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(DataError) as caught:
@@ -199,7 +199,7 @@ def test_other_encodings_are_named_by_offset(tmp_path: Path, data: bytes, offset
     assert "a.txt" in str(caught.value)
 
 
-def test_the_encoding_can_be_given(tmp_path: Path) -> None:
+def test_35_the_encoding_can_be_given(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None})
     (tmp_path / "a.txt").write_bytes("it’s".encode("cp1252"))
     assert run(tmp_path, caption_encoding="cp1252")["a.png"].caption == "it’s"
@@ -209,25 +209,96 @@ def test_the_encoding_can_be_given(tmp_path: Path) -> None:
         run(tmp_path, caption_encoding="klingon")
 
 
-def test_text_is_cleaned_and_every_change_noted(tmp_path: Path) -> None:
-    fill(tmp_path, {"a.png": None})
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf first line \r\n\r\nsecond\x00\x07\tline\r\n")
-    record = run(tmp_path)["a.png"]
-    assert record.caption == "first line second line"
-    assert [note.split(":")[0] for note in record.notes if note.startswith("caption")] == [
-        "caption_joined",
-        "caption_stripped",
-    ]
-    assert clean("one", "a.txt") == ("one", [])
+def captioned(folder: Path, data: bytes) -> Record:
+    """The record of an image with these bytes as its caption file, which stay as they are."""
+    fill(folder, {"a.png": None})
+    (folder / "a.txt").write_bytes(data)
+    record = run(folder)["a.png"]
+    assert (folder / "a.txt").read_bytes() == data
+    return record
+
+
+def codes(record: Record) -> list[str]:
+    return [note.split(":")[0] for note in record.notes if note.startswith("caption")]
+
+
+def test_34_a_byte_order_mark_is_stripped(tmp_path: Path) -> None:
+    record = captioned(tmp_path, b"\xef\xbb\xbfa caf\xc3\xa9")
+    assert (record.caption, codes(record)) == ("a café", [])
     assert decode_text(b"\xef\xbb\xbfx", "a.txt") == "x"
 
 
-def test_a_huge_caption_and_bad_json_are_refused(tmp_path: Path) -> None:
+def test_36_control_characters_are_left_out_and_it_is_noted(tmp_path: Path) -> None:
+    record = captioned(tmp_path, b"a\x00 dog\x07 on\tgrass\x1b[31m")
+    assert record.caption == "a dog on grass[31m"
+    assert codes(record) == ["caption_stripped"]
+    assert "3 control characters" in "".join(record.notes)
+    assert clean("one", "a.txt") == ("one", [])
+
+
+def test_37_lines_are_joined_and_none_is_lost(tmp_path: Path) -> None:
+    record = captioned(tmp_path, b" first line \n\nsecond line\n third")
+    assert record.caption == "first line second line third"
+    assert codes(record) == ["caption_joined"]
+
+
+@pytest.mark.parametrize("base", [None, "tiny-dit"])
+def test_38_three_hundred_tokens_are_kept_whole(tmp_path: Path, base: str | None) -> None:
+    """What the encoders of a base lose of them, to the word: test_tokens.py."""
+    text = " ".join(["word"] * 300)
+    fill(tmp_path, {"a.png": text})
+    result = prepare(tmp_path, PrepareOptions(resolution=64, quiet=True, base=base))
+    assert result.records[0].caption == text
+    assert ("long_caption" if base is None else "caption_cut") in {
+        finding.code for finding in result.findings
+    }
+
+
+def test_39_a_caption_of_a_megabyte_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None})
     (tmp_path / "a.txt").write_text("x" * (1 << 20) + "y")
-    with pytest.raises(DataError, match="too many for a caption"):
+    with pytest.raises(DataError, match="too many for a caption") as caught:
         run(tmp_path)
-    (tmp_path / "a.txt").unlink()
+    assert "a.txt" in str(caught.value.where)
+    (tmp_path / "a.txt").write_text("x" * (1 << 20))
+    assert len(run(tmp_path)["a.png"].caption) == 1 << 20
+
+
+def test_41_a_caption_without_the_trigger_is_a_warning(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": "a photo of sks", "b.png": "a photo of sksy", "c.png": "SKS, seen from above"})
+    result = prepare(tmp_path, PrepareOptions(resolution=64, quiet=True, trigger="sks"))
+    (found,) = [finding for finding in result.findings if finding.code == "trigger_missing"]
+    assert (found.level, found.files) == ("warning", ("b.png",))
+
+
+def test_43_windows_line_ends_are_line_ends(tmp_path: Path) -> None:
+    record = captioned(tmp_path, b"one\r\ntwo\rthree\r\n")
+    assert (record.caption, codes(record)) == ("one two three", ["caption_joined"])
+    assert codes(captioned(tmp_path, b"one\r\n")) == []
+
+
+def test_44_files_of_another_kind_than_the_one_named_are_refused_with_a_hint(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": None, "b.png": None})
+    (tmp_path / "a.caption").write_text("a dog")
+    (tmp_path / "b.caption").write_text("a cat")
+    with pytest.raises(DataError, match=r"no \.txt files, but 2 with \.caption: a\.caption") as caught:
+        run(tmp_path, caption_suffix=".txt")
+    assert "--caption-suffix .caption" in str(caught.value.remedy)
+    assert not (tmp_path / manifest.MANIFEST).exists()
+    assert [record.caption for record in run(tmp_path, caption_suffix=".caption").values()] == [
+        "a dog",
+        "a cat",
+    ]
+    (tmp_path / "a.txt").write_text("a wolf")
+    found = run(tmp_path, caption_suffix=".txt", allow_missing_captions=True)
+    assert texts(found["a.png"]) == [("a wolf", "sidecar")]
+    assert texts(found["b.png"]) == []
+    with pytest.raises(ConfigError, match="no such caption file"):
+        run(tmp_path, caption_suffix=".text")
+
+
+def test_bad_json_captions_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": None})
     for content, words in (("{x", "JSON"), ("[1]", "object"), ('{"caption": 5}', "must be text")):
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(DataError, match=words):
@@ -238,6 +309,29 @@ def test_a_caption_file_is_found_across_accent_spellings(tmp_path: Path) -> None
     fill(tmp_path, {"caf\u00e9.png": None})
     (tmp_path / "cafe\u0301.txt").write_text("a café")
     assert run(tmp_path)["caf\u00e9.png"].caption == "a café"
+
+
+def test_edits_of_written_captions_outlive_a_change_of_the_file(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": "1girl, solo, cat", "b.png": "dog, solo"})
+    first = run(tmp_path, edits=("drop=solo", "trigger=sks"))
+    assert [record.caption for record in first.values()] == ["sks, 1girl, cat", "sks, dog"]
+    assert first["a.png"].captions[0].raw == "1girl, solo, cat"
+    assert run(tmp_path) == first
+    (tmp_path / "a.txt").write_text("solo, bird")
+    again = run(tmp_path)
+    assert (again["a.png"].caption, again["a.png"].captions[0].raw) == ("sks, bird", "solo, bird")
+    assert again["b.png"] == first["b.png"]
+    assert [record.caption for record in run(tmp_path, edits=()).values()] == ["solo, bird", "dog, solo"]
+    assert (tmp_path / "b.txt").read_text() == "dog, solo"
+
+
+def test_an_edit_that_leaves_nothing_is_said(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": "solo", "b.png": "dog"})
+    found = run(tmp_path, edits=("drop=solo",), allow_missing_captions=True)
+    assert found["a.png"].captions == ()
+    assert any("leave nothing of 'solo'" in note for note in found["a.png"].notes)
+    with pytest.raises(ConfigError, match="no such edit"):
+        run(tmp_path, edits=("polish",))
 
 
 def test_steps_alone_keep_what_the_others_did(tmp_path: Path) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import fill
+from folders import fill, photo
 from PIL import Image
 
 from data_tools import report
-from data_tools.prepare import PrepareOptions, prepare, report_only
+from data_tools.prepare import PrepareOptions, bucket_only, prepare, report_only
+from lorakit import manifest
+from tests.browser import Browser, browser
 
 HOSTILE = '<script>alert(1)</script> sks "><img src=x onerror=alert(1)> {{7*7}} =cmd|calc'
 
@@ -49,13 +50,13 @@ def parse(folder: Path) -> Page:
     return page
 
 
-def test_nothing_in_the_page_runs_or_loads(folder: Path) -> None:
+def test_40_nothing_in_the_page_runs_or_loads(folder: Path) -> None:
     page = parse(folder)
-    assert {tag for tag, _ in page.tags} & {"script", "iframe", "link", "object", "b"} == set()
+    assert {tag for tag, _ in page.tags} & {"script", "iframe", "link", "object", "form"} == set()
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")], tag
         for name in ("src", "href"):
-            assert (attributes.get(name) or "data:").startswith("data:")
+            assert (attributes.get(name) or "data:").startswith(("data:", "#image-"))
     assert "alert(1)" in page.text  # shown, as text
     assert "{{7*7}}" in page.text
     policies = [a["content"] for tag, a in page.tags if tag == "meta" and "content" in a and "src" in str(a)]
@@ -64,34 +65,43 @@ def test_nothing_in_the_page_runs_or_loads(folder: Path) -> None:
 
 def test_the_page_shows_problems_first_and_every_image(folder: Path) -> None:
     page = parse(folder)
-    assert page.text.index("markup") < page.text.index("128x128")
+    assert page.text.index("markup") < page.text.index("128 × 128")
     for name in ("a.png", "<b onclick=x>.png", "bad.png"):
         assert name in page.text
-    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [
+    assert {attributes["alt"] for tag, attributes in page.tags if tag == "img"} == {
         "<b onclick=x>.png",
         "a.png",
-    ]
+    }
+    cards = [attributes["class"] for tag, attributes in page.tags if tag == "article"]
+    assert cards == ["picture aside flagged", "picture flagged", "picture flagged"]
     assert sum(tag == "mark" for tag, _ in page.tags) == 3
 
 
-def test_the_crop_is_drawn_where_it_is(folder: Path) -> None:
-    html = (folder / report.HTML).read_text(encoding="utf-8")
-    data = re.findall(r"data:image/jpeg;base64,([^\"]+)", html)[-1]
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")).astype(float)
-    with Image.open(folder / "a.png") as opened:
-        whole = np.asarray(opened.convert("L").resize((shown.shape[1], shown.shape[0]))).astype(float)
-    quarter = shown.shape[1] // 4  # 400x200 cropped to a square: a quarter is lost on each side
-    ratio = shown / np.maximum(whole, 1)
-    assert abs(np.median(ratio[:, : quarter - 4]) - 0.35) < 0.05
-    assert abs(np.median(ratio[:, -quarter + 4 :]) - 0.35) < 0.05
-    assert abs(np.median(ratio[4:-4, quarter + 4 : -quarter - 4]) - 1) < 0.05
+def test_the_trigger_is_marked_as_a_word_and_lost_words_are_struck(tmp_path: Path) -> None:
+    text = "a photo of SKS in Sksland, " + "and on " * 40
+    fill(tmp_path, {"a.png": text.strip()}, size=(96, 64))
+    prepare(tmp_path, PrepareOptions(resolution=64, trigger="sks", base="tiny-dit", quiet=True))
+    html = (tmp_path / report.HTML).read_text()
+    assert html.count("<mark>") == 1
+    assert "<mark>SKS</mark> in Sksland" in html
+    struck = re.findall(r"<s [^>]*>(.*?)</s>", html)
+    (count, _) = json.loads((tmp_path / report.JSON).read_text())["images"][0]["captions"][0]["tokens"]
+    assert struck == [count["lost"]]
+    assert f"{count['tokens']}/30 tokens" in html
 
 
 def test_the_twin_says_the_same_to_a_script(folder: Path) -> None:
     value = json.loads((folder / report.JSON).read_text(encoding="utf-8"))
     assert value["counts"]["kept"] == 2
     assert [image["keep"] for image in value["images"]] == [True, True, False]
-    assert value["images"][1]["captions"] == [HOSTILE]
+    assert value["images"][1]["captions"] == [{"text": HOSTILE, "source": "sidecar"}]
+    assert value["epoch"] == 2
+    assert [price["mode"] for price in value["prices"]] == ["in use", "auto", "native", "square", "kohya"]
+    in_use, _, native, square, _ = value["prices"]
+    assert (in_use["crop"], in_use["worst"], in_use["shapes"]) == (0.5, 0.5, 1)
+    assert in_use == square | {"mode": "in use"}
+    assert native["crop"] < 0.1
+    assert value["phrases"] == [{"phrase": "sks", "captions": 2}]
     assert value["images"][1]["cropped"] == 0.5
     assert {"markup", "cropped"} <= {finding["code"] for finding in value["findings"]}
     assert str(folder) not in json.dumps(value)
@@ -102,3 +112,139 @@ def test_the_report_alone_gives_the_same_page(folder: Path) -> None:
     (folder / report.HTML).unlink()
     report_only(folder, trigger="sks", quiet=True)
     assert {name: (folder / name).read_bytes() for name in (report.HTML, report.JSON)} == before
+
+
+# ---- in a browser ------------------------------------------------------------------------------------------
+
+LOADED = (
+    "Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode() })).then(() => true)"
+)
+BOX = "(e => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.width, r.height] })"
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with something of everything that the report can show."""
+    folder = tmp_path_factory.mktemp("rich")
+    names = {
+        "a.png": HOSTILE,
+        "sub/b.png": "a red barn by the lake, seen by sks",
+        "c.png": "a red barn by the lake",
+    }
+    fill(folder, names, size=(400, 200))
+    photo(1, (200, 100)).save(folder / "again.png")  # a small copy of sub/b.png
+    (folder / "again.txt").write_text("sks, a red barn by the lake " + "and on " * 60)
+    (folder / "bad.png").write_bytes(b"<html>")
+    mask = Image.new("L", (400, 200))
+    mask.paste(255, (0, 0, 200, 200))
+    mask.save(folder / "c-masklabel.png")
+    options = PrepareOptions(resolution=128, mode="square", trigger="sks", class_noun="barn", quiet=True)
+    prepare(folder, options)
+    boxes = folder.with_name("boxes.jsonl")
+    boxes.write_text('{"file_name": "sub/b.png", "crop": [20, 40, 180, 200]}\n')
+    bucket_only(folder, options.bucket(), boxes=boxes)
+    report_only(folder, trigger="sks", base="tiny-dit", quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tab(rich: Path) -> Iterator[Browser]:
+    with browser() as made:
+        made.open(rich / report.HTML)
+        assert made.evaluate(LOADED)
+        yield made
+
+
+def test_a_browser_loads_nothing_and_complains_of_nothing(tab: Browser, rich: Path) -> None:
+    files = [address for address in tab.requests if not address.startswith("data:")]
+    assert files == [(rich / report.HTML).resolve().as_uri()]
+    assert tab.complaints == []
+    assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
+    assert tab.evaluate("document.scripts.length") == 0
+
+
+@pytest.mark.parametrize("width", [1300, 760, 390])
+def test_it_fits_the_window(tab: Browser, width: int) -> None:
+    tab.resize(width, 900)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    for inner, outer in ((".frame", ".picture"), (".look", ".frame")):
+        found = f"[...document.querySelectorAll('{outer} {inner}')]"
+        boxes = tab.evaluate(f"{found}.map(e => [{BOX}(e), {BOX}(e.closest('{outer}'))])")
+        for (left, top, wide, high), (x, y, w, h) in boxes:
+            assert x - 1 <= left <= left + wide <= x + w + 1
+            assert y - 1 <= top <= top + high <= y + h + 1
+    tab.resize(1300, 900)
+
+
+def test_the_frame_lies_where_the_crop_is(tab: Browser, rich: Path) -> None:
+    for record in manifest.load(rich):
+        if not record.keep:
+            continue
+        assert record.crop is not None
+        cards = "[...document.querySelectorAll('.picture')]"
+        card = f"{cards}.find(c => c.querySelector('img[alt=\"{record.file}\"]'))"
+        image = tab.evaluate(f"{BOX}({card}.querySelector('img'))")
+        frame = tab.evaluate(f"{BOX}({card}.querySelector('.crop'))")
+        left, top, right, bottom = record.crop
+        scale = image[2] / record.width
+        expected = [
+            image[0] + scale * left,
+            image[1] + scale * top,
+            scale * (right - left),
+            scale * (bottom - top),
+        ]
+        assert frame == pytest.approx(expected, abs=1.0)
+
+
+def test_what_is_outside_the_crop_is_dark_and_what_the_mask_leaves_out_tinted(
+    tab: Browser, rich: Path, tmp_path: Path
+) -> None:
+    tab.evaluate("document.querySelector('img.mask').closest('.picture').scrollIntoView()")
+    left, top, width, height = map(
+        round, tab.evaluate(f"{BOX}(document.querySelector('img.mask').parentElement)")
+    )
+    with Image.open(tab.screenshot(tmp_path / "shot.png")) as shot:
+        seen = np.asarray(shot.convert("RGB").crop((left, top, left + width, top + height))).astype(float)
+    with Image.open(rich / "c.png") as opened:
+        whole = np.asarray(opened.convert("RGB").resize((width, height))).astype(float)
+    quarter = width // 4  # 400x200 cropped to a square: a quarter is lost on each side
+    ratio = seen.mean(axis=2) / np.maximum(whole.mean(axis=2), 1)
+    assert np.median(ratio[:, : quarter - 4]) < 0.5
+    assert np.median(ratio[8:-8, quarter + 6 : 2 * quarter - 6]) == pytest.approx(1, abs=0.05)
+    right = np.s_[8:-8, 2 * quarter + 6 : 3 * quarter - 6]  # inside the crop, outside the mask
+    tint = np.array([196, 64, 160])
+    assert np.abs(seen[right] - tint).mean() < 0.7 * np.abs(whole[right] - tint).mean()
+
+
+def test_the_filter_shows_what_it_says_without_a_script(tab: Browser) -> None:
+    shown = "[...document.querySelectorAll('.picture')].filter(c => c.offsetParent !== null).length"
+    total = tab.evaluate(shown)
+    assert total == 5
+    for kind, number in (("aside", 1), ("masked", 1), ("hand", 1), ("flagged", 5), ("all", 5)):
+        label = f"document.getElementById('show-{kind}').parentElement"
+        assert tab.evaluate(f"+{label}.querySelector('b').textContent") == number
+        tab.evaluate(f"{label}.click()")
+        assert tab.evaluate(shown) == number
+
+
+def test_a_finding_leads_to_its_card(tab: Browser) -> None:
+    target = "document.querySelector('.findings a[href^=\"#image-\"]')"
+    name = tab.evaluate(f"{target}.textContent || {target}.title")
+    tab.evaluate(f"{target}.click()")
+    assert name in tab.evaluate("document.querySelector(':target').textContent")
+    assert tab.complaints == []
+
+
+def test_it_says_what_a_person_wants_to_know(tab: Browser) -> None:
+    text = tab.evaluate("document.body.innerText")
+    for words in (
+        "4 images to train on",
+        "1 set aside",
+        "An epoch shows 4 images: 4 steps at batch 1, 2 at 2, 1 at 4, 1 at 8.",
+        "nearly the same picture",
+        "red barn",
+        "by hand",
+        "captions cut",
+        "What each way of choosing shapes costs on these images",
+    ):
+        assert words in re.sub(r"\s+", " ", text)

@@ -14,6 +14,7 @@ from data_tools import scan
 from data_tools.prepare import PrepareOptions, PrepareResult, prepare
 from lorakit import images, manifest
 from lorakit.errors import ConfigError, DataError, LorakitError
+from lorakit.source import Source
 
 QUIET = PrepareOptions(resolution=128, quiet=True)
 
@@ -83,13 +84,13 @@ def test_twice_gives_the_same_bytes_and_decodes_nothing_again(
     prepare(ugly, options())
     first = written(ugly)
     again: list[str] = []
-    real = images.decode_bytes
+    real = images.open_source
 
-    def count(data: bytes, *, where: str, **more: object) -> images.Decoded:
+    def count(data: bytes, *, where: str, **more: object) -> Source:
         again.append(where)
         return real(data, where=where, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(images, "decode_bytes", count)
+    monkeypatch.setattr(images, "open_source", count)
     prepare(ugly, options())
     assert written(ugly) == first
     assert not {"good.png", "sub/wide.jpg"} & set(again)
@@ -213,15 +214,15 @@ def test_an_interrupted_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = fill(tmp_path, {f"{index}.png": f"picture {index}" for index in range(6)}, size=(64, 64))
     monkeypatch.setattr(scan, "POOL_FROM", 1)
     seen: list[str] = []
-    real = images.decode_bytes
+    real = images.open_source
 
-    def stop(data: bytes, *, where: str, **more: object) -> images.Decoded:
+    def stop(data: bytes, *, where: str, **more: object) -> Source:
         if len(seen) == 4:
             raise KeyboardInterrupt
         seen.append(where)
         return real(data, where=where, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(images, "decode_bytes", stop)
+    monkeypatch.setattr(images, "open_source", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder, options(workers=1))
     assert not (folder / manifest.MANIFEST).exists()
@@ -282,10 +283,19 @@ def test_a_damaged_manifest_is_not_overwritten(tmp_path: Path) -> None:
     assert (folder / manifest.MANIFEST).read_text() == "{broken\n"
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    folder = fill(tmp_path, {"a.png": "one"})
+def test_30_a_name_that_is_not_utf8_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
     os.rename(folder / "a.png", os.fsencode(folder) + b"/\xff.png")
-    with pytest.raises(DataError, match="not UTF-8"):
+    os.rename(folder / "a.txt", os.fsencode(folder) + b"/\xff.txt")
+    (folder / "C:\\x.png").write_bytes((folder / "b.png").read_bytes())  # another folder, to Windows
+    result = prepare(folder, QUIET)
+    assert [record.file for record in result.records] == ["b.png"]
+    (finding,) = [finding for finding in result.findings if finding.code == "bad_name"]
+    assert finding.level == "error"
+    assert finding.files == ("C:\\\\x.png", "\\udcff.png", "\\udcff.txt")
+    assert "bad_name" in result.summary()
+    (folder / "b.png").unlink()
+    with pytest.raises(DataError, match=r"no images; it holds .*udcff"):
         prepare(folder, QUIET)
 
 

@@ -24,7 +24,7 @@ def test_untrained(tmp_path):
     path = tmp_path / "adapter.safetensors"
     train("sd3", path, std=0.0)
     refused(NumericError, "the adapter changes nothing", path, "all", tmp_path / "out")
-    (exported,) = export.export_adapter(path, "all", tmp_path / "out", force=True)
+    exported, *_ = export.export_adapter(path, "all", tmp_path / "out", force=True)
     assert exported.max_relative_error == 0
 
 
@@ -53,8 +53,10 @@ def test_a_consumer_that_would_ignore_modules(tmp_path):
 
 
 def test_a_layout_nobody_has_checked(trained, tmp_path):
-    words = r"no layout of sd3 adapters is known to load in a1111(.|\n)*known for sd3: comfyui, diffusers"
-    refused(ConfigError, words, trained, "a1111", tmp_path / "out")
+    path = tmp_path / "sana.safetensors"
+    train("sana", path)
+    words = r"no layout of sana adapters is known to load in a1111(.|\n)*known for sana: diffusers"
+    refused(ConfigError, words, path, "a1111", tmp_path / "out")
     refused(ConfigError, "unknown consumer 'fooocus'", trained, "fooocus", tmp_path / "out")
 
 
@@ -83,8 +85,8 @@ def test_another_base(trained, tmp_path):
 def test_a_defective_writer_is_caught(defect, trained, tmp_path, monkeypatch):
     """What the proof is for: each of these files would load without an error and draw something else."""
 
-    def write(changes, component):
-        tensors = layouts.write_diffusers(changes, component)
+    def write(changes, family):
+        tensors = layouts.write_diffusers(changes, family)
         if defect == "scale":
             return {key: value * (RANK / ALPHA if "lora_B" in key else 1) for key, value in tensors.items()}
         if defect == "module":
@@ -93,21 +95,25 @@ def test_a_defective_writer_is_caught(defect, trained, tmp_path, monkeypatch):
 
     monkeypatch.setitem(layouts.WRITERS, "diffusers", write)
     refused(
-        LorakitError, "would not load as trained(.|\n)*transformer_blocks", trained, "all", tmp_path / "out"
+        LorakitError,
+        "would not load as trained(.|\n)*transformer_blocks",
+        trained,
+        "comfyui",
+        tmp_path / "out",
     )
 
 
 def test_nothing_is_overwritten(trained, tmp_path):
     before = trained.read_bytes()
     with pytest.raises(ConfigError, match="never replaces the adapter"):
-        export.export_adapter(trained, "all", trained)
+        export.export_adapter(trained, "comfyui", trained)
     foreign = tmp_path / "foreign.safetensors"
     storage.write_safetensors(foreign, {"a": torch.zeros(1)}, {"format": "pt"})
     with pytest.raises(ConfigError, match="not lorakit's, so it is kept"):
-        export.export_adapter(trained, "all", foreign)
+        export.export_adapter(trained, "comfyui", foreign)
     assert trained.read_bytes() == before
-    (first,) = export.export_adapter(trained, "all", tmp_path / "out")
-    (second,) = export.export_adapter(trained, "all", tmp_path / "out")
+    first = export.export_adapter(trained, "all", tmp_path / "out")
+    second = export.export_adapter(trained, "all", tmp_path / "out")
     assert first == second
 
 
@@ -118,8 +124,9 @@ def test_files_that_are_no_adapters(trained, tmp_path):
         export.load(path)
     tensors = storage.read_safetensors(trained)
     storage.write_safetensors(path, tensors, {"format": "pt"})
-    with pytest.raises(ConfigError, match="does not say which family"):
+    with pytest.raises(ConfigError, match=r"does not say which family it belongs to: it could be .*sd3"):
         export.export_adapter(path, "all", tmp_path / "out")
+    assert export.export_adapter(path, "diffusers", tmp_path / "named", family="sd3")
     half = {key: value for key, value in tensors.items() if "0.attn.to_q.lora_B" not in key}
     storage.write_safetensors(path, half, storage.read_safetensors_metadata(trained))
     with pytest.raises(DataError, match="only one half"):

@@ -106,8 +106,10 @@ def _trained(name: str, folder: Path, kind: str) -> list[float]:
         folder / kind,
         train={"steps": 3, "batch_size": 2, "precision": "fp32"},
         samples=samples,
+        export=["diffusers"],
     )
     run = runs.train(recipe)
+    assert len(list((run / "exports").glob("*.safetensors"))) == 1
     assert len(list((run / "samples/step-00000003").glob("*.png"))) == 3
     return [row["loss"] for row in storage.read_jsonl(run / "metrics.jsonl") if "loss" in row]
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -66,8 +63,10 @@ def test_eight_bits_are_nearly_exact(name):
     assert any(gradient is not None and gradient.any() for gradient in made.gradients().values())
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-@pytest.mark.parametrize("name", ["sd15", "sd35", "flux1-dev", "qwen-image", "z-image", "sana"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "nf4") for name in ("sd15", "sd35", "flux1-dev", "qwen-image", "sana")), ("sd35", "int8")],
+)
 def test_thirty_steps_lower_the_loss(name, kind):
     made = Quantised(name, kind)
     scheduler = made.pipe.scheduler
@@ -93,7 +92,7 @@ def test_a_trained_base_predicts_nearly_the_same(base, four):
     family = families.find(folder)
     pipe = family.load(folder, dtype=torch.float32)
     cond = family.collate(family.encode(pipe, ["a red circle", "a small green square"] * 2))
-    noise = torch.stack([keyed.normal(family.latent_shape(pipe, 64, 64), i) for i in range(4)])
+    noise = torch.stack([keyed.normal(family.latent_shape(pipe, 64, 64), i, "noise") for i in range(4)])
     times = torch.tensor([100, 350, 600, 900]).to(
         torch.int64 if family.objective == "ddpm" else torch.float32
     )
@@ -109,7 +108,7 @@ def test_a_trained_base_predicts_nearly_the_same(base, four):
     errors = {kind: float((made - exact).norm() / exact.norm()) for kind, (made, _) in found.items()}
     assert 1e-3 < errors["int8"] < 0.02
     assert 0.02 < errors["nf4"] < four
-    assert found["nf4"][1] < found["int8"][1] < 0.75
+    assert found["nf4"][1] < found["int8"][1] < 0.8
 
 
 def _bytes(model: torch.nn.Module) -> int:
@@ -151,13 +150,10 @@ def test_killed_and_resumed_the_adapter_is_the_same_file_and_loads_anywhere(tmp_
 
     whole = runs.train(made("whole", quantize="nf4"))
     file = made("broken", quantize="nf4")
-    process = runs.start(file)
-    while process.is_alive() and runs.steps_logged(tmp_path / "broken") < 6:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    with runs.killed_at(6):
+        runs.train(file)
     broken = runs.train(file)
-    assert "going on from step" in (broken / "log.txt").read_text()
+    assert "going on from step 4" in (broken / "log.txt").read_text()
     assert (broken / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
     plain = runs.train(made("plain"))
     tensors = [storage.read_safetensors(run / "adapter.safetensors") for run in (whole, plain)]

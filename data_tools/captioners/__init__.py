@@ -1,0 +1,11 @@
+"""Captions by a model: one interface, and what can stand behind it.
+
+transformers    any image-and-text-to-text model of the library (vlm.py)
+server          anything that speaks OpenAI's chat protocol (server.py)
+tagger          WD taggers and other timm models with a list of tags (tagger.py)
+"""
+
+from data_tools.captioners.base import Answer, Ask, Captioner, CaptionFailure, Model
+from data_tools.captioners.find import CaptionerOptions, load
+
+__all__ = ["Answer", "Ask", "CaptionFailure", "Captioner", "CaptionerOptions", "Model", "load"]

@@ -1,0 +1,50 @@
+"""Datasets as others keep them: archives, webdataset tars, tables, folders in kohya's layout.
+
+Everything is read and written piece by piece. What comes from outside is bounded (`bounded`) and ends up as
+files of an ordinary dataset folder, which `scan` and `captions` then read like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lorakit import images
+from lorakit.images import ImageError
+from lorakit.manifest import USERS_METADATA, Record
+
+
+class Entry(NamedTuple):
+    """One file of a dataset on its way into a folder; `record` when the source tells all about the image.
+
+    `settled` says that the name is a record's (an image or a mask) and must stay.
+    """
+
+    name: str  # relative, POSIX
+    data: bytes
+    record: Record | None = None
+    settled: bool = False
+
+
+def original(folder: Path, record: Record) -> bytes:
+    """The image's bytes, which must be those that were prepared."""
+    data = images.read_file(folder / record.file)
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        message, remedy = (
+            "the file changed since it was prepared",
+            f"run `lorakit data prepare {folder}` again",
+        )
+        raise ImageError("changed", message, where=str(folder / record.file), remedy=remedy)
+    return data
+
+
+def mask_file(record: Record) -> str | None:
+    """The record's mask, when it is a file of its own."""
+    return record.mask if record.mask != record.file else None
+
+
+def portable(record: Record) -> Record:
+    """The record as it travels: away from the metadata file that it came with."""
+    return replace(record, notes=tuple(note for note in record.notes if note != USERS_METADATA))

@@ -1,0 +1,188 @@
+"""Tables that hold the pictures themselves: parquet files and the arrow folders of Hugging Face datasets.
+
+Read and written batch by batch with pyarrow alone. An image column is what `datasets` writes: a struct of
+`bytes` and `path`, or plain bytes. Rows that lorakit wrote carry the manifest's line and come back whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from data_tools.formats import Entry, mask_file, original, portable
+from data_tools.metadata import TEXT_KEYS
+from lorakit import images, manifest, sniff, storage
+from lorakit.errors import DataError
+from lorakit.manifest import Record
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROW = "lorakit"
+SHARD_BYTES = 256 << 20
+GROUP_BYTES = 32 << 20  # pictures of one row group, and in memory at a time
+_IMAGE_KEYS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+_SPLIT = re.compile(r"([A-Za-z][A-Za-z_]*)-\d+(-of-\d+)?\.parquet")
+
+
+def is_table(path: Path) -> bool:
+    """Whether this is a parquet file, or a folder of them or of a saved dataset."""
+    return bool(parts(path))
+
+
+def parts(path: Path) -> list[tuple[str, Path]]:
+    """(split or "", file) of all parquet or arrow files, in order; only several splits have names."""
+    if path.is_file():
+        return [("", path)] if path.suffix == ".parquet" else []
+    found = []
+    for file in sorted([*path.rglob("*.parquet"), *path.rglob("*.arrow")]):
+        if file.name.startswith(("metadata", "cache-")):
+            continue
+        if file.suffix == ".arrow" and not (file.parent / "state.json").is_file():
+            continue
+        match = _SPLIT.fullmatch(file.name)
+        found.append((match[1] if match else file.parent.name if file.parent != path else "", file))
+    several = len({split for split, _ in found}) > 1
+    return [(split if several else "", file) for split, file in found]
+
+
+def read(path: Path) -> Iterator[Entry]:
+    """One image, its caption file or its record, for every row."""
+    taken: set[str] = set()
+    for split, file in parts(path):
+        for number, row in enumerate(_rows(file), 1):
+            where = f"{file}, row {number}"
+            for entry in _entries(row, where, split, len(taken)):
+                if entry.name in taken:
+                    raise DataError(
+                        f"{entry.name!r} comes twice", where=where, remedy="rename one of the two"
+                    )
+                taken.add(entry.name)
+                yield entry
+
+
+def write(folder: Path, records: Sequence[Record], out: Path, shard_bytes: int = SHARD_BYTES) -> int:
+    """Write `data/train-00000-of-00003.parquet`, ...; returns how many. `load_dataset(out)` reads them."""
+    shards = _plan(folder, records, shard_bytes)
+    for number, shard in enumerate(shards):
+        name = f"train-{number:05d}-of-{len(shards):05d}.parquet"
+        _write_one(folder, shard, out / "data" / name)
+    return len(shards)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if file.suffix == ".parquet":
+            with pyarrow.parquet.ParquetFile(file) as table:
+                for batch in table.iter_batches(batch_size=16):
+                    yield from batch.to_pylist()
+        else:
+            with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
+                for batch in stream:
+                    for start in range(0, batch.num_rows, 16):
+                        yield from batch.slice(start, 16).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"cannot read the table: {error}", where=str(file)) from error
+
+
+def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> list[Entry]:
+    data, path = _picture(row, where)
+    if row.get(ROW):
+        record = manifest.parse(str(row[ROW]).encode("utf-8"), where)
+        made = [Entry(record.file, data, record, settled=True)]
+        mask, inside = mask_file(record), row.get("mask")
+        if mask and isinstance(inside, Mapping) and isinstance(inside.get("bytes"), bytes):
+            made.append(Entry(mask, inside["bytes"], settled=True))
+        return made
+    stem = PurePosixPath(path).stem if path else ""
+    suffix = PurePosixPath(path).suffix or sniff.suffix_of(data)
+    name = str(PurePosixPath(split) / f"{number:08d}{'-' if stem else ''}{stem}{suffix}")
+    manifest.check_path(name, where)
+    texts = [row[key] for key in TEXT_KEYS if isinstance(row.get(key), str)]
+    caption = [Entry(str(PurePosixPath(name).with_suffix(".txt")), texts[0].encode("utf-8"))] if texts else []
+    return [Entry(name, data), *caption]
+
+
+def _picture(row: Mapping[str, Any], where: str) -> tuple[bytes, str]:
+    """(bytes, file name or "") of a row's image."""
+    columns = [key for key in _IMAGE_KEYS if key in row] or list(row)
+    for key in columns:
+        value = row[key]
+        inside = value if isinstance(value, Mapping) else {"bytes": value}
+        if isinstance(inside.get("bytes"), bytes):
+            name = str(inside.get("path") or "").replace("\\", "/")
+            return inside["bytes"], PurePosixPath(name).name
+    remedy = f"the table must hold the pictures themselves; its columns are {', '.join(map(str, row))}"
+    raise DataError("a row without a picture's bytes", where=where, remedy=remedy)
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def _plan(folder: Path, records: Sequence[Record], shard_bytes: int) -> list[list[Record]]:
+    shards: list[list[Record]] = []
+    size = shard_bytes
+    for record in records:
+        if size >= shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(record)
+        size += (folder / record.file).stat().st_size
+    return shards
+
+
+def _write_one(folder: Path, records: Sequence[Record], path: Path) -> None:
+    import pyarrow.parquet
+
+    schema = _schema()
+    with storage.writing(path) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for record in records:
+            rows.append(_row(folder, record))
+            size += len(rows[-1]["image"]["bytes"])
+            if size >= GROUP_BYTES:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                rows, size = [], 0
+        if rows:
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+def _row(folder: Path, record: Record) -> dict[str, Any]:
+    row = {
+        "image": {"bytes": original(folder, record), "path": PurePosixPath(record.file).name},
+        "text": record.caption,
+        "file_name": record.file,
+        "captions": [caption.text for caption in record.captions],
+        "tags": list(record.tags),
+        ROW: json.dumps(manifest.row(portable(record)), ensure_ascii=False),
+        "mask": None,
+    }
+    if mask := mask_file(record):
+        row["mask"] = {"bytes": images.read_file(folder / mask), "path": PurePosixPath(mask).name}
+    return row
+
+
+def _schema() -> pyarrow.Schema:
+    """The columns, and what `datasets` needs to know them by (its key "huggingface")."""
+    import pyarrow
+
+    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    texts = pyarrow.list_(pyarrow.string())
+    text = pyarrow.string()
+    columns = {"image": picture, "text": text, "file_name": text, "captions": texts, "tags": texts, ROW: text}
+    value = {"dtype": "string", "_type": "Value"}
+    kinds = {picture: {"_type": "Image"}, text: value, texts: {"feature": value, "_type": "List"}}
+    columns["mask"] = picture
+    features = {name: kinds[kind] for name, kind in columns.items()}
+    info = json.dumps({"info": {"features": features}}).encode()
+    return pyarrow.schema(list(columns.items()), metadata={b"huggingface": info})

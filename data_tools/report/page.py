@@ -1,0 +1,81 @@
+"""The page and its JSON twin, put together and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.findings import Finding
+from data_tools.report import cards, facts, problems, shapes
+from data_tools.report.gallery import Gallery
+from lorakit import placement, storage
+from lorakit.manifest import Record
+from lorakit.report import Html, page, tag
+
+HTML, JSON = "report.html", "report.json"
+
+
+def write(
+    root: Path,
+    records: Sequence[Record],
+    findings: Sequence[Finding],
+    *,
+    counts: Mapping[str, Any],
+    trigger: str | None = None,
+    base: str | None = None,
+    quiet: bool = True,
+) -> bool:
+    """Write report.json and report.html; False when both already say exactly this."""
+    gathered = facts.gather(records, findings, counts, trigger=trigger, base=base)
+    text = storage.dump_json(facts.to_json(gathered)).encode("utf-8")
+    twin, html = root / JSON, root / HTML
+    if html.is_file() and twin.is_file() and twin.read_bytes() == text:
+        return False
+    storage.write_text(html, render(root, gathered, quiet=quiet))
+    storage.write_bytes(twin, text)
+    return True
+
+
+def render(root: Path, data: facts.Facts, *, quiet: bool = True) -> str:
+    """The whole page: problems first."""
+    gallery = Gallery(root, data.records)
+    body = [
+        problems.verdict_line(data),
+        _tiles(data),
+        problems.findings(data, gallery),
+        problems.duplicates(data, gallery),
+        shapes.shapes(data),
+        shapes.words(data),
+        cards.cards(data, gallery, JSON, quiet=quiet),
+    ]
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    title = f"Dataset {root.resolve().name}"
+    return page(title, [part for part in body if part], subtitle=_subtitle(data), style=style)
+
+
+def _subtitle(data: facts.Facts) -> str:
+    aside = len(data.records) - len(data.kept)
+    about = f", trigger {data.trigger}" if data.trigger else ""
+    return f"{len(data.records)} images, {len(data.kept)} for training, {aside} set aside{about}"
+
+
+def _tiles(data: facts.Facts) -> Html:
+    """The figures that one wants to know first."""
+    kept, aside = data.kept, len(data.records) - len(data.kept)
+    placed = [record for record in kept if record.bucket]
+    tiles = [(str(len(kept)), "images to train on")]
+    tiles += [(str(aside), "set aside")] if aside else []
+    if data.epoch != len(kept):
+        tiles.append((str(data.epoch), "shown in an epoch, repeats counted"))
+    if placed:
+        lost = sum(placement.crop_share(record) for record in placed) / len(placed)
+        tiles.append((str(len({record.bucket for record in placed})), "shapes"))
+        tiles.append((f"{lost:.1%}", "cropped off, on average"))
+    captions = sum(len(record.captions) for record in kept)
+    tiles.append((str(captions), "captions" if captions != 1 else "caption"))
+    masked = sum(record.mask is not None for record in kept)
+    tiles += [(str(masked), "with a mask")] if masked else []
+    return tag(
+        "div", *(tag("div", tag("b", value), tag("span", label)) for value, label in tiles), class_="tiles"
+    )

@@ -1,0 +1,62 @@
+"""What a preparation found: for scripts as numbers, for people as a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools import bucket, findings, scan
+from data_tools.findings import Finding, shown
+from lorakit.manifest import Record
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What a preparation found. `records` are as in the manifest, refused images included."""
+
+    folder: Path
+    records: tuple[Record, ...]
+    findings: tuple[Finding, ...]
+    gone: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> list[Record]:
+        """The records that training uses."""
+        return [record for record in self.records if record.keep]
+
+    def counts(self) -> dict[str, Any]:
+        """Numbers for scripts: images, kept, quarantined by reason, captions by source, buckets, findings."""
+        refused = Counter(scan.code_of(r.reason) for r in self.records if not r.keep)
+        sources = Counter(caption.source for r in self.kept for caption in r.captions)
+        shapes = {f"{w}x{h}": n for (w, h), n in bucket.count(self.records).items()}
+        return {
+            "images": len(self.records),
+            "kept": len(self.kept),
+            "quarantined": dict(sorted(refused.items())),
+            "captions": dict(sorted(sources.items())),
+            "buckets": shapes,
+            "masks": sum(record.mask is not None for record in self.kept),
+            "findings": findings.count(self.findings),
+        }
+
+    def summary(self) -> str:
+        """What a person wants to read after the command."""
+        counts = self.counts()
+        refused = [record for record in self.records if not record.keep]
+        lines = [f"{self.folder}: {counts['images']} images, {counts['kept']} kept, {len(refused)} set aside"]
+        lines += [f"  set aside  {shown(record.file)}: {record.reason}" for record in refused[:10]]
+        lines += [f"  ... and {len(refused) - 10} more, see report.html"] if len(refused) > 10 else []
+        lines += [f"  gone       {shown(file)}: was in the earlier manifest" for file in self.gone[:10]]
+        lines.append(f"  captions   {_listed(counts['captions'])}")
+        lines.append(f"  buckets    {_listed(counts['buckets'])}")
+        lines.append(f"  findings   {_listed(counts['findings'])}")
+        unseen = ("bad_name", "unreadable_folder")  # files that no record stands for
+        told = [f for f in self.findings if f.level == "warning" or f.code in unseen]
+        lines += [f"  {finding}" for finding in told[:10]]
+        return "\n".join(lines)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} x {number}" for name, number in counts.items() if number) or "none"

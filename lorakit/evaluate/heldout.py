@@ -1,0 +1,71 @@
+"""The loss of held-out images, at noise that is the same for every checkpoint; beside it that of images that
+were trained on. The gap between them is what was learnt by heart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lorakit import batches, dataset, keyed, looks, objective, session
+from lorakit.dataset import TrainingSet
+from lorakit.recipe import Recipe, Samples
+from lorakit.trial import Painter
+
+MOST = 32  # images of each kind
+
+
+class HeldOut:
+    """The images that a run held out, and as many that it trained on, ready for any checkpoint."""
+
+    def __init__(self, made: Recipe, painter: Painter) -> None:
+        self.painter, self.seed = painter, made.train.seed
+        only_data: dict[str, Any] = {"init_from": None, "samples": Samples(), "export": []}
+        plan = session.plan(made.model_copy(update=only_data), lambda text: None)
+        held, trained = session.split(plan.items, made)
+        trained = sorted(trained, key=lambda i: keyed.key(self.seed, "trained sample", i.record.pixels))
+        parts = {"held out": held[:MOST], "trained on": trained[: min(len(held), MOST)]}
+        text = dataset.TextCache(plan.family, plan.base, painter.dtype)
+        latents = dataset.LatentCache(made.dataset, plan.base, settings=plan.family.vae_settings)
+        self.sets: dict[str, TrainingSet] = {}
+        for name, items in parts.items():
+            latents.fill(latents.missing(items), painter.pipe)
+            captions = [(caption.text, item.size) for item in items for caption in item.record.captions]
+            text.fill(text.missing(captions), painter.pipe)
+            self.sets[name] = TrainingSet(items, latents, text)
+        scheduler = painter.pipe.scheduler
+        alphas = getattr(scheduler, "alphas_cumprod", None)
+        self.objective = objective.from_scheduler(
+            plan.family.objective, scheduler.config, made.objective, alphas
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether the run held nothing out."""
+        return not self.sets["held out"].items
+
+    @torch.no_grad()
+    def losses(self) -> dict[str, list[float]]:
+        """The mean loss of each image of each kind, by the adapter that is loaded now."""
+        return {
+            name: [self._loss(images, index) for index in range(len(images.items))]
+            for name, images in self.sets.items()
+        }
+
+    def _loss(self, images: TrainingSet, index: int) -> float:
+        """One image at a noise level in each quarter, the same as during training."""
+        painter, parts = self.painter, looks.VALIDATION_TIMES
+        slots = [batches.Slot(index * parts + part, index, 0) for part in range(parts)]
+        batch = images.batch(slots, painter.device)
+        shape = tuple(batch.latents.shape[1:])
+        noise = torch.stack([keyed.normal(shape, self.seed, "validation", slot.position) for slot in slots])
+        times = [
+            (part + keyed.uniform(0, "validation time", slot.position)) / parts
+            for part, slot in enumerate(slots)
+        ]
+        u = torch.tensor(times, dtype=torch.float32, device=painter.device)
+        noisy, t, target = self.objective.noise(batch.latents, noise.to(painter.device), u)
+        dtype = painter.dtype
+        cond = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.cond.items()}
+        prediction = painter.family.predict(painter.denoiser, noisy.to(dtype), t, cond)
+        return float(self.objective.loss(prediction, target, t).mean())

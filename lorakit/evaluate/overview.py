@@ -1,0 +1,228 @@
+"""The figures of a report: the plot of fidelity against adherence, metrics over steps, tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lorakit import report
+from lorakit.evaluate.alarms import diversity_ratio
+from lorakit.evaluate.pick import Pick, Standing
+from lorakit.evaluate.table import METRICS, Arm, Evaluation, metric
+from lorakit.evaluate.verdict import CALLED
+from lorakit.evaluate.wording import number, share, spread
+from lorakit.prompts import Prompt, Role
+from lorakit.report import Html
+from lorakit.statistics import Interval, bootstrap_mean
+
+Triple = tuple[float, float, float]
+Curve = Callable[[Arm], Interval | None]
+NO_STRENGTH = 1.0
+
+
+def trade(evaluation: Evaluation, pick: Pick) -> list[Html]:
+    """Fidelity against adherence, every arm with its intervals, between their controls."""
+    points = [_cross(standing, pick) for standing in pick.standings]
+    known = [point for point in points if point is not None]
+    if not known:
+        return []
+    note = (
+        "Fidelity: 0 % is the base, 100 % how alike the references are among themselves, each left out in "
+        "turn. Adherence: 0 % is how well pictures fit the prompts of others, 100 % the base's own fit. "
+        "Crosses are 95 % intervals over prompts. The choice is green; arms with an alarm are hollow."
+    )
+    chart = report.cross_chart(
+        known,
+        x_label="adherence to prompts, %",
+        y_label="fidelity to the references, %",
+        levels={"the base": 0.0, "the references": 100.0},
+        marks={"the base": 100.0},
+        path=[point.label for point in known] if _one_strength(evaluation) else [],
+    )
+    return [chart, report.paragraph(note)]
+
+
+def _cross(standing: Standing, pick: Pick) -> report.Cross | None:
+    if standing.fidelity is None or standing.adherence is None:
+        return None
+    good = True if standing.arm is pick.arm else False if standing.alarms else None
+    told = f"{standing.arm.name}: fidelity {share(standing.fidelity)}, adherence {share(standing.adherence)}"
+    note = "; ".join([told, *(alarm.text for alarm in standing.alarms)])
+    return report.Cross(
+        standing.arm.name, _hundred(standing.adherence), _hundred(standing.fidelity), good, note
+    )
+
+
+def _hundred(interval: Interval) -> Triple:
+    return 100 * interval.mean, 100 * interval.low, 100 * interval.high
+
+
+def _one_strength(evaluation: Evaluation) -> bool:
+    return len({arm.strength for arm in evaluation.tuned}) < 2
+
+
+def progress(evaluation: Evaluation, pick: Pick) -> list[Html]:
+    """Small charts of every metric over steps, or over strengths where there is one step."""
+    tuned = evaluation.tuned
+    steps = {arm.step for arm in tuned}
+    strengths = {arm.strength for arm in tuned}
+    if max(len(steps), len(strengths)) < 2:
+        return []
+    over = "step" if len(steps) > 1 else "strength"
+    charts = []
+    for title, role, curve, scale in _curves(evaluation):
+        found = {arm.name: interval for arm in tuned if (interval := curve(arm))}
+        if len(found) < 2:
+            continue
+        base = curve(evaluation.base) if evaluation.base else None
+        levels = {"base": scale * base.mean} if base and base.mean and title != "Diversity" else {}
+        if title in (METRICS["dino_i"].title, METRICS["clip_i"].title) and evaluation.ceiling:
+            levels["references"] = scale * float(np.mean(evaluation.ceiling))
+        label = f"{title}, {CALLED[role]}" if role else title
+        charts.append(_chart(tuned, found, over, label, scale, levels, pick))
+    return [report.columns(*charts)] if charts else []
+
+
+def _curves(evaluation: Evaluation) -> list[tuple[str, Role | None, Curve, float]]:
+    """(title, role of the prompts, an arm's interval, factor) of each chart."""
+
+    def of(name: str, prompts: Sequence[Prompt]) -> Curve:
+        return lambda arm: evaluation.interval(arm, name, prompts)
+
+    def losses(kind: str) -> Curve:
+        return lambda arm: _mean_loss(arm, kind)
+
+    charts: list[tuple[str, Role | None, Curve, float]] = []
+    wanted: list[tuple[str, tuple[Role, ...]]] = [
+        (evaluation.eye, ("subject",)),
+        ("clip_t", ("subject", "class", "unrelated")),
+        ("right", ("subject",)),
+        ("drift", ("class", "unrelated")),
+        ("nearest", ("subject",)),
+        ("vqascore", ("subject",)),
+        ("ocr", ("subject",)),
+    ]
+    for name, roles in wanted:
+        for role in roles:
+            if prompts := evaluation.of_role(role):
+                shown = metric(name)
+                charts.append((shown.title, role, of(name, prompts), shown.scale))
+    everything = evaluation.prompts
+    charts.append(
+        ("Diversity, % of the base's", None, lambda arm: diversity_ratio(evaluation, arm, everything), 100.0)
+    )
+    charts.append(("Loss of held-out images", None, losses("held out"), 1.0))
+    charts.append(("Loss of training images", None, losses("trained on"), 1.0))
+    return charts
+
+
+def _mean_loss(arm: Arm, kind: str) -> Interval | None:
+    losses = arm.losses.get(kind)
+    return bootstrap_mean(losses, list(range(len(losses)))) if losses else None
+
+
+def _chart(
+    tuned: Sequence[Arm],
+    found: dict[str, Interval],
+    over: str,
+    title: str,
+    scale: float,
+    levels: dict[str, float],
+    pick: Pick,
+) -> Html:
+    """One curve a strength, with its band."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    bands: dict[str, list[tuple[float, float, float]]] = {}
+    for arm in tuned:
+        if arm.name not in found:
+            continue
+        interval, strength = found[arm.name], NO_STRENGTH if arm.strength is None else arm.strength
+        line = f"strength {strength:g}" if over == "step" else title
+        x = float((arm.step or 0) if over == "step" else strength)
+        lines.setdefault(line, []).append((x, scale * interval.mean))
+        bands.setdefault(line, []).append((x, scale * interval.low, scale * interval.high))
+    marks = {}
+    if pick.arm:
+        at = pick.arm.step if over == "step" else pick.arm.strength
+        marks = {"pick": float(at or 0)}
+    return report.line_chart(
+        lines, x_label=over, y_label=title, bands=bands, levels=levels, marks=marks, half=True
+    )
+
+
+def arms_table(evaluation: Evaluation, pick: Pick | None) -> Html:
+    """One row an arm: its place between the controls, its scores on the subject, its alarms."""
+    prompts = evaluation.of_role("subject") or evaluation.prompts
+    names = [name for name in evaluation.measured() if name not in ("shuffled", "nearest", "drift")]
+    totals = [name for name in ("vendi", "cmmd") if any(name in arm.totals for arm in evaluation.arms)]
+    standings = {s.arm.name: s for s in pick.standings} if pick else {}
+    told = [kind for kind in ("fidelity", "adherence") if any(getattr(s, kind) for s in standings.values())]
+    rest = evaluation.of_role("class", "unrelated")
+    drifted = bool(rest) and any("drift" in arm.scores for arm in evaluation.arms)
+    heads = ["Arm", *(kind.capitalize() for kind in told), *(metric(name).title for name in names)]
+    heads += ["Drift of other prompts"] if drifted else []
+    heads += [metric(name).title for name in totals] + (["Alarms"] if pick else [])
+    rows: list[list[str | Html]] = []
+    for arm in evaluation.arms:
+        standing = standings.get(arm.name)
+        row: list[str | Html] = [arm.name]
+        row += [share(getattr(standing, kind)) if standing else "" for kind in told]
+        row += [spread(evaluation.interval(arm, name, prompts), metric(name)) for name in names]
+        row += [spread(evaluation.interval(arm, "drift", rest), metric("drift"))] if drifted else []
+        row += [number(arm.totals.get(name, math.nan), metric(name)) for name in totals]
+        row += [", ".join(alarm.kind for alarm in standing.alarms) if standing else ""] if pick else []
+        rows.append(row)
+    return report.table(heads, rows)
+
+
+def kinds_table(evaluation: Evaluation, before: Arm, after: Arm) -> Html:
+    """CLIP-T and its gain by kind of prompts, then of all."""
+    kinds = list(dict.fromkeys(prompt.kind for prompt in evaluation.prompts))
+    groups = [(kind, [p for p in evaluation.prompts if p.kind == kind]) for kind in kinds]
+    groups += [("all prompts", evaluation.prompts)] if len(kinds) > 1 else []
+    shown, asked = metric("clip_t"), "right" in after.scores
+    rows = []
+    for kind, prompts in groups:
+        scores = [spread(evaluation.interval(arm, "clip_t", prompts), shown) for arm in (before, after)]
+        gain = spread(evaluation.gain(before, after, "clip_t", prompts), shown, signed=True)
+        rights = [evaluation.interval(arm, "right", prompts) for arm in (before, after)] if asked else []
+        rows.append(
+            [kind, str(len(prompts)), *scores, gain, *(spread(right, metric("right")) for right in rights)]
+        )
+    heads = ["Kind", "Prompts", before.name, after.name, "Gain in CLIP-T"]
+    return report.table([*heads, *(["Right before", "Right after"] if asked else [])], rows)
+
+
+def kind_scores(evaluation: Evaluation, arm: Arm) -> Html:
+    """The scores of a single arm by kind of prompts."""
+    kinds = list(dict.fromkeys(prompt.kind for prompt in evaluation.prompts))
+    groups = [(kind, [p for p in evaluation.prompts if p.kind == kind]) for kind in kinds]
+    groups += [("all prompts", evaluation.prompts)] if len(kinds) > 1 else []
+    names = evaluation.measured()
+    rows = [
+        [
+            kind,
+            str(len(prompts)),
+            *(spread(evaluation.interval(arm, name, prompts), metric(name)) for name in names),
+        ]
+        for kind, prompts in groups
+    ]
+    return report.table(["Kind", "Prompts", *(metric(name).title for name in names)], rows)
+
+
+def differences(evaluation: Evaluation, before: Arm, after: Arm) -> Html:
+    """Every metric of two arms with its paired difference."""
+    rows = []
+    for name in evaluation.measured():
+        shown, prompts = metric(name), evaluation.prompts
+        scores = [spread(evaluation.interval(arm, name, prompts), shown) for arm in (before, after)]
+        gain = evaluation.gain(before, after, name, prompts)
+        certain = gain is not None and (gain.low > 0 or gain.high < 0)
+        good = None
+        if gain and certain and shown.better:
+            good = (gain.mean > 0) == (shown.better > 0)
+        label = {True: "better", False: "worse", None: "differs" if certain else "no difference"}[good]
+        rows.append([shown.title, *scores, spread(gain, shown, signed=True), report.badge(label, good)])
+    return report.table(["Metric", before.name, after.name, "Difference", "Beyond chance"], rows)

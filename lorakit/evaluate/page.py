@@ -1,0 +1,148 @@
+"""report.html of an evaluation: one file, offline, the verdict first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit import report
+from lorakit.evaluate import gallery, overview, verdict
+from lorakit.evaluate.pick import Pick, Standing
+from lorakit.evaluate.table import METRICS, Arm, Evaluation
+from lorakit.evaluate.wording import count
+from lorakit.report import Html
+from lorakit.statistics import ENOUGH_PROMPTS
+
+WIDE = ".page { max-width: 1360px; }"
+ALARMS_OPEN = 3  # the others are folded
+
+
+def page(
+    evaluation: Evaluation,
+    pick: Pick | None,
+    root: Path,
+    *,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    versions: Mapping[str, str],
+    extra: Sequence[Html] = (),
+) -> str:
+    """The whole document; `metrics` are rows of the run's metrics.jsonl, `extra` further sections."""
+    text, good = verdict.headline(evaluation, pick)
+    body = [
+        report.verdict(text, good),
+        *(report.paragraph(remark) for remark in verdict.remarks(evaluation, pick)),
+        *(
+            [report.section("Fidelity and adherence", *parts)]
+            if pick and (parts := overview.trade(evaluation, pick))
+            else []
+        ),
+        *_alarms(evaluation, pick, root),
+        *_progress(evaluation, pick),
+        report.section("Scores", *_scores(evaluation, pick)),
+        report.section("Pictures", *gallery.grid(evaluation, evaluation.arms, root, pick)),
+        *(
+            [report.section("What was done", report.table(["", ""], evaluation.facts))]
+            if evaluation.facts
+            else []
+        ),
+        *([report.section("Training", *report.training_curves(metrics))] if metrics else []),
+        *extra,
+        report.section("Settings and versions", *settings(evaluation.settings, versions)),
+    ]
+    return report.page(evaluation.title, body, style=WIDE)
+
+
+def comparison(
+    evaluation: Evaluation, before: Arm, after: Arm, root: Path, *, versions: Mapping[str, str]
+) -> str:
+    """The document of two arms side by side."""
+    text, good = verdict.difference(evaluation, before, after)
+    few = len(evaluation.prompts) < ENOUGH_PROMPTS
+    body = [
+        report.verdict(text, good),
+        report.paragraph(f"Indicative: {count(len(evaluation.prompts), 'prompt')}.") if few else Html(),
+        *(report.paragraph(note) for note in evaluation.notes),
+        report.section("Differences", overview.differences(evaluation, before, after), _note()),
+        report.section("By kind of prompts", overview.kinds_table(evaluation, before, after)),
+        report.section("Pictures", *gallery.grid(evaluation, [before, after], root, None)),
+        report.section("Settings and versions", *settings(evaluation.settings, versions)),
+    ]
+    return report.page(evaluation.title, body, style=WIDE)
+
+
+def _progress(evaluation: Evaluation, pick: Pick | None) -> list[Html]:
+    parts = overview.progress(evaluation, pick) if pick else []
+    note = "Bands are 95 % intervals over prompts (over images for losses); the green line is the pick."
+    return [report.section("As training went on", *parts, report.paragraph(note))] if parts else []
+
+
+def _alarms(evaluation: Evaluation, pick: Pick | None, root: Path) -> list[Html]:
+    """The alarms of each arm, latest arm first, with the pictures that raised them."""
+    raised = [standing for standing in pick.standings if standing.alarms] if pick else []
+    if not raised:
+        return []
+    cards = [_card(evaluation, standing, root) for standing in reversed(raised)]
+    parts = cards[:ALARMS_OPEN]
+    if rest := cards[ALARMS_OPEN:]:
+        parts.append(report.details(f"{count(len(rest), 'more arm')} with an alarm", *rest))
+    note = (
+        "An arm with an alarm is not picked. Limits come from this evaluation itself: how alike the training "
+        "images are, how much another seed changes the base's pictures."
+    )
+    return [report.section("Alarms", report.paragraph(note), *parts)]
+
+
+def _card(evaluation: Evaluation, standing: Standing, root: Path) -> Html:
+    parts = []
+    for alarm in standing.alarms:
+        text = f"{alarm.text[:1].upper()}{alarm.text[1:]}."
+        parts += [report.paragraph(text), gallery.copies(evaluation, standing.arm, alarm, root)]
+    return report.card(standing.arm.name, *parts, good=False)
+
+
+def _scores(evaluation: Evaluation, pick: Pick | None) -> list[Html]:
+    base = evaluation.base
+    parts = [overview.arms_table(evaluation, pick)]
+    if base and pick and (lead := pick.arm or (evaluation.tuned[-1] if evaluation.tuned else None)):
+        parts.append(overview.kinds_table(evaluation, base, lead))
+    elif len(evaluation.arms) == 1:
+        parts = [overview.kind_scores(evaluation, evaluation.arms[0])]
+    return [*parts, _note(), report.details("What the numbers are", _definitions(evaluation))]
+
+
+def _note() -> Html:
+    return report.paragraph(
+        "Brackets are 95 % intervals of a bootstrap over prompts, each with all its seeds; differences are "
+        f"paired by prompt and seed. With fewer than {ENOUGH_PROMPTS} prompts they are indicative only."
+    )
+
+
+def _definitions(evaluation: Evaluation) -> Html:
+    names = dict.fromkeys(name.partition("@")[0] for name in evaluation.measured())
+    names |= dict.fromkeys(name for arm in evaluation.arms for name in arm.totals if name in METRICS)
+    return report.table(["Score", ""], [[METRICS[name].title, METRICS[name].note] for name in names])
+
+
+def settings(used: Mapping[str, Any], versions: Mapping[str, str]) -> list[Html]:
+    """What every number depends on, a table for each model that judged."""
+    plain = [[name, shown(value)] for name, value in used.items() if not isinstance(value, Mapping)]
+    parts = [report.table(["", ""], plain)] if plain else []
+    for name, value in used.items():
+        if not isinstance(value, Mapping):
+            continue
+        rows = [[key, shown(item)] for key, item in value.items() if key != "truncated"]
+        parts.append(report.table([name[:1].upper() + name[1:], ""], rows))
+        if cut := list(value.get("truncated") or []):
+            listed = report.tag("ul", *(report.tag("li", text) for text in cut))
+            told = f"{count(len(cut), 'text')} did not fit its context and scored by what they begin with"
+            parts.append(report.details(told, listed))
+    parts.append(report.details("Versions", report.table(["Package", "Version"], list(versions.items()))))
+    return parts
+
+
+def shown(value: Any) -> str:
+    """A setting as text."""
+    if isinstance(value, list):
+        return " × ".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -1,0 +1,137 @@
+"""What an evaluation says, in a sentence, and what the sentence leaves out."""
+
+from __future__ import annotations
+
+from lorakit.evaluate.pick import Pick
+from lorakit.evaluate.table import Arm, Evaluation, metric
+from lorakit.evaluate.wording import count, listed, share, spread
+from lorakit.prompts import Role
+from lorakit.statistics import ENOUGH_PROMPTS, Interval
+
+CALLED: dict[Role, str] = {
+    "subject": "prompts of the subject",
+    "class": "prompts of its class",
+    "unrelated": "other prompts",
+}
+
+
+def headline(evaluation: Evaluation, pick: Pick | None) -> tuple[str, bool | None]:
+    """The verdict in one sentence, and whether it is good news."""
+    if pick is None:
+        return _scores(evaluation), None
+    if pick.arm is None:
+        return f"No checkpoint to take: {pick.why}.{_why_none(pick)}", False
+    told = []
+    if pick.fidelity:
+        told.append(f"{share(pick.fidelity)} of the way from the base to the references")
+    if pick.adherence:
+        told.append(f"prompts followed {share(pick.adherence)} as well as by the base")
+    sure = pick.fidelity is None or pick.fidelity.low > 0
+    text = f"Take {pick.arm.name}: {', '.join(told)}."
+    return (text, True) if sure else (f"{text} That it learnt anything is not beyond chance.", None)
+
+
+def _why_none(pick: Pick) -> str:
+    """The one alarm of a single arm, or the alarms that the arms have in common."""
+    if len(pick.standings) == 1:
+        return f" {_sentence(pick.standings[0].alarms[0].text)}" if pick.standings[0].alarms else ""
+    kinds = {alarm.kind: alarm.text for standing in pick.standings for alarm in standing.alarms}
+    return " " + " ".join(_sentence(text.split(":")[0] + " somewhere") for text in kinds.values())
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _scores(evaluation: Evaluation) -> str:
+    parts = []
+    for arm in evaluation.arms:
+        found = evaluation.interval(arm, "clip_t", evaluation.prompts)
+        parts.append(f"{arm.name}: CLIP-T {spread(found, metric('clip_t'))}")
+    return f"{'; '.join(parts)} over {count(len(evaluation.prompts), 'prompt')}."
+
+
+def remarks(evaluation: Evaluation, pick: Pick | None) -> list[str]:
+    """What the verdict leaves out: ties, gains, choices, alarms, and too few prompts."""
+    parts = []
+    base = evaluation.base
+    if pick and pick.arm and base:
+        if pick.runners_up:
+            parts.append(f"The reporting prompts cannot tell it from {listed(pick.runners_up)}.")
+        parts += [_gain(evaluation, base, pick.arm, role) for role in CALLED if evaluation.of_role(role)]
+        parts += _choices(evaluation, base, pick.arm)
+    if pick:
+        alarmed = [standing for standing in pick.standings if standing.alarms]
+        if alarmed and pick.arm:
+            parts.append(f"{_alarmed(pick)}.")
+        parts += stronger(evaluation, pick)
+    if pick and pick.indicative:
+        subject = count(len(evaluation.of_role("subject")), "prompt")
+        parts.append(f"Indicative: {subject} of the subject, fewer than {ENOUGH_PROMPTS}.")
+    if pick and pick.arm and not pick.held_back:
+        parts.append("Too few prompts to hold half of them back: the figures are those of the choice.")
+    return parts + evaluation.notes
+
+
+def _gain(evaluation: Evaluation, base: Arm, arm: Arm, role: Role) -> str:
+    prompts, shown = evaluation.of_role(role), metric("clip_t")
+    before, after = (evaluation.interval(one, "clip_t", prompts) for one in (base, arm))
+    gain = evaluation.gain(base, arm, "clip_t", prompts)
+    means = " → ".join(spread(one, shown).partition(" [")[0] for one in (before, after))
+    return f"CLIP-T on {CALLED[role]}: {means}, {spread(gain, shown, signed=True)}{_meaning(gain)}."
+
+
+def _meaning(gain: Interval | None) -> str:
+    if gain is None or not (gain.low > 0 or gain.high < 0):
+        return ", no difference beyond chance"
+    return ", better beyond chance" if gain.low > 0 else ", worse beyond chance"
+
+
+def _choices(evaluation: Evaluation, base: Arm, arm: Arm) -> list[str]:
+    prompts, shown = evaluation.of_role("subject"), metric("right")
+    after = evaluation.interval(arm, "right", prompts)
+    if after is None:
+        return []
+    before = evaluation.interval(base, "right", prompts)
+    return [
+        f"CLIP picks the right description for {spread(after, shown)} of the pictures, "
+        f"{spread(before, shown)} before."
+    ]
+
+
+def _alarmed(pick: Pick) -> str:
+    """Which arms have which alarms, by kind."""
+    kinds: dict[str, list[str]] = {}
+    for standing in pick.standings:
+        for alarm in standing.alarms:
+            kinds.setdefault(alarm.text.partition(":")[0], []).append(standing.arm.name)
+    told = [f"{names[0]} to {names[-1]}" if len(names) > 3 else listed(names) for names in kinds.values()]
+    return "; ".join(
+        f"{what[:1].upper() + what[1:]}: {where}" for what, where in zip(kinds, told, strict=True)
+    )
+
+
+def stronger(evaluation: Evaluation, pick: Pick) -> list[str]:
+    """Steps whose adapter is better at a lower strength: it is too strong as it stands."""
+    if pick.arm is None or pick.arm.strength is None or pick.arm.strength >= 1:
+        return []
+    whole = [s for s in pick.standings if s.arm.step == pick.arm.step and s.arm.strength == 1]
+    return [f"At full strength the adapter is too strong: take it at {pick.arm.strength:g}."] if whole else []
+
+
+def difference(evaluation: Evaluation, before: Arm, after: Arm) -> tuple[str, bool | None]:
+    """The verdict of a comparison of two arms: the metrics that differ beyond chance."""
+    better: list[str] = []
+    worse: list[str] = []
+    for name in evaluation.measured():
+        shown = metric(name)
+        gain = evaluation.gain(before, after, name, evaluation.prompts)
+        if gain and shown.better and (gain.low > 0 or gain.high < 0):
+            good = (gain.mean > 0) == (shown.better > 0)
+            (better if good else worse).append(f"{shown.title} {spread(gain, shown, signed=True)}")
+    parts = [f"better in {listed(better)}"] if better else []
+    parts += [f"worse in {listed(worse)}"] if worse else []
+    if not parts:
+        return f"{after.name} and {before.name} cannot be told apart.", None
+    only = None if better and worse else bool(better)
+    return f"{after.name} is {' and '.join(parts)} than {before.name}.", only

@@ -1,0 +1,297 @@
+"""One image file, opened: who may decode it, how it is turned, and its pixels strip by strip.
+
+Opening reads the header only, so nothing of the picture's size is allocated before its pixels are counted.
+Colours are converted a strip at a time, so a large picture is never held in several versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from lorakit import color, jpeg, sniff
+from lorakit.color import PARSE_ERRORS, Color
+from lorakit.errors import DataError
+
+MAX_PIXELS = 120_000_000  # above the largest current camera frame (102 Mpx); 480 MB in Pillow's memory
+STRIP = 4_000_000  # pixels whose colours are converted at a time
+
+# Raster formats only. EPS is left out (it starts Ghostscript) and so is TGA (it has no signature).
+# The decoders of the hungry ones hold a picture up to five times over; this many pixels keep it below 1.5 GB.
+_HUNGRY = ("WEBP", "AVIF", "HEIF", "JPEG2000", "JXL")
+HUNGRY_PIXELS = 60_000_000
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM", "QOI", *_HUNGRY)
+_JPEG = frozenset({"JPEG", "MPO"})  # a second picture in an MPO is a depth map, gain map or preview
+TURNS = {  # EXIF orientation -> what makes it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+_FROM_THE_END = frozenset({3, 4, 7, 8})  # the upright picture's first rows are the stored one's last
+_PIXEL_LIMIT = threading.RLock()
+
+
+class ImageError(DataError):
+    """A file that gives no picture. `code` is stable, for scripts and for the manifest's `reason`."""
+
+    def __init__(
+        self, code: str, message: str, *, where: str | None = None, remedy: str | None = None
+    ) -> None:
+        super().__init__(message, where=where, remedy=remedy)
+        self.code = code
+
+    @property
+    def reason(self) -> str:
+        """`code: message (remedy)`, without the path: what the manifest keeps."""
+        return f"{self.code}: {self.message}" + (f" ({self.remedy})" if self.remedy else "")
+
+
+@dataclass
+class Source:
+    """A still picture whose header was read. After `load`, `strips` gives it upright, RGB and in sRGB."""
+
+    image: Image.Image
+    data: bytes
+    where: str
+    background: Color
+    first_of_many: bool = False
+    transparent: bool = False
+    orientation: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def format(self) -> str:
+        """Pillow's name of the format."""
+        return self.image.format or ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the pixels at hand, upright; before `load`, known of JPEGs only."""
+        width, height = self.image.size
+        return (height, width) if self.orientation in _SIDEWAYS else (width, height)
+
+    @functools.cached_property
+    def coded(self) -> tuple[str, int]:
+        """`jpeg.identity` of the data."""
+        return jpeg.identity(self.data)
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether `load` can make fewer pixels than the file has."""
+        return self.format in _JPEG
+
+    def load(self, need: tuple[float, float] | None = None) -> tuple[int, int]:
+        """Decode the whole stream; returns the upright size (width, height) of the whole picture.
+
+        With `need`, the sides that the caller wants at least, a JPEG comes halved, quartered or by eighths.
+        """
+        try:
+            if self.is_jpeg:
+                whole = self.size
+                self._load_jpeg(self._factor(need))
+                return whole
+            self.image.load()
+        except PARSE_ERRORS as error:
+            raise ImageError("truncated", f"damaged or cut off: {error}", where=self.where) from error
+        self.orient()
+        return self.size
+
+    def strips(self, multiple: int = 1) -> Iterator[Image.Image]:
+        """The upright picture from above, as RGB strips whose heights are multiples of `multiple` (the
+        last one's need not be); one strip for most pictures."""
+        width, height = self.size
+        rows = height if multiple == 1 and self._is_plain() else max(1, STRIP // width // multiple) * multiple
+        for top in range(0, height, rows):
+            yield self._colours(self._rows(top, min(height, top + rows), height))
+
+    def _is_plain(self) -> bool:
+        """Whether the pixels are already as they should be, and every strip would be a copy of them."""
+        image = self.image
+        as_is = image.mode == "RGB" and self.orientation == 1
+        return as_is and not image.info.get("icc_profile") and not image.has_transparency_data
+
+    def _rows(self, top: int, bottom: int, height: int) -> Image.Image:
+        """Rows of the upright picture, in the file's own colours."""
+        stored_width, stored_height = self.image.size
+        if self.orientation in _FROM_THE_END:
+            top, bottom = height - bottom, height - top
+        if (bottom - top) == height:
+            part = self.image
+        elif self.orientation in _SIDEWAYS:
+            part = self.image.crop((top, 0, bottom, stored_height))
+        else:
+            part = self.image.crop((0, top, stored_width, bottom))
+        turn = TURNS.get(self.orientation)
+        if turn is None:
+            return part
+        turned = part.transpose(turn)
+        turned.info = self.image.info
+        return turned
+
+    def _colours(self, part: Image.Image) -> Image.Image:
+        """RGB, sRGB, transparency over the background."""
+        try:
+            alpha = color.alpha_of(part)
+            colour = color.to_srgb(part, self.notes)
+        except color.UnsupportedDepth as error:
+            remedy = "save it with 8 or 16 bits a channel"
+            raise ImageError("unsupported_depth", str(error), where=self.where, remedy=remedy) from error
+        if alpha is None or alpha.getextrema()[0] == 255:
+            return colour
+        self.transparent = True
+        self.notes.append(f"alpha: transparency over {color_name(self.background)}")
+        return Image.composite(colour, Image.new("RGB", colour.size, self.background), alpha)
+
+    def _factor(self, need: tuple[float, float] | None) -> int:
+        """The largest reduction that leaves the sides wanted."""
+        if need is None:
+            return 1
+        (width, height), (least_width, least_height) = self.size, need
+        fitting = (f for f in jpeg.FACTORS if width / f >= least_width and height / f >= least_height)
+        return next(fitting, 1)
+
+    def _load_jpeg(self, factor: int) -> None:
+        """Pixels by the quicker decoder, which also tells garbled data; by Pillow's where it cannot."""
+        image = self.image
+        if self.coded[1] > jpeg.MAX_SCANS:
+            raise ImageError("corrupt", f"more than {jpeg.MAX_SCANS} scans in one JPEG", where=self.where)
+        if image.mode in ("RGB", "L"):
+            try:
+                pixels = jpeg.decode(self.data, image.mode == "L", factor)
+            except jpeg.Damaged as error:
+                remedy = "fetch it again, or open and save it if it looks right"
+                raise ImageError(
+                    "truncated", f"damaged or cut off: {error}", where=self.where, remedy=remedy
+                ) from error
+            if pixels is not None:
+                made = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
+                made.format, made.info = image.format, image.info
+                self.image = made
+                return
+        image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
+        image.load()
+
+    def orient(self) -> None:
+        """Note the EXIF orientation; a broken EXIF block is ignored and named."""
+        orientation: object = None
+        unread = len(self.image.info.get("exif", b"")) > 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            try:
+                exif = self.image.getexif()
+                orientation = exif.get(ExifTags.Base.Orientation)
+                unread = unread and len(exif) == 0
+            except PARSE_ERRORS:
+                unread = True
+        if unread:
+            self.notes.append("broken_exif: the EXIF block cannot be read, ignored")
+        if isinstance(orientation, int) and orientation in TURNS:
+            self.orientation = orientation
+            self.notes.append(f"rotated: EXIF orientation {orientation} applied")
+
+
+def open_source(data: bytes, *, where: str, background: Color, max_pixels: int, first_frame: bool) -> Source:
+    """Read the header; raises `ImageError` for what is no still picture of at most `max_pixels` pixels."""
+    if refusal := sniff.impostor(data):
+        raise _refused(refusal, where)
+    try:
+        with pixel_limit(max_pixels):
+            warnings.simplefilter("ignore", UserWarning)  # of EXIF; `orient` looks at it again
+            image: Image.Image = Image.open(io.BytesIO(data), formats=formats())
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_many_pixels(f"more than {max_pixels} pixels", where) from error
+    except PARSE_ERRORS as error:
+        detail = "" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise _refused(sniff.unreadable(data, formats(), detail), where) from error
+    width, height = image.size
+    limit = HUNGRY_PIXELS if image.format in _HUNGRY and max_pixels == MAX_PIXELS else max_pixels
+    if width * height > limit:
+        message = f"{width}x{height} is more than {limit} pixels"
+        raise _too_many_pixels(message + (f" of {image.format}" if limit < max_pixels else ""), where)
+    if width < 1 or height < 1:
+        raise ImageError("corrupt", f"the header says {width}x{height} pixels", where=where)
+    source = Source(image, data, where, background)
+    source.first_of_many = _refuse_frames(source, first_frame)
+    if source.is_jpeg:
+        source.orient()  # other formats may keep their EXIF behind the pixels
+    return source
+
+
+def color_name(color: Color) -> str:
+    """RGB 0-255 -> `#rrggbb`."""
+    return f"#{bytes(color).hex()}"
+
+
+@contextlib.contextmanager
+def pixel_limit(pixels: int) -> Iterator[None]:
+    """Pillow's pixel limit is one global: set it here only, and turn its warning into an error."""
+    with _PIXEL_LIMIT, warnings.catch_warnings():
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The allowed formats this installation has a decoder for."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):
+        import pillow_jxl  # noqa: F401 - registers itself
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _refused(refusal: sniff.Refusal, where: str) -> ImageError:
+    return ImageError(refusal.code, refusal.message, where=where, remedy=refusal.remedy)
+
+
+def _too_many_pixels(message: str, where: str) -> ImageError:
+    return ImageError("too_many_pixels", message, where=where, remedy="shrink it, or raise --max-pixels")
+
+
+def _refuse_frames(source: Source, first_frame: bool) -> bool:
+    """Refuse animations and multi-page files, nobody can say which frame was meant. True: took the first."""
+    image, where = source.image, source.where
+    if source.is_jpeg:
+        return False
+    try:
+        with pixel_limit(image.width * image.height):  # a TIFF checks every page again
+            frames = getattr(image, "n_frames", 1)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError, *PARSE_ERRORS) as error:
+        raise ImageError("corrupt", f"damaged frame table: {error}", where=where) from error
+    if image.format == "TIFF" and _is_camera_raw(image):
+        message = "a camera's raw file, of which only the preview could be read"
+        raise ImageError("raw", message, where=where, remedy="develop it to JPEG, PNG or TIFF")
+    if frames <= 1:
+        return False
+    code, kind = ("multipage", "pages") if image.format == "TIFF" else ("animated", "frames")
+    if not first_frame:
+        message = f"{frames} {kind}, only single pictures are used"
+        raise ImageError(code, message, where=where, remedy="save one as a file, or use --first-frame")
+    image.seek(0)
+    source.notes.append(f"first_frame: frame 1 of {frames}")
+    return True
+
+
+def _is_camera_raw(image: Image.Image) -> bool:
+    """DNG (tag 50706) and its kin, whose first picture is a reduced preview (NewSubfileType, bit 0)."""
+    tags = getattr(image, "tag_v2", {})
+    return 50706 in tags or bool(tags.get(254, 0) & 1)

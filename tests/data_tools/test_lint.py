@@ -1,0 +1,81 @@
+"""What captions alone show: phrases, preambles, refusals, and words of an earlier picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from data_tools import lint
+from lorakit import placement
+from lorakit.manifest import Caption, Record
+
+HASH = "ab" * 32
+
+
+def captioned(*texts: str) -> list[Record]:
+    return [
+        Record(f"{number}.png", HASH, HASH, 64, 64, captions=(Caption(text, "sidecar"),))
+        for number, text in enumerate(texts)
+    ]
+
+
+def codes(*texts: str) -> set[str]:
+    return {finding.code for finding in lint.lint(captioned(*texts))}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I cannot describe people.",
+        "Sorry, I am not able to see it.",
+        "As an AI, I see nothing.",
+        "Unable to assist.",
+        "There is a picture. I’m unable to identify the person.",
+    ],
+)
+def test_a_refusal_is_told_from_a_description(text: str) -> None:
+    assert lint.is_refusal(text)
+    assert "refusal" in codes(text, "a dog")
+
+
+@pytest.mark.parametrize(
+    "text", ['a sign that says "I\'m sorry"', "a man who cannot swim", "an AI as an art form", "", "a dog"]
+)
+def test_a_description_is_no_refusal(text: str) -> None:
+    assert not lint.is_refusal(text)
+
+
+def test_words_about_the_picture_as_such_are_a_note() -> None:
+    (found,) = [
+        f for f in lint.lint(captioned("The image shows a dog.", "a dog on grass")) if f.code == "preamble"
+    ]
+    assert (found.level, found.files) == ("note", ("0.png",))
+
+
+def test_phrases_are_counted_by_caption_and_the_longest_told() -> None:
+    records = captioned(
+        "a brown clay teapot on a table, brown clay teapot",
+        "the brown clay teapot in a shelf",
+        "a brown clay teapot and a red cup",
+        "a red cup",
+        "something else",
+    )
+    assert lint.ngrams(records) == [("brown clay teapot", 3), ("red cup", 2)]
+    assert lint.ngrams(records, most=1) == [("brown clay teapot", 3)]
+    assert lint.ngrams([]) == []
+
+
+def test_a_description_of_an_earlier_picture_is_a_warning() -> None:
+    (record,) = captioned("a dog")
+    now = replace(record, captions=(Caption("a dog", "model", "m", seen=placement.shown_hash(record)),))
+    assert not [f for f in lint.lint([now]) if f.code == "stale_caption"]
+    changed = replace(now, pixels="cd" * 32)
+    assert [f.files for f in lint.lint([changed]) if f.code == "stale_caption"] == [("0.png",)]
+
+
+def test_the_rule_of_thumb_for_tokens_ends_where_they_are_counted() -> None:
+    records = captioned("word " * 80)
+    assert "long_caption" in {f.code for f in lint.lint(records)}
+    assert "long_caption" not in {f.code for f in lint.lint(records, counted=True)}

@@ -1,0 +1,42 @@
+"""A checkpoint of each format that this version reads, as the version that introduced it wrote it.
+
+`python -m tests.reliability.golden FOLDER` writes one of the present format; commit it when the format
+changes, and never change the others.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from lorakit import checkpoint, optim
+from lorakit.recipe import Optimizer
+
+FOLDER = Path(__file__).parent / "formats"
+SHAPES = {"a.lora_A.weight": (2, 3), "a.lora_B.weight": (4, 2)}
+Parameters = list[tuple[str, torch.nn.Parameter]]
+
+
+def parameters() -> Parameters:
+    """A small adapter's parameters, all zero."""
+    return [(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in SHAPES.items()]
+
+
+def make(run: Path) -> Path:
+    """A checkpoint after two steps of the 8-bit optimizer."""
+    trained = parameters()
+    optimizer = optim.build(trained, Optimizer(lr=0.1))
+    for step in range(2):
+        for _, parameter in trained:
+            parameter.grad = torch.arange(parameter.numel()).view_as(parameter).float() - step
+        optimizer.step()
+    adapter = {f"unet.{name}": parameter.detach().clone() for name, parameter in trained}
+    moments = optim.state_tensors(optimizer, trained)
+    made = checkpoint.Checkpoint(2, adapter, moments, {"skipped": [1], "micro_batch": 1})
+    return checkpoint.save(run, made, {"format": "pt", "lorakit": "{}"}, keep=1)
+
+
+if __name__ == "__main__":
+    print(make(Path(sys.argv[1])))

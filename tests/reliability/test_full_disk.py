@@ -1,0 +1,100 @@
+"""Full, broken and read-only disks: exit code 5, the last checkpoint kept, and on with it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from lorakit import storage
+from tests.reliability import checks, corruption, processes, world
+
+DIT = world.BASES[1]
+PLACES = [  # each kind of operation of a run, in each place
+    ("append", "metrics.jsonl"),
+    ("append", "log.txt"),
+    ("write", "run/.partial"),
+    ("write", "checkpoints/.partial-step-00000020"),
+    ("sync", "checkpoints/.partial-step-00000020"),
+    ("sync", "metrics.jsonl"),
+    ("sync_folder", "checkpoints"),
+    ("rename", "checkpoints/step-00000020"),
+    ("rename", "checkpoints/.partial-old"),
+    ("remove", "checkpoints"),
+    ("write", "samples/"),
+    ("rename", "run/adapter.safetensors"),
+    ("sync_folder", "run"),
+]
+REFUSALS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS]
+CASES = [(kind, place, errno.ENOSPC) for kind, place in PLACES]
+CASES += [(kind, place, code) for kind, place in PLACES[3::3] for code in REFUSALS[1:]]
+
+
+def refuse(kind: str, place: str, code: int, refused: list[Path]):
+    """A disk that refuses an operation in a place, from now on."""
+
+    def operation(name: str, path: Path) -> None:
+        if name == kind and place in str(path):
+            refused.append(path)
+            raise OSError(code, os.strerror(code), str(path))
+
+    return operation
+
+
+@pytest.mark.parametrize(("kind", "place", "code"), CASES)
+def test_71_a_disk_that_refuses_is_exit_code_5_and_costs_nothing(recorded, monkeypatch, kind, place, code):
+    made, reference, seen = recorded(DIT, True)
+    corruption.laid_out(made, seen, 15)
+    refused: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "operation", refuse(kind, place, code, refused))
+        exit_code, said = made.train()
+    assert refused
+    assert exit_code == 5, said
+    assert os.strerror(code) in said
+    assert "remedy:" in said
+    assert "Traceback" not in said
+    assert 15 in world.committed(made.run)
+    assert checks.finish(made, reference, at_least=15) == []
+
+
+def test_71_a_full_device_is_told_apart_by_the_system_itself(recorded):
+    made, reference, seen = recorded(DIT, True)
+    corruption.laid_out(made, seen, 15)
+    log = made.run / "log.txt"
+    text = log.read_bytes()
+    log.unlink()
+    log.symlink_to("/dev/full")
+    code, said = made.train()
+    assert code == 5, said
+    assert "No space left on device" in said
+    assert "log.txt" in said
+    log.unlink()
+    log.write_bytes(text)
+    assert checks.finish(made, reference, at_least=15) == []
+
+
+def test_71_a_limit_of_file_size_is_a_refusal_of_the_disk(recorded):
+    """A real one: the system refuses to let the optimizer's file grow (EFBIG)."""
+    made, reference, seen = recorded(DIT, True)
+    corruption.laid_out(made, seen, 5)
+    code, said = processes.train(made, processes.small_files, 16 << 10)
+    assert code == 5, said
+    assert "File too large" in said
+    assert checks.finish(made, reference, at_least=5) == []
+
+
+def test_71_a_real_disk_that_runs_full(recorded):
+    """A file system of some kilobytes for one process alone: room for two checkpoints, not for three."""
+    made, reference, seen = recorded(DIT, True)
+    corruption.laid_out(made, seen, 15)
+    blocks = [-(-file.stat().st_size // 4096) * 4 for file in made.state.rglob("*") if file.is_file()]
+    code, said = processes.train(made, processes.small_disk, made, sum(blocks) + 32)
+    if code == processes.NOT_PERMITTED:
+        pytest.skip("this system lets nobody mount a file system of their own")
+    assert code == 5, said
+    assert "No space left on device" in said
+    assert world.committed(made.run) == [10, 15]
+    assert checks.finish(made, reference, at_least=15) == []

@@ -1,0 +1,142 @@
+"""Non-finite and absurd losses and gradients: they never reach the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lorakit import checkpoint, keyed, objective, storage
+from tests.reliability import checks, instants, world
+
+DIT = world.BASES[1]
+Poison = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _BadGradient(torch.autograd.Function):
+    """A finite loss whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full_like(grad, float("inf"))
+
+
+POISONS: dict[str, Poison] = {
+    "NaN loss": lambda loss: loss * float("nan"),
+    "infinite loss": lambda loss: loss + float("inf"),
+    "infinite gradient": _BadGradient.apply,
+}
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """poison(kind, steps): the losses of these steps go through it, in every process life."""
+    plain_normal = keyed.normal
+
+    def install(change: Poison, steps: set[int]) -> None:
+        now = [-1]
+
+        def normal(shape, seed, purpose, *parts):
+            now[0] = int(parts[0]) if purpose == "noise" else -1  # one image a step: its position is the step
+            return plain_normal(shape, seed, purpose, *parts)
+
+        monkeypatch.setattr(keyed, "normal", normal)
+        for kind in (objective.Flow, objective.Diffusion):
+            plain_loss = kind.loss
+
+            def loss(self, prediction, target, t, plain_loss=plain_loss):
+                value = plain_loss(self, prediction, target, t)
+                return change(value) if now[0] in steps else value
+
+            monkeypatch.setattr(kind, "loss", loss)
+
+    return install
+
+
+def at(made, step: int) -> checkpoint.Checkpoint:
+    """The checkpoint of one step."""
+    return checkpoint.load(made.run / checkpoint.FOLDER / f"step-{step:08d}")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Equal to the last bit."""
+    return storage.safetensors_bytes(one) == storage.safetensors_bytes(other)
+
+
+@pytest.mark.parametrize("base", world.BASES)
+@pytest.mark.parametrize("kind", POISONS)
+def test_94_a_bad_step_leaves_weights_and_optimizer_as_they_were(recorded, poison, kind, base):
+    made, _, _ = recorded(base, False)
+    made.forget()
+    poison(POISONS[kind], {7})
+    code, said = made.train("train.save_every=1", "train.keep=20")
+    assert code == 0, said
+    before, after = at(made, 7), at(made, 8)
+    assert same(before.adapter, after.adapter)
+    assert same(before.optimizer, after.optimizer)
+    assert not same(after.adapter, at(made, 9).adapter)
+    assert (before.facts["skipped"], after.facts["skipped"]) == ([], [7])
+    line = next(line for line in said.splitlines() if line.startswith("step 7:"))
+    assert "step skipped" in line
+    assert ".png" in line
+
+
+def test_94_a_run_with_bad_steps_is_resumed_to_the_same_bytes(recorded, poison):
+    made, _, _ = recorded(DIT, False)
+    made.forget()
+    poison(POISONS["NaN loss"], {6, 12, 17})
+    with instants.recording(made.state) as recorder:
+        assert made.train()[0] == 0
+    reference = made.finished()
+    assert at(made, 20).facts["skipped"] == [6, 12, 17]
+    crashed = [i for i in recorder.instants if i.name == "append" and not instants.at_the_end(i)]
+    found = checks.resumes(made, reference, crashed[1::4])
+    assert not found, "\n".join(found)
+    assert at(made, 20).facts["skipped"] == [6, 12, 17]
+
+
+def test_94_too_many_bad_steps_end_the_run_with_the_last_good_checkpoint(recorded, poison, monkeypatch):
+    made, _, _ = recorded(DIT, False)
+    made.forget()
+    with monkeypatch.context():
+        poison(POISONS["infinite loss"], set(range(6, 20)))
+        code, said = made.train()
+        assert code == 6
+        assert "11 steps gave non-finite numbers" in said
+        assert "remedy:" in said
+        assert world.committed(made.run) == [10, 15]
+        assert same(at(made, 10).adapter, at(made, 15).adapter)
+        assert all(tensor.isfinite().all() for tensor in at(made, 15).adapter.values())
+        assert not (made.run / "adapter.safetensors").exists()
+        assert made.train()[0] == 6  # the same command comes to the same end
+    monkeypatch.undo()
+    code, said = made.train()  # and with the cause removed it goes on
+    assert code == 0, said
+    assert made.went_on_from() == 15
+
+
+def test_94_a_loss_spike_is_clipped(recorded, poison):
+    made, _, _ = recorded(DIT, False)
+    made.forget()
+    poison(lambda loss: loss * 1e6, {7})
+    assert made.train("train.save_every=1", "train.keep=20")[0] == 0
+    row = next(row for row in storage.read_jsonl(made.run / "metrics.jsonl") if row["step"] == 8)
+    assert row["grad_norm"] > 1e3
+    rate = row["lr"]
+    for name, before in at(made, 7).adapter.items():
+        assert (at(made, 8).adapter[name] - before).abs().max() < 5 * rate
+    assert at(made, 20).facts["skipped"] == []
+
+
+def test_94_no_gradient_at_all_changes_nothing_and_breaks_nothing(recorded, poison):
+    made, _, _ = recorded(DIT, False)
+    made.forget()
+    poison(lambda loss: loss * 0, set(range(20)))
+    assert made.train()[0] == 0
+    assert at(made, 20).facts["skipped"] == []
+    assert not any(t.any() for name, t in at(made, 20).adapter.items() if "lora_B" in name)
