@@ -156,6 +156,9 @@ def parser() -> argparse.ArgumentParser:
 
     register_eval(commands)
     register(commands)
+    from lorakit.surgery.commands import register as register_surgery
+
+    register_surgery(commands)
     return top
 
 

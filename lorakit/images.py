@@ -12,11 +12,13 @@ import hashlib
 import os
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from lorakit.color import Color
@@ -141,7 +143,9 @@ def look(source: Source) -> Look:
     small = _joined(reduced(), -(-source.size[1] // factor))
     pixels = _coded(source) if source.is_jpeg else digest.hexdigest()
     notes = tuple(dict.fromkeys(source.notes))
-    return Look(small, size, pixels, source.format, source.transparent, source.first_of_many, notes)
+    return Look(
+        small, size, pixels, source.image.format or "", source.transparent, source.first_of_many, notes
+    )
 
 
 def preview(folder: str | os.PathLike[str], record: Record, side: int) -> Image.Image:
@@ -161,14 +165,14 @@ def read(folder: str | os.PathLike[str], record: Record) -> Image.Image:
     source = _as_described(folder, record)
     source.load()
     image = _decoded(source).image
-    _require_same(folder, record, source, image)
+    _require_same(folder, record, source, lambda: image)
     return image
 
 
 def read_for(
     folder: str | os.PathLike[str], record: Record, crop: Box, size: tuple[int, int]
-) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """`read`, for a picture that will be cropped and resized to `size` (width, height): (image, crop in it).
+) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+    """`read`, for what will be cropped and resized to `size` (width, height): (pixels (H, W, 3), crop).
 
     A JPEG with pixels to spare comes halved or smaller, see RESERVE; its crop may then have fractions.
     """
@@ -176,15 +180,17 @@ def read_for(
     left, top, right, bottom = crop
     across, down = size[0] / (right - left), size[1] / (bottom - top)
     whole = source.load((RESERVE * record.width * across, RESERVE * record.height * down))
-    image = _decoded(source).image
-    _require_same(folder, record, source, image)
-    x, y = image.width / whole[0], image.height / whole[1]
-    return image, (left * x, top * y, right * x, bottom * y)
+    pixels = source.pixels()
+    _require_same(folder, record, source, lambda: Image.fromarray(pixels))
+    x, y = pixels.shape[1] / whole[0], pixels.shape[0] / whole[1]
+    return pixels, (left * x, top * y, right * x, bottom * y)
 
 
 def _as_described(folder: str | os.PathLike[str], record: Record) -> Source:
     path = Path(folder) / record.file
-    return open_source(read_file(path), where=str(path), **_as_recorded(record))
+    source = open_source(read_file(path), where=str(path), **_as_recorded(record))
+    source.trusted = hashlib.sha256(source.data).hexdigest() == record.sha256
+    return source
 
 
 def _as_recorded(record: Record) -> _Decoding:
@@ -196,11 +202,13 @@ def _as_recorded(record: Record) -> _Decoding:
     }
 
 
-def _require_same(folder: str | os.PathLike[str], record: Record, source: Source, image: Image.Image) -> None:
+def _require_same(
+    folder: str | os.PathLike[str], record: Record, source: Source, image: Callable[[], Image.Image]
+) -> None:
     """Raise unless the file, or at least its picture, is the recorded one."""
-    if hashlib.sha256(source.data).hexdigest() == record.sha256:
+    if source.trusted:
         return
-    if (_coded(source) if source.is_jpeg else pixel_hash(image)) != record.pixels:
+    if (_coded(source) if source.is_jpeg else pixel_hash(image())) != record.pixels:
         remedy = f"run `lorakit data prepare {folder}` again"
         raise ImageError(
             "changed", "the picture changed since it was prepared", where=source.where, remedy=remedy
@@ -263,7 +271,7 @@ def parse_color(text: str) -> Color:
 def _decoded(source: Source) -> Decoded:
     image = _joined(source.strips(), source.size[1])
     notes = tuple(dict.fromkeys(source.notes))
-    return Decoded(image, source.format, source.transparent, source.first_of_many, notes)
+    return Decoded(image, source.image.format or "", source.transparent, source.first_of_many, notes)
 
 
 def _coded(source: Source) -> str:

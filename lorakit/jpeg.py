@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 FACTORS = (8, 4, 2)  # the reductions for which libjpeg-turbo has fast code; 5/8 takes as long as the whole
-MAX_SCANS = 200  # a picture sent in thousands of passes is an attack on the reader's time
+MAX_SCANS = 200  # a progressive picture has about 10; thousands are an attack on the reader's time
 
 _SOS, _EOI, _APP0, _APP15, _COM = 0xDA, 0xD9, 0xE0, 0xEF, 0xFE
 _DECISIVE = (b"ICC_PROFILE\0", b"Adobe")  # application segments that decide colours

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lorakit.errors import MemoryLimitError
-from lorakit.recipe import Recipe
+from lorakit.recipe import Memory, Recipe
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def error(recipe: Recipe, found: Footprint, step: int, reason: str) -> MemoryLim
     if not found.recomputed:
         saved = f" (most of {gib(size)})" if size else ""
         remedies.append(f"memory={{checkpoint: 1}} recomputes activations{saved}")
+    if not (isinstance(recipe.memory, Memory) and recipe.memory.quantize):
+        remedies.append(f"memory={{quantize: nf4}} (base about {gib(found.base * 0.28)})")
     smaller = max(64, round(recipe.resolution * 0.75) // 64 * 64)
     if smaller < recipe.resolution:
         share = (smaller / recipe.resolution) ** 2

@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 
 from lorakit import images
 from lorakit.images import Box
@@ -24,17 +24,17 @@ def picture(folder: str | os.PathLike[str], record: Record, crop: Box, size: tup
     The crop's edges fall on pixels of the decoded picture, which may have been halved: they move by at most
     one pixel of the original for each halving. Raises like `images.read`.
     """
-    image, box = images.read_for(folder, record, crop, size)
-    return lanczos(image, box, size)
+    pixels, box = images.read_for(folder, record, crop, size)
+    return lanczos(pixels, box, size)
 
 
 def lanczos(
-    image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]
+    image: NDArray[np.uint8], box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> torch.Tensor:
-    """The part of an RGB image within `box` (rounded to whole pixels), resized to `size`; uint8 (3, H, W)."""
-    left, top = (min(round(box[i]), side - 1) for i, side in enumerate(image.size))
+    """The part of (H, W, 3) within `box` (rounded to whole pixels), resized to `size`; uint8 (3, H, W)."""
+    left, top = min(round(box[0]), image.shape[1] - 1), min(round(box[1]), image.shape[0] - 1)
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
-    pixels = torch.from_numpy(np.array(image)[top:bottom, left:right]).permute(2, 0, 1)
+    pixels = torch.from_numpy(image[top:bottom, left:right]).permute(2, 0, 1)
     if (right - left, bottom - top) == size:
         return pixels.contiguous()
     resized = torch.nn.functional.interpolate(

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lorakit import color, jpeg, sniff
@@ -70,16 +72,13 @@ class Source:
     transparent: bool = False
     orientation: int = 1
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def format(self) -> str:
-        """Pillow's name of the format."""
-        return self.image.format or ""
+    trusted: bool = False  # these very bytes were decoded before
+    array: NDArray[np.uint8] | None = None  # (H, W, 1 or 3), what a JPEG's decoder made
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the pixels at hand, upright; before `load`, known of JPEGs only."""
-        width, height = self.image.size
+        width, height = self.image.size if self.array is None else self.array.shape[1::-1]
         return (height, width) if self.orientation in _SIDEWAYS else (width, height)
 
     @functools.cached_property
@@ -90,7 +89,7 @@ class Source:
     @property
     def is_jpeg(self) -> bool:
         """Whether `load` can make fewer pixels than the file has."""
-        return self.format in _JPEG
+        return self.image.format in _JPEG
 
     def load(self, need: tuple[float, float] | None = None) -> tuple[int, int]:
         """Decode the whole stream; returns the upright size (width, height) of the whole picture.
@@ -111,10 +110,24 @@ class Source:
     def strips(self, multiple: int = 1) -> Iterator[Image.Image]:
         """The upright picture from above, as RGB strips whose heights are multiples of `multiple` (the
         last one's need not be); one strip for most pictures."""
+        self._make_image()
         width, height = self.size
         rows = height if multiple == 1 and self._is_plain() else max(1, STRIP // width // multiple) * multiple
         for top in range(0, height, rows):
             yield self._colours(self._rows(top, min(height, top + rows), height))
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The upright picture as (H, W, 3), without a detour when the decoder made just that."""
+        if self.array is not None and self.array.shape[2] == 3 and self._is_plain():
+            return self.array
+        return np.concatenate([np.asarray(strip) for strip in self.strips()])
+
+    def _make_image(self) -> None:
+        """Give the decoder's array to Pillow."""
+        if self.array is not None:
+            made = Image.fromarray(self.array[..., 0] if self.array.shape[2] == 1 else self.array)
+            made.format, made.info = self.image.format, self.image.info
+            self.image, self.array = made, None
 
     def _is_plain(self) -> bool:
         """Whether the pixels are already as they should be, and every strip would be a copy of them."""
@@ -165,7 +178,7 @@ class Source:
     def _load_jpeg(self, factor: int) -> None:
         """Pixels by the quicker decoder, which also tells garbled data; by Pillow's where it cannot."""
         image = self.image
-        if self.coded[1] > jpeg.MAX_SCANS:
+        if not self.trusted and self.coded[1] > jpeg.MAX_SCANS:
             raise ImageError("corrupt", f"more than {jpeg.MAX_SCANS} scans in one JPEG", where=self.where)
         if image.mode in ("RGB", "L"):
             try:
@@ -176,9 +189,7 @@ class Source:
                     "truncated", f"damaged or cut off: {error}", where=self.where, remedy=remedy
                 ) from error
             if pixels is not None:
-                made = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
-                made.format, made.info = image.format, image.info
-                self.image = made
+                self.array = pixels
                 return
         image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
         image.load()

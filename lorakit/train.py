@@ -16,6 +16,7 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from lorakit import adapter, launch, memory, progress, recipe, session, watchdog
@@ -34,6 +35,7 @@ def train(made_recipe: Recipe) -> RunFolder:
     # Others wait while one process fills caches or samples, which may take hours; a dead process is noticed
     # by its closed connection or by the launcher, and the watchdog tells of a silent one.
     patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
+    AcceleratorState._reset_state(reset_partial_state=True)  # or a process keeps its first run's precision
     accelerator = Accelerator(
         mixed_precision="bf16" if made_recipe.train.precision == "bf16" else "no",
         cpu=not torch.cuda.is_available(),

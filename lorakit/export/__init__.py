@@ -16,8 +16,9 @@ from __future__ import annotations
 from lorakit.export.adapter_file import Adapter, load, parse
 from lorakit.export.changes import Change, Dora, Full, Hadamard, Kronecker, LowRank, Rotation
 from lorakit.export.lowrank import relative_error
+from lorakit.export.prove import TOLERANCE, Exported
 from lorakit.export.weights import Weights
-from lorakit.export.write import CONSUMERS, TOLERANCE, Exported, export_adapter
+from lorakit.export.write import CONSUMERS, export_adapter
 
 __all__ = [
     "CONSUMERS",

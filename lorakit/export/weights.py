@@ -65,6 +65,14 @@ class Weights:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Shape of a module's weight, from the header."""
+        from safetensors import safe_open
+
+        component, name = self.key(module)
+        with safe_open(self.files(component)[name], framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
 
 def header(file: Path) -> list[str]:
     """Names of a file's tensors, after the header was found sound."""

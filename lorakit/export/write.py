@@ -1,51 +1,22 @@
-"""Plan, prove and write the files of an export."""
+"""Plan the files of an export: as few as serve all readers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from lorakit import families, places, storage
-from lorakit.errors import ConfigError, LorakitError, NumericError
-from lorakit.export import consumers, layouts, lowrank, metadata
-from lorakit.export.adapter_file import FACTS, Adapter, load, parse
+from lorakit import families, places
+from lorakit.errors import ConfigError, NumericError
+from lorakit.export import consumers, layouts, lowrank, prove
+from lorakit.export.adapter_file import Adapter, load
 from lorakit.export.changes import Change, Dora, LowRank
 from lorakit.export.native import owner
+from lorakit.export.prove import Exported, Plan, weight_for
 from lorakit.export.weights import Weights
 
 CONSUMERS = consumers.NAMES
 _CONVOLUTION = re.compile(r"^unet\..*(conv|proj_in|proj_out)")
-TOLERANCE = 1e-5  # of the Frobenius norm of a weight's change
-
-
-@dataclass(frozen=True)
-class Exported:
-    """One written file. `max_relative_error`: the worst module's error of the weight change, as read back."""
-
-    path: Path
-    consumers: tuple[str, ...]
-    layout: str
-    keys: int
-    max_relative_error: float
-    approximated: int = 0
-    """Modules whose change the consumer cannot hold, and that became the nearest LoRA."""
-    approximation_error: float = 0.0
-    """The worst relative error of those."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One file to write, and what it holds: `changes` as they will stand in it."""
-
-    consumers: tuple[str, ...]
-    layout: str
-    suffix: str
-    changes: dict[str, Change]
 
 
 def export_adapter(
@@ -72,7 +43,7 @@ def export_adapter(
     if consumer not in (*CONSUMERS, "all"):
         raise ConfigError(f"unknown consumer {consumer!r}", remedy=f"known: {', '.join(CONSUMERS)}, all")
     source = load(adapter, family)
-    known = _family(source, str(adapter))
+    known = known_family(source, str(adapter))
     check_numbers(source, str(adapter), force=force)
     weights = None if base is None else Weights(base)
     if base is not None:
@@ -88,11 +59,13 @@ def export_adapter(
         plans = plans[:1]
     _check_target(out, plans, adapter)
     return [
-        _write(source, known, plan, _target(adapter, out, plan), weights, base, private) for plan in plans
+        prove.write(source, known, plan, _target(adapter, out, plan), weights, base, private)
+        for plan in plans
     ]
 
 
-def _family(source: Adapter, where: str) -> str:
+def known_family(source: Adapter, where: str) -> str:
+    """The adapter's family; ConfigError that names the candidates where it is not certain."""
     if source.family is not None:
         return source.family
     said = f"it could be {', '.join(source.families)}" if source.families else "its names fit none"
@@ -148,7 +121,7 @@ def _fits(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
 
 def _plans(
     source: Adapter, family: str, readers: tuple[str, ...], weights: Weights | None, rank: int | None
-) -> list[_Plan]:
+) -> list[Plan]:
     """As few files as serve all readers: one for each layout, and for each way of stating the numbers."""
     plain = all(isinstance(change, LowRank) for change in source.changes.values())
     groups: dict[tuple[str, str], list[str]] = {}
@@ -158,7 +131,7 @@ def _plans(
         layout = way if way == "diffusers" else consumers.rules(family)[consumer].layout
         groups.setdefault((layout, way), []).append(consumer)
     return [
-        _Plan(
+        Plan(
             tuple(sorted(group, key=CONSUMERS.index)),
             layout,
             "-".join(sorted(group, key=CONSUMERS.index)) if way else layout,
@@ -169,6 +142,17 @@ def _plans(
         )
         for (layout, way), group in groups.items()
     ]
+
+
+def restated(
+    source: Adapter, family: str, layout: str, weights: Weights | None, rank: int | None = None
+) -> dict[str, Change]:
+    """All changes as a layout holds them, read as its own tools read it."""
+    consumer = "diffusers" if layout == "diffusers" else "comfyui"
+    return {
+        module: _stated(module, change, consumer, layout, family, weights, rank)
+        for module, change in source.changes.items()
+    }
 
 
 def _stated(
@@ -184,7 +168,7 @@ def _stated(
     if isinstance(change, LowRank):
         return change
     fused = layout == "native" and len((owner(family, module.split(".", 1)[1]) or ("", [""]))[1]) > 1
-    base = _weight(weights, module, change)
+    base = weight_for(weights, module, change)
     if layouts.writable(change, consumer) and not fused:
         if not isinstance(change, Dora) or consumer == "diffusers":
             return change
@@ -206,19 +190,7 @@ def _kernel(weights: Weights | None, module: str) -> tuple[int, ...]:
     )
 
 
-def _weight(weights: Weights | None, module: str, change: Change) -> torch.Tensor | None:
-    if not change.needs_base:
-        return None
-    if weights is None:
-        raise ConfigError(
-            f"what {change.kind} changes depends on the base's weights",
-            where=module,
-            remedy="give --base FOLDER, the base it was trained on",
-        )
-    return weights.read(module).float()
-
-
-def _check_target(out: Path, plans: list[_Plan], adapter: Path) -> None:
+def _check_target(out: Path, plans: list[Plan], adapter: Path) -> None:
     if out.suffix == ".safetensors" and len(plans) > 1:
         names = "; ".join(f"{plan.layout} for {', '.join(plan.consumers)}" for plan in plans)
         raise ConfigError(
@@ -226,76 +198,7 @@ def _check_target(out: Path, plans: list[_Plan], adapter: Path) -> None:
         )
 
 
-def _target(adapter: Path, out: Path, plan: _Plan) -> Path:
+def _target(adapter: Path, out: Path, plan: Plan) -> Path:
     target = out if out.suffix == ".safetensors" else out / f"{adapter.stem}-{plan.suffix}.safetensors"
-    check_overwrite(target, adapter)
+    prove.check_overwrite(target, adapter)
     return target
-
-
-def check_overwrite(target: Path, *sources: Path) -> None:
-    """Refuse to write over a file that was read, or that is not lorakit's."""
-    if not target.exists():
-        return
-    if any(target.resolve() == source.resolve() for source in sources):
-        raise ConfigError("an export never replaces the adapter it is made from", where=str(target))
-    if FACTS not in storage.read_safetensors_metadata(target):
-        raise ConfigError(
-            "this file is not lorakit's, so it is kept", where=str(target), remedy="name another"
-        )
-
-
-def _write(
-    source: Adapter,
-    family: str,
-    plan: _Plan,
-    target: Path,
-    weights: Weights | None,
-    base: Path | None,
-    private: bool,
-) -> Exported:
-    tensors = layouts.WRITERS[plan.layout](plan.changes, family)
-    name = target.stem if private else None
-    data = storage.safetensors_bytes(
-        tensors, metadata.build(source, family, plan.changes, tensors, base, name)
-    )
-    error = _prove(family, plan, data, target, weights)
-    lossy = _approximations(source.changes, plan.changes, weights)
-    storage.write_bytes(target, data)
-    return Exported(
-        target, plan.consumers, plan.layout, len(tensors), error, len(lossy), max(lossy, default=0.0)
-    )
-
-
-def _approximations(
-    source: Mapping[str, Change], stated: Mapping[str, Change], weights: Weights | None
-) -> list[float]:
-    """Errors of the modules whose form had to change, those that came out exact left out."""
-    errors = []
-    for module, change in source.items():
-        if type(stated[module]) is not type(change):
-            error = lowrank.relative_error(change, stated[module], _weight(weights, module, change))
-            if error > TOLERANCE:
-                errors.append(error)
-    return errors
-
-
-def _prove(family: str, plan: _Plan, data: bytes, target: Path, weights: Weights | None) -> float:
-    """Read the bytes as the consumers would; the worst relative error, or an error that names keys."""
-    copy = parse(data, str(target), family)
-    # fused layers give every member a change, that of one which was not trained being zero
-    extra = {m for m in copy.changes.keys() - plan.changes.keys() if copy.changes[m].delta().any()}
-    lost = sorted(extra | (plan.changes.keys() - copy.changes.keys()))
-    unread = [m for name in plan.consumers for m in consumers.unread(family, name, copy.changes)]
-    errors = {
-        module: lowrank.relative_error(change, copy.changes[module], _weight(weights, module, change))
-        for module, change in plan.changes.items()
-        if module in copy.changes and not (weights is None and change.needs_base)
-    }
-    wrong = lost + unread + [module for module, error in errors.items() if not error <= TOLERANCE]
-    if wrong:
-        raise LorakitError(
-            f"the export would not load as trained, so it is not written: {', '.join(wrong[:5])}",
-            where=str(target),
-            remedy="this is a defect of lorakit; please report it with these names",
-        )
-    return max(errors.values(), default=0.0)

@@ -11,16 +11,30 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from tests.benchmarks import buckets, step
+from tests.benchmarks import buckets, data, step
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument("what", nargs="?", choices=["step", "buckets"], default="step")
+    parser.add_argument(
+        "what", nargs="?", choices=["step", "buckets", "data", "files", "hostile"], default="step"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--files", type=int, nargs="+", default=[1000, 100_000], help="for `files`")
     given = parser.parse_args()
+    if given.what == "data":
+        pictures = data.pictures(given.rounds)
+        print(json.dumps(pictures, indent=2) if given.json else data.report(pictures))
+        return 0 if all(map(data.good, pictures)) else 1
+    if given.what == "files":
+        print(json.dumps(data.many(tuple(given.files)), indent=2))
+        return 0
+    if given.what == "hostile":
+        found = data.thousand()
+        print(json.dumps(found, indent=2))
+        return 0 if found["exit"] == 0 and found["peak_mb"] < data.GOALS["hostile_mb"] else 1
     if given.what == "buckets":
         found = buckets.measure(4 * given.rounds)
         print(json.dumps(found, indent=2) if given.json else buckets.report(found))

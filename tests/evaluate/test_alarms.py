@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lorakit.evaluate import alarms
-from lorakit.evaluate.metrics import CopyLimit
 from tests.evaluate.made import Truth, evaluation
 
 
@@ -107,4 +106,3 @@ def test_without_controls_no_alarm_is_claimed():
     made = evaluation([Truth(100, 0.9, 0.1, copies=0.9, drift=0.9, diversity=0.1)])
     made.limit, made.ceiling, made.arms = None, [], made.arms[1:]
     assert alarms.find(made, made.arms[0]) == []
-    assert CopyLimit(0.5, 0.05).rate == 0.05

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from lorakit import adapter, cli, launch, recipe, storage
@@ -43,14 +42,12 @@ RECIPES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _process() -> Iterator[None]:
-    """As of a process of its own: accelerate remembers one precision for all of a process, and garbage, which
-    runs collect between their stages, is not looked for in what a test process holds for good."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    """As of a process of its own: garbage, which runs collect between their stages, is not looked for in what a
+    test process holds for good."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,9 @@ def test_killed_and_resumed_the_adapter_is_the_same_file_and_loads_anywhere(tmp_
     data = runs.make_dataset(tmp_path / "data")
 
     def made(name: str, **memory: str) -> Path:
-        return runs.make_recipe(tmp_path / f"{name}.json", "tiny-dit", data, tmp_path / name, memory=memory)
+        return runs.make_recipe(
+            tmp_path / f"{name}.json", tiny.tiny_folder("sd35"), data, tmp_path / name, memory=memory
+        )
 
     whole = runs.train(made("whole", quantize="nf4"))
     file = made("broken", quantize="nf4")
