@@ -53,6 +53,7 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
                 batch=made.train.batch_size,
                 trigger=made.trigger,
                 class_noun=made.class_noun,
+                base=made.base,
             ),
         )
     return launch.run(launch.command(path, overrides, processes=processes))
@@ -105,10 +106,17 @@ def _export(arguments: argparse.Namespace) -> int:
 
     file = adapter.file_of(arguments.source)
     out = Path(arguments.out) if arguments.out else file.parent / "exports"
-    made = export_adapter(file, arguments.consumer, out)
-    rows = [{"path": str(e.path), "for": e.consumers, "layout": e.layout, "keys": e.keys} for e in made]
-    lines = [f"{e.path}  for {', '.join(e.consumers)}, proven to {e.max_relative_error:.0e}" for e in made]
-    _print(rows, arguments.json, "\n".join(lines))
+    made = export_adapter(
+        file,
+        arguments.consumer,
+        out,
+        base=Path(arguments.base) if arguments.base else None,
+        family=arguments.family,
+        rank=arguments.rank,
+        private=arguments.private,
+    )
+    rows = [e.to_json() for e in made]
+    _print(rows, arguments.json, "\n".join(e.text() for e in made))
     return 0
 
 
@@ -211,6 +219,14 @@ def _add_work(add: Callable[..., Any]) -> None:
         "--for", dest="consumer", default="all", choices=["comfyui", "a1111", "diffusers", "all"]
     )
     export.add_argument("--out", help="folder; default: exports beside the adapter")
+    export.add_argument(
+        "--base", metavar="DIR", help="the base's folder; DoRA for web interfaces and OFT need it"
+    )
+    export.add_argument("--family", help="the model's family, where the file does not say")
+    export.add_argument(
+        "--rank", type=int, help="largest rank where only a LoRA can be written (default 128)"
+    )
+    export.add_argument("--private", action="store_true", help="write the names of file and base into it")
     add("families", _families, "the model families and how each was tested", "lorakit families --json")
     add("recipes", _recipes, "the recipes that ship", "lorakit recipes")
     add("doctor", _doctor, "what is installed and what is missing", "lorakit doctor")

@@ -1,7 +1,7 @@
 """The one decode function: file -> upright sRGB picture, or one `ImageError` with a stable code.
 
-Every stage (hashes, captions, cache, report) sees an image through `lorakit.source`, so all of them see the
-same pixels: EXIF rotation applied, ICC profile converted to sRGB, transparency composited over a declared
+Every stage (hashes, captions, cache, report) sees an image through `opening` and `source`, so all of them see
+the same pixels: EXIF rotation applied, ICC profile converted to sRGB, transparency composited over a declared
 colour, 16 bits scaled to 8, the pixel count checked before anything is allocated, the whole stream decoded so
 that a cut file is found.
 """
@@ -24,7 +24,8 @@ from PIL import Image, ImageColor
 from lorakit.color import Color
 from lorakit.errors import ConfigError, DataError
 from lorakit.manifest import Record
-from lorakit.source import MAX_PIXELS, TURNS, ImageError, Source, color_name, open_source, pixel_limit
+from lorakit.opening import MAX_PIXELS, open_source, pixel_limit
+from lorakit.source import TURNS, ImageError, Source, color_name
 
 __all__ = [
     "MAX_PIXELS",
@@ -51,7 +52,7 @@ __all__ = [
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the decoded image
 WHITE: Color = (255, 255, 255)
 MAX_FILE_BYTES = 1 << 30
-LOOK = 512  # pixels of the long side that `look` gives at least, and less than twice
+LOOK = 448  # pixels of the long side that `look` gives at least, and less than twice; 1/8 of 3600
 # A JPEG may be decoded smaller while its sides stay this many times those of the picture made from it. Beside
 # the whole decoding and LANCZOS, photographs then differ by 0.3 to 1.2 levels in the mean (42 to 53 dB, less
 # than their own compression); without the reserve, by up to 1.9 (39 dB).

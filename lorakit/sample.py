@@ -85,10 +85,14 @@ def draw(
     label: str = "samples",
     quiet: bool = False,
 ) -> Iterator[list[Shot]]:
-    """The pictures of all seeds of all prompts, batch by batch; those of (prompt id, seed) in `done` are left
-    out."""
+    """The pictures of all seeds of all prompts, batch by batch.
+
+    A batch whose (prompt id, seed) are all in `done` is left out. Others are drawn whole, so that a picture
+    has the same neighbours, and the same bytes, as it would have had without the interruption.
+    """
     jobs = [(i, seed) for i, prompt in enumerate(encoded.prompts) for seed in prompt.seeds]
-    jobs = [(i, seed) for i, seed in jobs if (encoded.prompts[i].id, seed) not in done]
+    batches = [jobs[start : start + settings.batch] for start in range(0, len(jobs), settings.batch)]
+    batches = [some for some in batches if any((encoded.prompts[i].id, seed) not in done for i, seed in some)]
     denoiser = family.denoiser(pipe)
     training = denoiser.training
     denoiser.eval()
@@ -96,16 +100,15 @@ def draw(
     try:
         with (
             samplers.using(used, family.objective, settings.sampler),
-            Progress(label, len(jobs), quiet=quiet) as progress,
+            Progress(label, sum(map(len, batches)), quiet=quiet) as progress,
         ):
-            for start in range(0, len(jobs), settings.batch):
-                some = jobs[start : start + settings.batch]
+            for some in batches:
                 if guided:
                     guides = [_guiding(encoded.prompts[i]) for i, _ in some]
                     guided.show([images.decode(path) for path in guides], settings.width, settings.height)
                 pictures = _batch(family, used, encoded, settings, some)
                 yield [Shot(encoded.prompts[i], s, p) for (i, s), p in zip(some, pictures, strict=True)]
-                progress.update(start + len(some))
+                progress.update(progress.done + len(some))
     finally:
         denoiser.train(training)
 

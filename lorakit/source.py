@@ -1,35 +1,24 @@
-"""One image file, opened: who may decode it, how it is turned, and its pixels strip by strip.
+"""One opened image file: how it is turned, its whole stream decoded, and its pixels strip by strip.
 
-Opening reads the header only, so nothing of the picture's size is allocated before its pixels are counted.
 Colours are converted a strip at a time, so a large picture is never held in several versions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-from lorakit import color, jpeg, sniff
+from lorakit import color, jpeg
 from lorakit.color import PARSE_ERRORS, Color
 from lorakit.errors import DataError
 
-MAX_PIXELS = 120_000_000  # above the largest current camera frame (102 Mpx); 480 MB in Pillow's memory
 STRIP = 4_000_000  # pixels whose colours are converted at a time
-
-# Raster formats only. EPS is left out (it starts Ghostscript) and so is TGA (it has no signature).
-# The decoders of the hungry ones hold a picture up to five times over; this many pixels keep it below 1.5 GB.
-_HUNGRY = ("WEBP", "AVIF", "HEIF", "JPEG2000", "JXL")
-HUNGRY_PIXELS = 60_000_000
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM", "QOI", *_HUNGRY)
 _JPEG = frozenset({"JPEG", "MPO"})  # a second picture in an MPO is a depth map, gain map or preview
 TURNS = {  # EXIF orientation -> what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +31,6 @@ TURNS = {  # EXIF orientation -> what makes it upright
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _FROM_THE_END = frozenset({3, 4, 7, 8})  # the upright picture's first rows are the stored one's last
-_PIXEL_LIMIT = threading.RLock()
 
 
 class ImageError(DataError):
@@ -213,96 +201,6 @@ class Source:
             self.notes.append(f"rotated: EXIF orientation {orientation} applied")
 
 
-def open_source(data: bytes, *, where: str, background: Color, max_pixels: int, first_frame: bool) -> Source:
-    """Read the header; raises `ImageError` for what is no still picture of at most `max_pixels` pixels."""
-    if refusal := sniff.impostor(data):
-        raise _refused(refusal, where)
-    try:
-        with pixel_limit(max_pixels):
-            warnings.simplefilter("ignore", UserWarning)  # of EXIF; `orient` looks at it again
-            image: Image.Image = Image.open(io.BytesIO(data), formats=formats())
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _too_many_pixels(f"more than {max_pixels} pixels", where) from error
-    except PARSE_ERRORS as error:
-        detail = "" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise _refused(sniff.unreadable(data, formats(), detail), where) from error
-    width, height = image.size
-    limit = HUNGRY_PIXELS if image.format in _HUNGRY and max_pixels == MAX_PIXELS else max_pixels
-    if width * height > limit:
-        message = f"{width}x{height} is more than {limit} pixels"
-        raise _too_many_pixels(message + (f" of {image.format}" if limit < max_pixels else ""), where)
-    if width < 1 or height < 1:
-        raise ImageError("corrupt", f"the header says {width}x{height} pixels", where=where)
-    source = Source(image, data, where, background)
-    source.first_of_many = _refuse_frames(source, first_frame)
-    if source.is_jpeg:
-        source.orient()  # other formats may keep their EXIF behind the pixels
-    return source
-
-
 def color_name(color: Color) -> str:
     """RGB 0-255 -> `#rrggbb`."""
     return f"#{bytes(color).hex()}"
-
-
-@contextlib.contextmanager
-def pixel_limit(pixels: int) -> Iterator[None]:
-    """Pillow's pixel limit is one global: set it here only, and turn its warning into an error."""
-    with _PIXEL_LIMIT, warnings.catch_warnings():
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-@functools.cache
-def formats() -> tuple[str, ...]:
-    """The allowed formats this installation has a decoder for."""
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    with contextlib.suppress(ImportError):
-        import pillow_jxl  # noqa: F401 - registers itself
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _refused(refusal: sniff.Refusal, where: str) -> ImageError:
-    return ImageError(refusal.code, refusal.message, where=where, remedy=refusal.remedy)
-
-
-def _too_many_pixels(message: str, where: str) -> ImageError:
-    return ImageError("too_many_pixels", message, where=where, remedy="shrink it, or raise --max-pixels")
-
-
-def _refuse_frames(source: Source, first_frame: bool) -> bool:
-    """Refuse animations and multi-page files, nobody can say which frame was meant. True: took the first."""
-    image, where = source.image, source.where
-    if source.is_jpeg:
-        return False
-    try:
-        with pixel_limit(image.width * image.height):  # a TIFF checks every page again
-            frames = getattr(image, "n_frames", 1)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, *PARSE_ERRORS) as error:
-        raise ImageError("corrupt", f"damaged frame table: {error}", where=where) from error
-    if image.format == "TIFF" and _is_camera_raw(image):
-        message = "a camera's raw file, of which only the preview could be read"
-        raise ImageError("raw", message, where=where, remedy="develop it to JPEG, PNG or TIFF")
-    if frames <= 1:
-        return False
-    code, kind = ("multipage", "pages") if image.format == "TIFF" else ("animated", "frames")
-    if not first_frame:
-        message = f"{frames} {kind}, only single pictures are used"
-        raise ImageError(code, message, where=where, remedy="save one as a file, or use --first-frame")
-    image.seek(0)
-    source.notes.append(f"first_frame: frame 1 of {frames}")
-    return True
-
-
-def _is_camera_raw(image: Image.Image) -> bool:
-    """DNG (tag 50706) and its kin, whose first picture is a reduced preview (NewSubfileType, bit 0)."""
-    tags = getattr(image, "tag_v2", {})
-    return 50706 in tags or bool(tags.get(254, 0) & 1)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lorakit import checkpoint, cli, manifest, storage
-from tests import runs
+from tests import runs, tiny
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -33,7 +33,7 @@ def data(tmp_path):
         ({"optimiser": {}}, 2, "did you mean 'optimizer'"),
         ({"base": "tiny-ditt"}, 2, "there is no such base model"),
         ({"base": "no/such/folder"}, 2, "there is no such base model"),
-        ({"base": "model.ckpt"}, 2, "single-file checkpoints"),
+        ({"base": "model.ckpt"}, 2, "there is no such file"),
         ({"dataset": "nowhere"}, 2, "nowhere"),
     ],
 )
@@ -121,7 +121,8 @@ def test_a_consumer_that_cannot_read_the_family_is_refused_before_training(capsy
     from lorakit import recipe, session
     from lorakit.errors import ConfigError
 
-    file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, tmp_path / "run", export=["a1111"])
+    base = tiny.tiny_folder("sana")
+    file = runs.make_recipe(tmp_path / "r.yaml", base, data, tmp_path / "run", export=["a1111"])
     with pytest.raises(ConfigError, match="a1111"):
         session.plan(recipe.load(file), lambda text: None)
 

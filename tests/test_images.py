@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin, features
 
-from lorakit import images, source
+from lorakit import images, opening, source
 from lorakit.errors import ConfigError, DataError
 from lorakit.images import ImageError
 from lorakit.manifest import Record
@@ -331,7 +331,7 @@ def test_impostors_are_named(tmp_path: Path, content: bytes, code: str) -> None:
 
 
 def test_16_heic_without_decoder_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "formats", lambda: ("PNG", "JPEG"))
+    monkeypatch.setattr(opening, "formats", lambda: ("PNG", "JPEG"))
     (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(64))
     with pytest.raises(ImageError, match="pillow-heif") as caught:
         images.decode(tmp_path / "a.heic")

@@ -118,6 +118,8 @@ class Studio:
         for batch in self.painter.batches(self.prompts, self.options, label, done):
             for shot in batch:
                 name = shot.prompt.id, shot.seed
+                if name in done:
+                    continue
                 storage.save_image(found[name].path, shot.image, pnginfo=_text(keys[name]))
         rows = [
             {"file": p.path.name, "prompt_id": p.prompt.id, "prompt": p.prompt.prompt, "seed": p.seed}

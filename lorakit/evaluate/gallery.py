@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Pictures:
     def open(self, file: str) -> Image.Image | None:
         """The picture, or None when it cannot be had any more."""
         try:
-            return decode(self.root / file)
+            return decode(Path(os.path.normpath(self.root / file)))  # `root` itself may not be there yet
         except (OSError, LorakitError):
             return None
 

@@ -126,12 +126,13 @@ def _definitions(evaluation: Evaluation) -> Html:
 
 def settings(used: Mapping[str, Any], versions: Mapping[str, str]) -> list[Html]:
     """What every number depends on, a table for each model that judged."""
+    used = dict(sorted(used.items()))  # as they come out of scores.json, so that the page is the same again
     plain = [[name, shown(value)] for name, value in used.items() if not isinstance(value, Mapping)]
     parts = [report.table(["", ""], plain)] if plain else []
     for name, value in used.items():
         if not isinstance(value, Mapping):
             continue
-        rows = [[key, shown(item)] for key, item in value.items() if key != "truncated"]
+        rows = [[key, shown(item)] for key, item in sorted(value.items()) if key != "truncated"]
         parts.append(report.table([name[:1].upper() + name[1:], ""], rows))
         if cut := list(value.get("truncated") or []):
             listed = report.tag("ul", *(report.tag("li", text) for text in cut))

@@ -99,14 +99,10 @@ def pick(evaluation: Evaluation, drift: float | None = None) -> Pick:
         )
         for row, arm in enumerate(tuned)
     ]
+    few = len(subject) < ENOUGH_PROMPTS
     left = [standing.arm for standing in standings if not standing.alarms]
-    if not tuned or evaluation.base is None:
-        return Pick(None, "there is no base to compare with", standings, budget)
-    if not (whole.controls.fidelity or whole.controls.adherence):
-        text = "neither fidelity nor adherence can be told: the base's pictures already match the controls"
-        return Pick(None, text if subject else "no prompt asks for the subject", standings, budget)
-    if not left:
-        return Pick(None, "every arm has an alarm", standings, budget)
+    if why := _nothing_to_tell(evaluation, whole, subject, left):
+        return Pick(None, why, standings, budget, indicative=few)
     choosing, reporting = halves(subject)
     chosen = _earliest_as_good(Scale(evaluation, left, choosing))
     scale = Scale(evaluation, left, reporting)
@@ -122,8 +118,21 @@ def pick(evaluation: Evaluation, drift: float | None = None) -> Pick:
         scale.interval("adherence", chosen),
         ties,
         held_back=choosing is not reporting,
-        indicative=len(subject) < ENOUGH_PROMPTS,
+        indicative=few,
     )
+
+
+def _nothing_to_tell(
+    evaluation: Evaluation, scale: Scale, subject: list[Prompt], left: list[Arm]
+) -> str | None:
+    """Why there is no pick, if there is none."""
+    if not evaluation.tuned or evaluation.base is None:
+        return "there is no base to compare with"
+    if not subject:
+        return "no prompt asks for the subject"
+    if not (scale.controls.fidelity or scale.controls.adherence):
+        return "neither fidelity nor adherence can be told: the base's pictures already match the controls"
+    return None if left else "every arm has an alarm"
 
 
 def _earliest_as_good(scale: Scale) -> int:

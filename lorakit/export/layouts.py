@@ -130,6 +130,16 @@ def _factors(tensors: Tensors, stem: str, change: Change) -> None:
         raise ConfigError(f"no layout spells a change of kind {change.kind}", where=stem)
 
 
+def apart(tensors: Tensors) -> Tensors:
+    """Tensors that share no memory, as the file format wants them: members of a fused layer have one A."""
+    seen: set[int] = set()
+    own: Tensors = {}
+    for key, tensor in tensors.items():
+        own[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return own
+
+
 def writable(change: Change, consumer: str) -> bool:
     """Whether a consumer reads this kind as it is, once its numbers are stated in the consumer's way."""
     if isinstance(change, Dora):

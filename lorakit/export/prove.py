@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,19 @@ class Exported:
     approximation_error: float = 0.0
     """The worst relative error of those."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for scripts."""
+        row = {"path": str(self.path), "for": self.consumers, "layout": self.layout, "keys": self.keys}
+        return row | {"approximated": self.approximated, "approximation_error": self.approximation_error}
+
+    def text(self) -> str:
+        """One line for people; what could not be held exactly is said."""
+        line = f"{self.path}  for {', '.join(self.consumers)}, proven to {self.max_relative_error:.0e}"
+        if not self.approximated:
+            return line
+        worst = f"off by up to {100 * self.approximation_error:.2g} %"
+        return f"{line}; {self.approximated} modules became the nearest LoRA, {worst}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,6 +58,7 @@ class Plan:
 
 
 def weight_for(weights: Weights | None, module: str, change: Change) -> torch.Tensor | None:
+    """The base's weight in float32 where a change needs it, else None; ConfigError when it is not there."""
     if not change.needs_base:
         return None
     if weights is None:
@@ -76,7 +91,8 @@ def write(
     base: Path | None,
     private: bool,
 ) -> Exported:
-    tensors = layouts.WRITERS[plan.layout](plan.changes, family)
+    """Write `plan` as `target` after its bytes were read back and found equal; LorakitError otherwise."""
+    tensors = layouts.apart(layouts.WRITERS[plan.layout](plan.changes, family))
     name = target.stem if private else None
     data = storage.safetensors_bytes(
         tensors, metadata.build(source, family, plan.changes, tensors, base, name)

@@ -43,6 +43,11 @@ def register(commands: Subparsers) -> None:
     turn.add_argument("out", help="the .safetensors file to write")
     turn.add_argument("--to", dest="layout", required=True, choices=["diffusers", "kohya", "native"])
     turn.add_argument("--base", help="the base's folder; DoRA and OFT need it")
+    _several(commands)
+    _of_models(commands)
+
+
+def _several(commands: Subparsers) -> None:
     mix = _add(
         commands,
         "combine",
@@ -69,6 +74,9 @@ def register(commands: Subparsers) -> None:
     less.add_argument("file")
     _smaller(less)
     less.add_argument("--base", help="the base's folder; DoRA and OFT need it")
+
+
+def _of_models(commands: Subparsers) -> None:
     took = _add(commands, "extract", _extract, "the difference of a fine-tuned model from its base, as LoRA",
                 "BASE TUNED --rank 32 --out style.safetensors")  # fmt: skip
     took.add_argument("base", help="the base's folder")

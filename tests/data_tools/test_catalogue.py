@@ -25,7 +25,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from data_tools import scan
 from data_tools.prepare import PrepareOptions, PrepareResult, check_only, prepare
-from lorakit import images, manifest, source
+from lorakit import images, manifest, opening
 from lorakit.images import ImageError
 from lorakit.manifest import Record
 
@@ -191,7 +191,7 @@ def test_15_pages(tmp_path: Path) -> None:
 def test_16_a_missing_decoder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes, words: str
 ) -> None:
-    monkeypatch.setattr(source, "formats", lambda: ("PNG", "JPEG"))
+    monkeypatch.setattr(opening, "formats", lambda: ("PNG", "JPEG"))
     reason = set_aside(tmp_path, name, data)
     assert reason.startswith("no_decoder:")
     assert words in reason

@@ -90,7 +90,7 @@ def test_the_steps_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("prepare", "scan", "check", "caption", "bucket", "report"):
+    for name in ("prepare", "scan", "check", "caption", "bucket", "mask", "report"):
         with pytest.raises(SystemExit) as stopped:
             call(name, "--help")
         assert stopped.value.code == 0

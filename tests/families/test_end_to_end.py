@@ -42,8 +42,8 @@ RECIPES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _process() -> Iterator[None]:
-    """As of a process of its own: garbage, which runs collect between their stages, is not looked for in what a
-    test process holds for good."""
+    """As of a process of its own: garbage, which runs collect between their stages, is not looked for in
+    what a test process holds for good."""
     gc.collect()
     gc.freeze()
     yield

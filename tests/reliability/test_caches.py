@@ -8,10 +8,8 @@ import pytest
 
 from lorakit import cache, storage
 from lorakit.errors import DataError
-from tests.reliability import checks, instants, processes, world
-from tests.reliability.world import World
-
-DIT = world.BASES[1]
+from tests.reliability import checks, instants, processes
+from tests.reliability.world import DIT, World
 
 
 def entries(made: World) -> dict[str, bytes]:

@@ -8,9 +8,9 @@ import torch
 from lorakit import checkpoint, optim, storage
 from lorakit.errors import NumericError
 from lorakit.recipe import Optimizer
-from tests.reliability import checks, corruption, golden, instants, world
+from tests.reliability import checks, corruption, golden, instants
+from tests.reliability.world import DIT
 
-DIT = world.BASES[1]
 FORMATS = sorted(path.name for path in golden.FOLDER.glob("format-*"))
 
 

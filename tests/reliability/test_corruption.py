@@ -10,8 +10,8 @@ import torch
 from lorakit import checkpoint, storage
 from tests.reliability import checks, corruption, instants, world
 from tests.reliability.corruption import FILES, MODES
+from tests.reliability.world import DIT, UNET
 
-DIT, UNET = world.BASES[1], world.BASES[0]
 EVERY = [(DIT, file, mode) for file in FILES for mode in MODES]
 EVERY += [(UNET, "optimizer.safetensors", "flip"), (UNET, "state.json", "cut")]
 

@@ -10,8 +10,8 @@ import pytest
 
 from lorakit import storage
 from tests.reliability import checks, corruption, processes, world
+from tests.reliability.world import DIT
 
-DIT = world.BASES[1]
 PLACES = [  # each kind of operation of a run, in each place
     ("append", "metrics.jsonl"),
     ("append", "log.txt"),

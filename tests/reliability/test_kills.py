@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.reliability import instants, kills, processes, world
+from tests.reliability.world import DIT
 
 KILLS = 20
 IN_A_ROW = 5
@@ -28,7 +29,7 @@ def test_82_killed_at_random_moments_five_times_in_a_row(recorded, base):
 
 def test_a_killed_process_leaves_just_the_recorded_instant(recorded):
     """Every twelfth operation: what `test_crashes` lays out is what a SIGKILL leaves."""
-    made, _, seen = recorded(world.BASES[1], True)
+    made, _, seen = recorded(DIT, True)
     for instant in seen[:-1:12]:
         made.forget()
         code, said = processes.train(made, processes.kill_before, made.state, instant.number)

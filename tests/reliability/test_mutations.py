@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lorakit import checkpoint, keyed, storage
-from tests.reliability import checks, corruption, world
+from tests.reliability import checks, corruption
+from tests.reliability.world import DIT
 
 
 def _no_file_sync(path: Path, data: bytes) -> None:
@@ -91,7 +92,7 @@ def _global_normal(shape: tuple[int, ...], *_: object) -> torch.Tensor:
 
 
 def test_without_keyed_randomness_the_bytes_differ(recorded, monkeypatch):
-    made, _, seen = recorded(world.BASES[1], False)
+    made, _, seen = recorded(DIT, False)
     monkeypatch.setattr(keyed, "normal", _global_normal)
     made.forget()
     assert made.train()[0] == 0
@@ -101,7 +102,7 @@ def test_without_keyed_randomness_the_bytes_differ(recorded, monkeypatch):
 
 
 def test_without_verification_damage_is_not_noticed(recorded, monkeypatch):
-    made, reference, seen = recorded(world.BASES[1], False)
+    made, reference, seen = recorded(DIT, False)
     monkeypatch.setattr(storage, "verify_folder", lambda folder, names=(): None)
     assert corruption.survives(made, reference, seen, "adapter.safetensors", "flip")
 
@@ -110,6 +111,6 @@ def test_without_falling_back_damage_is_the_end(recorded, monkeypatch):
     def newest(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
         return checkpoint.load(run / checkpoint.FOLDER / f"step-{checkpoint.steps(run)[-1]:08d}"), []
 
-    made, reference, seen = recorded(world.BASES[1], False)
+    made, reference, seen = recorded(DIT, False)
     monkeypatch.setattr(checkpoint, "newest", newest)
     assert corruption.survives(made, reference, seen, "adapter.safetensors", "missing")

@@ -9,8 +9,8 @@ import torch
 
 from lorakit import checkpoint, keyed, objective, storage
 from tests.reliability import checks, instants, world
+from tests.reliability.world import DIT
 
-DIT = world.BASES[1]
 Poison = Callable[[torch.Tensor], torch.Tensor]
 
 

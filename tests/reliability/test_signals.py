@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lorakit import storage
-from tests.reliability import checks, instants, processes, world
+from tests.reliability import checks, instants, processes
+from tests.reliability.world import DIT
 
-DIT = world.BASES[1]
 LIMIT = 30.0  # seconds; a loaded machine may be slow, a hang is longer
 PHASES = {
     "load": ("append", "log.txt"),

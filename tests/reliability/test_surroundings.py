@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from tests.reliability import checks, processes, world
-
-DIT = world.BASES[1]
+from tests.reliability import checks, processes
+from tests.reliability.world import DIT
 
 
 def test_84_nobody_reads_what_is_printed_and_it_goes_on(recorded):

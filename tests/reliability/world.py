@@ -23,9 +23,12 @@ from tests import runs, tiny
 STEPS = 20
 SAVE_EVERY = 5
 KEEP = 2
-BASES = ("sd15", "sd3-no-t5")  # a U-Net and a DiT
+BASES = {  # a U-Net and a DiT, and a few of their linear layers
+    "sd15": ["attn2.to_q", "attn2.to_v"],
+    "sd3-no-t5": ["to_q", "to_v"],
+}
+UNET, DIT = BASES
 RECIPE: dict[str, Any] = {
-    "adapter": {"rank": 2, "alpha": 2, "targets": ["to_q", "to_v"]},
     "optimizer": {"name": "adamw8bit", "lr": 1e-2},
     "train": {
         "steps": STEPS,
@@ -84,8 +87,13 @@ class World:
             adapter=(self.run / "adapter.safetensors").read_bytes(),
             rows=[{k: v for k, v in row.items() if k != "seconds"} for row in rows],
             checkpoint=self._last_checkpoint(),
-            samples=_contents(self.run / "samples"),
+            samples={name: data for name, data in _contents(self.run / "samples").items() if "/" in name},
+            sheet=self._sheet(),
         )
+
+    def _sheet(self) -> bytes:
+        file = self.run / "samples/contact.png"
+        return file.read_bytes() if file.exists() else b""
 
     def _last_checkpoint(self) -> dict[str, bytes]:
         """The others may be of other steps: a signal commits when it comes."""
@@ -102,8 +110,6 @@ class World:
         found = [] if record["status"] == "done" else [f"status {record['status']}"]
         if len(committed(self.run)) < KEEP:
             found.append("fewer checkpoints than are to be kept")
-        if not (self.run / "report.html").is_file():
-            found.append("no report.html")
         for part in ("adapter", "rows", "checkpoint", "samples"):
             one, other = getattr(mine, part), getattr(reference, part)
             if one != other:
@@ -111,6 +117,11 @@ class World:
                 names = sorted(name for name in files if one.get(name) != other.get(name))
                 found.append(f"other {part} {' '.join(names)}".rstrip())
         return found
+
+    def pages_missing(self, reference: Finished) -> list[str]:
+        """What is made of a run's files and is not there, or not of the last ones."""
+        found = [] if (self.run / "report.html").is_file() else ["no report.html"]
+        return found if self._sheet() == reference.sheet else [*found, "an old contact.png"]
 
     def went_on_from(self) -> int:
         """The step from which the last training started, as the log tells it."""
@@ -131,12 +142,13 @@ class World:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: the adapter's bytes, metrics without durations, and files by path."""
+    """A finished run: the adapter's bytes, metrics without durations, files by path, the sheet of samples."""
 
     adapter: bytes
     rows: list[dict[str, Any]]
     checkpoint: dict[str, bytes]
     samples: dict[str, bytes]
+    sheet: bytes
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -159,12 +171,12 @@ def cache_at(folder: Path) -> Iterator[None]:
 
 
 def make(root: Path, base: str, *, looks: bool, **changes: Any) -> World:
-    """Build a world: four pictures, of which one is held out, and a recipe of 20 steps."""
+    """Build a world: four pictures and a recipe of 20 steps; one picture is held out to look at."""
     data = runs.make_dataset(root / "data", 4)
     prompts = storage.write_jsonl(root / "prompts.jsonl", [{"id": "a", "prompt": "a ring", "seeds": [0]}])
-    tree = RECIPE | {"validate": {"fraction": 0.25, "every": 10 if looks else 1000}}
+    tree = RECIPE | {"adapter": {"rank": 2, "alpha": 2, "targets": BASES[base]}}
     if looks:
-        tree |= {"samples": {"prompts": str(prompts), **LOOKS}}
+        tree |= {"samples": {"prompts": str(prompts), **LOOKS}, "validate": {"fraction": 0.25, "every": 10}}
     for key, value in changes.items():
         tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
     runs.make_recipe(root / "recipe.json", tiny.tiny_folder(base), data, root / "state/run", **tree)
