@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from lorakit import bases, cache, images, manifest, placement, storage, vae
+from lorakit import bases, cache, manifest, placement, resample, storage, vae
 from lorakit.batches import Slot
 from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
@@ -145,7 +144,7 @@ class LatentCache:
 
     def key(self, item: Item) -> str:
         """The address of an image's latent."""
-        made = {"vae": self._vae, "kind": "mean-1"} | ({"settings": self._settings} if self._settings else {})
+        made = {"vae": self._vae, "kind": "mean-2"} | ({"settings": self._settings} if self._settings else {})
         return cache.key(pixels=item.record.pixels, crop=item.crop, size=item.size, **made)
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
@@ -155,8 +154,8 @@ class LatentCache:
     def fill(self, items: Sequence[Item], pipe: Any, *, quiet: bool = False) -> None:
         """Encode and store images; the posterior's mean, in the denoiser's units."""
         for item in track(items, "latents", len(items), quiet=quiet):
-            picture = images.fit(images.read(self.folder, item.record), item.crop, item.size)
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+            picture = resample.picture(self.folder, item.record, item.crop, item.size)
+            pixels = picture[None].float() / 127.5 - 1
             with torch.no_grad():
                 mean, _ = vae.encode(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype))
             self._store.put(self.key(item), {"latent": mean[0].float()}, item.record.file)

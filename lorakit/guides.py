@@ -92,18 +92,24 @@ class Guide:
 
 
 class Guided:
-    """A guided pipeline; `show` sets the pictures of the next call."""
+    """A guided pipeline; `show` sets the pictures of the next call.
+
+    `alone`: one picture a call, for an IP-Adapter's list of pictures is shown to every prompt of a batch.
+    """
 
     def __init__(self, pipe: Any, arguments: dict[str, Any], guide: Guide) -> None:
-        self.guide = guide
+        self.alone = guide.kind == "ip-adapter"
         self._arguments = arguments
+        # img2img begins with the noised picture; latents would take its place.
+        dropped = {"latents"} if guide.kind == "img2img" else set()
         plain = type(pipe).__call__
         accepted = inspect.signature(plain).parameters
 
         @functools.wraps(plain)  # families read the call's signature
         def call(own: Any, **given: Any) -> Any:
             whole = given | self._arguments
-            return plain(own, **{name: value for name, value in whole.items() if name in accepted})
+            kept = {name: value for name, value in whole.items() if name in accepted and name not in dropped}
+            return plain(own, **kept)
 
         pipe.__class__ = type(type(pipe).__name__, (type(pipe),), {"__call__": call})
         self.pipe = pipe

@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -24,8 +24,8 @@ from PIL import Image, ImageColor
 from lorakit.color import Color
 from lorakit.errors import ConfigError, DataError
 from lorakit.manifest import Record
-from lorakit.opening import MAX_PIXELS, open_source, pixel_limit
-from lorakit.source import TURNS, ImageError, Source, color_name
+from lorakit.opening import MAX_PIXELS, open_source
+from lorakit.source import TURNS, ImageError, Source, color_name, pixel_limit
 
 __all__ = [
     "MAX_PIXELS",
@@ -132,16 +132,8 @@ def look(source: Source) -> Look:
     """
     share = LOOK / max(source.size)
     size = source.load((source.size[0] * share, source.size[1] * share))
-    factor = max(1, max(source.size) // LOOK)
     digest = hashlib.sha256(struct.pack("<II", *size))
-
-    def reduced() -> Iterable[Image.Image]:
-        for strip in source.strips(factor):
-            if not source.is_jpeg:
-                digest.update(strip.tobytes())
-            yield strip.reduce(factor) if factor > 1 else strip
-
-    small = _joined(reduced(), -(-source.size[1] // factor))
+    small = _reduced(source, LOOK, None if source.is_jpeg else digest.update)
     pixels = _coded(source) if source.is_jpeg else digest.hexdigest()
     notes = tuple(dict.fromkeys(source.notes))
     return Look(
@@ -151,9 +143,10 @@ def look(source: Source) -> Look:
 
 def preview(folder: str | os.PathLike[str], record: Record, side: int) -> Image.Image:
     """A record's picture with a long side of at most `side` pixels; for looking at, not for training."""
-    path = Path(folder) / record.file
-    short = max(1, side * min(record.size) // max(1, *record.size))
-    image = decode_bytes(read_file(path), where=str(path), at_least=short, **_as_recorded(record)).image
+    source = _as_described(folder, record)
+    share = side / max(1, *record.size)
+    source.load((record.width * share, record.height * share))
+    image = _reduced(source, side)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image
 
@@ -278,6 +271,19 @@ def _decoded(source: Source) -> Decoded:
 def _coded(source: Source) -> str:
     """The identity of a JPEG: what was coded, and how it is turned."""
     return hashlib.sha256(f"{source.orientation} {source.coded[0]}".encode()).hexdigest()
+
+
+def _reduced(source: Source, side: int, see: Callable[[bytes], object] | None = None) -> Image.Image:
+    """The loaded picture with a long side of `side` to twice that; `see` is given all its pixels."""
+    factor = max(1, max(source.size) // side)
+
+    def strips() -> Iterator[Image.Image]:
+        for strip in source.strips(factor):
+            if see is not None:
+                see(strip.tobytes())
+            yield strip.reduce(factor) if factor > 1 else strip
+
+    return _joined(strips(), -(-source.size[1] // factor))
 
 
 def _joined(strips: Iterable[Image.Image], height: int) -> Image.Image:

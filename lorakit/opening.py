@@ -8,15 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import threading
 import warnings
-from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 
 from lorakit import sniff
 from lorakit.color import PARSE_ERRORS, Color
-from lorakit.source import ImageError, Source
+from lorakit.source import BOMBS, ImageError, Source, pixel_limit
 
 MAX_PIXELS = 120_000_000  # above the largest current camera frame (102 Mpx); 480 MB in Pillow's memory
 
@@ -25,7 +23,6 @@ MAX_PIXELS = 120_000_000  # above the largest current camera frame (102 Mpx); 48
 _HUNGRY = ("WEBP", "AVIF", "HEIF", "JPEG2000", "JXL")
 HUNGRY_PIXELS = 60_000_000
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM", "QOI", *_HUNGRY)
-_PIXEL_LIMIT = threading.RLock()
 
 
 def open_source(data: bytes, *, where: str, background: Color, max_pixels: int, first_frame: bool) -> Source:
@@ -36,7 +33,7 @@ def open_source(data: bytes, *, where: str, background: Color, max_pixels: int, 
         with pixel_limit(max_pixels):
             warnings.simplefilter("ignore", UserWarning)  # of EXIF; `orient` looks at it again
             image: Image.Image = Image.open(io.BytesIO(data), formats=formats())
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except BOMBS as error:
         raise _too_many_pixels(f"more than {max_pixels} pixels", where) from error
     except PARSE_ERRORS as error:
         detail = "" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -53,18 +50,6 @@ def open_source(data: bytes, *, where: str, background: Color, max_pixels: int, 
     if source.is_jpeg:
         source.orient()  # other formats may keep their EXIF behind the pixels
     return source
-
-
-@contextlib.contextmanager
-def pixel_limit(pixels: int) -> Iterator[None]:
-    """Pillow's pixel limit is one global: set it here only, and turn its warning into an error."""
-    with _PIXEL_LIMIT, warnings.catch_warnings():
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
 
 
 @functools.cache
@@ -96,7 +81,7 @@ def _refuse_frames(source: Source, first_frame: bool) -> bool:
     try:
         with pixel_limit(image.width * image.height):  # a TIFF checks every page again
             frames = getattr(image, "n_frames", 1)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, *PARSE_ERRORS) as error:
+    except (*BOMBS, *PARSE_ERRORS) as error:
         raise ImageError("corrupt", f"damaged frame table: {error}", where=where) from error
     if image.format == "TIFF" and _is_camera_raw(image):
         message = "a camera's raw file, of which only the preview could be read"

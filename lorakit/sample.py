@@ -91,7 +91,8 @@ def draw(
     has the same neighbours, and the same bytes, as it would have had without the interruption.
     """
     jobs = [(i, seed) for i, prompt in enumerate(encoded.prompts) for seed in prompt.seeds]
-    batches = [jobs[start : start + settings.batch] for start in range(0, len(jobs), settings.batch)]
+    size = 1 if guided and guided.alone else settings.batch
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     batches = [some for some in batches if any((encoded.prompts[i].id, seed) not in done for i, seed in some)]
     denoiser = family.denoiser(pipe)
     training = denoiser.training

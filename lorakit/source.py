@@ -5,7 +5,9 @@ Colours are converted a strip at a time, so a large picture is never held in sev
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +32,9 @@ TURNS = {  # EXIF orientation -> what makes it upright
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
+BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+LEAST_TILE = 1 << 24  # pixels of one tile in a file, which may be larger than its picture
+_PIXEL_LIMIT = threading.RLock()
 _FROM_THE_END = frozenset({3, 4, 7, 8})  # the upright picture's first rows are the stored one's last
 
 
@@ -89,8 +94,11 @@ class Source:
                 whole = self.size
                 self._load_jpeg(self._factor(need))
                 return whole
-            self.image.load()
-        except PARSE_ERRORS as error:
+            width, height = self.image.size
+            tiles = self.image.format == "TIFF"
+            with pixel_limit(max(width * height, LEAST_TILE)) if tiles else contextlib.nullcontext():
+                self.image.load()
+        except (*BOMBS, *PARSE_ERRORS) as error:
             raise ImageError("truncated", f"damaged or cut off: {error}", where=self.where) from error
         self.orient()
         return self.size
@@ -204,3 +212,15 @@ class Source:
 def color_name(color: Color) -> str:
     """RGB 0-255 -> `#rrggbb`."""
     return f"#{bytes(color).hex()}"
+
+
+@contextlib.contextmanager
+def pixel_limit(pixels: int) -> Iterator[None]:
+    """Pillow's pixel limit is one global: set it here only, and turn its warning into an error."""
+    with _PIXEL_LIMIT, warnings.catch_warnings():
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before

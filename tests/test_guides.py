@@ -127,8 +127,8 @@ def test_an_adapter_is_seen_under_control(prompts, taught):
     adapter.inject(painter.denoiser, rank=2, alpha=2, targets=painter.family.targets)
     torch.manual_seed(2)
     for _, parameter in adapter.named_parameters(painter.denoiser):
-        torch.nn.init.normal_(parameter, std=0.3)
-    guide = guides.Guide("controlnet", 1.0, taught)
+        torch.nn.init.normal_(parameter, std=1.0)
+    guide = guides.Guide("controlnet", 0.2, taught)
     on = draw(painter, prompts, guide)
     with adapter.switched_off(painter.denoiser):
         off = draw(painter, prompts, guide)

@@ -76,7 +76,7 @@ def test_sampling_and_validation_change_no_byte(data, finished, tmp_path):
             validate={"fraction": 0, "every": 5},
         )
     )
-    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+    assert sorted(p.name for p in (run / "samples").glob("step-*")) == [
         "step-00000000",
         "step-00000005",
         "step-00000010",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import bases, storage, trial
+from lorakit import adapter, bases, storage, trial
 from lorakit.errors import ConfigError
 from lorakit.prompts import Prompt, Shot
 from tests import runs
@@ -99,23 +99,38 @@ def test_a_missing_adapter(given):
         trial.parse_adapter(given)
 
 
-def test_the_evaluation_compares_base_and_adapter_from_the_same_noise(run):
-    comparison, report = trial.evaluate_run(run, options=FAST)
-    assert report.is_file()
-    assert {p.name for p in report.parent.iterdir()} >= {
-        "scores.json",
-        "scores.csv",
-        "contact.png",
-        "before",
-        "after",
-    }
-    first = comparison.pairs[0]
-    assert (
-        np.abs(np.asarray(first.before_image, np.int16) - np.asarray(first.after_image, np.int16)).max() > 0
-    )
-    text = report.read_text()
-    assert "<script" not in text
-    assert "http://" not in text.replace("http://www.w3.org", "")
+def test_checkpoints_are_swapped_on_one_loaded_base(run):
+    """Another checkpoint, another strength and none at all draw what a base loaded for each of them draws."""
+    early, late = (run / f"checkpoints/step-{step:08d}/adapter.safetensors" for step in (4, 12))
+    one = trial.Painter("tiny-unet", early)
+    drawn = {}
+    for file, strength in ((late, 1.0), (early, 0.5), (early, 1.0)):
+        one.swap(file, strength)
+        fresh = trial.Painter("tiny-unet", file, strength)
+        drawn[file, strength] = pixels(one.draw(PROMPTS, FAST, "x"))
+        own = pixels(fresh.draw(PROMPTS, FAST, "x"))
+        assert all(np.abs(a - b).max() <= 1 for a, b in zip(drawn[file, strength], own, strict=True))
+    assert np.abs(drawn[late, 1.0][0] - drawn[early, 1.0][0]).max() > 1
+    with adapter.switched_off(one.denoiser):
+        off = pixels(one.draw(PROMPTS, FAST, "x"))
+    plain = trial.Painter("tiny-unet").draw(PROMPTS, trial.Options(3, 3.0, (64, 64), quiet=True), "x")
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(off, pixels(plain), strict=True))
+
+
+def test_prompts_are_encoded_once(painter, monkeypatch):
+    encoded = []
+    plain = type(painter.family).encode
+
+    def encode(self, pipe, captions, *rest):
+        encoded.extend(captions)
+        return plain(self, pipe, captions, *rest)
+
+    monkeypatch.setattr(type(painter.family), "encode", encode)
+    options = trial.Options(steps=2, guidance=3.0, size=(64, 64), quiet=True)
+    new = [Prompt("c", "a pink cross that nobody asked for", "x", seeds=(0, 1))]
+    for _ in range(2):
+        painter.draw([*PROMPTS, *new], options, "x")
+    assert encoded.count(new[0].prompt) == 1
 
 
 @pytest.mark.parametrize("base", bases.EMBEDDED)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lorakit.evaluate.standing import Scale
 from lorakit.evaluate.table import Arm, Evaluation, Key, mean_interval
+from lorakit.evaluate.wording import percent
 from lorakit.prompts import Prompt
 from lorakit.statistics import Interval, bootstrap
 
@@ -89,8 +90,8 @@ def _copies(evaluation: Evaluation, arm: Arm) -> Alarm | None:
         if gained is None or not gained.low > 0:
             return None
     text = (
-        f"copies: {found.mean:.0%} of the pictures are nearer to a training image than these are to each "
-        f"other; by chance {limit.rate:.0%} would be"
+        f"copies: {percent(found.mean)} of the pictures are nearer to a training image than these are to "
+        f"each other; by chance {percent(limit.rate)} would be"
     )
     return Alarm("copy", text, found, limit.rate, _highest(arm, "nearest", prompts, limit.similarity))
 
@@ -111,7 +112,7 @@ def _rote(evaluation: Evaluation, arm: Arm) -> Alarm | None:
         return None
     text = (
         "learnt by heart: pictures of other scenes resemble the references more than these each other "
-        f"({found.mean:.0%} of the way from the base)"
+        f"({percent(found.mean)} of the way from the base)"
     )
     keys = _highest(arm, "nearest", evaluation.of_role("subject"), 0.0)
     return Alarm("rote", text, found, 1.0, keys)
@@ -122,7 +123,7 @@ def _monotonous(evaluation: Evaluation, arm: Arm) -> Alarm | None:
     found = diversity_ratio(evaluation, arm, evaluation.prompts)
     if found is None or not found.mean < DIVERSITY:
         return None
-    text = f"monotonous: the seeds of a prompt differ {found.mean:.0%} as much as the base's"
+    text = f"monotonous: the seeds of a prompt differ {percent(found.mean)} as much as the base's"
     return Alarm("diversity", text, found, DIVERSITY)
 
 
@@ -173,8 +174,8 @@ def _deaf(evaluation: Evaluation, arm: Arm) -> Alarm | None:
     if found is None or not found.high < LISTENING:
         return None
     text = (
-        f"does not listen: pictures fit their own prompts {max(found.mean, 0):.0%} as well as the base's do, "
-        "against 0 % for shuffled prompts; were captions mixed up?"
+        f"does not listen: pictures fit their own prompts {percent(max(found.mean, 0))} as well as the base's"
+        " do, against 0 % for shuffled prompts; were captions mixed up?"
     )
     return Alarm("deaf", text, found, LISTENING)
 
@@ -188,8 +189,10 @@ def _shares(arm: Arm, name: str, prompts: Sequence[Prompt], limit: float) -> NDA
 
 
 def _highest(arm: Arm, name: str, prompts: Sequence[Prompt], limit: float) -> list[Key]:
+    """The pictures that are furthest above a limit, one a prompt."""
+    worst: dict[str, tuple[float, Key]] = {}
     ids = {prompt.id for prompt in prompts}
-    above = [
-        (value, key) for key, value in arm.scores.get(name, {}).items() if value > limit and key[0] in ids
-    ]
-    return [key for _, key in sorted(above, reverse=True)[:EXAMPLES]]
+    for key, value in arm.scores.get(name, {}).items():
+        if value > limit and key[0] in ids:
+            worst[key[0]] = max(worst.get(key[0], (value, key)), (value, key))
+    return [key for _, key in sorted(worst.values(), reverse=True)[:EXAMPLES]]

@@ -167,7 +167,7 @@ def arms_table(evaluation: Evaluation, pick: Pick | None) -> Html:
     rows: list[list[str | Html]] = []
     for arm in evaluation.arms:
         standing = standings.get(arm.name)
-        row: list[str | Html] = [arm.name]
+        row: list[str | Html] = [arm.name.replace(" ", "\u00a0")]  # kept on one line
         row += [share(getattr(standing, kind)) if standing else "" for kind in told]
         row += [spread(evaluation.interval(arm, name, prompts), metric(name)) for name in names]
         row += [spread(evaluation.interval(arm, "drift", rest), metric("drift"))] if drifted else []

@@ -8,14 +8,14 @@ from typing import Any
 
 from lorakit import report
 from lorakit.evaluate import gallery, overview, verdict
-from lorakit.evaluate.pick import Pick, Standing
+from lorakit.evaluate.alarms import Alarm
+from lorakit.evaluate.pick import Pick
 from lorakit.evaluate.table import METRICS, Arm, Evaluation
-from lorakit.evaluate.wording import count
+from lorakit.evaluate.wording import count, span
 from lorakit.report import Html
 from lorakit.statistics import ENOUGH_PROMPTS
 
 WIDE = ".page { max-width: 1360px; }"
-ALARMS_OPEN = 3  # the others are folded
 
 
 def page(
@@ -37,8 +37,8 @@ def page(
             if pick and (parts := overview.trade(evaluation, pick))
             else []
         ),
-        *_alarms(evaluation, pick, root),
         *_progress(evaluation, pick),
+        *_alarms(evaluation, pick, root),
         report.section("Scores", *_scores(evaluation, pick)),
         report.section("Pictures", *gallery.grid(evaluation, evaluation.arms, root, pick)),
         *(
@@ -78,27 +78,30 @@ def _progress(evaluation: Evaluation, pick: Pick | None) -> list[Html]:
 
 
 def _alarms(evaluation: Evaluation, pick: Pick | None, root: Path) -> list[Html]:
-    """The alarms of each arm, latest arm first, with the pictures that raised them."""
-    raised = [standing for standing in pick.standings if standing.alarms] if pick else []
+    """A card for each kind of alarm: the arms that have it, and the pictures that raised it in the last."""
+    raised: dict[str, list[tuple[Arm, Alarm]]] = {}
+    for standing in pick.standings if pick else []:
+        for alarm in standing.alarms:
+            raised.setdefault(alarm.kind, []).append((standing.arm, alarm))
     if not raised:
         return []
-    cards = [_card(evaluation, standing, root) for standing in reversed(raised)]
-    parts = cards[:ALARMS_OPEN]
-    if rest := cards[ALARMS_OPEN:]:
-        parts.append(report.details(f"{count(len(rest), 'more arm')} with an alarm", *rest))
     note = (
         "An arm with an alarm is not picked. Limits come from this evaluation itself: how alike the training "
         "images are, how much another seed changes the base's pictures."
     )
-    return [report.section("Alarms", report.paragraph(note), *parts)]
+    cards = [_card(evaluation, some, root) for some in raised.values()]
+    return [report.section("Alarms", report.paragraph(note), *cards)]
 
 
-def _card(evaluation: Evaluation, standing: Standing, root: Path) -> Html:
-    parts = []
-    for alarm in standing.alarms:
-        text = f"{alarm.text[:1].upper()}{alarm.text[1:]}."
-        parts += [report.paragraph(text), gallery.copies(evaluation, standing.arm, alarm, root)]
-    return report.card(standing.arm.name, *parts, good=False)
+def _card(evaluation: Evaluation, raised: Sequence[tuple[Arm, Alarm]], root: Path) -> Html:
+    told = [f"{arm.name}: {alarm.text.partition(': ')[2] or alarm.text}." for arm, alarm in raised]
+    arm, alarm = raised[-1]
+    name = alarm.text.partition(":")[0]
+    heading = f"{name[:1].upper()}{name[1:]}: {span([arm.name for arm, _ in raised])}"
+    first = [report.paragraph(told[-1])]
+    rest = [report.details(f"{count(len(told) - 1, 'earlier arm')}", *map(report.paragraph, told[:-1]))]
+    shown = gallery.copies(evaluation, arm, alarm, root)
+    return report.card(heading, *first, shown, *(rest if len(told) > 1 else []), good=False)
 
 
 def _scores(evaluation: Evaluation, pick: Pick | None) -> list[Html]:

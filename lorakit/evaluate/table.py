@@ -45,7 +45,7 @@ METRICS: dict[str, Metric] = {
     ),
     "clip_i": Metric("CLIP-I", 1, "100 x mean cosine of a picture and all reference images, by CLIP"),
     "drift": Metric("Drift", -1, "100 x (1 - cosine) with the base's picture from the same noise"),
-    "nearest": Metric("Nearest training image", 0, "100 x cosine with the training image it resembles most"),
+    "nearest": Metric("Nearest image", 0, "100 x cosine with the training image it resembles most"),
     "sscd": Metric("SSCD", -1, "100 x cosine with the nearest training image by the copy detector"),
     "diversity": Metric("Diversity", 1, "100 x (1 - mean cosine over the pairs of a prompt's seeds)"),
     "right": Metric(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorakit.evaluate.pick import Pick
 from lorakit.evaluate.table import Arm, Evaluation, metric
-from lorakit.evaluate.wording import count, listed, share, spread
+from lorakit.evaluate.wording import count, listed, share, span, spread
 from lorakit.prompts import Role
 from lorakit.statistics import ENOUGH_PROMPTS, Interval
 
@@ -105,7 +105,7 @@ def _alarmed(pick: Pick) -> str:
     for standing in pick.standings:
         for alarm in standing.alarms:
             kinds.setdefault(alarm.text.partition(":")[0], []).append(standing.arm.name)
-    told = [f"{names[0]} to {names[-1]}" if len(names) > 3 else listed(names) for names in kinds.values()]
+    told = [span(names) for names in kinds.values()]
     return "; ".join(
         f"{what[:1].upper() + what[1:]}: {where}" for what, where in zip(kinds, told, strict=True)
     )

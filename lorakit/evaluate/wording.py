@@ -50,6 +50,11 @@ def count(number: int, name: str) -> str:
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
+def span(names: Sequence[str]) -> str:
+    """Names in order: a and b, or a to f where they are many."""
+    return f"{names[0]} to {names[-1]}" if len(names) > 3 else listed(names)
+
+
 def listed(names: Sequence[str], most: int = 6) -> str:
     """a, b and c; many are cut."""
     shown = list(names[:most])

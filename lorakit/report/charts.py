@@ -67,7 +67,7 @@ class Plane:
         return [*parts, tag("text", y_label, transform=turned, text_anchor="middle")]
 
     def x_axis(self, x_label: str) -> list[Html]:
-        marks = ticks(self.x_low, self.x_high, max(4, self.width // 125))
+        marks = ticks(self.x_low, self.x_high, self.width // (125 if self.width > HALF else 85))
         step = marks[1] - marks[0]
         parts = [
             tag("text", _tick_text(value, step), x=self.x(value), y=self.bottom + 18, text_anchor="middle")
@@ -83,13 +83,13 @@ class Plane:
         name = tag("text", label, class_="note", x=self.right - 4, y=y - 5, text_anchor="end")
         return [tag("line", class_="level", x1=LEFT, x2=self.right, y1=y, y2=y), name]
 
-    def mark(self, value: float, label: str) -> list[Html]:
-        """A dashed line upwards at a place of the x axis, named at its top."""
+    def mark(self, value: float, label: str, kind: str = "mark") -> list[Html]:
+        """A dashed line upwards at a place of the x axis, named at its top; `kind` is its class."""
         x = self.x(value)
         late = x > (LEFT + self.right) / 2
         place = {"x": x - 5 if late else x + 5, "y": TOP + 10, "text_anchor": "end" if late else "start"}
         return [
-            tag("line", class_="mark", x1=x, x2=x, y1=TOP, y2=self.bottom),
+            tag("line", class_=kind, x1=x, x2=x, y1=TOP, y2=self.bottom),
             tag("text", label, class_="note", **place),
         ]
 

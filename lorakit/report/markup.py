@@ -15,7 +15,8 @@ from pathlib import Path
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 # A number with sign, interval or short unit: "12", "-3.5 %", "+1.2 [0.3, 2.1]", "480 MB", "3/4".
-_NUMBER = re.compile(r"^[+\-−±]?\s*\d[\d\s.,+\-−–±×/:\[\]()]*(%|[a-zA-Zµ]{1,3}(/s)?)?$")
+_NUMBER = re.compile(r"^[+\-−±]?\s*\d[\d\s.,+\-−–±×/:\[\]()%]*([a-zA-Zµ]{1,3}(/s)?)?$")
+_NONE = ("", "–")  # cells of a column of numbers that hold none
 
 
 class Html(str):
@@ -107,7 +108,7 @@ def details(summary: str, *parts: Html) -> Html:
 
 def _numeric_columns(rows: Sequence[Sequence[object]], count: int) -> list[bool]:
     """Which columns hold nothing but numbers, and at least one."""
-    columns = [[row[i] for row in rows if str(row[i]).strip()] for i in range(count)]
+    columns = [[row[i] for row in rows if str(row[i]).strip() not in _NONE] for i in range(count)]
     return [
         bool(cells) and all(not isinstance(cell, Html) and bool(_NUMBER.match(str(cell))) for cell in cells)
         for cells in columns

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorakit.report.charts import TOP, WIDTH, Plane
+from lorakit.report.charts import LEFT, TOP, WIDTH, Plane
 from lorakit.report.markup import Html, paragraph, tag
 
 TALL = 440
@@ -51,7 +51,7 @@ def cross_chart(
     for name, value in (levels or {}).items():
         parts += plane.level(value, name)
     for name, value in (marks or {}).items():
-        parts += plane.mark(value, name)
+        parts += plane.mark(value, name, "level")
     places = {point.label: f"{plane.x(point.x[0])},{plane.y(point.y[0])}" for point in drawn}
     way = " ".join(places[label] for label in path if label in places)
     parts.append(tag("polyline", class_="way", points=way))
@@ -75,18 +75,19 @@ def _cross(plane: Plane, point: Cross) -> list[Html]:
 
 
 def _labels(plane: Plane, points: Sequence[Cross]) -> list[Html]:
-    """Each point's name beside it, or below or above where another name is; left out where no room is."""
-    taken: list[tuple[float, float, float]] = []
+    """Each point's name beside it, where neither a point nor another name lies; left out without room."""
+    taken = [(plane.x(p.x[0]) - 8, plane.x(p.x[0]) + 8, plane.y(p.y[0]) + 4) for p in points]
     parts = []
     for point in sorted(points, key=lambda point: point.good is not True):
         x, y = plane.x(point.x[0]), plane.y(point.y[0])
-        width = 7.0 * len(point.label)
-        right = x + 10 + width < plane.right
-        for shift in (-9, 18, -24, 33):
-            left, foot = (x + 10 if right else x - 10 - width), y + shift
-            free = all(left > b or left + width < a or abs(foot - f) > 13 for a, b, f in taken)
-            if free and TOP < foot < plane.bottom:
-                taken.append((left, left + width, foot))
+        width = 6.6 * len(point.label)
+        places = [(x + 10, y - 9), (x - 10 - width, y - 9), (x + 10, y + 18), (x - 10 - width, y + 18)]
+        places += [(x + 14, y + 4), (x - 14 - width, y + 4), (x - width / 2, y - 16), (x - width / 2, y + 26)]
+        for left, foot in places:
+            right = left + width
+            free = all(left > b or right < a or abs(foot - f) > 13 for a, b, f in taken)
+            if free and TOP < foot < plane.bottom and left > LEFT and right < plane.right:
+                taken.append((left, right, foot))
                 kind = "name chosen" if point.good else "name"
                 parts.append(tag("text", point.label, class_=kind, x=round(left, 1), y=round(foot, 1)))
                 break

@@ -110,7 +110,7 @@ def _fidelity(folder: Path, records: dict[str, Record]) -> dict[str, float]:
 
 
 PREPARE = (
-    "import json, resource, sys, time\nfrom data_tools.prepare import PrepareOptions, {command}\n"
+    "import json, re, resource, sys, time\nfrom data_tools.prepare import PrepareOptions, {command}\n"
     "if __name__ == '__main__':\n"
     "    began = time.monotonic()\n"
     "    options = PrepareOptions(resolution=64, min_side=8, quiet=True, class_noun='thing')\n"
@@ -118,7 +118,7 @@ PREPARE = (
     "    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
     "    print(json.dumps({{'images': len(found.records), 'seconds': round(time.monotonic() - began, 1),\n"
     "        'cpu_seconds': round(sum(u.ru_utime + u.ru_stime for u in used), 1),\n"
-    "        'peak_mb': used[0].ru_maxrss >> 10}}))\n"
+    "        'peak_mb': int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) >> 10}}))\n"
 )
 
 

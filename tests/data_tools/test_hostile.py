@@ -18,9 +18,10 @@ from data_tools import scan
 from lorakit import images, manifest
 
 PROGRAM = (
-    "import resource, sys\nfrom lorakit import cli\n"
+    "import re, sys\nfrom lorakit import cli\n"
     "code = cli.main(['data', 'prepare', sys.argv[1], *sys.argv[2:]])\n"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\nsys.exit(code)\n"
+    "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
+    "print(peak, file=sys.stderr)\nsys.exit(code)\n"
 )
 
 

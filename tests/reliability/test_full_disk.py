@@ -98,3 +98,9 @@ def test_71_a_real_disk_that_runs_full(recorded):
     assert "No space left on device" in said
     assert world.committed(made.run) == [10, 15]
     assert checks.finish(made, reference, at_least=15) == []
+
+
+def test_an_error_of_the_run_is_not_taken_for_one_of_its_lock(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"), storage.lock(tmp_path / "lock") as held:
+        assert held
+        (tmp_path / "missing").read_bytes()

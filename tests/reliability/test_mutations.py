@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -61,10 +62,22 @@ def _prune_first(run: Path, made: checkpoint.Checkpoint, metadata: dict[str, str
     return _save(run, made, metadata, keep=keep)
 
 
+def _unsynced_dir(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _only_a_cut_line(path: Path, *, torn_tail: bool = False) -> list[dict[str, object]]:
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
 COMMITS = {
     "fsync of files": (storage, "_write_synced", _no_file_sync),
     "fsync of folders": (storage, "_sync_folder", lambda folder: storage.operation("sync_folder", folder)),
     "fsync of the rows": (storage, "sync", lambda path: None),
+    "fsync above a new folder": (storage, "make_dir", _unsynced_dir),
+    "forgiving zeros in the rows": (storage, "read_jsonl", _only_a_cut_line),
     "rename of a folder": (storage, "commit_folder", _in_place),
     "manifest last": (storage, "commit_folder", _manifest_first),
     "prune after the commit": (checkpoint, "save", _prune_first),

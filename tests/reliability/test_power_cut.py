@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lorakit import checkpoint
 from tests.reliability import checks, instants, power_cut
 from tests.reliability.world import DIT
 
@@ -42,6 +43,19 @@ def test_65_a_power_cut_after_the_end_loses_nothing(recorded, cuts):
 @pytest.mark.parametrize("keep", [1, 2])
 def test_72_commit_and_prune_always_leave_the_last_committed_one(tmp_path, keep):
     assert checks.commits(tmp_path, keep) == []
+
+
+def test_72_committing_the_same_step_again_leaves_no_moment_without_it(tmp_path):
+    """A stop between two steps commits a step that may be committed already."""
+    run = tmp_path / "state/run"
+    checks.do_steps(run, 1, 2, keep=1)
+    with power_cut.following(tmp_path / "state") as disk:
+        checkpoint.save(run, checks.make_checkpoint(2), {"format": "pt"}, keep=1)
+    for instant in [*instants.distinct(disk.instants), *instants.distinct(disk.cuts)]:
+        instants.lay_out(instant.tree, tmp_path / "again")
+        found, problems = checkpoint.newest(tmp_path / "again/run")
+        assert found.step == 2, instant
+        assert not problems
 
 
 def test_a_replaced_file_is_the_old_one_or_the_new_one(tmp_path):

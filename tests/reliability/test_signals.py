@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lorakit import storage
-from tests.reliability import checks, instants, processes
+from tests import runs
+from tests.reliability import checks, instants, processes, world
 from tests.reliability.world import DIT
 
 LIMIT = 30.0  # seconds; a loaded machine may be slow, a hang is longer
@@ -40,6 +41,8 @@ def test_83_a_signal_stops_it_in_each_phase(recorded, phase, number):
     assert "give the same command again" in said
     assert "Traceback" not in said
     assert storage.read_json(made.run / "run.json")["status"] == "interrupted"
+    if phase in ("step", "save", "rename"):
+        assert world.committed(made.run)[-1] == runs.steps_logged(made.run)
     assert checks.finish(made, reference) == []
 
 
