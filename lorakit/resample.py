@@ -12,6 +12,7 @@ import os
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from lorakit import images
 from lorakit.images import Box
@@ -37,7 +38,10 @@ def lanczos(
     pixels = torch.from_numpy(image[top:bottom, left:right]).permute(2, 0, 1)
     if (right - left, bottom - top) == size:
         return pixels.contiguous()
-    resized = torch.nn.functional.interpolate(
-        pixels[None], (size[1], size[0]), mode="lanczos", antialias=True
-    )
-    return resized[0].contiguous()
+    try:
+        wanted = size[1], size[0]
+        resized = torch.nn.functional.interpolate(pixels[None], wanted, mode="lanczos", antialias=True)
+        return resized[0].contiguous()
+    except ValueError:  # a torch of before March 2026, which has no such mode
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

@@ -19,7 +19,7 @@ from lorakit.statistics import Interval, bootstrap
 DIVERSITY = 0.7  # of the base's
 SSCD = 0.5  # similarity at which a pair is a copy (Pizzi et al.)
 NOTHING = 0.05  # of the way to another seed's picture
-LISTENING = 0.5  # of the base's adherence
+LISTENING = 0.7  # of the base's adherence
 NEIGHBOUR = 0.2  # of the way from one prompt's pictures to another's: the least drift budget
 EXAMPLES = 6
 
@@ -168,10 +168,10 @@ def _nothing(evaluation: Evaluation, arm: Arm) -> Alarm | None:
 
 
 def _deaf(evaluation: Evaluation, arm: Arm) -> Alarm | None:
-    """Pictures of the subject fit other prompts about as well as their own."""
+    """Pictures of the subject fit their prompts much worse than the base's, beyond chance."""
     scale = Scale(evaluation, [arm], evaluation.of_role("subject"))
     found = scale.interval("adherence", 0)
-    if found is None or not found.high < LISTENING:
+    if found is None or not (found.mean < LISTENING and found.high < 1):
         return None
     text = (
         f"does not listen: pictures fit their own prompts {percent(max(found.mean, 0))} as well as the base's"

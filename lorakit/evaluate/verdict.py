@@ -20,7 +20,8 @@ def headline(evaluation: Evaluation, pick: Pick | None) -> tuple[str, bool | Non
     if pick is None:
         return _scores(evaluation), None
     if pick.arm is None:
-        return f"No checkpoint to take: {pick.why}.{_why_none(pick)}", False
+        alarmed = f" {_alarmed(pick)}." if any(standing.alarms for standing in pick.standings) else ""
+        return f"No checkpoint to take: {pick.why}.{alarmed}", False
     told = []
     if pick.fidelity:
         told.append(f"{share(pick.fidelity)} of the way from the base to the references")
@@ -29,18 +30,6 @@ def headline(evaluation: Evaluation, pick: Pick | None) -> tuple[str, bool | Non
     sure = pick.fidelity is None or pick.fidelity.low > 0
     text = f"Take {pick.arm.name}: {', '.join(told)}."
     return (text, True) if sure else (f"{text} That it learnt anything is not beyond chance.", None)
-
-
-def _why_none(pick: Pick) -> str:
-    """The one alarm of a single arm, or the alarms that the arms have in common."""
-    if len(pick.standings) == 1:
-        return f" {_sentence(pick.standings[0].alarms[0].text)}" if pick.standings[0].alarms else ""
-    kinds = {alarm.kind: alarm.text for standing in pick.standings for alarm in standing.alarms}
-    return " " + " ".join(_sentence(text.split(":")[0] + " somewhere") for text in kinds.values())
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
 
 
 def _scores(evaluation: Evaluation) -> str:
@@ -100,7 +89,9 @@ def _choices(evaluation: Evaluation, base: Arm, arm: Arm) -> list[str]:
 
 
 def _alarmed(pick: Pick) -> str:
-    """Which arms have which alarms, by kind."""
+    """Which arms have which alarms, by kind; of a single arm what they say."""
+    if len(pick.standings) == 1:
+        return "; ".join(alarm.text[:1].upper() + alarm.text[1:] for alarm in pick.standings[0].alarms)
     kinds: dict[str, list[str]] = {}
     for standing in pick.standings:
         for alarm in standing.alarms:

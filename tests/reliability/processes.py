@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lorakit.train
-from lorakit import rundir, storage
+from lorakit import places, rundir, storage
 from tests import runs  # noqa: F401 - it also names modules to preload, and the last one to do so counts
 from tests.reliability import instants
 from tests.reliability.world import World
@@ -175,6 +175,7 @@ def small_disk(made: World, kilobytes: int) -> None:
     if libc.mount(b"none", os.fsencode(made.state), b"tmpfs", 0, options):
         os._exit(NOT_PERMITTED)
     instants.lay_out(tree, made.state)
+    places.LEAST_FREE = 0  # it is to be found full in the middle
     plain = lorakit.train.main
 
     def main(arguments: list[str]) -> int:

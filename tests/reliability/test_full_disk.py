@@ -101,6 +101,10 @@ def test_71_a_real_disk_that_runs_full(recorded):
 
 
 def test_an_error_of_the_run_is_not_taken_for_one_of_its_lock(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing"), storage.lock(tmp_path / "lock") as held:
-        assert held
-        (tmp_path / "missing").read_bytes()
+    def fail() -> None:
+        with storage.lock(tmp_path / "lock") as held:
+            assert held
+            (tmp_path / "missing").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match="missing"):
+        fail()
