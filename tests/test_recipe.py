@@ -145,10 +145,10 @@ def test_49_hostile_or_broken_yaml_is_one_error(tmp_path, text, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "r.yaml"
     file.write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ConfigError, match=r"r\.yaml"):
         recipe.load(file)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
 
 

@@ -88,10 +88,10 @@ def test_70_77_an_adapter_with_nan_is_refused(value, trained, tmp_path):
 )
 def test_74_an_adapter_that_lies_about_itself_is_refused_at_once(facts, trained, tmp_path):
     path = rewritten(trained, tmp_path, **facts)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(DataError, match="damaged"):
         adapter.read_metadata(path)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "5", json.dumps({"rank": 4}), "[" * 100_000, ""])

@@ -15,7 +15,7 @@ from lorakit import bases, recipe, session, storage
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import folder as folders
 from lorakit.rundir import RunFolder
-from tests import runs
+from tests import runs, tiny
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_47_a_resolution_that_the_base_cannot_draw(base, data, tmp_path, no_mode
 
 
 def test_48_an_export_that_no_one_could_load(data, tmp_path, no_models):
-    text = refusal(made(data, tmp_path / "run", "tiny-dit", export=["a1111"]))
+    text = refusal(made(data, tmp_path / "run", str(tiny.tiny_folder("sana")), export=["a1111"]))
     assert "known to load in a1111" in text
     assert "remedy" in text
 

@@ -29,11 +29,11 @@ def test_74_a_hostile_file_is_refused_fast_and_in_little_memory(name, reader, tm
     file = tmp_path / "evil.safetensors"
     file.write_bytes(data)
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         with pytest.raises(DataError, match=r"evil\.safetensors") as caught:
             READERS[reader](file)
-        seconds, peak = time.monotonic() - began, tracemalloc.get_traced_memory()[1]
+        seconds, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert words in str(caught.value)

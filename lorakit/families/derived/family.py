@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import diffusers
 import torch
 
 from lorakit.bases import INDEX
@@ -38,6 +39,8 @@ _UNGUIDED = (1.0, 0.0)
 def derive(folder: Path) -> Family:
     """The family of one folder; ConfigError when its parts rule it out."""
     kind, parts = folders.pipeline_name(folder), folders.components(folder)
+    if not hasattr(diffusers, kind):
+        raise refusal(kind, "the installed diffusers has no such pipeline")
     networks = [name for name in parts if folders.has_weights(parts[name])]
     denoisers = [name for name in networks if name.startswith(_DENOISERS)]
     if len(denoisers) != 1 or not {"vae", "scheduler"} <= parts.keys():
