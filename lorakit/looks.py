@@ -141,5 +141,11 @@ def contact_sheet(run: Path) -> Path:
     return storage.save_image(run / "samples" / SHEET, sheet)
 
 
+def refresh_sheet(run: Path) -> None:
+    """The contact sheet again, where there are samples: a crash may have come between them and it."""
+    if sampled(run, SHEET_COLUMNS):
+        contact_sheet(run)
+
+
 def _opened(file: Path) -> Image.Image | None:
     return decode(file) if file.exists() else None

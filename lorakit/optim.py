@@ -71,6 +71,9 @@ def load_state(
     strange = [key for key in flat if key[: key.index("|") + 1] not in known]
     if strange:
         raise DataError("the optimizer state belongs to another adapter", where=", ".join(strange[:5]))
+    moment = "state1" if type(optimizer).__module__.startswith("bitsandbytes") else "exp_avg"
+    if flat and not any(key.endswith(f"|{moment}") for key in flat):
+        raise DataError("the optimizer state belongs to another optimizer", where=min(flat))
     for name, parameter in parameters:
         prefix = f"{name}|"
         entries = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}

@@ -16,9 +16,9 @@ ROWS = 24
 CELL, ENLARGED = 128, 448  # pixels
 
 
-def write(run: RunFolder, recipe: Recipe) -> Path:
-    """Write the page from the files of the run."""
-    record = storage.read_json(run.path / "run.json")
+def write(run: RunFolder, recipe: Recipe, status: str) -> Path:
+    """Write the page from the files of the run; `status` is what the run comes to with it."""
+    record = storage.read_json(run.path / "run.json") | {"status": status}
     body = [
         report.section("What was done", report.table(["", ""], _facts(run, recipe, record))),
         report.section("Loss", *report.training_curves(run.metrics())),

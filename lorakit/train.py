@@ -141,10 +141,12 @@ def _run(given: Sequence[str]) -> int:
             raise ConfigError("usage: accelerate launch -m lorakit.train RECIPE [key=value ...]")
         train(recipe.load(given[0], list(given[1:])))
     except LorakitError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody may be reading
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception:
-        traceback.print_exc()
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
         return 1
     return 0
 

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from lorakit import adapter, batches, checkpoint, keyed, memory, optim, storage, summary, tracker
 from lorakit.errors import Interrupted, LorakitError, NumericError
 from lorakit.export import export_adapter
-from lorakit.looks import Looks
+from lorakit.looks import Looks, refresh_sheet
 from lorakit.progress import Progress
 from lorakit.rundir import RunFolder
 from lorakit.session import Session
@@ -218,8 +218,10 @@ class Trainer:
             if consumer not in served:
                 made = export_adapter(file, consumer, self.run.path / "exports", base=self.made.base)
                 served |= {name for exported in made for name in exported.consumers}
-        self.run.update(status="done", step=self.state.step)
-        summary.write(self.run, self.recipe)
+        refresh_sheet(self.run.path)
+        summary.write(self.run, self.recipe, "done")
+        storage.sync(self.run.metrics_file)
+        self.run.update(status="done", step=self.state.step)  # last: a crash before it does all this again
 
     # the loop
 

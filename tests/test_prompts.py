@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorakit.errors import DataError
-from lorakit.prompts import DEFAULT_SEEDS, Prompt, load
+from lorakit.prompts import DEFAULT_SEEDS, Prompt, Subject, load, to_row
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -54,6 +54,82 @@ def test_partiprompts_table_keeps_its_quotes_and_categories(tmp_path: Path) -> N
         ('"Peace" on a wall', "Arts"),
         ('an "odd one', "Animals"),
     ]
+
+
+LIST = """Object Prompts
+
+prompt_list = [
+'a {0} {1} on a shelf'.format(unique_token, class_token),
+'a shiny {0} {1}'.format(unique_token, class_token)
+]
+
+Live Subject Prompts
+
+prompt_list = [
+'a {0} {1} with a hat'.format(unique_token, class_token)
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("subject", "texts"),
+    [
+        (
+            Subject("sks", "teapot"),
+            [("a sks teapot on a shelf", "a teapot on a shelf"), ("a shiny sks teapot", "a shiny teapot")],
+        ),
+        (Subject("sks", "old dog"), [("a sks old dog with a hat", "a old dog with a hat")]),
+        (Subject(None, "dog"), [("a dog with a hat", "a dog with a hat")]),
+    ],
+)
+def test_dreambooth_s_list_is_filled_with_the_subject(tmp_path: Path, subject: Subject, texts: list) -> None:
+    found = load(write(tmp_path, "prompts_and_classes.txt", LIST), subject)
+    assert [(p.prompt, p.score_text) for p in found] == texts
+
+
+def test_dreambooth_s_list_without_a_subject_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="places for a subject") as caught:
+        load(write(tmp_path, "p.txt", LIST))
+    assert "--class-noun" in str(caught.value)
+
+
+def test_the_class_noun_is_scored_where_a_row_does_not_say(tmp_path: Path) -> None:
+    rows = ["a sks dog in snow", "SKS on a sofa", "a sksy dog"]
+    texts = [p.score_text for p in load(write(tmp_path, "p.txt", "\n".join(rows)), Subject("sks", "dog"))]
+    assert texts == ["a dog in snow", "dog on a sofa", "a sksy dog"]
+    said = json.dumps({"prompt": "a sks dog", "score_text": "a puppy"})
+    assert load(write(tmp_path, "p.jsonl", said), Subject("sks", "dog"))[0].score_text == "a puppy"
+
+
+def test_roles_by_kind_and_by_trigger() -> None:
+    kinds = {
+        "concept": "subject",
+        "view": "subject",
+        "class": "class",
+        "other": "unrelated",
+        "unrelated": "unrelated",
+    }
+    for kind, role in kinds.items():
+        assert Prompt("a", "a dog", "a dog", kind=kind).role("sks") == role
+    for text, role in (("a sks dog", "subject"), ("a boat", "unrelated"), ("sksy", "unrelated")):
+        assert Prompt("a", text, text, kind="Animals").role("sks") == role
+    assert Prompt("a", "a boat", "a boat", kind="Animals").role(None) == "subject"
+
+
+def test_an_image_lies_beside_the_prompt_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/pose.png").write_bytes(b"any")
+    path = write(tmp_path, "p.jsonl", json.dumps({"prompt": "a dog", "image": "sub/pose.png"}))
+    assert load(path)[0].image == tmp_path / "sub/pose.png"
+    path = write(tmp_path, "q.jsonl", json.dumps({"prompt": "a dog", "image": "gone.png"}))
+    with pytest.raises(DataError, match=r"no image 'gone\.png'"):
+        load(path)
+
+
+def test_a_prompt_is_read_back_from_its_row(tmp_path: Path) -> None:
+    made = [Prompt("a", "a sks dog", "a dog", "blurry", (1, 2), "view"), Prompt("b", "x", "x")]
+    path = write(tmp_path, "p.jsonl", "\n".join(json.dumps(to_row(p)) for p in made))
+    assert load(path) == made
 
 
 def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ATTACKS = [
     "</title></style><svg onload=alert(1)>",
     "<a href='javascript:alert(1)'>x</a>",
 ]
-VOID = {"br", "img", "meta"}
+VOID = {"br", "img", "input", "meta"}
 
 
 class Reader(HTMLParser):
@@ -74,6 +74,13 @@ def everything(text: str) -> str:
         report.line_chart({text: []}, x_label=text, y_label=text),
         report.bar_chart([text, "b"], [1, 2], y_label=text),
         report.details(text, report.paragraph(text)),
+        report.card(text, report.columns(report.paragraph(text)), good=False),
+        report.image(picture(), alt=text, enlarged=64),
+        report.line_chart({text: [(0, 1)]}, x_label="x", y_label="y", levels={text: 1}, marks={text: 0}),
+        report.cross_chart(
+            [report.Cross(text, (0, -1, 1), (0, -1, 1), note=text)], x_label=text, y_label=text, path=[text]
+        ),
+        *report.training_curves([{"step": 0, "loss": 1.0, text: 2.0}]),
     ]
     return report.page(text, parts, subtitle=text)
 
@@ -120,13 +127,13 @@ def test_markup_passes_and_text_does_not() -> None:
 
 
 def test_number_columns_are_aligned_right() -> None:
-    rows = [["dog", "+1.2 [−0.3, 2.1]", 3, "1"], ["10 cats", "12 %", 4.5, "sks"]]
+    rows = [["dog", "+1.2 [−0.3, 2.1]", 3, "1"], ["10 cats", "38 % [22, 60]", 4.5, "sks"], ["", "–", "", ""]]
     cells = [
         attributes
         for name, attributes in read(report.table(["a", "b", "c", "d"], rows)).elements
         if name == "td"
     ]
-    assert [cell.get("class") for cell in cells] == [None, "number", "number", None] * 2
+    assert [cell.get("class") for cell in cells] == [None, "number", "number", None] * 3
 
 
 def test_empty_headers_are_not_shown() -> None:
@@ -213,10 +220,94 @@ def test_a_long_curve_is_thinned_and_keeps_its_spike() -> None:
     assert len(chart) < 60_000
 
 
+def test_levels_and_marks_lie_where_their_values_do() -> None:
+    chart = report.line_chart(
+        {"a": [(0, 1), (10, 3)]},
+        x_label="x",
+        y_label="y",
+        levels={"base": 3.0, "none": math.nan},
+        marks={"pick": 10},
+    )
+    reader = read(chart)
+    lines = {
+        a["class"]: a for name, a in reader.elements if name == "line" and a["class"] in ("level", "mark")
+    }
+    ((x, y),) = [points[-1] for points in polylines(chart)]
+    assert float(str(lines["level"]["y1"])) == float(str(lines["level"]["y2"])) == y
+    assert float(str(lines["mark"]["x1"])) == float(str(lines["mark"]["x2"])) == x
+    assert "base" in reader.text
+    assert "none" not in reader.text
+
+
+CROSSES = [
+    report.Cross("one", (1.0, 0.5, 1.5), (2.0, 1.0, 3.0)),
+    report.Cross("two", (3.0, 2.5, 3.5), (4.0, 3.0, 5.0), good=True),
+    report.Cross("three", (2.0, math.nan, math.nan), (1.0, 0.0, 2.0), good=False, note="an alarm"),
+    report.Cross("gone", (math.nan, 0.0, 1.0), (1.0, 0.0, 2.0)),
+]
+
+
+def test_crosses_span_their_intervals_and_tell_the_choice_from_the_discarded() -> None:
+    chart = report.cross_chart(CROSSES, x_label="x", y_label="y", path=["one", "three", "two"])
+    reader = read(chart)
+    classes = [a["class"] for name, a in reader.elements if name == "g"]
+    assert sorted(map(str, classes)) == ["cross", "cross chosen", "cross discarded"]
+    assert classes[-1] == "cross chosen"  # drawn last, on top
+    circles = [a for name, a in reader.elements if name == "circle"]
+    arms = [a for name, a in reader.elements if name == "line" and "class" not in a]
+    assert len(circles) == 3
+    assert len(arms) == 5  # "three" has no interval across
+    across = [line for line in arms if line["y1"] == line["y2"]]
+    centre = float(str(circles[0]["cx"]))
+    assert float(str(across[0]["x1"])) < centre < float(str(across[0]["x2"]))
+    assert centre == pytest.approx((float(str(across[0]["x1"])) + float(str(across[0]["x2"]))) / 2, abs=0.02)
+    assert "an alarm" in reader.text
+    assert "gone" not in reader.text
+
+
+def test_labels_of_points_that_lie_together_do_not_overlap() -> None:
+    points = [report.Cross(f"step {i}", (1 + i / 50, 0, 2), (1 + i / 50, 0, 2)) for i in range(12)]
+    chart = report.cross_chart(points, x_label="x", y_label="y")
+    names = [a for n, a in read(chart).elements if n == "text" and str(a.get("class", "")).startswith("name")]
+    places = [(float(str(a["x"])), float(str(a["y"]))) for a in names]
+    assert len(places) >= 4
+    for i, (x, y) in enumerate(places):
+        for u, v in places[:i]:
+            assert abs(x - u) > 40 or abs(y - v) > 12
+
+
+def test_a_picture_that_a_click_enlarges_needs_no_script() -> None:
+    markup = report.image(picture(400, 200), alt="a dog", width=50, enlarged=300)
+    reader = read(markup)
+    assert reader.names() == ["label", "input", "img"]
+    assert reader.elements[1][1]["aria-label"] == "enlarge a dog"
+    data = str(reader.elements[2][1]["src"]).split(",", 1)[1]
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (300, 150)
+    assert reader.elements[2][1]["width"] == "50"
+
+
+def metrics(steps: int) -> list[dict[str, object]]:
+    return [
+        {"step": i, "loss": 1 / (i + 1), "lr": 1e-4, "event": "step", "clipped": True} for i in range(steps)
+    ]
+
+
+def test_training_curves_show_the_loss_smoothed_and_fold_the_rest() -> None:
+    rows = [*metrics(120), {"step": 60, "validation_loss": 0.4}, {"step": 60, "clip_t": 0.7}]
+    parts = report.training_curves(rows)
+    reader = read(report.join(parts))
+    for part in ("loss, running mean", "validation_loss", "lr"):
+        assert part in reader.text
+    assert "event" not in reader.text
+    assert "clipped" not in reader.text
+    assert "running mean" not in read(report.join(report.training_curves(metrics(10)))).text
+
+
 def test_empty_charts_say_so() -> None:
     for chart in (
         report.line_chart({"a": [(0, math.nan)]}, x_label="x", y_label="loss"),
         report.bar_chart([], [], y_label="loss"),
+        report.cross_chart([CROSSES[-1]], x_label="x", y_label="loss"),
     ):
         assert "no" in read(chart).text
         assert "svg" not in read(chart).names()

@@ -45,7 +45,9 @@ def test_every_sampler_draws_the_prompts(painters, clip, own, base, name):
     before = painter.pipe.scheduler
     shots = painter.draw(PROMPTS, options(name), name)
     assert painter.pipe.scheduler is before
-    assert clip.clip_t([s.image for s in shots], TEXTS).mean() > own[base] - 0.08  # those that draw noise need more steps
+    assert (
+        clip.clip_t([s.image for s in shots], TEXTS).mean() > own[base] - 0.08
+    )  # those that draw noise need more steps
 
 
 def test_another_sampler_is_another_picture_and_the_noise_is_the_same(painters):

@@ -12,9 +12,7 @@ from lorakit.statistics import Interval, bootstrap, bootstrap_mean, paired_boots
 PROMPTS, SEEDS, RUNS = 24, 4, 1000
 
 
-def coverage(
-    prompts: int, *, between: float, within: float, independent: bool, runs: int = RUNS
-) -> float:
+def coverage(prompts: int, *, between: float, within: float, independent: bool, runs: int = RUNS) -> float:
     """Share of simulated evaluations whose interval holds the true mean, 0; prompts differ, seeds as well."""
     rng = np.random.default_rng(7)
     groups = list(range(prompts * SEEDS)) if independent else np.repeat(np.arange(prompts), SEEDS).tolist()

@@ -65,7 +65,6 @@ def test_67_all_damaged_is_a_refusal_and_never_a_fresh_start(recorded, mode):
     assert after == before
 
 
-@pytest.mark.xfail(strict=True, reason="optim.load_state takes moments of another optimizer's names")
 def test_69_the_state_of_another_optimizer_is_refused(recorded):
     made, _, seen = recorded(DIT, False)
     folder = corruption.laid_out(made, seen, 15)[-1]

@@ -19,7 +19,6 @@ def test_65_a_crash_at_every_operation_ends_in_the_same_bytes(recorded, base, lo
     assert not found, "\n".join(found)
 
 
-@pytest.mark.xfail(strict=True, reason="done is said before report.html; a cut off contact.png stays old")
 def test_65_a_crash_near_the_end_leaves_no_page_behind(recorded):
     """Report and contact sheet show what the run came to, though it was killed just before they were made."""
     made, reference, seen = recorded(DIT, True)

@@ -32,7 +32,6 @@ def test_65_a_power_cut_at_every_operation_ends_in_the_same_bytes(recorded):
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.xfail(strict=True, reason="finish() says done before the last rows are durable")
 def test_65_a_power_cut_after_the_end_loses_no_row(recorded):
     made, reference, _ = recorded(DIT, True)
     found = [cut for cut in cuts(recorded, looks=True) if instants.at_the_end(cut)]

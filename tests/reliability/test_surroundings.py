@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import time
 
-import pytest
-
 from tests.reliability import checks, processes
 from tests.reliability.world import DIT
 
@@ -27,7 +25,6 @@ def test_84_a_closed_terminal_does_not_stop_it(recorded):
     assert made.mismatches(reference) == []
 
 
-@pytest.mark.xfail(strict=True, reason="_run() in train.py lets BrokenPipeError replace the exit code")
 def test_84_the_exit_code_is_told_though_nobody_reads_the_error(recorded):
     made, reference, _ = recorded(DIT, True)
     made.forget()

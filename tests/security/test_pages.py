@@ -83,5 +83,5 @@ def test_40_96_the_report_of_a_run_with_hostile_prompts_and_names(tmp_path):
         storage.save_image(folder / f"{index}.png", Image.new("RGB", (8, 8)))
         rows.append({"file": f"{index}.png", "prompt_id": str(index), "prompt": attack, "seed": 0})
     storage.write_json(folder / "samples.json", rows)
-    page = summary.write(run, made).read_text(encoding="utf-8")
+    page = summary.write(run, made, "done").read_text(encoding="utf-8")
     assert_inert(page, [*pages.ATTACKS, "{{7*7}} &lt;b&gt; '"])
