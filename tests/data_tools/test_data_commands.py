@@ -89,8 +89,41 @@ def test_the_steps_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "report.html" in capsys.readouterr().out
 
 
+def test_shards_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(fill(tmp_path, {"a.png": "one", "b.png": "two", "c.png": "three"}))
+    for shard, images in (("1/2", 2), ("2/2", 1)):
+        assert call("scan", folder, "--shard", shard, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["images"] == images
+    assert call("merge", folder, "--quiet") == 0
+    assert [record.file for record in manifest.load(folder)] == ["a.png", "b.png", "c.png"]
+
+
+def test_in_and_out_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fill(tmp_path / "in", {"a.png": "one", "b.jpg": "two"})
+    assert call("prepare", str(folder), "--quiet", "--no-report", "--resolution", "64") == 0
+    tars = tmp_path / "tars"
+    assert call("export", str(folder), "--to", "webdataset", "--out", str(tars), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 2
+    assert call("import", str(tmp_path / "back"), str(tars / "00000.tar")) == 0
+    assert "2 images, 2 caption and metadata files" in capsys.readouterr().out
+    assert manifest.load(tmp_path / "back") == manifest.load(folder)
+    assert (
+        call("export", str(folder), "--to", "kohya", "--name", "sks dog", "--out", str(tmp_path / "k")) == 0
+    )
+    assert (tmp_path / "k/1_sks dog/b.txt").read_text() == "two"
+
+
+def test_held_out_images_by_command(tmp_path: Path) -> None:
+    fill(tmp_path / "data", {"a.png": "one", "b.png": "two"})
+    fill(tmp_path / "held", {"z.png": None})
+    command = ("check", str(tmp_path / "data"), "--quiet", "--fail-on", "warning")
+    assert call(*command) == 0
+    assert call(*command, "--against", str(tmp_path / "held")) == 3
+
+
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("prepare", "scan", "check", "caption", "bucket", "mask", "report"):
+    names = ("prepare", "scan", "merge", "check", "caption", "bucket", "mask", "report", "import", "export")
+    for name in names:
         with pytest.raises(SystemExit) as stopped:
             call(name, "--help")
         assert stopped.value.code == 0
