@@ -13,9 +13,19 @@ def test_quickstart_teaches_the_dit_stripes(tmp_path, capsys):
         assert (run / path).is_file()
     assert str(run / "eval/report.html") in out
     assert "lorakit train recipes/sd15.yaml" in out
-    groups = {g["kind"]: g for g in storage.read_json(run / "eval/scores.json")["groups"]}
-    taught, other = groups["concept"], groups["other"]
-    assert taught["gain"]["low"] > 0
-    assert taught["right_before"]["mean"] <= 0.1
-    assert taught["right_after"]["mean"] >= 0.85
-    assert other["gain"]["mean"] > -taught["gain"]["mean"] / 5
+    base, taught, other = (
+        next(
+            row
+            for row in storage.read_json(run / "eval/scores.json")["summary"]
+            if row["kind"] == kind and test(row)
+        )
+        for kind, test in (
+            ("concept", lambda row: row["arm"] == "base"),
+            ("concept", lambda row: row["arm"] != "base"),
+            ("other", lambda row: row["arm"] != "base"),
+        )
+    )
+    assert taught["clip_t_gain"]["low"] > 0
+    assert base["right"]["mean"] <= 0.1
+    assert taught["right"]["mean"] >= 0.85
+    assert other["clip_t_gain"]["mean"] > -taught["clip_t_gain"]["mean"] / 5
