@@ -5,9 +5,8 @@ They come after the commit and change no state: a run with them gives the same b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,13 +14,12 @@ from PIL import Image
 
 from lorakit import batches, keyed, memory, report, sample, score, storage, tracker
 from lorakit.images import decode
+from lorakit.losses import Loss
 from lorakit.progress import track
 from lorakit.prompts import Prompt, Shot, Subject
 from lorakit.rundir import RunFolder
 from lorakit.session import Session
 
-Loss = Callable[[Any, list[batches.Slot], str, list[float]], torch.Tensor]
-"""(data, slots of one shape, purpose of the noise, uniform times) -> losses (B,); the trainer's own."""
 VALIDATION_TIMES = 4  # noise levels per held-out image, one in each quarter
 SHEET, SHEET_ROWS, SHEET_COLUMNS, SHEET_CELL = "contact.png", 16, 12, 128
 

@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, batches, checkpoint, keyed, memory, optim, storage, summary, tracker
+from lorakit import adapter, batches, checkpoint, keyed, losses, memory, optim, storage, summary, tracker
 from lorakit.errors import Interrupted, LorakitError, NumericError
 from lorakit.export import export_adapter
 from lorakit.looks import Looks, refresh_sheet
@@ -49,6 +48,7 @@ class Trainer:
         self.parameters = adapter.named_parameters(made.denoiser)
         self.optimizer = optim.build(self.parameters, made.recipe.optimizer)
         self.state = State(micro_batch=self.settings.batch_size)
+        self.cost = losses.Loss(made, accelerator)
         self.total_batch = made.recipe.effective_batch * accelerator.num_processes
         self.metadata = adapter.pack_metadata(made.facts())
         self.stop_signal = 0
@@ -56,19 +56,9 @@ class Trainer:
 
     # one step
 
-    def loss(self, data: Any, slots: list[batches.Slot], purpose: str, times: list[float]) -> torch.Tensor:
+    def loss(self, slots: list[batches.Slot], times: list[float]) -> torch.Tensor:
         """Losses (B,) of slots that share one shape; `times` are uniform numbers, one a slot."""
-        device, seed = self.accelerator.device, self.settings.seed
-        batch = data.batch(slots, device)
-        shape = tuple(batch.latents.shape[1:])
-        noise = torch.stack([keyed.normal(shape, seed, purpose, slot.position) for slot in slots]).to(device)
-        u = torch.tensor(times, dtype=torch.float32).to(device)
-        noisy, t, target = self.made.objective.noise(batch.latents, noise, u)
-        weight_dtype: torch.dtype = self.made.denoiser.dtype  # not any weight's: some stay in float32
-        cond = {name: v.to(weight_dtype) if v.is_floating_point() else v for name, v in batch.cond.items()}
-        with self.accelerator.autocast():
-            prediction = self.made.family.predict(self.made.denoiser, noisy.to(weight_dtype), t, cond)
-        return self.made.objective.loss(prediction, target, t)
+        return self.cost(self.made.train, slots, "noise", times)
 
     def step(self) -> tuple[float, float]:
         """One optimizer step over the whole batch; returns (mean loss, gradient norm before clipping)."""
@@ -103,11 +93,10 @@ class Trainer:
             self._halve(reason)
 
     def _accumulate(self, mine: Sequence[batches.Slot]) -> torch.Tensor:
-        data = self.made.train
-        total = torch.zeros((), device=self.accelerator.device)
-        for slots in batches.micro_batches(mine, data.shapes, self.state.micro_batch):
+        total, shapes = torch.zeros((), device=self.accelerator.device), self.made.train.shapes
+        for slots in batches.micro_batches(mine, shapes, self.state.micro_batch):
             times = [keyed.uniform(self.settings.seed, "time", slot.position) for slot in slots]
-            loss = self.loss(data, slots, "noise", times).sum() / len(mine)
+            loss = self.loss(slots, times).sum() / len(mine)
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -131,7 +120,7 @@ class Trainer:
         return [batches.Slot(position, image, 0) for position in range(count)]
 
     def _largest_forward(self) -> torch.Tensor:
-        return self.loss(self.made.train, self._largest(1), "noise", [0.5])
+        return self.loss(self._largest(1), [0.5])
 
     def rehearse(self) -> None:
         """Try the largest size before step 1, so that memory runs out now or not at all."""
@@ -230,7 +219,7 @@ class Trainer:
         remote = tracker.Guarded(
             self.recipe.tracker if self.main else "none", self.run.path, self.recipe.dump()
         )
-        looks = Looks(self.made, self.run, self.accelerator, self.loss, remote)
+        looks = Looks(self.made, self.run, self.accelerator, self.cost, remote)
         self._look(looks)
         steps = self.settings.steps
         smooth: float | None = None

@@ -23,11 +23,11 @@ def small_memory(monkeypatch, fits: int, since: int = 0) -> list[int]:
     """A device on which `fits` images go at once from step `since` on; returns the sizes that were tried."""
     plain, tried = Trainer.loss, []
 
-    def loss(self, dataset, slots, purpose, times):
+    def loss(self, slots, times):
         tried.append(len(slots))
-        if len(slots) > fits and self.state.step >= since and purpose == "noise":
+        if len(slots) > fits and self.state.step >= since:
             raise torch.OutOfMemoryError(GIVEN_UP)
-        return plain(self, dataset, slots, purpose, times)
+        return plain(self, slots, times)
 
     monkeypatch.setattr(Trainer, "loss", loss)
     return tried
@@ -75,10 +75,10 @@ def test_85_one_image_that_does_not_fit_is_an_error_with_sizes_and_remedies(data
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, tmp_path / "run")
     plain = Trainer.loss
 
-    def loss(self, dataset, slots, purpose, times):
+    def loss(self, slots, times):
         if torch._guards.detect_fake_mode() is None:
             raise torch.OutOfMemoryError(GIVEN_UP)
-        return plain(self, dataset, slots, purpose, times)  # the estimate runs on fake tensors
+        return plain(self, slots, times)  # the estimate runs on fake tensors
 
     monkeypatch.setattr(Trainer, "loss", loss)
     with pytest.raises(MemoryLimitError) as caught:

@@ -168,8 +168,8 @@ def test_a_step_with_non_finite_gradients_never_reaches_the_weights(data, tmp_pa
     plain = Trainer.loss
     before: list[dict[str, torch.Tensor]] = []
 
-    def poisoned(self, dataset, slots, purpose, times):
-        loss = plain(self, dataset, slots, purpose, times)
+    def poisoned(self, slots, times):
+        loss = plain(self, slots, times)
         if self.state.step == 3:
             before.append({n: p.detach().clone() for n, p in self.parameters})
             return loss * float("nan")
