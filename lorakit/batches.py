@@ -15,31 +15,41 @@ from itertools import groupby
 from lorakit import keyed
 
 Shape = tuple[int, ...]
+EMPTY = -1  # in place of a caption's number: the empty caption
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One image of a step: `position` in the endless stream, which also keys its noise."""
+    """One image of a step: `position` in the endless stream, which also keys its noise; `caption` is its
+    number among the image's, or `EMPTY`."""
 
     position: int
     image: int
     caption: int
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(keyed.permutation(count, seed, epoch))
 
 
-def slots(step: int, batch: int, captions: Sequence[int], seed: int) -> list[Slot]:
-    """The `batch` slots of a step (counted from 0); `captions` holds the number of captions of each image."""
-    chosen = []
-    for position in range(step * batch, (step + 1) * batch):
-        epoch, index = divmod(position, len(captions))
-        image = _order(len(captions), seed, epoch)[index]
-        variant = keyed.key(seed, "caption", position) % captions[image]
-        chosen.append(Slot(position, image, variant))
-    return chosen
+def slots(step: int, batch: int, captions: Sequence[int], seed: int, dropout: float = 0.0) -> list[Slot]:
+    """The `batch` slots of a step (counted from 0); `captions` holds the number of captions of each image.
+
+    `dropout` is the share of slots with the empty caption.
+    """
+    positions = range(step * batch, (step + 1) * batch)
+    return [slot(position, captions, seed, dropout) for position in positions]
+
+
+def slot(position: int, captions: Sequence[int], seed: int, dropout: float = 0.0) -> Slot:
+    """The slot at a position of the stream."""
+    epoch, index = divmod(position, len(captions))
+    image = _order(len(captions), seed, epoch)[index]
+    variant = keyed.key(seed, "caption", position) % captions[image]
+    if dropout and keyed.uniform(seed, "caption dropout", position) < dropout:
+        variant = EMPTY
+    return Slot(position, image, variant)
 
 
 def micro_batches(chosen: Sequence[Slot], shapes: Sequence[Shape], size: int) -> list[list[Slot]]:

@@ -42,20 +42,21 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
 
     RunFolder(made.out).check_places(made)
     bases.resolve(made.base)
-    if made.dataset.is_dir() and not (made.dataset / manifest.MANIFEST).exists():
-        from data_tools.prepare import PrepareOptions, prepare
+    for folder, trigger in ((made.dataset, made.trigger), (made.class_images, None)):
+        if folder and folder.is_dir() and not (folder / manifest.MANIFEST).exists():
+            from data_tools.prepare import PrepareOptions, prepare
 
-        print(f"preparing {made.dataset}")
-        prepare(
-            made.dataset,
-            PrepareOptions(
-                resolution=made.resolution,
-                batch=made.train.batch_size,
-                trigger=made.trigger,
-                class_noun=made.class_noun,
-                base=made.base,
-            ),
-        )
+            print(f"preparing {folder}")
+            prepare(
+                folder,
+                PrepareOptions(
+                    resolution=made.resolution,
+                    batch=made.train.batch_size,
+                    trigger=trigger,
+                    class_noun=made.class_noun,
+                    base=made.base,
+                ),
+            )
     return launch.run(launch.command(path, overrides, processes=processes))
 
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from lorakit import bases, cache, manifest, placement, resample, storage, vae
-from lorakit.batches import Slot
+from lorakit import bases, cache, manifest, masking, placement, resample, storage, vae
+from lorakit.batches import EMPTY, Slot
 from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
 from lorakit.manifest import Record
 from lorakit.progress import track
 
 Say = Callable[[str], None]
+Change = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """`latents` (B, C, H, W) and the collated text condition."""
+    """`latents` (B, C, H, W), the collated text condition, and the masks (B, 1, H, W) where they count."""
 
     latents: torch.Tensor
     cond: Cond
+    mask: torch.Tensor | None = None
 
 
 def read(folder: Path) -> list[Record]:
@@ -136,15 +138,20 @@ class LatentCache:
         base: Path,
         cache_folder: Path | None = None,
         settings: Mapping[str, Any] | None = None,
+        hide: bool = False,
     ) -> None:
-        """`settings` are the family's own for the autoencoder: the same files, otherwise read."""
-        self.folder, self._settings = folder, dict(settings or {})
+        """`settings` are the family's own for the autoencoder: the same files, otherwise read; `hide` paints
+        what lies outside a picture's mask grey."""
+        self.folder, self._settings, self._hide = folder, dict(settings or {}), hide
         self._store = cache.Cache("latents", cache_folder)
         self._vae = bases.part_hashes(base).get("vae", "")
 
     def key(self, item: Item) -> str:
         """The address of an image's latent."""
-        made = {"vae": self._vae, "kind": "mean-2"} | ({"settings": self._settings} if self._settings else {})
+        made: dict[str, Any] = {"vae": self._vae, "kind": "mean-2"}
+        made |= {"settings": self._settings} if self._settings else {}
+        if self._hide and item.record.mask is not None:
+            made["hidden"] = masking.content(self.folder, item.record)
         return cache.key(pixels=item.record.pixels, crop=item.crop, size=item.size, **made)
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
@@ -153,8 +160,9 @@ class LatentCache:
 
     def fill(self, items: Sequence[Item], pipe: Any, *, quiet: bool = False) -> None:
         """Encode and store images; the posterior's mean, in the denoiser's units."""
+        read = masking.hidden if self._hide else resample.picture
         for item in track(items, "latents", len(items), quiet=quiet):
-            picture = resample.picture(self.folder, item.record, item.crop, item.size)
+            picture = read(self.folder, item.record, item.crop, item.size)
             pixels = picture[None].float() / 127.5 - 1
             with torch.no_grad():
                 mean, _ = vae.encode(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype))
@@ -167,16 +175,28 @@ class LatentCache:
 class TrainingSet:
     """Images and captions by index, as tensors."""
 
-    def __init__(self, items: Sequence[Item], latents: LatentCache, text: TextCache) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        latents: LatentCache,
+        text: TextCache,
+        masks: masking.MaskCache | None = None,
+    ) -> None:
         self.items = [item for item in items for _ in range(item.record.repeats)]
-        self._latents, self._text = latents, text
+        self._latents, self._text, self._masks = latents, text, masks
         self.shapes = [item.size for item in self.items]
         self.captions = [len(item.record.captions) for item in self.items]
 
-    def batch(self, slots: Sequence[Slot], device: torch.device) -> Batch:
-        """The latents and conditions of slots that share one shape."""
+    def caption(self, slot: Slot) -> str:
+        """The caption that a slot is shown with."""
+        return "" if slot.caption == EMPTY else self.items[slot.image].record.captions[slot.caption].text
+
+    def batch(self, slots: Sequence[Slot], device: torch.device, change: Change | None = None) -> Batch:
+        """The latents, conditions and masks of slots that share one shape; `change` is made to captions."""
         items = [self.items[slot.image] for slot in slots]
         latents = torch.stack([self._latents[item] for item in items])
-        pairs = [(i.record.captions[s.caption].text, i.size) for i, s in zip(items, slots, strict=True)]
+        texts = [change(self.caption(slot)) if change else self.caption(slot) for slot in slots]
+        pairs = [(text, item.size) for text, item in zip(texts, items, strict=True)]
         cond = self._text.family.collate([self._text.get(*pair) for pair in pairs])
-        return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()})
+        mask = torch.stack([self._masks.get(item) for item in items]).to(device) if self._masks else None
+        return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()}, mask)

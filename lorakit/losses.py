@@ -1,15 +1,52 @@
-"""What images cost: noise keyed by position, the model's prediction, the objective's loss."""
+"""What images cost: noise keyed by position, the model's prediction, the objective's loss.
+
+Besides the pictures' own loss, two that keep what the base knows: images of the class (DreamBooth's prior
+preservation, arXiv:2208.12242), and predictions for captions without the trigger held at those of the base
+without the adapter (differential output preservation).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from lorakit import keyed
+from lorakit import adapter, batches, keyed, preserving
 from lorakit.batches import Slot
+from lorakit.dataset import Change
 from lorakit.session import Session
+
+TRAINING = ("noise", "class noise")
+"""Purposes of noise that take the noise offset; looks and the probe measure without it."""
+Cost = Callable[[list[Slot], list[float]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a step's loss: `cost` gives losses (B,) of slots of one shape at uniform numbers that are
+    keyed by `clock`."""
+
+    data: Any
+    slots: Sequence[Slot]
+    cost: Cost
+    clock: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Noised:
+    """What the network is shown, `noisy` at `t` with `cond`, and what it should say."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    noisy: torch.Tensor
+    t: torch.Tensor
+    target: torch.Tensor
+    cond: dict[str, torch.Tensor]
+    mask: torch.Tensor | None
 
 
 class Loss:
@@ -17,23 +54,84 @@ class Loss:
 
     def __init__(self, made: Session, accelerator: Accelerator) -> None:
         self.made, self.accelerator = made, accelerator
+        self.class_seed = keyed.key(made.recipe.train.seed, "class images")
 
     def __call__(self, data: Any, slots: list[Slot], purpose: str, times: list[float]) -> torch.Tensor:
         """Losses (B,) of slots that share one shape; `times` are uniform numbers, one a slot.
 
         `purpose` keys the noise: "noise" for training, another word for what must not share it.
         """
-        made, device, seed = self.made, self.accelerator.device, self.made.recipe.train.seed
-        batch = data.batch(slots, device)
-        shape = tuple(batch.latents.shape[1:])
-        noise = torch.stack([keyed.normal(shape, seed, purpose, slot.position) for slot in slots]).to(device)
-        u = torch.tensor(times, dtype=torch.float32).to(device)
-        noisy, t, target = made.objective.noise(batch.latents, noise, u)
-        return made.objective.loss(self._predict(noisy, t, batch.cond), target, t)
+        objective, settings = self.made.objective, self.made.recipe.objective.mask
+        given = self.noised(data, slots, purpose, times)
+        if settings is None or given.mask is None:
+            return objective.loss(self.predict(given), given.target, given.t)
+        base = self.untrained(given) if settings.prior and purpose == "noise" else None
+        prediction = self.predict(given)
+        inside = given.mask + settings.outside * (1 - given.mask)
+        loss = objective.loss(prediction, given.target, given.t, inside)
+        if base is not None:
+            loss = loss + settings.prior * objective.loss(prediction, base, given.t, 1 - given.mask)
+        return loss
 
-    def _predict(self, noisy: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+    def extras(self, mine: Sequence[Slot]) -> list[Part]:
+        """What a step's slots cost besides their own loss."""
+        made, settings = self.made, self.made.recipe.objective
+        parts = []
+        if made.class_images is not None:
+            data = made.class_images
+            slots = [batches.slot(slot.position, data.captions, self.class_seed) for slot in mine]
+            parts.append(Part(data, slots, self._of_class, "class time", settings.class_weight))
+        if settings.preserve:
+            subject = [slot for slot in mine if preserving.without(made.recipe, made.train.caption(slot))]
+            parts.append(Part(made.train, subject, self._drift, "time", settings.preserve))
+        return parts
+
+    def _of_class(self, slots: list[Slot], times: list[float]) -> torch.Tensor:
+        return self(self.made.class_images, slots, "class noise", times)
+
+    def _drift(self, slots: list[Slot], times: list[float]) -> torch.Tensor:
+        """How far the adapter moves predictions for captions without the trigger (B,)."""
+        recipe = self.made.recipe
+        given = self.noised(
+            self.made.train, slots, "noise", times, lambda text: preserving.without(recipe, text) or text
+        )
+        base = self.untrained(given)
+        return self.made.objective.loss(self.predict(given), base, given.t)
+
+    def noised(
+        self,
+        data: Any,
+        slots: Sequence[Slot],
+        purpose: str,
+        times: Sequence[float],
+        change: Change | None = None,
+    ) -> Noised:
+        """Noise on the latents of slots that share one shape; `change` is made to their captions."""
+        batch = data.batch(slots, self.accelerator.device, change)
+        noise = self._noise(tuple(batch.latents.shape[1:]), slots, purpose)
+        u = torch.tensor(times, dtype=torch.float32).to(self.accelerator.device)
+        noisy, t, target = self.made.objective.noise(batch.latents, noise, u)
+        return Noised(batch.latents, noise, noisy, t, target, batch.cond, batch.mask)
+
+    def _noise(self, shape: tuple[int, ...], slots: Sequence[Slot], purpose: str) -> torch.Tensor:
+        """Noise (B, *shape); for training with the recipe's offset, a constant in each channel."""
+        seed, offset = self.made.recipe.train.seed, self.made.recipe.objective.noise_offset
+        noise = torch.stack([keyed.normal(shape, seed, purpose, slot.position) for slot in slots])
+        if offset and purpose in TRAINING:
+            level = (shape[0], *[1] * (len(shape) - 1))
+            levels = [keyed.normal(level, seed, f"{purpose} offset", slot.position) for slot in slots]
+            noise = noise + offset * torch.stack(levels)
+        return noise.to(self.accelerator.device)
+
+    def untrained(self, given: Noised) -> torch.Tensor:
+        """The prediction of the base without the adapter, without gradient."""
+        with torch.no_grad(), adapter.switched_off(self.made.denoiser):
+            return self.predict(given)
+
+    def predict(self, given: Noised) -> torch.Tensor:
+        """The model's prediction (B, C, H, W)."""
         made = self.made
         dtype: torch.dtype = made.denoiser.dtype  # not any weight's: some stay in float32
-        cond = {name: v.to(dtype) if v.is_floating_point() else v for name, v in cond.items()}
+        cond = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.cond.items()}
         with self.accelerator.autocast():
-            return made.family.predict(made.denoiser, noisy.to(dtype), t, cond)
+            return made.family.predict(made.denoiser, given.noisy.to(dtype), given.t, cond)

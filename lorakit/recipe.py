@@ -6,44 +6,18 @@ the key and the nearest valid spelling, raised before anything is loaded.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lorakit import explain, strict_yaml
 from lorakit.errors import ConfigError
+from lorakit.fields import NotNegative, Place, Positive, Rate, Section, Share, Whole, Word
+from lorakit.objective_settings import Objective as Objective
 from lorakit.storage import dump_json, sha256_bytes
 
 MAX_RANK = 4096  # a file that claims more is not believed either
-
-
-def _tidy(value: Any) -> Any:
-    """A path or word without blanks at its ends, which nobody sees and nobody means."""
-    if isinstance(value, str) and (not value or value != value.strip()):
-        raise ValueError("it is empty or begins or ends with a blank")
-    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):  # surrogates: foreign bytes
-        raise ValueError("it holds a zero byte, or bytes that are not UTF-8")
-    return value
-
-
-# Strict: YAML's `yes` is not the number 1, and "16" is a text.
-Whole = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-Positive = Annotated[int, Field(gt=0, le=10**9, strict=True)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Place = Annotated[Path, BeforeValidator(_tidy)]
-Word = Annotated[str, BeforeValidator(_tidy)]
-
-
-class Section(BaseModel):
-    """A part of the recipe: closed to unknown keys, frozen once read."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
 
 
 class Adapter(Section):
@@ -101,15 +75,6 @@ class Train(Section):
     """On a GPU, ask torch for algorithms that give the same bits each time; a CPU does so anyway."""
 
 
-class Objective(Section):
-    """Overrides of what is otherwise read from the base model."""
-
-    timesteps: Literal["auto", "uniform", "logit-normal"] = "auto"
-    """Distribution of the noise level; auto is uniform for ddpm and logit-normal for flow matching."""
-    shift: Rate | None = None
-    """Flow matching only: shift of the noise level towards noise; none means the base's own static shift."""
-
-
 class Memory(Section):
     """Trades of memory for time."""
 
@@ -162,6 +127,9 @@ class Recipe(Section):
     """The run's folder."""
     init_from: Place | None = None
     """A new run that starts from the weights of an adapter: a file written by lorakit, or a run's folder."""
+    class_images: Place | None = None
+    """A second dataset, of the class without the subject: each step learns as many of it too, so that the
+    class stays what it was (DreamBooth's prior preservation)."""
     resolution: Annotated[int, Field(ge=16, le=16384, strict=True)] = 1024
     """Pixels of a square picture's side; other shapes have about the same area."""
     trigger: Word | None = None
@@ -178,7 +146,7 @@ class Recipe(Section):
     validate_: Validate = Field(default=Validate(), alias="validate")
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
     """Where metrics also go; metrics.jsonl is always written."""
-    export: list[Literal["comfyui", "a1111", "diffusers"]] = ["comfyui"]
+    export: list[Literal["comfyui", "a1111", "diffusers"]] = Field(default=["comfyui"])
     """Which tools the finished adapter is exported for."""
 
     @model_validator(mode="after")
@@ -187,6 +155,14 @@ class Recipe(Section):
             raise ValueError(
                 f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"
                 " the learning rate would never be reached"
+            )
+        if self.objective.class_weight != 1.0 and not self.class_images:
+            raise ValueError(
+                "objective.class_weight weighs `class_images`, and there are none: give a folder"
+            )
+        if self.objective.preserve and not (self.trigger and self.class_noun):
+            raise ValueError(
+                "objective.preserve puts the class noun for the trigger: give `trigger` and `class_noun`"
             )
         return self
 
@@ -207,6 +183,7 @@ FREE_KEYS = (
     "base",
     "dataset",
     "init_from",
+    "class_images",
     "samples",
     "tracker",
     "export",

@@ -47,6 +47,7 @@ def _placed(recipe: Recipe) -> Recipe:
     samples = recipe.samples.model_copy(update={"prompts": prompts.resolve() if prompts else None})
     first = recipe.init_from.resolve() if recipe.init_from else None
     changes: dict[str, Any] = {"dataset": recipe.dataset.resolve(), "out": recipe.out.resolve()}
+    changes["class_images"] = recipe.class_images.resolve() if recipe.class_images else None
     changes |= {"samples": samples, "init_from": first}
     changes["base"] = bases.placed(recipe.base)
     return recipe.model_copy(update=changes)
@@ -101,12 +102,13 @@ class RunFolder:
                 where=f"dataset: {recipe.dataset}",
                 remedy="give the folder that holds your images",
             )
-        if out.is_relative_to(data) or data.is_relative_to(out):
-            raise ConfigError(
-                "`out` and the dataset lie in each other",
-                where=f"out: {self.path}, dataset: {recipe.dataset}",
-                remedy="choose folders beside each other",
-            )
+        for folder in (recipe.dataset, recipe.class_images):
+            if folder and (out.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out)):
+                raise ConfigError(
+                    "`out` and the dataset lie in each other",
+                    where=f"out: {self.path}, dataset: {folder}",
+                    remedy="choose folders beside each other",
+                )
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError("`out` is a file", where=f"out: {self.path}", remedy="choose a new folder")
         strangers = self.path.is_dir() and not self._begun

@@ -5,13 +5,26 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, quantize, sample, storage
+from lorakit import (
+    adapter,
+    bases,
+    dataset,
+    keyed,
+    manifest,
+    masking,
+    objective,
+    preserving,
+    prompts,
+    quantize,
+    sample,
+    storage,
+)
 from lorakit.errors import ConfigError
 from lorakit.export.consumers import check_consumer
 from lorakit.families import find
@@ -37,6 +50,7 @@ class Session:
     encoded: sample.Encoded | None
     sampling: sample.Settings
     inputs: dict[str, str]
+    class_images: dataset.TrainingSet | None = None
 
     def facts(self) -> dict[str, Any]:
         """What an adapter file says about itself; no path, no name of a person or machine."""
@@ -65,6 +79,8 @@ class Plan:
     inputs: dict[str, str]
     resolution: int
     """Side of the sampled pictures in pixels."""
+    grids: masking.Grids = field(default_factory=dict)
+    class_items: list[dataset.Item] = field(default_factory=list)
 
 
 def plan(recipe: Recipe, say: Say) -> Plan:
@@ -76,6 +92,7 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
     dataset.check_files(recipe.dataset, records)
+    preserving.check(recipe, records)
     pipe = family.load(base, dtype=torch.float32, only={"scheduler"})
     _objective(recipe, family, pipe)  # refuses what contradicts the base
     step = family.size_step(pipe)
@@ -83,14 +100,21 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     items, own = dataset.plan(records, recipe.resolution, step, recipe.train.batch_size)
     if not own:
         say(f"buckets chosen for resolution {recipe.resolution}: the manifest has none that suit")
-    for size in {item.size for item in items}:
-        family.latent_shape(pipe, *size)  # refuses what the base has no positions for
     inputs = {"data": manifest.fingerprint(records), "base": bases.content_hash(base)}
+    class_items: list[dataset.Item] = []
+    if recipe.class_images:
+        others = preserving.read(recipe, recipe.class_images)
+        class_items, _ = dataset.plan(others, recipe.resolution, step, recipe.train.batch_size)
+        inputs["class_images"] = manifest.fingerprint(others)
+    grids = {}
+    for size in {item.size for item in [*items, *class_items]}:
+        _, *_, height, width = family.latent_shape(pipe, *size)  # refuses what the base has no positions for
+        grids[size] = (height, width)
     if recipe.init_from:
         inputs["init_from"] = storage.sha256_file(_check_first(recipe, recipe.init_from, family))
         if adapter.read_metadata(adapter.file_of(recipe.init_from))["base_hash"] != inputs["base"]:
             say("the adapter to start from was trained on another base of this family")
-    return Plan(base, family, items, wanted, inputs, recipe.resolution)
+    return Plan(base, family, items, wanted, inputs, recipe.resolution, grids, class_items)
 
 
 def _check_resolution(resolution: int, step: int) -> None:
@@ -128,10 +152,19 @@ def build(
     family = plan.family
     text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     text = dataset.TextCache(family, plan.base, text_dtype)
-    latents = dataset.LatentCache(recipe.dataset, plan.base, settings=family.vae_settings)
+    mask = recipe.objective.mask
+    hide = mask is not None and mask.hide
+    latents = dataset.LatentCache(recipe.dataset, plan.base, settings=family.vae_settings, hide=hide)
+    class_latents = dataset.LatentCache(
+        recipe.class_images or recipe.dataset, plan.base, settings=family.vae_settings
+    )
+    masks = masking.MaskCache(recipe.dataset, plan.grids) if mask else None
     if main:
-        _fill_text(plan, text, device, text_dtype)
-        _fill_latents(plan, latents, device)
+        _fill_text(plan, text, device, text_dtype, preserving.texts(recipe, plan.items))
+        _fill_latents(plan, plan.items, latents, device)
+        _fill_latents(plan, plan.class_items, class_latents, device)
+        if mask and masks:
+            masks.fill(plan.items, empty=mask.outside + mask.prior > 0)
     wait()
     held, train = split(plan.items, recipe)
     pipe = _load_denoiser(recipe, plan, device)
@@ -157,8 +190,9 @@ def build(
         family=family,
         pipe=pipe,
         denoiser=denoiser,
-        train=dataset.TrainingSet(train, latents, text),
-        held_out=dataset.TrainingSet(held, latents, text),
+        train=dataset.TrainingSet(train, latents, text, masks),
+        held_out=dataset.TrainingSet(held, latents, text, masks),
+        class_images=dataset.TrainingSet(plan.class_items, class_latents, text) if plan.class_items else None,
         objective=_objective(recipe, family, pipe),
         encoded=_encoded(plan, text) if plan.prompts else None,
         sampling=sample.Settings(
@@ -179,8 +213,16 @@ def split(items: list[dataset.Item], recipe: Recipe) -> tuple[list[dataset.Item]
     return [i for i in items if id(i) in held], [i for i in items if id(i) not in held]
 
 
-def _fill_text(plan: Plan, text: dataset.TextCache, device: torch.device, dtype: torch.dtype) -> None:
-    wanted = [(caption.text, item.size) for item in plan.items for caption in item.record.captions]
+def _fill_text(
+    plan: Plan,
+    text: dataset.TextCache,
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: list[tuple[str, dataset.Size]],
+) -> None:
+    """Encode the captions, the prompts, and what else is `wanted`."""
+    items = [*plan.items, *plan.class_items]
+    wanted = wanted + [(caption.text, item.size) for item in items for caption in item.record.captions]
     square = (plan.resolution, plan.resolution)
     wanted += [(t, square) for prompt in plan.prompts for t in (prompt.prompt, prompt.negative or "")]
     if missing := text.missing(wanted):
@@ -189,8 +231,10 @@ def _fill_text(plan: Plan, text: dataset.TextCache, device: torch.device, dtype:
     _collect()
 
 
-def _fill_latents(plan: Plan, latents: dataset.LatentCache, device: torch.device) -> None:
-    if missing := latents.missing(plan.items):
+def _fill_latents(
+    plan: Plan, items: list[dataset.Item], latents: dataset.LatentCache, device: torch.device
+) -> None:
+    if missing := latents.missing(items):
         latents.fill(missing, plan.family.load(plan.base, dtype=torch.float32, device=device, only={"vae"}))
     _collect()
 
@@ -213,7 +257,9 @@ def _load_denoiser(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
 
 def _objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective:
     alphas = getattr(pipe.scheduler, "alphas_cumprod", None)
-    return objective.from_scheduler(family.objective, pipe.scheduler.config, recipe.objective, alphas)
+    return objective.from_scheduler(
+        family.objective, pipe.scheduler.config, recipe.objective, alphas, family.token_side
+    )
 
 
 def _encoded(plan: Plan, text: dataset.TextCache) -> sample.Encoded:

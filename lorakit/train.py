@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
-from lorakit import adapter, launch, memory, progress, recipe, session, watchdog
+from lorakit import adapter, launch, memory, preserving, probe, progress, recipe, session, watchdog
 from lorakit.errors import ConfigError, DiskError, Interrupted, LorakitError, MemoryLimitError
 from lorakit.progress import duration
 from lorakit.recipe import Recipe
@@ -70,6 +70,7 @@ def _stop_now(number: int, _: FrameType | None) -> None:
 def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> None:
     main = accelerator.is_main_process
     say = run.say if main else (lambda text: None)
+    preserving.check_batch(made_recipe, accelerator.num_processes)
     plan = session.plan(made_recipe, say)
     if main:
         run.begin(made_recipe, plan.inputs | {"processes": str(accelerator.num_processes)})
@@ -110,6 +111,11 @@ def _train_planned(
             run.update(images=len(plan.items), status="running", error=None)
         trainer.resume()
         trainer.rehearse()
+        if trainer.state.step == 0:
+            found = probe.probe(trainer.cost)
+            say(found.text)
+            if main:
+                run.update(probe=found.facts())
         with launch.signals(trainer.on_signal):
             trainer.fit()
     except torch.OutOfMemoryError as error:  # outside a step: while loading, caching or saving

@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, batches, checkpoint, keyed, losses, memory, optim, storage, summary, tracker
+from lorakit import adapter, batches, checkpoint, losses, memory, optim, storage, summary, timesteps, tracker
 from lorakit.errors import Interrupted, LorakitError, NumericError
 from lorakit.export import export_adapter
 from lorakit.looks import Looks, refresh_sheet
@@ -63,7 +63,8 @@ class Trainer:
     def step(self) -> tuple[float, float]:
         """One optimizer step over the whole batch; returns (mean loss, gradient norm before clipping)."""
         data, world = self.made.train, self.accelerator.num_processes
-        chosen = batches.slots(self.state.step, self.total_batch, data.captions, self.settings.seed)
+        dropout = self.recipe.objective.caption_dropout
+        chosen = batches.slots(self.state.step, self.total_batch, data.captions, self.settings.seed, dropout)
         mine = batches.share(chosen, self.accelerator.process_index, world)
         optim.set_rate(
             self.optimizer, optim.learning_rate(self.state.step, self.settings.steps, self.recipe.optimizer)
@@ -93,13 +94,20 @@ class Trainer:
             self._halve(reason)
 
     def _accumulate(self, mine: Sequence[batches.Slot]) -> torch.Tensor:
-        total, shapes = torch.zeros((), device=self.accelerator.device), self.made.train.shapes
-        for slots in batches.micro_batches(mine, shapes, self.state.micro_batch):
-            times = [keyed.uniform(self.settings.seed, "time", slot.position) for slot in slots]
-            loss = self.loss(slots, times).sum() / len(mine)
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        total = torch.zeros((), device=self.accelerator.device)
+        own = losses.Part(self.made.train, mine, self.loss, "time", 1.0)
+        for part in (own, *self.cost.extras(mine)):
+            for slots in batches.micro_batches(part.slots, part.data.shapes, self.state.micro_batch):
+                loss = part.cost(slots, self._times(slots, part.clock)).sum() * part.weight / len(mine)
+                self.accelerator.backward(loss)
+                total += loss.detach()
         return total
+
+    def _times(self, slots: Sequence[batches.Slot], purpose: str) -> list[float]:
+        positions, stratified = [slot.position for slot in slots], self.recipe.objective.stratified
+        return timesteps.times(
+            positions, self.settings.seed, purpose, self.total_batch, stratified=stratified
+        )
 
     def _halve(self, reason: str) -> None:
         step, count = self.state.step, self.state.micro_batch

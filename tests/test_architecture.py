@@ -14,11 +14,12 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     1: "errors storage tensor_header keyed recipe strict_yaml explain manifest buckets placement"
     " images masks source jpeg resample color sniff places objective vae report progress hub"
-    " single_file bases prompts rundir tracker statistics launch watchdog opening",
+    " timesteps weighting fields objective_settings single_file bases prompts rundir tracker"
+    " statistics launch watchdog opening",
     2: "families adapter optim memory quantize score samplers",
     3: "cache checkpoint export sample guides",
-    4: "surgery dataset batches planner session",
-    5: "losses trainer looks train trial summary evaluate",
+    4: "surgery dataset masking preserving batches planner session",
+    5: "losses probe trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

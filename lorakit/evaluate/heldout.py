@@ -36,7 +36,7 @@ class HeldOut:
         scheduler = painter.pipe.scheduler
         alphas = getattr(scheduler, "alphas_cumprod", None)
         self.objective = objective.from_scheduler(
-            plan.family.objective, scheduler.config, made.objective, alphas
+            plan.family.objective, scheduler.config, made.objective, alphas, plan.family.token_side
         )
 
     @property

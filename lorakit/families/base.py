@@ -67,6 +67,8 @@ class Family(ABC):
     """What the pipeline assumes of its autoencoder, where the autoencoder's configuration says otherwise."""
     patch: ClassVar[int] = 1
     """Latent positions per side of one token."""
+    own_shift: ClassVar[bool] = False
+    """Whether the pipeline shifts noise levels by a rule of its own, not by its scheduler's configuration."""
     sized: ClassVar[bool] = False
     """Whether a condition belongs to one size of picture: `encode` must be told which."""
 
@@ -188,6 +190,11 @@ class Family(ABC):
     def _largest(self, pipe: Any) -> int | None:
         """Latents per side that the network can place; None for any number."""
         return None
+
+    @property
+    def token_side(self) -> int | None:
+        """Latents per side of what the scheduler's shift by resolution counts; None where it has no say."""
+        return None if self.own_shift else self.patch
 
     def size_step(self, pipe: Any) -> int:
         """Widths and heights in pixels must be multiples of this."""

@@ -24,6 +24,7 @@ class CogView4(ByLength):
     rank16 = "14.7 M"
     licence = "Apache-2.0"
     patch = 2
+    own_shift = True
     vae_settings = NO_SHIFT
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:

@@ -22,6 +22,7 @@ class Flux2(Family):
     pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
     rank16 = "18.7 M (klein 4B), 83.4 M (dev)"
     licence = "Apache-2.0 (klein 4B); FLUX non-commercial (dev, klein 9B)"
+    own_shift = True
     # The single blocks fuse q, k, v and the MLP, and their `to_out` is a layer where the double blocks' is a
     # list: name endings cannot tell them apart, and without them half of the attention would be missed.
     targets = (

@@ -24,6 +24,7 @@ class Flux3(ByLength):
     pipelines = ("Flux3ModularPipeline",)
     rank16 = "16.9 M"
     licence = "FLUX Kommunity (non-commercial; pictures may be sold by small firms)"
+    own_shift = True
     left_out = ("prompt_upsampler", "prompt_upsampler_processor")
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:

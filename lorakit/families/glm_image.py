@@ -30,6 +30,7 @@ class GlmImage(ByLength):
     # mean and deviation are all that the pipeline applies
     vae_settings: ClassVar[Mapping[str, Any]] = {"scaling_factor": 1.0, **NO_SHIFT}
     patch = 4  # a coarse token covers four latents per side
+    own_shift = True
     sized = True
 
     def encode(self, pipe: Any, captions: Sequence[str], size: tuple[int, int] | None = None) -> list[Cond]:

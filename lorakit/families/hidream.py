@@ -23,6 +23,7 @@ class HiDream(Family):
     licence = "MIT"
     targets = r".+\.attn1\.(to_q|to_k|to_v|to_out|to_q_t|to_k_t|to_v_t|to_out_t)"
     patch = 2
+    own_shift = True
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:
         t5, _, llama, _, pooled, _ = pipe.encode_prompt(

@@ -24,6 +24,7 @@ class Ideogram4(Family):
     pipelines = ("Ideogram4Pipeline",)
     rank16 = "20.1 M"
     licence = "Ideogram 4 non-commercial"
+    own_shift = True
     left_out = ("prompt_enhancer_head",)
     drawn_with = ("unconditional_transformer",)
     call: ClassVar[Mapping[str, Any]] = {"guidance_schedule": None}

@@ -21,6 +21,7 @@ class Lumina2(Family):
     rank16 = "7.4 M"
     licence = "Apache-2.0"
     patch = 2
+    own_shift = True  # it counts channels where others count tokens
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:
         length = max_sequence_length(pipe, 256)

@@ -24,6 +24,11 @@ class QwenImage21(ByLength):
     always = ("processor",)
     patch = 2  # a token is one latent, but four of them make a slot in the sequence
 
+    @property
+    def token_side(self) -> int:
+        """The shift counts latents."""
+        return 1
+
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:
         embeds = pipe.encode_prompt(captions, device=pipe.text_encoder.device)[0]
         return {"prompt_embeds": embeds, MASK: embeds.new_ones(embeds.shape[:2], dtype=bool)}

@@ -56,6 +56,7 @@ def derive(folder: Path) -> Family:
         "text_parts": tuple(name for name in parts if name not in (denoisers[0], "vae", "scheduler")),
         # what the pipeline asks for its settings when it is made
         "always": ("vae", *(name for name in parts if name not in networks)),
+        "own_shift": True,  # for all that is known
         "patch": 1 if denoisers[0] == "unet" else math.lcm(2, side if isinstance(side, int) else 1),
     }
     made: Family = type("Derived", (DerivedFamily,), settings)()

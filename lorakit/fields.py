@@ -1,0 +1,36 @@
+"""What the keys of a recipe are made of: a section, and the kinds of value. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _tidy(value: Any) -> Any:
+    """A path or word without blanks at its ends, which nobody sees and nobody means."""
+    if isinstance(value, str) and (not value or value != value.strip()):
+        raise ValueError("it is empty or begins or ends with a blank")
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):  # surrogates: foreign bytes
+        raise ValueError("it holds a zero byte, or bytes that are not UTF-8")
+    return value
+
+
+# Strict: YAML's `yes` is not the number 1, and "16" is a text.
+Whole = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Positive = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Place = Annotated[Path, BeforeValidator(_tidy)]
+Word = Annotated[str, BeforeValidator(_tidy)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: closed to unknown keys, frozen once read."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )

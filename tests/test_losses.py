@@ -1,0 +1,226 @@
+"""What a step costs with each part of the objective, on the embedded bases; and that a run with any of them
+goes on in the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from lorakit import adapter, batches, manifest, preserving, recipe, session, storage
+from lorakit.errors import ConfigError, DataError
+from lorakit.losses import Loss
+from lorakit.rundir import RunFolder
+from lorakit.trainer import Trainer
+from tests import runs
+from tests.test_masking import repainted, with_masks
+
+NAMED = {"trigger": "sks", "class_noun": "round"}  # "a sks picture" becomes "a round picture"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_masks(runs.make_dataset(tmp_path_factory.mktemp("data"), 4), every=3)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class images: other captions, other sizes in another order."""
+    folder = runs.make_dataset(tmp_path_factory.mktemp("class"), 5)
+    records = manifest.load(folder)
+    for index, record in enumerate(records):
+        caption = manifest.Caption(f"a picture number {index}", "hand")
+        records[index] = dataclasses.replace(record, captions=(caption,))
+    manifest.save(folder, list(reversed(records)))
+    return folder
+
+
+def trainer(folder: Path, data: Path, base: str = "tiny-dit", **changes: Any) -> Trainer:
+    """A trainer before its first step, with an adapter that has an effect."""
+    file = runs.make_recipe(folder / "r.yaml", base, data, folder / "run", **changes)
+    chosen = recipe.load(file)
+    plan = session.plan(chosen, lambda text: None)
+    accelerator = Accelerator(cpu=True)
+    made = session.build(chosen, plan, accelerator.device, main=True, wait=lambda: None)
+    with torch.no_grad():
+        for number, (_, parameter) in enumerate(adapter.named_parameters(made.denoiser)):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.add_(0.05 * noise)
+    run = RunFolder(folder / "run")
+    run.begin(chosen, plan.inputs)
+    return Trainer(made, accelerator, run)
+
+
+def gradients(made: Trainer, step: int = 0) -> tuple[float, list[torch.Tensor]]:
+    """(loss, gradients) of one step."""
+    chosen = made.made.recipe
+    slots = batches.slots(
+        step, 4, made.made.train.captions, chosen.train.seed, chosen.objective.caption_dropout
+    )
+    loss = float(made._gradients(slots))
+    found = [p.grad.clone() for _, p in made.parameters]
+    made.optimizer.zero_grad(set_to_none=True)
+    return loss, found
+
+
+def test_other_pixels_outside_hidden_masks_change_no_bit_of_the_gradient(data, tmp_path):
+    every = with_masks(shutil.copytree(data, tmp_path / "data"), every=1)
+    poisoned = repainted(every, tmp_path / "poisoned", seed=7)
+    settings = {"objective": {"mask": {"hide": True}, "huber": {}}}
+    found = [gradients(trainer(tmp_path / d.name / "t", d, **settings)) for d in (every, poisoned)]
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
+    plain = [gradients(trainer(tmp_path / d.name / "p", d)) for d in (every, poisoned)]
+    assert plain[0][0] != plain[1][0]
+
+
+def test_outside_and_prior_add_what_they_say(data, tmp_path):
+    """Loss of the inside, plus the prior's share of how far the adapter moved the outside."""
+    cost = {}
+    for name, mask in {"in": {}, "prior": {"prior": 0.5}, "whole": {"outside": 1.0}}.items():
+        made = trainer(tmp_path / name, data, objective={"mask": mask})
+        image = next(i for i, item in enumerate(made.made.train.items) if item.record.mask)
+        slot = [batches.Slot(0, image, 0)]
+        cost[name] = made.loss(slot, [0.4])
+        if name == "prior":
+            given = made.cost.noised(made.made.train, slot, "noise", [0.4])
+            moved = (made.cost.predict(given) - made.cost.untrained(given)).square()
+            outside = (1 - given.mask).expand_as(moved)
+            drift = (moved * outside).sum() / outside.sum()
+        if name == "whole":
+            given = made.cost.noised(made.made.train, slot, "noise", [0.4])
+            plain = (made.cost.predict(given) - given.target).square().mean()
+    assert drift > 1e-4
+    assert cost["prior"].item() == pytest.approx((cost["in"] + 0.5 * drift).item(), rel=1e-5)
+    assert cost["whole"].item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_an_offset_moves_each_channel_of_the_training_noise_only(data, tmp_path):
+    made = trainer(tmp_path, data, objective={"noise_offset": 0.1})
+    slots = [batches.Slot(position, 0, 0) for position in range(64)]
+    plain = Loss(made.made, made.accelerator)
+    plain.made.recipe = recipe.load(tmp_path / "r.yaml", ["objective.noise_offset=0"])
+    moved = Loss(trainer(tmp_path, data, objective={"noise_offset": 0.1}).made, made.accelerator)
+    times = [0.5] * 64
+    for purpose, offset in (("noise", 0.1), ("validation", 0.0)):
+        difference = (
+            moved.noised(made.made.train, slots, purpose, times).noise
+            - plain.noised(made.made.train, slots, purpose, times).noise
+        )
+        assert difference.flatten(2).std(2).max() < 1e-6  # the same at every place
+        assert difference.std().item() == pytest.approx(offset, rel=0.15)
+
+
+def test_dropped_captions_are_empty_and_keyed_by_position(data, tmp_path):
+    made = trainer(tmp_path, data, objective={"caption_dropout": 0.25})
+    slots = batches.slots(0, 4000, made.made.train.captions, 0, 0.25)
+    empty = [slot for slot in slots if slot.caption == batches.EMPTY]
+    assert len(empty) / 4000 == pytest.approx(0.25, abs=0.02)
+    assert [batches.slot(s.position, made.made.train.captions, 0, 0.25) for s in empty] == empty
+    kept = batches.slots(0, 4000, made.made.train.captions, 0)
+    assert [(s.position, s.image) for s in kept] == [(s.position, s.image) for s in slots]
+    batch = made.made.train.batch(empty[:1], torch.device("cpu"))
+    size = made.made.train.items[empty[0].image].size
+    expected = made.made.train._text.get("", size)
+    assert all(torch.equal(batch.cond[name][0], value) for name, value in expected.items())
+
+
+def test_class_images_add_their_weighted_loss(data, others, tmp_path):
+    alone = gradients(trainer(tmp_path / "a", data))
+    found = {}
+    for weight in (0.5, 2.0):
+        made = trainer(
+            tmp_path / f"{weight}", data, class_images=str(others), objective={"class_weight": weight}
+        )
+        found[weight] = gradients(made)
+    extra = {weight: found[weight][0] - alone[0] for weight in found}
+    assert extra[2.0] == pytest.approx(4 * extra[0.5], rel=1e-4)
+    assert extra[2.0] > 0.01
+    for base, half, double in zip(alone[1], found[0.5][1], found[2.0][1], strict=True):
+        assert torch.allclose(double - base, 4 * (half - base), atol=2e-5)
+    part = made.cost.extras(batches.slots(0, 200, made.made.train.captions, 0))[0]
+    shown = [made.made.class_images.caption(slot) for slot in part.slots]
+    assert sorted({text: shown.count(text) for text in shown}.values()) == [40] * 5
+    assert not any("sks" in text for text in shown)
+
+
+def test_a_class_image_of_the_subject_is_named(data, others, tmp_path):
+    file = runs.make_recipe(
+        tmp_path / "r.yaml", "tiny-dit", others, tmp_path / "run", class_images=str(data), trigger="SKS"
+    )
+    with pytest.raises(DataError, match=r"class image's caption has the trigger 'SKS'") as caught:
+        session.plan(recipe.load(file), print)
+    assert "0.png" in str(caught.value)
+
+
+def test_preservation_holds_captions_without_the_trigger_at_the_base(data, tmp_path):
+    made = trainer(tmp_path, data, **NAMED, objective={"preserve": 2.0, "caption_dropout": 0.5})
+    slots = batches.slots(0, 40, made.made.train.captions, 0, 0.5)
+    (part,) = made.cost.extras(slots)
+    assert [s.position for s in part.slots] == [s.position for s in slots if s.caption != batches.EMPTY]
+    assert part.weight == 2.0
+    slot = [part.slots[0]]
+    drift = part.cost(slot, [0.3])
+    given = made.cost.noised(made.made.train, slot, "noise", [0.3], lambda text: text.replace("sks", "round"))
+    own = made.cost.noised(made.made.train, slot, "noise", [0.3])
+    assert torch.equal(given.noisy, own.noisy)
+    assert not torch.equal(given.cond["prompt_embeds"], own.cond["prompt_embeds"])
+    expected = (made.cost.predict(given) - made.cost.untrained(given)).square().mean()
+    assert drift.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert drift > 1e-5
+    with torch.no_grad():
+        for name, parameter in made.parameters:
+            if name.endswith("lora_B.weight"):
+                parameter.zero_()
+    assert part.cost(slot, [0.3]).item() == 0  # nothing to hold back yet
+    assert preserving.without(made.recipe, "a SKS round heart") == "a round heart"
+
+
+def test_preservation_without_any_trigger_is_refused(others, tmp_path):
+    file = runs.make_recipe(
+        tmp_path / "r.yaml", "tiny-dit", others, tmp_path / "run", **NAMED, objective={"preserve": 1}
+    )
+    with pytest.raises(ConfigError, match="needs captions with the trigger 'sks', and no picture has one"):
+        session.plan(recipe.load(file), print)
+
+
+def test_stratified_needs_more_than_one_image(data, tmp_path):
+    one = {"steps": 2, "batch_size": 1}
+    file = runs.make_recipe(
+        tmp_path / "r.yaml", "tiny-dit", data, tmp_path / "run", train=one, objective={"stratified": True}
+    )
+    with pytest.raises(ConfigError, match="a step has one"):
+        runs.train(file)
+    preserving.check_batch(recipe.load(file), processes=2)
+
+
+ALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "weights": ("tiny-unet", {"weighting": "min-snr", "gamma": 3.0, "noise_offset": 0.05, "huber": {}}),
+    "class": ("tiny-unet", {"weighting": "debiased", "timesteps": "logit-normal", "caption_dropout": 0.3}),
+    "strata": ("tiny-dit", {"timesteps": "mode", "stratified": True, "weighting": "cosmap", "shift": 2.0}),
+    "mask": ("tiny-dit", {"mask": {"prior": 0.5, "hide": True}, "weighting": "sigma-sqrt"}),
+    "preserve": ("tiny-dit", {"preserve": 1.0, "huber": {"schedule": "snr"}}),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_run_that_was_killed_goes_on_in_the_same_bytes(name, data, others, tmp_path):
+    base, objective = ALL[name]
+    changes: dict[str, Any] = {"objective": objective, **NAMED}
+    changes["train"] = {"steps": 4, "batch_size": 2, "save_every": 1, "precision": "fp32"}
+    if name == "class":
+        changes["class_images"] = str(others)
+    whole = runs.train(runs.make_recipe(tmp_path / "a.yaml", base, data, tmp_path / "a", **changes))
+    file = runs.make_recipe(tmp_path / "b.yaml", base, data, tmp_path / "b", **changes)
+    with runs.killed_at(2):
+        runs.train(file)
+    again = runs.train(file)
+    assert (again / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    rows = storage.read_jsonl(whole / "metrics.jsonl")
+    assert all(0 < row["loss"] < 1e6 for row in rows)
+    assert all(row["grad_norm"] > 0 for row in rows)
