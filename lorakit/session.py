@@ -11,7 +11,19 @@ from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, quantize, sample, storage
+from lorakit import (
+    adapter,
+    bases,
+    dataset,
+    keyed,
+    manifest,
+    objective,
+    prompts,
+    quantize,
+    sample,
+    shown,
+    storage,
+)
 from lorakit.errors import ConfigError
 from lorakit.export.consumers import check_consumer
 from lorakit.families import find
@@ -76,6 +88,8 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
     dataset.check_files(recipe.dataset, records)
+    shown.check_records(family, recipe.dataset, records)
+    shown.check_prompts(family, wanted)
     pipe = family.load(base, dtype=torch.float32, only={"scheduler"})
     _objective(recipe, family, pipe)  # refuses what contradicts the base
     step = family.size_step(pipe)
@@ -129,9 +143,10 @@ def build(
     text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     text = dataset.TextCache(family, plan.base, text_dtype)
     latents = dataset.LatentCache(recipe.dataset, plan.base, settings=family.vae_settings)
+    pictures = dataset.PictureCache(family, recipe.dataset, plan.base)
     if main:
-        _fill_text(plan, text, device, text_dtype)
-        _fill_latents(plan, latents, device)
+        _fill_text(plan, text, pictures, device, text_dtype)
+        _fill_latents(plan, latents, pictures, device)
     wait()
     held, train = split(plan.items, recipe)
     pipe = _load_denoiser(recipe, plan, device)
@@ -157,8 +172,8 @@ def build(
         family=family,
         pipe=pipe,
         denoiser=denoiser,
-        train=dataset.TrainingSet(train, latents, text),
-        held_out=dataset.TrainingSet(held, latents, text),
+        train=dataset.TrainingSet(train, latents, text, pictures),
+        held_out=dataset.TrainingSet(held, latents, text, pictures),
         objective=_objective(recipe, family, pipe),
         encoded=_encoded(plan, text) if plan.prompts else None,
         sampling=sample.Settings(
@@ -179,19 +194,41 @@ def split(items: list[dataset.Item], recipe: Recipe) -> tuple[list[dataset.Item]
     return [i for i in items if id(i) in held], [i for i in items if id(i) not in held]
 
 
-def _fill_text(plan: Plan, text: dataset.TextCache, device: torch.device, dtype: torch.dtype) -> None:
-    wanted = [(caption.text, item.size) for item in plan.items for caption in item.record.captions]
-    square = (plan.resolution, plan.resolution)
-    wanted += [(t, square) for prompt in plan.prompts for t in (prompt.prompt, prompt.negative or "")]
+def _fill_text(
+    plan: Plan,
+    text: dataset.TextCache,
+    pictures: dataset.PictureCache,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    wanted: list[dataset.Wanted] = [
+        (caption.text, item.size, pictures.shown(item))
+        for item in plan.items
+        for caption in item.record.captions
+    ]
+    for prompt in plan.prompts:
+        wanted += [_asked(plan, prompt, prompt.prompt), _asked(plan, prompt, prompt.negative or "")]
     if missing := text.missing(wanted):
         parts = {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
         text.fill(missing, plan.family.load(plan.base, dtype=dtype, device=device, only=parts))
     _collect()
 
 
-def _fill_latents(plan: Plan, latents: dataset.LatentCache, device: torch.device) -> None:
-    if missing := latents.missing(plan.items):
-        latents.fill(missing, plan.family.load(plan.base, dtype=torch.float32, device=device, only={"vae"}))
+def _asked(plan: Plan, prompt: prompts.Prompt, text: str) -> dataset.Wanted:
+    """A prompt's text, or that of its negative, for the pictures that are sampled."""
+    size = (plan.resolution, plan.resolution)
+    return text, size, shown.of_prompt(plan.family, prompt, size)
+
+
+def _fill_latents(
+    plan: Plan, latents: dataset.LatentCache, pictures: dataset.PictureCache, device: torch.device
+) -> None:
+    missing, unseen = latents.missing(plan.items), pictures.missing(plan.items)
+    if missing or unseen:
+        pipe = plan.family.load(plan.base, dtype=torch.float32, device=device, only={"vae"})
+        latents.fill(missing, pipe)
+        if unseen:
+            pictures.fill(unseen, pipe)
     _collect()
 
 
@@ -218,8 +255,11 @@ def _objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective
 
 def _encoded(plan: Plan, text: dataset.TextCache) -> sample.Encoded:
     size = (plan.resolution, plan.resolution)
-    positive = [text.get(prompt.prompt, size) for prompt in plan.prompts]
-    negative = [text.get(prompt.negative or "", size) for prompt in plan.prompts]
+    seen = [shown.of_prompt(plan.family, prompt, size).read() for prompt in plan.prompts]
+    positive = [
+        {**text.get(*_asked(plan, p, p.prompt)), **own} for p, own in zip(plan.prompts, seen, strict=True)
+    ]
+    negative = [text.get(*_asked(plan, prompt, prompt.negative or "")) for prompt in plan.prompts]
     return sample.Encoded(plan.prompts, positive, negative)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, guides, prompts, sample, samplers, storage
+from lorakit import adapter, bases, guides, prompts, sample, samplers, shown, storage
 from lorakit.errors import ConfigError
 from lorakit.families import Family, find
 
@@ -126,7 +126,8 @@ class Painter:
 
     def _encode(self, wanted: Sequence[prompts.Prompt], size: tuple[int, int]) -> sample.Encoded:
         """The prompts' conditions; texts that were met before are not encoded again."""
-        keys = [(prompt.prompt, prompt.negative, size) for prompt in wanted]
+        shown.check_prompts(self.family, wanted)
+        keys = [(p.prompt, p.negative, size, p.image, p.further, p.mask) for p in wanted]
         new = {key: prompt for key, prompt in zip(keys, wanted, strict=True) if key not in self._encoded}
         fresh = sample.encode(self.family, self.pipe, list(new.values()), size)
         for key, prompt, yes, no in zip(new, fresh.prompts, fresh.positive, fresh.negative, strict=True):

@@ -16,7 +16,7 @@ FLOORS = {
     " images masks source jpeg resample color sniff places objective vae report progress hub"
     " single_file bases prompts rundir tracker statistics launch watchdog opening",
     2: "families adapter optim memory quantize score samplers",
-    3: "cache checkpoint export sample guides",
+    3: "cache checkpoint export sample guides shown",
     4: "surgery dataset batches planner session",
     5: "losses trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",
