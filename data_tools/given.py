@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 from data_tools import metadata
 from data_tools.listing import Listing
+from data_tools.masks import MADE
 from data_tools.scan import locate, replace_notes
 from lorakit import images, masks, storage
 from lorakit.images import ImageError
 from lorakit.manifest import Given, Record
 
 FOLDER = ".lorakit-control"  # controls that lorakit made; hidden, so that no tool takes them for images
-MADE = "made: "  # how `by` begins for those
 NOTES = frozenset({"given_unreadable", "given_other_shape"})
 _BESIDE = re.compile(r"(?P<stem>.+)\.(?P<kind>source|control)(?P<number>\d*)")
 

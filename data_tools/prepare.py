@@ -17,6 +17,7 @@ from data_tools import (
     captioners,
     captions,
     check,
+    control,
     describe,
     given,
     masks,
@@ -28,6 +29,7 @@ from data_tools import (
 )
 from data_tools.bucket import BucketOptions
 from data_tools.captioners import Captioner
+from data_tools.control import ControlOptions
 from data_tools.listing import Listing, find
 from data_tools.options import PrepareOptions
 from data_tools.result import PrepareResult
@@ -42,25 +44,13 @@ __all__ = [
     "bucket_only",
     "caption_only",
     "check_only",
+    "control_only",
     "mask_only",
     "merge_shards",
     "prepare",
     "report_only",
     "scan_only",
     "scan_shard",
-]
-
-
-__all__ = [
-    "PrepareOptions",
-    "PrepareResult",
-    "bucket_only",
-    "caption_only",
-    "check_only",
-    "mask_only",
-    "prepare",
-    "report_only",
-    "scan_only",
 ]
 
 
@@ -173,6 +163,18 @@ def mask_only(
     records = segment.segment(
         _writable(listing).root, manifest.load(folder), options, again=again, quiet=quiet
     )
+    return _save(listing, records, chosen)
+
+
+def control_only(
+    folder: str | os.PathLike[str], options: ControlOptions, *, again: bool = False, quiet: bool = True
+) -> PrepareResult:
+    """Make edges, depth or masks of the images of the manifest that have none of their own."""
+    options.check()
+    chosen = PrepareOptions(quiet=quiet)
+    listing, _ = _listed_files(folder, chosen)
+    root = _writable(listing).root
+    records = control.control(root, manifest.load(folder), options, again=again, quiet=quiet)
     return _save(listing, records, chosen)
 
 

@@ -187,7 +187,7 @@ def _box(one: Given, whole: Size, crop: Box, size: Size) -> Box:
 
 def _picture(file: Path, box: Box | None, size: Size) -> torch.Tensor:
     image = images.decode(file)
-    return resample.lanczos(np.asarray(image), box or buckets.crop_box(image.size, size), size)
+    return resample.lanczos(np.array(image), box or buckets.crop_box(image.size, size), size)
 
 
 def _recorded_mask(folder: Path, record: Record, crop: Box, size: Size) -> torch.Tensor:
