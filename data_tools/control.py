@@ -161,7 +161,11 @@ class _DepthModel:
         size = picture.height, picture.width
         depth = torch.nn.functional.interpolate(found[:, None].float(), size, mode="bicubic")[0, 0]
         low, high = depth.min(), depth.max()
-        grey = ((depth - low) / (high - low).clamp(min=1e-6) * 255).round().clamp(0, 255)
+        grey = (
+            ((depth - low) / (high - low).clamp(min=torch.finfo(depth.dtype).tiny) * 255)
+            .round()
+            .clamp(0, 255)
+        )
         return Image.fromarray(grey.to(torch.uint8).cpu().numpy()).convert("RGB")
 
 

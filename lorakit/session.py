@@ -82,11 +82,12 @@ class Plan:
 def plan(recipe: Recipe, say: Say) -> Plan:
     """Check base, data and prompts against each other; every problem is found here, before any work."""
     base = bases.resolve(recipe.base)
-    family = find(base)
-    for consumer in recipe.export:
-        check_consumer(family.name, consumer)
+    find(base)  # refuses what no family takes before the data are read
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
+    family = find(base, {one.kind for record in records for one in record.given})
+    for consumer in recipe.export:
+        check_consumer(family.name, consumer)
     dataset.check_files(recipe.dataset, records)
     shown.check_records(family, recipe.dataset, records)
     shown.check_prompts(family, wanted)

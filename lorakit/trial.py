@@ -11,7 +11,7 @@ import torch
 
 from lorakit import adapter, bases, guides, prompts, sample, samplers, shown, storage
 from lorakit.errors import ConfigError
-from lorakit.families import Family, find
+from lorakit.families import Family, found
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Painter:
 
     def __init__(self, base: str, adapter_file: Path | None = None, strength: float = 1.0) -> None:
         self.folder = bases.resolve(base)
-        self.family: Family = find(self.folder)
         self.facts: dict[str, Any] = self._checked(adapter_file) if adapter_file else {}
+        self.family: Family = found(self.folder, self.facts.get("family"))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.pipe = self.family.load(self.folder, dtype=self.dtype, device=self.device)

@@ -65,7 +65,7 @@ def read_folder(folder: Path) -> Iterator[Entry]:
 
 
 def files(folder: Path, moves: Sequence[Move]) -> Iterator[Entry]:
-    """Images, masks and given pictures as they are, a caption file for each image; named by the new records."""
+    """Images, masks and given pictures as they are, and a caption file for each image, by the new records."""
     for old, new in moves:
         yield Entry(new.file, original(folder, old), new, settled=True)
         source, target = mask_file(old), mask_file(new)

@@ -79,6 +79,8 @@ class Family(ABC):
     """Those of them without which it predicts nothing."""
     several: ClassVar[bool] = False
     """Whether there may be more than one source."""
+    widens: ClassVar[tuple[str, ...]] = ()
+    """Pipelines without pictures whose network `load` widens for them, where a dataset has them."""
     fills: ClassVar[bool] = False
     """Whether the source, where no other is given, is the picture itself: a part of it is painted anew."""
     reads: ClassVar[bool] = False

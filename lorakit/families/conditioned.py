@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lorakit.errors import ConfigError
 from lorakit.families.base import Cond, Family, Pictures
 
 if TYPE_CHECKING:
@@ -97,6 +98,16 @@ class Inpainting(Conditioned):
     takes = ("source", "mask")
     needs = ("mask",)
     fills = True
+
+    def _settle(self, pipe: Any) -> None:
+        super()._settle(pipe)
+        inputs, latents = (self._config(pipe, part)[1] for part in (self.component, "vae"))
+        if self.component == "unet" and inputs["in_channels"] != 2 * latents["latent_channels"] + 1:
+            raise ConfigError(
+                f"the U-Net takes {inputs['in_channels']} channels: it was never taught to be shown a mask",
+                where=str(pipe.lorakit_folder),
+                remedy="use a base made for inpainting; to train on the masked part alone, use the plain base",
+            )
 
     def condition(self, pipe: Any, pictures: Pictures) -> Cond:
         """`mask_latents` and `around_latents`, the picture without what the mask covers, (1, C, h, w)."""

@@ -67,7 +67,7 @@ KINDS = {
     "flux1-kontext": (_edits, "flux1-kontext"),
     "qwen-image-edit-plus": (_edits, "qwen-image-edit"),
     "sd15-inpaint": (_masks, "sd15-inpaint"),
-    "flux1-control": (_edges, "flux1-control"),
+    "flux1-dev": (_edges, "flux1-control"),  # becomes a Control LoRA
 }
 
 
@@ -82,7 +82,8 @@ def test_from_photos_to_pictures(row, photos, tmp_path):
         train(made)
     run = train(made).path
     assert "going on from step 2" in (run / "log.txt").read_text()
-    assert adapter.read_metadata(run / "adapter.safetensors")["family"] == family_of(row).name
+    family = families.by_name(adapter.read_metadata(run / "adapter.safetensors")["family"])
+    assert family is (families.by_name("flux1-control") if row == "flux1-dev" else family_of(row))
     assert len(list((run / "samples/step-00000004").glob("*.png"))) == 1
     assert len(list((run / "exports").glob("*.safetensors"))) > 0
     if row == "flux1-kontext":
@@ -101,7 +102,8 @@ def _recipe(row: str, name: str, data: Path, out: Path) -> recipe.Recipe:
         Image.new("L", (40, 40), 255).save(out.parent / "mask.png")
         line["mask"] = "mask.png"
     file = storage.write_jsonl(out.parent / "prompts.jsonl", [line])
-    known = [one for one in consumers.NAMES if one in consumers.rules(family_of(row).name)]
+    family = "flux1-control" if row == "flux1-dev" else family_of(row).name
+    known = [one for one in consumers.NAMES if one in consumers.rules(family)]
     return recipe.load(
         recipe.folder() / f"{name}.yaml",
         [
@@ -152,6 +154,49 @@ def test_a_wrong_source_is_found(monkeypatch):
             expected = oracle.prediction(name, pipe, CAPTIONS[0], noise, t, *size, other)
             ours = family.predict(family.denoiser(pipe), noise, t[None], cond)
         assert (ours - expected).abs().max() > 1e-3
+
+
+def test_a_control_lora_begins_as_the_base_and_loads_in_diffusers(tmp_path, caplog):
+    """Widened, the base predicts what it did; diffusers' loader widens it for the exported file."""
+    from diffusers import FluxControlPipeline
+
+    from lorakit import export
+
+    base, control = tiny.tiny_folder("flux1-dev"), families.by_name("flux1-control")
+    assert families.find(base, {"control"}) is control
+    assert families.find(base) is families.find(base, {"source"}) is families.by_name("flux1")
+    pipe, plain = control.load(base, dtype=torch.float32), tiny.tiny_pipeline("flux1-dev")
+    pictures = pictures_for("flux1-control")
+    noise, t = noise_for("flux1-dev"), times(control)[:1]
+    text = control.collate(control.encode(pipe, CAPTIONS[:1]))
+    cond = text | control.collate([control.condition(pipe, pictures)])
+    model = control.denoiser(pipe)
+    adapter.inject(model, rank=4, alpha=4, targets=control.targets)
+    with torch.no_grad():
+        begun = control.predict(model, noise, t, cond)
+        expected = families.by_name("flux1").predict(plain.transformer, noise, t, text)
+        assert (begun - expected).abs().max() <= 1e-6
+        for name, parameter in adapter.named_parameters(model):
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+        trained = control.predict(model, noise, t, cond)
+    facts = {"rank": 4, "alpha": 4.0, "family": control.name, "type": "lora", "base_hash": ""}
+    file = tmp_path / "adapter.safetensors"
+    storage.write_safetensors(file, adapter.state(model, "transformer"), adapter.pack_metadata(facts))
+    (made,) = export.export_adapter(file, "diffusers", tmp_path / "out", base=base)
+    other = FluxControlPipeline(
+        **{
+            name: part
+            for name, part in tiny.build("flux1-dev").components.items()
+            if name not in ("image_encoder", "feature_extractor")
+        }
+    )
+    other.load_lora_weights(str(made.path.parent), weight_name=made.path.name)
+    assert other.transformer.config.in_channels == 32
+    with torch.no_grad():
+        loaded = control.predict(other.transformer, noise, t, cond)
+    assert (loaded - trained).abs().max() <= 1e-4 * trained.abs().max()
+    assert (loaded - begun).abs().max() > 1e-3
 
 
 # ---- alignment and refusals -------------------------------------------------------------------------------
@@ -233,6 +278,14 @@ def test_pictures_that_a_base_cannot_take_and_changed_ones_are_refused(photos, t
     for row in ("flux1-kontext", "flux2-klein"):  # one of them may do without, but not for some images only
         with pytest.raises(DataError, match=r"1 of 3 images have no source: 1\.png"):
             _planned(row, data, tmp_path)
+
+
+def test_a_u_net_without_channels_for_a_mask_is_refused(tmp_path):
+    shutil.copytree(tiny.tiny_folder("sd15"), tmp_path / "base")
+    file = tmp_path / "base/model_index.json"
+    file.write_text(file.read_text().replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"))
+    with pytest.raises(ConfigError, match="takes 4 channels"):
+        families.find(tmp_path / "base").load(tmp_path / "base", dtype=torch.float32, only=("scheduler",))
 
 
 def test_prompts_without_pictures_are_refused(tmp_path):

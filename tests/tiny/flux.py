@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from tests.tiny import parts
@@ -104,17 +105,22 @@ def _kontext(pictures: dict[str, Tensor]) -> dict[str, Any]:
     return {"image": source, "max_area": source.width * source.height, "_auto_resize": False}
 
 
+def _controlled(pictures: dict[str, Tensor]) -> dict[str, Any]:
+    return {"control_image": as_pictures(pictures["control"])}
+
+
 def _tool(pipeline: str, channels: int, shown: Any, **full: Any) -> Row:
     return Row(
         functools.partial(_flux1, True, pipeline, channels),
         _MODULES,
         call={"max_sequence_length": 32},
         shown=shown,
-        full=Full("FluxTransformer2DModel", 266, 26.1, {"guidance_embeds": True} | full),
+        full=Full("FluxTransformer2DModel", 266, 26.1, _DEV | full),
         **_PACKED,
     )
 
 
+_DEV = {"guidance_embeds": True}
 _MODULES = 8 + 2 * 3  # one double block, two single ones
 _PACKED: dict[str, Any] = {"given": packed, "unpacked": from_packed}
 ROWS = {
@@ -132,12 +138,11 @@ ROWS = {
     "flux1-kontext": _tool("FluxKontextPipeline", 16, _kontext),
     # of 4 x 4 pixels each: the picture's 4 channels and the mask's 16, both of four latents
     "flux1-fill": _tool("FluxFillPipeline", 4 * (4 + 4 + 16), painted, in_channels=384, out_channels=64),
-    "flux1-control": _tool(
-        "FluxControlPipeline",
-        32,
-        lambda pictures: {"control_image": as_pictures(pictures["control"])},
-        in_channels=128,
-        out_channels=64,
+    "flux1-control": replace(
+        _tool("FluxControlPipeline", 32, _controlled),
+        modules=_MODULES + 1,  # and the first layer
+        attention=r"\.attn\.|^x_embedder",
+        full=Full("FluxTransformer2DModel", 267, 26.2, {"in_channels": 128, "out_channels": 64} | _DEV),
     ),
     "chroma": Row(
         _chroma,
