@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from data_tools.bucket import BucketOptions
+    from data_tools.control import ControlOptions
     from data_tools.segment import SegmentOptions
 
 
@@ -92,6 +93,28 @@ def add_mask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grow", type=float, default=0.01, metavar="S", help="widen, share of the long side")
     parser.add_argument("--again", action="store_true", help="also where it was asked before")
     parser.add_argument("--device", metavar="NAME", help="cuda, cpu, ... (default: cuda when there is one)")
+
+
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """What is made of the images, and how."""
+    parser.add_argument("--kind", required=True, choices=["canny", "depth", "mask"], help="what to make")
+    parser.add_argument("--model", metavar="M", help="depth: folder or hub id of a depth estimator")
+    parser.add_argument(
+        "--low", type=positive, default=100, metavar="G", help="canny: weak edges; default 100"
+    )
+    parser.add_argument(
+        "--high", type=positive, default=200, metavar="G", help="canny: strong ones; default 200"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="mask: of random boxes and strokes")
+    parser.add_argument("--again", action="store_true", help="also where it was made before")
+    parser.add_argument("--device", metavar="NAME", help="cuda, cpu, ... (default: cuda when there is one)")
+
+
+def control_options(args: argparse.Namespace) -> ControlOptions:
+    """The options of `add_control`."""
+    from data_tools.control import ControlOptions
+
+    return ControlOptions(args.kind, args.model, args.low, args.high, args.seed, args.device)
 
 
 def _tiers(text: str) -> tuple[int, ...]:

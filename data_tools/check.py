@@ -28,6 +28,8 @@ _NOTES: dict[str, tuple[Level, str]] = {
     "caption_joined": ("note", "several caption lines joined into one caption"),
     "caption_stripped": ("warning", "control characters left out of a caption"),
     "caption_unused": ("warning", "the metadata file and the caption file disagree; the caption file counts"),
+    "given_unreadable": ("error", "a source or control that cannot be read; it is not used"),
+    "given_other_shape": ("note", "a source or control of another shape than its image"),
     "clipped": ("note", "mostly pure black or white"),
     "cmyk": ("note", "CMYK without a usable profile; colours are approximate"),
     "cropped": ("warning", "loses more than a tenth to the crop"),

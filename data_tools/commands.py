@@ -60,6 +60,8 @@ def register(subparsers: Subparsers) -> None:
     arguments.add_shapes(shapes)
     arguments.add_bucket(shapes)
     arguments.add_mask(_add(commands, "mask", _mask, "mask what a word names, with a model"))
+    text = "make edges, depth or masks that a conditioned model learns by"
+    arguments.add_control(_add(commands, "control", _control, text))
     report = _add(commands, "report", _report, "write report.html and report.json again")
     report.add_argument("--trigger", help="the word to mark in captions")
     report.add_argument("--base", metavar="BASE", help="count tokens as this model does")
@@ -72,7 +74,11 @@ def register(subparsers: Subparsers) -> None:
 def _add(commands: Subparsers, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
     example = f"example: lorakit data {name} photos"
     extras = dict.fromkeys(("prepare", "caption"), " --class-noun dog --trigger sks")
-    extras |= {"mask": " --model CIDAS/clipseg-rd64-refined --prompt dog", "import": " shards/*.tar"}
+    extras |= {
+        "mask": " --model CIDAS/clipseg-rd64-refined --prompt dog",
+        "import": " shards/*.tar",
+        "control": " --kind canny",
+    }
     extras |= {"export": " --to kohya --out for-kohya"}
     parser = commands.add_parser(name, help=text, description=text, epilog=example + extras.get(name, ""))
     parser.add_argument("folder", metavar="DIR", help="the folder of images; only read, never changed")
@@ -196,6 +202,13 @@ def _mask(args: argparse.Namespace) -> int:
 
     options = arguments.segment_options(args)
     return _answer(args, mask_only(args.folder, options, again=args.again, quiet=args.quiet))
+
+
+def _control(args: argparse.Namespace) -> int:
+    from data_tools.prepare import control_only
+
+    options = arguments.control_options(args)
+    return _answer(args, control_only(args.folder, options, again=args.again, quiet=args.quiet))
 
 
 def _check(args: argparse.Namespace) -> int:

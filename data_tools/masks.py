@@ -23,6 +23,7 @@ from lorakit.manifest import Record
 
 LABEL = "-masklabel"
 SEGMENTED = "segmented"
+MADE = "made: "  # how the source of masks and controls begins that lorakit made without being told of what
 FOLDER = ".lorakit-masks"  # masks that lorakit made; hidden, so that no tool takes them for images
 NOTES = frozenset({"mask_unfit", "mask_ambiguous", "mask_empty"})
 _ORIENTATION = re.compile(r"rotated: EXIF orientation (\d)")
@@ -78,7 +79,7 @@ def _attach(listing: Listing, record: Record, found: tuple[str, str] | None, alp
             mask = masks.alpha(locate(listing.root, record.file), first_frame=record.first_frame)
             return with_mask(plain, mask, record.file, "alpha")
         # A mask that lorakit segmented stays while its picture does; one from a file went with the file.
-        ours = (record.mask_source or "").startswith(SEGMENTED)
+        ours = (record.mask_source or "").startswith((SEGMENTED, MADE))
         return _kept(listing, plain) if ours else without_mask(plain)
     file, source = found
     path = locate(listing.root, file)

@@ -17,6 +17,8 @@ from lorakit.errors import DataError
 
 TEXT_KEYS = ("text", "caption", "prompt")
 MASK_KEY = "mask_file_name"
+GIVEN_KEYS = {"source": "source_file_name", "control": "control_file_name"}
+FILE_KEYS = (MASK_KEY, *GIVEN_KEYS.values())
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
@@ -93,24 +95,42 @@ def read_kohya(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
 
 def read_masks(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
     """The mask by image from the column `mask_file_name`; a mask that is not there is a `DataError`."""
+    return {image: files[0] for image, files in read_files(listing, MASK_KEY, encoding).items()}
+
+
+def read_files(listing: Listing, column: str, encoding: str = "utf-8") -> dict[str, list[str]]:
+    """The files that a column such as `mask_file_name` names, by image; one, or a list of several.
+
+    A file that is not there is a `DataError`.
+    """
     folders = {PurePosixPath(file).parent for file in listing.images}
     own = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for name in listing.metadata:
         path = listing.root / name
         if path.resolve() not in own:
             continue
         locate(listing.root, name)
         for where, row in _rows(path, encoding):
-            mask = row.get(MASK_KEY)
-            if not isinstance(mask, str) or not mask:
-                continue
-            manifest.check_path(mask, where)
-            file = str(PurePosixPath(name).parent / PurePosixPath(mask))
-            if not locate(listing.root, file).is_file():
-                raise DataError(f"there is no mask {mask!r}", where=where, remedy=f"correct {MASK_KEY}")
-            found[_file(listing, PurePosixPath(name).parent, row, where)] = file
+            value = row.get(column)
+            named = [
+                one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one
+            ]
+            if named:
+                folder = PurePosixPath(name).parent
+                image = _file(listing, folder, row, where)
+                found[image] = [_beside(listing, folder, one, column, where) for one in named]
     return found
+
+
+def _beside(listing: Listing, folder: PurePosixPath, name: str, column: str, where: str) -> str:
+    """A file that a row names, as a path of the dataset."""
+    manifest.check_path(name, where)
+    file = str(folder / PurePosixPath(name))
+    if not locate(listing.root, file).is_file():
+        what = column.removesuffix("_file_name")
+        raise DataError(f"there is no {what} {name!r}", where=where, remedy=f"correct {column}")
+    return file
 
 
 def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -151,7 +171,7 @@ def _text(row: Mapping[str, Any], where: str) -> str | None:
         value = row.get(key)
         if isinstance(value, str):
             return value
-    if row.get(MASK_KEY):
+    if any(row.get(key) for key in FILE_KEYS):
         return None  # a row that names a mask need not caption too
     remedy = f"name the caption's column one of {', '.join(TEXT_KEYS)}"
     raise DataError("a row without a caption", where=where, remedy=remedy)

@@ -10,13 +10,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from data_tools import (
     bucket,
     captioners,
     captions,
     check,
+    control,
     describe,
+    given,
     masks,
     report,
     scan,
@@ -26,6 +29,7 @@ from data_tools import (
 )
 from data_tools.bucket import BucketOptions
 from data_tools.captioners import Captioner
+from data_tools.control import ControlOptions
 from data_tools.listing import Listing, find
 from data_tools.options import PrepareOptions
 from data_tools.result import PrepareResult
@@ -40,25 +44,13 @@ __all__ = [
     "bucket_only",
     "caption_only",
     "check_only",
+    "control_only",
     "mask_only",
     "merge_shards",
     "prepare",
     "report_only",
     "scan_only",
     "scan_shard",
-]
-
-
-__all__ = [
-    "PrepareOptions",
-    "PrepareResult",
-    "bucket_only",
-    "caption_only",
-    "check_only",
-    "mask_only",
-    "prepare",
-    "report_only",
-    "scan_only",
 ]
 
 
@@ -74,7 +66,7 @@ def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = Non
     captioner = captioners.load(chosen.captioner) if chosen.captioner else None
     records = _captioned(_writable(listing), chosen, journal=True)
     records = bucket.assign(listing.root, records, chosen.bucket(), quiet=chosen.quiet)
-    records = masks.attach(listing, records, found, alpha=chosen.alpha_mask)
+    records = _attached(listing, records, found, chosen)
     records = _described(listing, records, captioner, chosen)
     return _save(listing, records, chosen, with_report=chosen.report)
 
@@ -92,7 +84,7 @@ def scan_only(
         records = shards.scan_with_ray(listing, options.scan(), None if ray == "local" else ray)
     else:
         records = scan.scan(listing, options.scan(), journal=True)
-    return _save(listing, masks.attach(listing, records, found, alpha=options.alpha_mask), options)
+    return _save(listing, _attached(listing, records, found, options), options)
 
 
 def scan_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: str) -> PrepareResult:
@@ -106,7 +98,7 @@ def scan_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: s
 def merge_shards(folder: str | os.PathLike[str], options: PrepareOptions) -> PrepareResult:
     """Write the manifest from the parts of a scan."""
     listing, found = _listed_files(folder, options)
-    records = masks.attach(listing, shards.merge(_writable(listing)), found, alpha=options.alpha_mask)
+    records = _attached(listing, shards.merge(_writable(listing)), found, options)
     result = _save(listing, records, options)
     shards.forget(listing.root)
     return result
@@ -133,7 +125,7 @@ def check_only(
     """
     listing, found = _listed_files(folder, options)
     records = captions.collect(listing, scan.scan(listing, options.scan()), options.captions())
-    records = masks.attach(listing, records, found, alpha=options.alpha_mask)
+    records = _attached(listing, records, found, options)
     held_out = _held_out(Path(against), options) if against is not None else []
     return _result(listing, tokens.annotate(records, options.base), options, held_out)
 
@@ -174,6 +166,18 @@ def mask_only(
     return _save(listing, records, chosen)
 
 
+def control_only(
+    folder: str | os.PathLike[str], options: ControlOptions, *, again: bool = False, quiet: bool = True
+) -> PrepareResult:
+    """Make edges, depth or masks of the images of the manifest that have none of their own."""
+    options.check()
+    chosen = PrepareOptions(quiet=quiet)
+    listing, _ = _listed_files(folder, chosen)
+    root = _writable(listing).root
+    records = control.control(root, manifest.load(folder), options, again=again, quiet=quiet)
+    return _save(listing, records, chosen)
+
+
 def report_only(
     folder: str | os.PathLike[str], *, trigger: str | None, base: str | None = None, quiet: bool
 ) -> PrepareResult:
@@ -186,11 +190,26 @@ def report_only(
     return result
 
 
-def _listed_files(
-    folder: str | os.PathLike[str], options: PrepareOptions
-) -> tuple[Listing, dict[str, tuple[str, str]]]:
-    """(the folder's files without masks, mask and source by image)."""
-    return masks.set_apart(find(folder), options.caption_encoding)
+class _Beside(NamedTuple):
+    """What lies beside the images, by image: (mask file, where it is named), and the pictures given."""
+
+    masks: dict[str, tuple[str, str]]
+    given: dict[str, list[given.Named]]
+
+
+def _listed_files(folder: str | os.PathLike[str], options: PrepareOptions) -> tuple[Listing, _Beside]:
+    """(the folder's files that are trained on, those beside them)."""
+    listing, found = masks.set_apart(find(folder), options.caption_encoding)
+    listing, pictures = given.set_apart(listing, options.caption_encoding)
+    return listing, _Beside(found, pictures)
+
+
+def _attached(
+    listing: Listing, records: Sequence[Record], found: _Beside, options: PrepareOptions
+) -> list[Record]:
+    """The records with their masks and the pictures they come with."""
+    masked = masks.attach(listing, records, found.masks, alpha=options.alpha_mask)
+    return given.attach(listing, masked, found.given)
 
 
 def _captioned(listing: Listing, options: PrepareOptions, *, journal: bool) -> list[Record]:

@@ -176,6 +176,9 @@ def export_to(
     done.skipped = [record.file for record in records if not record.keep]
     if not kept:
         raise DataError("no image is kept", where=str(source), remedy="see report.html in the folder")
+    if kind not in ("imagefolder", "zip") and any(record.given for record in kept):
+        message = f"{kind} has no place for sources and controls, which these images come with"
+        raise ConfigError(message, where="to", remedy="use imagefolder or zip")
     if kind in ("webdataset", "parquet"):
         _require_empty(target)
         writer = webdataset.write if kind == "webdataset" else tables.write

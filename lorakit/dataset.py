@@ -15,6 +15,7 @@ from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
 from lorakit.manifest import Record
 from lorakit.progress import track
+from lorakit.shown import Shown, of_record
 
 Say = Callable[[str], None]
 Change = Callable[[str], str]
@@ -94,6 +95,8 @@ def plan(records: Sequence[Record], resolution: int, step: int, batch: int) -> t
 
 
 Size = tuple[int, int]
+Wanted = tuple[Any, ...]
+"""(caption, size), and for families that read pictures the `Shown` too."""
 
 
 class TextCache:
@@ -107,26 +110,33 @@ class TextCache:
         self._encoders = {k: v for k, v in parts.items() if k.startswith(family.text_parts) or not k}
         self._dtype = str(dtype)
 
-    def key(self, text: str, size: Size) -> str:
-        """The address of a caption's condition for a picture of `size` (width, height)."""
-        sized = {"size": size} if self.family.sized else {}
+    def key(self, text: str, size: Size, pictures: Shown | None = None) -> str:
+        """The address of a caption's condition for a picture of `size` (width, height).
+
+        Families that read the source with the caption must be told what is shown.
+        """
+        sized: dict[str, Any] = {"size": size} if self.family.sized else {}
+        if self.family.reads and pictures is not None:
+            sized |= {"shown": pictures.key}
         made = {"encoders": self._encoders, "dtype": self._dtype, "family": self.family.name}
         return cache.key(caption=text, kind="text-1", **made, **sized)
 
-    def missing(self, wanted: Iterable[tuple[str, Size]]) -> list[tuple[str, Size]]:
+    def missing(self, wanted: Iterable[Wanted]) -> list[Wanted]:
         """The captions with their sizes that have no sound entry, each entry once."""
-        by_key = {self.key(text, size): (text, size) for text, size in wanted}
+        by_key = {self.key(*pair): pair for pair in wanted}
         return [pair for key, pair in by_key.items() if self._store.get(key) is None]
 
-    def fill(self, wanted: Sequence[tuple[str, Size]], pipe: Any, *, quiet: bool = False) -> None:
+    def fill(self, wanted: Sequence[Wanted], pipe: Any, *, quiet: bool = False) -> None:
         """Encode and store captions."""
-        for text, size in track(wanted, "captions", len(wanted), quiet=quiet):
-            made = self.family.encode(pipe, [text], size)[0]
-            self._store.put(self.key(text, size), made, f"caption {text[:80]!r}")
+        for pair in track(wanted, "captions", len(wanted), quiet=quiet):
+            text, size, *rest = pair
+            shown = rest[0].read() if rest and rest[0] and self.family.reads else None
+            made = self.family.encode(pipe, [text], size, shown)[0]
+            self._store.put(self.key(*pair), made, f"caption {text[:80]!r}")
 
-    def get(self, text: str, size: Size) -> Cond:
+    def get(self, text: str, size: Size, pictures: Shown | None = None) -> Cond:
         """A condition that was filled in before."""
-        return self._store.need(self.key(text, size))
+        return self._store.need(self.key(text, size, pictures))
 
 
 class LatentCache:
@@ -172,6 +182,36 @@ class LatentCache:
         return self._store.need(self.key(item))["latent"]
 
 
+class PictureCache:
+    """What the network is told of the pictures that images come with, addressed by their content."""
+
+    def __init__(self, family: Family, folder: Path, base: Path, cache_folder: Path | None = None) -> None:
+        self.family, self.folder = family, folder
+        self._store = cache.Cache("pictures", cache_folder)
+        self._made = {"vae": bases.part_hashes(base).get("vae", ""), "family": family.name, "kind": "mean-1"}
+
+    def shown(self, item: Item) -> Shown:
+        """The pictures that an item comes with; none in most families."""
+        return of_record(self.family, self.folder, item.record, item.crop, item.size)
+
+    def _key(self, item: Item) -> str:
+        return cache.key(shown=self.shown(item).key, **self._made)
+
+    def missing(self, items: Sequence[Item]) -> list[Item]:
+        """The items with pictures that have no sound entry."""
+        return [i for i in items if self.shown(i).count and self._store.get(self._key(i)) is None]
+
+    def fill(self, items: Sequence[Item], pipe: Any, *, quiet: bool = False) -> None:
+        """Encode and store the items' pictures."""
+        for item in track(items, "pictures", len(items), quiet=quiet):
+            made = self.family.condition(pipe, self.shown(item).read())
+            made = {name: value.float() for name, value in made.items()}
+            self._store.put(self._key(item), made, item.record.file)
+
+    def __getitem__(self, item: Item) -> Cond:
+        return self._store.need(self._key(item)) if self.shown(item).count else {}
+
+
 class TrainingSet:
     """Images and captions by index, as tensors."""
 
@@ -180,11 +220,13 @@ class TrainingSet:
         items: Sequence[Item],
         latents: LatentCache,
         text: TextCache,
+        pictures: PictureCache,
         masks: masking.MaskCache | None = None,
     ) -> None:
         self.items = [item for item in items for _ in range(item.record.repeats)]
-        self._latents, self._text, self._masks = latents, text, masks
-        self.shapes = [item.size for item in self.items]
+        self._latents, self._text, self._pictures, self._masks = latents, text, pictures, masks
+        # images with more pictures make longer sequences, and no batch holds both
+        self.shapes = [(*item.size, 1 + pictures.shown(item).count) for item in self.items]
         self.captions = [len(item.record.captions) for item in self.items]
 
     def caption(self, slot: Slot) -> str:
@@ -196,7 +238,9 @@ class TrainingSet:
         items = [self.items[slot.image] for slot in slots]
         latents = torch.stack([self._latents[item] for item in items])
         texts = [change(self.caption(slot)) if change else self.caption(slot) for slot in slots]
-        pairs = [(text, item.size) for text, item in zip(texts, items, strict=True)]
-        cond = self._text.family.collate([self._text.get(*pair) for pair in pairs])
+        cond = self._text.family.collate([self._cond(*pair) for pair in zip(items, texts, strict=True)])
         mask = torch.stack([self._masks.get(item) for item in items]).to(device) if self._masks else None
         return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()}, mask)
+
+    def _cond(self, item: Item, text: str) -> Cond:
+        return self._text.get(text, item.size, self._pictures.shown(item)) | self._pictures[item]

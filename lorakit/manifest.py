@@ -24,6 +24,7 @@ TWIN = "metadata.jsonl"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # what ImageFolder looks for
 # A record carries this note when the user's own metadata file has a row for it: that file is then never ours.
 USERS_METADATA = "metadata: has a row in the user's metadata file"
+GIVEN = ("source", "control")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
@@ -48,6 +49,24 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """A picture that an image comes with; its `kind` is "source" (what was edited to give it) or "control".
+
+    `file` is relative, `sha256` of it, `width` and `height` in upright pixels; `by` says where it came from:
+    sidecar, metadata, or what made it, such as canny.
+    """
+
+    kind: str
+    file: str
+    sha256: str
+    width: int
+    height: int
+    by: str
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One image. Sizes are pixels after EXIF rotation; `crop` is left, top, right, bottom.
 
@@ -64,6 +83,8 @@ class Record:
     `phash` is the perceptual hash that finds near duplicates (16 hex digits as it is, 16 mirrored). `repeats`
     is how often an epoch shows the image (kohya's `10_name` folders). `background` (#rrggbb, for images with
     transparency) and `first_frame` are how the picture was decoded: `images.read` repeats exactly that.
+
+    `given` are the pictures that edits and controls are learnt from, several sources in their order.
     """
 
     file: str
@@ -88,6 +109,7 @@ class Record:
     mask_source: str | None = None
     mask_turn: int = 1
     mask_pixels: str | None = None
+    given: tuple[Given, ...] = ()
 
     __pydantic_config__ = _STRICT
 
@@ -103,6 +125,7 @@ class Record:
 
 
 _FIELDS = tuple(field.name for field in fields(Record))
+_GIVEN_FIELDS = tuple(field.name for field in fields(Given))
 _CAPTION_FIELDS = tuple(field.name for field in fields(Caption))
 
 
@@ -214,6 +237,7 @@ def fingerprint(records: Iterable[Record]) -> str:
                 texts,
                 record.mask_pixels or record.mask,
                 record.repeats,
+                *([one.kind, one.sha256] for one in record.given),
             ]
             digest.update(_line(used))
     return digest.hexdigest()
@@ -236,6 +260,8 @@ def check(record: Record, where: str) -> None:
     check_path(record.file, where)
     if record.mask is not None:
         check_path(record.mask, where)
+    for one in record.given:
+        check_path(one.file, where)
     problem = _problem(record)
     if problem:
         raise DataError(problem, where=where, remedy="correct the line, or run: lorakit data prepare")
@@ -248,6 +274,9 @@ def _problem(record: Record) -> str | None:
         return "sha256 and pixels of a kept image must be 64 hexadecimal digits"
     if record.keep and (record.width < 1 or record.height < 1):
         return f"a kept image cannot measure {record.width}x{record.height}"
+    for one in record.given:
+        if one.kind not in GIVEN or min(one.width, one.height) < 1 or not _HASH.fullmatch(one.sha256):
+            return f"given: {one.file!r} is no sound entry; kind is one of {', '.join(GIVEN)}"
     if record.repeats < 1:
         return "repeats must be at least 1"
     if not 1 <= record.mask_turn <= 8:
@@ -292,6 +321,9 @@ def row(record: Record) -> dict[str, Any]:
     """A record as the JSON object of its line."""
     values = {name: getattr(record, name) for name in _FIELDS}
     values["captions"] = [_caption_row(caption) for caption in record.captions]
+    values["given"] = [{name: getattr(one, name) for name in _GIVEN_FIELDS} for one in record.given]
+    if not record.given:
+        del values["given"]  # most datasets have none
     return values
 
 

@@ -61,10 +61,10 @@ def without(recipe: Recipe, caption: str) -> str | None:
     return None if changed == caption else changed
 
 
-def texts(recipe: Recipe, items: Sequence[dataset.Item]) -> list[tuple[str, dataset.Size]]:
-    """The captions, besides the dataset's own, that training meets, each with its picture's size."""
-    wanted = [("", item.size) for item in items] if recipe.objective.caption_dropout else []
+def texts(recipe: Recipe, items: Sequence[dataset.Item]) -> list[tuple[str, dataset.Item]]:
+    """The captions, besides the dataset's own, that training meets, each with its picture."""
+    wanted = [("", item) for item in items] if recipe.objective.caption_dropout else []
     if recipe.objective.preserve:
-        changed = [(without(recipe, c.text), item.size) for item in items for c in item.record.captions]
-        wanted += [(text, size) for text, size in changed if text is not None]
+        changed = [(without(recipe, c.text), item) for item in items for c in item.record.captions]
+        wanted += [(text, item) for text, item in changed if text is not None]
     return wanted

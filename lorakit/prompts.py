@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_SEEDS = (0, 1, 2, 3)
 DEFAULT_KIND = "concept"
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
-KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind", "image")
+KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind", "image", "mask")
 SUBJECT_KINDS = ("concept", "recontextualisation", "property", "style", "view")
 CLASS_KINDS, OTHER_KINDS = ("class",), ("other", "unrelated")
 LIVING = {"animal", "baby", "bird", "boy", "cat", "child", "dog", "face", "girl", "horse", "kitten", "man"}
@@ -40,7 +40,8 @@ class Prompt:
     """One prompt, and `score_text` to compare its pictures with: the trigger replaced by its class noun.
 
     `kind` groups prompts in reports: "concept" for what was trained, "other" for the rest, or any name.
-    `image` is the picture that guides this prompt (img2img, ControlNet, IP-Adapter), if one does.
+    `image` is the picture that guides this prompt (img2img, ControlNet, IP-Adapter) or that the base edits,
+    if there is one, `further` are more of them, and `mask` is white where the base paints.
     """
 
     id: str
@@ -50,6 +51,8 @@ class Prompt:
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     kind: str = DEFAULT_KIND
     image: Path | None = None
+    further: tuple[Path, ...] = ()
+    mask: Path | None = None
 
     def role(self, trigger: str | None) -> Role:
         """What the prompt tells about an adapter: whether it learnt the subject, or left the rest alone.
@@ -134,7 +137,11 @@ def to_row(prompt: Prompt) -> dict[str, Any]:
     if prompt.negative:
         row["negative"] = prompt.negative
     if prompt.image:
-        row["image"] = str(prompt.image)
+        row["image"] = (
+            [str(p) for p in (prompt.image, *prompt.further)] if prompt.further else str(prompt.image)
+        )
+    if prompt.mask:
+        row["mask"] = str(prompt.mask)
     return row | {"seeds": list(prompt.seeds), "kind": prompt.kind}
 
 
@@ -231,6 +238,7 @@ def _prompt(row: dict[str, Any], number: str, file: Path, where: str) -> Prompt:
     if not isinstance(name, str) or not _ID.fullmatch(name):
         remedy = "up to 100 letters, digits, dots, dashes and underscores, for it names files"
         raise DataError(f"id {name!r} cannot be used", where=where, remedy=remedy)
+    pictures = _pictures(row, file, where)
     return Prompt(
         id=name,
         prompt=prompt,
@@ -238,8 +246,19 @@ def _prompt(row: dict[str, Any], number: str, file: Path, where: str) -> Prompt:
         negative=_text(row, "negative", "", where),
         seeds=_seeds(row.get("seeds"), where),
         kind=_text(row, "kind", "", where).strip() or DEFAULT_KIND,
-        image=_image(_text(row, "image", "", where), file, where),
+        image=pictures[0] if pictures else None,
+        further=tuple(pictures[1:]),
+        mask=_image(_text(row, "mask", "", where), file, where),
     )
+
+
+def _pictures(row: dict[str, Any], file: Path, where: str) -> list[Path]:
+    """One path, or a list of them."""
+    given = row.get("image")
+    names = given if isinstance(given, list) else [_text(row, "image", "", where)]
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"image must be a path or a list of paths, got {given!r}", where=where)
+    return [path for name in names if (path := _image(name, file, where))]
 
 
 def _image(name: str, file: Path, where: str) -> Path | None:

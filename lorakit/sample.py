@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lorakit import images, keyed, samplers, storage
+from lorakit import images, keyed, samplers, shown, storage
 from lorakit.errors import ConfigError
 from lorakit.families.base import Cond, Family
 from lorakit.guides import Guided
@@ -50,12 +50,19 @@ class Encoded:
 def encode(
     family: Family, pipe: Any, prompts: Sequence[Prompt], size: tuple[int, int] | None = None
 ) -> Encoded:
-    """Encode all prompts with the pipeline's text encoders."""
-    with torch.no_grad():
-        positive = [family.encode(pipe, [prompt.prompt], size)[0] for prompt in prompts]
-        texts = {p.negative or "" for p in prompts}
-        negatives = {text: family.encode(pipe, [text], size)[0] for text in texts}
-    return Encoded(list(prompts), positive, [negatives[p.negative or ""] for p in prompts])
+    """Encode all prompts with the pipeline's text encoders; with them go the pictures they come with."""
+    positive, negative = [], []
+    known: dict[tuple[str, str], Cond] = {}
+    for prompt in prompts:
+        seen = shown.of_prompt(family, prompt, size or (0, 0))
+        pictures, against = seen.read(), prompt.negative or ""
+        key = against, seen.key if family.reads else ""
+        with torch.no_grad():
+            if key not in known:
+                known[key] = family.encode(pipe, [against], size, pictures)[0]
+            positive.append({**family.encode(pipe, [prompt.prompt], size, pictures)[0], **pictures})
+        negative.append(known[key])
+    return Encoded(list(prompts), positive, negative)
 
 
 def sample(

@@ -23,6 +23,7 @@ from lorakit import (
     prompts,
     quantize,
     sample,
+    shown,
     storage,
 )
 from lorakit.errors import ConfigError
@@ -86,13 +87,16 @@ class Plan:
 def plan(recipe: Recipe, say: Say) -> Plan:
     """Check base, data and prompts against each other; every problem is found here, before any work."""
     base = bases.resolve(recipe.base)
-    family = find(base)
-    for consumer in recipe.export:
-        check_consumer(family.name, consumer)
+    find(base)  # refuses what no family takes before the data are read
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
+    family = find(base, {one.kind for record in records for one in record.given})
+    for consumer in recipe.export:
+        check_consumer(family.name, consumer)
     dataset.check_files(recipe.dataset, records)
     preserving.check(recipe, records)
+    shown.check_records(family, recipe.dataset, records)
+    shown.check_prompts(family, wanted)
     pipe = family.load(base, dtype=torch.float32, only={"scheduler"})
     _objective(recipe, family, pipe)  # refuses what contradicts the base
     step = family.size_step(pipe)
@@ -158,11 +162,13 @@ def build(
     class_latents = dataset.LatentCache(
         recipe.class_images or recipe.dataset, plan.base, settings=family.vae_settings
     )
+    pictures = dataset.PictureCache(family, recipe.dataset, plan.base)
     masks = masking.MaskCache(recipe.dataset, plan.grids) if mask else None
     if main:
-        _fill_text(plan, text, device, text_dtype, preserving.texts(recipe, plan.items))
+        _fill_text(plan, text, pictures, device, text_dtype, preserving.texts(recipe, plan.items))
         _fill_latents(plan, plan.items, latents, device)
         _fill_latents(plan, plan.class_items, class_latents, device)
+        _fill_pictures(plan, pictures, device)
         if mask and masks:
             masks.fill(plan.items, empty=mask.outside + mask.prior > 0)
     wait()
@@ -190,9 +196,11 @@ def build(
         family=family,
         pipe=pipe,
         denoiser=denoiser,
-        train=dataset.TrainingSet(train, latents, text, masks),
-        held_out=dataset.TrainingSet(held, latents, text, masks),
-        class_images=dataset.TrainingSet(plan.class_items, class_latents, text) if plan.class_items else None,
+        train=dataset.TrainingSet(train, latents, text, pictures, masks),
+        held_out=dataset.TrainingSet(held, latents, text, pictures, masks),
+        class_images=dataset.TrainingSet(plan.class_items, class_latents, text, pictures)
+        if plan.class_items
+        else None,
         objective=_objective(recipe, family, pipe),
         encoded=_encoded(plan, text) if plan.prompts else None,
         sampling=sample.Settings(
@@ -216,19 +224,30 @@ def split(items: list[dataset.Item], recipe: Recipe) -> tuple[list[dataset.Item]
 def _fill_text(
     plan: Plan,
     text: dataset.TextCache,
+    pictures: dataset.PictureCache,
     device: torch.device,
     dtype: torch.dtype,
-    wanted: list[tuple[str, dataset.Size]],
+    further: list[tuple[str, dataset.Item]],
 ) -> None:
-    """Encode the captions, the prompts, and what else is `wanted`."""
-    items = [*plan.items, *plan.class_items]
-    wanted = wanted + [(caption.text, item.size) for item in items for caption in item.record.captions]
-    square = (plan.resolution, plan.resolution)
-    wanted += [(t, square) for prompt in plan.prompts for t in (prompt.prompt, prompt.negative or "")]
+    """Encode the captions, the prompts, and the `further` captions of items."""
+    pairs = [
+        (caption.text, item) for item in plan.items + plan.class_items for caption in item.record.captions
+    ]
+    wanted: list[dataset.Wanted] = [
+        (caption, item.size, pictures.shown(item)) for caption, item in pairs + further
+    ]
+    for prompt in plan.prompts:
+        wanted += [_asked(plan, prompt, prompt.prompt), _asked(plan, prompt, prompt.negative or "")]
     if missing := text.missing(wanted):
         parts = {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
         text.fill(missing, plan.family.load(plan.base, dtype=dtype, device=device, only=parts))
     _collect()
+
+
+def _asked(plan: Plan, prompt: prompts.Prompt, text: str) -> dataset.Wanted:
+    """A prompt's text, or that of its negative, for the pictures that are sampled."""
+    size = (plan.resolution, plan.resolution)
+    return text, size, shown.of_prompt(plan.family, prompt, size)
 
 
 def _fill_latents(
@@ -236,6 +255,12 @@ def _fill_latents(
 ) -> None:
     if missing := latents.missing(items):
         latents.fill(missing, plan.family.load(plan.base, dtype=torch.float32, device=device, only={"vae"}))
+    _collect()
+
+
+def _fill_pictures(plan: Plan, pictures: dataset.PictureCache, device: torch.device) -> None:
+    if missing := pictures.missing(plan.items):
+        pictures.fill(missing, plan.family.load(plan.base, dtype=torch.float32, device=device, only={"vae"}))
     _collect()
 
 
@@ -264,8 +289,11 @@ def _objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective
 
 def _encoded(plan: Plan, text: dataset.TextCache) -> sample.Encoded:
     size = (plan.resolution, plan.resolution)
-    positive = [text.get(prompt.prompt, size) for prompt in plan.prompts]
-    negative = [text.get(prompt.negative or "", size) for prompt in plan.prompts]
+    seen = [shown.of_prompt(plan.family, prompt, size).read() for prompt in plan.prompts]
+    positive = [
+        {**text.get(*_asked(plan, p, p.prompt)), **own} for p, own in zip(plan.prompts, seen, strict=True)
+    ]
+    negative = [text.get(*_asked(plan, prompt, prompt.negative or "")) for prompt in plan.prompts]
     return sample.Encoded(plan.prompts, positive, negative)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, guides, prompts, sample, samplers, storage
+from lorakit import adapter, bases, guides, prompts, sample, samplers, shown, storage
 from lorakit.errors import ConfigError
-from lorakit.families import Family, find
+from lorakit.families import Family, found
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Painter:
 
     def __init__(self, base: str, adapter_file: Path | None = None, strength: float = 1.0) -> None:
         self.folder = bases.resolve(base)
-        self.family: Family = find(self.folder)
         self.facts: dict[str, Any] = self._checked(adapter_file) if adapter_file else {}
+        self.family: Family = found(self.folder, self.facts.get("family"))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.pipe = self.family.load(self.folder, dtype=self.dtype, device=self.device)
@@ -126,7 +126,8 @@ class Painter:
 
     def _encode(self, wanted: Sequence[prompts.Prompt], size: tuple[int, int]) -> sample.Encoded:
         """The prompts' conditions; texts that were met before are not encoded again."""
-        keys = [(prompt.prompt, prompt.negative, size) for prompt in wanted]
+        shown.check_prompts(self.family, wanted)
+        keys = [(p.prompt, p.negative, size, p.image, p.further, p.mask) for p in wanted]
         new = {key: prompt for key, prompt in zip(keys, wanted, strict=True) if key not in self._encoded}
         fresh = sample.encode(self.family, self.pipe, list(new.values()), size)
         for key, prompt, yes, no in zip(new, fresh.prompts, fresh.positive, fresh.negative, strict=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from tests import tiny
@@ -48,7 +51,7 @@ class OneStep:
         return sample
 
     def scale_noise(self, sample: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return sample
+        return noise if self.stop else sample  # a pipeline that paints into a picture starts from noise alone
 
     def add_noise(self, sample: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return sample
@@ -59,8 +62,33 @@ class OneStep:
         return SchedulerOutput(sample)  # read as a tuple, or by name
 
 
+@contextlib.contextmanager
+def plain(pipe: Any, size: tuple[int, int]) -> Iterator[None]:
+    """While inside, the pipeline takes the mean of what its autoencoder gives, as training does, and pictures
+    that it is shown at `size` pixels where it would bring them to a megapixel."""
+    module, kind = sys.modules[type(pipe).__module__], DiagonalGaussianDistribution
+    own = getattr(module, "calculate_dimensions", None)
+
+    def dimensions(area: int, ratio: float) -> tuple[int | None, ...]:
+        real = own(area, ratio)
+        return (*size, None)[: len(real)] if area == 1024**2 else real
+
+    with contextlib.ExitStack() as changes:
+        changes.enter_context(mock.patch.object(kind, "sample", lambda self, generator=None: self.mode()))
+        if own is not None:
+            changes.enter_context(mock.patch.object(module, "calculate_dimensions", dimensions))
+        yield
+
+
 def prediction(
-    name: str, pipe: Any, caption: str, noise: torch.Tensor, t: torch.Tensor, width: int, height: int
+    name: str,
+    pipe: Any,
+    caption: str,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    width: int,
+    height: int,
+    pictures: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The pipeline's own prediction (1, C, H, W) for one caption, with `noise` for what it would draw."""
     row = tiny.ROWS[name]
@@ -75,9 +103,11 @@ def prediction(
         return drawn
 
     settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1}
+    settings |= row.shown(pictures) if row.shown and pictures else {}
     module = sys.modules[type(pipe).__module__]
     stub = OneStep(pipe.scheduler, row.clock(pipe, t, noise), stop=True)
-    with mock.patch.object(module, "randn_tensor", randn_tensor), mock.patch.object(pipe, "scheduler", stub):
+    drawing = mock.patch.object(module, "randn_tensor", randn_tensor)
+    with drawing, mock.patch.object(pipe, "scheduler", stub), plain(pipe, (width, height)):
         try:
             call(pipe, prompt=caption, **settings)
         except Caught as caught:
@@ -88,16 +118,36 @@ def prediction(
     return row.unpacked(pipe, output, noise)
 
 
-def decoded(name: str, pipe: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+def decoded(
+    name: str,
+    pipe: Any,
+    latents: torch.Tensor,
+    width: int,
+    height: int,
+    pictures: Sequence[dict[str, torch.Tensor]] = (),
+) -> torch.Tensor:
     """The pipeline's own picture (B, 3, H, W) in [0, 1] of final latents (B, C, H, W)."""
     row = tiny.ROWS[name]
     stub = OneStep(pipe.scheduler, torch.tensor(1.0), stop=False)
     settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1}
-    with mock.patch.object(pipe, "scheduler", stub):
-        return row.draw(
-            pipe,
-            prompt=["a red circle"] * len(latents),
-            latents=row.given(pipe, latents),
-            output_type="pt",
-            **settings,
+    with mock.patch.object(pipe, "scheduler", stub), plain(pipe, (width, height)):
+        return torch.cat(
+            [
+                row.draw(
+                    pipe,
+                    prompt=["a red circle"] * len(some),
+                    latents=row.given(pipe, some),
+                    output_type="pt",
+                    **settings,
+                    **shown,
+                )
+                for some, shown in _shown(row, latents, pictures)
+            ]
         )
+
+
+def _shown(row: Any, latents: torch.Tensor, pictures: Any) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """All at once, or, where each has pictures, one after the other."""
+    if row.shown is None:
+        return [(latents, {})]
+    return [(latents[i : i + 1], row.shown(one)) for i, one in enumerate(pictures)]

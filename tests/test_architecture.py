@@ -17,7 +17,7 @@ FLOORS = {
     " timesteps weighting fields objective_settings single_file bases prompts rundir tracker"
     " statistics launch watchdog opening",
     2: "families adapter optim memory quantize score samplers",
-    3: "cache checkpoint export sample guides",
+    3: "cache checkpoint export sample guides shown",
     4: "surgery dataset masking preserving batches planner session",
     5: "losses probe trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",

@@ -35,6 +35,14 @@ KNOWN = {
     "krea2": ("krea2", "krea2", _QWEN),
 }
 NAMES = [name + ending for name in KNOWN for ending in ("", "-low-memory")]
+# for pictures besides the text: (family, row whose network is the published one, autoencoder)
+CONDITIONED = {
+    "flux1-kontext": ("flux1-kontext", "flux1-kontext", _KL),
+    "flux1-control": ("flux1-control", "flux1-control", _KL),
+    "qwen-image-edit": ("qwen-image-edit-plus", "qwen-image-edit-plus", _QWEN),
+    "sd15-inpaint": ("sd15-inpaint", "sd15-inpaint", _KL),
+}
+ALL = [*NAMES, *CONDITIONED]
 GIB = 2**30
 
 
@@ -43,7 +51,7 @@ def _file(name: str) -> Path:
 
 
 def _known(name: str):
-    return KNOWN[name.removesuffix("-low-memory")]
+    return (KNOWN | CONDITIONED)[name.removesuffix("-low-memory")]
 
 
 @functools.cache
@@ -65,10 +73,10 @@ def _sizes(row: str) -> dict[str | None, float]:
 
 def test_every_model_has_a_recipe_and_one_for_little_memory():
     shipped = {file.stem for file in recipe.folder().glob("*.yaml")} - {"quickstart-dit", "quickstart-unet"}
-    assert shipped == set(NAMES)
+    assert shipped == set(ALL)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_its_family_takes_its_settings(name, tmp_path):
     made, (family, row, autoencoder) = recipe.load(_file(name)), _known(name)
     model = families.by_name(family)
@@ -99,7 +107,7 @@ def test_the_low_memory_variant_needs_less(name):
     assert small.samples.prompts is None  # the autoencoder stays away
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_numbers_in_its_comments_are_true(name):
     text, row = _file(name).read_text(encoding="utf-8"), _known(name)[1]
     full, sizes, made = tiny.ROWS[row].full, _sizes(row), recipe.load(_file(name))

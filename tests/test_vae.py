@@ -10,7 +10,7 @@ import torch
 from lorakit import families, vae
 from lorakit.errors import ConfigError
 from tests import oracle, tiny
-from tests.families.common import all_rows, family_of, noise_for
+from tests.families.common import all_rows, family_of, noise_for, pictures_for
 
 
 def size_of(name: str) -> tuple[int, int]:
@@ -33,7 +33,8 @@ def settled(name: str) -> Any:
 def test_decode_equals_the_pipeline(name):
     """The scale, the shift and the order of channels are those that the pipeline itself decodes with."""
     latents = noise_for(name, size_of(name), rows=2, seed=3)
-    expected = oracle.decoded(name, tiny.tiny_pipeline(name), latents, *size_of(name))[:, :3]
+    pictures = [pictures_for(name, size_of(name), row) for row in range(2)]
+    expected = oracle.decoded(name, tiny.tiny_pipeline(name), latents, *size_of(name), pictures)[:, :3]
     ours = (vae.decode(settled(name).vae, latents) / 2 + 0.5).clamp(0, 1)
     assert expected.std() > 0.01
     assert (ours - expected).abs().max() <= 5e-5

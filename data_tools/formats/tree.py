@@ -65,12 +65,14 @@ def read_folder(folder: Path) -> Iterator[Entry]:
 
 
 def files(folder: Path, moves: Sequence[Move]) -> Iterator[Entry]:
-    """Images and masks as they are, and a caption file for each image, under the names of the new records."""
+    """Images, masks and given pictures as they are, and a caption file for each image, by the new records."""
     for old, new in moves:
         yield Entry(new.file, original(folder, old), new, settled=True)
         source, target = mask_file(old), mask_file(new)
         if source and target:
             yield Entry(target, images.read_file(folder / source), settled=True)
+        for one in new.given:  # under their own names, which only a copy as it is keeps
+            yield Entry(one.file, images.read_file(folder / one.file), settled=True)
     yield from caption_files([move.new for move in moves])
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit import adapter, bases, cache, checkpoint, sample, storage
+from lorakit import adapter, bases, cache, checkpoint, sample, shown, storage
 from lorakit.errors import ConfigError
 from lorakit.evaluate.pictures import Picture
 from lorakit.evaluate.table import BASE
@@ -127,8 +127,11 @@ class Studio:
         return list(found.values())
 
     def _key(self, prompt: Prompt, seed: int, adapter_hash: str | None, strength: float) -> str:
+        family = self.painter.family
         image = storage.sha256_file(prompt.image) if prompt.image and self.options.guide else None
         parts: dict[str, Any] = {"prompt": prompt.prompt, "negative": prompt.negative, "image": image}
+        if family.takes:
+            parts["shown"] = shown.of_prompt(family, prompt, (0, 0)).key
         parts |= {"id": prompt.id, "seed": seed, "adapter": adapter_hash, "strength": strength}
         return cache.key(**parts, **self._about)
 

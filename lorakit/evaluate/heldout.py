@@ -27,12 +27,17 @@ class HeldOut:
         parts = {"held out": held[:MOST], "trained on": trained[: min(len(held), MOST)]}
         text = dataset.TextCache(plan.family, plan.base, painter.dtype)
         latents = dataset.LatentCache(made.dataset, plan.base, settings=plan.family.vae_settings)
+        pictures = dataset.PictureCache(plan.family, made.dataset, plan.base)
         self.sets: dict[str, TrainingSet] = {}
         for name, items in parts.items():
             latents.fill(latents.missing(items), painter.pipe)
-            captions = [(caption.text, item.size) for item in items for caption in item.record.captions]
+            if unseen := pictures.missing(items):
+                pictures.fill(unseen, painter.pipe)
+            captions = [
+                (c.text, item.size, pictures.shown(item)) for item in items for c in item.record.captions
+            ]
             text.fill(text.missing(captions), painter.pipe)
-            self.sets[name] = TrainingSet(items, latents, text)
+            self.sets[name] = TrainingSet(items, latents, text, pictures)
         scheduler = painter.pipe.scheduler
         alphas = getattr(scheduler, "alphas_cumprod", None)
         self.objective = objective.from_scheduler(

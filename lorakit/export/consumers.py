@@ -96,6 +96,14 @@ READS: dict[str, dict[str, Rule]] = {
     "kolors": {"diffusers": Rule("kohya", _UNET)},
     "sd3": _both(_SD3, _CLIPS) | {"a1111": Rule("native", _SD3)},
     "flux1": _both(_FLUX1, _CLIP) | {"a1111": Rule("diffusers", _FLUX1, _CLIP)},
+    # networks of the same names; only their first layer has other channels
+    "sd15-inpaint": _unet(_CLIP),
+    "sdxl-inpaint": _unet(_CLIPS),
+    "flux1-kontext": _both(_FLUX1, _CLIP),
+    "flux1-fill": _both(_FLUX1, _CLIP),
+    "flux1-control": _DIFFUSERS,  # whose loader widens the first layer; other tools' were not looked at
+    "qwen-image-edit": _both(_QWEN),
+    "qwen-image-edit-plus": _both(_QWEN),
     "chroma": _both(_FLUX) | {"a1111": Rule("native", _FLUX)},
     "longcat-image": _both(_FLUX1),
     "flux2": _both(_FLUX2),

@@ -95,14 +95,15 @@ def _acts(change: Change) -> bool:
 
 def _check_base(source: Adapter, known: str, adapter: Path, base: Path) -> None:
     """The adapter's modules exist in the model, with these shapes."""
-    family = families.find(base)
+    family = families.found(base, known)
     if family.name != known:
         raise ConfigError(f"a {known} adapter does not fit a {family.name} model", where=str(base))
     shapes = families.shapes(base, family.component)
+    wide = set(family.targets) - {*families.ATTENTION} if family.widens else set()
     wrong = [
         module
         for module, change in source.of(family.component).items()
-        if module not in shapes or not _fits(change.shape, shapes[module])
+        if module not in shapes or not (module in wide or _fits(change.shape, shapes[module]))
     ]
     if wrong:
         raise ConfigError(

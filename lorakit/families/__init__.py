@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lorakit.errors import ConfigError
 from lorakit.families.base import ATTENTION, Cond, Family
 from lorakit.families.folder import pipeline_name, shapes
 
-__all__ = ["ATTENTION", "FAMILIES", "Cond", "Family", "by_name", "find", "shapes", "show", "table"]
+__all__ = ["ATTENTION", "FAMILIES", "Cond", "Family", "by_name", "find", "found", "shapes", "show", "table"]
 
 
 def _defined() -> Iterator[Family]:
@@ -63,15 +63,27 @@ def show(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def find(folder: str | Path) -> Family:
-    """The family of a model folder: its own, or one derived by probing; ConfigError when neither goes."""
+def find(folder: str | Path, kinds: Collection[str] = ()) -> Family:
+    """The family of a model folder: its own, or one derived by probing; ConfigError when neither goes.
+
+    `kinds` are those of the pictures that a dataset gives: a family that widens the model for them is taken.
+    """
     name = pipeline_name(Path(folder))
+    for family in FAMILIES:
+        if kinds and name in family.widens and set(kinds) <= set(family.takes):
+            return family
     for family in FAMILIES:
         if name in family.pipelines:
             return family
     from lorakit.families.derived.family import derive
 
     return derive(Path(folder))
+
+
+def found(folder: str | Path, name: str | None) -> Family:
+    """The family of a model folder, or the one called `name` where that widens the model: an adapter's."""
+    widening = next((f for f in FAMILIES if f.name == name and pipeline_name(Path(folder)) in f.widens), None)
+    return widening or find(folder)
 
 
 def by_name(name: str) -> Family:

@@ -29,6 +29,10 @@ Cond = dict[str, "torch.Tensor"]
 """Text conditions of one sample, without batch dimension; `collate` adds it. Where the pipeline takes them
 as they are, their names are its arguments; else `_arguments` translates."""
 
+Pictures = Mapping[str, "torch.Tensor"]
+"""Pictures that a sample comes with, uint8 (N, channels, H, W), cropped and resized as what is drawn:
+`source` (what is edited), `control`, both RGB, and `mask` (N, 1, H, W), 255 where it is painted."""
+
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 NO_SHIFT: Mapping[str, Any] = {"shift_factor": None}
 """For `vae_settings` of a pipeline that decodes without a shift, whatever its autoencoder says."""
@@ -71,6 +75,18 @@ class Family(ABC):
     """Whether the pipeline shifts noise levels by a rule of its own, not by its scheduler's configuration."""
     sized: ClassVar[bool] = False
     """Whether a condition belongs to one size of picture: `encode` must be told which."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """The kinds of `Pictures` that the network sees beside the noise; `conditioned.py` tells how."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Those of them without which it predicts nothing."""
+    several: ClassVar[bool] = False
+    """Whether there may be more than one source."""
+    widens: ClassVar[tuple[str, ...]] = ()
+    """Pipelines without pictures whose network `load` widens for them, where a dataset has them."""
+    fills: ClassVar[bool] = False
+    """Whether the source, where no other is given, is the picture itself: a part of it is painted anew."""
+    reads: ClassVar[bool] = False
+    """Whether the text encoder sees the source too: a caption's condition belongs to a picture."""
 
     def describe(self) -> dict[str, Any]:
         """The row of `lorakit families`."""
@@ -128,11 +144,18 @@ class Family(ABC):
         # diffusers' own function takes no keywords, which some of its networks pass
         denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=False))
 
-    def encode(self, pipe: Any, captions: Sequence[str], size: tuple[int, int] | None = None) -> list[Cond]:
+    def encode(
+        self,
+        pipe: Any,
+        captions: Sequence[str],
+        size: tuple[int, int] | None = None,
+        pictures: Pictures | None = None,
+    ) -> list[Cond]:
         """Encode captions as the pipeline does, guidance off; one Cond each, without batch dimension.
 
         One at a time, so that a caption's condition does not depend on how long its neighbours are. `size`
-        (width, height) in pixels of the picture matters to families that are `sized`.
+        (width, height) in pixels of the picture matters to families that are `sized`, `pictures` (all the
+        captions are of the same) to those that `reads`.
         """
         import torch
 
@@ -152,6 +175,10 @@ class Family(ABC):
             yield
         finally:
             pipe.__dict__[self.component] = None
+
+    def condition(self, pipe: Any, pictures: Pictures) -> Cond:
+        """What `predict` is told of the pictures of one sample; nothing in most families."""
+        return {}
 
     @abstractmethod
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:

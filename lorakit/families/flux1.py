@@ -32,20 +32,28 @@ class Flux1(Family):
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}  # (1, 512, D), (1, P)
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
-        text, (height, width) = cond["prompt_embeds"], noisy.shape[2:]
+        height, width = noisy.shape[2:]
+        places = positions(1, height // 2, width // 2, device=noisy.device)
+        return unpack(self._tokens(denoiser, pack(noisy), places, t, cond), height, width)
+
+    def _tokens(
+        self, denoiser: Any, tokens: torch.Tensor, places: torch.Tensor, t: torch.Tensor, cond: Cond
+    ) -> torch.Tensor:
+        """The network's output (B, N, C) for image tokens (B, N, ...) at `places` (N, 3)."""
+        text = cond["prompt_embeds"]
         # dev has guidance distilled into it, and 1 is none; schnell has no such input
-        guidance = noisy.new_ones(len(noisy)) if denoiser.config.guidance_embeds else None
-        prediction = denoiser(
-            hidden_states=pack(noisy),
-            timestep=t.to(noisy.dtype) / 1000,
+        guidance = tokens.new_ones(len(tokens)) if denoiser.config.guidance_embeds else None
+        output: torch.Tensor = denoiser(
+            hidden_states=tokens,
+            timestep=t.to(tokens.dtype) / 1000,
             guidance=guidance,
             pooled_projections=cond["pooled_prompt_embeds"],
             encoder_hidden_states=text,
-            txt_ids=noisy.new_zeros(text.shape[1], 3),
-            img_ids=positions(1, height // 2, width // 2, device=noisy.device),
+            txt_ids=tokens.new_zeros(text.shape[1], 3),
+            img_ids=places,
             return_dict=False,
         )[0]
-        return unpack(prediction, height, width)
+        return output
 
     def _wants_negative(self, pipe: Any, scale: float) -> bool:
         return False  # guidance is an input of the network

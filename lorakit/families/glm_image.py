@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit.errors import ConfigError
 from lorakit.families import replay
-from lorakit.families.base import NO_SHIFT, Cond
+from lorakit.families.base import NO_SHIFT, Cond, Pictures
 from lorakit.families.by_length import MASK, ByLength
 from lorakit.families.tokens import unshifted
 
@@ -33,7 +33,13 @@ class GlmImage(ByLength):
     own_shift = True
     sized = True
 
-    def encode(self, pipe: Any, captions: Sequence[str], size: tuple[int, int] | None = None) -> list[Cond]:
+    def encode(
+        self,
+        pipe: Any,
+        captions: Sequence[str],
+        size: tuple[int, int] | None = None,
+        pictures: Pictures | None = None,
+    ) -> list[Cond]:
         if captions and size is None:
             raise ConfigError("GLM-Image writes its coarse picture for one size, and none was given")
         conds = super().encode(pipe, captions)

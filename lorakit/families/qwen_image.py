@@ -32,15 +32,27 @@ class QwenImage(Family):
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
         height, width = noisy.shape[2:]
-        prediction = denoiser(
-            hidden_states=pack(noisy),
-            timestep=t.to(noisy.dtype) / 1000,
+        shapes = [(1, height // 2, width // 2)]
+        return unpack(self._tokens(denoiser, pack(noisy), shapes, t, cond), height, width)
+
+    def _tokens(
+        self,
+        denoiser: Any,
+        tokens: torch.Tensor,
+        shapes: list[tuple[int, int, int]],
+        t: torch.Tensor,
+        cond: Cond,
+    ) -> torch.Tensor:
+        """The network's output (B, N, C) for the tokens (B, N, ...) of pictures of these shapes."""
+        output: torch.Tensor = denoiser(
+            hidden_states=tokens,
+            timestep=t.to(tokens.dtype) / 1000,
             encoder_hidden_states=cond["prompt_embeds"],
             encoder_hidden_states_mask=cond["prompt_embeds_mask"],
-            img_shapes=[[(1, height // 2, width // 2)]] * len(noisy),
+            img_shapes=[shapes] * len(tokens),
             return_dict=False,
         )[0]
-        return unpack(prediction, height, width)
+        return output
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
         return pack(noise)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -30,6 +32,30 @@ def noise_for(name: str, size: tuple[int, int] | None = None, rows: int = 1, see
     return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(seed))
 
 
+def pictures_for(name: str, size: tuple[int, int] | None = None, row: int = 0) -> dict[str, torch.Tensor]:
+    """The pictures that a row's family takes, of `size` pixels; others for every `row`."""
+    width, height = size or tiny.ROWS[name].sizes[0]
+    generator, made = torch.Generator().manual_seed(row), {}
+    family = family_of(name)
+    for kind in family.takes if tiny.ROWS[name].shown else ():
+        shape = (2 if family.several else 1, 1 if kind == "mask" else 3, height, width)
+        made[kind] = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    if "mask" in made:
+        made["mask"][:] = 0
+        made["mask"][..., : height // 2, (row + 1) * width // 4 :] = 255
+    return made
+
+
+def conditions(name: str, pipe: Any, captions: list[str], size: tuple[int, int] | None = None) -> list[Cond]:
+    """All that a row's family predicts and draws from: text, and of each caption's own pictures."""
+    family, size, found = family_of(name), size or tiny.ROWS[name].sizes[0], []
+    for row, caption in enumerate(captions):
+        pictures = pictures_for(name, size, row)
+        text = family.encode(pipe, [caption], size, pictures)[0]
+        found.append({**text, **family.condition(pipe, pictures), **pictures})
+    return found
+
+
 def encoded(name: str, captions: list[str] = CAPTIONS, size: tuple[int, int] | None = None) -> list[Cond]:
     """Conditions of captions for a picture of `size` pixels, by default the row's first."""
-    return family_of(name).encode(tiny.tiny_pipeline(name), captions, size or tiny.ROWS[name].sizes[0])
+    return conditions(name, tiny.tiny_pipeline(name), captions, size)

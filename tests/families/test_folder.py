@@ -13,7 +13,7 @@ import torch
 from lorakit import families, storage
 from lorakit.errors import ConfigError, LorakitError
 from tests import tiny
-from tests.families.common import all_rows
+from tests.families.common import all_rows, pictures_for
 
 CAPTIONS = ["a red circle", "a small blue square"]
 
@@ -72,8 +72,9 @@ def test_only_some_components(name):
         setattr(pipe, attribute, getattr(whole, attribute))
     assert pipe.vae is None or "vae" in family.always
     assert family.denoiser(pipe) is None
-    expected = family.encode(whole, CAPTIONS, size)
-    for ours, theirs in zip(family.encode(pipe, CAPTIONS, size), expected, strict=True):
+    pictures = pictures_for(name, size)
+    expected = family.encode(whole, CAPTIONS, size, pictures)
+    for ours, theirs in zip(family.encode(pipe, CAPTIONS, size, pictures), expected, strict=True):
         assert all(torch.allclose(ours[key].float(), theirs[key].float(), 0, 1e-6) for key in theirs)
     assert family.denoiser(pipe) is None
     assert family.latent_shape(pipe, *size) == family.latent_shape(whole, *size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests import tiny
-from tests.families.common import CAPTIONS, all_rows, encoded, family_of, noise_for, times
+from tests.families.common import CAPTIONS, all_rows, conditions, encoded, family_of, noise_for, times
 
 
 @all_rows
@@ -30,7 +30,7 @@ def test_bfloat16_draws_pictures(name):
     for attribute in row.unsaved:
         setattr(pipe, attribute, getattr(tiny.tiny_pipeline(name), attribute))
     width, height = row.sizes[0]
-    cond, negative = (family.encode(pipe, [text], (width, height)) for text in (CAPTIONS[0], ""))
+    cond, negative = (conditions(name, pipe, [text]) for text in (CAPTIONS[0], ""))
     pictures = family.sample(
         pipe,
         family.collate(cond),

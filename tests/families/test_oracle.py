@@ -9,7 +9,7 @@ import torch
 
 from lorakit.families import FAMILIES, Family
 from tests import oracle, tiny
-from tests.families.common import CAPTIONS, all_rows, encoded, family_of, noise_for, times
+from tests.families.common import CAPTIONS, all_rows, encoded, family_of, noise_for, pictures_for, times
 
 
 def test_every_pipeline_of_every_family_has_a_row():
@@ -25,7 +25,9 @@ def test_predict_equals_the_pipeline(name):
         cond = family.collate(encoded(name, CAPTIONS[:1], size))
         for t in times(family):
             with torch.no_grad():
-                expected = oracle.prediction(name, pipe, CAPTIONS[0], noise, t, *size)
+                expected = oracle.prediction(
+                    name, pipe, CAPTIONS[0], noise, t, *size, pictures_for(name, size)
+                )
                 ours = family.predict(family.denoiser(pipe), noise, t[None], cond)
             assert ours.shape == expected.shape == noise.shape
             assert expected.abs().max() > 0.01
@@ -49,7 +51,9 @@ def test_times_are_noise_levels(name, monkeypatch):
 
     monkeypatch.setattr(pipe.scheduler, "step", recorded)
     settings = {"width": size[0], "height": size[1], "num_inference_steps": 3, **row.call, **row.off}
-    row.draw(pipe, prompt=CAPTIONS[:1], latents=row.given(pipe, noise), **settings)
+    settings |= row.shown(pictures_for(name, size)) if row.shown else {}
+    with oracle.plain(pipe, size):
+        row.draw(pipe, prompt=CAPTIONS[:1], latents=row.given(pipe, noise), **settings)
     assert len(seen) == 3
     for t, sigma in seen:
         level = torch.tensor(1000 * sigma, dtype=torch.float64)
@@ -96,8 +100,12 @@ def test_conditions_are_the_pipelines_arguments(name):
     accepted = set(inspect.signature(type(pipe).__call__).parameters)
     replayed = type(family)._run is not Family._run  # through the pipeline's `encode_prompt`
     assert replayed or set(family._arguments(pipe, family.collate(conds))) <= accepted
-    assert family.encode(pipe, []) == []
-    alone = encoded(name, CAPTIONS[1:])[0]
+    assert family.encode(pipe, [], None, pictures_for(name)) == []
+    alone = (
+        encoded(name, CAPTIONS[:1] + CAPTIONS[1:])[1]
+        if tiny.ROWS[name].shown
+        else encoded(name, CAPTIONS[1:])[0]
+    )
     for key, value in conds[1].items():
         assert not value.requires_grad
         assert torch.equal(value, alone[key])
@@ -108,17 +116,20 @@ def _pictures(name, guidance):
     family, pipe, row = family_of(name), tiny.tiny_pipeline(name), tiny.ROWS[name]
     size = row.sizes[1]
     noise = noise_for(name, size, rows=2)
-    negative = family.collate(encoded(name, [""], size))
+    negative = family.collate(encoded(name, ["", ""] if row.shown else [""], size))
     cond = family.collate(encoded(name, CAPTIONS, size))
     settings = {"width": size[0], "height": size[1]}
     value = family.unguided if guidance is None else guidance
-    ours = family.sample(pipe, cond, negative, noise, steps=3, guidance=value, **settings)
+    with oracle.plain(pipe, size):
+        ours = family.sample(pipe, cond, negative, noise, steps=3, guidance=value, **settings)
     settings |= row.call | (row.off if guidance is None else row.on) | {"num_inference_steps": 3}
     theirs = []
-    for some in [slice(0, 1), slice(1, 2)] if row.alone else [slice(0, 2)]:
+    for some in [slice(0, 1), slice(1, 2)] if row.alone or row.shown else [slice(0, 2)]:
         generators = [torch.Generator().manual_seed(i) for i in range(2)][some]
         given = {"latents": row.given(pipe, noise[some].clone()), "generator": generators}
-        theirs += row.draw(pipe, prompt=CAPTIONS[some], **(given | settings))
+        given |= row.shown(pictures_for(name, size, some.start)) if row.shown else {}
+        with oracle.plain(pipe, size):
+            theirs += row.draw(pipe, prompt=CAPTIONS[some], **(given | settings))
     return size, ours, theirs
 
 

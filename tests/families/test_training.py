@@ -10,7 +10,7 @@ import torch
 
 from lorakit import adapter, keyed, objective, optim, recipe, storage, vae
 from tests import tiny
-from tests.families.common import CAPTIONS, all_rows, family_of, noise_for, times
+from tests.families.common import CAPTIONS, all_rows, conditions, family_of, noise_for, times
 
 RANK = 2
 
@@ -27,7 +27,7 @@ class Trial:
                 if key.endswith("lora_B.weight"):
                     parameter.data.normal_(std=0.3, generator=keyed.generator(0, "B", key))
         self.noise, self.t = noise_for(name), times(self.family)[:1]
-        self.cond = self.family.collate(self.family.encode(self.pipe, CAPTIONS[:1], tiny.ROWS[name].sizes[0]))
+        self.cond = self.family.collate(conditions(name, self.pipe, CAPTIONS[:1]))
 
     def predict(self, noisy: torch.Tensor | None = None, t: torch.Tensor | None = None) -> torch.Tensor:
         inputs = self.noise if noisy is None else noisy, self.t if t is None else t

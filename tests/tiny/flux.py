@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, from_packed, packed
+from tests.tiny.row import Full, Row, Tensor, as_pictures, from_packed, packed, painted
 
 _SHAPE: dict[str, Any] = {
     "in_channels": 16,
@@ -22,19 +23,24 @@ def _vae(**changes: Any) -> Any:
     return parts.kl(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, **changes)
 
 
-def _flux1(guidance: bool) -> Any:
-    from diffusers import FluxPipeline, FluxTransformer2DModel
+def _flux1(guidance: bool, pipeline: str = "FluxPipeline", channels: int = 16) -> Any:
+    import diffusers
+    from diffusers import FluxTransformer2DModel
 
     tokenizer = parts.clip_tokenizer()
     t5, t5_tokenizer = parts.t5()
-    pipe = FluxPipeline(
+    pipe = getattr(diffusers, pipeline)(
         vae=_vae(),
         text_encoder=parts.clip_text(tokenizer, projection=False),
         tokenizer=tokenizer,
         text_encoder_2=t5,
         tokenizer_2=t5_tokenizer,
         transformer=FluxTransformer2DModel(
-            **_SHAPE, joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=guidance
+            **_SHAPE | {"in_channels": channels},
+            out_channels=16,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=guidance,
         ),
         scheduler=parts.flow_scheduler(use_dynamic_shifting=guidance, shift=3.0 if guidance else 1.0),
     )
@@ -94,6 +100,27 @@ def _bria() -> Any:
     )
 
 
+def _kontext(pictures: dict[str, Tensor]) -> dict[str, Any]:
+    (source,) = as_pictures(pictures["source"])
+    return {"image": source, "max_area": source.width * source.height, "_auto_resize": False}
+
+
+def _controlled(pictures: dict[str, Tensor]) -> dict[str, Any]:
+    return {"control_image": as_pictures(pictures["control"])}
+
+
+def _tool(pipeline: str, channels: int, shown: Any, **full: Any) -> Row:
+    return Row(
+        functools.partial(_flux1, True, pipeline, channels),
+        _MODULES,
+        call={"max_sequence_length": 32},
+        shown=shown,
+        full=Full("FluxTransformer2DModel", 266, 26.1, _DEV | full),
+        **_PACKED,
+    )
+
+
+_DEV = {"guidance_embeds": True}
 _MODULES = 8 + 2 * 3  # one double block, two single ones
 _PACKED: dict[str, Any] = {"given": packed, "unpacked": from_packed}
 ROWS = {
@@ -107,6 +134,15 @@ ROWS = {
     ),
     "flux1-schnell": Row(
         functools.partial(_flux1, False), _MODULES, on=None, call={"max_sequence_length": 32}, **_PACKED
+    ),
+    "flux1-kontext": _tool("FluxKontextPipeline", 16, _kontext),
+    # of 4 x 4 pixels each: the picture's 4 channels and the mask's 16, both of four latents
+    "flux1-fill": _tool("FluxFillPipeline", 4 * (4 + 4 + 16), painted, in_channels=384, out_channels=64),
+    "flux1-control": replace(
+        _tool("FluxControlPipeline", 32, _controlled),
+        modules=_MODULES + 1,  # and the first layer
+        attention=r"\.attn\.|^x_embedder",
+        full=Full("FluxTransformer2DModel", 267, 26.2, {"in_channels": 128, "out_channels": 64} | _DEV),
     ),
     "chroma": Row(
         _chroma,

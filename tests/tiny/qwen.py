@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, from_packed, packed
+from tests.tiny.row import Full, Row, as_pictures, from_packed, packed
 
 _GUIDANCE = {"off": {"true_cfg_scale": 1.0}, "on": {"true_cfg_scale": 4.0, "negative_prompt": ""}}
 
@@ -26,10 +27,18 @@ def _vae(kind: str = "AutoencoderKLQwenImage", levels: int = 3, **changes: Any) 
     return getattr(diffusers, kind)(**settings | changes)
 
 
-def _qwen_image() -> Any:
-    from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+def _qwen_image(kind: str = "QwenImagePipeline") -> Any:
+    import diffusers
+    from diffusers import QwenImageTransformer2DModel
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     tokenizer = parts.qwen_tokenizer(*parts.VISION_TOKENS)
+    more: dict[str, Any] = {}
+    if kind != "QwenImagePipeline":
+        small = Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112})
+        more["processor"] = Qwen2VLProcessor(
+            small, tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT
+        )
     transformer = QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
@@ -39,12 +48,27 @@ def _qwen_image() -> Any:
         joint_attention_dim=8,
         axes_dims_rope=(4, 6, 6),
     )
-    return QwenImagePipeline(
+    return getattr(diffusers, kind)(
         scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
         vae=_vae(),
         text_encoder=parts.qwen25_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer,
+        **more,
+    )
+
+
+def _edit(kind: str) -> Row:
+    return Row(
+        functools.partial(_qwen_image, kind),
+        8 * 2,
+        dead=r"transformer_blocks\.1\.attn\.(to_add_out|add_q_proj)",
+        drawn=lambda pipe, noise: noise[:, None],
+        given=packed,
+        unpacked=from_packed,
+        shown=lambda pictures: {"image": as_pictures(pictures["source"])},
+        **_GUIDANCE,
+        full=Full("QwenImageTransformer2DModel", 480, 47.2),
     )
 
 
@@ -119,6 +143,8 @@ ROWS = {
         **_GUIDANCE,
         full=Full("QwenImageTransformer2DModel", 480, 47.2),
     ),
+    "qwen-image-edit": _edit("QwenImageEditPipeline"),
+    "qwen-image-edit-plus": _edit("QwenImageEditPlusPipeline"),
     "qwen-image-2.1": Row(
         _qwen_image_21,
         4 * 2,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 
 Tensor = torch.Tensor
 
@@ -14,6 +15,21 @@ Tensor = torch.Tensor
 def as_it_is(pipe: Any, value: Tensor) -> Tensor:
     """Most pipelines draw noise, and predict, in the shape of the latents."""
     return value
+
+
+def as_pictures(pictures: Tensor) -> list[Image.Image]:
+    """(N, channels, H, W) as pipelines take them."""
+    arrays = [picture.permute(1, 2, 0).squeeze(2).numpy() for picture in pictures]
+    return [Image.fromarray(array) for array in arrays]
+
+
+def painted(pictures: dict[str, Tensor]) -> dict[str, Any]:
+    """Arguments of inpainting pipelines."""
+    return {
+        "image": as_pictures(pictures["source"]),
+        "mask_image": as_pictures(pictures["mask"]),
+        "strength": 1.0,
+    }
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,9 @@ class Row:
     """Attributes that the builder sets on the pipeline and that no file keeps."""
     alone: bool = False
     """The pipeline mixes captions of different lengths up: tests call it with one at a time."""
+    shown: Callable[[dict[str, Tensor]], dict[str, Any]] | None = None
+    """(pictures of one sample, as `Family.encode` takes them) -> the arguments by which its pipeline gets
+    them; None for text to image."""
     full: Full | None = None
     """The published network, in one row of each size that people train."""
     draw: Callable[..., Any] = lambda pipe, **settings: pipe(**settings)[0]

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row
+from tests.tiny.row import Full, Row, painted
 
 
-def _sd15(prediction: str = "epsilon") -> Any:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def _sd15(prediction: str = "epsilon", kind: str = "StableDiffusionPipeline", channels: int = 4) -> Any:
+    import diffusers
+    from diffusers import DDIMScheduler, UNet2DConditionModel
 
     tokenizer = parts.clip_tokenizer()
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=channels,
         block_out_channels=(8, 16),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -42,7 +44,7 @@ def _sd15(prediction: str = "epsilon") -> Any:
         steps_offset=1,
         **ending,
     )
-    return StableDiffusionPipeline(
+    return getattr(diffusers, kind)(
         vae=parts.kl(),
         text_encoder=parts.clip_text(tokenizer, projection=False),
         tokenizer=tokenizer,
@@ -54,11 +56,12 @@ def _sd15(prediction: str = "epsilon") -> Any:
     )
 
 
-def _unet_xl(text: int, pooled: int) -> Any:
+def _unet_xl(text: int, pooled: int, channels: int = 4) -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=8,
+        in_channels=channels,
         block_out_channels=(8, 16),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -82,17 +85,17 @@ def _euler(**settings: Any) -> Any:
     )
 
 
-def _sdxl(**vae: Any) -> Any:
-    from diffusers import StableDiffusionXLPipeline
+def _sdxl(kind: str = "StableDiffusionXLPipeline", channels: int = 4, **vae: Any) -> Any:
+    import diffusers
 
     tokenizer = parts.clip_tokenizer()
-    return StableDiffusionXLPipeline(
+    return getattr(diffusers, kind)(
         vae=parts.kl(4, scaling_factor=0.13025, **vae),
         text_encoder=parts.clip_text(tokenizer, projection=False),
         text_encoder_2=parts.clip_text(tokenizer, projection=True),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=_unet_xl(32, 16),
+        unet=_unet_xl(32, 16, channels),
         scheduler=_euler(),
         add_watermarker=False,
     )
@@ -173,6 +176,19 @@ ROWS = {
         functools.partial(_sdxl, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.8, 1.1, 0.9]),
         _XL_MODULES,
         sizes=_XL_SIZES,
+    ),
+    "sd15-inpaint": Row(
+        functools.partial(_sd15, kind="StableDiffusionInpaintPipeline", channels=9),
+        _MODULES,
+        shown=painted,
+        full=Full(_UNET, 128, 3.2, {"in_channels": 9, "cross_attention_dim": 768}),
+    ),
+    "sdxl-inpaint": Row(
+        functools.partial(_sdxl, "StableDiffusionXLInpaintPipeline", 9),
+        _XL_MODULES,
+        sizes=_XL_SIZES,
+        shown=painted,
+        full=Full(_UNET, 560, 23.2, _XL | {"in_channels": 9}),
     ),
     "kolors": Row(_kolors, _XL_MODULES, sizes=_XL_SIZES, full=Full(_UNET, 560, 23.2, _XL | _KOLORS)),
 }

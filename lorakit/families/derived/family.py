@@ -16,7 +16,7 @@ import torch
 from lorakit.bases import INDEX
 from lorakit.errors import ConfigError
 from lorakit.families import folder as folders
-from lorakit.families.base import Cond, Family, fingerprint
+from lorakit.families.base import Cond, Family, Pictures, fingerprint
 from lorakit.families.derived import probe, soundness
 from lorakit.families.derived.probe import Unfit
 from lorakit.storage import read_json
@@ -115,7 +115,13 @@ class DerivedFamily(Family):
                     return step
         raise refusal(self.pipelines[0], f"it takes no pictures of {3 * step} x {5 * step} pixels")
 
-    def encode(self, pipe: Any, captions: Sequence[str], size: tuple[int, int] | None = None) -> list[Cond]:
+    def encode(
+        self,
+        pipe: Any,
+        captions: Sequence[str],
+        size: tuple[int, int] | None = None,
+        pictures: Pictures | None = None,
+    ) -> list[Cond]:
         """What `encode_prompt` returns within the pipeline's call, without guidance and with its own."""
         if not captions:
             return []

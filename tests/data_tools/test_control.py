@@ -1,0 +1,157 @@
+"""Edges, depth and masks that the data tools make of the images themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from folders import fill, hashes, photo
+from PIL import Image
+
+from data_tools import control
+from data_tools.control import ControlOptions, canny, random_mask
+from data_tools.prepare import PrepareOptions, check_only, control_only, prepare
+from data_tools.transfer import export_to
+from lorakit import cli, manifest, masks
+from lorakit.errors import ConfigError
+
+OPTIONS = PrepareOptions(resolution=64, quiet=True, class_noun="x", report=False)
+
+
+def test_canny_finds_edges_one_pixel_wide_and_nothing_else() -> None:
+    picture = Image.new("RGB", (80, 60), (20, 20, 20))
+    picture.paste((230, 230, 230), (20, 15, 60, 45))
+    edges = np.asarray(canny(picture))[:, :, 0] > 0
+    ys, xs = np.nonzero(edges)
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == pytest.approx((19, 60, 14, 45), abs=1)
+    assert edges[25:35].sum(axis=1).tolist() == [2] * 10  # left and right, thin
+    assert not edges[22:38, 26:54].any()
+    assert not np.asarray(canny(Image.new("RGB", (40, 40), (90, 90, 90)))).any()
+
+
+def test_a_weak_edge_stays_where_it_touches_a_strong_one() -> None:
+    ramp = np.zeros((40, 120, 3), dtype=np.uint8)
+    ramp[20:] = np.linspace(10, 250, 120).astype(np.uint8)[
+        None, :, None
+    ]  # weak at the left, strong at the right
+    alone = ramp.copy()
+    alone[:, 60:] = 0
+    alone[20:, 60:] = 0
+    low, high = 60, 300
+    whole = np.asarray(canny(Image.fromarray(ramp), low, high))[:, :, 0] > 0
+    cut = np.asarray(canny(Image.fromarray(alone[:, :50]), low, high))[:, :, 0] > 0
+    strict = np.asarray(canny(Image.fromarray(ramp), high, high))[:, :, 0] > 0
+    assert whole[15:25, 25:50].any(axis=0).all()  # followed to the left, below `high`
+    assert not cut[15:25, 25:45].any()  # the same edge without its strong end
+    assert not strict[15:25, 25:50].any()
+
+
+def test_random_masks_are_the_pictures_own_and_cover_a_part() -> None:
+    shares = []
+    for name in map(str, range(40)):
+        mask = np.asarray(random_mask((96, 64), name))
+        assert np.array_equal(mask, np.asarray(random_mask((96, 64), name)))
+        assert set(np.unique(mask)) == {0, 255}
+        shares.append((mask > 0).mean())
+    assert 0.02 < min(shares) < 0.15
+    assert 0.2 < max(shares) < 0.6
+    assert not np.array_equal(
+        np.asarray(random_mask((96, 64), "1")), np.asarray(random_mask((96, 64), "1", 1))
+    )
+
+
+def test_edges_are_recorded_kept_and_never_replace_the_users_own(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": None, "b.png": None}, size=(90, 60))
+    photo(7, (90, 60)).save(tmp_path / "b.control.png")
+    prepare(tmp_path, OPTIONS)
+    before = hashes(tmp_path)
+    command = ["data", "control", str(tmp_path), "--kind", "canny", "--json", "--quiet"]
+    assert cli.main(command) == 0
+    first, second = manifest.load(tmp_path)
+    assert [(one.kind, one.by) for one in first.given] == [("control", "made: canny 100 200")]
+    assert [(one.file, one.by) for one in second.given] == [("b.control.png", "sidecar")]
+    made = np.asarray(Image.open(tmp_path / first.given[0].file))
+    assert np.array_equal(made, np.asarray(canny(photo(0, (90, 60)))))
+    assert {name: digest for name, digest in hashes(tmp_path).items() if not name.startswith(".")} == before
+    lines = (tmp_path / manifest.MANIFEST).read_bytes()
+    prepare(tmp_path, OPTIONS)
+    assert (tmp_path / manifest.MANIFEST).read_bytes() == lines  # found again, and no new images
+    control_only(tmp_path, ControlOptions("canny", low=50))
+    assert [one.by for one in manifest.load(tmp_path)[0].given] == ["made: canny 50 200"]
+    photo(9, (90, 60)).save(tmp_path / "a.png")
+    prepare(tmp_path, OPTIONS)
+    assert manifest.load(tmp_path)[0].given == ()  # of another picture
+
+
+def test_masks_are_made_where_there_is_none(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": None, "b.png": None, "c.png": None}, size=(90, 60))
+    clear = photo(2, (90, 60)).convert("RGBA")
+    clear.putalpha(Image.fromarray(np.linspace(0, 255, 5400).reshape(60, 90).astype(np.uint8)))
+    clear.save(tmp_path / "c.png")
+    Image.new("L", (90, 60), 255).save(tmp_path / "b-masklabel.png")
+    prepare(tmp_path, OPTIONS)
+    records = control_only(tmp_path, ControlOptions("mask")).records
+    assert [record.mask_source for record in records] == ["made: random 0", "sidecar", "made: alpha"]
+    read = masks.read(tmp_path, records[0])
+    assert read is not None
+    assert np.array_equal(np.asarray(read), np.asarray(random_mask((90, 60), records[0].pixels)))
+    assert prepare(tmp_path, OPTIONS).records == records
+    assert control_only(tmp_path, ControlOptions("mask", seed=3)).records == records
+    again = control_only(tmp_path, ControlOptions("mask", seed=3), again=True).records
+    assert [record.mask_source for record in again] == ["made: random 3", "sidecar", "made: alpha"]
+
+
+def test_depth_by_a_model(tmp_path: Path) -> None:
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    config = DPTConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, image_size=32,
+        patch_size=16, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8] * 4, fusion_hidden_size=8,
+        is_hybrid=False, readout_type="ignore",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        DPTForDepthEstimation(config).save_pretrained(tmp_path / "dpt")
+    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "dpt")
+    fill(tmp_path / "d", {"a.png": None}, size=(90, 60))
+    prepare(tmp_path / "d", OPTIONS)
+    (record,) = control_only(tmp_path / "d", ControlOptions("depth", model=str(tmp_path / "dpt"))).records
+    assert record.given[0].by == "made: depth dpt"
+    depth = np.asarray(Image.open(tmp_path / "d" / record.given[0].file))
+    assert depth.shape == (60, 90, 3)
+    assert (depth.min(), depth.max()) == (0, 255)
+
+
+def test_refusals_and_findings(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": None, "b.png": None, "lost.source.png": None}, size=(64, 64))
+    (tmp_path / "a.source.png").write_bytes(b"no picture")
+    photo(3, (64, 32)).save(tmp_path / "b.source.png")
+    result = prepare(tmp_path, OPTIONS)
+    assert [len(record.given) for record in result.records] == [0, 1]
+    found = {
+        finding.code: (finding.level, finding.files) for finding in check_only(tmp_path, OPTIONS).findings
+    }
+    assert found["given_unreadable"] == ("error", ("a.png",))
+    assert found["given_other_shape"] == ("note", ("b.png",))
+    assert any("lost.source.png" in files for _, files in found.values())
+    for options, words in (
+        (ControlOptions("edges"), "no control"),
+        (ControlOptions("depth"), "told by a model"),
+        (ControlOptions("canny", low=300), "low <= high"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            control.control(tmp_path, [], options)
+
+
+def test_a_copy_keeps_the_pairs_and_other_formats_say_that_they_cannot(tmp_path: Path) -> None:
+    fill(tmp_path / "d", {"a.png": "make it red", "a.source.png": None}, size=(64, 64))
+    (record,) = prepare(tmp_path / "d", OPTIONS).records
+    export_to(tmp_path / "d", "imagefolder", tmp_path / "copy")
+    assert manifest.load(tmp_path / "copy")[0].given == record.given
+    assert (tmp_path / "copy/a.source.png").read_bytes() == (tmp_path / "d/a.source.png").read_bytes()
+    with pytest.raises(ConfigError, match="no place for sources"):
+        export_to(tmp_path / "d", "webdataset", tmp_path / "tar")
+    assert json.loads((tmp_path / "d/manifest.jsonl").read_text())["given"][0]["kind"] == "source"
