@@ -190,7 +190,7 @@ def _listed_files(
     folder: str | os.PathLike[str], options: PrepareOptions
 ) -> tuple[Listing, dict[str, tuple[str, str]]]:
     """(the folder's files without masks, mask and source by image)."""
-    return masks.set_apart(find(folder), options.caption_encoding)
+    return masks.set_apart(find(folder, films=options.clips), options.caption_encoding)
 
 
 def _captioned(listing: Listing, options: PrepareOptions, *, journal: bool) -> list[Record]:

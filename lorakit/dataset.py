@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorakit import bases, cache, manifest, placement, resample, storage, vae
+from lorakit import bases, cache, clips, manifest, placement, resample, storage, vae
 from lorakit.batches import Slot
 from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
@@ -22,16 +22,22 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Item:
     """One image as the model sees it: crop box in pixels of the upright image, size (width, height) after
-    resizing."""
+    resizing. For bases that make clips, `frames` are the numbers of those kept; a picture has number 0."""
 
     record: Record
     crop: tuple[int, int, int, int]
     size: tuple[int, int]
+    frames: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What samples of one batch share."""
+        return (*self.size, len(self.frames)) if self.frames else self.size
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`latents` (B, C, H, W) and the collated text condition."""
+    """`latents` (B, C, H, W), of clips (B, C, F, H, W), and the collated text condition."""
 
     latents: torch.Tensor
     cond: Cond
@@ -91,6 +97,22 @@ def plan(records: Sequence[Record], resolution: int, step: int, batch: int) -> t
     return [Item(r, placement.kept_box(r), r.bucket) for r in chosen if r.bucket], own
 
 
+def with_frames(items: Sequence[Item], family: Family, pipe: Any, most: int) -> list[Item]:
+    """The items with the frames that are kept of each, at most `most`; a base that makes pictures takes no
+    clips."""
+    if not family.clips:
+        if films := [item.record.file for item in items if item.record.clip]:
+            raise DataError(
+                f"{len(films)} clips, and {family.title} makes pictures: {', '.join(films[:5])}",
+                where="dataset",
+                remedy="use a base that makes clips, or set keep to false for them in manifest.jsonl",
+            )
+        return list(items)
+    step = family.frame_step(pipe)
+    kept = [clips.chosen(i.record.clip, family.fps, most, step) if i.record.clip else (0,) for i in items]
+    return [replace(item, frames=frames) for item, frames in zip(items, kept, strict=True)]
+
+
 Size = tuple[int, int]
 
 
@@ -145,6 +167,7 @@ class LatentCache:
     def key(self, item: Item) -> str:
         """The address of an image's latent."""
         made = {"vae": self._vae, "kind": "mean-2"} | ({"settings": self._settings} if self._settings else {})
+        made |= {"frames": item.frames} if item.frames else {}
         return cache.key(pixels=item.record.pixels, crop=item.crop, size=item.size, **made)
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
@@ -154,8 +177,7 @@ class LatentCache:
     def fill(self, items: Sequence[Item], pipe: Any, *, quiet: bool = False) -> None:
         """Encode and store images; the posterior's mean, in the denoiser's units."""
         for item in track(items, "latents", len(items), quiet=quiet):
-            picture = resample.picture(self.folder, item.record, item.crop, item.size)
-            pixels = picture[None].float() / 127.5 - 1
+            pixels = _shown(self.folder, item)[None].float() / 127.5 - 1
             with torch.no_grad():
                 mean, _ = vae.encode(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype))
             self._store.put(self.key(item), {"latent": mean[0].float()}, item.record.file)
@@ -164,13 +186,22 @@ class LatentCache:
         return self._store.need(self.key(item))["latent"]
 
 
+def _shown(folder: Path, item: Item) -> torch.Tensor:
+    """uint8 (3, H, W), or (3, F, H, W) for bases that make clips."""
+    record, box, size = item.record, item.crop, item.size
+    if record.clip and item.frames:
+        return resample.film(folder, record, box, size, item.frames)
+    picture = resample.picture(folder, record, box, size)
+    return picture[:, None] if item.frames else picture
+
+
 class TrainingSet:
     """Images and captions by index, as tensors."""
 
     def __init__(self, items: Sequence[Item], latents: LatentCache, text: TextCache) -> None:
         self.items = [item for item in items for _ in range(item.record.repeats)]
         self._latents, self._text = latents, text
-        self.shapes = [item.size for item in self.items]
+        self.shapes = [item.shape for item in self.items]
         self.captions = [len(item.record.captions) for item in self.items]
 
     def batch(self, slots: Sequence[Slot], device: torch.device) -> Batch:

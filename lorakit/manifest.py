@@ -48,6 +48,16 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True)
+class Clip:
+    """What makes a record a clip: its frames, and how many of them are shown a second."""
+
+    frames: int
+    fps: float
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One image. Sizes are pixels after EXIF rotation; `crop` is left, top, right, bottom.
 
@@ -60,6 +70,8 @@ class Record:
     `mask` is a relative path, the image's own when its alpha channel is the mask; `mask_source` says where it
     came from, `mask_turn` is the EXIF orientation that makes it upright, `mask_pixels` its content's hash
     (`masks.read`).
+
+    Of a clip, `pixels` names the coded pictures, and everything else is of its first frame.
 
     `phash` is the perceptual hash that finds near duplicates (16 hex digits as it is, 16 mirrored). `repeats`
     is how often an epoch shows the image (kohya's `10_name` folders). `background` (#rrggbb, for images with
@@ -88,6 +100,7 @@ class Record:
     mask_source: str | None = None
     mask_turn: int = 1
     mask_pixels: str | None = None
+    clip: Clip | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -248,6 +261,8 @@ def _problem(record: Record) -> str | None:
         return "sha256 and pixels of a kept image must be 64 hexadecimal digits"
     if record.keep and (record.width < 1 or record.height < 1):
         return f"a kept image cannot measure {record.width}x{record.height}"
+    if record.clip is not None and (record.clip.frames < 1 or record.clip.fps <= 0):
+        return "a clip has at least one frame, and a rate above zero"
     if record.repeats < 1:
         return "repeats must be at least 1"
     if not 1 <= record.mask_turn <= 8:
@@ -292,6 +307,10 @@ def row(record: Record) -> dict[str, Any]:
     """A record as the JSON object of its line."""
     values = {name: getattr(record, name) for name in _FIELDS}
     values["captions"] = [_caption_row(caption) for caption in record.captions]
+    if record.clip is None:
+        del values["clip"]
+    else:
+        values["clip"] = {"frames": record.clip.frames, "fps": record.clip.fps}
     return values
 
 

@@ -88,7 +88,7 @@ def from_scheduler(kind: str, config: Mapping[str, Any], settings: Settings, alp
     """
     if kind == "flow":
         dynamic = config.get("use_dynamic_shifting", False)
-        base_shift = 1.0 if dynamic else float(config.get("shift", 1.0))
+        base_shift = 1.0 if dynamic else float(config.get("shift", config.get("flow_shift", 1.0)))
         timesteps = "logit-normal" if settings.timesteps == "auto" else settings.timesteps
         return Flow(timesteps, settings.shift or base_shift)
     if settings.shift is not None:
