@@ -60,9 +60,17 @@ class OneStep:
 
 
 def prediction(
-    name: str, pipe: Any, caption: str, noise: torch.Tensor, t: torch.Tensor, width: int, height: int
+    name: str,
+    pipe: Any,
+    caption: str,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    width: int,
+    height: int,
+    **more: Any,
 ) -> torch.Tensor:
-    """The pipeline's own prediction (1, C, H, W) for one caption, with `noise` for what it would draw."""
+    """The pipeline's own prediction (1, C, H, W) for one caption, with `noise` for what it would draw; `more`
+    are further arguments of its call."""
     row = tiny.ROWS[name]
     if row.predict is not None:
         return row.predict(pipe, caption, noise, t, width, height)
@@ -74,7 +82,7 @@ def prediction(
         asked.append(tuple(shape))
         return drawn
 
-    settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1}
+    settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1} | more
     module = sys.modules[type(pipe).__module__]
     stub = OneStep(pipe.scheduler, row.clock(pipe, t, noise), stop=True)
     with mock.patch.object(module, "randn_tensor", randn_tensor), mock.patch.object(pipe, "scheduler", stub):
@@ -88,7 +96,9 @@ def prediction(
     return row.unpacked(pipe, output, noise)
 
 
-def decoded(name: str, pipe: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+def decoded(
+    name: str, pipe: Any, latents: torch.Tensor, width: int, height: int, **more: Any
+) -> torch.Tensor:
     """The pipeline's own picture (B, 3, H, W) in [0, 1] of final latents (B, C, H, W)."""
     row = tiny.ROWS[name]
     stub = OneStep(pipe.scheduler, torch.tensor(1.0), stop=False)
@@ -99,5 +109,5 @@ def decoded(name: str, pipe: Any, latents: torch.Tensor, width: int, height: int
             prompt=["a red circle"] * len(latents),
             latents=row.given(pipe, latents),
             output_type="pt",
-            **settings,
+            **settings | more,
         )

@@ -18,7 +18,7 @@ def _vae(levels: int, **changes: Any) -> Any:
         "z_dim": 4,
         "dim_mult": [1] * levels,
         "num_res_blocks": 1,
-        "temperal_downsample": [False, True, True][: levels - 1],
+        "temperal_downsample": [False, True, True][-(levels - 1) :],
         "latents_mean": [0.1, -0.2, 0.3, -0.4],
         "latents_std": [0.5, 0.8, 1.1, 1.4],
     }
