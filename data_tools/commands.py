@@ -103,6 +103,7 @@ def _decoding(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     group.add_argument("--background", default="white", metavar="COLOUR", help="shown through transparency")
     group.add_argument("--first-frame", action="store_true", help="use the first frame of animations")
+    group.add_argument("--clips", action="store_true", help="take films too, for bases that make clips")
     group.add_argument("--max-pixels", type=_positive, metavar="N", help="refuse larger pictures")
     group.add_argument("--min-side", type=_positive, default=16, metavar="PX", help="refuse smaller ones")
     group.add_argument("--max-aspect", type=float, default=8.0, metavar="A", help="refuse narrower ones")
@@ -266,6 +267,7 @@ def _options(args: argparse.Namespace) -> PrepareOptions:
         "quiet": args.quiet,
         "report": not getattr(args, "no_report", False),
         "alpha_mask": args.alpha_mask,
+        "clips": args.clips,
     }
     if hasattr(args, "class_noun"):
         given |= {

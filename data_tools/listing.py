@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorakit import manifest, sniff
+from lorakit import clips, manifest, sniff
 from lorakit.errors import ConfigError, DataError
 
 _IMAGES = (
@@ -63,6 +63,7 @@ class Listing:
 
 @dataclass
 class _Found:
+    films: bool = False
     images: list[str] = field(default_factory=list)
     sidecars: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
@@ -74,15 +75,18 @@ class _Found:
     kohya: list[str] = field(default_factory=list)
 
 
-def find(folder: str | os.PathLike[str]) -> Listing:
-    """List a dataset folder; a missing folder or one without images is an error."""
+def find(folder: str | os.PathLike[str], *, films: bool = False) -> Listing:
+    """List a dataset folder; a missing folder or one without images is an error.
+
+    With `films`, or where the manifest has clips already, clips are listed among the images.
+    """
     root = Path(folder)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise ConfigError(
             f"the dataset folder {what}", where=str(root), remedy="give the folder of your images"
         )
-    found = _Found()
+    found = _Found(films=films or _has_clips(root))
     for name, entry in _walk(root, found):
         _sort_in(name, entry, found)
     if not found.images:
@@ -102,6 +106,12 @@ def find(folder: str | os.PathLike[str]) -> Listing:
         tuple(sorted(found.unreadable)),
         tuple(sorted(found.kohya)),
     )
+
+
+def _has_clips(root: Path) -> bool:
+    """Whether an earlier manifest lists clips; in captions, the same words would have other quotes."""
+    file = root / manifest.MANIFEST
+    return file.is_file() and b', "clip": {' in file.read_bytes()
 
 
 def _walk(root: Path, found: _Found) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -148,6 +158,8 @@ def _sort_in(name: str, entry: os.DirEntry[str], found: _Found) -> None:
         found.kohya.append(name)
     elif suffix in CAPTION_SUFFIXES:
         found.sidecars.append(name)
+    elif found.films and suffix in clips.SUFFIXES:
+        found.images.append(name)
     elif suffix in IMAGE_SUFFIXES or (suffix not in _NEVER_IMAGES and _starts_like_an_image(entry)):
         found.images.append(name)
     else:

@@ -18,7 +18,7 @@ class PrepareOptions:
     """All options of `lorakit data prepare`; see `ScanOptions`, `CaptionOptions` and `BucketOptions`.
 
     With a `captioner`, a model captions what nobody has. `base` names the model whose tokenizers count the
-    captions' tokens. `alpha_mask` makes transparency a mask.
+    captions' tokens. `alpha_mask` makes transparency a mask, `clips` takes films too.
     """
 
     resolution: int = 1024
@@ -40,6 +40,7 @@ class PrepareOptions:
     describe: DescribeOptions = field(default_factory=DescribeOptions)
     base: str | None = None
     alpha_mask: bool = False
+    clips: bool = False
     background: Color = images.WHITE
     first_frame: bool = False
     max_pixels: int = images.MAX_PIXELS

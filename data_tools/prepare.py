@@ -199,7 +199,7 @@ class _Beside(NamedTuple):
 
 def _listed_files(folder: str | os.PathLike[str], options: PrepareOptions) -> tuple[Listing, _Beside]:
     """(the folder's files that are trained on, those beside them)."""
-    listing, found = masks.set_apart(find(folder), options.caption_encoding)
+    listing, found = masks.set_apart(find(folder, films=options.clips), options.caption_encoding)
     listing, pictures = given.set_apart(listing, options.caption_encoding)
     return listing, _Beside(found, pictures)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from data_tools import quality, workers
 from data_tools.listing import Listing
-from lorakit import images, manifest, placement, storage
+from lorakit import clips, images, manifest, placement, sniff, storage
 from lorakit.color import Color
 from lorakit.errors import DataError
 from lorakit.images import ImageError
@@ -167,6 +167,10 @@ def measure(root: str, options: ScanOptions, job: Job) -> Record:
 
 def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
     """Decode once and take everything from that."""
+    clip = None
+    if clips.is_clip(job.file) and not sniff.looks_like_image(data[:16]):
+        clip = clips.examine(data, job.file, options.max_pixels)
+        data = clips.picture(clip.first)
     source = images.open_source(
         data,
         where=job.file,
@@ -180,7 +184,8 @@ def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
     record = replace(
         carried,
         sha256=digest,
-        pixels=seen.pixels,
+        pixels=clip.pixels if clip else seen.pixels,
+        clip=clip.clip if clip else None,
         width=seen.size[0],
         height=seen.size[1],
         **_placement(carried, seen.size),
@@ -188,7 +193,8 @@ def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
         background=images.color_name(options.background) if seen.transparent else None,
         first_frame=seen.first_of_many,
     )
-    found = [*_suffix_note(job.file, seen.format), *seen.notes, *quality.notes(seen.small)]
+    suffix = [] if clip else _suffix_note(job.file, seen.format)
+    found = [*suffix, *seen.notes, *quality.notes(seen.small)]
     return replace_notes(record, NOTES, found)
 
 
@@ -238,7 +244,7 @@ def _refused(job: Job, digest: str, reason: str) -> Record:
         reason = job.prior.reason or reason
     blank = replace(carried, sha256=digest, pixels="", width=0, height=0, keep=False, reason=reason)
     blank = replace(blank, crop=None, bucket=None, phash=None, background=None, first_frame=False)
-    blank = replace(blank, crop_by=None, focus=None)
+    blank = replace(blank, crop_by=None, focus=None, clip=None)
     return replace_notes(blank, NOTES, [])
 
 

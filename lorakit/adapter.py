@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,14 +71,19 @@ def count(denoiser: nn.Module) -> tuple[int, int]:
     return len(parameters) // 2, sum(parameter.numel() for _, parameter in parameters)
 
 
+def on_disk(component: str, name: str) -> str:
+    """A parameter's whole name; a network of several experts names its components itself."""
+    return name if re.match(rf"{component}(_\d)?\.", name) else f"{component}.{name}"
+
+
 def state(denoiser: nn.Module, component: str) -> dict[str, torch.Tensor]:
     """The adapter's tensors by their name on disk, as copies on the CPU."""
-    return {f"{component}.{n}": p.detach().cpu().clone() for n, p in named_parameters(denoiser)}
+    return {on_disk(component, n): p.detach().cpu().clone() for n, p in named_parameters(denoiser)}
 
 
 def load_state(denoiser: nn.Module, component: str, tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Copy tensors into injected layers; names and shapes must match exactly."""
-    own = {f"{component}.{name}": parameter for name, parameter in named_parameters(denoiser)}
+    own = {on_disk(component, name): parameter for name, parameter in named_parameters(denoiser)}
     wrong = [k for k in sorted(own.keys() | tensors.keys()) if k not in own or k not in tensors]
     wrong += [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
     if wrong:
@@ -133,7 +139,7 @@ def load(denoiser: nn.Module, component: str, path: str | Path, strength: float 
     """Inject the adapter of a file written by lorakit, scaled by `strength`; returns its facts."""
     facts = read_metadata(path)
     tensors = storage.read_safetensors(path)
-    modules = {key.removeprefix(f"{component}.").rsplit(".lora_", 1)[0] for key in tensors}
+    modules = {re.sub(rf"^{component}(_\d)?\.", "", key).rsplit(".lora_", 1)[0] for key in tensors}
     inject(denoiser, rank=facts["rank"], alpha=facts["alpha"] * strength, targets=sorted(modules))
     load_state(denoiser, component, tensors, str(path))
     return facts

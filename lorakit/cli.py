@@ -55,6 +55,7 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
                     trigger=trigger,
                     class_noun=made.class_noun,
                     base=made.base,
+                    clips=made.frames > 1,
                 ),
             )
     return launch.run(launch.command(path, overrides, processes=processes))

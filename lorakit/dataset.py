@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorakit import bases, cache, manifest, masking, placement, resample, storage, vae
+from lorakit import bases, cache, clips, manifest, masking, placement, resample, storage, vae
 from lorakit.batches import EMPTY, Slot
 from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
@@ -24,16 +24,23 @@ Change = Callable[[str], str]
 @dataclass(frozen=True)
 class Item:
     """One image as the model sees it: crop box in pixels of the upright image, size (width, height) after
-    resizing."""
+    resizing. For bases that make clips, `frames` are the numbers of those kept; a picture has number 0."""
 
     record: Record
     crop: tuple[int, int, int, int]
     size: tuple[int, int]
+    frames: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What samples of one batch share."""
+        return (*self.size, len(self.frames)) if self.frames else self.size
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`latents` (B, C, H, W), the collated text condition, and the masks (B, 1, H, W) where they count."""
+    """`latents` (B, C, H, W), of clips (B, C, F, H, W), the collated text condition, and the masks
+    (B, 1, H, W) where they count."""
 
     latents: torch.Tensor
     cond: Cond
@@ -92,6 +99,22 @@ def plan(records: Sequence[Record], resolution: int, step: int, batch: int) -> t
     own = own and 0.8 <= max(width * height for width, height in sizes) / area <= 1.25
     chosen = records if own else placement.place(records, resolution, step, batch=batch)
     return [Item(r, placement.kept_box(r), r.bucket) for r in chosen if r.bucket], own
+
+
+def with_frames(items: Sequence[Item], family: Family, pipe: Any, most: int) -> list[Item]:
+    """The items with the frames that are kept of each, at most `most`; a base that makes pictures takes no
+    clips."""
+    if not family.clips:
+        if films := [item.record.file for item in items if item.record.clip]:
+            raise DataError(
+                f"{len(films)} clips, and {family.title} makes pictures: {', '.join(films[:5])}",
+                where="dataset",
+                remedy="use a base that makes clips, or set keep to false for them in manifest.jsonl",
+            )
+        return list(items)
+    step = family.frame_step(pipe)
+    kept = [clips.chosen(i.record.clip, family.fps, most, step) if i.record.clip else (0,) for i in items]
+    return [replace(item, frames=frames) for item, frames in zip(items, kept, strict=True)]
 
 
 Size = tuple[int, int]
@@ -160,6 +183,7 @@ class LatentCache:
         """The address of an image's latent."""
         made: dict[str, Any] = {"vae": self._vae, "kind": "mean-2"}
         made |= {"settings": self._settings} if self._settings else {}
+        made |= {"frames": item.frames} if item.frames else {}
         if self._hide and item.record.mask is not None:
             made["hidden"] = masking.content(self.folder, item.record)
         return cache.key(pixels=item.record.pixels, crop=item.crop, size=item.size, **made)
@@ -170,13 +194,20 @@ class LatentCache:
 
     def fill(self, items: Sequence[Item], pipe: Any, *, quiet: bool = False) -> None:
         """Encode and store images; the posterior's mean, in the denoiser's units."""
-        read = masking.hidden if self._hide else resample.picture
         for item in track(items, "latents", len(items), quiet=quiet):
-            picture = read(self.folder, item.record, item.crop, item.size)
-            pixels = picture[None].float() / 127.5 - 1
+            pixels = self._pixels(item)[None].float() / 127.5 - 1
             with torch.no_grad():
                 mean, _ = vae.encode(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype))
             self._store.put(self.key(item), {"latent": mean[0].float()}, item.record.file)
+
+    def _pixels(self, item: Item) -> torch.Tensor:
+        """uint8 (3, H, W), or (3, F, H, W) for bases that make clips."""
+        record, box, size = item.record, item.crop, item.size
+        if record.clip and item.frames:
+            return resample.film(self.folder, record, box, size, item.frames)
+        read = masking.hidden if self._hide else resample.picture
+        picture = read(self.folder, record, box, size)
+        return picture[:, None] if item.frames else picture
 
     def __getitem__(self, item: Item) -> torch.Tensor:
         return self._store.need(self.key(item))["latent"]
@@ -226,7 +257,7 @@ class TrainingSet:
         self.items = [item for item in items for _ in range(item.record.repeats)]
         self._latents, self._text, self._pictures, self._masks = latents, text, pictures, masks
         # images with more pictures make longer sequences, and no batch holds both
-        self.shapes = [(*item.size, 1 + pictures.shown(item).count) for item in self.items]
+        self.shapes = [(*item.shape, 1 + pictures.shown(item).count) for item in self.items]
         self.captions = [len(item.record.captions) for item in self.items]
 
     def caption(self, slot: Slot) -> str:

@@ -182,8 +182,14 @@ def read_for(
 
 def _as_described(folder: str | os.PathLike[str], record: Record) -> Source:
     path = Path(folder) / record.file
-    source = open_source(read_file(path), where=str(path), **_as_recorded(record))
-    source.trusted = hashlib.sha256(source.data).hexdigest() == record.sha256
+    data = read_file(path)
+    trusted = hashlib.sha256(data).hexdigest() == record.sha256
+    if record.clip is not None:
+        from lorakit import clips
+
+        data = clips.first_frame(data, str(path))
+    source = open_source(data, where=str(path), **_as_recorded(record))
+    source.trusted = trusted
     return source
 
 

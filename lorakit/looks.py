@@ -59,7 +59,7 @@ class Looks:
         )
         memory.release(self.accelerator.device)
         self._score(step, made)
-        files = sample.save(folder, made)
+        files = sample.save(folder, made, self.made.family.fps)
         contact_sheet(self.run.path)
         self.remote.images("samples", files, step)
 

@@ -67,6 +67,16 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
+class Clip:
+    """What makes a record a clip: its frames, and how many of them are shown a second."""
+
+    frames: int
+    fps: float
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One image. Sizes are pixels after EXIF rotation; `crop` is left, top, right, bottom.
 
@@ -79,6 +89,8 @@ class Record:
     `mask` is a relative path, the image's own when its alpha channel is the mask; `mask_source` says where it
     came from, `mask_turn` is the EXIF orientation that makes it upright, `mask_pixels` its content's hash
     (`masks.read`).
+
+    Of a clip, `pixels` names the coded pictures, and everything else is of its first frame.
 
     `phash` is the perceptual hash that finds near duplicates (16 hex digits as it is, 16 mirrored). `repeats`
     is how often an epoch shows the image (kohya's `10_name` folders). `background` (#rrggbb, for images with
@@ -110,6 +122,7 @@ class Record:
     mask_turn: int = 1
     mask_pixels: str | None = None
     given: tuple[Given, ...] = ()
+    clip: Clip | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -277,6 +290,8 @@ def _problem(record: Record) -> str | None:
     for one in record.given:
         if one.kind not in GIVEN or min(one.width, one.height) < 1 or not _HASH.fullmatch(one.sha256):
             return f"given: {one.file!r} is no sound entry; kind is one of {', '.join(GIVEN)}"
+    if record.clip is not None and (record.clip.frames < 1 or record.clip.fps <= 0):
+        return "a clip has at least one frame, and a rate above zero"
     if record.repeats < 1:
         return "repeats must be at least 1"
     if not 1 <= record.mask_turn <= 8:
@@ -324,6 +339,10 @@ def row(record: Record) -> dict[str, Any]:
     values["given"] = [{name: getattr(one, name) for name in _GIVEN_FIELDS} for one in record.given]
     if not record.given:
         del values["given"]  # most datasets have none
+    if record.clip is None:
+        del values["clip"]
+    else:
+        values["clip"] = {"frames": record.clip.frames, "fps": record.clip.fps}
     return values
 
 

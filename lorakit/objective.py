@@ -147,7 +147,8 @@ def _flow(config: Mapping[str, Any], settings: Settings, patch: int | None) -> F
     spread = timesteps.spread(settings, "logit-normal")
     if settings.shift == "resolution":
         return Flow(settings, spread, weight, "flow", timesteps.by_tokens(config, patch))
-    base_shift = 1.0 if config.get("use_dynamic_shifting", False) else float(config.get("shift", 1.0))
+    own = float(config.get("shift", config.get("flow_shift", 1.0)))
+    base_shift = 1.0 if config.get("use_dynamic_shifting", False) else own
     return Flow(settings, spread, weight, "flow", settings.shift or base_shift)
 
 

@@ -90,11 +90,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture, the prompt it was made from, and the seed of its noise."""
+    """A picture, the prompt it was made from, and the seed of its noise; of a clip, the picture shows a few
+    of its `frames`."""
 
     prompt: Prompt
     seed: int
     image: Image.Image
+    frames: tuple[Image.Image, ...] = ()
 
 
 def load(path: str | Path, subject: Subject | None = None) -> list[Prompt]:

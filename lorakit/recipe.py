@@ -132,6 +132,9 @@ class Recipe(Section):
     class stays what it was (DreamBooth's prior preservation)."""
     resolution: Annotated[int, Field(ge=16, le=16384, strict=True)] = 1024
     """Pixels of a square picture's side; other shapes have about the same area."""
+    frames: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    """Frames of a clip, for bases that make clips; 1 trains and samples stills. What the base cannot divide
+    is left out."""
     trigger: Word | None = None
     """The word the concept is taught under; used when captions must be made, and recorded in exports."""
     class_noun: Word | None = None

@@ -8,13 +8,15 @@ the whole of a 12-megapixel picture, 14 where it takes 100. No value differs by 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lorakit import images
+from lorakit import clips, images
 from lorakit.images import Box
 from lorakit.manifest import Record
 
@@ -27,6 +29,15 @@ def picture(folder: str | os.PathLike[str], record: Record, crop: Box, size: tup
     """
     pixels, box = images.read_for(folder, record, crop, size)
     return lanczos(pixels, box, size)
+
+
+def film(
+    folder: str | os.PathLike[str], record: Record, crop: Box, size: tuple[int, int], wanted: Sequence[int]
+) -> torch.Tensor:
+    """uint8 (3, F, H, W) of the `wanted` frames of a clip, each cropped and resized as `picture` does."""
+    path = Path(folder) / record.file
+    found = clips.frames(images.read_file(path), str(path), wanted)
+    return torch.stack([lanczos(frame, crop, size) for frame in found], dim=1)
 
 
 def lanczos(

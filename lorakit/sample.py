@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lorakit import images, keyed, samplers, shown, storage
+from lorakit import clips, images, keyed, samplers, shown, storage
 from lorakit.errors import ConfigError
 from lorakit.families.base import Cond, Family
 from lorakit.guides import Guided
@@ -35,6 +35,7 @@ class Settings:
     guidance: float | None = None
     batch: int = 8
     sampler: str | None = None
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,22 +115,32 @@ def draw(
                 if guided:
                     guides = [_guiding(encoded.prompts[i]) for i, _ in some]
                     guided.show([images.decode(path) for path in guides], settings.width, settings.height)
-                pictures = _batch(family, used, encoded, settings, some)
-                yield [Shot(encoded.prompts[i], s, p) for (i, s), p in zip(some, pictures, strict=True)]
+                drawn = _batch(family, used, encoded, settings, some)
+                yield [_shot(encoded.prompts[i], s, p) for (i, s), p in zip(some, drawn, strict=True)]
                 progress.update(progress.done + len(some))
     finally:
         denoiser.train(training)
+
+
+def _shot(prompt: Prompt, seed: int, drawn: Any) -> Shot:
+    return (
+        Shot(prompt, seed, clips.strip(drawn), tuple(drawn))
+        if isinstance(drawn, list)
+        else Shot(prompt, seed, drawn)
+    )
 
 
 @torch.no_grad()
 def _batch(
     family: Family, pipe: Any, encoded: Encoded, settings: Settings, jobs: Sequence[tuple[int, int]]
 ) -> list[Any]:
-    """The pictures of (index of the prompt, seed)."""
+    """The pictures, or clips as lists of frames, of (index of the prompt, seed)."""
     device = next(family.denoiser(pipe).parameters()).device
-    shape = family.latent_shape(pipe, settings.width, settings.height)
+    film = family.clips and settings.frames > 1
+    extent = (settings.width, settings.height, *([settings.frames] if film else []))
+    shape = family.latent_shape(pipe, *extent)
     noise = [keyed.normal(shape, SEED, "sample", encoded.prompts[i].id, seed) for i, seed in jobs]
-    return family.sample(
+    return (family.films if film else family.sample)(
         pipe,
         _on(device, family.collate([encoded.positive[i] for i, _ in jobs])),
         _on(device, family.collate([encoded.negative[i] for i, _ in jobs])),
@@ -155,12 +166,17 @@ def _on(device: torch.device, cond: Cond) -> Cond:
     return {name: tensor.to(device) for name, tensor in cond.items()}
 
 
-def save(folder: Path, samples: Sequence[Shot]) -> list[Path]:
-    """Write pictures as <prompt id>-<seed>.png and samples.json, which tells what each one is."""
+def save(folder: Path, samples: Sequence[Shot], fps: float = 0.0) -> list[Path]:
+    """Write pictures as <prompt id>-<seed>.png, clips beside them as .webp that play at `fps`, and
+    samples.json, which tells what each one is."""
     files = [storage.save_image(folder / f"{s.prompt.id}-{s.seed}.png", s.image) for s in samples]
     rows = [
         {"file": file.name, "prompt_id": s.prompt.id, "prompt": s.prompt.prompt, "seed": s.seed}
         for file, s in zip(files, samples, strict=True)
     ]
+    for row, shot, file in zip(rows, samples, files, strict=True):
+        if shot.frames:
+            film = storage.write_bytes(file.with_suffix(".webp"), clips.animation(shot.frames, fps))
+            row["clip"] = film.name
     storage.write_json(folder / INDEX, rows)
     return files

@@ -54,9 +54,15 @@ def using(pipe: Any, objective: str, name: str | None) -> Iterator[None]:
 
     kind, settings = SAMPLERS[objective][name]
     own = pipe.scheduler
-    shift = {"flow_shift": own.config.get("shift", 1.0)} if "use_flow_sigmas" in settings else {}
+    shift = _shift(own.config, "flow_shift" if "use_flow_sigmas" in settings else "shift", objective)
     pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **settings, **shift)
     try:
         yield
     finally:
         pipe.scheduler = own
+
+
+def _shift(config: Mapping[str, Any], name: str, objective: str) -> dict[str, Any]:
+    """The base's own shift of noise levels, which schedulers call by one of two names."""
+    known = config.get("shift", config.get("flow_shift"))
+    return {} if objective != "flow" or known is None else {name: known}

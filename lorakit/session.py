@@ -64,6 +64,7 @@ class Session:
             "pipeline": pipeline_name(self.base),
             "base_hash": self.inputs["base"],
             "resolution": self.recipe.resolution,
+            **({"frames": self.recipe.frames} if self.family.clips else {}),
             "trigger": self.recipe.trigger,
             "recipe_hash": recipe_hash(self.recipe),
         }
@@ -104,6 +105,7 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     items, own = dataset.plan(records, recipe.resolution, step, recipe.train.batch_size)
     if not own:
         say(f"buckets chosen for resolution {recipe.resolution}: the manifest has none that suit")
+    items = dataset.with_frames(items, family, pipe, _frames(recipe, family))
     inputs = {"data": manifest.fingerprint(records), "base": bases.content_hash(base)}
     class_items: list[dataset.Item] = []
     if recipe.class_images:
@@ -119,6 +121,16 @@ def plan(recipe: Recipe, say: Say) -> Plan:
         if adapter.read_metadata(adapter.file_of(recipe.init_from))["base_hash"] != inputs["base"]:
             say("the adapter to start from was trained on another base of this family")
     return Plan(base, family, items, wanted, inputs, recipe.resolution, grids, class_items)
+
+
+def _frames(recipe: Recipe, family: Family) -> int:
+    if recipe.frames > 1 and not family.clips:
+        raise ConfigError(
+            f"{family.title} makes pictures, not clips of {recipe.frames} frames",
+            where="frames",
+            remedy="leave it out, or use a base that makes clips (`lorakit families`)",
+        )
+    return recipe.frames
 
 
 def _check_resolution(resolution: int, step: int) -> None:
@@ -204,7 +216,11 @@ def build(
         objective=_objective(recipe, family, pipe),
         encoded=_encoded(plan, text) if plan.prompts else None,
         sampling=sample.Settings(
-            plan.resolution, plan.resolution, recipe.samples.steps, recipe.samples.guidance
+            plan.resolution,
+            plan.resolution,
+            recipe.samples.steps,
+            recipe.samples.guidance,
+            frames=recipe.frames,
         ),
         inputs=plan.inputs,
     )
@@ -265,7 +281,7 @@ def _fill_pictures(plan: Plan, pictures: dataset.PictureCache, device: torch.dev
 
 
 def _load_denoiser(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
-    parts = {plan.family.component, "scheduler"}
+    parts = {*plan.family.trained_parts(plan.base), "scheduler"}
     parts |= {"vae", *plan.family.drawn_with} if plan.prompts else set()
     on_gpu = device.type == "cuda" and recipe.train.precision == "bf16"
     dtype = (

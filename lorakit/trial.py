@@ -25,6 +25,7 @@ class Options:
     quiet: bool = False
     sampler: str | None = None
     guide: guides.Guide | None = None
+    frames: int | None = None
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -96,7 +97,12 @@ class Painter:
             raise ConfigError(f"{width}x{height} does not suit this base", remedy=f"use multiples of {step}")
         if options.sampler:
             samplers.check(self.family.objective, options.sampler)
-        return sample.Settings(width, height, options.steps, options.guidance, options.batch, options.sampler)
+        frames = options.frames or int(self.facts.get("frames", 1))
+        if frames > 1 and not self.family.clips:
+            raise ConfigError(f"{self.family.title} makes pictures, not clips", where="--frames")
+        return sample.Settings(
+            width, height, options.steps, options.guidance, options.batch, options.sampler, frames
+        )
 
     def draw(self, wanted: Sequence[prompts.Prompt], options: Options, label: str) -> list[prompts.Shot]:
         """Every seed of every prompt."""
@@ -143,4 +149,4 @@ def sample_to(out: Path, base: str, given: str | None, prompt_file: Path, option
     wanted = prompts.load(prompt_file)
     file, strength = parse_adapter(given) if given else (None, 1.0)
     painter = Painter(base, file, strength)
-    return sample.save(out, painter.draw(wanted, options, "samples"))
+    return sample.save(out, painter.draw(wanted, options, "samples"), painter.family.fps)

@@ -89,8 +89,10 @@ def prediction(
     width: int,
     height: int,
     pictures: dict[str, torch.Tensor] | None = None,
+    **more: Any,
 ) -> torch.Tensor:
-    """The pipeline's own prediction (1, C, H, W) for one caption, with `noise` for what it would draw."""
+    """The pipeline's own prediction (1, C, H, W) for one caption, with `noise` for what it would draw; `more`
+    are further arguments of its call."""
     row = tiny.ROWS[name]
     if row.predict is not None:
         return row.predict(pipe, caption, noise, t, width, height)
@@ -102,7 +104,7 @@ def prediction(
         asked.append(tuple(shape))
         return drawn
 
-    settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1}
+    settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1} | more
     settings |= row.shown(pictures) if row.shown and pictures else {}
     module = sys.modules[type(pipe).__module__]
     stub = OneStep(pipe.scheduler, row.clock(pipe, t, noise), stop=True)
@@ -125,6 +127,7 @@ def decoded(
     width: int,
     height: int,
     pictures: Sequence[dict[str, torch.Tensor]] = (),
+    **more: Any,
 ) -> torch.Tensor:
     """The pipeline's own picture (B, 3, H, W) in [0, 1] of final latents (B, C, H, W)."""
     row = tiny.ROWS[name]
@@ -138,8 +141,7 @@ def decoded(
                     prompt=["a red circle"] * len(some),
                     latents=row.given(pipe, some),
                     output_type="pt",
-                    **settings,
-                    **shown,
+                    **settings | shown | more,
                 )
                 for some, shown in _shown(row, latents, pictures)
             ]

@@ -144,6 +144,7 @@ def sampler_options(target: argparse.ArgumentParser) -> None:
         "--sampler", help="ddim, dpm++2m, euler, euler-a, heun, unipc, ...; default: the base's"
     )
     group.add_argument("--size", help="WIDTHxHEIGHT; default: the adapter's resolution, square")
+    group.add_argument("--frames", type=int, help="of a clip; default: as the adapter was trained")
     group.add_argument("--batch", type=int, default=8, help="pictures at once")
     group.add_argument(
         "--img2img", type=float, metavar="S", help="start from each prompt's `image`; 1 keeps nothing"
@@ -165,6 +166,7 @@ def options(arguments: argparse.Namespace) -> Options:
         arguments.quiet,
         arguments.sampler,
         guides.parse(arguments.img2img, arguments.controlnet, arguments.ip_adapter),
+        arguments.frames,
     )
 
 

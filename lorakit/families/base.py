@@ -73,6 +73,12 @@ class Family(ABC):
     """Latent positions per side of one token."""
     own_shift: ClassVar[bool] = False
     """Whether the pipeline shifts noise levels by a rule of its own, not by its scheduler's configuration."""
+    clips: ClassVar[bool] = False
+    """Whether samples are clips: latents then are (C, F, H, W), and a picture is a clip of one frame."""
+    fps: ClassVar[float] = 0.0
+    """Of clips: the frames a second that the base makes."""
+    experts: ClassVar[tuple[str, ...]] = ()
+    """Networks that are trained beside `component`, in models that have them."""
     sized: ClassVar[bool] = False
     """Whether a condition belongs to one size of picture: `encode` must be told which."""
     takes: ClassVar[tuple[str, ...]] = ()
@@ -137,6 +143,11 @@ class Family(ABC):
         module: torch.nn.Module = getattr(pipe, self.component)
         return module
 
+    def trained_parts(self, folder: str | Path) -> set[str]:
+        """The components of a model that `denoiser` needs."""
+        present = folders.components(Path(folder))
+        return {self.component, *(part for part in self.experts if part in present)}
+
     def recompute(self, denoiser: Any) -> None:
         """From now on keep no activations inside blocks, but compute them again in the backward pass."""
         from torch.utils.checkpoint import checkpoint
@@ -198,7 +209,7 @@ class Family(ABC):
         sigma * 1000 for flow.
         """
 
-    def latent_shape(self, pipe: Any, width: int, height: int) -> tuple[int, int, int]:
+    def latent_shape(self, pipe: Any, width: int, height: int) -> tuple[int, ...]:
         """(C, H, W) of a picture's latents; the autoencoder itself need not be loaded.
 
         Raises ConfigError for sizes that the autoencoder or the network cannot take.
@@ -271,6 +282,7 @@ class Family(ABC):
             "generator": [torch.Generator(device).manual_seed(fingerprint(row)) for row in noise],
             "output_type": "pil",
             self.guidance: scale,
+            **self._extent(pipe, noise),
         }
         against = None if negative is None else _cast(negative, device, dtype)
         return self._run(pipe, _cast(cond, device, dtype), against, settings | dict(self.call))
@@ -285,6 +297,10 @@ class Family(ABC):
             arguments |= {f"negative_{name}": value for name, value in opposed.items()}
         images: list[Image.Image] = pipe(**arguments, **settings)[0]
         return images
+
+    def _extent(self, pipe: Any, noise: torch.Tensor) -> dict[str, Any]:
+        """Arguments of the pipeline's call that depend on the noise's shape."""
+        return {}
 
     def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
         """Collated conditions as the pipeline's call takes them: other names, lists, other axes."""

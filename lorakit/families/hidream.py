@@ -47,7 +47,7 @@ class HiDream(Family):
         )[0]
         return -prediction
 
-    def latent_shape(self, pipe: Any, width: int, height: int) -> tuple[int, int, int]:
+    def latent_shape(self, pipe: Any, width: int, height: int) -> tuple[int, ...]:
         # a square is as large as one likes, other shapes fill a sequence of fixed length
         shape, limits = super().latent_shape(pipe, width, height), self._config(pipe, "transformer")[1]
         if width != height and shape[1] * shape[2] > math.prod(limits["max_resolution"]):

@@ -11,7 +11,8 @@ from tests.families.common import CAPTIONS, all_rows, conditions, encoded, famil
 @all_rows
 def test_bfloat16_predicts_about_the_same(name):
     """Times and masks keep the type that the objective and the cache give them."""
-    family, pipe, only = family_of(name), tiny.tiny_pipeline(name), {family_of(name).component}
+    family, pipe = family_of(name), tiny.tiny_pipeline(name)
+    only = family.trained_parts(tiny.tiny_folder(name))
     lower = family.load(tiny.tiny_folder(name), dtype=torch.bfloat16, only=only)
     noise, t, cond = noise_for(name), times(family)[:1], family.collate(encoded(name)[:1])
     half = {k: v.bfloat16() if v.is_floating_point() else v for k, v in cond.items()}

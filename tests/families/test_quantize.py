@@ -38,7 +38,8 @@ class Quantised:
 
     def gradients(self) -> dict[str, torch.Tensor | None]:
         """Of the adapter; they are taken away again."""
-        self.family.predict(self.model, self.noise, self.t, self.cond).square().mean().backward()
+        for t in times(self.family).split(1) if self.family.experts else [self.t]:
+            self.family.predict(self.model, self.noise, t, self.cond).square().mean().backward()
         found = {key: parameter.grad for key, parameter in self.parameters}
         for _, parameter in self.parameters:
             parameter.grad = None

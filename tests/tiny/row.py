@@ -86,6 +86,12 @@ class Row:
     """(pipe, caption, noise, t, width, height) -> prediction, for what is no ordinary pipeline."""
 
 
+def still(pipe: Any, **settings: Any) -> Any:
+    """Calls a pipeline of clips for one frame: (B, C, F, H, W) of tensors, the frame itself of pictures."""
+    made = pipe(**{"output_type": "pil"} | settings)[0]
+    return made.transpose(1, 2) if isinstance(made, Tensor) else [film[0] for film in made]
+
+
 def packed(pipe: Any, noise: Tensor) -> Tensor:
     """2 x 2 patches as tokens (B, N, 4C), written as Flux.1 does it, for pipelines that take them so."""
     b, c, h, w = noise.shape

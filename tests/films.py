@@ -1,0 +1,78 @@
+"""Small films for tests, encoded on the spot; each frame tells its number by its brightness."""
+
+from __future__ import annotations
+
+import io
+from pathlib import PurePosixPath
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+_SHADE = 24  # between one frame and the next
+_MUXERS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska"}
+
+
+def encode(
+    count: int,
+    *,
+    size: tuple[int, int] = (64, 48),
+    rate: int = 8,
+    name: str = "a.mp4",
+    codec: str = "libx264",
+    rotation: int = 0,
+    seed: int = 0,
+) -> bytes:
+    """A film of `count` frames of `size` (width, height): a coarse pattern that grows brighter."""
+    rng = np.random.default_rng(seed)
+    pattern = rng.integers(0, 24, (size[1] // 8, size[0] // 8, 3)).repeat(8, 0).repeat(8, 1)
+    frames = [(pattern + _SHADE * i + 8 - pattern.mean()).clip(0, 255).astype(np.uint8) for i in range(count)]
+    return _muxed(frames, name, codec, rate, rotation)
+
+
+def number(frame: NDArray[np.uint8]) -> int:
+    """The number of a frame of `encode`."""
+    return round((float(frame.mean()) - 8) / _SHADE)
+
+
+def plain(colour: tuple[int, int, int], size: tuple[int, int], matrix: str) -> bytes:
+    """A film of one frame of one colour, coded by a rule that the file does not name."""
+    frame = np.full((size[1], size[0], 3), colour, np.uint8)
+    coded = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+        format="yuv444p", dst_colorspace=matrix
+    )
+    coded.colorspace = 2
+    return _muxed([coded], "a.mp4", "libx264", 8, 0, "yuv444p")
+
+
+def _muxed(
+    frames: list[Any], name: str, codec: str, rate: int, rotation: int, pixels: str = "yuv420p"
+) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=_MUXERS[PurePosixPath(name).suffix]) as container:
+        first = frames[0]
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = (
+            first.shape[:2] if isinstance(first, np.ndarray) else (first.height, first.width)
+        )
+        stream.pix_fmt = pixels
+        for frame in frames:
+            coded = (
+                av.VideoFrame.from_ndarray(frame, format="rgb24") if isinstance(frame, np.ndarray) else frame
+            )
+            container.mux(stream.encode(coded))
+        container.mux(stream.encode())
+    data = file.getvalue()
+    return _turned(data, rotation) if rotation else data
+
+
+def _turned(data: bytes, rotation: int) -> bytes:
+    """The film with the matrix of an MP4's track header that turns it clockwise; PyAV writes none."""
+    place = data.index(b"tkhd") + 4 + 40  # version 0: times, ids and volume come before it
+    one = (1 << 16).to_bytes(4, "big", signed=True)
+    minus = (-(1 << 16)).to_bytes(4, "big", signed=True)
+    zero, last = bytes(4), (1 << 30).to_bytes(4, "big")
+    assert rotation == 90
+    matrix = zero + one + zero + minus + zero + zero + zero + zero + last
+    return data[:place] + matrix + data[place + 36 :]

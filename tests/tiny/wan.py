@@ -1,0 +1,97 @@
+"""Wan 2.1, 2.2 with two experts, and 2.2's small model whose tokens have a time each."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tests.tiny import parts
+from tests.tiny.row import Full, Row, still
+
+
+def _vae(levels: int, **changes: Any) -> Any:
+    """An autoencoder of films that halves their sides `levels` - 1 times, and their length twice at most."""
+    from diffusers import AutoencoderKLWan
+
+    settings: dict[str, Any] = {
+        "base_dim": 4,
+        "z_dim": 4,
+        "dim_mult": [1] * levels,
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True][-(levels - 1) :],
+        "latents_mean": [0.1, -0.2, 0.3, -0.4],
+        "latents_std": [0.5, 0.8, 1.1, 1.4],
+    }
+    return AutoencoderKLWan(**settings | changes)
+
+
+def _transformer() -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+
+
+def _umt5() -> tuple[Any, Any]:
+    """The text encoder, with position weights in every layer, and its tokenizer."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    _, tokenizer = parts.t5()
+    config = UMT5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return UMT5EncoderModel(config), tokenizer
+
+
+def _wan(experts: int = 1, **settings: Any) -> Any:
+    from diffusers import WanPipeline
+
+    encoder, tokenizer = _umt5()
+    small = {"patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 8}
+    vae = _vae(3, **small) if settings.get("expand_timesteps") else _vae(4, scale_factor_spatial=8)
+    vae.register_to_config(scale_factor_temporal=4)
+    pipe = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=vae,
+        scheduler=parts.flow_scheduler(),
+        transformer=_transformer(),
+        transformer_2=_transformer() if experts == 2 else None,
+        **settings,
+    )
+    return parts.with_text_length(pipe, 32)
+
+
+_CALL = {"num_frames": 1, "max_sequence_length": 32}
+_PROJECTIONS = 2 * 2 * 4  # blocks x (self and cross attention) x projections
+ROWS = {
+    "wan": Row(
+        _wan,
+        _PROJECTIONS,
+        sizes=((64, 32), (32, 48)),
+        call=_CALL,
+        draw=still,
+        full=Full("WanTransformer3DModel", 320, 52.4),
+    ),
+    "wan-2.2": Row(
+        functools.partial(_wan, 2, boundary_ratio=0.5),
+        2 * _PROJECTIONS,
+        sizes=((64, 32), (32, 48)),
+        call=_CALL,
+        draw=still,
+    ),
+    "wan-2.2-small": Row(
+        functools.partial(_wan, expand_timesteps=True),
+        _PROJECTIONS,
+        sizes=((64, 32), (32, 48)),
+        call=_CALL,
+        draw=still,
+    ),
+}
