@@ -19,7 +19,7 @@ NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 
 def build(parameters: NamedParameters, settings: Settings) -> torch.optim.Optimizer:
     """The recipe's optimizer over `parameters`, in their order."""
-    values = [parameter for _, parameter in parameters]
+    values = _groups(parameters, settings)
     common: dict[str, Any] = {
         "lr": settings.lr,
         "betas": settings.betas,
@@ -31,6 +31,15 @@ def build(parameters: NamedParameters, settings: Settings) -> torch.optim.Optimi
 
     # The library keeps tensors under 4,096 numbers in 32 bits, which would be most of a small adapter.
     return bnb.optim.AdamW8bit(values, **common, min_8bit_size=1)
+
+
+def _groups(parameters: NamedParameters, settings: Settings) -> list[dict[str, Any]]:
+    """Parameters by the factor of their learning rate, those of factor 1 first."""
+    by_factor: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for name, parameter in parameters:
+        factor = settings.lora_plus_ratio if name.endswith("lora_B.weight") else 1.0
+        by_factor.setdefault(factor, []).append(parameter)
+    return [{"params": some, "factor": factor} for factor, some in by_factor.items() if some]
 
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
@@ -47,9 +56,9 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, parameters: NamedParameters) -> dict[str, torch.Tensor]:

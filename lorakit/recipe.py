@@ -36,6 +36,21 @@ Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Place = Annotated[Path, BeforeValidator(_tidy)]
 Word = Annotated[str, BeforeValidator(_tidy)]
+Rank = Annotated[int, Field(gt=0, le=MAX_RANK, strict=True)]
+
+
+def _pattern(value: Any) -> Any:
+    """An ending of a module's name, or `re:` and an expression that can be read."""
+    value = _tidy(value)
+    if isinstance(value, str) and value.startswith("re:"):
+        try:
+            re.compile(value.removeprefix("re:"))
+        except re.error as error:
+            raise ValueError(f"the expression cannot be read: {error}") from error
+    return value
+
+
+Pattern = Annotated[str, BeforeValidator(_pattern)]
 
 
 class Section(BaseModel):
@@ -49,16 +64,45 @@ class Section(BaseModel):
 class Adapter(Section):
     """What is trained."""
 
-    type: Literal["lora"] = "lora"
+    type: Literal["lora", "rslora", "dora", "lokr", "loha", "oft"] = "lora"
     """Kind of adapter."""
-    rank: Annotated[int, Field(gt=0, le=MAX_RANK, strict=True)] = 16
-    """Rank of the low-rank update."""
+    rank: Rank = 16
+    """Rank of the low-rank update; of oft the side of the blocks that are turned."""
     alpha: Rate = 16
-    """The update is scaled by alpha / rank."""
-    targets: Literal["attention"] | Annotated[list[Word], Field(min_length=1)] = "attention"
-    """`attention` (the family's own rule) or a list of module-name endings."""
+    """The update is scaled by alpha / rank (rslora: by alpha / root of rank; oft has none)."""
+    targets: Literal["attention"] | Annotated[list[Pattern], Field(min_length=1)] = "attention"
+    """`attention` (the family's own rule) or a list of module-name endings; `re:` begins an expression for
+    the whole name."""
+    blocks: Annotated[list[Word], Field(min_length=1)] | None = None
+    """Only modules in these blocks, such as `mid_block` or `transformer_blocks.4-11`; none means all."""
+    conv_rank: Rank | None = None
+    """Also adapt the convolutions inside blocks, at this rank and the same alpha / rank; none leaves them."""
+    rank_pattern: dict[Pattern, Rank] = {}
+    """Other ranks for some modules, by ending or `re:` expression; the first that matches counts."""
+    alpha_pattern: dict[Pattern, Rate] = {}
+    """Other alphas for some modules, the same way."""
+    init: Literal["kaiming", "gaussian", "pissa", "olora"] = "kaiming"
+    """How A begins: random of two kinds; or A and B as the weight's own principal part, which is taken off
+    again (arXiv:2404.02948, 2406.01775) and makes the file twice the rank."""
+    factor: Positive | None = None
+    """lokr: the side of the small matrix; none makes both about equal."""
     text_encoder: Literal[False] = False
     """Text encoders stay frozen."""
+
+    @model_validator(mode="after")
+    def _suits_the_type(self) -> Adapter:
+        low = ("lora", "rslora")
+        wrong = {
+            f"init {self.init}": self.init != "kaiming" and self.type not in low,
+            "factor": self.factor is not None and self.type != "lokr",
+            "alpha": self.alpha != 16 and self.type == "oft",
+            "conv_rank": self.conv_rank is not None and self.type == "oft",
+            "rank_pattern": bool(self.rank_pattern) and self.type == "oft",
+            "alpha_pattern": bool(self.alpha_pattern) and self.type == "oft",
+        }
+        if given := [name for name, is_so in wrong.items() if is_so]:
+            raise ValueError(f"type {self.type} has no {given[0]}: leave it out, or choose another type")
+        return self
 
 
 class Optimizer(Section):
@@ -78,6 +122,8 @@ class Optimizer(Section):
     """Decoupled weight decay."""
     clip: Rate = 1.0
     """Gradients are scaled down to this global norm."""
+    lora_plus_ratio: Rate = 1.0
+    """LoRA's B learns this many times as fast as A (LoRA+, arXiv:2402.12354, has 16)."""
 
 
 class Train(Section):
@@ -188,6 +234,19 @@ class Recipe(Section):
                 f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"
                 " the learning rate would never be reached"
             )
+        low = self.adapter.type in ("lora", "rslora", "dora")
+        if self.optimizer.lora_plus_ratio != 1 and not low:
+            raise ValueError(
+                f"optimizer.lora_plus_ratio: {self.adapter.type} has no B that it could speed up"
+            )
+        quantized = isinstance(self.memory, Memory) and self.memory.quantize
+        if quantized and not low:
+            raise ValueError(
+                f"adapter.type {self.adapter.type} changes whole weights, which memory.quantize has none of:"
+                " leave one of them out"
+            )
+        if self.init_from and self.adapter.init in ("pissa", "olora"):
+            raise ValueError(f"init_from and adapter.init {self.adapter.init} both say what to begin with")
         return self
 
     def dump(self) -> dict[str, Any]:

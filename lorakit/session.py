@@ -31,6 +31,7 @@ class Session:
     family: Family
     pipe: Any
     denoiser: Any
+    shape: adapter.Shape
     train: dataset.TrainingSet
     held_out: dataset.TrainingSet
     objective: objective.Objective
@@ -40,11 +41,7 @@ class Session:
 
     def facts(self) -> dict[str, Any]:
         """What an adapter file says about itself; no path, no name of a person or machine."""
-        settings = self.recipe.adapter
-        return {
-            "type": settings.type,
-            "rank": settings.rank,
-            "alpha": float(settings.alpha),
+        return self.shape.facts(self.family.component) | {
             "family": self.family.name,
             "pipeline": pipeline_name(self.base),
             "base_hash": self.inputs["base"],
@@ -136,16 +133,8 @@ def build(
     held, train = split(plan.items, recipe)
     pipe = _load_denoiser(recipe, plan, device)
     denoiser = family.denoiser(pipe)
-    targets: str | list[str] = family.targets
-    if isinstance(recipe.adapter.targets, list):
-        targets = recipe.adapter.targets
-    adapter.inject(
-        denoiser,
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        targets=targets,
-        seed=recipe.train.seed,
-    )
+    shape = adapter.shape_of(denoiser, recipe.adapter, family.targets)
+    adapter.inject(denoiser, shape=shape, seed=recipe.train.seed)
     if recipe.init_from:
         file = adapter.file_of(recipe.init_from)
         adapter.load_state(denoiser, family.component, storage.read_safetensors(file), str(file))
@@ -157,6 +146,7 @@ def build(
         family=family,
         pipe=pipe,
         denoiser=denoiser,
+        shape=shape,
         train=dataset.TrainingSet(train, latents, text),
         held_out=dataset.TrainingSet(held, latents, text),
         objective=_objective(recipe, family, pipe),
