@@ -15,6 +15,7 @@ from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
 from lorakit.manifest import Record
 from lorakit.progress import track
+from lorakit.trained_text import LiveText
 
 Say = Callable[[str], None]
 
@@ -167,7 +168,7 @@ class LatentCache:
 class TrainingSet:
     """Images and captions by index, as tensors."""
 
-    def __init__(self, items: Sequence[Item], latents: LatentCache, text: TextCache) -> None:
+    def __init__(self, items: Sequence[Item], latents: LatentCache, text: TextCache | LiveText) -> None:
         self.items = [item for item in items for _ in range(item.record.repeats)]
         self._latents, self._text = latents, text
         self.shapes = [item.size for item in self.items]

@@ -64,8 +64,8 @@ class Section(BaseModel):
 class Adapter(Section):
     """What is trained."""
 
-    type: Literal["lora", "rslora", "dora", "lokr", "loha", "oft"] = "lora"
-    """Kind of adapter."""
+    type: Literal["lora", "rslora", "dora", "lokr", "loha", "oft", "none"] = "lora"
+    """Kind of adapter; `none` trains an `embedding` alone."""
     rank: Rank = 16
     """Rank of the low-rank update; of oft the side of the blocks that are turned."""
     alpha: Rate = 16
@@ -86,14 +86,19 @@ class Adapter(Section):
     again (arXiv:2404.02948, 2406.01775) and makes the file twice the rank."""
     factor: Positive | None = None
     """lokr: the side of the small matrix; none makes both about equal."""
-    text_encoder: Literal[False] = False
-    """Text encoders stay frozen."""
+    text_encoder: Annotated[bool, Field(strict=True)] = False
+    """Also adapt the attention of the CLIP text encoders (Stable Diffusion 1.5, 2 and XL), with the same
+    type, rank and alpha."""
+    text_encoder_lr: Rate | None = None
+    """Their peak learning rate; none means optimizer.lr."""
 
     @model_validator(mode="after")
     def _suits_the_type(self) -> Adapter:
         low = ("lora", "rslora")
         wrong = {
             f"init {self.init}": self.init != "kaiming" and self.type not in low,
+            "text_encoder": self.text_encoder and self.type == "none",
+            "text_encoder_lr": self.text_encoder_lr is not None and not self.text_encoder,
             "factor": self.factor is not None and self.type != "lokr",
             "alpha": self.alpha != 16 and self.type == "oft",
             "conv_rank": self.conv_rank is not None and self.type == "oft",
@@ -103,6 +108,19 @@ class Adapter(Section):
         if given := [name for name, is_so in wrong.items() if is_so]:
             raise ValueError(f"type {self.type} has no {given[0]}: leave it out, or choose another type")
         return self
+
+
+class Embedding(Section):
+    """A new word, taught to the CLIP text encoders as vectors of its own (textual inversion)."""
+
+    token: Annotated[str, BeforeValidator(_tidy), Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+    """The word, as it stands in captions and prompts: small letters, digits and dashes."""
+    init: Word
+    """A word that the base knows, whose meaning the new one begins with, such as `dog`."""
+    vectors: Annotated[int, Field(gt=0, le=32, strict=True)] = 1
+    """Vectors, which are as many tokens of a prompt."""
+    lr: Rate = 5e-3
+    """Its own peak learning rate."""
 
 
 class Optimizer(Section):
@@ -215,6 +233,8 @@ class Recipe(Section):
     class_noun: Word | None = None
     """What the subject is ("dog"); used when captions must be made."""
     adapter: Adapter = Adapter()
+    embedding: Embedding | None = None
+    """A new word to be learned, with or without an adapter; none teaches none."""
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     objective: Objective = Objective()
@@ -234,13 +254,15 @@ class Recipe(Section):
                 f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"
                 " the learning rate would never be reached"
             )
+        if self.adapter.type == "none" and self.embedding is None:
+            raise ValueError("adapter.type none trains nothing: add an `embedding`, or choose another type")
         low = self.adapter.type in ("lora", "rslora", "dora")
         if self.optimizer.lora_plus_ratio != 1 and not low:
             raise ValueError(
                 f"optimizer.lora_plus_ratio: {self.adapter.type} has no B that it could speed up"
             )
         quantized = isinstance(self.memory, Memory) and self.memory.quantize
-        if quantized and not low:
+        if quantized and not low and self.adapter.type != "none":
             raise ValueError(
                 f"adapter.type {self.adapter.type} changes whole weights, which memory.quantize has none of:"
                 " leave one of them out"

@@ -11,7 +11,19 @@ from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, dataset, keyed, manifest, objective, prompts, quantize, sample, storage
+from lorakit import (
+    adapter,
+    bases,
+    dataset,
+    keyed,
+    manifest,
+    objective,
+    prompts,
+    quantize,
+    sample,
+    storage,
+    trained_text,
+)
 from lorakit.errors import ConfigError
 from lorakit.export.consumers import check_consumer
 from lorakit.families import find
@@ -31,7 +43,8 @@ class Session:
     family: Family
     pipe: Any
     denoiser: Any
-    shape: adapter.Shape
+    networks: dict[str, torch.nn.Module]
+    shapes: dict[str, adapter.Shape]
     train: dataset.TrainingSet
     held_out: dataset.TrainingSet
     objective: objective.Objective
@@ -41,14 +54,26 @@ class Session:
 
     def facts(self) -> dict[str, Any]:
         """What an adapter file says about itself; no path, no name of a person or machine."""
-        return self.shape.facts(self.family.component) | {
-            "family": self.family.name,
-            "pipeline": pipeline_name(self.base),
-            "base_hash": self.inputs["base"],
-            "resolution": self.recipe.resolution,
-            "trigger": self.recipe.trigger,
-            "recipe_hash": recipe_hash(self.recipe),
-        }
+        told = self.shapes[self.family.component].facts(self.family.component)
+        return (
+            told
+            | trained_text.facts(self.recipe)
+            | {
+                "family": self.family.name,
+                "pipeline": pipeline_name(self.base),
+                "base_hash": self.inputs["base"],
+                "resolution": self.recipe.resolution,
+                "trigger": self.recipe.trigger,
+                "recipe_hash": recipe_hash(self.recipe),
+            }
+        )
+
+    def encoded_now(self) -> sample.Encoded | None:
+        """The prompts to sample, by the text encoders as they are now."""
+        if self.encoded is None or not trained_text.is_trained(self.recipe):
+            return self.encoded
+        size = (self.sampling.width, self.sampling.height)
+        return sample.encode(self.family, self.pipe, self.encoded.prompts, size)
 
 
 @dataclass(frozen=True)
@@ -68,11 +93,13 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     """Check base, data and prompts against each other; every problem is found here, before any work."""
     base = bases.resolve(recipe.base)
     family = find(base)
+    trained_text.check(recipe, family, ())
     for consumer in recipe.export:
         check_consumer(family.name, consumer)
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
     dataset.check_files(recipe.dataset, records)
+    trained_text.check(recipe, family, (caption.text for record in records for caption in record.captions))
     pipe = family.load(base, dtype=torch.float32, only={"scheduler"})
     _objective(recipe, family, pipe)  # refuses what contradicts the base
     step = family.size_step(pipe)
@@ -124,20 +151,22 @@ def build(
     adapter."""
     family = plan.family
     text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    text = dataset.TextCache(family, plan.base, text_dtype)
+    cached = dataset.TextCache(family, plan.base, text_dtype)
     latents = dataset.LatentCache(recipe.dataset, plan.base, settings=family.vae_settings)
     if main:
-        _fill_text(plan, text, device, text_dtype)
+        if not trained_text.is_trained(recipe):
+            _fill_text(plan, cached, device, text_dtype)
         _fill_latents(plan, latents, device)
     wait()
     held, train = split(plan.items, recipe)
     pipe = _load_denoiser(recipe, plan, device)
     denoiser = family.denoiser(pipe)
-    shape = adapter.shape_of(denoiser, recipe.adapter, family.targets)
-    adapter.inject(denoiser, shape=shape, seed=recipe.train.seed)
+    shapes = trained_text.prepare(recipe, family, pipe)
+    networks = {name: part for name, part in trained_text.networks(family, pipe).items() if name in shapes}
+    text = trained_text.LiveText(family, pipe) if trained_text.is_trained(recipe) else cached
     if recipe.init_from:
         file = adapter.file_of(recipe.init_from)
-        adapter.load_state(denoiser, family.component, storage.read_safetensors(file), str(file))
+        adapter.load_states(networks, storage.read_safetensors(file), str(file))
     if _recomputes(recipe, device):
         family.recompute(denoiser)
     return Session(
@@ -146,7 +175,8 @@ def build(
         family=family,
         pipe=pipe,
         denoiser=denoiser,
-        shape=shape,
+        networks=networks,
+        shapes=shapes,
         train=dataset.TrainingSet(train, latents, text),
         held_out=dataset.TrainingSet(held, latents, text),
         objective=_objective(recipe, family, pipe),
@@ -188,6 +218,8 @@ def _fill_latents(plan: Plan, latents: dataset.LatentCache, device: torch.device
 def _load_denoiser(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
     parts = {plan.family.component, "scheduler"}
     parts |= {"vae", *plan.family.drawn_with} if plan.prompts else set()
+    if trained_text.is_trained(recipe):
+        parts |= {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
     on_gpu = device.type == "cuda" and recipe.train.precision == "bf16"
     dtype = (
         torch.bfloat16 if on_gpu else torch.float32
@@ -206,7 +238,9 @@ def _objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective
     return objective.from_scheduler(family.objective, pipe.scheduler.config, recipe.objective, alphas)
 
 
-def _encoded(plan: Plan, text: dataset.TextCache) -> sample.Encoded:
+def _encoded(plan: Plan, text: dataset.TextCache | trained_text.LiveText) -> sample.Encoded:
+    if isinstance(text, trained_text.LiveText):  # they will be others by the time they are drawn
+        return sample.Encoded(plan.prompts, [], [])
     size = (plan.resolution, plan.resolution)
     positive = [text.get(prompt.prompt, size) for prompt in plan.prompts]
     negative = [text.get(prompt.negative or "", size) for prompt in plan.prompts]

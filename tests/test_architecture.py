@@ -17,7 +17,7 @@ FLOORS = {
     " single_file bases prompts rundir tracker statistics launch watchdog opening",
     2: "families adapter optim memory quantize score samplers",
     3: "cache checkpoint export sample guides",
-    4: "surgery dataset batches planner session",
+    4: "surgery dataset batches planner session trained_text",
     5: "losses trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",
 }

@@ -28,7 +28,8 @@ from lorakit.adapter.layers import (
     set_strength,
     switched_off,
 )
-from lorakit.adapter.targets import Shape, shape_of
+from lorakit.adapter.targets import Shape, shape_of, shape_of_text
+from lorakit.adapter.words import published as published_words
 
 __all__ = [
     "METADATA_KEY",
@@ -45,9 +46,11 @@ __all__ = [
     "named_parameters",
     "pack_metadata",
     "parameters_of",
+    "published_words",
     "read_metadata",
     "set_strength",
     "shape_of",
+    "shape_of_text",
     "state",
     "states",
     "switched_off",

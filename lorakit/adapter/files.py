@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import nn
 
 from lorakit import storage
 from lorakit.adapter.kinds import TYPES
-from lorakit.adapter.layers import NAME, START, inject, layers, named_parameters, set_strength
+from lorakit.adapter.layers import NAME, NONE, START, inject, layers, named_parameters, set_strength
 from lorakit.adapter.targets import Shape
+from lorakit.adapter.words import is_learned
 from lorakit.errors import ConfigError, DataError, NumericError
 from lorakit.recipe import MAX_RANK
 
@@ -23,10 +25,13 @@ METADATA_KEY = "lorakit"
 _PART = re.compile(r"\.(lora_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R)(\.weight)?$")
 
 
-def count(denoiser: nn.Module) -> tuple[int, int]:
+def count(*networks: nn.Module) -> tuple[int, int]:
     """(adapted modules, trained numbers)."""
-    parameters = named_parameters(denoiser)
-    return len({_stem(name) for name, _ in parameters}), sum(p.numel() for _, p in parameters)
+    parameters = [
+        (index, *one) for index, network in enumerate(networks) for one in named_parameters(network)
+    ]
+    modules = {(index, _stem(name)) for index, name, _ in parameters if not is_learned(name)}
+    return len(modules), sum(p.numel() for _, _, p in parameters)
 
 
 def _stem(key: str) -> str:
@@ -142,7 +147,8 @@ def load(denoiser: nn.Module, component: str, path: str | Path, strength: float 
 def load_all(networks: Mapping[str, nn.Module], path: str | Path, strength: float = 1.0) -> dict[str, Any]:
     """Inject a file's adapters into the networks that they belong to; returns its facts.
 
-    A network of which the file holds nothing stays as it is; the first one must be in it.
+    A network of which the file holds nothing stays as it is; the first one must be in it, unless the file
+    holds nothing but a new word, which the networks were taught before.
     """
     facts = read_metadata(path)
     tensors = storage.read_safetensors(path)
@@ -153,7 +159,10 @@ def load_all(networks: Mapping[str, nn.Module], path: str | Path, strength: floa
         if component == first or any(key.startswith(f"{component}.") for key in tensors)
     }
     for component, network in used.items():
-        inject(network, shape=_shape_in(facts, tensors, component, str(path)))
+        shape = _shape_in(facts, tensors, component, str(path))
+        if not shape.modules and component != first:  # a new word and no more
+            shape = replace(shape, type=NONE)
+        inject(network, shape=shape)
     load_states(used, tensors, str(path))
     if strength != 1:
         for network in used.values():
@@ -166,7 +175,7 @@ def _shape_in(
 ) -> Shape:
     """The shape of the adapter of one network, from a file's facts and keys."""
     kind = facts.get("type", "lora")
-    if kind not in TYPES:
+    if kind not in (*TYPES, NONE):
         raise ConfigError(f"adapters of type {kind!r} are not known", where=where, remedy="update lorakit")
     start = f"{component}."
 
@@ -174,6 +183,7 @@ def _shape_in(
         told = facts.get(key, {})
         return {name.removeprefix(start): value for name, value in told.items() if name.startswith(start)}
 
-    modules = {_stem(key).removeprefix(start) for key in tensors if key.startswith(start)}
+    own_keys = [key for key in tensors if key.startswith(start) and not is_learned(key)]
+    modules = {_stem(key).removeprefix(start) for key in own_keys}
     rank, alpha, factor = facts["rank"], facts["alpha"], facts.get("factor")
     return Shape(kind, rank, alpha, tuple(sorted(modules)), "kaiming", factor, own("ranks"), own("alphas"))

@@ -11,14 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.adapter import kinds
+from lorakit.adapter import kinds, words
 from lorakit.adapter.targets import Shape, found, no_match
 from lorakit.errors import ConfigError
 
 NAME = "default"
+NONE = "none"
+"""Type of an adapter without modules: only a new word is trained."""
 START = "start"
 """Second adapter of the layers that begin as a part of the base: that part, negative and frozen."""
-_OWN = re.compile(rf"\.(lora_A|lora_B|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R)\.{NAME}(\.weight)?$")
+_OWN = re.compile(
+    rf"\.(lora_A|lora_B|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R)\.{NAME}(\.weight)?$|\.learned$"
+)
 
 
 def inject(
@@ -40,9 +44,12 @@ def inject(
     shape = shape or Shape("lora", rank, alpha, tuple(found(denoiser, targets)))
     _check(denoiser, shape, targets)
     denoiser.requires_grad_(False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that are replaced at once
-        inject_adapter_in_model(kinds.config(shape), denoiser, adapter_name=NAME)
+    if shape.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that are replaced at once
+            inject_adapter_in_model(kinds.config(shape), denoiser, adapter_name=NAME)
+    for word in words.of(denoiser):
+        word.learned.requires_grad_(True)
     for name, parameter in named_parameters(denoiser):
         kinds.begin(name, parameter, seed, shape.init)
     for layer in layers(denoiser):
@@ -55,7 +62,7 @@ def inject(
 def _check(network: nn.Module, shape: Shape, targets: Any) -> None:
     known = {name for name, _ in network.named_modules()}
     strange = [name for name in shape.modules if name not in known]
-    if strange or not shape.modules:
+    if strange or not (shape.modules or shape.type == NONE):
         raise no_match(targets or strange[:3] or "none")
     if shape.type != "oft":
         return
@@ -121,10 +128,12 @@ def freeze_start(layer: Any) -> None:
 def named_parameters(denoiser: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The trained parameters by their name on disk (without the component), sorted."""
     return sorted(
-        (_OWN.sub(r".\1\2", name), parameter)
-        for name, parameter in denoiser.named_parameters()
-        if _OWN.search(name)
+        (_on_disk(name), parameter) for name, parameter in denoiser.named_parameters() if _OWN.search(name)
     )
+
+
+def _on_disk(name: str) -> str:
+    return name if words.is_learned(name) else _OWN.sub(r".\1\2", name)
 
 
 def parameters_of(networks: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
@@ -147,6 +156,8 @@ def layers(denoiser: nn.Module) -> Iterator[Any]:
 
 def set_strength(denoiser: nn.Module, strength: float) -> None:
     """Scale the change of each weight by the adapter that is loaded: 1 as it was trained, 0 none."""
+    for word in words.of(denoiser):
+        word.strength = strength
     for layer in layers(denoiser):
         if NAME in getattr(layer, "oft_R", {}) or NAME in getattr(layer, "lora_magnitude_vector", {}):
             _blend(layer, strength)  # these do not add to the weight
@@ -174,13 +185,18 @@ def _blend(layer: nn.Module, strength: float) -> None:
 
 @contextmanager
 def switched_off(*networks: nn.Module) -> Iterator[None]:
-    """The base model without its adapter, for a while."""
+    """The base model without its adapter, for a while; a new word means what it was begun as."""
     every = [layer for network in networks for layer in layers(network)]
+    taught = {word: word.strength for word in words.of(*networks)}
     for layer in every:
         layer.enable_adapters(False)
+    for word in taught:
+        word.strength = 0.0
     try:
         yield
     finally:
+        for word, strength in taught.items():
+            word.strength = strength
         for layer in every:
             layer.enable_adapters(True)
             freeze_start(layer)

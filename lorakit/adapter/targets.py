@@ -57,6 +57,23 @@ class Shape:
         return told
 
 
+CLIP_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+def shape_of_text(network: nn.Module, settings: Adapter, unread: int = 0) -> Shape:
+    """The recipe's adapter for a CLIP text encoder: type, rank and alpha of the denoiser's, attention of all
+    layers but the last `unread`, which no condition comes from."""
+    modules: tuple[str, ...] = ()
+    if settings.text_encoder:
+        layers = dict(network.named_modules())
+        last = max(int(name.rpartition(".")[2]) for name in layers if re.search(r"\.layers\.\d+$", name))
+        skipped = tuple(f".layers.{last - number}." for number in range(unread))
+        every = found(network, CLIP_ATTENTION)
+        modules = tuple(name for name in every if not any(part in name for part in skipped))
+    kind = settings.type if modules else "none"
+    return Shape(kind, settings.rank, settings.alpha, modules, settings.init, settings.factor)
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a module's name ends in `pattern`, part by part; `re:` begins an expression for all of it."""
     if pattern.startswith(EXPRESSION):
@@ -83,6 +100,8 @@ def shape_of(network: nn.Module, settings: Adapter, default: str | list[str]) ->
 
     A key of the recipe that matches nothing is a `ConfigError` that names it.
     """
+    if settings.type == "none":
+        return Shape("none", settings.rank, settings.alpha, ())
     targets = settings.targets if isinstance(settings.targets, list) else default
     modules = _chosen(found(network, targets), settings, targets)
     ranks: dict[str, int] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lorakit import storage
+from lorakit.adapter.words import is_learned
 from lorakit.errors import ConfigError, DataError
 from lorakit.export import guess, names, native, spelling
 from lorakit.export.changes import Change, Dora
@@ -92,6 +93,14 @@ def _adapter(
     family: str | None,
     config: dict[str, Any] | None,
 ) -> Adapter:
+    if FACTS in metadata and any(is_learned(key) for key in tensors):
+        tensors = {key: tensor for key, tensor in tensors.items() if not is_learned(key)}
+        if not tensors:
+            raise ConfigError(
+                "this file holds a new word and no adapter",
+                where=where,
+                remedy="the run's folder `exports` has the word in the file that other programs read",
+            )
     if not spelling.looks_like_adapter(tensors):
         raise DataError(
             f"no layout of adapters that lorakit reads; its keys begin {', '.join(sorted(tensors)[:3])}",
