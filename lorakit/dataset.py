@@ -16,6 +16,7 @@ from lorakit.families.base import Cond, Family
 from lorakit.manifest import Record
 from lorakit.progress import track
 from lorakit.shown import Shown, of_record
+from lorakit.trained_text import LiveText
 
 Say = Callable[[str], None]
 Change = Callable[[str], str]
@@ -243,6 +244,9 @@ class PictureCache:
         return self._store.need(self._key(item)) if self.shown(item).count else {}
 
 
+Texts = TextCache | LiveText
+
+
 class TrainingSet:
     """Images and captions by index, as tensors."""
 
@@ -250,7 +254,7 @@ class TrainingSet:
         self,
         items: Sequence[Item],
         latents: LatentCache,
-        text: TextCache,
+        text: Texts,
         pictures: PictureCache,
         masks: masking.MaskCache | None = None,
     ) -> None:

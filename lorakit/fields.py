@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+MAX_RANK = 4096  # a file that claims more is not believed either
 
-def _tidy(value: Any) -> Any:
+
+def tidy(value: Any) -> Any:
     """A path or word without blanks at its ends, which nobody sees and nobody means."""
     if isinstance(value, str) and (not value or value != value.strip()):
         raise ValueError("it is empty or begins or ends with a blank")
@@ -24,8 +26,9 @@ Positive = Annotated[int, Field(gt=0, le=10**9, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Place = Annotated[Path, BeforeValidator(_tidy)]
-Word = Annotated[str, BeforeValidator(_tidy)]
+Place = Annotated[Path, BeforeValidator(tidy)]
+Word = Annotated[str, BeforeValidator(tidy)]
+Rank = Annotated[int, Field(gt=0, le=MAX_RANK, strict=True)]
 
 
 class Section(BaseModel):

@@ -49,10 +49,12 @@ class Looks:
         folder = step_folder(self.run.path, step)
         if self.made.encoded is None or (folder / sample.INDEX).exists():
             return
+        encoded = self.made.encoded_now()
+        assert encoded is not None
         made = sample.sample(
             self.made.family,
             self.made.pipe,
-            self.made.encoded,
+            encoded,
             self.made.sampling,
             label=f"samples of step {step}",
             autocast=self.accelerator.autocast(),

@@ -8,13 +8,13 @@ without the adapter (differential output preservation).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, batches, keyed, preserving
+from lorakit import adapter, batches, keyed, preserving, trained_text
 from lorakit.batches import Slot
 from lorakit.dataset import Change
 from lorakit.session import Session
@@ -47,6 +47,8 @@ class Noised:
     target: torch.Tensor
     cond: dict[str, torch.Tensor]
     mask: torch.Tensor | None
+    encode: Callable[[], dict[str, torch.Tensor]]
+    """`cond` once more, by text encoders that may have changed meanwhile."""
 
 
 class Loss:
@@ -55,6 +57,7 @@ class Loss:
     def __init__(self, made: Session, accelerator: Accelerator) -> None:
         self.made, self.accelerator = made, accelerator
         self.class_seed = keyed.key(made.recipe.train.seed, "class images")
+        self.live = trained_text.is_trained(made.recipe)
 
     def __call__(self, data: Any, slots: list[Slot], purpose: str, times: list[float]) -> torch.Tensor:
         """Losses (B,) of slots that share one shape; `times` are uniform numbers, one a slot.
@@ -111,7 +114,8 @@ class Loss:
         noise = self._noise(tuple(batch.latents.shape[1:]), slots, purpose)
         u = torch.tensor(times, dtype=torch.float32).to(self.accelerator.device)
         noisy, t, target = self.made.objective.noise(batch.latents, noise, u)
-        return Noised(batch.latents, noise, noisy, t, target, batch.cond, batch.mask)
+        again = lambda: data.batch(slots, self.accelerator.device, change).cond  # noqa: E731
+        return Noised(batch.latents, noise, noisy, t, target, batch.cond, batch.mask, again)
 
     def _noise(self, shape: tuple[int, ...], slots: Sequence[Slot], purpose: str) -> torch.Tensor:
         """Noise (B, *shape); for training with the recipe's offset, a constant in each channel."""
@@ -124,9 +128,9 @@ class Loss:
         return noise.to(self.accelerator.device)
 
     def untrained(self, given: Noised) -> torch.Tensor:
-        """The prediction of the base without the adapter, without gradient."""
-        with torch.no_grad(), adapter.switched_off(self.made.denoiser):
-            return self.predict(given)
+        """The prediction of the base without the adapters, without gradient."""
+        with torch.no_grad(), adapter.switched_off(*self.made.networks.values()):
+            return self.predict(replace(given, cond=given.encode()) if self.live else given)
 
     def predict(self, given: Noised) -> torch.Tensor:
         """The model's prediction (B, C, H, W)."""

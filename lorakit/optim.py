@@ -6,7 +6,7 @@ The optimizer's state is saved and restored tensor by tensor, bit for bit: `load
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from lorakit.recipe import Optimizer as Settings
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 
 
-def build(parameters: NamedParameters, settings: Settings) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `parameters`, in their order."""
-    values = [parameter for _, parameter in parameters]
+def build(
+    parameters: NamedParameters, settings: Settings, factor: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over `parameters`; `factor` of a name multiplies its learning rate."""
+    values = _groups(parameters, settings, factor)
     common: dict[str, Any] = {
         "lr": settings.lr,
         "betas": settings.betas,
@@ -31,6 +33,17 @@ def build(parameters: NamedParameters, settings: Settings) -> torch.optim.Optimi
 
     # The library keeps tensors under 4,096 numbers in 32 bits, which would be most of a small adapter.
     return bnb.optim.AdamW8bit(values, **common, min_8bit_size=1)
+
+
+def _groups(
+    parameters: NamedParameters, settings: Settings, factor: Callable[[str], float]
+) -> list[dict[str, Any]]:
+    """Parameters by the factor of their learning rate, those of factor 1 first."""
+    by_factor: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for name, parameter in parameters:
+        ratio = settings.lora_plus_ratio if name.endswith("lora_B.weight") else 1.0
+        by_factor.setdefault(ratio * factor(name), []).append(parameter)
+    return [{"params": some, "factor": times} for times, some in by_factor.items() if some]
 
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
@@ -47,9 +60,9 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, parameters: NamedParameters) -> dict[str, torch.Tensor]:

@@ -12,27 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from lorakit import explain, strict_yaml
+from lorakit.adapter_settings import Adapter as Adapter
+from lorakit.adapter_settings import Embedding as Embedding
 from lorakit.errors import ConfigError
+from lorakit.fields import MAX_RANK as MAX_RANK
 from lorakit.fields import NotNegative, Place, Positive, Rate, Section, Share, Whole, Word
 from lorakit.objective_settings import Objective as Objective
 from lorakit.storage import dump_json, sha256_bytes
-
-MAX_RANK = 4096  # a file that claims more is not believed either
-
-
-class Adapter(Section):
-    """What is trained."""
-
-    type: Literal["lora"] = "lora"
-    """Kind of adapter."""
-    rank: Annotated[int, Field(gt=0, le=MAX_RANK, strict=True)] = 16
-    """Rank of the low-rank update."""
-    alpha: Rate = 16
-    """The update is scaled by alpha / rank."""
-    targets: Literal["attention"] | Annotated[list[Word], Field(min_length=1)] = "attention"
-    """`attention` (the family's own rule) or a list of module-name endings."""
-    text_encoder: Literal[False] = False
-    """Text encoders stay frozen."""
 
 
 class Optimizer(Section):
@@ -52,6 +38,8 @@ class Optimizer(Section):
     """Decoupled weight decay."""
     clip: Rate = 1.0
     """Gradients are scaled down to this global norm."""
+    lora_plus_ratio: Rate = 1.0
+    """LoRA's B learns this many times as fast as A (LoRA+, arXiv:2402.12354, has 16)."""
 
 
 class Train(Section):
@@ -140,6 +128,8 @@ class Recipe(Section):
     class_noun: Word | None = None
     """What the subject is ("dog"); used when captions must be made."""
     adapter: Adapter = Adapter()
+    embedding: Embedding | None = None
+    """A new word to be learned, with or without an adapter; none teaches none."""
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     objective: Objective = Objective()
@@ -167,6 +157,21 @@ class Recipe(Section):
             raise ValueError(
                 "objective.preserve puts the class noun for the trigger: give `trigger` and `class_noun`"
             )
+        if self.adapter.type == "none" and self.embedding is None:
+            raise ValueError("adapter.type none trains nothing: add an `embedding`, or choose another type")
+        low = self.adapter.type in ("lora", "rslora", "dora")
+        if self.optimizer.lora_plus_ratio != 1 and not low:
+            raise ValueError(
+                f"optimizer.lora_plus_ratio: {self.adapter.type} has no B that it could speed up"
+            )
+        quantized = isinstance(self.memory, Memory) and self.memory.quantize
+        if quantized and not low and self.adapter.type != "none":
+            raise ValueError(
+                f"adapter.type {self.adapter.type} changes whole weights, which memory.quantize has none of:"
+                " leave one of them out"
+            )
+        if self.init_from and self.adapter.init in ("pissa", "olora"):
+            raise ValueError(f"init_from and adapter.init {self.adapter.init} both say what to begin with")
         return self
 
     def dump(self) -> dict[str, Any]:

@@ -1,65 +1,52 @@
-"""From a recipe to everything the loop needs, in stages, so that only one part of a model is in memory at a
+"""From a plan to everything the loop needs, in stages, so that only one part of a model is in memory at a
 time."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorakit import (
-    adapter,
-    bases,
-    dataset,
-    keyed,
-    manifest,
-    masking,
-    objective,
-    preserving,
-    prompts,
-    quantize,
-    sample,
-    shown,
-    storage,
-)
-from lorakit.errors import ConfigError
-from lorakit.export.consumers import check_consumer
-from lorakit.families import find
+from lorakit import adapter, dataset, objective, quantize, sample, storage, trained_text
 from lorakit.families.base import Family
 from lorakit.families.folder import components, pipeline_name
+from lorakit.plans import Plan as Plan
+from lorakit.plans import Say as Say
+from lorakit.plans import objective_of
+from lorakit.plans import plan as plan
+from lorakit.plans import split as split
 from lorakit.recipe import Memory, Recipe, recipe_hash
-
-Say = Callable[[str], None]
+from lorakit.stores import Stores
+from lorakit.trained_text import LiveText
 
 
 @dataclass
 class Session:
-    """A run, ready to train: `denoiser` carries the adapter, `encoded` the prompts to sample (or None)."""
+    """A run, ready to train: `networks` carry the adapters, `encoded` the prompts to sample (or None)."""
 
     recipe: Recipe
     base: Path
     family: Family
     pipe: Any
     denoiser: Any
+    networks: dict[str, torch.nn.Module]
+    shapes: dict[str, adapter.Shape]
     train: dataset.TrainingSet
     held_out: dataset.TrainingSet
+    class_images: dataset.TrainingSet | None
     objective: objective.Objective
     encoded: sample.Encoded | None
     sampling: sample.Settings
     inputs: dict[str, str]
-    class_images: dataset.TrainingSet | None = None
 
     def facts(self) -> dict[str, Any]:
         """What an adapter file says about itself; no path, no name of a person or machine."""
-        settings = self.recipe.adapter
         return {
-            "type": settings.type,
-            "rank": settings.rank,
-            "alpha": float(settings.alpha),
+            **adapter.facts(self.shapes),
+            **trained_text.facts(self.recipe),
             "family": self.family.name,
             "pipeline": pipeline_name(self.base),
             "base_hash": self.inputs["base"],
@@ -69,220 +56,60 @@ class Session:
             "recipe_hash": recipe_hash(self.recipe),
         }
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What is known before any model is loaded."""
-
-    base: Path
-    family: Family
-    items: list[dataset.Item]
-    prompts: list[prompts.Prompt]
-    inputs: dict[str, str]
-    resolution: int
-    """Side of the sampled pictures in pixels."""
-    grids: masking.Grids = field(default_factory=dict)
-    class_items: list[dataset.Item] = field(default_factory=list)
-
-
-def plan(recipe: Recipe, say: Say) -> Plan:
-    """Check base, data and prompts against each other; every problem is found here, before any work."""
-    base = bases.resolve(recipe.base)
-    find(base)  # refuses what no family takes before the data are read
-    wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
-    records = dataset.read(recipe.dataset)
-    family = find(base, {one.kind for record in records for one in record.given})
-    for consumer in recipe.export:
-        check_consumer(family.name, consumer)
-    dataset.check_files(recipe.dataset, records)
-    preserving.check(recipe, records)
-    shown.check_records(family, recipe.dataset, records)
-    shown.check_prompts(family, wanted)
-    pipe = family.load(base, dtype=torch.float32, only={"scheduler"})
-    _objective(recipe, family, pipe)  # refuses what contradicts the base
-    step = family.size_step(pipe)
-    _check_resolution(recipe.resolution, step)
-    items, own = dataset.plan(records, recipe.resolution, step, recipe.train.batch_size)
-    if not own:
-        say(f"buckets chosen for resolution {recipe.resolution}: the manifest has none that suit")
-    items = dataset.with_frames(items, family, pipe, _frames(recipe, family))
-    inputs = {"data": manifest.fingerprint(records), "base": bases.content_hash(base)}
-    class_items: list[dataset.Item] = []
-    if recipe.class_images:
-        others = preserving.read(recipe, recipe.class_images)
-        class_items, _ = dataset.plan(others, recipe.resolution, step, recipe.train.batch_size)
-        inputs["class_images"] = manifest.fingerprint(others)
-    grids = {}
-    for size in {item.size for item in [*items, *class_items]}:
-        _, *_, height, width = family.latent_shape(pipe, *size)  # refuses what the base has no positions for
-        grids[size] = (height, width)
-    if recipe.init_from:
-        inputs["init_from"] = storage.sha256_file(_check_first(recipe, recipe.init_from, family))
-        if adapter.read_metadata(adapter.file_of(recipe.init_from))["base_hash"] != inputs["base"]:
-            say("the adapter to start from was trained on another base of this family")
-    return Plan(base, family, items, wanted, inputs, recipe.resolution, grids, class_items)
-
-
-def _frames(recipe: Recipe, family: Family) -> int:
-    if recipe.frames > 1 and not family.clips:
-        raise ConfigError(
-            f"{family.title} makes pictures, not clips of {recipe.frames} frames",
-            where="frames",
-            remedy="leave it out, or use a base that makes clips (`lorakit families`)",
-        )
-    return recipe.frames
-
-
-def _check_resolution(resolution: int, step: int) -> None:
-    if resolution % step:
-        below = resolution // step * step
-        near = " or ".join(str(size) for size in (below, below + step) if size)
-        raise ConfigError(
-            f"{resolution} does not suit the base, whose pictures have sides in steps of {step} pixels",
-            where="resolution",
-            remedy=f"use {near}",
-        )
-
-
-def _check_first(recipe: Recipe, given: Path, family: Family) -> Path:
-    """The adapter file that a new run starts from."""
-    file = adapter.file_of(given)
-    facts = adapter.read_metadata(file)
-    wanted = {"family": family.name, "type": recipe.adapter.type, "rank": recipe.adapter.rank}
-    for key, value in wanted.items():
-        if facts[key] != value:
-            other = f"set adapter.{key}={facts[key]}"
-            raise ConfigError(
-                f"the adapter to start from has {key} {facts[key]}, this run {value}",
-                where=f"init_from: {given}",
-                remedy="use the base it was trained on" if key == "family" else other,
-            )
-    return file
+    def encoded_now(self) -> sample.Encoded | None:
+        """The prompts to sample, by the text encoders as they are now."""
+        if self.encoded is None or not trained_text.is_trained(self.recipe):
+            return self.encoded
+        size = (self.sampling.width, self.sampling.height)
+        return sample.encode(self.family, self.pipe, self.encoded.prompts, size)
 
 
 def build(
     recipe: Recipe, plan: Plan, device: torch.device, *, main: bool, wait: Callable[[], None]
 ) -> Session:
-    """Fill the caches (in the `main` process; the others `wait`), then load the denoiser and inject the
-    adapter."""
-    family = plan.family
-    text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    text = dataset.TextCache(family, plan.base, text_dtype)
-    mask = recipe.objective.mask
-    hide = mask is not None and mask.hide
-    latents = dataset.LatentCache(recipe.dataset, plan.base, settings=family.vae_settings, hide=hide)
-    class_latents = dataset.LatentCache(
-        recipe.class_images or recipe.dataset, plan.base, settings=family.vae_settings
-    )
-    pictures = dataset.PictureCache(family, recipe.dataset, plan.base)
-    masks = masking.MaskCache(recipe.dataset, plan.grids) if mask else None
+    """Fill the caches (in the `main` process; the others `wait`), then load what is trained and inject the
+    adapters."""
+    family, stores = plan.family, Stores(recipe, plan, device)
     if main:
-        _fill_text(plan, text, pictures, device, text_dtype, preserving.texts(recipe, plan.items))
-        _fill_latents(plan, plan.items, latents, device)
-        _fill_latents(plan, plan.class_items, class_latents, device)
-        _fill_pictures(plan, pictures, device)
-        if mask and masks:
-            masks.fill(plan.items, empty=mask.outside + mask.prior > 0)
+        stores.fill()
     wait()
-    held, train = split(plan.items, recipe)
-    pipe = _load_denoiser(recipe, plan, device)
+    pipe = _load_trained(recipe, plan, device)
     denoiser = family.denoiser(pipe)
-    targets: str | list[str] = family.targets
-    if isinstance(recipe.adapter.targets, list):
-        targets = recipe.adapter.targets
-    adapter.inject(
-        denoiser,
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        targets=targets,
-        seed=recipe.train.seed,
-    )
+    shapes = trained_text.prepare(recipe, family, pipe)
+    networks = {name: part for name, part in trained_text.networks(family, pipe).items() if name in shapes}
+    text = LiveText(family, pipe) if trained_text.is_trained(recipe) else stores.text
     if recipe.init_from:
         file = adapter.file_of(recipe.init_from)
-        adapter.load_state(denoiser, family.component, storage.read_safetensors(file), str(file))
+        adapter.load_states(networks, storage.read_safetensors(file), str(file))
     if _recomputes(recipe, device):
         family.recompute(denoiser)
+    held, train = split(plan.items, recipe)
+    samples = recipe.samples
     return Session(
         recipe=recipe,
         base=plan.base,
         family=family,
         pipe=pipe,
         denoiser=denoiser,
-        train=dataset.TrainingSet(train, latents, text, pictures, masks),
-        held_out=dataset.TrainingSet(held, latents, text, pictures, masks),
-        class_images=dataset.TrainingSet(plan.class_items, class_latents, text, pictures)
-        if plan.class_items
-        else None,
-        objective=_objective(recipe, family, pipe),
-        encoded=_encoded(plan, text) if plan.prompts else None,
+        networks=networks,
+        shapes=shapes,
+        train=stores.images(train, text),
+        held_out=stores.images(held, text),
+        class_images=stores.class_images(text),
+        objective=objective_of(recipe, family, pipe),
+        encoded=_encoded(plan, stores, text) if plan.prompts else None,
         sampling=sample.Settings(
-            plan.resolution,
-            plan.resolution,
-            recipe.samples.steps,
-            recipe.samples.guidance,
-            frames=recipe.frames,
+            plan.resolution, plan.resolution, samples.steps, samples.guidance, frames=recipe.frames
         ),
         inputs=plan.inputs,
     )
 
 
-def split(items: list[dataset.Item], recipe: Recipe) -> tuple[list[dataset.Item], list[dataset.Item]]:
-    """(held out, trained on): the share of images with the smallest keyed numbers is held out, at least one
-    stays."""
-    count = min(round(len(items) * recipe.validate_.fraction), len(items) - 1)
-    by_draw = sorted(
-        items, key=lambda i: (keyed.key(recipe.train.seed, "held out", i.record.pixels), i.record.file)
-    )
-    held = {id(item) for item in by_draw[:count]}
-    return [i for i in items if id(i) in held], [i for i in items if id(i) not in held]
-
-
-def _fill_text(
-    plan: Plan,
-    text: dataset.TextCache,
-    pictures: dataset.PictureCache,
-    device: torch.device,
-    dtype: torch.dtype,
-    further: list[tuple[str, dataset.Item]],
-) -> None:
-    """Encode the captions, the prompts, and the `further` captions of items."""
-    pairs = [
-        (caption.text, item) for item in plan.items + plan.class_items for caption in item.record.captions
-    ]
-    wanted: list[dataset.Wanted] = [
-        (caption, item.size, pictures.shown(item)) for caption, item in pairs + further
-    ]
-    for prompt in plan.prompts:
-        wanted += [_asked(plan, prompt, prompt.prompt), _asked(plan, prompt, prompt.negative or "")]
-    if missing := text.missing(wanted):
-        parts = {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
-        text.fill(missing, plan.family.load(plan.base, dtype=dtype, device=device, only=parts))
-    _collect()
-
-
-def _asked(plan: Plan, prompt: prompts.Prompt, text: str) -> dataset.Wanted:
-    """A prompt's text, or that of its negative, for the pictures that are sampled."""
-    size = (plan.resolution, plan.resolution)
-    return text, size, shown.of_prompt(plan.family, prompt, size)
-
-
-def _fill_latents(
-    plan: Plan, items: list[dataset.Item], latents: dataset.LatentCache, device: torch.device
-) -> None:
-    if missing := latents.missing(items):
-        latents.fill(missing, plan.family.load(plan.base, dtype=torch.float32, device=device, only={"vae"}))
-    _collect()
-
-
-def _fill_pictures(plan: Plan, pictures: dataset.PictureCache, device: torch.device) -> None:
-    if missing := pictures.missing(plan.items):
-        pictures.fill(missing, plan.family.load(plan.base, dtype=torch.float32, device=device, only={"vae"}))
-    _collect()
-
-
-def _load_denoiser(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
+def _load_trained(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
     parts = {*plan.family.trained_parts(plan.base), "scheduler"}
     parts |= {"vae", *plan.family.drawn_with} if plan.prompts else set()
+    if trained_text.is_trained(recipe):
+        parts |= {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
     on_gpu = device.type == "cuda" and recipe.train.precision == "bf16"
     dtype = (
         torch.bfloat16 if on_gpu else torch.float32
@@ -296,29 +123,12 @@ def _load_denoiser(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
     return pipe.to(device)
 
 
-def _objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective:
-    alphas = getattr(pipe.scheduler, "alphas_cumprod", None)
-    return objective.from_scheduler(
-        family.objective, pipe.scheduler.config, recipe.objective, alphas, family.token_side
-    )
-
-
-def _encoded(plan: Plan, text: dataset.TextCache) -> sample.Encoded:
-    size = (plan.resolution, plan.resolution)
-    seen = [shown.of_prompt(plan.family, prompt, size).read() for prompt in plan.prompts]
-    positive = [
-        {**text.get(*_asked(plan, p, p.prompt)), **own} for p, own in zip(plan.prompts, seen, strict=True)
-    ]
-    negative = [text.get(*_asked(plan, prompt, prompt.negative or "")) for prompt in plan.prompts]
-    return sample.Encoded(plan.prompts, positive, negative)
+def _encoded(plan: Plan, stores: Stores, text: dataset.Texts) -> sample.Encoded:
+    if isinstance(text, LiveText):  # they will be others by the time they are drawn
+        return sample.Encoded(plan.prompts, [], [])
+    return stores.encoded()
 
 
 def _recomputes(recipe: Recipe, device: torch.device) -> bool:
     memory = recipe.memory
     return bool(memory.checkpoint) if isinstance(memory, Memory) else device.type == "cuda"
-
-
-def _collect() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

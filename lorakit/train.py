@@ -101,7 +101,7 @@ def _train_planned(
             made_recipe, plan, accelerator.device, main=main, wait=accelerator.wait_for_everyone
         )
         trainer = Trainer(made, accelerator, run)
-        modules, numbers = adapter.count(made.denoiser)
+        modules, numbers = adapter.count(*made.networks.values())
         say(
             f"{plan.family.title}: {modules} modules, {numbers:,} trained numbers; {len(made.train.items)}"
             f" images and {len(made.held_out.items)} held out; {made_recipe.train.steps} steps of"

@@ -7,17 +7,31 @@ keyed by position, so a run that was stopped and started again ends in the same 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, batches, checkpoint, losses, memory, optim, storage, summary, timesteps, tracker
+from lorakit import (
+    adapter,
+    batches,
+    checkpoint,
+    losses,
+    memory,
+    optim,
+    storage,
+    summary,
+    timesteps,
+    tracker,
+    trained_text,
+)
 from lorakit.errors import Interrupted, LorakitError, NumericError
 from lorakit.export import export_adapter
 from lorakit.looks import Looks, refresh_sheet
@@ -45,8 +59,9 @@ class Trainer:
         self.made, self.accelerator, self.run = made, accelerator, run
         self.recipe = made.recipe
         self.settings = made.recipe.train
-        self.parameters = adapter.named_parameters(made.denoiser)
-        self.optimizer = optim.build(self.parameters, made.recipe.optimizer)
+        self.parameters = adapter.parameters_of(made.networks)
+        factor = functools.partial(trained_text.factor, made.recipe)
+        self.optimizer = optim.build(self.parameters, made.recipe.optimizer, factor)
         self.state = State(micro_batch=self.settings.batch_size)
         self.cost = losses.Loss(made, accelerator)
         self.total_batch = made.recipe.effective_batch * accelerator.num_processes
@@ -181,10 +196,7 @@ class Trainer:
         for problem in problems:
             self.say(f"{problem}; falling back to the one before")
         if found is not None:
-            component = self.made.family.component
-            adapter.load_state(
-                self.made.denoiser, component, found.adapter, f"checkpoint of step {found.step}"
-            )
+            adapter.load_states(self.made.networks, found.adapter, f"checkpoint of step {found.step}")
             optim.load_state(self.optimizer, self.parameters, found.optimizer)
             self.state = State(found.step, **found.facts)
             self.say(f"going on from step {found.step}")
@@ -197,7 +209,7 @@ class Trainer:
             return
         saved = checkpoint.Checkpoint(
             self.state.step,
-            adapter.state(self.made.denoiser, self.made.family.component),
+            adapter.states(self.made.networks),
             optim.state_tensors(self.optimizer, self.parameters),
             {"skipped": self.state.skipped, "micro_batch": self.state.micro_batch},
         )
@@ -207,18 +219,25 @@ class Trainer:
         """Write the finished adapter, its exports and the report."""
         if not self.main:
             return
-        tensors = adapter.state(self.made.denoiser, self.made.family.component)
+        tensors = adapter.states(self.made.networks)
         metadata = adapter.pack_metadata(self.made.facts() | {"steps": self.state.step})
         file = storage.write_safetensors(self.run.path / "adapter.safetensors", tensors, metadata)
-        served: set[str] = set()
-        for consumer in self.recipe.export:
-            if consumer not in served:
-                made = export_adapter(file, consumer, self.run.path / "exports", base=self.made.base)
-                served |= {name for exported in made for name in exported.consumers}
+        self._export(file, tensors)
         refresh_sheet(self.run.path)
         summary.write(self.run, self.recipe, "done")
         storage.sync(self.run.metrics_file)
         self.run.update(status="done", step=self.state.step)  # last: a crash before it does all this again
+
+    def _export(self, file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The adapter for each consumer asked for, and a new word for all of them."""
+        folder, new = self.run.path / "exports", self.recipe.embedding
+        if new and self.recipe.export:
+            storage.write_safetensors(folder / f"{new.token}.safetensors", adapter.published_words(tensors))
+        served: set[str] = set()
+        for consumer in self.recipe.export if self.recipe.adapter.type != "none" else ():
+            if consumer not in served:
+                made = export_adapter(file, consumer, folder, base=self.made.base)
+                served |= {name for exported in made for name in exported.consumers}
 
     # the loop
 

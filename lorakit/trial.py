@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lorakit import adapter, bases, guides, prompts, sample, samplers, shown, storage
+from lorakit import adapter, bases, guides, prompts, sample, samplers, shown, storage, trained_text
 from lorakit.errors import ConfigError
 from lorakit.families import Family, found
 
@@ -63,7 +64,8 @@ class Painter:
         self._encoded: dict[tuple[Any, ...], sample.Encoded] = {}
         self._guided: dict[guides.Guide, guides.Guided] = {}
         if adapter_file:
-            adapter.load(self.denoiser, self.family.component, adapter_file, strength)
+            trained_text.teach(self.family, self.pipe, self.facts)
+            adapter.load_all(self.networks, adapter_file, strength)
 
     def _checked(self, file: Path) -> dict[str, Any]:
         """The facts of an adapter file, which must have been trained on this base."""
@@ -81,12 +83,36 @@ class Painter:
         """The network that draws."""
         return self.family.denoiser(self.pipe)
 
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """All that may carry an adapter: the denoiser first, then text encoders."""
+        return trained_text.networks(self.family, self.pipe)
+
+    @property
+    def speaks_otherwise(self) -> bool:
+        """Whether the adapter changes what texts mean, so that their conditions must not be kept."""
+        return any(adapter.named_parameters(self.networks[name]) for name in self.family.text_encoders)
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base, for a while."""
+        with adapter.switched_off(*self.networks.values()):
+            self._forget_texts()
+            yield
+        self._forget_texts()
+
+    def _forget_texts(self) -> None:
+        if self.speaks_otherwise:
+            self._encoded.clear()
+
     def swap(self, file: Path, strength: float = 1.0) -> None:
         """Another checkpoint of the same run in place of the adapter that was loaded, at some strength."""
         self._checked(file)
         tensors = storage.read_safetensors(file)
-        adapter.load_state(self.denoiser, self.family.component, tensors, str(file))
-        adapter.set_strength(self.denoiser, strength)
+        adapter.load_states(self.networks, tensors, str(file))
+        for network in self.networks.values():
+            adapter.set_strength(network, strength)
+        self._forget_texts()
 
     def settings(self, options: Options) -> sample.Settings:
         """Complete the options: without a size, the adapter's resolution or 1024."""

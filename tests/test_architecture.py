@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     1: "errors storage tensor_header keyed recipe strict_yaml explain manifest buckets placement"
     " images masks source jpeg resample color sniff places objective vae report progress hub"
-    " timesteps weighting fields objective_settings single_file bases prompts rundir tracker"
+    " timesteps weighting fields objective_settings adapter_settings single_file bases prompts rundir tracker"
     " statistics launch watchdog opening",
     2: "families adapter optim memory quantize score samplers",
-    3: "cache checkpoint export sample guides shown",
-    4: "surgery dataset masking preserving batches planner session",
+    3: "cache checkpoint export sample guides shown trained_text",
+    4: "surgery dataset masking preserving batches planner plans stores session",
     5: "losses probe trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",
 }

@@ -77,3 +77,12 @@ def test_schedules():
     assert rate(50, schedule="linear") == pytest.approx(1.0)
     assert rate(25, schedule="cosine") == pytest.approx(1 + math.cos(math.pi / 4))
     assert rate(99, schedule="cosine", warmup=10) < 0.01
+
+
+def test_lora_plus_makes_b_learn_faster_by_the_ratio():
+    values = parameters()
+    optimizer = optim.build(values, Optimizer(name="adamw", lora_plus_ratio=16.0))
+    optim.set_rate(optimizer, 1e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(p)] for _, p in values] == [1e-3, pytest.approx(1.6e-2)]
+    assert optimizer.param_groups[0]["lr"] == 1e-3  # the one that is logged

@@ -94,7 +94,7 @@ class Studio:
 
     def base(self) -> list[Picture]:
         """The base's pictures, with whatever adapter is loaded switched off."""
-        with adapter.switched_off(self.painter.denoiser):
+        with self.painter.without_adapter():
             return self._draw(self.root / BASE, BASE, None, 0.0)
 
     def arm(self, arm: Arm) -> list[Picture]:

@@ -10,6 +10,7 @@ import torch
 from lorakit import batches, dataset, keyed, looks, objective, session
 from lorakit.dataset import TrainingSet
 from lorakit.recipe import Recipe, Samples
+from lorakit.trained_text import LiveText
 from lorakit.trial import Painter
 
 MOST = 32  # images of each kind
@@ -25,7 +26,8 @@ class HeldOut:
         held, trained = session.split(plan.items, made)
         trained = sorted(trained, key=lambda i: keyed.key(self.seed, "trained sample", i.record.pixels))
         parts = {"held out": held[:MOST], "trained on": trained[: min(len(held), MOST)]}
-        text = dataset.TextCache(plan.family, plan.base, painter.dtype)
+        cached = dataset.TextCache(plan.family, plan.base, painter.dtype)
+        text = LiveText(painter.family, painter.pipe) if painter.speaks_otherwise else cached
         latents = dataset.LatentCache(made.dataset, plan.base, settings=plan.family.vae_settings)
         pictures = dataset.PictureCache(plan.family, made.dataset, plan.base)
         self.sets: dict[str, TrainingSet] = {}
@@ -36,7 +38,8 @@ class HeldOut:
             captions = [
                 (c.text, item.size, pictures.shown(item)) for item in items for c in item.record.captions
             ]
-            text.fill(text.missing(captions), painter.pipe)
+            if isinstance(text, dataset.TextCache):
+                text.fill(text.missing(captions), painter.pipe)
             self.sets[name] = TrainingSet(items, latents, text, pictures)
         scheduler = painter.pipe.scheduler
         alphas = getattr(scheduler, "alphas_cumprod", None)

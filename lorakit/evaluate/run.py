@@ -120,7 +120,7 @@ def _draw(run: Path, plan: _Plan, painter: Painter, options: Options, request: R
     held = _held_out(plan, painter) if request.validate else None
     taken = [Taken(BASE, studio.base())]
     if held:
-        with adapter.switched_off(painter.denoiser):
+        with painter.without_adapter():
             taken[0].losses = held.losses()
     for arm in plan.arms:
         drawn = studio.arm(arm)
@@ -155,7 +155,7 @@ def _settings(painter: Painter, options: Options, request: Request) -> dict[str,
 
 def _facts(run: Path, plan: _Plan, painter: Painter) -> list[tuple[str, str]]:
     made, optimizer = plan.made, plan.made.optimizer
-    modules, numbers = adapter.count(painter.denoiser)
+    modules, numbers = adapter.count(*painter.networks.values())
     record = storage.read_json(run / "run.json")
     shape = f"rank {made.adapter.rank}, alpha {made.adapter.alpha:g}, {modules} modules, {numbers:,} numbers"
     how = f"{made.train.steps} steps of {made.effective_batch}, {optimizer.name}, lr {optimizer.lr:g}"

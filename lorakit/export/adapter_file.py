@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lorakit import storage
+from lorakit.adapter.words import is_learned
 from lorakit.errors import ConfigError, DataError
 from lorakit.export import guess, names, native, spelling
 from lorakit.export.changes import Change, Dora
@@ -92,6 +93,14 @@ def _adapter(
     family: str | None,
     config: dict[str, Any] | None,
 ) -> Adapter:
+    if FACTS in metadata and any(is_learned(key) for key in tensors):
+        tensors = {key: tensor for key, tensor in tensors.items() if not is_learned(key)}
+        if not tensors:
+            raise ConfigError(
+                "this file holds a new word and no adapter",
+                where=where,
+                remedy="the run's folder `exports` has the word in the file that other programs read",
+            )
     if not spelling.looks_like_adapter(tensors):
         raise DataError(
             f"no layout of adapters that lorakit reads; its keys begin {', '.join(sorted(tensors)[:3])}",
@@ -146,7 +155,9 @@ def _facts(metadata: dict[str, str], where: str) -> dict[str, Any]:
         return {}
     try:
         facts = json.loads(metadata[FACTS])
-        sound = facts["rank"] >= 1 and math.isfinite(facts["alpha"]) and isinstance(facts["family"], str)
+        ranks = [facts["rank"], *dict(facts.get("ranks", {})).values()]
+        alphas = [facts["alpha"], *dict(facts.get("alphas", {})).values()]
+        sound = min(ranks) >= 1 and all(map(math.isfinite, alphas)) and isinstance(facts["family"], str)
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
@@ -168,8 +179,13 @@ def _scaling(
     """
     if facts:
         root = facts.get("rslora", False) is True or facts.get("type") == "rslora"
-        own = facts["alpha"] / (math.sqrt(facts["rank"]) if root else facts["rank"])
-        return lambda module, rank: own
+        ranks, alphas = facts.get("ranks", {}), facts.get("alphas", {})
+
+        def own(module: str, rank: int) -> float:
+            whole = ranks.get(module, facts["rank"])
+            return float(alphas.get(module, facts["alpha"]) / (math.sqrt(whole) if root else whole))
+
+        return own
     if config is not None:
         return lambda module, rank: _peft_scale(config, module.split(".", 1)[1], rank)
     if PEFT_FACTS not in metadata:

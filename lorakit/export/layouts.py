@@ -100,7 +100,10 @@ def _dotted(tensors: Tensors, stem: str, change: Change) -> None:
         else:
             flat = change.magnitude.float().flatten()  # peft's shape: (out,), or (1, out, 1, 1)
             kernel = len(change.shape) - 2
-            tensors[f"{stem}.lora_magnitude_vector"] = flat.reshape(1, -1, *[1] * kernel) if kernel else flat
+            name = f"{stem}.lora_magnitude_vector"
+            # transformers takes peft's present name only, diffusers the one before
+            name += ".weight" if stem.startswith("text_encoder") else ""
+            tensors[name] = flat.reshape(1, -1, *[1] * kernel) if kernel else flat
         _dotted(tensors, stem, change.inner)
     elif isinstance(change, LowRank):
         tensors[f"{stem}.lora_A.weight"] = change.down.float()

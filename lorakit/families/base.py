@@ -57,6 +57,10 @@ class Family(ABC):
     """Networks that samples need besides the one that is trained and the autoencoder."""
     text_parts: ClassVar[tuple[str, ...]] = ("text_", "tokenizer", "processor")
     """How the names of the components begin that `encode` needs."""
+    text_encoders: ClassVar[tuple[str, ...]] = ()
+    """CLIP text encoders that can be trained; where there are none, text is frozen."""
+    unread_layers: ClassVar[Mapping[str, int]] = {}
+    """How many last layers of a text encoder no condition comes from."""
     rank16: ClassVar[str] = ""
     """Numbers in the default adapter of rank 16 on published bases."""
     licence: ClassVar[str] = ""
@@ -162,15 +166,26 @@ class Family(ABC):
         size: tuple[int, int] | None = None,
         pictures: Pictures | None = None,
     ) -> list[Cond]:
+        """Encode captions without gradients, each as a tensor of its own: see `encode_live`."""
+        import torch
+
+        with torch.no_grad():
+            return self.encode_live(pipe, captions, size, pictures)
+
+    def encode_live(
+        self,
+        pipe: Any,
+        captions: Sequence[str],
+        size: tuple[int, int] | None = None,
+        pictures: Pictures | None = None,
+    ) -> list[Cond]:
         """Encode captions as the pipeline does, guidance off; one Cond each, without batch dimension.
 
         One at a time, so that a caption's condition does not depend on how long its neighbours are. `size`
         (width, height) in pixels of the picture matters to families that are `sized`, `pictures` (all the
         captions are of the same) to those that `reads`.
         """
-        import torch
-
-        with torch.no_grad(), self._described(pipe):
+        with self._described(pipe):
             batches = [self._encode(pipe, [caption]) for caption in captions]
         return [{name: value[0].clone() for name, value in batch.items()} for batch in batches]
 

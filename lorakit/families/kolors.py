@@ -14,6 +14,7 @@ class Kolors(StableDiffusionXL):
     name = "kolors"
     title = "Kolors"
     pipelines = ("KolorsPipeline",)
+    text_encoders = ()
     rank16 = "23.2 M"
     licence = "Kolors (commercial use by registration)"
 

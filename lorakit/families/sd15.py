@@ -21,6 +21,7 @@ class StableDiffusion15(Family):
     # The checker blackens pictures it mistakes, which would spoil samples and scores.
     left_out = ("safety_checker", "feature_extractor", "image_encoder")
     vae_settings = NO_SHIFT
+    text_encoders = ("text_encoder",)
     rank16 = "3.2 M (1.5), 3.3 M (2.x)"
     licence = "CreativeML Open RAIL-M (1.x); Open RAIL++-M (2.x)"
 

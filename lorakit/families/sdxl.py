@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit.families.base import NO_SHIFT, Cond, Family
 
@@ -24,6 +25,8 @@ class StableDiffusionXL(Family):
     component = "unet"
     left_out = ("feature_extractor", "image_encoder")
     vae_settings = NO_SHIFT
+    unread_layers: ClassVar[Mapping[str, int]] = {"text_encoder": 1}  # the second one's is pooled
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:
         embeds, _, pooled, _ = pipe.encode_prompt(

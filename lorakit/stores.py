@@ -1,0 +1,109 @@
+"""What a run reads again and again and computes once: captions, latents, pictures beside them, masks."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lorakit import dataset, masking, preserving, prompts, sample, shown, trained_text
+from lorakit.families.folder import components
+from lorakit.plans import Plan
+from lorakit.recipe import Recipe
+
+
+class Stores:
+    """The caches of one run, filled one part of the base after the other."""
+
+    def __init__(self, recipe: Recipe, plan: Plan, device: torch.device) -> None:
+        self.recipe, self.plan, self.device = recipe, plan, device
+        self.text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        family, base, mask = plan.family, plan.base, recipe.objective.mask
+        self.text = dataset.TextCache(family, base, self.text_dtype)
+        settings, hide = family.vae_settings, mask is not None and mask.hide
+        self.latents = dataset.LatentCache(recipe.dataset, base, settings=settings, hide=hide)
+        self.pictures = dataset.PictureCache(family, recipe.dataset, base)
+        self.masks = masking.MaskCache(recipe.dataset, plan.grids) if mask else None
+        others = recipe.class_images or recipe.dataset
+        self.class_latents = dataset.LatentCache(others, base, settings=settings)
+        self.class_pictures = dataset.PictureCache(family, others, base)
+
+    def fill(self) -> None:
+        """Compute what is missing."""
+        plan, mask = self.plan, self.recipe.objective.mask
+        if not trained_text.is_trained(self.recipe):
+            self._fill_text()
+        for items, latents, pictures in (
+            (plan.items, self.latents, self.pictures),
+            (plan.class_items, self.class_latents, self.class_pictures),
+        ):
+            self._fill_pixels(items, latents, pictures)
+        if mask and self.masks:
+            self.masks.fill(plan.items, empty=mask.outside + mask.prior > 0)
+
+    def images(self, items: Sequence[dataset.Item], text: dataset.Texts) -> dataset.TrainingSet:
+        """Some of the dataset's images, ready to train on."""
+        return dataset.TrainingSet(items, self.latents, text, self.pictures, self.masks)
+
+    def class_images(self, text: dataset.Texts) -> dataset.TrainingSet | None:
+        """The images of the class, if there are any."""
+        items = self.plan.class_items
+        return dataset.TrainingSet(items, self.class_latents, text, self.class_pictures) if items else None
+
+    def encoded(self) -> sample.Encoded:
+        """The conditions of the prompts to sample."""
+        wanted, size = self.plan.prompts, (self.plan.resolution, self.plan.resolution)
+        seen = [shown.of_prompt(self.plan.family, prompt, size).read() for prompt in wanted]
+        positive = [
+            {**self.text.get(*self._asked(one, one.prompt)), **own}
+            for one, own in zip(wanted, seen, strict=True)
+        ]
+        return sample.Encoded(
+            wanted, positive, [self.text.get(*self._asked(one, one.negative or "")) for one in wanted]
+        )
+
+    def _fill_text(self) -> None:
+        """Encode the captions, the prompts, and what else training meets."""
+        plan = self.plan
+        wanted: list[dataset.Wanted] = []
+        for items, pictures in ((plan.items, self.pictures), (plan.class_items, self.class_pictures)):
+            pairs = [(caption.text, item) for item in items for caption in item.record.captions]
+            pairs += preserving.texts(self.recipe, items)
+            wanted += [(caption, item.size, pictures.shown(item)) for caption, item in pairs]
+        for prompt in plan.prompts:
+            wanted += [self._asked(prompt, prompt.prompt), self._asked(prompt, prompt.negative or "")]
+        if missing := self.text.missing(wanted):
+            parts = {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
+            self.text.fill(missing, self._load(self.text_dtype, parts))
+        _collect()
+
+    def _asked(self, prompt: prompts.Prompt, text: str) -> dataset.Wanted:
+        """A prompt's text, or that of its negative, for the pictures that are sampled."""
+        size = (self.plan.resolution, self.plan.resolution)
+        return text, size, shown.of_prompt(self.plan.family, prompt, size)
+
+    def _fill_pixels(
+        self,
+        items: Sequence[dataset.Item],
+        latents: dataset.LatentCache,
+        pictures: dataset.PictureCache,
+    ) -> None:
+        missing, unseen = latents.missing(items), pictures.missing(items)
+        if missing or unseen:
+            pipe = self._load(torch.float32, {"vae"})
+            if missing:
+                latents.fill(missing, pipe)
+            if unseen:
+                pictures.fill(unseen, pipe)
+        _collect()
+
+    def _load(self, dtype: torch.dtype, parts: set[str]) -> Any:
+        return self.plan.family.load(self.plan.base, dtype=dtype, device=self.device, only=parts)
+
+
+def _collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,185 @@
+"""Text encoders with adapters, and new words, from a run to the programs that read them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorakit import cli, prompts, storage
+from lorakit import recipe as recipes
+from lorakit.errors import LorakitError
+from lorakit.evaluate.heldout import HeldOut
+from lorakit.trial import Options, Painter
+from tests import runs, tiny
+
+WORD = {"token": "sks", "init": "a red", "vectors": 2, "lr": 0.05}
+CAPTION = "a sks picture of a ring"
+CASES = {
+    "encoders": {"adapter": {"text_encoder": True, "text_encoder_lr": 2e-3}},
+    "word": {"adapter": {"type": "none"}, "embedding": WORD},
+    "both": {"adapter": {"text_encoder": True, "type": "dora"}, "embedding": WORD},
+}
+
+KEYS = [("encoders", "sdxl"), ("word", "sd15"), ("both", "sd15"), ("word", "sdxl")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.make_dataset(tmp_path_factory.mktemp("data"), 2)
+
+
+def written(case: str, base: str, data: Path, out: Path) -> Path:
+    prompts = storage.write_jsonl(
+        out.parent / "prompts.jsonl", [{"id": "a", "prompt": CAPTION, "seeds": [0]}]
+    )
+    tree = {
+        "adapter": {"rank": 4, "alpha": 8, "targets": ["attn2.to_v"]} | CASES[case]["adapter"],
+        "embedding": CASES[case].get("embedding"),
+        "optimizer": {"name": "adamw", "lr": 1e-2},
+        "train": {"steps": 4, "batch_size": 1, "save_every": 2, "precision": "fp32"},
+        "samples": {"prompts": str(prompts), "every": 4, "steps": 1, "guidance": 1.0},
+        "export": ["comfyui", "diffusers"],
+    }
+    return runs.make_recipe(out.parent / f"{out.name}.json", tiny.tiny_folder(base), data, out, **tree)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """Runs by (case, base); the one that is compared with a whole one was killed once."""
+    made = {}
+    for case, base in KEYS:
+        recipe = written(case, base, data, tmp_path_factory.mktemp("runs") / "run")
+        if case == "both":
+            with runs.killed_at(3):
+                runs.train(recipe)
+        made[case, base] = runs.train(recipe)
+    return made
+
+
+@pytest.mark.parametrize("key", KEYS, ids="-".join)
+def test_every_encoder_learns(key, finished):
+    case, base = key
+    tensors = storage.read_safetensors(finished[key] / "adapter.safetensors")
+    encoders = {"sd15": ["text_encoder"], "sdxl": ["text_encoder", "text_encoder_2"]}[base]
+    assert {name.split(".")[0] for name in tensors} == {*encoders, *([] if case == "word" else ["unet"])}
+    for name, value in tensors.items():
+        assert value.any(), name
+        if name.endswith(".learned"):
+            known = getattr(tiny.tiny_pipeline(base), name.split(".")[0]).get_input_embeddings().weight
+            assert len(value) == 2
+            assert (torch.cdist(value, known).min(1).values > 0.01).all()
+
+
+@pytest.mark.parametrize("key", [("both", "sd15")], ids="-".join)
+def test_killed_and_gone_on_with_it_ends_in_the_same_bytes(key, data, finished, tmp_path):
+    whole = runs.train(written(*key, data, tmp_path / "whole"))
+    for name in ("adapter.safetensors", "checkpoints/step-00000004/optimizer.safetensors"):
+        assert (whole / name).read_bytes() == (finished[key] / name).read_bytes()
+    assert (whole / "samples/step-00000004/a-0.png").read_bytes() != (
+        whole / "samples/step-00000000/a-0.png"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("key", KEYS, ids="-".join)
+def test_diffusers_reads_text_as_the_run_ended_it(key, finished):
+    _, base = key
+    run = finished[key]
+    painter = Painter(str(tiny.tiny_folder(base)), run / "adapter.safetensors")
+    pipe = tiny.build(base)
+    plain = painter.family.encode(pipe, [CAPTION])[0]
+    word = run / "exports" / "sks.safetensors"
+    if word.exists():
+        _load_word(pipe, base, word)
+    exports = sorted((run / "exports").glob("adapter-*.safetensors"))
+    for file in [f for f in exports if "diffusers" in f.name] or exports:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    told = painter.family.encode(pipe, [CAPTION])[0]
+    ours = painter.family.encode(painter.pipe, [CAPTION])[0]
+    for name in told:
+        assert torch.allclose(told[name], ours[name], atol=1e-5), name
+        assert (told[name] - plain[name]).abs().max() > 1e-3, name
+
+
+def _load_word(pipe, base: str, file: Path) -> None:
+    """As the documentation of diffusers says."""
+    tensors = storage.read_safetensors(file)
+    if base == "sd15":
+        pipe.load_textual_inversion(str(file.parent), weight_name=file.name, token="sks")
+        return
+    pairs = {"clip_l": (pipe.text_encoder, pipe.tokenizer), "clip_g": (pipe.text_encoder_2, pipe.tokenizer_2)}
+    pipe.tokenizer_2 = None
+    for name, (encoder, tokenizer) in pairs.items():
+        own = copy.deepcopy(tokenizer)
+        pipe.load_textual_inversion(tensors[name], token="sks", text_encoder=encoder, tokenizer=own)
+        encoder.eos_token_id = own.eos_token_id
+        setattr(pipe, "tokenizer" if name == "clip_l" else "tokenizer_2", own)
+
+
+def test_a_painter_goes_back_to_the_base_and_on_to_a_checkpoint(finished, tmp_path):
+    run = finished["both", "sd15"]
+    painter = Painter(str(tiny.tiny_folder("sd15")), run / "adapter.safetensors")
+    wanted = prompts.load(run.parent / "prompts.jsonl")
+    options = Options(steps=1, guidance=1.0, size=(64, 64), quiet=True)
+
+    def picture() -> bytes:
+        return painter.draw(wanted, options, "x")[0].image.tobytes()
+
+    trained = picture()
+    with painter.without_adapter():
+        base = picture()
+    assert base != trained == picture()
+    plain = Painter(str(tiny.tiny_folder("sd15")))
+    ring = [replace(wanted[0], prompt="a ring")]
+    with painter.without_adapter():
+        assert painter.draw(ring, options, "x")[0].image == plain.draw(ring, options, "x")[0].image
+    painter.swap(run / "checkpoints/step-00000002/adapter.safetensors")
+    assert picture() not in (base, trained)
+    painter.swap(run / "adapter.safetensors", 0.0)
+    assert picture() == base
+
+
+def test_the_command_line_draws_and_refuses_to_export_a_word_as_an_adapter(finished, tmp_path, capsys):
+    run = finished["word", "sd15"]
+    command = ["sample", str(tiny.tiny_folder("sd15")), "--adapter", str(run), "--steps", "1", "--quiet"]
+    command += ["--prompts", str(run.parent / "prompts.jsonl"), "--size", "64x64", "--out", str(tmp_path)]
+    assert cli.main(command) == 0
+    assert (tmp_path / "a-0.png").is_file()
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "e")]) != 0
+    assert "a new word and no adapter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "said"),
+    [
+        ("sd3-no-t5", {"adapter": {"text_encoder": True}}, "are not trained"),
+        ("sd15", {"embedding": WORD | {"token": "dog"}}, "no caption has the new word 'dog'"),
+        ("sd15", {"embedding": WORD | {"token": "a dog"}}, "embedding.token"),
+        ("sd15", {"adapter": {"type": "none"}}, "trains nothing"),
+        ("sd15", {"adapter": {"text_encoder_lr": 1e-3}}, "no text_encoder_lr"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_start(base, changes, said, data, tmp_path):
+    recipe = runs.make_recipe(
+        tmp_path / "r.json", tiny.tiny_folder(base), data, tmp_path / "out", **json.loads(json.dumps(changes))
+    )
+    with pytest.raises(LorakitError) as caught:
+        runs.train(recipe)
+    assert said in str(caught.value)
+
+
+def test_no_condition_of_a_trained_encoder_is_kept(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    recipe = written("encoders", "sd15", data, tmp_path / "run")
+    run = runs.train(recipe, "train.steps=1", "validate.fraction=0.5", "export=[]")
+    assert not [file for file in (tmp_path / "cache/text").rglob("*.safetensors")]
+    painter = Painter(str(tiny.tiny_folder("sd15")), run / "adapter.safetensors")
+    held = HeldOut(recipes.load(run / "recipe.yaml"), painter)
+    trained = held.losses()
+    with painter.without_adapter():
+        assert held.losses() != trained
+    assert not [file for file in (tmp_path / "cache/text").rglob("*.safetensors")]
