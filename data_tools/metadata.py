@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,8 +18,8 @@ from lorakit.errors import DataError
 
 TEXT_KEYS = ("text", "caption", "prompt")
 MASK_KEY = "mask_file_name"
-
-
+MAX_REPEATS = 1000  # kohya's `10_name`; above it the number is rather a year or an id
+_KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -32,28 +33,26 @@ def plain(text: Any) -> Any:
     return text[1:] if isinstance(text, str) and text[:1] == "'" and text[1:].startswith(_FORMULA) else text
 
 
+def kohya_folder(name: str) -> tuple[int, str] | None:
+    """(repeats, name) of a folder called as kohya's scripts want it, `10_sks dog`; None for any other."""
+    match = _KOHYA.fullmatch(name)
+    return (int(match[1]), match[2]) if match and int(match[1]) <= MAX_REPEATS else None
+
+
 def read_metadata(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
     """The caption by image from every metadata file of the user; the twin that lorakit wrote is left out.
 
     A row that names no image of the folder, names one twice or leads outside is a `DataError` with its line.
     """
-    folders = {PurePosixPath(file).parent for file in listing.images}
-    own = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
     found: dict[str, str] = {}
     first: dict[str, str] = {}
-    for name in listing.metadata:
-        path = listing.root / name
-        if path.resolve() not in own:
-            continue
-        locate(listing.root, name)
-        for where, row in _rows(path, encoding):
-            file = _file(listing, PurePosixPath(name).parent, row, where)
-            if file in found:
-                remedy = "delete one of the two rows"
-                raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
-            text = _text(row, where)
-            if text is None:
-                continue
+    for name, where, row in _users_rows(listing, encoding):
+        file = _file(listing, PurePosixPath(name).parent, row, where)
+        if file in found:
+            remedy = "delete one of the two rows"
+            raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
+        text = _text(row, where)
+        if text is not None:
             found[file] = clean(text, name)[0]
             first[file] = where
     return found
@@ -93,24 +92,28 @@ def read_kohya(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
 
 def read_masks(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
     """The mask by image from the column `mask_file_name`; a mask that is not there is a `DataError`."""
-    folders = {PurePosixPath(file).parent for file in listing.images}
-    own = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
     found: dict[str, str] = {}
+    for name, where, row in _users_rows(listing, encoding):
+        mask = row.get(MASK_KEY)
+        if not isinstance(mask, str) or not mask:
+            continue
+        manifest.check_path(mask, where)
+        file = str(PurePosixPath(name).parent / PurePosixPath(mask))
+        if not locate(listing.root, file).is_file():
+            raise DataError(f"there is no mask {mask!r}", where=where, remedy=f"correct {MASK_KEY}")
+        found[_file(listing, PurePosixPath(name).parent, row, where)] = file
+    return found
+
+
+def _users_rows(listing: Listing, encoding: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(metadata file, where, row) of every metadata file but the twin that lorakit wrote."""
+    folders = {PurePosixPath(file).parent for file in listing.images}
+    users = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
     for name in listing.metadata:
         path = listing.root / name
-        if path.resolve() not in own:
-            continue
-        locate(listing.root, name)
-        for where, row in _rows(path, encoding):
-            mask = row.get(MASK_KEY)
-            if not isinstance(mask, str) or not mask:
-                continue
-            manifest.check_path(mask, where)
-            file = str(PurePosixPath(name).parent / PurePosixPath(mask))
-            if not locate(listing.root, file).is_file():
-                raise DataError(f"there is no mask {mask!r}", where=where, remedy=f"correct {MASK_KEY}")
-            found[_file(listing, PurePosixPath(name).parent, row, where)] = file
-    return found
+        if path.resolve() in users:
+            locate(listing.root, name)
+            yield from ((name, where, row) for where, row in _rows(path, encoding))
 
 
 def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

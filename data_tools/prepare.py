@@ -49,19 +49,6 @@ __all__ = [
 ]
 
 
-__all__ = [
-    "PrepareOptions",
-    "PrepareResult",
-    "bucket_only",
-    "caption_only",
-    "check_only",
-    "mask_only",
-    "prepare",
-    "report_only",
-    "scan_only",
-]
-
-
 def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = None) -> PrepareResult:
     """Prepare a dataset folder: manifest.jsonl, metadata.jsonl, report.html and report.json appear in it.
 
@@ -72,7 +59,7 @@ def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = Non
     chosen.check()
     listing, found = _listed_files(folder, chosen)
     captioner = captioners.load(chosen.captioner) if chosen.captioner else None
-    records = _captioned(_writable(listing), chosen, journal=True)
+    records = _captioned(_writable(listing), chosen)
     records = bucket.assign(listing.root, records, chosen.bucket(), quiet=chosen.quiet)
     records = masks.attach(listing, records, found, alpha=chosen.alpha_mask)
     records = _described(listing, records, captioner, chosen)
@@ -86,6 +73,7 @@ def scan_only(
 
     With `ray`, the address of a cluster or "local", Ray Data does the work.
     """
+    options.check()
     listing, found = _listed_files(folder, options)
     _writable(listing)
     if ray is not None:
@@ -97,6 +85,7 @@ def scan_only(
 
 def scan_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: str) -> PrepareResult:
     """Measure one part of the images, `shard` being "2/8"; the manifest is written by `merge_shards`."""
+    options.check()
     part = shards.Shard.parse(shard)
     listing, _ = _listed_files(folder, options)
     records = shards.scan_shard(_writable(listing), options.scan(), part)
@@ -117,7 +106,7 @@ def caption_only(folder: str | os.PathLike[str], options: PrepareOptions) -> Pre
     options.check()
     listing, _ = _listed_files(folder, options)
     captioner = captioners.load(options.captioner) if options.captioner else None
-    records = _captioned(_writable(listing), options, journal=True)
+    records = _captioned(_writable(listing), options)
     return _save(listing, _described(listing, records, captioner, options), options)
 
 
@@ -131,6 +120,7 @@ def check_only(
 
     `against` is a folder of held-out images, whose duplicates here are named.
     """
+    options.check()
     listing, found = _listed_files(folder, options)
     records = captions.collect(listing, scan.scan(listing, options.scan()), options.captions())
     records = masks.attach(listing, records, found, alpha=options.alpha_mask)
@@ -193,9 +183,9 @@ def _listed_files(
     return masks.set_apart(find(folder), options.caption_encoding)
 
 
-def _captioned(listing: Listing, options: PrepareOptions, *, journal: bool) -> list[Record]:
+def _captioned(listing: Listing, options: PrepareOptions) -> list[Record]:
     """Measured and captioned records; none usable or none captioned is an error."""
-    measured = scan.scan(listing, options.scan(), journal=journal)
+    measured = scan.scan(listing, options.scan(), journal=True)
     records = captions.collect(listing, measured, options.captions())
     _require_images(listing.root, records)
     if not (options.allow_missing_captions or options.captioner):
