@@ -26,6 +26,7 @@ class HeldOut:
         trained = sorted(trained, key=lambda i: keyed.key(self.seed, "trained sample", i.record.pixels))
         parts = {"held out": held[:MOST], "trained on": trained[: min(len(held), MOST)]}
         text = dataset.TextCache(plan.family, plan.base, painter.dtype)
+        # whole pictures: what lies outside a mask is held out too
         latents = dataset.LatentCache(made.dataset, plan.base, settings=plan.family.vae_settings)
         self.sets: dict[str, TrainingSet] = {}
         for name, items in parts.items():
