@@ -19,6 +19,7 @@ from lorakit.trainer import Trainer
 from tests import runs
 from tests.test_masking import repainted, with_masks
 
+STRATA = {"stratified": True, "preserve": 1.0, "class_weight": 0.7, "caption_dropout": 0.3}
 NAMED = {"trigger": "sks", "class_noun": "round"}  # "a sks picture" becomes "a round picture"
 
 
@@ -57,7 +58,8 @@ def trainer(folder: Path, data: Path, base: str = "tiny-dit", **changes: Any) ->
 
 def again(made: Trainer, **objective: Any) -> Trainer:
     """The same model and data under another objective, without loading them again."""
-    tree = made.recipe.dump() | {"objective": objective}
+    named = {key: objective.pop(key) for key in NAMED if key in objective}
+    tree = made.recipe.dump() | {"objective": objective} | named
     if not (class_weight := objective.get("class_weight")):
         tree["class_images"] = None
     chosen = recipe.parse(tree)
@@ -177,6 +179,35 @@ def test_preservation_holds_captions_without_the_trigger_at_the_base(data, tmp_p
                 parameter.zero_()
     assert part.cost(slot, [0.3]).item() == 0  # nothing to hold back yet
     assert preserving.without(made.recipe, "a SKS round heart") == "a round heart"
+
+
+def test_preservation_holds_back_what_training_moves(data, tmp_path):
+    """The same few steps with and without: predictions for captions without the trigger stay nearer."""
+    made = trainer(tmp_path, data, **NAMED, optimizer={"lr": 1e-2}, objective={"preserve": 1.0})
+    start = [parameter.detach().clone() for _, parameter in made.parameters]
+    (part,) = again(made, **NAMED, preserve=1.0).cost.extras([batches.Slot(1000, 0, 0)])
+    moved = {}
+    for weight in (0.0, 5.0):
+        with torch.no_grad():
+            for (name, parameter), first in zip(made.parameters, start, strict=True):
+                parameter.copy_(0 * first if name.endswith("lora_B.weight") else first)  # no effect yet
+        run = again(made, **NAMED, preserve=weight)
+        for _ in range(6):
+            run.step()
+        moved[weight] = sum(part.cost(list(part.slots), [time]).item() for time in (0.2, 0.5, 0.8))
+    assert 0 < moved[5.0] < 0.7 * moved[0.0]
+
+
+def test_shares_of_processes_add_up_to_the_whole_step(data, others, tmp_path):
+    made = trainer(tmp_path, data, **NAMED, class_images=str(others), objective=STRATA)
+    slots = batches.slots(1, 4, made.made.train.captions, 0, 0.3)
+    found = []
+    for mine in (slots, batches.share(slots, 0, 2), batches.share(slots, 1, 2)):
+        loss = float(made._gradients(mine))
+        found.append([torch.tensor(loss), *(p.grad.clone() for _, p in made.parameters)])
+        made.optimizer.zero_grad(set_to_none=True)
+    for whole, one, two in zip(*found, strict=True):
+        assert torch.allclose(whole, (one + two) / 2, atol=1e-5)
 
 
 def test_preservation_without_any_trigger_is_refused(others, tmp_path):

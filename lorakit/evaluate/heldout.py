@@ -20,7 +20,12 @@ class HeldOut:
 
     def __init__(self, made: Recipe, painter: Painter) -> None:
         self.painter, self.seed = painter, made.train.seed
-        only_data: dict[str, Any] = {"init_from": None, "samples": Samples(), "export": []}
+        only_data: dict[str, Any] = {
+            "init_from": None,
+            "class_images": None,
+            "samples": Samples(),
+            "export": [],
+        }
         plan = session.plan(made.model_copy(update=only_data), lambda text: None)
         held, trained = session.split(plan.items, made)
         trained = sorted(trained, key=lambda i: keyed.key(self.seed, "trained sample", i.record.pixels))
