@@ -64,12 +64,13 @@ def _check_inputs(made: recipe.Recipe, inputs: dict[str, str]) -> None:
     from lorakit import bases, dataset, manifest
 
     now = {"base": bases.content_hash(bases.resolve(made.base))}
-    now["data"] = manifest.fingerprint(dataset.read(made.dataset))
+    folders = {"data": made.dataset} | ({"class_images": made.class_images} if made.class_images else {})
+    now |= {name: manifest.fingerprint(dataset.read(folder)) for name, folder in folders.items()}
     wrong = [name for name, value in now.items() if inputs[name] != value]
     if wrong:
         raise ConfigError(
             f"not what this run was trained on: {', '.join(wrong)}",
-            where=", ".join({"base": made.base, "data": str(made.dataset)}[name] for name in wrong),
+            where=", ".join(str(({"base": made.base} | folders)[name]) for name in wrong),
             remedy="say where the original is now: lorakit reproduce RUN dataset=... base=...",
         )
 

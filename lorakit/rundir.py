@@ -95,20 +95,9 @@ class RunFolder:
     def check_places(self, recipe: Recipe) -> None:
         """Refuse a missing dataset, and an `out` that cannot be written or would mix with other files."""
         places.check_new(self.path, "out")
-        out, data = self.path.resolve(), recipe.dataset.resolve()
-        if not data.is_dir():
-            raise ConfigError(
-                "there is no such dataset folder",
-                where=f"dataset: {recipe.dataset}",
-                remedy="give the folder that holds your images",
-            )
-        for folder in (recipe.dataset, recipe.class_images):
-            if folder and (out.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out)):
-                raise ConfigError(
-                    "`out` and the dataset lie in each other",
-                    where=f"out: {self.path}, dataset: {folder}",
-                    remedy="choose folders beside each other",
-                )
+        for key, folder in (("dataset", recipe.dataset), ("class_images", recipe.class_images)):
+            if folder:
+                self._check_apart(key, folder)
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError("`out` is a file", where=f"out: {self.path}", remedy="choose a new folder")
         strangers = self.path.is_dir() and not self._begun
@@ -117,6 +106,21 @@ class RunFolder:
                 "`out` exists, is not empty and is not a run",
                 where=f"out: {self.path}",
                 remedy="choose a new folder",
+            )
+
+    def _check_apart(self, key: str, folder: Path) -> None:
+        out, data = self.path.resolve(), folder.resolve()
+        if not data.is_dir():
+            raise ConfigError(
+                "there is no such dataset folder",
+                where=f"{key}: {folder}",
+                remedy="give the folder that holds your images",
+            )
+        if out.is_relative_to(data) or data.is_relative_to(out):
+            raise ConfigError(
+                "`out` and the dataset lie in each other",
+                where=f"out: {self.path}, {key}: {folder}",
+                remedy="choose folders beside each other",
             )
 
     def begin(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:

@@ -12,14 +12,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, batches, manifest, preserving, recipe, session, storage
+from lorakit import adapter, bases, batches, dataset, manifest, preserving, recipe, session, storage
 from lorakit.errors import ConfigError, DataError
-from lorakit.losses import Loss
 from lorakit.rundir import RunFolder
 from lorakit.trainer import Trainer
 from tests import runs
 from tests.test_masking import repainted, with_masks
 
+STRATA = {"stratified": True, "preserve": 1.0, "class_weight": 0.7, "caption_dropout": 0.3}
 NAMED = {"trigger": "sks", "class_noun": "round"}  # "a sks picture" becomes "a round picture"
 
 
@@ -56,6 +56,19 @@ def trainer(folder: Path, data: Path, base: str = "tiny-dit", **changes: Any) ->
     return Trainer(made, accelerator, run)
 
 
+def again(made: Trainer, **objective: Any) -> Trainer:
+    """The same model and data under another objective, without loading them again."""
+    named = {key: objective.pop(key) for key in NAMED if key in objective}
+    tree = made.recipe.dump() | {"objective": objective} | named
+    if not (class_weight := objective.get("class_weight")):
+        tree["class_images"] = None
+    chosen = recipe.parse(tree)
+    goal = session._objective(chosen, made.made.family, made.made.pipe)
+    classes = made.made.class_images if class_weight else None
+    other = dataclasses.replace(made.made, recipe=chosen, objective=goal, class_images=classes)
+    return Trainer(other, made.accelerator, made.run)
+
+
 def gradients(made: Trainer, step: int = 0) -> tuple[float, list[torch.Tensor]]:
     """(loss, gradients) of one step."""
     chosen = made.made.recipe
@@ -72,47 +85,38 @@ def test_other_pixels_outside_hidden_masks_change_no_bit_of_the_gradient(data, t
     every = with_masks(shutil.copytree(data, tmp_path / "data"), every=1)
     poisoned = repainted(every, tmp_path / "poisoned", seed=7)
     settings = {"objective": {"mask": {"hide": True}, "huber": {}}}
-    found = [gradients(trainer(tmp_path / d.name / "t", d, **settings)) for d in (every, poisoned)]
-    assert found[0][0] == found[1][0]
-    assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
-    plain = [gradients(trainer(tmp_path / d.name / "p", d)) for d in (every, poisoned)]
-    assert plain[0][0] != plain[1][0]
+    found = [trainer(tmp_path / d.name / "t", d, **settings) for d in (every, poisoned)]
+    one, other = map(gradients, found)
+    assert one[0] == other[0]
+    assert all(torch.equal(*pair) for pair in zip(one[1], other[1], strict=True))
+    seen = [dataset.LatentCache(d, bases.resolve("tiny-dit")) for d in (every, poisoned)]
+    items = [made.made.train.items[0] for made in found]
+    assert seen[0].key(items[0]) != seen[1].key(items[1])  # they are other pictures
 
 
 def test_outside_and_prior_add_what_they_say(data, tmp_path):
     """Loss of the inside, plus the prior's share of how far the adapter moved the outside."""
-    cost = {}
-    for name, mask in {"in": {}, "prior": {"prior": 0.5}, "whole": {"outside": 1.0}}.items():
-        made = trainer(tmp_path / name, data, objective={"mask": mask})
-        image = next(i for i, item in enumerate(made.made.train.items) if item.record.mask)
-        slot = [batches.Slot(0, image, 0)]
-        cost[name] = made.loss(slot, [0.4])
-        if name == "prior":
-            given = made.cost.noised(made.made.train, slot, "noise", [0.4])
-            moved = (made.cost.predict(given) - made.cost.untrained(given)).square()
-            outside = (1 - given.mask).expand_as(moved)
-            drift = (moved * outside).sum() / outside.sum()
-        if name == "whole":
-            given = made.cost.noised(made.made.train, slot, "noise", [0.4])
-            plain = (made.cost.predict(given) - given.target).square().mean()
+    made = trainer(tmp_path, data, objective={"mask": {}})
+    image = next(i for i, item in enumerate(made.made.train.items) if item.record.mask)
+    slot = [batches.Slot(0, image, 0)]
+    given = made.cost.noised(made.made.train, slot, "noise", [0.4])
+    prediction, outside = made.cost.predict(given), 1 - given.mask
+    moved = (prediction - made.cost.untrained(given)).square()
+    drift = (moved * outside).sum() / outside.expand_as(moved).sum()
+    inside = made.loss(slot, [0.4]).item()
     assert drift > 1e-4
-    assert cost["prior"].item() == pytest.approx((cost["in"] + 0.5 * drift).item(), rel=1e-5)
-    assert cost["whole"].item() == pytest.approx(plain.item(), rel=1e-5)
+    prior = again(made, mask={"prior": 0.5}).loss(slot, [0.4]).item()
+    assert prior == pytest.approx(inside + 0.5 * drift.item(), rel=1e-5)
+    whole = again(made, mask={"outside": 1.0}).loss(slot, [0.4]).item()
+    assert whole == pytest.approx((prediction - given.target).square().mean().item(), rel=1e-5)
 
-
-def test_an_offset_moves_each_channel_of_the_training_noise_only(data, tmp_path):
-    made = trainer(tmp_path, data, objective={"noise_offset": 0.1})
-    slots = [batches.Slot(position, 0, 0) for position in range(64)]
-    plain = Loss(made.made, made.accelerator)
-    plain.made.recipe = recipe.load(tmp_path / "r.yaml", ["objective.noise_offset=0"])
-    moved = Loss(trainer(tmp_path, data, objective={"noise_offset": 0.1}).made, made.accelerator)
-    times = [0.5] * 64
-    for purpose, offset in (("noise", 0.1), ("validation", 0.0)):
-        difference = (
-            moved.noised(made.made.train, slots, purpose, times).noise
-            - plain.noised(made.made.train, slots, purpose, times).noise
-        )
-        assert difference.flatten(2).std(2).max() < 1e-6  # the same at every place
+    plain = again(made, mask={}).cost
+    moved_noise = again(made, noise_offset=0.1).cost
+    slots = [batches.Slot(position, image, 0) for position in range(64)]
+    for purpose, offset in (("noise", 0.1), ("validation", 0.0)):  # a constant in each channel
+        one, two = (cost.noised(made.made.train, slots, purpose, [0.5] * 64) for cost in (plain, moved_noise))
+        difference = two.noise - one.noise
+        assert difference.flatten(2).std(2).max() < 1e-6
         assert difference.std().item() == pytest.approx(offset, rel=0.15)
 
 
@@ -131,19 +135,15 @@ def test_dropped_captions_are_empty_and_keyed_by_position(data, tmp_path):
 
 
 def test_class_images_add_their_weighted_loss(data, others, tmp_path):
-    alone = gradients(trainer(tmp_path / "a", data))
-    found = {}
-    for weight in (0.5, 2.0):
-        made = trainer(
-            tmp_path / f"{weight}", data, class_images=str(others), objective={"class_weight": weight}
-        )
-        found[weight] = gradients(made)
+    made = trainer(tmp_path, data, class_images=str(others))
+    alone = gradients(again(made))
+    found = {weight: gradients(again(made, class_weight=weight)) for weight in (0.5, 2.0)}
     extra = {weight: found[weight][0] - alone[0] for weight in found}
     assert extra[2.0] == pytest.approx(4 * extra[0.5], rel=1e-4)
     assert extra[2.0] > 0.01
     for base, half, double in zip(alone[1], found[0.5][1], found[2.0][1], strict=True):
         assert torch.allclose(double - base, 4 * (half - base), atol=2e-5)
-    part = made.cost.extras(batches.slots(0, 200, made.made.train.captions, 0))[0]
+    part = again(made, class_weight=1.0).cost.extras(batches.slots(0, 200, made.made.train.captions, 0))[0]
     shown = [made.made.class_images.caption(slot) for slot in part.slots]
     assert sorted({text: shown.count(text) for text in shown}.values()) == [40] * 5
     assert not any("sks" in text for text in shown)
@@ -181,6 +181,35 @@ def test_preservation_holds_captions_without_the_trigger_at_the_base(data, tmp_p
     assert preserving.without(made.recipe, "a SKS round heart") == "a round heart"
 
 
+def test_preservation_holds_back_what_training_moves(data, tmp_path):
+    """The same few steps with and without: predictions for captions without the trigger stay nearer."""
+    made = trainer(tmp_path, data, **NAMED, optimizer={"lr": 1e-2}, objective={"preserve": 1.0})
+    start = [parameter.detach().clone() for _, parameter in made.parameters]
+    (part,) = again(made, **NAMED, preserve=1.0).cost.extras([batches.Slot(1000, 0, 0)])
+    moved = {}
+    for weight in (0.0, 5.0):
+        with torch.no_grad():
+            for (name, parameter), first in zip(made.parameters, start, strict=True):
+                parameter.copy_(0 * first if name.endswith("lora_B.weight") else first)  # no effect yet
+        run = again(made, **NAMED, preserve=weight)
+        for _ in range(6):
+            run.step()
+        moved[weight] = sum(part.cost(list(part.slots), [time]).item() for time in (0.2, 0.5, 0.8))
+    assert 0 < moved[5.0] < 0.7 * moved[0.0]
+
+
+def test_shares_of_processes_add_up_to_the_whole_step(data, others, tmp_path):
+    made = trainer(tmp_path, data, **NAMED, class_images=str(others), objective=STRATA)
+    slots = batches.slots(1, 4, made.made.train.captions, 0, 0.3)
+    found = []
+    for mine in (slots, batches.share(slots, 0, 2), batches.share(slots, 1, 2)):
+        loss = float(made._gradients(mine))
+        found.append([torch.tensor(loss), *(p.grad.clone() for _, p in made.parameters)])
+        made.optimizer.zero_grad(set_to_none=True)
+    for whole, one, two in zip(*found, strict=True):
+        assert torch.allclose(whole, (one + two) / 2, atol=1e-5)
+
+
 def test_preservation_without_any_trigger_is_refused(others, tmp_path):
     file = runs.make_recipe(
         tmp_path / "r.yaml", "tiny-dit", others, tmp_path / "run", **NAMED, objective={"preserve": 1}
@@ -200,11 +229,15 @@ def test_stratified_needs_more_than_one_image(data, tmp_path):
 
 
 ALL: dict[str, tuple[str, dict[str, Any]]] = {
-    "weights": ("tiny-unet", {"weighting": "min-snr", "gamma": 3.0, "noise_offset": 0.05, "huber": {}}),
-    "class": ("tiny-unet", {"weighting": "debiased", "timesteps": "logit-normal", "caption_dropout": 0.3}),
-    "strata": ("tiny-dit", {"timesteps": "mode", "stratified": True, "weighting": "cosmap", "shift": 2.0}),
+    "class": (
+        "tiny-unet",
+        {"weighting": "min-snr", "gamma": 3.0, "noise_offset": 0.05, "huber": {}, "caption_dropout": 0.3},
+    ),
+    "strata": (
+        "tiny-dit",
+        {"timesteps": "mode", "stratified": True, "weighting": "cosmap", "shift": 2.0, "preserve": 1.0},
+    ),
     "mask": ("tiny-dit", {"mask": {"prior": 0.5, "hide": True}, "weighting": "sigma-sqrt"}),
-    "preserve": ("tiny-dit", {"preserve": 1.0, "huber": {"schedule": "snr"}}),
 }
 
 
@@ -212,15 +245,15 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_run_that_was_killed_goes_on_in_the_same_bytes(name, data, others, tmp_path):
     base, objective = ALL[name]
     changes: dict[str, Any] = {"objective": objective, **NAMED}
-    changes["train"] = {"steps": 4, "batch_size": 2, "save_every": 1, "precision": "fp32"}
+    changes["train"] = {"steps": 3, "batch_size": 2, "save_every": 1, "precision": "fp32"}
     if name == "class":
         changes["class_images"] = str(others)
     whole = runs.train(runs.make_recipe(tmp_path / "a.yaml", base, data, tmp_path / "a", **changes))
     file = runs.make_recipe(tmp_path / "b.yaml", base, data, tmp_path / "b", **changes)
     with runs.killed_at(2):
         runs.train(file)
-    again = runs.train(file)
-    assert (again / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    resumed = runs.train(file)
+    assert (resumed / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
     rows = storage.read_jsonl(whole / "metrics.jsonl")
     assert all(0 < row["loss"] < 1e6 for row in rows)
     assert all(row["grad_norm"] > 0 for row in rows)

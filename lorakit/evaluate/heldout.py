@@ -21,13 +21,19 @@ class HeldOut:
 
     def __init__(self, made: Recipe, painter: Painter) -> None:
         self.painter, self.seed = painter, made.train.seed
-        only_data: dict[str, Any] = {"init_from": None, "samples": Samples(), "export": []}
+        only_data: dict[str, Any] = {
+            "init_from": None,
+            "class_images": None,
+            "samples": Samples(),
+            "export": [],
+        }
         plan = session.plan(made.model_copy(update=only_data), lambda text: None)
         held, trained = session.split(plan.items, made)
         trained = sorted(trained, key=lambda i: keyed.key(self.seed, "trained sample", i.record.pixels))
         parts = {"held out": held[:MOST], "trained on": trained[: min(len(held), MOST)]}
         cached = dataset.TextCache(plan.family, plan.base, painter.dtype)
         text = LiveText(painter.family, painter.pipe) if painter.speaks_otherwise else cached
+        # whole pictures: what lies outside a mask is held out too
         latents = dataset.LatentCache(made.dataset, plan.base, settings=plan.family.vae_settings)
         pictures = dataset.PictureCache(plan.family, made.dataset, plan.base)
         self.sets: dict[str, TrainingSet] = {}

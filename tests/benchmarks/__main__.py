@@ -11,14 +11,14 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from tests.benchmarks import buckets, data, step
+from tests.benchmarks import buckets, data, preserve, step
+
+OTHERS = ("buckets", "data", "files", "hostile", "preserve")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument(
-        "what", nargs="?", choices=["step", "buckets", "data", "files", "hostile"], default="step"
-    )
+    parser.add_argument("what", nargs="?", choices=[*OTHERS, "step"], default="step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true")
@@ -35,6 +35,10 @@ def main() -> int:
         found = data.thousand()
         print(json.dumps(found, indent=2))
         return 0 if found["exit"] == 0 and found["peak_mb"] < data.GOALS["hostile_mb"] else 1
+    if given.what == "preserve":
+        kept = preserve.measure()
+        print(json.dumps(kept, indent=2) if given.json else preserve.report(kept))
+        return 0 if kept["good"] else 1
     if given.what == "buckets":
         found = buckets.measure(4 * given.rounds)
         print(json.dumps(found, indent=2) if given.json else buckets.report(found))
