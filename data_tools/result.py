@@ -31,6 +31,7 @@ class PrepareResult:
         refused = Counter(scan.code_of(r.reason) for r in self.records if not r.keep)
         sources = Counter(caption.source for r in self.kept for caption in r.captions)
         shapes = {f"{w}x{h}": n for (w, h), n in bucket.count(self.records).items()}
+        given = Counter(one.kind for r in self.kept for one in r.given)
         return {
             "images": len(self.records),
             "kept": len(self.kept),
@@ -38,6 +39,7 @@ class PrepareResult:
             "captions": dict(sorted(sources.items())),
             "buckets": shapes,
             "masks": sum(record.mask is not None for record in self.kept),
+            **({"given": dict(sorted(given.items()))} if given else {}),
             "findings": findings.count(self.findings),
         }
 
@@ -52,6 +54,7 @@ class PrepareResult:
         lines += [f"  gone       {shown(file)}: was in the earlier manifest" for file in self.gone[:10]]
         lines.append(f"  captions   {_listed(counts['captions'])}")
         lines.append(f"  buckets    {_listed(counts['buckets'])}")
+        lines += [f"  given      {_listed(counts['given'])}"] if "given" in counts else []
         levels = [findings.plural(number, level) for level, number in counts["findings"].items() if number]
         lines.append(f"  findings   {', '.join(levels) or 'none'}")
         unseen = ("bad_name", "unreadable_folder")  # files that no record stands for

@@ -126,6 +126,26 @@ def test_an_image_lies_beside_the_prompt_file(tmp_path: Path) -> None:
         load(path)
 
 
+def test_several_images_and_a_mask(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "m.png"):
+        (tmp_path / name).write_bytes(b"any")
+    row = {"prompt": "join them", "image": ["a.png", "b.png"], "mask": "m.png"}
+    (made,) = load(write(tmp_path, "p.jsonl", json.dumps(row)))
+    assert (made.image, made.further, made.mask) == (
+        tmp_path / "a.png",
+        (tmp_path / "b.png",),
+        tmp_path / "m.png",
+    )
+    assert load(write(tmp_path, "q.jsonl", json.dumps(to_row(made)))) == [made]
+    for wrong, said in (
+        ({"image": [1]}, "list of paths"),
+        ({"mask": "no.png"}, "no image"),
+        ({"image": 3}, "text"),
+    ):
+        with pytest.raises(DataError, match=said):
+            load(write(tmp_path, "r.jsonl", json.dumps({"prompt": "x"} | wrong)))
+
+
 def test_a_prompt_is_read_back_from_its_row(tmp_path: Path) -> None:
     made = [Prompt("a", "a sks dog", "a dog", "blurry", (1, 2), "view"), Prompt("b", "x", "x")]
     path = write(tmp_path, "p.jsonl", "\n".join(json.dumps(to_row(p)) for p in made))

@@ -105,6 +105,7 @@ def _image(record: Record, facts: Facts, flags: Sequence[tuple[str, str]]) -> di
         "repeats": record.repeats,
         "mask": record.mask,
         "mask_pixels": record.mask_pixels,
+        **({"given": [one.file for one in record.given]} if record.given else {}),
         "flags": [code for _, code in flags],
         "notes": list(record.notes),
         "pixels": record.pixels,

@@ -106,7 +106,7 @@ class Inpainting(Conditioned):
             raise ConfigError(
                 f"the U-Net takes {inputs['in_channels']} channels: it was never taught to be shown a mask",
                 where=str(pipe.lorakit_folder),
-                remedy="use a base made for inpainting; to train on the masked part alone, use the plain base",
+                remedy="use a base made for inpainting",
             )
 
     def condition(self, pipe: Any, pictures: Pictures) -> Cond:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -309,3 +311,24 @@ def test_prompts_without_pictures_are_refused(tmp_path):
         ("sd15-inpaint", masked),
     ):
         shown.check_prompts(families.by_name(name), [prompt])
+
+
+@pytest.mark.parametrize("page", ["edit-pairs", "inpainting", "control"])
+def test_the_pages_commands_are_commands_and_their_prompts_are_prompts(page, tmp_path):
+    """What they do is run above, on tiny pipelines; here, that they are spelt as they are understood."""
+    root = Path(__file__).parent.parent.parent
+    text = (root / f"examples/{page}.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+    lines += re.findall(r"`(lorakit [^`]*)`", text)
+    assert len(lines) >= 3
+    for line in lines:
+        given = cli.parser().parse_args(shlex.split(line)[1:])
+        if hasattr(given, "recipe"):
+            made = recipe.load(root / given.recipe, given.overrides)
+            assert made.samples.prompts
+    (row,) = re.findall(r"^    (\{\"id\".*\})$", text, re.M)
+    for name in ("mug.jpg", "sofa.jpg", "sofa-hole.png", "park-edges.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "p.jsonl").write_text(row)
+    (prompt,) = prompts.load(tmp_path / "p.jsonl")
+    assert prompt.image
