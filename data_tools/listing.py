@@ -158,9 +158,11 @@ def _sort_in(name: str, entry: os.DirEntry[str], found: _Found) -> None:
         found.kohya.append(name)
     elif suffix in CAPTION_SUFFIXES:
         found.sidecars.append(name)
-    elif found.films and suffix in clips.SUFFIXES:
-        found.images.append(name)
-    elif suffix in IMAGE_SUFFIXES or (suffix not in _NEVER_IMAGES and _starts_like_an_image(entry)):
+    elif (
+        (found.films and suffix in clips.SUFFIXES)
+        or suffix in IMAGE_SUFFIXES
+        or (suffix not in _NEVER_IMAGES and _starts_like_an_image(entry))
+    ):
         found.images.append(name)
     else:
         found.others.append(name)

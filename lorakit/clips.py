@@ -169,4 +169,3 @@ def _upright(frame: Any) -> NDArray[np.uint8]:
     unsaid = frame.colorspace == _UNSAID and min(frame.width, frame.height) >= _HD
     pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if unsaid else None)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
-

@@ -39,7 +39,9 @@ def number(frame: NDArray[np.uint8]) -> int:
 def plain(colour: tuple[int, int, int], size: tuple[int, int], matrix: str) -> bytes:
     """A film of one frame of one colour, coded by a rule that the file does not name."""
     frame = np.full((size[1], size[0], 3), colour, np.uint8)
-    coded = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv444p", dst_colorspace=matrix)
+    coded = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+        format="yuv444p", dst_colorspace=matrix
+    )
     coded.colorspace = 2
     return _muxed([coded], "a.mp4", "libx264", 8, 0, "yuv444p")
 
@@ -51,10 +53,14 @@ def _muxed(
     with av.open(file, "w", format=_MUXERS[PurePosixPath(name).suffix]) as container:
         first = frames[0]
         stream: Any = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = first.shape[:2] if isinstance(first, np.ndarray) else (first.height, first.width)
+        stream.height, stream.width = (
+            first.shape[:2] if isinstance(first, np.ndarray) else (first.height, first.width)
+        )
         stream.pix_fmt = pixels
         for frame in frames:
-            coded = av.VideoFrame.from_ndarray(frame, format="rgb24") if isinstance(frame, np.ndarray) else frame
+            coded = (
+                av.VideoFrame.from_ndarray(frame, format="rgb24") if isinstance(frame, np.ndarray) else frame
+            )
             container.mux(stream.encode(coded))
         container.mux(stream.encode())
     data = file.getvalue()

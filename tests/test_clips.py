@@ -20,8 +20,9 @@ from lorakit.manifest import Clip
 from tests import films
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9"),
-                                             ("a.mkv", "ffv1")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.mkv", "ffv1")]
+)
 def test_examined_and_read_again(name, codec):
     data = films.encode(7, name=name, codec=codec)
     seen = clips.examine(data, name, 10_000)

@@ -1,5 +1,5 @@
-"""A base of clips through the command line: stills and films prepared, trained, stopped, gone on with, exported,
-sampled."""
+"""A base of clips through the command line: stills and films prepared, trained, stopped, gone on with,
+exported, sampled."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lorakit.errors import ConfigError, DataError
 from lorakit.train import train
 from tests import films, runs, tiny
 from tests.data_tools.folders import photo
+from tests.families.test_end_to_end import _process as process  # noqa: F401 - garbage is not looked for
 
 WAN = recipe.folder() / "wan.yaml"
 
@@ -41,7 +42,7 @@ def _overrides(data: Path, out: Path, row: str = "wan", **more: object) -> list[
         **{"base": str(tiny.tiny_folder(row)), "dataset": str(data), "out": str(out), "resolution": 64},
         **{"optimizer.warmup": 0, "train.steps": 4, "train.save_every": 2, "train.accumulate": 2},
         **{"samples.prompts": str(prompts), "samples.every": 4, "samples.steps": 1, "samples.guidance": None},
-        **{"export": ["diffusers"], "frames": 5},
+        **{"export": ["diffusers"], "frames": 5, "train.precision": "fp32"},
         **more,
     }
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
@@ -76,7 +77,11 @@ def test_from_stills_and_films_to_a_clip(tmp_path, capsys):
     command += ["--steps", "1", "--size", "64x64", "--quiet", "--adapter", str(run), "--out"]
     assert cli.main([*command, str(tmp_path / "clip")]) == 0
     assert cli.main([*command, str(tmp_path / "still"), "--frames", "1"]) == 0
-    assert sorted(file.name for file in (tmp_path / "clip").iterdir()) == ["a-0.png", "a-0.webp", "samples.json"]
+    assert sorted(file.name for file in (tmp_path / "clip").iterdir()) == [
+        "a-0.png",
+        "a-0.webp",
+        "samples.json",
+    ]
     assert sorted(file.name for file in (tmp_path / "still").iterdir()) == ["a-0.png", "samples.json"]
 
 
@@ -114,9 +119,10 @@ def test_stills_alone_and_both_experts(tmp_path):
     made = recipe.load(WAN, _overrides(data, tmp_path / "broken", "wan-2.2", **more))
     with runs.killed_at(3):
         train(made)
-    assert train(made).path.joinpath("adapter.safetensors").read_bytes() == (
-        run / "adapter.safetensors"
-    ).read_bytes()
+    assert (
+        train(made).path.joinpath("adapter.safetensors").read_bytes()
+        == (run / "adapter.safetensors").read_bytes()
+    )
 
 
 @pytest.mark.parametrize("row", ["sd3", "wan"])

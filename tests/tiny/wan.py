@@ -73,15 +73,25 @@ _CALL = {"num_frames": 1, "max_sequence_length": 32}
 _PROJECTIONS = 2 * 2 * 4  # blocks x (self and cross attention) x projections
 ROWS = {
     "wan": Row(
-        _wan, _PROJECTIONS, sizes=((64, 32), (32, 48)), call=_CALL, draw=still,
+        _wan,
+        _PROJECTIONS,
+        sizes=((64, 32), (32, 48)),
+        call=_CALL,
+        draw=still,
         full=Full("WanTransformer3DModel", 320, 52.4),
     ),
     "wan-2.2": Row(
-        functools.partial(_wan, 2, boundary_ratio=0.5), 2 * _PROJECTIONS, sizes=((64, 32), (32, 48)), call=_CALL,
+        functools.partial(_wan, 2, boundary_ratio=0.5),
+        2 * _PROJECTIONS,
+        sizes=((64, 32), (32, 48)),
+        call=_CALL,
         draw=still,
     ),
     "wan-2.2-small": Row(
-        functools.partial(_wan, expand_timesteps=True), _PROJECTIONS, sizes=((64, 32), (32, 48)), call=_CALL,
+        functools.partial(_wan, expand_timesteps=True),
+        _PROJECTIONS,
+        sizes=((64, 32), (32, 48)),
+        call=_CALL,
         draw=still,
     ),
 }
