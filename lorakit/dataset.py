@@ -13,6 +13,7 @@ from lorakit import bases, cache, clips, manifest, masking, placement, resample,
 from lorakit.batches import EMPTY, Slot
 from lorakit.errors import DataError
 from lorakit.families.base import Cond, Family
+from lorakit.families.video import Video
 from lorakit.manifest import Record
 from lorakit.progress import track
 from lorakit.shown import Shown, of_record
@@ -105,7 +106,7 @@ def plan(records: Sequence[Record], resolution: int, step: int, batch: int) -> t
 def with_frames(items: Sequence[Item], family: Family, pipe: Any, most: int) -> list[Item]:
     """The items with the frames that are kept of each, at most `most`; a base that makes pictures takes no
     clips."""
-    if not family.clips:
+    if not isinstance(family, Video):
         if films := [item.record.file for item in items if item.record.clip]:
             raise DataError(
                 f"{len(films)} clips, and {family.title} makes pictures: {', '.join(films[:5])}",
@@ -113,8 +114,8 @@ def with_frames(items: Sequence[Item], family: Family, pipe: Any, most: int) -> 
                 remedy="use a base that makes clips, or set keep to false for them in manifest.jsonl",
             )
         return list(items)
-    step = family.frame_step(pipe)
-    kept = [clips.chosen(i.record.clip, family.fps, most, step) if i.record.clip else (0,) for i in items]
+    grid = family.frame_grid(pipe)
+    kept = [clips.chosen(i.record.clip, family.fps, most, grid) if i.record.clip else (0,) for i in items]
     return [replace(item, frames=frames) for item, frames in zip(items, kept, strict=True)]
 
 

@@ -6,7 +6,7 @@ same.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from lorakit import clips, images, keyed, samplers, shown, storage
 from lorakit.errors import ConfigError
 from lorakit.families.base import Cond, Family
+from lorakit.families.video import Video
 from lorakit.guides import Guided
 from lorakit.progress import Progress
 from lorakit.prompts import Prompt, Shot
@@ -123,11 +124,9 @@ def draw(
 
 
 def _shot(prompt: Prompt, seed: int, drawn: Any) -> Shot:
-    return (
-        Shot(prompt, seed, clips.strip(drawn), tuple(drawn))
-        if isinstance(drawn, list)
-        else Shot(prompt, seed, drawn)
-    )
+    """Of a picture, or of a list of frames."""
+    film = tuple(drawn) if isinstance(drawn, list) else ()
+    return Shot(prompt, seed, clips.strip(film) if film else drawn, film)
 
 
 @torch.no_grad()
@@ -136,11 +135,15 @@ def _batch(
 ) -> list[Any]:
     """The pictures, or clips as lists of frames, of (index of the prompt, seed)."""
     device = next(family.denoiser(pipe).parameters()).device
-    film = family.clips and settings.frames > 1
-    extent = (settings.width, settings.height, *([settings.frames] if film else []))
-    shape = family.latent_shape(pipe, *extent)
+    made: Callable[..., list[Any]] = family.sample
+    shape = family.latent_shape(pipe, settings.width, settings.height)
+    if isinstance(family, Video) and settings.frames > 1:
+        made, shape = (
+            family.films,
+            family.latent_shape(pipe, settings.width, settings.height, settings.frames),
+        )
     noise = [keyed.normal(shape, SEED, "sample", encoded.prompts[i].id, seed) for i, seed in jobs]
-    return (family.films if film else family.sample)(
+    return made(
         pipe,
         _on(device, family.collate([encoded.positive[i] for i, _ in jobs])),
         _on(device, family.collate([encoded.negative[i] for i, _ in jobs])),

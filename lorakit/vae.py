@@ -55,6 +55,9 @@ def _halvings(levels: str, folded: str = "") -> Ratio:
     return lambda config: int(2 ** (len(config[levels]) - 1) * (config.get(folded) or 1))
 
 
+_BLOCKS = _halvings("block_out_channels")
+
+
 def _stated(axis: str) -> Ratio:
     return lambda config: int(config[f"{axis}_compression_ratio"])
 
@@ -76,7 +79,7 @@ class Rule:
 
     statistics: Callable[[Any], Statistics] = _shift_and_scale
     """(offset, scale): a normalised latent is (raw - offset) / scale."""
-    side: Ratio = _halvings("block_out_channels")
+    side: Ratio = _BLOCKS
     """Pixels per side of one raw latent."""
     patch: int = 1
     """Raw positions per side that are folded into channels."""
@@ -105,7 +108,7 @@ RULES = {
     "AutoencoderKLLTX2Video": _LTX,
     "AutoencoderKLHunyuanVideo": _HUNYUAN_VIDEO,
     "AutoencoderKLHunyuanVideo15": _HUNYUAN_VIDEO,
-    "AutoencoderKLCogVideoX": replace(_HUNYUAN_VIDEO, side=_halvings("block_out_channels")),
+    "AutoencoderKLCogVideoX": replace(_HUNYUAN_VIDEO, side=_BLOCKS),
 }
 
 

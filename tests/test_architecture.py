@@ -15,7 +15,7 @@ FLOORS = {
     1: "errors storage tensor_header keyed recipe strict_yaml explain manifest buckets placement"
     " images masks source jpeg resample color sniff places objective vae report progress hub"
     " timesteps weighting fields objective_settings adapter_settings single_file bases prompts rundir tracker"
-    " statistics launch watchdog opening",
+    " statistics launch watchdog opening clips",
     2: "families adapter optim memory quantize score samplers",
     3: "cache checkpoint export sample guides shown trained_text",
     4: "surgery dataset masking preserving batches planner plans stores session",

@@ -59,7 +59,8 @@ def _reconstructed(autoencoder: Any, image: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         found = autoencoder.encode(image[:, :, None] if film else image)
         latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latent
-        back = autoencoder.decode(latents).sample
+        time = [torch.zeros(len(latents))] if autoencoder.config.get("timestep_conditioning") else []
+        back = autoencoder.decode(latents, *time).sample
     return back[:, :3, 0] if film else back
 
 

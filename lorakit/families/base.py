@@ -66,7 +66,7 @@ class Family(ABC):
     licence: ClassVar[str] = ""
     """Of the weights most people start from; several licences are told apart by model."""
     guidance: ClassVar[str] = "guidance_scale"
-    """The pipeline's argument for classifier-free guidance."""
+    """The pipeline's argument for classifier-free guidance, if its call has one."""
     unguided: ClassVar[float] = 1.0
     """Its value that switches guidance off; above it the pipeline wants a negative, if it takes one."""
     call: ClassVar[Mapping[str, Any]] = {}
@@ -280,7 +280,8 @@ class Family(ABC):
         # not that of just any weight: some networks keep a few in float32
         dtype, device = model.dtype, noise.device
         accepted = inspect.signature(type(pipe).__call__).parameters
-        scale = accepted[self.guidance].default if guidance is None else guidance
+        default = accepted[self.guidance].default if self.guidance else self.unguided
+        scale = default if guidance is None else guidance
         if not self._wants_negative(pipe, scale):
             negative = None
         elif negative is None:
@@ -296,7 +297,7 @@ class Family(ABC):
             "height": height,
             "generator": [torch.Generator(device).manual_seed(fingerprint(row)) for row in noise],
             "output_type": "pil",
-            self.guidance: scale,
+            **({self.guidance: scale} if self.guidance else {}),
             **self._extent(pipe, noise),
         }
         against = None if negative is None else _cast(negative, device, dtype)

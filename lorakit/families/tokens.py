@@ -45,3 +45,8 @@ def unshifted(t: torch.Tensor, tokens: int) -> torch.Tensor:
     """
     mu, level = 0.75 * (tokens / 256) ** 0.5 + 0.25, t.double() / 1000
     return (1000 * level / (mu - (mu - 1) * level)).to(t.dtype)
+
+
+def unpacked_clip(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(B, F*H*W, C) -> (B, C, F, H, W), the shape of `like`."""
+    return tokens.transpose(1, 2).reshape(like.shape)

@@ -23,10 +23,15 @@ class Video(Family):
 
         return vae.frame_step(*self._config(pipe, "vae"))
 
+    def frame_grid(self, pipe: Any) -> int:
+        """Clips have one frame more than a multiple of this."""
+        return self.frame_step(pipe)
+
     def latent_shape(self, pipe: Any, width: int, height: int, frames: int = 1) -> tuple[int, ...]:
-        """(C, F, H, W) of a clip's latents; frames that do not fill a latent are left out."""
+        """(C, F, H, W) of a clip's latents; frames beyond the grid are left out."""
         channels, *sides = super().latent_shape(pipe, width, height)
-        return channels, (frames - 1) // self.frame_step(pipe) + 1, *sides
+        grid = self.frame_grid(pipe)
+        return channels, (frames - 1) // grid * grid // self.frame_step(pipe) + 1, *sides
 
     def films(
         self, pipe: Any, cond: Cond, negative: Cond | None, noise: torch.Tensor, **options: Any

@@ -1,5 +1,5 @@
-"""A base of clips through the command line: stills and films prepared, trained, stopped, gone on with, exported,
-sampled."""
+"""A base of clips through the command line: stills and films prepared, trained, stopped, gone on with,
+exported, sampled."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lorakit.errors import ConfigError, DataError
 from lorakit.train import train
 from tests import films, runs, tiny
 from tests.data_tools.folders import photo
+from tests.families.test_end_to_end import _process as process  # noqa: F401 - garbage is not looked for
 
 WAN = recipe.folder() / "wan.yaml"
 
@@ -41,7 +42,7 @@ def _overrides(data: Path, out: Path, row: str = "wan", **more: object) -> list[
         **{"base": str(tiny.tiny_folder(row)), "dataset": str(data), "out": str(out), "resolution": 64},
         **{"optimizer.warmup": 0, "train.steps": 4, "train.save_every": 2, "train.accumulate": 2},
         **{"samples.prompts": str(prompts), "samples.every": 4, "samples.steps": 1, "samples.guidance": None},
-        **{"export": ["diffusers"], "frames": 5},
+        **{"export": ["diffusers"], "frames": 5, "train.precision": "fp32"},
         **more,
     }
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]

@@ -23,11 +23,11 @@ REFUSED = {
     "hidream": "draws noise of shape",  # another size than it is asked for
     "ideogram4": r"draws noise of shape \(1, 24, 16\)",  # as tokens
     "kandinsky5": "draws noise of shape",  # has a list of sizes
-    "wan": "draws noise of shape",  # for clips
     "wan-2.2": "no single denoiser, autoencoder and scheduler",  # two experts
-    "wan-2.2-small": "draws noise of shape",
     "qwen-image-2.1": "depend on the text by more than encode_prompt returns",
 }
+_CLIPS = ("wan", "wan-2.2-small", "ltx", "ltx-0.9.5", "hunyuan-video", "hunyuan-video-1.5", "cogvideox")
+REFUSED |= dict.fromkeys((*_CLIPS, "cogvideox-2b"), "draws noise of shape")  # has a number of frames
 EQUAL = sorted(name for name, row in tiny.ROWS.items() if name not in REFUSED and row.shown is None)
 
 

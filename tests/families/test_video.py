@@ -1,11 +1,16 @@
-"""The contract of families of clips, for clips: stills of one frame are held to it beside all other families."""
+"""The contract of families of clips, for clips: stills are held to it beside all other families."""
 
 from __future__ import annotations
+
+import json
+import shutil
 
 import pytest
 import torch
 
-from lorakit import clips, vae
+from lorakit import clips, objective, recipe, samplers, vae
+from lorakit.errors import ConfigError
+from lorakit.families import find
 from tests import oracle, tiny
 from tests.families.common import CAPTIONS, encoded, family_of, times
 
@@ -14,15 +19,15 @@ all_clips = pytest.mark.parametrize("name", CLIPS)
 
 
 def _frames(name: str) -> int:
-    """Frames of a clip of two latents."""
-    return 1 + family_of(name).frame_step(tiny.tiny_pipeline(name))
+    """Frames of a short clip."""
+    return 1 + family_of(name).frame_grid(tiny.tiny_pipeline(name))
 
 
 def _noise(name: str, rows: int = 1) -> torch.Tensor:
-    """Noise (rows, C, 2, H, W)."""
+    """Noise (rows, C, F, H, W)."""
     family, pipe = family_of(name), tiny.tiny_pipeline(name)
     shape = family.latent_shape(pipe, *tiny.ROWS[name].sizes[1], _frames(name))
-    assert shape[1] == 2
+    assert shape[1] in (2, 3)
     return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(4))
 
 
@@ -66,8 +71,9 @@ def test_latents_are_the_pipelines(name):
     pixels = torch.rand(2, 3, frames, size[1], size[0], generator=torch.Generator().manual_seed(5)) * 2 - 1
     mean, std = vae.encode(pipe.vae, pixels)
     assert mean.shape == std.shape == latents.shape
+    time = [torch.zeros(2)] if pipe.vae.config.get("timestep_conditioning") else []
     with torch.no_grad():
-        again = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean, return_dict=False)[0]
+        again = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean, *time, return_dict=False)[0]
     assert (vae.decode(pipe.vae, mean) - again).abs().max() <= 1e-4
 
 
@@ -77,13 +83,90 @@ def test_films_equal_the_pipeline_called_with_text(name):
     size, noise, frames = row.sizes[1], _noise(name), _frames(name)
     cond, negative = (family.collate(encoded(name, [text], size)) for text in (CAPTIONS[0], ""))
     options = {"width": size[0], "height": size[1]}
-    film = family.films(pipe, cond, negative, noise, steps=2, guidance=4.0, **options)[0]
+    drawing = options | {"steps": 2, "guidance": 4.0 if row.on else family.unguided}
+    film = family.films(pipe, cond, negative, noise, **drawing)[0]
     settings = {"output_type": "pil", "num_inference_steps": 2, **row.call, **(row.on or row.off), **options}
     settings |= {"num_frames": frames, "generator": [torch.Generator().manual_seed(0)]}
     theirs = pipe(prompt=CAPTIONS[:1], latents=row.given(pipe, noise), **settings)[0][0]
     assert len(film) == len(theirs) == frames
     for mine, other in zip(film, theirs, strict=True):
         assert max(abs(a - b) for a, b in zip(mine.tobytes(), other.tobytes(), strict=True)) <= 1
-    strip = family.sample(pipe, cond, negative, noise, steps=2, guidance=4.0, **options)[0]
+    strip = family.sample(pipe, cond, negative, noise, **drawing)[0]
     assert strip.tobytes() == clips.strip(film).tobytes()
     assert strip.size == (len({0, frames // 2, frames - 1}) * size[0], size[1])
+
+
+@pytest.mark.parametrize("scale", [None, 4.0])
+def test_hunyuan_video_15_is_guided_by_its_component(scale):
+    from diffusers import ClassifierFreeGuidance
+
+    name = "hunyuan-video-1.5"
+    family, pipe, size = family_of(name), tiny.build(name), tiny.ROWS[name].sizes[1]
+    pipe.guider = published = ClassifierFreeGuidance(guidance_scale=2.0)
+    noise = _noise(name)
+    cond, negative = (family.collate(encoded(name, [caption], size)) for caption in ("small", ""))
+    options = {"steps": 3, "width": size[0], "height": size[1]}
+    ours = family.films(pipe, cond, negative, noise, guidance=scale, **options)[0]
+    plain = family.films(pipe, cond, negative, noise, guidance=1.0, **options)[0]
+    assert pipe.guider is published
+    with pytest.raises(ValueError, match="needs the negative condition"):
+        family.films(pipe, cond, None, noise, guidance=scale, **options)
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=scale or 2.0)
+    settings = {"width": size[0], "height": size[1], "num_inference_steps": 3, "output_type": "pil"}
+    theirs = pipe(prompt="small", latents=noise.clone(), num_frames=_frames(name), **settings)[0][0]
+    assert [frame.tobytes() for frame in ours] == [frame.tobytes() for frame in theirs]
+    assert ours[0].tobytes() != plain[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "reason"),
+    [
+        ("cogvideox", {"patch_size_t": 2}, "joins latents of two frames"),
+        ("hunyuan-video-1.5", {"use_meanflow": True}, "jumps between times"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_on_loading(name, setting, reason, tmp_path):
+    shutil.copytree(tiny.tiny_folder(name), tmp_path / "base")
+    config = tmp_path / "base/transformer/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | setting))
+    with pytest.raises(ConfigError, match=reason):
+        find(tmp_path / "base").load(tmp_path / "base", dtype=torch.float32, only=())
+
+
+def test_the_published_scheduler_of_wan_is_read_and_drawn_with():
+    """It calls its shift by another name, and rounds times down to whole steps."""
+    from diffusers import UniPCMultistepScheduler
+
+    family, pipe = family_of("wan"), tiny.build("wan")
+    pipe.scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+    )
+    goal = objective.from_scheduler(family.objective, pipe.scheduler.config, recipe.Objective())
+    assert goal.shift == 5.0
+    pipe.scheduler.set_timesteps(4)
+    assert torch.equal(pipe.scheduler.timesteps, (pipe.scheduler.sigmas[:-1] * 1000).long())
+    for name in (None, "euler", "unipc"):
+        with samplers.using(pipe, family.objective, name):
+            known = dict(pipe.scheduler.config)
+            assert known.get("shift", known.get("flow_shift")) == 5.0
+            cond = family.collate(encoded("wan", ["small"]))
+            options = {"steps": 2, "guidance": 1.0, "width": 32, "height": 32}
+            noise = torch.randn(1, *family.latent_shape(pipe, 32, 32))
+            assert family.sample(pipe, cond, None, noise, **options)[0].size == (32, 32)
+
+
+def test_experts_have_rows_of_their_own():
+    """At the boundary itself the first of them, as in the pipeline; nobody's rows are mixed up."""
+    family, pipe = family_of("wan-2.2"), tiny.tiny_pipeline("wan-2.2")
+    model = family.denoiser(pipe)
+    assert model is family.denoiser(pipe)
+    t = torch.tensor([500.0, 100.0, 499.9, 900.0])
+    shares = {id(expert): rows.tolist() for expert, rows in model.rows(t)}
+    assert shares == {id(pipe.transformer): [0, 3], id(pipe.transformer_2): [1, 2]}
+    noise, cond = _noise("wan-2.2", 4), family.collate(encoded("wan-2.2", CAPTIONS * 2))
+    with torch.no_grad():
+        every = family.predict(model, noise, t, cond)
+        for i in range(4):
+            part = {name: value[i, None] for name, value in cond.items()}
+            one = family.predict(model, noise[i, None], t[i, None], part)
+            assert (every[i] - one[0]).abs().max() <= 1e-5

@@ -156,7 +156,7 @@ def qwen25_vl(tokenizer: Any, **changes: Any) -> Any:
     """Qwen2.5-VL with its parts for pictures, which text to image leaves idle."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    text = text_config(rope_parameters=_mrope([1, 1, 0]), bos_token_id=None, eos_token_id=None, **changes)
+    text = text_config(rope_parameters=mrope([1, 1, 0]), bos_token_id=None, eos_token_id=None, **changes)
     del text["head_dim"]
     vision = {"intermediate_size": 16, "fullatt_block_indexes": [0], **_vision(text)}
     return Qwen2_5_VLForConditionalGeneration(
@@ -168,7 +168,7 @@ def qwen3_vl(tokenizer: Any, *, head: bool = True, **changes: Any) -> Any:
     """Qwen3-VL; without `head`, the bare model that some pipelines take."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
 
-    text = text_config(rope_parameters=_mrope([1, 1, 0]), **changes)
+    text = text_config(rope_parameters=mrope([1, 1, 0]), **changes)
     vision = {"intermediate_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
     config = Qwen3VLConfig(
         text_config=text, vision_config=vision | _vision(text), **_vision_tokens(tokenizer)
@@ -176,7 +176,7 @@ def qwen3_vl(tokenizer: Any, *, head: bool = True, **changes: Any) -> Any:
     return Qwen3VLForConditionalGeneration(config) if head else Qwen3VLModel(config)
 
 
-def _mrope(section: list[int]) -> dict[str, Any]:
+def mrope(section: list[int]) -> dict[str, Any]:
     """Rotary positions on three axes; `section` shares out half a head among them."""
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
 
