@@ -178,6 +178,11 @@ class TrainingSet:
         """The latents and conditions of slots that share one shape."""
         items = [self.items[slot.image] for slot in slots]
         latents = torch.stack([self._latents[item] for item in items])
-        pairs = [(i.record.captions[s.caption].text, i.size) for i, s in zip(items, slots, strict=True)]
-        cond = self._text.family.collate([self._text.get(*pair) for pair in pairs])
-        return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()})
+        captions = [item.record.captions[slot.caption].text for item, slot in zip(items, slots, strict=True)]
+        return Batch(latents.to(device), self.conditions(captions, slots, device))
+
+    def conditions(self, texts: Sequence[str], slots: Sequence[Slot], device: torch.device) -> Cond:
+        """Collated conditions of texts for the pictures of `slots`."""
+        sizes = [self.items[slot.image].size for slot in slots]
+        conds = [self._text.get(text, size) for text, size in zip(texts, sizes, strict=True)]
+        return {name: tensor.to(device) for name, tensor in self._text.family.collate(conds).items()}

@@ -123,6 +123,26 @@ class Embedding(Section):
     """Its own peak learning rate."""
 
 
+class Slider(Section):
+    """A pair of opposite prompts, between which the adapter's strength moves a picture; needs no images."""
+
+    target: Word
+    """What it acts on, such as `a photo of a person`; the base draws the pictures that it trains on."""
+    positive: Word
+    """More of it, such as `a photo of an old person`: strengths above zero."""
+    negative: Word
+    """Less of it, such as `a photo of a young person`: strengths below zero."""
+    guidance: Rate = 2.0
+    """How far strength 1 goes along the difference of the two."""
+    pictures: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 32
+    """Pictures that the base draws."""
+
+    @property
+    def poles(self) -> tuple[str, str]:
+        """The prompt of more and that of less."""
+        return self.positive, self.negative
+
+
 class Optimizer(Section):
     """How it is trained."""
 
@@ -221,7 +241,8 @@ class Recipe(Section):
     base: Word
     """Embedded name (tiny-unet, tiny-dit), a local diffusers folder, or a hub id, best as id@revision."""
     dataset: Place
-    """A folder with manifest.jsonl, or a plain folder of images, which is then prepared on the way."""
+    """A folder with manifest.jsonl, or a plain folder of images, which is then prepared on the way; with a
+    `slider` it may be left out, and the base draws its own beside `out`."""
     out: Place
     """The run's folder."""
     init_from: Place | None = None
@@ -235,6 +256,8 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     embedding: Embedding | None = None
     """A new word to be learned, with or without an adapter; none teaches none."""
+    slider: Slider | None = None
+    """Train a slider between two prompts instead of what the captions say; none trains the captions."""
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     objective: Objective = Objective()
@@ -247,8 +270,19 @@ class Recipe(Section):
     export: list[Literal["comfyui", "a1111", "diffusers"]] = ["comfyui"]
     """Which tools the finished adapter is exported for."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_pictures(cls, tree: Any) -> Any:
+        """A slider's pictures lie beside its run."""
+        if isinstance(tree, dict) and tree.get("slider") and tree.get("out") and "dataset" not in tree:
+            return tree | {"dataset": f"{tree['out']}-pictures"}
+        return tree
+
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
+        if self.slider and (self.adapter.text_encoder or self.embedding):
+            both = "embedding" if self.embedding else "adapter.text_encoder"
+            raise ValueError(f"a slider trains the denoiser alone: leave out {both}")
         if self.optimizer.warmup > self.train.steps:
             raise ValueError(
                 f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"

@@ -29,7 +29,7 @@ from lorakit.export.consumers import check_consumer
 from lorakit.families import find
 from lorakit.families.base import Family
 from lorakit.families.folder import components, pipeline_name
-from lorakit.recipe import Memory, Recipe, recipe_hash
+from lorakit.recipe import Memory, Recipe, Slider, recipe_hash
 
 Say = Callable[[str], None]
 
@@ -155,7 +155,7 @@ def build(
     latents = dataset.LatentCache(recipe.dataset, plan.base, settings=family.vae_settings)
     if main:
         if not trained_text.is_trained(recipe):
-            _fill_text(plan, cached, device, text_dtype)
+            _fill_text(plan, cached, device, text_dtype, recipe.slider)
         _fill_latents(plan, latents, device)
     wait()
     held, train = split(plan.items, recipe)
@@ -199,8 +199,12 @@ def split(items: list[dataset.Item], recipe: Recipe) -> tuple[list[dataset.Item]
     return [i for i in items if id(i) in held], [i for i in items if id(i) not in held]
 
 
-def _fill_text(plan: Plan, text: dataset.TextCache, device: torch.device, dtype: torch.dtype) -> None:
+def _fill_text(
+    plan: Plan, text: dataset.TextCache, device: torch.device, dtype: torch.dtype, slider: Slider | None
+) -> None:
     wanted = [(caption.text, item.size) for item in plan.items for caption in item.record.captions]
+    if slider:
+        wanted += [(text, item.size) for item in plan.items for text in slider.poles]
     square = (plan.resolution, plan.resolution)
     wanted += [(t, square) for prompt in plan.prompts for t in (prompt.prompt, prompt.negative or "")]
     if missing := text.missing(wanted):

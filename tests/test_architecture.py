@@ -18,7 +18,7 @@ FLOORS = {
     2: "families adapter optim memory quantize score samplers",
     3: "cache checkpoint export sample guides",
     4: "surgery dataset batches planner session trained_text",
-    5: "losses trainer looks train trial summary evaluate",
+    5: "losses slider trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
