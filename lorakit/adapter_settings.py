@@ -84,3 +84,23 @@ class Embedding(Section):
     """Vectors, which are as many tokens of a prompt."""
     lr: Rate = 5e-3
     """Its own peak learning rate."""
+
+
+class Slider(Section):
+    """A pair of opposite prompts, between which the adapter's strength moves a picture; needs no images."""
+
+    target: Word
+    """What it acts on, such as `a photo of a person`; the base draws the pictures that it trains on."""
+    positive: Word
+    """More of it, such as `a photo of an old person`: strengths above zero."""
+    negative: Word
+    """Less of it, such as `a photo of a young person`: strengths below zero."""
+    guidance: Rate = 2.0
+    """How far strength 1 goes along the difference of the two."""
+    pictures: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 32
+    """Pictures that the base draws."""
+
+    @property
+    def poles(self) -> tuple[str, str]:
+        """The prompt of more and that of less."""
+        return self.positive, self.negative

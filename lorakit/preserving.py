@@ -67,4 +67,6 @@ def texts(recipe: Recipe, items: Sequence[dataset.Item]) -> list[tuple[str, data
     if recipe.objective.preserve:
         changed = [(without(recipe, c.text), item) for item in items for c in item.record.captions]
         wanted += [(text, item) for text, item in changed if text is not None]
+    if recipe.slider:
+        wanted += [(text, item) for item in items for text in recipe.slider.poles]
     return wanted

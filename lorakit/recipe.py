@@ -6,6 +6,7 @@ the key and the nearest valid spelling, raised before anything is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from lorakit import explain, strict_yaml
 from lorakit.adapter_settings import Adapter as Adapter
 from lorakit.adapter_settings import Embedding as Embedding
+from lorakit.adapter_settings import Slider as Slider
 from lorakit.errors import ConfigError
 from lorakit.fields import MAX_RANK as MAX_RANK
 from lorakit.fields import NotNegative, Place, Positive, Rate, Section, Share, Whole, Word
@@ -110,7 +112,8 @@ class Recipe(Section):
     base: Word
     """Embedded name (tiny-unet, tiny-dit), a local diffusers folder, or a hub id, best as id@revision."""
     dataset: Place
-    """A folder with manifest.jsonl, or a plain folder of images, which is then prepared on the way."""
+    """A folder with manifest.jsonl, or a plain folder of images, which is then prepared on the way; with a
+    `slider` it may be left out, and the base draws its own beside `out`."""
     out: Place
     """The run's folder."""
     init_from: Place | None = None
@@ -130,6 +133,8 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     embedding: Embedding | None = None
     """A new word to be learned, with or without an adapter; none teaches none."""
+    slider: Slider | None = None
+    """Train a slider between two prompts instead of what the captions say; none trains the captions."""
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     objective: Objective = Objective()
@@ -142,37 +147,53 @@ class Recipe(Section):
     export: list[Literal["comfyui", "a1111", "diffusers"]] = Field(default=["comfyui"])
     """Which tools the finished adapter is exported for."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_pictures(cls, tree: Any) -> Any:
+        """A slider's pictures lie beside its run."""
+        if isinstance(tree, dict) and tree.get("slider") and tree.get("out") and "dataset" not in tree:
+            return tree | {"dataset": f"{tree['out']}-pictures"}
+        return tree
+
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
+        for problem in self._contradictions():
+            raise ValueError(problem)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """What cannot go together, each as a sentence that names the keys."""
+        kind = self.adapter.type
+        low = kind in ("lora", "rslora", "dora")
         if self.optimizer.warmup > self.train.steps:
-            raise ValueError(
+            yield (
                 f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"
                 " the learning rate would never be reached"
             )
         if self.objective.class_weight != 1.0 and not self.class_images:
-            raise ValueError(
-                "objective.class_weight weighs `class_images`, and there are none: give a folder"
-            )
+            yield "objective.class_weight weighs `class_images`, and there are none: give a folder"
         if self.objective.preserve and not (self.trigger and self.class_noun):
-            raise ValueError(
-                "objective.preserve puts the class noun for the trigger: give `trigger` and `class_noun`"
-            )
-        if self.adapter.type == "none" and self.embedding is None:
-            raise ValueError("adapter.type none trains nothing: add an `embedding`, or choose another type")
-        low = self.adapter.type in ("lora", "rslora", "dora")
+            yield "objective.preserve puts the class noun for the trigger: give `trigger` and `class_noun`"
+        if kind == "none" and self.embedding is None:
+            yield "adapter.type none trains nothing: add an `embedding`, or choose another type"
         if self.optimizer.lora_plus_ratio != 1 and not low:
-            raise ValueError(
-                f"optimizer.lora_plus_ratio: {self.adapter.type} has no B that it could speed up"
-            )
-        quantized = isinstance(self.memory, Memory) and self.memory.quantize
-        if quantized and not low and self.adapter.type != "none":
-            raise ValueError(
-                f"adapter.type {self.adapter.type} changes whole weights, which memory.quantize has none of:"
+            yield f"optimizer.lora_plus_ratio: {kind} has no B that it could speed up"
+        if isinstance(self.memory, Memory) and self.memory.quantize and not low and kind != "none":
+            yield (
+                f"adapter.type {kind} changes whole weights, which memory.quantize has none of:"
                 " leave one of them out"
             )
         if self.init_from and self.adapter.init in ("pissa", "olora"):
-            raise ValueError(f"init_from and adapter.init {self.adapter.init} both say what to begin with")
-        return self
+            yield f"init_from and adapter.init {self.adapter.init} both say what to begin with"
+        if self.slider:
+            yield from (f"a slider has a loss of its own: leave out {key}" for key in self._beside_a_slider())
+
+    def _beside_a_slider(self) -> list[str]:
+        parts = ("mask", "preserve", "caption_dropout")
+        given = {f"objective.{part}": getattr(self.objective, part) for part in parts}
+        given |= {"class_images": self.class_images, "embedding": self.embedding}
+        given |= {"adapter.text_encoder": self.adapter.text_encoder}
+        return [key for key, value in given.items() if value]
 
     def dump(self) -> dict[str, Any]:
         """Plain values as they go into recipe.yaml and run.json."""

@@ -26,6 +26,7 @@ from lorakit import (
     losses,
     memory,
     optim,
+    slider,
     storage,
     summary,
     timesteps,
@@ -63,7 +64,7 @@ class Trainer:
         factor = functools.partial(trained_text.factor, made.recipe)
         self.optimizer = optim.build(self.parameters, made.recipe.optimizer, factor)
         self.state = State(micro_batch=self.settings.batch_size)
-        self.cost = losses.Loss(made, accelerator)
+        self.cost = slider.loss_of(made, accelerator)
         self.total_batch = made.recipe.effective_batch * accelerator.num_processes
         self.metadata = adapter.pack_metadata(made.facts())
         self.stop_signal = 0

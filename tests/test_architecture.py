@@ -19,7 +19,7 @@ FLOORS = {
     2: "families adapter optim memory quantize score samplers",
     3: "cache checkpoint export sample guides shown trained_text",
     4: "surgery dataset masking preserving batches planner plans stores session",
-    5: "losses probe trainer looks train trial summary evaluate",
+    5: "losses slider probe trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
