@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, bases, batches, dataset, manifest, preserving, recipe, session, storage
+from lorakit import adapter, bases, batches, dataset, manifest, plans, preserving, recipe, session, storage
 from lorakit.errors import ConfigError, DataError
 from lorakit.rundir import RunFolder
 from lorakit.trainer import Trainer
@@ -63,7 +63,7 @@ def again(made: Trainer, **objective: Any) -> Trainer:
     if not (class_weight := objective.get("class_weight")):
         tree["class_images"] = None
     chosen = recipe.parse(tree)
-    goal = session._objective(chosen, made.made.family, made.made.pipe)
+    goal = plans.objective_of(chosen, made.made.family, made.made.pipe)
     classes = made.made.class_images if class_weight else None
     other = dataclasses.replace(made.made, recipe=chosen, objective=goal, class_images=classes)
     return Trainer(other, made.accelerator, made.run)

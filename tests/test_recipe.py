@@ -13,6 +13,9 @@ BASE = {"base": "tiny-dit", "dataset": "a", "out": "b"}
 NAN, INF = float("nan"), float("inf")
 
 
+SLIDER = {"target": "a ring", "positive": "a big ring", "negative": "a small ring"}
+
+
 def problem(**changes) -> str:
     with pytest.raises(ConfigError) as caught:
         recipe.parse(BASE | changes, "r.yaml")
@@ -87,7 +90,10 @@ def test_47_an_impossible_number_is_refused(changes, words):
     [
         ({"optimizer": {"warmup": 20}, "train": {"steps": 10}}, "would never be reached"),
         ({"optimizer": {"name": "prodigy", "groups": []}}, "'prodigy' is not one of"),
-        ({"adapter": {"text_encoder": True}}, "adapter.text_encoder"),  # conditions are cached
+        ({"adapter": {"text_encoder": True, "type": "none"}}, "has no text_encoder"),
+        ({"adapter": {"type": "loha"}, "memory": {"quantize": "nf4"}}, "changes whole weights"),
+        ({"slider": SLIDER, "objective": {"caption_dropout": 0.1}}, "leave out objective.caption_dropout"),
+        ({"slider": SLIDER, "adapter": {"text_encoder": True}}, "leave out adapter.text_encoder"),
     ],
 )
 def test_48_what_cannot_go_together_is_refused(changes, words):

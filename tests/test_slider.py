@@ -89,7 +89,7 @@ def test_the_target_is_the_base_pushed_along_the_difference(world, monkeypatch):
     noisy = _noisy(made, slots, times)
 
     def predict(text: str) -> torch.Tensor:
-        cond = made.train.conditions([text] * 2, slots, torch.device("cpu"))
+        cond = made.train.batch(slots, torch.device("cpu"), lambda _: text).cond
         with torch.no_grad():
             return made.family.predict(made.denoiser, noisy, t, cond)
 
