@@ -18,7 +18,7 @@ from lorakit.losses import Loss
 
 TIMES = (0.125, 0.375, 0.625, 0.875)
 PICTURES = 2
-GOOD = 0.7  # of a zero predictor's loss; published bases have 0.1 to 0.4
+GOOD = 0.7  # of a zero predictor's loss
 ANOTHER = 0.5  # of a zero predictor's loss and of that for the declared target: another is the true one
 
 
