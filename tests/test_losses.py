@@ -192,10 +192,10 @@ def test_preservation_holds_back_what_training_moves(data, tmp_path):
             for (name, parameter), first in zip(made.parameters, start, strict=True):
                 parameter.copy_(0 * first if name.endswith("lora_B.weight") else first)  # no effect yet
         run = again(made, **NAMED, preserve=weight)
-        for _ in range(6):
+        for _ in range(4):
             run.step()
         moved[weight] = sum(part.cost(list(part.slots), [time]).item() for time in (0.2, 0.5, 0.8))
-    assert 0 < moved[5.0] < 0.7 * moved[0.0]
+    assert 0 < moved[5.0] < 0.5 * moved[0.0]
 
 
 def test_shares_of_processes_add_up_to_the_whole_step(data, others, tmp_path):
@@ -245,12 +245,12 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_run_that_was_killed_goes_on_in_the_same_bytes(name, data, others, tmp_path):
     base, objective = ALL[name]
     changes: dict[str, Any] = {"objective": objective, **NAMED}
-    changes["train"] = {"steps": 3, "batch_size": 2, "save_every": 1, "precision": "fp32"}
+    changes["train"] = {"steps": 2, "batch_size": 2, "save_every": 1, "precision": "fp32"}
     if name == "class":
         changes["class_images"] = str(others)
     whole = runs.train(runs.make_recipe(tmp_path / "a.yaml", base, data, tmp_path / "a", **changes))
     file = runs.make_recipe(tmp_path / "b.yaml", base, data, tmp_path / "b", **changes)
-    with runs.killed_at(2):
+    with runs.killed_at(1):
         runs.train(file)
     resumed = runs.train(file)
     assert (resumed / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
