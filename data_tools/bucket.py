@@ -77,6 +77,8 @@ def with_boxes(records: Sequence[Record], boxes: Mapping[str, Box | None]) -> li
 
 def read_boxes(path: Path, records: Sequence[Record]) -> dict[str, Box | None]:
     """Boxes by image from JSON lines `{"file_name": ..., "crop": [left, top, right, bottom] or null}`."""
+    if not path.is_file():
+        raise ConfigError("there is no such file of boxes", where=str(path), remedy="correct --boxes")
     known = {record.file for record in records if record.width}
     boxes: dict[str, Box | None] = {}
     for number, row in enumerate(storage.read_jsonl(path), 1):

@@ -7,7 +7,6 @@ text that cannot be read is an error with its place, a change (joined lines, str
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ from typing import Any
 
 from data_tools import edits
 from data_tools.listing import CAPTION_SUFFIXES, Listing
-from data_tools.metadata import read_kohya, read_metadata
+from data_tools.metadata import kohya_folder, read_kohya, read_metadata
 from data_tools.scan import code_of, locate, replace_notes
 from data_tools.text import clean, decode_text
 from lorakit import images
@@ -26,9 +25,8 @@ FILE_SOURCES = ("sidecar", "metadata", "folder", "template")  # read again from 
 NOTES = frozenset({"caption_joined", "caption_stripped", "caption_unused", "caption_empty", "metadata"})
 REPLACED = "captions_replaced"  # the note of images whose written captions a model's have replaced
 MAX_BYTES = 1 << 20
-MAX_REPEATS = 1000  # kohya's `10_name`; above it the number is rather a year or an id
-_KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _TEXT_KEYS = ("caption", "text", "prompt")
+_JSON_REMEDY = 'write {"caption": "..."}, {"captions": ["...", "..."]} or {"tags": ["...", "..."]}'
 
 
 @dataclass(frozen=True)
@@ -190,10 +188,8 @@ def _edit(
 def _from_folder(file: str, found: _Found, *, named: bool) -> None:
     """kohya's `10_name` folders give repeats and a caption; other folder names give one when asked for."""
     folder = PurePosixPath(file).parent.name
-    match = _KOHYA.fullmatch(folder)
-    if match and int(match[1]) <= MAX_REPEATS:
-        found.repeats = int(match[1])
-        folder = match[2]
+    if counted := kohya_folder(folder):
+        found.repeats, folder = counted
     elif not named:
         return
     if folder and not found.captions:
@@ -242,10 +238,9 @@ def _read_json(text: str, where: str) -> tuple[list[str], list[str]]:
     try:
         value = json.loads(text) if text.strip() else {}
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error}", where=where) from error
+        raise DataError(f"not valid JSON: {error}", where=where, remedy=_JSON_REMEDY) from error
     if not isinstance(value, Mapping):
-        remedy = 'write {"caption": "..."}'
-        raise DataError("a JSON caption file must hold an object", where=where, remedy=remedy)
+        raise DataError("a JSON caption file must hold an object", where=where, remedy=_JSON_REMEDY)
     tags = _strings(value.get("tags", []), "tags", where)
     texts = _strings(value.get("captions", []), "captions", where, split=False)
     for key in _TEXT_KEYS:
@@ -258,4 +253,4 @@ def _strings(value: Any, key: str, where: str, *, split: bool = True) -> list[st
         return [part.strip() for part in value.split(",") if part.strip()] if split else [value]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
-    raise DataError(f"{key} must be text or a list of texts", where=where)
+    raise DataError(f"{key} must be text or a list of texts", where=where, remedy=_JSON_REMEDY)

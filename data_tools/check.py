@@ -34,6 +34,7 @@ _NOTES: dict[str, tuple[Level, str]] = {
     "cmyk": ("note", "CMYK without a usable profile; colours are approximate"),
     "cropped": ("warning", "loses more than a tenth to the crop"),
     "depth": ("note", "16 bits a channel scaled to 8"),
+    "flat": ("warning", "one colour all over; is that a picture?"),
     "first_frame": ("note", "only the first frame is used"),
     "icc": ("note", "converted from its colour profile to sRGB"),
     "mask_ambiguous": ("warning", "a mask beside a turned picture; look whether it lies right"),

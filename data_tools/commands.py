@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,10 @@ def _captions(parser: argparse.ArgumentParser) -> None:
 def _prepare(args: argparse.Namespace) -> int:
     from data_tools.prepare import prepare
 
-    return _answer(args, prepare(args.folder, _options(args)))
+    code = _answer(args, prepare(args.folder, _options(args)))
+    if not args.no_report:
+        _tell_report(args)
+    return code
 
 
 def _scan(args: argparse.Namespace) -> int:
@@ -222,20 +226,25 @@ def _check(args: argparse.Namespace) -> int:
     elif not args.quiet:
         for finding in result.findings:
             print(finding)
-        counts = ", ".join(f"{number} {level}s" for level, number in findings.count(result.findings).items())
-        print(f"{args.folder}: {len(result.records)} images; {counts}")
+        levels = findings.count(result.findings).items()
+        counts = ", ".join(findings.plural(number, level) for level, number in levels)
+        print(f"{args.folder}: {findings.plural(len(result.records), 'image')}; {counts}")
     return EXIT_DATA if findings.reaches(result.findings, args.fail_on) else 0
 
 
 def _report(args: argparse.Namespace) -> int:
-    from data_tools import report
     from data_tools.prepare import report_only
 
-    result = report_only(args.folder, trigger=args.trigger, base=args.base, quiet=args.quiet)
-    _answer(args, result)
-    if not (args.quiet or args.json):
-        print(f"  report     {result.folder / report.HTML}")
+    _answer(args, report_only(args.folder, trigger=args.trigger, base=args.base, quiet=args.quiet))
+    _tell_report(args)
     return 0
+
+
+def _tell_report(args: argparse.Namespace) -> None:
+    from data_tools import report
+
+    if not (args.quiet or args.json):
+        print(f"  report     {os.path.join(args.folder, report.HTML)}")
 
 
 def _answer(args: argparse.Namespace, result: PrepareResult) -> int:

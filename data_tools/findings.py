@@ -45,6 +45,11 @@ def count(findings: Iterable[Finding]) -> dict[str, int]:
     return {level: levels.count(level) for level in LEVELS}
 
 
+def plural(number: int, noun: str) -> str:
+    """ "1 note", "2 notes"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def reaches(findings: Iterable[Finding], level: str) -> bool:
     """Whether any finding is at least as bad as `level` ("never": none is)."""
     if level not in LEVELS:

@@ -22,28 +22,11 @@ _REFUSAL = re.compile(  # at the beginning of a sentence: a sign in the picture 
     r"|unable to (?:assist|help|describe))",
     re.IGNORECASE,
 )
-_COMMON = frozenset(
-    {
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "and",
-        "with",
-        "is",
-        "are",
-        "its",
-        "it",
-        "by",
-        "for",
-        "from",
-    }
-    | {"as", "this", "that", "there", "photo", "photograph", "picture", "image"}
+_SAYS_NOTHING = (
+    "a an the of in on at to and with is are its it by for from as this that there"
+    " photo photograph picture image"
 )
+_COMMON = frozenset(_SAYS_NOTHING.split())
 
 
 def lint(records: Sequence[Record], trigger: str | None = None, *, counted: bool = False) -> list[Finding]:

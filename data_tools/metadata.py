@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,8 +20,8 @@ TEXT_KEYS = ("text", "caption", "prompt")
 MASK_KEY = "mask_file_name"
 GIVEN_KEYS = {"source": "source_file_name", "control": "control_file_name"}
 FILE_KEYS = (MASK_KEY, *GIVEN_KEYS.values())
-
-
+MAX_REPEATS = 1000  # kohya's `10_name`; above it the number is rather a year or an id
+_KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -34,28 +35,26 @@ def plain(text: Any) -> Any:
     return text[1:] if isinstance(text, str) and text[:1] == "'" and text[1:].startswith(_FORMULA) else text
 
 
+def kohya_folder(name: str) -> tuple[int, str] | None:
+    """(repeats, name) of a folder called as kohya's scripts want it, `10_sks dog`; None for any other."""
+    match = _KOHYA.fullmatch(name)
+    return (int(match[1]), match[2]) if match and int(match[1]) <= MAX_REPEATS else None
+
+
 def read_metadata(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
     """The caption by image from every metadata file of the user; the twin that lorakit wrote is left out.
 
     A row that names no image of the folder, names one twice or leads outside is a `DataError` with its line.
     """
-    folders = {PurePosixPath(file).parent for file in listing.images}
-    own = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
     found: dict[str, str] = {}
     first: dict[str, str] = {}
-    for name in listing.metadata:
-        path = listing.root / name
-        if path.resolve() not in own:
-            continue
-        locate(listing.root, name)
-        for where, row in _rows(path, encoding):
-            file = _file(listing, PurePosixPath(name).parent, row, where)
-            if file in found:
-                remedy = "delete one of the two rows"
-                raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
-            text = _text(row, where)
-            if text is None:
-                continue
+    for name, where, row in _users_rows(listing, encoding):
+        file = _file(listing, PurePosixPath(name).parent, row, where)
+        if file in found:
+            remedy = "delete one of the two rows"
+            raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
+        text = _text(row, where)
+        if text is not None:
             found[file] = clean(text, name)[0]
             first[file] = where
     return found
@@ -103,24 +102,28 @@ def read_files(listing: Listing, column: str, encoding: str = "utf-8") -> dict[s
 
     A file that is not there is a `DataError`.
     """
-    folders = {PurePosixPath(file).parent for file in listing.images}
-    own = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
     found: dict[str, list[str]] = {}
+    for name, where, row in _users_rows(listing, encoding):
+        value = row.get(column)
+        named = [
+            one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one
+        ]
+        if named:
+            folder = PurePosixPath(name).parent
+            image = _file(listing, folder, row, where)
+            found[image] = [_beside(listing, folder, one, column, where) for one in named]
+    return found
+
+
+def _users_rows(listing: Listing, encoding: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(metadata file, where, row) of every metadata file but the twin that lorakit wrote."""
+    folders = {PurePosixPath(file).parent for file in listing.images}
+    users = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
     for name in listing.metadata:
         path = listing.root / name
-        if path.resolve() not in own:
-            continue
-        locate(listing.root, name)
-        for where, row in _rows(path, encoding):
-            value = row.get(column)
-            named = [
-                one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one
-            ]
-            if named:
-                folder = PurePosixPath(name).parent
-                image = _file(listing, folder, row, where)
-                found[image] = [_beside(listing, folder, one, column, where) for one in named]
-    return found
+        if path.resolve() in users:
+            locate(listing.root, name)
+            yield from ((name, where, row) for where, row in _rows(path, encoding))
 
 
 def _beside(listing: Listing, folder: PurePosixPath, name: str, column: str, where: str) -> str:

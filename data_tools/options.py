@@ -52,6 +52,7 @@ class PrepareOptions:
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work, before any file is read."""
+        self.scan().check()
         self.bucket().check()
         self.captions().check()
         if self.captioner is not None:

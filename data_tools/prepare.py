@@ -64,7 +64,7 @@ def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = Non
     chosen.check()
     listing, found = _listed_files(folder, chosen)
     captioner = captioners.load(chosen.captioner) if chosen.captioner else None
-    records = _captioned(_writable(listing), chosen, journal=True)
+    records = _captioned(_writable(listing), chosen)
     records = bucket.assign(listing.root, records, chosen.bucket(), quiet=chosen.quiet)
     records = _attached(listing, records, found, chosen)
     records = _described(listing, records, captioner, chosen)
@@ -78,6 +78,7 @@ def scan_only(
 
     With `ray`, the address of a cluster or "local", Ray Data does the work.
     """
+    options.check()
     listing, found = _listed_files(folder, options)
     _writable(listing)
     if ray is not None:
@@ -89,6 +90,7 @@ def scan_only(
 
 def scan_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: str) -> PrepareResult:
     """Measure one part of the images, `shard` being "2/8"; the manifest is written by `merge_shards`."""
+    options.check()
     part = shards.Shard.parse(shard)
     listing, _ = _listed_files(folder, options)
     records = shards.scan_shard(_writable(listing), options.scan(), part)
@@ -109,7 +111,7 @@ def caption_only(folder: str | os.PathLike[str], options: PrepareOptions) -> Pre
     options.check()
     listing, _ = _listed_files(folder, options)
     captioner = captioners.load(options.captioner) if options.captioner else None
-    records = _captioned(_writable(listing), options, journal=True)
+    records = _captioned(_writable(listing), options)
     return _save(listing, _described(listing, records, captioner, options), options)
 
 
@@ -123,6 +125,7 @@ def check_only(
 
     `against` is a folder of held-out images, whose duplicates here are named.
     """
+    options.check()
     listing, found = _listed_files(folder, options)
     records = captions.collect(listing, scan.scan(listing, options.scan()), options.captions())
     records = _attached(listing, records, found, options)
@@ -212,9 +215,9 @@ def _attached(
     return given.attach(listing, masked, found.given)
 
 
-def _captioned(listing: Listing, options: PrepareOptions, *, journal: bool) -> list[Record]:
+def _captioned(listing: Listing, options: PrepareOptions) -> list[Record]:
     """Measured and captioned records; none usable or none captioned is an error."""
-    measured = scan.scan(listing, options.scan(), journal=journal)
+    measured = scan.scan(listing, options.scan(), journal=True)
     records = captions.collect(listing, measured, options.captions())
     _require_images(listing.root, records)
     if not (options.allow_missing_captions or options.captioner):

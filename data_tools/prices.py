@@ -77,7 +77,7 @@ HEADERS = (
     "mean crop, %",
     "worst crop, %",
     "in incomplete batches, %",
-    "pixels, %",
+    "of the pixel budget, %",
     "enlarged, %",
 )
 

@@ -17,6 +17,7 @@ Grey = NDArray[np.float32]
 SCALE = 448  # long side, in pixels, of the copy that is measured
 TILE = 64
 SHARP = 75.0
+FLAT = 1.0  # levels of grey: a deviation below shows nothing
 CLIPPED = 0.5  # share of pure black or white pixels worth a note
 BORDER = 0.02  # share of a side that a uniform bar must fill
 _HASH_SIDE = 32
@@ -29,7 +30,9 @@ def notes(image: Image.Image) -> list[str]:
     """
     grey = _reduced(image)
     found = []
-    if min(grey.shape) >= TILE and max(image.size) >= SCALE // 2:
+    if grey.std() < FLAT:
+        found.append("flat: one colour all over")
+    elif min(grey.shape) >= TILE and max(image.size) >= SCALE // 2:
         value = sharpness(grey)
         if value < SHARP:
             found.append(f"blurry: sharpness {value:.0f}, below {SHARP:.0f}")
@@ -73,7 +76,7 @@ def phash(image: Image.Image) -> str | None:
     """
     small = image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     values = np.asarray(small, np.float64)
-    if values.std() < 1.0:
+    if values.std() < FLAT:
         return None  # every flat picture would be the duplicate of every other
     dct = _dct_matrix()
     low = (dct @ values @ dct.T)[:8, :8]

@@ -47,14 +47,16 @@ class PrepareResult:
         """What a person wants to read after the command."""
         counts = self.counts()
         refused = [record for record in self.records if not record.keep]
-        lines = [f"{self.folder}: {counts['images']} images, {counts['kept']} kept, {len(refused)} set aside"]
+        images = findings.plural(counts["images"], "image")
+        lines = [f"{self.folder}: {images}, {counts['kept']} kept, {len(refused)} set aside"]
         lines += [f"  set aside  {shown(record.file)}: {record.reason}" for record in refused[:10]]
         lines += [f"  ... and {len(refused) - 10} more, see report.html"] if len(refused) > 10 else []
         lines += [f"  gone       {shown(file)}: was in the earlier manifest" for file in self.gone[:10]]
         lines.append(f"  captions   {_listed(counts['captions'])}")
         lines.append(f"  buckets    {_listed(counts['buckets'])}")
         lines += [f"  given      {_listed(counts['given'])}"] if "given" in counts else []
-        lines.append(f"  findings   {_listed(counts['findings'])}")
+        levels = [findings.plural(number, level) for level, number in counts["findings"].items() if number]
+        lines.append(f"  findings   {', '.join(levels) or 'none'}")
         unseen = ("bad_name", "unreadable_folder")  # files that no record stands for
         told = [f for f in self.findings if f.level == "warning" or f.code in unseen]
         lines += [f"  {finding}" for finding in told[:10]]

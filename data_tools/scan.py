@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from data_tools import quality, workers
 from data_tools.listing import Listing
 from lorakit import images, manifest, placement, storage
 from lorakit.color import Color
-from lorakit.errors import DataError
+from lorakit.errors import ConfigError, DataError
 from lorakit.images import ImageError
 from lorakit.manifest import Record
 from lorakit.progress import Progress
@@ -34,7 +35,9 @@ _CODES = (
     " multipage name_collision no_decoder not_a_file raw symlink_outside svg too_large too_many_pixels"
     " too_narrow too_small truncated unknown_format unreadable unsupported_depth"
 )
-_NOTE_CODES = "alpha blurry border broken_exif broken_icc clipped cmyk depth first_frame icc rotated suffix"
+_NOTE_CODES = (
+    "alpha blurry border broken_exif broken_icc clipped cmyk depth first_frame flat icc rotated suffix"
+)
 # Reasons that the scan gives and may take back; any other reason is the user's decision and stays.
 REASONS = frozenset(_CODES.split())
 NOTES = frozenset(_NOTE_CODES.split())
@@ -59,6 +62,12 @@ class ScanOptions:
     workers: int | None = None  # processes; None: as many as there are processors
     fresh: bool = False  # measure again what an earlier manifest already says
     quiet: bool = True
+
+    def check(self) -> None:
+        """Raise `ConfigError` for limits that cannot work, before any file is read."""
+        if not 1 <= self.max_aspect < math.inf:
+            message = f"max_aspect must be a number from 1, not {self.max_aspect:g}"
+            raise ConfigError(message, where="max-aspect", remedy="use 8, for up to 8 to 1")
 
 
 class Job(NamedTuple):
@@ -138,7 +147,10 @@ def locate(root: Path, file: str) -> Path:
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            raise ImageError("dangling_symlink", "the link leads nowhere", where=str(path)) from error
+            message = "the link leads nowhere"
+            raise ImageError(
+                "dangling_symlink", message, where=str(path), remedy="copy the file here, or delete the link"
+            ) from error
         if not target.is_relative_to(root.resolve()):
             message = "the link leads out of the dataset folder"
             raise ImageError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_tools.findings import shown
+from data_tools.findings import plural, shown
 from data_tools.formats import Entry, bounded, mask_file, tables, tree, webdataset
 from data_tools.formats.bounded import Limits
 from data_tools.listing import CAPTION_SUFFIXES
@@ -48,9 +48,9 @@ class Transfer:
 
     def summary(self) -> str:
         """For people."""
-        parts = [f"{self.images} images"]
-        parts += [f"{self.texts} caption and metadata files"] if self.texts else []
-        parts += [f"in {self.containers} files"] if self.containers else []
+        parts = [plural(self.images, "image")]
+        parts += [plural(self.texts, "caption or metadata file")] if self.texts else []
+        parts += [f"in {plural(self.containers, 'file')}"] if self.containers else []
         lines = [f"{self.target}: {', '.join(parts)}"]
         if self.skipped:
             more = f" and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +28,6 @@ CROP_CAP = 0.10  # a crop beyond this share of the image ...
 OVER_CAP = 4.0  # ... counts this many times more per unit
 ENLARGED = 4.0  # cost of an enlarged image where none should be
 PLACES = 1024  # cluster borders considered; exact up to this many images
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One image's training shape and the part of the image that fills it."""
-
-    bucket: Size
-    crop: Box
-
-    @property
-    def scale(self) -> float:
-        """Bucket pixels per image pixel; above 1 the image is enlarged."""
-        left, top, right, bottom = self.crop
-        return max(self.bucket[0] / (right - left), self.bucket[1] / (bottom - top))
 
 
 def crop_fraction(size: Size, bucket: Size) -> float:
@@ -162,31 +147,6 @@ def auto(
         for image in order[places[first] : places[last]]:
             chosen[int(image)] = shape
     return chosen
-
-
-def assign(
-    sizes: Sequence[Size], shapes: Sequence[Size], focuses: Sequence[Point | None] | None = None
-) -> list[Assignment]:
-    """Pair each image with its shape: the largest box of that shape's aspect is kept, around its focus."""
-    points = focuses or [None] * len(sizes)
-    return [
-        Assignment(shape, crop_box(size, shape, point))
-        for size, shape, point in zip(sizes, shapes, points, strict=True)
-    ]
-
-
-def plan(
-    sizes: Sequence[Size],
-    resolution: int,
-    step: int,
-    *,
-    mode: str = "auto",
-    batch: int = 1,
-    weights: Sequence[int] | None = None,
-    focuses: Sequence[Point | None] | None = None,
-) -> list[Assignment]:
-    """The whole step: lattice, choice by mode and crop boxes; small images are enlarged."""
-    return assign(sizes, choose(sizes, resolution, step, mode=mode, batch=batch, weights=weights), focuses)
 
 
 def choose(

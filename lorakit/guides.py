@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ConfigError
+from lorakit.memory import first_line
 from lorakit.storage import read_json
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ class Guide:
                 "ip-adapter": self._ip_adapter,
             }[self.kind](pipe)
         except _FAILURES as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"{self.kind} does not work with a {type(pipe).__name__}: {first}",
+                f"{self.kind} does not work with a {type(pipe).__name__}: {first_line(error)}",
                 where=str(self.folder or f"--{self.kind}"),
                 remedy="give a network made for this base, or sample without it",
             ) from error

@@ -52,6 +52,7 @@ __all__ = [
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the decoded image
 WHITE: Color = (255, 255, 255)
 MAX_FILE_BYTES = 1 << 30
+_READABLE = "make it readable, or copy it from where it is whole"
 LOOK = 448  # pixels of the long side that `look` gives at least, and less than twice; 1/8 of 3600
 # A JPEG may be decoded smaller while its sides stay this many times those of the picture made from it. Beside
 # the whole decoding and LANCZOS, photographs then differ by 0.3 to 1.2 levels in the mean (42 to 53 dB, less
@@ -115,13 +116,12 @@ def decode_bytes(
     background: Color = WHITE,
     max_pixels: int = MAX_PIXELS,
     first_frame: bool = False,
-    at_least: int | None = None,
 ) -> Decoded:
-    """`decode` for bytes already read; with `at_least`, a JPEG may come smaller, its sides at least that."""
+    """`decode` for bytes already read, with what was done to them."""
     source = open_source(
         data, where=where, background=background, max_pixels=max_pixels, first_frame=first_frame
     )
-    source.load(None if at_least is None else (at_least, at_least))
+    source.load()
     return _decoded(source)
 
 
@@ -216,21 +216,24 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         # Without O_NONBLOCK, opening a FIFO waits for a writer; the check on the handle leaves no race.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
-        raise ImageError("missing", "the file does not exist", where=where) from error
+        remedy = "put it back, or run `lorakit data prepare` again"
+        raise ImageError("missing", "the file does not exist", where=where, remedy=remedy) from error
     except OSError as error:
-        raise ImageError("unreadable", f"cannot be opened: {error.strerror}", where=where) from error
+        message = f"cannot be opened: {error.strerror}"
+        raise ImageError("unreadable", message, where=where, remedy=_READABLE) from error
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
         os.close(handle)
-        raise ImageError("not_a_file", "not a regular file", where=where)
+        raise ImageError("not_a_file", "not a regular file", where=where, remedy="move it away")
     with os.fdopen(handle, "rb") as file:
         if status.st_size > MAX_FILE_BYTES:
             message = f"{status.st_size} bytes, the limit is {MAX_FILE_BYTES}"
-            raise ImageError("too_large", message, where=where)
+            raise ImageError("too_large", message, where=where, remedy="save it smaller")
         try:
             return file.read()
         except OSError as error:
-            raise ImageError("unreadable", f"cannot be read: {error.strerror}", where=where) from error
+            message = f"cannot be read: {error.strerror}"
+            raise ImageError("unreadable", message, where=where, remedy=_READABLE) from error
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -244,7 +247,8 @@ def fit(image: Image.Image, crop: Box | None, bucket: tuple[int, int] | None) ->
     if crop is not None and crop != (0, 0, *image.size):
         left, top, right, bottom = crop
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
-            raise DataError(f"crop {crop} does not lie inside the image of {image.width}x{image.height}")
+            message = f"crop {crop} does not lie inside the image of {image.width}x{image.height}"
+            raise DataError(message, where="crop", remedy="run `lorakit data prepare` again")
         with pixel_limit(image.width * image.height):  # already decoded: Pillow need not warn again
             image = image.crop(crop)
     if bucket is not None and bucket != image.size:

@@ -150,7 +150,7 @@ def stream(folder: str | os.PathLike[str]) -> Iterator[Record]:
             record = parse(line, where)
             if record.file in seen:
                 message = f"{record.file!r} is listed twice, first in line {seen[record.file]}"
-                raise DataError(message, where=where)
+                raise DataError(message, where=where, remedy="delete one of the two lines")
             seen[record.file] = number
             yield record
 

@@ -45,7 +45,7 @@ def load(path: str | os.PathLike[str], size: tuple[int, int], turn: int = 1) -> 
     mask = ImageOps.exif_transpose(mask)
     if not fits(mask.size, size):
         message = f"the mask of {mask.width}x{mask.height} does not fit a picture of {size[0]}x{size[1]}"
-        raise ImageError("mask_unfit", message, where=str(path))
+        raise ImageError("mask_unfit", message, where=str(path), remedy="draw it over the whole picture")
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 

@@ -44,7 +44,8 @@ def open_source(data: bytes, *, where: str, background: Color, max_pixels: int, 
         message = f"{width}x{height} is more than {limit} pixels"
         raise _too_many_pixels(message + (f" of {image.format}" if limit < max_pixels else ""), where)
     if width < 1 or height < 1:
-        raise ImageError("corrupt", f"the header says {width}x{height} pixels", where=where)
+        message = f"the header says {width}x{height} pixels"
+        raise ImageError("corrupt", message, where=where, remedy=sniff.AGAIN)
     source = Source(image, data, where, background)
     source.first_of_many = _refuse_frames(source, first_frame)
     if source.is_jpeg:
@@ -82,7 +83,8 @@ def _refuse_frames(source: Source, first_frame: bool) -> bool:
         with pixel_limit(image.width * image.height):  # a TIFF checks every page again
             frames = getattr(image, "n_frames", 1)
     except (*BOMBS, *PARSE_ERRORS) as error:
-        raise ImageError("corrupt", f"damaged frame table: {error}", where=where) from error
+        message = f"damaged frame table: {error}"
+        raise ImageError("corrupt", message, where=where, remedy=sniff.AGAIN) from error
     if image.format == "TIFF" and _is_camera_raw(image):
         message = "a camera's raw file, of which only the preview could be read"
         raise ImageError("raw", message, where=where, remedy="develop it to JPEG, PNG or TIFF")

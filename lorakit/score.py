@@ -133,8 +133,8 @@ class ClipScorer:
             raise ValueError(
                 f"{len(images)} pictures need as many lists of at least one option, got {len(options)}"
             )
-        pictures = self._features(images)
-        texts = self.text_features([text for texts in options for text in texts])
+        pictures = self._features(images).double()
+        texts = self.text_features([text for texts in options for text in texts]).double()
         ends = np.cumsum([len(texts) for texts in options])
         parts = torch.tensor_split(texts, torch.from_numpy(ends[:-1]))
         best = [int((part @ picture).argmax()) for picture, part in zip(pictures, parts, strict=True)]

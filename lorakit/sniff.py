@@ -15,6 +15,7 @@ class Refusal(NamedTuple):
     remedy: str | None = None
 
 
+AGAIN = "fetch it again"
 SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n\x1a\n",
@@ -68,16 +69,16 @@ def impostor(data: bytes) -> Refusal | None:
     """The usual impostors: an empty file, a git-lfs pointer, a drawing or web page saved as .jpg."""
     head = data[:4096]
     if not head:
-        return Refusal("empty", "the file is empty")
+        return Refusal("empty", "the file is empty", AGAIN)
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return Refusal("lfs_pointer", "a git-lfs pointer, not the image", "git lfs pull")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype")) and b"<svg" in text:
         return Refusal("svg", "an SVG drawing, never rendered here", "export it as PNG")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<!--")):
-        return Refusal("markup", "an HTML or XML page, not an image", "download it again")
+        return Refusal("markup", "an HTML or XML page, not an image", AGAIN)
     if re.match(rb'[{\[]\s*["{\[\]}\d]', text):
-        return Refusal("json", "JSON text, not an image", "download it again")
+        return Refusal("json", "JSON text, not an image", AGAIN)
     return None
 
 
@@ -94,5 +95,5 @@ def unreadable(data: bytes, formats: Collection[str], detail: str) -> Refusal:
             remedy = "pip install pillow-heif, or convert it to JPEG"
             return Refusal("no_decoder", "a HEIC image, and no decoder is installed", remedy)
     if looks_like_image(data[:16]):
-        return Refusal("corrupt", "a damaged image header" + (f": {detail}" if detail else ""))
+        return Refusal("corrupt", "a damaged image header" + (f": {detail}" if detail else ""), AGAIN)
     return Refusal("unknown_format", "not an image format known here", "convert it to PNG")

@@ -33,6 +33,7 @@ TURNS = {  # EXIF orientation -> what makes it upright
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+_AGAIN = "fetch it again, or open and save it if it looks right"
 LEAST_TILE = 1 << 24  # pixels of one tile in a file, which may be larger than its picture
 _PIXEL_LIMIT = threading.RLock()
 _FROM_THE_END = frozenset({3, 4, 7, 8})  # the upright picture's first rows are the stored one's last
@@ -99,7 +100,7 @@ class Source:
             with pixel_limit(max(width * height, LEAST_TILE)) if tiles else contextlib.nullcontext():
                 self.image.load()
         except (*BOMBS, *PARSE_ERRORS) as error:
-            raise ImageError("truncated", f"damaged or cut off: {error}", where=self.where) from error
+            raise self._damaged(error) from error
         self.orient()
         return self.size
 
@@ -163,6 +164,9 @@ class Source:
         self.notes.append(f"alpha: transparency over {color_name(self.background)}")
         return Image.composite(colour, Image.new("RGB", colour.size, self.background), alpha)
 
+    def _damaged(self, error: Exception) -> ImageError:
+        return ImageError("truncated", f"damaged or cut off: {error}", where=self.where, remedy=_AGAIN)
+
     def _factor(self, need: tuple[float, float] | None) -> int:
         """The largest reduction that leaves the sides wanted."""
         if need is None:
@@ -175,15 +179,13 @@ class Source:
         """Pixels by the quicker decoder, which also tells garbled data; by Pillow's where it cannot."""
         image = self.image
         if not self.trusted and self.coded[1] > jpeg.MAX_SCANS:
-            raise ImageError("corrupt", f"more than {jpeg.MAX_SCANS} scans in one JPEG", where=self.where)
+            message = f"more than {jpeg.MAX_SCANS} scans in one JPEG"
+            raise ImageError("corrupt", message, where=self.where, remedy=_AGAIN)
         if image.mode in ("RGB", "L"):
             try:
                 pixels = jpeg.decode(self.data, image.mode == "L", factor)
             except jpeg.Damaged as error:
-                remedy = "fetch it again, or open and save it if it looks right"
-                raise ImageError(
-                    "truncated", f"damaged or cut off: {error}", where=self.where, remedy=remedy
-                ) from error
+                raise self._damaged(error) from error
             if pixels is not None:
                 self.array = pixels
                 return

@@ -96,22 +96,6 @@ def bootstrap(
     return Interval(mean, float(low), float(high), units)
 
 
-def paired_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    groups: Sequence[Hashable],
-    *,
-    n: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """The mean gain b - a, where a[i] and b[i] share the prompt `groups[i]`, the seed and its noise."""
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"pairs need equal lengths, got {first.shape} and {second.shape}")
-    return bootstrap_mean(second - first, groups, n=n, seed=seed, level=level)
-
-
 def group_means(values: ArrayLike, groups: Sequence[Hashable]) -> NDArray[np.float64]:
     """The mean of each group (G,), in order of first appearance: equal input gives equal resamples."""
     array = np.asarray(values, dtype=np.float64)

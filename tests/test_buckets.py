@@ -130,7 +130,7 @@ def test_a_resolution_off_the_step_is_refused(resolution: int, step: int) -> Non
     with pytest.raises(ConfigError, match="multiple"):
         buckets.lattice(resolution, step)
     with pytest.raises(ConfigError, match="multiple"):
-        buckets.plan([(64, 64)], resolution, step, mode="square")
+        buckets.choose([(64, 64)], resolution, step, mode="square")
 
 
 def test_native_crops_least() -> None:
@@ -183,21 +183,22 @@ def test_auto_of_nothing_and_of_bad_numbers() -> None:
 
 
 def test_the_crop_is_centred_and_as_large_as_it_can_be() -> None:
-    wide, tall, exact = buckets.assign([(200, 100), (100, 201), (96, 32)], [(64, 64), (64, 64), (96, 32)])
-    assert wide.crop == (50, 0, 150, 100)
-    assert tall.crop == (0, 50, 100, 150)
-    assert exact.crop == (0, 0, 96, 32)
-    assert wide.scale == pytest.approx(0.64)
-    assert exact.scale == 1.0
-    (small,) = buckets.assign([(20, 20)], [(64, 64)])
-    assert small.scale == pytest.approx(3.2)
+    assert buckets.crop_box((200, 100), (64, 64)) == (50, 0, 150, 100)
+    assert buckets.crop_box((100, 201), (64, 64)) == (0, 50, 100, 150)
+    assert buckets.crop_box((96, 32), (96, 32)) == (0, 0, 96, 32)
+
+
+def test_what_a_shape_enlarges() -> None:
+    assert buckets.cover_scale((200, 100), (64, 64)) == pytest.approx(0.64)
+    assert buckets.cover_scale((96, 32), (96, 32)) == 1.0
+    assert buckets.cover_scale((20, 20), (64, 64)) == pytest.approx(3.2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 2)])
 def test_every_size_gets_a_crop_inside_it(size: buckets.Size) -> None:
     for mode in buckets.MODES:
-        (found,) = buckets.plan([size], 64, 8, mode=mode)
-        left, top, right, bottom = found.crop
+        (shape,) = buckets.choose([size], 64, 8, mode=mode)
+        left, top, right, bottom = buckets.crop_box(size, shape)
         assert 0 <= left < right <= size[0]
         assert 0 <= top < bottom <= size[1]
 
@@ -252,7 +253,7 @@ def test_our_programme_is_never_worse_with_as_many_shapes() -> None:
         assert by_way[mix, "kohya, its limit 1024"]["pixels"] < 80
 
 
-def test_plan_names_unknown_modes() -> None:
-    assert {a.bucket for a in buckets.plan(CAMERA, 512, 16, mode="square")} == {(512, 512)}
+def test_unknown_modes_are_named() -> None:
+    assert set(buckets.choose(CAMERA, 512, 16, mode="square")) == {(512, 512)}
     with pytest.raises(ConfigError, match="auto, native, square, kohya"):
-        buckets.plan(CAMERA, 512, 16, mode="automatic")
+        buckets.choose(CAMERA, 512, 16, mode="automatic")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import socket
 import struct
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, PngImagePlugin, features
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin, features
 
 from lorakit import images, opening, source
 from lorakit.errors import ConfigError, DataError
@@ -240,9 +239,14 @@ def test_12_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
         Image.new("CMYK", (16, 16), ink).save(tmp_path / f"{name}.jpg", quality=95)
         decoded = np.asarray(images.decode(tmp_path / f"{name}.jpg")).astype(int)
         assert np.abs(decoded - colour).max() <= 3, name
-    # Adobe's marker says the inks are stored inverted: the same bytes must come out as the opposite ink.
-    data = (tmp_path / "white.jpg").read_bytes()
-    assert b"Adobe" in data
+    # Inks are stored inverted, as Adobe's marker says; so they are taken in files without the marker, too.
+    data = (tmp_path / "red.jpg").read_bytes()
+    place = data.index(b"Adobe") - 4
+    (tmp_path / "plain.jpg").write_bytes(
+        data[:place] + data[place + 2 + int.from_bytes(data[place + 2 : place + 4]) :]
+    )
+    unmarked = np.asarray(images.decode(tmp_path / "plain.jpg")).astype(int)
+    assert np.abs(unmarked - (255, 0, 0)).max() <= 3
 
 
 def test_12_a_cmyk_profile_is_obeyed(tmp_path: Path) -> None:
@@ -371,12 +375,14 @@ def test_a_jpeg_with_a_second_picture_is_a_still(tmp_path: Path) -> None:
     assert images.decode(tmp_path / "a.mpo").size == (48, 32)
 
 
-def test_17_a_pixel_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+def test_17_a_pixel_bomb_is_refused_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = b"\0" + bytes(30000 // 8)
     (tmp_path / "bomb.png").write_bytes(png(30000, 30000, 1, 0, row * 30000))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Where Pillow takes the memory; a process's peak would hide behind that of earlier tests.
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", lambda image: pytest.fail("memory was taken"))
     assert code_of(tmp_path / "bomb.png") == "too_many_pixels"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 
 
 def test_the_pixel_limit_is_ours_and_local(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def test_91_one_process_ending_ends_all_soon_and_the_run_goes_on_to_the_same_byt
     assert ended - (run / "metrics.jsonl").stat().st_mtime < 30
     cause = {"kill": "SIGKILL", "refuse": "a fault of the second", "crash": "ZeroDivisionError: a bug"}
     assert cause[fault] in done.stderr
-    assert "another process of this run has ended" in done.stderr
+    # the other says why it stops, unless the launcher was quicker to end it
+    assert "another process of this run has ended" in done.stderr or "closing signal" in done.stderr
     assert checkpoint.steps(run) == [4]
     if fault == "kill":
         again = launch(file)

@@ -33,10 +33,14 @@ class CaptionerOptions:
         if not (self.model or self.server):
             raise ConfigError("no captioner is named", where="model", remedy="give --model or --server")
         for name in ("tokens", "at_once", "timeout"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # false for "not a number" too
                 raise ConfigError(
                     f"{name} must be above 0, not {getattr(self, name)}", where=name, remedy="use 1"
                 )
+        for name in ("threshold", "character_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                message = f"{name} {getattr(self, name):g} is not between 0 and 1"
+                raise ConfigError(message, where=name, remedy="use 0.35")
         if not 0 <= self.temperature <= 2:
             raise ConfigError(
                 f"temperature {self.temperature} is not between 0 and 2",

@@ -91,7 +91,9 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
                     for start in range(0, batch.num_rows, 16):
                         yield from batch.slice(start, 16).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot read the table: {error}", where=str(file)) from error
+        raise DataError(
+            f"cannot read the table: {error}", where=str(file), remedy="fetch it again"
+        ) from error
 
 
 def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> list[Entry]:

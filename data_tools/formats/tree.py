@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,11 +21,9 @@ from data_tools.formats import Entry, mask_file, original, portable
 from data_tools.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from data_tools.masks import FOLDER as MADE_MASKS
 from data_tools.masks import LABEL
-from data_tools.metadata import cell
+from data_tools.metadata import cell, kohya_folder
 from lorakit import images, manifest, sniff
 from lorakit.manifest import Record
-
-KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 
 
 class Move(NamedTuple):
@@ -106,7 +103,7 @@ def kohya(records: Sequence[Record], name: str) -> list[Move]:
     taken: set[str] = set()
     for record in records:
         path = PurePosixPath(record.file)
-        own = bool(KOHYA.fullmatch(path.parent.name))
+        own = kohya_folder(path.parent.name) is not None
         flat = path.name if own or len(path.parts) == 1 else "_".join(path.parts)
         folder = path.parent.name if own else f"{record.repeats}_{name}"
         target, number = f"{folder}/{flat}", 1

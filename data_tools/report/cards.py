@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from data_tools import tokens
 from data_tools.report.facts import Facts, notes_of, worst_first
 from data_tools.report.gallery import Gallery
+from data_tools.scan import REASONS
 from lorakit import placement
 from lorakit.manifest import Caption, Record
 from lorakit.progress import track
@@ -74,9 +75,9 @@ def _card(record: Record, flags: Flags, facts: Facts, gallery: Gallery, kinds: S
     body = [
         tag("h3", tag("small", folder) if folder else Html(""), path.name),
         tag("p", *_measures(record), class_="facts"),
-        *([tag("p", record.reason or "", class_="reason")] if not record.keep else []),
         tag("p", *_badges(flags), class_="flags") if flags else Html(""),
-        *(_caption(caption, facts) for caption in record.captions),
+        *([tag("p", _reason(record), class_="reason")] if not record.keep else []),
+        *(_caption(caption, facts) for caption in record.captions if record.keep),
         *_remarks(record),
     ]
     picture = tag("div", gallery.shot(record.file), class_="frame")
@@ -87,6 +88,12 @@ def _card(record: Record, flags: Flags, facts: Facts, gallery: Gallery, kinds: S
         class_=" ".join(kinds),
         id=gallery.anchors[record.file],
     )
+
+
+def _reason(record: Record) -> str:
+    """Without the code, which a badge shows already; a person's own words whole."""
+    code, _, text = (record.reason or "").partition(":")
+    return text.strip() if code in REASONS else record.reason or ""
 
 
 def _measures(record: Record) -> Iterator[Html]:

@@ -13,7 +13,8 @@ from lorakit.report import Html, details, join, section, tag, verdict
 _PICTURES = 5  # beside a finding
 _CLUSTERS = 40
 _IN_CLUSTER = 8
-_ALIKE = ("duplicate", "near_duplicate", "leakage")
+_ALIKE = ("duplicate", "near_duplicate")
+_LEAK = "leak"  # such a cluster across train and validation
 
 
 def verdict_line(facts: Facts) -> Html:
@@ -34,11 +35,13 @@ def verdict_line(facts: Facts) -> Html:
 
 def findings(facts: Facts, gallery: Gallery) -> Html:
     """One row a finding, worst first; groups of duplicates share a row, for they are shown below."""
-    rows = [_row(finding, gallery) for finding in facts.findings if finding.code not in _ALIKE]
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    rows = []
     for finding in facts.findings:
-        if finding.code in _ALIKE:
+        if finding.code in (*_ALIKE, _LEAK):
             groups[finding.level, finding.code].append(finding)
+        else:
+            rows.append(_row(finding, gallery))
     for (level, code), group in groups.items():
         message = (
             f"{len(group)} groups, shown below" if len(group) > 1 else f"{group[0].message}, shown below"
@@ -62,29 +65,34 @@ def duplicates(facts: Facts, gallery: Gallery) -> Html:
     clusters = [finding for finding in facts.findings if finding.code in _ALIKE]
     if not clusters:
         return Html("")
-    groups = (_cluster(cluster, gallery) for cluster in clusters[:_CLUSTERS])
+    leaks = {finding.files: finding.message for finding in facts.findings if finding.code == _LEAK}
+    clusters.sort(key=lambda cluster: cluster.files not in leaks)
+    groups = (_cluster(cluster, leaks.get(cluster.files), gallery) for cluster in clusters[:_CLUSTERS])
     parts = [tag("div", *groups, class_="clusters")]
     if len(clusters) > _CLUSTERS:
         parts.append(tag("p", f"And {len(clusters) - _CLUSTERS} more groups, listed in the JSON twin."))
     return section("Duplicates", *parts)
 
 
-def _cluster(cluster: Finding, gallery: Gallery) -> Html:
+def _cluster(cluster: Finding, leak: str | None, gallery: Gallery) -> Html:
     shown = cluster.files[:_IN_CLUSTER]
-    areas = {file: _area(file, gallery) for file in shown}
-    largest = max(areas.values(), default=0)
+    areas = [_area(file, gallery) for file in shown]
+    largest = max(areas, default=0)
+    alone = areas.count(largest) == 1
     cells = []
     for file in shown:
         record = gallery.records.get(file)
         size = f"{record.width} × {record.height}" if record and record.width else "elsewhere"
-        best = areas[file] == largest > min(areas.values())
+        best = alone and _area(file, gallery) == largest
         name = [gallery.link(file), tag("small", f"{size}{', the largest' if best else ''}")]
         cells.append(
-            tag("figure", gallery.shot(file, round(SIDE * 0.7), overlay=False), tag("figcaption", *name))
+            tag("figure", gallery.shot(file, round(SIDE * 0.65), overlay=False), tag("figcaption", *name))
         )
     rest = len(cluster.files) - len(shown)
     more = [tag("p", f"and {rest} more")] if rest else []
-    return tag("div", tag("h3", cluster.message), tag("div", *cells, class_="row"), *more, class_="cluster")
+    warned = [tag("p", tag("span", _LEAK, class_="badge warn"), leak)] if leak else []
+    head = [tag("h3", cluster.message), *warned]
+    return tag("div", *head, tag("div", *cells, class_="row"), *more, class_="cluster")
 
 
 def _area(file: str, gallery: Gallery) -> int:

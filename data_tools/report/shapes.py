@@ -83,22 +83,26 @@ def _aspect_name(shape: buckets.Size) -> Html:
 
 
 def _histogram(records: Sequence[Record], shapes: Sequence[buckets.Size]) -> Html:
-    """Images by aspect (log scale) as bars, the chosen buckets as lines with their number of images."""
+    """Images by aspect (log scale) as bars, the chosen buckets as lines."""
     values = [math.log(record.width / record.height) for record in records]
     lines = [math.log(width / height) for width, height in shapes]
     low, high = min([*values, *lines, -0.35]) - 0.06, max([*values, *lines, 0.35]) + 0.06
+    wide = (high - low) / _BINS
+    low -= (wide / 2 + low) % wide  # a bar's middle at 1:1, where most pictures are
+    high = low + (_BINS + 1) * wide
 
     def x(value: float) -> float:
         return round((value - low) / (high - low) * _WIDE, 1)
 
-    counts = [0] * _BINS
+    counts = [0] * (_BINS + 1)
     for value in values:
-        counts[min(_BINS - 1, int((value - low) / (high - low) * _BINS))] += 1
+        counts[min(_BINS, int((value - low) / wide))] += 1
+    bar = _WIDE / len(counts)
     parts = [tag("line", class_="axis", x1=0, x2=_WIDE, y1=_FOOT, y2=_FOOT)]
     for index, number in enumerate(counts):
         if number:
             tall = round(number / max(counts) * (_FOOT - 40), 1)
-            place = {"x": round(index * _WIDE / _BINS + 1, 1), "y": _FOOT - tall, "width": _WIDE / _BINS - 2}
+            place = {"x": round(index * bar + 1, 1), "y": _FOOT - tall, "width": round(bar - 2, 1)}
             title = tag("title", f"{number} images")
             parts.append(tag("rect", title, class_="bar", height=tall, fill="var(--c1)", rx=1.5, **place))
     parts += [_tick(ratio, x(math.log(ratio[0] / ratio[1]))) for ratio in _ticks(low, high)]

@@ -21,7 +21,7 @@ SSCD = 0.5  # similarity at which a pair is a copy (Pizzi et al.)
 NOTHING = 0.05  # of the way to another seed's picture
 LISTENING = 0.7  # of the base's adherence
 NEIGHBOUR = 0.2  # of the way from one prompt's pictures to another's: the least drift budget
-EXAMPLES = 6
+EXAMPLES = 5
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lorakit import adapter, bases, cache, checkpoint, sample, shown, storage
 from lorakit.errors import ConfigError
 from lorakit.evaluate.pictures import Picture
 from lorakit.evaluate.table import BASE
 from lorakit.prompts import Prompt
-from lorakit.rundir import PACKAGES, versions
+from lorakit.rundir import versions
 from lorakit.trial import Options, Painter
 
 KEY = "lorakit"  # the PNG text that says what a picture was made from
-_DRAWING = {"torch", "diffusers", "transformers", "peft", "lorakit"} & {*PACKAGES, "lorakit"}
+_DRAWING = ("torch", "diffusers", "transformers", "peft", "lorakit")  # what pictures depend on
 
 
 @dataclass(frozen=True)
@@ -161,8 +159,3 @@ def _text(key: str) -> Any:
 
 def _digest(folder: Path | None) -> str | None:
     return bases.content_hash(folder) if folder else None
-
-
-def device() -> str:
-    """Where models that judge run."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,8 +6,7 @@ scores pictures against prompts, and says what its numbers depend on.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from lorakit import hub, score
 from lorakit.errors import ConfigError
 from lorakit.evaluate import metrics
+from lorakit.evaluate.eyes import loading
 from lorakit.evaluate.features import Extra
 from lorakit.evaluate.ocr import Reading
 from lorakit.evaluate.vqa import PATTERNS, VqaScore
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PICKSCORE = "yuvalkirstain/PickScore_v1"
-_FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError)
 
 
 class SecondClip:
@@ -161,15 +160,5 @@ def open_extra(text: str, device: str = "cpu") -> Extra:
     if name not in EXTRAS:
         remedy = f"one of {', '.join(EXTRAS)}, each perhaps with =MODEL"
         raise ConfigError(f"there is no score {name!r}", where=f"--also {text}", remedy=remedy)
-    with _loading(text):
+    with loading("the score's model", f"--also {text}"):
         return EXTRAS[name](model or None, device)
-
-
-@contextlib.contextmanager
-def _loading(text: str) -> Iterator[None]:
-    try:
-        yield
-    except _FAILURES as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "check the name and its files; a hub name needs the network once"
-        raise ConfigError(f"cannot load: {first}", where=f"--also {text}", remedy=remedy) from error

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from lorakit import hub, score
 from lorakit.errors import ConfigError
+from lorakit.memory import first_line
 from lorakit.storage import sha256_file
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ DEFAULT_DINO = "timm:vit_base_patch14_dinov2.lvd142m"
 DINOV2_SIDE = 224  # its own evaluation size; timm's configurations of it say 518
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SSCD_SIDE = 288
+CHECK = "check the name and its files; a hub name needs the network once"
 _FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError)
 
 
@@ -92,7 +94,7 @@ def open_eye(
     elif not colon or library not in makers:
         remedy = f"such as {DEFAULT_DINO}, transformers:facebook/dinov2-base, or a local folder"
         raise ConfigError(f"{spec!r} names no image model", where="--dino", remedy=remedy)
-    with _loading(spec):
+    with loading("the image model", spec, "`--dino none` uses CLIP instead"):
         return makers[library](name, resize, device)
 
 
@@ -105,13 +107,13 @@ def _library_of(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _loading(spec: str) -> Iterator[None]:
+def loading(what: str, where: str, remedy: str = "") -> Iterator[None]:
+    """Whatever keeps a library from loading a model is one ConfigError."""
     try:
         yield
     except _FAILURES as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "check the name and its files; a hub name needs the network once. `--dino none` uses CLIP"
-        raise ConfigError(f"cannot load the image model: {first}", where=spec, remedy=remedy) from error
+        reason = f"cannot load {what}: {first_line(error)}"
+        raise ConfigError(reason, where=where, remedy=f"{CHECK}; {remedy}" if remedy else CHECK) from error
 
 
 def _timm(name: str, resize: score.Resize | None, device: str | torch.device) -> Backbone:

@@ -27,7 +27,7 @@ SIDES = (
     (MOST_PICTURES, 320),
 )  # pictures in the page: pixels that each is stored with
 THUMBNAIL = 104  # CSS pixels
-PAIRED = 120
+PAIRED = 104  # five pairs fit a row
 SHEET_PROMPTS, SHEET_SEEDS, SHEET_CELL = 24, 8, 128
 _FINE = 0.0005  # a difference of cosines that is not shown
 
@@ -43,7 +43,7 @@ class Pictures:
         """A picture that a click enlarges."""
         picture = self.open(file)
         if picture is None:
-            return report.badge("missing")
+            return report.tag("span", report.badge("missing"))
         lossless = picture.width <= 2 * THUMBNAIL  # small ones would show the blocks of a JPEG
         kind = "PNG" if lossless else "JPEG"
         return report.image(picture, alt=alt, width=width, enlarged=self.side, format=kind)

@@ -15,13 +15,13 @@ from lorakit.evaluate.extras import open_clip_scorer, open_extra
 from lorakit.evaluate.eyes import DEFAULT_DINO, open_eye
 from lorakit.evaluate.features import Source, source
 from lorakit.evaluate.measure import Judges, References
+from lorakit.evaluate.pictures import ENDINGS
 from lorakit.manifest import Record
 from lorakit.prompts import has_word
 from lorakit.recipe import Recipe
 
 DEFAULT_CLIP = "ViT-L-14/openai"
 EMBEDDED, NO_EYE = "embedded", "none"
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def folder_references(folder: Path, root: Path) -> References:
         raise ConfigError("there is no such folder", where=f"--references {folder}")
     if (folder / manifest.MANIFEST).is_file():
         return _references(folder, [r for r in manifest.load(folder) if r.keep], set(), root)
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
     if not files:
         raise DataError("the folder holds no images", where=str(folder))
     names = [file.name for file in files]

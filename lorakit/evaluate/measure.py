@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lorakit import score
 from lorakit.errors import DataError
@@ -180,14 +181,13 @@ class _Work:
         asked = [row for row, picture in enumerate(pictures) if picture.prompt.id in self.alternatives]
         if not asked:
             return
+        options = [self.alternatives[pictures[row].prompt.id] for row in asked]
+        chosen = self.judges.clip.choose(torch.from_numpy(clip[asked]), options)
         arm.scores["right"] = {}
-        for row in asked:
+        for row, texts, index in zip(asked, options, chosen, strict=True):
             picture = pictures[row]
-            texts = list(self.alternatives[picture.prompt.id])
-            encoded = self.judges.clip.text_features(texts).double().numpy()
-            chosen = texts[int((encoded @ clip[row]).argmax())]
-            arm.choices[picture.key] = chosen
-            arm.scores["right"][picture.key] = float(chosen == picture.prompt.score_text)
+            arm.choices[picture.key] = texts[index]
+            arm.scores["right"][picture.key] = float(texts[index] == picture.prompt.score_text)
 
     def _fidelity(self, arm: Arm, keys: Sequence[Key], clip: Features, seen: Features) -> None:
         if not self.references:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lorakit import report
-from lorakit.evaluate.alarms import diversity_ratio
+from lorakit.evaluate.alarms import DIVERSITY, diversity_ratio
 from lorakit.evaluate.pick import Pick, Standing
-from lorakit.evaluate.table import METRICS, Arm, Evaluation, metric
+from lorakit.evaluate.table import Arm, Evaluation, metric
 from lorakit.evaluate.verdict import CALLED
 from lorakit.evaluate.wording import number, share, spread
 from lorakit.prompts import Prompt, Role
@@ -19,7 +20,6 @@ from lorakit.statistics import Interval, bootstrap_mean
 
 Triple = tuple[float, float, float]
 Curve = Callable[[Arm], Interval | None]
-NO_STRENGTH = 1.0
 
 
 def trade(evaluation: Evaluation, pick: Pick) -> list[Html]:
@@ -37,8 +37,8 @@ def trade(evaluation: Evaluation, pick: Pick) -> list[Html]:
         known,
         x_label="adherence to prompts, %",
         y_label="fidelity to the references, %",
-        levels={"the base": 0.0, "the references": 100.0},
-        marks={"the base": 100.0},
+        levels={"fidelity of the base": 0.0, "of the references": 100.0},
+        marks={"prompts as by the base": 100.0},
         path=[point.label for point in known] if _one_strength(evaluation) else [],
     )
     return [chart, report.paragraph(note)]
@@ -63,6 +63,16 @@ def _one_strength(evaluation: Evaluation) -> bool:
     return len({arm.strength for arm in evaluation.tuned}) < 2
 
 
+@dataclass(frozen=True)
+class _Chart:
+    """One metric over steps: its name, an arm's interval, the factor to show it by, and lines across."""
+
+    title: str
+    curve: Curve
+    scale: float = 1.0
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+
 def progress(evaluation: Evaluation, pick: Pick) -> list[Html]:
     """Small charts of every metric over steps, or over strengths where there is one step."""
     tuned = evaluation.tuned
@@ -71,30 +81,19 @@ def progress(evaluation: Evaluation, pick: Pick) -> list[Html]:
     if max(len(steps), len(strengths)) < 2:
         return []
     over = "step" if len(steps) > 1 else "strength"
-    charts = []
-    for title, role, curve, scale in _curves(evaluation):
-        found = {arm.name: interval for arm in tuned if (interval := curve(arm))}
+    drawn = []
+    for chart in [*_score_charts(evaluation, pick), *_other_charts(evaluation)]:
+        found = {arm.name: interval for arm in tuned if (interval := chart.curve(arm))}
         if len(found) < 2:
             continue
-        base = curve(evaluation.base) if evaluation.base else None
-        levels = {"base": scale * base.mean} if base and base.mean and title != "Diversity" else {}
-        if title in (METRICS["dino_i"].title, METRICS["clip_i"].title) and evaluation.ceiling:
-            levels["references"] = scale * float(np.mean(evaluation.ceiling))
-        label = f"{title}, {CALLED[role]}" if role else title
-        charts.append(_chart(tuned, found, over, label, scale, levels, pick))
-    return [report.columns(*charts)] if charts else []
+        base = chart.curve(evaluation.base) if evaluation.base else None
+        levels = ({"base": base.mean} if base else {}) | dict(chart.levels)
+        drawn.append(_drawn(tuned, found, over, chart, levels, pick))
+    return [report.columns(*drawn)] if drawn else []
 
 
-def _curves(evaluation: Evaluation) -> list[tuple[str, Role | None, Curve, float]]:
-    """(title, role of the prompts, an arm's interval, factor) of each chart."""
-
-    def of(name: str, prompts: Sequence[Prompt]) -> Curve:
-        return lambda arm: evaluation.interval(arm, name, prompts)
-
-    def losses(kind: str) -> Curve:
-        return lambda arm: _mean_loss(arm, kind)
-
-    charts: list[tuple[str, Role | None, Curve, float]] = []
+def _score_charts(evaluation: Evaluation, pick: Pick) -> list[_Chart]:
+    """The scores of pictures, with the limits that alarms hold them against."""
     wanted: list[tuple[str, tuple[Role, ...]]] = [
         (evaluation.eye, ("subject",)),
         ("clip_t", ("subject", "class", "unrelated")),
@@ -104,18 +103,42 @@ def _curves(evaluation: Evaluation) -> list[tuple[str, Role | None, Curve, float
         ("vqascore", ("subject",)),
         ("ocr", ("subject",)),
     ]
-    for name, roles in wanted:
-        for role in roles:
-            if prompts := evaluation.of_role(role):
-                shown = metric(name)
-                charts.append((shown.title, role, of(name, prompts), shown.scale))
-    everything = evaluation.prompts
-    charts.append(
-        ("Diversity, % of the base's", None, lambda arm: diversity_ratio(evaluation, arm, everything), 100.0)
-    )
-    charts.append(("Loss of held-out images", None, losses("held out"), 1.0))
-    charts.append(("Loss of training images", None, losses("trained on"), 1.0))
-    return charts
+    limits: dict[str, dict[str, float]] = {}
+    if evaluation.ceiling:
+        limits[evaluation.eye] = {"references": float(np.mean(evaluation.ceiling))}
+    if pick.budget:
+        limits["drift"] = {"budget": pick.budget.value}
+    if evaluation.limit:
+        limits["nearest"] = {"limit of copies": evaluation.limit.similarity}
+
+    def curve(name: str, prompts: Sequence[Prompt]) -> Curve:
+        return lambda arm: evaluation.interval(arm, name, prompts)
+
+    return [
+        _Chart(
+            f"{metric(name).title}, {CALLED[role]}",
+            curve(name, prompts),
+            metric(name).scale,
+            limits.get(name, {}),
+        )
+        for name, roles in wanted
+        for role in roles
+        if (prompts := evaluation.of_role(role))
+    ]
+
+
+def _other_charts(evaluation: Evaluation) -> list[_Chart]:
+    def losses(kind: str) -> Curve:
+        return lambda arm: _mean_loss(arm, kind)
+
+    def ratio(arm: Arm) -> Interval | None:
+        return diversity_ratio(evaluation, arm, evaluation.prompts)
+
+    return [
+        _Chart("Diversity, % of the base's", ratio, 100.0, {"least": DIVERSITY}),
+        _Chart("Loss of held-out images", losses("held out")),
+        _Chart("Loss of training images", losses("trained on")),
+    ]
 
 
 def _mean_loss(arm: Arm, kind: str) -> Interval | None:
@@ -123,23 +146,23 @@ def _mean_loss(arm: Arm, kind: str) -> Interval | None:
     return bootstrap_mean(losses, list(range(len(losses)))) if losses else None
 
 
-def _chart(
+def _drawn(
     tuned: Sequence[Arm],
-    found: dict[str, Interval],
+    found: Mapping[str, Interval],
     over: str,
-    title: str,
-    scale: float,
-    levels: dict[str, float],
+    chart: _Chart,
+    levels: Mapping[str, float],
     pick: Pick,
 ) -> Html:
     """One curve a strength, with its band."""
+    scale = chart.scale
     lines: dict[str, list[tuple[float, float]]] = {}
     bands: dict[str, list[tuple[float, float, float]]] = {}
     for arm in tuned:
         if arm.name not in found:
             continue
-        interval, strength = found[arm.name], NO_STRENGTH if arm.strength is None else arm.strength
-        line = f"strength {strength:g}" if over == "step" else title
+        interval, strength = found[arm.name], 1.0 if arm.strength is None else arm.strength
+        line = f"strength {strength:g}" if over == "step" else chart.title
         x = float((arm.step or 0) if over == "step" else strength)
         lines.setdefault(line, []).append((x, scale * interval.mean))
         bands.setdefault(line, []).append((x, scale * interval.low, scale * interval.high))
@@ -148,7 +171,13 @@ def _chart(
         at = pick.arm.step if over == "step" else pick.arm.strength
         marks = {"pick": float(at or 0)}
     return report.line_chart(
-        lines, x_label=over, y_label=title, bands=bands, levels=levels, marks=marks, half=True
+        lines,
+        x_label=over,
+        y_label=chart.title,
+        bands=bands,
+        levels={name: scale * value for name, value in levels.items()},
+        marks=marks,
+        half=True,
     )
 
 
@@ -179,12 +208,9 @@ def arms_table(evaluation: Evaluation, pick: Pick | None) -> Html:
 
 def kinds_table(evaluation: Evaluation, before: Arm, after: Arm) -> Html:
     """CLIP-T and its gain by kind of prompts, then of all."""
-    kinds = list(dict.fromkeys(prompt.kind for prompt in evaluation.prompts))
-    groups = [(kind, [p for p in evaluation.prompts if p.kind == kind]) for kind in kinds]
-    groups += [("all prompts", evaluation.prompts)] if len(kinds) > 1 else []
     shown, asked = metric("clip_t"), "right" in after.scores
     rows = []
-    for kind, prompts in groups:
+    for kind, prompts in _by_kind(evaluation):
         scores = [spread(evaluation.interval(arm, "clip_t", prompts), shown) for arm in (before, after)]
         gain = spread(evaluation.gain(before, after, "clip_t", prompts), shown, signed=True)
         rights = [evaluation.interval(arm, "right", prompts) for arm in (before, after)] if asked else []
@@ -197,9 +223,6 @@ def kinds_table(evaluation: Evaluation, before: Arm, after: Arm) -> Html:
 
 def kind_scores(evaluation: Evaluation, arm: Arm) -> Html:
     """The scores of a single arm by kind of prompts."""
-    kinds = list(dict.fromkeys(prompt.kind for prompt in evaluation.prompts))
-    groups = [(kind, [p for p in evaluation.prompts if p.kind == kind]) for kind in kinds]
-    groups += [("all prompts", evaluation.prompts)] if len(kinds) > 1 else []
     names = evaluation.measured()
     rows = [
         [
@@ -207,9 +230,16 @@ def kind_scores(evaluation: Evaluation, arm: Arm) -> Html:
             str(len(prompts)),
             *(spread(evaluation.interval(arm, name, prompts), metric(name)) for name in names),
         ]
-        for kind, prompts in groups
+        for kind, prompts in _by_kind(evaluation)
     ]
     return report.table(["Kind", "Prompts", *(metric(name).title for name in names)], rows)
+
+
+def _by_kind(evaluation: Evaluation) -> list[tuple[str, list[Prompt]]]:
+    """The prompts of each kind in order of first appearance, then, of several kinds, all of them."""
+    kinds = list(dict.fromkeys(prompt.kind for prompt in evaluation.prompts))
+    groups = [(kind, [p for p in evaluation.prompts if p.kind == kind]) for kind in kinds]
+    return groups + ([("all prompts", evaluation.prompts)] if len(kinds) > 1 else [])
 
 
 def differences(evaluation: Evaluation, before: Arm, after: Arm) -> Html:

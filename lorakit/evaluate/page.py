@@ -15,7 +15,11 @@ from lorakit.evaluate.wording import count, span
 from lorakit.report import Html
 from lorakit.statistics import ENOUGH_PROMPTS
 
-WIDE = ".page { max-width: 1360px; }"
+STYLE = """
+.page { max-width: 1360px; }
+figure text.note, figure text.name { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
+.pair { align-content: start; }
+"""
 
 
 def page(
@@ -50,7 +54,7 @@ def page(
         *extra,
         report.section("Settings and versions", *settings(evaluation.settings, versions)),
     ]
-    return report.page(evaluation.title, body, style=WIDE)
+    return report.page(evaluation.title, body, style=STYLE)
 
 
 def comparison(
@@ -68,7 +72,7 @@ def comparison(
         report.section("Pictures", *gallery.grid(evaluation, [before, after], root, None)),
         report.section("Settings and versions", *settings(evaluation.settings, versions)),
     ]
-    return report.page(evaluation.title, body, style=WIDE)
+    return report.page(evaluation.title, body, style=STYLE)
 
 
 def _progress(evaluation: Evaluation, pick: Pick | None) -> list[Html]:

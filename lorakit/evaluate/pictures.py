@@ -14,7 +14,7 @@ from lorakit.errors import DataError
 from lorakit.prompts import Prompt
 
 LISTS = ("samples.json", "samples.jsonl", "samples.csv")
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".bmp", ".tif", ".tiff"}
 _OWN_NAME = re.compile(r"(?P<id>.+)[-_](?P<seed>\d+)")
 _ROW = "prompt_id (text), seed (whole number) and file (text)"
 
@@ -104,7 +104,7 @@ def inside(root: Path, name: str, where: str) -> Path:
 
 
 def _named(root: Path, known: Mapping[str, Prompt], pattern: str | None) -> list[Picture]:
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file())
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
     if pattern is None:
         files = [file for file in files if file.parent == root]
     shape = _compiled(pattern) if pattern else None

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lorakit.errors import LorakitError
 from lorakit.evaluate.pick import Pick
 from lorakit.evaluate.results import REPORT
 from lorakit.evaluate.table import Evaluation
+from lorakit.memory import first_line
 
 PROJECT = "lorakit"
+_ABOUT = ["arm", "step", "strength", "prompt_id", "kind", "seed", "prompt", "picture"]
 
 
 def to_wandb(root: Path, evaluation: Evaluation, pick: Pick | None) -> None:
     """Log the table with its pictures, the pick and the report; a failure is one readable error."""
-    import wandb
-
-    names = sorted({name for arm in evaluation.arms for name in arm.scores})
-    by_id = {prompt.id: prompt for prompt in evaluation.prompts}
-    table = wandb.Table(
-        columns=["arm", "step", "strength", "prompt_id", "kind", "seed", "prompt", "picture", *names]
-    )
-    for arm in evaluation.arms:
-        for key, file in arm.files.items():
-            prompt = by_id[key[0]]
-            scores = [arm.scores.get(name, {}).get(key) for name in names]
-            picture = wandb.Image(str(root / file))
-            about = [arm.name, arm.step, arm.strength, prompt.id, prompt.kind, key[1], prompt.prompt]
-            table.add_data(*about, picture, *scores)
     try:
+        import wandb
+
         settings = wandb.Settings(console="off", disable_git=True, disable_code=True)
         with wandb.init(
-            project=PROJECT, job_type="eval", name=root.parent.name, dir=str(root), settings=settings
+            project=PROJECT, job_type="eval", name=evaluation.title, dir=str(root), settings=settings
         ) as run:
-            run.log({"pictures": table, "report": wandb.Html(str(root / REPORT), inject=False)})
+            report = wandb.Html(str(root / REPORT), inject=False)
+            run.log({"pictures": _table(wandb, root, evaluation), "report": report})
             if pick and pick.arm:
                 run.summary["pick"] = pick.arm.name
     except Exception as error:  # a remote service may fail in any way; the files are written already
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LorakitError(
-            f"wandb: {reason}", where=str(root), remedy="the report is written; try again later"
-        ) from error
+        remedy = "the report is written; try again later"
+        raise LorakitError(f"wandb: {first_line(error)}", where=str(root), remedy=remedy) from error
+
+
+def _table(wandb: Any, root: Path, evaluation: Evaluation) -> Any:
+    """Every picture that is still there, with what it was made from and what it scored."""
+    names = sorted({name for arm in evaluation.arms for name in arm.scores})
+    by_id = {prompt.id: prompt for prompt in evaluation.prompts}
+    table = wandb.Table(columns=[*_ABOUT, *names])
+    for arm in evaluation.arms:
+        for key, file in arm.files.items():
+            prompt, path = by_id[key[0]], root / file
+            picture = wandb.Image(str(path)) if path.is_file() else None
+            about = [arm.name, arm.step, arm.strength, prompt.id, prompt.kind, key[1], prompt.prompt]
+            table.add_data(*about, picture, *(arm.scores.get(name, {}).get(key) for name in names))
+    return table

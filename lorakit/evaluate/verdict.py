@@ -45,21 +45,29 @@ def remarks(evaluation: Evaluation, pick: Pick | None) -> list[str]:
     parts = []
     base = evaluation.base
     if pick and pick.arm and base:
-        if pick.runners_up:
-            parts.append(f"The reporting prompts cannot tell it from {listed(pick.runners_up)}.")
+        parts += _told_by(pick)
         parts += [_gain(evaluation, base, pick.arm, role) for role in CALLED if evaluation.of_role(role)]
-        parts += _choices(evaluation, base, pick.arm)
+        parts += _right(evaluation, base, pick.arm)
     if pick:
         alarmed = [standing for standing in pick.standings if standing.alarms]
         if alarmed and pick.arm:
             parts.append(f"{_alarmed(pick)}.")
-        parts += stronger(evaluation, pick)
+        parts += _stronger(pick)
     if pick and pick.indicative:
         subject = count(len(evaluation.of_role("subject")), "prompt")
         parts.append(f"Indicative: {subject} of the subject, fewer than {ENOUGH_PROMPTS}.")
-    if pick and pick.arm and not pick.held_back:
-        parts.append("Too few prompts to hold half of them back: the figures are those of the choice.")
     return parts + evaluation.notes
+
+
+def _told_by(pick: Pick) -> list[str]:
+    """By which prompts the figures are told, and which arms these cannot tell apart."""
+    ties = f"cannot tell it from {listed(pick.runners_up)}" if pick.runners_up else ""
+    if not pick.held_back:
+        few = "Too few prompts to hold half of them back: the figures are those of the choice."
+        return [few, *([f"They {ties}."] if ties else [])]
+    told = count(pick.quality.units, "prompt") if pick.quality else "prompts"
+    text = f"Half of the prompts chose; the figures are told by the other {told}"
+    return [f"{text}, which {ties}." if ties else f"{text}."]
 
 
 def _gain(evaluation: Evaluation, base: Arm, arm: Arm, role: Role) -> str:
@@ -76,7 +84,7 @@ def _meaning(gain: Interval | None) -> str:
     return ", better beyond chance" if gain.low > 0 else ", worse beyond chance"
 
 
-def _choices(evaluation: Evaluation, base: Arm, arm: Arm) -> list[str]:
+def _right(evaluation: Evaluation, base: Arm, arm: Arm) -> list[str]:
     prompts, shown = evaluation.of_role("subject"), metric("right")
     after = evaluation.interval(arm, "right", prompts)
     if after is None:
@@ -102,8 +110,8 @@ def _alarmed(pick: Pick) -> str:
     )
 
 
-def stronger(evaluation: Evaluation, pick: Pick) -> list[str]:
-    """Steps whose adapter is better at a lower strength: it is too strong as it stands."""
+def _stronger(pick: Pick) -> list[str]:
+    """That the adapter is too strong as it stands, when the pick is the same step at a lower strength."""
     if pick.arm is None or pick.arm.strength is None or pick.arm.strength >= 1:
         return []
     whole = [s for s in pick.standings if s.arm.step == pick.arm.step and s.arm.strength == 1]

@@ -91,8 +91,10 @@ class Local:
         import torch
 
         inputs = self._inputs(image, question).to(self.model.device, self.model.dtype)
-        if self.model.config.is_encoder_decoder:
-            start = self.model.config.decoder_start_token_id
+        language = self.model.config.get_text_config(decoder=True)
+        if language.is_encoder_decoder:
+            start = self.model.generation_config.decoder_start_token_id
+            start = language.decoder_start_token_id if start is None else start
             inputs["decoder_input_ids"] = torch.tensor([[start]], device=self.model.device)
         with torch.inference_mode():
             logits = self.model(**inputs).logits[0, -1].float()  # (V,)

@@ -75,11 +75,7 @@ def completion(text: Any, reason: str = "stop") -> bytes:
     return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": reason}]}).encode()
 
 
-@contextlib.contextmanager
-def talking(reply: Reply) -> Iterator[Talker]:
-    """The server while it runs."""
-    talker = Talker()
-
+def _handler(talker: Talker, reply: Reply) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._send(200, json.dumps({"data": [{"id": name} for name in talker.models]}).encode())
@@ -127,7 +123,14 @@ def talking(reply: Reply) -> Iterator[Talker]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    return Handler
+
+
+@contextlib.contextmanager
+def talking(reply: Reply) -> Iterator[Talker]:
+    """The server while it runs."""
+    talker = Talker()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(talker, reply))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

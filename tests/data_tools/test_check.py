@@ -86,6 +86,12 @@ def test_blur_is_seen_at_any_size() -> None:
         assert any(note.startswith("blurry") for note in quality.notes(soft))
 
 
+@pytest.mark.parametrize("size", [(48, 48), (640, 480)])
+def test_a_picture_of_one_colour_is_named_and_not_called_blurred(size: tuple[int, int]) -> None:
+    found = {note.split(":")[0] for note in quality.notes(Image.new("RGB", size, (90, 90, 90)))}
+    assert found == {"flat"}
+
+
 def test_letterbox_bars_are_seen_and_plain_grounds_are_not() -> None:
     film = Image.new("RGB", (640, 480))
     film.paste(photo(2, (640, 360)), (0, 60))

@@ -12,7 +12,9 @@ import pytest
 from folders import fill
 
 from data_tools import commands
+from data_tools.prepare import PrepareOptions, prepare
 from lorakit import manifest
+from lorakit.errors import ConfigError
 
 
 def call(*words: str) -> int:
@@ -51,6 +53,7 @@ def test_prepare_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "2 images, 2 kept, 0 set aside" in out
     assert "template x 2" in out
+    assert f"report     {tmp_path / 'report.html'}" in out
     assert call("prepare", str(tmp_path), "--resolution", "64", "--quiet") == 0
     assert capsys.readouterr().out == ""
     assert call("prepare", str(tmp_path), "--resolution", "64", "--json", "--quiet", "--no-report") == 0
@@ -105,7 +108,7 @@ def test_in_and_out_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert call("export", str(folder), "--to", "webdataset", "--out", str(tars), "--json") == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
     assert call("import", str(tmp_path / "back"), str(tars / "00000.tar")) == 0
-    assert "2 images, 2 caption and metadata files" in capsys.readouterr().out
+    assert "2 images, 2 caption or metadata files" in capsys.readouterr().out
     assert manifest.load(tmp_path / "back") == manifest.load(folder)
     assert (
         call("export", str(folder), "--to", "kohya", "--name", "sks dog", "--out", str(tmp_path / "k")) == 0
@@ -128,6 +131,27 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
             call(name, "--help")
         assert stopped.value.code == 0
         assert f"example: lorakit data {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["check", "--max-aspect", "nan"], "use 8"),
+        (["scan", "--max-aspect", "0.5"], "use 8"),
+        (["prepare", "--max-aspect", "inf"], "use 8"),
+        (["bucket", "--boxes", "absent.jsonl"], "correct --boxes"),
+        (["caption", "--model", "m", "--threshold", "7"], "use 0.35"),
+        (["caption", "--model", "m", "--timeout", "nan"], "use 1"),
+    ],
+)
+def test_what_cannot_work_is_told_with_its_remedy(tmp_path: Path, words: list[str], remedy: str) -> None:
+    fill(tmp_path, {"a.png": "one"})
+    prepare(tmp_path, PrepareOptions(resolution=64, quiet=True, report=False))
+    before = (tmp_path / manifest.MANIFEST).read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        call(words[0], str(tmp_path), *words[1:])
+    assert remedy in str(caught.value.remedy)
+    assert (tmp_path / manifest.MANIFEST).read_bytes() == before
 
 
 def test_bad_numbers_are_usage_errors(tmp_path: Path) -> None:

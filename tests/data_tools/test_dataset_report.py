@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from data_tools import report
 from data_tools.prepare import PrepareOptions, bucket_only, prepare, report_only
-from lorakit import manifest
+from lorakit import manifest, storage
 from tests.browser import Browser, browser
 
 HOSTILE = '<script>alert(1)</script> sks "><img src=x onerror=alert(1)> {{7*7}} =cmd|calc'
@@ -74,7 +75,7 @@ def test_the_page_shows_problems_first_and_every_image(folder: Path) -> None:
     }
     cards = [attributes["class"] for tag, attributes in page.tags if tag == "article"]
     assert cards == ["picture aside flagged", "picture flagged", "picture flagged"]
-    assert sum(tag == "mark" for tag, _ in page.tags) == 3
+    assert sum(tag == "mark" for tag, _ in page.tags) == 2  # of what is set aside, no caption is shown
 
 
 def test_the_trigger_is_marked_as_a_word_and_lost_words_are_struck(tmp_path: Path) -> None:
@@ -90,8 +91,24 @@ def test_the_trigger_is_marked_as_a_word_and_lost_words_are_struck(tmp_path: Pat
     assert f"{count['tokens']}/30 tokens" in html
 
 
+def test_a_cluster_across_splits_is_shown_once_with_the_leak_named(tmp_path: Path) -> None:
+    fill(tmp_path, {"train/a.png": "x", "b.png": "y"})
+    (tmp_path / "val").mkdir()
+    shutil.copy(tmp_path / "train/a.png", tmp_path / "val/copy.png")
+    shutil.copy(tmp_path / "b.png", tmp_path / "again.png")
+    prepare(tmp_path, PrepareOptions(resolution=64, class_noun="cat", quiet=True))
+    page = parse(tmp_path)
+    clusters = [attributes for _, attributes in page.tags if attributes.get("class") == "cluster"]
+    assert len(clusters) == 2
+    duplicates = page.text[page.text.index("Duplicates") :]
+    assert duplicates.index("in train and validation") < duplicates.index("again.png")  # the graver first
+    assert duplicates.count("in train and validation") == 1
+
+
 def test_the_twin_says_the_same_to_a_script(folder: Path) -> None:
-    value = json.loads((folder / report.JSON).read_text(encoding="utf-8"))
+    text = (folder / report.JSON).read_text(encoding="utf-8")
+    value = json.loads(text)
+    assert text == storage.dump_json(value)  # though written piece by piece
     assert value["counts"]["kept"] == 2
     assert [image["keep"] for image in value["images"]] == [True, True, False]
     assert value["images"][1]["captions"] == [{"text": HOSTILE, "source": "sidecar"}]

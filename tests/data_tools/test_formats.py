@@ -121,6 +121,14 @@ def test_kohya_gets_its_layout_and_gives_it_back(source: Path, tmp_path: Path) -
         )
 
 
+def test_a_year_is_no_number_of_repeats(tmp_path: Path) -> None:
+    fill(tmp_path / "in", {"2024_trip/a.png": "one"})
+    prepare(tmp_path / "in", PrepareOptions(resolution=64, quiet=True, report=False))
+    export_to(tmp_path / "in", "kohya", tmp_path / "out", name="trip")
+    assert (tmp_path / "out/1_trip/2024_trip_a.png").is_file()
+    assert not (tmp_path / "out/2024_trip").exists()
+
+
 def test_kohya_names_that_meet_are_told_apart(tmp_path: Path) -> None:
     fill(tmp_path / "in", {"x/a.png": "one", "x_a.png": "two", "x_a.jpg": None}, size=(64, 64))
     prepare(tmp_path / "in", dataclasses.replace(OPTIONS, class_noun="dog"))

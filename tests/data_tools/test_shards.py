@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -192,8 +193,8 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path: Path, part: float,
     assert written(folder) == resumed
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason='needs the extra: pip install "lorakit[ray]"')
 def test_ray_gives_the_same_manifest(folder: Path) -> None:
-    pytest.importorskip("ray", reason='needs the extra: pip install "lorakit[ray]"')
     scan_only(folder, OPTIONS, ray="local")
     by_ray = written(folder)
     for name in by_ray:

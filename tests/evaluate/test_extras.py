@@ -143,6 +143,45 @@ def test_vqascore_is_the_probability_of_yes(vlm_folder, pictures):
     assert "Please answer yes or no" in extra.describe()["metric"]
 
 
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory) -> Path:
+    """A BLIP-2 whose T5 answers: its encoder reads the question, its decoder begins the answer."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessor
+
+    folder = tmp_path_factory.mktemp("encoder") / "tiny-blip2"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"model_type": "t5", "vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 32}
+    text |= {"num_layers": 2, "num_heads": 2, "decoder_start_token_id": 1, "pad_token_id": 1}
+    queries = sizes | {"encoder_hidden_size": 16, "vocab_size": len(WORDS)}
+    config = Blip2Config(
+        vision_config=vision(),
+        qformer_config=queries,
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=4,
+    )
+    torch.manual_seed(4)
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    Blip2Processor(images, tokenizer(folder), num_query_tokens=4).save_pretrained(folder)
+    return folder
+
+
+def test_vqascore_of_an_encoder_and_decoder_is_the_first_word_of_the_answer(encoder_folder, pictures):
+    from transformers import AutoProcessor, Blip2ForConditionalGeneration
+
+    model = Blip2ForConditionalGeneration.from_pretrained(encoder_folder).eval()
+    processor, expected = AutoProcessor.from_pretrained(encoder_folder), []
+    for picture, prompt in zip(pictures, PROMPTS, strict=True):
+        asked = f'Does this figure show "{prompt.score_text}"? Please answer yes or no.'
+        given = processor(images=picture, text=asked, return_tensors="pt")
+        with torch.no_grad():
+            answers = model(**given, decoder_input_ids=torch.tensor([[1]])).logits[0, 0].softmax(-1)
+        expected.append(float(answers[WORDS.index("Yes")]))
+    assert open_extra(f"vqascore={encoder_folder}").score(pictures, PROMPTS) == pytest.approx(expected)
+    assert abs(expected[0] - expected[1]) > 1e-9
+
+
 class Answering(BaseHTTPRequestHandler):
     """Tells token probabilities as OpenAI's protocol has them, or not, by the model asked for."""
 

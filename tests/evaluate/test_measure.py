@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from lorakit import bases, score, storage
@@ -133,6 +135,46 @@ def test_the_choice_among_alternatives(made):
     assert arm.choices["s1", 0] == "a striped red circle"  # which it is, though the prompt asked for less
     assert arm.scores["right"]["s1", 0] == 0.0
     assert made.base.scores["right"]["s1", 0] == 1.0
+
+
+def test_an_image_model_and_a_copy_detector_take_over_what_is_theirs(place, clip, references, tmp_path):
+    """Fidelity, drift and nearness by the image model, copies by the detector, CLIP-T by CLIP."""
+
+    class Pixels:
+        """Looks at a picture as so many pixels."""
+
+        def __init__(self, side: int) -> None:
+            self.side = side
+
+        def image_features(self, images):
+            small = [np.asarray(i.convert("RGB").resize((self.side, self.side)), np.float32) for i in images]
+            return F.normalize(torch.from_numpy(np.stack(small)).flatten(1) - 100, dim=-1)
+
+        def describe(self):
+            return {"model": f"{self.side} pixels"}
+
+    eye, detector = Pixels(4), Pixels(9)
+    arms = [arm(place, "step 100", "striped"), arm(place, BASE, "solid")]
+    made = measure(
+        Evaluation("e", PROMPTS, [], trigger="sks"), arms, Judges(clip, eye, detector), references, root=place
+    )
+    assert made.eye == "dino_i"
+    adapted = made.arms[1]
+
+    def looked(by: Pixels, files) -> np.ndarray:
+        return by.image_features([Image.open(place / file) for file in files]).double().numpy()
+
+    data = [f"data/{name}" for name in references.names]
+    seen, base = (looked(eye, one.files.values()) for one in (adapted, made.base))
+    subject = looked(eye, data)
+    copied = looked(detector, adapted.files.values()) @ looked(detector, data[:3]).T
+    for row, key in enumerate(adapted.files):
+        assert adapted.scores["dino_i"][key] == pytest.approx((seen[row] @ subject.T).mean(), abs=1e-5)
+        assert adapted.scores["drift"][key] == pytest.approx(1 - seen[row] @ base[row], abs=1e-5)
+        assert adapted.scores["nearest"][key] == pytest.approx((seen[row] @ subject[:3].T).max(), abs=1e-5)
+        assert adapted.scores["sscd"][key] == pytest.approx(copied[row].max(), abs=1e-5)
+    assert made.settings["image model"] == {"model": "4 pixels"}
+    assert made.settings["copy detector"] == {"model": "9 pixels"}
 
 
 def test_means_weigh_prompts_not_pictures(made):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +91,34 @@ def test_asked_again_only_what_is_missing_or_damaged_is_drawn(run, result):
     assert {file for file in after if after[file][0] != before[file][0]} == {gone, cut}
     assert again.evaluation.to_json() == result.evaluation.to_json()
     assert again.report.read_bytes() == result.report.read_bytes()
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same(run, result, tmp_path):
+    """What was drawn before the kill is not drawn again, and nothing tells the two apart in the end."""
+    copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    images = copied / "eval/images"
+    process = multiprocessing.get_context("forkserver").Process(
+        target=evaluate_run, args=(copied, request(run))
+    )
+    process.start()
+    deadline = time.monotonic() + 600
+    while len(list(images.rglob("*.png"))) < 16 and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    before = {file: file.stat().st_mtime_ns for file in images.rglob("*.png") if checkpoints.made_from(file)}
+    assert 16 <= len(before) < 48
+    assert not (copied / "eval/scores.json").exists()
+    again = evaluate_run(copied, request(run))
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    whole = result.report.parent / "images"
+    for file in whole.rglob("*.png"):
+        assert (images / file.relative_to(whole)).read_bytes() == file.read_bytes()
+    assert not list(images.rglob("*.tmp*"))
+    assert [arm.to_json() for arm in again.evaluation.arms] == [
+        arm.to_json() for arm in result.evaluation.arms
+    ]
 
 
 def test_other_prompts_are_drawn_anew_and_nothing_stale_is_taken(run, tmp_path):

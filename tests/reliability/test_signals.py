@@ -30,7 +30,7 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 @pytest.mark.parametrize("number", CODES, ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("phase", PHASES)
 def test_83_a_signal_stops_it_in_each_phase(recorded, phase, number):
-    made, reference, _ = recorded(DIT, True)
+    made, reference, _ = recorded(DIT, phase != "step")  # a look appends rows too
     made.forget()
     if phase == "cache":
         shutil.rmtree(made.cache)
@@ -47,7 +47,7 @@ def test_83_a_signal_stops_it_in_each_phase(recorded, phase, number):
 
 
 def test_83_a_second_signal_stops_it_at_once(recorded):
-    made, reference, _ = recorded(DIT, True)
+    made, reference, _ = recorded(DIT, False)
     made.forget()
     code, said = processes.train(made, processes.signal_at, "append", "metrics.jsonl", signal.SIGTERM, True)
     assert code == 143, said
