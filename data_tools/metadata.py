@@ -107,6 +107,9 @@ def read_files(listing: Listing, column: str, encoding: str = "utf-8") -> dict[s
         value = row.get(column)
         several = value if isinstance(value, list) else [value]
         named = [one for one in several if isinstance(one, str) and one]
+        named = [
+            one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one
+        ]
         if named:
             folder = PurePosixPath(name).parent
             image = _file(listing, folder, row, where)

@@ -54,6 +54,15 @@ def _edits(folder: Path) -> None:
     _prepare(folder)
 
 
+def _joins(folder: Path) -> None:
+    """One picture comes of two others: it shares no batch with those that come of one."""
+    _sources(folder)
+    (folder / "2.source.png").rename(folder / "2.source1.png")
+    _photo(20, (40, 40)).save(folder / "2.source2.png")
+    _prepare(folder)
+    assert [len(record.given) for record in manifest.load(folder)] == [1, 1, 2]
+
+
 def _masks(folder: Path) -> None:
     _prepare(folder)
     assert cli.main(["data", "control", str(folder), "--kind", "mask", "--quiet"]) == 0
@@ -67,7 +76,7 @@ def _edges(folder: Path) -> None:
 # row of the tiny pipeline: (how its data are made, recipe)
 KINDS = {
     "flux1-kontext": (_edits, "flux1-kontext"),
-    "qwen-image-edit-plus": (_edits, "qwen-image-edit"),
+    "qwen-image-edit-plus": (_joins, "qwen-image-edit"),
     "sd15-inpaint": (_masks, "sd15-inpaint"),
     "flux1-dev": (_edges, "flux1-control"),  # becomes a Control LoRA
 }

@@ -14,13 +14,24 @@ from tests.families.common import family_of
 SIZED = sorted(name for name, row in tiny.ROWS.items() if row.full)
 
 
+def _counted(kind, settings, targets):
+    """Some families share a network, which is built once."""
+    key = repr((kind, settings, targets))
+    if key not in _COUNTED:
+        with torch.device("meta"):
+            network = getattr(diffusers, kind)(**settings)
+            adapter.inject(network, rank=16, alpha=16, targets=targets)
+        _COUNTED[key] = adapter.count(network)
+    return _COUNTED[key]
+
+
+_COUNTED: dict[str, tuple[int, int]] = {}
+
+
 @pytest.mark.parametrize("name", SIZED)
 def test_targets_and_sizes(name):
     family, full = family_of(name), tiny.ROWS[name].full
-    with torch.device("meta"):
-        network = getattr(diffusers, full.kind)(**full.settings)
-        adapter.inject(network, rank=16, alpha=16, targets=family.targets)
-    modules, numbers = adapter.count(network)
+    modules, numbers = _counted(full.kind, full.settings, family.targets)
     assert modules == full.modules
     assert f"{numbers / 1e6:.1f}" == f"{full.millions:.1f}"
     assert f"{full.millions:.1f} M" in family.rank16
