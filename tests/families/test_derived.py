@@ -27,7 +27,7 @@ REFUSED = {
     "qwen-image-2.1": "depend on the text by more than encode_prompt returns",
 }
 _CLIPS = ("wan", "wan-2.2-small", "ltx", "ltx-0.9.5", "hunyuan-video", "hunyuan-video-1.5", "cogvideox")
-REFUSED |= dict.fromkeys((*_CLIPS, "cogvideox-2b"), "draws noise of shape")  # has a number of frames
+REFUSED |= dict.fromkeys((*_CLIPS, "cogvideox-2b", "ltx2"), "draws noise of shape")  # has a number of frames
 EQUAL = sorted(tiny.ROWS.keys() - REFUSED)
 
 
