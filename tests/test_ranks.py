@@ -59,6 +59,22 @@ def test_two_processes_have_the_loss_curve_of_one(data, two, tmp_path):
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
 
+def test_processes_may_train_different_experts(data, tmp_path):
+    """At a step, the noise levels of one process may be those of an expert that the other has no share in."""
+    base, train = tiny.tiny_folder("wan-2.2"), {**HALVES, "steps": 4, "batch_size": 1}
+    two = runs.make_recipe(tmp_path / "two.yaml", base, data, tmp_path / "two", train=train)
+    done = launch(two)
+    assert done.returncode == 0, done.stderr
+    train["accumulate"] = 2
+    one = runs.train(runs.make_recipe(tmp_path / "one.yaml", base, data, tmp_path / "one", train=train))
+    losses, norms = (
+        [[row[key] for row in storage.read_jsonl(run / "metrics.jsonl")] for run in (one, tmp_path / "two")]
+        for key in ("loss", "grad_norm")
+    )
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("fault", ["kill", "refuse", "crash"])
 def test_91_one_process_ending_ends_all_soon_and_the_run_goes_on_to_the_same_bytes(
     data, two, tmp_path, fault
