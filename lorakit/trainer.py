@@ -154,6 +154,8 @@ class Trainer:
     def _reduce(self, loss: torch.Tensor) -> tuple[float, float]:
         """Average gradients and loss over processes (an adapter is a few MB: one flat reduction), then
         clip."""
+        if self.accelerator.num_processes > 1 and self.made.family.experts:
+            self._complete()
         grads = [p.grad for _, p in self.parameters if p.grad is not None]
         if self.accelerator.num_processes > 1:
             flat = torch.cat([loss.view(1), *(g.flatten() for g in grads)])
@@ -165,6 +167,18 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], self.recipe.optimizer.clip)
         both = torch.stack([norm.detach(), loss]).tolist()  # the step's one wait for the device
         return both[0], both[1]
+
+    def _complete(self) -> None:
+        """Zeros where another process has a gradient and this one none: its noise levels were those of
+        another expert."""
+        had = [float(p.grad is not None) for _, p in self.parameters]
+        with self._together():
+            known = self.accelerator.reduce(
+                torch.tensor(had, device=self.accelerator.device), reduction="sum"
+            )
+        for (_, parameter), count in zip(self.parameters, known.tolist(), strict=True):
+            if count and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _skip(self, chosen: Sequence[batches.Slot]) -> None:
         self.state.skipped.append(self.state.step)

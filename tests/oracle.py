@@ -95,7 +95,7 @@ def prediction(
     are further arguments of its call."""
     row = tiny.ROWS[name]
     if row.predict is not None:
-        return row.predict(pipe, caption, noise, t, width, height)
+        return row.predict(pipe, caption, noise, t, width, height, **more)
     # without its no_grad decorator, so that gradients can be had too
     call = inspect.unwrap(type(pipe).__call__)
     drawn, asked = row.drawn(pipe, noise), []

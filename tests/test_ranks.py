@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from lorakit import checkpoint, storage
+from lorakit import checkpoint, families, storage
+from lorakit.recipe import Recipe
+from lorakit.trainer import Trainer
 from tests import runs, tiny
 
 LAUNCH = [
@@ -57,6 +63,46 @@ def test_two_processes_have_the_loss_curve_of_one(data, two, tmp_path):
     losses = [[row["loss"] for row in storage.read_jsonl(run / "metrics.jsonl")] for run in (one, two)]
     assert len(losses[0]) == 12
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def _reduced(rank: int, port: int, out: Path) -> None:
+    """One process of two, each with the gradient of an expert of its own and of none."""
+    from accelerate import Accelerator
+
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in place.items()})
+    made = Trainer.__new__(Trainer)
+    made.accelerator = Accelerator(cpu=True)
+    made.made = SimpleNamespace(family=families.by_name("wan"))
+    made.recipe = Recipe(base="b", dataset="d", out="o", optimizer={"clip": 100.0})
+    made.parameters = [(name, torch.nn.Parameter(torch.zeros(2))) for name in ("high", "low", "neither")]
+    made.parameters[rank][1].grad = torch.tensor([2.0, 4.0]) * (rank + 1)
+    norm, loss = made._reduce(torch.tensor(float(rank)))
+    found = {name: None if p.grad is None else p.grad.tolist() for name, p in made.parameters}
+    storage.write_json(out / f"{rank}.json", {"loss": loss, "norm": norm, "gradients": found})
+
+
+def test_processes_may_train_different_experts(tmp_path):
+    """At a step, the noise levels of one process may be those of an expert that the other has no share in."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [runs._CONTEXT.Process(target=_reduced, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(200)
+    first, second = (storage.read_json(tmp_path / f"{rank}.json") for rank in range(2))
+    assert first == second
+    assert first["gradients"] == {"high": [1.0, 2.0], "low": [2.0, 4.0], "neither": None}
+    assert first["loss"] == 0.5
+    assert first["norm"] == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("fault", ["kill", "refuse", "crash"])

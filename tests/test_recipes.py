@@ -20,6 +20,7 @@ from tests import tiny
 ROOT = Path(__file__).parent.parent
 _KL = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]}
 _QWEN = {"_class_name": "AutoencoderKLQwenImage", "dim_mult": [1, 2, 4, 4]}
+_WAN = {"_class_name": "AutoencoderKLWan", "dim_mult": [1, 2, 4, 4]}
 _DC = {"_class_name": "AutoencoderDC", "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}
 # recipe: (family, row whose network is the published one, settings of the published autoencoder)
 KNOWN = {
@@ -33,6 +34,7 @@ KNOWN = {
     "chroma": ("chroma", "chroma", _KL),
     "sana": ("sana", "sana", _DC),
     "krea2": ("krea2", "krea2", _QWEN),
+    "wan": ("wan", "wan", _WAN),
 }
 NAMES = [name + ending for name in KNOWN for ending in ("", "-low-memory")]
 # for pictures besides the text: (family, row whose network is the published one, autoencoder)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 class Wan(Video):
-    """Wan Team 2025, https://arxiv.org/abs/2503.20314. Of 2.2, both experts are trained, each at its own noise
-    levels."""
+    """Wan Team 2025, https://arxiv.org/abs/2503.20314. Of 2.2, both experts are trained, each at its own
+    noise levels."""
 
     name = "wan"
     title = "Wan 2.1 and 2.2"

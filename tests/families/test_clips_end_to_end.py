@@ -4,6 +4,8 @@ exported, sampled."""
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,19 @@ def test_films_are_left_alone_unless_asked_for(tmp_path, capsys):
     assert cli.main(["data", "prepare", str(data), "--resolution", "64", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
     assert b"clip" not in (data / "manifest.jsonl").read_bytes()
+
+
+def test_the_commands_of_the_page_are_commands():
+    """What they do is tested above; here, that the page spells them so."""
+    page = (Path(recipe.__file__).parent.parent / "examples/video.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
+    assert lines.pop(0) == "pip install 'lorakit[video]'"
+    parsed = [cli.parser().parse_args(shlex.split(line)[1:]) for line in lines]
+    assert [given.handler.__name__ for given in parsed] == [
+        "_prepare",
+        "_check",
+        "_train",
+        "_sample",
+        "_export",
+    ]
+    assert recipe.load(parsed[2].recipe, parsed[2].overrides).frames == parsed[3].frames == 17
