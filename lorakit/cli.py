@@ -13,6 +13,8 @@ from lorakit import __version__
 from lorakit.errors import LorakitError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lorakit.recipe import Recipe
 
 Handler = Callable[[argparse.Namespace], int]
@@ -116,7 +118,7 @@ def _export(arguments: argparse.Namespace) -> int:
         file,
         arguments.consumer,
         out,
-        base=Path(arguments.base) if arguments.base else None,
+        base=_base_of(arguments.source, arguments.base),
         family=arguments.family,
         rank=arguments.rank,
         private=arguments.private,
@@ -124,6 +126,21 @@ def _export(arguments: argparse.Namespace) -> int:
     rows = [e.to_json() for e in made]
     _print(rows, arguments.json, "\n".join(e.text() for e in made))
     return 0
+
+
+def _base_of(source: str, given: str | None) -> Path | None:
+    """The base that was given, else the run's own where it is at hand: some kinds of adapters need it."""
+    from pathlib import Path
+
+    from lorakit import bases, recipe
+
+    stored = Path(source) / "recipe.yaml"
+    if given is None and stored.is_file():
+        spec = recipe.load(stored).base
+        given = spec if bases.is_embedded(spec) or Path(spec).is_dir() else None
+    if given is None:
+        return None
+    return bases.resolve(given) if bases.is_embedded(given) else Path(given)
 
 
 def _families(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # adapter, other ke
     "olora": ({"init": "olora"}, NF4),
     "pissa": ({"init": "pissa"}, {}),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process() -> Iterator[None]:
+    with runs.garbage_kept():
+        yield
 
 
 @pytest.fixture(scope="module")

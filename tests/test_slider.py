@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -29,6 +31,12 @@ def written(folder, **changes):
         "export": [],
     } | changes
     return storage.write_json(folder / "recipe.json", tree)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process() -> Iterator[None]:
+    with runs.garbage_kept():
+        yield
 
 
 @pytest.fixture(scope="module")
