@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class HunyuanVideo(Video):
     """Kong et al. 2024, https://arxiv.org/abs/2412.03603."""
 
-    name = "hunyuan_video"
+    name = "hunyuan-video"
     title = "HunyuanVideo"
     pipelines = ("HunyuanVideoPipeline",)
     rank16 = "28.3 M"

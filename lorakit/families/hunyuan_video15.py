@@ -21,7 +21,7 @@ PICTURE_TOKENS = 729  # of the picture that text to video has none of; the pipel
 class HunyuanVideo15(Video):
     """Tencent 2025, https://github.com/Tencent-Hunyuan/HunyuanVideo-1.5."""
 
-    name = "hunyuan_video15"
+    name = "hunyuan-video-1.5"
     title = "HunyuanVideo 1.5"
     pipelines = ("HunyuanVideo15Pipeline",)
     rank16 = "28.8 M"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class LTX(Video):
     """HaCohen et al. 2025, https://arxiv.org/abs/2501.00103."""
 
-    name = "ltx"
+    name = "ltx-video"
     title = "LTX-Video"
     pipelines = ("LTXPipeline",)
     rank16 = "14.7 M"

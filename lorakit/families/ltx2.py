@@ -25,7 +25,7 @@ class LTX2(Video):
     the pipeline's own isolated call. Samples are drawn as published, with sound, which is thrown away.
     """
 
-    name = "ltx2"
+    name = "ltx-2"
     title = "LTX-2"
     pipelines = ("LTX2Pipeline",)
     rank16 = "50.3 M"
