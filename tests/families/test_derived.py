@@ -27,13 +27,8 @@ REFUSED = {
     "qwen-image-2.1": "depend on the text by more than encode_prompt returns",
 }
 _CLIPS = ("wan", "wan-2.2-small", "ltx", "ltx-0.9.5", "hunyuan-video", "hunyuan-video-1.5", "cogvideox")
-<<<<<<< HEAD
-REFUSED |= dict.fromkeys((*_CLIPS, "cogvideox-2b"), "draws noise of shape")  # has a number of frames
-EQUAL = sorted(name for name, row in tiny.ROWS.items() if name not in REFUSED and row.shown is None)
-=======
 REFUSED |= dict.fromkeys((*_CLIPS, "cogvideox-2b", "ltx2"), "draws noise of shape")  # has a number of frames
-EQUAL = sorted(tiny.ROWS.keys() - REFUSED)
->>>>>>> 92b8ba9a025d7fe7d459fa13e605feef3ff00749
+EQUAL = sorted(name for name, row in tiny.ROWS.items() if name not in REFUSED and row.shown is None)
 
 
 @pytest.mark.parametrize("name", EQUAL)
