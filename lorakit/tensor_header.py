@@ -35,6 +35,7 @@ def check(path: str | os.PathLike[str]) -> dict[str, str]:
         text, rest = _header(file)
         tree = json.loads(text, object_pairs_hook=_unique)
         metadata = tree.pop("__metadata__", {})
+        _check_count(len(tree))  # again: JSON can spell a key so that its bytes are not found
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata must be text")
         _check_places([_place(name, entry) for name, entry in tree.items()], rest)
@@ -61,10 +62,13 @@ def _header(file: Path) -> tuple[bytes, int]:
         if length > HEADER_LIMIT:
             raise ValueError(f"its header has {length >> 20} MiB, at most {HEADER_LIMIT >> 20} are read")
         text = b"{" + handle.read(length - 1)
-    count = text.count(b'"data_offsets"')
+    _check_count(text.count(b'"data_offsets"'))
+    return text, size - 8 - length
+
+
+def _check_count(count: int) -> None:
     if count > TENSOR_LIMIT:
         raise ValueError(f"it has {count} tensors, at most {TENSOR_LIMIT} are read")
-    return text, size - 8 - length
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

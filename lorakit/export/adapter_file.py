@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 
 from lorakit import storage
 from lorakit.adapter.words import is_learned
-from lorakit.errors import ConfigError, DataError
+from lorakit.errors import ConfigError, DataError, NumericError
 from lorakit.export import guess, names, native, spelling
-from lorakit.export.changes import Change, Dora
+from lorakit.export.changes import Change, Dora, Rotation
 
 FACTS = "lorakit"
 """Metadata key under which lorakit keeps what it knows about an adapter, as JSON."""
@@ -36,6 +36,8 @@ class Adapter:
     """The file's whole metadata."""
     families: tuple[str, ...] = ()
     """The families it can belong to, likeliest first; one where the file records it."""
+    unsound: tuple[str, ...] = ()
+    """The file's tensors that hold NaN or infinity; empty unless they were asked for."""
 
     @property
     def family(self) -> str | None:
@@ -53,18 +55,24 @@ class Adapter:
         return {m.removeprefix(start): c for m, c in self.changes.items() if m.startswith(start)}
 
 
-def load(path: str | Path, family: str | None = None) -> Adapter:
+def load(path: str | Path, family: str | None = None, *, unsound: bool = False) -> Adapter:
     """Read an adapter file, or a folder as peft writes it; nothing of it is run.
 
     `family` names the model's family where the file does not; else it is read from the keys and shapes.
-    Raises DataError for a damaged file, a key that is not understood, or halves that do not fit together.
+    `unsound` reads one with NaN or infinity too, to look at it.
+    Raises DataError for a damaged file, a key that is not understood, or halves that do not fit together,
+    and NumericError for NaN or infinity.
     """
     file = Path(path)
     config = None
     if file.is_dir():
         file, config = _peft_folder(file)
     metadata = storage.read_safetensors_metadata(file)
-    return _adapter(storage.read_safetensors(file), metadata, str(file), family, config)
+    tensors = storage.read_safetensors(file)
+    damaged = _unsound(tensors)
+    if not unsound:
+        refuse_unsound(damaged, str(file))
+    return replace(_adapter(tensors, metadata, str(file), family, config), unsound=damaged)
 
 
 def parse(data: bytes, where: str, family: str | None = None) -> Adapter:
@@ -73,7 +81,32 @@ def parse(data: bytes, where: str, family: str | None = None) -> Adapter:
 
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    return _adapter(load_bytes(data), metadata, where, family, None)
+    tensors = load_bytes(data)
+    refuse_unsound(_unsound(tensors), where)
+    return _adapter(tensors, metadata, where, family, None)
+
+
+def refuse_unsound(damaged: Sequence[str], where: str) -> None:
+    """NumericError that names the first of the tensors with NaN or infinity, if there are any."""
+    if damaged:
+        more = f", and {len(damaged) - 1} tensors more" if len(damaged) > 1 else ""
+        raise NumericError(
+            "the adapter holds NaN or infinity",
+            where=f"{where}, {damaged[0][:200]}{more}",
+            remedy="take an earlier checkpoint of its training; no strength mends it",
+        )
+
+
+def _unsound(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    return tuple(key for key in sorted(tensors) if not _finite(tensors[key]))
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Told by the extremes, to which NaN spreads: forty times quicker than to look at each number."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return bool(tensor.isfinite().all())
+    wide = tensor if tensor.element_size() > 1 else tensor.float()  # 8-bit numbers have no extremes
+    return all(math.isfinite(value) for value in torch.aminmax(wide))
 
 
 def _peft_folder(folder: Path) -> tuple[Path, dict[str, Any] | None]:
@@ -112,15 +145,15 @@ def _adapter(
     possible = (family,) if family else _families(facts, metadata, parts)
     stated = any("alpha" in part for part in parts.values())
     scaling = _baked if stated else _scaling(facts, metadata, config, where)
+    backwards = _turns_kernels_back(tensors, metadata)
     changes: dict[str, Change] = {}
     for stem in sorted(parts):
         modules = names.resolve(stem, possible[0] if possible else None)
         if modules is None:
             raise DataError(f"a key that is not understood: {stem[:200]}", where=where)
         change = spelling.build(parts[stem], partial(scaling, modules[0]), f"{where}, {stem}")
-        if isinstance(change, Dora) and facts.get("magnitude_over") == "base":
-            change = Dora(change.inner, change.magnitude, "base")
-        for module, part in native.split(change, modules, f"{where}, {stem}").items():
+        change = _as_written(change, facts, backwards)
+        for module, part in native.split(change, modules, stem, f"{where}, {stem}").items():
             if module in changes:
                 raise DataError(f"{module} is changed twice", where=where)
             changes[module] = part
@@ -130,10 +163,25 @@ def _adapter(
     return Adapter(ordered, layout_of(tensors), facts, metadata, possible)
 
 
+def _as_written(change: Change, facts: Mapping[str, Any], backwards: bool) -> Change:
+    """A change with what its numbers do not say, but who wrote them."""
+    if isinstance(change, Dora) and facts.get("magnitude_over") == "base":
+        return replace(change, over="base")
+    if isinstance(change, Rotation) and change.side == "inputs":
+        return replace(change, backwards=backwards)
+    return change
+
+
+def _turns_kernels_back(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bool:
+    """Whether OneTrainer wrote peft's kind of OFT: only it writes it under kohya's or native names."""
+    known = any(key.startswith("ot_") for key in metadata) or any(k.endswith("scaled_oft") for k in tensors)
+    return known or layout_of(tensors) in ("kohya", "native")
+
+
 def _families(facts: dict[str, Any], metadata: dict[str, str], parts: Mapping[str, Any]) -> tuple[str, ...]:
     if "family" in facts:
         return (str(facts["family"]),)
-    return guess.by_metadata(metadata) or guess.by_stems(parts)
+    return guess.by_metadata(metadata) or guess.by_parts(parts)
 
 
 def layout_of(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -195,11 +195,13 @@ class Dora(Change):
 
     def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
         base = _needed(base, "DoRA")
-        merged = base + self.inner.delta(base)
+        merged = base + self.inner.delta(base).reshape(base.shape)
         return self.magnitude.float() / self._norm(base, self.over) * merged - base
 
     def _norm(self, base: torch.Tensor, over: str) -> torch.Tensor:
-        weight = base if over == "base" and self.by_output else base + self.inner.delta(base)
+        weight = (
+            base if over == "base" and self.by_output else base + self.inner.delta(base).reshape(base.shape)
+        )
         kept = 0 if self.by_output else 1
         axes = [axis for axis in range(weight.ndim) if axis != kept]
         return torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
@@ -224,10 +226,13 @@ class Rotation(Change):
     """OFT: blocks of the weight's inputs or outputs, turned by orthogonal matrices `turn` (blocks, b, b).
 
     A single block is shared by all. Inputs: W' = W @ diag(turn); outputs: W' = diag(turn) @ W.
+    With `backwards`, as OneTrainer trains, the kernels of convolutions are turned the other way.
     """
 
     turn: torch.Tensor
     side: str = "inputs"
+    factors: torch.Tensor | None = None  # (out, 1, ...), of the outputs after they were turned
+    backwards: bool = False
     kind = "oft"
 
     @property
@@ -248,13 +253,16 @@ class Rotation(Change):
         base = _needed(base, "OFT")
         flat = base.flatten(1)
         size, turn = self.turn.shape[-1], self.turn.float()
+        if self.backwards and base.ndim > 2:
+            turn = turn.mT
         if self.side == "inputs":
             blocks = flat.reshape(len(flat), -1, size)  # (out, blocks, b)
             turned = torch.einsum("onb,nbc->onc", blocks, turn.expand(blocks.shape[1], -1, -1))
         else:
             blocks = flat.reshape(-1, size, flat.shape[1])  # (blocks, b, in)
             turned = turn.expand(len(blocks), -1, -1) @ blocks
-        return turned.reshape(base.shape) - base
+        turned = turned.reshape(base.shape)
+        return (turned if self.factors is None else self.factors.float() * turned) - base
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,9 +42,13 @@ _FLUX = (
     rf"transformer_blocks\.\d+\.({_JOINT}|{_FEED})"
     r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
 )
+_ENDS = r"x_embedder|context_embedder|proj_out"
+_TIMES = r"time_text_embed\.(timestep|text|guidance)_embedder\.linear_[12]|norm_out\.linear"
 _FLUX1 = (
     rf"{_FLUX}|transformer_blocks\.\d+\.norm1(_context)?\.linear|single_transformer_blocks\.\d+\.norm\.linear"
+    rf"|{_ENDS}|{_TIMES}"
 )
+_CHROMA = rf"{_FLUX}|{_ENDS}"
 _FLUX2 = (
     rf"transformer_blocks\.\d+\.({_JOINT}|(ff|ff_context)\.linear_(in|out))"
     r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
@@ -69,6 +73,11 @@ _KANDINSKY = (
 _ERNIE = rf"layers\.\d+\.(self_attention\.{_PLAIN}|mlp\.(gate_proj|up_proj|linear_fc2))"
 _REFINER = rf"context_embedder\.token_refiner\.refiner_blocks\.\d+\.(attn\.{_PLAIN}|ff\.net\.(0\.proj|2))"
 _HYDIT = rf"blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
+_WAN = (
+    rf"blocks\.\d+\.(attn[12]\.{_PLAIN}|attn2\.add_[kv]_proj|ffn\.net\.(0\.proj|2))|proj_out"
+    r"|condition_embedder\.((text|time)_embedder\.linear_[12]|time_proj|image_embedder\.ff\.net\.(0\.proj|2))"
+)
+_LTX = rf"transformer_blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
 _PIXART = rf"transformer_blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
 _ANY = r".+"
 
@@ -104,7 +113,7 @@ READS: dict[str, dict[str, Rule]] = {
     "flux1-control": _DIFFUSERS,  # whose loader widens the first layer; other tools' were not looked at
     "qwen-image-edit": _both(_QWEN),
     "qwen-image-edit-plus": _both(_QWEN),
-    "chroma": _both(_FLUX) | {"a1111": Rule("native", _FLUX)},
+    "chroma": _both(_CHROMA) | {"a1111": Rule("native", _CHROMA)},
     "longcat-image": _both(_FLUX1),
     "flux2": _both(_FLUX2),
     "qwen-image": _both(_QWEN),
@@ -115,6 +124,10 @@ READS: dict[str, dict[str, Rule]] = {
     "lumina2": _DIFFUSERS | _native(_LUMINA),
     "hunyuan-image": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
     "ernie-image": _DIFFUSERS | _native(_ERNIE),
+    # video: ComfyUI's own names; the names of diffusers load nothing there
+    "wan": _DIFFUSERS | _native(_WAN),
+    "ltx-video": _DIFFUSERS | _native(_LTX),
+    "hunyuan-video": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
     # diffusers has no loader for these two; their networks take an adapter through peft alone
     "pixart-sigma": {"comfyui": Rule("diffusers", _PIXART)},
     "hunyuan-dit": _native(_HYDIT),

@@ -42,13 +42,14 @@ def write_native(changes: Changes, family: str) -> Tensors:
         together = {
             part: changes[f"{component}.{part}"] for part in parts if f"{component}.{part}" in changes
         }
-        _dotted(tensors, f"diffusion_model.{name}", _fused(together, parts, family))
+        whole = native.reordered(name, parts[0], _fused(together, parts, family))
+        _dotted(tensors, f"diffusion_model.{name}", whole)
     return tensors
 
 
 def _fused(changes: Changes, parts: list[str], family: str) -> Change:
     if len(parts) == 1:
-        return changes[parts[0]]
+        return next(iter(changes.values()))
     low = {part: change for part, change in changes.items() if isinstance(change, LowRank)}
     if len(low) < len(changes):
         raise ConfigError(

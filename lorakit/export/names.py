@@ -34,10 +34,22 @@ double_stream_modulation_txt single_stream_modulation early_stream_modulations
 single_stream_modulations image_projector glyph_projector prior_projector input_proj llm_cond_proj
 t_embedding mlp_in mlp_out adaln_proj time_embeddings text_embeddings pooled_text_embeddings
 visual_embeddings text_modulation visual_modulation time_caption_embed caption_embedder
-all_x_embedder all_final_layer cap_embedder time_mod_proj"""
-_WORD = re.compile(rf"(?:{'|'.join(sorted(_COMPOUND.split(), key=len, reverse=True))}|[A-Za-z0-9-]+)(?=_|$)")
+all_x_embedder all_final_layer cap_embedder time_mod_proj
+time_embedder image_embedder time_proj resolution_embedder aspect_ratio_embedder"""
+_NAMES = frozenset(_COMPOUND.split())
+_WORD = re.compile(rf"(?:{'|'.join(sorted(_NAMES, key=len, reverse=True))}|[A-Za-z0-9-]+)(?=_|$)")
 
-_CLIP = re.compile(r"text_model_encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)")
+_CLIP = re.compile(
+    r"(?:text_model_)?encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+)
+_COMFY_TEXT = re.compile(r"text_encoders\.(clip_l|clip_h|clip_g|t5xxl)\.transformer\.(.+)")
+_T5_PLACE = {"flux1": 1, "sd3": 2}
+"""Which text encoder T5 is, where it is not the only one."""
+_UNET_FAMILIES = (None, "sd15", "sdxl", "kolors")
+_FOREIGN = re.compile(
+    r"(?:^|\.)(?:joint|double|single|context|x|input|output|middle)[._](?:blocks?|layers)\."
+)
+"""Published networks' blocks; what no table explains of them is no module of diffusers."""
 _T5 = re.compile(r"encoder_block_(\d+)_layer_(\d+)_(SelfAttention|DenseReluDense)_(q|k|v|o|wi_0|wi_1|wi|wo)")
 _UNET = re.compile(r"down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding")
 _LATENT = re.compile(
@@ -84,6 +96,9 @@ def resolve(stem: str, family: str | None) -> list[str] | None:
         if stem.startswith(prefix):
             module = _text(stem.removeprefix(prefix))
             return None if module is None else [f"{TEXT[number]}.{module}"]
+    if match := _COMFY_TEXT.fullmatch(stem):
+        place = {"clip_g": 1, "t5xxl": _T5_PLACE.get(family or "", 0)}.get(match[1], 0)
+        return [f"{TEXT[place]}.{text_module(match[2])}"]
     for component in TEXT:
         if stem.startswith(f"{component}."):
             return [f"{component}.{text_module(stem.removeprefix(f'{component}.'))}"]
@@ -96,7 +111,9 @@ def resolve(stem: str, family: str | None) -> list[str] | None:
     for prefix in ("lora_unet_", "lora_transformer_", "lycoris_", "lora_prior_unet_"):
         if stem.startswith(prefix):
             return _underscores(stem.removeprefix(prefix), family)
-    return resolve_bare(stem, family) if "." in stem else None
+    if "." in stem or stem in _NAMES or native.members(family, stem):
+        return resolve_bare(stem, family)
+    return None
 
 
 def resolve_bare(path: str, family: str | None) -> list[str] | None:
@@ -105,23 +122,30 @@ def resolve_bare(path: str, family: str | None) -> list[str] | None:
         return resolve(path, family)
     if module := _latent(underscored(path)):
         return [f"unet.{module}"]
-    return _dots(path, "unet" if _UNET.match(path) else "transformer", family)
+    return _dots(path, "unet" if _of_unet(path, family) else "transformer", family)
+
+
+def _of_unet(name: str, family: str | None) -> bool:
+    return family in _UNET_FAMILIES and _UNET.match(name) is not None
 
 
 def _dots(path: str, component: str, family: str | None) -> list[str] | None:
     found = None if component == "unet" or native.owner(family, path) else native.members(family, path)
+    if found is None and _FOREIGN.search(path):
+        return None
     return [f"{component}.{module}" for module in found or [path]]
 
 
 def _underscores(name: str, family: str | None) -> list[str] | None:
     if module := _latent(name):
         return [f"unet.{module}"]
-    if _UNET.match(name):
+    if _of_unet(name, family):
         return [f"unet.{dotted(name)}"]
     if found := native.members(family, name):
         return [f"transformer.{module}" for module in found]
     module = dotted(name)
-    return [f"transformer.{module}"] if underscored(module) == name else None
+    known = underscored(module) == name and not _FOREIGN.search(module)
+    return [f"transformer.{module}"] if known else None
 
 
 def _text(name: str) -> str | None:

@@ -1,168 +1,19 @@
-"""The published networks' own module names, which ComfyUI and the trainers built on them use.
-
-One row a module: its name, and the modules of diffusers that lie in it one after the other. `{}` is a block's
-number. Checked against ComfyUI 0.19 (its model classes) and diffusers 0.42 (the shapes).
-"""
+"""A published network's module names to diffusers' and back, and fused layers cut apart and put together."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
 
 from lorakit.errors import DataError
-from lorakit.export.changes import Change, LowRank
+from lorakit.export.changes import Change, Dora, Full, LowRank, Rotation
+from lorakit.export.tables import SAME, TABLES, Row
 
-Row = tuple[str, tuple[str, ...]]
-
-_QKV = ("to_q", "to_k", "to_v")
-_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
-
-
-def _row(native: str, block: str, *members: str) -> Row:
-    return native, tuple(f"{block}.{member}" for member in members)
-
-
-def _double(feed: tuple[str, str]) -> list[Row]:
-    """Flux's blocks of two streams; `feed` names the feed-forward's layers."""
-    block, ours = "double_blocks.{}", "transformer_blocks.{}"
-    rows = [
-        _row(f"{block}.img_attn.qkv", f"{ours}.attn", *_QKV),
-        _row(f"{block}.txt_attn.qkv", f"{ours}.attn", *_ADDED),
-        _row(f"{block}.img_attn.proj", f"{ours}.attn", "to_out.0"),
-        _row(f"{block}.txt_attn.proj", f"{ours}.attn", "to_add_out"),
-    ]
-    for stream, ff in (("img_mlp", "ff"), ("txt_mlp", "ff_context")):
-        rows += [_row(f"{block}.{stream}.{n}", f"{ours}.{ff}", f) for n, f in zip((0, 2), feed, strict=True)]
-    return rows
-
-
-_FLUX = [
-    *_double(("net.0.proj", "net.2")),
-    ("single_blocks.{}.linear1", tuple(f"single_transformer_blocks.{{}}.{m}" for m in (
-        "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))),
-    ("single_blocks.{}.linear2", ("single_transformer_blocks.{}.proj_out",)),
-]  # fmt: skip
-_FLUX_MODULATED = [
-    ("double_blocks.{}.img_mod.lin", ("transformer_blocks.{}.norm1.linear",)),
-    ("double_blocks.{}.txt_mod.lin", ("transformer_blocks.{}.norm1_context.linear",)),
-    ("single_blocks.{}.modulation.lin", ("single_transformer_blocks.{}.norm.linear",)),
-]
-_FLUX2 = [
-    *_double(("linear_in", "linear_out")),
-    ("single_blocks.{}.linear1", ("single_transformer_blocks.{}.attn.to_qkv_mlp_proj",)),
-    ("single_blocks.{}.linear2", ("single_transformer_blocks.{}.attn.to_out",)),
-]
-
-
-def _sd3() -> list[Row]:
-    block, ours = "joint_blocks.{}", "transformer_blocks.{}"
-    rows = [
-        _row(f"{block}.x_block.attn.qkv", f"{ours}.attn", *_QKV),
-        _row(f"{block}.context_block.attn.qkv", f"{ours}.attn", *_ADDED),
-        _row(f"{block}.x_block.attn2.qkv", f"{ours}.attn2", *_QKV),
-        _row(f"{block}.x_block.attn.proj", f"{ours}.attn", "to_out.0"),
-        _row(f"{block}.context_block.attn.proj", f"{ours}.attn", "to_add_out"),
-        _row(f"{block}.x_block.attn2.proj", f"{ours}.attn2", "to_out.0"),
-    ]
-    for stream, ff in (("x_block", "ff"), ("context_block", "ff_context")):
-        rows += [
-            _row(f"{block}.{stream}.mlp.fc1", f"{ours}.{ff}", "net.0.proj"),
-            _row(f"{block}.{stream}.mlp.fc2", f"{ours}.{ff}", "net.2"),
-        ]
-    return rows
-
-
-def _auraflow() -> list[Row]:
-    double, single = "double_layers.{}.attn", "single_layers.{}.attn"
-    ours, alone = "joint_transformer_blocks.{}", "single_transformer_blocks.{}"
-    rows: list[Row] = []
-    for letter, own, added in (("q", "to_q", "add_q_proj"), ("k", "to_k", "add_k_proj"),
-                               ("v", "to_v", "add_v_proj"), ("o", "to_out.0", "to_add_out")):  # fmt: skip
-        rows += [
-            (f"{double}.w2{letter}", (f"{ours}.attn.{own}",)),
-            (f"{double}.w1{letter}", (f"{ours}.attn.{added}",)),
-            (f"{single}.w1{letter}", (f"{alone}.attn.{own}",)),
-        ]
-    for native, own in (("c_fc1", "linear_1"), ("c_fc2", "linear_2"), ("c_proj", "out_projection")):
-        rows += [
-            (f"double_layers.{{}}.mlpX.{native}", (f"{ours}.ff.{own}",)),
-            (f"double_layers.{{}}.mlpC.{native}", (f"{ours}.ff_context.{own}",)),
-            (f"single_layers.{{}}.mlp.{native}", (f"{alone}.ff.{own}",)),
-        ]
-    return rows
-
-
-def _lumina(attention: str, feed: tuple[str, str, str]) -> list[Row]:
-    rows: list[Row] = []
-    for block in ("layers.{}", "context_refiner.{}", "noise_refiner.{}"):
-        rows += [
-            _row(f"{block}.attention.qkv", f"{block}.{attention}", *_QKV),
-            _row(f"{block}.attention.out", f"{block}.{attention}", "to_out.0"),
-        ]
-        rows += [
-            (f"{block}.feed_forward.w{n}", (f"{block}.feed_forward.{own}",)) for n, own in enumerate(feed, 1)
-        ]
-    return rows
-
-
-def _hunyuan_image() -> list[Row]:
-    native, ours = (
-        "txt_in.individual_token_refiner.blocks.{}",
-        "context_embedder.token_refiner.refiner_blocks.{}",
-    )
-    return [
-        *_FLUX,
-        _row(f"{native}.self_attn.qkv", f"{ours}.attn", *_QKV),
-        _row(f"{native}.self_attn.proj", f"{ours}.attn", "to_out.0"),
-        _row(f"{native}.mlp.0", f"{ours}.ff", "net.0.proj"),
-        _row(f"{native}.mlp.2", f"{ours}.ff", "net.2"),
-    ]
-
-
-def _hunyuan_dit() -> list[Row]:
-    block = "blocks.{}"
-    return [
-        _row(f"{block}.attn1.Wqkv", f"{block}.attn1", *_QKV),
-        _row(f"{block}.attn1.out_proj", f"{block}.attn1", "to_out.0"),
-        _row(f"{block}.attn2.q_proj", f"{block}.attn2", "to_q"),
-        _row(f"{block}.attn2.kv_proj", f"{block}.attn2", "to_k", "to_v"),
-        _row(f"{block}.attn2.out_proj", f"{block}.attn2", "to_out.0"),
-        _row(f"{block}.mlp.fc1", f"{block}.ff", "net.0.proj"),
-        _row(f"{block}.mlp.fc2", f"{block}.ff", "net.2"),
-    ]
-
-
-def _pixart() -> list[Row]:
-    native, ours = "blocks.{}", "transformer_blocks.{}"
-    return [
-        _row(f"{native}.attn.qkv", f"{ours}.attn1", *_QKV),
-        _row(f"{native}.attn.proj", f"{ours}.attn1", "to_out.0"),
-        _row(f"{native}.cross_attn.q_linear", f"{ours}.attn2", "to_q"),
-        _row(f"{native}.cross_attn.kv_linear", f"{ours}.attn2", "to_k", "to_v"),
-        _row(f"{native}.cross_attn.proj", f"{ours}.attn2", "to_out.0"),
-        _row(f"{native}.mlp.fc1", f"{ours}.ff", "net.0.proj"),
-        _row(f"{native}.mlp.fc2", f"{ours}.ff", "net.2"),
-    ]
-
-
-TABLES: dict[str, list[Row]] = {
-    "sd3": _sd3(),
-    "flux1": [*_FLUX, *_FLUX_MODULATED],
-    "chroma": _FLUX,
-    "longcat-image": [*_FLUX, *_FLUX_MODULATED],
-    "flux2": _FLUX2,
-    "auraflow": _auraflow(),
-    "lumina2": _lumina("attn", ("linear_1", "linear_2", "linear_3")),
-    "z-image": _lumina("attention", ("w1", "w2", "w3")),
-    "hunyuan-image": _hunyuan_image(),
-    "hunyuan-dit": _hunyuan_dit(),
-    "pixart-sigma": _pixart(),
-}
-SAME = ("qwen-image", "hidream", "kandinsky5", "ernie-image")
-"""Families whose own names are diffusers'."""
+__all__ = ["SAME", "TABLES", "fuse", "members", "owner", "reordered", "split"]
 
 
 def _regex(template: str) -> re.Pattern[str]:
@@ -183,29 +34,80 @@ def members(family: str | None, name: str) -> list[str] | None:
     """The diffusers modules within a native module, given with dots or underscores; None when unknown."""
     for dotted, underscored, row in _patterns(family):
         if match := dotted.fullmatch(name) or underscored.fullmatch(name):
-            return [member.replace("{}", match[1]) for member in row[1]]
+            return _numbered(match, row[1])
     return None
+
+
+def in_block(family: str, name: str) -> bool:
+    """Whether a native module lies in a numbered block; what lies around them is called alike by many."""
+    return any(
+        "{}" in row[0] and bool(dotted.fullmatch(name) or underscored.fullmatch(name))
+        for dotted, underscored, row in _patterns(family)
+    )
 
 
 def owner(family: str | None, module: str) -> tuple[str, list[str]] | None:
     """The native module that holds a diffusers module, and all that lie in it."""
     for pattern, row in _owners(family):
         if match := pattern.fullmatch(module):
-            return row[0].replace("{}", match[1]), [member.replace("{}", match[1]) for member in row[1]]
+            return _numbered(match, row[:1])[0], _numbered(match, row[1])
     return None
 
 
-def split(change: Change, modules: Sequence[str], where: str) -> dict[str, Change]:
-    """A native module's change as those of its members, cut along the outputs.
+def _numbered(match: re.Match[str], templates: Sequence[str]) -> list[str]:
+    """Templates with the block's number; modules outside the blocks have none."""
+    return [template.replace("{}", match[1]) if match.re.groups else template for template in templates]
+
+
+def swapped(native: str, module: str, change: Change) -> bool:
+    """Whether a native module's two halves lie the other way round in the diffusers module it is."""
+    path = module.removeprefix("transformer.")
+    if native.replace(".", "_").endswith(path.replace(".", "_")):  # a file of diffusers' names
+        return False
+    last = path.endswith(".norm1_context.linear") and change.shape[0] == 2 * change.shape[1]
+    return path == "norm_out.linear" or last
+
+
+def reordered(native: str, module: str, change: Change) -> Change:
+    """A change between a native module and the diffusers module it is: mostly the same.
+
+    diffusers keeps scale and shift of the last modulation in the other order, and so those of a context that
+    ends in the last block (its layer makes two numbers for each, not six). Swapping twice changes nothing.
+    """
+    if not swapped(native, module, change):
+        return change
+    height = change.shape[0]
+    if isinstance(change, LowRank):
+        return replace(change, up=change.up.roll(height // 2, 0))
+    if isinstance(change, Rotation) and change.side == "inputs":
+        return change
+    if isinstance(change, Dora):
+        magnitude = change.magnitude.roll(height // 2, 0) if change.by_output else change.magnitude
+        return replace(change, inner=reordered(native, module, change.inner), magnitude=magnitude)
+    if change.needs_base:
+        raise DataError(f"{change.kind} of a modulation cannot be reordered", where=module)
+    return Full(change.delta().roll(height // 2, 0))
+
+
+def split(change: Change, modules: Sequence[str], stem: str, where: str) -> dict[str, Change]:
+    """The change of a native module, in its file called `stem`, as its members', cut along the outputs.
 
     The query is as tall as the layer is wide; key and value share what is left, where a feed-forward
     layer does not follow them. (Grouped attention has a shorter key and value.)
     """
     if len(modules) == 1:
-        return {modules[0]: change}
+        return {modules[0]: reordered(stem, modules[0], change)}
+    if isinstance(change, Rotation) and change.side == "inputs":
+        return dict.fromkeys(modules, change)
+    if change.needs_base and not (
+        isinstance(change, Dora) and change.by_output and not change.inner.needs_base
+    ):
+        raise DataError(
+            f"{change.kind} of a fused layer, whose parts depend on each other, cannot be taken apart",
+            where=where,
+            remedy="have its trainer write it in diffusers' layout, which keeps the parts",
+        )
     height, width = change.shape[0], change.shape[1]
-    if not height:
-        raise DataError(f"{change.kind} of a fused layer cannot be taken apart", where=where)
     match len(modules):
         case 2:
             sizes = [height // 2] * 2

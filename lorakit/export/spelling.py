@@ -27,10 +27,12 @@ _ENDINGS = {
     "alpha": ("alpha",),
     "dora_scale": ("dora_scale",),
     "magnitude": ("lora_magnitude_vector", "lora_magnitude_vector.weight",
-                  "lora_magnitude_vector.default.weight", "lora_magnitude_vector.default"),
+                  "lora_magnitude_vector.default.weight", "lora_magnitude_vector.default", "magnitude"),
     "full": ("diff", "diff.weight"),
     "rotation": ("oft_R.weight", "oft_R.default.weight"),
+    "rotation_scaled": ("oft_R.scaled_oft",),
     "blocks": ("oft_blocks",),
+    "blocks_factors": ("rescale",),
 }  # fmt: skip
 _ENDINGS |= {f"hada_{part}": (f"hada_{part}",) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
 _ENDINGS |= {f"lokr_{part}": (f"lokr_{part}",) for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")}
@@ -147,9 +149,14 @@ def _full(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Ch
 
 
 def _oft(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Change:
-    """peft's angles, as the upper triangle of a skew matrix; its transform is a series of five terms."""
+    """peft's angles, as the upper triangle of a skew matrix; its transform is a series of five terms.
+
+    OneTrainer marks files whose angles are to be divided by 2 sqrt(size - 1).
+    """
     angles = parts.pop("rotation").float()
     size = round((1 + (1 + 8 * angles.shape[1]) ** 0.5) / 2)
+    if bool(parts.pop("rotation_scaled", torch.zeros(1)).any()):
+        angles = angles / (2 * (size - 1) ** 0.5)
     row, column = torch.triu_indices(size, size, 1)
     skew = angles.new_zeros(len(angles), size, size)
     skew[:, row, column] = angles
@@ -160,15 +167,17 @@ def _oft(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Cha
 
 
 def _diagonal_oft(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Change:
-    """LyCORIS' blocks: the exact Cayley transform, on the outputs; alpha bounds the angle."""
+    """LyCORIS' blocks: the exact Cayley transform, on the outputs; alpha times the outputs bounds it."""
     blocks = parts.pop("blocks").float()
+    if blocks.ndim != 3:
+        raise DataError("butterfly OFT (BOFT) is not read", where=where, remedy="diagonal OFT is")
     skew = blocks - blocks.mT
     if alpha:
-        length = skew.flatten(1).norm() + 1e-8
-        skew = skew * min(1.0, alpha / float(length))
+        length = skew.norm() + 1e-8
+        skew = skew * min(1.0, alpha * blocks.shape[0] * blocks.shape[1] / float(length))
     one = torch.eye(blocks.shape[-1])
     turn = torch.linalg.solve(one - skew, one + skew, left=False)
-    return Rotation(turn.mT.contiguous(), "outputs")
+    return Rotation(turn.mT.contiguous(), "outputs", parts.pop("blocks_factors", None))
 
 
 def _dora(change: Change, magnitude: torch.Tensor, where: str) -> Dora:

@@ -11,7 +11,7 @@ from lorakit.errors import ConfigError, NumericError
 from lorakit.export import consumers, layouts, lowrank, prove
 from lorakit.export.adapter_file import Adapter, load
 from lorakit.export.changes import Change, Dora, LowRank
-from lorakit.export.native import owner
+from lorakit.export.native import owner, swapped
 from lorakit.export.prove import Exported, Plan, weight_for
 from lorakit.export.weights import Weights
 
@@ -44,7 +44,8 @@ def export_adapter(
         raise ConfigError(f"unknown consumer {consumer!r}", remedy=f"known: {', '.join(CONSUMERS)}, all")
     source = load(adapter, family)
     known = known_family(source, str(adapter))
-    check_numbers(source, str(adapter), force=force)
+    if not force:
+        _check_trained(source, str(adapter))
     weights = None if base is None else Weights(base)
     if base is not None:
         _check_base(source, known, adapter, base)
@@ -74,14 +75,9 @@ def known_family(source: Adapter, where: str) -> str:
     )
 
 
-def check_numbers(source: Adapter, where: str, *, force: bool = False) -> None:
-    """NumericError for NaN, infinity, or, without `force`, an adapter that changes nothing."""
-    for module, change in source.changes.items():
-        if not all(bool(tensor.isfinite().all()) for tensor in change.tensors()):
-            raise NumericError(
-                "the adapter holds NaN or infinity", where=f"{where}, {module.split('.', 1)[1]}"
-            )
-    if not force and not any(_acts(change) for change in source.changes.values()):
+def _check_trained(source: Adapter, where: str) -> None:
+    """NumericError for an adapter that changes nothing."""
+    if not any(_acts(change) for change in source.changes.values()):
         raise NumericError(
             "the adapter changes nothing: all of its weights are zero",
             where=where,
@@ -168,9 +164,13 @@ def _stated(
     """A change in the form and with the numbers that a consumer reads."""
     if isinstance(change, LowRank):
         return change
-    fused = layout == "native" and len((owner(family, module.split(".", 1)[1]) or ("", [""]))[1]) > 1
+    name, members = owner(family, module.split(".", 1)[1]) or (module, [module])
+    fused = layout == "native" and len(members) > 1
     base = weight_for(weights, module, change)
-    if layouts.writable(change, consumer) and not fused:
+    # ComfyUI and Forge swap the halves of a change under a diffusers name, and not those of its magnitudes
+    renamed = layout == "diffusers" and consumer != "diffusers"
+    torn = renamed and isinstance(change, Dora) and swapped(name, module, change)
+    if layouts.writable(change, consumer) and not fused and not torn:
         if not isinstance(change, Dora) or consumer == "diffusers":
             return change
         return change.restated("base", base) if base is not None else change

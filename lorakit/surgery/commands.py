@@ -138,14 +138,17 @@ def _strong(given: str) -> tuple[Path, float]:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    from lorakit.export.adapter_file import refuse_unsound
     from lorakit.surgery.inspect import describe
 
-    found = describe(_file(arguments.file), arguments.family)
+    file = _file(arguments.file)
+    found = describe(file, arguments.family)
     lines = [f"{key}: {value}" for key, value in found.items() if not isinstance(value, dict)]
     for key, value in found.items():
         if isinstance(value, dict):
             lines += [f"{key}:", *(f"    {name}: {entry}" for name, entry in value.items())]
     _answer(arguments, found, "\n".join(lines))
+    refuse_unsound(found["unsound"], str(file))
     return 0
 
 
@@ -191,7 +194,6 @@ def _convert(arguments: argparse.Namespace) -> int:
     file = _file(arguments.file)
     source, arguments.read = load(file, arguments.family), [file]
     family = write.known_family(source, str(file))
-    write.check_numbers(source, str(file), force=True)
     changes = write.restated(source, family, arguments.layout, _weights(arguments))
     made = _save(arguments, source, family, changes, arguments.layout)
     row = {"path": str(made.path), "layout": made.layout, "keys": made.keys}
@@ -271,13 +273,11 @@ def _told(
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from lorakit.export import load, write
+    from lorakit.export import load
     from lorakit.surgery.merge import merge
 
     given = [_strong(text) for text in arguments.files]
     adapters = [(load(file, arguments.family), strength) for file, strength in given]
-    for (adapter, _), (file, _) in zip(adapters, given, strict=True):
-        write.check_numbers(adapter, str(file), force=True)
     count = merge(Path(arguments.base), adapters, Path(arguments.out))
     _answer(arguments, {"path": arguments.out, "weights": count}, f"{arguments.out}  {count} weights changed")
     return 0

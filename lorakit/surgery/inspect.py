@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,8 +19,11 @@ _NUMBER = re.compile(r"^(.*?\.\d+)(\..*)?$")
 
 
 def describe(path: Path, family: str | None = None) -> dict[str, Any]:
-    """Everything worth knowing about a file, as plain values; the file is only read."""
-    adapter = load(path, family)
+    """Everything worth knowing about a file, as plain values; the file is only read.
+
+    `unsound` lists the tensors with NaN or infinity; a block of which one changes has no norm.
+    """
+    adapter = load(path, family, unsound=True)
     kinds = Counter(change.kind for change in adapter.changes.values())
     ranks = Counter(change.rank for change in adapter.changes.values())
     scales = Counter(round(c.scale, 6) for c in adapter.changes.values() if isinstance(c, LowRank))
@@ -33,8 +37,9 @@ def describe(path: Path, family: str | None = None) -> dict[str, Any]:
         "scales": {f"{scale:g}": count for scale, count in scales.most_common(8)},
         "numbers": sum(tensor.numel() for c in adapter.changes.values() for tensor in c.tensors()),
         "modules": dict(sorted(Counter(_ending(module) for module in adapter.changes).items())),
-        "norms": {block: round(value, 6) for block, value in _norms(adapter).items()},
-        "sound": all(bool(t.isfinite().all()) for c in adapter.changes.values() for t in c.tensors()),
+        "norms": {b: round(v, 6) if math.isfinite(v) else None for b, v in _norms(adapter).items()},
+        "sound": not adapter.unsound,
+        "unsound": list(adapter.unsound),
         "loads_in": loads_in(adapter),
         "metadata": {key: value[:_SHOWN] for key, value in sorted(adapter.metadata.items())},
     }
@@ -42,6 +47,8 @@ def describe(path: Path, family: str | None = None) -> dict[str, Any]:
 
 def loads_in(adapter: Adapter) -> dict[str, str]:
     """For each consumer what it would make of the file as it is, and what an export would give it."""
+    if adapter.unsound:
+        return dict.fromkeys(consumers.NAMES, "no: it holds NaN or infinity")
     if adapter.family is None:
         return {name: "unknown: the family is not certain, give --family" for name in consumers.NAMES}
     return {name: _verdict(adapter, adapter.family, name) for name in consumers.NAMES}
@@ -79,8 +86,6 @@ def check(path: Path, consumer: str, family: str | None = None) -> tuple[bool, s
             where=str(path),
             remedy="give --family NAME",
         )
-    if not all(bool(t.isfinite().all()) for c in adapter.changes.values() for t in c.tensors()):
-        return False, "no: it holds NaN or infinity"
     verdict = _verdict(adapter, adapter.family, consumer)
     return verdict == "yes", verdict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -28,14 +29,49 @@ def test_untrained(tmp_path):
     assert exported.max_relative_error == 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite(value, trained, tmp_path):
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_non_finite(value, dtype, trained, tmp_path):
     tensors = storage.read_safetensors(trained)
     key = "transformer.transformer_blocks.1.attn.to_k.lora_B.weight"
-    tensors[key][0, 0] = value
-    storage.write_safetensors(trained, tensors, storage.read_safetensors_metadata(trained))
+    broken = tensors[key].clone()
+    broken[-1, -1] = value
+    metadata = storage.read_safetensors_metadata(trained)
+    storage.write_safetensors(trained, tensors | {key: broken.to(dtype)}, metadata)
     for force in (False, True):
         refused(NumericError, r"NaN or infinity(.|\n)*to_k", trained, "all", tmp_path / "out", force=force)
+    with pytest.raises(NumericError, match=rf"NaN or infinity(.|\n)*{key}\n"):
+        export.load(trained)
+    with pytest.raises(NumericError, match=key):
+        export.parse(trained.read_bytes(), "its bytes")
+    assert export.load(trained, unsound=True).unsound == (key,)
+
+
+def test_an_alpha_that_is_not_a_number(tmp_path):
+    path, stem = tmp_path / "x.safetensors", "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{stem}.lora_down.weight": torch.ones(2, 8), f"{stem}.lora_up.weight": torch.ones(8, 2)}
+    storage.write_safetensors(path, tensors | {f"{stem}.alpha": torch.tensor(float("nan"))}, {})
+    with pytest.raises(NumericError, match=r"proj_in\.alpha"):
+        export.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("t{}", "100000 tensors, at most 30000"), ("transformer.blocks.{}.lora_A.weight", "MiB, at most 8")],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_100_000_tensors(name, words, hidden, tmp_path):
+    """Short names are stopped by the count, however JSON spells them; long ones by the bytes."""
+    entry = '"%s":{"dtype":"U8","shape":[],"data_offsets":[0,0]}'
+    if hidden:
+        entry = entry.replace("offsets", "\\u006fffsets")
+    text = "{" + ",".join(entry % name.format(number) for number in range(100_000)) + "}"
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    began = time.process_time()
+    with pytest.raises(DataError, match=words):
+        export.load(path)
+    assert hidden or time.process_time() - began < 1
 
 
 def test_a_consumer_that_would_ignore_modules(tmp_path):

@@ -209,6 +209,38 @@ def test_the_commands(tmp_path, capsys):
     assert all(off(back.changes[m].delta(), change.delta()) < 1e-4 for m, change in mine.changes.items())
 
 
+def test_commands_on_a_file_with_nan(tmp_path, capsys):
+    """Looking at it works and tells; all end with the code for numbers and name the tensor."""
+    path = tmp_path / "a.safetensors"
+    train("sd3", path)
+    tensors, metadata = storage.read_safetensors(path), storage.read_safetensors_metadata(path)
+    key = "transformer.transformer_blocks.1.attn.to_k.lora_B.weight"
+    tensors[key][0, 0] = float("nan")
+    storage.write_safetensors(path, tensors, metadata)
+    code, told = run(capsys, "inspect", path, "--json")
+    found = json.loads(told.out)
+    assert (code, found["sound"], found["unsound"]) == (6, False, [key])
+    assert found["norms"]["transformer.transformer_blocks.1"] is None
+    assert found["norms"]["transformer.transformer_blocks.0"] > 0
+    assert set(found["loads_in"].values()) == {"no: it holds NaN or infinity"}
+    code, told = run(capsys, "inspect", path)
+    assert code == 6
+    assert "unsound: " in told.out
+    assert key in told.err
+    out = tmp_path / "o.safetensors"
+    for words in (
+        ("check", path, "--for", "comfyui"),
+        ("convert", path, out, "--to", "kohya"),
+        ("resize", path, "--rank", 2, "--out", out),
+        ("combine", path, "--out", out),
+        ("merge", tiny.tiny_folder("sd3"), path, "--out", tmp_path / "m"),
+    ):
+        code, told = run(capsys, *words)
+        assert (code, key in told.err) == (6, True), words
+    assert not out.exists()
+    assert not (tmp_path / "m").exists()
+
+
 def test_commands_refuse_what_would_lose_something(tmp_path, capsys):
     train("sd3", tmp_path / "a.safetensors")
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
