@@ -87,7 +87,7 @@ def test_47_an_impossible_number_is_refused(changes, words):
     [
         ({"optimizer": {"warmup": 20}, "train": {"steps": 10}}, "would never be reached"),
         ({"optimizer": {"name": "prodigy", "groups": []}}, "'prodigy' is not one of"),
-        ({"adapter": {"text_encoder": True}}, "adapter.text_encoder"),  # conditions are cached
+        ({"adapter": {"text_encoder_lr": 1e-3}}, "no text_encoder_lr"),
     ],
 )
 def test_48_what_cannot_go_together_is_refused(changes, words):
