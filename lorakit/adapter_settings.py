@@ -95,7 +95,7 @@ class Slider(Section):
     """More of it, such as `a photo of an old person`: strengths above zero."""
     negative: Word
     """Less of it, such as `a photo of a young person`: strengths below zero."""
-    guidance: Rate = 2.0
+    guidance: Rate = 1.0
     """How far strength 1 goes along the difference of the two."""
     pictures: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 32
     """Pictures that the base draws."""

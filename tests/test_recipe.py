@@ -94,6 +94,7 @@ def test_47_an_impossible_number_is_refused(changes, words):
         ({"adapter": {"type": "loha"}, "memory": {"quantize": "nf4"}}, "changes whole weights"),
         ({"slider": SLIDER, "objective": {"caption_dropout": 0.1}}, "leave out objective.caption_dropout"),
         ({"slider": SLIDER, "adapter": {"text_encoder": True}}, "leave out adapter.text_encoder"),
+        ({"adapter": {"text_encoder_lr": 1e-3}}, "no text_encoder_lr"),
     ],
 )
 def test_48_what_cannot_go_together_is_refused(changes, words):

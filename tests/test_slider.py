@@ -15,7 +15,13 @@ from lorakit.losses import Loss
 from lorakit.trainer import Trainer
 from tests import runs, tiny
 
-SLIDER = {"target": "a ring", "positive": "a red ring", "negative": "a blue ring", "pictures": 3}
+SLIDER = {
+    "target": "a ring",
+    "positive": "a red ring",
+    "negative": "a blue ring",
+    "pictures": 3,
+    "guidance": 2.0,
+}
 
 
 def written(folder, **changes):
