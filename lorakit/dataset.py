@@ -208,12 +208,17 @@ class TrainingSet:
     """Images and captions by index, as tensors."""
 
     def __init__(
-        self, items: Sequence[Item], latents: LatentCache, text: TextCache, pictures: PictureCache
+        self,
+        items: Sequence[Item],
+        latents: LatentCache,
+        text: TextCache,
+        pictures: PictureCache | None = None,
     ) -> None:
         self.items = [item for item in items for _ in range(item.record.repeats)]
         self._latents, self._text, self._pictures = latents, text, pictures
         # images with more pictures make longer sequences, and no batch holds both
-        self.shapes = [(*item.size, 1 + pictures.shown(item).count) for item in self.items]
+        counts = [pictures.shown(item).count if pictures else 0 for item in self.items]
+        self.shapes = [(*item.size, 1 + count) for item, count in zip(self.items, counts, strict=True)]
         self.captions = [len(item.record.captions) for item in self.items]
 
     def batch(self, slots: Sequence[Slot], device: torch.device) -> Batch:
@@ -225,4 +230,8 @@ class TrainingSet:
         return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()})
 
     def _cond(self, item: Item, text: str) -> Cond:
-        return self._text.get(text, item.size, self._pictures.shown(item)) | self._pictures[item]
+        """What one image is predicted from: its caption, and the pictures it comes with."""
+        if self._pictures is None:
+            return self._text.get(text, item.size)
+        seen = [self._pictures.shown(item)] if self._text.family.reads else []
+        return self._text.get(text, item.size, *seen) | self._pictures[item]
