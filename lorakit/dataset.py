@@ -256,13 +256,14 @@ class TrainingSet:
         items: Sequence[Item],
         latents: LatentCache,
         text: Texts,
-        pictures: PictureCache,
+        pictures: PictureCache | None = None,
         masks: masking.MaskCache | None = None,
     ) -> None:
         self.items = [item for item in items for _ in range(item.record.repeats)]
         self._latents, self._text, self._pictures, self._masks = latents, text, pictures, masks
         # images with more pictures make longer sequences, and no batch holds both
-        self.shapes = [(*item.shape, 1 + pictures.shown(item).count) for item in self.items]
+        counts = [pictures.shown(item).count if pictures else 0 for item in self.items]
+        self.shapes = [(*item.shape, 1 + count) for item, count in zip(self.items, counts, strict=True)]
         self.captions = [len(item.record.captions) for item in self.items]
 
     def caption(self, slot: Slot) -> str:
@@ -279,4 +280,8 @@ class TrainingSet:
         return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()}, mask)
 
     def _cond(self, item: Item, text: str) -> Cond:
-        return self._text.get(text, item.size, self._pictures.shown(item)) | self._pictures[item]
+        """What one image is predicted from: its caption, and the pictures it comes with."""
+        if self._pictures is None:
+            return self._text.get(text, item.size)
+        seen = [self._pictures.shown(item)] if self._text.family.reads else []
+        return self._text.get(text, item.size, *seen) | self._pictures[item]

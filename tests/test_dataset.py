@@ -82,8 +82,7 @@ def test_repeats_show_an_image_more_often(folder, tmp_path):
     records[2] = dataclasses.replace(records[2], repeats=3)
     items, _ = dataset.plan(records, 64, 16, 1)
     text = dataset.TextCache(find(base), base, torch.float32, tmp_path)
-    pictures = dataset.PictureCache(find(base), folder, base, tmp_path)
-    made = dataset.TrainingSet(items, dataset.LatentCache(folder, base, tmp_path), text, pictures)
+    made = dataset.TrainingSet(items, dataset.LatentCache(folder, base, tmp_path), text)
     assert [item.record.file for item in made.items].count("2.png") == 3
     assert len(made.items) == 8 == len(made.shapes) == len(made.captions)
 
