@@ -71,6 +71,7 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     class_items: list[dataset.Item] = []
     if recipe.class_images:
         others = preserving.read(recipe, recipe.class_images)
+        shown.check_records(family, recipe.class_images, others)
         class_items, _ = dataset.plan(others, recipe.resolution, step, recipe.train.batch_size)
         class_items = dataset.with_frames(class_items, family, pipe, 1)
         inputs["class_images"] = manifest.fingerprint(others)
