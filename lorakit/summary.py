@@ -34,6 +34,7 @@ def _facts(run: RunFolder, recipe: Recipe, record: dict[str, object]) -> list[tu
     train, optimizer = recipe.train, recipe.optimizer
     exports = sorted(file.name for file in (run.path / "exports").glob("*.safetensors"))
     adapter = run.path / "adapter.safetensors"
+    changed = recipe.objective.model_dump(exclude_defaults=True)
     size = f", {adapter.stat().st_size / 2**20:.1f} MiB" if adapter.exists() else ""
     return [
         ("Base", Path(recipe.base).name),
@@ -44,6 +45,7 @@ def _facts(run: RunFolder, recipe: Recipe, record: dict[str, object]) -> list[tu
             f"{recipe.adapter.type}, rank {recipe.adapter.rank}, alpha {recipe.adapter.alpha:g}{size}",
         ),
         ("Optimizer", f"{optimizer.name}, lr {optimizer.lr:g}, {optimizer.schedule}"),
+        ("Objective", ", ".join(f"{key} {value}" for key, value in changed.items()) or "as the base says"),
         ("Steps", f"{train.steps} of {recipe.effective_batch} images, {train.precision}, seed {train.seed}"),
         ("Exports", ", ".join(exports) or "none"),
     ]
