@@ -74,6 +74,12 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     family = find(base)
     for consumer in recipe.export:
         check_consumer(family.name, consumer)
+    if recipe.export and len(family.trained_parts(base)) > 1:
+        raise ConfigError(
+            f"{family.title}: an adapter of two experts is not exported yet",
+            where="export",
+            remedy="use `export: []`; adapter.safetensors holds both, each under the name of its component",
+        )
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
     dataset.check_files(recipe.dataset, records)
