@@ -89,6 +89,8 @@ def find(folder: str | os.PathLike[str], *, films: bool = False) -> Listing:
     found = _Found(films=films or _has_clips(root))
     for name, entry in _walk(root, found):
         _sort_in(name, entry, found)
+    if found.films and any(clips.is_clip(name) for name in found.images):
+        clips.library()  # says now what is missing, not file by file
     if not found.images:
         rest = sorted(found.others) + sorted(found.unusable)
         some = f"; it holds {', '.join(rest[:3])}" if rest else ""

@@ -126,7 +126,7 @@ class _opened:
     """A clip's container and its picture stream; what goes wrong inside is an `ImageError`."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        self.data, self.name, self.av = data, name, _library()
+        self.data, self.name, self.av = data, name, library()
         self.container: Any = None
 
     def __enter__(self) -> tuple[Any, Any]:
@@ -152,7 +152,8 @@ def _told(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _library() -> Any:
+def library() -> Any:
+    """PyAV; without it, a `ConfigError` that names the extra."""
     try:
         import av
     except ImportError as error:

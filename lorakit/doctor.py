@@ -26,6 +26,7 @@ REQUIRED = (
     "numpy",
 )
 OPTIONAL = {
+    "av": ("av", "reads clips (extra: video)"),
     "pillow-heif": ("pillow_heif", "reads HEIC photos of phones (extra: heif)"),
     "tensorboard": ("tensorboard", "tracker: tensorboard (extra: tensorboard)"),
 }

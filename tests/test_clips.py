@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_tools.listing import find
 from lorakit import clips, images, manifest, resample, storage
 from lorakit.errors import ConfigError
 from lorakit.images import ImageError
@@ -88,7 +89,7 @@ def test_what_is_refused():
         clips.frames(films.encode(3), "a.mp4", [0, 3])
 
 
-def test_without_pyav_the_extra_is_named(monkeypatch):
+def test_without_pyav_the_extra_is_named(monkeypatch, tmp_path):
     real = builtins.__import__
 
     def absent(name, *arguments):
@@ -101,6 +102,9 @@ def test_without_pyav_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ConfigError, match=r"pip install 'lorakit\[video\]'"):
         clips.examine(data, "a.mp4", 10_000)
+    storage.write_bytes(tmp_path / "a.mp4", data)
+    with pytest.raises(ConfigError, match=r"lorakit\[video\]"):
+        find(tmp_path, films=True)
 
 
 def _record(folder: Path) -> manifest.Record:

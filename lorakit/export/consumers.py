@@ -133,7 +133,7 @@ READS: dict[str, dict[str, Rule]] = {
     "hunyuan-dit": _native(_HYDIT),
 } | dict.fromkeys(
     ("bria", "cogview4", "fibo", "fibo2", "flux3", "glm-image", "ideogram4", "krea2", "qwen-image-2.1",
-     "sana"),
+     "sana", "cogvideox", "hunyuan_video", "hunyuan_video15", "ltx", "ltx2", "wan"),
     _DIFFUSERS,
 )  # fmt: skip
 GROUPED = ("lumina2",)

@@ -111,6 +111,8 @@ def test_stills_alone_and_both_experts(tmp_path):
     data, run = _folder(tmp_path / "data", clips=False), tmp_path / "run"
     assert cli.main(["data", "prepare", str(data), "--resolution", "64", "--quiet"]) == 0
     more = {"frames": 1, "export": [], "train.accumulate": 4}
+    with pytest.raises(ConfigError, match="an adapter of two experts is not exported"):
+        train(recipe.load(WAN, _overrides(data, run, "wan-2.2", frames=1)))
     train(recipe.load(WAN, _overrides(data, run, "wan-2.2", **more)))
     tensors = storage.read_safetensors(run / "adapter.safetensors")
     parts = {name.split(".")[0] for name in tensors}
