@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     1: "errors storage tensor_header keyed recipe strict_yaml explain manifest buckets placement"
     " images masks source jpeg resample color sniff places objective vae report progress hub"
-    " single_file bases prompts rundir tracker statistics launch watchdog opening",
+    " recipe_adapter single_file bases prompts rundir tracker statistics launch watchdog opening",
     2: "families adapter optim memory quantize score samplers",
     3: "cache checkpoint export sample guides",
     4: "surgery dataset batches planner session trained_text",

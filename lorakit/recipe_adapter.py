@@ -1,0 +1,135 @@
+"""What a recipe trains: the adapter, a new word, a slider; and the kinds of values that recipes hold."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MAX_RANK = 4096  # a file that claims more is not believed either
+
+
+def _tidy(value: Any) -> Any:
+    """A path or word without blanks at its ends, which nobody sees and nobody means."""
+    if isinstance(value, str) and (not value or value != value.strip()):
+        raise ValueError("it is empty or begins or ends with a blank")
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):  # surrogates: foreign bytes
+        raise ValueError("it holds a zero byte, or bytes that are not UTF-8")
+    return value
+
+
+# Strict: YAML's `yes` is not the number 1, and "16" is a text.
+Whole = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Positive = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Place = Annotated[Path, BeforeValidator(_tidy)]
+Word = Annotated[str, BeforeValidator(_tidy)]
+Rank = Annotated[int, Field(gt=0, le=MAX_RANK, strict=True)]
+
+
+def _pattern(value: Any) -> Any:
+    """An ending of a module's name, or `re:` and an expression that can be read."""
+    value = _tidy(value)
+    if isinstance(value, str) and value.startswith("re:"):
+        try:
+            re.compile(value.removeprefix("re:"))
+        except re.error as error:
+            raise ValueError(f"the expression cannot be read: {error}") from error
+    return value
+
+
+Pattern = Annotated[str, BeforeValidator(_pattern)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: closed to unknown keys, frozen once read."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Adapter(Section):
+    """What is trained."""
+
+    type: Literal["lora", "rslora", "dora", "lokr", "loha", "oft", "none"] = "lora"
+    """Kind of adapter; `none` trains an `embedding` alone."""
+    rank: Rank = 16
+    """Rank of the low-rank update; of oft the side of the blocks that are turned."""
+    alpha: Rate = 16
+    """The update is scaled by alpha / rank (rslora: by alpha / root of rank; oft has none)."""
+    targets: Literal["attention"] | Annotated[list[Pattern], Field(min_length=1)] = "attention"
+    """`attention` (the family's own rule) or a list of module-name endings; `re:` begins an expression for
+    the whole name."""
+    blocks: Annotated[list[Word], Field(min_length=1)] | None = None
+    """Only modules in these blocks, such as `mid_block` or `transformer_blocks.4-11`; none means all."""
+    conv_rank: Rank | None = None
+    """Also adapt the convolutions inside blocks, at this rank and the same alpha / rank; none leaves them."""
+    rank_pattern: dict[Pattern, Rank] = {}
+    """Other ranks for some modules, by ending or `re:` expression; the first that matches counts."""
+    alpha_pattern: dict[Pattern, Rate] = {}
+    """Other alphas for some modules, the same way."""
+    init: Literal["kaiming", "gaussian", "pissa", "olora"] = "kaiming"
+    """How A begins: random of two kinds; or A and B as the weight's own principal part, which is taken off
+    again (arXiv:2404.02948, 2406.01775) and makes the file twice the rank."""
+    factor: Positive | None = None
+    """lokr: the side of the small matrix; none makes both about equal."""
+    text_encoder: Annotated[bool, Field(strict=True)] = False
+    """Also adapt the attention of the CLIP text encoders (Stable Diffusion 1.5, 2 and XL), with the same
+    type, rank and alpha."""
+    text_encoder_lr: Rate | None = None
+    """Their peak learning rate; none means optimizer.lr."""
+
+    @model_validator(mode="after")
+    def _suits_the_type(self) -> Adapter:
+        low = ("lora", "rslora")
+        wrong = {
+            f"init {self.init}": self.init != "kaiming" and self.type not in low,
+            "text_encoder": self.text_encoder and self.type == "none",
+            "text_encoder_lr": self.text_encoder_lr is not None and not self.text_encoder,
+            "factor": self.factor is not None and self.type != "lokr",
+            "alpha": self.alpha != 16 and self.type == "oft",
+            "conv_rank": self.conv_rank is not None and self.type == "oft",
+            "rank_pattern": bool(self.rank_pattern) and self.type == "oft",
+            "alpha_pattern": bool(self.alpha_pattern) and self.type == "oft",
+        }
+        if given := [name for name, is_so in wrong.items() if is_so]:
+            raise ValueError(f"type {self.type} has no {given[0]}: leave it out, or choose another type")
+        return self
+
+
+class Embedding(Section):
+    """A new word, taught to the CLIP text encoders as vectors of its own (textual inversion)."""
+
+    token: Annotated[str, BeforeValidator(_tidy), Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+    """The word, as it stands in captions and prompts: small letters, digits and dashes."""
+    init: Word
+    """A word that the base knows, whose meaning the new one begins with, such as `dog`."""
+    vectors: Annotated[int, Field(gt=0, le=32, strict=True)] = 1
+    """Vectors, which are as many tokens of a prompt."""
+    lr: Rate = 5e-3
+    """Its own peak learning rate."""
+
+
+class Slider(Section):
+    """A pair of opposite prompts, between which the adapter's strength moves a picture; needs no images."""
+
+    target: Word
+    """What it acts on, such as `a photo of a person`; the base draws the pictures that it trains on."""
+    positive: Word
+    """More of it, such as `a photo of an old person`: strengths above zero."""
+    negative: Word
+    """Less of it, such as `a photo of a young person`: strengths below zero."""
+    guidance: Rate = 1.0
+    """How far strength 1 goes along the difference of the two."""
+    pictures: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 32
+    """Pictures that the base draws."""
+
+    @property
+    def poles(self) -> tuple[str, str]:
+        """The prompt of more and that of less."""
+        return self.positive, self.negative
