@@ -205,6 +205,8 @@ class Recipe(Section):
         return self.train.batch_size * self.train.accumulate
 
 
+__all__ = ["MAX_RANK", "Adapter", "Embedding", "Slider"]  # part of a recipe, and found here
+
 # Keys that change what is shown or kept, not one byte of the adapter: a run may go on with other values.
 # Base, dataset and first adapter may move: their content is what a run holds on to, by hash.
 FREE_KEYS = (

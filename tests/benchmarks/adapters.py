@@ -201,7 +201,7 @@ def save(file: Path, columns: dict[str, Sequence[Any]], heads: Sequence[str]) ->
 
 
 MEASURES: dict[str, tuple[Callable[[Path, int], dict[str, Any]], int]] = {
-    "slider": (between, 100),
+    "slider": (between, 40),
     "word": (lambda out, steps: word("word", out, steps), 150),
     "text": (lambda out, steps: word("text", out, steps), 120),
     "lokr": (lambda out, steps: style("lokr", out, steps), 250),
