@@ -42,12 +42,12 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
     from lorakit import bases, launch, manifest
     from lorakit.rundir import RunFolder
 
-    bases.resolve(made.base)
     if made.slider:
         from lorakit import slider
 
         slider.draw_pictures(made)
     RunFolder(made.out).check_places(made)
+    bases.resolve(made.base)
     for folder, trigger in ((made.dataset, made.trigger), (made.class_images, None)):
         if folder and folder.is_dir() and not (folder / manifest.MANIFEST).exists():
             from data_tools.prepare import PrepareOptions, prepare
