@@ -55,7 +55,7 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
     records = dataset.read(recipe.dataset)
     family = find(base, {one.kind for record in records for one in record.given})
-    _check_exports(recipe, family, base)
+    _check_exports(recipe, family)
     _check_data(recipe, family, records)
     shown.check_prompts(family, wanted)
     pipe = family.load(base, dtype=torch.float32, only={"scheduler"})
@@ -82,15 +82,9 @@ def plan(recipe: Recipe, say: Say) -> Plan:
     return Plan(base, family, items, wanted, inputs, recipe.resolution, grids, class_items)
 
 
-def _check_exports(recipe: Recipe, family: Family, base: Path) -> None:
+def _check_exports(recipe: Recipe, family: Family) -> None:
     for consumer in recipe.export:
         check_consumer(family.name, consumer)
-    if recipe.export and len(family.trained_parts(base)) > 1:
-        raise ConfigError(
-            f"{family.title}: an adapter of two experts is not exported yet",
-            where="export",
-            remedy="use `export: []`; adapter.safetensors holds both, each under the name of its component",
-        )
 
 
 def _check_data(recipe: Recipe, family: Family, records: list[Record]) -> None:

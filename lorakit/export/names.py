@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from lorakit.export import native
 
-DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", "transformer_2")
+"""The last is the second of two experts."""
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 # Names of diffusers' modules that contain an underscore themselves; every other underscore was a dot.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from lorakit.errors import ConfigError, DataError
 class Weights:
     """Tensors of a diffusers folder by `<component>.<module>.weight`; nothing is kept in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, renamed: Mapping[str, str] | None = None) -> None:
+        """`renamed` tells which component of the folder a name stands for, where it is another."""
         if not folder.is_dir():
             raise ConfigError(
                 "the base must be a folder as diffusers saves it",
@@ -22,6 +24,7 @@ class Weights:
                 remedy="give that folder",
             )
         self.folder = folder
+        self._renamed = dict(renamed or {})
         self._found: dict[str, dict[str, Path]] = {}
 
     def files(self, component: str) -> dict[str, Path]:
@@ -46,6 +49,7 @@ class Weights:
     def key(self, module: str) -> tuple[str, str]:
         """(component, tensor name) of a module's weight; ConfigError when the base has no such module."""
         component, path = module.split(".", 1)
+        component = self._renamed.get(component, component)
         files = self.files(component)
         for name in (f"{path}.weight", f"{path.removeprefix('text_model.')}.weight"):
             if name in files:

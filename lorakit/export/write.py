@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from lorakit import families, places
 from lorakit.errors import ConfigError, NumericError
-from lorakit.export import consumers, layouts, lowrank, prove
+from lorakit.export import consumers, experts, layouts, lowrank, prove
 from lorakit.export.adapter_file import Adapter, load
 from lorakit.export.changes import Change, Dora, LowRank
 from lorakit.export.native import owner, swapped
@@ -46,9 +47,27 @@ def export_adapter(
     known = known_family(source, str(adapter))
     if not force:
         _check_trained(source, str(adapter))
-    weights = None if base is None else Weights(base)
-    if base is not None:
-        _check_base(source, known, adapter, base)
+    files = []
+    for name, component, part in experts.parts(source):
+        weights = None if base is None else Weights(base, {experts.FIRST: component})
+        if base is not None:
+            _check_base(part, known, adapter, base)
+        plans = _for(part, known, consumer, weights, rank, adapter)
+        files += [
+            (part, replace(plan, suffix="-".join(filter(None, (name, plan.suffix)))), weights)
+            for plan in plans
+        ]
+    _check_target(out, [plan for _, plan, _ in files], adapter)
+    return [
+        prove.write(part, known, plan, _target(adapter, out, plan), weights, base, private)
+        for part, plan, weights in files
+    ]
+
+
+def _for(
+    source: Adapter, known: str, consumer: str, weights: Weights | None, rank: int | None, adapter: Path
+) -> list[Plan]:
+    """The files of one network for a consumer, or for all."""
     readers = consumers.readers(known, source.changes)
     if consumer != "all" and consumer not in readers:
         raise consumers.refusal(known, consumer, source.changes, str(adapter))
@@ -56,13 +75,7 @@ def export_adapter(
         raise consumers.refusal(known, next(iter(consumers.rules(known))), source.changes, str(adapter))
     wanted = readers if consumer == "all" else (consumer, *(r for r in readers if r != consumer))
     plans = _plans(source, known, wanted, weights, rank)
-    if consumer != "all":
-        plans = plans[:1]
-    _check_target(out, plans, adapter)
-    return [
-        prove.write(source, known, plan, _target(adapter, out, plan), weights, base, private)
-        for plan in plans
-    ]
+    return plans if consumer == "all" else plans[:1]
 
 
 def known_family(source: Adapter, where: str) -> str:
