@@ -133,7 +133,7 @@ READS: dict[str, dict[str, Rule]] = {
     "hunyuan-dit": _native(_HYDIT),
 } | dict.fromkeys(
     ("bria", "cogview4", "fibo", "fibo2", "flux3", "glm-image", "ideogram4", "krea2", "qwen-image-2.1",
-     "sana", "cogvideox", "hunyuan_video", "hunyuan_video15", "ltx", "ltx2", "wan"),
+     "sana", "cogvideox", "hunyuan-video-1.5", "ltx-2"),
     _DIFFUSERS,
 )  # fmt: skip
 GROUPED = ("lumina2",)

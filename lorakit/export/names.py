@@ -36,7 +36,10 @@ single_stream_modulations image_projector glyph_projector prior_projector input_
 t_embedding mlp_in mlp_out adaln_proj time_embeddings text_embeddings pooled_text_embeddings
 visual_embeddings text_modulation visual_modulation time_caption_embed caption_embedder
 all_x_embedder all_final_layer cap_embedder time_mod_proj
-time_embedder image_embedder time_proj resolution_embedder aspect_ratio_embedder"""
+time_embedder image_embedder time_proj resolution_embedder aspect_ratio_embedder audio_attn1
+audio_attn2 audio_ff audio_proj_in audio_proj_out audio_caption_projection audio_time_embed
+audio_to_video_attn video_to_audio_attn av_cross_attn_audio_scale_shift
+av_cross_attn_video_scale_shift av_cross_attn_audio_v2a_gate av_cross_attn_video_a2v_gate"""
 _NAMES = frozenset(_COMPOUND.split())
 _WORD = re.compile(rf"(?:{'|'.join(sorted(_NAMES, key=len, reverse=True))}|[A-Za-z0-9-]+)(?=_|$)")
 
@@ -46,7 +49,7 @@ _CLIP = re.compile(
 _COMFY_TEXT = re.compile(r"text_encoders\.(clip_l|clip_h|clip_g|t5xxl)\.transformer\.(.+)")
 _T5_PLACE = {"flux1": 1, "sd3": 2}
 """Which text encoder T5 is, where it is not the only one."""
-_UNET_FAMILIES = (None, "sd15", "sdxl", "kolors")
+_UNET_FAMILIES = (None, "sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint", "kolors")
 _FOREIGN = re.compile(
     r"(?:^|\.)(?:joint|double|single|context|x|input|output|middle)[._](?:blocks?|layers)\."
 )

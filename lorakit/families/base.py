@@ -280,8 +280,9 @@ class Family(ABC):
         # not that of just any weight: some networks keep a few in float32
         dtype, device = model.dtype, noise.device
         accepted = inspect.signature(type(pipe).__call__).parameters
-        default = accepted[self.guidance].default if self.guidance else self.unguided
-        scale = default if guidance is None else guidance
+        scale = guidance
+        if scale is None:
+            scale = accepted[self.guidance].default if self.guidance else self.unguided
         if not self._wants_negative(pipe, scale):
             negative = None
         elif negative is None:

@@ -183,7 +183,7 @@ def test_relative_error_is_that_of_the_full_matrices():
 def test_names_come_apart_again():
     """Underscores back to dots, for every layer of every family."""
     for name in tiny.ROWS:
-        layers = family_of(name).denoiser(tiny.tiny_pipeline(name)).named_modules()
+        layers = getattr(tiny.tiny_pipeline(name), family_of(name).component).named_modules()
         modules = [path for path, layer in layers if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
         assert len(modules) >= 10
         assert [names.dotted(module.replace(".", "_")) for module in modules] == modules

@@ -92,6 +92,13 @@ CHOICES = {
     "objective.mask": {"prior": 0.5},
     "objective.preserve": 0.5,
     "adapter.targets": ["to_q"],
+    "adapter.blocks": ["mid_block"],
+    "adapter.conv_rank": 4,
+    "adapter.factor": 4,
+    "adapter.init": "gaussian",
+    "adapter.text_encoder_lr": 1e-3,
+    "embedding": {"token": "blorp", "init": "dog"},
+    "slider": {"target": "a ring", "positive": "a big ring", "negative": "a small ring"},
     "train.precision": "fp32",
     "memory": {"checkpoint": 1},
     "trigger": "sks",
@@ -102,6 +109,8 @@ COMPANIONS: dict[str, dict[str, Any]] = {  # without which a key would be refuse
     "objective.gamma": {"objective": {"weighting": "min-snr"}},
     "objective.class_weight": {"class_images": "class"},
     "objective.preserve": {"trigger": "sks", "class_noun": "dog"},
+    "adapter.factor": {"adapter": {"type": "lokr"}},
+    "adapter.text_encoder_lr": {"adapter": {"text_encoder": True}},
 }
 ONE_VALUE = ("adapter.type", "adapter.text_encoder")
 
