@@ -74,7 +74,7 @@ def test_from_stills_and_films_to_a_clip(tmp_path, capsys):
     (row,) = storage.read_json(samples / "samples.json")
     with Image.open(samples / row["file"]) as strip, Image.open(samples / row["clip"]) as film:
         assert (strip.size, film.size, film.n_frames) == ((3 * 64, 64), (64, 64), 5)
-    assert len(list((run / "exports").glob("*.safetensors"))) == 1
+    assert len(list((run / "exports").glob("*.safetensors"))) == 2  # ComfyUI has names of its own
     capsys.readouterr()
     command = ["sample", str(tiny.tiny_folder("wan")), "--prompts", str(tmp_path / "prompts.jsonl")]
     command += ["--steps", "1", "--size", "64x64", "--quiet", "--adapter", str(run), "--out"]
@@ -135,7 +135,7 @@ def _assert_diffusers_reads_both(run):
     ours = trial.Painter(str(base), run / "adapter.safetensors")
     theirs = ours.family.load(base, dtype=torch.float32)
     for second, name in enumerate(("high-noise", "low-noise")):
-        (file,) = (run / "exports").glob(f"adapter-{name}-*.safetensors")
+        file = run / f"exports/adapter-{name}-diffusers.safetensors"
         theirs.load_lora_weights(str(file), load_into_transformer_2=bool(second))
     cond = ours.family.collate(ours.family.encode(ours.pipe, ["a red circle"]))
     noise = torch.randn(1, *ours.family.latent_shape(ours.pipe, 64, 64))
