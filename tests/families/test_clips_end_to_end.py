@@ -45,7 +45,7 @@ def _overrides(data: Path, out: Path, row: str = "wan", **more: object) -> list[
         **{"base": str(tiny.tiny_folder(row)), "dataset": str(data), "out": str(out), "resolution": 64},
         **{"optimizer.warmup": 0, "train.steps": 4, "train.save_every": 2, "train.accumulate": 2},
         **{"samples.prompts": str(prompts), "samples.every": 4, "samples.steps": 1, "samples.guidance": None},
-        **{"export": ["diffusers"], "frames": 5, "train.precision": "fp32"},
+        **{"frames": 5, "train.precision": "fp32"},
         **more,
     }
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
