@@ -7,6 +7,7 @@ compared.
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import statistics
 import tempfile
@@ -40,7 +41,7 @@ def trainer(base: str, folder: Path) -> Trainer:
     plan = session.plan(made, lambda text: None)
     # One shape, so that a step is one forward pass for both contestants.
     square = [item for item in plan.items if item.size == (64, 64)]
-    plan = session.Plan(plan.base, plan.family, square, plan.prompts, plan.inputs)
+    plan = dataclasses.replace(plan, items=square)
     accelerator = Accelerator(cpu=True)
     built = session.build(made, plan, accelerator.device, main=True, wait=lambda: None)
     run = RunFolder(folder / base)
