@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -126,11 +127,13 @@ def _sampled(row: str, run: Path, folder: Path) -> None:
         assert max(high - low for low, high in picture.getextrema()) > 0  # of one channel or another
 
 
-def test_through_accelerate(photos, tmp_path):
-    """As `lorakit train` starts it."""
+@pytest.mark.parametrize("row", RECIPES if os.environ.get("LORAKIT_LONG") else ["chroma"])
+def test_through_accelerate(row, photos, tmp_path):
+    """As `lorakit train` starts it; a launch is mostly imports, so all of them are for the longer tier,
+    `LORAKIT_LONG=1 pytest tests/families/test_end_to_end.py`."""
     run = tmp_path / "run"
-    overrides = _overrides("chroma", photos, run)
-    command = launch.command(str(recipe.folder() / "chroma-low-memory.yaml"), overrides)
+    overrides = _overrides(row, photos, run)
+    command = launch.command(str(recipe.folder() / f"{RECIPES[row]}.yaml"), overrides)
     assert launch.run(command) == 0
     assert storage.read_json(run / "run.json")["status"] == "done"
     assert len(list((run / "exports").glob("*.safetensors"))) > 0
