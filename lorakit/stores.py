@@ -54,15 +54,11 @@ class Stores:
 
     def encoded(self) -> sample.Encoded:
         """The conditions of the prompts to sample."""
-        wanted, size = self.plan.prompts, (self.plan.resolution, self.plan.resolution)
-        seen = [shown.of_prompt(self.plan.family, prompt, size).read() for prompt in wanted]
-        positive = [
-            {**self.text.get(*self._asked(one, one.prompt)), **own}
-            for one, own in zip(wanted, seen, strict=True)
-        ]
-        return sample.Encoded(
-            wanted, positive, [self.text.get(*self._asked(one, one.negative or "")) for one in wanted]
-        )
+        wanted = self.plan.prompts
+        asked = [self._asked(prompt, prompt.prompt) for prompt in wanted]
+        positive = [{**self.text.get(*one), **one[2].read()} for one in asked]
+        negative = [self.text.get(*self._asked(prompt, prompt.negative or "")) for prompt in wanted]
+        return sample.Encoded(wanted, positive, negative)
 
     def _fill_text(self) -> None:
         """Encode the captions, the prompts, and what else training meets."""

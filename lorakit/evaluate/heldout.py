@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lorakit import batches, dataset, keyed, looks, objective, session
+from lorakit import batches, dataset, keyed, looks, plans
 from lorakit.dataset import TrainingSet
 from lorakit.recipe import Recipe, Samples
 from lorakit.trained_text import LiveText
@@ -27,8 +27,8 @@ class HeldOut:
             "samples": Samples(),
             "export": [],
         }
-        plan = session.plan(made.model_copy(update=only_data), lambda text: None)
-        held, trained = session.split(plan.items, made)
+        plan = plans.plan(made.model_copy(update=only_data), lambda text: None)
+        held, trained = plans.split(plan.items, made)
         trained = sorted(trained, key=lambda i: keyed.key(self.seed, "trained sample", i.record.pixels))
         parts = {"held out": held[:MOST], "trained on": trained[: min(len(held), MOST)]}
         cached = dataset.TextCache(plan.family, plan.base, painter.dtype)
@@ -47,11 +47,7 @@ class HeldOut:
             if isinstance(text, dataset.TextCache):
                 text.fill(text.missing(captions), painter.pipe)
             self.sets[name] = TrainingSet(items, latents, text, pictures)
-        scheduler = painter.pipe.scheduler
-        alphas = getattr(scheduler, "alphas_cumprod", None)
-        self.objective = objective.from_scheduler(
-            plan.family.objective, scheduler.config, made.objective, alphas, plan.family.token_side
-        )
+        self.objective = plans.objective_of(made, plan.family, painter.pipe)
 
     @property
     def empty(self) -> bool:

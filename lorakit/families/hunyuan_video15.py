@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lorakit.errors import ConfigError
+from lorakit.families import hunyuan
 from lorakit.families.base import Cond
 from lorakit.families.tokens import lengthen
 from lorakit.families.video import Video
@@ -33,21 +33,10 @@ class HunyuanVideo15(Video):
     def _settle(self, pipe: Any) -> None:
         super()._settle(pipe)
         pipe.vae.enable_slicing()  # it mixes up the masks of a batch
-        if self._config(pipe, "transformer")[1].get("use_meanflow"):
-            raise ConfigError(
-                "the distilled HunyuanVideo 1.5 jumps between times and cannot be trained as a flow",
-                remedy="train on HunyuanVideo 1.5 itself",
-            )
+        hunyuan.refuse_distilled(self._config(pipe, "transformer")[1], "HunyuanVideo 1.5", self.title)
 
     def _encode(self, pipe: Any, captions: list[str]) -> Cond:
-        embeds, mask, quoted, quoted_mask = pipe.encode_prompt(captions, device=pipe.text_encoder.device)
-        kept, kept_2 = mask[0].bool(), quoted_mask[0].bool()
-        return {
-            "prompt_embeds": embeds[:, kept],  # (1, L, D)
-            "prompt_embeds_mask": mask[:, kept],
-            "prompt_embeds_2": quoted[:, kept_2],  # (1, length of what the caption quotes, D2)
-            "prompt_embeds_mask_2": quoted_mask[:, kept_2],
-        }
+        return hunyuan.encode(pipe, captions)
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
         import torch
