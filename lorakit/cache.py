@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lorakit import bases, storage
-from lorakit.errors import DataError, DiskError, NumericError
+from lorakit.errors import DataError, DiskError, NumericError, first_line
 
 Tensors = dict[str, torch.Tensor]
 MEMORY_LIMIT = 2 << 30  # bytes of entries kept in memory
@@ -66,7 +66,7 @@ class Cache:
             storage.write_safetensors(self.path(key), tensors, {"sha256": _digest(tensors)})
         except (OSError, DiskError) as error:
             raise DiskError(
-                f"the cache cannot be written: {str(error).splitlines()[0]}",
+                f"the cache cannot be written: {first_line(error)}",
                 where=str(self.folder),
                 remedy="free space there, or set LORAKIT_CACHE to a folder on another disk, and try again",
             ) from error

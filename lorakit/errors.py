@@ -66,3 +66,8 @@ class Interrupted(LorakitError):
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message, remedy="give the same command again to go on")
         self.exit_code = 128 + signal_number
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says went wrong, without the advice below it; its kind where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

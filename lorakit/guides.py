@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.errors import ConfigError
-from lorakit.memory import first_line
+from lorakit.errors import ConfigError, first_line
 from lorakit.storage import read_json
 
 if TYPE_CHECKING:

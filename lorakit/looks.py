@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from lorakit import batches, keyed, memory, report, sample, score, storage, tracker
+from lorakit.errors import first_line
 from lorakit.images import decode
 from lorakit.losses import Loss
 from lorakit.progress import track
@@ -43,7 +44,7 @@ class Looks:
             if step % recipe.validate_.every == 0 or last:
                 self._validate(step)
         except torch.OutOfMemoryError as error:
-            self.run.say(f"step {step}: no memory to look, training goes on; {memory.first_line(error)}")
+            self.run.say(f"step {step}: no memory to look, training goes on; {first_line(error)}")
 
     def _sample(self, step: int) -> None:
         folder = step_folder(self.run.path, step)

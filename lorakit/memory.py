@@ -96,11 +96,6 @@ def error(recipe: Recipe, found: Footprint, step: int, reason: str) -> MemoryLim
     )
 
 
-def first_line(error: BaseException) -> str:
-    """What torch says of an allocation that failed, without the advice below it."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def release(device: Any) -> None:
     """Give cached blocks back to the device after a failed allocation."""
     if torch.device(device).type == "cuda":

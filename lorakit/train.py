@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
-from lorakit import adapter, launch, memory, preserving, probe, progress, recipe, session, watchdog
-from lorakit.errors import ConfigError, DiskError, Interrupted, LorakitError, MemoryLimitError
+from lorakit import adapter, launch, preserving, probe, progress, recipe, session, watchdog
+from lorakit.errors import ConfigError, DiskError, Interrupted, LorakitError, MemoryLimitError, first_line
 from lorakit.progress import duration
 from lorakit.recipe import Recipe
 from lorakit.rundir import RunFolder
@@ -120,7 +120,7 @@ def _train_planned(
             trainer.fit()
     except torch.OutOfMemoryError as error:  # outside a step: while loading, caching or saving
         raise MemoryLimitError(
-            f"out of memory: {memory.first_line(error)}",
+            f"out of memory: {first_line(error)}",
             where=f"process {accelerator.process_index}, outside of a step: loading, caching or saving",
             remedy="close what else uses the device; or a smaller base or resolution, in a new run",
         ) from error

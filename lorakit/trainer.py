@@ -33,7 +33,7 @@ from lorakit import (
     tracker,
     trained_text,
 )
-from lorakit.errors import Interrupted, LorakitError, NumericError
+from lorakit.errors import Interrupted, LorakitError, NumericError, first_line
 from lorakit.export import export_adapter
 from lorakit.looks import Looks, refresh_sheet
 from lorakit.progress import Progress
@@ -104,7 +104,7 @@ class Trainer:
             try:
                 return self._accumulate(mine)
             except torch.OutOfMemoryError as error:
-                reason = memory.first_line(error)
+                reason = first_line(error)
             self.optimizer.zero_grad(set_to_none=True)
             memory.release(self.accelerator.device)
             self._halve(reason)

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from lorakit import hub, score
-from lorakit.errors import ConfigError
-from lorakit.memory import first_line
+from lorakit.errors import ConfigError, first_line
 from lorakit.storage import sha256_file
 
 if TYPE_CHECKING:

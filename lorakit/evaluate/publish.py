@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, first_line
 from lorakit.evaluate.pick import Pick
 from lorakit.evaluate.results import REPORT
 from lorakit.evaluate.table import Evaluation
-from lorakit.memory import first_line
 
 PROJECT = "lorakit"
 _ABOUT = ["arm", "step", "strength", "prompt_id", "kind", "seed", "prompt", "picture"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit import adapter, recipe, storage
-from lorakit.errors import ConfigError, DataError
+from lorakit.errors import ConfigError, DataError, first_line
 from lorakit.evaluate import checkpoints, results
 from lorakit.evaluate.heldout import HeldOut
 from lorakit.evaluate.judges import DEFAULTS, Wanted, folder_references, open_judges, run_references
@@ -109,7 +109,7 @@ def _references(plan: _Plan, request: Request, root: Path) -> References | None:
     try:
         return run_references(plan.made, root)
     except (DataError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         plan.notes.append(f"No fidelity and no copy alarm: {reason} (give --references DIR).")
         return None
 
@@ -135,7 +135,7 @@ def _held_out(plan: _Plan, painter: Painter) -> HeldOut | None:
     try:
         held = HeldOut(plan.made, painter)
     except (DataError, ConfigError) as error:
-        plan.notes.append(f"No validation loss: {str(error).splitlines()[0]}.")
+        plan.notes.append(f"No validation loss: {first_line(error)}.")
         return None
     return None if held.empty else held
 
