@@ -69,6 +69,8 @@ def register(subparsers: Subparsers) -> None:
     text = "fill a folder from zips, tars, parquet files, saved datasets or other folders"
     sources = _add(commands, "import", _import, text).add_argument
     sources("sources", nargs="+", metavar="SOURCE", help="what to read; only read, never changed")
+    text = "make larger JPEG and PNG pictures smaller, to a shorter side of this; others stay as they are"
+    sources("--short-side", type=_positive, metavar="PX", help=text)
     _export_arguments(_add(commands, "export", _export, "write the kept images for other tools"))
 
 
@@ -153,7 +155,7 @@ def _merge(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from data_tools.transfer import import_into
 
-    return _told(args, import_into(args.folder, args.sources, quiet=args.quiet))
+    return _told(args, import_into(args.folder, args.sources, short_side=args.short_side, quiet=args.quiet))
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from lorakit.progress import Progress
 
 JOURNAL = ".lorakit-scan.jsonl"
 POOL_FROM = 64  # below that many new images, starting processes takes longer than the work
+CRASHED = "crashed: decoding it ended the process, or memory ran out (convert it to PNG)"
 BIG_FILE = 64 << 20  # bytes
 BIG_PICTURE = 24_000_000  # pixels; beyond these, one worker at a time holds such a file
 _CODES = (
@@ -262,7 +263,7 @@ def _refused(job: Job, digest: str, reason: str) -> Record:
 
 def _crashed(job: Job) -> Record:
     """A record for a file that killed the process that read it."""
-    return _refused(job, "", "crashed: decoding it ended the process, or memory ran out (convert it to PNG)")
+    return _refused(job, "", CRASHED)
 
 
 def _suffix_note(file: str, format_name: str) -> list[str]:

@@ -16,6 +16,7 @@ from data_tools.findings import plural, shown
 from data_tools.formats import Entry, bounded, mask_file, tables, tree, webdataset
 from data_tools.formats.bounded import Limits
 from data_tools.listing import CAPTION_SUFFIXES
+from data_tools.shrink import shrunk
 from lorakit import manifest, storage
 from lorakit.errors import ConfigError, DataError
 from lorakit.manifest import Record
@@ -28,12 +29,15 @@ _TEXTS = (*CAPTION_SUFFIXES, ".jsonl", ".csv", ".parquet")
 
 @dataclass
 class Transfer:
-    """What was moved: images, other files, files of a shared container (tars, tables), what was left out."""
+    """What was moved: images, how many of them made smaller, which files were not and why, other
+    files, files of a shared container (tars, tables), what was left out."""
 
     target: Path
     images: int = 0
+    smaller: int = 0
     texts: int = 0
     containers: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -41,17 +45,23 @@ class Transfer:
         return {
             "target": str(self.target),
             "images": self.images,
+            "smaller": self.smaller,
             "texts": self.texts,
             "containers": self.containers,
+            "refused": self.refused,
             "skipped": self.skipped,
         }
 
     def summary(self) -> str:
         """For people."""
         parts = [plural(self.images, "image")]
+        parts += [f"{self.smaller} of them made smaller"] if self.smaller else []
         parts += [plural(self.texts, "caption or metadata file")] if self.texts else []
         parts += [f"in {plural(self.containers, 'file')}"] if self.containers else []
         lines = [f"{self.target}: {', '.join(parts)}"]
+        lines += [
+            f"  refused    {shown(name)}, copied as it is: {reason}" for name, reason in self.refused.items()
+        ]
         if self.skipped:
             more = f" and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
             lines.append(f"  left out   {', '.join(map(shown, self.skipped[:5]))}{more}")
@@ -66,13 +76,15 @@ def import_into(
     sources: Sequence[str | os.PathLike[str]],
     *,
     limits: Limits | None = None,
+    short_side: int | None = None,
     quiet: bool = True,
 ) -> Transfer:
     """Fill a dataset folder from zips, tars, parquet files, saved Hugging Face datasets or other folders.
 
     Images keep their bytes, captions become caption files; where a source carries lorakit's own records, the
-    manifest is written from them. Files of several foreign sources go to a subfolder for each. Raises
-    `DataError` for a hostile or damaged archive before anything of it is written.
+    manifest is written from them. Files of several foreign sources go to a subfolder for each. With
+    `short_side`, larger pictures are made smaller (`shrink`). Raises `DataError` for a hostile or damaged
+    archive before anything of it is written.
     """
     root, bounds = Path(folder), limits or Limits()
     for source in map(Path, sources):
@@ -86,7 +98,8 @@ def import_into(
         below = (
             PurePosixPath(_bare(part)) if len(found) > 1 and not tables.is_table(part) else PurePosixPath()
         )
-        _write(root, _kept(_entries(part, bounds), below, done, records), part)
+        entries = _kept(_shown(part, _entries(part, bounds), quiet), below, done, records)
+        _write(root, entries if short_side is None else _counted(entries, short_side, done), part)
     if not done.images:
         where = ", ".join(str(source) for source in sources)
         raise DataError(
@@ -123,6 +136,14 @@ def _entries(source: Path, limits: Limits) -> Iterator[Entry]:
     raise ConfigError("not an archive or table that lorakit reads", where=str(source), remedy=remedy)
 
 
+def _shown(source: Path, entries: Iterator[Entry], quiet: bool) -> Iterator[Entry]:
+    """The entries with progress, where it is known how many they are."""
+    if not source.is_dir() or tables.is_table(source):
+        return entries
+    total = sum(len(names) for *_, names in os.walk(source))
+    return track(entries, "files", total, quiet=quiet)
+
+
 def _kept(
     entries: Iterable[Entry], below: PurePosixPath, done: Transfer, records: dict[str, Record]
 ) -> Iterator[Entry]:
@@ -138,6 +159,15 @@ def _kept(
         elif entry.record is not None or not entry.settled:
             done.images += 1
         yield entry if entry.settled else entry._replace(name=str(below / entry.name))
+
+
+def _counted(entries: Iterable[Entry], short_side: int, done: Transfer) -> Iterator[Entry]:
+    """The entries made smaller, and counted; those that cannot be read are named, and come as they are."""
+    for entry, made in shrunk(entries, short_side):
+        done.smaller += made.data is not None
+        if made.reason:
+            done.refused[entry.name] = made.reason
+        yield entry
 
 
 def _bare(path: Path) -> str:

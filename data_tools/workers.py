@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-CHUNK = 8  # jobs sent at a time
+CHUNK = 8  # jobs sent at a time, unless told otherwise
 AHEAD = 4  # chunks in flight for every process
 
 _alone: Any = None  # the lock of this worker process
@@ -35,12 +35,20 @@ def alone(when: bool) -> Iterator[None]:
 
 
 class Workers(Generic[Job, Result]):
-    """`function` for every job, in `count` processes; `crashed` makes the result of a job that killed one."""
+    """`function` for every job, in `count` processes; `crashed` makes the result of a job that killed one.
+
+    `chunk` jobs are sent at a time, and AHEAD chunks are on their way to every process.
+    """
 
     def __init__(
-        self, function: Callable[[Job], Result], crashed: Callable[[Job], Result], count: int
+        self,
+        function: Callable[[Job], Result],
+        crashed: Callable[[Job], Result],
+        count: int,
+        *,
+        chunk: int = CHUNK,
     ) -> None:
-        self.function, self.crashed, self.count = function, crashed, count
+        self.function, self.crashed, self.count, self.chunk = function, crashed, count, chunk
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
         """The results in the order of the jobs."""
@@ -53,7 +61,9 @@ class Workers(Generic[Job, Result]):
         pool = _pool(self.count)
         try:
             while True:
-                while len(flying) < AHEAD * self.count and (chunk := list(itertools.islice(waiting, CHUNK))):
+                while len(flying) < AHEAD * self.count and (
+                    chunk := list(itertools.islice(waiting, self.chunk))
+                ):
                     flying.append((chunk, _submit(pool, self.function, chunk)))
                 if not flying:
                     return
