@@ -65,11 +65,17 @@ class Session:
 
 
 def build(
-    recipe: Recipe, plan: Plan, device: torch.device, *, main: bool, wait: Callable[[], None]
+    recipe: Recipe,
+    plan: Plan,
+    device: torch.device,
+    *,
+    main: bool,
+    wait: Callable[[], None],
+    say: Say = lambda text: None,
 ) -> Session:
     """Fill the caches (in the `main` process; the others `wait`), then load what is trained and inject the
     adapters."""
-    family, stores = plan.family, Stores(recipe, plan, device)
+    family, stores = plan.family, Stores(recipe, plan, device, say)
     if main:
         stores.fill()
     wait()

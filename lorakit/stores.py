@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from lorakit import dataset, masking, preserving, prompts, sample, shown, trained_text
 from lorakit.families.folder import components
-from lorakit.plans import Plan
+from lorakit.plans import Plan, Say
 from lorakit.recipe import Recipe
 
 
 class Stores:
     """The caches of one run, filled one part of the base after the other."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, device: torch.device) -> None:
-        self.recipe, self.plan, self.device = recipe, plan, device
+    def __init__(self, recipe: Recipe, plan: Plan, device: torch.device, say: Say) -> None:
+        self.recipe, self.plan, self.device, self.say = recipe, plan, device, say
         self.text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         family, base, mask = plan.family, plan.base, recipe.objective.mask
         self.text = dataset.TextCache(family, base, self.text_dtype)
@@ -70,10 +69,28 @@ class Stores:
             wanted += [(caption, item.size, pictures.shown(item)) for caption, item in pairs]
         for prompt in plan.prompts:
             wanted += [self._asked(prompt, prompt.prompt), self._asked(prompt, prompt.negative or "")]
-        if missing := self.text.missing(wanted):
-            parts = {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
-            self.text.fill(missing, self._load(self.text_dtype, parts))
+        if self.text.missing(wanted) and not self._encode(wanted, self.device):
+            self.say("the text encoders do not fit this device: the processor encodes the captions, once")
+            self._encode(wanted, torch.device("cpu"))
+
+    def _encode(self, wanted: Sequence[dataset.Wanted], device: torch.device) -> bool:
+        """Encode what is missing; False where the text encoders, the largest part of some bases, do not fit
+        the device (what was encoded until then is kept)."""
+        family, base = self.plan.family, self.plan.base
+        parts = {part for part in components(base) if part.startswith(family.text_parts)}
+        fits = True
+        try:
+            # without a name, so that nothing keeps it in memory
+            self.text.fill(
+                self.text.missing(wanted),
+                family.load(base, dtype=self.text_dtype, device=device, only=parts),
+            )
+        except torch.OutOfMemoryError:
+            if device.type == "cpu":
+                raise
+            fits = False
         _collect()
+        return fits
 
     def _asked(self, prompt: prompts.Prompt, text: str) -> dataset.Wanted:
         """A prompt's text, or that of its negative, for the pictures that are sampled."""
@@ -88,15 +105,13 @@ class Stores:
     ) -> None:
         missing, unseen = latents.missing(items), pictures.missing(items)
         if missing or unseen:
-            pipe = self._load(torch.float32, {"vae"})
+            family, base = self.plan.family, self.plan.base
+            pipe = family.load(base, dtype=torch.float32, device=self.device, only={"vae"})
             if missing:
                 latents.fill(missing, pipe)
             if unseen:
                 pictures.fill(unseen, pipe)
         _collect()
-
-    def _load(self, dtype: torch.dtype, parts: set[str]) -> Any:
-        return self.plan.family.load(self.plan.base, dtype=dtype, device=self.device, only=parts)
 
 
 def _collect() -> None:

@@ -98,7 +98,7 @@ def _train_planned(
     began = time.monotonic()
     try:
         made = session.build(
-            made_recipe, plan, accelerator.device, main=main, wait=accelerator.wait_for_everyone
+            made_recipe, plan, accelerator.device, main=main, wait=accelerator.wait_for_everyone, say=say
         )
         trainer = Trainer(made, accelerator, run)
         modules, numbers = adapter.count(*made.networks.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorakit import checkpoint, memory, storage
+from lorakit import checkpoint, memory, recipe, session, storage, stores
 from lorakit.errors import MemoryLimitError
 from lorakit.looks import Looks
 from lorakit.trainer import Trainer
@@ -160,3 +160,27 @@ def test_activations_grow_with_the_image_and_shrink_with_checkpointing(data, tmp
     assert 1.8 < large.activations / small.activations < 6
     assert recomputed.activations < 0.5 * small.activations
     assert (small.recomputed, recomputed.recomputed) == (False, True)
+
+
+def test_text_encoders_that_do_not_fit_the_device_encode_on_the_processor(data, tmp_path, monkeypatch):
+    file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder("sd15"), data, tmp_path / "run")
+    chosen, said, tried = recipe.load(file), [], []
+    plan = session.plan(chosen, said.append)
+    plain = type(plan.family).load
+
+    def load(self, folder, *, device, **options):
+        tried.append(torch.device(device).type)
+        if tried[-1] == "cuda":
+            raise torch.OutOfMemoryError(GIVEN_UP)
+        return plain(self, folder, device=device, **options)
+
+    monkeypatch.setattr(type(plan.family), "load", load)
+    filled = stores.Stores(chosen, plan, torch.device("cuda"), said.append)
+    filled._fill_text()
+    assert tried == ["cuda", "cpu"]
+    assert "the processor encodes the captions" in said[-1]
+    for item in plan.items:
+        (cond,) = {value.dtype for value in filled.text.get(item.record.caption, item.size).values()}
+        assert cond == torch.bfloat16  # what the device would have made, so that its cache is one
+    filled._fill_text()  # known by now
+    assert len(tried) == 2
