@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lorakit import clips, images, keyed, samplers, shown, storage
+from lorakit import clips, images, keyed, memory, samplers, shown, storage
 from lorakit.errors import ConfigError
 from lorakit.families.base import Cond, Family
 from lorakit.families.video import Video
@@ -97,7 +97,8 @@ def draw(
     """The pictures of all seeds of all prompts, batch by batch.
 
     A batch whose (prompt id, seed) are all in `done` is left out. Others are drawn whole, so that a picture
-    has the same neighbours, and the same bytes, as it would have had without the interruption.
+    has the same neighbours, and the same bytes, as it would have had without the interruption; where memory
+    is short of that, in halves of it from then on.
     """
     jobs = [(i, seed) for i, prompt in enumerate(encoded.prompts) for seed in prompt.seeds]
     size = 1 if guided and guided.alone else settings.batch
@@ -113,14 +114,31 @@ def draw(
             Progress(label, sum(map(len, batches)), quiet=quiet) as progress,
         ):
             for some in batches:
-                if guided:
-                    guides = [_guiding(encoded.prompts[i]) for i, _ in some]
-                    guided.show([images.decode(path) for path in guides], settings.width, settings.height)
-                drawn = _batch(family, used, encoded, settings, some)
+                drawn: list[Any] = []
+                while part := some[len(drawn) : len(drawn) + size]:
+                    if guided:
+                        guides = [_guiding(encoded.prompts[i]) for i, _ in part]
+                        guided.show([images.decode(path) for path in guides], settings.width, settings.height)
+                    made = _tried(family, used, encoded, settings, part)
+                    size = len(part) // 2 if made is None else size
+                    drawn += made or []
                 yield [_shot(encoded.prompts[i], s, p) for (i, s), p in zip(some, drawn, strict=True)]
                 progress.update(progress.done + len(some))
     finally:
         denoiser.train(training)
+
+
+def _tried(
+    family: Family, pipe: Any, encoded: Encoded, settings: Settings, jobs: Sequence[tuple[int, int]]
+) -> list[Any] | None:
+    """`_batch`; None where there is no memory for so many at once, but perhaps for fewer."""
+    try:
+        return _batch(family, pipe, encoded, settings, jobs)
+    except torch.OutOfMemoryError:
+        if len(jobs) == 1:
+            raise
+    memory.release(_device(family, pipe))  # out of the handler, which holds what was computed
+    return None
 
 
 def _shot(prompt: Prompt, seed: int, drawn: Any) -> Shot:
@@ -134,7 +152,7 @@ def _batch(
     family: Family, pipe: Any, encoded: Encoded, settings: Settings, jobs: Sequence[tuple[int, int]]
 ) -> list[Any]:
     """The pictures, or clips as lists of frames, of (index of the prompt, seed)."""
-    device = next(family.denoiser(pipe).parameters()).device
+    device = _device(family, pipe)
     made: Callable[..., list[Any]] = family.sample
     shape = family.latent_shape(pipe, settings.width, settings.height)
     if isinstance(family, Video) and settings.frames > 1:
@@ -163,6 +181,10 @@ def _guiding(prompt: Prompt) -> Path:
             remedy="give each prompt an `image`: a path relative to the prompt file",
         )
     return prompt.image
+
+
+def _device(family: Family, pipe: Any) -> torch.device:
+    return next(family.denoiser(pipe).parameters()).device
 
 
 def _on(device: torch.device, cond: Cond) -> Cond:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from lorakit import adapter, bases, storage, trial
+from lorakit import adapter, bases, sample, storage, trial
 from lorakit.errors import ConfigError
 from lorakit.prompts import Prompt, Shot
 from tests import runs
@@ -36,6 +37,28 @@ def test_a_picture_depends_on_prompt_and_seed_not_on_the_batch(painter):
     assert np.abs(one[0] - one[1]).max() > 1
     alone = pixels(painter.draw(PROMPTS[1:], options[0], "x"))
     assert np.abs(alone[0] - one[2]).max() <= 1
+
+
+def test_where_memory_is_short_fewer_pictures_are_drawn_at_once(painter, monkeypatch):
+    prompt = Prompt("a", "a red circle", "a red circle", seeds=tuple(range(7)))
+    options = trial.Options(steps=2, guidance=3.0, size=(64, 64), batch=7, quiet=True)
+    whole, plain, tried = pixels(painter.draw([prompt], options, "x")), sample._batch, []
+
+    def batch(family, pipe, encoded, settings, jobs):
+        tried.append(len(jobs))
+        if len(jobs) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(family, pipe, encoded, settings, jobs)
+
+    monkeypatch.setattr(sample, "_batch", batch)
+    fits = 2
+    fewer = painter.draw([prompt], options, "x")
+    assert tried == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert [shot.seed for shot in fewer] == list(range(7))
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(whole, pixels(fewer), strict=True))
+    fits = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        painter.draw([prompt], options, "x")
 
 
 def test_sizes_are_checked(painter):
