@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from lorakit import adapter, dataset, objective, quantize, sample, storage, trained_text
+from lorakit import adapter, dataset, loading, objective, sample, storage, trained_text
 from lorakit.families.base import Family
-from lorakit.families.folder import components, pipeline_name
+from lorakit.families.folder import pipeline_name
 from lorakit.plans import Plan as Plan
 from lorakit.plans import Say as Say
 from lorakit.plans import objective_of
@@ -115,18 +115,20 @@ def _load_trained(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
     parts = {*plan.family.trained_parts(plan.base), "scheduler"}
     parts |= {"vae", *plan.family.drawn_with} if plan.prompts else set()
     if trained_text.is_trained(recipe):
-        parts |= {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
+        parts |= loading.text_parts(plan.family, plan.base)
     on_gpu = device.type == "cuda" and recipe.train.precision == "bf16"
     dtype = (
         torch.bfloat16 if on_gpu else torch.float32
     )  # on a CPU, autocast over fp32 weights is the fast way
-    kind = recipe.memory.quantize if isinstance(recipe.memory, Memory) else None
-    if not kind:
-        return plan.family.load(plan.base, dtype=dtype, device=device, only=parts)
-    pipe = plan.family.load(plan.base, dtype=dtype, only=parts)  # the device never holds the whole base
-    compute = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    quantize.swap(plan.family.denoiser(pipe), kind, device, compute)
-    return pipe.to(device)
+    return loading.load(
+        plan.family,
+        plan.base,
+        parts,
+        dtype=dtype,
+        device=device,
+        kind=recipe.memory.quantize if isinstance(recipe.memory, Memory) else None,
+        compute=torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32,
+    )
 
 
 def _encoded(plan: Plan, stores: Stores, text: dataset.Texts) -> sample.Encoded:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 
 import torch
 
-from lorakit import dataset, masking, preserving, prompts, sample, shown, trained_text
-from lorakit.families.folder import components
+from lorakit import dataset, loading, masking, preserving, prompts, sample, shown, trained_text
 from lorakit.plans import Plan, Say
 from lorakit.recipe import Recipe
 
@@ -69,28 +67,15 @@ class Stores:
             wanted += [(caption, item.size, pictures.shown(item)) for caption, item in pairs]
         for prompt in plan.prompts:
             wanted += [self._asked(prompt, prompt.prompt), self._asked(prompt, prompt.negative or "")]
-        if self.text.missing(wanted) and not self._encode(wanted, self.device):
-            self.say("the text encoders do not fit this device: the processor encodes the captions, once")
-            self._encode(wanted, torch.device("cpu"))
-
-    def _encode(self, wanted: Sequence[dataset.Wanted], device: torch.device) -> bool:
-        """Encode what is missing; False where the text encoders, the largest part of some bases, do not fit
-        the device (what was encoded until then is kept)."""
-        family, base = self.plan.family, self.plan.base
-        parts = {part for part in components(base) if part.startswith(family.text_parts)}
-        fits = True
-        try:
-            # without a name, so that nothing keeps it in memory
-            self.text.fill(
-                self.text.missing(wanted),
-                family.load(base, dtype=self.text_dtype, device=device, only=parts),
+        if self.text.missing(wanted):
+            loading.with_text(
+                plan.family,
+                plan.base,
+                lambda pipe: self.text.fill(self.text.missing(wanted), pipe),
+                dtype=self.text_dtype,
+                device=self.device,
+                say=self.say,
             )
-        except torch.OutOfMemoryError:
-            if device.type == "cpu":
-                raise
-            fits = False
-        _collect()
-        return fits
 
     def _asked(self, prompt: prompts.Prompt, text: str) -> dataset.Wanted:
         """A prompt's text, or that of its negative, for the pictures that are sampled."""
@@ -111,10 +96,4 @@ class Stores:
                 latents.fill(missing, pipe)
             if unseen:
                 pictures.fill(unseen, pipe)
-        _collect()
-
-
-def _collect() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        loading.collect()

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from lorakit import adapter, bases, guides, prompts, sample, samplers, shown, storage, trained_text
+from lorakit import adapter, bases, guides, loading, prompts, sample, samplers, shown, storage, trained_text
 from lorakit.errors import ConfigError
 from lorakit.families import Family, found
+from lorakit.families.folder import components
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to sample; None means the pipeline's own guidance and sampler, and the adapter's resolution."""
+    """How to sample; None means the pipeline's own guidance and sampler, and the adapter's resolution.
+
+    `quantize` (`nf4`, `int8`, `none`) is how the base is held; None: as the run was trained, else whole.
+    """
 
     steps: int = 20
     guidance: float | None = None
@@ -27,6 +34,7 @@ class Options:
     sampler: str | None = None
     guide: guides.Guide | None = None
     frames: int | None = None
+    quantize: str | None = None
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -52,20 +60,51 @@ def parse_adapter(text: str) -> tuple[Path, float]:
 
 
 class Painter:
-    """A loaded base with, perhaps, an adapter, ready to draw."""
+    """A loaded base with, perhaps, an adapter, ready to draw; `quantize` ("nf4", "int8") makes it smaller.
 
-    def __init__(self, base: str, adapter_file: Path | None = None, strength: float = 1.0) -> None:
-        self.folder = bases.resolve(base)
+    Text encoders that are no CLIP, and may be larger than all the rest, are loaded when there is something to
+    encode, and only for that.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        adapter_file: Path | None = None,
+        strength: float = 1.0,
+        *,
+        quantize: str | None = None,
+    ) -> None:
+        self.folder, self.quantize = bases.resolve(base), quantize
         self.facts: dict[str, Any] = self._checked(adapter_file) if adapter_file else {}
         self.family: Family = found(self.folder, self.facts.get("family"))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.pipe = self.family.load(self.folder, dtype=self.dtype, device=self.device)
+        self.pipe = loading.load(
+            self.family,
+            self.folder,
+            None if self.family.text_encoders else self._silent_parts(),
+            dtype=self.dtype,
+            device=self.device,
+            kind=quantize,
+        )
         self._encoded: dict[tuple[Any, ...], sample.Encoded] = {}
         self._guided: dict[guides.Guide, guides.Guided] = {}
         if adapter_file:
             trained_text.teach(self.family, self.pipe, self.facts)
             adapter.load_all(self.networks, adapter_file, strength)
+
+    def _silent_parts(self) -> set[str]:
+        """What draws, given conditions."""
+        parts = set(components(self.folder)) - set(self.family.left_out)
+        return parts - loading.text_parts(self.family, self.folder)
+
+    def with_text(self, work: Callable[[Any], T]) -> T:
+        """What `work` makes of a pipeline that encodes text."""
+        if self.family.text_encoders:
+            return work(self.pipe)
+        return loading.with_text(
+            self.family, self.folder, work, dtype=self.dtype, device=self.device, say=_say
+        )
 
     def _checked(self, file: Path) -> dict[str, Any]:
         """The facts of an adapter file, which must have been trained on this base."""
@@ -161,18 +200,28 @@ class Painter:
         shown.check_prompts(self.family, wanted)
         keys = [(p.prompt, p.negative, size, p.image, p.further, p.mask) for p in wanted]
         new = {key: prompt for key, prompt in zip(keys, wanted, strict=True) if key not in self._encoded}
-        fresh = sample.encode(self.family, self.pipe, list(new.values()), size)
-        for key, prompt, yes, no in zip(new, fresh.prompts, fresh.positive, fresh.negative, strict=True):
-            self._encoded[key] = sample.Encoded([prompt], [yes], [no])
+        if new:
+            fresh = self.with_text(lambda pipe: sample.encode(self.family, pipe, list(new.values()), size))
+            for key, prompt, yes, no in zip(new, fresh.prompts, fresh.positive, fresh.negative, strict=True):
+                self._encoded[key] = sample.Encoded([prompt], [yes], [no])
         known = [self._encoded[key] for key in keys]
         return sample.Encoded(
             list(wanted), [one.positive[0] for one in known], [one.negative[0] for one in known]
         )
 
 
+def held(asked: str | None, trained: str | None = None) -> str | None:
+    """How the base is held, given what the user asks for and how the run was trained."""
+    return None if asked == "none" else asked or trained
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def sample_to(out: Path, base: str, given: str | None, prompt_file: Path, options: Options) -> list[Path]:
     """`lorakit sample`: write the pictures of a prompt file and samples.json."""
     wanted = prompts.load(prompt_file)
     file, strength = parse_adapter(given) if given else (None, 1.0)
-    painter = Painter(base, file, strength)
+    painter = Painter(base, file, strength, quantize=held(options.quantize))
     return sample.save(out, painter.draw(wanted, options, "samples"), painter.family.fps)

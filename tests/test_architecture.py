@@ -17,7 +17,7 @@ FLOORS = {
     " timesteps weighting fields objective_settings adapter_settings single_file bases prompts rundir tracker"
     " statistics launch watchdog opening clips",
     2: "families adapter optim memory quantize score samplers",
-    3: "cache checkpoint export sample guides shown trained_text",
+    3: "cache checkpoint export sample guides shown trained_text loading",
     4: "surgery dataset masking preserving batches planner plans stores session",
     5: "losses slider probe trainer looks train trial summary evaluate",
     6: "quickstart studio doctor cli reproduce",

@@ -168,7 +168,7 @@ def test_text_encoders_that_do_not_fit_the_device_encode_on_the_processor(data, 
     plan = session.plan(chosen, said.append)
     plain = type(plan.family).load
 
-    def load(self, folder, *, device, **options):
+    def load(self, folder, *, device="cpu", **options):
         tried.append(torch.device(device).type)
         if tried[-1] == "cuda":
             raise torch.OutOfMemoryError(GIVEN_UP)
@@ -178,7 +178,7 @@ def test_text_encoders_that_do_not_fit_the_device_encode_on_the_processor(data, 
     filled = stores.Stores(chosen, plan, torch.device("cuda"), said.append)
     filled._fill_text()
     assert tried == ["cuda", "cpu"]
-    assert "the processor encodes the captions" in said[-1]
+    assert "the processor encodes the texts" in said[-1]
     for item in plan.items:
         (cond,) = {value.dtype for value in filled.text.get(item.record.caption, item.size).values()}
         assert cond == torch.bfloat16  # what the device would have made, so that its cache is one

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lorakit import adapter, bases, sample, storage, trial
+from lorakit import adapter, bases, families, sample, storage, trial
 from lorakit.errors import ConfigError
 from lorakit.prompts import Prompt, Shot
 from tests import runs
@@ -59,6 +59,35 @@ def test_where_memory_is_short_fewer_pictures_are_drawn_at_once(painter, monkeyp
     fits = 0
     with pytest.raises(torch.OutOfMemoryError):
         painter.draw([prompt], options, "x")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_base_in_few_bits_draws_nearly_the_same(kind):
+    options = trial.Options(steps=3, guidance=3.0, size=(64, 64), quiet=True)
+    whole = pixels(trial.Painter("tiny-dit").draw(PROMPTS, options, "x"))
+    small = trial.Painter("tiny-dit", quantize=kind)
+    assert any("bitsandbytes" in type(m).__module__ for m in small.denoiser.modules())
+    drawn = pixels(small.draw(PROMPTS, options, "x"))
+    assert 0 < max(np.abs(a - b).mean() for a, b in zip(whole, drawn, strict=True)) < 12
+
+
+def test_text_encoders_are_in_memory_only_while_they_encode(monkeypatch):
+    loaded, kind = [], type(families.find(bases.resolve("tiny-dit")))
+    plain = kind.load
+
+    def load(self, folder, *, only=None, **options):
+        loaded.append(sorted(only))
+        return plain(self, folder, only=only, **options)
+
+    monkeypatch.setattr(kind, "load", load)
+    painter = trial.Painter("tiny-dit")
+    options = trial.Options(steps=1, guidance=3.0, size=(64, 64), quiet=True)
+    for _ in range(2):
+        painter.draw(PROMPTS, options, "x")
+    assert len(loaded) == 2  # what draws, and once what encodes: the texts were known the second time
+    assert not any(part.startswith(("text_", "tokenizer")) for part in loaded[0])
+    assert all(part.startswith(("text_", "tokenizer")) for part in loaded[1])
+    assert painter.pipe.text_encoder is None
 
 
 def test_sizes_are_checked(painter):

@@ -88,6 +88,7 @@ class Studio:
             "settings": asdict(painter.settings(options)) | {"batch": None},
             "guide": [guide.kind, guide.scale, _digest(guide.folder)] if guide else None,
             "noise": sample.SEED,
+            "quantize": painter.quantize,
             "device": painter.device.type,
             "versions": {name: value for name, value in versions().items() if name in _DRAWING},
         }

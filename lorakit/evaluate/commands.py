@@ -145,7 +145,9 @@ def sampler_options(target: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--size", help="WIDTHxHEIGHT; default: the adapter's resolution, square")
     group.add_argument("--frames", type=int, help="of a clip; default: as the adapter was trained")
-    group.add_argument("--batch", type=int, default=8, help="pictures at once")
+    group.add_argument("--batch", type=int, default=8, help="pictures at once, fewer where memory is short")
+    text = "hold the base in few bits; default: as the run was trained, else whole"
+    group.add_argument("--quantize", choices=["nf4", "int8", "none"], help=text)
     group.add_argument(
         "--img2img", type=float, metavar="S", help="start from each prompt's `image`; 1 keeps nothing"
     )
@@ -167,6 +169,7 @@ def options(arguments: argparse.Namespace) -> Options:
         arguments.sampler,
         guides.parse(arguments.img2img, arguments.controlnet, arguments.ip_adapter),
         arguments.frames,
+        arguments.quantize,
     )
 
 

@@ -3,6 +3,7 @@ were trained on. The gap between them is what was learnt by heart."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ class HeldOut:
             captions = [
                 (c.text, item.size, pictures.shown(item)) for item in items for c in item.record.captions
             ]
-            if isinstance(text, dataset.TextCache):
-                text.fill(text.missing(captions), painter.pipe)
+            if text is cached and (unknown := cached.missing(captions)):
+                painter.with_text(functools.partial(cached.fill, unknown))
             self.sets[name] = TrainingSet(items, latents, text, pictures)
         self.objective = plans.objective_of(made, plan.family, painter.pipe)
 

@@ -17,10 +17,10 @@ from lorakit.evaluate.pick import Pick, pick
 from lorakit.evaluate.table import BASE, Evaluation
 from lorakit.evaluate.words import word_alternatives
 from lorakit.prompts import Prompt, Subject, load
-from lorakit.recipe import Recipe
+from lorakit.recipe import Memory, Recipe
 from lorakit.report import Html
 from lorakit.rundir import RunFolder, stored_recipe
-from lorakit.trial import Options, Painter
+from lorakit.trial import Options, Painter, held
 
 FOLDER, IMAGES = "eval", "images"
 
@@ -72,7 +72,8 @@ def evaluate_run(run: Path, request: Request) -> Result:
     judges = open_judges(request.judges, plan.made.base)
     references = _references(plan, request, root)
     options = request.options or Options(plan.made.samples.steps, plan.made.samples.guidance)
-    painter = Painter(plan.made.base, plan.arms[0].file)
+    trained = plan.made.memory.quantize if isinstance(plan.made.memory, Memory) else None
+    painter = Painter(plan.made.base, plan.arms[0].file, quantize=held(options.quantize, trained))
     evaluation = Evaluation(
         title=request.title or f"{run.resolve().name}: which checkpoint",
         prompts=plan.prompts,
@@ -147,6 +148,7 @@ def _settings(painter: Painter, options: Options, request: Request) -> dict[str,
         "size": f"{used.width} × {used.height}",
         "sampler": used.sampler or type(painter.pipe.scheduler).__name__,
         "sampler steps": used.steps,
+        "base weights": painter.quantize or "whole",
         "guidance": used.guidance if used.guidance is not None else "the pipeline's own",
         "control": f"{guide.kind} at {guide.scale:g}" if guide else "none",
         "drift budget": request.drift_budget,
