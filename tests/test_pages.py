@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from lorakit import adapter, cli, manifest, recipe, storage
+from lorakit import adapter, bases, cli, manifest, recipe, score, storage
+from lorakit.evaluate import table
 from tests import films, lines, runs, tiny
 from tests.data_tools.folders import photo
 
@@ -168,6 +169,26 @@ def test_video(row, frames, place):
     (sample,) = (line for line in told if line[0] == "sample")
     lines.say([*sample, *sampled, "--frames", "1", "--out", "still"])
     assert [file.name for file in _drawn("still")] == ["a-0.png"]
+    _evaluated(["--prompts", "examples/prompts.jsonl", "--checkpoints", "last", *sampled])
+
+
+def _evaluated(options: list[str]) -> None:
+    """`lorakit eval run` scores the frames of clips, and draws what has none again."""
+    line = ["eval", "run", "runs/sks", "--clip", "embedded", "--quiet", *options]
+    lines.say(line)
+    _, made = table.find(Path("runs/sks"))
+    folder = Path("runs/sks/eval/images/step-00000005")
+    with Image.open(folder / "a-0.webp") as film:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(film)]
+    clip = score.ClipScorer.local(bases.EMBEDDED_CLIP)
+    mean = float(clip.clip_t(frames, [made.prompts[0].score_text] * len(frames)).mean())
+    assert made.arms[1].scores["clip_t"]["a", 0] == pytest.approx(mean, abs=1e-6)
+    (drawn,) = storage.read_json(folder / "samples.json")
+    assert drawn["clip"] == "a-0.webp"
+    before = (folder / "a-0.webp").read_bytes()
+    (folder / "a-0.webp").unlink()
+    lines.say(line)
+    assert (folder / "a-0.webp").read_bytes() == before
 
 
 # what a run's adapter is called in its page's lines: (exported files, networks that it changes)
