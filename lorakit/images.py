@@ -19,9 +19,9 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageSequence
 
-from lorakit.color import Color
+from lorakit.color import PARSE_ERRORS, Color
 from lorakit.errors import ConfigError, DataError
 from lorakit.manifest import Record
 from lorakit.opening import MAX_PIXELS, open_source
@@ -38,6 +38,7 @@ __all__ = [
     "color_name",
     "decode",
     "decode_bytes",
+    "film",
     "fit",
     "look",
     "open_source",
@@ -107,6 +108,21 @@ def decode(
         data, where=str(path), background=background, max_pixels=max_pixels, first_frame=first_frame
     )
     return decoded.image
+
+
+def film(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """The frames of an animated picture one after the other, RGB; of a still, that one.
+
+    Raises `ImageError` like `decode`, a frame that is damaged when it is reached.
+    """
+    data, where = read_file(path), str(path)
+    source = open_source(data, where=where, background=WHITE, max_pixels=MAX_PIXELS, first_frame=True)
+    try:
+        for frame in ImageSequence.Iterator(source.image):
+            yield frame.convert("RGB")
+    except PARSE_ERRORS as error:
+        remedy = "copy it from where it is whole, or make it again"
+        raise ImageError("corrupt", f"damaged: {error}", where=where, remedy=remedy) from error
 
 
 def decode_bytes(

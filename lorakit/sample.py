@@ -200,8 +200,14 @@ def save(folder: Path, samples: Sequence[Shot], fps: float = 0.0) -> list[Path]:
         for file, s in zip(files, samples, strict=True)
     ]
     for row, shot, file in zip(rows, samples, files, strict=True):
-        if shot.frames:
-            film = storage.write_bytes(file.with_suffix(".webp"), clips.animation(shot.frames, fps))
+        if film := save_film(shot, file, fps):
             row["clip"] = film.name
     storage.write_json(folder / INDEX, rows)
     return files
+
+
+def save_film(shot: Shot, picture: Path, fps: float) -> Path | None:
+    """Write a shot's frames, if it has any, beside its picture as .webp that plays at `fps`."""
+    if not shot.frames:
+        return None
+    return storage.write_bytes(picture.with_suffix(".webp"), clips.animation(shot.frames, fps))

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit import cli, prompts, storage
+from lorakit import cli, export, prompts, storage
 from lorakit import recipe as recipes
 from lorakit.errors import LorakitError
 from lorakit.evaluate.heldout import HeldOut
+from lorakit.surgery import merge
 from lorakit.trial import Options, Painter
 from tests import runs, tiny
 
@@ -148,6 +149,37 @@ def test_a_painter_goes_back_to_the_base_and_on_to_a_checkpoint(finished, tmp_pa
     assert picture() not in (base, trained)
     painter.swap(run / "adapter.safetensors", 0.0)
     assert picture() == base
+
+
+@pytest.mark.parametrize(("case", "base", "strength"), [("both", "sd15", 0.5), ("word", "sdxl", 1.0)])
+def test_a_word_is_merged_into_the_base(case, base, strength, finished, tmp_path, capsys):
+    """The merged folder alone, in diffusers, reads the word as the base with the run's file does."""
+    folder, file = tiny.tiny_folder(base), finished[case, base] / "adapter.safetensors"
+    assert cli.main(["merge", str(folder), f"{file}:{strength}", "--out", str(tmp_path / "merged")]) == 0
+    assert "the word sks added" in capsys.readouterr().out
+    ours = Painter(str(folder), file, strength)
+    merged = type(tiny.build(base)).from_pretrained(str(tmp_path / "merged"))
+    for text in (CAPTION, "a ring"):
+        told = ours.family.encode(merged, [text])[0]
+        for name, value in ours.family.encode(ours.pipe, [text])[0].items():
+            assert (told[name] - value).abs().max() <= 1e-5 * value.abs().max(), (text, name)
+
+
+def test_two_words_are_merged_and_one_twice_is_refused(finished, tmp_path):
+    base = tiny.tiny_folder("sd15")
+    first = export.load(finished["word", "sd15"] / "adapter.safetensors", word_alone=True)
+    new = {"embedding": first.facts["embedding"] | {"token": "blorp"}}
+    second = replace(first, facts=first.facts | new, words={"text_encoder": first.words["text_encoder"] + 1})
+    with pytest.raises(LorakitError, match="two adapters bring the word 'sks'"):
+        merge.merge(base, [(first, 1.0), (first, 0.5)], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    merge.merge(base, [(first, 1.0), (second, 1.0)], tmp_path / "merged")
+    merged = type(tiny.build("sd15")).from_pretrained(str(tmp_path / "merged"))
+    table = merged.text_encoder.get_input_embeddings().weight
+    for token, adapter in (("sks", first), ("blorp", second)):
+        ids = merged.tokenizer.convert_tokens_to_ids([token, f"{token}_1"])
+        assert torch.equal(table[ids], adapter.words["text_encoder"])
+        assert merged.tokenizer.tokenize(f"a {token} dog").count(token) == 1
 
 
 def test_the_command_line_draws_and_refuses_to_export_a_word_as_an_adapter(finished, tmp_path, capsys):

@@ -35,8 +35,13 @@ class NewWord(nn.Module):
         new = ids >= self.first
         vectors: torch.Tensor = self.known(ids.masked_fill(new, 0))
         row = (ids - self.first).clamp(min=0, max=len(self.learned) - 1)
-        own = self.start + self.strength * (self.learned - self.start) if self.strength != 1 else self.learned
-        return torch.where(new[..., None], own[row].to(vectors.dtype), vectors)
+        return torch.where(new[..., None], self.own()[row].to(vectors.dtype), vectors)
+
+    def own(self) -> torch.Tensor:
+        """What the word's tokens mean at its strength, (vectors, width)."""
+        return (
+            self.start + self.strength * (self.learned - self.start) if self.strength != 1 else self.learned
+        )
 
 
 def tokens(token: str, vectors: int) -> list[str]:

@@ -107,21 +107,25 @@ class Studio:
         """Draw what is not there yet; each file says by a hash what it was made from."""
         keys: dict[tuple[str, int], str] = {}
         found: dict[tuple[str, int], Picture] = {}
+        films = self.painter.settings(self.options).frames > 1
         for prompt in self.prompts:
             for seed in prompt.seeds:
                 name = prompt.id, seed
-                picture = Picture(prompt, seed, folder / f"{prompt.id}-{seed}.png")
+                path = folder / f"{prompt.id}-{seed}.png"
+                picture = Picture(prompt, seed, path, path.with_suffix(".webp") if films else None)
                 keys[name] = self._key(prompt, seed, adapter_hash, strength)
                 found[name] = picture
-        done = {name for name, picture in found.items() if made_from(picture.path) == keys[name]}
+        done = {name for name, picture in found.items() if _is_made(picture, keys[name])}
         for batch in self.painter.batches(self.prompts, self.options, label, done):
             for shot in batch:
                 name = shot.prompt.id, shot.seed
                 if name in done:
                     continue
+                sample.save_film(shot, found[name].path, self.painter.family.fps)
                 storage.save_image(found[name].path, shot.image, pnginfo=_text(keys[name]))
         rows = [
             {"file": p.path.name, "prompt_id": p.prompt.id, "prompt": p.prompt.prompt, "seed": p.seed}
+            | ({"clip": p.clip.name} if p.clip else {})
             for p in found.values()
         ]
         storage.write_json(folder / sample.INDEX, rows)
@@ -135,6 +139,11 @@ class Studio:
             parts["shown"] = shown.of_prompt(family, prompt, (0, 0)).key
         parts |= {"id": prompt.id, "seed": seed, "adapter": adapter_hash, "strength": strength}
         return cache.key(**parts, **self._about)
+
+
+def _is_made(picture: Picture, key: str) -> bool:
+    """Whether a picture is there as it would be drawn; its clip is written before it."""
+    return made_from(picture.path) == key and (picture.clip is None or picture.clip.is_file())
 
 
 def made_from(path: Path) -> str | None:

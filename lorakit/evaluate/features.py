@@ -3,8 +3,8 @@ asked for again with one more checkpoint, goes on where it was."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,49 +37,72 @@ class Extra(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A picture to look at, opened when it is looked at; `digest` addresses what was seen."""
+    """A picture to look at, or a clip's frames, opened when they are looked at; `digest` addresses what was
+    seen."""
 
     digest: str
-    open: Callable[[], Image.Image]
+    open: Callable[[], Iterable[Image.Image]]
 
 
-def source(path: Path) -> Source:
-    """A file as a source."""
-    return Source(storage.sha256_file(path), lambda: images.decode(path))
+def source(path: Path, clip: Path | None = None) -> Source:
+    """A picture's file as a source, or the file of the clip that it stands for."""
+    if clip:
+        return Source(storage.sha256_file(clip), lambda: images.film(clip))
+    return Source(storage.sha256_file(path), lambda: [images.decode(path)])
 
 
 def features(eye: Eye, sources: Sequence[Source], label: str, quiet: bool = False) -> Features:
-    """Unit vectors (N, D) of pictures, from the cache where they were looked at before."""
+    """Unit vectors (N, D) of pictures, from the cache where they were looked at before; of a clip, the mean
+    of its frames' vectors, so that similarities to it are means over the frames."""
 
     def compute() -> torch.Tensor:
-        pieces = []
-        with Progress(label, len(sources), quiet=quiet) as progress:
-            for start in range(0, len(sources), score.BATCH):
-                some = sources[start : start + score.BATCH]
-                pieces.append(eye.image_features([one.open() for one in some]))
-                progress.update(start + len(some))
-        return torch.cat(pieces)
+        return _mean(lambda some, rows: eye.image_features(some), sources, label, quiet)
 
     return _kept(compute, sources, eye.describe(), [], f"features of {label}")
+
+
+def unit(vectors: Features) -> Features:
+    """Directions (N, D): the mean of a clip's vectors is shorter than one of them."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def extra_scores(
     extra: Extra, sources: Sequence[Source], prompts: Sequence[Prompt], label: str, quiet: bool = False
 ) -> Features:
-    """The further scores (N,) of pictures, from the cache where they were scored before."""
+    """The further scores (N,) of pictures, of clips the mean of their frames', from the cache where they were
+    scored before."""
+
+    def see(some: list[Image.Image], rows: list[int]) -> torch.Tensor:
+        return torch.tensor(extra.score(some, [prompts[row] for row in rows]))
 
     def compute() -> torch.Tensor:
-        values: list[float] = []
-        with Progress(f"{label}: {extra.name}", len(sources), quiet=quiet) as progress:
-            for start in range(0, len(sources), score.BATCH):
-                some = slice(start, start + score.BATCH)
-                values += extra.score([one.open() for one in sources[some]], prompts[some])
-                progress.update(len(values))
-        return torch.tensor([_NONE if math.isnan(value) else value for value in values])
+        return _mean(see, sources, f"{label}: {extra.name}", quiet).nan_to_num(nan=_NONE)
 
     texts = [f"{prompt.prompt}\n{prompt.score_text}" for prompt in prompts]
     found = _kept(compute, sources, extra.describe(), texts, f"{extra.name} of {label}")
     return np.where(found < _NONE / 2, np.nan, found)
+
+
+def _mean(
+    see: Callable[[list[Image.Image], list[int]], torch.Tensor],
+    sources: Sequence[Source],
+    label: str,
+    quiet: bool,
+) -> torch.Tensor:
+    """What `see` makes of (pictures, their rows), (B, ...), averaged over the pictures of each source."""
+    looks = ((row, picture) for row, one in enumerate(sources) for picture in one.open())
+    found: list[torch.Tensor] = []
+    rows: list[int] = []
+    with Progress(label, len(sources), quiet=quiet) as progress:
+        while some := list(itertools.islice(looks, score.BATCH)):
+            these = [row for row, _ in some]
+            found.append(see([picture for _, picture in some], these).double().cpu())
+            rows += these
+            progress.update(rows[-1] + 1)
+    seen, place = torch.cat(found), torch.tensor(rows)
+    total = seen.new_zeros(len(sources), *seen.shape[1:]).index_add_(0, place, seen)
+    counts = torch.bincount(place, minlength=len(sources))
+    return total / counts.reshape(-1, *[1] * (seen.ndim - 1))
 
 
 def _kept(

@@ -102,4 +102,4 @@ def _references(folder: Path, records: Sequence[Record], held: set[str], root: P
 
 
 def _record_source(folder: Path, record: Record) -> Source:
-    return Source(record.pixels, lambda: images.read(folder, record))
+    return Source(record.pixels, lambda: [images.read(folder, record)])

@@ -16,7 +16,7 @@ from lorakit import score
 from lorakit.errors import DataError
 from lorakit.evaluate import metrics
 from lorakit.evaluate.eyes import Eye
-from lorakit.evaluate.features import Extra, Features, Source, extra_scores, features, source
+from lorakit.evaluate.features import Extra, Features, Source, extra_scores, features, source, unit
 from lorakit.evaluate.pictures import Picture
 from lorakit.evaluate.table import BASE, Arm, Evaluation, Key
 
@@ -141,7 +141,7 @@ class _Work:
     def score(self, taken: Taken) -> Arm:
         """Every score of one arm; the one named "base" is what the others drift from."""
         keys = [picture.key for picture in taken.pictures]
-        sources = [source(picture.path) for picture in taken.pictures]
+        sources = [source(picture.path, picture.clip) for picture in taken.pictures]
         arm = Arm(taken.name, taken.step, taken.strength, losses=taken.losses)
         arm.files = {p.key: Path(os.path.relpath(p.path, self.root)).as_posix() for p in taken.pictures}
         clip = features(self.judges.clip, sources, f"{arm.name}: CLIP", self.quiet)
@@ -149,6 +149,7 @@ class _Work:
         if self.judges.eye:
             seen = features(self.judges.eye, sources, f"{arm.name}: image model", self.quiet)
         self._adherence(arm, taken.pictures, clip)
+        clip, seen = unit(clip), unit(seen)
         self._fidelity(arm, keys, clip, seen)
         self._originality(arm, keys, seen, sources)
         self._diversity(arm, keys, seen)
@@ -218,7 +219,7 @@ class _Work:
             key: self.names[self.trained[i]] for key, i in zip(keys, index.tolist(), strict=True)
         }
         if self.judges.detector:
-            copied = features(self.judges.detector, sources, f"{arm.name}: copies", self.quiet)
+            copied = unit(features(self.judges.detector, sources, f"{arm.name}: copies", self.quiet))
             nearness, _ = metrics.nearest(copied, self.references["detector"][self.trained])
             arm.scores["sscd"] = _by_key(keys, nearness)
 

@@ -21,11 +21,13 @@ _ROW = "prompt_id (text), seed (whole number) and file (text)"
 
 @dataclass(frozen=True)
 class Picture:
-    """A file with the prompt and seed that it was made from."""
+    """A file with the prompt and seed that it was made from. Of a clip, `path` is a still to show, and `clip`
+    the animated picture that is scored."""
 
     prompt: Prompt
     seed: int
     path: Path
+    clip: Path | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -36,8 +38,9 @@ class Picture:
 def find(folder: str | Path, prompts: Iterable[Prompt], pattern: str | None = None) -> list[Picture]:
     """The pictures of a folder, by its list or by their names.
 
-    The list is samples.json, .jsonl or .csv with prompt_id, seed and file. `pattern` says how files are
-    named, such as "{id}/{seed}.png" relative to the folder; without one, a name is ID, ID-SEED or ID_SEED.
+    The list is samples.json, .jsonl or .csv with prompt_id, seed and file, and clip where there is one.
+    `pattern` says how files are named, such as "{id}/{seed}.png" relative to the folder; without one, a name
+    is ID, ID-SEED or ID_SEED.
     Raises DataError naming the row or file for anything that has no prompt, and for a file that is missing or
     outside the folder.
     """
@@ -90,7 +93,12 @@ def _listed(row: Any, known: Mapping[str, Prompt], root: Path, where: str) -> Pi
         raise DataError(f"a row needs {_ROW}", where=where)
     if row["prompt_id"] not in known:
         raise DataError(f"the prompt file has no id {row['prompt_id']!r}", where=where)
-    return Picture(known[row["prompt_id"]], row["seed"], inside(root, row["file"], where))
+    film = row.get("clip") or None
+    if film is not None and not isinstance(film, str):
+        raise DataError("`clip` names the file of a clip, or is left out", where=where)
+    path = inside(root, row["file"], where)
+    clip = inside(root, film, where) if film else None
+    return Picture(known[row["prompt_id"]], row["seed"], path, clip)
 
 
 def inside(root: Path, name: str, where: str) -> Path:

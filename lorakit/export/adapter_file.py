@@ -36,6 +36,9 @@ class Adapter:
     """The file's whole metadata."""
     families: tuple[str, ...] = ()
     """The families it can belong to, likeliest first; one where the file records it."""
+    words: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Vectors (tokens, width) of a new word by text encoder, where lorakit trained one with the adapter;
+    `facts["embedding"]` says which word."""
     unsound: tuple[str, ...] = ()
     """The file's tensors that hold NaN or infinity; empty unless they were asked for."""
 
@@ -55,11 +58,14 @@ class Adapter:
         return {m.removeprefix(start): c for m, c in self.changes.items() if m.startswith(start)}
 
 
-def load(path: str | Path, family: str | None = None, *, unsound: bool = False) -> Adapter:
+def load(
+    path: str | Path, family: str | None = None, *, unsound: bool = False, word_alone: bool = False
+) -> Adapter:
     """Read an adapter file, or a folder as peft writes it; nothing of it is run.
 
     `family` names the model's family where the file does not; else it is read from the keys and shapes.
-    `unsound` reads one with NaN or infinity too, to look at it.
+    `unsound` reads one with NaN or infinity too, to look at it; `word_alone` one that changes nothing and
+    has a new word.
     Raises DataError for a damaged file, a key that is not understood, or halves that do not fit together,
     and NumericError for NaN or infinity.
     """
@@ -72,6 +78,9 @@ def load(path: str | Path, family: str | None = None, *, unsound: bool = False) 
     damaged = _unsound(tensors)
     if not unsound:
         refuse_unsound(damaged, str(file))
+    if word_alone and FACTS in metadata and all(map(is_learned, tensors)):
+        facts = _facts(metadata, str(file))
+        return Adapter({}, layout_of(tensors), facts, metadata, (facts["family"],), _words(tensors))
     return replace(_adapter(tensors, metadata, str(file), family, config), unsound=damaged)
 
 
@@ -126,7 +135,8 @@ def _adapter(
     family: str | None,
     config: dict[str, Any] | None,
 ) -> Adapter:
-    if FACTS in metadata and any(is_learned(key) for key in tensors):
+    words = _words(tensors) if FACTS in metadata else {}
+    if words:
         tensors = {key: tensor for key, tensor in tensors.items() if not is_learned(key)}
         if not tensors:
             raise ConfigError(
@@ -160,7 +170,12 @@ def _adapter(
     ordered = dict(sorted(changes.items()))
     if not possible or len(possible) > 1:
         possible = guess.narrowed(possible, ordered)
-    return Adapter(ordered, layout_of(tensors), facts, metadata, possible)
+    return Adapter(ordered, layout_of(tensors), facts, metadata, possible, words)
+
+
+def _words(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A new word's vectors by text encoder."""
+    return {key.split(".")[0]: tensor for key, tensor in tensors.items() if is_learned(key)}
 
 
 def _as_written(change: Change, facts: Mapping[str, Any], backwards: bool) -> Change:

@@ -277,7 +277,10 @@ def _merge(arguments: argparse.Namespace) -> int:
     from lorakit.surgery.merge import merge
 
     given = [_strong(text) for text in arguments.files]
-    adapters = [(load(file, arguments.family), strength) for file, strength in given]
+    adapters = [(load(file, arguments.family, word_alone=True), strength) for file, strength in given]
     count = merge(Path(arguments.base), adapters, Path(arguments.out))
-    _answer(arguments, {"path": arguments.out, "weights": count}, f"{arguments.out}  {count} weights changed")
+    words = [adapter.facts["embedding"]["token"] for adapter, _ in adapters if adapter.words]
+    told = "".join(f", the word {word} added" for word in words)
+    row = {"path": arguments.out, "weights": count, "words": words}
+    _answer(arguments, row, f"{arguments.out}  {count} weights changed{told}")
     return 0

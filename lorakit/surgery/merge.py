@@ -14,6 +14,7 @@ from lorakit import places, storage, tensor_header
 from lorakit.errors import ConfigError
 from lorakit.export import Adapter, Change, Weights
 from lorakit.progress import track
+from lorakit.surgery.vocabulary import Vocabulary
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
 _PIECE = 16 << 20  # bytes
@@ -25,7 +26,8 @@ def merge(base: Path, adapters: Sequence[tuple[Adapter, float]], out: Path) -> i
     they are; returns how many weights were changed.
 
     Sums are made in float32 and rounded once. A weight at a time is in memory. Pickled copies of the weights
-    are left out, for they would be unmerged. Raises ConfigError where an adapter does not fit the base.
+    are left out, for they would be unmerged. A new word that was trained with an adapter becomes one of the
+    tokenizers and text encoders. Raises ConfigError where an adapter does not fit the base.
     """
     places.check_new(out, "out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -33,12 +35,14 @@ def merge(base: Path, adapters: Sequence[tuple[Adapter, float]], out: Path) -> i
     if out.resolve().is_relative_to(base.resolve()):
         raise ConfigError("the new folder must not lie within the base", where=str(out))
     changes = _planned(Weights(base), adapters)
+    vocabulary = Vocabulary(base, adapters)
     files = [file for file in sorted(base.rglob("*")) if _wanted(file, base)]
     for file in track(files, "merging", len(files)):
         target = out / file.relative_to(base)
         own = changes.get(file.parent.name, {}) if file.suffix == ".safetensors" else {}
         with open(file, "rb") as source, storage.writing(target) as sink:
             _copy(source, sink) if not own else _merged(file, source, sink, own)
+    vocabulary.write(out)
     return sum(len(own) for own in changes.values())
 
 

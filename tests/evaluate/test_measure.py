@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lorakit import bases, score, storage
+from lorakit import bases, clips, sample, score, storage
 from lorakit.errors import DataError
 from lorakit.evaluate import table
+from lorakit.evaluate.extras import ClipScore
 from lorakit.evaluate.features import Source, features, source
 from lorakit.evaluate.judges import folder_references
 from lorakit.evaluate.measure import Judges, Taken, measure
-from lorakit.evaluate.pictures import Picture
+from lorakit.evaluate.pictures import Picture, find
 from lorakit.evaluate.table import BASE, Evaluation
-from lorakit.prompts import Prompt
+from lorakit.prompts import Prompt, Shot
 from lorakit.quickstart import world
 
 SEEDS = (0, 1)
@@ -106,7 +107,7 @@ def test_clip_t_and_shuffled_texts(made, clip, place):
 
 def test_fidelity_drift_and_diversity(made, clip, place, references):
     adapted, base = seen(clip, made, "step 100", place), seen(clip, made, BASE, place)
-    images = [one.open() for one in references.sources]
+    images = [image for one in references.sources for image in one.open()]
     subject = clip.image_features(images).double().numpy()
     arm = made.arms[1]
     for row, key in enumerate(arm.files):
@@ -120,7 +121,8 @@ def test_fidelity_drift_and_diversity(made, clip, place, references):
 
 def test_lookalikes_are_images_that_were_trained_on(made, clip, place, references):
     adapted = seen(clip, made, "step 100", place)
-    trained = clip.image_features([one.open() for one in references.sources[:3]]).double().numpy()
+    images = [image for one in references.sources[:3] for image in one.open()]
+    trained = clip.image_features(images).double().numpy()
     arm = made.arms[1]
     for row, key in enumerate(arm.files):
         assert arm.scores["nearest"][key] == pytest.approx((adapted[row] @ trained.T).max(), abs=1e-6)
@@ -193,6 +195,29 @@ def test_it_is_the_same_after_json(made, place):
     assert [p.role("sks") for p in again.prompts] == ["subject", "subject", "unrelated"]
 
 
+def test_a_clip_is_scored_by_its_frames_not_by_its_strip(clip, tmp_path):
+    """CLIP-T, and what else is measured, is the mean over the frames; equal clips do not drift."""
+    prompt = replace(PROMPTS[0], seeds=(0, 1))
+    films = [
+        [scene("circle", "red", 1), scene("ring", "blue", 2), scene("circle", "red", 3)],
+        [scene("circle", "red", 4), scene("circle", "red", 5)],
+    ]
+    shots = [Shot(prompt, n, clips.strip(film), tuple(film)) for n, film in enumerate(films)]
+    for name in (BASE, "same"):
+        sample.save(tmp_path / name, shots, 16.0)
+    arms = [Taken(name, find(tmp_path / name, [prompt])) for name in (BASE, "same")]
+    judges = Judges(clip, extras=[ClipScore(clip)])
+    made = measure(Evaluation("e", [prompt], []), arms, judges, None, root=tmp_path)
+    scores = made.arms[1].scores
+    for n, film in enumerate(films):
+        expected = np.mean(clip.clip_t(film, [prompt.score_text] * len(film)))
+        assert scores["clip_t"]["s1", n] == pytest.approx(expected, abs=1e-6)
+        each = np.mean(ClipScore(clip).score(film, [prompt] * len(film)))
+        assert scores["clipscore"]["s1", n] == pytest.approx(each, abs=1e-6)
+        assert scores["drift"]["s1", n] == pytest.approx(0, abs=1e-6)
+        assert made.arms[1].files["s1", n] == f"same/s1-{n}.png"  # what the report shows
+
+
 def test_an_arm_that_lacks_a_picture_is_not_compared(place, clip):
     arms = [arm(place, BASE, "solid"), arm(place, "step 100", "solid")]
     arms[1].pictures.pop()
@@ -212,7 +237,7 @@ def test_features_are_computed_once_and_by_content(place, clip, tmp_path):
             return clip.describe()
 
     eye, file = Counting(), storage.save_image(tmp_path / "a.png", scene("ring", "pink", 5))
-    other = Source("another picture", lambda: scene("ring", "blue", 6))
+    other = Source("another picture", lambda: [scene("ring", "blue", 6)])
     first = features(eye, [source(file), other], "x")
     assert eye.looked == 2
     assert (features(eye, [source(file), other], "x") == first).all()

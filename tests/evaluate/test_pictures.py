@@ -105,3 +105,14 @@ def test_what_is_no_folder_or_has_no_pictures(tmp_path):
 def test_the_prompts_asked_have_just_the_seeds_that_there_are(tmp_path):
     root = folder(tmp_path, "dog-5.png", "dog-2.png", "a-b-0.png")
     assert {p.id: p.seeds for p in asked(find(root, PROMPTS))} == {"dog": (2, 5), "a-b": (0,)}
+
+
+def test_a_clip_lies_beside_its_picture(tmp_path):
+    root = folder(tmp_path, "a.png", "a.webp")
+    row = {"prompt_id": "dog", "seed": 1, "file": "a.png", "clip": "a.webp"}
+    (root / "samples.json").write_text(json.dumps([row, {**row, "seed": 2, "clip": None}]))
+    assert [p.clip and p.clip.name for p in find(root, PROMPTS)] == ["a.webp", None]
+    for clip, words in (("../a.webp", "outside"), ("b.webp", "does not exist"), (3, "names the file")):
+        (root / "samples.json").write_text(json.dumps([row | {"clip": clip}]))
+        with pytest.raises(DataError, match=words):
+            find(root, PROMPTS)

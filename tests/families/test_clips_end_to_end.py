@@ -1,18 +1,16 @@
-"""A base of clips through the command line: stills and films prepared, trained, stopped, gone on with,
-exported, sampled."""
+"""A base of clips on stills and films: batches, both experts, refusals; `tests/test_pages.py` has the whole
+way."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from lorakit import adapter, cli, manifest, recipe, storage, trial
+from lorakit import cli, manifest, recipe, storage, trial
 from lorakit.errors import ConfigError, DataError
 from lorakit.train import train
 from tests import films, runs, tiny
@@ -51,8 +49,8 @@ def _overrides(data: Path, out: Path, row: str = "wan", **more: object) -> list[
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
-def test_from_stills_and_films_to_a_clip(tmp_path, capsys):
-    data, run = _folder(tmp_path / "data", clips=True), tmp_path / "run"
+def test_what_was_prepared_is_known_and_a_broken_film_is_told(tmp_path):
+    data = _folder(tmp_path / "data", clips=True)
     assert cli.main(["data", "prepare", str(data), "--clips", "--resolution", "64"]) == 0
     records = {record.file: record for record in manifest.load(data)}
     assert {file for file, record in records.items() if record.clip} == {"a.mp4", "b.webm", "c.mkv"}
@@ -60,32 +58,6 @@ def test_from_stills_and_films_to_a_clip(tmp_path, capsys):
     before = (data / "manifest.jsonl").read_bytes()
     assert cli.main(["data", "prepare", str(data), "--resolution", "64"]) == 0  # known by now
     assert (data / "manifest.jsonl").read_bytes() == before
-    made = recipe.load(WAN, _overrides(data, run))
-    with runs.killed_at(3):
-        train(made)
-    train(made)
-    assert "going on from step 2" in (run / "log.txt").read_text()
-    whole = train(recipe.load(WAN, _overrides(data, tmp_path / "whole"))).path
-    assert (whole / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
-    facts = adapter.read_metadata(run / "adapter.safetensors")
-    assert (facts["family"], facts["frames"]) == ("wan", 5)
-    assert all(value.any() for value in storage.read_safetensors(run / "adapter.safetensors").values())
-    samples = run / "samples/step-00000004"
-    (row,) = storage.read_json(samples / "samples.json")
-    with Image.open(samples / row["file"]) as strip, Image.open(samples / row["clip"]) as film:
-        assert (strip.size, film.size, film.n_frames) == ((3 * 64, 64), (64, 64), 5)
-    assert len(list((run / "exports").glob("*.safetensors"))) == 2  # ComfyUI has names of its own
-    capsys.readouterr()
-    command = ["sample", str(tiny.tiny_folder("wan")), "--prompts", str(tmp_path / "prompts.jsonl")]
-    command += ["--steps", "1", "--size", "64x64", "--quiet", "--adapter", str(run), "--out"]
-    assert cli.main([*command, str(tmp_path / "clip")]) == 0
-    assert cli.main([*command, str(tmp_path / "still"), "--frames", "1"]) == 0
-    assert sorted(file.name for file in (tmp_path / "clip").iterdir()) == [
-        "a-0.png",
-        "a-0.webp",
-        "samples.json",
-    ]
-    assert sorted(file.name for file in (tmp_path / "still").iterdir()) == ["a-0.png", "samples.json"]
 
 
 def test_films_and_stills_have_batches_of_their_own(tmp_path):
@@ -175,19 +147,3 @@ def test_films_are_left_alone_unless_asked_for(tmp_path, capsys):
     assert cli.main(["data", "prepare", str(data), "--resolution", "64", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
     assert b"clip" not in (data / "manifest.jsonl").read_bytes()
-
-
-def test_the_commands_of_the_page_are_commands():
-    """What they do is tested above; here, that the page spells them so."""
-    page = (Path(recipe.__file__).parent.parent / "examples/video.md").read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
-    assert lines.pop(0) == "pip install 'lorakit[video]'"
-    parsed = [cli.parser().parse_args(shlex.split(line)[1:]) for line in lines]
-    assert [given.handler.__name__ for given in parsed] == [
-        "_prepare",
-        "_check",
-        "_train",
-        "_sample",
-        "_export",
-    ]
-    assert recipe.load(parsed[2].recipe, parsed[2].overrides).frames == parsed[3].frames == 17

@@ -1,11 +1,10 @@
-"""Edit pairs, inpainting and control: from a folder through the command line to pictures; and refusals."""
+"""Edit pairs, inpainting and control: what is shown to the base, and refusals; `tests/test_pages.py` has the
+whole way."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from PIL import Image
 from data_tools.prepare import PrepareOptions, prepare
 from lorakit import adapter, cli, families, manifest, prompts, recipe, session, shown, storage
 from lorakit.errors import ConfigError, DataError
-from lorakit.export import consumers
-from lorakit.train import train
 from tests import oracle, runs, tiny
 from tests.families.common import CAPTIONS, conditions, family_of, noise_for, pictures_for, times
 
@@ -52,88 +49,6 @@ def _prepare(folder: Path) -> None:
 def _edits(folder: Path) -> None:
     _sources(folder)
     _prepare(folder)
-
-
-def _joins(folder: Path) -> None:
-    """One picture comes of two others: it shares no batch with those that come of one."""
-    _sources(folder)
-    (folder / "2.source.png").rename(folder / "2.source1.png")
-    _photo(20, (40, 40)).save(folder / "2.source2.png")
-    _prepare(folder)
-    assert [len(record.given) for record in manifest.load(folder)] == [1, 1, 2]
-
-
-def _masks(folder: Path) -> None:
-    _prepare(folder)
-    assert cli.main(["data", "control", str(folder), "--kind", "mask", "--quiet"]) == 0
-
-
-def _edges(folder: Path) -> None:
-    _prepare(folder)
-    assert cli.main(["data", "control", str(folder), "--kind", "canny", "--quiet"]) == 0
-
-
-# row of the tiny pipeline: (how its data are made, recipe)
-KINDS = {
-    "flux1-kontext": (_edits, "flux1-kontext"),
-    "qwen-image-edit-plus": (_joins, "qwen-image-edit"),
-    "sd15-inpaint": (_masks, "sd15-inpaint"),
-    "flux1-dev": (_edges, "flux1-control"),  # becomes a Control LoRA
-}
-
-
-@pytest.mark.parametrize("row", KINDS)
-def test_from_photos_to_pictures(row, photos, tmp_path):
-    """Prepared, trained, killed, gone on with to the same bytes, exported, sampled."""
-    make, name = KINDS[row]
-    data = shutil.copytree(photos, tmp_path / "data")
-    make(data)
-    made = _recipe(row, name, data, tmp_path / "run")
-    with runs.killed_at(3):
-        train(made)
-    run = train(made).path
-    assert "going on from step 2" in (run / "log.txt").read_text()
-    family = families.by_name(adapter.read_metadata(run / "adapter.safetensors")["family"])
-    assert family is (families.by_name("flux1-control") if row == "flux1-dev" else family_of(row))
-    assert len(list((run / "samples/step-00000004").glob("*.png"))) == 1
-    assert len(list((run / "exports").glob("*.safetensors"))) > 0
-    if row == "flux1-kontext":
-        whole = train(_recipe(row, name, data, tmp_path / "whole")).path
-        assert (whole / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
-    command = ["sample", str(tiny.tiny_folder(row)), "--prompts", str(tmp_path / "prompts.jsonl"), "--quiet"]
-    command += ["--steps", "1", "--size", "64x64", "--adapter", str(run), "--out", str(tmp_path / "pictures")]
-    assert cli.main(command) == 0
-    (file,) = (tmp_path / "pictures").glob("*.png")
-    assert max(high - low for low, high in Image.open(file).getextrema()) > 0
-
-
-def _recipe(row: str, name: str, data: Path, out: Path) -> recipe.Recipe:
-    line = {"id": "a", "prompt": "make it blue", "seeds": [0], "image": "data/0.png"}
-    if "mask" in family_of(row).needs:
-        Image.new("L", (40, 40), 255).save(out.parent / "mask.png")
-        line["mask"] = "mask.png"
-    file = storage.write_jsonl(out.parent / "prompts.jsonl", [line])
-    family = "flux1-control" if row == "flux1-dev" else family_of(row).name
-    known = [one for one in consumers.NAMES if one in consumers.rules(family)]
-    return recipe.load(
-        recipe.folder() / f"{name}.yaml",
-        [
-            *(
-                f"base={tiny.tiny_folder(row)}",
-                f"dataset={data}",
-                f"out={out}",
-                f"export={json.dumps(known)}",
-            ),
-            *(
-                "resolution=64",
-                "optimizer.warmup=0",
-                "train.steps=5",
-                "train.save_every=2",
-                "train.accumulate=1",
-            ),
-            *(f"samples.prompts={file}", "samples.every=4", "samples.steps=1", "samples.guidance=null"),
-        ],
-    )
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in tiny.ROWS.items() if row.shown))
@@ -320,24 +235,3 @@ def test_prompts_without_pictures_are_refused(tmp_path):
         ("sd15-inpaint", masked),
     ):
         shown.check_prompts(families.by_name(name), [prompt])
-
-
-@pytest.mark.parametrize("page", ["edit-pairs", "inpainting", "control"])
-def test_the_pages_commands_are_commands_and_their_prompts_are_prompts(page, tmp_path):
-    """What they do is run above, on tiny pipelines; here, that they are spelt as they are understood."""
-    root = Path(__file__).parent.parent.parent
-    text = (root / f"examples/{page}.md").read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
-    lines += re.findall(r"`(lorakit [^`]*)`", text)
-    assert len(lines) >= 3
-    for line in lines:
-        given = cli.parser().parse_args(shlex.split(line)[1:])
-        if hasattr(given, "recipe"):
-            made = recipe.load(root / given.recipe, given.overrides)
-            assert made.samples.prompts
-    (row,) = re.findall(r"^    (\{\"id\".*\})$", text, re.M)
-    for name in ("mug.jpg", "sofa.jpg", "sofa-hole.png", "park-edges.png"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "p.jsonl").write_text(row)
-    (prompt,) = prompts.load(tmp_path / "p.jsonl")
-    assert prompt.image
