@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -237,21 +237,18 @@ class Trainer:
         tensors = adapter.states(self.made.networks)
         metadata = adapter.pack_metadata(self.made.facts() | {"steps": self.state.step})
         file = storage.write_safetensors(self.run.path / "adapter.safetensors", tensors, metadata)
-        self._export(file, tensors)
+        self._export(file)
         refresh_sheet(self.run.path)
         summary.write(self.run, self.recipe, "done")
         storage.sync(self.run.metrics_file)
         self.run.update(status="done", step=self.state.step)  # last: a crash before it does all this again
 
-    def _export(self, file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        """The adapter for each consumer asked for, and a new word for all of them."""
-        folder, new = self.run.path / "exports", self.recipe.embedding
-        if new and self.recipe.export:
-            storage.write_safetensors(folder / f"{new.token}.safetensors", adapter.published_words(tensors))
+    def _export(self, file: Path) -> None:
+        """The adapter, and a new word, for each consumer asked for."""
         served: set[str] = set()
-        for consumer in self.recipe.export if self.recipe.adapter.type != "none" else ():
+        for consumer in self.recipe.export:
             if consumer not in served:
-                made = export_adapter(file, consumer, folder, base=self.made.base)
+                made = export_adapter(file, consumer, self.run.path / "exports", base=self.made.base)
                 served |= {name for exported in made for name in exported.consumers}
 
     # the loop

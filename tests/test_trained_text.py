@@ -182,13 +182,32 @@ def test_two_words_are_merged_and_one_twice_is_refused(finished, tmp_path):
         assert merged.tokenizer.tokenize(f"a {token} dog").count(token) == 1
 
 
-def test_the_command_line_draws_and_refuses_to_export_a_word_as_an_adapter(finished, tmp_path, capsys):
+def test_the_command_line_draws_and_exports_a_word(finished, tmp_path, capsys):
     run = finished["word", "sd15"]
     command = ["sample", str(tiny.tiny_folder("sd15")), "--adapter", str(run), "--steps", "1", "--quiet"]
     command += ["--prompts", str(run.parent / "prompts.jsonl"), "--size", "64x64", "--out", str(tmp_path)]
     assert cli.main(command) == 0
     assert (tmp_path / "a-0.png").is_file()
-    assert cli.main(["export", str(run), "--out", str(tmp_path / "e")]) != 0
+    adapters = {"adapter-comfyui-a1111", "adapter-diffusers"}
+    for key, files in {("word", "sd15"): {"sks"}, ("both", "sd15"): {"sks", *adapters}}.items():
+        out, own = tmp_path / key[0], finished[key] / "exports"
+        for _ in range(2):  # the same again is no conflict
+            assert cli.main(["export", str(finished[key]), "--out", str(out)]) == 0
+        assert {file.stem for file in out.iterdir()} == files
+        assert (out / "sks.safetensors").read_bytes() == (own / "sks.safetensors").read_bytes()
+    storage.write_safetensors(tmp_path / "word/sks.safetensors", {"emb_params": torch.ones(2, 32)})
+    capsys.readouterr()
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "word")]) == 2
+    assert "another word's file has this name" in capsys.readouterr().err
+
+
+def test_what_has_no_place_for_a_word_says_so(finished, tmp_path, capsys):
+    both, word = (str(finished[case, "sd15"] / "adapter.safetensors") for case in ("both", "word"))
+    out = str(tmp_path / "a.safetensors")
+    base = str(tiny.tiny_folder("sd15"))
+    assert cli.main(["convert", both, out, "--to", "diffusers", "--base", base]) == 0
+    assert "the new word sks is not in it" in capsys.readouterr().err
+    assert cli.main(["convert", word, str(tmp_path / "b.safetensors"), "--to", "kohya"]) == 2
     assert "a new word and no adapter" in capsys.readouterr().err
 
 

@@ -29,7 +29,6 @@ from lorakit.adapter.layers import (
     switched_off,
 )
 from lorakit.adapter.targets import Shape, facts, shape_of, shape_of_text
-from lorakit.adapter.words import published as published_words
 
 __all__ = [
     "METADATA_KEY",
@@ -47,7 +46,6 @@ __all__ = [
     "named_parameters",
     "pack_metadata",
     "parameters_of",
-    "published_words",
     "read_metadata",
     "set_strength",
     "shape_of",

@@ -102,10 +102,10 @@ def is_learned(key: str) -> bool:
     return key.endswith(LEARNED)
 
 
-def published(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The words of an adapter's file as other programs read them: `emb_params`, or one tensor for each of
-    two encoders."""
-    found = {key.split(".")[0]: value.float() for key, value in tensors.items() if is_learned(key)}
+def published(words: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The vectors of a word by text encoder as other programs read them: `emb_params`, or one tensor for each
+    of two encoders."""
+    found = {component: value.float() for component, value in words.items()}
     if len(found) == 1:
         return {"emb_params": next(iter(found.values()))}
     return {_SHORT[component]: value for component, value in found.items()}

@@ -142,7 +142,7 @@ def _adapter(
             raise ConfigError(
                 "this file holds a new word and no adapter",
                 where=where,
-                remedy="the run's folder `exports` has the word in the file that other programs read",
+                remedy="`lorakit export` writes the word as the file that other programs read",
             )
     if not spelling.looks_like_adapter(tensors):
         raise DataError(

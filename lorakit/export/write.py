@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lorakit import families, places
+import torch
+
+from lorakit import families, places, storage
+from lorakit.adapter import words
 from lorakit.errors import ConfigError, NumericError
 from lorakit.export import consumers, experts, layouts, lowrank, prove
 from lorakit.export.adapter_file import Adapter, load
@@ -33,18 +37,20 @@ def export_adapter(
 ) -> list[Exported]:
     """Write `adapter` for a consumer ("comfyui", "a1111", "diffusers") or for "all" that can read it.
 
-    `out` is a folder, or the .safetensors file to write. With `base`, the model's folder, the adapter is also
-    held against the model's own modules and shapes; DoRA for web interfaces and OFT need it. `family` names
-    the model's family where the file does not. What a consumer cannot hold as it is becomes the nearest LoRA
-    of at most `rank`, and the error is told. `force` lets an adapter through that changes nothing; `private`
-    writes the names of file and base into the metadata.
+    `out` is a folder, or the .safetensors file to write; a new word gets a file of its own there. With
+    `base`, the model's folder, the adapter is also held against the model's own modules and shapes; DoRA for
+    web interfaces and OFT need it. `family` names the model's family where the file does not. What a consumer
+    cannot hold as it is becomes the nearest LoRA of at most `rank`, and the error is told. `force` lets an
+    adapter through that changes nothing; `private` writes the names of file and base into the metadata.
     Raises ConfigError where a consumer cannot read it, NumericError for untrained or non-finite weights.
     """
     places.check_new(out, "out")
     if consumer not in (*CONSUMERS, "all"):
         raise ConfigError(f"unknown consumer {consumer!r}", remedy=f"known: {', '.join(CONSUMERS)}, all")
-    source = load(adapter, family)
+    source = load(adapter, family, word_alone=True)
     known = known_family(source, str(adapter))
+    if not source.changes:
+        return _words(source, known, consumer, out)
     if not force:
         _check_trained(source, str(adapter))
     files = []
@@ -58,10 +64,11 @@ def export_adapter(
             for plan in plans
         ]
     _check_target(out, [plan for _, plan, _ in files], adapter)
-    return [
+    made = [
         prove.write(part, known, plan, _target(adapter, out, plan), weights, base, private)
         for part, plan, weights in files
     ]
+    return made + _words(source, known, consumer, out)
 
 
 def _for(
@@ -202,6 +209,26 @@ def _kernel(weights: Weights | None, module: str) -> tuple[int, ...]:
         where=module,
         remedy="give --base FOLDER, the base it was trained on",
     )
+
+
+def _words(source: Adapter, known: str, consumer: str, out: Path) -> list[Exported]:
+    """A file for the new word, if there is one, that every program of the family reads."""
+    if not source.words:
+        return []
+    folder = out.parent if out.suffix == ".safetensors" else out
+    target = folder / f"{source.facts['embedding']['token']}.safetensors"
+    tensors = words.published(source.words)
+    if target.exists() and not _equal(storage.read_safetensors(target), tensors):
+        raise ConfigError(
+            "another word's file has this name, so it is kept", where=str(target), remedy="give another --out"
+        )
+    storage.write_safetensors(target, tensors)
+    readers = tuple(consumers.rules(known)) if consumer == "all" else (consumer,)
+    return [Exported(target, readers, "embedding", len(tensors), 0.0)]
+
+
+def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _check_target(out: Path, plans: list[Plan], adapter: Path) -> None:

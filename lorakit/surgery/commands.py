@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,14 @@ def _save(
     return prove.write(source, family, prove.Plan((), layout, "", changes), out, weights, None, False)
 
 
+def _tell_words(*sources: Adapter) -> None:
+    """A word is no change of a weight: it is not in the file that was written."""
+    for source in sources:
+        if source.words:
+            word = source.facts["embedding"]["token"]
+            print(f"the new word {word} is not in it: `lorakit export` writes it", file=sys.stderr)
+
+
 def _weights(arguments: argparse.Namespace) -> Any:
     from lorakit.export import Weights
 
@@ -204,6 +213,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         else ""
     )
     _answer(arguments, row, f"{made.path}  {made.layout}, {made.keys} keys{note}")
+    _tell_words(source)
     return 0
 
 
@@ -227,6 +237,7 @@ def _combine(arguments: argparse.Namespace) -> int:
     arguments.base = None
     made = _save(arguments, source, found.pop(), changes)
     _answer(arguments, {"path": str(made.path), "keys": made.keys}, f"{made.path}  {made.keys} keys")
+    _tell_words(*(adapter for adapter, _ in adapters))
     return 0
 
 
@@ -242,6 +253,7 @@ def _resize(arguments: argparse.Namespace) -> int:
     )
     arguments.base = None
     made = _save(arguments, type(source)(changes, "diffusers", source.facts), family, changes)
+    _tell_words(source)
     return _told(arguments, made, changes, kept)
 
 

@@ -109,7 +109,8 @@ def _assert_diffusers_reads_both(run):
     for second, name in enumerate(("high-noise", "low-noise")):
         file = run / f"exports/adapter-{name}-diffusers.safetensors"
         theirs.load_lora_weights(str(file), load_into_transformer_2=bool(second))
-    cond = ours.family.collate(ours.family.encode(ours.pipe, ["a red circle"]))
+    conds = ours.with_text(lambda pipe: ours.family.encode(pipe, ["a red circle"]))
+    cond = ours.family.collate(conds)
     noise = torch.randn(1, *ours.family.latent_shape(ours.pipe, 64, 64))
     with torch.no_grad():
         for time in (950.0, 50.0):
