@@ -73,7 +73,7 @@ class Stores:
         if missing := self.text.missing(wanted):
             parts = {part for part in components(plan.base) if part.startswith(plan.family.text_parts)}
             self.text.fill(missing, self._load(self.text_dtype, parts))
-        _collect()
+            _collect()
 
     def _asked(self, prompt: prompts.Prompt, text: str) -> dataset.Wanted:
         """A prompt's text, or that of its negative, for the pictures that are sampled."""
@@ -93,7 +93,8 @@ class Stores:
                 latents.fill(missing, pipe)
             if unseen:
                 pictures.fill(unseen, pipe)
-        _collect()
+            del pipe
+            _collect()
 
     def _load(self, dtype: torch.dtype, parts: set[str]) -> Any:
         return self.plan.family.load(self.plan.base, dtype=dtype, device=self.device, only=parts)
