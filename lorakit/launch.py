@@ -33,11 +33,14 @@ def settle() -> None:
 
 def command(recipe: str, overrides: list[str], *, processes: int = 1) -> list[str]:
     """The `accelerate launch` command line, complete, so that the launcher has nothing to guess or warn
-    about."""
+    about.
+
+    Its module is named itself: `accelerate` first imports all of its other commands, which takes seconds.
+    """
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     options = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", threads]
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     return [*launcher, *options, "-m", "lorakit.train", recipe, *overrides]
 
 
@@ -101,7 +104,7 @@ def _asked_for() -> int:
         words = " ".join((psutil.Process().parent() or psutil.Process()).cmdline())
     except psutil.Error:
         return 1
-    found = re.search(r"accelerate.* launch .*?--num[_-]processes[ =](\d+).* lorakit\.train", words)
+    found = re.search(r"accelerate.*[ .]launch .*?--num[_-]processes[ =](\d+).* lorakit\.train", words)
     return int(found[1]) if found else 1
 
 

@@ -58,6 +58,8 @@ class Loss:
         self.made, self.accelerator = made, accelerator
         self.class_seed = keyed.key(made.recipe.train.seed, "class images")
         self.live = trained_text.is_trained(made.recipe)
+        # not any weight's: some stay in float32; asked once, as the answer walks through all modules
+        self.dtype: torch.dtype = made.denoiser.dtype
 
     def __call__(self, data: Any, slots: list[Slot], purpose: str, times: list[float]) -> torch.Tensor:
         """Losses (B,) of slots that share one shape; `times` are uniform numbers, one a slot.
@@ -134,8 +136,7 @@ class Loss:
 
     def predict(self, given: Noised) -> torch.Tensor:
         """The model's prediction (B, C, H, W)."""
-        made = self.made
-        dtype: torch.dtype = made.denoiser.dtype  # not any weight's: some stay in float32
+        made, dtype = self.made, self.dtype
         cond = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.cond.items()}
         with self.accelerator.autocast():
             return made.family.predict(made.denoiser, given.noisy.to(dtype), given.t, cond)

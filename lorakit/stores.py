@@ -96,4 +96,5 @@ class Stores:
                 latents.fill(missing, pipe)
             if unseen:
                 pictures.fill(unseen, pipe)
-        loading.collect()
+            del pipe
+            loading.collect()

@@ -27,12 +27,12 @@ def crash() -> None:
     raise ZeroDivisionError("a bug in the second process")
 
 
-def main(fault: str, recipe: str) -> int:
-    """Train with the fault."""
+def main(fault: str | None, recipe: str) -> int:
+    """Train, with the fault if there is one."""
     plain = Trainer.step
 
     def step(self: Trainer) -> tuple[float, float]:
-        if self.state.step == 5 and self.accelerator.process_index == 1:
+        if fault and self.state.step == 5 and self.accelerator.process_index == 1:
             {"kill": kill, "refuse": refuse, "crash": crash}[fault]()
         return plain(self)
 

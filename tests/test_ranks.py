@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import torch
 from lorakit import checkpoint, families, storage
 from lorakit.recipe import Recipe
 from lorakit.trainer import Trainer
-from tests import runs, tiny
+from tests import ranks, runs, tiny
 
 LAUNCH = [
     sys.executable,
@@ -65,10 +66,8 @@ def test_two_processes_have_the_loss_curve_of_one(data, two, tmp_path):
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
 
-def _reduced(rank: int, port: int, out: Path) -> None:
-    """One process of two, each with the gradient of an expert of its own and of none."""
-    from accelerate import Accelerator
-
+def _join(rank: int, port: int) -> None:
+    """Make this process the `rank`-th of two, as a launcher would."""
     place = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -77,6 +76,26 @@ def _reduced(rank: int, port: int, out: Path) -> None:
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in place.items()})
+
+
+def _both(target: Callable[..., object], *given: object) -> list[int | None]:
+    """Run `target(rank, port, *given)` in two processes without a launcher; returns their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [runs._CONTEXT.Process(target=target, args=(rank, port, *given)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(200)
+    return [process.exitcode for process in both]
+
+
+def _reduced(rank: int, port: int, out: Path) -> None:
+    """One process of two, each with the gradient of an expert of its own and of none."""
+    from accelerate import Accelerator
+
+    _join(rank, port)
     made = Trainer.__new__(Trainer)
     made.accelerator = Accelerator(cpu=True)
     made.made = SimpleNamespace(family=families.by_name("wan"))
@@ -90,14 +109,7 @@ def _reduced(rank: int, port: int, out: Path) -> None:
 
 def test_processes_may_train_different_experts(tmp_path):
     """At a step, the noise levels of one process may be those of an expert that the other has no share in."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [runs._CONTEXT.Process(target=_reduced, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(200)
+    _both(_reduced, tmp_path)
     first, second = (storage.read_json(tmp_path / f"{rank}.json") for rank in range(2))
     assert first == second
     assert first["gradients"] == {"high": [1.0, 2.0], "low": [2.0, 4.0], "neither": None}
@@ -105,24 +117,41 @@ def test_processes_may_train_different_experts(tmp_path):
     assert first["norm"] == pytest.approx(5.0)
 
 
-@pytest.mark.parametrize("fault", ["kill", "refuse", "crash"])
-def test_91_one_process_ending_ends_all_soon_and_the_run_goes_on_to_the_same_bytes(
-    data, two, tmp_path, fault
-):
-    file = recipe(tmp_path, data)
-    command = [*TORCHRUN, "-m", "tests.ranks", fault, str(file)]
+def _ended_soon(run: Path, ended: float) -> bool:
+    """Whether all had ended half a minute after the last step, whose commit is kept."""
+    return ended - (run / "metrics.jsonl").stat().st_mtime < 30 and checkpoint.steps(run) == [4]
+
+
+def _train(rank: int, port: int, fault: str | None, file: Path) -> None:
+    """One process of two, the second perhaps with a fault; what it says goes beside the recipe."""
+    _join(rank, port)
+    said = os.open(file.with_name(f"said-{rank}"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 2)
+    sys.exit(ranks.main(fault, str(file)))
+
+
+def test_91_one_process_killed_ends_all_soon_and_the_run_goes_on_to_the_same_bytes(data, two, tmp_path):
+    file, run = recipe(tmp_path, data), tmp_path / "run"
+    command = [*TORCHRUN, "-m", "tests.ranks", "kill", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    ended = time.time()
+    assert _ended_soon(run, time.time())
     assert done.returncode != 0
-    run = tmp_path / "run"
-    assert ended - (run / "metrics.jsonl").stat().st_mtime < 30
-    cause = {"kill": "SIGKILL", "refuse": "a fault of the second", "crash": "ZeroDivisionError: a bug"}
-    assert cause[fault] in done.stderr
+    assert "SIGKILL" in done.stderr
     # the other says why it stops, unless the launcher was quicker to end it
     assert "another process of this run has ended" in done.stderr or "closing signal" in done.stderr
-    assert checkpoint.steps(run) == [4]
-    if fault == "kill":
-        again = launch(file)
-        assert again.returncode == 0, again.stderr
-        assert "going on from step 4" in again.stderr
-        assert (run / "adapter.safetensors").read_bytes() == (two / "adapter.safetensors").read_bytes()
+    assert _both(_train, None, file) == [0, 0]
+    assert "going on from step 4" in file.with_name("said-0").read_text()
+    assert (run / "adapter.safetensors").read_bytes() == (two / "adapter.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"), [("refuse", "a fault of the second"), ("crash", "ZeroDivisionError: a bug")]
+)
+def test_91_without_a_launcher_to_end_it_the_other_ends_by_itself(data, tmp_path, fault, cause):
+    file = recipe(tmp_path, data)
+    codes = _both(_train, fault, file)
+    assert _ended_soon(tmp_path / "run", time.time())
+    assert all(code is not None and code > 0 for code in codes), codes
+    first, second = (file.with_name(f"said-{rank}").read_text() for rank in range(2))
+    assert "another process of this run has ended" in first
+    assert cause in second

@@ -68,7 +68,7 @@ def test_eight_bits_are_nearly_exact(name):
     ("name", "kind"),
     [*((name, "nf4") for name in ("sd15", "sd35", "flux1-dev", "qwen-image", "sana")), ("sd35", "int8")],
 )
-def test_thirty_steps_lower_the_loss(name, kind):
+def test_fifteen_steps_lower_the_loss(name, kind):
     made = Quantised(name, kind)
     scheduler = made.pipe.scheduler
     alphas = getattr(scheduler, "alphas_cumprod", None)
@@ -77,7 +77,7 @@ def test_thirty_steps_lower_the_loss(name, kind):
     noisy, t, target = goal.noise(latents, made.noise, torch.tensor([0.6]))
     optimizer = optim.build(made.parameters, recipe.Optimizer(lr=1e-2))
     losses = []
-    for _ in range(30):
+    for _ in range(15):
         loss = goal.loss(made.family.predict(made.model, noisy.float(), t, made.cond), target, t).mean()
         losses.append(loss.item())
         optimizer.zero_grad()

@@ -45,7 +45,7 @@ def test_muon_serves_matrices_and_convolutions_and_adam_the_rest() -> None:
 @pytest.fixture(scope="module")
 def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    clip.pretrain(job("clip", folder, 45), folder / "foundation", batch=64)
+    clip.pretrain(job("clip", folder, 30), folder / "foundation", batch=64)
     return folder / "foundation"
 
 
@@ -80,7 +80,7 @@ def test_the_autoencoder_learns_and_measures_its_scale(small_vae: tuple[Path, fl
 def test_a_denoiser_learns_and_its_folder_is_a_pipeline(
     kind: str, small_clip: Path, small_vae: tuple[Path, float], tmp_path: Path
 ) -> None:
-    run = job(kind, tmp_path, 30)
+    run = job(kind, tmp_path, 15)
     denoisers.pretrain(
         run,
         kind,
