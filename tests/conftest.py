@@ -33,3 +33,8 @@ def _garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    """What was put aside is freed at exit like anything else."""
+    gc.unfreeze()

@@ -90,8 +90,8 @@ def _train(line: Sequence[str], launched: bool) -> None:
 
 
 def _here(arguments: list[str]) -> int:
-    """What `launch.command` made, without the launcher. What this process holds already, modules that were
-    imported since among it, is no garbage to look for at every stage; `runs.garbage_kept` thaws it."""
+    """What `launch.command` made, without the launcher. What this process holds by now, libraries that were
+    imported since its module began among it, is no garbage to look for at every stage."""
     gc.collect()
     gc.freeze()
     return lorakit.train.main(arguments[arguments.index("lorakit.train") + 1 :])

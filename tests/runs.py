@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import multiprocessing
 from collections.abc import Iterator
@@ -120,16 +119,6 @@ def killed_at(step: int) -> Iterator[None]:
     with mock.patch.object(Trainer, "step", stepped), contextlib.suppress(_Killed):
         yield
         raise AssertionError("it was not killed")
-
-
-@contextlib.contextmanager
-def garbage_kept() -> Iterator[None]:
-    """As in a process of its own: garbage, which runs collect between their stages, is not looked for in
-    what a test process holds for good."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def steps_logged(run: Path) -> int:

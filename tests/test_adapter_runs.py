@@ -3,7 +3,6 @@ way through the command line is in `test_pages.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # adapter, other ke
     "olora": ({"init": "olora"}, NF4),
     "pissa": ({"init": "pissa"}, {}),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process() -> Iterator[None]:
-    with runs.garbage_kept():
-        yield
 
 
 @pytest.fixture(scope="module")

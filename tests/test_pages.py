@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from PIL import Image, ImageSequence
 
 from lorakit import adapter, bases, cli, manifest, recipe, score, storage
 from lorakit.evaluate import table
-from tests import films, lines, runs, tiny
+from tests import films, lines, tiny
 from tests.data_tools.folders import photo
 
 SIZES = [(80, 80), (96, 64), (80, 80)]
@@ -26,12 +26,6 @@ SMALL = ["resolution=64", "optimizer.warmup=0", *lines.FEWER]
 LOOKS = ["samples.every=4", "samples.steps=1", "samples.guidance=null"]
 SAMPLED = ["--steps", "1", "--size", "64x64", "--out", "pictures"]
 long = pytest.mark.skipif(not lines.LONG, reason="for the longer tier")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process() -> Iterator[None]:
-    with runs.garbage_kept():
-        yield
 
 
 @pytest.fixture

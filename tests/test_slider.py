@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -37,12 +35,6 @@ def written(folder, **changes):
         "export": [],
     } | changes
     return storage.write_json(folder / "recipe.json", tree)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process() -> Iterator[None]:
-    with runs.garbage_kept():
-        yield
 
 
 @pytest.fixture(scope="module")

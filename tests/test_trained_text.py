@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +27,6 @@ CASES = {
 }
 
 KEYS = [("encoders", "sdxl"), ("word", "sd15"), ("both", "sd15"), ("word", "sdxl")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process() -> Iterator[None]:
-    with runs.garbage_kept():
-        yield
 
 
 @pytest.fixture(scope="module")
