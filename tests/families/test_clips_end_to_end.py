@@ -15,7 +15,6 @@ from lorakit.errors import ConfigError, DataError
 from lorakit.train import train
 from tests import films, runs, tiny
 from tests.data_tools.folders import photo
-from tests.families.test_end_to_end import _process as process  # noqa: F401 - garbage is not looked for
 
 WAN = recipe.folder() / "wan.yaml"
 

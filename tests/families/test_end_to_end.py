@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 
 from lorakit import adapter, cli, recipe, storage
 from lorakit.export import consumers
-from tests import lines, runs, tiny
+from tests import lines, tiny
 from tests.families.common import family_of
 
 # row of the tiny pipeline: recipe
@@ -36,12 +35,6 @@ RECIPES = {
     "glm-image": "krea2",  # its conditions belong to one size of picture
     "kandinsky5": "krea2",  # has no export for everything
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process() -> Iterator[None]:
-    with runs.garbage_kept():
-        yield
 
 
 @pytest.fixture(scope="module")
