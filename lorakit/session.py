@@ -13,11 +13,7 @@ import torch
 from lorakit import adapter, dataset, loading, objective, sample, storage, trained_text
 from lorakit.families.base import Family
 from lorakit.families.folder import pipeline_name
-from lorakit.plans import Plan as Plan
-from lorakit.plans import Say as Say
-from lorakit.plans import objective_of
-from lorakit.plans import plan as plan
-from lorakit.plans import split as split
+from lorakit.plans import Plan, Say, objective_of, split
 from lorakit.recipe import Memory, Recipe, recipe_hash
 from lorakit.stores import Stores
 from lorakit.trained_text import LiveText

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
-from lorakit import adapter, launch, preserving, probe, progress, recipe, session, watchdog
+from lorakit import adapter, launch, plans, preserving, probe, progress, recipe, session, watchdog
 from lorakit.errors import ConfigError, DiskError, Interrupted, LorakitError, MemoryLimitError, first_line
 from lorakit.progress import duration
 from lorakit.recipe import Recipe
@@ -71,7 +71,7 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
     main = accelerator.is_main_process
     say = run.say if main else (lambda text: None)
     preserving.check_batch(made_recipe, accelerator.num_processes)
-    plan = session.plan(made_recipe, say)
+    plan = plans.plan(made_recipe, say)
     if main:
         run.begin(made_recipe, plan.inputs | {"processes": str(accelerator.num_processes)})
     accelerator.wait_for_everyone()
@@ -92,7 +92,7 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
 
 
 def _train_planned(
-    made_recipe: Recipe, plan: session.Plan, run: RunFolder, accelerator: Accelerator, say: session.Say
+    made_recipe: Recipe, plan: plans.Plan, run: RunFolder, accelerator: Accelerator, say: plans.Say
 ) -> None:
     main = accelerator.is_main_process
     began = time.monotonic()

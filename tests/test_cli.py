@@ -118,13 +118,13 @@ def test_resuming_what_is_no_run(capsys, tmp_path):
 
 
 def test_a_consumer_that_cannot_read_the_family_is_refused_before_training(capsys, tmp_path, data):
-    from lorakit import recipe, session
+    from lorakit import plans, recipe
     from lorakit.errors import ConfigError
 
     base = tiny.tiny_folder("sana")
     file = runs.make_recipe(tmp_path / "r.yaml", base, data, tmp_path / "run", export=["a1111"])
     with pytest.raises(ConfigError, match="a1111"):
-        session.plan(recipe.load(file), lambda text: None)
+        plans.plan(recipe.load(file), lambda text: None)
 
 
 def test_families_recipes_and_doctor_answer_as_json(capsys):

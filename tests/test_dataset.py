@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lorakit import bases, dataset, manifest, recipe, resample, session
+from lorakit import bases, dataset, manifest, plans, recipe, resample
 from lorakit.errors import DataError
 from lorakit.families import find
 from tests import runs
@@ -91,10 +91,10 @@ def test_the_held_out_share_is_fixed_and_leaves_something_to_train_on(folder):
     items, _ = dataset.plan(dataset.read(folder), 64, 16, 1)
     tree = {"base": "tiny-dit", "dataset": "d", "out": "o"}
     half = recipe.parse(tree | {"validate": {"fraction": 0.5}})
-    held, train = session.split(items, half)
+    held, train = plans.split(items, half)
     assert len(held) == 3
     assert sorted(i.record.file for i in held + train) == sorted(i.record.file for i in items)
-    assert session.split(list(reversed(items)), half)[0] == list(reversed(held))
+    assert plans.split(list(reversed(items)), half)[0] == list(reversed(held))
     greedy = recipe.parse(tree | {"validate": {"fraction": 0.99}})
-    assert len(session.split(items, greedy)[1]) == 1
-    assert session.split(items, recipe.parse(tree)) == ([], items)
+    assert len(plans.split(items, greedy)[1]) == 1
+    assert plans.split(items, recipe.parse(tree)) == ([], items)

@@ -44,7 +44,7 @@ def trainer(folder: Path, data: Path, base: str = "tiny-dit", **changes: Any) ->
     """A trainer before its first step, with an adapter that has an effect."""
     file = runs.make_recipe(folder / "r.yaml", base, data, folder / "run", **changes)
     chosen = recipe.load(file)
-    plan = session.plan(chosen, lambda text: None)
+    plan = plans.plan(chosen, lambda text: None)
     accelerator = Accelerator(cpu=True)
     made = session.build(chosen, plan, accelerator.device, main=True, wait=lambda: None)
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_a_class_image_of_the_subject_is_named(data, others, tmp_path):
         tmp_path / "r.yaml", "tiny-dit", others, tmp_path / "run", class_images=str(data), trigger="SKS"
     )
     with pytest.raises(DataError, match=r"class image's caption has the trigger 'SKS'") as caught:
-        session.plan(recipe.load(file), print)
+        plans.plan(recipe.load(file), print)
     assert "0.png" in str(caught.value)
 
 
@@ -215,7 +215,7 @@ def test_preservation_without_any_trigger_is_refused(others, tmp_path):
         tmp_path / "r.yaml", "tiny-dit", others, tmp_path / "run", **NAMED, objective={"preserve": 1}
     )
     with pytest.raises(ConfigError, match="needs captions with the trigger 'sks', and no picture has one"):
-        session.plan(recipe.load(file), print)
+        plans.plan(recipe.load(file), print)
 
 
 def test_stratified_needs_more_than_one_image(data, tmp_path):

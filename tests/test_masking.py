@@ -117,9 +117,9 @@ def test_hidden_latents_have_an_address_of_their_own(data, tmp_path):
 
 
 def test_a_dataset_without_masks_is_refused_before_any_model(tmp_path):
-    from lorakit import session
+    from lorakit import plans
 
     folder = runs.make_dataset(tmp_path / "data", 2)
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", folder, tmp_path / "run", objective={"mask": {}})
     with pytest.raises(ConfigError, match=r"objective\.mask.*no picture of the dataset has one"):
-        session.plan(recipe.load(file), print)
+        plans.plan(recipe.load(file), print)

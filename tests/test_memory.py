@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorakit import checkpoint, memory, recipe, session, storage, stores
+from lorakit import checkpoint, memory, plans, recipe, storage, stores
 from lorakit.errors import MemoryLimitError
 from lorakit.looks import Looks
 from lorakit.trainer import Trainer
@@ -165,7 +165,7 @@ def test_activations_grow_with_the_image_and_shrink_with_checkpointing(data, tmp
 def test_text_encoders_that_do_not_fit_the_device_encode_on_the_processor(data, tmp_path, monkeypatch):
     file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder("sd15"), data, tmp_path / "run")
     chosen, said, tried = recipe.load(file), [], []
-    plan = session.plan(chosen, said.append)
+    plan = plans.plan(chosen, said.append)
     plain = type(plan.family).load
 
     def load(self, folder, *, device="cpu", **options):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lorakit import bases, dataset, images, manifest, score, session
+from lorakit import bases, dataset, images, manifest, plans, score
 from lorakit.errors import ConfigError, DataError
 from lorakit.evaluate.extras import open_clip_scorer, open_extra
 from lorakit.evaluate.eyes import DEFAULT_DINO, open_eye
@@ -83,7 +83,7 @@ def run_references(made: Recipe, root: Path) -> References:
     Images that the run held out are references too, but no picture can be a copy of them.
     """
     records = dataset.read(made.dataset)
-    held, _ = session.split(
+    held, _ = plans.split(
         [dataset.Item(r, (0, 0, r.width, r.height), (r.width, r.height)) for r in records], made
     )
     if made.trigger:

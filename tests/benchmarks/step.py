@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from lorakit import adapter, batches, keyed, optim, recipe, session, tracker
+from lorakit import adapter, batches, keyed, optim, plans, recipe, session, tracker
 from lorakit.rundir import RunFolder
 from lorakit.trainer import Trainer
 from tests import runs
@@ -38,7 +38,7 @@ def trainer(base: str, folder: Path) -> Trainer:
         runs.make_dataset(data, 24)
     changes = {"train": {"steps": 10_000, "batch_size": BATCH, "precision": "fp32"}, "adapter": {"rank": 16}}
     made = recipe.load(runs.make_recipe(folder / f"{base}.yaml", base, data, folder / base, **changes))
-    plan = session.plan(made, lambda text: None)
+    plan = plans.plan(made, lambda text: None)
     # One shape, so that a step is one forward pass for both contestants.
     square = [item for item in plan.items if item.size == (64, 64)]
     plan = dataclasses.replace(plan, items=square)

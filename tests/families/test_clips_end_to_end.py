@@ -61,17 +61,17 @@ def test_what_was_prepared_is_known_and_a_broken_film_is_told(tmp_path):
 
 def test_films_and_stills_have_batches_of_their_own(tmp_path):
     """The shortest film has no fifth frame, and trains as a still."""
-    from lorakit import dataset, session
+    from lorakit import dataset, plans
 
     data = _folder(tmp_path / "data", clips=True)
     assert cli.main(["data", "prepare", str(data), "--clips", "--resolution", "64", "--quiet"]) == 0
-    plan = session.plan(recipe.load(WAN, _overrides(data, tmp_path / "run")), lambda text: None)
+    plan = plans.plan(recipe.load(WAN, _overrides(data, tmp_path / "run")), lambda text: None)
     frames = {item.record.file: item.frames for item in plan.items}
     assert frames == {
         **dict.fromkeys(("0.png", "1.png", "c.mkv"), (0,)),
         **dict.fromkeys(("a.mp4", "b.webm"), (0, 1, 2, 3, 4)),
     }
-    stills = session.plan(recipe.load(WAN, _overrides(data, tmp_path / "r", frames=1)), lambda text: None)
+    stills = plans.plan(recipe.load(WAN, _overrides(data, tmp_path / "r", frames=1)), lambda text: None)
     assert {item.frames for item in stills.items} == {(0,)}
     caches = [dataset.LatentCache(data, plan.base) for _ in range(2)]
     film = next(item for item in plan.items if item.record.file == "a.mp4")
@@ -125,7 +125,7 @@ def _assert_diffusers_reads_both(run):
 
 @pytest.mark.parametrize("row", ["sd3", "wan"])
 def test_what_does_not_go_together_is_refused_before_any_work(row, tmp_path):
-    from lorakit import session
+    from lorakit import plans
 
     data = _folder(tmp_path / "data", clips=True)
     assert cli.main(["data", "prepare", str(data), "--clips", "--resolution", "64", "--quiet"]) == 0
@@ -133,13 +133,13 @@ def test_what_does_not_go_together_is_refused_before_any_work(row, tmp_path):
     if row == "wan":
         (data / "a.mp4").write_bytes(films.encode(2))
         with pytest.raises(DataError, match="has changed"):
-            session.plan(made, lambda text: None)
+            plans.plan(made, lambda text: None)
         return
     with pytest.raises(ConfigError, match="makes pictures, not clips of 5 frames"):
-        session.plan(made, lambda text: None)
+        plans.plan(made, lambda text: None)
     one = recipe.load(WAN, _overrides(data, tmp_path / "run", row, frames=1))
     with pytest.raises(DataError, match=r"3 clips, and .* makes pictures: a\.mp4"):
-        session.plan(one, lambda text: None)
+        plans.plan(one, lambda text: None)
 
 
 def test_films_are_left_alone_unless_asked_for(tmp_path, capsys):

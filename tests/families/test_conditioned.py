@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from data_tools.prepare import PrepareOptions, prepare
-from lorakit import adapter, cli, families, manifest, prompts, recipe, session, shown, storage
+from lorakit import adapter, cli, families, manifest, plans, prompts, recipe, shown, storage
 from lorakit.errors import ConfigError, DataError
 from tests import oracle, runs, tiny
 from tests.families.common import CAPTIONS, conditions, family_of, noise_for, pictures_for, times
@@ -171,7 +171,7 @@ def test_several_sources_and_columns(tmp_path):
 
 def _planned(row: str, data: Path, folder: Path) -> None:
     made = runs.make_recipe(folder / "r.json", tiny.tiny_folder(row), data, folder / "run")
-    session.plan(recipe.load(made), lambda text: None)
+    plans.plan(recipe.load(made), lambda text: None)
 
 
 @pytest.mark.parametrize(

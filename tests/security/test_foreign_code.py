@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit import bases, cli, families, recipe, session
+from lorakit import bases, cli, families, plans, recipe
 from lorakit.errors import LorakitError
 from tests import runs
 from tests.security.files import Payload, pickled
@@ -59,7 +59,7 @@ def test_75_76_a_pickle_to_start_from_and_as_a_base(name, canary, tmp_path):
     for changes in ({"init_from": str(file)}, {"base": str(file)}):
         tree = {"base": "tiny-dit", "dataset": str(data), "out": str(tmp_path / "run"), "resolution": 64}
         with pytest.raises(LorakitError) as caught:
-            session.plan(recipe.parse(tree | changes), lambda text: None)
+            plans.plan(recipe.parse(tree | changes), lambda text: None)
         assert caught.value.exit_code in (2, 3)
     assert not canary.exists()
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorakit import bases, recipe, session, storage
+from lorakit import bases, plans, recipe, storage
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import folder as folders
 from lorakit.rundir import RunFolder
@@ -42,7 +42,7 @@ def start(chosen: recipe.Recipe) -> None:
     """What a run does before it loads a model."""
     run = RunFolder(chosen.out)
     run.check_places(chosen)
-    run.begin(chosen, session.plan(chosen, lambda text: None).inputs)
+    run.begin(chosen, plans.plan(chosen, lambda text: None).inputs)
 
 
 def refusal(chosen: recipe.Recipe) -> str:
