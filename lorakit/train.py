@@ -87,7 +87,7 @@ def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator)
     except Exception as error:
         if main:
             with contextlib.suppress(DiskError, OSError):  # it may be the disk that failed
-                run.update(status="failed", error=str(error).splitlines()[0] if str(error) else repr(error))
+                run.update(status="failed", error=first_line(error))
         raise
 
 
