@@ -266,12 +266,10 @@ class Rotation(Change):
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(Change):
-    """Another change, stronger or weaker."""
+class _Wrapped(Change):
+    """What is made of another change."""
 
     inner: Change
-    factor: float
-    kind = "scaled"
 
     @property
     def needs_base(self) -> bool:
@@ -285,26 +283,25 @@ class Scaled(Change):
     def shape(self) -> tuple[int, ...]:
         return self.inner.shape
 
+
+@dataclass(frozen=True, eq=False)
+class Scaled(_Wrapped):
+    """Another change, stronger or weaker."""
+
+    factor: float
+    kind = "scaled"
+
     def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
         return self.factor * self.inner.delta(base)
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(Change):
+class Rows(_Wrapped):
     """Some outputs of a change whose form cannot be cut."""
 
-    inner: Change
     start: int
     stop: int
     kind = "rows"
-
-    @property
-    def needs_base(self) -> bool:
-        return self.inner.needs_base
-
-    @property
-    def rank(self) -> int:
-        return self.inner.rank
 
     @property
     def shape(self) -> tuple[int, ...]:
