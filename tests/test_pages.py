@@ -187,7 +187,7 @@ def _evaluated(options: list[str]) -> None:
 
 # what a run's adapter is called in its page's lines: (exported files, networks that it changes)
 ADAPTERS = {
-    "dora": (2, {"unet"}),
+    "dora": (3, {"unet"}),
     "text": (1, {"unet", "text_encoder"}),
     "word": (1, {"text_encoder"}),
     "slider": (1, {"unet"}),

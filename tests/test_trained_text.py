@@ -181,7 +181,7 @@ def test_the_command_line_draws_and_exports_a_word(finished, tmp_path, capsys):
     command += ["--prompts", str(run.parent / "prompts.jsonl"), "--size", "64x64", "--out", str(tmp_path)]
     assert cli.main(command) == 0
     assert (tmp_path / "a-0.png").is_file()
-    adapters = {"adapter-comfyui-a1111", "adapter-diffusers"}
+    adapters = {"adapter-comfyui", "adapter-a1111", "adapter-diffusers"}
     for key, files in {("word", "sd15"): {"sks"}, ("both", "sd15"): {"sks", *adapters}}.items():
         out, own = tmp_path / key[0], finished[key] / "exports"
         for _ in range(2):  # the same again is no conflict

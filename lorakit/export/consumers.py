@@ -2,7 +2,8 @@
 
 ComfyUI only logs the keys it does not know, so an adapter with such keys would load in part and look right.
 Each pattern lists the module names of one family that a consumer's lookup table has, and nothing more than
-was checked: ComfyUI 0.19 (April 2026), Forge (June 2025; A1111 shares its names), diffusers 0.42.
+was checked: ComfyUI 0.19 (April 2026), Forge (June 2025), A1111 (May 2025), diffusers 0.42. `a1111` is A1111
+and Forge: what both do right of a family that both read, and what Forge does of the others.
 """
 
 from __future__ import annotations
@@ -98,16 +99,21 @@ def _unet(texts: tuple[str, ...]) -> dict[str, Rule]:
     return {consumer: Rule("kohya", _UNET, texts) for consumer in NAMES}
 
 
+def _sdxl() -> dict[str, Rule]:
+    """A1111 looks for one of its modules where Stable Diffusion 1.5 has it."""
+    return _unet(_CLIPS) | {"a1111": Rule("kohya", rf"(?!up_blocks\.0\.upsamplers)({_UNET})", _CLIPS)}
+
+
 # No row means no layout that is known to load. A family that is not here has diffusers' loader.
 READS: dict[str, dict[str, Rule]] = {
     "sd15": _unet(_CLIP),
-    "sdxl": _unet(_CLIPS),
+    "sdxl": _sdxl(),
     "kolors": {"diffusers": Rule("kohya", _UNET)},
     "sd3": _both(_SD3, _CLIPS) | {"a1111": Rule("native", _SD3)},
     "flux1": _both(_FLUX1, _CLIP) | {"a1111": Rule("diffusers", _FLUX1, _CLIP)},
     # networks of the same names; only their first layer has other channels
     "sd15-inpaint": _unet(_CLIP),
-    "sdxl-inpaint": _unet(_CLIPS),
+    "sdxl-inpaint": _sdxl(),
     "flux1-kontext": _both(_FLUX1, _CLIP),
     "flux1-fill": _both(_FLUX1, _CLIP),
     "flux1-control": _DIFFUSERS,  # whose loader widens the first layer; other tools' were not looked at
@@ -143,6 +149,12 @@ GROUPED = ("lumina2",)
 def rules(family: str) -> dict[str, Rule]:
     """What each consumer that reads a family's adapters looks up."""
     return READS.get(family, _DIFFUSERS)
+
+
+def mixes(family: str, consumer: str) -> bool:
+    """Whether DoRA is no DoRA there: A1111 divides by norms of inputs, whatever the magnitudes are of."""
+    rule = rules(family).get(consumer)
+    return consumer == "a1111" and rule is not None and rule.layout == "kohya"
 
 
 def unread(family: str, consumer: str, modules: Iterable[str]) -> list[str]:
@@ -185,5 +197,6 @@ def refusal(family: str, consumer: str, modules: Iterable[str], where: str) -> C
     return ConfigError(
         f"{consumer} would ignore {len(ignored)} modules, first {', '.join(short)}",
         where=where,
-        remedy="train the default targets (attention), or export for diffusers",
+        remedy="train the default targets (attention), or export for diffusers"
+        + ("; Forge, unlike A1111, reads what is for comfyui" if consumer == "a1111" else ""),
     )

@@ -141,9 +141,11 @@ def _plans(
 ) -> list[Plan]:
     """As few files as serve all readers: one for each layout, and for each way of stating the numbers."""
     plain = all(isinstance(change, LowRank) for change in source.changes.values())
+    turned = any(isinstance(change, Dora) for change in source.changes.values())
     groups: dict[tuple[str, str], list[str]] = {}
     for consumer in readers:
         way = "" if plain else "diffusers" if consumer == "diffusers" else "webui"
+        way = consumer if turned and consumers.mixes(family, consumer) else way
         # diffusers drops the magnitudes of kohya's layout, and reads them in its own for every family
         layout = way if way == "diffusers" else consumers.rules(family)[consumer].layout
         groups.setdefault((layout, way), []).append(consumer)
@@ -190,6 +192,7 @@ def _stated(
     # ComfyUI and Forge swap the halves of a change under a diffusers name, and not those of its magnitudes
     renamed = layout == "diffusers" and consumer != "diffusers"
     torn = renamed and isinstance(change, Dora) and swapped(name, module, change)
+    torn = torn or (isinstance(change, Dora) and consumers.mixes(family, consumer))
     if layouts.writable(change, consumer) and not fused and not torn:
         if not isinstance(change, Dora) or consumer == "diffusers":
             return change

@@ -10,9 +10,9 @@ import torch
 
 from lorakit import export, storage
 from lorakit.errors import ConfigError, DataError, LorakitError, NumericError
-from lorakit.export import layouts
+from lorakit.export import consumers, layouts
 from tests import tiny
-from tests.export.runs import ALPHA, RANK, train
+from tests.export.runs import ALPHA, RANK, train, train_kind
 
 
 def refused(error, words, path, consumer, out, **options):
@@ -86,6 +86,36 @@ def test_a_consumer_that_would_ignore_modules(tmp_path):
     )
     (exported,) = export.export_adapter(path, "all", tmp_path / "o")
     assert exported.consumers == ("diffusers",)
+
+
+def test_a_module_that_a1111_looks_for_elsewhere(tmp_path):
+    """Its names of that of Stable Diffusion 1.5 fit, of that of XL they do not."""
+    path, targets = tmp_path / "adapter.safetensors", ["to_q", "upsamplers.0.conv"]
+    train("sdxl", path, targets=targets)
+    words = r"a1111 would ignore 1 modules, first up_blocks\.0\.upsamplers\.0\.conv(.|\n)*Forge, unlike A1111"
+    refused(ConfigError, words, path, "a1111", tmp_path / "o")
+    (exported,) = export.export_adapter(path, "all", tmp_path / "o")
+    assert exported.consumers == ("comfyui", "diffusers")
+    train("sd15", path, targets=targets)
+    (exported,) = export.export_adapter(path, "all", tmp_path / "p")
+    assert exported.consumers == consumers.NAMES
+
+
+@pytest.mark.parametrize(("name", "mixed"), [("sd15", True), ("flux1-dev", False)])
+def test_a_dora_that_a1111_would_misread_is_a_lora_there(name, mixed, tmp_path):
+    """Of families that only Forge reads, it is what Forge reads."""
+    path = tmp_path / "adapter.safetensors"
+    train_kind(name, path, "dora")
+    made = export.export_adapter(path, "all", tmp_path / "o", base=tiny.tiny_folder(name))
+    found = {consumer: file for file in made for consumer in file.consumers}
+    for consumer, magnitudes in {"comfyui": True, "a1111": not mixed}.items():
+        keys = storage.read_safetensors(found[consumer].path)
+        assert any(key.endswith(".dora_scale") for key in keys) == magnitudes
+    assert (found["a1111"] is found["comfyui"]) != mixed
+    if mixed:
+        assert found["a1111"].consumers == ("a1111",)
+        rank = {export.load(found["a1111"].path).changes[m].rank for m in export.load(path).changes}
+        assert max(rank) > 4  # than that of the DoRA
 
 
 def test_a_layout_nobody_has_checked(trained, tmp_path):
