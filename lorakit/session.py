@@ -3,7 +3,7 @@ time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from lorakit import adapter, dataset, loading, objective, sample, storage, trained_text
+from lorakit.export import consumers
+from lorakit.export.names import text_module
 from lorakit.families.base import Family
 from lorakit.families.folder import pipeline_name
 from lorakit.plans import Plan, Say, objective_of, split
@@ -78,6 +80,7 @@ def build(
     pipe = _load_trained(recipe, plan, device)
     denoiser = family.denoiser(pipe)
     shapes = trained_text.prepare(recipe, family, pipe)
+    _check_exports(recipe, family, shapes)
     networks = {name: part for name, part in trained_text.networks(family, pipe).items() if name in shapes}
     text = LiveText(family, pipe) if trained_text.is_trained(recipe) else stores.text
     if recipe.init_from:
@@ -105,6 +108,18 @@ def build(
         ),
         inputs=plan.inputs,
     )
+
+
+def _check_exports(recipe: Recipe, family: Family, shapes: Mapping[str, adapter.Shape]) -> None:
+    """Refuse what could not be exported as asked, before it is trained."""
+    modules = [
+        f"{family.component if part in family.experts else part}.{text_module(name)}"
+        for part, shape in shapes.items()
+        for name in shape.modules
+    ]
+    for consumer in recipe.export:
+        if consumers.unread(family.name, consumer, modules):
+            raise consumers.refusal(family.name, consumer, modules, "export")
 
 
 def _load_trained(recipe: Recipe, plan: Plan, device: torch.device) -> Any:

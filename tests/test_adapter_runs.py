@@ -58,6 +58,14 @@ def test_killed_and_gone_on_with_it_ends_in_the_same_bytes(case, data, tmp_path)
     assert exported.max_relative_error <= 1e-5
 
 
+def test_what_could_not_be_exported_is_not_trained(data, tmp_path):
+    recipe = written("dora", data, tmp_path, "run")
+    changes = [f"base={tiny.tiny_folder('sdxl')}", 'adapter.targets=["to_q","upsamplers.0.conv"]']
+    with pytest.raises(ConfigError, match=r"a1111 would ignore 1 modules, first up_blocks\.0\.upsamplers"):
+        runs.train(recipe, *changes, 'export=["comfyui","a1111"]')
+    assert runs.steps_logged(tmp_path / "run") == 0
+
+
 def test_dora_has_a_strength_and_begins_another_run(data, tmp_path):
     run = runs.train(written("dora", data, tmp_path, "run"))
     prompts = storage.write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "a ring", "seeds": [0]}])
