@@ -85,7 +85,8 @@ def _handler(talker: Talker, reply: Reply) -> type[BaseHTTPRequestHandler]:
             with talker.busy():
                 heard = Heard(body, dict(self.headers), len(talker.heard))
                 talker.heard.append(heard)
-                self._say(reply(heard))
+                said = reply(heard)
+            self._say(said)  # who has the answer may ask again before this thread goes on
 
         def _say(self, said: Any) -> None:
             if isinstance(said, str):
