@@ -12,7 +12,7 @@ import itertools
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from lorakit.images import RESERVE, TURNS, ImageError
 from lorakit.source import Source
 
 QUALITY = 98  # of JPEG, all colours kept (4:4:4): 42 dB and more on photographs
+POOL_BYTES = 256 << 20  # as much to do as POOL_FROM pictures, and no more is read ahead
 FORMATS = frozenset({"JPEG", "MPO", "PNG"})
 _UNDO = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # every other turn undoes itself
 
@@ -50,8 +51,8 @@ def shrunk(entries: Iterable[Entry], short_side: int) -> Iterator[tuple[Entry, M
     Raises `ConfigError` for a dataset with records of ours, which tell of the pictures as they are.
     """
     waiting = _foreign(entries)
-    first = list(itertools.islice(waiting, POOL_FROM))
-    count = (os.cpu_count() or 1) if len(first) == POOL_FROM else 1
+    first = _first(waiting)
+    count = (os.cpu_count() or 1) if len(first) == POOL_FROM or _bytes(first) >= POOL_BYTES else 1
     function = functools.partial(smaller, short_side)
     # One at a time: what is on its way to a process is held in memory.
     for entry, made in _pairs(itertools.chain(first, waiting), Workers(function, _crashed, count, chunk=1)):
@@ -80,6 +81,18 @@ def smaller(short_side: int, entry: Entry) -> Made:
         return Made(_written(source, share))
     except ImageError as error:
         return Made(reason=error.reason)
+
+
+def _first(entries: Iterator[Entry]) -> list[Entry]:
+    """As many as tell whether there is enough to do for processes, and no more than fit in memory."""
+    first: list[Entry] = []
+    while len(first) < POOL_FROM and _bytes(first) < POOL_BYTES and (more := next(entries, None)):
+        first.append(more)
+    return first
+
+
+def _bytes(entries: Sequence[Entry]) -> int:
+    return sum(len(entry.data) for entry in entries)
 
 
 def _foreign(entries: Iterable[Entry]) -> Iterator[Entry]:

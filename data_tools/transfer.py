@@ -98,7 +98,7 @@ def import_into(
         below = (
             PurePosixPath(_bare(part)) if len(found) > 1 and not tables.is_table(part) else PurePosixPath()
         )
-        entries = _kept(_shown(part, _entries(part, bounds), quiet), below, done, records)
+        entries = _kept(_tracked(part, _entries(part, bounds), quiet), below, done, records)
         _write(root, entries if short_side is None else _counted(entries, short_side, done), part)
     if not done.images:
         where = ", ".join(str(source) for source in sources)
@@ -136,7 +136,7 @@ def _entries(source: Path, limits: Limits) -> Iterator[Entry]:
     raise ConfigError("not an archive or table that lorakit reads", where=str(source), remedy=remedy)
 
 
-def _shown(source: Path, entries: Iterator[Entry], quiet: bool) -> Iterator[Entry]:
+def _tracked(source: Path, entries: Iterator[Entry], quiet: bool) -> Iterator[Entry]:
     """The entries with progress, where it is known how many they are."""
     if not source.is_dir() or tables.is_table(source):
         return entries

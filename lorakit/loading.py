@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lorakit import quantize
+from lorakit import memory, quantize
 from lorakit.families.base import Family
 from lorakit.families.folder import components
 
@@ -42,7 +42,7 @@ def with_text(
         if device.type == "cpu":
             raise
     finally:
-        collect()
+        collect(device)
     say("the text encoders do not fit this device: the processor encodes the texts, once")
     return work(family.load(base, dtype=dtype, only=parts))
 
@@ -66,8 +66,7 @@ def load(
     return pipe.to(device)
 
 
-def collect() -> None:
+def collect(device: torch.device) -> None:
     """Give back what nothing refers to any more."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    memory.release(device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lorakit.errors import MemoryLimitError
-from lorakit.recipe import Memory, Recipe
+from lorakit.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def error(recipe: Recipe, found: Footprint, step: int, reason: str) -> MemoryLim
     if not found.recomputed:
         saved = f" (most of {gib(size)})" if size else ""
         remedies.append(f"memory={{checkpoint: 1}} recomputes activations{saved}")
-    if not (isinstance(recipe.memory, Memory) and recipe.memory.quantize):
+    if not recipe.quantized:
         remedies.append(f"memory={{quantize: nf4}} (base about {gib(found.base * 0.28)})")
     smaller = max(64, round(recipe.resolution * 0.75) // 64 * 64)
     if smaller < recipe.resolution:

@@ -178,7 +178,7 @@ class Recipe(Section):
             yield "adapter.type none trains nothing: add an `embedding`, or choose another type"
         if self.optimizer.lora_plus_ratio != 1 and not low:
             yield f"optimizer.lora_plus_ratio: {kind} has no B that it could speed up"
-        if isinstance(self.memory, Memory) and self.memory.quantize and not low and kind != "none":
+        if self.quantized and not low and kind != "none":
             yield (
                 f"adapter.type {kind} changes whole weights, which memory.quantize has none of:"
                 " leave one of them out"
@@ -198,6 +198,11 @@ class Recipe(Section):
     def dump(self) -> dict[str, Any]:
         """Plain values as they go into recipe.yaml and run.json."""
         return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def quantized(self) -> Literal["nf4", "int8"] | None:
+        """How the frozen base is held in few bits; None: whole."""
+        return self.memory.quantize if isinstance(self.memory, Memory) else None
 
     @property
     def effective_batch(self) -> int:

@@ -137,7 +137,7 @@ def _load_trained(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
         parts,
         dtype=dtype,
         device=device,
-        kind=recipe.memory.quantize if isinstance(recipe.memory, Memory) else None,
+        kind=recipe.quantized,
         compute=torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32,
     )
 

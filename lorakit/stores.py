@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -67,11 +68,11 @@ class Stores:
             wanted += [(caption, item.size, pictures.shown(item)) for caption, item in pairs]
         for prompt in plan.prompts:
             wanted += [self._asked(prompt, prompt.prompt), self._asked(prompt, prompt.negative or "")]
-        if self.text.missing(wanted):
+        if missing := self.text.missing(wanted):
             loading.with_text(
                 plan.family,
                 plan.base,
-                lambda pipe: self.text.fill(self.text.missing(wanted), pipe),
+                functools.partial(self.text.fill, missing),
                 dtype=self.text_dtype,
                 device=self.device,
                 say=self.say,
@@ -97,4 +98,4 @@ class Stores:
             if unseen:
                 pictures.fill(unseen, pipe)
             del pipe
-            loading.collect()
+            loading.collect(self.device)

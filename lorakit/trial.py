@@ -210,9 +210,9 @@ class Painter:
         )
 
 
-def held(asked: str | None, trained: str | None = None) -> str | None:
-    """How the base is held, given what the user asks for and how the run was trained."""
-    return None if asked == "none" else asked or trained
+def bits_of(options: Options, trained: str | None = None) -> str | None:
+    """The `quantize` of a painter: what the options say, else how the run was trained."""
+    return None if options.quantize == "none" else options.quantize or trained
 
 
 def _say(text: str) -> None:
@@ -223,5 +223,5 @@ def sample_to(out: Path, base: str, given: str | None, prompt_file: Path, option
     """`lorakit sample`: write the pictures of a prompt file and samples.json."""
     wanted = prompts.load(prompt_file)
     file, strength = parse_adapter(given) if given else (None, 1.0)
-    painter = Painter(base, file, strength, quantize=held(options.quantize))
+    painter = Painter(base, file, strength, quantize=bits_of(options))
     return sample.save(out, painter.draw(wanted, options, "samples"), painter.family.fps)

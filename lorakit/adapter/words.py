@@ -59,7 +59,7 @@ def install(pipe: Any, encoders: Sequence[str], token: str, vectors: int, init: 
     names = tokens(token, vectors)
     for component in encoders:
         encoder = getattr(pipe, component)
-        tokenizer = getattr(pipe, component.replace("text_encoder", "tokenizer"))
+        tokenizer = getattr(pipe, tokenizer_of(component))
         start = _start(encoder, tokenizer, init, vectors)
         if token not in tokenizer.get_added_vocab():  # two encoders may share a tokenizer
             tokenizer.add_tokens([AddedToken(name, single_word=True, normalized=True) for name in names])
@@ -74,6 +74,11 @@ def install(pipe: Any, encoders: Sequence[str], token: str, vectors: int, init: 
             )
         encoder.set_input_embeddings(NewWord(encoder.get_input_embeddings(), ids[0], start).to(start.device))
         _read_the_end(encoder, tokenizer)
+
+
+def tokenizer_of(encoder: str) -> str:
+    """The component whose tokens a text encoder reads."""
+    return encoder.replace("text_encoder", "tokenizer")
 
 
 def _start(encoder: Any, tokenizer: Any, init: str, vectors: int) -> torch.Tensor:

@@ -17,10 +17,10 @@ from lorakit.evaluate.pick import Pick, pick
 from lorakit.evaluate.table import BASE, Evaluation
 from lorakit.evaluate.words import word_alternatives
 from lorakit.prompts import Prompt, Subject, load
-from lorakit.recipe import Memory, Recipe
+from lorakit.recipe import Recipe
 from lorakit.report import Html
 from lorakit.rundir import RunFolder, stored_recipe
-from lorakit.trial import Options, Painter, held
+from lorakit.trial import Options, Painter, bits_of
 
 FOLDER, IMAGES = "eval", "images"
 
@@ -72,8 +72,8 @@ def evaluate_run(run: Path, request: Request) -> Result:
     judges = open_judges(request.judges, plan.made.base)
     references = _references(plan, request, root)
     options = request.options or Options(plan.made.samples.steps, plan.made.samples.guidance)
-    trained = plan.made.memory.quantize if isinstance(plan.made.memory, Memory) else None
-    painter = Painter(plan.made.base, plan.arms[0].file, quantize=held(options.quantize, trained))
+    bits = bits_of(options, plan.made.quantized)
+    painter = Painter(plan.made.base, plan.arms[0].file, quantize=bits)
     evaluation = Evaluation(
         title=request.title or f"{run.resolve().name}: which checkpoint",
         prompts=plan.prompts,

@@ -144,11 +144,11 @@ def apart(tensors: Tensors) -> Tensors:
     return own
 
 
-def writable(change: Change, consumer: str) -> bool:
+def writable(change: Change, family: str, consumer: str) -> bool:
     """Whether a consumer reads this kind as it is, once its numbers are stated in the consumer's way."""
     if isinstance(change, Dora):
-        inner = change.inner
-        return isinstance(inner, LowRank) and (change.by_output or consumer != "diffusers")
+        low, known = isinstance(change.inner, LowRank), change.by_output or consumer != "diffusers"
+        return low and known and not consumers.mixes(family, consumer)
     if isinstance(change, Hadamard):  # convolutions with a core have no names here
         return consumer != "diffusers" and all(side.down.ndim == 2 for side in (change.one, change.two))
     if isinstance(change, Kronecker):

@@ -192,8 +192,7 @@ def _stated(
     # ComfyUI and Forge swap the halves of a change under a diffusers name, and not those of its magnitudes
     renamed = layout == "diffusers" and consumer != "diffusers"
     torn = renamed and isinstance(change, Dora) and swapped(name, module, change)
-    torn = torn or (isinstance(change, Dora) and consumers.mixes(family, consumer))
-    if layouts.writable(change, consumer) and not fused and not torn:
+    if layouts.writable(change, family, consumer) and not fused and not torn:
         if not isinstance(change, Dora) or consumer == "diffusers":
             return change
         return change.restated("base", base) if base is not None else change

@@ -28,7 +28,7 @@ class Vocabulary:
         if not bringing:
             return
         family = families.found(base, bringing[0][0].facts["family"])
-        tokenizers = {_tokenizer(name) for name in family.text_encoders}
+        tokenizers = {words.tokenizer_of(name) for name in family.text_encoders}
         self._pipe = family.load(base, dtype=torch.float32, only={*family.text_encoders, *tokenizers})
         known: set[str] = set()
         for adapter, strength in bringing:
@@ -59,20 +59,16 @@ class Vocabulary:
     def write(self, out: Path) -> None:
         """Put the words into the merged folder, which has the base's tokenizers and text encoders."""
         for name, (first, vectors) in self._tables.items():
-            tokenizer = getattr(self._pipe, _tokenizer(name))
+            tokenizer = getattr(self._pipe, words.tokenizer_of(name))
             with tempfile.TemporaryDirectory(prefix="lorakit-") as folder:
                 tokenizer.save_pretrained(folder)
                 for file in sorted(Path(folder).iterdir()):
-                    storage.copy_file(file, out / _tokenizer(name) / file.name)
+                    storage.copy_file(file, out / words.tokenizer_of(name) / file.name)
             sizes = [_grow(file, first, vectors) for file in sorted((out / name).glob("*.safetensors"))]
             # With an end that is not named, CLIP takes the largest id for it, which would be the word's.
             changed = {"vocab_size": max(sizes), "eos_token_id": tokenizer.eos_token_id}
             config = out / name / "config.json"
             storage.write_json(config, storage.read_json(config) | changed)
-
-
-def _tokenizer(encoder: str) -> str:
-    return encoder.replace("text_encoder", "tokenizer")
 
 
 def _grow(file: Path, first: int, vectors: torch.Tensor) -> int:
