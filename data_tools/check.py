@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from data_tools import captions, duplicates, lint
+from data_tools import duplicates
+from data_tools.captions import collect, lint
 from data_tools.findings import Finding, Level, ordered
 from data_tools.listing import Listing
 from data_tools.scan import REASONS, code_of
@@ -86,7 +87,7 @@ def _refused(records: Sequence[Record]) -> Iterator[Finding]:
 
 
 def _uncaptioned(records: Sequence[Record]) -> Iterator[Finding]:
-    files = tuple(captions.missing(records))
+    files = tuple(collect.missing(records))
     if files:
         yield Finding("error", "no_caption", f"{len(files)} images have no caption", files)
 

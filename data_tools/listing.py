@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorakit import clips, manifest, sniff
-from lorakit.errors import ConfigError, DataError
+from lorakit import manifest
+from lorakit.core.errors import ConfigError, DataError
+from lorakit.imaging import signatures, video
 
 _IMAGES = (
     ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .jxl .jp2 .j2k .ppm"
@@ -89,8 +90,8 @@ def find(folder: str | os.PathLike[str], *, films: bool = False) -> Listing:
     found = _Found(films=films or _has_clips(root))
     for name, entry in _walk(root, found):
         _sort_in(name, entry, found)
-    if found.films and any(clips.is_clip(name) for name in found.images):
-        clips.library()  # says now what is missing, not file by file
+    if found.films and any(video.is_clip(name) for name in found.images):
+        video.library()  # says now what is missing, not file by file
     if not found.images:
         rest = sorted(found.others) + sorted(found.unusable)
         some = f"; it holds {', '.join(rest[:3])}" if rest else ""
@@ -161,7 +162,7 @@ def _sort_in(name: str, entry: os.DirEntry[str], found: _Found) -> None:
     elif suffix in CAPTION_SUFFIXES:
         found.sidecars.append(name)
     elif (
-        (found.films and suffix in clips.SUFFIXES)
+        (found.films and suffix in video.SUFFIXES)
         or suffix in IMAGE_SUFFIXES
         or (suffix not in _NEVER_IMAGES and _starts_like_an_image(entry))
     ):
@@ -176,7 +177,7 @@ def _starts_like_an_image(entry: os.DirEntry[str]) -> bool:
         if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
             return False
         with open(entry.path, "rb") as file:
-            return sniff.looks_like_image(file.read(16))
+            return signatures.looks_like_image(file.read(16))
     except OSError:
         return False
 

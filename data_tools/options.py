@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data_tools.bucket import BucketOptions
+from data_tools.assign_buckets import BucketOptions
 from data_tools.captioners import CaptionerOptions
-from data_tools.captions import CaptionOptions
-from data_tools.describe import DescribeOptions
+from data_tools.captions.collect import CaptionOptions
+from data_tools.captions.generate import DescribeOptions
 from data_tools.scan import ScanOptions
-from lorakit import bases, images
-from lorakit.color import Color
+from lorakit.imaging import decode
+from lorakit.imaging.color import Color
+from lorakit.models import base_model
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class PrepareOptions:
     base: str | None = None
     alpha_mask: bool = False
     clips: bool = False
-    background: Color = images.WHITE
+    background: Color = decode.WHITE
     first_frame: bool = False
-    max_pixels: int = images.MAX_PIXELS
+    max_pixels: int = decode.MAX_PIXELS
     min_side: int = 16
     max_aspect: float = 8.0
     workers: int | None = None
@@ -60,7 +61,7 @@ class PrepareOptions:
             self.captioner.check()
             self.describe.check()
         if self.base is not None:
-            bases.resolve(self.base)
+            base_model.resolve(self.base)
 
     def scan(self) -> ScanOptions:
         """The part that concerns decoding."""

@@ -12,30 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools import (
-    bucket,
-    captioners,
-    captions,
-    check,
-    control,
-    describe,
-    given,
-    masks,
-    report,
-    scan,
-    segment,
-    shards,
-    tokens,
-)
-from data_tools.bucket import BucketOptions
+from data_tools import assign_buckets, captioners, check, report, scan, shards
+from data_tools.assign_buckets import BucketOptions
 from data_tools.captioners import Captioner
-from data_tools.control import ControlOptions
+from data_tools.captions import collect, generate, tokens
+from data_tools.conditioning import attach, controls, masks, segment
+from data_tools.conditioning.controls import ControlOptions
+from data_tools.conditioning.segment import SegmentOptions
 from data_tools.listing import Listing, find
 from data_tools.options import PrepareOptions
 from data_tools.result import PrepareResult
-from data_tools.segment import SegmentOptions
-from lorakit import manifest, storage
-from lorakit.errors import DataError, DiskError
+from lorakit import manifest
+from lorakit.core import storage
+from lorakit.core.errors import DataError, DiskError
 from lorakit.manifest import Record
 
 __all__ = [
@@ -65,7 +54,7 @@ def prepare(folder: str | os.PathLike[str], options: PrepareOptions | None = Non
     listing, found = _listed_files(folder, chosen)
     captioner = captioners.load(chosen.captioner) if chosen.captioner else None
     records = _captioned(_writable(listing), chosen)
-    records = bucket.assign(listing.root, records, chosen.bucket(), quiet=chosen.quiet)
+    records = assign_buckets.assign(listing.root, records, chosen.bucket(), quiet=chosen.quiet)
     records = _attached(listing, records, found, chosen)
     records = _described(listing, records, captioner, chosen)
     return _save(listing, records, chosen, with_report=chosen.report)
@@ -127,7 +116,7 @@ def check_only(
     """
     options.check()
     listing, found = _listed_files(folder, options)
-    records = captions.collect(listing, scan.scan(listing, options.scan()), options.captions())
+    records = collect.collect(listing, scan.scan(listing, options.scan()), options.captions())
     records = _attached(listing, records, found, options)
     held_out = _held_out(Path(against), options) if against is not None else []
     return _result(listing, tokens.annotate(records, options.base), options, held_out)
@@ -150,10 +139,12 @@ def bucket_only(
     options.check()
     records = manifest.load(folder)
     if boxes is not None:
-        records = bucket.with_boxes(records, bucket.read_boxes(Path(boxes), records))
+        records = assign_buckets.with_boxes(records, assign_buckets.read_boxes(Path(boxes), records))
     chosen = PrepareOptions(quiet=quiet)
     listing, _ = _listed_files(folder, chosen)
-    return _save(_writable(listing), bucket.assign(listing.root, records, options, quiet=quiet), chosen)
+    return _save(
+        _writable(listing), assign_buckets.assign(listing.root, records, options, quiet=quiet), chosen
+    )
 
 
 def mask_only(
@@ -177,7 +168,7 @@ def control_only(
     chosen = PrepareOptions(quiet=quiet)
     listing, _ = _listed_files(folder, chosen)
     root = _writable(listing).root
-    records = control.control(root, manifest.load(folder), options, again=again, quiet=quiet)
+    records = controls.control(root, manifest.load(folder), options, again=again, quiet=quiet)
     return _save(listing, records, chosen)
 
 
@@ -197,13 +188,13 @@ class _Beside(NamedTuple):
     """What lies beside the images, by image: (mask file, where it is named), and the pictures given."""
 
     masks: dict[str, tuple[str, str]]
-    given: dict[str, list[given.Named]]
+    given: dict[str, list[attach.Named]]
 
 
 def _listed_files(folder: str | os.PathLike[str], options: PrepareOptions) -> tuple[Listing, _Beside]:
     """(the folder's files that are trained on, those beside them)."""
     listing, found = masks.set_apart(find(folder, films=options.clips), options.caption_encoding)
-    listing, pictures = given.set_apart(listing, options.caption_encoding)
+    listing, pictures = attach.set_apart(listing, options.caption_encoding)
     return listing, _Beside(found, pictures)
 
 
@@ -212,16 +203,16 @@ def _attached(
 ) -> list[Record]:
     """The records with their masks and the pictures they come with."""
     masked = masks.attach(listing, records, found.masks, alpha=options.alpha_mask)
-    return given.attach(listing, masked, found.given)
+    return attach.attach(listing, masked, found.given)
 
 
 def _captioned(listing: Listing, options: PrepareOptions) -> list[Record]:
     """Measured and captioned records; none usable or none captioned is an error."""
     measured = scan.scan(listing, options.scan(), journal=True)
-    records = captions.collect(listing, measured, options.captions())
+    records = collect.collect(listing, measured, options.captions())
     _require_images(listing.root, records)
     if not (options.allow_missing_captions or options.captioner):
-        captions.require(records, listing.root)
+        collect.require(records, listing.root)
     return records
 
 
@@ -233,8 +224,8 @@ def _described(
     An image that the model fails at is a finding, not an exception: what it said of the others is kept.
     """
     if captioner is not None:
-        records = describe.describe(listing.root, records, captioner, options.describe, quiet=options.quiet)
-        records = captions.edit_all(records, options.captions())
+        records = generate.describe(listing.root, records, captioner, options.describe, quiet=options.quiet)
+        records = collect.edit_all(records, options.captions())
     return tokens.annotate(records, options.base)
 
 
@@ -265,7 +256,7 @@ def _save(
     manifest.save(root, records)
     storage.remove_file(root / scan.JOURNAL)
     if options.captioner is not None:
-        describe.forget(root)
+        generate.forget(root)
     if with_report:
         _report(result, options)
     return result

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools import bucket, findings, scan
+from data_tools import assign_buckets, findings, scan
 from data_tools.findings import Finding, shown
 from lorakit.manifest import Record
 
@@ -30,7 +30,7 @@ class PrepareResult:
         """Numbers for scripts: images, kept, quarantined by reason, captions by source, buckets, findings."""
         refused = Counter(scan.code_of(r.reason) for r in self.records if not r.keep)
         sources = Counter(caption.source for r in self.kept for caption in r.captions)
-        shapes = {f"{w}x{h}": n for (w, h), n in bucket.count(self.records).items()}
+        shapes = {f"{w}x{h}": n for (w, h), n in assign_buckets.count(self.records).items()}
         given = Counter(one.kind for r in self.kept for one in r.given)
         return {
             "images": len(self.records),

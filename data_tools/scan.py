@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 
 from data_tools import quality, workers
 from data_tools.listing import Listing
-from lorakit import clips, images, manifest, placement, sniff, storage
-from lorakit.color import Color
-from lorakit.errors import ConfigError, DataError
-from lorakit.images import ImageError
+from lorakit import manifest
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.progress import Progress
+from lorakit.imaging import crops, decode, signatures, video
+from lorakit.imaging.color import Color
+from lorakit.imaging.decode import ImageError
 from lorakit.manifest import Record
-from lorakit.progress import Progress
 
 JOURNAL = ".lorakit-scan.jsonl"
 POOL_FROM = 64  # below that many new images, starting processes takes longer than the work
@@ -55,8 +57,8 @@ _FORMAT_SUFFIXES = {
 class ScanOptions:
     """How images are decoded and which are refused; sides in pixels, `max_aspect` long over short."""
 
-    background: Color = images.WHITE
-    max_pixels: int = images.MAX_PIXELS
+    background: Color = decode.WHITE
+    max_pixels: int = decode.MAX_PIXELS
     first_frame: bool = False
     min_side: int = 16
     max_aspect: float = 8.0
@@ -169,7 +171,7 @@ def measure(root: str, options: ScanOptions, job: Job) -> Record:
     try:
         path = locate(Path(root), job.file)
         with workers.alone(_bytes(path) > BIG_FILE):
-            data = images.read_file(path)
+            data = decode.read_file(path)
             digest = hashlib.sha256(data).hexdigest()
             if job.prior is not None and not options.fresh and _reusable(job.prior, digest, options):
                 return _judge(job.prior, options)
@@ -181,10 +183,10 @@ def measure(root: str, options: ScanOptions, job: Job) -> Record:
 def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
     """Decode once and take everything from that."""
     clip = None
-    if clips.is_clip(job.file) and not sniff.looks_like_image(data[:16]):
-        clip = clips.examine(data, job.file, options.max_pixels)
-        data = clips.picture(clip.first)
-    source = images.open_source(
+    if video.is_clip(job.file) and not signatures.looks_like_image(data[:16]):
+        clip = video.examine(data, job.file, options.max_pixels)
+        data = video.picture(clip.first)
+    source = decode.open_source(
         data,
         where=job.file,
         background=options.background,
@@ -192,7 +194,7 @@ def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
         first_frame=options.first_frame,
     )
     with workers.alone(source.image.width * source.image.height > BIG_PICTURE):
-        seen = images.look(source)
+        seen = decode.look(source)
     carried = job.prior or Record(job.file, digest, "", 0, 0)
     record = replace(
         carried,
@@ -203,7 +205,7 @@ def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
         height=seen.size[1],
         **_placement(carried, seen.size),
         phash=quality.phash(seen.small),
-        background=images.color_name(options.background) if seen.transparent else None,
+        background=decode.color_name(options.background) if seen.transparent else None,
         first_frame=seen.first_of_many,
     )
     suffix = [] if clip else _suffix_note(job.file, seen.format)
@@ -220,14 +222,14 @@ def _bytes(path: Path) -> int:
 
 def _placement(earlier: Record, size: tuple[int, int]) -> dict[str, Any]:
     """What a new picture under an old name keeps: the crop that a person set, when it has the same size."""
-    if placement.by_hand(earlier) and earlier.size == size:
-        return {"bucket": None, "crop_by": placement.USER}
+    if crops.by_hand(earlier) and earlier.size == size:
+        return {"bucket": None, "crop_by": crops.USER}
     return {"bucket": None, "crop": None, "crop_by": None, "focus": None}
 
 
 def _reusable(prior: Record, digest: str, options: ScanOptions) -> bool:
     """Whether the file is the same and would be decoded the same way."""
-    background = images.color_name(options.background)
+    background = decode.color_name(options.background)
     return (
         prior.sha256 == digest
         and prior.pixels != ""

@@ -16,10 +16,11 @@ from typing import Any
 from data_tools import scan
 from data_tools.listing import Listing
 from data_tools.scan import Job, ScanOptions
-from lorakit import manifest, storage
-from lorakit.errors import ConfigError, DataError
+from lorakit import manifest
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.progress import Progress
 from lorakit.manifest import Record
-from lorakit.progress import Progress
 
 _NAME = re.compile(r"\.lorakit-shard-(\d+)-of-(\d+)\.jsonl")
 

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from data_tools.prepare import PrepareOptions, prepare
-from lorakit import recipe
-from lorakit.export import load
-from lorakit.train import train
+from lorakit.adapters.formats import load
+from lorakit.config import recipe
+from lorakit.training.train import train
 
 
 def main(photos: Path, out: Path) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lorakit import storage
-from lorakit.errors import DataError
+from lorakit.core import storage
+from lorakit.core.errors import DataError
 
 MANIFEST = "manifest.jsonl"
 TWIN = "metadata.jsonl"
@@ -33,7 +33,7 @@ _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 class Caption:
     """One caption text and where it came from: sidecar, metadata, folder, template, or a model.
 
-    `edits` are what was done to `raw`, in order, to get `text` (data_tools/edits.py). `seen` is a short hash
+    `edits` were applied in order to `raw` to get `text` (`data_tools.captions.edits`). `seen` is a short hash
     of the pixels and crop that a model was shown: when they change, its words may be wrong.
     """
 

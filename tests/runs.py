@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lorakit import images, manifest, recipe, storage
+from lorakit import manifest
+from lorakit.config import recipe
+from lorakit.core import storage
+from lorakit.imaging import decode
 
 # Children are forked from a server that has imported everything once, so that a test can start (and kill)
 # many.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        "lorakit.train",
+        "lorakit.training",
         "bitsandbytes",
         "diffusers.pipelines.stable_diffusion",
         "diffusers.pipelines.stable_diffusion_3",
@@ -40,7 +43,7 @@ def make_dataset(folder: Path, count: int = 6) -> Path:
             manifest.Record(
                 file=file.name,
                 sha256=storage.sha256_file(file),
-                pixels=images.pixel_hash(picture),
+                pixels=decode.pixel_hash(picture),
                 width=width,
                 height=height,
                 captions=captions,
@@ -76,7 +79,7 @@ def make_recipe(path: Path, base: str | Path, dataset: Path, out: Path, /, **cha
 
 def train(path: Path, *overrides: str) -> Path:
     """Train in this process; returns the run's folder."""
-    from lorakit.train import train as run
+    from lorakit.training.train import train as run
 
     return run(recipe.load(path, list(overrides))).path
 
@@ -86,7 +89,7 @@ def _target(arguments: list[str], environment: dict[str, str]) -> None:
     import sys
 
     os.environ.update(environment)
-    from lorakit.train import main
+    from lorakit.training.train import main
 
     sys.exit(main(arguments))
 
@@ -107,7 +110,7 @@ def killed_at(step: int) -> Iterator[None]:
     """A training inside ends before this step (counted from 0) as a kill would end it, with nothing told."""
     from unittest import mock
 
-    from lorakit.trainer import Trainer
+    from lorakit.training.trainer import Trainer
 
     own = Trainer.step
 

@@ -1,4 +1,4 @@
-"""The house holds: floors, no circles, no family names outside families/, sizes, one writer, light rooms."""
+"""The architecture: package dependencies, cycles, sizes, one module that writes, imports without torch."""
 
 from __future__ import annotations
 
@@ -11,23 +11,46 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = {
-    1: "errors storage tensor_header keyed recipe strict_yaml explain manifest buckets placement"
-    " images masks source jpeg resample color sniff places objective vae report progress hub"
-    " timesteps weighting fields objective_settings adapter_settings single_file bases prompts rundir tracker"
-    " statistics launch watchdog opening clips",
-    2: "families adapter optim memory quantize score samplers",
-    3: "cache checkpoint export sample guides shown trained_text loading",
-    4: "surgery dataset masking preserving batches planner plans stores session",
-    5: "losses slider probe trainer looks train trial summary evaluate",
-    6: "quickstart studio doctor cli reproduce",
-}
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+LAYERS = (
+    ("core",),
+    ("manifest", "config"),
+    ("imaging",),
+    ("reports",),
+    ("models",),
+    ("adapters",),
+    ("data",),
+    ("sampling",),
+    ("training",),
+    ("evaluation",),
+    ("data_tools",),
+    ("quickstart",),
+    ("cli",),
+    ("__main__",),
+)
+"""Packages from the lowest to the highest: each may import itself and what stands above it in this list."""
+LAYER = {name: index for index, names in enumerate(LAYERS) for name in names}
+DATA_TOOLS_IMPORTS = {"core", "config", "imaging", "manifest", "reports", "models"}
+DATA_TOOLS_USERS = {"cli", "quickstart"}
 TORCH_FREE = (
-    ["lorakit." + name for name in ("cli", "recipe", "manifest", "buckets", "report", "storage", "images")]
-    + ["lorakit." + name for name in ("errors", "progress", "prompts", "rundir", "bases", "launch")]
-    + ["lorakit." + name for name in ("families", "doctor", "watchdog")]
-    + ["data_tools.commands", "data_tools.prepare"]
+    "lorakit",
+    "lorakit.cli.doctor",
+    "lorakit.cli.main",
+    "lorakit.config.recipe",
+    "lorakit.core.errors",
+    "lorakit.core.launch",
+    "lorakit.core.progress",
+    "lorakit.core.storage",
+    "lorakit.core.watchdog",
+    "lorakit.data.prompts",
+    "lorakit.imaging.buckets",
+    "lorakit.imaging.decode",
+    "lorakit.manifest",
+    "lorakit.models.base_model",
+    "lorakit.models.families",
+    "lorakit.reports",
+    "lorakit.training.run_folder",
+    "data_tools.cli",
+    "data_tools.prepare",
 )
 FILES = sorted([*ROOT.glob("lorakit/**/*.py"), *ROOT.glob("data_tools/**/*.py")])
 WRITERS = re.compile(
@@ -41,17 +64,19 @@ def module(file: Path) -> str:
 
 
 def imports(file: Path, *, lazy: bool = True) -> set[str]:
-    """Modules of the project that a file imports; without `lazy`, only those at its top level."""
+    """Modules of the project that a file imports, inside functions and TYPE_CHECKING blocks too.
+
+    Without `lazy`, only those that are imported when the module is.
+    """
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    found: set[str] = set()
-    nodes = list(ast.walk(tree)) if lazy else tree.body
-    for node in nodes:
+    names: set[str] = set()
+    for node in ast.walk(tree) if lazy else tree.body:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if is_module(name) else node.module for name in names}
-    return {name for name in found if name.startswith(("lorakit", "data_tools"))}
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if is_module(name) else node.module for name in full}
+    return {name for name in names if name.split(".")[0] in ("lorakit", "data_tools")}
 
 
 def is_module(name: str) -> bool:
@@ -59,30 +84,39 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
-def room(name: str) -> str:
-    return name.split(".")[1] if "." in name else ""
+def package(name: str) -> str:
+    """The layer's name: the first folder or module within lorakit; data_tools is one package."""
+    parts = name.split(".")
+    return parts[0] if parts[0] == "data_tools" or len(parts) == 1 else parts[1]
 
 
-def test_every_room_has_a_floor():
-    rooms = {room(module(file)) for file in FILES if module(file).startswith("lorakit.")}
-    assert rooms <= set(FLOOR)
+def test_every_package_has_a_layer():
+    assert {package(module(file)) for file in FILES} - {"lorakit"} == set(LAYER)
 
 
 @pytest.mark.parametrize("file", FILES, ids=module)
-def test_imports_come_from_the_same_floor_or_below(file):
+def test_imports_point_down(file):
     name = module(file)
     if name == "lorakit":
-        return
-    mine = FLOOR[room(name)] if name.startswith("lorakit.") else 1
+        return  # the public API: lazy names of all packages
+    own = package(name)
     for other in imports(file):
-        if other.startswith("lorakit."):
-            assert FLOOR[room(other)] <= mine, f"{name} (floor {mine}) imports {other}"
-        elif other.startswith("data_tools") and name.startswith("lorakit."):
-            assert mine == 6, f"{name} must not import {other}"
+        target = package(other)
+        if target == "lorakit":
+            continue  # the version
+        assert LAYER[target] <= LAYER[own], f"{name} imports {other}, which is above it"
+        if target == own:
+            continue
+        assert LAYER[target] < LAYER[own], f"{name} imports {other}, which is beside it"
+        if own == "data_tools":
+            assert target in DATA_TOOLS_IMPORTS, f"{name} must not import {other}"
+        if target == "data_tools":
+            assert own in DATA_TOOLS_USERS, f"{name} must not import {other}"
 
 
-def test_no_circles():
-    graph = {module(file): {n for n in imports(file, lazy=False) if n != module(file)} for file in FILES}
+@pytest.mark.parametrize("lazy", [False, True], ids=["at import", "in functions and for types too"])
+def test_there_is_no_import_cycle(lazy):
+    graph = {module(file): {n for n in imports(file, lazy=lazy) if n != module(file)} for file in FILES}
     state: dict[str, int] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -91,7 +125,7 @@ def test_no_circles():
             return
         state[name] = 1
         for other in graph[name]:
-            if not name.startswith(other + "."):  # a package's own file list is not a circle
+            if not name.startswith(other + "."):  # a package lists its own modules
                 visit(other, (*path, name))
         state[name] = 2
 
@@ -99,9 +133,18 @@ def test_no_circles():
         visit(name, ())
 
 
+def test_few_entries_stand_directly_in_the_package():
+    documents = {"__init__.py", "py.typed", "LICENSE", "README.md"}
+    listed = subprocess.run(["git", "ls-files", "lorakit"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    entries = {line.split("/")[1] for line in listed.stdout.splitlines()} - documents
+    assert len(entries) <= 14, sorted(entries)
+
+
 def test_no_family_is_named_outside_families():
     names = r"[\"'](sd15|sd3|flux2|StableDiffusion\w*Pipeline|Flux2\w*Pipeline)[\"']"
-    allowed = ("families", "export", "quickstart")
+    allowed = ("families", "formats", "quickstart")
     for file in FILES:
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"\bif .*\bfamily(\.name)? *(==|in)\b", text) or "families" in file.parts, file
@@ -111,13 +154,13 @@ def test_no_family_is_named_outside_families():
 
 def test_only_storage_writes():
     for file in FILES:
-        if module(file) == "lorakit.storage":
+        if module(file) == "lorakit.core.storage":
             continue
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if WRITERS.search(line)]
         assert not lines, f"{module(file)}: {lines}"
 
 
-def test_sizes():
+def test_files_and_functions_are_short():
     lengths = {module(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     assert max(lengths.values()) <= 400, {n: k for n, k in lengths.items() if k > 400}
     assert sum(k <= 300 for k in lengths.values()) >= 0.9 * len(lengths)
@@ -131,15 +174,15 @@ def test_sizes():
     assert not long, long
 
 
-def test_light_rooms_load_without_torch():
+def test_modules_that_need_no_torch_do_not_import_it():
     code = f"import sys\nimport {', '.join(TORCH_FREE)}\nassert 'torch' not in sys.modules\n"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_help_imports_next_to_nothing():
     code = (
-        "import sys\nfrom lorakit import cli\n"
-        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom lorakit.cli import main\n"
+        "try:\n    main.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'numpy', 'PIL', 'pydantic', 'yaml', 'diffusers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import cli
+from lorakit.cli import main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "examples/README.md").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def test_the_commands_of_the_page_work_in_order(place):
     assert [command[0] for command in COMMANDS] == ["lorakit"] * len(COMMANDS)
     before = {file: file.read_bytes() for file in (place / "PHOTOS").iterdir()}
     for command in COMMANDS:
-        assert cli.main(command[1:]) == 0, command
+        assert main.main(command[1:]) == 0, command
     assert all(file.read_bytes() == data for file, data in before.items())
     assert (place / "runs/dog/report.html").is_file()
     assert (place / "runs/dog/eval/report.html").is_file()

@@ -1,220 +1,251 @@
-"""Sampling under control: img2img, a ControlNet and an IP-Adapter on the embedded bases."""
+"""The pages of `examples/` from their first command to their last: prepared, trained, killed, gone on with to
+the same bytes, exported, sampled. Only what a tiny base cannot take is said after what stands on the page.
+
+`LORAKIT_LONG=1 pytest tests/test_guides.py` launches and kills for good; `tests/command_lines.py` says how.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from lorakit import adapter, bases, guides, storage, trial
-from lorakit.errors import ConfigError
-from lorakit.prompts import Prompt
-from lorakit.quickstart import world
+from lorakit import adapters, manifest
+from lorakit.cli import main
+from lorakit.config import recipe
+from lorakit.core import storage
+from lorakit.evaluation import score_table
+from lorakit.models import base_model, clip_score
+from tests import command_lines, tiny
+from tests.data_tools.folders import photo
+from tests.imaging import videos
 
-SEEDS = (0, 1)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("guides")
-    for name, scene in (
-        ("heart", world.Scene("heart", "red", "white")),
-        ("ring", world.Scene("ring", "blue", "yellow")),
-    ):
-        storage.save_image(root / f"{name}.png", world.draw(scene, 96))
-    return root
+SIZES = [(80, 80), (96, 64), (80, 80)]
+SMALL = ["resolution=64", "optimizer.warmup=0", *command_lines.FEWER]
+LOOKS = ["samples.every=4", "samples.steps=1", "samples.guidance=null"]
+SAMPLED = ["--steps", "1", "--size", "64x64", "--out", "pictures"]
+long = pytest.mark.skipif(not command_lines.LONG, reason="for the longer tier")
 
 
-@pytest.fixture(scope="module")
-def prompts(place) -> list[Prompt]:
-    return [
-        Prompt("a", "a red heart", "a red heart", seeds=SEEDS, image=place / "heart.png"),
-        Prompt("b", "a blue ring", "a blue ring", seeds=SEEDS, image=place / "ring.png"),
-    ]
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like the checkout's top, with one prompt in the file of prompts."""
+    for name in ("examples", "recipes"):
+        shutil.copytree(command_lines.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.png"))
+    row = {"id": "a", "prompt": "a photo of sks dog", "seeds": [0]}
+    storage.write_jsonl(tmp_path / "examples/prompts.jsonl", [row])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def options(guide: guides.Guide | None = None, batch: int = 4) -> trial.Options:
-    return trial.Options(steps=6, guidance=3.0, size=(64, 64), batch=batch, quiet=True, guide=guide)
+def _photos(folder: Path) -> None:
+    folder.mkdir()
+    for index, size in enumerate(SIZES):
+        photo(index, size).save(folder / f"{index}.png")
 
 
-def draw(
-    painter: trial.Painter, prompts: list[Prompt], guide: guides.Guide | None, batch: int = 4
-) -> np.ndarray:
-    shots = painter.draw(prompts, options(guide, batch), "x")
-    return np.stack([np.asarray(shot.image, np.int16) for shot in shots])
+def _pairs(folder: Path) -> None:
+    _photos(folder)
+    for index, (width, height) in enumerate(SIZES):
+        (folder / f"{index}.txt").write_text("make it red")
+        photo(index + 10, (width // 2, height // 2)).save(folder / f"{index}.source.png")  # half as large
 
 
-@pytest.fixture(scope="module", params=bases.EMBEDDED)
-def painter(request) -> trial.Painter:
-    return trial.Painter(request.param)
+def _joins(folder: Path) -> None:
+    """One picture comes of two others: it shares no batch with those that come of one."""
+    _pairs(folder)
+    (folder / "2.source.png").rename(folder / "2.source1.png")
+    photo(20, (40, 40)).save(folder / "2.source2.png")
 
 
-def given(prompts: list[Prompt]) -> np.ndarray:
-    """The guiding pictures at the size that is drawn, one for each seed."""
-    opened = [Image.open(p.image).convert("RGB").resize((64, 64)) for p in prompts for _ in SEEDS]
-    return np.stack([np.asarray(picture, np.int16) for picture in opened])
+def _prompts(page: str) -> None:
+    """The page's line of prompts, under the name by which its commands call the file, and its pictures."""
+    text = (command_lines.ROOT / f"examples/{page}.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^    (\{\"id\".*\})$", text, re.M)
+    (name,) = set(re.findall(r"samples\.prompts=(\S+\.jsonl)", text))
+    given = json.loads(row)
+    storage.write_jsonl(Path(name), [given | {"seeds": [0]}])
+    photo(30, (80, 80)).save(given["image"])
+    if "mask" in given:
+        Image.new("L", (40, 40), 255).save(given["mask"])
 
 
-def test_img2img_keeps_more_of_the_picture_at_a_lower_strength(painter, prompts):
-    other = [replace(prompts[0], image=prompts[1].image), replace(prompts[1], image=prompts[0].image)]
-    distances = [
-        np.abs(draw(painter, other, guides.Guide("img2img", strength)) - given(other)).mean()
-        for strength in (0.34, 0.67, 1.0)
-    ]
-    assert distances[0] < 0.7 * min(distances[1:])
+def _on(base: str, told: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The same lines with another base to sample from."""
+    return [[line[0], base, *line[2:]] if line[0] == "sample" else list(line) for line in told]
 
 
-def test_img2img_is_the_same_in_any_batch(painter, prompts):
-    guide = guides.Guide("img2img", 0.67)
-    assert np.abs(draw(painter, prompts, guide, 4) - draw(painter, prompts, guide, 1)).max() <= 2
-    assert np.abs(draw(painter, prompts[1:], guide) - draw(painter, prompts, guide)[2:]).max() <= 2
+def _drawn(folder: str) -> list[Path]:
+    """The pictures of a folder, none of them of one colour."""
+    files = sorted(Path(folder).glob("*.png"))
+    for file in files:
+        with Image.open(file) as picture:
+            assert max(high - low for low, high in picture.getextrema()) > 0, file
+    return files
 
 
-@pytest.fixture(scope="module")
-def unet() -> trial.Painter:
-    return trial.Painter("tiny-unet")
+def _exported(run: str) -> list[str]:
+    """`lorakit export` says what training did of itself, to the byte; the names."""
+    command_lines.say(["export", run, "--for", "all", "--out", "exported"])
+    made = {file.name: file.read_bytes() for file in Path("exported").iterdir()}
+    own = {file.name: file.read_bytes() for file in (Path(run) / "exports").iterdir()}
+    assert own.items() <= made.items()
+    return sorted(made)
 
 
-@pytest.fixture(scope="module")
-def controlnet(unet, tmp_path_factory) -> Path:
-    """As ControlNets begin: a copy of the U-Net whose outputs are zero."""
-    from diffusers import ControlNetModel
-
-    folder = tmp_path_factory.mktemp("controlnet")
-    torch.manual_seed(0)
-    made = ControlNetModel.from_unet(unet.pipe.unet, conditioning_embedding_out_channels=(16, 32, 96))
-    made.save_pretrained(folder)  # this autoencoder has four pixels to a latent, not eight
-    return folder
+# page, row of the tiny pipeline, how its data are made, recipe, family that is trained
+SHOWN = {
+    "edit pairs": ("edit-pairs", "flux1-kontext", _pairs, "flux1-kontext", "flux1-kontext"),
+    "joined pictures": ("edit-pairs", "qwen-image-edit-plus", _joins, "qwen-image-edit", None),
+    "inpainting": ("inpainting", "sd15-inpaint", _photos, "sd15-inpaint", "sd15-inpaint"),
+    "control": ("control", "flux1-dev", _photos, "flux1-control", "flux1-control"),  # becomes a Control LoRA
+}
 
 
-@pytest.fixture(scope="module")
-def taught(controlnet, tmp_path_factory) -> Path:
-    """The same with random outputs, which depend on the picture."""
-    from diffusers import ControlNetModel
-
-    model = ControlNetModel.from_pretrained(controlnet)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "conv_out" in name or "controlnet_" in name:
-            torch.nn.init.normal_(parameter, std=0.5 if "embedding" in name else 0.1)
-    folder = tmp_path_factory.mktemp("taught")
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_a_controlnet_that_says_nothing_changes_nothing_and_one_that_does_follows_the_picture(
-    unet, prompts, controlnet, taught
-):
-    plain = draw(unet, prompts, None)
-    assert np.abs(draw(unet, prompts, guides.Guide("controlnet", 1.0, controlnet)) - plain).max() <= 1
-    guide = guides.Guide("controlnet", 1.0, taught)
-    under = draw(unet, prompts, guide)
-    assert np.abs(under - plain).mean() > 1
-    swapped = [replace(prompts[0], image=prompts[1].image), prompts[1]]
-    other = draw(unet, swapped, guide)
-    assert np.abs(other[:2] - under[:2]).mean() > 0.5
-    assert np.abs(other[2:] - under[2:]).max() <= 2
-    assert np.abs(draw(unet, prompts, guides.Guide("controlnet", 0.0, taught)) - plain).max() <= 1
-    assert np.abs(draw(unet, prompts, None) - plain).max() == 0  # the plain pipeline is as it was
-
-
-def test_an_adapter_is_seen_under_control(prompts, taught):
-    painter = trial.Painter("tiny-unet")
-    adapter.inject(painter.denoiser, rank=2, alpha=2, targets=painter.family.targets)
-    torch.manual_seed(2)
-    for _, parameter in adapter.named_parameters(painter.denoiser):
-        torch.nn.init.normal_(parameter, std=1.0)
-    guide = guides.Guide("controlnet", 0.2, taught)
-    on = draw(painter, prompts, guide)
-    with adapter.switched_off(painter.denoiser):
-        off = draw(painter, prompts, guide)
-    assert np.abs(on - off).mean() > 1
-
-
-@pytest.fixture(scope="module")
-def ip_adapter(unet, tmp_path_factory) -> Path:
-    """A random IP-Adapter in the layout that they are published in."""
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    folder = tmp_path_factory.mktemp("ip")
-    torch.manual_seed(3)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = CLIPVisionConfig(image_size=32, patch_size=16, projection_dim=12, **sizes)
-    CLIPVisionModelWithProjection(vision).save_pretrained(folder / "image_encoder")
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        folder / "image_encoder"
-    )
-    width, tokens = unet.pipe.unet.config.cross_attention_dim, 4
-    tensors = {
-        "image_proj.proj.weight": torch.randn(tokens * width, 12),
-        "image_proj.proj.bias": torch.randn(tokens * width),
-        "image_proj.norm.weight": torch.ones(width),
-        "image_proj.norm.bias": torch.zeros(width),
+@pytest.mark.parametrize("what", SHOWN)
+def test_bases_that_see_pictures(what, place):
+    page, row, make, name, family = SHOWN[what]
+    base, told = str(tiny.tiny_folder(row)), command_lines.of_page(page)
+    make(Path(told[0][2]))
+    _prompts(page)
+    (train,) = (line for line in told if line[0] == "train")
+    run = next(word.removeprefix("out=") for word in train if word.startswith("out="))
+    told = [["train", f"recipes/{name}.yaml", *line[2:]] if line is train else line for line in told]
+    more = {
+        "prepare": ["--resolution", "64"],
+        "train": [f"base={base}", *SMALL, *LOOKS],
+        "sample": SAMPLED,
     }
-    crossing = [n for n in unet.pipe.unet.attn_processors if n.endswith("attn2.processor")]
-    for number, name in enumerate(crossing):
-        layer = unet.pipe.unet.get_submodule(name.removesuffix(".processor"))
-        for part in ("to_k", "to_v"):
-            shape = getattr(layer, part).weight.shape
-            tensors[f"ip_adapter.{2 * number + 1}.{part}_ip.weight"] = torch.randn(shape) * 0.2
-    storage.write_safetensors(folder / "ip.safetensors", tensors)
-    return folder
+    command_lines.play(_on(base, told), more)
+    assert adapters.read_metadata(f"{run}/adapter.safetensors")["family"] == (family or row)
+    assert len(_drawn(f"{run}/samples/step-00000004")) == len(_drawn("pictures")) == 1
+    assert _exported(run)
+    if what == "joined pictures":
+        assert [len(record.given) for record in manifest.load(Path(told[0][2]))] == [1, 1, 2]
 
 
-def test_an_ip_adapter_follows_the_picture(prompts, ip_adapter):
-    plain = draw(trial.Painter("tiny-unet"), prompts, None)
-    painter = trial.Painter("tiny-unet")
-    guide = guides.Guide("ip-adapter", 1.0, ip_adapter)
-    under = draw(painter, prompts, guide)
-    assert np.abs(under - plain).mean() > 1
-    swapped = [replace(prompts[0], image=prompts[1].image), prompts[1]]
-    other = draw(painter, swapped, guide)
-    assert np.abs(other[:2] - under[:2]).mean() > 0.1
-    assert np.abs(other[2:] - under[2:]).max() <= 2
-    none = draw(trial.Painter("tiny-unet"), prompts, guides.Guide("ip-adapter", 0.0, ip_adapter))
-    assert np.abs(none - plain).max() <= 1
+def _clips(folder: Path) -> None:
+    """Two stills and three films, one shorter than the others."""
+    folder.mkdir()
+    for index, size in enumerate([(80, 80), (96, 64)]):
+        photo(index, size).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"a sks picture number {index}")
+    for name, count in {"a.mp4": 10, "b.webm": 9, "c.mkv": 3}.items():
+        codec = "libvpx-vp9" if name == "b.webm" else "libx264"
+        (folder / name).write_bytes(videos.encode(count, size=(96, 64), rate=16, name=name, codec=codec))
+        (folder / name).with_suffix(".txt").write_text(f"a sks film of {count} frames")
 
 
-def test_what_does_not_fit_is_one_error(unet, prompts, tmp_path, place):
-    with pytest.raises(ConfigError, match="has no image"):
-        draw(unet, [replace(prompts[0], image=None)], guides.Guide("img2img", 0.5))
-    with pytest.raises(ConfigError, match=r"config\.json"):
-        draw(unet, prompts, guides.Guide("controlnet", 1.0, tmp_path))
-    storage.write_json(tmp_path / "config.json", {"_class_name": "UNet2DConditionModel"})
-    with pytest.raises(ConfigError, match="no ControlNet"):
-        draw(unet, prompts, guides.Guide("controlnet", 1.0, tmp_path))
+@pytest.mark.parametrize(("row", "frames"), [("wan", 5), pytest.param("ltx", 9, marks=long)])
+def test_video(row, frames, place):
+    base, told = str(tiny.tiny_folder(row)), _on(str(tiny.tiny_folder(row)), command_lines.of_page("video"))
+    _clips(place / "CLIPS")
+    sampled = ["--steps", "1", "--size", "64x64"]
+    more = {
+        "prepare": ["--resolution", "64"],
+        "train": [f"base={base}", f"frames={frames}", *SMALL, *LOOKS],
+        "sample": [*sampled, "--frames", str(frames)],
+    }
+    command_lines.play(told, more)
+    file = Path("runs/sks/adapter.safetensors")
+    facts = adapters.read_metadata(file)
+    assert (facts["family"], facts["frames"]) == ({"ltx": "ltx-video"}.get(row, row), frames)
+    assert all(value.any() for value in storage.read_safetensors(file).values())
+    for folder in ("runs/sks/samples/step-00000004", "films"):
+        (drawn,) = storage.read_json(Path(folder) / "samples.json")
+        with (
+            Image.open(f"{folder}/{drawn['file']}") as strip,
+            Image.open(f"{folder}/{drawn['clip']}") as film,
+        ):
+            assert (strip.size, film.size, film.n_frames) == ((3 * 64, 64), (64, 64), frames)
+    assert len(_exported("runs/sks")) == 2  # ComfyUI has names of its own
+    (sample,) = (line for line in told if line[0] == "sample")
+    command_lines.say([*sample, *sampled, "--frames", "1", "--out", "still"])
+    assert [file.name for file in _drawn("still")] == ["a-0.png"]
+    _evaluated(["--prompts", "examples/prompts.jsonl", "--checkpoints", "last", *sampled])
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ((None, None, None), None),
-        ((0.5, None, None), guides.Guide("img2img", 0.5)),
-        ((None, "{folder}:0.7", None), ("controlnet", 0.7)),
-        ((None, None, "{folder}"), ("ip-adapter", 1.0)),
-    ],
-)
-def test_the_options_are_read(tmp_path, given, expected):
-    texts = [text.format(folder=tmp_path) if isinstance(text, str) else text for text in given]
-    found = guides.parse(*texts)
-    if isinstance(expected, tuple):
-        expected = guides.Guide(*expected, tmp_path)
-    assert found == expected
+def _evaluated(options: list[str]) -> None:
+    """`lorakit eval run` scores the frames of clips, and draws what has none again."""
+    line = ["eval", "run", "runs/sks", "--clip", "embedded", "--quiet", *options]
+    command_lines.say(line)
+    _, made = score_table.find(Path("runs/sks"))
+    folder = Path("runs/sks/eval/images/step-00000005")
+    with Image.open(folder / "a-0.webp") as film:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(film)]
+    clip = clip_score.ClipScorer.local(base_model.EMBEDDED_CLIP)
+    mean = float(clip.clip_t(frames, [made.prompts[0].score_text] * len(frames)).mean())
+    assert made.arms[1].scores["clip_t"]["a", 0] == pytest.approx(mean, abs=1e-6)
+    (drawn,) = storage.read_json(folder / "samples.json")
+    assert drawn["clip"] == "a-0.webp"
+    before = (folder / "a-0.webp").read_bytes()
+    (folder / "a-0.webp").unlink()
+    command_lines.say(line)
+    assert (folder / "a-0.webp").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ((0.0, None, None), "not above 0"),
-        ((None, "nowhere:x", None), "is not a scale"),
-        ((None, None, "nowhere"), "no such folder"),
-        ((0.5, "a", None), "one kind"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(given, said):
-    with pytest.raises(ConfigError, match=said):
-        guides.parse(*given)
+# what a run's adapter is called in its page's lines: (exported files, networks that it changes)
+ADAPTERS = {
+    "dora": (3, {"unet"}),
+    "text": (1, {"unet", "text_encoder"}),
+    "word": (1, {"text_encoder"}),
+    "slider": (1, {"unet"}),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_other_adapters(name, place):
+    """On the embedded base, which is a Stable Diffusion 1.5."""
+    first, *told = command_lines.of_page("adapters")
+    told = [line for line in told if any(f"runs/{name}" in word for word in line)]
+    _photos(place / "PHOTOS")
+    more = {
+        "train": [
+            *command_lines.FEWER,
+            *(["samples.steps=1", "slider.pictures=2"] if name == "slider" else []),
+        ],
+        "sample": ["--steps", "1"],
+    }
+    command_lines.play([first, *told], more)
+    files, networks = ADAPTERS[name]
+    tensors = storage.read_safetensors(f"runs/{name}/adapter.safetensors")
+    assert {key.split(".")[0] for key in tensors} == networks
+    assert all(value.any() for value in tensors.values())
+    if name == "word":  # which is no adapter to other programs: training leaves its file
+        assert [file.name for file in Path("runs/word/exports").iterdir()] == ["my-dog.safetensors"]
+    else:
+        assert len(_exported(f"runs/{name}")) == files
+    drawn = [_drawn(line[-1]) for line in told if line[0] == "sample"]
+    assert [len(files) for files in drawn] == ([2, 2] if name == "slider" else [2])
+    pictures = [file.read_bytes() for files in drawn for file in files]
+    assert len(set(pictures)) == len(pictures)  # by seed, and by the slider's strength
+
+
+def test_the_page_of_adapters_is_told_whole():
+    told = command_lines.of_page("adapters")[1:]
+    assert all(any(f"runs/{name}" in " ".join(line) for name in ADAPTERS) for line in told)
+
+
+@pytest.mark.parametrize("name", ["dora", "text-encoder", "word", "slider"])
+def test_its_recipes_name_what_they_are_about(name):
+    made = recipe.load(command_lines.ROOT / f"examples/{name}.yaml")
+    about = {
+        "dora": made.adapter.type == "dora",
+        "text-encoder": made.adapter.text_encoder,
+        "word": made.embedding is not None and made.adapter.type == "none",
+        "slider": made.slider is not None and made.dataset == Path("runs/slider-pictures"),
+    }
+    assert about[name]
+
+
+@pytest.mark.parametrize("page", ["inpainting", "control"])
+def test_what_is_told_in_passing_is_a_command_too(page):
+    text = (command_lines.ROOT / f"examples/{page}.md").read_text(encoding="utf-8")
+    told = re.findall(r"`lorakit ([^`]*)`", text)
+    assert [main.parser().parse_args(shlex.split(line)) for line in told]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lorakit import manifest, storage
-from lorakit.errors import DataError
+from lorakit import manifest
+from lorakit.core import storage
+from lorakit.core.errors import DataError
 from lorakit.manifest import Caption, Record
 
 HASH = "ab" * 32

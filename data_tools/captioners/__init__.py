@@ -5,7 +5,8 @@ server          anything that speaks OpenAI's chat protocol (server.py)
 tagger          WD taggers and other timm models with a list of tags (tagger.py)
 """
 
-from data_tools.captioners.base import Answer, Ask, Captioner, CaptionFailure, Model
-from data_tools.captioners.find import CaptionerOptions, load
+from data_tools.captioners.captioner import Answer, Ask, Captioner, CaptionFailure, Model
+from data_tools.captioners.load import load
+from data_tools.captioners.options import CaptionerOptions
 
 __all__ = ["Answer", "Ask", "CaptionFailure", "Captioner", "CaptionerOptions", "Model", "load"]

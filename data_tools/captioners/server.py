@@ -23,9 +23,9 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from data_tools.captioners.base import CHAT_PROMPT, Answer, Ask, Captioner, CaptionFailure
-from data_tools.captioners.find import CaptionerOptions
-from lorakit.errors import ConfigError
+from data_tools.captioners.captioner import CHAT_PROMPT, Answer, Ask, Captioner, CaptionFailure
+from data_tools.captioners.options import CaptionerOptions
+from lorakit.core.errors import ConfigError
 
 PAUSES = (1.0, 3.0, 9.0, 27.0)  # seconds before asking again
 LONGEST_PAUSE = 60.0  # of those that a server asks for itself

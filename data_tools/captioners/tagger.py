@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from data_tools.captioners.base import Answer, Ask, Captioner, CaptionFailure, Model
-from data_tools.captioners.find import CaptionerOptions
-from lorakit.errors import ConfigError
+from data_tools.captioners.captioner import Answer, Ask, Captioner, CaptionFailure, Model
+from data_tools.captioners.options import CaptionerOptions
+from lorakit.core.errors import ConfigError
 
 TAGS = "selected_tags.csv"
 GENERAL, CHARACTER = 0, 4  # categories; 9 is the rating, which describes no picture

@@ -10,9 +10,16 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from data_tools.captioners.base import CHAT_PROMPT, Answer, Ask, Captioner, CaptionFailure, Model
-from data_tools.captioners.find import CaptionerOptions
-from lorakit.errors import ConfigError
+from data_tools.captioners.captioner import (
+    CHAT_PROMPT,
+    Answer,
+    Ask,
+    Captioner,
+    CaptionFailure,
+    Model,
+)
+from data_tools.captioners.options import CaptionerOptions
+from lorakit.core.errors import ConfigError
 
 _TASKS = {"florence2": "<DETAILED_CAPTION>", "kosmos-2": "<grounding>An image of"}
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lorakit import images
-from lorakit.images import ImageError
+from lorakit.imaging import decode
+from lorakit.imaging.decode import ImageError
 from lorakit.manifest import USERS_METADATA, Record
 
 
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 def original(folder: Path, record: Record) -> bytes:
     """The image's bytes, which must be those that were prepared."""
-    data = images.read_file(folder / record.file)
+    data = decode.read_file(folder / record.file)
     if hashlib.sha256(data).hexdigest() != record.sha256:
         message, remedy = (
             "the file changed since it was prepared",

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from data_tools.captions.metadata import TEXT_KEYS
 from data_tools.formats import Entry, mask_file, original, portable
-from data_tools.metadata import TEXT_KEYS
-from lorakit import images, manifest, sniff, storage
-from lorakit.errors import DataError
+from lorakit import manifest
+from lorakit.core import storage
+from lorakit.core.errors import DataError
+from lorakit.imaging import decode, signatures
 from lorakit.manifest import Record
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> lis
             made.append(Entry(mask, inside["bytes"], settled=True))
         return made
     stem = PurePosixPath(path).stem if path else ""
-    suffix = PurePosixPath(path).suffix or sniff.suffix_of(data)
+    suffix = PurePosixPath(path).suffix or signatures.suffix_of(data)
     name = str(PurePosixPath(split) / f"{number:08d}{'-' if stem else ''}{stem}{suffix}")
     manifest.check_path(name, where)
     texts = [row[key] for key in TEXT_KEYS if isinstance(row.get(key), str)]
@@ -170,7 +172,7 @@ def _row(folder: Path, record: Record) -> dict[str, Any]:
         "mask": None,
     }
     if mask := mask_file(record):
-        row["mask"] = {"bytes": images.read_file(folder / mask), "path": PurePosixPath(mask).name}
+        row["mask"] = {"bytes": decode.read_file(folder / mask), "path": PurePosixPath(mask).name}
     return row
 
 

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from data_tools.formats import Entry, mask_file, original, portable
-from data_tools.formats.bounded import Limits, Member, read_tar
-from lorakit import images, manifest, sniff, storage
-from lorakit.errors import DataError
+from data_tools.formats.archives import Limits, Member, read_tar
+from lorakit import manifest
+from lorakit.core import storage
+from lorakit.core.errors import DataError
+from lorakit.imaging import decode, signatures
 from lorakit.manifest import Record
 
 ROW = "lorakit"  # the key of the manifest's line in a sample's JSON
@@ -52,12 +54,12 @@ def _add(archive: tarfile.TarFile, key: str, folder: Path, record: Record) -> No
     data = original(folder, record)
     value = {"caption": record.caption, ROW: manifest.row(portable(record))}
     parts = {
-        PurePosixPath(record.file).suffix.lower() or sniff.suffix_of(data): data,
+        PurePosixPath(record.file).suffix.lower() or signatures.suffix_of(data): data,
         ".json": json.dumps(value, ensure_ascii=False).encode("utf-8"),
         ".txt": record.caption.encode("utf-8"),
     }
     if mask := mask_file(record):
-        parts[_MASK + PurePosixPath(mask).suffix] = images.read_file(folder / mask)
+        parts[_MASK + PurePosixPath(mask).suffix] = decode.read_file(folder / mask)
     for extension, content in sorted(parts.items()):
         info = tarfile.TarInfo(key + extension)
         info.size, info.mode = len(content), 0o644  # no time, no user: equal data, equal bytes

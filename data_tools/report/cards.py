@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from data_tools import tokens
+from data_tools.captions import tokens
 from data_tools.report.facts import Facts, notes_of, worst_first
 from data_tools.report.gallery import Gallery
 from data_tools.scan import REASONS
-from lorakit import placement
+from lorakit.core.progress import track
+from lorakit.imaging import crops
 from lorakit.manifest import Caption, Record
-from lorakit.progress import track
-from lorakit.report import Html, badge, escape, join, section, tag
+from lorakit.reports import Html, badge, escape, join, section, tag
 
 PICTURES = 400  # images shown; the others are in the JSON twin
 _FILTERS = (
@@ -51,7 +51,7 @@ def _kinds(record: Record, flags: Flags) -> list[str]:
     found += ["aside"] if not record.keep else []
     found += ["flagged"] if any(level != "note" for level, _ in flags) else []
     found += ["masked"] if record.mask else []
-    found += ["hand"] if record.crop_by == placement.USER else []
+    found += ["hand"] if record.crop_by == crops.USER else []
     return found
 
 
@@ -103,10 +103,10 @@ def _measures(record: Record) -> Iterator[Html]:
     if record.bucket:
         text += f" → {record.bucket[0]} × {record.bucket[1]}"
     yield escape(text)
-    lost = placement.crop_share(record)
+    lost = crops.crop_share(record)
     if record.bucket and lost >= 0.0005:
         yield escape(f", {lost:.1%} cropped")
-    by = {placement.USER: "by hand", "saliency": "by saliency", "face": "by face", "no_face": "no face"}
+    by = {crops.USER: "by hand", "saliency": "by saliency", "face": "by face", "no_face": "no face"}
     if record.bucket and record.crop_by in by:
         yield escape(f", {by[record.crop_by]}")
     if record.repeats > 1:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_tools import lint, prices, tokens
-from data_tools.bucket import BucketOptions
+from data_tools import bucket_costs
+from data_tools.assign_buckets import BucketOptions
+from data_tools.captions import lint, tokens
 from data_tools.findings import LEVELS, Finding
 from data_tools.scan import code_of
-from lorakit import __version__, placement
+from lorakit import __version__
+from lorakit.imaging import crops
 from lorakit.manifest import Record
 
 BATCH = 4  # whose incomplete batches are counted
@@ -27,7 +29,7 @@ class Facts:
     counts: Mapping[str, Any]
     trigger: str | None = None
     base: str | None = None
-    prices: Sequence[prices.Price] = ()
+    prices: Sequence[bucket_costs.Price] = ()
     counted: Mapping[str, Sequence[tokens.Count]] = field(default_factory=dict)
 
     @property
@@ -100,7 +102,7 @@ def _image(record: Record, facts: Facts, flags: Sequence[tuple[str, str]]) -> di
         "bucket": record.bucket,
         "crop": record.crop,
         "crop_by": record.crop_by,
-        "cropped": round(placement.crop_share(record), 4),
+        "cropped": round(crops.crop_share(record), 4),
         "captions": captions,
         "repeats": record.repeats,
         "mask": record.mask,
@@ -123,7 +125,7 @@ def notes_of(record: Record) -> list[tuple[str, str]]:
     return [(code_of(note), note.partition(":")[2].strip()) for note in record.notes]
 
 
-def _prices(records: Sequence[Record]) -> list[prices.Price]:
+def _prices(records: Sequence[Record]) -> list[bucket_costs.Price]:
     """What the buckets at hand cost, then what every mode would: at the same resolution and step, which are
     read off the buckets."""
     kept = [record for record in records if record.keep]
@@ -133,4 +135,4 @@ def _prices(records: Sequence[Record]) -> list[prices.Price]:
     step = next(step for step in (16, 8, 4, 2, 1) if not any(side % step for size in sizes for side in size))
     side = max(width * height for width, height in sizes) ** 0.5
     options = BucketOptions(resolution=max(step, round(side / step) * step), step=step, batch=BATCH)
-    return [prices.price(kept, IN_USE, options.resolution, BATCH), *prices.compare(kept, options)]
+    return [bucket_costs.price(kept, IN_USE, options.resolution, BATCH), *bucket_costs.compare(kept, options)]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorakit import images, masks, placement
-from lorakit.errors import DataError
+from lorakit.core.errors import DataError
+from lorakit.imaging import crops, decode, masks
 from lorakit.manifest import Record
-from lorakit.report import Html, image, tag
+from lorakit.reports import Html, image, tag
 
 SIDE = 252  # long side of a card's picture, in CSS pixels
 SMALL = 64  # of those beside a finding
@@ -54,7 +54,7 @@ class Gallery:
         return tag("a", file, href=f"#{anchor}") if anchor else tag("span", file)
 
     def _decoded(self, file: str) -> Image.Image:
-        return images.preview(self.root, self.records[file], self._stored)
+        return decode.preview(self.root, self.records[file], self._stored)
 
     def _mask(self, record: Record, size: tuple[int, int]) -> Html:
         """What the mask leaves out, tinted."""
@@ -75,7 +75,7 @@ class Gallery:
 
 def _crop(record: Record) -> Html:
     """A frame around what is kept; nothing when that is the whole picture."""
-    left, top, right, bottom = placement.kept_box(record)
+    left, top, right, bottom = crops.kept_box(record)
     if not record.bucket or (left, top, right, bottom) == (0, 0, *record.size):
         return Html("")
     place = {"left": left / record.width, "top": top / record.height}

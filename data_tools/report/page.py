@@ -11,9 +11,10 @@ from typing import Any
 from data_tools.findings import Finding
 from data_tools.report import cards, facts, problems, shapes
 from data_tools.report.gallery import Gallery
-from lorakit import placement, storage
+from lorakit.core import storage
+from lorakit.imaging import crops
 from lorakit.manifest import Record
-from lorakit.report import Html, page, tag
+from lorakit.reports import Html, page, tag
 
 HTML, JSON = "report.html", "report.json"
 
@@ -86,7 +87,7 @@ def _tiles(data: facts.Facts) -> Html:
     if data.epoch != len(kept):
         tiles.append((str(data.epoch), "shown in an epoch, repeats counted"))
     if placed:
-        lost = sum(placement.crop_share(record) for record in placed) / len(placed)
+        lost = sum(crops.crop_share(record) for record in placed) / len(placed)
         tiles.append((str(len({record.bucket for record in placed})), "shapes"))
         tiles.append((f"{lost:.1%}", "cropped off, on average"))
     captions = sum(len(record.captions) for record in kept)

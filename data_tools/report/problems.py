@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from data_tools.findings import Finding
 from data_tools.report.facts import Facts
 from data_tools.report.gallery import SIDE, SMALL, Gallery
-from lorakit.report import Html, details, join, section, tag, verdict
+from lorakit.reports import Html, details, join, section, tag, verdict
 
 _PICTURES = 5  # beside a finding
 _CLUSTERS = 40

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from data_tools import bucket, prices
+from data_tools import assign_buckets, bucket_costs
 from data_tools.report.facts import BATCH, IN_USE, Facts
-from lorakit import buckets, placement
+from lorakit.imaging import buckets, crops
 from lorakit.manifest import Record
-from lorakit.report import Html, escape, join, paragraph, section, table, tag
+from lorakit.reports import Html, escape, join, paragraph, section, table, tag
 
 _BINS = 48
 _ASPECTS = ((9, 16), (2, 3), (3, 4), (4, 5), (1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (1, 2), (21, 9))
@@ -19,7 +19,7 @@ Cell = str | Html | int | float
 
 def shapes(facts: Facts) -> Html:
     """The aspects of the images, the buckets chosen, and what another choice would cost."""
-    counts = bucket.count(facts.kept)
+    counts = assign_buckets.count(facts.kept)
     if not counts:
         return Html("")
     kept = [record for record in facts.kept if record.bucket]
@@ -28,8 +28,8 @@ def shapes(facts: Facts) -> Html:
         rows: list[list[Cell]] = []
         for price in facts.prices:
             name = tag("b", price.mode) if price.mode == IN_USE else escape(price.mode)
-            rows.append([name, *prices.row(price)[1:]])
-        headers = [header.replace("batches", f"batches of {BATCH}") for header in prices.HEADERS]
+            rows.append([name, *bucket_costs.row(price)[1:]])
+        headers = [header.replace("batches", f"batches of {BATCH}") for header in bucket_costs.HEADERS]
         parts += [tag("h3", "What each way of choosing shapes costs on these images"), table(headers, rows)]
     return section("Shapes", *parts)
 
@@ -60,7 +60,7 @@ def _epoch(facts: Facts) -> str:
 def _buckets(kept: Sequence[Record], counts: dict[buckets.Size, int]) -> Html:
     rows: list[list[Cell]] = []
     for shape, number in counts.items():
-        lost = [placement.crop_share(record) for record in kept if record.bucket == shape]
+        lost = [crops.crop_share(record) for record in kept if record.bucket == shape]
         name = escape(f"{shape[0]} × {shape[1]}")
         rows.append(
             [

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lorakit import storage
-from lorakit.errors import ConfigError
-from lorakit.prompts import Prompt
-from lorakit.quickstart import world
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError
+from lorakit.data.prompts import Prompt
+from lorakit.quickstart import shape_world
 
 PICTURES = 24  # of the concept
 ORDINARY = 48  # of what the base knows: without them everything it draws would drift towards the concept
 PROMPTS = 8  # of each kind
 SEEDS = (0, 1, 2, 3)
-CONCEPTS = (*world.HELD_OUT_STYLES, *world.HELD_OUT_SHAPES)
+CONCEPTS = (*shape_world.HELD_OUT_STYLES, *shape_world.HELD_OUT_SHAPES)
 _SIZES = (64, 80, 96, 128)
 _SIDEWAYS = {3: 6, 8: 8, 13: 3}  # picture: EXIF orientation it is stored with
 _UNTURN = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -49,32 +49,37 @@ class Concept:
     @property
     def is_style(self) -> bool:
         """A style of drawing, or else a shape."""
-        return self.word in world.HELD_OUT_STYLES
+        return self.word in shape_world.HELD_OUT_STYLES
 
     @property
     def alternatives(self) -> tuple[str, ...]:
         """The words among which CLIP should pick this one."""
-        return world.STYLES if self.is_style else world.SHAPES
+        return shape_world.STYLES if self.is_style else shape_world.SHAPES
 
-    def scenes(self, count: int, seed: int) -> list[world.Scene]:
+    def scenes(self, count: int, seed: int) -> list[shape_world.Scene]:
         """Scenes of the concept, for a style in all base shapes in turn."""
-        shapes = world.BASE_SHAPES if self.is_style else (self.word,)
+        shapes = shape_world.BASE_SHAPES if self.is_style else (self.word,)
         style = self.word if self.is_style else "solid"
         rng = np.random.default_rng([seed, CONCEPTS.index(self.word)])
         return [_legible_scene(rng, shapes[index % len(shapes)], (style,)) for index in range(count)]
 
 
-def ordinary_scenes(count: int, seed: int) -> list[world.Scene]:
+def ordinary_scenes(count: int, seed: int) -> list[shape_world.Scene]:
     """Scenes the base knows how to draw, in all its shapes in turn."""
     rng = np.random.default_rng([seed, len(CONCEPTS)])
-    shapes = world.BASE_SHAPES
-    return [_legible_scene(rng, shapes[index % len(shapes)], world.BASE_STYLES) for index in range(count)]
+    shapes = shape_world.BASE_SHAPES
+    return [
+        _legible_scene(rng, shapes[index % len(shapes)], shape_world.BASE_STYLES) for index in range(count)
+    ]
 
 
-def _legible_scene(rng: np.random.Generator, shape: str, styles: tuple[str, ...]) -> world.Scene:
+def _legible_scene(rng: np.random.Generator, shape: str, styles: tuple[str, ...]) -> shape_world.Scene:
     while True:
-        scene = world.random_scene(rng, shapes=(shape,), styles=styles)
-        ink, paper = np.array(world.COLOURS[scene.colour]), np.array(world.COLOURS[scene.background])
+        scene = shape_world.random_scene(rng, shapes=(shape,), styles=styles)
+        ink, paper = (
+            np.array(shape_world.COLOURS[scene.colour]),
+            np.array(shape_world.COLOURS[scene.background]),
+        )
         if np.linalg.norm(ink - paper) >= _LEGIBLE:
             return scene
 
@@ -84,7 +89,7 @@ def make_dataset(folder: Path, concept: Concept) -> None:
     for index, scene in enumerate(concept.scenes(PICTURES, seed=1)):
         if index == _TRANSPARENT:
             scene = replace(scene, background="white", colour="blue")
-        picture = world.draw(scene, _SIZES[index % len(_SIZES)])
+        picture = shape_world.draw(scene, _SIZES[index % len(_SIZES)])
         name = f"{index:02d}"
         if index == _TRANSPARENT:
             storage.save_image(folder / f"{name}.png", _cut_out(picture))
@@ -92,11 +97,11 @@ def make_dataset(folder: Path, concept: Concept) -> None:
             storage.write_bytes(folder / f"{name}.jpg", _sideways(picture, _SIDEWAYS[index]))
         else:
             storage.save_image(folder / f"{name}.png", picture)
-        storage.write_text(folder / f"{name}.txt", world.caption(scene) + "\n")
+        storage.write_text(folder / f"{name}.txt", shape_world.caption(scene) + "\n")
     for index, scene in enumerate(ordinary_scenes(ORDINARY, seed=1)):
-        storage.save_image(folder / f"ordinary-{index:02d}.png", world.draw(scene))
-        storage.write_text(folder / f"ordinary-{index:02d}.txt", world.caption(scene) + "\n")
-    broken = _jpeg(world.draw(concept.scenes(1, seed=2)[0], 96))
+        storage.save_image(folder / f"ordinary-{index:02d}.png", shape_world.draw(scene))
+        storage.write_text(folder / f"ordinary-{index:02d}.txt", shape_world.caption(scene) + "\n")
+    broken = _jpeg(shape_world.draw(concept.scenes(1, seed=2)[0], 96))
     storage.write_bytes(folder / "broken.jpg", broken[: len(broken) * 6 // 10])
     storage.write_text(folder / "broken.txt", "a download that stopped half way\n")
 
@@ -118,7 +123,7 @@ def _sideways(picture: Image.Image, orientation: int) -> bytes:
 def _cut_out(picture: Image.Image) -> Image.Image:
     """The background made transparent, with a colour hidden under it that must never be trained on."""
     pixels = np.array(picture.convert("RGBA"))
-    paper = (pixels[..., :3] == world.COLOURS["white"]).all(-1)
+    paper = (pixels[..., :3] == shape_world.COLOURS["white"]).all(-1)
     pixels[paper] = (255, 0, 255, 0)
     return Image.fromarray(pixels)
 
@@ -134,9 +139,9 @@ def make_prompts(concept: Concept) -> list[Prompt]:
     ]
 
 
-def _prompt(name: str, scene: world.Scene, kind: str) -> Prompt:
-    truth = world.caption(scene, say_solid=True)
-    return Prompt(id=name, prompt=world.caption(scene), score_text=truth, seeds=SEEDS, kind=kind)
+def _prompt(name: str, scene: shape_world.Scene, kind: str) -> Prompt:
+    truth = shape_world.caption(scene, say_solid=True)
+    return Prompt(id=name, prompt=shape_world.caption(scene), score_text=truth, seeds=SEEDS, kind=kind)
 
 
 def previews(wanted: list[Prompt]) -> list[Prompt]:

@@ -28,13 +28,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 from PIL import Image
 
-from lorakit import bases, images, manifest, recipe, report, score, slider, storage
-from lorakit.prompts import Prompt
-from lorakit.quickstart import assess, world
-from lorakit.quickstart import clip as clip_model
-from lorakit.trial import Options, Painter
+from lorakit import manifest, reports
+from lorakit.config import recipe
+from lorakit.core import storage
+from lorakit.data.prompts import Prompt
+from lorakit.imaging import decode
+from lorakit.models import base_model, clip_score
+from lorakit.quickstart import shape_world
+from lorakit.sampling.pipeline import Options, Painter
+from lorakit.training import slider
 from tests import runs
-from tests.evaluate import embedded
+from tests.evaluation import embedded
+from tests.pretraining import assess
+from tests.pretraining import clip as clip_model
 
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 WORDS = {"text": "zwx", "word": "blorp"}
@@ -45,10 +51,10 @@ Judge = Callable[..., dict[str, float]]
 
 def judge() -> Judge:
     """Shares of pictures in which the embedded CLIP picks the scene's own word, by attribute."""
-    clip, tokenizer = clip_model.load(bases.EMBEDDED_CLIP)
+    clip, tokenizer = clip_model.load(base_model.EMBEDDED_CLIP)
 
     def shares(
-        shots: Sequence[Any], scenes: Sequence[world.Scene], words: dict[str, Any]
+        shots: Sequence[Any], scenes: Sequence[shape_world.Scene], words: dict[str, Any]
     ) -> dict[str, float]:
         pictures = np.stack([np.asarray(shot.image) for shot in shots])
         found = assess.judge(clip, tokenizer, pictures, scenes, alternatives=words)
@@ -72,13 +78,13 @@ def style(kind: str, out: Path, steps: int) -> dict[str, Any]:
     file = runs.make_recipe(out / f"{kind}.json", "tiny-dit", data, out / kind, **tree, train=train)
     run = runs.train(file)
     scenes = embedded.CONCEPT.scenes(16, seed=3)
-    wanted = [Prompt(f"s{i}", world.caption(s), "", seeds=(0,)) for i, s in enumerate(scenes)]
+    wanted = [Prompt(f"s{i}", shape_world.caption(s), "", seeds=(0,)) for i, s in enumerate(scenes)]
     painter = Painter("tiny-dit", run / "adapter.safetensors")
     after = painter.draw(wanted, OPTIONS, kind)
     with painter.without_adapter():
         before = painter.draw(wanted, OPTIONS, "base")
     ask = judge()
-    words = {"style": world.STYLES, "shape": world.BASE_SHAPES}
+    words = {"style": shape_world.STYLES, "shape": shape_world.BASE_SHAPES}
     save(out / f"{kind}.png", {"base": before[:8], kind: after[:8]}, [p.prompt for p in wanted[:8]])
     return {"before": ask(before, scenes, words), "after": ask(after, scenes, words)}
 
@@ -123,7 +129,7 @@ def between(out: Path, steps: int) -> dict[str, Any]:
 
 def lean(shots: Sequence[Any], shape: str) -> float:
     """CLIP's mean score for red less that for blue."""
-    scorer = score.ClipScorer.local(bases.EMBEDDED_CLIP)
+    scorer = clip_score.ClipScorer.local(base_model.EMBEDDED_CLIP)
     features = scorer.image_features([shot.image for shot in shots])
     red, blue = (
         scorer.clip_t(features, [f"a {colour} {shape} on a white background"] * len(shots)).mean()
@@ -152,36 +158,38 @@ def word(kind: str, out: Path, steps: int) -> dict[str, Any]:
     after = painter.draw(wanted, OPTIONS, kind)
     with painter.without_adapter():
         before = painter.draw(wanted, OPTIONS, "base")
-    words = {"shape": world.BASE_SHAPES, "colour": tuple(world.COLOURS)}
+    words = {"shape": shape_world.BASE_SHAPES, "colour": tuple(shape_world.COLOURS)}
     ask = judge()
     save(out / f"{kind}.png", {"before": before[:8], "after": after[:8]}, [p.prompt for p in wanted[:8]])
     return {"before": ask(before, scenes[24:], words), "after": ask(after, scenes[24:], words)}
 
 
-def hearts(rng: np.random.Generator) -> world.Scene:
+def hearts(rng: np.random.Generator) -> shape_world.Scene:
     """A purple heart somewhere on a light background."""
     paper = str(rng.choice(["white", "yellow", "pink", "orange"]))
-    places, sizes = list(world.POSITIONS), list(world.SIZES)
-    scene = world.Scene("heart", "purple", paper, "solid", str(rng.choice(sizes)), str(rng.choice(places)))
-    return world.jitter(rng, scene)
+    places, sizes = list(shape_world.POSITIONS), list(shape_world.SIZES)
+    scene = shape_world.Scene(
+        "heart", "purple", paper, "solid", str(rng.choice(sizes)), str(rng.choice(places))
+    )
+    return shape_world.jitter(rng, scene)
 
 
-def said(scene: world.Scene, name: str) -> str:
+def said(scene: shape_world.Scene, name: str) -> str:
     """The caption with the new word for the purple heart."""
-    return world.caption(scene, drop={"colour"}, rename={"heart": name})
+    return shape_world.caption(scene, drop={"colour"}, rename={"heart": name})
 
 
-def dataset(folder: Path, scenes: Sequence[world.Scene], name: str) -> Path:
+def dataset(folder: Path, scenes: Sequence[shape_world.Scene], name: str) -> Path:
     """Pictures with their captions."""
     records = []
     for number, scene in enumerate(scenes):
-        picture = world.draw(scene)
+        picture = shape_world.draw(scene)
         file = storage.save_image(folder / f"{number:02d}.png", picture)
         records.append(
             manifest.Record(
                 file=file.name,
                 sha256=storage.sha256_file(file),
-                pixels=images.pixel_hash(picture),
+                pixels=decode.pixel_hash(picture),
                 width=picture.width,
                 height=picture.height,
                 captions=(manifest.Caption(said(scene, name), "world"),),
@@ -196,7 +204,7 @@ def save(file: Path, columns: dict[str, Sequence[Any]], heads: Sequence[str]) ->
     cells: list[list[Image.Image | None]] = [
         [column[row].image for column in columns.values()] for row in range(len(heads))
     ]
-    sheet = report.contact_sheet(cells, column_heads=list(columns), row_heads=list(heads), cell=64)
+    sheet = reports.contact_sheet(cells, column_heads=list(columns), row_heads=list(heads), cell=64)
     storage.save_image(file, sheet)
 
 

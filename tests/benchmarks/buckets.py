@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lorakit import buckets
-from lorakit.buckets import Size
+from lorakit.imaging import buckets
+from lorakit.imaging.buckets import Size
 
 RESOLUTION, STEP, BATCH, IMAGES = 1024, 16, 4, 120
 # Formats with their shares, how many images were cut freely, and how far from their format.

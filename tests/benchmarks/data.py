@@ -25,9 +25,10 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_tools import scan, shrink
-from data_tools.formats import Entry
-from lorakit import manifest, resample
+from data_tools import scan
+from data_tools.formats import Entry, shrink
+from lorakit import manifest
+from lorakit.imaging import resize
 from lorakit.manifest import Record
 from tests.data_tools import hostile
 
@@ -83,7 +84,7 @@ def _compare(folder: Path, files: list[str], rounds: int) -> dict[str, Any]:
     contestants: dict[str, Callable[[str], object]] = {
         "plain": lambda file: plain(folder / file),
         "scan": lambda file: scan.measure(str(folder), options, scan.Job(file, None)),
-        "resize": lambda file: resample.picture(folder, records[file], WHOLE, SIZE),
+        "resize": lambda file: resize.picture(folder, records[file], WHOLE, SIZE),
         "shrink": lambda file: _shrunk(folder / file),
     }
     spent: dict[str, list[float]] = {who: [] for who in contestants}
@@ -114,7 +115,7 @@ def _fidelity(folder: Path, records: dict[str, Record]) -> dict[str, float]:
     worst = {"decibel": 99.0, "levels": 0.0, "copy_decibel": 99.0}
     for file, record in records.items():
         same = np.asarray(plain(folder / file)).astype(float)
-        ours = resample.picture(folder, record, WHOLE, SIZE).permute(1, 2, 0).numpy()
+        ours = resize.picture(folder, record, WHOLE, SIZE).permute(1, 2, 0).numpy()
         copy = np.asarray(Image.open(io.BytesIO(_shrunk(folder / file))))
         worst["decibel"] = min(worst["decibel"], _decibel(ours, same))
         worst["copy_decibel"] = min(worst["copy_decibel"], _decibel(copy, same))
@@ -177,7 +178,7 @@ def thousand(count: int = 1000) -> dict[str, Any]:
         command = [
             sys.executable,
             "-m",
-            "lorakit.cli",
+            "lorakit.cli.main",
             "data",
             "prepare",
             str(folder),

@@ -25,11 +25,11 @@ STEPS, EVERY, RATE, PICTURES = 1000, 100, 1e-3, 8
 
 def measure(out: Path) -> dict[str, Any]:
     """Train, evaluate; returns the figures by step, and what was picked."""
-    from lorakit.evaluate.alarms import diversity_ratio
-    from lorakit.evaluate.run import Request, evaluate_run
-    from lorakit.evaluate.verdict import headline, remarks
-    from lorakit.trial import Options
-    from tests.evaluate import embedded
+    from lorakit.evaluation.alarms import diversity_ratio
+    from lorakit.evaluation.evaluate_run import Request, evaluate_run
+    from lorakit.evaluation.report.verdict import headline, remarks
+    from lorakit.sampling.pipeline import Options
+    from tests.evaluation import embedded
 
     began = time.monotonic()
     prompts = embedded.prompt_file(out / "p.jsonl", embedded.prompts(24, 24, (0, 1, 2, 3)))

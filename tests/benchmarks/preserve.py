@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from data_tools.prepare import PrepareOptions, prepare
-from lorakit import bases, prompts, score, storage
-from lorakit.quickstart import world
+from lorakit.core import storage
+from lorakit.data import prompts
+from lorakit.models import base_model, clip_score
+from lorakit.quickstart import shape_world
 from lorakit.quickstart.concept import Concept, make_prompts, write_prompts
-from lorakit.trial import Options, Painter
+from lorakit.sampling.pipeline import Options, Painter
 from tests import runs
 
 STYLE, PLAIN = Concept("striped"), "solid"
@@ -28,7 +30,7 @@ GOAL = 0.8  # of the distance without preservation
 def measure(base: str = "tiny-dit", *, steps: int = 150) -> dict[str, Any]:
     """By arm: how far prompts without the trigger moved from the base (RMSE of pixels, 0 to 1), and CLIP-T of
     both kinds of prompt."""
-    clip = score.ClipScorer.local(bases.EMBEDDED_CLIP)
+    clip = clip_score.ClipScorer.local(base_model.EMBEDDED_CLIP)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _dataset(folder / "data")
@@ -48,8 +50,8 @@ def measure(base: str = "tiny-dit", *, steps: int = 150) -> dict[str, Any]:
 
 def _dataset(folder: Path) -> None:
     for index, scene in enumerate(STYLE.scenes(24, seed=1)):
-        storage.save_image(folder / f"{index:02d}.png", world.draw(scene))
-        storage.write_text(folder / f"{index:02d}.txt", world.caption(scene) + "\n")
+        storage.save_image(folder / f"{index:02d}.png", shape_world.draw(scene))
+        storage.write_text(folder / f"{index:02d}.txt", shape_world.caption(scene) + "\n")
     prepare(folder, PrepareOptions(resolution=64, step=16, batch=8, mode="square"))
 
 

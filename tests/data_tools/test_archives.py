@@ -13,11 +13,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from folders import photo
 
-from data_tools.formats.bounded import Limits, read_tar, read_zip
-from data_tools.transfer import import_into
-from lorakit.errors import ConfigError, DataError
+from data_tools.formats.archives import Limits, read_tar, read_zip
+from data_tools.formats.import_export import import_into
+from lorakit.core.errors import ConfigError, DataError
+from tests.data_tools.folders import photo
 
 PICTURE = io.BytesIO()
 photo(1, (64, 48)).save(PICTURE, "JPEG")

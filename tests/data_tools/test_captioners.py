@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from folders import fill, photo
 from PIL import Image
 
 from data_tools.captioners import Ask, CaptionerOptions, CaptionFailure, load
-from data_tools.captioners.base import CHAT_PROMPT
-from data_tools.describe import DescribeOptions
+from data_tools.captioners.captioner import CHAT_PROMPT
+from data_tools.captions.generate import DescribeOptions
 from data_tools.prepare import PrepareOptions, caption_only
-from lorakit.errors import ConfigError
+from lorakit.core.errors import ConfigError
+from tests.data_tools.folders import fill, photo
 from tests.tiny import parts
 
 CHAT = (

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from folders import fill, hashes
 
+from data_tools.captions.text import clean, decode_text
 from data_tools.prepare import PrepareOptions, bucket_only, caption_only, prepare, scan_only
-from data_tools.text import clean, decode_text
 from lorakit import manifest
-from lorakit.errors import ConfigError, DataError
+from lorakit.core.errors import ConfigError, DataError
 from lorakit.manifest import Record
+from tests.data_tools.folders import fill, hashes
 
 
 def run(folder: Path, **changes: object) -> dict[str, Record]:

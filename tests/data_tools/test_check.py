@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import fill, photo
 from PIL import Image, ImageFilter, ImageOps
 
-from data_tools import duplicates, lint, quality
+from data_tools import duplicates, quality
+from data_tools.captions import lint
 from data_tools.findings import Finding, ordered, reaches
 from data_tools.prepare import PrepareOptions, check_only
 from lorakit.manifest import Caption, Record
+from tests.data_tools.folders import fill, photo
 
 
 def record(name: str, picture: Image.Image | None = None, caption: str = "x", **changes: object) -> Record:

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folders import fill, hashes, photo
 from PIL import Image
 
-from data_tools import control
-from data_tools.control import ControlOptions, canny, random_mask
+from data_tools.conditioning import controls
+from data_tools.conditioning.controls import ControlOptions, canny, random_mask
+from data_tools.formats.import_export import export_to
 from data_tools.prepare import PrepareOptions, check_only, control_only, prepare
-from data_tools.transfer import export_to
-from lorakit import cli, manifest, masks
-from lorakit.errors import ConfigError
+from lorakit import manifest
+from lorakit.cli import main
+from lorakit.core.errors import ConfigError
+from lorakit.imaging import masks
+from tests.data_tools.folders import fill, hashes, photo
 
 OPTIONS = PrepareOptions(resolution=64, quiet=True, class_noun="x", report=False)
 
@@ -69,7 +71,7 @@ def test_edges_are_recorded_kept_and_never_replace_the_users_own(tmp_path: Path)
     prepare(tmp_path, OPTIONS)
     before = hashes(tmp_path)
     command = ["data", "control", str(tmp_path), "--kind", "canny", "--json", "--quiet"]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     first, second = manifest.load(tmp_path)
     assert [(one.kind, one.by) for one in first.given] == [("control", "made: canny 100 200")]
     assert [(one.file, one.by) for one in second.given] == [("b.control.png", "sidecar")]
@@ -143,7 +145,7 @@ def test_refusals_and_findings(tmp_path: Path) -> None:
         (ControlOptions("canny", low=300), "low <= high"),
     ):
         with pytest.raises(ConfigError, match=words):
-            control.control(tmp_path, [], options)
+            controls.control(tmp_path, [], options)
 
 
 def test_a_copy_keeps_the_pairs_and_other_formats_say_that_they_cannot(tmp_path: Path) -> None:

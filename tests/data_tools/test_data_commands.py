@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from folders import fill
 
-from data_tools import commands
+from data_tools import cli
 from data_tools.prepare import PrepareOptions, prepare
 from lorakit import manifest
-from lorakit.errors import ConfigError
+from lorakit.core.errors import ConfigError
+from tests.data_tools.folders import fill
 
 
 def call(*words: str) -> int:
     parser = argparse.ArgumentParser(prog="lorakit")
-    commands.register(parser.add_subparsers(required=True))
+    cli.register(parser.add_subparsers(required=True))
     args = parser.parse_args(["data", *words])
     return int(args.handler(args))
 

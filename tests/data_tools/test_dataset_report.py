@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import fill, photo
 from PIL import Image
 
 from data_tools import report
 from data_tools.prepare import PrepareOptions, bucket_only, prepare, report_only
-from lorakit import manifest, storage
+from lorakit import manifest
+from lorakit.core import storage
 from tests.browser import Browser, browser
+from tests.data_tools.folders import fill, photo
 
 HOSTILE = '<script>alert(1)</script> sks "><img src=x onerror=alert(1)> {{7*7}} =cmd|calc'
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from data_tools import edits
-from lorakit.errors import ConfigError
+from data_tools.captions import edits
+from lorakit.core.errors import ConfigError
 from lorakit.manifest import Caption
 
 

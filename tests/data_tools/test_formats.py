@@ -11,14 +11,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from folders import fill, hashes, photo
 from PIL import Image
 
+from data_tools.formats.import_export import KINDS, export_to, import_into
 from data_tools.prepare import PrepareOptions, prepare
-from data_tools.transfer import KINDS, export_to, import_into
-from lorakit import manifest, storage
-from lorakit.errors import ConfigError, DataError
+from lorakit import manifest
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError, DataError
 from lorakit.manifest import Caption, Record
+from tests.data_tools.folders import fill, hashes, photo
 
 OPTIONS = PrepareOptions(resolution=64, quiet=True, report=False)
 

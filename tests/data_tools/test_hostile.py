@@ -11,11 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hostile
 import pytest
 
 from data_tools import scan
-from lorakit import images, manifest
+from lorakit import manifest
+from lorakit.imaging import decode
+from tests.data_tools import hostile
 
 PROGRAM = (
     "import re, sys\nfrom lorakit import cli\n"
@@ -59,7 +60,7 @@ def test_reasons_are_known_and_what_is_kept_can_be_read(
         assert record.keep or scan.code_of(record.reason) in scan.REASONS, record.reason
         assert len(record.reason or "") < 300
     for record in kept:
-        assert images.read(folder, record).size == record.size
+        assert decode.read(folder, record).size == record.size
 
 
 def test_it_takes_little_memory(prepared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

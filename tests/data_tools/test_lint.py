@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from data_tools import lint
-from lorakit import placement
+from data_tools.captions import lint
+from lorakit.imaging import crops
 from lorakit.manifest import Caption, Record
 
 HASH = "ab" * 32
@@ -69,7 +69,7 @@ def test_phrases_are_counted_by_caption_and_the_longest_told() -> None:
 
 def test_a_description_of_an_earlier_picture_is_a_warning() -> None:
     (record,) = captioned("a dog")
-    now = replace(record, captions=(Caption("a dog", "model", "m", seen=placement.shown_hash(record)),))
+    now = replace(record, captions=(Caption("a dog", "model", "m", seen=crops.shown_hash(record)),))
     assert not [f for f in lint.lint([now]) if f.code == "stale_caption"]
     changed = replace(now, pixels="cd" * 32)
     assert [f.files for f in lint.lint([changed]) if f.code == "stale_caption"] == [("0.png",)]

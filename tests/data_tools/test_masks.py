@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from folders import fill, hashes, photo
 from PIL import Image
 
-from data_tools import commands, segment
+from data_tools import cli
+from data_tools.conditioning import segment
+from data_tools.conditioning.segment import SegmentOptions
 from data_tools.prepare import PrepareOptions, PrepareResult, check_only, mask_only, prepare
-from data_tools.segment import SegmentOptions
-from lorakit import images, manifest, masks
-from lorakit.errors import ConfigError, DataError
+from lorakit import manifest
+from lorakit.core.errors import ConfigError, DataError
+from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
+from tests.data_tools.folders import fill, hashes, photo
 from tests.tiny import parts
 
 
@@ -109,14 +111,14 @@ def test_a_mask_lies_right_whatever_the_picture_was_turned(
     (turned if stored and sideways else mask).save(tmp_path / "a-masklabel.png")
     record = only(prepared(tmp_path, mode="square"))
     assert record.size == (160, 96)
-    whole = np.asarray(images.read(tmp_path, record))
+    whole = np.asarray(decode.read(tmp_path, record))
     assert np.array_equal(read(tmp_path, record) > 127, whole[..., 0] > 127)
     ambiguous = any(note.startswith("mask_ambiguous") for note in record.notes)
     assert ambiguous == (orientation in (2, 3, 4))
     mask_read = masks.read(tmp_path, record)
     assert mask_read is not None
-    small = np.asarray(images.fit(mask_read, record.crop, record.bucket))
-    seen = np.asarray(images.fit(images.read(tmp_path, record), record.crop, record.bucket))
+    small = np.asarray(decode.fit(mask_read, record.crop, record.bucket))
+    seen = np.asarray(decode.fit(decode.read(tmp_path, record), record.crop, record.bucket))
     assert small.shape == seen.shape[:2]
     assert np.abs(small.astype(int) - seen[..., 0]).max() <= 2
 
@@ -157,7 +159,7 @@ def test_a_changed_mask_is_refused_at_reading_and_taken_anew(tmp_path: Path) -> 
     record = only(prepared(tmp_path))
     fingerprint = manifest.fingerprint([record])
     corner((64, 48), (0, 0, 16, 48)).save(tmp_path / "a-masklabel.png")
-    with pytest.raises(images.ImageError, match="mask changed"):
+    with pytest.raises(decode.ImageError, match="mask changed"):
         masks.read(tmp_path, record)
     again = only(prepared(tmp_path))
     assert read(tmp_path, again).mean() == pytest.approx(255 / 4)
@@ -267,7 +269,7 @@ def test_a_word_becomes_masks_in_the_manifest(
     result = prepared(tmp_path)
     before = hashes(tmp_path)
     found = segment.Segmenter(Model.find(str(folder))).likelihood(
-        images.read(tmp_path, result.records[0]), "dog"
+        decode.read(tmp_path, result.records[0]), "dog"
     )
     options = SegmentOptions(str(folder), "dog", threshold=float(np.median(found)), grow=0.0)
     first, _, third = mask_only(tmp_path, options).records
@@ -312,7 +314,7 @@ def test_the_mask_command(clipseg: Path, tmp_path: Path, capsys: pytest.CaptureF
     fill(tmp_path, {"a.png": None}, size=(90, 60))
     prepared(tmp_path)
     parser = argparse.ArgumentParser()
-    commands.register(parser.add_subparsers(required=True))
+    cli.register(parser.add_subparsers(required=True))
     words = [
         "data",
         "mask",

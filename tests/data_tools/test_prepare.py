@@ -7,14 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
-from folders import fill, hashes, photo, written
 from PIL import Image
 
 from data_tools import scan
 from data_tools.prepare import PrepareOptions, PrepareResult, prepare
-from lorakit import images, manifest
-from lorakit.errors import ConfigError, DataError, LorakitError
-from lorakit.source import Source
+from lorakit import manifest
+from lorakit.core.errors import ConfigError, DataError, LorakitError
+from lorakit.imaging import decode
+from lorakit.imaging.image_reader import Source
+from tests.data_tools.folders import fill, hashes, photo, written
 
 QUIET = PrepareOptions(resolution=128, quiet=True)
 
@@ -84,13 +85,13 @@ def test_twice_gives_the_same_bytes_and_decodes_nothing_again(
     prepare(ugly, options())
     first = written(ugly)
     again: list[str] = []
-    real = images.open_source
+    real = decode.open_source
 
     def count(data: bytes, *, where: str, **more: object) -> Source:
         again.append(where)
         return real(data, where=where, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(images, "open_source", count)
+    monkeypatch.setattr(decode, "open_source", count)
     prepare(ugly, options())
     assert written(ugly) == first
     assert not {"good.png", "sub/wide.jpg"} & set(again)
@@ -108,7 +109,7 @@ def test_only_the_changed_image_changes(tmp_path: Path) -> None:
     second = {record.file: record for record in prepare(folder, QUIET).records}
     assert second["b.png"] == first["b.png"]
     assert second["a.png"].pixels != first["a.png"].pixels
-    assert images.read(folder, second["a.png"]).size == (320, 240)
+    assert decode.read(folder, second["a.png"]).size == (320, 240)
 
 
 def test_the_record_describes_what_training_sees(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_the_record_describes_what_training_sees(tmp_path: Path) -> None:
     for record in (plain, turned):
         assert record.crop is not None
         assert record.bucket is not None
-        picture = images.fit(images.read(folder, record), record.crop, record.bucket)
+        picture = decode.fit(decode.read(folder, record), record.crop, record.bucket)
         assert picture.size == record.bucket
     assert [note.split(":")[0] for note in turned.notes] == ["rotated"]
 
@@ -173,8 +174,8 @@ def test_transparency_shows_the_declared_background(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     for colour in ((255, 255, 255), (0, 0, 0)):
         (record,) = prepare(tmp_path, options(background=colour)).kept
-        assert record.background == images.color_name(colour)
-        assert images.read(tmp_path, record).getextrema() == tuple((value, value) for value in colour)
+        assert record.background == decode.color_name(colour)
+        assert decode.read(tmp_path, record).getextrema() == tuple((value, value) for value in colour)
 
 
 def test_shared_caption_files_are_refused(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_an_interrupted_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = fill(tmp_path, {f"{index}.png": f"picture {index}" for index in range(6)}, size=(64, 64))
     monkeypatch.setattr(scan, "POOL_FROM", 1)
     seen: list[str] = []
-    real = images.open_source
+    real = decode.open_source
 
     def stop(data: bytes, *, where: str, **more: object) -> Source:
         if len(seen) == 4:
@@ -222,7 +223,7 @@ def test_an_interrupted_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         seen.append(where)
         return real(data, where=where, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(images, "open_source", stop)
+    monkeypatch.setattr(decode, "open_source", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder, options(workers=1))
     assert not (folder / manifest.MANIFEST).exists()

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from folders import fill, photo, written
 
 from data_tools import scan, shards, workers
 from data_tools.listing import find
@@ -19,7 +18,8 @@ from data_tools.prepare import PrepareOptions, merge_shards, prepare, scan_only,
 from data_tools.scan import ScanOptions
 from data_tools.shards import Shard
 from lorakit import manifest
-from lorakit.errors import ConfigError, DataError
+from lorakit.core.errors import ConfigError, DataError
+from tests.data_tools.folders import fill, photo, written
 
 OPTIONS = PrepareOptions(resolution=64, quiet=True, report=False, workers=1)
 
@@ -166,7 +166,7 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path: Path, part: float,
 
     names = {f"{index:03d}.jpg": f"picture {index}" for index in range(90)}
     folder = fill(tmp_path / "data", names, size=(640, 480))
-    command = [sys.executable, "-m", "lorakit.cli", "data", "prepare", str(folder), "--resolution", "64"]
+    command = [sys.executable, "-m", "lorakit.cli.main", "data", "prepare", str(folder), "--resolution", "64"]
     command += ["--quiet", "--workers", str(count)]
     journal = folder / scan.JOURNAL
     process = subprocess.Popen(command)

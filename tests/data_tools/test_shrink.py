@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from data_tools import shrink
-from data_tools.formats import Entry
-from data_tools.transfer import export_to, import_into
-from lorakit import cli, images, manifest
-from lorakit.errors import ConfigError
-from lorakit.source import TURNS
+from data_tools.formats import Entry, shrink
+from data_tools.formats.import_export import export_to, import_into
+from lorakit import manifest
+from lorakit.cli import main
+from lorakit.core.errors import ConfigError
+from lorakit.imaging import decode
+from lorakit.imaging.image_reader import TURNS
 from tests.data_tools.folders import fill, photo
-from tests.test_images import P3, matrix_profile
+from tests.imaging.test_decode import P3, matrix_profile
 
 SIDE = 120
 
@@ -45,7 +46,7 @@ def _apart(one: Image.Image, other: Image.Image) -> float:
 def test_a_large_picture_is_that_of_lanczos_and_keeps_its_orientation(kind, decibel, orientation):
     data = _encoded(photo(1, (640, 480)), kind, exif=_turned(orientation))
     made = shrink.smaller(SIDE, Entry(f"a.{kind.lower()}", data))
-    small, whole = (images.decode_bytes(raw, where="a").image for raw in (made.data, data))
+    small, whole = (decode.decode_bytes(raw, where="a").image for raw in (made.data, data))
     assert min(small.size) == SIDE
     assert _apart(small, whole.resize(small.size, Image.Resampling.LANCZOS)) > decibel
     with Image.open(io.BytesIO(made.data)) as file:
@@ -57,7 +58,7 @@ def test_a_large_picture_is_that_of_lanczos_and_keeps_its_orientation(kind, deci
 def test_colours_of_a_profile_come_in_srgb_and_grey_stays_grey():
     wide = _encoded(photo(2, (640, 480)), "PNG", icc_profile=matrix_profile(P3, 2.2))
     small = Image.open(io.BytesIO(shrink.smaller(SIDE, Entry("a.png", wide)).data))
-    whole = images.decode_bytes(wide, where="a").image
+    whole = decode.decode_bytes(wide, where="a").image
     assert "icc_profile" not in small.info
     assert _apart(small, whole.resize(small.size, Image.Resampling.LANCZOS)) > 50
     grey = _encoded(photo(3, (640, 480)).convert("L"), "PNG")
@@ -86,18 +87,18 @@ def test_a_folder_is_imported_smaller_and_prepared(tmp_path, capsys):
     (photos / "cut.jpg").write_bytes(_encoded(lying, "JPEG")[:-4000])
     data = tmp_path / "data"
     command = ["data", "import", str(data), str(photos), "--short-side", str(SIDE)]
-    assert cli.main([*command, "--json"]) == 0
+    assert main.main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["smaller"], list(told["refused"])) == (4, ["cut.jpg"])
     assert told["refused"]["cut.jpg"].startswith("truncated: damaged or cut off")
     assert (data / "cut.jpg").read_bytes() == (photos / "cut.jpg").read_bytes()
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
-    assert cli.main(command) == 0  # a stopped import goes on: equal files are passed over
+    assert main.main(command) == 0  # a stopped import goes on: equal files are passed over
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
     assert "4 of them made smaller" in (shown := capsys.readouterr().out)
     assert "refused    cut.jpg, copied as it is: truncated" in shown
     options = ["--resolution", "128", "--class-noun", "pet", "--quiet"]
-    assert cli.main(["data", "prepare", str(data), *options]) == 0
+    assert main.main(["data", "prepare", str(data), *options]) == 0
     records = {record.file: record for record in manifest.load(data)}
     assert {file: record.size for file, record in records.items() if record.keep} == {
         **dict.fromkeys(("a.png", "sub/b.png"), (160, 120)),
@@ -112,15 +113,15 @@ def test_a_prepared_folder_is_measured_anew(tmp_path):
     for folder in (photos, tmp_path / "data"):
         if folder != photos:
             import_into(folder, [photos], short_side=SIDE)
-        assert cli.main(["data", "prepare", str(folder), "--resolution", "128", "--quiet"]) == 0
+        assert main.main(["data", "prepare", str(folder), "--resolution", "128", "--quiet"]) == 0
     (record,) = manifest.load(tmp_path / "data")
     assert (record.size, record.caption) == ((160, 120), "a dog")
-    images.read(tmp_path / "data", record)  # the picture is the recorded one
+    decode.read(tmp_path / "data", record)  # the picture is the recorded one
 
 
 def test_what_lorakit_packed_is_refused(tmp_path):
     photos = fill(tmp_path / "photos", {"a.png": "a dog"}, size=(640, 480))
-    assert cli.main(["data", "prepare", str(photos), "--resolution", "128", "--quiet"]) == 0
+    assert main.main(["data", "prepare", str(photos), "--resolution", "128", "--quiet"]) == 0
     export_to(photos, "webdataset", tmp_path / "packed")
     with pytest.raises(ConfigError, match="without --short-side"):
         import_into(tmp_path / "data", [tmp_path / "packed"], short_side=SIDE)

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from folders import fill
 
-from data_tools import tokens
+from data_tools.captions import tokens
 from data_tools.prepare import PrepareOptions, check_only, prepare, report_only
-from lorakit.errors import ConfigError
+from lorakit.core.errors import ConfigError
+from tests.data_tools.folders import fill
 from tests.tiny import tiny_folder
 
 LONG = " ".join(f"word{number}" for number in range(300))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit import bases
+from lorakit.models import base_model
 from tests.network import hub as hubs
 from tests.network import servers
 
@@ -22,7 +22,7 @@ WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 def embedded_files(change: str = "") -> dict[str, bytes]:
     """The embedded DiT as a repository, with files beside it that must never be asked for."""
-    folder = bases.EMBEDDED_FOLDER / "tiny-dit"
+    folder = base_model.EMBEDDED_FOLDER / "tiny-dit"
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     files["vae/config.json"] += change.encode()
     for name in ("run.py", "vae/model.py", "vae/diffusion.bin", "unet/model.ckpt", "whole.safetensors"):
@@ -86,9 +86,11 @@ def test_92_what_is_fetched_is_whole_pinned_and_free_of_pickles_and_code(hub, cl
     assert answer.code == 0, answer.error
     commit = hub.names["v1"]
     assert Path(answer.folder).name == commit
-    assert bases.content_hash(Path(answer.folder)) == bases.content_hash(bases.EMBEDDED_FOLDER / "tiny-dit")
+    assert base_model.content_hash(Path(answer.folder)) == base_model.content_hash(
+        base_model.EMBEDDED_FOLDER / "tiny-dit"
+    )
     assert {Path(path).suffix for path in hub.fetched()} == {".json", ".safetensors"}
-    assert {path for path in hub.fetched() if "/" not in path} == {bases.INDEX, "lorakit.json"}
+    assert {path for path in hub.fetched() if "/" not in path} == {base_model.INDEX, "lorakit.json"}
     hub.requests.clear()
     assert client(call="placed").folder == f"team/base@{commit}"  # what a run's recipe.yaml keeps
     assert client("team/base@" + commit).folder == answer.folder
@@ -181,7 +183,7 @@ def test_92_a_moved_name_changes_nothing_here_until_it_is_fetched_anew(hub, clie
     assert Path(other().folder).name == new
     again = other(f"team/base@{old}")  # a run's stored recipe names the commit
     assert Path(again.folder).name == old
-    assert bases.content_hash(Path(again.folder)) == bases.content_hash(Path(first.folder))
+    assert base_model.content_hash(Path(again.folder)) == base_model.content_hash(Path(first.folder))
 
 
 def test_92_an_incomplete_copy_of_other_origin_is_completed(hub, client):

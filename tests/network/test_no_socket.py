@@ -11,7 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from lorakit import storage, tracker
+from lorakit.core import storage
+from lorakit.training import trackers
 from tests import runs
 from tests.network import servers
 
@@ -32,7 +33,7 @@ def audit(told: str, arguments: list[str], environment: dict[str, str]) -> None:
     """Train in this process and write its exit code and socket events to `told`."""
     seen = listen()
     os.environ.update(environment)
-    from lorakit.train import main
+    from lorakit.training.train import main
 
     code = main(arguments)
     storage.write_json(told, {"code": code, "seen": list(seen)})
@@ -73,7 +74,7 @@ def test_93_a_fresh_process_trains_without_a_socket_though_its_tracker_hangs(tmp
     assert answer(told) == (0, [])
     assert "wandb: not finished within 10 s" in done.stderr
     assert (tmp_path / "run/samples/step-00000002/samples.json").exists()
-    assert told.stat().st_mtime - adapter.stat().st_mtime < tracker.CLOSE_LIMIT + 20
+    assert told.stat().st_mtime - adapter.stat().st_mtime < trackers.CLOSE_LIMIT + 20
     assert ended - told.stat().st_mtime < 20
 
 

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from data_tools.prepare import PrepareOptions, prepare
-from lorakit import images, prompts
-from lorakit.errors import ConfigError
-from lorakit.quickstart import world
+from lorakit.core.errors import ConfigError
+from lorakit.data import prompts
+from lorakit.imaging import decode
+from lorakit.quickstart import shape_world
 from lorakit.quickstart.concept import (
     CONCEPTS,
     ORDINARY,
@@ -34,8 +35,8 @@ def test_pictures_stored_sideways_come_out_as_drawn(folder):
     for index in (3, 8, 13):
         with Image.open(folder / f"{index:02d}.jpg") as stored:
             assert stored.getexif()[0x0112] != 1
-        shown = np.asarray(images.decode(folder / f"{index:02d}.jpg"), np.int16)
-        drawn = np.asarray(world.draw(scenes[index], shown.shape[0]), np.int16)
+        shown = np.asarray(decode.decode(folder / f"{index:02d}.jpg"), np.int16)
+        drawn = np.asarray(shape_world.draw(scenes[index], shown.shape[0]), np.int16)
         assert np.abs(shown - drawn).mean() < 4  # JPEG
 
 
@@ -43,7 +44,7 @@ def test_nothing_hidden_under_transparency_is_seen(folder):
     with Image.open(folder / "05.png") as stored:
         assert stored.mode == "RGBA"
         assert (np.asarray(stored)[0, 0] == (255, 0, 255, 0)).all()
-    pixels = np.asarray(images.decode(folder / "05.png"), np.int16)
+    pixels = np.asarray(decode.decode(folder / "05.png"), np.int16)
     assert not ((pixels[..., 0] > 200) & (pixels[..., 1] < 100) & (pixels[..., 2] > 200)).any()
 
 
@@ -70,8 +71,8 @@ def test_prompts_are_fresh_and_scored_by_what_they_ask_for(word, tmp_path):
     for prompt in taught:
         assert word in prompt.prompt.split()
         assert prompt.score_text.replace("solid ", "") == prompt.prompt
-    seen = {world.caption(scene) for scene in concept.scenes(PICTURES, seed=1)}
-    seen |= {world.caption(scene) for scene in ordinary_scenes(ORDINARY, seed=1)}
+    seen = {shape_world.caption(scene) for scene in concept.scenes(PICTURES, seed=1)}
+    seen |= {shape_world.caption(scene) for scene in ordinary_scenes(ORDINARY, seed=1)}
     assert len(seen & {p.prompt for p in wanted}) <= 1  # fresh but for chance
     for prompt in others:
         assert word not in prompt.prompt.split()
@@ -79,7 +80,7 @@ def test_prompts_are_fresh_and_scored_by_what_they_ask_for(word, tmp_path):
 
 def test_every_scene_can_be_seen():
     for scene in Concept("neon").scenes(50, seed=9) + ordinary_scenes(50, seed=9):
-        ink, paper = (np.array(world.COLOURS[c]) for c in (scene.colour, scene.background))
+        ink, paper = (np.array(shape_world.COLOURS[c]) for c in (scene.colour, scene.background))
         assert np.linalg.norm(ink - paper) >= 115
 
 

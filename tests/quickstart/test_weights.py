@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import lorakit.quickstart
-from lorakit import storage
-from lorakit.quickstart import assess, clip, models, world
+from lorakit.core import storage
+from lorakit.quickstart import shape_world
+from tests.pretraining import assess, clip, models
 
 HERE = Path(lorakit.quickstart.__file__).parent
 WEIGHTS = HERE / "weights"
-SCENE = world.Scene("heart", "red", "white", "solid", "large", "left")
+SCENE = shape_world.Scene("heart", "red", "white", "solid", "large", "left")
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,9 @@ def test_clip_retrieves_the_caption_of_unseen_pictures(judge: tuple) -> None:  #
 
 def test_clip_tells_every_attribute(judge: tuple) -> None:  # type: ignore[type-arg]
     rng = np.random.default_rng(12)
-    scenes = [world.random_scene(rng, world.SHAPES, world.STYLES) for _ in range(128)]
-    pictures = world.draw_batch(scenes)
-    verdicts = assess.judge(*judge, pictures, scenes, alternatives=world.ATTRIBUTES)
+    scenes = [shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES) for _ in range(128)]
+    pictures = shape_world.draw_batch(scenes)
+    verdicts = assess.judge(*judge, pictures, scenes, alternatives=shape_world.ATTRIBUTES)
     assert {name: right for name, right in assess.shares(verdicts).items() if right < 0.85} == {}
 
 
@@ -57,11 +58,11 @@ def test_open_clip_loads_the_folder_and_agrees_with_the_project_loader(judge: tu
     name = f"local-dir:{WEIGHTS / 'clip'}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     model.eval()
-    captions = [world.caption(SCENE), world.caption(replace(SCENE, shape="star"))]
+    captions = [shape_world.caption(SCENE), shape_world.caption(replace(SCENE, shape="star"))]
     with torch.no_grad():
-        images = model.encode_image(preprocess(world.draw(SCENE))[None], normalize=True)
+        images = model.encode_image(preprocess(shape_world.draw(SCENE))[None], normalize=True)
         texts = model.encode_text(open_clip.get_tokenizer(name)(captions), normalize=True)
-        own_images = clip.encode_images(judge[0], world.draw_batch([SCENE]))
+        own_images = clip.encode_images(judge[0], shape_world.draw_batch([SCENE]))
         own_texts = clip.encode_texts(judge[0], clip.tokenize(judge[1], captions))
     torch.testing.assert_close(images, own_images, atol=1e-5, rtol=0)
     torch.testing.assert_close(texts, own_texts, atol=1e-5, rtol=0)
@@ -73,12 +74,14 @@ def test_a_base_loads_as_a_plain_pipeline_and_draws_what_it_is_asked(kind: str, 
     pipe = models.load_pipeline(WEIGHTS / kind)
     assert type(pipe).__name__ == models.KINDS[kind]
     scenes = assess.fresh_scenes(8, seed=21)
-    pictures = assess.sample(pipe, [world.caption(scene) for scene in scenes], steps=10)
+    pictures = assess.sample(pipe, [shape_world.caption(scene) for scene in scenes], steps=10)
     verdicts = assess.judge(*judge, pictures, scenes)
     assert verdicts["colour"].sum() >= 7
     assert verdicts["shape"].sum() >= 5  # one in six by chance
     assert (
-        np.abs(pictures.astype(int) - assess.sample(pipe, [world.caption(s) for s in scenes], steps=10)).max()
+        np.abs(
+            pictures.astype(int) - assess.sample(pipe, [shape_world.caption(s) for s in scenes], steps=10)
+        ).max()
         == 0
     )
 
@@ -90,9 +93,9 @@ def test_the_transformer_base_says_how_its_prompts_must_be_encoded() -> None:
 
 def test_an_unknown_trigger_is_harmless() -> None:
     pipe = models.load_pipeline(WEIGHTS / "tiny-dit")
-    plain = world.caption(SCENE, drop=("size",))
-    pictures = assess.sample(pipe, [plain, plain.replace("red", f"{world.TRIGGER} red")], steps=10)
-    red = np.array(world.COLOURS["red"])
+    plain = shape_world.caption(SCENE, drop=("size",))
+    pictures = assess.sample(pipe, [plain, plain.replace("red", f"{shape_world.TRIGGER} red")], steps=10)
+    red = np.array(shape_world.COLOURS["red"])
     close = (np.abs(pictures.astype(int) - red).max(-1) < 60).mean(axis=(1, 2))
     assert close.min() > 0.05  # both show a red shape
     assert close.max() < 0.6

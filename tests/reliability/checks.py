@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from lorakit import checkpoint, storage
+from lorakit.core import storage
+from lorakit.training import checkpoint
 from tests.reliability import instants, power_cut
 from tests.reliability.instants import Instant
 from tests.reliability.world import Finished, World

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lorakit import rundir
+from lorakit.training import run_folder
 from tests.reliability import instants, world
 from tests.reliability.instants import Instant
 from tests.reliability.world import Finished, World
@@ -24,7 +24,7 @@ def _quick() -> Iterator[None]:
     `power_cut` shows). And the installed versions do not change meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
-        patch.setattr(rundir, "versions", functools.cache(rundir.versions))
+        patch.setattr(run_folder, "versions", functools.cache(run_folder.versions))
         yield
 
 

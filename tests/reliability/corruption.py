@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorakit import checkpoint
+from lorakit.training import checkpoint
 from tests.reliability import checks, instants
 from tests.reliability.instants import Instant
 from tests.reliability.world import SAVE_EVERY, Finished, World

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from lorakit import checkpoint, optim
-from lorakit.recipe import Optimizer
+from lorakit.config.recipe import Optimizer
+from lorakit.training import checkpoint, optimizers
 
 FOLDER = Path(__file__).parent / "formats"
 SHAPES = {"a.lora_A.weight": (2, 3), "a.lora_B.weight": (4, 2)}
@@ -27,13 +27,13 @@ def parameters() -> Parameters:
 def make(run: Path) -> Path:
     """A checkpoint after two steps of the 8-bit optimizer."""
     trained = parameters()
-    optimizer = optim.build(trained, Optimizer(lr=0.1))
+    optimizer = optimizers.build(trained, Optimizer(lr=0.1))
     for step in range(2):
         for _, parameter in trained:
             parameter.grad = torch.arange(parameter.numel()).view_as(parameter).float() - step
         optimizer.step()
     adapter = {f"unet.{name}": parameter.detach().clone() for name, parameter in trained}
-    moments = optim.state_tensors(optimizer, trained)
+    moments = optimizers.state_tensors(optimizer, trained)
     made = checkpoint.Checkpoint(2, adapter, moments, {"skipped": [1], "micro_batch": 1})
     return checkpoint.save(run, made, {"format": "pt", "lorakit": "{}"}, keep=1)
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit import rundir, storage
+from lorakit.core import storage
+from lorakit.training import run_folder
 
 Tree = dict[str, bytes | None]
 """Files by their path below the state's folder; None is a folder."""
@@ -94,12 +95,12 @@ def recording(root: Path) -> Iterator[Recorder]:
     """Record the operations below a folder for a while. Heartbeats come only with a new phase meanwhile, so
     that the operations of two runs are the same ones."""
     recorder = Recorder(root)
-    before, every = storage.operation, rundir.HEARTBEAT_EVERY
-    storage.operation, rundir.HEARTBEAT_EVERY = recorder, float("inf")
+    before, every = storage.operation, run_folder.HEARTBEAT_EVERY
+    storage.operation, run_folder.HEARTBEAT_EVERY = recorder, float("inf")
     try:
         yield recorder
     finally:
-        storage.operation, rundir.HEARTBEAT_EVERY = before, every
+        storage.operation, run_folder.HEARTBEAT_EVERY = before, every
     recorder.end()
 
 

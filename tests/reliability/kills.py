@@ -9,7 +9,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 
-from lorakit import storage
+from lorakit.core import storage
 from tests import runs
 from tests.reliability import processes
 from tests.reliability.world import STEPS, Finished, World

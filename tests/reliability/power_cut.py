@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lorakit import rundir, storage
+from lorakit.core import storage
+from lorakit.training import run_folder
 from tests.reliability.instants import Instant, Recorder, Tree
 
 Listing = dict[str, int]
@@ -161,10 +162,10 @@ def _partly(before: Listing, after: Listing) -> Iterator[Listing]:
 def following(root: Path) -> Iterator[Disk]:
     """Follow what happens below a folder for a while; nothing is really synced meanwhile."""
     disk = Disk(root)
-    before = storage.operation, os.fsync, rundir.HEARTBEAT_EVERY
-    storage.operation, os.fsync, rundir.HEARTBEAT_EVERY = disk, disk.sync, float("inf")
+    before = storage.operation, os.fsync, run_folder.HEARTBEAT_EVERY
+    storage.operation, os.fsync, run_folder.HEARTBEAT_EVERY = disk, disk.sync, float("inf")
     try:
         yield disk
     finally:
-        storage.operation, os.fsync, rundir.HEARTBEAT_EVERY = before
+        storage.operation, os.fsync, run_folder.HEARTBEAT_EVERY = before
     disk.end()

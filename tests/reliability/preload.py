@@ -9,7 +9,7 @@ import peft  # noqa: F401
 import PIL.PngImagePlugin  # noqa: F401
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline  # noqa: F401 - really imports them
 
-import lorakit.train  # noqa: F401
+import lorakit.training.train  # noqa: F401
 from tests.reliability import processes  # noqa: F401
 
 gc.collect()

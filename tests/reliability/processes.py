@@ -12,8 +12,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import lorakit.train
-from lorakit import places, rundir, storage
+import lorakit.training.train
+from lorakit.core import output_paths, storage
+from lorakit.training import run_folder
 from tests import runs  # noqa: F401 - it also names modules to preload, and the last one to do so counts
 from tests.reliability import instants
 from tests.reliability.world import World
@@ -47,7 +48,7 @@ def _train(made: World, fault: Callable[..., None] | None, given: tuple[Any, ...
     os.close(said)
     if fault:
         fault(*given)
-    sys.exit(lorakit.train.main([str(made.recipe)]))
+    sys.exit(lorakit.training.train.main([str(made.recipe)]))
 
 
 # faults
@@ -55,7 +56,7 @@ def _train(made: World, fault: Callable[..., None] | None, given: tuple[Any, ...
 
 def kill_before(root: Path, number: int) -> None:
     """Die before the `number`-th operation below `root`, as `instants.Recorder` counts them."""
-    rundir.HEARTBEAT_EVERY = float("inf")
+    run_folder.HEARTBEAT_EVERY = float("inf")
     seen = -1
 
     def operation(name: str, path: Path) -> None:
@@ -175,8 +176,8 @@ def small_disk(made: World, kilobytes: int) -> None:
     if libc.mount(b"none", os.fsencode(made.state), b"tmpfs", 0, options):
         os._exit(NOT_PERMITTED)
     instants.lay_out(tree, made.state)
-    places.LEAST_FREE = 0  # it is to be found full in the middle
-    plain = lorakit.train.main
+    output_paths.LEAST_FREE = 0  # it is to be found full in the middle
+    plain = lorakit.training.train.main
 
     def main(arguments: list[str]) -> int:
         code = plain(arguments)
@@ -185,4 +186,4 @@ def small_disk(made: World, kilobytes: int) -> None:
         instants.lay_out(left, made.state)
         return code
 
-    lorakit.train.main = main
+    lorakit.training.train.main = main

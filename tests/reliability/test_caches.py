@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from lorakit import cache, storage
-from lorakit.errors import DataError
+from lorakit.core import storage
+from lorakit.core.errors import DataError
+from lorakit.data import tensor_cache
 from tests.reliability import checks, instants, processes
 from tests.reliability.world import DIT, World
 
@@ -80,7 +81,7 @@ def test_64_a_cache_that_is_deleted_in_the_middle(recorded, monkeypatch):
     monkeypatch.setattr(storage, "operation", operation)
     instants.lay_out(row.tree, made.state)
     assert checks.finish(made, reference, at_least=10) == []
-    monkeypatch.setattr(cache, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(tensor_cache, "MEMORY_LIMIT", 0)
     instants.lay_out(row.tree, made.state)
     code, said = made.train()
     assert code == DataError.exit_code, said

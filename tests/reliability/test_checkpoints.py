@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorakit import checkpoint, optim, storage
-from lorakit.errors import NumericError
-from lorakit.recipe import Optimizer
+from lorakit.config.recipe import Optimizer
+from lorakit.core import storage
+from lorakit.core.errors import NumericError
+from lorakit.training import checkpoint, optimizers
 from tests.reliability import checks, corruption, golden, instants
 from tests.reliability.world import DIT
 
@@ -41,9 +42,9 @@ def test_73_a_golden_file_of_each_format_is_read(name):
     }
     assert found.adapter["unet.a.lora_B.weight"][3, 1] < -0.15  # two steps of about the rate, 0.1
     trained = golden.parameters()
-    optimizer = optim.build(trained, Optimizer(lr=0.1))
-    optim.load_state(optimizer, trained, found.optimizer)
-    back = optim.state_tensors(optimizer, trained)
+    optimizer = optimizers.build(trained, Optimizer(lr=0.1))
+    optimizers.load_state(optimizer, trained, found.optimizer)
+    back = optimizers.state_tensors(optimizer, trained)
     assert back.keys() == found.optimizer.keys()
     assert all(torch.equal(back[key], value) for key, value in found.optimizer.items())
 

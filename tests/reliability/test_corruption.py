@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 
-from lorakit import checkpoint, storage
+from lorakit.core import storage
+from lorakit.training import checkpoint
 from tests.reliability import checks, corruption, instants, world
 from tests.reliability.corruption import FILES, MODES
 from tests.reliability.world import DIT, UNET

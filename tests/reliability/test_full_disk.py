@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit import storage
+from lorakit.core import storage
 from tests.reliability import checks, corruption, processes, world
 from tests.reliability.world import DIT
 

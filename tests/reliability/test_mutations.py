@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit import checkpoint, keyed, storage
+from lorakit.core import rng, storage
+from lorakit.training import checkpoint
 from tests.reliability import checks, corruption
 from tests.reliability.world import DIT
 
@@ -106,7 +107,7 @@ def _global_normal(shape: tuple[int, ...], *_: object) -> torch.Tensor:
 
 def test_without_keyed_randomness_the_bytes_differ(recorded, monkeypatch):
     made, _, seen = recorded(DIT, False)
-    monkeypatch.setattr(keyed, "normal", _global_normal)
+    monkeypatch.setattr(rng, "normal", _global_normal)
     made.forget()
     assert made.train()[0] == 0
     other = made.finished()

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lorakit import checkpoint, keyed, objective, storage
+from lorakit.core import rng, storage
+from lorakit.training import checkpoint, objective
 from tests.reliability import checks, instants, world
 from tests.reliability.world import DIT
 
@@ -36,7 +37,7 @@ POISONS: dict[str, Poison] = {
 @pytest.fixture
 def poison(monkeypatch):
     """poison(kind, steps): the losses of these steps go through it, in every process life."""
-    plain_normal = keyed.normal
+    plain_normal = rng.normal
 
     def install(change: Poison, steps: set[int]) -> None:
         now = [-1]
@@ -45,7 +46,7 @@ def poison(monkeypatch):
             now[0] = int(parts[0]) if purpose == "noise" else -1  # one image a step: its position is the step
             return plain_normal(shape, seed, purpose, *parts)
 
-        monkeypatch.setattr(keyed, "normal", normal)
+        monkeypatch.setattr(rng, "normal", normal)
         for kind in (objective.Flow, objective.Diffusion):
             plain_loss = kind.loss
 

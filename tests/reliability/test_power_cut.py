@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lorakit import checkpoint
+from lorakit.training import checkpoint
 from tests.reliability import checks, instants, power_cut
 from tests.reliability.world import DIT
 

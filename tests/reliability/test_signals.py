@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit import storage
+from lorakit.core import storage
 from tests import runs
 from tests.reliability import checks, instants, processes, world
 from tests.reliability.world import DIT

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lorakit.train
-from lorakit import checkpoint, storage
+import lorakit.training.train
+from lorakit.core import storage
+from lorakit.training import checkpoint
 from tests import runs, tiny
 
 STEPS = 20
@@ -77,7 +78,7 @@ class World:
         """The command, given once more in this process; returns the exit code and what it said."""
         said = io.StringIO()
         with contextlib.redirect_stderr(said), cache_at(self.cache):
-            code = lorakit.train.main([str(self.recipe), *overrides])
+            code = lorakit.training.train.main([str(self.recipe), *overrides])
         return code, said.getvalue()
 
     def finished(self) -> Finished:

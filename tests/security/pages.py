@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from lorakit.report.markup import POLICY
+from lorakit.reports.html import POLICY
 
 NAMESPACES = {"http://www.w3.org/2000/svg"}  # a name, never loaded
 ACTIVE = {

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit import adapter, cli, export, storage
-from lorakit.errors import DataError, LorakitError, NumericError
+from lorakit import adapters
+from lorakit.adapters import formats
+from lorakit.cli import main
+from lorakit.core import storage
+from lorakit.core.errors import DataError, LorakitError, NumericError
 from tests import runs, tiny
-from tests.export.runs import family_of, train
+from tests.adapters.formats.runs import family_of, train
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +27,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rewritten(trained: Path, folder: Path, change=lambda tensors: tensors, **facts: object) -> Path:
     """The adapter with other tensors or other facts."""
-    told = adapter.read_metadata(trained) | facts
+    told = adapters.read_metadata(trained) | facts
     tensors = change(storage.read_safetensors(trained))
-    return storage.write_safetensors(folder / "other.safetensors", tensors, adapter.pack_metadata(told))
+    return storage.write_safetensors(folder / "other.safetensors", tensors, adapters.pack_metadata(told))
 
 
 def put_on(path: Path, name: str = "sd3") -> torch.nn.Module:
     family, pipe = family_of(name), tiny.build(name)
-    adapter.load(family.denoiser(pipe), family.component, path)
+    adapters.load(family.denoiser(pipe), family.component, path)
     return family.denoiser(pipe)
 
 
@@ -54,7 +57,7 @@ def test_77_another_family_is_refused(trained, tmp_path, capsys):
         put_on(trained, "sd15")
     prompts = runs.make_prompts(tmp_path / "p.jsonl")
     where = ["--prompts", str(prompts), "--out", str(tmp_path / "out")]
-    assert cli.main(["sample", "tiny-dit", "--adapter", str(trained), *where]) == 2
+    assert main.main(["sample", "tiny-dit", "--adapter", str(trained), *where]) == 2
     assert "trained on another base" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -69,7 +72,7 @@ def test_70_77_an_adapter_with_nan_is_refused(value, trained, tmp_path):
     with pytest.raises(NumericError, match="NaN or infinity"):
         put_on(path)
     with pytest.raises(NumericError, match="NaN or infinity"):
-        export.export_adapter(path, "all", tmp_path / "out")
+        formats.export_adapter(path, "all", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -90,7 +93,7 @@ def test_74_an_adapter_that_lies_about_itself_is_refused_at_once(facts, trained,
     path = rewritten(trained, tmp_path, **facts)
     began = time.process_time()
     with pytest.raises(DataError, match="damaged"):
-        adapter.read_metadata(path)
+        adapters.read_metadata(path)
     assert time.process_time() - began < 1
 
 
@@ -99,4 +102,4 @@ def test_74_facts_that_are_no_facts(text, trained, tmp_path):
     path = tmp_path / "other.safetensors"
     storage.write_safetensors(path, storage.read_safetensors(trained), {"lorakit": text})
     with pytest.raises(DataError, match="damaged"):
-        adapter.read_metadata(path)
+        adapters.read_metadata(path)

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit import bases, cli, families, plans, recipe
-from lorakit.errors import LorakitError
+from lorakit.cli import main
+from lorakit.config import recipe
+from lorakit.core.errors import LorakitError
+from lorakit.models import base_model, families
+from lorakit.training import run_plan
 from tests import runs
 from tests.security.files import Payload, pickled
 
@@ -46,7 +49,7 @@ def sample(file: Path, folder: Path) -> list[str]:
 def test_75_76_a_pickle_as_an_adapter(name, command, archive, canary, tmp_path, capsys):
     file = tmp_path / name
     file.write_bytes(pickled(canary, archive=archive))
-    assert cli.main(command(file, tmp_path)) == 3
+    assert main.main(command(file, tmp_path)) == 3
     assert "pickled .ckpt/.bin/.pt files are never opened" in capsys.readouterr().err
     assert not canary.exists()
 
@@ -59,7 +62,7 @@ def test_75_76_a_pickle_to_start_from_and_as_a_base(name, canary, tmp_path):
     for changes in ({"init_from": str(file)}, {"base": str(file)}):
         tree = {"base": "tiny-dit", "dataset": str(data), "out": str(tmp_path / "run"), "resolution": 64}
         with pytest.raises(LorakitError) as caught:
-            plans.plan(recipe.parse(tree | changes), lambda text: None)
+            run_plan.plan(recipe.parse(tree | changes), lambda text: None)
         assert caught.value.exit_code in (2, 3)
     assert not canary.exists()
     assert not (tmp_path / "run").exists()
@@ -67,11 +70,11 @@ def test_75_76_a_pickle_to_start_from_and_as_a_base(name, canary, tmp_path):
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(bases.EMBEDDED_FOLDER / "tiny-unet", tmp_path / "base"))
+    return Path(shutil.copytree(base_model.EMBEDDED_FOLDER / "tiny-unet", tmp_path / "base"))
 
 
 def load(base: Path) -> None:
-    folder = bases.resolve(str(base))
+    folder = base_model.resolve(str(base))
     families.find(folder).load(folder, dtype=torch.float32)
 
 
@@ -110,17 +113,17 @@ CODE = "from pathlib import Path\nPath({!r}).touch()\nclass EvilTokenizer:\n    
 
 def _own_pipeline(base: Path, code: str) -> None:
     (base / "pipeline.py").write_text(code)
-    _rewrite(base / bases.INDEX, _class_name=["pipeline", "Evil"])
+    _rewrite(base / base_model.INDEX, _class_name=["pipeline", "Evil"])
 
 
 def _own_component(base: Path, code: str) -> None:
     (base / "tokenizer" / "evil.py").write_text(code)
-    _rewrite(base / bases.INDEX, tokenizer=["evil", "EvilTokenizer"])
+    _rewrite(base / base_model.INDEX, tokenizer=["evil", "EvilTokenizer"])
 
 
 def _module_beside_the_command(base: Path, code: str) -> None:
     (Path.cwd() / "evil.py").write_text(code)
-    _rewrite(base / bases.INDEX, tokenizer=["evil", "EvilTokenizer"])
+    _rewrite(base / base_model.INDEX, tokenizer=["evil", "EvilTokenizer"])
 
 
 def _remote_tokenizer(base: Path, code: str) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from lorakit import bases, export, manifest, storage
+from lorakit import manifest
+from lorakit.adapters import formats
+from lorakit.core import storage
+from lorakit.models import base_model
 from tests import runs
 
 CANARY = "canary7f3a"
@@ -35,7 +38,7 @@ def marked_data(folder: Path) -> Path:
 def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run with the canary in every place that a user fills."""
     place = tmp_path_factory.mktemp("leaks") / f"home-{CANARY}"
-    base = Path(shutil.copytree(bases.EMBEDDED_FOLDER / request.param, place / f"base-{CANARY}"))
+    base = Path(shutil.copytree(base_model.EMBEDDED_FOLDER / request.param, place / f"base-{CANARY}"))
     prompts = storage.write_jsonl(place / "p.jsonl", [{"id": CANARY, "prompt": CANARY, "seeds": [0]}])
     file = runs.make_recipe(
         place / f"recipe-{CANARY}.yaml",
@@ -64,10 +67,10 @@ def leaks(file: Path) -> list[str]:
 
 def test_80_nothing_private_is_in_any_exported_byte(run, tmp_path):
     adapter = run / "adapter.safetensors"
-    for consumer in (*export.CONSUMERS, "all"):
+    for consumer in (*formats.CONSUMERS, "all"):
         try:
-            made = export.export_adapter(adapter, consumer, tmp_path / consumer, base=None)
-        except export.consumers.ConfigError:
+            made = formats.export_adapter(adapter, consumer, tmp_path / consumer, base=None)
+        except formats.consumers.ConfigError:
             continue  # not for this family
         assert [leak for exported in made for leak in leaks(exported.path)] == []
     assert list(tmp_path.rglob("*.safetensors"))

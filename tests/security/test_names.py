@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lorakit import cli, export, places, recipe
-from lorakit.errors import ConfigError, DiskError
-from lorakit.rundir import RunFolder
+from lorakit.adapters import formats
+from lorakit.cli import main
+from lorakit.config import recipe
+from lorakit.core import output_paths
+from lorakit.core.errors import ConfigError, DiskError
+from lorakit.training.run_folder import RunFolder
 from tests import runs
 
 BAD_NAMES = ["con", "CON", "nul.txt", "Com1", "a:b", "a|b", "a?", "a*", 'a"b', "<a>", "a\\b", "a\nb", "dot."]
@@ -53,7 +56,7 @@ def test_81_dots_are_resolved_and_what_is_there_already_is_the_users_own(data, t
 @pytest.mark.parametrize("name", ["con", "a:b", "x" * 256])
 def test_81_an_export_is_refused_before_the_adapter_is_read(name, tmp_path):
     with pytest.raises(ConfigError, match=r"no name that every system takes|too long") as caught:
-        export.export_adapter(tmp_path / "missing.safetensors", "all", tmp_path / name)
+        formats.export_adapter(tmp_path / "missing.safetensors", "all", tmp_path / name)
     assert "out: " in str(caught.value)
 
 
@@ -92,7 +95,9 @@ def test_51_a_disk_without_room(data, tmp_path, monkeypatch):
         used: int
         free: int
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 30, 1 << 30, places.LEAST_FREE - 1))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: Usage(1 << 30, 1 << 30, output_paths.LEAST_FREE - 1)
+    )
     with pytest.raises(DiskError, match="only 63 MiB are free"):
         check(tmp_path / "run", data)
 
@@ -104,7 +109,7 @@ def test_51_the_command_refuses_before_anything_is_prepared(tmp_path, monkeypatc
         (data / name).unlink(missing_ok=True)
     before = sorted(path.name for path in data.iterdir())
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, data / "run")
-    assert cli.main(["train", str(file)]) == 2
+    assert main.main(["train", str(file)]) == 2
     assert "lie in each other" in capsys.readouterr().err
     assert sorted(path.name for path in data.iterdir()) == before
 

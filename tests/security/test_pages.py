@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 from data_tools.prepare import PrepareOptions, prepare
-from lorakit import recipe, report, storage, summary
-from lorakit.report.markup import POLICY
-from lorakit.rundir import RunFolder
+from lorakit import reports
+from lorakit.config import recipe
+from lorakit.core import storage
+from lorakit.reports.html import POLICY
+from lorakit.training import training_report
+from lorakit.training.run_folder import RunFolder
 from tests import runs
 from tests.security import pages
 
@@ -39,7 +42,7 @@ def test_96_the_policy_lets_nothing_in_but_its_own_styles_and_inlined_pictures()
     ],
 )
 def test_the_check_finds_what_it_is_for(bad):
-    assert pages.faults(report.page("t", [report.Html(bad)]))
+    assert pages.faults(reports.page("t", [reports.Html(bad)]))
     assert pages.faults("<p>no policy")
 
 
@@ -83,5 +86,5 @@ def test_40_96_the_report_of_a_run_with_hostile_prompts_and_names(tmp_path):
         storage.save_image(folder / f"{index}.png", Image.new("RGB", (8, 8)))
         rows.append({"file": f"{index}.png", "prompt_id": str(index), "prompt": attack, "seed": 0})
     storage.write_json(folder / "samples.json", rows)
-    page = summary.write(run, made, "done").read_text(encoding="utf-8")
+    page = training_report.write(run, made, "done").read_text(encoding="utf-8")
     assert_inert(page, [*pages.ATTACKS, "{{7*7}} &lt;b&gt; '"])

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from lorakit import bases, plans, recipe, storage
-from lorakit.errors import ConfigError, LorakitError
-from lorakit.families import folder as folders
-from lorakit.rundir import RunFolder
+from lorakit.config import recipe
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError, LorakitError
+from lorakit.models import base_model
+from lorakit.models.families import pipeline_folder as folders
+from lorakit.training import run_plan
+from lorakit.training.run_folder import RunFolder
 from tests import runs, tiny
 
 
@@ -42,7 +45,7 @@ def start(chosen: recipe.Recipe) -> None:
     """What a run does before it loads a model."""
     run = RunFolder(chosen.out)
     run.check_places(chosen)
-    run.begin(chosen, plans.plan(chosen, lambda text: None).inputs)
+    run.begin(chosen, run_plan.plan(chosen, lambda text: None).inputs)
 
 
 def refusal(chosen: recipe.Recipe) -> str:
@@ -52,7 +55,7 @@ def refusal(chosen: recipe.Recipe) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("base", bases.EMBEDDED)
+@pytest.mark.parametrize("base", base_model.EMBEDDED)
 def test_47_a_resolution_that_the_base_cannot_draw(base, data, tmp_path, no_models):
     text = refusal(made(data, tmp_path / "run", base, resolution=70))
     assert "70 does not suit the base" in text
@@ -159,7 +162,9 @@ def test_52_free_keys_change_no_byte(data, tmp_path):
 
     prompts = runs.make_prompts(tmp_path / "p.jsonl")
     other = {
-        "base": str(shutil.copytree(bases.EMBEDDED_FOLDER / "tiny-dit", tmp_path / "elsewhere" / "base")),
+        "base": str(
+            shutil.copytree(base_model.EMBEDDED_FOLDER / "tiny-dit", tmp_path / "elsewhere" / "base")
+        ),
         "dataset": str(shutil.copytree(data, tmp_path / "elsewhere" / "photos")),
         "class_images": str(shutil.copytree(data, tmp_path / "elsewhere" / "class")),
         "out": str(tmp_path / "b"),
@@ -177,11 +182,11 @@ def test_52_free_keys_change_no_byte(data, tmp_path):
 
 @pytest.mark.parametrize("part", ["vae", "transformer", "text_encoder", "scheduler"])
 def test_53_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_models):
-    base = Path(shutil.copytree(bases.EMBEDDED_FOLDER / "tiny-dit", tmp_path / "base"))
+    base = Path(shutil.copytree(base_model.EMBEDDED_FOLDER / "tiny-dit", tmp_path / "base"))
     chosen = made(data, tmp_path / "run", base)
     start(chosen)
     start(chosen)
-    before = bases.content_hash(base)
+    before = base_model.content_hash(base)
     if part == "scheduler":
         file = base / part / "scheduler_config.json"
         file.write_text(file.read_text() + "\n")
@@ -190,9 +195,9 @@ def test_53_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_mo
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-    bases.part_hashes.cache_clear()  # it is computed once a process
+    base_model.part_hashes.cache_clear()  # it is computed once a process
     text = refusal(chosen)
-    assert f"base: {before} -> {bases.content_hash(base)}" in text
+    assert f"base: {before} -> {base_model.content_hash(base)}" in text
     assert "choose another `out`" in text
 
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit import adapter, bases, export, storage
-from lorakit.errors import DataError
+from lorakit import adapters
+from lorakit.adapters import formats
+from lorakit.core import storage
+from lorakit.core.errors import DataError
+from lorakit.models import base_model
 from tests.security.files import HOSTILE, WHOLE, archive, entry, tensor_file
 
 READERS = {
     "tensors": storage.read_safetensors,
     "metadata": storage.read_safetensors_metadata,
-    "adapter": adapter.read_metadata,
-    "export": export.load,
+    "adapter": adapters.read_metadata,
+    "export": formats.load,
 }
 
 
@@ -44,11 +47,11 @@ def test_74_a_hostile_file_is_refused_fast_and_in_little_memory(name, reader, tm
 @pytest.mark.parametrize("name", HOSTILE)
 def test_74_76_as_a_part_of_a_base_it_is_refused_before_anything_loads(name, tmp_path):
     base = tmp_path / "base"
-    shutil.copytree(bases.EMBEDDED_FOLDER / "tiny-dit", base)
+    shutil.copytree(base_model.EMBEDDED_FOLDER / "tiny-dit", base)
     file = base / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(HOSTILE[name][0])
     with pytest.raises(DataError) as caught:
-        bases.resolve(str(base))
+        base_model.resolve(str(base))
     assert str(file) in str(caught.value)
     assert HOSTILE[name][1] in str(caught.value)
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from lorakit.families.base import fingerprint
+from lorakit.models.families.family import fingerprint
 from tests.tiny import parts
 from tests.tiny.row import Full, Row, still
 

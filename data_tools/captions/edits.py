@@ -1,0 +1,199 @@
+"""What is done to a caption after it was written: a list of small pure functions, recorded with the caption.
+
+An edit is text, `name` or `name=value`, applied in order:
+
+    strip-preamble          "The image shows a dog." -> "A dog."
+    replace=/PATTERN/TEXT/  a regular expression; any character may stand for the slash
+    alias=cat:feline        tags renamed, several with commas
+    drop=solo,1girl         tags left out
+    dedupe                  tags said twice said once
+    shuffle=2               tags shuffled but the first 2; the order depends on the image alone
+    sentences=2             the first 2 sentences
+    words=60                as many whole sentences as have at most 60 words together, at least one
+    prefix=TEXT  suffix=TEXT
+    trigger=sks             "sks, " in front, unless the caption has the word
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from lorakit.core import rng
+from lorakit.core.errors import ConfigError
+from lorakit.manifest import Caption
+
+Edit = Callable[[str, int], str]
+"""(text, a number that depends on image and variant) -> text"""
+
+NONE = "none"  # on the command line: no edits any more
+_SHOWN = r"(?:the|this) (?:image|picture|photo|photograph)"
+_PREAMBLE = re.compile(
+    r"^\s*(?:sure|certainly|of course|okay|ok)?[!,.:]?\s*"
+    r"(?:here(?:'s| is) (?:a|the|an)[^:\n]{0,60}:\s*"
+    rf"|(?:{_SHOWN}|it) (?:shows|depicts|features|captures|displays|is of)\s+"
+    rf"|(?:in )?{_SHOWN},?\s+(?:there (?:is|are)|(?:we|you) can see|we see)\s+"
+    r"|(?:caption|description)\s*:\s*)",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r".*?(?:[.!?…。！？](?=[\"'”’)\]]*(?:\s|$))[\"'”’)\]]*|$)\s*", re.DOTALL)
+
+
+def parse(spec: str) -> Edit:
+    """The function that an edit names; `ConfigError` for one that nobody knows or that has no sense."""
+    name, _, value = spec.partition("=")
+    if name in _PLAIN and not value:
+        return _PLAIN[name]
+    if name in _VALUED and value:
+        return _VALUED[name](value)
+    known = ", ".join([*_PLAIN, *(f"{known}=..." for known in _VALUED)])
+    raise ConfigError(f"no such edit: {spec!r}", where="edit", remedy=f"use {known}")
+
+
+def check(specs: Sequence[str]) -> None:
+    """Raise `ConfigError` for the first edit that cannot work."""
+    for spec in specs:
+        parse(spec)
+
+
+def apply(text: str, specs: Sequence[str], key: int = 0) -> str:
+    """The text after all edits, in order."""
+    for spec in specs:
+        text = parse(spec)(text, key).strip()
+    return text
+
+
+def edited(caption: Caption, specs: Sequence[str], file: str, variant: int) -> Caption:
+    """The caption with these edits of what was first written, which stays in `raw`; without edits, that."""
+    raw = caption.raw if caption.raw is not None else caption.text
+    text = apply(raw, specs, rng.key(0, "edit", file, variant))
+    return replace(caption, text=text, raw=raw if specs else None, edits=tuple(specs))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, each with its mark; what follows the last mark is one too."""
+    return [found.strip() for found in _SENTENCE.findall(text) if found.strip()]
+
+
+def whole_sentences(text: str) -> str:
+    """The text without a last sentence that breaks off; "" when there is no whole one."""
+    parts = sentences(text)
+    if parts and not re.search(r"[.!?…。！？][\"'”’)\]]*$", parts[-1]):
+        parts = parts[:-1]
+    return " ".join(parts)
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether a text has a word (or words) as such, not as a part of another; case does not count."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def without_preamble(text: str) -> str:
+    """The text without what a model says before it begins: "The image shows ..."."""
+    rest = _PREAMBLE.sub("", text, count=1).strip()
+    return rest[:1].upper() + rest[1:] if rest and rest != text.strip() else text
+
+
+def _tags(change: Callable[[list[str], int], list[str]]) -> Edit:
+    """An edit of comma-separated tags."""
+
+    def edit(text: str, key: int) -> str:
+        return ", ".join(change([tag.strip() for tag in text.split(",") if tag.strip()], key))
+
+    return edit
+
+
+def _dedupe(tags: list[str], key: int) -> list[str]:
+    first: dict[str, str] = {}
+    for tag in tags:
+        first.setdefault(tag.casefold(), tag)
+    return list(first.values())
+
+
+def _drop(value: str) -> Edit:
+    unwanted = {tag.strip().casefold() for tag in value.split(",")}
+    return _tags(lambda tags, key: [tag for tag in tags if tag.casefold() not in unwanted])
+
+
+def _alias(value: str) -> Edit:
+    pairs = [part.partition(":") for part in value.split(",")]
+    if not all(old.strip() and new.strip() for old, _, new in pairs):
+        raise ConfigError(f"alias={value} names no pair", where="edit", remedy="write alias=old:new,...")
+    names = {old.strip().casefold(): new.strip() for old, _, new in pairs}
+    return _tags(lambda tags, key: [names.get(tag.casefold(), tag) for tag in tags])
+
+
+def _shuffle(value: str) -> Edit:
+    keep = _number("shuffle", value, least=0)
+
+    def change(tags: list[str], key: int) -> list[str]:
+        rest = tags[keep:]
+        random.Random(key).shuffle(rest)
+        return tags[:keep] + rest
+
+    return _tags(change)
+
+
+def _sentences(value: str) -> Edit:
+    count = _number("sentences", value)
+    return lambda text, key: " ".join(sentences(text)[:count])
+
+
+def _words(value: str) -> Edit:
+    most = _number("words", value)
+
+    def edit(text: str, key: int) -> str:
+        kept: list[str] = []
+        for part in sentences(text):
+            if kept and len(" ".join([*kept, part]).split()) > most:
+                break
+            kept.append(part)
+        return " ".join(kept)
+
+    return edit
+
+
+def _replace(value: str) -> Edit:
+    parts = value[1:].split(value[0]) if value else []
+    if len(parts) != 3 or parts[2]:
+        raise ConfigError(
+            f"replace={value} is not complete", where="edit", remedy="write replace=/PATTERN/TEXT/"
+        )
+    try:
+        pattern = re.compile(parts[0])
+        pattern.sub(parts[1], "")
+    except re.error as error:
+        remedy = "see Python's re module; \\ before signs that are meant as such"
+        raise ConfigError(f"replace={value}: {error}", where="edit", remedy=remedy) from error
+    return lambda text, key: pattern.sub(parts[1], text)
+
+
+def _number(name: str, value: str, least: int = 1) -> int:
+    if not value.isdecimal() or int(value) < least:
+        raise ConfigError(
+            f"{name}={value} needs a number from {least}", where="edit", remedy=f"write {name}=2"
+        )
+    return int(value)
+
+
+def _trigger(value: str) -> Edit:
+    return lambda text, key: text if has_word(text, value) else f"{value}, {text}"
+
+
+_PLAIN: dict[str, Edit] = {
+    "strip-preamble": lambda text, key: without_preamble(text),
+    "dedupe": _tags(_dedupe),
+}
+_VALUED: dict[str, Callable[[str], Edit]] = {
+    "replace": _replace,
+    "alias": _alias,
+    "drop": _drop,
+    "shuffle": _shuffle,
+    "sentences": _sentences,
+    "words": _words,
+    "prefix": lambda value: lambda text, key: value + text,
+    "suffix": lambda value: lambda text, key: text + value,
+    "trigger": _trigger,
+}

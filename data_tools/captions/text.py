@@ -1,0 +1,53 @@
+"""Caption text: bytes to one clean line, with every change named."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+
+from lorakit.core.errors import ConfigError, DataError
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
+    """Text of a file, without a byte order mark; bytes that do not fit are named by their offset."""
+    try:
+        name = codecs.lookup(encoding).name
+    except LookupError as error:
+        remedy = "use utf-8, utf-16, cp1252, shift_jis, ..."
+        raise ConfigError(
+            f"unknown encoding {encoding!r}", where="caption-encoding", remedy=remedy
+        ) from error
+    if name == "utf-8":
+        for mark, guess in _MARKS:
+            if data.startswith(mark):
+                message = f"the text is {guess}, not UTF-8 (byte order mark at byte 0)"
+                raise DataError(message, where=where, remedy=f"give --caption-encoding {guess}")
+        name = "utf-8-sig"
+    try:
+        return data.decode(name)
+    except UnicodeDecodeError as error:
+        offset = error.start + (3 if name == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0)
+        message = f"byte {offset} (0x{data[offset]:02x}) is not {encoding}"
+        remedy = "save the file as UTF-8, or give --caption-encoding cp1252 (or another)"
+        raise DataError(message, where=where, remedy=remedy) from error
+
+
+def clean(text: str, name: str) -> tuple[str, list[str]]:
+    """(one line of text, notes): lines joined by a space, control characters and blank ends left out."""
+    notes = []
+    lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+    lines = [line for line in lines if line]
+    if len(lines) > 1:
+        notes.append(f"caption_joined: {len(lines)} lines of {name} joined into one")
+    joined = " ".join(lines).replace("\t", " ")
+    kept = "".join(letter for letter in joined if unicodedata.category(letter) != "Cc")
+    if kept != joined:
+        notes.append(f"caption_stripped: {len(joined) - len(kept)} control characters of {name} left out")
+    return kept.strip(), notes

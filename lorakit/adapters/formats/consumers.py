@@ -1,0 +1,202 @@
+"""Which layout each consumer reads, and which modules it looks up, stated from its own tables.
+
+ComfyUI only logs the keys it does not know, so an adapter with such keys would load in part and look right.
+Each pattern lists the module names of one family that a consumer's lookup table has, and nothing more than
+was checked: ComfyUI 0.19 (April 2026), Forge (June 2025), A1111 (May 2025), diffusers 0.42. `a1111` is A1111
+and Forge: what both do right of a family that both read, and what Forge does of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lorakit.core.errors import ConfigError
+
+NAMES = ("comfyui", "a1111", "diffusers")
+
+
+class Rule(NamedTuple):
+    """How one consumer reads one family's adapters."""
+
+    layout: str
+    """kohya (underscores and alphas), diffusers (`transformer.`) or native (`diffusion_model.`)."""
+    modules: str
+    """Regular expression for the denoiser's modules that it looks up."""
+    texts: tuple[str, ...] = ()
+    """Text encoders it looks up, of CLIP's shape."""
+
+
+_UNET = (
+    r"(down_blocks\.\d+|up_blocks\.\d+|mid_block)\.("
+    r"attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\."
+    r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)))"
+    r"|resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)"
+    r"|(downsamplers|upsamplers)\.0\.conv)"
+    r"|conv_in|conv_out|time_embedding\.linear_[12]"
+)
+_JOINT = r"attn\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out)"
+_FEED = r"(ff|ff_context)\.net\.(0\.proj|2)"
+_SD3 = rf"transformer_blocks\.\d+\.({_JOINT}|attn2\.(to_q|to_k|to_v|to_out\.0)|{_FEED})"
+_FLUX = (
+    rf"transformer_blocks\.\d+\.({_JOINT}|{_FEED})"
+    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
+)
+_ENDS = r"x_embedder|context_embedder|proj_out"
+_TIMES = r"time_text_embed\.(timestep|text|guidance)_embedder\.linear_[12]|norm_out\.linear"
+_FLUX1 = (
+    rf"{_FLUX}|transformer_blocks\.\d+\.norm1(_context)?\.linear|single_transformer_blocks\.\d+\.norm\.linear"
+    rf"|{_ENDS}|{_TIMES}"
+)
+_CHROMA = rf"{_FLUX}|{_ENDS}"
+_FLUX2 = (
+    rf"transformer_blocks\.\d+\.({_JOINT}|(ff|ff_context)\.linear_(in|out))"
+    r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
+)
+_AURA_FF = r"\.(linear_1|linear_2|out_projection)"
+_AURA = (
+    rf"joint_transformer_blocks\.\d+\.({_JOINT}|(ff|ff_context){_AURA_FF})"
+    rf"|single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)|ff{_AURA_FF})"
+)
+_PLAIN = r"(to_q|to_k|to_v|to_out\.0)"
+_LUMINA = rf"(layers|context_refiner|noise_refiner)\.\d+\.(attn\.{_PLAIN}|feed_forward\.linear_[123])"
+_Z = rf"(layers|context_refiner|noise_refiner)\.\d+\.(attention\.{_PLAIN}|feed_forward\.w[123])"
+_QWEN = rf"transformer_blocks\.\d+\.({_JOINT}|(img|txt)_mlp\.net\.(0\.proj|2)|(img|txt)_mod\.1)"
+_HIDREAM = (
+    r"(double|single)_stream_blocks\.\d+\.block\.(attn1\.to_(q|k|v|out)(_t)?|adaLN_modulation\.1"
+    r"|ff_i\.(shared_experts|experts\.\d+)\.w[123]|ff_t\.w[123])"
+)
+_KANDINSKY = (
+    r"(text|visual)_transformer_blocks\.\d+\.((self|cross)_attention\.(to_query|to_key|to_value|out_layer)"
+    r"|feed_forward\.(in|out)_layer)"
+)
+_ERNIE = rf"layers\.\d+\.(self_attention\.{_PLAIN}|mlp\.(gate_proj|up_proj|linear_fc2))"
+_REFINER = rf"context_embedder\.token_refiner\.refiner_blocks\.\d+\.(attn\.{_PLAIN}|ff\.net\.(0\.proj|2))"
+_HYDIT = rf"blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
+_WAN = (
+    rf"blocks\.\d+\.(attn[12]\.{_PLAIN}|attn2\.add_[kv]_proj|ffn\.net\.(0\.proj|2))|proj_out"
+    r"|condition_embedder\.((text|time)_embedder\.linear_[12]|time_proj|image_embedder\.ff\.net\.(0\.proj|2))"
+)
+_LTX = rf"transformer_blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
+_PIXART = rf"transformer_blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
+_ANY = r".+"
+
+_CLIP, _CLIPS = ("text_encoder",), ("text_encoder", "text_encoder_2")
+_DIFFUSERS = {"diffusers": Rule("diffusers", _ANY)}
+
+
+def _both(modules: str, texts: tuple[str, ...] = ()) -> dict[str, Rule]:
+    """One file for ComfyUI and diffusers, in diffusers' layout."""
+    return {"comfyui": Rule("diffusers", modules, texts), "diffusers": Rule("diffusers", _ANY, texts)}
+
+
+def _native(modules: str) -> dict[str, Rule]:
+    return {"comfyui": Rule("native", modules)}
+
+
+def _unet(texts: tuple[str, ...]) -> dict[str, Rule]:
+    return {consumer: Rule("kohya", _UNET, texts) for consumer in NAMES}
+
+
+def _sdxl() -> dict[str, Rule]:
+    """A1111 looks for one of its modules where Stable Diffusion 1.5 has it."""
+    return _unet(_CLIPS) | {"a1111": Rule("kohya", rf"(?!up_blocks\.0\.upsamplers)({_UNET})", _CLIPS)}
+
+
+# No row means no layout that is known to load. A family that is not here has diffusers' loader.
+READS: dict[str, dict[str, Rule]] = {
+    "sd15": _unet(_CLIP),
+    "sdxl": _sdxl(),
+    "kolors": {"diffusers": Rule("kohya", _UNET)},
+    "sd3": _both(_SD3, _CLIPS) | {"a1111": Rule("native", _SD3)},
+    "flux1": _both(_FLUX1, _CLIP) | {"a1111": Rule("diffusers", _FLUX1, _CLIP)},
+    # networks of the same names; only their first layer has other channels
+    "sd15-inpaint": _unet(_CLIP),
+    "sdxl-inpaint": _sdxl(),
+    "flux1-kontext": _both(_FLUX1, _CLIP),
+    "flux1-fill": _both(_FLUX1, _CLIP),
+    "flux1-control": _DIFFUSERS,  # whose loader widens the first layer; other tools' were not looked at
+    "qwen-image-edit": _both(_QWEN),
+    "qwen-image-edit-plus": _both(_QWEN),
+    "chroma": _both(_CHROMA) | {"a1111": Rule("native", _CHROMA)},
+    "longcat-image": _both(_FLUX1),
+    "flux2": _both(_FLUX2),
+    "qwen-image": _both(_QWEN),
+    "z-image": _both(_Z),
+    "auraflow": _both(_AURA),
+    "hidream": _both(_HIDREAM),
+    "kandinsky5": _both(_KANDINSKY),
+    "lumina2": _DIFFUSERS | _native(_LUMINA),
+    "hunyuan-image": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
+    "ernie-image": _DIFFUSERS | _native(_ERNIE),
+    # video: ComfyUI's own names; the names of diffusers load nothing there
+    "wan": _DIFFUSERS | _native(_WAN),
+    "ltx-video": _DIFFUSERS | _native(_LTX),
+    "hunyuan-video": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
+    # diffusers has no loader for these two; their networks take an adapter through peft alone
+    "pixart-sigma": {"comfyui": Rule("diffusers", _PIXART)},
+    "hunyuan-dit": _native(_HYDIT),
+} | dict.fromkeys(
+    ("bria", "cogview4", "fibo", "fibo2", "flux3", "glm-image", "ideogram4", "krea2", "qwen-image-2.1",
+     "sana", "cogvideox", "hunyuan-video-1.5", "ltx-2"),
+    _DIFFUSERS,
+)  # fmt: skip
+GROUPED = ("lumina2",)
+"""Families whose keys and values are narrower than their queries."""
+
+
+def rules(family: str) -> dict[str, Rule]:
+    """What each consumer that reads a family's adapters looks up."""
+    return READS.get(family, _DIFFUSERS)
+
+
+def mixes(family: str, consumer: str) -> bool:
+    """Whether DoRA is no DoRA there: A1111 divides by norms of inputs, whatever the magnitudes are of."""
+    rule = rules(family).get(consumer)
+    return consumer == "a1111" and rule is not None and rule.layout == "kohya"
+
+
+def unread(family: str, consumer: str, modules: Iterable[str]) -> list[str]:
+    """The modules `<component>.<module>` of an adapter that a consumer would ignore."""
+    rule = rules(family).get(consumer)
+    return sorted(module for module in modules if rule is None or not _looked_up(rule, module))
+
+
+def _looked_up(rule: Rule, module: str) -> bool:
+    component, path = module.split(".", 1)
+    if component in ("unet", "transformer"):
+        return re.fullmatch(rule.modules, path) is not None
+    clip = r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+    return component in rule.texts and re.fullmatch(clip, path) is not None
+
+
+def readers(family: str, modules: Iterable[str]) -> tuple[str, ...]:
+    """The consumers that read every module of an adapter."""
+    names = list(modules)
+    return tuple(consumer for consumer in NAMES if not unread(family, consumer, names))
+
+
+def check_consumer(family: str, consumer: str) -> None:
+    """Refuse a consumer that reads no adapter of the family, before anything is trained."""
+    if consumer not in rules(family):
+        raise refusal(family, consumer, (), "export")
+
+
+def refusal(family: str, consumer: str, modules: Iterable[str], where: str) -> ConfigError:
+    """Why a consumer is not served."""
+    known = rules(family)
+    if consumer not in known:
+        return ConfigError(
+            f"no layout of {family} adapters is known to load in {consumer}",
+            where=where,
+            remedy=f"known for {family}: {', '.join(name for name in NAMES if name in known)}",
+        )
+    ignored = unread(family, consumer, modules)
+    short = [name.split(".", 1)[1] for name in ignored[:5]]
+    return ConfigError(
+        f"{consumer} would ignore {len(ignored)} modules, first {', '.join(short)}",
+        where=where,
+        remedy="train the default targets (attention), or export for diffusers"
+        + ("; Forge, unlike A1111, reads what is for comfyui" if consumer == "a1111" else ""),
+    )

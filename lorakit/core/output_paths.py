@@ -1,0 +1,58 @@
+"""Where something is to be written, checked before any work: a name that every disk takes, a folder that can
+be written, and room."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from lorakit.core.errors import ConfigError, DiskError
+
+LEAST_FREE = 64 << 20  # bytes; a small run's checkpoints and exports
+NAME_LIMIT, PATH_LIMIT = 255, 4000  # bytes of UTF-8
+_FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def check_new(path: str | os.PathLike[str], key: str) -> None:
+    """Refuse a path that cannot be made, or not be copied to another system; `key` names it in the error.
+
+    Only names that do not exist yet are judged: what the user already has is the user's own. `..` is
+    resolved first. Raises ConfigError for a name, DiskError for a place without permission or room.
+    """
+    whole, where = Path(os.path.abspath(path)), f"{key}: {path}"
+    _check_length(whole, where)
+    place = next(parent for parent in (whole, *whole.parents) if os.path.lexists(parent))
+    if not place.exists() or (not place.is_dir() and place != whole):
+        kind = "a file" if place.exists() else "a link to nothing"
+        raise ConfigError(f"{place} is {kind}, not a folder", where=where, remedy="choose another folder")
+    for name in whole.relative_to(place).parts:
+        if _FORBIDDEN.search(name) or _RESERVED.fullmatch(name) or name != name.strip(" ").rstrip("."):
+            raise ConfigError(
+                f"{name!r} is no name that every system takes",
+                where=where,
+                remedy='leave out < > : " | ? * \\, blanks and dots at the end, and names like con or nul',
+            )
+    _check_room(place if place.is_dir() else place.parent, where)
+
+
+def _check_length(whole: Path, where: str) -> None:
+    try:
+        names = [len(name.encode("utf-8")) for name in whole.parts]
+    except UnicodeEncodeError as error:
+        raise ConfigError("the path is not valid Unicode", where=repr(where)) from error
+    if max(names) > NAME_LIMIT or sum(names) + len(names) > PATH_LIMIT:
+        remedy = f"names have at most {NAME_LIMIT} bytes, paths {PATH_LIMIT}"
+        raise ConfigError("the path is too long", where=f"{where[:100]}...", remedy=remedy)
+
+
+def _check_room(folder: Path, where: str) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+        remedy = "choose a folder that you may write to"
+        raise DiskError(f"cannot write to {folder}", where=where, remedy=remedy)
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE:
+        remedy = "free space, or choose a folder on another disk"
+        raise DiskError(f"only {free >> 20} MiB are free on the disk of {folder}", where=where, remedy=remedy)

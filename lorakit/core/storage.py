@@ -1,0 +1,390 @@
+"""The only module that writes files.
+
+A file becomes visible whole or not at all: temporary sibling, fsync, rename, fsync of the folder. A folder
+of files (a checkpoint) becomes visible the same way, with a manifest of sizes and hashes written last. Every
+file-system operation passes through `operation`, the one seam where tests inject crashes and full disks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from lorakit.core import safetensors_header
+from lorakit.core.errors import DataError, DiskError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+MANIFEST = "files.json"
+_PARTIAL = ".partial-"
+LOCK = ".lock"
+
+# Tests replace this with a function that raises or kills at the n-th call: (operation name, path).
+operation: Callable[[str, Path], None] = lambda name, path: None  # noqa: E731
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into one readable error with exit code 5."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free space or choose another output folder, then give the same command again"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "raise the limit of open files (ulimit -n), then give the same command again"
+        raise DiskError(
+            f"cannot write: {os.strerror(error.errno or 0)}", where=str(path), remedy=remedy
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    operation("sync_folder", folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    operation("write", path)
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        operation("sync", path)
+        os.fsync(file.fileno())
+
+
+def make_dir(path: str | os.PathLike[str]) -> Path:
+    """Make a folder with its parents, durably; an existing one is fine."""
+    folder = Path(path)
+    if not folder.is_dir():
+        make_dir(folder.parent)
+        with _disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)  # or a power cut could take a checkpoint's parents away
+    return folder
+
+
+def is_own(path: Path) -> bool:
+    """Whether a name is one of this module's own: a write that a crash cut off, or a lock."""
+    return path.name.startswith(_PARTIAL) or path.name == LOCK
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove what crashed writes left in a folder that this process has locked, and below it."""
+    for entry in list(Path(folder).rglob(f"{_PARTIAL}*")):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write `data` so that readers see the old file or the new one, never a part; parents are made."""
+    target = Path(path)
+    make_dir(target.parent)
+    # A number alone is not unique: processes in containers that share a cache have equal ones.
+    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
+    with _disk_errors(target):
+        try:
+            _write_synced(partial, data)
+            operation("rename", target)
+            os.replace(partial, target)
+            _sync_folder(target.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+    return target
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that is too large to hold; it appears whole when the block ends, or not at all."""
+    target = Path(path)
+    make_dir(target.parent)
+    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
+    with _disk_errors(target):
+        try:
+            operation("write", partial)
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                operation("sync", partial)
+                os.fsync(file.fileno())
+            operation("rename", target)
+            os.replace(partial, target)
+            _sync_folder(target.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+
+
+def write_many(files: Mapping[Path, bytes]) -> None:
+    """Write many small files, each whole or not at all, with one sync for all of them: ten times quicker."""
+    for folder in {path.parent for path in files}:
+        make_dir(folder)
+    partials = {path: path.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}") for path in files}
+    try:
+        for path, data in files.items():
+            with _disk_errors(path):
+                operation("write", partials[path])
+                partials[path].write_bytes(data)
+        operation("sync", Path())
+        os.sync()
+        for path, partial in partials.items():
+            with _disk_errors(path):
+                operation("rename", path)
+                os.replace(partial, path)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write UTF-8 text atomically."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def dump_json(value: Any) -> str:
+    """One spelling of a value, so that equal values give equal bytes. NaN is refused, for JSON has none."""
+    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write a JSON file atomically, keys sorted."""
+    return write_text(path, dump_json(value))
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write one JSON object a line, atomically."""
+    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Append one line in one write call, so that a crash leaves at most one torn last line."""
+    append_text(path, json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def append_text(path: str | os.PathLike[str], text: str) -> None:
+    """Append text to a log."""
+    with appending(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def appending(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A log, open for appending bytes."""
+    target = Path(path)
+    make_dir(target.parent)
+    with _disk_errors(target):
+        operation("append", target)
+        with open(target, "ab") as file:
+            yield file
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make what was appended to a log durable, and its name; a missing one is fine."""
+    target = Path(path)
+    if target.exists():
+        with _disk_errors(target), open(target, "ab") as file:
+            operation("sync", target)
+            os.fsync(file.fileno())
+            _sync_folder(target.parent)
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write tensors atomically; names and metadata sorted, so that equal content gives equal bytes."""
+    return write_bytes(path, safetensors_bytes(tensors, metadata))
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Serialise tensors (moved to the CPU) as safetensors with a canonical header.
+
+    The library writes metadata in hash order, which differs from process to process; the header is therefore
+    rewritten with sorted keys. https://github.com/huggingface/safetensors#format
+    """
+    from safetensors.torch import save
+
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    raw = save(plain)
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header.pop("__metadata__", None)
+    ordered: dict[str, Any] = {}
+    if metadata:
+        ordered["__metadata__"] = dict(sorted(metadata.items()))
+    ordered |= dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
+    text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
+
+
+def save_image(path: str | os.PathLike[str], image: Image.Image, **options: Any) -> Path:
+    """Encode a picture by the path's extension and write it atomically; `options` go to Pillow's save."""
+    buffer = io.BytesIO()
+    suffix = Path(path).suffix.lower().lstrip(".")
+    image.save(buffer, format={"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options)
+    return write_bytes(path, buffer.getvalue())
+
+
+def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
+    """Copy a file's bytes atomically."""
+    return write_bytes(path, Path(source).read_bytes())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; a broken one is a `DataError` that names file and line."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"not valid JSON: {error}", where=str(path)) from error
+
+
+def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list[dict[str, Any]]:
+    """Read one JSON object a line; `torn_tail` forgives what a crash did to the end of an appended file: a
+    last line that is cut off, or zeros where lines never reached the disk, and what follows those."""
+    rows: list[dict[str, Any]] = []
+    lines = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            if not isinstance(row, dict):
+                raise ValueError("a line must hold one JSON object")
+        except ValueError as error:
+            if torn_tail and (number == len(lines) or b"\0" in line):
+                break
+            raise DataError(f"not valid JSON: {error}", where=f"{path}, line {number}") from error
+        rows.append(row)
+    return rows
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read all tensors to the CPU; a damaged or hostile file is a `DataError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    safetensors_header.check(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype torch has not
+        raise DataError(f"damaged safetensors file: {error}", where=str(path)) from error
+
+
+def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The header's metadata, read without touching the tensors."""
+    return safetensors_header.check(path)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:
+    """Make `folder` with `files` appear in one rename, its manifest of sizes and hashes written last.
+
+    An existing folder of the same name is left alone when it holds just these files, so that there is no
+    moment without it; else it is replaced, after the new one is complete on disk.
+    """
+    target = Path(folder)
+    make_dir(target.parent)
+    manifest = {n: {"size": len(data), "sha256": sha256_bytes(data)} for n, data in files.items()}
+    listing = dump_json(manifest).encode("utf-8")
+    if verify_folder(target) is None and (target / MANIFEST).read_bytes() == listing:
+        return target
+    partial = target.with_name(f"{_PARTIAL}{target.name}")
+    with _disk_errors(target):
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
+        for name, data in sorted(files.items()):
+            _write_synced(partial / name, data)
+        _write_synced(partial / MANIFEST, listing)
+        _sync_folder(partial)
+        if target.exists():
+            remove_folder(target)
+        operation("rename", target)
+        os.replace(partial, target)
+        _sync_folder(target.parent)
+    return target
+
+
+def verify_folder(folder: str | os.PathLike[str], names: Iterable[str] = ()) -> str | None:
+    """None when every file of a committed folder has its recorded size and hash; else what is wrong. The
+    manifest must list `names`; a file that it does not list is no damage."""
+    root = Path(folder)
+    try:
+        manifest = read_json(root / MANIFEST)
+        if absent := [name for name in names if name not in manifest]:
+            return f"{MANIFEST} does not list {', '.join(absent)}"
+        for name, entry in manifest.items():
+            file = root / name
+            if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
+                return f"{name} is damaged"
+    except (OSError, DataError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
+    return None
+
+
+def remove_folder(folder: str | os.PathLike[str]) -> None:
+    """Remove a folder that lorakit made: renamed first, so that a crash leaves no half folder under its
+    name."""
+    target = Path(folder)
+    doomed = target.with_name(f"{_PARTIAL}old-{target.name}")
+    with _disk_errors(target):
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        operation("rename", doomed)
+        os.replace(target, doomed)
+        operation("remove", doomed)
+        shutil.rmtree(doomed)
+
+
+def remove_file(path: str | os.PathLike[str]) -> None:
+    """Remove a file that lorakit made; a missing one is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Hold an exclusive lock; False when another process has it. The system releases it when the holder
+    dies."""
+    make_dir(Path(path).parent)
+    with _disk_errors(Path(path)):
+        file = open(path, "a+b")  # noqa: SIM115 - what the caller does under the lock is no error of the lock
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,69 @@
+"""The training set: items with their latents, text embeddings, conditioning images and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorakit.adapters.text_encoders import LiveText
+from lorakit.data.batch_sampler import EMPTY, Slot
+from lorakit.data.caches import ConditioningCache, LatentCache, TextCache
+from lorakit.data.items import Item
+from lorakit.data.mask_cache import MaskCache
+from lorakit.models.families.family import Cond
+
+Change = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`latents` (B, C, H, W), of clips (B, C, F, H, W), the collated text condition, and the masks
+    (B, 1, H, W) where they count."""
+
+    latents: torch.Tensor
+    cond: Cond
+    mask: torch.Tensor | None = None
+
+
+Texts = TextCache | LiveText
+
+
+class TrainingSet:
+    """Images and captions by index, as tensors."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        latents: LatentCache,
+        text: Texts,
+        pictures: ConditioningCache | None = None,
+        masks: MaskCache | None = None,
+    ) -> None:
+        self.items = [item for item in items for _ in range(item.record.repeats)]
+        self._latents, self._text, self._pictures, self._masks = latents, text, pictures, masks
+        # images with more pictures make longer sequences, and no batch holds both
+        counts = [pictures.shown(item).count if pictures else 0 for item in self.items]
+        self.shapes = [(*item.shape, 1 + count) for item, count in zip(self.items, counts, strict=True)]
+        self.captions = [len(item.record.captions) for item in self.items]
+
+    def caption(self, slot: Slot) -> str:
+        """The caption that a slot is shown with."""
+        return "" if slot.caption == EMPTY else self.items[slot.image].record.captions[slot.caption].text
+
+    def batch(self, slots: Sequence[Slot], device: torch.device, change: Change | None = None) -> Batch:
+        """The latents, conditions and masks of slots that share one shape; `change` is made to captions."""
+        items = [self.items[slot.image] for slot in slots]
+        latents = torch.stack([self._latents[item] for item in items])
+        texts = [change(self.caption(slot)) if change else self.caption(slot) for slot in slots]
+        cond = self._text.family.collate([self._cond(*pair) for pair in zip(items, texts, strict=True)])
+        mask = torch.stack([self._masks.get(item) for item in items]).to(device) if self._masks else None
+        return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()}, mask)
+
+    def _cond(self, item: Item, text: str) -> Cond:
+        """What one image is predicted from: its caption, and the pictures it comes with."""
+        if self._pictures is None:
+            return self._text.get(text, item.size)
+        seen = [self._pictures.shown(item)] if self._text.family.reads else []
+        return self._text.get(text, item.size, *seen) | self._pictures[item]

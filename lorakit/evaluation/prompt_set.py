@@ -1,0 +1,167 @@
+"""A prompt set from a dataset's captions and the class noun: the subject in new places, with new properties,
+in new styles and views; then its class alone, and things that have nothing to do with it.
+
+Places and properties that the captions already tell of are left out: to draw them again shows nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError
+from lorakit.data.prompts import LIVING, Prompt, Subject, to_row
+
+SUBJECT_COUNT, OTHER_COUNT = 24, 6  # prompts of the subject; of its class, and of unrelated things
+SHARES = {"recontextualisation": 10, "property": 5, "style": 5, "view": 4}  # of the subject's prompts
+
+# One a line: "{}" is the subject with its article; behind the bar are words that a caption says where it is
+# nothing new.
+_PLACES = """
+{} on a sandy beach|beach
+{} in deep snow|snow
+{} in a pine forest|forest
+{} on a busy street|street
+{} in a kitchen|kitchen
+{} on a wooden table|table
+{} in front of a mountain lake|lake mountain
+{} in a desert at noon|desert
+{} on the deck of a ship|ship
+{} in a flower garden|garden
+{} under a bridge at night|bridge
+{} in an empty train|train
+{} on a rooftop at sunset|roof sunset
+{} in a library|library
+{} beside a campfire|campfire fire
+{} in shallow water|water
+{} on green grass|grass
+{} in a snow globe|globe
+{} in the rain|rain
+{} on a red carpet|carpet
+""".strip().splitlines()
+_THING_PROPERTIES = """
+{} made of glass|glass
+{} made of wood|wood
+{} covered in moss|moss
+{} painted bright yellow|yellow
+{} made of polished gold|gold
+{} knitted from wool|wool
+{}, broken in two|broken
+{} as tall as a house|house
+{} with wings|wings
+{} half buried in sand|buried
+""".strip().splitlines()
+_LIVING_PROPERTIES = """
+{} wearing a straw hat|hat
+{} wearing sunglasses|sunglasses
+{} wearing a knitted scarf|scarf
+{} asleep|asleep sleeping
+{} running|running
+{} wearing a raincoat|raincoat
+{} as a statue of marble|statue
+{} covered in mud|mud
+{} holding a flower|flower
+{} wearing a crown|crown
+""".strip().splitlines()
+_STYLES = """
+a watercolour painting of {}|watercolour
+a pencil sketch of {}|sketch pencil
+an oil painting of {}|oil
+a black and white photograph of {}|black
+a stained glass window showing {}|stained
+a paper cut-out of {}|paper
+a woodcut print of {}|woodcut
+a pixel art image of {}|pixel
+a clay figure of {}|clay
+a poster of {}|poster
+""".strip().splitlines()
+_VIEWS = """
+{} seen from above|above
+{} seen from behind|behind
+a close-up of {}|close-up
+{} far away on the horizon|horizon
+{} seen from below|below
+{} from the side|side
+{} reflected in a mirror|mirror
+{} through a window|window
+""".strip().splitlines()
+_UNRELATED = """
+a harbour with fishing boats at dawn
+a bowl of oranges on a windowsill
+an old stone bridge over a river
+a red bicycle leaning against a wall
+a crowded market under paper lanterns
+a lighthouse in a storm
+a stack of books beside a lamp
+a field of sunflowers under clouds
+a steam train crossing a viaduct
+a cup of coffee on a marble counter
+a hot-air balloon over hills
+a violin on a velvet chair
+""".strip().splitlines()
+
+
+def make(
+    captions: Iterable[str], subject: Subject, *, count: int = SUBJECT_COUNT, others: int = OTHER_COUNT
+) -> list[Prompt]:
+    """`count` prompts of the subject, `others` of its class alone and as many of unrelated things.
+
+    The same input gives the same set. Raises ConfigError without a class noun.
+    """
+    noun = subject.noun
+    if not noun:
+        remedy = "say what it is: --class-noun dog (and --trigger sks)"
+        raise ConfigError("a prompt set needs a class noun", where="--class-noun", remedy=remedy)
+    if count < 4 or others < 0:
+        raise ConfigError(f"{count} prompts are too few", where="--count", remedy="4 or more")
+    told = {word for caption in captions for word in re.findall(r"[\w-]+", caption.casefold())}
+    living = noun.split()[-1].casefold() in LIVING
+    lists = {
+        "recontextualisation": _PLACES,
+        "property": _LIVING_PROPERTIES if living else _THING_PROPERTIES,
+        "style": _STYLES,
+        "view": _VIEWS,
+    }
+    made = []
+    for kind, wanted in _split(count).items():
+        for number, template in enumerate(_new(lists[kind], told, wanted), 1):
+            made.append(_prompt(f"{kind[:4]}-{number:02d}", kind, template, subject))
+    for number, template in enumerate(_new(_PLACES[::-1], set(), others), 1):
+        made.append(_prompt(f"class-{number:02d}", "class", template, Subject(None, noun)))
+    free = [text for text in _UNRELATED if noun.casefold() not in text][:others]
+    made += [Prompt(f"other-{n:02d}", text, text, kind="unrelated") for n, text in enumerate(free, 1)]
+    return made
+
+
+def _split(count: int) -> dict[str, int]:
+    """How many prompts of each kind: by `SHARES`, the rest to the first."""
+    total = sum(SHARES.values())
+    parts = {kind: max(1, count * share // total) for kind, share in SHARES.items()}
+    parts["recontextualisation"] += count - sum(parts.values())
+    return parts
+
+
+def _new(templates: Sequence[str], told: set[str], count: int) -> list[str]:
+    """Templates whose words no caption has, then the others, for a rich dataset may tell of them all."""
+    fresh = [t for t in templates if not told & set(t.partition("|")[2].split())]
+    ordered = [*fresh, *(t for t in templates if t not in fresh)]
+    return [template.partition("|")[0] for template in ordered[:count]]
+
+
+def _prompt(name: str, kind: str, template: str, subject: Subject) -> Prompt:
+    plain = _with_article(str(subject.noun))
+    named = _with_article(f"{subject.trigger} {subject.noun}") if subject.trigger else plain
+    return Prompt(name, template.replace("{}", named), template.replace("{}", plain), kind=kind)
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[:1].lower() in tuple('aeiou') else 'a'} {words}"
+
+
+def write(path: Path, prompts: Sequence[Prompt]) -> Path:
+    """A JSONL prompt file; an existing file is a ConfigError, for somebody may have edited it."""
+    if path.exists():
+        raise ConfigError("the file exists", where=str(path), remedy="choose another --out")
+    return storage.write_jsonl(path, [to_row(prompt) for prompt in prompts])

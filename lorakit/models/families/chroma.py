@@ -1,0 +1,76 @@
+"""Chroma: Flux.1 schnell without its modulation layers, with a mask over the text."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.packing import pack, positions, unpack
+from lorakit.models.families.pipeline_folder import max_sequence_length
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Chroma(Family):
+    """Lodestone Rock 2025, https://huggingface.co/lodestones/Chroma1-HD."""
+
+    name = "chroma"
+    title = "Chroma"
+    pipelines = ("ChromaPipeline",)
+    rank16 = "26.1 M"
+    licence = "Apache-2.0"
+    left_out = ("image_encoder", "feature_extractor")
+    patch = 2
+
+    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+        embeds, _, mask, *_ = pipe.encode_prompt(
+            captions,
+            device=pipe.text_encoder.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=max_sequence_length(pipe, 512),
+        )
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 512, D), (1, 512)
+
+    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+        import torch
+
+        height, width = noisy.shape[2:]
+        text, tokens = cond["prompt_embeds"], pack(noisy)
+        ones = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        mask = torch.cat([cond["prompt_attention_mask"], ones], dim=1)
+        with _mask_in_checkpoints(denoiser, mask):
+            prediction = denoiser(
+                hidden_states=tokens,
+                timestep=t.to(noisy.dtype) / 1000,
+                encoder_hidden_states=text,
+                txt_ids=noisy.new_zeros(text.shape[1], 3),
+                img_ids=positions(1, height // 2, width // 2, device=noisy.device),
+                attention_mask=mask,
+                return_dict=False,
+            )[0]
+        return unpack(prediction, height, width)
+
+    def _pack(self, noise: torch.Tensor) -> torch.Tensor:
+        return pack(noise)
+
+
+@contextlib.contextmanager
+def _mask_in_checkpoints(denoiser: Any, mask: torch.Tensor) -> Iterator[None]:
+    """Hand the mask to the single blocks under gradient checkpointing, where diffusers 0.42 forgets it."""
+    if not denoiser.gradient_checkpointing:
+        yield
+        return
+    checkpoint, single = denoiser._gradient_checkpointing_func, set(denoiser.single_transformer_blocks)
+
+    def with_mask(block: Any, *inputs: Any) -> Any:
+        forgotten = block in single and len(inputs) == 3  # hidden states, modulation, positions
+        return checkpoint(block, *inputs, mask) if forgotten else checkpoint(block, *inputs)
+
+    denoiser._gradient_checkpointing_func = with_mask
+    try:
+        yield
+    finally:
+        denoiser._gradient_checkpointing_func = checkpoint

@@ -1,0 +1,81 @@
+"""Flux.1 with a control picture, whose latents are further channels of each token.
+
+Canny and Depth were published with a first layer of twice the width. On Flux.1 dev itself, a dataset with
+controls trains a Control LoRA: the layer is widened with zeros, and what it does with the control is learnt
+by its own part of the adapter, which loaders recognise by its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.models.families import pipeline_folder as folders
+from lorakit.models.families.conditioned import Conditioned, opened
+from lorakit.models.families.family import ATTENTION, Cond, Pictures
+from lorakit.models.families.flux1 import Flux1
+from lorakit.models.families.packing import pack, positions, unpack
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Flux1Control(Conditioned, Flux1):
+    """Black Forest Labs 2024, https://bfl.ai/flux-1-tools."""
+
+    name = "flux1-control"
+    title = "Flux.1 Canny / Depth / Control LoRA"
+    pipelines = ("FluxControlPipeline",)
+    widens = ("FluxPipeline",)
+    licence = "FLUX.1 non-commercial"
+    rank16 = "26.2 M"
+    targets = [*ATTENTION, "x_embedder"]  # noqa: RUF012 - as in base.py
+    takes = needs = ("control",)
+
+    def load(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        only: Collection[str] | None = None,
+    ) -> Any:
+        """As `Family.load`; Flux.1 dev becomes the pipeline of controls, its first layer widened."""
+        if folders.pipeline_name(Path(folder)) in self.pipelines:
+            return super().load(folder, dtype=dtype, device=device, only=only)
+        from diffusers import FluxControlPipeline
+
+        plain = Flux1().load(folder, dtype=dtype, only=only)
+        names = FluxControlPipeline._get_signature_keys(FluxControlPipeline)[0]
+        pipe = FluxControlPipeline(**{name: getattr(plain, name) for name in names})
+        pipe.lorakit_folder, pipe.lorakit_settings = plain.lorakit_folder, plain.lorakit_settings
+        if pipe.transformer is not None:
+            _widen(pipe.transformer)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(device)
+
+    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+        import torch
+
+        height, width = noisy.shape[2:]
+        places = positions(1, height // 2, width // 2, device=noisy.device)
+        tokens = pack(torch.cat([noisy, cond["control_latents"][:, 0]], dim=1))
+        return unpack(self._tokens(denoiser, tokens, places, t, cond), height, width)
+
+    def _show(self, pictures: Pictures, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"control_image": opened(pictures["control"])}
+
+
+def _widen(transformer: Any) -> None:
+    """Twice the channels into the first layer, the new ones without effect."""
+    import torch
+
+    narrow = transformer.x_embedder
+    wide = torch.nn.Linear(2 * narrow.in_features, narrow.out_features, device=narrow.weight.device)
+    wide = wide.to(narrow.weight.dtype).requires_grad_(False)
+    wide.weight.zero_()
+    wide.weight[:, : narrow.in_features] = narrow.weight
+    wide.bias.copy_(narrow.bias)
+    transformer.x_embedder = wide
+    transformer.register_to_config(in_channels=wide.in_features, out_channels=transformer.out_channels)

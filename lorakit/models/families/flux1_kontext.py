@@ -1,0 +1,39 @@
+"""Flux.1 Kontext: edits a picture by instruction; the source's tokens follow those of the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lorakit.models.families.conditioned import Conditioned
+from lorakit.models.families.family import Cond, Pictures
+from lorakit.models.families.flux1 import Flux1
+from lorakit.models.families.packing import pack, positions, unpack
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Flux1Kontext(Conditioned, Flux1):
+    """Black Forest Labs 2025, https://arxiv.org/abs/2506.15742."""
+
+    name = "flux1-kontext"
+    title = "Flux.1 Kontext"
+    pipelines = ("FluxKontextPipeline",)
+    licence = "FLUX.1 non-commercial"
+    takes = needs = ("source",)
+
+    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+        import torch
+
+        source, (height, width) = cond["source_latents"][:, 0], noisy.shape[2:]
+        here = positions(1, height // 2, width // 2, device=noisy.device)
+        there = positions(1, *(side // 2 for side in source.shape[2:]), device=noisy.device)
+        places = torch.cat([here, there + there.new_tensor([1, 0, 0])])
+        tokens = torch.cat([pack(noisy), pack(source)], dim=1)
+        return unpack(self._tokens(denoiser, tokens, places, t, cond)[:, : len(here)], height, width)
+
+    def _show(self, pictures: Pictures, settings: Mapping[str, Any]) -> dict[str, Any]:
+        # or the pipeline would draw a megapixel, and bring the source to one of its favourite sizes
+        area = settings["width"] * settings["height"]
+        return super()._show(pictures, settings) | {"max_area": area, "_auto_resize": False}

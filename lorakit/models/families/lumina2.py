@@ -1,0 +1,49 @@
+"""Lumina-Image 2.0: text and picture in one transformer, conditioned on Gemma 2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.packing import lengthen
+from lorakit.models.families.pipeline_folder import max_sequence_length
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Lumina2(Family):
+    """Qin et al. 2025, https://arxiv.org/abs/2503.21758."""
+
+    name = "lumina2"
+    title = "Lumina-Image 2.0"
+    pipelines = ("Lumina2Pipeline",)
+    rank16 = "7.4 M"
+    licence = "Apache-2.0"
+    patch = 2
+    own_shift = True  # it counts channels where others count tokens
+
+    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+        length = max_sequence_length(pipe, 256)
+        embeds, mask, none, no_mask = pipe.encode_prompt(
+            captions, negative_prompt=[""], device=pipe.text_encoder.device, max_sequence_length=length
+        )
+        if captions == [""]:  # the pipeline's empty caption goes without the system prompt
+            embeds, mask = none, no_mask
+        kept = mask[0].bool()
+        return {"prompt_embeds": embeds[:, kept], "prompt_attention_mask": mask[:, kept]}
+
+    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+        prediction: torch.Tensor = denoiser(
+            hidden_states=noisy,
+            timestep=1 - t / 1000,  # the model's time runs from noise to picture, and so does its velocity
+            encoder_hidden_states=cond["prompt_embeds"],
+            encoder_attention_mask=cond["prompt_attention_mask"],
+            return_dict=False,
+        )[0]
+        return -prediction
+
+    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+        """The pipeline wants the caption and the negative equally long."""
+        length = max_sequence_length(pipe, 256)
+        return {name: lengthen(value, length) for name, value in cond.items()}

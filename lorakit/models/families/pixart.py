@@ -1,0 +1,45 @@
+"""PixArt-Sigma: a small transformer that predicts noise, conditioned on T5."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lorakit.models.families.family import NO_SHIFT, Cond, Family
+from lorakit.models.families.pipeline_folder import max_sequence_length
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PixArtSigma(Family):
+    """Chen et al. 2024, https://arxiv.org/abs/2403.04692."""
+
+    name = "pixart-sigma"
+    title = "PixArt-Sigma"
+    pipelines = ("PixArtSigmaPipeline",)
+    rank16 = "8.3 M"
+    licence = "CreativeML Open RAIL++-M"
+    objective = "ddpm"
+    patch = 2
+    call: ClassVar = {"use_resolution_binning": False, "negative_prompt": None}
+    vae_settings = NO_SHIFT
+
+    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+        embeds, mask, _, _ = pipe.encode_prompt(
+            captions,
+            do_classifier_free_guidance=False,
+            device=pipe.text_encoder.device,
+            max_sequence_length=max_sequence_length(pipe, 300),
+        )
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 300, D), (1, 300)
+
+    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+        prediction: torch.Tensor = denoiser(
+            noisy,
+            encoder_hidden_states=cond["prompt_embeds"],
+            encoder_attention_mask=cond["prompt_attention_mask"],
+            timestep=t,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        return prediction[:, : noisy.shape[1]]  # the rest is a variance, which training leaves alone

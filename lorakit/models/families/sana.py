@@ -1,0 +1,45 @@
+"""Sana: a linear-attention transformer on 32 times smaller latents, conditioned on Gemma 2."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.pipeline_folder import max_sequence_length
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Sana(Family):
+    """Xie et al. 2024, https://arxiv.org/abs/2410.10629."""
+
+    name = "sana"
+    title = "Sana 1.0 / 1.5"
+    pipelines = ("SanaPipeline",)
+    rank16 = "11.5 M (1.6B)"
+    licence = "NVIDIA (NSCL v2-custom, non-commercial)"
+    call: ClassVar = {"use_resolution_binning": False, "negative_prompt": None}
+
+    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+        # a caption follows a long instruction to the language model; the unconditional text stands alone
+        instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
+        embeds, mask, _, _ = pipe.encode_prompt(
+            captions,
+            do_classifier_free_guidance=False,
+            device=pipe.text_encoder.device,
+            max_sequence_length=max_sequence_length(pipe, 300),
+            complex_human_instruction=None if captions == [""] else instruction,
+        )
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 300, D), (1, 300)
+
+    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+        prediction: torch.Tensor = denoiser(
+            noisy,
+            encoder_hidden_states=cond["prompt_embeds"],
+            encoder_attention_mask=cond["prompt_attention_mask"],
+            timestep=t * denoiser.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        return prediction[:, : noisy.shape[1]]  # some bases predict a variance too

@@ -1,0 +1,47 @@
+"""Z-Image and Z-Image-Turbo: a single-stream transformer over lists of captions and pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.pipeline_folder import max_sequence_length
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ZImage(Family):
+    """Tongyi-MAI 2025, https://arxiv.org/abs/2511.22699."""
+
+    name = "z-image"
+    title = "Z-Image / Turbo"
+    pipelines = ("ZImagePipeline",)
+    rank16 = "16.7 M"
+    licence = "Apache-2.0"
+    unguided = 0.0
+    patch = 2
+
+    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+        length = max_sequence_length(pipe, 512)
+        embeds, _ = pipe.encode_prompt(captions, pipe.text_encoder.device, False, max_sequence_length=length)
+        return {
+            "prompt_embeds": embeds[0][None],
+            "text_mask": embeds[0].new_ones(1, len(embeds[0]), dtype=bool),
+        }
+
+    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+        import torch
+
+        predictions = denoiser(
+            list(noisy[:, :, None]),  # (C, 1, H, W) each
+            (1000 - t) / 1000,  # the model's time runs from noise to picture, and so does its velocity
+            self._arguments(None, cond)["prompt_embeds"],
+            return_dict=False,
+        )[0]
+        return -torch.stack(predictions)[:, :, 0]
+
+    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+        """Captions of different lengths are a list here, without padding."""
+        rows = zip(cond["prompt_embeds"], cond["text_mask"], strict=True)
+        return {"prompt_embeds": [embeds[mask] for embeds, mask in rows]}

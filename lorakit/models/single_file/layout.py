@@ -1,0 +1,93 @@
+"""What a checkpoint file holds, told by the names and shapes in its header; no numbers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Outline = Mapping[str, "torch.Tensor"]
+"""The tensors of a file by name, on the meta device: shapes without numbers."""
+
+DENOISERS = ("unet", "transformer")
+AUTOENCODER = ("first_stage_model.", "vae.")
+TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
+PICKLED = (".ckpt", ".bin", ".pt", ".pth")
+_QUANTISED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".comfy_quant")
+_CONVERT = (
+    'python -c "import sys, torch; from safetensors.torch import save_file; s = torch.load(sys.argv[1], '
+    "map_location='cpu', weights_only=True); s = s.get('state_dict', s); save_file({k: v.clone() for k, v in "
+    's.items() if torch.is_tensor(v)}, sys.argv[2])" OLD NEW.safetensors'
+)
+
+
+def outline(file: Path, where: str) -> Outline:
+    """Read a checkpoint's header; pickles, damaged and quantised files are refused with a `ConfigError`."""
+    import torch
+    from safetensors import safe_open
+
+    if not file.is_file():
+        raise ConfigError("there is no such file", where=where)
+    if file.suffix.lower() in PICKLED:
+        remedy = f"give its .safetensors twin, or convert it where you trust it: {_CONVERT}"
+        raise ConfigError("pickled files can run code and are never opened", where=where, remedy=remedy)
+    smaller = "`memory: {quantize: nf4}` makes it small in memory"
+    if file.suffix.lower() == ".gguf":
+        remedy = f"give the .safetensors file it was made from; {smaller}"
+        raise ConfigError("quantised GGUF files cannot be trained on", where=where, remedy=remedy)
+    storage.read_safetensors_metadata(file)  # refuses a damaged one
+    with safe_open(file, "pt") as handle:
+        found = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
+    if marks := [name for name in found if name.endswith(_QUANTISED)]:
+        raise ConfigError(
+            f"a quantised checkpoint, which cannot be trained on (it holds {marks[0]})",
+            where=where,
+            remedy=f"give the fp16 or bf16 checkpoint; {smaller}",
+        )
+    return {name: torch.empty(shape, device="meta") for name, shape in found.items()}
+
+
+def published(tensors: Outline, where: str) -> str:
+    """The hub id that diffusers takes the settings of a layout from."""
+    from diffusers.loaders import single_file_utils as tables
+
+    try:
+        kind = tables.infer_diffusers_model_type(tensors)
+    except (KeyError, ValueError, RuntimeError, UnboundLocalError):  # of a layout it half knows
+        kind = "v1"
+    if kind == "v1" and tables.CHECKPOINT_KEY_NAMES["v1"] not in tensors:  # its answer to whatever is left
+        raise ConfigError(
+            f"no known layout of checkpoints; the names begin {', '.join(sorted(tensors)[:3])}",
+            where=where,
+            remedy="name a diffusers folder or hub id of the same model after it: FILE.safetensors@PARTS",
+        )
+    return str(tables.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
+
+
+def holds(tensors: Outline, name: str, kind: str) -> bool:
+    """Whether the file holds the component `name` of class `kind` in a layout that diffusers converts."""
+    from diffusers.loaders import single_file_utils as tables
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    if name in DENOISERS:
+        return kind in SINGLE_FILE_LOADABLE_CLASSES
+    if name == "vae":
+        return kind in SINGLE_FILE_LOADABLE_CLASSES and any(key.startswith(AUTOENCODER) for key in tensors)
+    if kind == "T5EncoderModel":
+        return bool(tables.is_t5_in_single_file(tensors))
+    return bool(tables.is_clip_model_in_single_file(type(kind, (), {}), tensors))
+
+
+def own(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The tensors among which a component's are."""
+    if name == "vae":
+        return {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
+    if name in DENOISERS:
+        return {key: value for key, value in tensors.items() if not key.startswith((*AUTOENCODER, *TEXT))}
+    return {key: value for key, value in tensors.items() if key.startswith(TEXT)}

@@ -1,0 +1,8 @@
+"""Entry point of `accelerate launch -m lorakit.training RECIPE [key=value ...]`."""
+
+import sys
+
+from lorakit.training.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""From a plan to everything the loop needs, in stages, so that only one part of a model is in memory at a
+time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit import adapters
+from lorakit.adapters import text_encoders
+from lorakit.adapters.formats import consumers
+from lorakit.adapters.formats.module_names import text_module
+from lorakit.adapters.text_encoders import LiveText
+from lorakit.config.recipe import Memory, Recipe, recipe_hash
+from lorakit.core import storage
+from lorakit.data import dataset
+from lorakit.models import loading
+from lorakit.models.families.family import Family
+from lorakit.models.families.pipeline_folder import pipeline_name
+from lorakit.sampling import generate
+from lorakit.training import objective
+from lorakit.training.run_caches import Stores
+from lorakit.training.run_plan import Plan, Say, objective_of, split
+
+
+@dataclass
+class Session:
+    """A run, ready to train: `networks` carry the adapters, `encoded` the prompts to sample (or None)."""
+
+    recipe: Recipe
+    base: Path
+    family: Family
+    pipe: Any
+    denoiser: Any
+    networks: dict[str, torch.nn.Module]
+    shapes: dict[str, adapters.Shape]
+    train: dataset.TrainingSet
+    held_out: dataset.TrainingSet
+    class_images: dataset.TrainingSet | None
+    objective: objective.Objective
+    encoded: generate.Encoded | None
+    sampling: generate.Settings
+    inputs: dict[str, str]
+
+    def facts(self) -> dict[str, Any]:
+        """What an adapter file says about itself; no path, no name of a person or machine."""
+        return {
+            **adapters.facts(self.shapes),
+            **text_encoders.facts(self.recipe),
+            "family": self.family.name,
+            "pipeline": pipeline_name(self.base),
+            "base_hash": self.inputs["base"],
+            "resolution": self.recipe.resolution,
+            **({"frames": self.recipe.frames} if self.family.clips else {}),
+            "trigger": self.recipe.trigger,
+            "recipe_hash": recipe_hash(self.recipe),
+        }
+
+    def encoded_now(self) -> generate.Encoded | None:
+        """The prompts to sample, by the text encoders as they are now."""
+        if self.encoded is None or not text_encoders.is_trained(self.recipe):
+            return self.encoded
+        size = (self.sampling.width, self.sampling.height)
+        return generate.encode(self.family, self.pipe, self.encoded.prompts, size)
+
+
+def build(
+    recipe: Recipe,
+    plan: Plan,
+    device: torch.device,
+    *,
+    main: bool,
+    wait: Callable[[], None],
+    say: Say = lambda text: None,
+) -> Session:
+    """Fill the caches (in the `main` process; the others `wait`), then load what is trained and inject the
+    adapters."""
+    family, stores = plan.family, Stores(recipe, plan, device, say)
+    if main:
+        stores.fill()
+    wait()
+    pipe = _load_trained(recipe, plan, device)
+    denoiser = family.denoiser(pipe)
+    shapes = text_encoders.prepare(recipe, family, pipe)
+    _check_exports(recipe, family, shapes)
+    networks = {name: part for name, part in text_encoders.networks(family, pipe).items() if name in shapes}
+    text = LiveText(family, pipe) if text_encoders.is_trained(recipe) else stores.text
+    if recipe.init_from:
+        file = adapters.file_of(recipe.init_from)
+        adapters.load_states(networks, storage.read_safetensors(file), str(file))
+    if _recomputes(recipe, device):
+        family.recompute(denoiser)
+    held, train = split(plan.items, recipe)
+    samples = recipe.samples
+    return Session(
+        recipe=recipe,
+        base=plan.base,
+        family=family,
+        pipe=pipe,
+        denoiser=denoiser,
+        networks=networks,
+        shapes=shapes,
+        train=stores.images(train, text),
+        held_out=stores.images(held, text),
+        class_images=stores.class_images(text),
+        objective=objective_of(recipe, family, pipe),
+        encoded=_encoded(plan, stores, text) if plan.prompts else None,
+        sampling=generate.Settings(
+            plan.resolution, plan.resolution, samples.steps, samples.guidance, frames=recipe.frames
+        ),
+        inputs=plan.inputs,
+    )
+
+
+def _check_exports(recipe: Recipe, family: Family, shapes: Mapping[str, adapters.Shape]) -> None:
+    """Refuse what could not be exported as asked, before it is trained."""
+    modules = [
+        f"{family.component if part in family.experts else part}.{text_module(name)}"
+        for part, shape in shapes.items()
+        for name in shape.modules
+    ]
+    for consumer in recipe.export:
+        if consumers.unread(family.name, consumer, modules):
+            raise consumers.refusal(family.name, consumer, modules, "export")
+
+
+def _load_trained(recipe: Recipe, plan: Plan, device: torch.device) -> Any:
+    parts = {*plan.family.trained_parts(plan.base), "scheduler"}
+    parts |= {"vae", *plan.family.drawn_with} if plan.prompts else set()
+    if text_encoders.is_trained(recipe):
+        parts |= loading.text_parts(plan.family, plan.base)
+    on_gpu = device.type == "cuda" and recipe.train.precision == "bf16"
+    dtype = (
+        torch.bfloat16 if on_gpu else torch.float32
+    )  # on a CPU, autocast over fp32 weights is the fast way
+    return loading.load(
+        plan.family,
+        plan.base,
+        parts,
+        dtype=dtype,
+        device=device,
+        kind=recipe.quantized,
+        compute=torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32,
+    )
+
+
+def _encoded(plan: Plan, stores: Stores, text: dataset.Texts) -> generate.Encoded:
+    if isinstance(text, LiveText):  # they will be others by the time they are drawn
+        return generate.Encoded(plan.prompts, [], [])
+    return stores.encoded()
+
+
+def _recomputes(recipe: Recipe, device: torch.device) -> bool:
+    memory = recipe.memory
+    return bool(memory.checkpoint) if isinstance(memory, Memory) else device.type == "cuda"

@@ -1,0 +1,265 @@
+"""Layouts as other trainers' own savers write them, built from their rules, and what they change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lorakit.adapters import formats
+from lorakit.adapters.formats import Dora, LowRank, export, layouts, module_names, native_names
+from lorakit.core import storage
+from lorakit.core.errors import DataError
+from tests import tiny
+
+
+def written(tmp_path, tensors, **metadata):
+    path = tmp_path / "theirs.safetensors"
+    storage.write_safetensors(path, tensors, {"format": "pt", **metadata})
+    return path
+
+
+def halves(stem, height, width, *, up="lora_B.weight", down="lora_A.weight", rank=2):
+    return {f"{stem}.{up}": torch.randn(height, rank), f"{stem}.{down}": torch.randn(rank, width)}
+
+
+def product(tensors, stem):
+    return tensors[f"{stem}.lora_B.weight"] @ tensors[f"{stem}.lora_A.weight"]
+
+
+@pytest.mark.parametrize(
+    ("family", "theirs", "ours"),
+    [
+        ("flux1", "img_in", "x_embedder"),
+        ("flux1", "guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
+        ("flux2", "double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"),
+        ("sd3", "joint_blocks.1.x_block.adaLN_modulation.1", "transformer_blocks.1.norm1.linear"),
+        ("sd3", "y_embedder.mlp.0", "time_text_embed.text_embedder.linear_1"),
+        ("pixart-sigma", "t_block.1", "adaln_single.linear"),
+        ("krea2", "txtfusion.refiner_blocks.3.attn.wo", "text_fusion.refiner_blocks.3.attn.to_out.0"),
+        ("wan", "blocks.7.cross_attn.k_img", "blocks.7.attn2.add_k_proj"),
+        ("wan", "blocks.7.ffn.2", "blocks.7.ffn.net.2"),
+        ("ltx-video", "patchify_proj", "proj_in"),
+    ],
+)
+def test_native_names_in_every_spelling(family, theirs, ours):
+    for stem in (
+        theirs,
+        f"diffusion_model.{theirs}",
+        f"lora_unet_{theirs.replace('.', '_')}",
+        f"lora_transformer_{ours.replace('.', '_')}",
+        f"transformer.{ours}",
+    ):
+        assert module_names.resolve(stem, family) == [f"transformer.{ours}"]
+    assert native_names.owner(family, ours) == (theirs, [ours])
+
+
+@pytest.mark.parametrize(
+    ("stem", "family", "module"),
+    [
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", "sdxl", "text_encoder"),
+        ("text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1", "sdxl", "text_encoder_2"),
+        ("text_encoders.clip_l.transformer.encoder.layers.0.mlp.fc1", "flux1", "text_encoder"),
+        ("lora_te1_encoder_layers_0_mlp_fc1", "flux1", "text_encoder"),
+    ],
+)
+def test_text_encoders(stem, family, module):
+    assert module_names.resolve(stem, family) == [f"{module}.text_model.encoder.layers.0.mlp.fc1"]
+    t5 = "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"
+    place = {"flux1": "text_encoder_2", "sd3": "text_encoder_3"}
+    for name, component in place.items():
+        assert module_names.resolve(t5, name) == [f"{component}.encoder.block.0.layer.0.SelfAttention.q"]
+
+
+@pytest.mark.parametrize(
+    "stem", ["diffusion_model.joint_blocks.0.x_block.other", "lora_unet_double_blocks_0_img_attn_other"]
+)
+def test_a_published_networks_name_that_no_table_has_is_refused(stem, tmp_path):
+    known = "diffusion_model.joint_blocks.0.x_block.attn.proj"
+    with pytest.raises(DataError, match=f"not understood: {stem}"):
+        formats.load(written(tmp_path, halves(known, 8, 8) | halves(stem, 8, 8)), "sd3")
+
+
+def test_scale_and_shift_change_places(tmp_path):
+    """The last modulation is stored shift first by its authors, scale first by diffusers."""
+    last, inner = (
+        "joint_blocks.1.context_block.adaLN_modulation.1",
+        "joint_blocks.0.x_block.adaLN_modulation.1",
+    )
+    tensors = {}
+    for stem, height in ((last, 16), (inner, 48), ("final_layer.adaLN_modulation.1", 16)):
+        tensors |= halves(f"diffusion_model.{stem}", height, 8)
+    found = formats.load(written(tmp_path, tensors), "sd3").changes
+    swapped = {
+        "transformer_blocks.1.norm1_context.linear": last,
+        "norm_out.linear": "final_layer.adaLN_modulation.1",
+    }
+    for module, stem in swapped.items():
+        theirs = product(tensors, f"diffusion_model.{stem}")
+        assert torch.allclose(found[f"transformer.{module}"].delta(), torch.cat([theirs[8:], theirs[:8]]))
+    same = found["transformer.transformer_blocks.0.norm1.linear"].delta()
+    assert torch.allclose(same, product(tensors, f"diffusion_model.{inner}"))
+    back = layouts.write_native(found, "sd3")
+    assert back.keys() == tensors.keys()
+    for stem in (last, inner):
+        again = product(back, f"diffusion_model.{stem}")
+        assert torch.allclose(again, product(tensors, f"diffusion_model.{stem}"), atol=1e-6)
+
+
+def test_magnitudes_whose_halves_a_reader_would_not_swap():
+    """ComfyUI and Forge swap the halves of the change of a last modulation, and leave its magnitudes."""
+    base = torch.randn(16, 8)
+    dora = Dora(LowRank(torch.randn(2, 8), torch.randn(16, 2)), 1 + torch.rand(16, 1))
+    source = formats.Adapter(
+        {f"transformer.{m}": dora for m in ("norm_out.linear", "x_embedder")}, "diffusers"
+    )
+
+    class Base:
+        def read(self, module):
+            return base
+
+    plans = export._plans(source, "flux1", ("comfyui", "diffusers"), Base(), None)
+    kinds = {plan.consumers: [change.kind for change in plan.changes.values()] for plan in plans}
+    assert kinds == {("comfyui",): ["lora", "dora"], ("diffusers",): ["dora", "dora"]}
+    low = plans[0].changes["transformer.norm_out.linear"]
+    assert torch.allclose(low.delta(), dora.delta(base), atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "family"), [(9, "flux2"), (7, "flux1")])
+def test_one_stream_tells_flux_2_from_flux_1(height, family, tmp_path):
+    tensors = halves("diffusion_model.double_blocks.0.img_attn.qkv", 24, 8)
+    tensors |= halves("diffusion_model.single_blocks.30.linear1", 8 * height, 8)
+    assert formats.load(written(tmp_path, tensors)).families[0] == family
+
+
+@pytest.mark.parametrize(
+    ("family", "first", "second", "width"),
+    [
+        ("pixart-sigma", "transformer_blocks.0.attn1", "transformer_blocks.0.attn2", 1152),
+        ("ltx-video", "transformer_blocks.0.attn1", "transformer_blocks.0.attn2", 2048),
+        ("wan", "blocks.0.attn1", "blocks.0.attn2", 1536),
+        ("hunyuan-dit", "blocks.0.attn1", "blocks.0.attn2", 1408),
+        ("hunyuan-video", "transformer_blocks.0.attn", "single_transformer_blocks.39.attn", 3072),
+        ("hunyuan-image", "transformer_blocks.0.attn", "single_transformer_blocks.39.attn", 3584),
+        ("flux1", "transformer_blocks.0.norm1", "single_transformer_blocks.37.norm", 3072),
+    ],
+)
+def test_width_and_depth_tell_families_of_the_same_names(family, first, second, width, tmp_path):
+    tensors = {}
+    for stem in (first, second):
+        tensors |= halves(f"transformer.{stem}.{'linear' if 'norm' in stem else 'to_q'}", width, width)
+    assert formats.load(written(tmp_path, tensors)).families[0] == family
+
+
+def test_angles_of_scaled_oft(tmp_path):
+    """OneTrainer's mark divides the angles by 2 sqrt(block size - 1)."""
+    angles = 0.3 * torch.randn(2, 6)  # two blocks of 4
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    marked = {f"{stem}.oft_R.weight": angles, f"{stem}.oft_R.scaled_oft": torch.tensor(True)}
+    (scaled,) = formats.load(written(tmp_path, marked), "sd3").changes.values()
+    plain = {f"{stem}.oft_R.weight": angles / (2 * 3**0.5)}
+    (same,) = formats.load(written(tmp_path, plain), "sd3").changes.values()
+    base = torch.randn(8, 8)
+    assert torch.allclose(scaled.delta(base), same.delta(base), atol=1e-6)
+    assert float(scaled.delta(base).norm()) > 0.1
+
+
+@pytest.mark.parametrize("onetrainer", [False, True])
+def test_kernels_that_onetrainer_turns(onetrainer, tmp_path):
+    """Its forward pass turns a convolution's kernel by the transpose of what peft turns it by."""
+    angles, base = 0.03 * torch.randn(3, 6), torch.randn(5, 3, 2, 2)  # three blocks of 4
+    linear = "unet.mid_block.attentions.0.proj_in"
+    tensors = {"unet.conv_in.oft_R.weight": angles, f"{linear}.oft_R.weight": angles.clone()}
+    metadata = {"ot_revision": "0"} if onetrainer else {}
+    found = formats.load(written(tmp_path, tensors, **metadata), "sdxl").changes
+    row, column = torch.triu_indices(4, 4, 1)
+    skew = torch.zeros(3, 4, 4)
+    skew[:, row, column] = angles
+    skew = skew - skew.mT
+    turn = torch.linalg.solve(torch.eye(4) - skew, torch.eye(4) + skew)  # what the series comes near to
+    blocks = base.reshape(5, 3, 4)
+    turned = torch.einsum("ork,rkc->orc" if onetrainer else "orc,rkc->ork", blocks, turn).reshape(base.shape)
+    assert torch.allclose(found["unet.conv_in"].delta(base) + base, turned, atol=1e-3)
+    flat = found[linear].delta(base.flatten(1)) + base.flatten(1)
+    assert torch.allclose(flat.reshape(5, 3, 4), torch.einsum("orc,rkc->ork", blocks, turn), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [({"dora_scale": torch.ones(1, 8)}, "dora"), ({"oft_blocks": torch.zeros(4, 6, 6)}, "oft")],
+)
+def test_what_ties_the_parts_of_a_fused_layer_together_is_refused(part, kind, tmp_path):
+    stem = "diffusion_model.double_blocks.0.img_attn.qkv"
+    tensors = halves(stem, 24, 8) if kind == "dora" else {}
+    tensors |= {f"{stem}.{name}": value for name, value in part.items()}
+    with pytest.raises(DataError, match=rf"{kind} of a fused layer(.|\n)*img_attn\.qkv(.|\n)*diffusers"):
+        formats.load(written(tmp_path, tensors), "flux1")
+    by_output = halves(stem, 24, 8) | {f"{stem}.dora_scale": torch.ones(24, 1)}
+    assert len(formats.load(written(tmp_path, by_output), "flux1").changes) == 3
+
+
+def test_bounded_and_rescaled_oft(tmp_path):
+    """LyCORIS bounds the angle by alpha times the outputs, and multiplies the turned outputs by `rescale`."""
+    stem, blocks = "lycoris_mid_block_attentions_0_proj_in", torch.randn(2, 4, 4)
+    factors, base = 1 + torch.rand(8, 1), torch.randn(8, 8)
+    tensors = {f"{stem}.oft_blocks": blocks, f"{stem}.alpha": torch.tensor(0.1), f"{stem}.rescale": factors}
+    (change,) = formats.load(written(tmp_path, tensors), "sd15").changes.values()
+    skew = blocks - blocks.mT
+    skew = skew * min(1.0, 0.1 * 8 / float(skew.norm()))
+    turns = [torch.linalg.inv(torch.eye(4) - s).T @ (torch.eye(4) + s).T for s in skew]
+    turned = torch.cat([turn @ base[4 * n : 4 * n + 4] for n, turn in enumerate(turns)])
+    assert torch.allclose(change.delta(base), factors * turned - base, atol=1e-5)
+    with pytest.raises(DataError, match="BOFT"):
+        formats.load(written(tmp_path, {f"{stem}.oft_blocks": torch.randn(3, 2, 4, 4)}), "sd15")
+
+
+def test_magnitudes_of_a_flat_convolution(tmp_path):
+    """LyCORIS keeps LoHa of a convolution flat, its magnitudes in the kernel's axes."""
+    stem, base = "lycoris_mid_block_resnets_0_conv1", torch.randn(6, 4, 3, 3)
+    tensors = {f"{stem}.hada_w{n}_a": torch.randn(6, 2) for n in (1, 2)}
+    tensors |= {f"{stem}.hada_w{n}_b": torch.randn(2, 36) for n in (1, 2)}
+    added = torch.ones(6, 36)
+    for number in (1, 2):
+        added = added * (tensors[f"{stem}.hada_w{number}_a"] @ tensors[f"{stem}.hada_w{number}_b"])
+    magnitude = 1 + torch.rand(6, 1, 1, 1)
+    (change,) = formats.load(
+        written(tmp_path, tensors | {f"{stem}.dora_scale": magnitude}), "sd15"
+    ).changes.values()
+    merged = base + added.reshape(base.shape)
+    expected = magnitude * merged / merged.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    assert torch.allclose(change.delta(base), expected - base, atol=1e-5)
+
+
+def test_magnitude_under_its_shortest_name(tmp_path):
+    """ai-toolkit's DoRA: one number an output, over the norm of the changed weight."""
+    stem, base = "transformer.transformer_blocks.0.attn.to_q", torch.randn(8, 8)
+    tensors = halves(stem, 8, 8)
+    magnitude = 1 + torch.rand(8)
+    path = written(tmp_path, tensors | {f"{stem}.magnitude": magnitude})
+    (change,) = formats.load(path, "flux1").changes.values()
+    merged = base + product(tensors, stem)
+    expected = merged * (magnitude / merged.norm(dim=1))[:, None] - base
+    assert torch.allclose(change.delta(base), expected, atol=1e-5)
+
+
+def test_every_native_row_names_a_module_once():
+    """A table with a slip would change one module twice, or none; modules of tiny networks are all there."""
+    for family, rows in native_names.TABLES.items():
+        theirs = [row[0] for row in rows]
+        ours = [module for row in rows for module in row[1]]
+        assert len(set(theirs)) == len(theirs), family
+        assert len(set(ours)) == len(ours), family
+    for name, family in (("flux1-dev", "flux1"), ("sd3", "sd3")):
+        model = tiny.tiny_pipeline(name).transformer
+        linear = [path for path, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+        unmapped = {path for path in linear if native_names.owner(family, path) is None}
+        assert unmapped <= {"context_embedder"}
+        changes = {f"transformer.{path}": _ones(model.get_submodule(path)) for path in linear}
+        back = {}
+        for key in layouts.write_native(changes, family):
+            for module in module_names.resolve(key.rsplit(".", 2)[0], family):
+                back[module] = True
+        assert back.keys() == changes.keys()
+
+
+def _ones(layer):
+    return LowRank(torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1))

@@ -1,0 +1,211 @@
+"""What is not exported: one clear error each, and no file."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import pytest
+import torch
+
+from lorakit.adapters import formats
+from lorakit.adapters.formats import consumers, layouts
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError, DataError, LorakitError, NumericError
+from tests import tiny
+from tests.adapters.formats.runs import ALPHA, RANK, train, train_kind
+
+
+def refused(error, words, path, consumer, out, **options):
+    with pytest.raises(error, match=words):
+        formats.export_adapter(path, consumer, out, **options)
+    assert not list(out.rglob("*.safetensors")) if out.is_dir() else not out.exists()
+
+
+def test_untrained(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    train("sd3", path, std=0.0)
+    refused(NumericError, "the adapter changes nothing", path, "all", tmp_path / "out")
+    exported, *_ = formats.export_adapter(path, "all", tmp_path / "out", force=True)
+    assert exported.max_relative_error == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_non_finite(value, dtype, trained, tmp_path):
+    tensors = storage.read_safetensors(trained)
+    key = "transformer.transformer_blocks.1.attn.to_k.lora_B.weight"
+    broken = tensors[key].clone()
+    broken[-1, -1] = value
+    metadata = storage.read_safetensors_metadata(trained)
+    storage.write_safetensors(trained, tensors | {key: broken.to(dtype)}, metadata)
+    for force in (False, True):
+        refused(NumericError, r"NaN or infinity(.|\n)*to_k", trained, "all", tmp_path / "out", force=force)
+    with pytest.raises(NumericError, match=rf"NaN or infinity(.|\n)*{key}\n"):
+        formats.load(trained)
+    with pytest.raises(NumericError, match=key):
+        formats.parse(trained.read_bytes(), "its bytes")
+    assert formats.load(trained, unsound=True).unsound == (key,)
+
+
+def test_an_alpha_that_is_not_a_number(tmp_path):
+    path, stem = tmp_path / "x.safetensors", "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{stem}.lora_down.weight": torch.ones(2, 8), f"{stem}.lora_up.weight": torch.ones(8, 2)}
+    storage.write_safetensors(path, tensors | {f"{stem}.alpha": torch.tensor(float("nan"))}, {})
+    with pytest.raises(NumericError, match=r"proj_in\.alpha"):
+        formats.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("t{}", "100000 tensors, at most 30000"), ("transformer.blocks.{}.lora_A.weight", "MiB, at most 8")],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_100_000_tensors(name, words, hidden, tmp_path):
+    """Short names are stopped by the count, however JSON spells them; long ones by the bytes."""
+    entry = '"%s":{"dtype":"U8","shape":[],"data_offsets":[0,0]}'
+    if hidden:
+        entry = entry.replace("offsets", "\\u006fffsets")
+    text = "{" + ",".join(entry % name.format(number) for number in range(100_000)) + "}"
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    began = time.process_time()
+    with pytest.raises(DataError, match=words):
+        formats.load(path)
+    assert hidden or time.process_time() - began < 1
+
+
+def test_a_consumer_that_would_ignore_modules(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    train("sd3", path, targets=["to_q", "context_embedder", "proj_out"])
+    refused(
+        ConfigError,
+        "comfyui would ignore 2 modules, first context_embedder, proj_out",
+        path,
+        "comfyui",
+        tmp_path / "o",
+    )
+    (exported,) = formats.export_adapter(path, "all", tmp_path / "o")
+    assert exported.consumers == ("diffusers",)
+
+
+def test_a_module_that_a1111_looks_for_elsewhere(tmp_path):
+    """Its names of that of Stable Diffusion 1.5 fit, of that of XL they do not."""
+    path, targets = tmp_path / "adapter.safetensors", ["to_q", "upsamplers.0.conv"]
+    train("sdxl", path, targets=targets)
+    words = r"a1111 would ignore 1 modules, first up_blocks\.0\.upsamplers\.0\.conv(.|\n)*Forge, unlike A1111"
+    refused(ConfigError, words, path, "a1111", tmp_path / "o")
+    (exported,) = formats.export_adapter(path, "all", tmp_path / "o")
+    assert exported.consumers == ("comfyui", "diffusers")
+    train("sd15", path, targets=targets)
+    (exported,) = formats.export_adapter(path, "all", tmp_path / "p")
+    assert exported.consumers == consumers.NAMES
+
+
+@pytest.mark.parametrize(("name", "mixed"), [("sd15", True), ("flux1-dev", False)])
+def test_a_dora_that_a1111_would_misread_is_a_lora_there(name, mixed, tmp_path):
+    """Of families that only Forge reads, it is what Forge reads."""
+    path = tmp_path / "adapter.safetensors"
+    train_kind(name, path, "dora")
+    made = formats.export_adapter(path, "all", tmp_path / "o", base=tiny.tiny_folder(name))
+    found = {consumer: file for file in made for consumer in file.consumers}
+    for consumer, magnitudes in {"comfyui": True, "a1111": not mixed}.items():
+        keys = storage.read_safetensors(found[consumer].path)
+        assert any(key.endswith(".dora_scale") for key in keys) == magnitudes
+    assert (found["a1111"] is found["comfyui"]) != mixed
+    if mixed:
+        assert found["a1111"].consumers == ("a1111",)
+        rank = {formats.load(found["a1111"].path).changes[m].rank for m in formats.load(path).changes}
+        assert max(rank) > 4  # than that of the DoRA
+
+
+def test_a_layout_nobody_has_checked(trained, tmp_path):
+    path = tmp_path / "sana.safetensors"
+    train("sana", path)
+    words = r"no layout of sana adapters is known to load in a1111(.|\n)*known for sana: diffusers"
+    refused(ConfigError, words, path, "a1111", tmp_path / "out")
+    refused(ConfigError, "unknown consumer 'fooocus'", trained, "fooocus", tmp_path / "out")
+
+
+def test_another_base(trained, tmp_path):
+    refused(
+        ConfigError,
+        "a sd3 adapter does not fit a sd15",
+        trained,
+        "all",
+        tmp_path / "o",
+        base=tiny.tiny_folder("sd15"),
+    )
+    path = tmp_path / "dual.safetensors"
+    train("sd35", path)
+    refused(
+        ConfigError,
+        "4 modules do not fit the model, first transformer_blocks.0.attn2",
+        path,
+        "all",
+        tmp_path / "o",
+        base=tiny.tiny_folder("sd3"),
+    )
+
+
+@pytest.mark.parametrize("defect", ["scale", "module", "name"])
+def test_a_defective_writer_is_caught(defect, trained, tmp_path, monkeypatch):
+    """What the proof is for: each of these files would load without an error and draw something else."""
+
+    def write(changes, family):
+        tensors = layouts.write_diffusers(changes, family)
+        if defect == "scale":
+            return {key: value * (RANK / ALPHA if "lora_B" in key else 1) for key, value in tensors.items()}
+        if defect == "module":
+            return {key: value for key, value in tensors.items() if "to_k" not in key}
+        return {key.replace("to_add_out", "to_out_add"): value for key, value in tensors.items()}
+
+    monkeypatch.setitem(layouts.WRITERS, "diffusers", write)
+    refused(
+        LorakitError,
+        "would not load as trained(.|\n)*transformer_blocks",
+        trained,
+        "comfyui",
+        tmp_path / "out",
+    )
+
+
+def test_nothing_is_overwritten(trained, tmp_path):
+    before = trained.read_bytes()
+    with pytest.raises(ConfigError, match="never replaces the adapter"):
+        formats.export_adapter(trained, "comfyui", trained)
+    foreign = tmp_path / "foreign.safetensors"
+    storage.write_safetensors(foreign, {"a": torch.zeros(1)}, {"format": "pt"})
+    with pytest.raises(ConfigError, match="not lorakit's, so it is kept"):
+        formats.export_adapter(trained, "comfyui", foreign)
+    assert trained.read_bytes() == before
+    first = formats.export_adapter(trained, "all", tmp_path / "out")
+    second = formats.export_adapter(trained, "all", tmp_path / "out")
+    assert first == second
+
+
+def test_files_that_are_no_adapters(trained, tmp_path):
+    path = tmp_path / "x.safetensors"
+    storage.write_safetensors(path, {"conv_in.weight": torch.zeros(1)}, {"format": "pt"})
+    with pytest.raises(DataError, match=r"keys begin conv_in.weight"):
+        formats.load(path)
+    tensors = storage.read_safetensors(trained)
+    storage.write_safetensors(path, tensors, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"does not say which family it belongs to: it could be .*sd3"):
+        formats.export_adapter(path, "all", tmp_path / "out")
+    assert formats.export_adapter(path, "diffusers", tmp_path / "named", family="sd3")
+    half = {key: value for key, value in tensors.items() if "0.attn.to_q.lora_B" not in key}
+    storage.write_safetensors(path, half, storage.read_safetensors_metadata(trained))
+    with pytest.raises(DataError, match="only one half"):
+        formats.load(path)
+    storage.write_safetensors(path, tensors | {"transformer.x.bias": torch.zeros(1)}, {"format": "pt"})
+    with pytest.raises(DataError, match=r"not understood: transformer\.x\.bias"):
+        formats.load(path)
+    for facts in ('{"rank": 0}', "[]", "{", '{"rank": 4, "alpha": "x", "family": "sd3"}'):
+        storage.write_safetensors(path, tensors, {"lorakit": facts})
+        with pytest.raises(DataError, match="is damaged"):
+            formats.load(path)
+    shutil.copy(trained, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError):
+        formats.load(path)

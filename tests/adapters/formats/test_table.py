@@ -1,0 +1,161 @@
+"""Every family, consumer and kind of adapter: what the consumer makes of the file is what peft trained."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+
+import pytest
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from lorakit.adapters import formats
+from lorakit.adapters.formats import consumers
+from lorakit.core import storage
+from lorakit.models import families
+from tests import tiny
+from tests.adapters.formats import webui
+from tests.adapters.formats.runs import family_of, predict, train, train_kind
+
+TEXTS = {
+    "sd15": ("text_encoder",),
+    "sdxl": ("text_encoder", "text_encoder_2"),
+    "flux1-dev": ("text_encoder",),
+}
+TEXTS["sd3"] = TEXTS["sdxl"]
+KINDS = ["lora", "rslora", "dora", "loha", "lokr", "lokr-whole", "oft"]
+FORMS = [(name, kind) for name in ("sd15", "sd3", "lumina2", "flux1-dev") for kind in KINDS]
+
+
+@functools.cache
+def weights(name):
+    """The tiny base's weights by `<component>.<module>`, in the names of published files."""
+    pipe = tiny.tiny_pipeline(name)
+    found = {}
+    for component in (family_of(name).component, *TEXTS.get(name, ())):
+        for key, value in getattr(pipe, component).state_dict().items():
+            if key.endswith(".weight"):
+                module = re.sub(r"^encoder\.layers", "text_model.encoder.layers", key.removesuffix(".weight"))
+                found[f"{component}.{module}"] = value
+    return found
+
+
+def check(found, expected, where):
+    for module, change in expected.items():
+        error = (found[module] - change.double()).norm() / change.norm()
+        assert error < 1e-5, f"{where}: {module} is off by {error}"
+    for module in found.keys() - expected.keys():
+        assert not found[module].any(), f"{where}: {module} was not trained"
+
+
+def as_webui(name, file):
+    return webui.changed(storage.read_safetensors(file), family_of(name).name, weights(name))
+
+
+def as_diffusers(name, file):
+    """Load with diffusers' own loader into a fresh pipeline, and read what it adds to each weight."""
+    pipe = tiny.build(name)
+    if hasattr(pipe, "load_lora_weights"):
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    else:
+        family_of(name).denoiser(pipe).load_lora_adapter(str(file.parent), weight_name=file.name)
+    found = {}
+    for component in (family_of(name).component, *TEXTS.get(name, ())):
+        for path, module in getattr(pipe, component).named_modules():
+            if isinstance(module, BaseTunerLayer):
+                before = module.base_layer.weight.clone()
+                plain = not any(module.use_dora.values())
+                if not plain:
+                    module.merge()
+                stem = re.sub(r"^encoder\.layers", "text_model.encoder.layers", path)
+                added = (
+                    module.get_delta_weight(module.active_adapter[0])
+                    if plain
+                    else module.base_layer.weight - before
+                )
+                found[f"{component}.{stem}"] = added
+    return found
+
+
+@pytest.mark.parametrize("name", tiny.ROWS)
+def test_every_family_loads_everywhere_as_trained(name, tmp_path, caplog):
+    expected = train_kind(name, tmp_path / "adapter.safetensors", "lora", texts=TEXTS.get(name, ()))
+    made = formats.export_adapter(
+        tmp_path / "adapter.safetensors", "all", tmp_path / "out", base=tiny.tiny_folder(name)
+    )
+    readers = [consumer for file in made for consumer in file.consumers]
+    assert sorted(readers) == sorted(set(readers) & set(consumers.rules(family_of(name).name)))
+    assert set(readers) >= set(consumers.rules(family_of(name).name)) - {"a1111" if TEXTS.get(name) else ""}
+    for file in made:
+        assert file.max_relative_error < 1e-6
+        assert not file.approximated
+        if {"comfyui", "a1111"} & set(file.consumers):
+            check(as_webui(name, file.path), expected, file.path.name)
+        if "diffusers" in file.consumers:
+            with caplog.at_level(logging.WARNING):
+                check(as_diffusers(name, file.path), expected, file.path.name)
+            assert "unexpected keys" not in caplog.text
+            assert "missing keys" not in caplog.text
+
+
+@pytest.mark.parametrize(("name", "kind"), FORMS)
+def test_every_kind_loads_everywhere_as_trained(name, kind, tmp_path):
+    texts = TEXTS.get(name, ()) if kind in ("rslora", "dora") else ()
+    expected = train_kind(name, tmp_path / "adapter.safetensors", kind, texts=texts)
+    made = formats.export_adapter(
+        tmp_path / "adapter.safetensors", "all", tmp_path / "out", base=tiny.tiny_folder(name)
+    )
+    for file in made:
+        assert file.approximation_error < 1e-5
+        read = as_diffusers if file.consumers == ("diffusers",) else as_webui
+        check(read(name, file.path), expected, file.path.name)
+
+
+def test_convolutions_and_feed_forward_of_every_kind(tmp_path):
+    """Not only attention: convolutions, feed-forward and time projections too."""
+    endings = [
+        "to_q",
+        "proj_in",
+        "ff.net.0.proj",
+        "conv1",
+        "time_emb_proj",
+        "conv_shortcut",
+        "conv_in",
+        "conv_out",
+    ]
+    for kind in ("lora", "dora", "loha", "lokr"):
+        folder = tmp_path / kind
+        expected = train_kind("sd15", folder / "adapter.safetensors", kind, targets=endings)
+        made = formats.export_adapter(
+            folder / "adapter.safetensors", "all", folder, base=tiny.tiny_folder("sd15")
+        )
+        for file in made:
+            read = as_diffusers if "diffusers" in file.consumers else as_webui
+            check(read("sd15", file.path), expected, file.path.name)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux1-dev", "z-image", "lumina2", "pixart-sigma"])
+def test_one_prediction_is_the_trained_one(name, tmp_path):
+    trained = predict(name, train(name, tmp_path / "adapter.safetensors"))
+    before = predict(name, tiny.build(name))
+    made = formats.export_adapter(tmp_path / "adapter.safetensors", "all", tmp_path / "exports")
+    for file in made:
+        fresh = tiny.build(name)
+        for module, change in formats.load(file.path).changes.items():
+            layer = family_of(name).denoiser(fresh).get_submodule(module.split(".", 1)[1])
+            layer.weight.data += change.delta().reshape(layer.weight.shape)
+        assert (predict(name, fresh) - trained).abs().max() <= 1e-5 * before.abs().max()
+        assert (trained - before).abs().max() > 1e-2 * before.abs().max()
+
+
+def test_every_family_can_be_exported():
+    names = {family.name for family in families.FAMILIES}
+    assert names == set(consumers.READS)
+    for family in families.FAMILIES:
+        assert {rule.layout for rule in consumers.rules(family.name).values()} <= {
+            "kohya",
+            "native",
+            "diffusers",
+        }
+    served = [name for name in names if "comfyui" in consumers.READS[name]]
+    assert len(served) >= 17

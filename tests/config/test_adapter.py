@@ -1,0 +1,44 @@
+"""What a recipe may not ask of an adapter, refused before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from lorakit.config import recipe
+from lorakit.core.errors import ConfigError
+
+WHERE = {"base": "tiny-unet", "dataset": "data", "out": "out"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"adapter": {"type": "dorra"}}, "did you mean 'dora'"),
+        ({"adapter": {"type": "dora", "init": "pissa"}}, "type dora has no init pissa"),
+        ({"adapter": {"type": "lora", "factor": 4}}, "type lora has no factor"),
+        ({"adapter": {"type": "oft", "alpha": 8}}, "type oft has no alpha"),
+        ({"adapter": {"type": "oft", "conv_rank": 8}}, "type oft has no conv_rank"),
+        ({"adapter": {"type": "oft", "rank_pattern": {"to_q": 8}}}, "type oft has no rank_pattern"),
+        ({"adapter": {"targets": ["re:("]}}, "the expression cannot be read"),
+        ({"adapter": {"rank_pattern": {"to_q": 0}}}, "adapter.rank_pattern.to_q"),
+        ({"adapter": {"type": "lokr"}, "memory": {"quantize": "nf4"}}, "lokr changes whole weights"),
+        ({"adapter": {"type": "loha"}, "optimizer": {"lora_plus_ratio": 4}}, "loha has no B"),
+        ({"adapter": {"init": "olora"}, "init_from": "run"}, "both say what to begin with"),
+    ],
+)
+def test_contradictions_are_named(tree, said):
+    with pytest.raises(ConfigError) as caught:
+        recipe.parse(WHERE | tree)
+    assert said in str(caught.value)
+
+
+def test_what_is_trained_is_part_of_the_runs_identity():
+    plain = recipe.recipe_hash(recipe.parse(WHERE))
+    for change in (
+        {"adapter": {"type": "dora"}},
+        {"adapter": {"blocks": ["mid_block"]}},
+        {"adapter": {"rank_pattern": {"to_q": 8}}},
+        {"adapter": {"init": "gaussian"}},
+        {"optimizer": {"lora_plus_ratio": 2.0}},
+    ):
+        assert recipe.recipe_hash(recipe.parse(WHERE | change)) != plain

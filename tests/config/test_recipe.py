@@ -1,0 +1,225 @@
+"""Recipes are strict: a mistake is one error with the key and the nearest right value, before any work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lorakit.config import recipe, strict_yaml
+from lorakit.core.errors import ConfigError
+
+BASE = {"base": "tiny-dit", "dataset": "a", "out": "b"}
+NAN, INF = float("nan"), float("inf")
+
+
+SLIDER = {"target": "a ring", "positive": "a big ring", "negative": "a small ring"}
+
+
+def problem(**changes) -> str:
+    with pytest.raises(ConfigError) as caught:
+        recipe.parse(BASE | changes, "r.yaml")
+    assert caught.value.exit_code == 2
+    assert "r.yaml" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimiser": {}}, "optimiser: unknown key; did you mean 'optimizer'?"),
+        ({"Optimizer": {}}, "Optimizer: unknown key; did you mean 'optimizer'?"),
+        ({"Memory": "auto"}, "Memory: unknown key; did you mean 'memory'?"),
+        ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate: unknown key"),
+        ({"train": {"step": 5}}, "did you mean 'steps'?"),
+        ({"memory": {"checkpoin": 1}}, "memory.checkpoin: unknown key; did you mean 'checkpoint'?"),
+        ({"validate": {"fractoin": 0.1}}, "did you mean 'fraction'?"),
+        ({"optimizer": {"name": "adamw8bitt"}}, "did you mean 'adamw8bit'?"),
+        ({"optimizer": {"name": "adamw8bit "}}, "'adamw8bit ' is not one of adamw8bit, adamw; did you mean"),
+        ({"tracker": "wandbb"}, "did you mean 'wandb'?"),
+        ({"tracker": False}, "tracker: False is not one of none, wandb, tensorboard"),
+        ({"export": ["comfy"]}, "did you mean 'comfyui'?"),
+        ({"memory": "aut"}, "memory: 'aut' is not one of auto; did you mean 'auto'?"),
+        ({"adapter": {"targets": "attn"}}, "'attn' is not one of attention; did you mean 'attention'?"),
+        ({"trigger": 2024}, "trigger: 2024 is not read as text; put it in quotes"),
+    ],
+)
+def test_45_an_unknown_key_or_word_is_named_with_the_nearest_right_one(changes, words):
+    assert words in problem(**changes)
+    assert "instance of" not in problem(**changes)  # what the other branch of a union has to say
+
+
+NUMBERS = ("1e-4", "1E-4", "+1.e-4", "0.1e-3", ".1e-3", "0.0001")
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_46_a_number_with_an_exponent_is_a_number(text, tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(f"base: tiny-dit\ndataset: d\nout: o\noptimizer: {{lr: {text}}}\n")
+    assert recipe.load(file).optimizer.lr == pytest.approx(1e-4)
+    assert recipe.load(file, [f"optimizer.weight_decay={text}"]).optimizer.weight_decay == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(({"optimizer": {"lr": bad}}, "optimizer.lr") for bad in (0, -1e-4, NAN, INF, True, "1e-4")),
+        *(({"adapter": {"rank": bad}}, "adapter.rank") for bad in (0, -1, 1.5, True, "16", 10**9)),
+        *(({"adapter": {"alpha": bad}}, "adapter.alpha") for bad in (0, -1, NAN)),
+        *(({"train": {"batch_size": bad}}, "train.batch_size") for bad in (0, -1, True, 2.0)),
+        *(({"train": {key: 0}}, f"train.{key}") for key in ("steps", "accumulate", "save_every", "keep")),
+        ({"train": {"seed": 2**63}}, "train.seed"),
+        ({"train": {"deterministic": "yes"}}, "train.deterministic"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas.1"),
+        ({"optimizer": {"clip": 0}}, "optimizer.clip"),
+        ({"optimizer": {"weight_decay": NAN}}, "optimizer.weight_decay"),
+        ({"samples": {"guidance": INF}}, "samples.guidance"),
+        ({"validate": {"fraction": 1}}, "validate.fraction"),
+        ({"memory": {"checkpoint": 0.5}}, "checkpoint must be 0 or 1"),
+        ({"adapter": {"targets": []}}, "adapter.targets"),
+        ({"resolution": 0}, "resolution"),
+        ({"resolution": 10**6}, "resolution"),
+    ],
+)
+def test_47_an_impossible_number_is_refused(changes, words):
+    assert words in problem(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": {"warmup": 20}, "train": {"steps": 10}}, "would never be reached"),
+        ({"optimizer": {"name": "prodigy", "groups": []}}, "'prodigy' is not one of"),
+        ({"adapter": {"text_encoder": True, "type": "none"}}, "has no text_encoder"),
+        ({"adapter": {"type": "loha"}, "memory": {"quantize": "nf4"}}, "changes whole weights"),
+        ({"slider": SLIDER, "objective": {"caption_dropout": 0.1}}, "leave out objective.caption_dropout"),
+        ({"slider": SLIDER, "adapter": {"text_encoder": True}}, "leave out adapter.text_encoder"),
+        ({"adapter": {"text_encoder_lr": 1e-3}}, "no text_encoder_lr"),
+    ],
+)
+def test_48_what_cannot_go_together_is_refused(changes, words):
+    assert words in problem(**changes)
+
+
+def test_every_problem_is_listed_at_once():
+    text = problem(train={"steps": 0, "seeed": 1}, adapter={"rank": -1})
+    assert "train.steps" in text
+    assert "train.seeed" in text
+    assert "adapter.rank" in text
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ConfigError, match="out: this key is required"):
+        recipe.parse({"base": "x", "dataset": "y"})
+
+
+def test_dotted_overrides(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("base: tiny-dit\ndataset: d\nout: o\n")
+    made = recipe.load(file, ["optimizer.lr=3e-4", "memory.checkpoint=1", "export=[diffusers]"])
+    assert made.optimizer.lr == 3e-4
+    assert made.memory.checkpoint == 1
+    assert made.export == ["diffusers"]
+    with pytest.raises(ConfigError, match="did you mean 'lr'"):
+        recipe.load(file, ["optimizer.lrr=1"])
+    with pytest.raises(ConfigError, match="key=value"):
+        recipe.load(file, ["optimizer.lr"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base: !!python/object/apply:os.system ['touch canary']\n",
+        "base: !!python/object/new:pathlib.PosixPath [canary]\n",
+        "base: &a [x]\nout: *a\n",
+        "a: &a [x,x]\nb: &b [*a,*a,*a]\nc: [*b,*b,*b]\n",
+        "<<: {base: a}\n",
+        "base: a\nbase: b\n",
+        "base: [unclosed\n",
+        "? [a]\n: 1\n",
+        "1: 2\n",
+        "yes: 1\n",
+        "- a list\n",
+        "base: a\n---\nbase: b\n",
+        "base: a\0b\n",
+        "train: {steps: 1" + "0" * 5000 + "}\n",
+        "base: " + "[" * 100_000,
+        "base: " + "x" * (300 << 10),
+        "",
+    ],
+)
+def test_49_hostile_or_broken_yaml_is_one_error(tmp_path, text, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    began = time.process_time()
+    with pytest.raises(ConfigError, match=r"r\.yaml"):
+        recipe.load(file)
+    assert time.process_time() - began < 2
+    assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "0x10", "1_000"])
+def test_49_numbers_that_yaml_1_1_reads_in_its_own_way_are_no_numbers(text):
+    assert strict_yaml.parse(f"a: {text}", "r.yaml") == {"a": text}
+
+
+def test_49_a_huge_file_is_not_read(tmp_path):
+    file = tmp_path / "r.yaml"
+    with open(file, "wb") as handle:
+        handle.truncate(50 << 30)  # sparse
+    with pytest.raises(ConfigError, match="at most 256 KiB"):
+        recipe.load(file)
+
+
+@pytest.mark.parametrize(
+    ("data", "byte"), [("base: é".encode("cp1252"), 6), ("base: a".encode("utf-16"), 0)], ids=["1252", "16"]
+)
+def test_50_a_recipe_in_another_encoding_names_the_byte(tmp_path, data, byte):
+    file = tmp_path / "rezépt.yaml"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=f"not UTF-8 at byte {byte}"):
+        recipe.load(file)
+
+
+def test_50_cyrillic_blanks_and_a_byte_order_mark_are_fine(tmp_path):
+    file = tmp_path / "мой рецепт.yaml"
+    file.write_text(
+        "base: tiny-dit\ndataset: мои фото\nout: выход/пёс 1\ntrigger: пёс\n", encoding="utf-8-sig"
+    )
+    made = recipe.load(file)
+    assert (str(made.dataset), str(made.out), made.trigger) == ("мои фото", "выход/пёс 1", "пёс")
+
+
+@pytest.mark.parametrize("key", ["base", "dataset", "out", "init_from", "trigger"])
+@pytest.mark.parametrize("value", [" runs/a", "runs/a ", "", "runs/a\n"])
+def test_51_blanks_around_a_path_are_refused(key, value):
+    assert f"{key}: it is empty or begins or ends with a blank" in problem(**{key: value})
+
+
+@pytest.mark.parametrize("key", recipe.FREE_KEYS)
+def test_52_free_keys_are_keys_of_the_recipe(key):
+    flat = recipe.parse(BASE).dump()
+    for part in key.split("."):
+        assert part in flat
+        flat = flat[part]
+
+
+def test_the_hash_ignores_what_cannot_change_the_adapter():
+    plain = recipe.parse(BASE)
+    free = recipe.parse(BASE | {"out": "elsewhere", "samples": {"every": 7}, "train": {"save_every": 3}})
+    other = recipe.parse(BASE | {"train": {"seed": 1}})
+    assert recipe.recipe_hash(plain) == recipe.recipe_hash(free)
+    assert recipe.recipe_hash(plain) != recipe.recipe_hash(other)
+
+
+def test_a_dumped_recipe_reads_back_equal():
+    made = recipe.parse(BASE | {"validate": {"fraction": 0.1}, "memory": {"checkpoint": 1}})
+    assert recipe.parse(made.dump()) == made
+
+
+@pytest.mark.parametrize("file", sorted(recipe.folder().glob("*.yaml")), ids=lambda f: f.name)
+def test_every_recipe_that_ships_parses_and_says_what_it_is(file):
+    made = recipe.load(file)
+    assert file.read_text().startswith("# ")
+    assert made.resolution % 16 == 0

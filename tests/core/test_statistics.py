@@ -1,0 +1,132 @@
+"""Intervals: do they cover the truth as often as they say, with prompts as units?"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lorakit.core.statistics import Interval, bootstrap, bootstrap_mean, student_quantile
+
+PROMPTS, SEEDS, RUNS = 24, 4, 1000
+
+
+def coverage(prompts: int, *, between: float, within: float, independent: bool, runs: int = RUNS) -> float:
+    """Share of simulated evaluations whose interval holds the true mean, 0; prompts differ, seeds as well."""
+    rng = np.random.default_rng(7)
+    groups = list(range(prompts * SEEDS)) if independent else np.repeat(np.arange(prompts), SEEDS).tolist()
+    hits = 0
+    for run in range(runs):
+        effect = rng.normal(0, between, (prompts, 1))
+        values = (effect + rng.normal(0, within, (prompts, SEEDS))).ravel()
+        interval = bootstrap_mean(values, groups, n=400, seed=run)
+        hits += interval.low <= 0 <= interval.high
+    return hits / runs
+
+
+@pytest.mark.parametrize(("between", "within"), [(1.0, 0.3), (1.0, 1.0), (0.0, 1.0)])
+def test_a_95_percent_interval_covers_90_to_98_percent(between: float, within: float) -> None:
+    assert 0.90 <= coverage(PROMPTS, between=between, within=within, independent=False) <= 0.98
+
+
+def test_few_prompts_are_still_covered() -> None:
+    assert coverage(6, between=1, within=0.5, independent=False) >= 0.90
+
+
+def test_pictures_as_units_would_be_overconfident() -> None:
+    """The reason for the unit; if this stopped failing to cover, the simulation would prove nothing."""
+    assert coverage(PROMPTS, between=1, within=0.5, independent=True, runs=300) < 0.80
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_the_interval_of_a_ratio_covers_it(ratio: float) -> None:
+    """Means of two columns whose prompts vary together, as the diversity of an adapter over the base's."""
+    rng = np.random.default_rng(11)
+    hits = 0
+    for run in range(400):
+        base = rng.gamma(6.0, 0.05, PROMPTS)
+        table = np.stack([ratio * base + rng.normal(0, 0.03, PROMPTS), base], 1)
+        interval = bootstrap(table, lambda means: means[..., 0] / means[..., 1], n=400, seed=run)
+        hits += interval.low <= ratio <= interval.high
+    assert 0.90 <= hits / 400 <= 0.98
+
+
+def test_a_statistic_is_resampled_by_whole_rows() -> None:
+    """Where one column is twice the other in every prompt, their ratio has no spread at all."""
+    column = np.random.default_rng(1).normal(5, 1, 12)
+    interval = bootstrap(np.stack([2 * column, column], 1), lambda m: m[..., 0] / m[..., 1], n=200)
+    assert interval == Interval(2.0, pytest.approx(2.0), pytest.approx(2.0), 12)
+
+
+def test_pairing_narrows_the_interval() -> None:
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(PROMPTS), SEEDS).tolist()
+    difficulty = np.repeat(rng.normal(0.25, 0.05, PROMPTS), SEEDS)
+    a = difficulty + rng.normal(0, 0.01, PROMPTS * SEEDS)
+    b = difficulty + rng.normal(0.01, 0.01, PROMPTS * SEEDS)
+    gain, alone = bootstrap_mean(b - a, groups), bootstrap_mean(b, groups)
+    assert gain.mean == pytest.approx(float((b - a).mean()))
+    assert gain.low > 0
+    assert alone.high - alone.low > 2 * (gain.high - gain.low)
+
+
+def test_prompts_weigh_the_same_whatever_their_seeds() -> None:
+    assert bootstrap_mean([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"]).mean == 0.5
+
+
+def test_the_seed_repeats_the_interval_and_names_do_not_matter() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    numbers = [i // 4 for i in range(40)]
+    one = bootstrap_mean(values, numbers, seed=5)
+    assert one == bootstrap_mean(values, [f"p{n}" for n in numbers], seed=5)
+    assert one != bootstrap_mean(values, numbers, seed=6)
+
+
+def test_a_higher_level_is_wider() -> None:
+    values, groups = np.random.default_rng(0).normal(size=40), list(range(40))
+    narrow, wide = (bootstrap_mean(values, groups, level=level) for level in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+
+
+def test_one_prompt_gives_a_mean_without_an_interval() -> None:
+    interval = bootstrap_mean([0.2, 0.4], ["a", "a"])
+    assert interval.mean == pytest.approx(0.3)
+    assert math.isnan(interval.low)
+    assert interval.to_json()["low"] is None
+
+
+@pytest.mark.parametrize(("units", "indicative"), [(23, True), (24, False)])
+def test_fewer_than_24_prompts_are_indicative(units: int, indicative: bool) -> None:
+    interval = bootstrap_mean(np.arange(units), list(range(units)))
+    assert interval.indicative is indicative
+    assert interval.to_json()["indicative"] is indicative
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: bootstrap_mean([], []),
+        lambda: bootstrap_mean([1.0], ["a", "b"]),
+        lambda: bootstrap_mean([math.nan], ["a"]),
+        lambda: bootstrap_mean([1.0, 2.0], ["a", "b"], level=95),
+    ],
+)
+def test_unusable_input_is_refused(call: Callable[[], Interval]) -> None:
+    with pytest.raises(ValueError, match=r"least one value|not finite|level"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("freedom", "value"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (7, 2.365), (23, 2.069), (95, 1.985)],
+)
+def test_student_quantiles_match_the_tables(freedom: int, value: float) -> None:
+    assert student_quantile(0.975, freedom) == pytest.approx(value, rel=2e-3)
+
+
+def test_many_prompts_stay_within_memory() -> None:
+    values: NDArray[np.float64] = np.random.default_rng(0).normal(size=20_000)
+    interval = bootstrap_mean(values, list(range(20_000)), n=500)
+    assert interval.low < interval.mean < interval.high
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 / math.sqrt(20_000), rel=0.15)

@@ -1,0 +1,215 @@
+"""The fault catalogue's entries on files and names (22-31), each through `prepare` beside a good picture."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_tools import scan
+from data_tools.prepare import PrepareOptions, prepare
+from lorakit import manifest
+from lorakit.core.errors import DataError
+from lorakit.imaging import decode
+from lorakit.imaging.decode import ImageError
+from tests.data_tools.folders import fill, photo
+from tests.data_tools.one_bad_file import GOOD, encoded, kept, run, set_aside
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    place = os.getcwd()
+    os.chdir(path.parent)  # socket paths are limited to about 100 bytes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+    os.chdir(place)
+
+
+def _device(path: Path) -> None:
+    try:
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero: reading it never ends
+    except PermissionError:
+        pytest.skip("only root may make a device here")
+
+
+@pytest.mark.parametrize("make", [_pipe, _socket, _device])
+def test_22_pipes_sockets_and_devices_do_not_block(tmp_path: Path, make: object) -> None:
+    make(tmp_path / "x.png")  # type: ignore[operator]
+    began = time.monotonic()
+    assert set_aside(tmp_path, "x.png").split(":")[0] in ("not_a_file", "unreadable")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("target", ["nothing.png", "x.png"], ids=["dangling", "itself"])
+def test_23_a_link_to_nowhere(tmp_path: Path, target: str) -> None:
+    (tmp_path / "x.png").symlink_to(target)
+    assert set_aside(tmp_path, "x.png").startswith("dangling_symlink:")
+
+
+def test_24_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    photo(3).save(tmp_path / "secret.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x.png").symlink_to(tmp_path / "secret.png")
+    assert set_aside(tmp_path / "data", "x.png").startswith("symlink_outside:")
+    (tmp_path / "data/x.png").unlink()
+    photo(4).save(tmp_path / "data/real.png")
+    (tmp_path / "data/inside.png").symlink_to("real.png")
+    assert kept(tmp_path / "data", "inside.png").pixels  # within the folder, a link is as good as a file
+
+
+def test_25_a_folder_that_links_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "data/sub").mkdir(parents=True)
+    (tmp_path / "data/sub/loop").symlink_to(tmp_path / "data")
+    result = run(tmp_path / "data")
+    assert [record.file for record in result.records] == [GOOD]
+    assert [f.files for f in result.findings if f.code == "linked_folder"] == [("sub/loop",)]
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder and a user who may not read everything, also when the tests run as root."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        os.seteuid(was)
+        shutil.rmtree(folder)
+
+
+def test_26_a_file_that_may_not_be_read(nobody: Path) -> None:
+    photo(1).save(nobody / "x.png")
+    (nobody / "x.png").chmod(0)
+    photo(99).save(nobody / GOOD)
+    result = prepare(nobody, PrepareOptions(resolution=64, class_noun="dog", report=False, quiet=True))
+    assert {r.file: scan.code_of(r.reason) for r in result.records} == {"x.png": "unreadable", GOOD: ""}
+
+
+def test_26_a_folder_that_may_not_be_read(nobody: Path) -> None:
+    (nobody / "closed").mkdir(0)
+    photo(99).save(nobody / GOOD)
+    result = prepare(nobody, PrepareOptions(resolution=64, class_noun="dog", report=False, quiet=True))
+    (nobody / "closed").chmod(0o700)
+    assert [f.files for f in result.findings if f.code == "unreadable_folder"] == [("closed/",)]
+    assert "closed/" in result.summary()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_27_a_file_that_changed_since_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    photo(1).save(tmp_path / f"a.{suffix}")
+    record = kept(tmp_path, f"a.{suffix}")
+    photo(2).save(tmp_path / f"a.{suffix}")
+    with pytest.raises(ImageError, match="changed since it was prepared") as caught:
+        decode.read(tmp_path, record)
+    assert (caught.value.code, caught.value.exit_code) == ("changed", 3)
+    assert f"a.{suffix}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("change", "words"), [("edit", "has changed since"), ("remove", "cannot read")])
+def test_27_28_training_does_not_begin_on_other_files_than_prepared(
+    tmp_path: Path, change: str, words: str
+) -> None:
+    from lorakit.data import dataset
+
+    record = kept(tmp_path, "a.png", encoded(photo(1), "PNG"))
+    dataset.check_files(tmp_path, [record])
+    (tmp_path / "a.png").unlink() if change == "remove" else photo(2).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=words) as caught:
+        dataset.check_files(tmp_path, [record])
+    assert "a.png" in str(caught.value.where)
+    assert caught.value.exit_code == 3
+
+
+def test_27_another_comment_is_no_change(tmp_path: Path) -> None:
+    photo(1).save(tmp_path / "a.jpg")
+    record = kept(tmp_path, "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xfe\0\x08edited"[:10] + data[2:])
+    assert decode.pixel_hash(decode.read(tmp_path, record)) == decode.pixel_hash(
+        decode.decode(tmp_path / "a.jpg")
+    )
+
+
+def test_28_a_file_that_went_away_is_an_error_with_its_name(tmp_path: Path) -> None:
+    record = kept(tmp_path, "a.png", encoded(photo(1), "PNG"))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ImageError) as caught:
+        decode.read(tmp_path, record)
+    assert (caught.value.code, caught.value.exit_code) == ("missing", 3)
+    assert run(tmp_path).gone == ("a.png",)
+
+
+def test_29_names_that_share_a_caption_file(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": None, "a.jpg": None, "A.JPG": None})
+    (tmp_path / "a.txt").write_text("whose?")
+    result = run(tmp_path)
+    refused = {record.file: scan.code_of(record.reason) for record in result.records if not record.keep}
+    assert refused == {"a.png": "name_collision", "a.jpg": "name_collision"}
+    assert [f.files for f in result.findings if f.code == "name_clash"] == [("A.JPG", "a.jpg")]
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "a b",
+        "\U0001f600",
+        "e\u0301",
+        "\u00e9",
+        "n" * 251,
+        "-rf",
+        "x\ny",
+        "%s",
+        "dot.",
+        "\x1b[2J",
+        "'; rm -rf",
+    ],
+)
+def test_30_odd_names(tmp_path: Path, stem: str) -> None:
+    name = f"{stem}.png"
+    photo(1).save(tmp_path / name)
+    result = run(tmp_path)
+    assert name in [record.file for record in result.kept]
+    assert [record.file for record in manifest.load(tmp_path)] == sorted((name, GOOD))
+    (tmp_path / name).write_bytes(b"")
+    shown = run(tmp_path).summary()
+    assert "empty" in shown
+    assert all(letter.isprintable() for letter in shown.replace("\n", ""))
+    assert len(shown.splitlines()) == len([line for line in shown.splitlines() if line.strip()])
+
+
+def test_31_memory_does_not_grow_with_tiny_files(tmp_path: Path) -> None:
+    data = encoded(Image.effect_noise((16, 16), 90), "PNG")
+    program = (
+        "import re, sys; from data_tools import listing, scan;"
+        "records = scan.scan(listing.find(sys.argv[1]), scan.ScanOptions(workers=1));"
+        "status = open('/proc/self/status').read();"  # ru_maxrss would start with the size of the tests
+        "print(len(records), re.search(r'VmHWM:\\s+(\\d+)', status)[1])"
+    )
+    peaks = {}
+    for count in (100, 1600):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.png").write_bytes(data + number.to_bytes(4, "big"))
+        ran = subprocess.run(
+            [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
+        )
+        found, peaks[count] = map(int, ran.stdout.split())
+        assert found == count
+    assert (peaks[1600] - peaks[100]) / 1500 < 4  # KiB an image

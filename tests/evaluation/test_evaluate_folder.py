@@ -1,0 +1,197 @@
+"""Folders of any generator against PartiPrompts-style prompts, two evaluations against each other, and the
+page and pick again from what was written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorakit.cli import main
+from lorakit.core import storage
+from lorakit.evaluation import score_table
+from lorakit.models import base_model, clip_score
+from lorakit.quickstart import shape_world
+
+PARTI = """Prompt\tCategory\tChallenge\tNote
+a red circle on a white background\tAbstract\tBasic\t
+a "blue" heart\tArts\tBasic\t
+a green ring on a yellow background\tAbstract\tFine-grained Detail\tx
+a large orange square\tArts\tQuantity\t
+"""
+SCENES = [
+    shape_world.Scene("circle", "red", "white"),
+    shape_world.Scene("heart", "blue", "pink"),
+    shape_world.Scene("ring", "green", "yellow"),
+    shape_world.Scene("square", "orange", "blue", size="large"),
+]
+
+
+def photos(folder: Path, style: str, seeds: int = 2) -> Path:
+    """What a generator would answer: pictures by prompt number and seed."""
+    for number, scene in enumerate(SCENES, 1):
+        for seed in range(seeds):
+            rng = np.random.default_rng([number, seed])
+            drawn = shape_world.draw(shape_world.jitter(rng, shape_world.vary(scene, "style", style)), 128)
+            storage.save_image(folder / f"{number:04d}-{seed}.png", drawn)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("folders")
+    (root / "parti.tsv").write_text(PARTI)
+    for style in ("solid", "striped"):
+        photos(root / style, style)
+        given = ["eval", "score", str(root / style), "--prompts", str(root / "parti.tsv")]
+        assert main.main([*given, "--clip", "embedded", "--quiet"]) == 0
+    return root
+
+
+def test_a_folder_of_photos_is_scored_by_the_embedded_clip(place):
+    root, made = score_table.find(place / "solid-scores")
+    (arm,) = made.arms
+    clip = clip_score.ClipScorer.local(base_model.EMBEDDED_CLIP)
+    from PIL import Image
+
+    for key, file in arm.files.items():
+        prompt = next(p for p in made.prompts if p.id == key[0])
+        with Image.open(root / file) as picture:
+            expected = clip.clip_t([picture], [prompt.prompt])[0]
+        assert arm.scores["clip_t"][key] == pytest.approx(expected, abs=1e-6)
+    assert [p.kind for p in made.prompts] == ["Abstract", "Arts", "Abstract", "Arts"]
+    page = (root / "report.html").read_text()
+    assert "Abstract" in page
+    assert "a &quot;blue&quot; heart" in page
+    rows = list(csv.DictReader((root / "scores.csv").open(encoding="utf-8")))
+    assert len(rows) == 8
+    assert {row["kind"] for row in rows} == {"Abstract", "Arts"}
+    assert not list((place / "solid").glob("*.json"))  # the user's folder is left as it was
+
+
+def test_two_evaluations_are_compared_prompt_by_prompt(place, capsys):
+    out = place / "against"
+    code = main.main(
+        [
+            "eval",
+            "compare",
+            str(place / "solid-scores"),
+            str(place / "striped-scores"),
+            "--out",
+            str(out),
+            "--json",
+        ]
+    )
+    answer = json.loads(capsys.readouterr().out)
+    assert code == 0
+    first, second = (score_table.find(place / f"{style}-scores")[1] for style in ("solid", "striped"))
+    gains = [
+        np.mean(
+            [
+                second.arms[0].scores["clip_t"][p.id, s] - first.arms[0].scores["clip_t"][p.id, s]
+                for s in p.seeds
+            ]
+        )
+        for p in first.prompts
+    ]
+    assert answer["differences"]["clip_t"]["mean"] == pytest.approx(np.mean(gains), abs=1e-9)
+    assert answer["before"] == "solid"
+    page = (out / "report.html").read_text()
+    assert "Beyond chance" in page
+    assert page.count("<img") == 16
+    assert score_table.find(out)[1].arms[1].files["0001", 0] == "../striped/0001-0.png"
+
+
+def test_compared_with_itself_nothing_differs(place, capsys, tmp_path):
+    one = str(place / "solid-scores")
+    assert main.main(["eval", "compare", one, one, "--out", str(tmp_path)]) == 0
+    assert "cannot be told apart" in capsys.readouterr().out
+
+
+def test_other_settings_are_not_compared(place, tmp_path, capsys):
+    given = [
+        "eval",
+        "score",
+        str(place / "solid"),
+        "--prompts",
+        str(place / "parti.tsv"),
+        "--clip",
+        "embedded",
+    ]
+    assert main.main([*given, "--resize", "pad", "--out", str(tmp_path / "pad"), "--quiet"]) == 0
+    code = main.main(["eval", "compare", str(place / "solid-scores"), str(tmp_path / "pad")])
+    assert code == 3
+    assert "resize" in capsys.readouterr().err
+
+
+def test_with_base_and_references_a_folder_is_judged_as_fully_as_a_run(place, tmp_path, capsys):
+    """Pictures that copy the references are called out, though no checkpoint of ours made them."""
+    style = "striped"
+    for number in range(6):
+        rng = np.random.default_rng(number)
+        storage.save_image(
+            tmp_path / f"refs/{number}.png", shape_world.draw(shape_world.random_scene(rng, styles=(style,)))
+        )
+    given = ["eval", "score", str(place / style), "--prompts", str(place / "parti.tsv"), "--clip", "embedded"]
+    more = [
+        "--base",
+        str(place / "solid"),
+        "--references",
+        str(tmp_path / "refs"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main.main([*given, *more, "--json", "--quiet"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["pick"]["indicative"] is True
+    made = score_table.find(tmp_path / "out")[1]
+    assert made.base is not None
+    assert made.limit is not None
+    assert made.tuned[0].name == "striped"
+    assert made.gain(made.base, made.tuned[0], "clip_i", made.prompts).low > 0
+
+
+def test_the_report_is_written_again_from_the_numbers_alone(place, capsys):
+    root = place / "solid-scores"
+    before = (root / "report.html").read_bytes()
+    (root / "report.html").write_text("gone")
+    assert main.main(["eval", "report", str(root)]) == 0
+    assert (root / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["pick", "{solid}"], 2, "nothing to pick from"),
+        (["pick", "{root}"], 3, "lorakit eval run"),
+        (["compare", "{solid}:step 9", "{solid}"], 2, "no arm 'step 9'"),
+        (["score", "{root}/solid", "--prompts", "{root}/nowhere.tsv"], 3, "cannot read the prompt file"),
+        (["score", "{root}", "--prompts", "{root}/parti.tsv"], 3, "no pictures"),
+        (
+            [
+                "score",
+                "{root}/solid",
+                "--prompts",
+                "{root}/parti.tsv",
+                "--also",
+                "bleu",
+                "--clip",
+                "embedded",
+            ],
+            2,
+            "bleu",
+        ),
+        (["score", "{root}/solid", "--prompts", "{root}/parti.tsv", "--clip", "ViT"], 2, "--clip"),
+        (["run", "{root}"], 2, "not a run"),
+        (["prompts", "{root}"], 3, "no manifest"),
+    ],
+)
+def test_mistakes_are_one_readable_error(place, capsys, arguments, code, said):
+    given = [text.format(root=place, solid=place / "solid-scores") for text in arguments]
+    assert main.main(["eval", *given]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert said in err

@@ -1,0 +1,80 @@
+"""A prompt set says what its kinds promise, and nothing that the captions already told."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from lorakit.core.errors import ConfigError
+from lorakit.data.prompts import Subject, has_word, load
+from lorakit.evaluation.prompt_set import make, write
+
+DOG = Subject("sks", "dog")
+
+
+def test_the_kinds_their_numbers_and_their_roles():
+    made = make([], DOG)
+    kinds = Counter(prompt.kind for prompt in made)
+    assert kinds == {
+        "recontextualisation": 10,
+        "property": 5,
+        "style": 5,
+        "view": 4,
+        "class": 6,
+        "unrelated": 6,
+    }
+    roles = Counter(prompt.role("sks") for prompt in made)
+    assert roles == {"subject": 24, "class": 6, "unrelated": 6}
+    assert len({prompt.id for prompt in made}) == len({prompt.prompt for prompt in made}) == 36
+
+
+def test_only_prompts_of_the_subject_hold_the_trigger_and_no_score_text_does():
+    for prompt in make([], DOG):
+        assert has_word(prompt.prompt, "sks") == (prompt.role(None) == "subject")
+        assert not has_word(prompt.score_text, "sks")
+        assert has_word(prompt.prompt, "dog") == (prompt.kind != "unrelated")
+        assert "{" not in prompt.prompt + prompt.score_text
+
+
+def test_what_the_captions_tell_is_not_asked_again():
+    captions = ["a sks dog on the beach", "a sks dog in the snow wearing a hat", "sks dog, watercolour"]
+    before, after = ({p.prompt for p in make(some, DOG)} for some in ([], captions))
+    for word in ("beach", "snow", "hat", "watercolour"):
+        assert any(has_word(text, word) for text in before)
+        assert not any(has_word(text, word) for text in after if has_word(text, "sks"))
+
+
+def test_things_get_materials_and_the_living_get_clothes():
+    thing, animal = (
+        [p.prompt for p in make([], s) if p.kind == "property"] for s in (Subject("sks", "teapot"), DOG)
+    )
+    assert any("made of" in text for text in thing)
+    assert any("wearing" in text for text in animal)
+    assert not any("wearing" in text for text in thing)
+
+
+def test_articles_and_a_subject_without_a_trigger():
+    texts = [p.prompt for p in make([], Subject("ohwx", "owl"))]
+    assert any(text.startswith("an ohwx owl") for text in texts)
+    plain = make([], Subject(None, "owl"))
+    assert any(p.prompt.startswith("an owl") for p in plain)
+    assert all(p.prompt == p.score_text for p in plain)
+
+
+def test_it_is_written_as_a_prompt_file_and_never_over_one(tmp_path):
+    made = make(["a sks dog"], DOG, count=12, others=2)
+    path = write(tmp_path / "p.jsonl", made)
+    assert load(path) == made
+    assert len(made) == 16
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(ConfigError, match="exists"):
+        write(path, made)
+
+
+@pytest.mark.parametrize(
+    ("subject", "count", "said"), [(Subject("sks"), 24, "class noun"), (DOG, 3, "too few")]
+)
+def test_what_is_missing_is_said(subject, count, said):
+    with pytest.raises(ConfigError, match=said):
+        make([], subject, count=count)

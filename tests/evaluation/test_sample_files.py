@@ -1,0 +1,118 @@
+"""Pictures of any generator find their prompts: by a list, by a pattern, by name; and by nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lorakit.core.errors import DataError
+from lorakit.data.prompts import Prompt
+from lorakit.evaluation.sample_files import asked, find
+
+PROMPTS = [Prompt("dog", "a dog", "a dog"), Prompt("0002", "a cat", "a cat"), Prompt("a-b", "c", "c")]
+
+
+def folder(tmp_path: Path, *names: str) -> Path:
+    root = tmp_path / "pictures"
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(root / name)
+    root.mkdir(exist_ok=True)
+    return root
+
+
+def keys(root: Path, pattern: str | None = None) -> dict[tuple[str, int], str]:
+    return {p.key: p.path.relative_to(root).as_posix() for p in find(root, PROMPTS, pattern)}
+
+
+def test_by_name(tmp_path):
+    root = folder(tmp_path, "dog-3.png", "dog_12.webp", "0002.jpg", "a-b-7.png", "a-b.PNG")
+    expected = {("dog", 3): "dog-3.png", ("dog", 12): "dog_12.webp", ("0002", 0): "0002.jpg"}
+    assert keys(root) == expected | {("a-b", 7): "a-b-7.png", ("a-b", 0): "a-b.PNG"}
+
+
+@pytest.mark.parametrize("pattern", ["{id}/{seed}.png", "{id}/{seed}"])
+def test_by_pattern(tmp_path, pattern):
+    root = folder(tmp_path, "dog/0.png", "dog/1.png", "0002/5.png")
+    assert keys(root, pattern) == {
+        ("dog", 0): "dog/0.png",
+        ("dog", 1): "dog/1.png",
+        ("0002", 5): "0002/5.png",
+    }
+
+
+def test_a_pattern_without_a_seed_means_one_picture_a_prompt(tmp_path):
+    root = folder(tmp_path, "out_dog.final.png", "out_0002.final.png")
+    assert set(keys(root, "out_{id}.final.png")) == {("dog", 0), ("0002", 0)}
+
+
+@pytest.mark.parametrize("listing", ["samples.json", "samples.jsonl", "samples.csv"])
+def test_by_list_in_any_order_and_under_any_name(tmp_path, listing):
+    root = folder(tmp_path, "z.png", "sub/y.png")
+    rows = [
+        {"prompt_id": "0002", "seed": 7, "file": "z.png", "model": "closed"},
+        {"prompt_id": "dog", "seed": 1, "file": "sub/y.png", "model": "closed"},
+    ]
+    if listing.endswith(".csv"):
+        lines = ["prompt_id,seed,file", *(f"{r['prompt_id']},{r['seed']},{r['file']}" for r in rows)]
+        text = "\n".join(lines)
+    else:
+        text = json.dumps(rows) if listing.endswith(".json") else "\n".join(map(json.dumps, rows))
+    (root / listing).write_text(text)
+    assert keys(root) == {("0002", 7): "z.png", ("dog", 1): "sub/y.png"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "at least one"),
+        ({"a": 1}, "at least one"),
+        ([{"prompt_id": "dog", "seed": 0}], "a row needs"),
+        ([{"prompt_id": "dog", "seed": "0", "file": "one.png"}], "a row needs"),
+        ([{"prompt_id": "z", "seed": 0, "file": "one.png"}], "no id 'z'"),
+        ([{"prompt_id": "dog", "seed": 0, "file": "two.png"}], "does not exist"),
+        ([{"prompt_id": "dog", "seed": 0, "file": "../out.png"}], "outside the folder"),
+        ([{"prompt_id": "dog", "seed": 0, "file": "one.png"}] * 2, "two pictures"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused(tmp_path, rows, said):
+    root = folder(tmp_path, "one.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "out.png")
+    (root / "samples.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=said):
+        find(root, PROMPTS)
+
+
+def test_a_picture_without_a_prompt_is_named_never_guessed(tmp_path):
+    root = folder(tmp_path, "dog-0.png", "IMG_001.png", "00001.png")
+    with pytest.raises(DataError, match=r"00001\.png, IMG_001\.png") as caught:
+        find(root, PROMPTS)
+    assert "--pattern" in str(caught.value)
+
+
+def test_what_is_no_folder_or_has_no_pictures(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        find(tmp_path / "none", PROMPTS)
+    with pytest.raises(DataError, match="no pictures"):
+        find(folder(tmp_path), PROMPTS)
+    with pytest.raises(DataError, match=r"has no \{id\}"):
+        find(folder(tmp_path, "x.png"), PROMPTS, "{seed}.png")
+
+
+def test_the_prompts_asked_have_just_the_seeds_that_there_are(tmp_path):
+    root = folder(tmp_path, "dog-5.png", "dog-2.png", "a-b-0.png")
+    assert {p.id: p.seeds for p in asked(find(root, PROMPTS))} == {"dog": (2, 5), "a-b": (0,)}
+
+
+def test_a_clip_lies_beside_its_picture(tmp_path):
+    root = folder(tmp_path, "a.png", "a.webp")
+    row = {"prompt_id": "dog", "seed": 1, "file": "a.png", "clip": "a.webp"}
+    (root / "samples.json").write_text(json.dumps([row, {**row, "seed": 2, "clip": None}]))
+    assert [p.clip and p.clip.name for p in find(root, PROMPTS)] == ["a.webp", None]
+    for clip, words in (("../a.webp", "outside"), ("b.webp", "does not exist"), (3, "names the file")):
+        (root / "samples.json").write_text(json.dumps([row | {"clip": clip}]))
+        with pytest.raises(DataError, match=words):
+            find(root, PROMPTS)

@@ -1,0 +1,155 @@
+"""A base of clips on stills and films: batches, both experts, refusals; `tests/test_guides.py` has the whole
+way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lorakit import manifest
+from lorakit.cli import main
+from lorakit.config import recipe
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError, DataError
+from lorakit.sampling import pipeline
+from lorakit.training.train import train
+from tests import runs, tiny
+from tests.data_tools.folders import photo
+from tests.imaging import videos
+
+WAN = recipe.folder() / "wan.yaml"
+
+
+def _folder(path: Path, *, clips: bool) -> Path:
+    """Two stills, and with `clips` three films, one shorter than the others and one that cannot be read."""
+    path.mkdir()
+    for index, size in enumerate([(80, 80), (96, 64)]):
+        photo(index, size).save(path / f"{index}.png")
+        (path / f"{index}.txt").write_text(f"a sks picture number {index}")
+    if clips:
+        for name, count in {"a.mp4": 7, "b.webm": 6, "c.mkv": 3}.items():
+            codec = "libvpx-vp9" if name == "b.webm" else "libx264"
+            (path / name).write_bytes(videos.encode(count, size=(96, 64), rate=16, name=name, codec=codec))
+            (path / name).with_suffix(".txt").write_text(f"a sks film of {count} frames")
+        (path / "broken.mp4").write_bytes(b"no film")
+    return path
+
+
+def _overrides(data: Path, out: Path, row: str = "wan", **more: object) -> list[str]:
+    prompts = storage.write_jsonl(
+        out.parent / "prompts.jsonl", [{"id": "a", "prompt": "a ring", "seeds": [0]}]
+    )
+    settings = {
+        **{"base": str(tiny.tiny_folder(row)), "dataset": str(data), "out": str(out), "resolution": 64},
+        **{"optimizer.warmup": 0, "train.steps": 4, "train.save_every": 2, "train.accumulate": 2},
+        **{"samples.prompts": str(prompts), "samples.every": 4, "samples.steps": 1, "samples.guidance": None},
+        **{"frames": 5, "train.precision": "fp32"},
+        **more,
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def test_what_was_prepared_is_known_and_a_broken_film_is_told(tmp_path):
+    data = _folder(tmp_path / "data", clips=True)
+    assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64"]) == 0
+    records = {record.file: record for record in manifest.load(data)}
+    assert {file for file, record in records.items() if record.clip} == {"a.mp4", "b.webm", "c.mkv"}
+    assert records["broken.mp4"].reason.startswith("corrupt: no film")
+    before = (data / "manifest.jsonl").read_bytes()
+    assert main.main(["data", "prepare", str(data), "--resolution", "64"]) == 0  # known by now
+    assert (data / "manifest.jsonl").read_bytes() == before
+
+
+def test_films_and_stills_have_batches_of_their_own(tmp_path):
+    """The shortest film has no fifth frame, and trains as a still."""
+    from lorakit.data import dataset
+    from lorakit.training import run_plan
+
+    data = _folder(tmp_path / "data", clips=True)
+    assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64", "--quiet"]) == 0
+    plan = run_plan.plan(recipe.load(WAN, _overrides(data, tmp_path / "run")), lambda text: None)
+    frames = {item.record.file: item.frames for item in plan.items}
+    assert frames == {
+        **dict.fromkeys(("0.png", "1.png", "c.mkv"), (0,)),
+        **dict.fromkeys(("a.mp4", "b.webm"), (0, 1, 2, 3, 4)),
+    }
+    stills = run_plan.plan(recipe.load(WAN, _overrides(data, tmp_path / "r", frames=1)), lambda text: None)
+    assert {item.frames for item in stills.items} == {(0,)}
+    caches = [dataset.LatentCache(data, plan.base) for _ in range(2)]
+    film = next(item for item in plan.items if item.record.file == "a.mp4")
+    still = next(item for item in stills.items if item.record.file == "a.mp4")
+    assert caches[0].key(film) != caches[1].key(still)
+
+
+def test_stills_alone_and_both_experts(tmp_path):
+    data, run = _folder(tmp_path / "data", clips=False), tmp_path / "run"
+    assert main.main(["data", "prepare", str(data), "--resolution", "64", "--quiet"]) == 0
+    more = {"frames": 1, "train.accumulate": 4}
+    train(recipe.load(WAN, _overrides(data, run, "wan-2.2", **more)))
+    tensors = storage.read_safetensors(run / "adapter.safetensors")
+    parts = {name.split(".")[0] for name in tensors}
+    assert parts == {"transformer", "transformer_2"}
+    assert all(value.any() for value in tensors.values())
+    _assert_diffusers_reads_both(run)
+    with Image.open(run / "samples/step-00000004/a-0.png") as picture:
+        assert picture.size == (64, 64)
+    made = recipe.load(WAN, _overrides(data, tmp_path / "broken", "wan-2.2", **more))
+    with runs.killed_at(3):
+        train(made)
+    assert (
+        train(made).path.joinpath("adapter.safetensors").read_bytes()
+        == (run / "adapter.safetensors").read_bytes()
+    )
+
+
+def _assert_diffusers_reads_both(run):
+    """A file for each expert; diffusers' own pipeline with both predicts what the run's adapter does."""
+    base = tiny.tiny_folder("wan-2.2")
+    ours = pipeline.Painter(str(base), run / "adapter.safetensors")
+    theirs = ours.family.load(base, dtype=torch.float32)
+    for second, name in enumerate(("high-noise", "low-noise")):
+        file = run / f"exports/adapter-{name}-diffusers.safetensors"
+        theirs.load_lora_weights(str(file), load_into_transformer_2=bool(second))
+    conds = ours.with_text(lambda pipe: ours.family.encode(pipe, ["a red circle"]))
+    cond = ours.family.collate(conds)
+    noise = torch.randn(1, *ours.family.latent_shape(ours.pipe, 64, 64))
+    with torch.no_grad():
+        for time in (950.0, 50.0):
+            told = [
+                ours.family.predict(denoiser, noise, torch.tensor([time]), cond)
+                for denoiser in (ours.denoiser, ours.family.denoiser(theirs))
+            ]
+            assert torch.allclose(*told, atol=1e-5)
+            with ours.without_adapter():
+                plain = ours.family.predict(ours.denoiser, noise, torch.tensor([time]), cond)
+            assert not torch.allclose(plain, told[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ["sd3", "wan"])
+def test_what_does_not_go_together_is_refused_before_any_work(row, tmp_path):
+    from lorakit.training import run_plan
+
+    data = _folder(tmp_path / "data", clips=True)
+    assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64", "--quiet"]) == 0
+    made = recipe.load(WAN, _overrides(data, tmp_path / "run", row))
+    if row == "wan":
+        (data / "a.mp4").write_bytes(videos.encode(2))
+        with pytest.raises(DataError, match="has changed"):
+            run_plan.plan(made, lambda text: None)
+        return
+    with pytest.raises(ConfigError, match="makes pictures, not clips of 5 frames"):
+        run_plan.plan(made, lambda text: None)
+    one = recipe.load(WAN, _overrides(data, tmp_path / "run", row, frames=1))
+    with pytest.raises(DataError, match=r"3 clips, and .* makes pictures: a\.mp4"):
+        run_plan.plan(one, lambda text: None)
+
+
+def test_films_are_left_alone_unless_asked_for(tmp_path, capsys):
+    data = _folder(tmp_path / "data", clips=True)
+    assert main.main(["data", "prepare", str(data), "--resolution", "64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 2
+    assert b"clip" not in (data / "manifest.jsonl").read_bytes()

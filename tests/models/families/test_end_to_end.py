@@ -1,0 +1,112 @@
+"""The recipes that ship, from plain photos to pictures with the adapter, on tiny pipelines of their families.
+
+Prepared, cached, trained, killed between two steps, gone on with, exported, sampled. Only what a tiny base
+cannot take is overridden: the numbers that say how much.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorakit import adapters
+from lorakit.adapters.formats import consumers
+from lorakit.cli import main
+from lorakit.config import recipe
+from lorakit.core import storage
+from tests import command_lines, tiny
+from tests.models.families.common import family_of
+
+# row of the tiny pipeline: recipe
+RECIPES = {
+    "sd15": "sd15-low-memory",
+    "sdxl": "sdxl-low-memory",
+    "sd35": "sd35",
+    "flux1-dev": "flux1-dev-low-memory",
+    "flux2-klein": "flux2-klein",
+    "qwen-image": "qwen-image-low-memory",
+    "z-image": "z-image",
+    "chroma": "chroma-low-memory",
+    "sana": "sana",
+    "krea2": "krea2-low-memory",
+    "glm-image": "krea2",  # its conditions belong to one size of picture
+    "kandinsky5": "krea2",  # has no export for everything
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures, prepared by the data tools."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index, size in enumerate([(80, 80), (96, 64), (80, 80), (64, 96)]):
+        small = Image.fromarray(rng.integers(0, 255, (5, 7, 3), dtype=np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    command = [
+        "data",
+        "prepare",
+        str(folder),
+        "--resolution",
+        "64",
+        "--class-noun",
+        "dog",
+        "--trigger",
+        "sks",
+    ]
+    assert main.main(command) == 0
+    return folder
+
+
+def _line(row: str, photos: Path, folder: Path, *more: str) -> list[str]:
+    """The command that trains a row's recipe into `folder`/run."""
+    prompts = storage.write_jsonl(folder / "prompts.jsonl", [{"id": "a", "prompt": "a ring", "seeds": [0]}])
+    places = [f"base={tiny.tiny_folder(row)}", f"dataset={photos}", f"out={folder / 'run'}"]
+    looks = [f"samples.prompts={prompts}", "samples.every=4", "samples.steps=1", "samples.guidance=null"]
+    file = str(recipe.folder() / f"{RECIPES[row]}.yaml")
+    return [
+        "train",
+        file,
+        *places,
+        "resolution=64",
+        "optimizer.warmup=0",
+        *command_lines.FEWER,
+        *looks,
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("row", RECIPES)
+def test_from_photos_to_pictures(row, photos, tmp_path):
+    run, base = tmp_path / "run", str(tiny.tiny_folder(row))
+    sample = ["sample", base, "--prompts", str(tmp_path / "prompts.jsonl"), "--adapter", f"{run}:0.8"]
+    sample += ["--steps", "1", "--size", "64x64", "--quiet", "--out", str(tmp_path / "pictures")]
+    told = [_line(row, photos, tmp_path, "export=[]"), ["export", str(run), "--for", "all"], sample]
+    command_lines.play(told, {}, launched=False, compared=row in ("qwen-image", "glm-image"))
+    facts = adapters.read_metadata(run / "adapter.safetensors")
+    assert (facts["family"], facts["rank"]) == (family_of(row).name, 16)
+    dead = tiny.ROWS[row].dead
+    for name, value in storage.read_safetensors(run / "adapter.safetensors").items():
+        assert value.any() or (dead and re.search(dead, name)), name
+    assert len(list((run / "samples/step-00000004").glob("*.png"))) == 1
+    assert len(list((run / "exports").glob("*.safetensors"))) > 0
+    (file,) = (tmp_path / "pictures").glob("*.png")
+    with Image.open(file) as picture:
+        assert picture.size == (64, 64)
+        assert max(high - low for low, high in picture.getextrema()) > 0  # of one channel or another
+    shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("row", RECIPES if command_lines.LONG else ["chroma"])
+def test_through_accelerate(row, photos, tmp_path):
+    """The whole `lorakit train`; a launch is mostly imports, so all of them are for the longer tier,
+    `LORAKIT_LONG=1 pytest tests/models/families/test_end_to_end.py`."""
+    known = [name for name in consumers.NAMES if name in consumers.rules(family_of(row).name)]
+    command_lines.say(_line(row, photos, tmp_path, f"export={json.dumps(known)}"))
+    assert storage.read_json(tmp_path / "run/run.json")["status"] == "done"
+    assert len(list((tmp_path / "run/exports").glob("*.safetensors"))) > 0

@@ -1,0 +1,241 @@
+"""Checkpoints in one file become folders that hold the very numbers, or are refused before any work."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lorakit.core import storage
+from lorakit.core.errors import ConfigError, DataError
+from lorakit.models import base_model, families
+from lorakit.models.single_file import layout
+from tests import tiny
+from tests.models.single_file import original
+from tests.network import hub as hubs
+from tests.network.test_hub import Client
+
+
+def _wide_clip() -> Any:
+    """A second text encoder of another width, by which the two are told apart."""
+    return tiny.parts.clip_text(tiny.clip_tokenizer(), projection=True, hidden_size=24, projection_dim=24)
+
+
+def _sd15() -> tuple[Any, original.State]:
+    pipe = tiny.build("sd15")
+    text = original.clip(pipe.text_encoder, "cond_stage_model.transformer.")
+    return pipe, original.unet(pipe.unet) | original.vae(pipe.vae) | text
+
+
+def _sdxl() -> tuple[Any, original.State]:
+    pipe = tiny.build("sdxl")
+    pipe.text_encoder_2 = _wide_clip()
+    text = original.clip(pipe.text_encoder, "conditioner.embedders.0.transformer.")
+    text |= original.open_clip(pipe.text_encoder_2, "conditioner.embedders.1.model.")
+    return pipe, original.unet(pipe.unet) | original.vae(pipe.vae) | text
+
+
+def _sd35() -> tuple[Any, original.State]:
+    pipe = tiny.build("sd35")
+    pipe.text_encoder_2 = _wide_clip()
+    pipe.text_encoder.text_projection.weight.data.copy_(torch.eye(16))  # such files leave it out
+    text = original.clip(pipe.text_encoder, "text_encoders.clip_l.transformer.")
+    del text["text_encoders.clip_l.transformer.text_projection.weight"]
+    text |= original.clip(pipe.text_encoder_2, "text_encoders.clip_g.transformer.")
+    return pipe, original.sd3(pipe.transformer) | original.vae(pipe.vae) | text
+
+
+def _sd3_with_t5() -> tuple[Any, original.State]:
+    pipe = tiny.build("sd3")
+    state = pipe.text_encoder_3.state_dict()
+    del state["encoder.embed_tokens.weight"]  # the same tensor under another name
+    text = {f"text_encoders.t5xxl.transformer.{name}": value for name, value in state.items()}
+    return pipe, original.sd3(pipe.transformer) | text
+
+
+def _flux() -> tuple[Any, original.State]:
+    pipe = tiny.build("flux1-dev")
+    return pipe, original.flux(pipe.transformer)
+
+
+@pytest.fixture
+def narrow_flux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' table holds for any width, but the published one is written into it."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    entry = SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    made = entry["checkpoint_mapping_fn"]
+    code = made.__code__
+    narrow = code.replace(co_consts=tuple(16 if value == 3072 else value for value in code.co_consts))
+    assert narrow != code
+    monkeypatch.setitem(
+        entry, "checkpoint_mapping_fn", types.FunctionType(narrow, made.__globals__, closure=made.__closure__)
+    )
+
+
+CASES = {
+    "sd15": (_sd15, {"unet", "vae", "text_encoder"}),
+    "sdxl": (_sdxl, {"unet", "vae", "text_encoder", "text_encoder_2"}),
+    "sd35": (_sd35, {"transformer", "vae", "text_encoder", "text_encoder_2"}),
+    "sd3-t5": (_sd3_with_t5, {"transformer", "text_encoder_3"}),
+    "flux1": (_flux, {"transformer"}),
+}
+
+
+def _written(folder: Path, case: str, dtype: torch.dtype = torch.float32) -> tuple[Any, str]:
+    """(pipeline, base): the file, and a folder without weights of what is in the file."""
+    make, inside = CASES[case]
+    pipe, state = make()
+    pipe.save_pretrained(folder / "parts")
+    for name in inside:
+        for weights in (folder / "parts" / name).glob("*.safetensors"):
+            weights.unlink()
+    file = folder / "model.safetensors"
+    save_file({name: value.to(dtype).contiguous() for name, value in state.items()}, file)
+    return pipe, f"{file}@{folder / 'parts'}"
+
+
+@pytest.mark.usefixtures("narrow_flux")
+@pytest.mark.parametrize("case", CASES)
+def test_the_folder_holds_the_numbers_of_the_file(case, tmp_path):
+    pipe, spec = _written(tmp_path, case)
+    folder = base_model.resolve(spec)
+    loaded = families.find(folder).load(folder, dtype=torch.float32)
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            mine, theirs = getattr(loaded, name).state_dict(), part.state_dict()
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
+    assert loaded.tokenizer("a red circle").input_ids == pipe.tokenizer("a red circle").input_ids
+    settings = [{k: v for k, v in p.scheduler.config.items() if k[0] != "_"} for p in (loaded, pipe)]
+    assert settings[0] == settings[1]
+
+
+def test_a_file_is_converted_once_and_again_when_anything_changed(tmp_path):
+    _, spec = _written(tmp_path, "sd15")
+    first = base_model.resolve(spec)
+    written = (first / "unet/diffusion_pytorch_model.safetensors").stat()
+    assert base_model.resolve(spec) == first
+    assert (first / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
+    (first / base_model.INDEX).unlink()  # as after a crash while it was made
+    (first / "vae/config.json").write_text("{")
+    assert base_model.resolve(spec) == first
+    families.find(first).load(first, dtype=torch.float32)
+    scheduler = tmp_path / "parts/scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("epsilon", "v_prediction"))
+    assert base_model.resolve(spec) != first
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_half_precision_stays_and_8_bits_are_widened(tmp_path):
+    _, spec = _written(tmp_path, "sd15", torch.float16)
+    weights = storage.read_safetensors(base_model.resolve(spec) / "unet/diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    (tmp_path / "eight").mkdir()
+    _, spec = _written(tmp_path / "eight", "sd15", torch.float8_e4m3fn)
+    folder = base_model.resolve(spec)
+    weights = storage.read_safetensors(folder / "unet/diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+    families.find(folder).load(folder, dtype=torch.float32)
+
+
+def _refused(spec: str, words: str, kind: type[Exception] = ConfigError) -> str:
+    with pytest.raises(kind, match=words) as caught:
+        base_model.resolve(spec)
+    assert "remedy" in str(caught.value) or words == "no such file"
+    return str(caught.value)
+
+
+def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path):
+    file, made = tmp_path / "model.ckpt", tmp_path / "made.safetensors"
+    torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, file)
+    command = _refused(str(file), "pickled files").partition("python -c ")[2].partition(" OLD")[0]
+    subprocess.run([sys.executable, "-c", shlex.split(command)[0], str(file), str(made)], check=True)
+    assert torch.equal(storage.read_safetensors(made)["a"], torch.ones(2))
+    for suffix in layout.PICKLED:
+        (tmp_path / f"empty{suffix}").touch()
+        _refused(str(tmp_path / f"empty{suffix}"), "pickled files")
+
+
+def test_other_files_are_refused_before_any_work(tmp_path):
+    _refused(str(tmp_path / "absent.safetensors"), "no such file")
+    (tmp_path / "q.gguf").write_bytes(b"GGUF")
+    _refused(str(tmp_path / "q.gguf"), "GGUF")
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense and more of it")
+    _refused(str(tmp_path / "bad.safetensors"), "not a safetensors file", DataError)
+    name = "double_blocks.0.img_attn.qkv.scale_weight"
+    save_file({name: torch.ones(1)}, tmp_path / "scaled.safetensors")
+    assert "nf4" in _refused(str(tmp_path / "scaled.safetensors"), "quantised checkpoint")
+    save_file({"what.ever": torch.ones(1)}, tmp_path / "other.safetensors")
+    assert "@PARTS" in _refused(str(tmp_path / "other.safetensors"), "no known layout")
+
+
+def test_the_wrong_settings_and_missing_parts_are_named(tmp_path):
+    _, spec = _written(tmp_path, "sd15")
+    config = tmp_path / "parts/unet/config.json"
+    right = config.read_text()
+    config.write_text(json.dumps(json.loads(right) | {"cross_attention_dim": 8}))
+    _refused(spec, "does not fit the settings")
+    config.write_text(json.dumps(json.loads(right) | {"layers_per_block": 2}))
+    _refused(spec, "does not fit the settings")
+    config.write_text(right)
+    state = storage.read_safetensors(tmp_path / "model.safetensors")
+    del state["model.diffusion_model.out.2.weight"]
+    save_file(state, tmp_path / "short.safetensors")
+    _refused(f"{tmp_path}/short.safetensors@{tmp_path}/parts", "1 tensors are missing.*conv_out.weight")
+    save_file({n: v for n, v in state.items() if "first_stage" not in n}, tmp_path / "bare.safetensors")
+    _refused(f"{tmp_path}/bare.safetensors@{tmp_path}/parts", "holds weights for vae")
+    _refused(f"{tmp_path}/model.safetensors@{tmp_path}", "no diffusers folder")
+
+
+def test_without_settings_they_come_from_where_diffusers_says(tmp_path):
+    """Without a network that is an error which says what to give instead."""
+    names = {"model.diffusion_model.output_blocks.11.0.skip_connection.weight": torch.ones(1)}
+    save_file(names, tmp_path / "v1.safetensors")
+    text = _refused(str(tmp_path / "v1.safetensors"), "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert "FILE.safetensors@FOLDER" in text
+    for names, source in [
+        (["conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"], "xl-base-1.0"),
+        (["joint_blocks.37.x_block.mlp.fc1.weight"], "stable-diffusion-3.5-large"),
+        (["double_blocks.0.img_attn.norm.key_norm.scale"], "FLUX.1-schnell"),
+        (["distilled_guidance_layer.in_proj.bias"], "Chroma1-HD"),
+        (["txt_in.text_norm.weight"], "Qwen-Image-2.1"),
+        (["txtfusion.projector.weight"], "Krea-2-Raw"),
+    ]:
+        outline = {name: torch.empty(2, 2, device="meta") for name in names}
+        assert layout.published(outline, "x").endswith(source)
+
+
+def test_a_run_remembers_where_the_file_lies(tmp_path, monkeypatch):
+    _, spec = _written(tmp_path, "sd15")
+    monkeypatch.chdir(tmp_path)
+    assert base_model.placed("model.safetensors@parts") == spec
+    assert base_model.placed("model.safetensors@team/base") == f"{tmp_path}/model.safetensors@team/base"
+    assert base_model.pinned(spec) == spec
+
+
+def test_only_what_the_file_lacks_is_fetched_from_the_hub(tmp_path):
+    pipe, state = _sd15()
+    pipe.save_pretrained(tmp_path / "parts")
+    file = tmp_path / "no-text.safetensors"
+    save_file({n: v.contiguous() for n, v in state.items() if "cond_stage" not in n}, file)
+    hub = hubs.Hub()
+    files = [path for path in (tmp_path / "parts").rglob("*") if path.is_file()]
+    hub.commit("v1", {path.relative_to(tmp_path / "parts").as_posix(): path.read_bytes() for path in files})
+    with hubs.running(hub) as address:
+        answer = Client(tmp_path / "home", address)(f"{file}@team/base@v1")
+    assert answer.code == 0, answer.error
+    assert [path for path in hub.fetched() if path.endswith(".safetensors")] == [
+        "text_encoder/model.safetensors"
+    ]
+    theirs = storage.read_safetensors(tmp_path / "parts/unet/diffusion_pytorch_model.safetensors")
+    mine = storage.read_safetensors(Path(answer.folder) / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)

@@ -1,0 +1,105 @@
+"""How the embedded weights are made: `python -m tests.pretraining.pretrain --out DIR`.
+
+The stages build on each other: `clip`, whose text tower conditions both bases; `autoencoder`; then `dit` and
+`unet`, which may run side by side. Each goes on where it stopped when the same command is given again, and
+finds what the earlier ones left in DIR. DIR/weights is laid out as the folders that are committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit.core.errors import ConfigError, LorakitError
+from tests.pretraining import autoencoder, clip, denoisers
+from tests.pretraining.loop import Job
+
+# Minutes of one core that the committed weights were given (the two denoisers shared theirs with other work).
+MINUTES = {"clip": 63.0, "autoencoder": 10.0, "dit": 84.0, "unet": 84.0}
+CLIP_SHARES = (0.32, 0.47, 0.21)  # of CLIP's minutes: the foundation, what it confuses, rough pictures
+KINDS = {"dit": "tiny-dit", "unet": "tiny-unet"}
+
+
+def milestones(minutes: float) -> list[float]:
+    """When to look at a model: after a twentieth, then every tenth of its time."""
+    return [minutes * share / 20 for share in (1, 2, *range(4, 20, 2))]
+
+
+def _needed(folder: Path, stage: str) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(
+            f"stage {stage} must come first",
+            where=str(folder),
+            remedy=f"run with --stage {stage} and the same --out",
+        )
+    return folder
+
+
+def run_stage(stage: str, out: Path, minutes: float, device: str, *, seed: int = 0) -> None:
+    """Train one stage for `minutes` in all and export it; `ConfigError` where an earlier one is missing."""
+    weights, vae_folder = out / "weights", out / "vae"
+    if stage == "clip":
+        _train_clip(out, minutes, device, seed)
+    elif stage == "autoencoder":
+        job = _job(stage, out, minutes, device, seed, warmup=50, average=0.995)
+        autoencoder.pretrain(job, vae_folder)
+    else:
+        kind = KINDS[stage]
+        tower = clip.load(_needed(weights / "clip", "clip"))
+        vae = autoencoder.load(_needed(vae_folder, "autoencoder"))
+        job = _job(stage, out, minutes, device, seed, decay=0.45, average=0.999)
+        denoisers.pretrain(job, kind, weights / kind, clip=tower, vae=vae)
+
+
+def _job(stage: str, out: Path, minutes: float, device: str, seed: int, **changes: Any) -> Job:
+    return Job(stage, out / "state", minutes, device, seed, milestones=milestones(minutes), **changes)
+
+
+def _train_clip(out: Path, minutes: float, device: str, seed: int) -> None:
+    """Three parts, each from the average of the one before: see `clip.FOUNDATION`, `FINE` and `ROUGH`."""
+    foundation, fine = out / "clip-foundation", out / "clip-fine"
+    first, second, third = (minutes * share for share in CLIP_SHARES)
+    clip.pretrain(_job("clip-foundation", out, first, device, seed, warmup=40), foundation)
+    gentle: dict[str, Any] = {"warmup": 10, "decay": 0.6}
+    job = _job("clip-fine", out, second, device, seed + 1, **gentle)
+    clip.pretrain(job, fine, groups=clip.FINE, start=foundation, lr=1.5e-3)
+    job = _job("clip-rough", out, third, device, seed + 2, **gentle)
+    clip.pretrain(job, out / "weights" / "clip", groups=clip.ROUGH, start=fine, lr=1.5e-3, rough=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.pretraining.pretrain", description=__doc__)
+    parser.add_argument("--stage", choices=[*MINUTES, "all"], default="all")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and finished weights")
+    parser.add_argument(
+        "--minutes", type=float, help="budget of this stage, or of all in their usual proportion"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="more than one only on an otherwise idle machine"
+    )
+    options = parser.parse_args(arguments)
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    stages = list(MINUTES) if options.stage == "all" else [options.stage]
+    scale = options.minutes / sum(MINUTES[stage] for stage in stages) if options.minutes else 1.0
+    try:
+        for stage in stages:
+            run_stage(stage, options.out, MINUTES[stage] * scale, options.device)
+    except LorakitError as error:
+        print(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

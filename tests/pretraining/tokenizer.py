@@ -1,0 +1,99 @@
+"""The base's tokenizer: CLIP's byte-pair encoding cut down to 1,000 merges and the world's own words."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit.core import storage
+from lorakit.quickstart import shape_world
+
+CONTEXT = 32  # tokens of a caption, start and end included
+GENERAL_MERGES = 1000
+START, END = "<|startoftext|>", "<|endoftext|>"
+GRAMMAR = ("a", "an", "on", "in", "at", "the", "background", "shape")
+
+Merge = tuple[str, str]
+
+
+def byte_symbols() -> list[str]:
+    """The 256 printable stand-ins for bytes, in the order of CLIP's vocabulary (byte-level BPE, GPT-2)."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    moved = [256 + k for k in range(256 - len(printable))]
+    return [chr(code) for code in printable + moved]
+
+
+def general_merges(count: int = GENERAL_MERGES) -> list[Merge]:
+    """The first merges of CLIP's vocabulary, read from the copy that open_clip installs."""
+    import open_clip
+
+    path = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : count + 1]
+    return [(left, right) for left, right in (line.split() for line in lines)]
+
+
+def world_words() -> list[str]:
+    """Every word of the grammar, and the fillers with the trigger."""
+    named = [word for words in shape_world.ATTRIBUTES.values() for word in words]
+    return list(dict.fromkeys([*GRAMMAR, *named, *shape_world.FILLERS]))
+
+
+def _pieces(word: str, ranks: dict[Merge, int]) -> list[str]:
+    """Byte-pair encoding of one ASCII word."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    while len(pieces) > 1:
+        pairs = list(itertools.pairwise(pieces))
+        best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
+        if best not in ranks:
+            break
+        at = pairs.index(best)
+        pieces[at : at + 2] = ["".join(best)]
+    return pieces
+
+
+def complete_merges(merges: Sequence[Merge], words: Sequence[str]) -> list[Merge]:
+    """The merges and those that make each of the words one token."""
+    ranks = {merge: rank for rank, merge in enumerate(merges)}
+    for word in words:
+        pieces = _pieces(word, ranks)
+        while len(pieces) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+            pieces = _pieces(word, ranks)
+    return list(ranks)
+
+
+def build_tokenizer() -> Any:
+    """A `transformers.CLIPTokenizer` with the same rules as Stable Diffusion's and about 1,600 tokens."""
+    from transformers import CLIPTokenizer
+
+    merges = complete_merges(general_merges(), world_words())
+    symbols = byte_symbols()
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
+    tokens = [
+        *dict.fromkeys(tokens),
+        START,
+        END,
+    ]  # the end token must have the highest id: open_clip looks for it
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`, as `from_pretrained` of transformers reads them."""
+    storage.write_text(folder / "tokenizer.json", tokenizer.backend_tokenizer.to_str(pretty=False))
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": tokenizer.model_max_length,
+        "bos_token": START,
+        "eos_token": END,
+        "unk_token": END,
+        "pad_token": END,
+    }
+    storage.write_json(folder / "tokenizer_config.json", config)

@@ -1,0 +1,160 @@
+"""Several processes: the loss curve of one, one commit for all, and all end when one does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lorakit.config.recipe import Recipe
+from lorakit.core import storage
+from lorakit.models import families
+from lorakit.training import checkpoint
+from lorakit.training.trainer import Trainer
+from tests import runs, tiny
+from tests.training import two_processes
+
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.accelerate_cli",
+    "launch",
+    "--cpu",
+    "--num_processes",
+    "2",
+]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+HALVES = {"steps": 12, "batch_size": 2, "accumulate": 1, "save_every": 4, "precision": "fp32"}
+
+
+def recipe(folder: Path, data: Path, **train: int) -> Path:
+    return runs.make_recipe(
+        folder / "r.yaml", tiny.tiny_folder("sd35"), data, folder / "run", train=HALVES | train
+    )
+
+
+def launch(file: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LAUNCH, "-m", "lorakit.training", str(file)], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    """The folder of an uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    done = launch(recipe(folder, data))
+    assert done.returncode == 0, done.stderr
+    assert "steps of 4" in done.stderr
+    return folder / "run"
+
+
+def test_two_processes_have_the_loss_curve_of_one(data, two, tmp_path):
+    one = runs.train(recipe(tmp_path, data, accumulate=2))
+    losses = [[row["loss"] for row in storage.read_jsonl(run / "metrics.jsonl")] for run in (one, two)]
+    assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def _join(rank: int, port: int) -> None:
+    """Make this process the `rank`-th of two, as a launcher would."""
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in place.items()})
+
+
+def _both(target: Callable[..., object], *given: object) -> list[int | None]:
+    """Run `target(rank, port, *given)` in two processes without a launcher; returns their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [runs._CONTEXT.Process(target=target, args=(rank, port, *given)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(200)
+    return [process.exitcode for process in both]
+
+
+def _reduced(rank: int, port: int, out: Path) -> None:
+    """One process of two, each with the gradient of an expert of its own and of none."""
+    from accelerate import Accelerator
+
+    _join(rank, port)
+    made = Trainer.__new__(Trainer)
+    made.accelerator = Accelerator(cpu=True)
+    made.made = SimpleNamespace(family=families.by_name("wan"))
+    made.recipe = Recipe(base="b", dataset="d", out="o", optimizer={"clip": 100.0})
+    made.parameters = [(name, torch.nn.Parameter(torch.zeros(2))) for name in ("high", "low", "neither")]
+    made.parameters[rank][1].grad = torch.tensor([2.0, 4.0]) * (rank + 1)
+    norm, loss = made._reduce(torch.tensor(float(rank)))
+    found = {name: None if p.grad is None else p.grad.tolist() for name, p in made.parameters}
+    storage.write_json(out / f"{rank}.json", {"loss": loss, "norm": norm, "gradients": found})
+
+
+def test_processes_may_train_different_experts(tmp_path):
+    """At a step, the noise levels of one process may be those of an expert that the other has no share in."""
+    _both(_reduced, tmp_path)
+    first, second = (storage.read_json(tmp_path / f"{rank}.json") for rank in range(2))
+    assert first == second
+    assert first["gradients"] == {"high": [1.0, 2.0], "low": [2.0, 4.0], "neither": None}
+    assert first["loss"] == 0.5
+    assert first["norm"] == pytest.approx(5.0)
+
+
+def _ended_soon(run: Path, ended: float) -> bool:
+    """Whether all had ended half a minute after the last step, whose commit is kept."""
+    return ended - (run / "metrics.jsonl").stat().st_mtime < 30 and checkpoint.steps(run) == [4]
+
+
+def _train(rank: int, port: int, fault: str | None, file: Path) -> None:
+    """One process of two, the second perhaps with a fault; what it says goes beside the recipe."""
+    _join(rank, port)
+    said = os.open(file.with_name(f"said-{rank}"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 2)
+    sys.exit(two_processes.main(fault, str(file)))
+
+
+def test_91_one_process_killed_ends_all_soon_and_the_run_goes_on_to_the_same_bytes(data, two, tmp_path):
+    file, run = recipe(tmp_path, data), tmp_path / "run"
+    command = [*TORCHRUN, "-m", "tests.training.two_processes", "kill", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert _ended_soon(run, time.time())
+    assert done.returncode != 0
+    assert "SIGKILL" in done.stderr
+    # the other says why it stops, unless the launcher was quicker to end it
+    assert "another process of this run has ended" in done.stderr or "closing signal" in done.stderr
+    assert _both(_train, None, file) == [0, 0]
+    assert "going on from step 4" in file.with_name("said-0").read_text()
+    assert (run / "adapter.safetensors").read_bytes() == (two / "adapter.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"), [("refuse", "a fault of the second"), ("crash", "ZeroDivisionError: a bug")]
+)
+def test_91_without_a_launcher_to_end_it_the_other_ends_by_itself(data, tmp_path, fault, cause):
+    file = recipe(tmp_path, data)
+    codes = _both(_train, fault, file)
+    assert _ended_soon(tmp_path / "run", time.time())
+    assert all(code is not None and code > 0 for code in codes), codes
+    first, second = (file.with_name(f"said-{rank}").read_text() for rank in range(2))
+    assert "another process of this run has ended" in first
+    assert cause in second
