@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from data_tools.assign_buckets import BucketOptions
 from lorakit.core.errors import ConfigError
 from lorakit.imaging import buckets, crops
-from lorakit.imaging.buckets import UPSCALED
+from lorakit.imaging.buckets import MAX_UNNOTICED_UPSCALE
 from lorakit.manifest import Record
 
 
 @dataclass(frozen=True)
-class Price:
+class BucketCost:
     """Shares (0..1) are of the images as an epoch shows them, repeats counted.
 
     `crop` and `worst` are the mean and largest share of an image that is cut off, `incomplete` the share of
@@ -31,32 +31,32 @@ class Price:
     enlarged: float
 
 
-def price(records: Sequence[Record], mode: str, resolution: int, batch: int) -> Price:
+def bucket_cost(records: Sequence[Record], mode: str, resolution: int, batch: int) -> BucketCost:
     """The price of the buckets that the records have; images without one do not count."""
     placed = [record for record in records if record.keep and record.bucket]
-    counts: Counter[buckets.Size] = Counter()
+    counts: Counter[buckets.ImageSize] = Counter()
     for record in placed:
         counts[record.bucket] += record.repeats  # type: ignore[index]
     total = max(1, counts.total())
-    lost = [(crops.crop_share(record), record.repeats) for record in placed]
-    return Price(
+    lost = [(crops.cropped_fraction(record), record.repeats) for record in placed]
+    return BucketCost(
         mode,
         len(counts),
         sum(share * times for share, times in lost) / total,
         max((share for share, _ in lost), default=0.0),
         sum(number % batch for number in counts.values()) / total,
         sum(w * h * number for (w, h), number in counts.items()) / total / resolution**2,
-        sum(r.repeats for r in placed if crops.enlargement(r) > UPSCALED) / total,
+        sum(r.repeats for r in placed if crops.upscale_factor(r) > MAX_UNNOTICED_UPSCALE) / total,
     )
 
 
-def compare(records: Sequence[Record], options: BucketOptions) -> list[Price]:
+def compare_bucket_modes(records: Sequence[Record], options: BucketOptions) -> list[BucketCost]:
     """Every mode's price for these images; a mode that the step rules out is left out."""
     kept = [record for record in records if record.keep]
     found = []
     for mode in buckets.MODES:
         try:
-            placed = crops.place(
+            placed = crops.assign_buckets_and_crops(
                 kept,
                 options.resolution,
                 options.step,
@@ -67,11 +67,11 @@ def compare(records: Sequence[Record], options: BucketOptions) -> list[Price]:
             )
         except ConfigError:
             continue
-        found.append(price(placed, mode, options.resolution, options.batch))
+        found.append(bucket_cost(placed, mode, options.resolution, options.batch))
     return found
 
 
-HEADERS = (
+COST_HEADERS = (
     "mode",
     "shapes",
     "mean crop, %",
@@ -82,7 +82,7 @@ HEADERS = (
 )
 
 
-def row(found: Price) -> list[str]:
+def cost_cells(found: BucketCost) -> list[str]:
     """The cells of one line under `HEADERS`."""
     shares = (found.crop, found.worst, found.incomplete, found.pixels, found.enlarged)
     decimals = (2, 1, 0, 0, 0)
@@ -90,10 +90,10 @@ def row(found: Price) -> list[str]:
     return [found.mode, str(found.shapes), *parts]
 
 
-def text(records: Sequence[Record], options: BucketOptions) -> str:
+def format_cost_table(records: Sequence[Record], options: BucketOptions) -> str:
     """A table for the terminal, the chosen mode marked."""
-    rows = [list(HEADERS), *(row(found) for found in compare(records, options))]
-    widths = [max(len(line[column]) for line in rows) for column in range(len(HEADERS))]
+    rows = [list(COST_HEADERS), *(cost_cells(found) for found in compare_bucket_modes(records, options))]
+    widths = [max(len(line[column]) for line in rows) for column in range(len(COST_HEADERS))]
     lines = []
     for line in rows:
         mark = ">" if line[0] == options.mode else " "

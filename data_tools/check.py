@@ -9,13 +9,13 @@ from pathlib import PurePosixPath
 
 from data_tools import duplicates
 from data_tools.captions import collect, lint
-from data_tools.findings import Finding, Level, ordered
+from data_tools.findings import Finding, Level, sort_findings
 from data_tools.listing import Listing
-from data_tools.scan import REASONS, code_of
+from data_tools.scan import SCAN_REASONS, note_code
 from lorakit.manifest import Record
 
 # Notes of the manifest that deserve more than a mention, and what to say of all images that carry one.
-_NOTES: dict[str, tuple[Level, str]] = {
+_NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "alpha": ("note", "transparent parts show the background colour"),
     "blurry": ("warning", "probably out of focus or enlarged"),
     "border": ("warning", "uniform bars at two sides; the model will learn to draw them"),
@@ -49,7 +49,7 @@ _NOTES: dict[str, tuple[Level, str]] = {
 }
 
 
-def check(
+def check_dataset(
     listing: Listing,
     records: Sequence[Record],
     *,
@@ -62,51 +62,51 @@ def check(
     `held_out` are images of another folder that must not be trained on, their names starting with it.
     """
     found = [
-        *_refused(records),
-        *_uncaptioned(records),
-        *_noted(records),
+        *_rejected_images(records),
+        *_missing_captions(records),
+        *_manifest_notes(records),
         *_duplicates(records, held_out),
-        *_names(listing, records),
-        *_leftovers(listing),
-        *lint.lint(records, trigger, counted=counted),
+        *_name_collisions(listing, records),
+        *_unused_files(listing),
+        *lint.lint_captions(records, trigger, counted=counted),
     ]
-    return ordered(found)
+    return sort_findings(found)
 
 
-def _refused(records: Sequence[Record]) -> Iterator[Finding]:
+def _rejected_images(records: Sequence[Record]) -> Iterator[Finding]:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if not record.keep:
             groups[record.reason or ""].append(record)
     for reason, group in groups.items():
-        own = code_of(reason) not in REASONS
+        own = note_code(reason) not in SCAN_REASONS
         level: Level = "note" if own else "error"
-        code = "set_aside" if own else code_of(reason)
+        code = "set_aside" if own else note_code(reason)
         text = reason if own else reason.partition(":")[2].strip()
         yield Finding(level, code, text, tuple(record.file for record in group))
 
 
-def _uncaptioned(records: Sequence[Record]) -> Iterator[Finding]:
-    files = tuple(collect.missing(records))
+def _missing_captions(records: Sequence[Record]) -> Iterator[Finding]:
+    files = tuple(collect.files_without_caption(records))
     if files:
         yield Finding("error", "no_caption", f"{len(files)} images have no caption", files)
 
 
-def _noted(records: Sequence[Record]) -> Iterator[Finding]:
+def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
     groups: dict[str, list[str]] = defaultdict(list)
     for record in records:
         if record.keep:
-            for code in dict.fromkeys(map(code_of, record.notes)):
+            for code in dict.fromkeys(map(note_code, record.notes)):
                 groups[code].append(record.file)
     for code, files in groups.items():
-        level, message = _NOTES.get(code, ("note", "noted in the manifest"))
+        level, message = _NOTE_MESSAGES.get(code, ("note", "noted in the manifest"))
         yield Finding(level, code, message, tuple(files))
 
 
 def _duplicates(records: Sequence[Record], held_out: Sequence[Record]) -> Iterator[Finding]:
     own = {record.file for record in records}
     every = [*records, *held_out]
-    exact, near = duplicates.exact(every), duplicates.near(every)
+    exact, near = duplicates.find_exact_duplicates(every), duplicates.find_near_duplicates(every)
     for cluster in exact:
         if own & set(cluster.files):
             yield Finding("warning", "duplicate", "the same picture, pixel for pixel", cluster.files)
@@ -114,7 +114,7 @@ def _duplicates(records: Sequence[Record], held_out: Sequence[Record]) -> Iterat
         if own & set(cluster.files):
             message = "nearly the same picture" + (", some of it mirrored" if cluster.mirrored else "")
             yield Finding("warning", "near_duplicate", message, cluster.files)
-    for cluster, splits in duplicates.leaks([*exact, *near]):
+    for cluster, splits in duplicates.find_split_leaks([*exact, *near]):
         message = f"in {' and '.join(splits)}: what is measured on one was learnt in the other"
         yield Finding("warning", "leak", message, cluster.files)
     for cluster in (*exact, *near):
@@ -123,14 +123,14 @@ def _duplicates(records: Sequence[Record], held_out: Sequence[Record]) -> Iterat
             yield Finding("warning", "leak", message, cluster.files)
 
 
-def _names(listing: Listing, records: Sequence[Record]) -> Iterator[Finding]:
+def _name_collisions(listing: Listing, records: Sequence[Record]) -> Iterator[Finding]:
     """Names that are distinct here and would not be on another disk."""
     folded: dict[str, list[str]] = defaultdict(list)
     stems: dict[PurePosixPath, list[str]] = defaultdict(list)
     for file in listing.images:
         folded[unicodedata.normalize("NFC", file).casefold()].append(file)
         stems[PurePosixPath(file).with_suffix("")].append(file)
-    refused = {record.file for record in records if code_of(record.reason) == "name_collision"}
+    refused = {record.file for record in records if note_code(record.reason) == "name_collision"}
     for files in folded.values():
         if len(files) > 1:
             message = "names that differ only in case or accents; other disks cannot hold both"
@@ -140,7 +140,7 @@ def _names(listing: Listing, records: Sequence[Record]) -> Iterator[Finding]:
             yield Finding("note", "same_stem", "would share one caption file", tuple(files))
 
 
-def _leftovers(listing: Listing) -> Iterator[Finding]:
+def _unused_files(listing: Listing) -> Iterator[Finding]:
     """Files of the folder that nothing uses."""
     if listing.unusable_names:
         message = "names that are not UTF-8, or lead out of the folder on some system; rename them"
@@ -150,7 +150,7 @@ def _leftovers(listing: Listing) -> Iterator[Finding]:
         yield Finding("error", "unreadable_folder", message, listing.unreadable_folders)
     owners = {str(PurePosixPath(file).with_suffix("")) for file in listing.images} | listing.image_set
     owners |= {listing.normalise(owner) for owner in owners}
-    orphans = [name for name in sorted(listing.sidecars) if not _owned(name, owners, listing)]
+    orphans = [name for name in sorted(listing.sidecars) if not _has_image(name, owners, listing)]
     if orphans:
         yield Finding("warning", "orphan_caption", "a caption file without an image", tuple(orphans))
     if listing.hidden_images:
@@ -162,6 +162,6 @@ def _leftovers(listing: Listing) -> Iterator[Finding]:
         yield Finding("note", "other_files", "not images, not used", listing.others)
 
 
-def _owned(name: str, owners: set[str], listing: Listing) -> bool:
+def _has_image(name: str, owners: set[str], listing: Listing) -> bool:
     stem = str(PurePosixPath(name).with_suffix(""))
     return stem in owners or listing.normalise(stem) in owners

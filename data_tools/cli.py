@@ -12,12 +12,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from data_tools import cli_options
-from data_tools.cli_options import positive as _positive
+from data_tools.cli_options import positive_int as _positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from data_tools.formats.import_export import Transfer
+    from data_tools.formats.import_export import TransferResult
     from data_tools.prepare import PrepareOptions, PrepareResult
 
     Handler = Callable[[argparse.Namespace], int]
@@ -26,31 +26,35 @@ if TYPE_CHECKING:
 EXIT_DATA = 3
 
 
-def register(subparsers: Subparsers) -> None:
+def register_data_commands(subparsers: Subparsers) -> None:
     """Add `data` with its commands to the program's own."""
     text = "prepare and check a folder of images"
     data = subparsers.add_parser("data", help=text, description=text)
     commands = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    prepare = _add(commands, "prepare", _prepare, "all of it: scan, caption, bucket, check, report")
+    prepare = _add_command(commands, "prepare", _prepare, "all of it: scan, caption, bucket, check, report")
     for group in (
-        _decoding,
-        _captions,
-        cli_options.add_edits,
-        cli_options.add_captioner,
-        cli_options.add_shapes,
+        _add_decoding_options,
+        _add_caption_options,
+        cli_options.add_caption_edit_options,
+        cli_options.add_captioner_options,
+        cli_options.add_bucket_options,
     ):
         group(prepare)
     prepare.add_argument("--no-report", action="store_true", help="write no report.html and report.json")
-    scan = _add(commands, "scan", _scan, "measure the images and write the manifest")
-    _decoding(scan)
+    scan = _add_command(commands, "scan", _scan, "measure the images and write the manifest")
+    _add_decoding_options(scan)
     scan.add_argument("--shard", metavar="I/N", help="only this part, for `merge`: 1/8 to 8/8")
     ray = "by Ray Data: here, or on the cluster at ADDRESS"
     scan.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help=ray)
-    _decoding(_add(commands, "merge", _merge, "write the manifest from the shards of a scan"))
-    check = _add(commands, "check", _check, "find what is wrong; writes nothing, answers with an exit code")
-    _decoding(check)
-    _captions(check)
-    cli_options.add_edits(check)
+    _add_decoding_options(
+        _add_command(commands, "merge", _merge, "write the manifest from the shards of a scan")
+    )
+    check = _add_command(
+        commands, "check", _check, "find what is wrong; writes nothing, answers with an exit code"
+    )
+    _add_decoding_options(check)
+    _add_caption_options(check)
+    cli_options.add_caption_edit_options(check)
     check.add_argument(
         "--fail-on",
         choices=["error", "warning", "never"],
@@ -58,29 +62,31 @@ def register(subparsers: Subparsers) -> None:
         help="exit with 3 for findings of this level or worse (default: error)",
     )
     check.add_argument("--against", metavar="DIR", help="held-out images: name those that are here too")
-    caption = _add(commands, "caption", _caption, "pair images with captions in the manifest")
-    _decoding(caption)
-    _captions(caption)
-    cli_options.add_edits(caption)
-    cli_options.add_captioner(caption)
-    shapes = _add(commands, "bucket", _bucket, "choose the training shapes again")
-    cli_options.add_shapes(shapes)
-    cli_options.add_bucket(shapes)
-    cli_options.add_mask(_add(commands, "mask", _mask, "mask what a word names, with a model"))
+    caption = _add_command(commands, "caption", _caption, "pair images with captions in the manifest")
+    _add_decoding_options(caption)
+    _add_caption_options(caption)
+    cli_options.add_caption_edit_options(caption)
+    cli_options.add_captioner_options(caption)
+    shapes = _add_command(commands, "bucket", _bucket, "choose the training shapes again")
+    cli_options.add_bucket_options(shapes)
+    cli_options.add_bucket_command_options(shapes)
+    cli_options.add_mask_options(
+        _add_command(commands, "mask", _mask, "mask what a word names, with a model")
+    )
     text = "make edges, depth or masks that a conditioned model learns by"
-    cli_options.add_control(_add(commands, "control", _control, text))
-    report = _add(commands, "report", _report, "write report.html and report.json again")
+    cli_options.add_control_options(_add_command(commands, "control", _control, text))
+    report = _add_command(commands, "report", _report, "write report.html and report.json again")
     report.add_argument("--trigger", help="the word to mark in captions")
     report.add_argument("--base", metavar="BASE", help="count tokens as this model does")
     text = "fill a folder from zips, tars, parquet files, saved datasets or other folders"
-    sources = _add(commands, "import", _import, text).add_argument
+    sources = _add_command(commands, "import", _import, text).add_argument
     sources("sources", nargs="+", metavar="SOURCE", help="what to read; only read, never changed")
     text = "make larger JPEG and PNG pictures smaller, to a shorter side of this; others stay as they are"
     sources("--short-side", type=_positive, metavar="PX", help=text)
-    _export_arguments(_add(commands, "export", _export, "write the kept images for other tools"))
+    _add_export_options(_add_command(commands, "export", _export, "write the kept images for other tools"))
 
 
-def _add(commands: Subparsers, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+def _add_command(commands: Subparsers, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
     example = f"example: lorakit data {name} photos"
     extras = dict.fromkeys(("prepare", "caption"), " --class-noun dog --trigger sks")
     extras |= {
@@ -97,7 +103,7 @@ def _add(commands: Subparsers, name: str, handler: Handler, text: str) -> argpar
     return parser
 
 
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
     kinds = ["imagefolder", "kohya", "webdataset", "parquet", "zip"]
     parser.add_argument("--to", required=True, choices=kinds, help="the format")
     parser.add_argument("--out", required=True, metavar="PATH", help="a new folder, or the zip file")
@@ -108,7 +114,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard-mb", type=_positive, default=256, metavar="MB", help=text)
 
 
-def _decoding(parser: argparse.ArgumentParser) -> None:
+def _add_decoding_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     group.add_argument("--background", default="white", metavar="COLOUR", help="shown through transparency")
     group.add_argument("--first-frame", action="store_true", help="use the first frame of animations")
@@ -121,7 +127,7 @@ def _decoding(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--alpha-mask", action="store_true", help="take transparency as a mask")
 
 
-def _captions(parser: argparse.ArgumentParser) -> None:
+def _add_caption_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("captions")
     group.add_argument("--class-noun", metavar="NOUN", help="what the images show, such as dog")
     group.add_argument("--trigger", metavar="WORD", help="the word to learn, such as sks")
@@ -136,38 +142,40 @@ def _captions(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from data_tools.prepare import prepare
+    from data_tools.prepare import prepare_dataset
 
-    code = _answer(args, prepare(args.folder, _options(args)))
+    code = _print_result(args, prepare_dataset(args.folder, _prepare_options(args)))
     if not args.no_report:
-        _tell_report(args)
+        _print_report_path(args)
     return code
 
 
 def _scan(args: argparse.Namespace) -> int:
-    from data_tools.prepare import scan_only, scan_shard
+    from data_tools.prepare import scan_dataset, scan_dataset_shard
 
     if args.shard:
-        return _answer(args, scan_shard(args.folder, _options(args), args.shard))
-    return _answer(args, scan_only(args.folder, _options(args), ray=args.ray))
+        return _print_result(args, scan_dataset_shard(args.folder, _prepare_options(args), args.shard))
+    return _print_result(args, scan_dataset(args.folder, _prepare_options(args), ray=args.ray))
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from data_tools.prepare import merge_shards
+    from data_tools.prepare import merge_scan_shards
 
-    return _answer(args, merge_shards(args.folder, _options(args)))
+    return _print_result(args, merge_scan_shards(args.folder, _prepare_options(args)))
 
 
 def _import(args: argparse.Namespace) -> int:
-    from data_tools.formats.import_export import import_into
+    from data_tools.formats.import_export import import_dataset
 
-    return _told(args, import_into(args.folder, args.sources, short_side=args.short_side, quiet=args.quiet))
+    return _print_transfer(
+        args, import_dataset(args.folder, args.sources, short_side=args.short_side, quiet=args.quiet)
+    )
 
 
 def _export(args: argparse.Namespace) -> int:
-    from data_tools.formats.import_export import export_to
+    from data_tools.formats.import_export import export_dataset
 
-    done = export_to(
+    done = export_dataset(
         args.folder,
         args.to,
         args.out,
@@ -176,10 +184,10 @@ def _export(args: argparse.Namespace) -> int:
         shard_bytes=args.shard_mb << 20,
         quiet=args.quiet,
     )
-    return _told(args, done)
+    return _print_transfer(args, done)
 
 
-def _told(args: argparse.Namespace, done: Transfer) -> int:
+def _print_transfer(args: argparse.Namespace, done: TransferResult) -> int:
     if args.json:
         print(json.dumps(done.to_json(), ensure_ascii=False, indent=2))
     elif not args.quiet:
@@ -188,75 +196,79 @@ def _told(args: argparse.Namespace, done: Transfer) -> int:
 
 
 def _caption(args: argparse.Namespace) -> int:
-    from data_tools.prepare import caption_only
+    from data_tools.prepare import caption_dataset
 
-    return _answer(args, caption_only(args.folder, _options(args)))
+    return _print_result(args, caption_dataset(args.folder, _prepare_options(args)))
 
 
 def _bucket(args: argparse.Namespace) -> int:
     from data_tools import crop_preview
-    from data_tools.prepare import bucket_only
+    from data_tools.prepare import bucket_dataset
 
-    options = cli_options.bucket_options(args)
+    options = cli_options.parse_bucket_options(args)
     if args.preview:
-        crop_preview.check(args.folder, args.preview)
-    result = bucket_only(args.folder, options, boxes=args.boxes, quiet=args.quiet)
+        crop_preview.check_preview_folder(args.folder, args.preview)
+    result = bucket_dataset(args.folder, options, boxes=args.boxes, quiet=args.quiet)
     if args.preview:
-        crop_preview.write(result.folder, result.records, args.preview, quiet=args.quiet)
+        crop_preview.write_previews(result.folder, result.records, args.preview, quiet=args.quiet)
     if not (args.quiet or args.json):
         from data_tools import bucket_costs
 
-        print(bucket_costs.text(result.records, options))
-    return _answer(args, result)
+        print(bucket_costs.format_cost_table(result.records, options))
+    return _print_result(args, result)
 
 
 def _mask(args: argparse.Namespace) -> int:
-    from data_tools.prepare import mask_only
+    from data_tools.prepare import mask_dataset
 
-    options = cli_options.segment_options(args)
-    return _answer(args, mask_only(args.folder, options, again=args.again, quiet=args.quiet))
+    options = cli_options.parse_segment_options(args)
+    return _print_result(args, mask_dataset(args.folder, options, again=args.again, quiet=args.quiet))
 
 
 def _control(args: argparse.Namespace) -> int:
-    from data_tools.prepare import control_only
+    from data_tools.prepare import generate_dataset_controls
 
-    options = cli_options.control_options(args)
-    return _answer(args, control_only(args.folder, options, again=args.again, quiet=args.quiet))
+    options = cli_options.parse_control_options(args)
+    return _print_result(
+        args, generate_dataset_controls(args.folder, options, again=args.again, quiet=args.quiet)
+    )
 
 
 def _check(args: argparse.Namespace) -> int:
     from data_tools import findings
-    from data_tools.prepare import check_only
+    from data_tools.prepare import check_dataset_folder
 
-    result = check_only(args.folder, _options(args), against=args.against)
+    result = check_dataset_folder(args.folder, _prepare_options(args), against=args.against)
     if args.json:
         value = {"counts": result.counts(), "findings": [finding.to_json() for finding in result.findings]}
         print(json.dumps(value, ensure_ascii=False, indent=2))
     elif not args.quiet:
         for finding in result.findings:
             print(finding)
-        levels = findings.count(result.findings).items()
-        counts = ", ".join(findings.plural(number, level) for level, number in levels)
-        print(f"{args.folder}: {findings.plural(len(result.records), 'image')}; {counts}")
-    return EXIT_DATA if findings.reaches(result.findings, args.fail_on) else 0
+        levels = findings.count_by_level(result.findings).items()
+        counts = ", ".join(findings.pluralize(number, level) for level, number in levels)
+        print(f"{args.folder}: {findings.pluralize(len(result.records), 'image')}; {counts}")
+    return EXIT_DATA if findings.any_at_level(result.findings, args.fail_on) else 0
 
 
 def _report(args: argparse.Namespace) -> int:
-    from data_tools.prepare import report_only
+    from data_tools.prepare import rebuild_dataset_report
 
-    _answer(args, report_only(args.folder, trigger=args.trigger, base=args.base, quiet=args.quiet))
-    _tell_report(args)
+    _print_result(
+        args, rebuild_dataset_report(args.folder, trigger=args.trigger, base=args.base, quiet=args.quiet)
+    )
+    _print_report_path(args)
     return 0
 
 
-def _tell_report(args: argparse.Namespace) -> None:
+def _print_report_path(args: argparse.Namespace) -> None:
     from data_tools import report
 
     if not (args.quiet or args.json):
-        print(f"  report     {os.path.join(args.folder, report.HTML)}")
+        print(f"  report     {os.path.join(args.folder, report.HTML_FILE)}")
 
 
-def _answer(args: argparse.Namespace, result: PrepareResult) -> int:
+def _print_result(args: argparse.Namespace, result: PrepareResult) -> int:
     """Print what came of it; EXIT_DATA when a model left images without a caption."""
     if args.json:
         print(json.dumps({"folder": str(result.folder), **result.counts()}, ensure_ascii=False, indent=2))
@@ -268,7 +280,7 @@ def _answer(args: argparse.Namespace, result: PrepareResult) -> int:
     return EXIT_DATA if asked and silent and not getattr(args, "allow_missing", True) else 0
 
 
-def _options(args: argparse.Namespace) -> PrepareOptions:
+def _prepare_options(args: argparse.Namespace) -> PrepareOptions:
     """The options given, by the names that the command has."""
     from data_tools.prepare import PrepareOptions
     from lorakit.imaging import decode
@@ -295,10 +307,10 @@ def _options(args: argparse.Namespace) -> PrepareOptions:
             "allow_missing_captions": args.allow_missing,
             "caption_encoding": args.caption_encoding,
             "caption_suffix": args.caption_suffix,
-            **cli_options.edit_values(args),
+            **cli_options.parse_edit_fields(args),
         }
     if hasattr(args, "server"):
-        given |= cli_options.captioner_values(args)
+        given |= cli_options.parse_captioner_fields(args)
     if hasattr(args, "resolution"):
-        given |= cli_options.shape_values(args)
+        given |= cli_options.parse_bucket_fields(args)
     return PrepareOptions(**given)

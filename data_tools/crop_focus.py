@@ -20,28 +20,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lorakit.core.errors import ConfigError
-from lorakit.core.progress import track
+from lorakit.core.progress import track_progress
 from lorakit.imaging import crops, decode
-from lorakit.imaging.buckets import Box, Point
+from lorakit.imaging.buckets import CropBox, Point
 from lorakit.manifest import Record
 
-KINDS = (crops.CENTRE, "saliency", "face")
+CROP_CENTERS = (crops.CENTRE, "saliency", "face")
 NO_FACE = "no_face"  # faces were looked for, there was none: saliency
-_SIDE = 64  # long side of the copy whose spectrum is taken; Hou and Zhang's scale
-_MIDDLE = 0.3  # how far from the middle subjects are, as a share of the side
+_SALIENCY_SIDE = 64  # long side of the copy whose spectrum is taken; Hou and Zhang's scale
+_CENTER_PRIOR_SIGMA = 0.3  # how far from the middle subjects are, as a share of the side
 _FACE_SIDE = 640  # long side of the copy in which faces are looked for
-Detector = Callable[[Image.Image], list[Box]]
+Detector = Callable[[Image.Image], list[CropBox]]
 
 
-def check(kind: str) -> None:
+def check_crop_center(kind: str) -> None:
     """Raise `ConfigError` for a kind that is unknown or cannot work here."""
-    if kind not in KINDS:
-        raise ConfigError(f"unknown crop {kind!r}", where="crop", remedy=f"use one of {', '.join(KINDS)}")
+    if kind not in CROP_CENTERS:
+        raise ConfigError(
+            f"unknown crop {kind!r}", where="crop", remedy=f"use one of {', '.join(CROP_CENTERS)}"
+        )
     if kind == "face":
-        _cascades()
+        _face_detector()
 
 
-def find(
+def find_crop_centers(
     root: Path,
     records: Sequence[Record],
     kind: str,
@@ -53,27 +55,27 @@ def find(
 
     What an earlier run found for an unchanged picture is used again.
     """
-    check("saliency" if detector else kind)
-    todo = [record for record in records if not crops.by_hand(record)]
+    check_crop_center("saliency" if detector else kind)
+    todo = [record for record in records if not crops.has_user_crop(record)]
     if kind == crops.CENTRE:
-        found = {record.file: _aimed(record, None, None) for record in todo}
+        found = {record.file: _with_crop_center(record, None, None) for record in todo}
     else:
-        faces = (detector or _cascades()) if kind == "face" else None
+        faces = (detector or _face_detector()) if kind == "face" else None
         known = (kind, NO_FACE) if faces else (kind,)
         new = [record for record in todo if record.focus is None or record.crop_by not in known]
         found = {}
-        for record in track(new, "looking where to crop", len(new), quiet=quiet):
-            by, point = _look(decode.preview(root, record, _FACE_SIDE), record, faces)
-            found[record.file] = _aimed(record, by, point)
+        for record in track_progress(new, "looking where to crop", len(new), quiet=quiet):
+            by, point = _locate_subject(decode.record_thumbnail(root, record, _FACE_SIDE), record, faces)
+            found[record.file] = _with_crop_center(record, by, point)
     return [found.get(record.file, record) for record in records]
 
 
-def _aimed(record: Record, by: str | None, point: Point | None) -> Record:
+def _with_crop_center(record: Record, by: str | None, point: Point | None) -> Record:
     """The record to be cropped anew: an old crop around another point would look hand-set."""
     return replace(record, focus=point, crop_by=by, crop=None)
 
 
-def _look(picture: Image.Image, record: Record, faces: Detector | None) -> tuple[str, Point]:
+def _locate_subject(picture: Image.Image, record: Record, faces: Detector | None) -> tuple[str, Point]:
     """Who found it, and the point in pixels of the whole image."""
     boxes = faces(picture) if faces else []
     if boxes:
@@ -94,7 +96,9 @@ def salient_point(picture: Image.Image) -> tuple[float, float]:
     height, width = found.shape
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     # Photographers put the subject near the middle; without that, a busy background wins.
-    found = found * np.exp(-((x[None, :] - 0.5) ** 2 + (y[:, None] - 0.5) ** 2) / (2 * _MIDDLE**2))
+    found = found * np.exp(
+        -((x[None, :] - 0.5) ** 2 + (y[:, None] - 0.5) ** 2) / (2 * _CENTER_PRIOR_SIGMA**2)
+    )
     weight = np.maximum(found - found.mean(), 0) ** 3  # cubed, because the weak background is large
     total = float(weight.sum())
     if total <= 0:
@@ -105,31 +109,33 @@ def salient_point(picture: Image.Image) -> tuple[float, float]:
 def saliency(picture: Image.Image) -> NDArray[np.float64]:
     """The spectral residual's map of lightness and two opponent colours, `_SIDE` along the long side."""
     small = picture.convert("RGB")
-    small.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
+    small.thumbnail((_SALIENCY_SIDE, _SALIENCY_SIDE), Image.Resampling.BOX)
     red, green, blue = np.moveaxis(np.asarray(small, np.float64), 2, 0)
     total = np.zeros(red.shape)
     for channel in ((red + green + blue) / 3, red - green, blue - (red + green) / 2):
         if channel.std() >= 1.0:
-            found = _residual(channel)
+            found = _spectral_residual(channel)
             total += found / found.max()
     return total
 
 
-def _residual(channel: NDArray[np.float64]) -> NDArray[np.float64]:
+def _spectral_residual(channel: NDArray[np.float64]) -> NDArray[np.float64]:
     spectrum = np.fft.fft2(channel - channel.mean())
     amplitude = np.log(np.abs(spectrum) + 1e-9)
-    rest = amplitude - _smooth(amplitude, np.ones(3) / 3, wrap=True)
+    rest = amplitude - _convolve_separable(amplitude, np.ones(3) / 3, wrap=True)
     back = np.abs(np.fft.ifft2(np.exp(rest + 1j * np.angle(spectrum)))) ** 2
-    return _smooth(back, _gauss(2.5), wrap=False)
+    return _convolve_separable(back, _gaussian_kernel(2.5), wrap=False)
 
 
-def _gauss(sigma: float) -> NDArray[np.float64]:
+def _gaussian_kernel(sigma: float) -> NDArray[np.float64]:
     reach = np.arange(-int(3 * sigma), int(3 * sigma) + 1)
     kernel = np.exp(-(reach**2) / (2 * sigma**2))
     return kernel / kernel.sum()
 
 
-def _smooth(values: NDArray[np.float64], kernel: NDArray[np.float64], *, wrap: bool) -> NDArray[np.float64]:
+def _convolve_separable(
+    values: NDArray[np.float64], kernel: NDArray[np.float64], *, wrap: bool
+) -> NDArray[np.float64]:
     """Convolve rows and columns; a spectrum goes on at its other side, a picture with its edge."""
     reach = len(kernel) // 2
     padded = np.pad(values, reach, mode="wrap" if wrap else "edge")
@@ -139,7 +145,7 @@ def _smooth(values: NDArray[np.float64], kernel: NDArray[np.float64], *, wrap: b
 
 
 @functools.cache
-def _cascades() -> Detector:
+def _face_detector() -> Detector:
     """OpenCV's frontal and profile cascades; OpenCV 5 has none any more."""
     try:
         import cv2
@@ -152,7 +158,7 @@ def _cascades() -> Detector:
     names = ("haarcascade_frontalface_default.xml", "haarcascade_profileface.xml")
     cascades: list[Any] = [cv2.CascadeClassifier(str(folder / name)) for name in names]
 
-    def detect(picture: Image.Image) -> list[Box]:
+    def detect(picture: Image.Image) -> list[CropBox]:
         grey = np.asarray(picture.convert("L"))
         least = max(24, min(grey.shape) // 16)
         for cascade in cascades:

@@ -24,7 +24,7 @@ _IMAGES = (
 )
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
-OWN_FILES = frozenset({manifest.MANIFEST, "report.html", "report.json"})
+OWN_FILES = frozenset({manifest.MANIFEST_FILE, "report.html", "report.json"})
 _NEVER_IMAGES = frozenset({".txt", ".csv", ".json", ".jsonl", ".html", ".md", ".py", ".yaml", ".yml"})
 _KOHYA_JSON = re.compile(r"meta_\w+\.json")
 _SKIPPED_FOLDERS = frozenset({"__MACOSX"})
@@ -63,7 +63,7 @@ class Listing:
 
 
 @dataclass
-class _Found:
+class _FileGroups:
     films: bool = False
     images: list[str] = field(default_factory=list)
     sidecars: list[str] = field(default_factory=list)
@@ -76,7 +76,7 @@ class _Found:
     kohya: list[str] = field(default_factory=list)
 
 
-def find(folder: str | os.PathLike[str], *, films: bool = False) -> Listing:
+def list_dataset(folder: str | os.PathLike[str], *, films: bool = False) -> Listing:
     """List a dataset folder; a missing folder or one without images is an error.
 
     With `films`, or where the manifest has clips already, clips are listed among the images.
@@ -87,11 +87,11 @@ def find(folder: str | os.PathLike[str], *, films: bool = False) -> Listing:
         raise ConfigError(
             f"the dataset folder {what}", where=str(root), remedy="give the folder of your images"
         )
-    found = _Found(films=films or _has_clips(root))
+    found = _FileGroups(films=films or _has_clips(root))
     for name, entry in _walk(root, found):
-        _sort_in(name, entry, found)
-    if found.films and any(video.is_clip(name) for name in found.images):
-        video.library()  # says now what is missing, not file by file
+        _classify(name, entry, found)
+    if found.films and any(video.is_video(name) for name in found.images):
+        video.import_av()  # says now what is missing, not file by file
     if not found.images:
         rest = sorted(found.others) + sorted(found.unusable)
         some = f"; it holds {', '.join(rest[:3])}" if rest else ""
@@ -113,11 +113,11 @@ def find(folder: str | os.PathLike[str], *, films: bool = False) -> Listing:
 
 def _has_clips(root: Path) -> bool:
     """Whether an earlier manifest lists clips; in captions, the same words would have other quotes."""
-    file = root / manifest.MANIFEST
+    file = root / manifest.MANIFEST_FILE
     return file.is_file() and b', "clip": {' in file.read_bytes()
 
 
-def _walk(root: Path, found: _Found) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk(root: Path, found: _FileGroups) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """All entries below `root` that are not folders, with their relative names; linked folders are noted."""
     pending = [""]
     while pending:
@@ -132,7 +132,7 @@ def _walk(root: Path, found: _Found) -> Iterator[tuple[str, os.DirEntry[str]]]:
             raise DataError(message, where=str(root), remedy="make it readable") from error
         for entry in entries:
             name = f"{base}{entry.name}"
-            if not _usable(name):
+            if not _is_portable_name(name):
                 found.unusable.append(ascii(name)[1:-1])
             elif entry.is_dir(follow_symlinks=False):
                 if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
@@ -150,7 +150,7 @@ def _links_to_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _sort_in(name: str, entry: os.DirEntry[str], found: _Found) -> None:
+def _classify(name: str, entry: os.DirEntry[str], found: _FileGroups) -> None:
     suffix = os.path.splitext(entry.name)[1].lower()
     if entry.name.startswith("."):
         if suffix in IMAGE_SUFFIXES:
@@ -162,7 +162,7 @@ def _sort_in(name: str, entry: os.DirEntry[str], found: _Found) -> None:
     elif suffix in CAPTION_SUFFIXES:
         found.sidecars.append(name)
     elif (
-        (found.films and suffix in video.SUFFIXES)
+        (found.films and suffix in video.VIDEO_SUFFIXES)
         or suffix in IMAGE_SUFFIXES
         or (suffix not in _NEVER_IMAGES and _starts_like_an_image(entry))
     ):
@@ -177,16 +177,16 @@ def _starts_like_an_image(entry: os.DirEntry[str]) -> bool:
         if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
             return False
         with open(entry.path, "rb") as file:
-            return signatures.looks_like_image(file.read(16))
+            return signatures.is_image_header(file.read(16))
     except OSError:
         return False
 
 
-def _usable(name: str) -> bool:
+def _is_portable_name(name: str) -> bool:
     """Whether a manifest can hold the name and every system takes it for the same file."""
     try:
         name.encode("utf-8")
-        manifest.check_path(name, "")
+        manifest.check_dataset_path(name, "")
     except (UnicodeEncodeError, DataError):
         return False
     return True

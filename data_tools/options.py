@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from data_tools.assign_buckets import BucketOptions
 from data_tools.captioners import CaptionerOptions
 from data_tools.captions.collect import CaptionOptions
-from data_tools.captions.generate import DescribeOptions
+from data_tools.captions.generate import CaptioningOptions
 from data_tools.scan import ScanOptions
 from lorakit.imaging import decode
 from lorakit.imaging.color import Color
@@ -38,7 +38,7 @@ class PrepareOptions:
     caption_suffix: str | None = None
     edits: tuple[str, ...] | None = None
     captioner: CaptionerOptions | None = None
-    describe: DescribeOptions = field(default_factory=DescribeOptions)
+    describe: CaptioningOptions = field(default_factory=CaptioningOptions)
     base: str | None = None
     alpha_mask: bool = False
     clips: bool = False
@@ -61,7 +61,7 @@ class PrepareOptions:
             self.captioner.check()
             self.describe.check()
         if self.base is not None:
-            base_model.resolve(self.base)
+            base_model.resolve_base(self.base)
 
     def scan(self) -> ScanOptions:
         """The part that concerns decoding."""

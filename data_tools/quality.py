@@ -12,44 +12,44 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Grey = NDArray[np.float32]
+GrayImage = NDArray[np.float32]
 
-SCALE = 448  # long side, in pixels, of the copy that is measured
-TILE = 64
-SHARP = 75.0
-FLAT = 1.0  # levels of grey: a deviation below shows nothing
-CLIPPED = 0.5  # share of pure black or white pixels worth a note
-BORDER = 0.02  # share of a side that a uniform bar must fill
+MEASURE_SIDE = 448  # long side, in pixels, of the copy that is measured
+TILE_SIDE = 64
+MIN_SHARPNESS = 75.0
+MIN_STD = 1.0  # levels of grey: a deviation below shows nothing
+CLIPPED_SHARE = 0.5  # share of pure black or white pixels worth a note
+MIN_BORDER_SHARE = 0.02  # share of a side that a uniform bar must fill
 _HASH_SIDE = 32
 
 
-def notes(image: Image.Image) -> list[str]:
+def quality_notes(image: Image.Image) -> list[str]:
     """`code: text` lines on what a person should look at; nothing here makes an image unusable.
 
     `image` may be reduced already, to a long side of at least SCALE.
     """
-    grey = _reduced(image)
+    grey = _downscaled_gray(image)
     found = []
-    if grey.std() < FLAT:
+    if grey.std() < MIN_STD:
         found.append("flat: one colour all over")
-    elif min(grey.shape) >= TILE and max(image.size) >= SCALE // 2:
+    elif min(grey.shape) >= TILE_SIDE and max(image.size) >= MEASURE_SIDE // 2:
         value = sharpness(grey)
-        if value < SHARP:
-            found.append(f"blurry: sharpness {value:.0f}, below {SHARP:.0f}")
+        if value < MIN_SHARPNESS:
+            found.append(f"blurry: sharpness {value:.0f}, below {MIN_SHARPNESS:.0f}")
     for name, share in (("black", float((grey <= 1).mean())), ("white", float((grey >= 254).mean()))):
-        if share >= CLIPPED:
+        if share >= CLIPPED_SHARE:
             found.append(f"clipped: {share:.0%} of the picture is pure {name}")
-    bars = letterbox(grey)
+    bars = letterbox_sides(grey)
     if bars:
         found.append(f"border: uniform bars at {bars}")
     return found
 
 
-def sharpness(grey: Grey) -> float:
+def sharpness(grey: GrayImage) -> float:
     """90th percentile over tiles of the Laplacian's variance: a sharp subject on a soft ground is sharp."""
     inner = grey[1:-1, 1:-1]
     laplacian = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * inner
-    rows, columns = (max(1, side // TILE) for side in laplacian.shape)
+    rows, columns = (max(1, side // TILE_SIDE) for side in laplacian.shape)
     tiles = [
         float(tile.var())
         for band in np.array_split(laplacian, rows)
@@ -58,11 +58,11 @@ def sharpness(grey: Grey) -> float:
     return float(np.percentile(tiles, 90))
 
 
-def letterbox(grey: Grey) -> str:
+def letterbox_sides(grey: GrayImage) -> str:
     """Which opposite sides carry uniform bars that end abruptly ("top and bottom"); "" for none."""
     for name, turned in (("top and bottom", grey), ("left and right", grey.T)):
-        first, last = _bar(turned), _bar(turned[::-1])
-        needed = BORDER * len(turned)
+        first, last = _bar_rows(turned), _bar_rows(turned[::-1])
+        needed = MIN_BORDER_SHARE * len(turned)
         same = abs(float(turned[0].mean()) - float(turned[-1].mean())) <= 4
         if first >= needed and last >= needed and same:
             return name
@@ -76,7 +76,7 @@ def phash(image: Image.Image) -> str | None:
     """
     small = image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     values = np.asarray(small, np.float64)
-    if values.std() < FLAT:
+    if values.std() < MIN_STD:
         return None  # every flat picture would be the duplicate of every other
     dct = _dct_matrix()
     low = (dct @ values @ dct.T)[:8, :8]
@@ -84,13 +84,13 @@ def phash(image: Image.Image) -> str | None:
     return "".join(np.packbits(part > np.median(part)).tobytes().hex() for part in (low, mirrored))
 
 
-def _reduced(image: Image.Image) -> Grey:
+def _downscaled_gray(image: Image.Image) -> GrayImage:
     grey = image.convert("L")
-    grey.thumbnail((SCALE, SCALE), Image.Resampling.BOX)
+    grey.thumbnail((MEASURE_SIDE, MEASURE_SIDE), Image.Resampling.BOX)
     return np.asarray(grey, np.float32)
 
 
-def _bar(rows: Grey) -> int:
+def _bar_rows(rows: GrayImage) -> int:
     """How many first rows are of one tone, when what follows differs along most of a row; else 0."""
     flat = (np.abs(rows - rows[0].mean()) <= 4).all(axis=1)
     if flat.all() or not flat[0]:

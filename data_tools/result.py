@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools import assign_buckets, findings, scan
-from data_tools.findings import Finding, shown
+from data_tools.findings import Finding, escape_for_terminal
 from lorakit.manifest import Record
 
 
@@ -28,9 +28,9 @@ class PrepareResult:
 
     def counts(self) -> dict[str, Any]:
         """Numbers for scripts: images, kept, quarantined by reason, captions by source, buckets, findings."""
-        refused = Counter(scan.code_of(r.reason) for r in self.records if not r.keep)
+        refused = Counter(scan.note_code(r.reason) for r in self.records if not r.keep)
         sources = Counter(caption.source for r in self.kept for caption in r.captions)
-        shapes = {f"{w}x{h}": n for (w, h), n in assign_buckets.count(self.records).items()}
+        shapes = {f"{w}x{h}": n for (w, h), n in assign_buckets.count_per_bucket(self.records).items()}
         given = Counter(one.kind for r in self.kept for one in r.given)
         return {
             "images": len(self.records),
@@ -40,22 +40,27 @@ class PrepareResult:
             "buckets": shapes,
             "masks": sum(record.mask is not None for record in self.kept),
             **({"given": dict(sorted(given.items()))} if given else {}),
-            "findings": findings.count(self.findings),
+            "findings": findings.count_by_level(self.findings),
         }
 
     def summary(self) -> str:
         """What a person wants to read after the command."""
         counts = self.counts()
         refused = [record for record in self.records if not record.keep]
-        images = findings.plural(counts["images"], "image")
+        images = findings.pluralize(counts["images"], "image")
         lines = [f"{self.folder}: {images}, {counts['kept']} kept, {len(refused)} set aside"]
-        lines += [f"  set aside  {shown(record.file)}: {record.reason}" for record in refused[:10]]
+        lines += [
+            f"  set aside  {escape_for_terminal(record.file)}: {record.reason}" for record in refused[:10]
+        ]
         lines += [f"  ... and {len(refused) - 10} more, see report.html"] if len(refused) > 10 else []
-        lines += [f"  gone       {shown(file)}: was in the earlier manifest" for file in self.gone[:10]]
+        lines += [
+            f"  gone       {escape_for_terminal(file)}: was in the earlier manifest"
+            for file in self.gone[:10]
+        ]
         lines.append(f"  captions   {_listed(counts['captions'])}")
         lines.append(f"  buckets    {_listed(counts['buckets'])}")
         lines += [f"  given      {_listed(counts['given'])}"] if "given" in counts else []
-        levels = [findings.plural(number, level) for level, number in counts["findings"].items() if number]
+        levels = [findings.pluralize(number, level) for level, number in counts["findings"].items() if number]
         lines.append(f"  findings   {', '.join(levels) or 'none'}")
         unseen = ("bad_name", "unreadable_folder")  # files that no record stands for
         told = [f for f in self.findings if f.level == "warning" or f.code in unseen]

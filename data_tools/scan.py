@@ -28,11 +28,11 @@ from lorakit.imaging.color import Color
 from lorakit.imaging.decode import ImageError
 from lorakit.manifest import Record
 
-JOURNAL = ".lorakit-scan.jsonl"
-POOL_FROM = 64  # below that many new images, starting processes takes longer than the work
-CRASHED = "crashed: decoding it ended the process, or memory ran out (convert it to PNG)"
-BIG_FILE = 64 << 20  # bytes
-BIG_PICTURE = 24_000_000  # pixels; beyond these, one worker at a time holds such a file
+SCAN_JOURNAL = ".lorakit-scan.jsonl"
+MIN_FILES_FOR_POOL = 64  # below that many new images, starting processes takes longer than the work
+CRASHED_REASON = "crashed: decoding it ended the process, or memory ran out (convert it to PNG)"
+BIG_FILE_BYTES = 64 << 20  # bytes
+BIG_IMAGE_PIXELS = 24_000_000  # pixels; beyond these, one worker at a time holds such a file
 _CODES = (
     "animated below_tiers changed corrupt crashed dangling_symlink empty json lfs_pointer markup missing"
     " multipage name_collision no_decoder not_a_file raw symlink_outside svg too_large too_many_pixels"
@@ -42,7 +42,7 @@ _NOTE_CODES = (
     "alpha blurry border broken_exif broken_icc clipped cmyk depth first_frame flat icc rotated suffix"
 )
 # Reasons that the scan gives and may take back; any other reason is the user's decision and stays.
-REASONS = frozenset(_CODES.split())
+SCAN_REASONS = frozenset(_CODES.split())
 NOTES = frozenset(_NOTE_CODES.split())
 _FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -73,65 +73,69 @@ class ScanOptions:
             raise ConfigError(message, where="max-aspect", remedy="use 8, for up to 8 to 1")
 
 
-class Job(NamedTuple):
+class ScanJob(NamedTuple):
     """One file to measure, and what is known of it already."""
 
     file: str
     prior: Record | None
 
 
-def scan(listing: Listing, options: ScanOptions, *, journal: bool = False) -> list[Record]:
+def scan_images(listing: Listing, options: ScanOptions, *, journal: bool = False) -> list[Record]:
     """One record for every image of the listing, in its order; with `journal`, a stopped scan goes on."""
-    path = listing.root / JOURNAL
-    done = {} if options.fresh else read_journal(path)
-    known = prior(listing.root) | done  # with `fresh` too: what the user decided or had captioned stays
-    keep_journal = journal and len(listing.images) >= POOL_FROM
+    path = listing.root / SCAN_JOURNAL
+    done = {} if options.fresh else read_scan_journal(path)
+    known = (
+        read_previous_records(listing.root) | done
+    )  # with `fresh` too: what the user decided or had captioned stays
+    keep_journal = journal and len(listing.images) >= MIN_FILES_FOR_POOL
     records = []
-    for record in measured(listing, listing.images, options, known):
+    for record in scan_files(listing, listing.images, options, known):
         records.append(record)
         if keep_journal and record.file not in done:
-            storage.append_jsonl(path, manifest.row(record))
+            storage.append_jsonl(path, manifest.record_to_json(record))
     if journal:
         storage.remove_file(path)
-    return refuse_collisions(listing, records)
+    return reject_name_collisions(listing, records)
 
 
-def measured(
+def scan_files(
     listing: Listing, files: Sequence[str], options: ScanOptions, known: Mapping[str, Record]
 ) -> Iterator[Record]:
     """The records of `files` in their order, measured in processes when there is enough to do."""
     count = min(options.workers or os.cpu_count() or 1, max(1, len(files) // 8))
     new = len(files) if options.fresh else sum(file not in known for file in files)
-    if new + len(files) // 16 < POOL_FROM:  # what is known is only hashed again
+    if new + len(files) // 16 < MIN_FILES_FOR_POOL:  # what is known is only hashed again
         count = 1
-    function = functools.partial(measure, str(listing.root), options)
-    jobs = (Job(file, known.get(file)) for file in files)
+    function = functools.partial(scan_file, str(listing.root), options)
+    jobs = (ScanJob(file, known.get(file)) for file in files)
     with Progress("images", len(files), quiet=options.quiet) as progress:
-        for number, record in enumerate(workers.Workers(function, _crashed, count).run(jobs), 1):
+        for number, record in enumerate(
+            workers.OrderedProcessPool(function, _crashed_record, count).run(jobs), 1
+        ):
             yield record
             progress.update(number)
 
 
-def prior(root: Path) -> dict[str, Record]:
+def read_previous_records(root: Path) -> dict[str, Record]:
     """The records of an earlier manifest by file."""
-    if not (root / manifest.MANIFEST).is_file():
+    if not (root / manifest.MANIFEST_FILE).is_file():
         return {}
-    return {record.file: record for record in manifest.load(root)}
+    return {record.file: record for record in manifest.load_manifest(root)}
 
 
-def read_journal(path: Path) -> dict[str, Record]:
+def read_scan_journal(path: Path) -> dict[str, Record]:
     """Records of an interrupted scan; a line that a crash cut off is measured again."""
     records = {}
     if path.is_file():
         with open(path, "rb") as file:
             for line in file:
                 with contextlib.suppress(DataError):
-                    record = manifest.parse(line, str(path))
+                    record = manifest.parse_record(line, str(path))
                     records[record.file] = record
     return records
 
 
-def code_of(line: str | None) -> str:
+def note_code(line: str | None) -> str:
     """The code of a `code: text` reason or note."""
     return (line or "").partition(":")[0]
 
@@ -139,11 +143,11 @@ def code_of(line: str | None) -> str:
 def replace_notes(record: Record, owned: Iterable[str], new: Sequence[str]) -> Record:
     """The record with the notes of the `owned` codes replaced by `new`; other notes stay."""
     codes = frozenset(owned)
-    kept = tuple(note for note in record.notes if code_of(note) not in codes)
+    kept = tuple(note for note in record.notes if note_code(note) not in codes)
     return replace(record, notes=kept + tuple(new))
 
 
-def locate(root: Path, file: str) -> Path:
+def resolve_inside(root: Path, file: str) -> Path:
     """The file's path, once it is certain that it does not lead out of the dataset folder."""
     path = root / file
     if path.is_symlink():
@@ -165,27 +169,27 @@ def locate(root: Path, file: str) -> Path:
 # ---- the work on one file ----------------------------------------------------------------------------------
 
 
-def measure(root: str, options: ScanOptions, job: Job) -> Record:
+def scan_file(root: str, options: ScanOptions, job: ScanJob) -> Record:
     """Measure one file; runs in a worker process, on this machine or another."""
     digest = ""
     try:
-        path = locate(Path(root), job.file)
-        with workers.alone(_bytes(path) > BIG_FILE):
+        path = resolve_inside(Path(root), job.file)
+        with workers.exclusive(_file_size(path) > BIG_FILE_BYTES):
             data = decode.read_file(path)
             digest = hashlib.sha256(data).hexdigest()
-            if job.prior is not None and not options.fresh and _reusable(job.prior, digest, options):
-                return _judge(job.prior, options)
-            return _judge(_look(data, digest, options, job), options)
+            if job.prior is not None and not options.fresh and _is_unchanged(job.prior, digest, options):
+                return _apply_size_limits(job.prior, options)
+            return _apply_size_limits(_decode_and_measure(data, digest, options, job), options)
     except ImageError as error:
-        return _refused(job, digest, error.reason)
+        return _rejected_record(job, digest, error.reason)
 
 
-def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
+def _decode_and_measure(data: bytes, digest: str, options: ScanOptions, job: ScanJob) -> Record:
     """Decode once and take everything from that."""
     clip = None
-    if video.is_clip(job.file) and not signatures.looks_like_image(data[:16]):
-        clip = video.examine(data, job.file, options.max_pixels)
-        data = video.picture(clip.first)
+    if video.is_video(job.file) and not signatures.is_image_header(data[:16]):
+        clip = video.inspect_video(data, job.file, options.max_pixels)
+        data = video.frame_to_ppm(clip.first)
     source = decode.open_source(
         data,
         where=job.file,
@@ -193,8 +197,8 @@ def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
         max_pixels=options.max_pixels,
         first_frame=options.first_frame,
     )
-    with workers.alone(source.image.width * source.image.height > BIG_PICTURE):
-        seen = decode.look(source)
+    with workers.exclusive(source.image.width * source.image.height > BIG_IMAGE_PIXELS):
+        seen = decode.inspect_image(source)
     carried = job.prior or Record(job.file, digest, "", 0, 0)
     record = replace(
         carried,
@@ -203,31 +207,31 @@ def _look(data: bytes, digest: str, options: ScanOptions, job: Job) -> Record:
         clip=clip.clip if clip else None,
         width=seen.size[0],
         height=seen.size[1],
-        **_placement(carried, seen.size),
+        **_kept_crop_fields(carried, seen.size),
         phash=quality.phash(seen.small),
         background=decode.color_name(options.background) if seen.transparent else None,
         first_frame=seen.first_of_many,
     )
     suffix = [] if clip else _suffix_note(job.file, seen.format)
-    found = [*suffix, *seen.notes, *quality.notes(seen.small)]
+    found = [*suffix, *seen.notes, *quality.quality_notes(seen.small)]
     return replace_notes(record, NOTES, found)
 
 
-def _bytes(path: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
         return 0  # reading it will say why
 
 
-def _placement(earlier: Record, size: tuple[int, int]) -> dict[str, Any]:
+def _kept_crop_fields(earlier: Record, size: tuple[int, int]) -> dict[str, Any]:
     """What a new picture under an old name keeps: the crop that a person set, when it has the same size."""
-    if crops.by_hand(earlier) and earlier.size == size:
+    if crops.has_user_crop(earlier) and earlier.size == size:
         return {"bucket": None, "crop_by": crops.USER}
     return {"bucket": None, "crop": None, "crop_by": None, "focus": None}
 
 
-def _reusable(prior: Record, digest: str, options: ScanOptions) -> bool:
+def _is_unchanged(prior: Record, digest: str, options: ScanOptions) -> bool:
     """Whether the file is the same and would be decoded the same way."""
     background = decode.color_name(options.background)
     return (
@@ -239,9 +243,9 @@ def _reusable(prior: Record, digest: str, options: ScanOptions) -> bool:
     )
 
 
-def _judge(record: Record, options: ScanOptions) -> Record:
+def _apply_size_limits(record: Record, options: ScanOptions) -> Record:
     """Keep or refuse by size; a `keep: false` that the user gave stays."""
-    if not record.keep and code_of(record.reason) not in REASONS:
+    if not record.keep and note_code(record.reason) not in SCAN_REASONS:
         return record
     width, height = record.size
     reason = None
@@ -252,10 +256,10 @@ def _judge(record: Record, options: ScanOptions) -> Record:
     return replace(record, keep=reason is None, reason=reason)
 
 
-def _refused(job: Job, digest: str, reason: str) -> Record:
+def _rejected_record(job: ScanJob, digest: str, reason: str) -> Record:
     """A record for a file that gives no picture; captions and the user's own decision are carried along."""
     carried = job.prior or Record(job.file, "", "", 0, 0)
-    if job.prior is not None and not job.prior.keep and code_of(job.prior.reason) not in REASONS:
+    if job.prior is not None and not job.prior.keep and note_code(job.prior.reason) not in SCAN_REASONS:
         reason = job.prior.reason or reason
     blank = replace(carried, sha256=digest, pixels="", width=0, height=0, keep=False, reason=reason)
     blank = replace(blank, crop=None, bucket=None, phash=None, background=None, first_frame=False)
@@ -263,9 +267,9 @@ def _refused(job: Job, digest: str, reason: str) -> Record:
     return replace_notes(blank, NOTES, [])
 
 
-def _crashed(job: Job) -> Record:
+def _crashed_record(job: ScanJob) -> Record:
     """A record for a file that killed the process that read it."""
-    return _refused(job, "", CRASHED)
+    return _rejected_record(job, "", CRASHED_REASON)
 
 
 def _suffix_note(file: str, format_name: str) -> list[str]:
@@ -277,7 +281,7 @@ def _suffix_note(file: str, format_name: str) -> list[str]:
     return []
 
 
-def refuse_collisions(listing: Listing, records: Sequence[Record]) -> list[Record]:
+def reject_name_collisions(listing: Listing, records: Sequence[Record]) -> list[Record]:
     """Refuse images that would share one caption file (`a.jpg` and `a.png` beside `a.txt`)."""
     by_stem: dict[str, list[str]] = defaultdict(list)
     for record in records:

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_tools import scan
 from data_tools.listing import Listing
-from data_tools.scan import Job, ScanOptions
+from data_tools.scan import ScanJob, ScanOptions
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
@@ -55,16 +55,16 @@ def scan_shard(listing: Listing, options: ScanOptions, shard: Shard) -> list[Rec
     path = listing.root / shard.name
     if options.fresh:
         storage.remove_file(path)
-    done = scan.read_journal(path)
-    prior = {} if options.fresh else scan.prior(listing.root)
+    done = scan.read_scan_journal(path)
+    prior = {} if options.fresh else scan.read_previous_records(listing.root)
     files = [file for file in shard.of(listing) if file not in done]
-    for record in scan.measured(listing, files, options, prior):
-        storage.append_jsonl(path, manifest.row(record))
+    for record in scan.scan_files(listing, files, options, prior):
+        storage.append_jsonl(path, manifest.record_to_json(record))
         done[record.file] = record
     return [done[file] for file in shard.of(listing)]
 
 
-def merge(listing: Listing) -> list[Record]:
+def join_scan_shards(listing: Listing) -> list[Record]:
     """The records of all parts, in the listing's order; a part that is missing or unfinished is an error."""
     names = sorted(path.name for path in listing.root.iterdir() if _NAME.fullmatch(path.name))
     if not names:
@@ -79,7 +79,7 @@ def merge(listing: Listing) -> list[Record]:
     count = counts.pop()
     known: dict[str, Record] = {}
     for name in names:
-        known |= scan.read_journal(listing.root / name)
+        known |= scan.read_scan_journal(listing.root / name)
     for number in range(1, count + 1):
         part = Shard(number, count)
         missing = [file for file in part.of(listing) if file not in known]
@@ -87,10 +87,10 @@ def merge(listing: Listing) -> list[Record]:
             message = f"shard {number}/{count} lacks {len(missing)} images, {missing[0]!r} for one"
             remedy = f"run `lorakit data scan {listing.root} --shard {number}/{count}`"
             raise DataError(message, where=str(listing.root / part.name), remedy=remedy)
-    return scan.refuse_collisions(listing, [known[file] for file in listing.images])
+    return scan.reject_name_collisions(listing, [known[file] for file in listing.images])
 
 
-def forget(root: Path) -> None:
+def remove_scan_shards(root: Path) -> None:
     """Remove the parts, once the manifest holds them."""
     for path in list(root.iterdir()):
         if _NAME.fullmatch(path.name):
@@ -106,17 +106,17 @@ def scan_with_ray(listing: Listing, options: ScanOptions, address: str | None = 
         import ray.data
     except ImportError as error:
         raise ConfigError("Ray is not installed", where="ray", remedy='pip install "lorakit[ray]"') from error
-    known = {} if options.fresh else scan.prior(listing.root)
+    known = {} if options.fresh else scan.read_previous_records(listing.root)
     root = str(listing.root.resolve())
 
     def measure(row: dict[str, Any]) -> dict[str, Any]:
         line = row["prior"].encode("utf-8")
-        job = Job(row["file"], manifest.parse(line, root) if line else None)
-        return {"line": manifest.lines([scan.measure(root, options, job)]).decode("utf-8")}
+        job = ScanJob(row["file"], manifest.parse_record(line, root) if line else None)
+        return {"line": manifest.manifest_bytes([scan.scan_file(root, options, job)]).decode("utf-8")}
 
     def rows() -> Iterator[dict[str, str]]:
         for file in listing.images:
-            prior = manifest.lines([known[file]]).decode("utf-8") if file in known else ""
+            prior = manifest.manifest_bytes([known[file]]).decode("utf-8") if file in known else ""
             yield {"file": file, "prior": prior}
 
     ours = not ray.is_initialized()
@@ -128,10 +128,10 @@ def scan_with_ray(listing: Listing, options: ScanOptions, address: str | None = 
         data = ray.data.from_items(list(rows())).map(measure)
         with Progress("images", len(listing.images), quiet=options.quiet) as progress:
             for number, row in enumerate(data.iter_rows(), 1):
-                record = manifest.parse(row["line"].encode("utf-8"), root)
+                record = manifest.parse_record(row["line"].encode("utf-8"), root)
                 found[record.file] = record
                 progress.update(number)
     finally:
         if ours:
             ray.shutdown()
-    return scan.refuse_collisions(listing, [found[file] for file in listing.images])
+    return scan.reject_name_collisions(listing, [found[file] for file in listing.images])

@@ -21,20 +21,20 @@ from typing import Any, Generic, TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-CHUNK = 8  # jobs sent at a time, unless told otherwise
-AHEAD = 4  # chunks in flight for every process
+CHUNK_SIZE = 8  # jobs sent at a time, unless told otherwise
+CHUNKS_AHEAD = 4  # chunks in flight for every process
 
-_alone: Any = None  # the lock of this worker process
+_large_file_lock: Any = None  # the lock of this worker process
 
 
 @contextlib.contextmanager
-def alone(when: bool) -> Iterator[None]:
+def exclusive(when: bool) -> Iterator[None]:
     """While `when`, keep other workers out of their own `alone(True)`: one big picture at a time."""
-    with _alone if when and _alone is not None else contextlib.nullcontext():
+    with _large_file_lock if when and _large_file_lock is not None else contextlib.nullcontext():
         yield
 
 
-class Workers(Generic[Job, Result]):
+class OrderedProcessPool(Generic[Job, Result]):
     """`function` for every job, in `count` processes; `crashed` makes the result of a job that killed one.
 
     `chunk` jobs are sent at a time, and AHEAD chunks are on their way to every process.
@@ -46,7 +46,7 @@ class Workers(Generic[Job, Result]):
         crashed: Callable[[Job], Result],
         count: int,
         *,
-        chunk: int = CHUNK,
+        chunk: int = CHUNK_SIZE,
     ) -> None:
         self.function, self.crashed, self.count, self.chunk = function, crashed, count, chunk
 
@@ -61,7 +61,7 @@ class Workers(Generic[Job, Result]):
         pool = _pool(self.count)
         try:
             while True:
-                while len(flying) < AHEAD * self.count and (
+                while len(flying) < CHUNKS_AHEAD * self.count and (
                     chunk := list(itertools.islice(waiting, self.chunk))
                 ):
                     flying.append((chunk, _submit(pool, self.function, chunk)))
@@ -74,7 +74,7 @@ class Workers(Generic[Job, Result]):
                     doubtful = itertools.chain(chunk, *(other for other, _ in flying))
                     flying.clear()
                     pool.shutdown(cancel_futures=True)
-                    working = working or _processes_start()
+                    working = working or _can_spawn()
                     if not working:
                         yield from map(self.function, itertools.chain(doubtful, waiting))
                         return
@@ -103,10 +103,10 @@ class Workers(Generic[Job, Result]):
 def _pool(count: int) -> ProcessPoolExecutor:
     # "spawn" works under any threads that the caller may run.
     context = get_context("spawn")
-    return ProcessPoolExecutor(count, context, _begin, (context.Lock(),))
+    return ProcessPoolExecutor(count, context, _init_worker, (context.Lock(),))
 
 
-def _processes_start() -> bool:
+def _can_spawn() -> bool:
     """Not under a script that lacks a __main__ guard: there, every new process ends at once."""
     with _pool(1) as pool:
         try:
@@ -115,15 +115,15 @@ def _processes_start() -> bool:
             return False
 
 
-def _begin(lock: Any) -> None:
+def _init_worker(lock: Any) -> None:
     """Set up a worker process."""
     global _alone
-    _alone = lock
+    _large_file_lock = lock
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the parent answers
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _follow_parent() -> None:
+def _exit_with_parent() -> None:
     """End with the parent, or workers of a killed program would wait for work for ever."""
     parent = parent_process()
     if parent is not None:
@@ -135,12 +135,12 @@ def _submit(
     pool: ProcessPoolExecutor, function: Callable[[Job], Result], chunk: Sequence[Job]
 ) -> Future[list[Result]]:
     try:
-        return pool.submit(_each, function, chunk)
+        return pool.submit(_run_chunk, function, chunk)
     except BrokenProcessPool as error:  # broke between two chunks: told like any other
         failed: Future[list[Result]] = Future()
         failed.set_exception(error)
         return failed
 
 
-def _each(function: Callable[[Job], Result], chunk: Sequence[Job]) -> list[Result]:
+def _run_chunk(function: Callable[[Job], Result], chunk: Sequence[Job]) -> list[Result]:
     return [function(job) for job in chunk]

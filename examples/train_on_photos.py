@@ -5,22 +5,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from data_tools.prepare import PrepareOptions, prepare
-from lorakit.adapters.formats import load
+from data_tools.prepare import PrepareOptions, prepare_dataset
+from lorakit.adapters.formats import read_adapter_file
 from lorakit.config import recipe
-from lorakit.training.train import train
+from lorakit.training.train import train_recipe
 
 
 def main(photos: Path, out: Path) -> None:
-    prepared = prepare(photos, PrepareOptions(resolution=64, batch=2, class_noun="dog", trigger="sks"))
+    prepared = prepare_dataset(
+        photos, PrepareOptions(resolution=64, batch=2, class_noun="dog", trigger="sks")
+    )
     print(f"{len(prepared.kept)} photos are used; see {photos / 'report.html'}")
 
-    made = recipe.load(Path(__file__).with_name("tiny.yaml"), [f"dataset={photos}", f"out={out}"])
-    run = train(made)  # goes on where it stopped, if it was stopped
+    made = recipe.load_recipe(Path(__file__).with_name("tiny.yaml"), [f"dataset={photos}", f"out={out}"])
+    run = train_recipe(made)  # goes on where it stopped, if it was stopped
 
     (exported,) = (run.path / "exports").glob("*.safetensors")
-    strongest = max(load(exported).changes.items(), key=lambda item: item[1].up.norm() * item[1].down.norm())
-    print(f"{exported} changes {len(load(exported).changes)} modules, {strongest[0]} the most")
+    strongest = max(
+        read_adapter_file(exported).changes.items(), key=lambda item: item[1].up.norm() * item[1].down.norm()
+    )
+    print(f"{exported} changes {len(read_adapter_file(exported).changes)} modules, {strongest[0]} the most")
 
 
 if __name__ == "__main__":

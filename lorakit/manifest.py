@@ -19,12 +19,12 @@ from typing import Any
 from lorakit.core import storage
 from lorakit.core.errors import DataError
 
-MANIFEST = "manifest.jsonl"
-TWIN = "metadata.jsonl"
+MANIFEST_FILE = "manifest.jsonl"
+METADATA_FILE = "metadata.jsonl"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # what ImageFolder looks for
 # A record carries this note when the user's own metadata file has a row for it: that file is then never ours.
-USERS_METADATA = "metadata: has a row in the user's metadata file"
-GIVEN = ("source", "control")
+USER_METADATA_NOTE = "metadata: has a row in the user's metadata file"
+CONDITIONING_IMAGE_KINDS = ("source", "control")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
@@ -49,7 +49,7 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ConditioningImage:
     """A picture that an image comes with; its `kind` is "source" (what was edited to give it) or "control".
 
     `file` is relative, `sha256` of it, `width` and `height` in upright pixels; `by` says where it came from:
@@ -67,7 +67,7 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class VideoInfo:
     """What makes a record a clip: its frames, and how many of them are shown a second."""
 
     frames: int
@@ -121,8 +121,8 @@ class Record:
     mask_source: str | None = None
     mask_turn: int = 1
     mask_pixels: str | None = None
-    given: tuple[Given, ...] = ()
-    clip: Clip | None = None
+    given: tuple[ConditioningImage, ...] = ()
+    clip: VideoInfo | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -138,18 +138,18 @@ class Record:
 
 
 _FIELDS = tuple(field.name for field in fields(Record))
-_GIVEN_FIELDS = tuple(field.name for field in fields(Given))
+_GIVEN_FIELDS = tuple(field.name for field in fields(ConditioningImage))
 _CAPTION_FIELDS = tuple(field.name for field in fields(Caption))
 
 
-def load(folder: str | os.PathLike[str]) -> list[Record]:
+def load_manifest(folder: str | os.PathLike[str]) -> list[Record]:
     """Read `manifest.jsonl` of a dataset folder; any defect is a `DataError` that names the line."""
-    return list(stream(folder))
+    return list(iter_manifest(folder))
 
 
-def stream(folder: str | os.PathLike[str]) -> Iterator[Record]:
+def iter_manifest(folder: str | os.PathLike[str]) -> Iterator[Record]:
     """`load`, one record at a time."""
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / MANIFEST_FILE
     if not path.is_file():
         raise DataError(
             "no manifest in this folder", where=str(path), remedy=f"run `lorakit data prepare {folder}`"
@@ -160,7 +160,7 @@ def stream(folder: str | os.PathLike[str]) -> Iterator[Record]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            record = parse(line, where)
+            record = parse_record(line, where)
             if record.file in seen:
                 message = f"{record.file!r} is listed twice, first in line {seen[record.file]}"
                 raise DataError(message, where=where, remedy="delete one of the two lines")
@@ -168,7 +168,7 @@ def stream(folder: str | os.PathLike[str]) -> Iterator[Record]:
             yield record
 
 
-def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
+def save_manifest(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """Write `manifest.jsonl` sorted by file, and its twin unless the user has metadata of their own.
 
     Equal records give equal bytes.
@@ -176,30 +176,30 @@ def save(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     root = Path(folder)
     ordered = sorted(records, key=lambda record: record.file)
     for record in ordered:
-        check(record, f"{root / MANIFEST}: {record.file!r}")
-    write_twin = not own_metadata(root, {PurePosixPath(record.file).parent for record in ordered})
-    pairs = twin(ordered)
-    if write_twin and (root / TWIN).is_file() and (root / TWIN).read_bytes() != pairs:
+        check_record(record, f"{root / MANIFEST_FILE}: {record.file!r}")
+    write_twin = not user_metadata_files(root, {PurePosixPath(record.file).parent for record in ordered})
+    pairs = imagefolder_metadata(ordered)
+    if write_twin and (root / METADATA_FILE).is_file() and (root / METADATA_FILE).read_bytes() != pairs:
         # A crash may leave no twin, but never one that contradicts the manifest.
-        storage.remove_file(root / TWIN)
-    with storage.writing(root / MANIFEST) as file:
+        storage.remove_file(root / METADATA_FILE)
+    with storage.open_atomic(root / MANIFEST_FILE) as file:
         for record in ordered:
-            file.write(lines([record]))
+            file.write(manifest_bytes([record]))
     if write_twin:
-        storage.write_bytes(root / TWIN, pairs)
+        storage.write_bytes(root / METADATA_FILE, pairs)
 
 
-def lines(records: Iterable[Record]) -> bytes:
+def manifest_bytes(records: Iterable[Record]) -> bytes:
     """`manifest.jsonl` of records that are already in order."""
-    return b"".join(_line(row(record)) for record in records)
+    return b"".join(_line(record_to_json(record)) for record in records)
 
 
-def twin(records: Sequence[Record]) -> bytes:
+def imagefolder_metadata(records: Sequence[Record]) -> bytes:
     """`metadata.jsonl` of the kept records in the ImageFolder convention: `file_name` and `text`."""
     return b"".join(_line({"file_name": r.file, "text": r.caption}) for r in records if r.keep)
 
 
-def own_metadata(
+def user_metadata_files(
     folder: str | os.PathLike[str], inside: Iterable[PurePosixPath] = (PurePosixPath("."),)
 ) -> list[Path]:
     """The user's own metadata files in the folders `inside`: all but a `metadata.jsonl` that `save` wrote.
@@ -210,33 +210,33 @@ def own_metadata(
     root = Path(folder)
     folders = sorted({PurePosixPath("."), *inside})
     present = [path for part in folders for name in METADATA_FILES if (path := root / part / name).is_file()]
-    if root / TWIN in present and (root / MANIFEST).is_file() and _is_twin(root):
-        present.remove(root / TWIN)
+    if root / METADATA_FILE in present and (root / MANIFEST_FILE).is_file() and _is_generated_metadata(root):
+        present.remove(root / METADATA_FILE)
     return present
 
 
-def _is_twin(root: Path) -> bool:
+def _is_generated_metadata(root: Path) -> bool:
     """Whether metadata.jsonl holds nothing but what the manifest says too."""
     said: dict[str, tuple[str, ...]] = {}
-    for record in stream(root):
-        if USERS_METADATA in record.notes:
+    for record in iter_manifest(root):
+        if USER_METADATA_NOTE in record.notes:
             return False
         said[record.file] = tuple(caption.text for caption in record.captions)
-    for number, entry in enumerate(storage.read_jsonl(root / TWIN), 1):
+    for number, entry in enumerate(storage.read_jsonl(root / METADATA_FILE), 1):
         name = str(entry.get("file_name"))
         if name not in said or set(entry) != {"file_name", "text"}:
             return False
         if entry["text"] not in ("", *said[name]):
             raise DataError(
-                f"{TWIN} and {MANIFEST} contradict each other about {name!r}: "
+                f"{METADATA_FILE} and {MANIFEST_FILE} contradict each other about {name!r}: "
                 f"{str(entry['text'])[:80]!r} and {''.join(said[name][:1])[:80]!r}",
-                where=f"{root / TWIN}, row {number}",
-                remedy=f"delete {TWIN} to keep the manifest's captions, or {MANIFEST} to keep the others",
+                where=f"{root / METADATA_FILE}, row {number}",
+                remedy=f"delete {METADATA_FILE} to keep the manifest's captions, or {MANIFEST_FILE} to keep the others",
             )
     return True
 
 
-def fingerprint(records: Iterable[Record]) -> str:
+def dataset_fingerprint(records: Iterable[Record]) -> str:
     """Hex SHA-256 over what training uses of the kept records, in file order."""
     digest = hashlib.sha256()
     for record in sorted(records, key=lambda record: record.file):
@@ -256,7 +256,7 @@ def fingerprint(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
-def check_path(path: str, where: str) -> None:
+def check_dataset_path(path: str, where: str) -> None:
     """Refuse a path that is empty or leads out of the dataset folder: absolute, `..`, drive, share, URL."""
     parts = re.split(r"[/\\]", path)
     outside = path.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:[\\/]", path)
@@ -268,13 +268,13 @@ def check_path(path: str, where: str) -> None:
         )
 
 
-def check(record: Record, where: str) -> None:
+def check_record(record: Record, where: str) -> None:
     """Refuse a record whose values contradict each other."""
-    check_path(record.file, where)
+    check_dataset_path(record.file, where)
     if record.mask is not None:
-        check_path(record.mask, where)
+        check_dataset_path(record.mask, where)
     for one in record.given:
-        check_path(one.file, where)
+        check_dataset_path(one.file, where)
     problem = _problem(record)
     if problem:
         raise DataError(problem, where=where, remedy="correct the line, or run: lorakit data prepare")
@@ -288,8 +288,14 @@ def _problem(record: Record) -> str | None:
     if record.keep and (record.width < 1 or record.height < 1):
         return f"a kept image cannot measure {record.width}x{record.height}"
     for one in record.given:
-        if one.kind not in GIVEN or min(one.width, one.height) < 1 or not _HASH.fullmatch(one.sha256):
-            return f"given: {one.file!r} is no sound entry; kind is one of {', '.join(GIVEN)}"
+        if (
+            one.kind not in CONDITIONING_IMAGE_KINDS
+            or min(one.width, one.height) < 1
+            or not _HASH.fullmatch(one.sha256)
+        ):
+            return (
+                f"given: {one.file!r} is no sound entry; kind is one of {', '.join(CONDITIONING_IMAGE_KINDS)}"
+            )
     if record.clip is not None and (record.clip.frames < 1 or record.clip.fps <= 0):
         return "a clip has at least one frame, and a rate above zero"
     if record.repeats < 1:
@@ -305,7 +311,7 @@ def _problem(record: Record) -> str | None:
     return None
 
 
-def parse(line: bytes, where: str) -> Record:
+def parse_record(line: bytes, where: str) -> Record:
     """One manifest line as a record, strictly: unknown keys and wrong types are refused."""
     from pydantic import ValidationError
 
@@ -316,7 +322,7 @@ def parse(line: bytes, where: str) -> Record:
         key = ".".join(str(part) for part in first["loc"])
         message = f"{key}: {first['msg']}" if key else first["msg"]
         raise DataError(message, where=where, remedy="correct or delete the line") from error
-    check(record, where)
+    check_record(record, where)
     return record
 
 
@@ -332,7 +338,7 @@ def _adapter() -> Any:
     return _cached_adapter
 
 
-def row(record: Record) -> dict[str, Any]:
+def record_to_json(record: Record) -> dict[str, Any]:
     """A record as the JSON object of its line."""
     values = {name: getattr(record, name) for name in _FIELDS}
     values["captions"] = [_caption_row(caption) for caption in record.captions]

@@ -69,7 +69,7 @@ def play(
 
 def trained(line: Sequence[str], *, launched: bool, compared: bool = True) -> None:
     """Give a `train` line, kill what it started, and give it again; see `play`."""
-    run = recipe.load(line[1], list(line[2:])).out
+    run = recipe.load_recipe(line[1], list(line[2:])).out
     _killed(line, run, launched)
     assert storage.read_json(run / "run.json")["status"] == "running"
     _train(line, launched)

@@ -49,7 +49,7 @@ def make_dataset(folder: Path, count: int = 6) -> Path:
                 captions=captions,
             )
         )
-    manifest.save(folder, records)
+    manifest.save_manifest(folder, records)
     return folder
 
 
@@ -79,9 +79,8 @@ def make_recipe(path: Path, base: str | Path, dataset: Path, out: Path, /, **cha
 
 def train(path: Path, *overrides: str) -> Path:
     """Train in this process; returns the run's folder."""
-    from lorakit.training.train import train as run
 
-    return run(recipe.load(path, list(overrides))).path
+    return train_recipe(recipe.load_recipe(path, list(overrides))).path
 
 
 def _target(arguments: list[str], environment: dict[str, str]) -> None:

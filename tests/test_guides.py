@@ -123,11 +123,11 @@ def test_bases_that_see_pictures(what, place):
         "sample": SAMPLED,
     }
     command_lines.play(_on(base, told), more)
-    assert adapters.read_metadata(f"{run}/adapter.safetensors")["family"] == (family or row)
+    assert adapters.read_adapter_metadata(f"{run}/adapter.safetensors")["family"] == (family or row)
     assert len(_drawn(f"{run}/samples/step-00000004")) == len(_drawn("pictures")) == 1
     assert _exported(run)
     if what == "joined pictures":
-        assert [len(record.given) for record in manifest.load(Path(told[0][2]))] == [1, 1, 2]
+        assert [len(record.given) for record in manifest.load_manifest(Path(told[0][2]))] == [1, 1, 2]
 
 
 def _clips(folder: Path) -> None:
@@ -154,7 +154,7 @@ def test_video(row, frames, place):
     }
     command_lines.play(told, more)
     file = Path("runs/sks/adapter.safetensors")
-    facts = adapters.read_metadata(file)
+    facts = adapters.read_adapter_metadata(file)
     assert (facts["family"], facts["frames"]) == ({"ltx": "ltx-video"}.get(row, row), frames)
     assert all(value.any() for value in storage.read_safetensors(file).values())
     for folder in ("runs/sks/samples/step-00000004", "films"):
@@ -175,7 +175,7 @@ def _evaluated(options: list[str]) -> None:
     """`lorakit eval run` scores the frames of clips, and draws what has none again."""
     line = ["eval", "run", "runs/sks", "--clip", "embedded", "--quiet", *options]
     command_lines.say(line)
-    _, made = score_table.find(Path("runs/sks"))
+    _, made = score_table.load_evaluation(Path("runs/sks"))
     folder = Path("runs/sks/eval/images/step-00000005")
     with Image.open(folder / "a-0.webp") as film:
         frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(film)]
@@ -234,7 +234,7 @@ def test_the_page_of_adapters_is_told_whole():
 
 @pytest.mark.parametrize("name", ["dora", "text-encoder", "word", "slider"])
 def test_its_recipes_name_what_they_are_about(name):
-    made = recipe.load(command_lines.ROOT / f"examples/{name}.yaml")
+    made = recipe.load_recipe(command_lines.ROOT / f"examples/{name}.yaml")
     about = {
         "dora": made.adapter.type == "dora",
         "text-encoder": made.adapter.text_encoder,
@@ -248,4 +248,4 @@ def test_its_recipes_name_what_they_are_about(name):
 def test_what_is_told_in_passing_is_a_command_too(page):
     text = (command_lines.ROOT / f"examples/{page}.md").read_text(encoding="utf-8")
     told = re.findall(r"`lorakit ([^`]*)`", text)
-    assert [main.parser().parse_args(shlex.split(line)) for line in told]
+    assert [main.build_parser().parse_args(shlex.split(line)) for line in told]

@@ -43,7 +43,7 @@ def rich() -> list[Record]:
 
 def write(folder: Path, *rows: dict[str, object] | str) -> None:
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    (folder / manifest.MANIFEST).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / manifest.MANIFEST_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def row(**changes: object) -> dict[str, object]:
@@ -51,25 +51,25 @@ def row(**changes: object) -> dict[str, object]:
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
-    manifest.save(tmp_path, rich())
-    assert manifest.load(tmp_path) == sorted(rich(), key=lambda r: r.file)
-    assert (tmp_path / manifest.MANIFEST).read_text().count("\n") == 3
-    assert manifest.load(tmp_path)[0].caption == "a photo of a.png"
+    manifest.save_manifest(tmp_path, rich())
+    assert manifest.load_manifest(tmp_path) == sorted(rich(), key=lambda r: r.file)
+    assert (tmp_path / manifest.MANIFEST_FILE).read_text().count("\n") == 3
+    assert manifest.load_manifest(tmp_path)[0].caption == "a photo of a.png"
     assert record(captions=()).caption == ""
 
 
 def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
-    manifest.save(tmp_path / "one", rich())
-    manifest.save(tmp_path / "two", rich()[::-1])
-    manifest.save(tmp_path / "three", manifest.load(tmp_path / "one"))
-    for name in (manifest.MANIFEST, manifest.TWIN):
+    manifest.save_manifest(tmp_path / "one", rich())
+    manifest.save_manifest(tmp_path / "two", rich()[::-1])
+    manifest.save_manifest(tmp_path / "three", manifest.load_manifest(tmp_path / "one"))
+    for name in (manifest.MANIFEST_FILE, manifest.METADATA_FILE):
         one = (tmp_path / "one" / name).read_bytes()
         assert one == (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
 
 
 def test_the_twin_lists_the_kept_images(tmp_path: Path) -> None:
-    manifest.save(tmp_path, rich())
-    rows = [json.loads(line) for line in (tmp_path / manifest.TWIN).read_text().splitlines()]
+    manifest.save_manifest(tmp_path, rich())
+    rows = [json.loads(line) for line in (tmp_path / manifest.METADATA_FILE).read_text().splitlines()]
     assert rows == [
         {"file_name": "a.png", "text": "a photo of a.png"},
         {"file_name": "ü/ß \U0001f600\n%s.png", "text": "été"},
@@ -78,46 +78,46 @@ def test_the_twin_lists_the_kept_images(tmp_path: Path) -> None:
 
 def test_metadata_of_the_user_is_never_overwritten(tmp_path: Path) -> None:
     theirs = b'{"file_name": "a.png", "text": "mine"}\n'
-    (tmp_path / manifest.TWIN).write_bytes(theirs)
+    (tmp_path / manifest.METADATA_FILE).write_bytes(theirs)
     for name in ("a.png", "b.png"):
-        manifest.save(tmp_path, [record(name, notes=(manifest.USERS_METADATA,))])
-        assert (tmp_path / manifest.TWIN).read_bytes() == theirs
-    assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
+        manifest.save_manifest(tmp_path, [record(name, notes=(manifest.USER_METADATA_NOTE,))])
+        assert (tmp_path / manifest.METADATA_FILE).read_bytes() == theirs
+    assert manifest.user_metadata_files(tmp_path) == [tmp_path / manifest.METADATA_FILE]
 
 
 def test_a_twin_that_contradicts_the_manifest_is_for_the_user_to_settle(tmp_path: Path) -> None:
-    manifest.save(tmp_path, [record()])
-    assert manifest.own_metadata(tmp_path) == []
-    before = (tmp_path / manifest.MANIFEST).read_bytes()
-    edited = (tmp_path / manifest.TWIN).read_text().replace("photo", "drawing")
-    (tmp_path / manifest.TWIN).write_text(edited)
+    manifest.save_manifest(tmp_path, [record()])
+    assert manifest.user_metadata_files(tmp_path) == []
+    before = (tmp_path / manifest.MANIFEST_FILE).read_bytes()
+    edited = (tmp_path / manifest.METADATA_FILE).read_text().replace("photo", "drawing")
+    (tmp_path / manifest.METADATA_FILE).write_text(edited)
     with pytest.raises(DataError, match=r"contradict each other about 'a\.png'") as caught:
-        manifest.save(tmp_path, [record(), record("b.png")])
+        manifest.save_manifest(tmp_path, [record(), record("b.png")])
     assert "delete metadata.jsonl" in str(caught.value)
-    assert (tmp_path / manifest.TWIN).read_text() == edited
-    assert (tmp_path / manifest.MANIFEST).read_bytes() == before
+    assert (tmp_path / manifest.METADATA_FILE).read_text() == edited
+    assert (tmp_path / manifest.MANIFEST_FILE).read_bytes() == before
 
 
 def test_rows_that_the_user_adds_make_the_file_theirs(tmp_path: Path) -> None:
-    manifest.save(tmp_path, [record()])
-    more = (tmp_path / manifest.TWIN).read_text() + '{"file_name": "new.png", "text": "mine"}\n'
-    (tmp_path / manifest.TWIN).write_text(more)
-    manifest.save(tmp_path, [record(), record("new.png")])
-    assert (tmp_path / manifest.TWIN).read_text() == more
+    manifest.save_manifest(tmp_path, [record()])
+    more = (tmp_path / manifest.METADATA_FILE).read_text() + '{"file_name": "new.png", "text": "mine"}\n'
+    (tmp_path / manifest.METADATA_FILE).write_text(more)
+    manifest.save_manifest(tmp_path, [record(), record("new.png")])
+    assert (tmp_path / manifest.METADATA_FILE).read_text() == more
 
 
 def test_the_twin_follows_the_manifest(tmp_path: Path) -> None:
-    manifest.save(tmp_path, [record(), record("b.png")])
+    manifest.save_manifest(tmp_path, [record(), record("b.png")])
     changed = record(captions=(Caption("new words", "sidecar"),))
-    manifest.save(tmp_path, [changed, record("b.png", keep=False, reason="user: no")])
-    assert (tmp_path / manifest.TWIN).read_text() == '{"file_name": "a.png", "text": "new words"}\n'
+    manifest.save_manifest(tmp_path, [changed, record("b.png", keep=False, reason="user: no")])
+    assert (tmp_path / manifest.METADATA_FILE).read_text() == '{"file_name": "a.png", "text": "new words"}\n'
 
 
 @pytest.mark.parametrize("stop", range(1, 14))
 def test_a_crash_between_the_files_leaves_no_contradiction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    manifest.save(tmp_path, [record()])
+    manifest.save_manifest(tmp_path, [record()])
     changed = [record(captions=(Caption("new words", "sidecar"),))]
     operations: list[str] = []
 
@@ -126,27 +126,27 @@ def test_a_crash_between_the_files_leaves_no_contradiction(
         if len(operations) == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage, "operation", crash)
+    monkeypatch.setattr(storage, "io_hook", crash)
     with contextlib.suppress(KeyboardInterrupt):
-        manifest.save(tmp_path, changed)
+        manifest.save_manifest(tmp_path, changed)
     monkeypatch.undo()
-    manifest.save(tmp_path, changed)
-    assert manifest.load(tmp_path) == changed
-    assert (tmp_path / manifest.TWIN).read_text() == '{"file_name": "a.png", "text": "new words"}\n'
+    manifest.save_manifest(tmp_path, changed)
+    assert manifest.load_manifest(tmp_path) == changed
+    assert (tmp_path / manifest.METADATA_FILE).read_text() == '{"file_name": "a.png", "text": "new words"}\n'
 
 
 def test_metadata_that_gave_the_captions_stays_the_users_even_when_equal(tmp_path: Path) -> None:
-    (tmp_path / manifest.TWIN).write_text('{"file_name": "a.png", "text": "mine"}\n')
-    manifest.save(
-        tmp_path, [record(captions=(Caption("mine", "sidecar"),), notes=(manifest.USERS_METADATA,))]
+    (tmp_path / manifest.METADATA_FILE).write_text('{"file_name": "a.png", "text": "mine"}\n')
+    manifest.save_manifest(
+        tmp_path, [record(captions=(Caption("mine", "sidecar"),), notes=(manifest.USER_METADATA_NOTE,))]
     )
-    assert manifest.own_metadata(tmp_path) == [tmp_path / manifest.TWIN]
+    assert manifest.user_metadata_files(tmp_path) == [tmp_path / manifest.METADATA_FILE]
 
 
 def test_no_twin_beside_a_csv_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\n")
-    manifest.save(tmp_path, [record()])
-    assert not (tmp_path / manifest.TWIN).exists()  # ImageFolder refuses two kinds of metadata
+    manifest.save_manifest(tmp_path, [record()])
+    assert not (tmp_path / manifest.METADATA_FILE).exists()  # ImageFolder refuses two kinds of metadata
 
 
 @pytest.mark.parametrize(
@@ -187,14 +187,14 @@ def test_a_bad_line_is_refused_with_its_number(
 ) -> None:
     write(tmp_path, row(file="good.png"), bad)
     with pytest.raises(DataError, match=message) as caught:
-        manifest.load(tmp_path)
-    assert f"{manifest.MANIFEST}, line 2" in str(caught.value)
+        manifest.load_manifest(tmp_path)
+    assert f"{manifest.MANIFEST_FILE}, line 2" in str(caught.value)
 
 
 def test_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
     write(tmp_path, row(), row(file="b.png"), row())
     with pytest.raises(DataError, match=r"'a\.png' is listed twice, first in line 1") as caught:
-        manifest.load(tmp_path)
+        manifest.load_manifest(tmp_path)
     assert "line 3" in str(caught.value)
 
 
@@ -209,28 +209,28 @@ def test_odd_but_legal_names_pass(tmp_path: Path) -> None:
         "dots..png",
         "x" * 251 + ".png",
     ]
-    manifest.save(tmp_path, [record(name) for name in names])
-    assert {r.file for r in manifest.load(tmp_path)} == set(names)
+    manifest.save_manifest(tmp_path, [record(name) for name in names])
+    assert {r.file for r in manifest.load_manifest(tmp_path)} == set(names)
 
 
 def test_a_missing_manifest_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lorakit data prepare"):
-        manifest.load(tmp_path)
+        manifest.load_manifest(tmp_path)
 
 
 def test_a_bad_record_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="crop"):
-        manifest.save(tmp_path, [record(), record("b.png", crop=(0, 0, 100, 100))])
+        manifest.save_manifest(tmp_path, [record(), record("b.png", crop=(0, 0, 100, 100))])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_fingerprint_follows_what_training_uses() -> None:
     base = [record(), record("b.png")]
-    same = manifest.fingerprint(base)
-    assert manifest.fingerprint(base[::-1]) == same
+    same = manifest.dataset_fingerprint(base)
+    assert manifest.dataset_fingerprint(base[::-1]) == same
     dropped = Record("c.png", "", "", 0, 0, keep=False, reason="empty: x")
-    assert manifest.fingerprint([*base, dropped]) == same
-    assert manifest.fingerprint([record(notes=("blur: x",), phash="1" * 16), base[1]]) == same
+    assert manifest.dataset_fingerprint([*base, dropped]) == same
+    assert manifest.dataset_fingerprint([record(notes=("blur: x",), phash="1" * 16), base[1]]) == same
     other = [
         record(pixels="cd" * 32),
         record(captions=(Caption("other", "sidecar"),)),
@@ -240,6 +240,6 @@ def test_the_fingerprint_follows_what_training_uses() -> None:
         record(mask="m.png"),
         record(keep=False, reason="user: no"),
     ]
-    prints = {manifest.fingerprint([changed, base[1]]) for changed in other}
+    prints = {manifest.dataset_fingerprint([changed, base[1]]) for changed in other}
     assert len(prints) == len(other)
     assert same not in prints

@@ -5,8 +5,22 @@ server          anything that speaks OpenAI's chat protocol (server.py)
 tagger          WD taggers and other timm models with a list of tags (tagger.py)
 """
 
-from data_tools.captioners.captioner import Answer, Ask, Captioner, CaptionFailure, Model
-from data_tools.captioners.load import load
+from data_tools.captioners.captioner import (
+    Captioner,
+    CaptionFailure,
+    CaptionRequest,
+    CaptionResponse,
+    ModelFolder,
+)
+from data_tools.captioners.load import load_captioner
 from data_tools.captioners.options import CaptionerOptions
 
-__all__ = ["Answer", "Ask", "CaptionFailure", "Captioner", "CaptionerOptions", "Model", "load"]
+__all__ = [
+    "CaptionFailure",
+    "CaptionRequest",
+    "CaptionResponse",
+    "Captioner",
+    "CaptionerOptions",
+    "ModelFolder",
+    "load_captioner",
+]

@@ -14,7 +14,7 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.models import hub
 
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.csv")  # of a model on the hub
+CAPTIONER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.csv")  # of a model on the hub
 
 CHAT_PROMPT = (
     "Describe this image in one or two sentences for training a text-to-image model: subject, setting, "
@@ -23,7 +23,7 @@ CHAT_PROMPT = (
 
 
 @dataclass(frozen=True)
-class Ask:
+class CaptionRequest:
     """One question: a picture (RGB, upright, cropped), what to ask, and the seed where an answer is drawn."""
 
     picture: Image.Image
@@ -32,7 +32,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CaptionResponse:
     """A text, the tags it was made of if any, and whether the model was cut off before its end."""
 
     text: str
@@ -67,7 +67,7 @@ class Captioner(ABC):
     workers: int = 1
 
     @abstractmethod
-    def describe(self, asks: Sequence[Ask]) -> list[Answer]:
+    def describe(self, asks: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         """One answer an ask; `CaptionFailure` when there is none for any of them."""
 
     def stop(self) -> None:
@@ -76,7 +76,7 @@ class Captioner(ABC):
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFolder:
     """A model's folder and the name that the manifest records: the hub's id with the commit, or the folder's
     own name."""
 
@@ -84,7 +84,7 @@ class Model:
     name: str
 
     @classmethod
-    def find(cls, spec: str, what: str = "captioner") -> Model:
+    def find(cls, spec: str, what: str = "captioner") -> ModelFolder:
         """From a local folder, or a hub id with an optional @revision (fetched once, no pickles, no code)."""
         folder = Path(spec).expanduser()
         if folder.is_dir():
@@ -95,7 +95,7 @@ class Model:
                 where=f"{what}: {spec}",
                 remedy="give a folder or a hub id (owner/name)",
             )
-        fetched = hub.fetch(spec, PATTERNS, what)
+        fetched = hub.download_model(spec, CAPTIONER_FILES, what)
         return cls(fetched, f"{spec.partition('@')[0]}@{fetched.name[:12]}")
 
     def config(self) -> dict[str, object]:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from data_tools.captioners.captioner import Captioner, Model
+from data_tools.captioners.captioner import Captioner, ModelFolder
 from data_tools.captioners.options import CaptionerOptions
 from lorakit.core.errors import ConfigError
 
 
-def load(options: CaptionerOptions) -> Captioner:
+def load_captioner(options: CaptionerOptions) -> Captioner:
     """The captioner, ready to be asked; loads torch only when a model runs here."""
     options.check()
     if options.server:
-        from data_tools.captioners.server import Server
+        from data_tools.captioners.server import OpenAICaptioner
 
-        return Server(options)
-    model = Model.find(str(options.model))
+        return OpenAICaptioner(options)
+    model = ModelFolder.find(str(options.model))
     config = model.config()
     if "model_type" in config:
-        from data_tools.captioners.vlm import Vlm
+        from data_tools.captioners.vlm import VisionLanguageCaptioner
 
-        return Vlm(model, options)
+        return VisionLanguageCaptioner(model, options)
     if "architecture" in config:
         from data_tools.captioners.tagger import Tagger
 

@@ -23,22 +23,28 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from data_tools.captioners.captioner import CHAT_PROMPT, Answer, Ask, Captioner, CaptionFailure
+from data_tools.captioners.captioner import (
+    CHAT_PROMPT,
+    Captioner,
+    CaptionFailure,
+    CaptionRequest,
+    CaptionResponse,
+)
 from data_tools.captioners.options import CaptionerOptions
 from lorakit.core.errors import ConfigError
 
-PAUSES = (1.0, 3.0, 9.0, 27.0)  # seconds before asking again
-LONGEST_PAUSE = 60.0  # of those that a server asks for itself
-BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+RETRY_DELAYS = (1.0, 3.0, 9.0, 27.0)  # seconds before asking again
+MAX_RETRY_DELAY = 60.0  # of those that a server asks for itself
+RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 MAX_BYTES = 1 << 22  # of an answer
-_HOPELESS = {
+_FATAL_STATUS = {
     401: "the server refuses the key",
     403: "the server refuses access",
     404: "no such address or model",
 }
 
 
-class _Again(Exception):
+class _RetryableError(Exception):
     """Worth asking again; `pause` is what the server asked for, in seconds."""
 
     def __init__(self, failure: CaptionFailure, pause: float | None = None) -> None:
@@ -46,26 +52,26 @@ class _Again(Exception):
         self.failure, self.pause = failure, pause
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class NoRedirectHandler(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         """The key and the picture go to the given address or nowhere."""
         return None
 
 
-class Server(Captioner):
+class OpenAICaptioner(Captioner):
     """A server at `options.server`, such as http://127.0.0.1:8000/v1."""
 
     prompts = (CHAT_PROMPT,)
 
     def __init__(self, options: CaptionerOptions) -> None:
         self.options, self.workers = options, options.at_once
-        self.url = _endpoint(str(options.server))
+        self.url = _base_url(str(options.server))
         self.key = os.environ.get(options.key, "")
         host = urllib.parse.urlsplit(self.url).hostname or ""
         self.local = _is_loopback(host)
         # A proxy of the environment would see the pictures, and could not reach this machine anyway.
         proxies = [urllib.request.ProxyHandler({})] if self.local else []
-        self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
+        self._opener = urllib.request.build_opener(NoRedirectHandler, *proxies)
         self._stopped = threading.Event()
         self.model = options.model or self._only_model()
         self.name = self.model
@@ -75,13 +81,13 @@ class Server(Captioner):
                 remedy = "use https, or a server on this machine"
                 raise ConfigError("the key would be sent unencrypted", where=f"server: {host}", remedy=remedy)
 
-    def describe(self, asks: Sequence[Ask]) -> list[Answer]:
+    def describe(self, asks: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         return [self._describe(ask) for ask in asks]
 
     def stop(self) -> None:
         self._stopped.set()
 
-    def _describe(self, ask: Ask) -> Answer:
+    def _describe(self, ask: CaptionRequest) -> CaptionResponse:
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": self.options.tokens,
@@ -98,19 +104,19 @@ class Server(Captioner):
         }
         if self.options.temperature > 0:
             body["seed"] = ask.seed
-        return _answer(self._patiently("chat/completions", body))
+        return _parse_completion(self._patiently("chat/completions", body))
 
     def _patiently(self, path: str, body: dict[str, Any] | None) -> Any:
         """The JSON answer, asked for again after a while when that may help."""
-        for pause in PAUSES:
+        for pause in RETRY_DELAYS:
             try:
                 return self._ask(path, body)
-            except _Again as again:
-                if self._stopped.wait(min(pause if again.pause is None else again.pause, LONGEST_PAUSE)):
+            except _RetryableError as again:
+                if self._stopped.wait(min(pause if again.pause is None else again.pause, MAX_RETRY_DELAY)):
                     raise again.failure from again
         try:
             return self._ask(path, body)
-        except _Again as again:
+        except _RetryableError as again:
             raise again.failure from again
 
     def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
@@ -121,26 +127,30 @@ class Server(Captioner):
         request = urllib.request.Request(f"{self.url}/{path}", data, headers)
         try:
             with self._opener.open(request, timeout=self.options.timeout) as response:
-                raw = _read(response, time.monotonic() + self.options.timeout)
+                raw = _read_body(response, time.monotonic() + self.options.timeout)
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from error
         except TimeoutError as error:
-            raise _Again(CaptionFailure("timeout", f"no answer within {self.options.timeout:g} s")) from error
+            raise _RetryableError(
+                CaptionFailure("timeout", f"no answer within {self.options.timeout:g} s")
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise _Again(CaptionFailure("unreachable", f"the server cannot be reached: {reason}")) from error
+            raise _RetryableError(
+                CaptionFailure("unreachable", f"the server cannot be reached: {reason}")
+            ) from error
         try:
             return json.loads(raw)
         except ValueError as error:
-            raise _Again(CaptionFailure("malformed", "the server's answer is not JSON")) from error
+            raise _RetryableError(CaptionFailure("malformed", "the server's answer is not JSON")) from error
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
-        status, said = error.code, _said(error)
-        if status in _HOPELESS:
-            return CaptionFailure(f"http_{status}", f"{_HOPELESS[status]}{said}", hopeless=True)
+        status, said = error.code, _error_detail(error)
+        if status in _FATAL_STATUS:
+            return CaptionFailure(f"http_{status}", f"{_FATAL_STATUS[status]}{said}", hopeless=True)
         failure = CaptionFailure(f"http_{status}", f"the server answered {status}{said}")
-        if status in BUSY:
-            return _Again(failure, _retry_after(error.headers.get("Retry-After")))
+        if status in RETRYABLE_STATUS:
+            return _RetryableError(failure, _retry_after(error.headers.get("Retry-After")))
         return failure
 
     def _only_model(self) -> str:
@@ -159,7 +169,7 @@ class Server(Captioner):
         return names[0]
 
 
-def _endpoint(address: str) -> str:
+def _base_url(address: str) -> str:
     parts = urllib.parse.urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         remedy = "write http://127.0.0.1:8000/v1"
@@ -176,13 +186,13 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def _data_uri(ask: Ask) -> str:
+def _data_uri(ask: CaptionRequest) -> str:
     buffer = io.BytesIO()
     ask.picture.save(buffer, format="JPEG", quality=92)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _read(response: Any, deadline: float) -> bytes:
+def _read_body(response: Any, deadline: float) -> bytes:
     """The whole body; one that drips in after the deadline or does not end is given up."""
     parts, size = [], 0
     while piece := response.read1(1 << 16):
@@ -195,7 +205,7 @@ def _read(response: Any, deadline: float) -> bytes:
     return b"".join(parts)
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _error_detail(error: urllib.error.HTTPError) -> str:
     """What the server says about its refusal, in a line."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         value = json.loads(error.read(1 << 14))
@@ -216,7 +226,7 @@ def _retry_after(value: str | None) -> float | None:
     return None
 
 
-def _answer(value: Any) -> Answer:
+def _parse_completion(value: Any) -> CaptionResponse:
     """The text of a completion; anything that has none is a failure of this image."""
     try:
         choice = value["choices"][0]
@@ -230,4 +240,4 @@ def _answer(value: Any) -> Answer:
         text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
     if not isinstance(text, str):
         raise CaptionFailure("malformed", "the answer's content is no text")
-    return Answer(text.strip(), cut=choice.get("finish_reason") == "length")
+    return CaptionResponse(text.strip(), cut=choice.get("finish_reason") == "length")

@@ -12,22 +12,22 @@ from typing import Any
 
 from data_tools.captioners.captioner import (
     CHAT_PROMPT,
-    Answer,
-    Ask,
     Captioner,
     CaptionFailure,
-    Model,
+    CaptionRequest,
+    CaptionResponse,
+    ModelFolder,
 )
 from data_tools.captioners.options import CaptionerOptions
 from lorakit.core.errors import ConfigError
 
-_TASKS = {"florence2": "<DETAILED_CAPTION>", "kosmos-2": "<grounding>An image of"}
+_TASK_PROMPTS = {"florence2": "<DETAILED_CAPTION>", "kosmos-2": "<grounding>An image of"}
 
 
-class Vlm(Captioner):
+class VisionLanguageCaptioner(Captioner):
     """A model that runs here; its weights are loaded when the first picture is asked about."""
 
-    def __init__(self, model: Model, options: CaptionerOptions) -> None:
+    def __init__(self, model: ModelFolder, options: CaptionerOptions) -> None:
         from transformers import AutoProcessor
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -41,7 +41,7 @@ class Vlm(Captioner):
             )
         self.processor: Any = model.load(AutoProcessor)
         self.chat = bool(getattr(self.processor, "chat_template", None))
-        self.prompts = (CHAT_PROMPT if self.chat else _TASKS.get(kind, ""),)
+        self.prompts = (CHAT_PROMPT if self.chat else _TASK_PROMPTS.get(kind, ""),)
         self._device = options.device
 
     @functools.cached_property
@@ -57,7 +57,7 @@ class Vlm(Captioner):
             self.processor.tokenizer.padding_side = "left"  # a short prompt must end where its answer begins
         return model.to(device).eval().requires_grad_(False)
 
-    def describe(self, asks: Sequence[Ask]) -> list[Answer]:
+    def describe(self, asks: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         import torch
 
         try:
@@ -70,7 +70,7 @@ class Vlm(Captioner):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CaptionFailure("model_error", reason) from error
 
-    def _describe(self, asks: Sequence[Ask]) -> list[Answer]:
+    def _describe(self, asks: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         import torch
 
         if self.temperature > 0 and len(asks) > 1:  # an answer must not depend on who is asked beside it
@@ -84,7 +84,7 @@ class Vlm(Captioner):
         output = model.generate(**inputs, max_new_tokens=self.tokens, **how)
         return self._answers(inputs.get("input_ids"), output)
 
-    def _inputs(self, asks: Sequence[Ask]) -> Any:
+    def _inputs(self, asks: Sequence[CaptionRequest]) -> Any:
         if not self.chat:
             pictures, texts = [ask.picture for ask in asks], [ask.prompt for ask in asks]
             given = {"text": texts} if any(texts) else {}
@@ -99,7 +99,7 @@ class Vlm(Captioner):
             processor_kwargs={"padding": True},
         )
 
-    def _answers(self, asked: Any, output: Any) -> list[Answer]:
+    def _answers(self, asked: Any, output: Any) -> list[CaptionResponse]:
         """Texts of the new tokens; an answer without an end mark was cut off."""
         new, length = output, 0 if asked is None else asked.shape[1]
         if length <= output.shape[1] and bool((output[:, :length] == asked).all() if length else False):
@@ -108,8 +108,8 @@ class Vlm(Captioner):
         ends = set(ends if isinstance(ends, list) else [ends]) - {None}
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         cut = [len(row) >= self.tokens and not ends & set(row.tolist()) for row in new]
-        return [Answer(text.strip(), cut=was_cut) for text, was_cut in zip(texts, cut, strict=True)]
+        return [CaptionResponse(text.strip(), cut=was_cut) for text, was_cut in zip(texts, cut, strict=True)]
 
 
-def _content(ask: Ask) -> list[dict[str, Any]]:
+def _content(ask: CaptionRequest) -> list[dict[str, Any]]:
     return [{"type": "image", "image": ask.picture}, {"type": "text", "text": ask.prompt}]

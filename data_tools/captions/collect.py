@@ -13,17 +13,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_tools.captions import edits
-from data_tools.captions.metadata import kohya_folder, read_kohya, read_metadata
-from data_tools.captions.text import clean, decode_text
+from data_tools.captions.metadata import parse_kohya_folder, read_kohya_captions, read_metadata_captions
+from data_tools.captions.text import clean_caption, decode_text
 from data_tools.listing import CAPTION_SUFFIXES, Listing
-from data_tools.scan import code_of, locate, replace_notes
+from data_tools.scan import note_code, replace_notes, resolve_inside
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import decode
-from lorakit.manifest import USERS_METADATA, Caption, Record
+from lorakit.manifest import USER_METADATA_NOTE, Caption, Record
 
-FILE_SOURCES = ("sidecar", "metadata", "folder", "template")  # read again from their origin every time
+REREAD_SOURCES = ("sidecar", "metadata", "folder", "template")  # read again from their origin every time
 NOTES = frozenset({"caption_joined", "caption_stripped", "caption_unused", "caption_empty", "metadata"})
-REPLACED = "captions_replaced"  # the note of images whose written captions a model's have replaced
+CAPTIONS_REPLACED = "captions_replaced"  # the note of images whose written captions a model's have replaced
 MAX_BYTES = 1 << 20
 _TEXT_KEYS = ("caption", "text", "prompt")
 _JSON_REMEDY = 'write {"caption": "..."}, {"captions": ["...", "..."]} or {"tags": ["...", "..."]}'
@@ -54,7 +54,7 @@ class CaptionOptions:
         if self.suffix is not None and self.suffix not in CAPTION_SUFFIXES:
             remedy = f"use one of {', '.join(CAPTION_SUFFIXES)}"
             raise ConfigError(f"no such caption file: {self.suffix!r}", where="caption-suffix", remedy=remedy)
-        edits.check(self.edits or ())
+        edits.check_edits(self.edits or ())
 
     def template(self) -> str | None:
         """The caption for images that have none, or None."""
@@ -63,7 +63,7 @@ class CaptionOptions:
 
 
 @dataclass
-class _Found:
+class _ImageCaptions:
     """What was found for one image."""
 
     captions: list[Caption] = field(default_factory=list)
@@ -72,14 +72,16 @@ class _Found:
     repeats: int = 1
 
 
-def collect(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:
+def collect_captions(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:
     """The records with captions, tags and repeats; raises `DataError` for text that cannot be read."""
     options.check()
     if options.suffix is not None:
         _require_suffix(listing, options.suffix)
-    metadata = read_metadata(listing, options.encoding)
-    kohya = read_kohya(listing, options.encoding)
-    return [_caption(listing, r, metadata.get(r.file), kohya.get(r.file), options) for r in records]
+    metadata = read_metadata_captions(listing, options.encoding)
+    kohya = read_kohya_captions(listing, options.encoding)
+    return [
+        _collect_for_record(listing, r, metadata.get(r.file), kohya.get(r.file), options) for r in records
+    ]
 
 
 def _require_suffix(listing: Listing, suffix: str) -> None:
@@ -94,23 +96,23 @@ def _require_suffix(listing: Listing, suffix: str) -> None:
         )
 
 
-def edit_all(records: Sequence[Record], options: CaptionOptions) -> list[Record]:
+def apply_edits_to_records(records: Sequence[Record], options: CaptionOptions) -> list[Record]:
     """The records after the edits, for captions that were made since `collect`."""
     made = []
     for record in records:
-        kept, notes = _edit(record.captions, record, options)
+        kept, notes = _apply_edits(record.captions, record, options)
         made.append(replace(record, captions=tuple(kept), notes=(*record.notes, *notes)))
     return made
 
 
-def missing(records: Sequence[Record]) -> list[str]:
+def files_without_caption(records: Sequence[Record]) -> list[str]:
     """The kept images without a caption."""
     return [record.file for record in records if record.keep and not record.caption]
 
 
-def require(records: Sequence[Record], root: Path) -> None:
+def require_captions(records: Sequence[Record], root: Path) -> None:
     """Raise `DataError` naming the kept images without a caption."""
-    without = missing(records)
+    without = files_without_caption(records)
     if not without:
         return
     kept = sum(record.keep for record in records)
@@ -125,13 +127,13 @@ def require(records: Sequence[Record], root: Path) -> None:
     )
 
 
-def _caption(
+def _collect_for_record(
     listing: Listing, record: Record, row: str | None, other: str | None, options: CaptionOptions
 ) -> Record:
     """`row` is what the user's metadata file says, `other` what the JSON of kohya's scripts does."""
     found = _from_sidecars(listing, record.file, options)
     if row is not None:
-        found.notes.append(USERS_METADATA)
+        found.notes.append(USER_METADATA_NOTE)
     if row and not found.captions:
         found.captions = [Caption(row, "metadata")]
     elif row and row not in [caption.text for caption in found.captions]:
@@ -139,8 +141,8 @@ def _caption(
     if other and not found.captions:
         found.captions = [Caption(other, "metadata")]
     _from_folder(record.file, found, named=options.folder_names)
-    captions = _choose(found.captions, record, options)
-    captions, emptied = _edit(captions, record, options)
+    captions = _select_sources(found.captions, record, options)
+    captions, emptied = _apply_edits(captions, record, options)
     found.notes += emptied
     with_notes = replace_notes(record, NOTES, found.notes)
     return replace(
@@ -151,16 +153,16 @@ def _caption(
     )
 
 
-def _choose(found: list[Caption], record: Record, options: CaptionOptions) -> list[Caption]:
+def _select_sources(found: list[Caption], record: Record, options: CaptionOptions) -> list[Caption]:
     """What counts, given the captions found now and those of an earlier manifest."""
     earlier = record.captions
     template = options.template()
     said = {
-        clean(caption.text, "")[0]: caption for caption in earlier
+        clean_caption(caption.text, "")[0]: caption for caption in earlier
     }  # an exported dataset says all in file and manifest
     written = [said.get(caption.text, caption) for caption in found if caption.source != "folder"]
-    others = [c for c in earlier if c.source not in FILE_SOURCES and c not in written]
-    if others and any(code_of(note) == REPLACED for note in record.notes):
+    others = [c for c in earlier if c.source not in REREAD_SOURCES and c not in written]
+    if others and any(note_code(note) == CAPTIONS_REPLACED for note in record.notes):
         written = []  # the user had a model's words put in their place
     if template and (options.overwrite or not (written or others)):
         return [Caption(template, "template")]
@@ -169,7 +171,7 @@ def _choose(found: list[Caption], record: Record, options: CaptionOptions) -> li
     return found or [caption for caption in earlier if caption.source == "template"]
 
 
-def _edit(
+def _apply_edits(
     captions: Sequence[Caption], record: Record, options: CaptionOptions
 ) -> tuple[list[Caption], list[str]]:
     """(the captions after the edits, notes): after those given now, else those recorded for their source."""
@@ -177,7 +179,9 @@ def _edit(
     kept, notes = [], []
     for variant, caption in enumerate(captions):
         specs = recorded.get((caption.source, caption.model), ()) if options.edits is None else options.edits
-        changed = edits.edited(caption, specs, record.file, variant) if specs or caption.edits else caption
+        changed = (
+            edits.edit_caption(caption, specs, record.file, variant) if specs or caption.edits else caption
+        )
         if changed.text:
             kept.append(changed)
         else:
@@ -185,25 +189,25 @@ def _edit(
     return kept, notes
 
 
-def _from_folder(file: str, found: _Found, *, named: bool) -> None:
+def _from_folder(file: str, found: _ImageCaptions, *, named: bool) -> None:
     """kohya's `10_name` folders give repeats and a caption; other folder names give one when asked for."""
     folder = PurePosixPath(file).parent.name
-    if counted := kohya_folder(folder):
+    if counted := parse_kohya_folder(folder):
         found.repeats, folder = counted
     elif not named:
         return
     if folder and not found.captions:
-        found.captions = [Caption(clean(folder.replace("_", " "), folder)[0], "folder")]
+        found.captions = [Caption(clean_caption(folder.replace("_", " "), folder)[0], "folder")]
 
 
 # ---- files beside the image --------------------------------------------------------------------------------
 
 
-def _from_sidecars(listing: Listing, file: str, options: CaptionOptions) -> _Found:
+def _from_sidecars(listing: Listing, file: str, options: CaptionOptions) -> _ImageCaptions:
     """Captions of `a.txt`, `a.caption` and `a.json` beside `a.jpg`; different texts are variants."""
-    found = _Found()
+    found = _ImageCaptions()
     for name in _sidecars(listing, file, options.suffix):
-        path = locate(listing.root, name)
+        path = resolve_inside(listing.root, name)
         data = decode.read_file(path)
         if len(data) > MAX_BYTES:
             message = f"{len(data)} bytes are too many for a caption (limit {MAX_BYTES})"
@@ -212,7 +216,7 @@ def _from_sidecars(listing: Listing, file: str, options: CaptionOptions) -> _Fou
         texts, tags = _read_json(text, str(path)) if name.endswith(".json") else ([text], [])
         found.tags += [tag for tag in tags if tag not in found.tags]
         for raw in texts:
-            cleaned, notes = clean(raw, name)
+            cleaned, notes = clean_caption(raw, name)
             found.notes += notes
             if not cleaned:
                 found.notes.append(f"caption_empty: {PurePosixPath(name).name}")
@@ -241,14 +245,14 @@ def _read_json(text: str, where: str) -> tuple[list[str], list[str]]:
         raise DataError(f"not valid JSON: {error}", where=where, remedy=_JSON_REMEDY) from error
     if not isinstance(value, Mapping):
         raise DataError("a JSON caption file must hold an object", where=where, remedy=_JSON_REMEDY)
-    tags = _strings(value.get("tags", []), "tags", where)
-    texts = _strings(value.get("captions", []), "captions", where, split=False)
+    tags = _string_list(value.get("tags", []), "tags", where)
+    texts = _string_list(value.get("captions", []), "captions", where, split=False)
     for key in _TEXT_KEYS:
-        texts = texts or _strings(value.get(key, []), key, where, split=False)
+        texts = texts or _string_list(value.get(key, []), key, where, split=False)
     return texts or ([", ".join(tags)] if tags else []), tags
 
 
-def _strings(value: Any, key: str, where: str, *, split: bool = True) -> list[str]:
+def _string_list(value: Any, key: str, where: str, *, split: bool = True) -> list[str]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()] if split else [value]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -29,74 +29,74 @@ Edit = Callable[[str, int], str]
 """(text, a number that depends on image and variant) -> text"""
 
 NONE = "none"  # on the command line: no edits any more
-_SHOWN = r"(?:the|this) (?:image|picture|photo|photograph)"
+_IMAGE_PHRASE = r"(?:the|this) (?:image|picture|photo|photograph)"
 _PREAMBLE = re.compile(
     r"^\s*(?:sure|certainly|of course|okay|ok)?[!,.:]?\s*"
     r"(?:here(?:'s| is) (?:a|the|an)[^:\n]{0,60}:\s*"
-    rf"|(?:{_SHOWN}|it) (?:shows|depicts|features|captures|displays|is of)\s+"
-    rf"|(?:in )?{_SHOWN},?\s+(?:there (?:is|are)|(?:we|you) can see|we see)\s+"
+    rf"|(?:{_IMAGE_PHRASE}|it) (?:shows|depicts|features|captures|displays|is of)\s+"
+    rf"|(?:in )?{_IMAGE_PHRASE},?\s+(?:there (?:is|are)|(?:we|you) can see|we see)\s+"
     r"|(?:caption|description)\s*:\s*)",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r".*?(?:[.!?…。！？](?=[\"'”’)\]]*(?:\s|$))[\"'”’)\]]*|$)\s*", re.DOTALL)
 
 
-def parse(spec: str) -> Edit:
+def parse_edit(spec: str) -> Edit:
     """The function that an edit names; `ConfigError` for one that nobody knows or that has no sense."""
     name, _, value = spec.partition("=")
-    if name in _PLAIN and not value:
-        return _PLAIN[name]
-    if name in _VALUED and value:
-        return _VALUED[name](value)
-    known = ", ".join([*_PLAIN, *(f"{known}=..." for known in _VALUED)])
+    if name in _EDITS and not value:
+        return _EDITS[name]
+    if name in _EDIT_FACTORIES and value:
+        return _EDIT_FACTORIES[name](value)
+    known = ", ".join([*_EDITS, *(f"{known}=..." for known in _EDIT_FACTORIES)])
     raise ConfigError(f"no such edit: {spec!r}", where="edit", remedy=f"use {known}")
 
 
-def check(specs: Sequence[str]) -> None:
+def check_edits(specs: Sequence[str]) -> None:
     """Raise `ConfigError` for the first edit that cannot work."""
     for spec in specs:
-        parse(spec)
+        parse_edit(spec)
 
 
-def apply(text: str, specs: Sequence[str], key: int = 0) -> str:
+def apply_edits(text: str, specs: Sequence[str], key: int = 0) -> str:
     """The text after all edits, in order."""
     for spec in specs:
-        text = parse(spec)(text, key).strip()
+        text = parse_edit(spec)(text, key).strip()
     return text
 
 
-def edited(caption: Caption, specs: Sequence[str], file: str, variant: int) -> Caption:
+def edit_caption(caption: Caption, specs: Sequence[str], file: str, variant: int) -> Caption:
     """The caption with these edits of what was first written, which stays in `raw`; without edits, that."""
     raw = caption.raw if caption.raw is not None else caption.text
-    text = apply(raw, specs, rng.key(0, "edit", file, variant))
+    text = apply_edits(raw, specs, rng.derive_seed(0, "edit", file, variant))
     return replace(caption, text=text, raw=raw if specs else None, edits=tuple(specs))
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """The sentences of a text, each with its mark; what follows the last mark is one too."""
     return [found.strip() for found in _SENTENCE.findall(text) if found.strip()]
 
 
 def whole_sentences(text: str) -> str:
     """The text without a last sentence that breaks off; "" when there is no whole one."""
-    parts = sentences(text)
+    parts = split_sentences(text)
     if parts and not re.search(r"[.!?…。！？][\"'”’)\]]*$", parts[-1]):
         parts = parts[:-1]
     return " ".join(parts)
 
 
-def has_word(text: str, word: str) -> bool:
+def contains_word(text: str, word: str) -> bool:
     """Whether a text has a word (or words) as such, not as a part of another; case does not count."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def without_preamble(text: str) -> str:
+def strip_preamble(text: str) -> str:
     """The text without what a model says before it begins: "The image shows ..."."""
     rest = _PREAMBLE.sub("", text, count=1).strip()
     return rest[:1].upper() + rest[1:] if rest and rest != text.strip() else text
 
 
-def _tags(change: Callable[[list[str], int], list[str]]) -> Edit:
+def _tag_edit(change: Callable[[list[str], int], list[str]]) -> Edit:
     """An edit of comma-separated tags."""
 
     def edit(text: str, key: int) -> str:
@@ -114,7 +114,7 @@ def _dedupe(tags: list[str], key: int) -> list[str]:
 
 def _drop(value: str) -> Edit:
     unwanted = {tag.strip().casefold() for tag in value.split(",")}
-    return _tags(lambda tags, key: [tag for tag in tags if tag.casefold() not in unwanted])
+    return _tag_edit(lambda tags, key: [tag for tag in tags if tag.casefold() not in unwanted])
 
 
 def _alias(value: str) -> Edit:
@@ -122,31 +122,31 @@ def _alias(value: str) -> Edit:
     if not all(old.strip() and new.strip() for old, _, new in pairs):
         raise ConfigError(f"alias={value} names no pair", where="edit", remedy="write alias=old:new,...")
     names = {old.strip().casefold(): new.strip() for old, _, new in pairs}
-    return _tags(lambda tags, key: [names.get(tag.casefold(), tag) for tag in tags])
+    return _tag_edit(lambda tags, key: [names.get(tag.casefold(), tag) for tag in tags])
 
 
 def _shuffle(value: str) -> Edit:
-    keep = _number("shuffle", value, least=0)
+    keep = _parse_count("shuffle", value, least=0)
 
     def change(tags: list[str], key: int) -> list[str]:
         rest = tags[keep:]
         random.Random(key).shuffle(rest)
         return tags[:keep] + rest
 
-    return _tags(change)
+    return _tag_edit(change)
 
 
 def _sentences(value: str) -> Edit:
-    count = _number("sentences", value)
-    return lambda text, key: " ".join(sentences(text)[:count])
+    count = _parse_count("sentences", value)
+    return lambda text, key: " ".join(split_sentences(text)[:count])
 
 
 def _words(value: str) -> Edit:
-    most = _number("words", value)
+    most = _parse_count("words", value)
 
     def edit(text: str, key: int) -> str:
         kept: list[str] = []
-        for part in sentences(text):
+        for part in split_sentences(text):
             if kept and len(" ".join([*kept, part]).split()) > most:
                 break
             kept.append(part)
@@ -170,7 +170,7 @@ def _replace(value: str) -> Edit:
     return lambda text, key: pattern.sub(parts[1], text)
 
 
-def _number(name: str, value: str, least: int = 1) -> int:
+def _parse_count(name: str, value: str, least: int = 1) -> int:
     if not value.isdecimal() or int(value) < least:
         raise ConfigError(
             f"{name}={value} needs a number from {least}", where="edit", remedy=f"write {name}=2"
@@ -179,14 +179,14 @@ def _number(name: str, value: str, least: int = 1) -> int:
 
 
 def _trigger(value: str) -> Edit:
-    return lambda text, key: text if has_word(text, value) else f"{value}, {text}"
+    return lambda text, key: text if contains_word(text, value) else f"{value}, {text}"
 
 
-_PLAIN: dict[str, Edit] = {
-    "strip-preamble": lambda text, key: without_preamble(text),
-    "dedupe": _tags(_dedupe),
+_EDITS: dict[str, Edit] = {
+    "strip-preamble": lambda text, key: strip_preamble(text),
+    "dedupe": _tag_edit(_dedupe),
 }
-_VALUED: dict[str, Callable[[str], Edit]] = {
+_EDIT_FACTORIES: dict[str, Callable[[str], Edit]] = {
     "replace": _replace,
     "alias": _alias,
     "drop": _drop,

@@ -6,14 +6,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from data_tools.captions.edits import has_word, without_preamble
+from data_tools.captions.edits import contains_word, strip_preamble
 from data_tools.findings import Finding
-from lorakit.imaging.crops import shown_hash
+from lorakit.imaging.crops import crop_hash
 from lorakit.manifest import Record
 
-CLIP_TOKENS = 75  # 77 with the two marks that begin and end a text
-LEAK_SHARE = 0.8
-LEAK_FROM = 5  # captions; with fewer, every phrase is in most of them
+CLIP_MAX_TOKENS = 75  # 77 with the two marks that begin and end a text
+COMMON_PHRASE_SHARE = 0.8
+COMMON_PHRASE_MIN_CAPTIONS = 5  # captions; with fewer, every phrase is in most of them
 _TOKENS = re.compile(r"[^\W\d_]+|\d|[^\w\s]+")  # CLIP spends at least one token on each of these
 _WORDS = re.compile(r"[\w'-]+")
 _REFUSAL = re.compile(  # at the beginning of a sentence: a sign in the picture may say "I'm sorry", too
@@ -22,24 +22,26 @@ _REFUSAL = re.compile(  # at the beginning of a sentence: a sign in the picture 
     r"|unable to (?:assist|help|describe))",
     re.IGNORECASE,
 )
-_SAYS_NOTHING = (
+_STOP_WORD_LIST = (
     "a an the of in on at to and with is are its it by for from as this that there"
     " photo photograph picture image"
 )
-_COMMON = frozenset(_SAYS_NOTHING.split())
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 
 
-def lint(records: Sequence[Record], trigger: str | None = None, *, counted: bool = False) -> list[Finding]:
+def lint_captions(
+    records: Sequence[Record], trigger: str | None = None, *, counted: bool = False
+) -> list[Finding]:
     """Findings on the captions of kept images; `counted`: tokens.py has counted tokens for the base."""
     kept = [record for record in records if record.keep and record.caption]
     found = [
-        *_trigger(kept, trigger),
-        *_single(kept),
-        *_identical(kept),
-        *_leaks(kept, trigger),
-        *_stale(kept),
+        *_missing_trigger(kept, trigger),
+        *_single_caption_findings(kept),
+        *_identical_captions(kept),
+        *_common_phrase_findings(kept, trigger),
+        *_stale_captions(kept),
     ]
-    return found if counted else [*found, *_long(kept)]
+    return found if counted else [*found, *_too_long_for_clip(kept)]
 
 
 def is_refusal(text: str) -> bool:
@@ -47,14 +49,16 @@ def is_refusal(text: str) -> bool:
     return _REFUSAL.search(text.strip()) is not None
 
 
-def _trigger(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
+def _missing_trigger(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
     if trigger:
-        without = tuple(r.file for r in records if not all(has_word(c.text, trigger) for c in r.captions))
+        without = tuple(
+            r.file for r in records if not all(contains_word(c.text, trigger) for c in r.captions)
+        )
         if without:
             yield Finding("warning", "trigger_missing", f"a caption lacks the trigger {trigger!r}", without)
 
 
-def _single(records: Sequence[Record]) -> Iterator[Finding]:
+def _single_caption_findings(records: Sequence[Record]) -> Iterator[Finding]:
     """Findings that one caption shows by itself."""
     tests = (
         ("warning", "refusal", "the captioner refused instead of describing", is_refusal),
@@ -63,7 +67,7 @@ def _single(records: Sequence[Record]) -> Iterator[Finding]:
             "note",
             "preamble",
             "begins with words about the picture as such (--edit strip-preamble)",
-            lambda text: without_preamble(text) != text,
+            lambda text: strip_preamble(text) != text,
         ),
     )
     for level, code, message, test in tests:
@@ -72,27 +76,27 @@ def _single(records: Sequence[Record]) -> Iterator[Finding]:
             yield Finding(level, code, message, files)  # type: ignore[arg-type]
 
 
-def _long(records: Sequence[Record]) -> Iterator[Finding]:
+def _too_long_for_clip(records: Sequence[Record]) -> Iterator[Finding]:
     """What surely does not fit CLIP; with a base named, its own tokenizers say it exactly."""
     files = tuple(
-        r.file for r in records if any(len(_TOKENS.findall(c.text)) > CLIP_TOKENS for c in r.captions)
+        r.file for r in records if any(len(_TOKENS.findall(c.text)) > CLIP_MAX_TOKENS for c in r.captions)
     )
     if files:
         message = (
-            f"longer than the {CLIP_TOKENS} tokens that CLIP reads; only T5 and LLM encoders see the end"
+            f"longer than the {CLIP_MAX_TOKENS} tokens that CLIP reads; only T5 and LLM encoders see the end"
         )
         yield Finding("warning", "long_caption", f"{message} (--base counts exactly)", files)
 
 
-def _stale(records: Sequence[Record]) -> Iterator[Finding]:
+def _stale_captions(records: Sequence[Record]) -> Iterator[Finding]:
     """A model described the picture before it, or its crop, changed."""
-    files = tuple(r.file for r in records if any(c.seen not in (None, shown_hash(r)) for c in r.captions))
+    files = tuple(r.file for r in records if any(c.seen not in (None, crop_hash(r)) for c in r.captions))
     if files:
         message = "described before the picture or its crop changed; have them captioned again"
         yield Finding("warning", "stale_caption", message, files)
 
 
-def _identical(records: Sequence[Record]) -> Iterator[Finding]:
+def _identical_captions(records: Sequence[Record]) -> Iterator[Finding]:
     """The same words under several images; a template repeats by design and is left out."""
     groups: dict[str, list[str]] = defaultdict(list)
     for record in records:
@@ -106,10 +110,10 @@ def _identical(records: Sequence[Record]) -> Iterator[Finding]:
             )
 
 
-def _leaks(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
+def _common_phrase_findings(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
     """Phrases said nearly everywhere take up what the trigger should learn."""
     written = [r for r in records if r.captions[0].source not in ("template", "folder")]
-    if len(written) < LEAK_FROM:
+    if len(written) < COMMON_PHRASE_MIN_CAPTIONS:
         return
     for phrase, number in common_phrases(written, trigger):
         share = number / len(written)
@@ -119,7 +123,7 @@ def _leaks(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
 
 def common_phrases(records: Sequence[Record], trigger: str | None) -> list[tuple[str, int]]:
     """(phrase of two to eight words, captions with it), the longest ones in at least 80 % of captions."""
-    least = LEAK_SHARE * len(records)
+    least = COMMON_PHRASE_SHARE * len(records)
     single = Counter(word for record in records for word in set(_words(record.caption)))
     often = {word for word, number in single.items() if number >= least}
     counts: Counter[tuple[str, ...]] = Counter()
@@ -131,7 +135,7 @@ def common_phrases(records: Sequence[Record], trigger: str | None) -> list[tuple
     found = [
         (gram, number)
         for gram, number in counts.items()
-        if number >= least and not marks & set(gram) and not set(gram) <= _COMMON
+        if number >= least and not marks & set(gram) and not set(gram) <= _STOP_WORDS
     ]
     longest = [
         (" ".join(gram), number)
@@ -145,7 +149,7 @@ def _words(text: str) -> list[str]:
     return [word.casefold() for word in _WORDS.findall(text)]
 
 
-def ngrams(records: Sequence[Record], most: int = 20) -> list[tuple[str, int]]:
+def frequent_phrases(records: Sequence[Record], most: int = 20) -> list[tuple[str, int]]:
     """(phrase of one to four words, captions with it), the most frequent that are in two captions or more.
 
     Phrases begin and end with words that say something; one that is never seen without a longer one is left
@@ -155,7 +159,7 @@ def ngrams(records: Sequence[Record], most: int = 20) -> list[tuple[str, int]]:
     for record in records:
         words = [word.casefold() for word in _WORDS.findall(record.caption)]
         grams = {tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1)}
-        counts.update(gram for gram in grams if gram[0] not in _COMMON and gram[-1] not in _COMMON)
+        counts.update(gram for gram in grams if gram[0] not in _STOP_WORDS and gram[-1] not in _STOP_WORDS)
     alike: dict[int, list[tuple[str, ...]]] = defaultdict(list)
     for gram, number in counts.items():
         alike[number].append(gram)

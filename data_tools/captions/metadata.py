@@ -10,59 +10,59 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_tools.captions.text import clean, decode_text
+from data_tools.captions.text import clean_caption, decode_text
 from data_tools.listing import Listing
-from data_tools.scan import locate
+from data_tools.scan import resolve_inside
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError
 from lorakit.imaging import decode
 
-TEXT_KEYS = ("text", "caption", "prompt")
-MASK_KEY = "mask_file_name"
-GIVEN_KEYS = {"source": "source_file_name", "control": "control_file_name"}
-FILE_KEYS = (MASK_KEY, *GIVEN_KEYS.values())
+CAPTION_COLUMNS = ("text", "caption", "prompt")
+MASK_COLUMN = "mask_file_name"
+CONDITIONING_COLUMNS = {"source": "source_file_name", "control": "control_file_name"}
+FILE_COLUMNS = (MASK_COLUMN, *CONDITIONING_COLUMNS.values())
 MAX_REPEATS = 1000  # kohya's `10_name`; above it the number is rather a year or an id
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
-def cell(text: str) -> str:
+def escape_csv_cell(text: str) -> str:
     """A CSV value that no spreadsheet runs: what could be a formula gets an apostrophe (see `plain`)."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def plain(text: Any) -> Any:
+def unescape_csv_cell(text: Any) -> Any:
     """A CSV value without the apostrophe that keeps it from being run."""
     return text[1:] if isinstance(text, str) and text[:1] == "'" and text[1:].startswith(_FORMULA) else text
 
 
-def kohya_folder(name: str) -> tuple[int, str] | None:
+def parse_kohya_folder(name: str) -> tuple[int, str] | None:
     """(repeats, name) of a folder called as kohya's scripts want it, `10_sks dog`; None for any other."""
     match = _KOHYA.fullmatch(name)
     return (int(match[1]), match[2]) if match and int(match[1]) <= MAX_REPEATS else None
 
 
-def read_metadata(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
+def read_metadata_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
     """The caption by image from every metadata file of the user; the twin that lorakit wrote is left out.
 
     A row that names no image of the folder, names one twice or leads outside is a `DataError` with its line.
     """
     found: dict[str, str] = {}
     first: dict[str, str] = {}
-    for name, where, row in _users_rows(listing, encoding):
-        file = _file(listing, PurePosixPath(name).parent, row, where)
+    for name, where, row in _user_metadata_rows(listing, encoding):
+        file = _row_image(listing, PurePosixPath(name).parent, row, where)
         if file in found:
             remedy = "delete one of the two rows"
             raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
-        text = _text(row, where)
+        text = _row_caption(row, where)
         if text is not None:
-            found[file] = clean(text, name)[0]
+            found[file] = clean_caption(text, name)[0]
             first[file] = where
     return found
 
 
-def read_kohya(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
+def read_kohya_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
     """The caption by image from the JSON of kohya's scripts: `{"path": {"caption": ..., "tags": ...}, ...}`.
 
     Paths are those of the machine that wrote it, with or without an ending: as much of a path's end counts as
@@ -73,7 +73,7 @@ def read_kohya(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
     found: dict[str, str] = {}
     for name in listing.kohya:
         where = str(listing.root / name)
-        text = decode_text(decode.read_file(locate(listing.root, name)), where, encoding)
+        text = decode_text(decode.read_file(resolve_inside(listing.root, name)), where, encoding)
         try:
             entries = json.loads(text)
             pairs = {key: [value.get(part) for part in ("caption", "tags")] for key, value in entries.items()}
@@ -90,22 +90,22 @@ def read_kohya(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
                 )
             caption = ", ".join(part for part in parts if isinstance(part, str) and part.strip())
             if caption:
-                found[file] = clean(caption, name)[0]
+                found[file] = clean_caption(caption, name)[0]
     return found
 
 
-def read_masks(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
+def read_mask_column(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
     """The mask by image from the column `mask_file_name`; a mask that is not there is a `DataError`."""
-    return {image: files[0] for image, files in read_files(listing, MASK_KEY, encoding).items()}
+    return {image: files[0] for image, files in read_file_column(listing, MASK_COLUMN, encoding).items()}
 
 
-def read_files(listing: Listing, column: str, encoding: str = "utf-8") -> dict[str, list[str]]:
+def read_file_column(listing: Listing, column: str, encoding: str = "utf-8") -> dict[str, list[str]]:
     """The files that a column such as `mask_file_name` names, by image; one, or a list of several.
 
     A file that is not there is a `DataError`.
     """
     found: dict[str, list[str]] = {}
-    for name, where, row in _users_rows(listing, encoding):
+    for name, where, row in _user_metadata_rows(listing, encoding):
         value = row.get(column)
         several = value if isinstance(value, list) else [value]
         named = [one for one in several if isinstance(one, str) and one]
@@ -114,27 +114,27 @@ def read_files(listing: Listing, column: str, encoding: str = "utf-8") -> dict[s
         ]
         if named:
             folder = PurePosixPath(name).parent
-            image = _file(listing, folder, row, where)
-            found[image] = [_beside(listing, folder, one, column, where) for one in named]
+            image = _row_image(listing, folder, row, where)
+            found[image] = [_referenced_file(listing, folder, one, column, where) for one in named]
     return found
 
 
-def _users_rows(listing: Listing, encoding: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _user_metadata_rows(listing: Listing, encoding: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(metadata file, where, row) of every metadata file but the twin that lorakit wrote."""
     folders = {PurePosixPath(file).parent for file in listing.images}
-    users = {path.resolve() for path in manifest.own_metadata(listing.root, folders)}
+    users = {path.resolve() for path in manifest.user_metadata_files(listing.root, folders)}
     for name in listing.metadata:
         path = listing.root / name
         if path.resolve() in users:
-            locate(listing.root, name)
+            resolve_inside(listing.root, name)
             yield from ((name, where, row) for where, row in _rows(path, encoding))
 
 
-def _beside(listing: Listing, folder: PurePosixPath, name: str, column: str, where: str) -> str:
+def _referenced_file(listing: Listing, folder: PurePosixPath, name: str, column: str, where: str) -> str:
     """A file that a row names, as a path of the dataset."""
-    manifest.check_path(name, where)
+    manifest.check_dataset_path(name, where)
     file = str(folder / PurePosixPath(name))
-    if not locate(listing.root, file).is_file():
+    if not resolve_inside(listing.root, file).is_file():
         what = column.removesuffix("_file_name")
         raise DataError(f"there is no {what} {name!r}", where=where, remedy=f"correct {column}")
     return file
@@ -150,19 +150,22 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     elif path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(decode_text(path.read_bytes(), str(path), encoding), newline=""))
         for row in reader:
-            yield f"{path}, line {reader.line_num}", {key: plain(value) for key, value in row.items()}
+            yield (
+                f"{path}, line {reader.line_num}",
+                {key: unescape_csv_cell(value) for key, value in row.items()},
+            )
     else:
         for number, row in enumerate(storage.read_jsonl(path), 1):
             yield f"{path}, row {number}", row
 
 
-def _file(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], where: str) -> str:
+def _row_image(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], where: str) -> str:
     """The image that a row names, as a path of the listing."""
     name = row.get("file_name")
     if not isinstance(name, str):
         remedy = f"name the column file_name; this row has {', '.join(map(str, row))}"
         raise DataError("a row without file_name", where=where, remedy=remedy)
-    manifest.check_path(name, where)
+    manifest.check_dataset_path(name, where)
     file = str(folder / PurePosixPath(name))
     if file in listing.image_set:
         return file
@@ -173,12 +176,12 @@ def _file(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], where
     return spelt
 
 
-def _text(row: Mapping[str, Any], where: str) -> str | None:
-    for key in TEXT_KEYS:
+def _row_caption(row: Mapping[str, Any], where: str) -> str | None:
+    for key in CAPTION_COLUMNS:
         value = row.get(key)
         if isinstance(value, str):
             return value
-    if any(row.get(key) for key in FILE_KEYS):
+    if any(row.get(key) for key in FILE_COLUMNS):
         return None  # a row that names a mask need not caption too
-    remedy = f"name the caption's column one of {', '.join(TEXT_KEYS)}"
+    remedy = f"name the caption's column one of {', '.join(CAPTION_COLUMNS)}"
     raise DataError("a row without a caption", where=where, remedy=remedy)

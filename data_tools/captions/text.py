@@ -7,7 +7,7 @@ import unicodedata
 
 from lorakit.core.errors import ConfigError, DataError
 
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -25,7 +25,7 @@ def decode_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
             f"unknown encoding {encoding!r}", where="caption-encoding", remedy=remedy
         ) from error
     if name == "utf-8":
-        for mark, guess in _MARKS:
+        for mark, guess in _BYTE_ORDER_MARKS:
             if data.startswith(mark):
                 message = f"the text is {guess}, not UTF-8 (byte order mark at byte 0)"
                 raise DataError(message, where=where, remedy=f"give --caption-encoding {guess}")
@@ -39,7 +39,7 @@ def decode_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
         raise DataError(message, where=where, remedy=remedy) from error
 
 
-def clean(text: str, name: str) -> tuple[str, list[str]]:
+def clean_caption(text: str, name: str) -> tuple[str, list[str]]:
     """(one line of text, notes): lines joined by a space, control characters and blank ends left out."""
     notes = []
     lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]

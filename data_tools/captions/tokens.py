@@ -21,15 +21,15 @@ from lorakit.core.errors import ConfigError
 from lorakit.manifest import Record
 from lorakit.models import base_model
 
-SETTINGS = "lorakit.json"
-CUT, CUT_PARTLY = "caption_cut", "caption_cut_partly"
-NOTES = frozenset({CUT, CUT_PARTLY})
-_HUGE = 1 << 20  # transformers' stand-in for "no limit" is far above
+SETTINGS_FILE = "lorakit.json"
+CAPTION_CUT, CAPTION_CUT_PARTLY = "caption_cut", "caption_cut_partly"
+NOTES = frozenset({CAPTION_CUT, CAPTION_CUT_PARTLY})
+_NO_LIMIT = 1 << 20  # transformers' stand-in for "no limit" is far above
 _LENGTH = "max_sequence_length"
 
 
 @dataclass(frozen=True)
-class Count:
+class TokenCount:
     """One caption for one tokenizer: tokens of the text itself, how many fit, and the words that do not."""
 
     tokenizer: str
@@ -38,7 +38,7 @@ class Count:
     lost: str
 
 
-class Reader:
+class CaptionTokenizer:
     """A tokenizer and the length at which its encoder stops reading."""
 
     def __init__(self, name: str, tokenizer: Any, length: int) -> None:
@@ -46,11 +46,11 @@ class Reader:
         # The marks that begin and end every text take places too.
         self.limit = max(0, length - int(tokenizer.num_special_tokens_to_add()))
 
-    def count(self, text: str) -> Count:
+    def count(self, text: str) -> TokenCount:
         """Tokens of a caption, and the words of it that are cut off."""
         tokens = self._tokens(text)
         lost = "" if tokens <= self.limit else self._lost(text)
-        return Count(self.name, tokens, self.limit, lost)
+        return TokenCount(self.name, tokens, self.limit, lost)
 
     def _tokens(self, text: str) -> int:
         ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
@@ -69,22 +69,22 @@ class Reader:
         return text[words[low].start() :].strip() if low < len(words) else ""
 
 
-def annotate(records: Sequence[Record], base: str | None) -> list[Record]:
+def annotate_token_counts(records: Sequence[Record], base: str | None) -> list[Record]:
     """The records with a note for every caption whose end an encoder of the base does not read.
 
     `caption_cut` when none reads it, `caption_cut_partly` when another does; without a base, no such notes.
     """
-    found = readers(base) if base else ()
-    return [replace_notes(record, NOTES, list(_cuts(record, found))) for record in records]
+    found = load_tokenizers(base) if base else ()
+    return [replace_notes(record, NOTES, list(_truncation_notes(record, found))) for record in records]
 
 
-def _cuts(record: Record, found: Sequence[Reader]) -> Iterator[str]:
+def _truncation_notes(record: Record, found: Sequence[CaptionTokenizer]) -> Iterator[str]:
     if not (record.keep and found):
         return
     for number, caption in enumerate(record.captions, 1):
         counts = [reader.count(caption.text) for reader in found]
         cut = [count for count in counts if count.lost]
-        code = CUT if len(cut) == len(counts) else CUT_PARTLY
+        code = CAPTION_CUT if len(cut) == len(counts) else CAPTION_CUT_PARTLY
         which = f"caption {number}: " if len(record.captions) > 1 else ""
         for count in {(c.limit, c.lost): c for c in reversed(cut)}.values():
             reads = f"{count.tokenizer} reads {count.limit} of {count.tokens} tokens, not: {count.lost}"
@@ -92,13 +92,13 @@ def _cuts(record: Record, found: Sequence[Reader]) -> Iterator[str]:
 
 
 @functools.lru_cache(maxsize=4)
-def readers(base: str) -> tuple[Reader, ...]:
+def load_tokenizers(base: str) -> tuple[CaptionTokenizer, ...]:
     """The tokenizers of a base: embedded name, diffusers folder or hub id."""
     from transformers import AutoTokenizer
 
-    folder = base_model.resolve(base)
-    index = storage.read_json(folder / base_model.INDEX)
-    found: list[Reader] = []
+    folder = base_model.resolve_base(base)
+    index = storage.read_json(folder / base_model.MODEL_INDEX)
+    found: list[CaptionTokenizer] = []
     for name, part in sorted(index.items()):
         present = isinstance(part, list) and part[0] is not None
         if not (present and name.startswith(("tokenizer", "processor"))):
@@ -113,20 +113,24 @@ def readers(base: str) -> tuple[Reader, ...]:
             raise ConfigError(
                 f"the tokenizer cannot be read: {reason}", where=where, remedy="fetch it again"
             ) from error
-        found.append(Reader(name, tokenizer, _length(folder, str(index.get("_class_name")), tokenizer)))
+        found.append(
+            CaptionTokenizer(
+                name, tokenizer, _encoder_length(folder, str(index.get("_class_name")), tokenizer)
+            )
+        )
     return tuple(found)
 
 
-def _length(folder: Path, pipeline: str, tokenizer: Any) -> int:
+def _encoder_length(folder: Path, pipeline: str, tokenizer: Any) -> int:
     """Tokens, marks included, that the encoder behind a tokenizer gets to read."""
     own = int(tokenizer.model_max_length)
     if type(tokenizer).__name__.startswith("CLIP"):
-        return own if own < _HUGE else 77
+        return own if own < _NO_LIMIT else 77
     asked = _pipeline_length(pipeline)
-    if (folder / SETTINGS).is_file():
-        asked = int(storage.read_json(folder / SETTINGS).get(_LENGTH, asked or 0)) or asked
-    known = [length for length in (own, asked) if length is not None and 0 < length < _HUGE]
-    return min(known) if known else _HUGE
+    if (folder / SETTINGS_FILE).is_file():
+        asked = int(storage.read_json(folder / SETTINGS_FILE).get(_LENGTH, asked or 0)) or asked
+    known = [length for length in (own, asked) if length is not None and 0 < length < _NO_LIMIT]
+    return min(known) if known else _NO_LIMIT
 
 
 def _pipeline_length(pipeline: str) -> int | None:

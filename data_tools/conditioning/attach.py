@@ -15,20 +15,22 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from data_tools.captions import metadata
-from data_tools.conditioning.masks import MADE
+from data_tools.conditioning.masks import GENERATED
 from data_tools.listing import Listing
-from data_tools.scan import locate, replace_notes
+from data_tools.scan import replace_notes, resolve_inside
 from lorakit.core import storage
 from lorakit.imaging import decode, masks
 from lorakit.imaging.decode import ImageError
-from lorakit.manifest import Given, Record
+from lorakit.manifest import ConditioningImage, Record
 
-FOLDER = ".lorakit-control"  # controls that lorakit made; hidden, so that no tool takes them for images
+CONTROL_FOLDER = (
+    ".lorakit-control"  # controls that lorakit made; hidden, so that no tool takes them for images
+)
 NOTES = frozenset({"given_unreadable", "given_other_shape"})
-_BESIDE = re.compile(r"(?P<stem>.+)\.(?P<kind>source|control)(?P<number>\d*)")
+_SIDECAR_NAME = re.compile(r"(?P<stem>.+)\.(?P<kind>source|control)(?P<number>\d*)")
 
 
-class Named(NamedTuple):
+class ConditioningFile(NamedTuple):
     """A picture that belongs to an image, not yet opened."""
 
     kind: str
@@ -36,18 +38,20 @@ class Named(NamedTuple):
     by: str
 
 
-def set_apart(listing: Listing, encoding: str = "utf-8") -> tuple[Listing, dict[str, list[Named]]]:
+def separate_conditioning_files(
+    listing: Listing, encoding: str = "utf-8"
+) -> tuple[Listing, dict[str, list[ConditioningFile]]]:
     """(the listing without such pictures, what each image comes with)."""
-    found: dict[str, list[Named]] = defaultdict(list)
-    for kind, column in metadata.GIVEN_KEYS.items():
-        for image, files in metadata.read_files(listing, column, encoding).items():
-            found[image] += [Named(kind, file, "metadata") for file in files]
+    found: dict[str, list[ConditioningFile]] = defaultdict(list)
+    for kind, column in metadata.CONDITIONING_COLUMNS.items():
+        for image, files in metadata.read_file_column(listing, column, encoding).items():
+            found[image] += [ConditioningFile(kind, file, "metadata") for file in files]
     named = {one.file for some in found.values() for one in some}
     stems = {str(PurePosixPath(name).with_suffix("")): name for name in listing.images if name not in named}
-    lying: dict[str, list[tuple[str, int, Named]]] = defaultdict(list)
+    lying: dict[str, list[tuple[str, int, ConditioningFile]]] = defaultdict(list)
     orphans = []
     for name in listing.images:
-        match = _BESIDE.fullmatch(str(PurePosixPath(name).with_suffix("")))
+        match = _SIDECAR_NAME.fullmatch(str(PurePosixPath(name).with_suffix("")))
         if match is None or name in named:
             continue
         owner = stems.get(match["stem"])
@@ -55,7 +59,7 @@ def set_apart(listing: Listing, encoding: str = "utf-8") -> tuple[Listing, dict[
             orphans.append(name)
             continue
         kind = match["kind"]
-        lying[owner].append((kind, int(match["number"] or 0), Named(kind, name, "sidecar")))
+        lying[owner].append((kind, int(match["number"] or 0), ConditioningFile(kind, name, "sidecar")))
     for image, some in lying.items():
         told = {one.kind for one in found[image]}  # what metadata says goes before what lies about
         found[image] += [one for kind, _, one in sorted(some) if kind not in told]
@@ -65,51 +69,55 @@ def set_apart(listing: Listing, encoding: str = "utf-8") -> tuple[Listing, dict[
     return replace(listing, images=pictures, others=others), {k: v for k, v in found.items() if v}
 
 
-def attach(listing: Listing, records: Sequence[Record], found: Mapping[str, Sequence[Named]]) -> list[Record]:
+def attach_conditioning(
+    listing: Listing, records: Sequence[Record], found: Mapping[str, Sequence[ConditioningFile]]
+) -> list[Record]:
     """The records with the pictures they come with; one that cannot be read is named in a note, not used."""
-    return [_attach(listing, record, found.get(record.file, ())) for record in records]
+    return [_attach_to_record(listing, record, found.get(record.file, ())) for record in records]
 
 
-def made_for(record: Record) -> str:
+def generated_stem(record: Record) -> str:
     """What a control that lorakit makes of a picture is called, but for its kind and ending."""
     return record.pixels[:16]
 
 
-def with_made(record: Record, one: Given) -> Record:
+def with_generated_control(record: Record, one: ConditioningImage) -> Record:
     """The record with a control that lorakit made in place of an earlier one."""
-    kept = [other for other in record.given if not other.by.startswith(MADE)]
+    kept = [other for other in record.given if not other.by.startswith(GENERATED)]
     return replace(record, given=(*kept, one))
 
 
-def measured(root: Path, name: Named) -> Given:
+def read_conditioning_image(root: Path, name: ConditioningFile) -> ConditioningImage:
     """The entry of a file; raises `ImageError` for what is no picture."""
-    path = locate(root, name.file)
-    width, height = decode.decode(path).size
-    return Given(name.kind, name.file, storage.sha256_file(path), width, height, name.by)
+    path = resolve_inside(root, name.file)
+    width, height = decode.decode_image(path).size
+    return ConditioningImage(name.kind, name.file, storage.sha256_file(path), width, height, name.by)
 
 
-def _attach(listing: Listing, record: Record, found: Sequence[Named]) -> Record:
+def _attach_to_record(listing: Listing, record: Record, found: Sequence[ConditioningFile]) -> Record:
     plain, notes, given = replace_notes(record, NOTES, []), [], []
     if not record.keep:
         return replace(plain, given=())
     known = {(one.kind, one.file, one.sha256): one for one in record.given}
     for name in found:
         try:
-            digest = storage.sha256_file(locate(listing.root, name.file))
-            one = known.get((name.kind, name.file, digest)) or measured(listing.root, name)
+            digest = storage.sha256_file(resolve_inside(listing.root, name.file))
+            one = known.get((name.kind, name.file, digest)) or read_conditioning_image(listing.root, name)
         except ImageError as error:
             notes.append(f"given_unreadable: {name.file}: {error.reason}; not used")
             continue
-        if not masks.fits((one.width, one.height), record.size):
+        if not masks.same_aspect((one.width, one.height), record.size):
             size = f"{one.width}x{one.height}"
             notes.append(f"given_other_shape: {name.file} measures {size}; its middle is used")
         given.append(replace(one, by=name.by))
     told = {one.kind for one in given}
-    given += [one for one in record.given if one.kind not in told and _still_made(listing, record, one)]
+    given += [
+        one for one in record.given if one.kind not in told and _generated_is_current(listing, record, one)
+    ]
     return replace_notes(replace(plain, given=tuple(given)), NOTES, notes)
 
 
-def _still_made(listing: Listing, record: Record, one: Given) -> bool:
+def _generated_is_current(listing: Listing, record: Record, one: ConditioningImage) -> bool:
     """Whether lorakit made it, of the picture as it is now."""
-    own = one.by.startswith(MADE) and PurePosixPath(one.file).name.startswith(made_for(record))
+    own = one.by.startswith(GENERATED) and PurePosixPath(one.file).name.startswith(generated_stem(record))
     return own and (listing.root / one.file).is_file()

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_tools.captioners import Model
+from data_tools.captioners import ModelFolder
 from data_tools.conditioning import attach, masks
 from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError
-from lorakit.core.progress import track
+from lorakit.core.progress import track_progress
 from lorakit.imaging import decode
 from lorakit.imaging import masks as mask_files
-from lorakit.manifest import Given, Record
+from lorakit.manifest import ConditioningImage, Record
 
-KINDS = ("canny", "depth", "mask")
-_SMOOTH = 1.4  # pixels, the customary width before Sobel's gradients
+CONTROL_KINDS = ("canny", "depth", "mask")
+_BLUR_SIGMA = 1.4  # pixels, the customary width before Sobel's gradients
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class ControlOptions:
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work."""
-        if self.kind not in KINDS:
-            raise ConfigError(f"{self.kind!r} is no control", where="kind", remedy=f"use {', '.join(KINDS)}")
+        if self.kind not in CONTROL_KINDS:
+            raise ConfigError(
+                f"{self.kind!r} is no control", where="kind", remedy=f"use {', '.join(CONTROL_KINDS)}"
+            )
         if (self.kind == "depth") != (self.model is not None):
             remedy = "give --kind depth --model FOLDER_OR_HUB_ID, for instance of a Depth Anything"
             raise ConfigError("depth, and only depth, is told by a model", where="model", remedy=remedy)
@@ -53,38 +55,38 @@ class ControlOptions:
             raise ConfigError("0 < low <= high <= 1020", where="low", remedy=remedy)
 
 
-def control(
+def generate_conditioning(
     root: Path, records: Sequence[Record], options: ControlOptions, *, again: bool = False, quiet: bool = True
 ) -> list[Record]:
     """The records with controls (or masks) of the wanted kind; what they have of the user's stays."""
     options.check()
     if options.kind == "mask":
-        return _masked(root, records, options, again, quiet)
-    label, make = _maker(options)
-    by = masks.MADE + label
-    todo = [record for record in records if record.keep and _wanted(record, by, again)]
+        return _generate_masks(root, records, options, again, quiet)
+    label, make = _control_generator(options)
+    by = masks.GENERATED + label
+    todo = [record for record in records if record.keep and _needs_control(record, by, again)]
     made: dict[str, Record] = {}
-    for record in track(todo, "controls", len(todo), quiet=quiet):
-        file = f"{attach.FOLDER}/{attach.made_for(record)}-{options.kind}.png"
-        picture = make(decode.read(root, record))
+    for record in track_progress(todo, "controls", len(todo), quiet=quiet):
+        file = f"{attach.CONTROL_FOLDER}/{attach.generated_stem(record)}-{options.kind}.png"
+        picture = make(decode.read_record_image(root, record))
         path = storage.save_image(root / file, picture)
-        entry = Given("control", file, storage.sha256_file(path), *picture.size, by)
-        made[record.file] = attach.with_made(record, entry)
+        entry = ConditioningImage("control", file, storage.sha256_file(path), *picture.size, by)
+        made[record.file] = attach.with_generated_control(record, entry)
     return [made.get(record.file, record) for record in records]
 
 
-def _wanted(record: Record, by: str, again: bool) -> bool:
+def _needs_control(record: Record, by: str, again: bool) -> bool:
     own = [one.by for one in record.given if one.kind == "control"]
-    return all(one.startswith(masks.MADE) for one in own) and (again or by not in own)
+    return all(one.startswith(masks.GENERATED) for one in own) and (again or by not in own)
 
 
-def _maker(options: ControlOptions) -> tuple[str, Callable[[Image.Image], Image.Image]]:
+def _control_generator(options: ControlOptions) -> tuple[str, Callable[[Image.Image], Image.Image]]:
     """(what a control says of its making, how it is made)."""
     if options.kind == "canny":
         label = f"canny {options.low} {options.high}"
         return label, lambda picture: canny(picture, options.low, options.high)
-    model = Model.find(options.model or "", "depth model")
-    estimator = _DepthModel(model, options.device)
+    model = ModelFolder.find(options.model or "", "depth model")
+    estimator = DepthEstimator(model, options.device)
     return f"depth {model.name}", estimator
 
 
@@ -93,15 +95,15 @@ def _maker(options: ControlOptions) -> tuple[str, Callable[[Image.Image], Image.
 
 def canny(picture: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
     """White edges on black, RGB, of the picture's size."""
-    grey = np.asarray(picture.convert("L").filter(ImageFilter.GaussianBlur(_SMOOTH)), dtype=np.float32)
-    across, down = _sobel(grey)
+    grey = np.asarray(picture.convert("L").filter(ImageFilter.GaussianBlur(_BLUR_SIGMA)), dtype=np.float32)
+    across, down = _sobel_gradients(grey)
     size = np.hypot(across, down)
-    ridge = _thinned(size, across, down)
-    edges = _connected(ridge & (size >= high), ridge & (size >= low))
+    ridge = _non_maximum_suppression(size, across, down)
+    edges = _hysteresis(ridge & (size >= high), ridge & (size >= low))
     return Image.fromarray(np.where(edges, 255, 0).astype(np.uint8)).convert("RGB")
 
 
-def _sobel(grey: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _sobel_gradients(grey: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Gradients (across, down) with the border repeated."""
     p = np.pad(grey, 1, mode="edge")
     column = p[:-2] + 2 * p[1:-1] + p[2:]
@@ -109,7 +111,9 @@ def _sobel(grey: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     return column[:, 2:] - column[:, :-2], row[2:] - row[:-2]
 
 
-def _thinned(size: NDArray[Any], across: NDArray[Any], down: NDArray[Any]) -> NDArray[np.bool_]:
+def _non_maximum_suppression(
+    size: NDArray[Any], across: NDArray[Any], down: NDArray[Any]
+) -> NDArray[np.bool_]:
     """Where the gradient is largest among its two neighbours in the gradient's direction."""
     p = np.pad(size, 1)
     height, width = size.shape
@@ -123,7 +127,7 @@ def _thinned(size: NDArray[Any], across: NDArray[Any], down: NDArray[Any]) -> ND
     return ridge
 
 
-def _connected(strong: NDArray[np.bool_], weak: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _hysteresis(strong: NDArray[np.bool_], weak: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The strong edges and the weak ones that touch them, directly or through others."""
     kept, front = strong.copy(), list(zip(*np.nonzero(strong), strict=True))
     height, width = kept.shape
@@ -140,10 +144,10 @@ def _connected(strong: NDArray[np.bool_], weak: NDArray[np.bool_]) -> NDArray[np
 # ---- depth ------------------------------------------------------------------------------------------------
 
 
-class _DepthModel:
+class DepthEstimator:
     """A depth estimator of transformers; near is bright, as the published control networks were taught."""
 
-    def __init__(self, model: Model, device: str | None) -> None:
+    def __init__(self, model: ModelFolder, device: str | None) -> None:
         import torch
         import transformers
 
@@ -173,38 +177,40 @@ class _DepthModel:
 # ---- masks ------------------------------------------------------------------------------------------------
 
 
-def _masked(
+def _generate_masks(
     root: Path, records: Sequence[Record], options: ControlOptions, again: bool, quiet: bool
 ) -> list[Record]:
     """Masks for the images that have none: their opaque part, or else a random box or stroke."""
     todo = [
-        record for record in records if record.keep and (record.mask is None or (again and _ours(record)))
+        record
+        for record in records
+        if record.keep and (record.mask is None or (again and _generated_by_lorakit(record)))
     ]
     made: dict[str, Record] = {}
-    for record in track(todo, "masks", len(todo), quiet=quiet):
+    for record in track_progress(todo, "masks", len(todo), quiet=quiet):
         if any(note.startswith("alpha:") for note in record.notes):
-            by, mask = "alpha", mask_files.alpha(root / record.file, first_frame=record.first_frame)
+            by, mask = "alpha", mask_files.mask_from_alpha(root / record.file, first_frame=record.first_frame)
         else:
             by, mask = f"random {options.seed}", random_mask(record.size, record.pixels, options.seed)
-        file = f"{masks.FOLDER}/{masks.name_of(record)}.png"
+        file = f"{masks.MASK_FOLDER}/{masks.generated_mask_stem(record)}.png"
         storage.save_image(root / file, mask)
-        made[record.file] = masks.with_mask(record, mask, file, masks.MADE + by)
+        made[record.file] = masks.with_mask(record, mask, file, masks.GENERATED + by)
     return [made.get(record.file, record) for record in records]
 
 
-def _ours(record: Record) -> bool:
-    return (record.mask_source or "").startswith(masks.MADE)
+def _generated_by_lorakit(record: Record) -> bool:
+    return (record.mask_source or "").startswith(masks.GENERATED)
 
 
 def random_mask(size: tuple[int, int], name: str, seed: int = 0) -> Image.Image:
     """A box or a thick stroke, white on black; the same for the same picture and seed."""
 
     def draw(what: str, low: float, high: float) -> float:
-        return low + (high - low) * rng.uniform(seed, "mask", name, what)
+        return low + (high - low) * rng.keyed_uniform(seed, "mask", name, what)
 
     mask, (width, height) = Image.new("L", size), size
     pen = ImageDraw.Draw(mask)
-    if rng.uniform(seed, "mask", name, "kind") < 0.5:
+    if rng.keyed_uniform(seed, "mask", name, "kind") < 0.5:
         across, down = draw("w", 0.2, 0.6) * width, draw("h", 0.2, 0.6) * height
         left, top = draw("x", 0, width - across), draw("y", 0, height - down)
         pen.rectangle((left, top, left + across, top + down), fill=255)

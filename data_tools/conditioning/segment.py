@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.captioners import Model
-from data_tools.conditioning.masks import FOLDER, SEGMENTED, name_of, with_mask, without_mask
+from data_tools.captioners import ModelFolder
+from data_tools.conditioning.masks import MASK_FOLDER, SEGMENTED, generated_mask_stem, with_mask, without_mask
 from data_tools.scan import replace_notes
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.core.progress import track
+from lorakit.core.progress import track_progress
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
 
-NOT_FOUND = "mask_not_found"
+MASK_NOT_FOUND = "mask_not_found"
 _SIDE = 1024  # long side of what the model is shown; its own input is smaller
 
 
@@ -52,7 +52,7 @@ class SegmentOptions:
 class Segmenter:
     """A model that gives every pixel a likelihood to be what a text names."""
 
-    def __init__(self, model: Model, device: str | None = None) -> None:
+    def __init__(self, model: ModelFolder, device: str | None = None) -> None:
         import torch
         import transformers
 
@@ -96,44 +96,46 @@ class Segmenter:
         )
 
 
-def segment(
+def segment_images(
     root: Path, records: Sequence[Record], options: SegmentOptions, *, again: bool = False, quiet: bool = True
 ) -> list[Record]:
     """The records with masks of what `options.prompt` names; where nothing is found, a note says so."""
     options.check()
-    segmenter = Segmenter(Model.find(options.model, "segmenter"), options.device)
+    segmenter = Segmenter(ModelFolder.find(options.model, "segmenter"), options.device)
     label = f"{SEGMENTED}: {options.prompt} ({segmenter.name})"
     todo = [
-        r for r in records if r.keep and (r.mask is None or (_ours(r) and (again or r.mask_source != label)))
+        r
+        for r in records
+        if r.keep and (r.mask is None or (_has_segmented_mask(r) and (again or r.mask_source != label)))
     ]
     made: dict[str, Record] = {}
-    for record in track(todo, "masks", len(todo), quiet=quiet):
+    for record in track_progress(todo, "masks", len(todo), quiet=quiet):
         made[record.file] = _segment(root, record, segmenter, options, label)
     return [made.get(record.file, record) for record in records]
 
 
-def _ours(record: Record) -> bool:
+def _has_segmented_mask(record: Record) -> bool:
     return (record.mask_source or "").startswith(SEGMENTED)
 
 
 def _segment(root: Path, record: Record, segmenter: Segmenter, options: SegmentOptions, label: str) -> Record:
-    plain = replace_notes(record, (NOT_FOUND,), [])
+    plain = replace_notes(record, (MASK_NOT_FOUND,), [])
     try:
-        picture = decode.preview(root, record, _SIDE)
+        picture = decode.record_thumbnail(root, record, _SIDE)
     except DataError as error:
-        return replace_notes(without_mask(plain), (NOT_FOUND,), [f"{NOT_FOUND}: {error.message}"])
+        return replace_notes(without_mask(plain), (MASK_NOT_FOUND,), [f"{MASK_NOT_FOUND}: {error.message}"])
     marked = segmenter.likelihood(picture, options.prompt) >= options.threshold
     if not marked.any():
-        note = f"{NOT_FOUND}: nothing like {options.prompt!r} was found"
-        return replace_notes(without_mask(plain), (NOT_FOUND,), [note])
-    small = _grown(Image.fromarray(marked * np.uint8(255)), options.grow)
+        note = f"{MASK_NOT_FOUND}: nothing like {options.prompt!r} was found"
+        return replace_notes(without_mask(plain), (MASK_NOT_FOUND,), [note])
+    small = _dilate(Image.fromarray(marked * np.uint8(255)), options.grow)
     mask = small.resize(record.size, Image.Resampling.BILINEAR)
-    file = f"{FOLDER}/{name_of(record)}.png"
+    file = f"{MASK_FOLDER}/{generated_mask_stem(record)}.png"
     storage.save_image(root / file, mask)
-    return with_mask(plain, masks.load(root / file, record.size), file, label)
+    return with_mask(plain, masks.load_mask_file(root / file, record.size), file, label)
 
 
-def _grown(mask: Image.Image, share: float) -> Image.Image:
+def _dilate(mask: Image.Image, share: float) -> Image.Image:
     """The mask widened by a share of its longer side."""
     from PIL import ImageFilter
 

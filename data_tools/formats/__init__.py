@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from lorakit.imaging import decode
 from lorakit.imaging.decode import ImageError
-from lorakit.manifest import USERS_METADATA, Record
+from lorakit.manifest import USER_METADATA_NOTE, Record
 
 
-class Entry(NamedTuple):
+class DatasetFile(NamedTuple):
     """One file of a dataset on its way into a folder; `record` when the source tells all about the image.
 
     `settled` says that the name is a record's (an image or a mask) and must stay.
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     settled: bool = False
 
 
-def original(folder: Path, record: Record) -> bytes:
+def read_verified_bytes(folder: Path, record: Record) -> bytes:
     """The image's bytes, which must be those that were prepared."""
     data = decode.read_file(folder / record.file)
     if hashlib.sha256(data).hexdigest() != record.sha256:
@@ -40,11 +40,11 @@ def original(folder: Path, record: Record) -> bytes:
     return data
 
 
-def mask_file(record: Record) -> str | None:
+def separate_mask_path(record: Record) -> str | None:
     """The record's mask, when it is a file of its own."""
     return record.mask if record.mask != record.file else None
 
 
-def portable(record: Record) -> Record:
+def for_export(record: Record) -> Record:
     """The record as it travels: away from the metadata file that it came with."""
-    return replace(record, notes=tuple(note for note in record.notes if note != USERS_METADATA))
+    return replace(record, notes=tuple(note for note in record.notes if note != USER_METADATA_NOTE))

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from data_tools.captions.metadata import TEXT_KEYS
-from data_tools.formats import Entry, mask_file, original, portable
+from data_tools.captions.metadata import CAPTION_COLUMNS
+from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError
@@ -23,19 +23,19 @@ from lorakit.manifest import Record
 if TYPE_CHECKING:
     import pyarrow
 
-ROW = "lorakit"
+RECORD_KEY = "lorakit"
 SHARD_BYTES = 256 << 20
-GROUP_BYTES = 32 << 20  # pictures of one row group, and in memory at a time
+ROW_GROUP_BYTES = 32 << 20  # pictures of one row group, and in memory at a time
 _IMAGE_KEYS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _SPLIT = re.compile(r"([A-Za-z][A-Za-z_]*)-\d+(-of-\d+)?\.parquet")
 
 
 def is_table(path: Path) -> bool:
     """Whether this is a parquet file, or a folder of them or of a saved dataset."""
-    return bool(parts(path))
+    return bool(list_table_files(path))
 
 
-def parts(path: Path) -> list[tuple[str, Path]]:
+def list_table_files(path: Path) -> list[tuple[str, Path]]:
     """(split or "", file) of all parquet or arrow files, in order; only several splits have names."""
     if path.is_file():
         return [("", path)] if path.suffix == ".parquet" else []
@@ -51,11 +51,11 @@ def parts(path: Path) -> list[tuple[str, Path]]:
     return [(split if several else "", file) for split, file in found]
 
 
-def read(path: Path) -> Iterator[Entry]:
+def read_tables(path: Path) -> Iterator[DatasetFile]:
     """One image, its caption file or its record, for every row."""
     taken: set[str] = set()
-    for split, file in parts(path):
-        for number, row in enumerate(_rows(file), 1):
+    for split, file in list_table_files(path):
+        for number, row in enumerate(_iter_rows(file), 1):
             where = f"{file}, row {number}"
             for entry in _entries(row, where, split, len(taken)):
                 if entry.name in taken:
@@ -66,19 +66,19 @@ def read(path: Path) -> Iterator[Entry]:
                 yield entry
 
 
-def write(folder: Path, records: Sequence[Record], out: Path, shard_bytes: int = SHARD_BYTES) -> int:
+def write_parquet(folder: Path, records: Sequence[Record], out: Path, shard_bytes: int = SHARD_BYTES) -> int:
     """Write `data/train-00000-of-00003.parquet`, ...; returns how many. `load_dataset(out)` reads them."""
-    shards = _plan(folder, records, shard_bytes)
+    shards = _plan_shards(folder, records, shard_bytes)
     for number, shard in enumerate(shards):
         name = f"train-{number:05d}-of-{len(shards):05d}.parquet"
-        _write_one(folder, shard, out / "data" / name)
+        _write_shard(folder, shard, out / "data" / name)
     return len(shards)
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def _iter_rows(file: Path) -> Iterator[Mapping[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -98,25 +98,27 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> list[Entry]:
-    data, path = _picture(row, where)
-    if row.get(ROW):
-        record = manifest.parse(str(row[ROW]).encode("utf-8"), where)
-        made = [Entry(record.file, data, record, settled=True)]
-        mask, inside = mask_file(record), row.get("mask")
+def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> list[DatasetFile]:
+    data, path = _row_image(row, where)
+    if row.get(RECORD_KEY):
+        record = manifest.parse_record(str(row[RECORD_KEY]).encode("utf-8"), where)
+        made = [DatasetFile(record.file, data, record, settled=True)]
+        mask, inside = separate_mask_path(record), row.get("mask")
         if mask and isinstance(inside, Mapping) and isinstance(inside.get("bytes"), bytes):
-            made.append(Entry(mask, inside["bytes"], settled=True))
+            made.append(DatasetFile(mask, inside["bytes"], settled=True))
         return made
     stem = PurePosixPath(path).stem if path else ""
-    suffix = PurePosixPath(path).suffix or signatures.suffix_of(data)
+    suffix = PurePosixPath(path).suffix or signatures.image_suffix(data)
     name = str(PurePosixPath(split) / f"{number:08d}{'-' if stem else ''}{stem}{suffix}")
-    manifest.check_path(name, where)
-    texts = [row[key] for key in TEXT_KEYS if isinstance(row.get(key), str)]
-    caption = [Entry(str(PurePosixPath(name).with_suffix(".txt")), texts[0].encode("utf-8"))] if texts else []
-    return [Entry(name, data), *caption]
+    manifest.check_dataset_path(name, where)
+    texts = [row[key] for key in CAPTION_COLUMNS if isinstance(row.get(key), str)]
+    caption = (
+        [DatasetFile(str(PurePosixPath(name).with_suffix(".txt")), texts[0].encode("utf-8"))] if texts else []
+    )
+    return [DatasetFile(name, data), *caption]
 
 
-def _picture(row: Mapping[str, Any], where: str) -> tuple[bytes, str]:
+def _row_image(row: Mapping[str, Any], where: str) -> tuple[bytes, str]:
     """(bytes, file name or "") of a row's image."""
     columns = [key for key in _IMAGE_KEYS if key in row] or list(row)
     for key in columns:
@@ -132,7 +134,7 @@ def _picture(row: Mapping[str, Any], where: str) -> tuple[bytes, str]:
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
-def _plan(folder: Path, records: Sequence[Record], shard_bytes: int) -> list[list[Record]]:
+def _plan_shards(folder: Path, records: Sequence[Record], shard_bytes: int) -> list[list[Record]]:
     shards: list[list[Record]] = []
     size = shard_bytes
     for record in records:
@@ -144,34 +146,34 @@ def _plan(folder: Path, records: Sequence[Record], shard_bytes: int) -> list[lis
     return shards
 
 
-def _write_one(folder: Path, records: Sequence[Record], path: Path) -> None:
+def _write_shard(folder: Path, records: Sequence[Record], path: Path) -> None:
     import pyarrow.parquet
 
     schema = _schema()
-    with storage.writing(path) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+    with storage.open_atomic(path) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         rows: list[dict[str, Any]] = []
         size = 0
         for record in records:
-            rows.append(_row(folder, record))
+            rows.append(_to_row(folder, record))
             size += len(rows[-1]["image"]["bytes"])
-            if size >= GROUP_BYTES:
+            if size >= ROW_GROUP_BYTES:
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
                 rows, size = [], 0
         if rows:
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
 
 
-def _row(folder: Path, record: Record) -> dict[str, Any]:
+def _to_row(folder: Path, record: Record) -> dict[str, Any]:
     row = {
-        "image": {"bytes": original(folder, record), "path": PurePosixPath(record.file).name},
+        "image": {"bytes": read_verified_bytes(folder, record), "path": PurePosixPath(record.file).name},
         "text": record.caption,
         "file_name": record.file,
         "captions": [caption.text for caption in record.captions],
         "tags": list(record.tags),
-        ROW: json.dumps(manifest.row(portable(record)), ensure_ascii=False),
+        RECORD_KEY: json.dumps(manifest.record_to_json(for_export(record)), ensure_ascii=False),
         "mask": None,
     }
-    if mask := mask_file(record):
+    if mask := separate_mask_path(record):
         row["mask"] = {"bytes": decode.read_file(folder / mask), "path": PurePosixPath(mask).name}
     return row
 
@@ -183,7 +185,14 @@ def _schema() -> pyarrow.Schema:
     picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     texts = pyarrow.list_(pyarrow.string())
     text = pyarrow.string()
-    columns = {"image": picture, "text": text, "file_name": text, "captions": texts, "tags": texts, ROW: text}
+    columns = {
+        "image": picture,
+        "text": text,
+        "file_name": text,
+        "captions": texts,
+        "tags": texts,
+        RECORD_KEY: text,
+    }
     value = {"dtype": "string", "_type": "Value"}
     kinds = {picture: {"_type": "Image"}, text: value, texts: {"feature": value, "_type": "List"}}
     columns["mask"] = picture

@@ -13,27 +13,31 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from data_tools.formats import Entry, mask_file, original, portable
-from data_tools.formats.archives import Limits, Member, read_tar
+from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
+from data_tools.formats.archives import ArchiveLimits, ArchiveMember, read_tar
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError
 from lorakit.imaging import decode, signatures
 from lorakit.manifest import Record
 
-ROW = "lorakit"  # the key of the manifest's line in a sample's JSON
+RECORD_KEY = "lorakit"  # the key of the manifest's line in a sample's JSON
 SHARD_BYTES = 256 << 20
 _SAMPLE_FILES = 64
-_MASK = ".mask"
+_MASK_EXTENSION = ".mask"
 
 
-def read(path: Path, limits: Limits) -> Iterator[Entry]:
+def read_webdataset(path: Path, limits: ArchiveLimits) -> Iterator[DatasetFile]:
     """The files of a tar, sample by sample; a sample of ours gets its own name and its record back."""
     for sample in _samples(read_tar(path, limits)):
-        yield from _ours(path, sample) or (Entry(member.name, member.data) for member in sample)
+        yield from _restore_own_sample(path, sample) or (
+            DatasetFile(member.name, member.data) for member in sample
+        )
 
 
-def write(folder: Path, records: Sequence[Record], out: Path, shard_bytes: int = SHARD_BYTES) -> int:
+def write_webdataset(
+    folder: Path, records: Sequence[Record], out: Path, shard_bytes: int = SHARD_BYTES
+) -> int:
     """Write `00000.tar`, `00001.tar`, ... of about `shard_bytes`; returns how many.
 
     Equal data give equal bytes.
@@ -41,36 +45,38 @@ def write(folder: Path, records: Sequence[Record], out: Path, shard_bytes: int =
     number = shard = 0
     while number < len(records):
         target = out / f"{shard:05d}.tar"
-        with storage.writing(target) as file, tarfile.open(fileobj=file, mode="w|") as archive:
+        with storage.open_atomic(target) as file, tarfile.open(fileobj=file, mode="w|") as archive:
             while number < len(records) and archive.offset < shard_bytes:
-                _add(archive, f"{number:09d}", folder, records[number])
+                _add_sample(archive, f"{number:09d}", folder, records[number])
                 number += 1
         shard += 1
     return shard
 
 
-def _add(archive: tarfile.TarFile, key: str, folder: Path, record: Record) -> None:
+def _add_sample(archive: tarfile.TarFile, key: str, folder: Path, record: Record) -> None:
     """One sample: the image as it is, its first caption, and everything else as JSON."""
-    data = original(folder, record)
-    value = {"caption": record.caption, ROW: manifest.row(portable(record))}
+    data = read_verified_bytes(folder, record)
+    value = {"caption": record.caption, RECORD_KEY: manifest.record_to_json(for_export(record))}
     parts = {
-        PurePosixPath(record.file).suffix.lower() or signatures.suffix_of(data): data,
+        PurePosixPath(record.file).suffix.lower() or signatures.image_suffix(data): data,
         ".json": json.dumps(value, ensure_ascii=False).encode("utf-8"),
         ".txt": record.caption.encode("utf-8"),
     }
-    if mask := mask_file(record):
-        parts[_MASK + PurePosixPath(mask).suffix] = decode.read_file(folder / mask)
+    if mask := separate_mask_path(record):
+        parts[_MASK_EXTENSION + PurePosixPath(mask).suffix] = decode.read_file(folder / mask)
     for extension, content in sorted(parts.items()):
         info = tarfile.TarInfo(key + extension)
         info.size, info.mode = len(content), 0o644  # no time, no user: equal data, equal bytes
         archive.addfile(info, io.BytesIO(content))
 
 
-def _samples(members: Iterator[Member]) -> Iterator[list[Member]]:
+def _samples(members: Iterator[ArchiveMember]) -> Iterator[list[ArchiveMember]]:
     """Members with one key that follow each other."""
-    sample: list[Member] = []
+    sample: list[ArchiveMember] = []
     for member in members:
-        if sample and (_split(member.name)[0] != _split(sample[0].name)[0] or len(sample) >= _SAMPLE_FILES):
+        if sample and (
+            _split_key(member.name)[0] != _split_key(sample[0].name)[0] or len(sample) >= _SAMPLE_FILES
+        ):
             yield sample
             sample = []
         sample.append(member)
@@ -78,26 +84,30 @@ def _samples(members: Iterator[Member]) -> Iterator[list[Member]]:
         yield sample
 
 
-def _split(name: str) -> tuple[str, str]:
+def _split_key(name: str) -> tuple[str, str]:
     """(key, extension): the extension begins at the first dot of the last part."""
     path = PurePosixPath(name)
     stem, dot, extension = path.name.partition(".")
     return str(path.with_name(stem)) if stem else name, dot + extension
 
 
-def _ours(path: Path, sample: list[Member]) -> list[Entry]:
+def _restore_own_sample(path: Path, sample: list[ArchiveMember]) -> list[DatasetFile]:
     """The files of a sample that lorakit wrote, under the names its record gives; [] for others."""
-    parts = {_split(member.name)[1].lower(): member for member in sample}
+    parts = {_split_key(member.name)[1].lower(): member for member in sample}
     try:
-        value = json.loads(parts[".json"].data)[ROW]
+        value = json.loads(parts[".json"].data)[RECORD_KEY]
     except (KeyError, ValueError, TypeError):
         return []
     where = f"{path}, {parts['.json'].name}"
-    record = manifest.parse(json.dumps(value).encode("utf-8"), where)
-    masks = [data for extension, (_, data) in parts.items() if extension.startswith(_MASK)]
-    rest = [data for ending, (_, data) in parts.items() if not ending.startswith((_MASK, ".json", ".txt"))]
+    record = manifest.parse_record(json.dumps(value).encode("utf-8"), where)
+    masks = [data for extension, (_, data) in parts.items() if extension.startswith(_MASK_EXTENSION)]
+    rest = [
+        data
+        for ending, (_, data) in parts.items()
+        if not ending.startswith((_MASK_EXTENSION, ".json", ".txt"))
+    ]
     if len(rest) != 1:
         raise DataError("a sample must hold one image", where=where, remedy="export the dataset again")
-    made = [Entry(record.file, rest[0], record, settled=True)]
-    mask = mask_file(record)
-    return [*made, Entry(mask, masks[0], settled=True)] if mask and masks else made
+    made = [DatasetFile(record.file, rest[0], record, settled=True)]
+    mask = separate_mask_path(record)
+    return [*made, DatasetFile(mask, masks[0], settled=True)] if mask and masks else made

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from data_tools.captions import tokens
-from data_tools.report.facts import Facts, notes_of, worst_first
-from data_tools.report.gallery import Gallery
-from data_tools.scan import REASONS
-from lorakit.core.progress import track
+from data_tools.report.facts import ReportData, severity_key, split_notes
+from data_tools.report.gallery import Thumbnails
+from data_tools.scan import SCAN_REASONS
+from lorakit.core.progress import track_progress
 from lorakit.imaging import crops
 from lorakit.manifest import Caption, Record
 from lorakit.reports import Html, badge, escape, join, section, tag
 
-PICTURES = 400  # images shown; the others are in the JSON twin
+MAX_IMAGES = 400  # images shown; the others are in the JSON twin
 _FILTERS = (
     ("all", "all"),
     ("flagged", "with findings"),
@@ -26,18 +26,18 @@ _FILTERS = (
     ("masked", "masked"),
     ("hand", "cropped by hand"),
 )
-Flags = Sequence[tuple[str, str]]
+FindingFlags = Sequence[tuple[str, str]]
 
 
-def cards(facts: Facts, gallery: Gallery, json_name: str, *, quiet: bool) -> Html:
+def image_cards(facts: ReportData, gallery: Thumbnails, json_name: str, *, quiet: bool) -> Html:
     """The section of all images, worst first."""
     flags = facts.flags()
-    ordered = sorted(facts.records, key=lambda record: worst_first(record, flags))
-    shown = ordered[:PICTURES]
+    ordered = sorted(facts.records, key=lambda record: severity_key(record, flags))
+    shown = ordered[:MAX_IMAGES]
     made, kinds = [], []
-    for record in track(shown, "report", len(shown), quiet=quiet):
+    for record in track_progress(shown, "report", len(shown), quiet=quiet):
         own = flags.get(record.file, [])
-        kinds.append(_kinds(record, own))
+        kinds.append(_filter_classes(record, own))
         made.append(_card(record, own, facts, gallery, kinds[-1]))
     parts = [_filter(kinds), tag("div", *made, class_="pictures")]
     if len(ordered) > len(shown):
@@ -46,7 +46,7 @@ def cards(facts: Facts, gallery: Gallery, json_name: str, *, quiet: bool) -> Htm
     return section("Images", *parts)
 
 
-def _kinds(record: Record, flags: Flags) -> list[str]:
+def _filter_classes(record: Record, flags: FindingFlags) -> list[str]:
     found = ["picture"]
     found += ["aside"] if not record.keep else []
     found += ["flagged"] if any(level != "note" for level, _ in flags) else []
@@ -69,16 +69,18 @@ def _filter(kinds: Sequence[Sequence[str]]) -> Html:
     return tag("div", *buttons, class_="filter", role="group", aria_label="which images to show")
 
 
-def _card(record: Record, flags: Flags, facts: Facts, gallery: Gallery, kinds: Sequence[str]) -> Html:
+def _card(
+    record: Record, flags: FindingFlags, facts: ReportData, gallery: Thumbnails, kinds: Sequence[str]
+) -> Html:
     path = PurePosixPath(record.file)
     folder = f"{path.parent}/" if str(path.parent) != "." else ""
     body = [
         tag("h3", tag("small", folder) if folder else Html(""), path.name),
-        tag("p", *_measures(record), class_="facts"),
+        tag("p", *_size_line(record), class_="facts"),
         tag("p", *_badges(flags), class_="flags") if flags else Html(""),
         *([tag("p", _reason(record), class_="reason")] if not record.keep else []),
         *(_caption(caption, facts) for caption in record.captions if record.keep),
-        *_remarks(record),
+        *_note_list(record),
     ]
     picture = tag("div", gallery.shot(record.file), class_="frame")
     return tag(
@@ -93,17 +95,17 @@ def _card(record: Record, flags: Flags, facts: Facts, gallery: Gallery, kinds: S
 def _reason(record: Record) -> str:
     """Without the code, which a badge shows already; a person's own words whole."""
     code, _, text = (record.reason or "").partition(":")
-    return text.strip() if code in REASONS else record.reason or ""
+    return text.strip() if code in SCAN_REASONS else record.reason or ""
 
 
-def _measures(record: Record) -> Iterator[Html]:
+def _size_line(record: Record) -> Iterator[Html]:
     if not record.width:
         return
     text = f"{record.width} × {record.height}"
     if record.bucket:
         text += f" → {record.bucket[0]} × {record.bucket[1]}"
     yield escape(text)
-    lost = crops.crop_share(record)
+    lost = crops.cropped_fraction(record)
     if record.bucket and lost >= 0.0005:
         yield escape(f", {lost:.1%} cropped")
     by = {crops.USER: "by hand", "saliency": "by saliency", "face": "by face", "no_face": "no face"}
@@ -113,16 +115,16 @@ def _measures(record: Record) -> Iterator[Html]:
         yield escape(f", {record.repeats} times an epoch")
 
 
-def _badges(flags: Flags) -> Iterator[Html]:
+def _badges(flags: FindingFlags) -> Iterator[Html]:
     for level, code in flags:
         kind = {"error": "badge bad", "warning": "badge warn", "note": "badge"}[level]
         yield tag("span", code.replace("_", " "), class_=kind)
         yield Html(" ")
 
 
-def _remarks(record: Record) -> Iterator[Html]:
+def _note_list(record: Record) -> Iterator[Html]:
     """The notes' own words, behind a fold; what a caption loses is shown in the caption."""
-    notes = [(code, text) for code, text in notes_of(record) if code not in tokens.NOTES]
+    notes = [(code, text) for code, text in split_notes(record) if code not in tokens.NOTES]
     if notes:
         rows = [tag("li", tag("b", code.replace("_", " ")), f" {text}") for code, text in notes]
         yield tag(
@@ -130,14 +132,18 @@ def _remarks(record: Record) -> Iterator[Html]:
         )
 
 
-def _caption(caption: Caption, facts: Facts) -> Html:
+def _caption(caption: Caption, facts: ReportData) -> Html:
     """The text with the trigger marked and what no encoder reads struck, and where it is from."""
     counts = facts.counted.get(caption.text, ())
     rests = [len(count.lost) for count in counts]
     cut = len(caption.text) - (min(rests) if rests else 0)  # the words that no encoder reads
-    parts = [_marked(caption.text[:cut], facts.trigger)]
+    parts = [_highlight_trigger(caption.text[:cut], facts.trigger)]
     if cut < len(caption.text):
-        parts.append(tag("s", _marked(caption.text[cut:], facts.trigger), title="no text encoder reads this"))
+        parts.append(
+            tag(
+                "s", _highlight_trigger(caption.text[cut:], facts.trigger), title="no text encoder reads this"
+            )
+        )
     source = caption.source if caption.model is None else f"{caption.source} {caption.model}"
     small = [badge(source)]
     alike = {(count.tokens, count.limit, count.lost): count for count in reversed(counts)}
@@ -148,7 +154,7 @@ def _caption(caption: Caption, facts: Facts) -> Html:
     return tag("div", tag("q", *parts), tag("div", join(small, " "), class_="origin"), class_="caption")
 
 
-def _marked(text: str, trigger: str | None) -> Html:
+def _highlight_trigger(text: str, trigger: str | None) -> Html:
     if not trigger:
         return escape(text)
     words = re.split(rf"(?i)(?<!\w)({re.escape(trigger)})(?!\w)", text)

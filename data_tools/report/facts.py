@@ -11,17 +11,17 @@ from data_tools import bucket_costs
 from data_tools.assign_buckets import BucketOptions
 from data_tools.captions import lint, tokens
 from data_tools.findings import LEVELS, Finding
-from data_tools.scan import code_of
+from data_tools.scan import note_code
 from lorakit import __version__
 from lorakit.imaging import crops
 from lorakit.manifest import Record
 
-BATCH = 4  # whose incomplete batches are counted
-IN_USE = "in use"
+REPORT_BATCH_SIZE = 4  # whose incomplete batches are counted
+CURRENT_BUCKETS = "in use"
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportData:
     """The data of one report. `counted` are token counts by caption text, one for each tokenizer."""
 
     records: Sequence[Record]
@@ -29,8 +29,8 @@ class Facts:
     counts: Mapping[str, Any]
     trigger: str | None = None
     base: str | None = None
-    prices: Sequence[bucket_costs.Price] = ()
-    counted: Mapping[str, Sequence[tokens.Count]] = field(default_factory=dict)
+    prices: Sequence[bucket_costs.BucketCost] = ()
+    counted: Mapping[str, Sequence[tokens.TokenCount]] = field(default_factory=dict)
 
     @property
     def kept(self) -> list[Record]:
@@ -53,25 +53,27 @@ class Facts:
 
     def phrases(self) -> list[tuple[str, int]]:
         """The most frequent phrases of the captions that were written for their image."""
-        return lint.ngrams([r for r in self.kept if r.captions and r.captions[0].source != "template"])
+        return lint.frequent_phrases(
+            [r for r in self.kept if r.captions and r.captions[0].source != "template"]
+        )
 
 
-def gather(
+def collect_report_data(
     records: Sequence[Record],
     findings: Sequence[Finding],
     counts: Mapping[str, Any],
     *,
     trigger: str | None = None,
     base: str | None = None,
-) -> Facts:
+) -> ReportData:
     """Everything that the report shows, computed once."""
     texts = {caption.text for record in records if record.keep for caption in record.captions}
-    readers = tokens.readers(base) if base else ()
+    readers = tokens.load_tokenizers(base) if base else ()
     counted = {text: [reader.count(text) for reader in readers] for text in sorted(texts)} if readers else {}
-    return Facts(records, findings, counts, trigger, base, _prices(records), counted)
+    return ReportData(records, findings, counts, trigger, base, _bucket_costs(records), counted)
 
 
-def to_json(facts: Facts) -> dict[str, Any]:
+def to_json(facts: ReportData) -> dict[str, Any]:
     """The report as JSON; equal data give equal bytes."""
     flags = facts.flags()
     return {
@@ -87,7 +89,7 @@ def to_json(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _image(record: Record, facts: Facts, flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _image(record: Record, facts: ReportData, flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
     captions = []
     for caption in record.captions:
         row: dict[str, Any] = {"text": caption.text, "source": caption.source, "model": caption.model}
@@ -102,7 +104,7 @@ def _image(record: Record, facts: Facts, flags: Sequence[tuple[str, str]]) -> di
         "bucket": record.bucket,
         "crop": record.crop,
         "crop_by": record.crop_by,
-        "cropped": round(crops.crop_share(record), 4),
+        "cropped": round(crops.cropped_fraction(record), 4),
         "captions": captions,
         "repeats": record.repeats,
         "mask": record.mask,
@@ -114,18 +116,18 @@ def _image(record: Record, facts: Facts, flags: Sequence[tuple[str, str]]) -> di
     }
 
 
-def worst_first(record: Record, flags: Mapping[str, Sequence[tuple[str, str]]]) -> tuple[Any, ...]:
+def severity_key(record: Record, flags: Mapping[str, Sequence[tuple[str, str]]]) -> tuple[Any, ...]:
     """Sorting key: what is set aside, then what has the gravest flags, then by name."""
     levels = [LEVELS.index(level) for level, _ in flags.get(record.file, []) if level in LEVELS]
     return record.keep, min(levels, default=len(LEVELS)), record.file
 
 
-def notes_of(record: Record) -> list[tuple[str, str]]:
+def split_notes(record: Record) -> list[tuple[str, str]]:
     """(code, text) of the record's notes."""
-    return [(code_of(note), note.partition(":")[2].strip()) for note in record.notes]
+    return [(note_code(note), note.partition(":")[2].strip()) for note in record.notes]
 
 
-def _prices(records: Sequence[Record]) -> list[bucket_costs.Price]:
+def _bucket_costs(records: Sequence[Record]) -> list[bucket_costs.BucketCost]:
     """What the buckets at hand cost, then what every mode would: at the same resolution and step, which are
     read off the buckets."""
     kept = [record for record in records if record.keep]
@@ -134,5 +136,10 @@ def _prices(records: Sequence[Record]) -> list[bucket_costs.Price]:
         return []
     step = next(step for step in (16, 8, 4, 2, 1) if not any(side % step for size in sizes for side in size))
     side = max(width * height for width, height in sizes) ** 0.5
-    options = BucketOptions(resolution=max(step, round(side / step) * step), step=step, batch=BATCH)
-    return [bucket_costs.price(kept, IN_USE, options.resolution, BATCH), *bucket_costs.compare(kept, options)]
+    options = BucketOptions(
+        resolution=max(step, round(side / step) * step), step=step, batch=REPORT_BATCH_SIZE
+    )
+    return [
+        bucket_costs.bucket_cost(kept, CURRENT_BUCKETS, options.resolution, REPORT_BATCH_SIZE),
+        *bucket_costs.compare_bucket_modes(kept, options),
+    ]

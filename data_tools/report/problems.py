@@ -6,39 +6,41 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from data_tools.findings import Finding
-from data_tools.report.facts import Facts
-from data_tools.report.gallery import SIDE, SMALL, Gallery
-from lorakit.reports import Html, details, join, section, tag, verdict
+from data_tools.report.facts import ReportData
+from data_tools.report.gallery import CARD_SIDE, FINDING_SIDE, Thumbnails
+from lorakit.reports import Html, details, join, section, summary_banner, tag
 
 _PICTURES = 5  # beside a finding
 _CLUSTERS = 40
 _IN_CLUSTER = 8
-_ALIKE = ("duplicate", "near_duplicate")
-_LEAK = "leak"  # such a cluster across train and validation
+_DUPLICATE_CODES = ("duplicate", "near_duplicate")
+_LEAK_CODE = "leak"  # such a cluster across train and validation
 
 
-def verdict_line(facts: Facts) -> Html:
+def summary_line(facts: ReportData) -> Html:
     """The one line to read first."""
     errors = [finding for finding in facts.findings if finding.level == "error"]
     warnings = [finding for finding in facts.findings if finding.level == "warning"]
     files = len({file for finding in errors for file in finding.files})
     if files and files == sum(not record.keep for record in facts.records):
         rest = f"the other {len(facts.kept)} are ready"
-        return verdict(f"{_files(files)} cannot be used and {_is(files)} set aside; {rest}.", False)
+        return summary_banner(f"{_files(files)} cannot be used and {_is(files)} set aside; {rest}.", False)
     if errors:
-        return verdict(f"{_files(files)} cannot be used as {_is(files)}. See the findings below.", False)
+        return summary_banner(
+            f"{_files(files)} cannot be used as {_is(files)}. See the findings below.", False
+        )
     if warnings:
         things = "One thing deserves" if len(warnings) == 1 else f"{len(warnings)} things deserve"
-        return verdict(f"Ready to train. {things} a look.", None)
-    return verdict("Ready to train. Nothing to complain about.", True)
+        return summary_banner(f"Ready to train. {things} a look.", None)
+    return summary_banner("Ready to train. Nothing to complain about.", True)
 
 
-def findings(facts: Facts, gallery: Gallery) -> Html:
+def findings_section(facts: ReportData, gallery: Thumbnails) -> Html:
     """One row a finding, worst first; groups of duplicates share a row, for they are shown below."""
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     rows = []
     for finding in facts.findings:
-        if finding.code in (*_ALIKE, _LEAK):
+        if finding.code in (*_DUPLICATE_CODES, _LEAK_CODE):
             groups[finding.level, finding.code].append(finding)
         else:
             rows.append(_row(finding, gallery))
@@ -60,12 +62,12 @@ def findings(facts: Facts, gallery: Gallery) -> Html:
     return section("Findings", *parts)
 
 
-def duplicates(facts: Facts, gallery: Gallery) -> Html:
+def duplicates_section(facts: ReportData, gallery: Thumbnails) -> Html:
     """The pictures of each group of duplicates, side by side."""
-    clusters = [finding for finding in facts.findings if finding.code in _ALIKE]
+    clusters = [finding for finding in facts.findings if finding.code in _DUPLICATE_CODES]
     if not clusters:
         return Html("")
-    leaks = {finding.files: finding.message for finding in facts.findings if finding.code == _LEAK}
+    leaks = {finding.files: finding.message for finding in facts.findings if finding.code == _LEAK_CODE}
     clusters.sort(key=lambda cluster: cluster.files not in leaks)
     groups = (_cluster(cluster, leaks.get(cluster.files), gallery) for cluster in clusters[:_CLUSTERS])
     parts = [tag("div", *groups, class_="clusters")]
@@ -74,7 +76,7 @@ def duplicates(facts: Facts, gallery: Gallery) -> Html:
     return section("Duplicates", *parts)
 
 
-def _cluster(cluster: Finding, leak: str | None, gallery: Gallery) -> Html:
+def _cluster(cluster: Finding, leak: str | None, gallery: Thumbnails) -> Html:
     shown = cluster.files[:_IN_CLUSTER]
     areas = [_area(file, gallery) for file in shown]
     largest = max(areas, default=0)
@@ -86,34 +88,38 @@ def _cluster(cluster: Finding, leak: str | None, gallery: Gallery) -> Html:
         best = alone and _area(file, gallery) == largest
         name = [gallery.link(file), tag("small", f"{size}{', the largest' if best else ''}")]
         cells.append(
-            tag("figure", gallery.shot(file, round(SIDE * 0.65), overlay=False), tag("figcaption", *name))
+            tag(
+                "figure", gallery.shot(file, round(CARD_SIDE * 0.65), overlay=False), tag("figcaption", *name)
+            )
         )
     rest = len(cluster.files) - len(shown)
     more = [tag("p", f"and {rest} more")] if rest else []
-    warned = [tag("p", tag("span", _LEAK, class_="badge warn"), leak)] if leak else []
+    warned = [tag("p", tag("span", _LEAK_CODE, class_="badge warn"), leak)] if leak else []
     head = [tag("h3", cluster.message), *warned]
     return tag("div", *head, tag("div", *cells, class_="row"), *more, class_="cluster")
 
 
-def _area(file: str, gallery: Gallery) -> int:
+def _area(file: str, gallery: Thumbnails) -> int:
     record = gallery.records.get(file)
     return record.width * record.height if record else 0
 
 
-def _row(finding: Finding, gallery: Gallery) -> tuple[str, Html]:
+def _row(finding: Finding, gallery: Thumbnails) -> tuple[str, Html]:
     label = {"error": "badge bad", "warning": "badge warn", "note": "badge"}[finding.level]
     known = [file for file in finding.files if file in gallery.records and gallery.records[file].width]
     pictures = [
-        tag("a", gallery.shot(file, SMALL, overlay=False), href=f"#{gallery.anchors[file]}", title=file)
+        tag(
+            "a", gallery.shot(file, FINDING_SIDE, overlay=False), href=f"#{gallery.anchors[file]}", title=file
+        )
         for file in known[:_PICTURES]
     ]
     head = tag("div", tag("span", finding.level, class_=label), tag("code", finding.code), class_="what")
-    body = [tag("p", finding.message), _names(finding.files, gallery)]
+    body = [tag("p", finding.message), _file_links(finding.files, gallery)]
     strip = [tag("div", *pictures, class_="strip")] if pictures and finding.level != "note" else []
     return finding.level, tag("li", head, tag("div", *body, class_="why"), *strip)
 
 
-def _names(files: Sequence[str], gallery: Gallery, most: int = 6) -> Html:
+def _file_links(files: Sequence[str], gallery: Thumbnails, most: int = 6) -> Html:
     if not files:
         return Html("")
     shown = join((gallery.link(file) for file in files[:most]), ", ")

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from lorakit.adapters.injection import (
-    NAME,
-    NONE,
-    START,
-    inject,
-    layers,
-    named_parameters,
-    set_strength,
+    ADAPTER_NAME,
+    INIT_ADAPTER,
+    NO_ADAPTER,
+    inject_adapter,
+    peft_layers,
+    set_adapter_strength,
+    trainable_parameters,
 )
-from lorakit.adapters.methods import TYPES
-from lorakit.adapters.targets import Shape
-from lorakit.adapters.textual_inversion import is_learned
+from lorakit.adapters.methods import METHODS
+from lorakit.adapters.targets import AdapterSpec
+from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.config.recipe import MAX_RANK
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, NumericError
@@ -33,12 +33,12 @@ METADATA_KEY = "lorakit"
 _PART = re.compile(r"\.(lora_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R)(\.weight)?$")
 
 
-def count(*networks: nn.Module) -> tuple[int, int]:
+def count_trainable(*networks: nn.Module) -> tuple[int, int]:
     """(adapted modules, trained numbers)."""
     parameters = [
-        (index, *one) for index, network in enumerate(networks) for one in named_parameters(network)
+        (index, *one) for index, network in enumerate(networks) for one in trainable_parameters(network)
     ]
-    modules = {(index, _stem(name)) for index, name, _ in parameters if not is_learned(name)}
+    modules = {(index, _stem(name)) for index, name, _ in parameters if not is_embedding_key(name)}
     return len(modules), sum(p.numel() for _, _, p in parameters)
 
 
@@ -46,16 +46,16 @@ def _stem(key: str) -> str:
     return _PART.sub("", key)
 
 
-def _stored(denoiser: nn.Module) -> dict[str, tuple[int, list[torch.Tensor]]]:
+def _stored_pieces(denoiser: nn.Module) -> dict[str, tuple[int, list[torch.Tensor]]]:
     """What makes each tensor on disk: the axis, and the pieces to be joined along it."""
     starts = {
-        id(getattr(layer, part)[NAME].weight): (axis, getattr(layer, part)[START].weight)
-        for layer in layers(denoiser)
+        id(getattr(layer, part)[ADAPTER_NAME].weight): (axis, getattr(layer, part)[INIT_ADAPTER].weight)
+        for layer in peft_layers(denoiser)
         for axis, part in enumerate(("lora_A", "lora_B"))
-        if START in getattr(layer, part, {})
+        if INIT_ADAPTER in getattr(layer, part, {})
     }
     found: dict[str, tuple[int, list[torch.Tensor]]] = {}
-    for name, parameter in named_parameters(denoiser):
+    for name, parameter in trainable_parameters(denoiser):
         axis, start = starts.get(id(parameter), (0, None))
         found[name] = (axis, [parameter] if start is None else [parameter, start])
     return found
@@ -65,29 +65,31 @@ def state(denoiser: nn.Module, component: str) -> dict[str, torch.Tensor]:
     """The adapter's tensors by their name on disk, as copies on the CPU."""
     return {
         f"{component}.{name}": torch.cat([piece.detach() for piece in pieces], axis).cpu().clone()
-        for name, (axis, pieces) in _stored(denoiser).items()
+        for name, (axis, pieces) in _stored_pieces(denoiser).items()
     }
 
 
-def states(networks: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+def adapter_state_dict(networks: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     """The tensors of several networks' adapters, by component."""
     return {key: t for component, network in networks.items() for key, t in state(network, component).items()}
 
 
 def load_state(denoiser: nn.Module, component: str, tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Copy tensors into injected layers; names and shapes must match exactly."""
-    load_states({component: denoiser}, tensors, where)
+    load_adapter_state_dict({component: denoiser}, tensors, where)
 
 
-def load_states(networks: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], where: str) -> None:
+def load_adapter_state_dict(
+    networks: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], where: str
+) -> None:
     """Copy tensors into the adapters of several networks; names and shapes must match exactly."""
     own = {
         f"{component}.{name}": stored
         for component, network in networks.items()
-        for name, stored in _stored(network).items()
+        for name, stored in _stored_pieces(network).items()
     }
     wrong = [k for k in sorted(own.keys() | tensors.keys()) if k not in own or k not in tensors]
-    wrong += [k for k in own if k in tensors and _shape(*own[k]) != tensors[k].shape]
+    wrong += [k for k in own if k in tensors and _joined_size(*own[k]) != tensors[k].shape]
     if wrong:
         raise DataError(
             f"the adapter does not fit this base: {len(wrong)} tensors differ, first {', '.join(wrong[:5])}",
@@ -104,13 +106,13 @@ def load_states(networks: Mapping[str, nn.Module], tensors: Mapping[str, torch.T
                 piece.copy_(part)
 
 
-def _shape(axis: int, pieces: list[torch.Tensor]) -> torch.Size:
+def _joined_size(axis: int, pieces: list[torch.Tensor]) -> torch.Size:
     size = list(pieces[0].shape)
     size[axis] = sum(piece.shape[axis] for piece in pieces)
     return torch.Size(size)
 
 
-def file_of(given: str | Path) -> Path:
+def resolve_adapter_file(given: str | Path) -> Path:
     """The adapter file of a run's folder, or the file itself; a missing one is a `ConfigError`."""
     path = Path(given)
     file = path / "adapter.safetensors" if path.is_dir() else path
@@ -125,7 +127,7 @@ def pack_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
     return {"format": "pt", METADATA_KEY: json.dumps(facts, sort_keys=True, ensure_ascii=False)}
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
+def read_adapter_metadata(path: str | Path) -> dict[str, Any]:
     """The facts lorakit stored beside an adapter; a file of other origin is a `ConfigError`."""
     text = storage.read_safetensors_metadata(path).get(METADATA_KEY)
     if text is None:
@@ -149,16 +151,18 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 def load(denoiser: nn.Module, component: str, path: str | Path, strength: float = 1.0) -> dict[str, Any]:
     """Inject the adapter of a file written by lorakit, scaled by `strength`; returns its facts."""
-    return load_all({component: denoiser}, path, strength)
+    return load_adapter({component: denoiser}, path, strength)
 
 
-def load_all(networks: Mapping[str, nn.Module], path: str | Path, strength: float = 1.0) -> dict[str, Any]:
+def load_adapter(
+    networks: Mapping[str, nn.Module], path: str | Path, strength: float = 1.0
+) -> dict[str, Any]:
     """Inject a file's adapters into the networks that they belong to; returns its facts.
 
     A network of which the file holds nothing stays as it is; the first one must be in it, unless the file
     holds nothing but a new word, which the networks were taught before.
     """
-    facts = read_metadata(path)
+    facts = read_adapter_metadata(path)
     tensors = storage.read_safetensors(path)
     first = next(iter(networks))
     used = {
@@ -167,23 +171,23 @@ def load_all(networks: Mapping[str, nn.Module], path: str | Path, strength: floa
         if component == first or any(key.startswith(f"{component}.") for key in tensors)
     }
     for component, network in used.items():
-        shape = _shape_in(facts, tensors, component, str(path))
+        shape = _spec_from_file(facts, tensors, component, str(path))
         if not shape.modules and component != first:  # a new word and no more
-            shape = replace(shape, type=NONE)
-        inject(network, shape=shape)
-    load_states(used, tensors, str(path))
+            shape = replace(shape, type=NO_ADAPTER)
+        inject_adapter(network, shape=shape)
+    load_adapter_state_dict(used, tensors, str(path))
     if strength != 1:
         for network in used.values():
-            set_strength(network, strength)
+            set_adapter_strength(network, strength)
     return facts
 
 
-def _shape_in(
+def _spec_from_file(
     facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], component: str, where: str
-) -> Shape:
+) -> AdapterSpec:
     """The shape of the adapter of one network, from a file's facts and keys."""
     kind = facts.get("type", "lora")
-    if kind not in (*TYPES, NONE):
+    if kind not in (*METHODS, NO_ADAPTER):
         raise ConfigError(f"adapters of type {kind!r} are not known", where=where, remedy="update lorakit")
     start = f"{component}."
 
@@ -191,7 +195,9 @@ def _shape_in(
         told = facts.get(key, {})
         return {name.removeprefix(start): value for name, value in told.items() if name.startswith(start)}
 
-    own_keys = [key for key in tensors if key.startswith(start) and not is_learned(key)]
+    own_keys = [key for key in tensors if key.startswith(start) and not is_embedding_key(key)]
     modules = {_stem(key).removeprefix(start) for key in own_keys}
     rank, alpha, factor = facts["rank"], facts["alpha"], facts.get("factor")
-    return Shape(kind, rank, alpha, tuple(sorted(modules)), "kaiming", factor, own("ranks"), own("alphas"))
+    return AdapterSpec(
+        kind, rank, alpha, tuple(sorted(modules)), "kaiming", factor, own("ranks"), own("alphas")
+    )

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.adapters.targets import Shape
+from lorakit.adapters.targets import AdapterSpec
 from lorakit.core import rng
 
-TYPES = ("lora", "rslora", "dora", "lokr", "loha", "oft")
+METHODS = ("lora", "rslora", "dora", "lokr", "loha", "oft")
 
 
-def config(shape: Shape) -> Any:
+def peft_config(shape: AdapterSpec) -> Any:
     """peft's configuration of an adapter; initial values are `begin`'s."""
     import peft
 
@@ -50,7 +50,7 @@ def _exactly(name: str) -> str:
     return f"^{re.escape(name)}"  # peft adds the end
 
 
-def begin(name: str, parameter: nn.Parameter, seed: int, init: str) -> None:
+def init_parameter(name: str, parameter: nn.Parameter, seed: int, init: str) -> None:
     """The first value of a parameter, by a keyed generator; one half of each product is zero, so that the
     adapter changes nothing. Magnitudes are not set here: they are the base's."""
     part = re.search(r"(lora_[AB]|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|oft_R)(?:\.weight)?$", name)
@@ -70,7 +70,9 @@ def begin(name: str, parameter: nn.Parameter, seed: int, init: str) -> None:
     parameter.data = values.to(parameter.device)
 
 
-def principal(weight: torch.Tensor, rank: int, scale: float, init: str) -> tuple[torch.Tensor, torch.Tensor]:
+def principal_factors(
+    weight: torch.Tensor, rank: int, scale: float, init: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(A, B) of which scale * B @ A is the part of a weight (out, in, ...) that PiSSA or OLoRA begins with:
     the largest singular values, shared evenly; or the first rows and columns of a QR decomposition."""
     flat = weight.detach().float().cpu().flatten(1)

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from lorakit.config.recipe import Adapter
+from lorakit.config.recipe import AdapterConfig
 from lorakit.core.errors import ConfigError
 
-EXPRESSION = "re:"
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+REGEX_PREFIX = "re:"
+ADAPTABLE_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BLOCKS = re.compile(r"(?P<name>.+?)(?:\.(?P<first>\d+)(?:-(?P<last>\d+))?)?")
 _INSIDE = re.compile(r"blocks?\.")  # of a block: the first and the last layer of a network are not
 
 
 @dataclass(frozen=True)
-class Shape:
+class AdapterSpec:
     """An adapter before it is there: its kind, its modules, and their ranks where they differ."""
 
     type: str
@@ -57,7 +57,7 @@ class Shape:
         return told
 
 
-def facts(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def adapter_metadata(shapes: Mapping[str, AdapterSpec]) -> dict[str, Any]:
     """What a file says of the adapters of several networks, by component; all are of the first one's kind."""
     told = [shape.facts(component) for component, shape in shapes.items()]
     for other in told[1:]:
@@ -67,10 +67,10 @@ def facts(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return told[0]
 
 
-CLIP_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
+CLIP_ATTENTION_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
-def shape_of_text(network: nn.Module, settings: Adapter, unread: int = 0) -> Shape:
+def text_encoder_adapter_spec(network: nn.Module, settings: AdapterConfig, unread: int = 0) -> AdapterSpec:
     """The recipe's adapter for a CLIP text encoder: type, rank and alpha of the denoiser's, attention of all
     layers but the last `unread`, which no condition comes from."""
     modules: tuple[str, ...] = ()
@@ -78,42 +78,44 @@ def shape_of_text(network: nn.Module, settings: Adapter, unread: int = 0) -> Sha
         layers = dict(network.named_modules())
         last = max(int(name.rpartition(".")[2]) for name in layers if re.search(r"\.layers\.\d+$", name))
         skipped = tuple(f".layers.{last - number}." for number in range(unread))
-        every = found(network, CLIP_ATTENTION)
+        every = find_target_modules(network, CLIP_ATTENTION_TARGETS)
         modules = tuple(name for name in every if not any(part in name for part in skipped))
     kind = settings.type if modules else "none"
-    return Shape(kind, settings.rank, settings.alpha, modules, settings.init, settings.factor)
+    return AdapterSpec(kind, settings.rank, settings.alpha, modules, settings.init, settings.factor)
 
 
-def matches(pattern: str, name: str) -> bool:
+def matches_module(pattern: str, name: str) -> bool:
     """Whether a module's name ends in `pattern`, part by part; `re:` begins an expression for all of it."""
-    if pattern.startswith(EXPRESSION):
-        return re.fullmatch(pattern.removeprefix(EXPRESSION), name) is not None
+    if pattern.startswith(REGEX_PREFIX):
+        return re.fullmatch(pattern.removeprefix(REGEX_PREFIX), name) is not None
     return name == pattern or name.endswith(f".{pattern}")
 
 
-def found(network: nn.Module, targets: str | Iterable[str]) -> list[str]:
+def find_target_modules(network: nn.Module, targets: str | Iterable[str]) -> list[str]:
     """The layers that `targets` mean: one expression for the whole name, or patterns of `matches`."""
-    patterns = [EXPRESSION + targets] if isinstance(targets, str) else list(targets)
+    patterns = [REGEX_PREFIX + targets] if isinstance(targets, str) else list(targets)
     exact = set(patterns)  # a loaded file names hundreds
-    short = tuple(f".{p}" for p in patterns if not p.startswith(EXPRESSION))
-    expressions = [re.compile(p.removeprefix(EXPRESSION)) for p in patterns if p.startswith(EXPRESSION)]
+    short = tuple(f".{p}" for p in patterns if not p.startswith(REGEX_PREFIX))
+    expressions = [re.compile(p.removeprefix(REGEX_PREFIX)) for p in patterns if p.startswith(REGEX_PREFIX)]
     return [
         name
         for name, module in network.named_modules()
-        if isinstance(module, LAYERS)
+        if isinstance(module, ADAPTABLE_LAYERS)
         and (name in exact or name.endswith(short) or any(e.fullmatch(name) for e in expressions))
     ]
 
 
-def shape_of(network: nn.Module, settings: Adapter, default: str | list[str]) -> Shape:
+def denoiser_adapter_spec(
+    network: nn.Module, settings: AdapterConfig, default: str | list[str]
+) -> AdapterSpec:
     """The recipe's adapter for a network whose own targets are `default`.
 
     A key of the recipe that matches nothing is a `ConfigError` that names it.
     """
     if settings.type == "none":
-        return Shape("none", settings.rank, settings.alpha, ())
+        return AdapterSpec("none", settings.rank, settings.alpha, ())
     targets = settings.targets if isinstance(settings.targets, list) else default
-    modules = _chosen(found(network, targets), settings, targets)
+    modules = _chosen(find_target_modules(network, targets), settings, targets)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     if settings.conv_rank:
@@ -121,9 +123,9 @@ def shape_of(network: nn.Module, settings: Adapter, default: str | list[str]) ->
         ranks = dict.fromkeys(convolutions, settings.conv_rank)
         alphas = dict.fromkeys(convolutions, settings.alpha * settings.conv_rank / settings.rank)
         modules = list(dict.fromkeys([*modules, *convolutions]))
-    ranks |= _patterned(modules, settings.rank_pattern, "rank_pattern")
-    alphas |= _patterned(modules, settings.alpha_pattern, "alpha_pattern")
-    return Shape(
+    ranks |= _apply_pattern(modules, settings.rank_pattern, "rank_pattern")
+    alphas |= _apply_pattern(modules, settings.alpha_pattern, "alpha_pattern")
+    return AdapterSpec(
         settings.type,
         settings.rank,
         settings.alpha,
@@ -135,7 +137,7 @@ def shape_of(network: nn.Module, settings: Adapter, default: str | list[str]) ->
     )
 
 
-def no_match(targets: Any) -> ConfigError:
+def no_target_error(targets: Any) -> ConfigError:
     """The error for targets that no layer of the base matches."""
     return ConfigError(
         f"no module of the base matches the adapter's targets {targets!r}",
@@ -144,23 +146,23 @@ def no_match(targets: Any) -> ConfigError:
     )
 
 
-def _chosen(modules: list[str], settings: Adapter, targets: str | list[str]) -> list[str]:
+def _chosen(modules: list[str], settings: AdapterConfig, targets: str | list[str]) -> list[str]:
     if not modules:
-        raise no_match(targets)
+        raise no_target_error(targets)
     if settings.blocks is None:
         return modules
     for block in settings.blocks:
-        if not any(in_block(block, name) for name in modules):
+        if not any(module_in_block(block, name) for name in modules):
             heads = dict.fromkeys(name.split(".")[0] for name in modules)
             raise ConfigError(
                 f"no adapted module lies in {block!r}",
                 where="adapter.blocks",
                 remedy=f"blocks of this base begin with {', '.join(heads)}",
             )
-    return [name for name in modules if any(in_block(block, name) for block in settings.blocks)]
+    return [name for name in modules if any(module_in_block(block, name) for block in settings.blocks)]
 
 
-def in_block(block: str, name: str) -> bool:
+def module_in_block(block: str, name: str) -> bool:
     """Whether a module lies in `mid_block`, `down_blocks.1` or `transformer_blocks.4-11`."""
     match = _BLOCKS.fullmatch(block)
     if match is None or not name.startswith(match["name"] + "."):
@@ -172,7 +174,7 @@ def in_block(block: str, name: str) -> bool:
     return number.isdigit() and int(match["first"]) <= int(number) <= int(last)
 
 
-def _convolutions(network: nn.Module, settings: Adapter) -> list[str]:
+def _convolutions(network: nn.Module, settings: AdapterConfig) -> list[str]:
     """Convolutions inside blocks; one that keeps its channels apart has nothing of low rank to learn."""
     names = [
         name
@@ -180,7 +182,7 @@ def _convolutions(network: nn.Module, settings: Adapter) -> list[str]:
         if isinstance(module, nn.Conv2d) and module.groups == 1 and _INSIDE.search(name)
     ]
     if settings.blocks:
-        names = [name for name in names if any(in_block(block, name) for block in settings.blocks)]
+        names = [name for name in names if any(module_in_block(block, name) for block in settings.blocks)]
     if not names:
         raise ConfigError(
             "the base has no convolutions to adapt", where="adapter.conv_rank", remedy="leave it out"
@@ -188,11 +190,11 @@ def _convolutions(network: nn.Module, settings: Adapter) -> list[str]:
     return names
 
 
-def _patterned(modules: list[str], patterns: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _apply_pattern(modules: list[str], patterns: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The value of each module that a pattern matches; the first one that does counts."""
     chosen: dict[str, Any] = {}
     for pattern, value in patterns.items():
-        hit = [name for name in modules if matches(pattern, name)]
+        hit = [name for name in modules if matches_module(pattern, name)]
         if not hit:
             raise ConfigError(
                 f"no adapted module matches {pattern!r}",

@@ -11,28 +11,28 @@ from lorakit import adapters
 from lorakit.adapters import textual_inversion
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 
 
-class LiveText:
+class UncachedTextEncoder:
     """Text conditions by the encoders as they are now, with gradients; stands in for a `TextCache`."""
 
     def __init__(self, family: Family, pipe: Any) -> None:
         self.family, self._pipe = family, pipe
 
-    def get(self, text: str, size: tuple[int, int], pictures: object = None) -> Cond:
+    def get(self, text: str, size: tuple[int, int], pictures: object = None) -> Conditioning:
         """The condition of a caption for a picture of `size` (width, height); CLIP encoders see none."""
         return self.family.encode_live(self._pipe, [text], size)[0]
 
 
-def is_trained(recipe: Recipe) -> bool:
+def trains_text(recipe: Recipe) -> bool:
     """Whether a run changes what captions mean to the base."""
     return recipe.adapter.text_encoder or recipe.embedding is not None
 
 
-def check(recipe: Recipe, family: Family, captions: Iterable[str]) -> None:
+def check_text_training(recipe: Recipe, family: Family, captions: Iterable[str]) -> None:
     """Refuse what the base's text encoders do not allow, and a new word that no caption has."""
-    if is_trained(recipe) and not family.text_encoders:
+    if trains_text(recipe) and not family.text_encoders:
         raise ConfigError(
             f"the text encoders of {family.title} are not trained",
             where="adapter.text_encoder" if recipe.adapter.text_encoder else "embedding",
@@ -48,31 +48,33 @@ def check(recipe: Recipe, family: Family, captions: Iterable[str]) -> None:
         )
 
 
-def networks(family: Family, pipe: Any) -> dict[str, nn.Module]:
+def adaptable_networks(family: Family, pipe: Any) -> dict[str, nn.Module]:
     """What may carry an adapter by component: the denoiser first, then its experts, and text encoders that
     can be trained."""
     parts = [family.component, *family.experts, *family.text_encoders]
     return {name: getattr(pipe, name) for name in parts if getattr(pipe, name, None) is not None}
 
 
-def prepare(recipe: Recipe, family: Family, pipe: Any) -> dict[str, adapters.Shape]:
+def inject_adapters(recipe: Recipe, family: Family, pipe: Any) -> dict[str, adapters.AdapterSpec]:
     """Put the recipe's adapters, and its new word, into a loaded pipeline; the shapes by component."""
     if recipe.embedding:
         new = recipe.embedding
-        textual_inversion.install(pipe, family.text_encoders, new.token, new.vectors, new.init)
+        textual_inversion.add_token(pipe, family.text_encoders, new.token, new.vectors, new.init)
     shapes = {}
-    for name, network in networks(family, pipe).items():
+    for name, network in adaptable_networks(family, pipe).items():
         if name not in family.text_encoders:
-            shapes[name] = adapters.shape_of(network, recipe.adapter, family.targets)
-        elif is_trained(recipe):
-            shapes[name] = adapters.shape_of_text(network, recipe.adapter, family.unread_layers.get(name, 0))
+            shapes[name] = adapters.denoiser_adapter_spec(network, recipe.adapter, family.targets)
+        elif trains_text(recipe):
+            shapes[name] = adapters.text_encoder_adapter_spec(
+                network, recipe.adapter, family.unread_layers.get(name, 0)
+            )
         else:
             continue
-        adapters.inject(network, shape=shapes[name], seed=recipe.train.seed)
+        adapters.inject_adapter(network, shape=shapes[name], seed=recipe.train.seed)
     return shapes
 
 
-def facts(recipe: Recipe) -> dict[str, Any]:
+def textual_inversion_metadata(recipe: Recipe) -> dict[str, Any]:
     """What a file says about the word that it holds, if any."""
     if recipe.embedding is None:
         return {}
@@ -80,16 +82,16 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     return {"embedding": {"token": new.token, "vectors": new.vectors, "init": new.init}}
 
 
-def teach(family: Family, pipe: Any, told: Mapping[str, Any]) -> None:
+def add_saved_token(family: Family, pipe: Any, told: Mapping[str, Any]) -> None:
     """Make the word known that a file's facts tell of, before its tensors are loaded."""
     if "embedding" in told:
         new = told["embedding"]
-        textual_inversion.install(pipe, family.text_encoders, new["token"], new["vectors"], new["init"])
+        textual_inversion.add_token(pipe, family.text_encoders, new["token"], new["vectors"], new["init"])
 
 
-def factor(recipe: Recipe, name: str) -> float:
+def lr_multiplier(recipe: Recipe, name: str) -> float:
     """The learning rate of a parameter over optimizer.lr."""
-    if textual_inversion.is_learned(name):
+    if textual_inversion.is_embedding_key(name):
         return recipe.embedding.lr / recipe.optimizer.lr if recipe.embedding else 1.0
     rate = recipe.adapter.text_encoder_lr if name.startswith("text_encoder") else None
     return rate / recipe.optimizer.lr if rate else 1.0

@@ -15,11 +15,11 @@ from torch import nn
 
 from lorakit.core.errors import ConfigError
 
-LEARNED = ".learned"
+LEARNED_SUFFIX = ".learned"
 _SHORT = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # where there are two
 
 
-class NewWord(nn.Module):
+class LearnedEmbedding(nn.Module):
     """A token embedding with some more rows, of which only those are trained; `start` is what they were."""
 
     start: torch.Tensor
@@ -44,23 +44,23 @@ class NewWord(nn.Module):
         )
 
 
-def tokens(token: str, vectors: int) -> list[str]:
+def placeholder_tokens(token: str, vectors: int) -> list[str]:
     """The tokens that stand for a word of several vectors, as diffusers names them."""
     return [token, *(f"{token}_{number}" for number in range(1, vectors))]
 
 
-def install(pipe: Any, encoders: Sequence[str], token: str, vectors: int, init: str) -> None:
+def add_token(pipe: Any, encoders: Sequence[str], token: str, vectors: int, init: str) -> None:
     """Teach tokenizers and text encoders a word that means what `init` means, until it is trained.
 
     Raises ConfigError where the base has the word already, or not the one to begin with.
     """
     from transformers import AddedToken
 
-    names = tokens(token, vectors)
+    names = placeholder_tokens(token, vectors)
     for component in encoders:
         encoder = getattr(pipe, component)
-        tokenizer = getattr(pipe, tokenizer_of(component))
-        start = _start(encoder, tokenizer, init, vectors)
+        tokenizer = getattr(pipe, tokenizer_for(component))
+        start = _initial_vectors(encoder, tokenizer, init, vectors)
         if token not in tokenizer.get_added_vocab():  # two encoders may share a tokenizer
             tokenizer.add_tokens([AddedToken(name, single_word=True, normalized=True) for name in names])
         ids = tokenizer.convert_tokens_to_ids(names)
@@ -72,16 +72,18 @@ def install(pipe: Any, encoders: Sequence[str], token: str, vectors: int, init: 
                 where="embedding.token",
                 remedy="choose a longer word of small letters that it does not know, such as my-dog",
             )
-        encoder.set_input_embeddings(NewWord(encoder.get_input_embeddings(), ids[0], start).to(start.device))
-        _read_the_end(encoder, tokenizer)
+        encoder.set_input_embeddings(
+            LearnedEmbedding(encoder.get_input_embeddings(), ids[0], start).to(start.device)
+        )
+        _restore_eos_lookup(encoder, tokenizer)
 
 
-def tokenizer_of(encoder: str) -> str:
+def tokenizer_for(encoder: str) -> str:
     """The component whose tokens a text encoder reads."""
     return encoder.replace("text_encoder", "tokenizer")
 
 
-def _start(encoder: Any, tokenizer: Any, init: str, vectors: int) -> torch.Tensor:
+def _initial_vectors(encoder: Any, tokenizer: Any, init: str, vectors: int) -> torch.Tensor:
     """The vectors (vectors, width) of a known word, repeated where there are more."""
     ids = tokenizer(init, add_special_tokens=False).input_ids
     if not ids or (tokenizer.unk_token_id in ids and tokenizer.unk_token_id != tokenizer.eos_token_id):
@@ -90,24 +92,24 @@ def _start(encoder: Any, tokenizer: Any, init: str, vectors: int) -> torch.Tenso
     return rows[[number % len(ids) for number in range(vectors)]]
 
 
-def _read_the_end(encoder: Any, tokenizer: Any) -> None:
+def _restore_eos_lookup(encoder: Any, tokenizer: Any) -> None:
     """Published CLIPs find the end of a text by its largest id, which a new word's would be."""
     for module in encoder.modules():
         if hasattr(module, "eos_token_id"):
             module.eos_token_id = tokenizer.eos_token_id
 
 
-def of(*networks: nn.Module) -> Iterator[NewWord]:
+def learned_embeddings(*networks: nn.Module) -> Iterator[LearnedEmbedding]:
     """The words that networks were taught."""
-    return (m for network in networks for m in list(network.modules()) if isinstance(m, NewWord))
+    return (m for network in networks for m in list(network.modules()) if isinstance(m, LearnedEmbedding))
 
 
-def is_learned(key: str) -> bool:
+def is_embedding_key(key: str) -> bool:
     """Whether a tensor on disk is a word's, not an adapter's."""
-    return key.endswith(LEARNED)
+    return key.endswith(LEARNED_SUFFIX)
 
 
-def published(words: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_embedding_file(words: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The vectors of a word by text encoder as other programs read them: `emb_params`, or one tensor for each
     of two encoders."""
     found = {component: value.float() for component, value in words.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lorakit.adapters.formats import Adapter, Exported
+    from lorakit.adapters.formats import ExportedFile, LoadedAdapter
 
     Handler = Callable[[argparse.Namespace], int]
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -23,17 +23,17 @@ EXIT_DATA = 3
 CONSUMERS = ("comfyui", "a1111", "diffusers")
 
 
-def register(commands: Subparsers) -> None:
+def register_adapter_commands(commands: Subparsers) -> None:
     """Add the commands to the program's own."""
-    look = _add(
+    look = _add_command(
         commands, "inspect", _inspect, "what an adapter file is, and what would load it", "dog.safetensors"
     )
     look.add_argument("file", help="an adapter file, a run's folder or peft's folder")
-    test = _add(commands, "check", _check, "whether a program loads a file as it is; exit code 3 if not",
+    test = _add_command(commands, "check", _check, "whether a program loads a file as it is; exit code 3 if not",
                 "dog.safetensors --for comfyui")  # fmt: skip
     test.add_argument("file")
     test.add_argument("--for", dest="consumer", required=True, choices=CONSUMERS)
-    turn = _add(
+    turn = _add_command(
         commands,
         "convert",
         _convert,
@@ -44,12 +44,12 @@ def register(commands: Subparsers) -> None:
     turn.add_argument("out", help="the .safetensors file to write")
     turn.add_argument("--to", dest="layout", required=True, choices=["diffusers", "kohya", "native"])
     turn.add_argument("--base", help="the base's folder; DoRA and OFT need it")
-    _several(commands)
-    _of_models(commands)
+    _add_combine_and_resize(commands)
+    _add_extract_and_merge(commands)
 
 
-def _several(commands: Subparsers) -> None:
-    mix = _add(
+def _add_combine_and_resize(commands: Subparsers) -> None:
+    mix = _add_command(
         commands,
         "combine",
         _combine,
@@ -65,7 +65,7 @@ def _several(commands: Subparsers) -> None:
         "--density", type=float, default=0.5, help="share of each difference that ties and dare keep"
     )
     mix.add_argument("--base", help="the base's folder; DoRA and OFT need it")
-    less = _add(
+    less = _add_command(
         commands,
         "resize",
         _resize,
@@ -73,20 +73,20 @@ def _several(commands: Subparsers) -> None:
         "dog.safetensors --rank 8 --out dog-8.safetensors",
     )
     less.add_argument("file")
-    _smaller(less)
+    _add_rank_options(less)
     less.add_argument("--base", help="the base's folder; DoRA and OFT need it")
 
 
-def _of_models(commands: Subparsers) -> None:
-    took = _add(commands, "extract", _extract, "the difference of a fine-tuned model from its base, as LoRA",
+def _add_extract_and_merge(commands: Subparsers) -> None:
+    took = _add_command(commands, "extract", _extract, "the difference of a fine-tuned model from its base, as LoRA",
                 "BASE TUNED --rank 32 --out style.safetensors")  # fmt: skip
     took.add_argument("base", help="the base's folder")
     took.add_argument("tuned", help="the fine-tuned model's folder")
     took.add_argument(
         "--targets", help="regular expression for the modules to look at (default: all matrices)"
     )
-    _smaller(took)
-    into = _add(
+    _add_rank_options(took)
+    into = _add_command(
         commands,
         "merge",
         _merge,
@@ -98,7 +98,7 @@ def _of_models(commands: Subparsers) -> None:
     into.add_argument("--out", required=True, help="new folder")
 
 
-def _add(
+def _add_command(
     commands: Subparsers, name: str, handler: Handler, text: str, example: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
@@ -111,79 +111,81 @@ def _add(
     return parser
 
 
-def _smaller(parser: argparse.ArgumentParser) -> None:
+def _add_rank_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="largest rank")
     parser.add_argument("--energy", type=float, help="share of the squared norm to keep, such as 0.95")
     parser.add_argument("--out", required=True)
 
 
-def _answer(arguments: argparse.Namespace, value: Any, text: str) -> None:
+def _print_json_or_text(arguments: argparse.Namespace, value: Any, text: str) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False) if arguments.json else text)
 
 
-def _file(given: str) -> Path:
+def _adapter_path(given: str) -> Path:
     """A run's or peft's folder, or the file itself, which must be there."""
     from lorakit import adapters
 
     path = Path(given)
-    return path if (path / "adapter_model.safetensors").is_file() else adapters.file_of(path)
+    return path if (path / "adapter_model.safetensors").is_file() else adapters.resolve_adapter_file(path)
 
 
-def _strong(given: str) -> tuple[Path, float]:
+def _parse_strength(given: str) -> tuple[Path, float]:
     """FILE or FILE:STRENGTH."""
     name, _, strength = given.rpartition(":")
     try:
-        return (_file(name), float(strength)) if name else (_file(given), 1.0)
+        return (_adapter_path(name), float(strength)) if name else (_adapter_path(given), 1.0)
     except ValueError:
-        return _file(given), 1.0
+        return _adapter_path(given), 1.0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats.read import refuse_unsound
-    from lorakit.adapters.tools.inspect import describe
+    from lorakit.adapters.formats.read import require_finite
+    from lorakit.adapters.tools.inspect import inspect_adapter
 
-    file = _file(arguments.file)
-    found = describe(file, arguments.family)
+    file = _adapter_path(arguments.file)
+    found = inspect_adapter(file, arguments.family)
     lines = [f"{key}: {value}" for key, value in found.items() if not isinstance(value, dict)]
     for key, value in found.items():
         if isinstance(value, dict):
             lines += [f"{key}:", *(f"    {name}: {entry}" for name, entry in value.items())]
-    _answer(arguments, found, "\n".join(lines))
-    refuse_unsound(found["unsound"], str(file))
+    _print_json_or_text(arguments, found, "\n".join(lines))
+    require_finite(found["unsound"], str(file))
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.tools.inspect import check
+    from lorakit.adapters.tools.inspect import check_consumer_loads
 
-    fits, why = check(_file(arguments.file), arguments.consumer, arguments.family)
-    _answer(arguments, {"loads": fits, "why": why}, f"{arguments.consumer}: {why}")
+    fits, why = check_consumer_loads(_adapter_path(arguments.file), arguments.consumer, arguments.family)
+    _print_json_or_text(arguments, {"loads": fits, "why": why}, f"{arguments.consumer}: {why}")
     return 0 if fits else EXIT_DATA
 
 
 def _save(
     arguments: argparse.Namespace,
-    source: Adapter,
+    source: LoadedAdapter,
     family: str,
     changes: dict[str, Any],
     layout: str = "diffusers",
-) -> Exported:
+) -> ExportedFile:
     """Write changes as one file, proven like an export; never over what was read or is not lorakit's."""
-    from lorakit.adapters.formats import Weights, verify
+    from lorakit.adapters.formats import BaseWeights, verify
     from lorakit.core import output_paths
     from lorakit.core.errors import ConfigError
 
     out = Path(arguments.out)
-    output_paths.check_new(out, "out")
+    output_paths.check_output_path(out, "out")
     if out.suffix != ".safetensors":
         raise ConfigError("name a .safetensors file", where=f"out: {out}")
-    verify.check_overwrite(out, *(Path(given) for given in getattr(arguments, "read", ())))
+    verify.require_overwritable(out, *(Path(given) for given in getattr(arguments, "read", ())))
     base = getattr(arguments, "base", None)
-    weights = Weights(Path(base)) if base else None
-    return verify.write(source, family, verify.Plan((), layout, "", changes), out, weights, None, False)
+    weights = BaseWeights(Path(base)) if base else None
+    return verify.write_verified(
+        source, family, verify.ExportPlan((), layout, "", changes), out, weights, None, False
+    )
 
 
-def _tell_words(*sources: Adapter) -> None:
+def _warn_about_embeddings(*sources: LoadedAdapter) -> None:
     """A word is no change of a weight: it is not in the file that was written."""
     for source in sources:
         if source.words:
@@ -192,18 +194,18 @@ def _tell_words(*sources: Adapter) -> None:
 
 
 def _weights(arguments: argparse.Namespace) -> Any:
-    from lorakit.adapters.formats import Weights
+    from lorakit.adapters.formats import BaseWeights
 
-    return Weights(Path(arguments.base)) if arguments.base else None
+    return BaseWeights(Path(arguments.base)) if arguments.base else None
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import export, load
+    from lorakit.adapters.formats import export, read_adapter_file
 
-    file = _file(arguments.file)
-    source, arguments.read = load(file, arguments.family), [file]
-    family = export.known_family(source, str(file))
-    changes = export.restated(source, family, arguments.layout, _weights(arguments))
+    file = _adapter_path(arguments.file)
+    source, arguments.read = read_adapter_file(file, arguments.family), [file]
+    family = export.require_family(source, str(file))
+    changes = export.convert_deltas(source, family, arguments.layout, _weights(arguments))
     made = _save(arguments, source, family, changes, arguments.layout)
     row = {"path": str(made.path), "layout": made.layout, "keys": made.keys}
     row |= {"approximated": made.approximated, "approximation_error": made.approximation_error}
@@ -212,64 +214,66 @@ def _convert(arguments: argparse.Namespace) -> int:
         if made.approximated
         else ""
     )
-    _answer(arguments, row, f"{made.path}  {made.layout}, {made.keys} keys{note}")
-    _tell_words(source)
+    _print_json_or_text(arguments, row, f"{made.path}  {made.layout}, {made.keys} keys{note}")
+    _warn_about_embeddings(source)
     return 0
 
 
 def _combine(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import export, load
-    from lorakit.adapters.tools.combine import combine
+    from lorakit.adapters.formats import export, read_adapter_file
+    from lorakit.adapters.tools.combine import combine_adapters
     from lorakit.core.errors import ConfigError
 
-    given = [_strong(text) for text in arguments.files]
+    given = [_parse_strength(text) for text in arguments.files]
     arguments.read = [file for file, _ in given]
-    adapters = [(load(file, arguments.family), strength) for file, strength in given]
+    adapters = [(read_adapter_file(file, arguments.family), strength) for file, strength in given]
     found = {
-        export.known_family(adapter, str(file))
+        export.require_family(adapter, str(file))
         for (adapter, _), (file, _) in zip(adapters, given, strict=True)
     }
     if len(found) > 1:
         raise ConfigError(f"the adapters belong to different families: {', '.join(sorted(found))}")
-    changes = combine(adapters, arguments.method, rank=arguments.rank, density=arguments.density,
+    changes = combine_adapters(adapters, arguments.method, rank=arguments.rank, density=arguments.density,
                       weights=_weights(arguments))  # fmt: skip
     source = type(adapters[0][0])(changes, "diffusers")
     arguments.base = None
     made = _save(arguments, source, found.pop(), changes)
-    _answer(arguments, {"path": str(made.path), "keys": made.keys}, f"{made.path}  {made.keys} keys")
-    _tell_words(*(adapter for adapter, _ in adapters))
+    _print_json_or_text(
+        arguments, {"path": str(made.path), "keys": made.keys}, f"{made.path}  {made.keys} keys"
+    )
+    _warn_about_embeddings(*(adapter for adapter, _ in adapters))
     return 0
 
 
 def _resize(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import export, load
-    from lorakit.adapters.tools.combine import resize
+    from lorakit.adapters.formats import export, read_adapter_file
+    from lorakit.adapters.tools.combine import resize_adapter
 
-    file = _file(arguments.file)
-    source, arguments.read = load(file, arguments.family), [file]
-    family = export.known_family(source, str(file))
-    changes, kept = resize(
+    file = _adapter_path(arguments.file)
+    source, arguments.read = read_adapter_file(file, arguments.family), [file]
+    family = export.require_family(source, str(file))
+    changes, kept = resize_adapter(
         source.changes, rank=arguments.rank, energy=arguments.energy, weights=_weights(arguments)
     )
     arguments.base = None
     made = _save(arguments, type(source)(changes, "diffusers", source.facts), family, changes)
-    _tell_words(source)
-    return _told(arguments, made, changes, kept)
+    _warn_about_embeddings(source)
+    return _print_written(arguments, made, changes, kept)
 
 
 def _extract(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import Adapter
-    from lorakit.adapters.tools.extract import extract
+    from lorakit.adapters.formats import LoadedAdapter
+    from lorakit.adapters.tools.extract import extract_adapter
 
-    changes, kept, family = extract(Path(arguments.base), Path(arguments.tuned), rank=arguments.rank,
+    changes, kept, family = extract_adapter(Path(arguments.base), Path(arguments.tuned), rank=arguments.rank,
                                     energy=arguments.energy, targets=arguments.targets)  # fmt: skip
     arguments.base = None
-    made = _save(arguments, Adapter(changes, "diffusers"), family, changes)
-    return _told(arguments, made, changes, kept)
+    made = _save(arguments, LoadedAdapter(changes, "diffusers"), family, changes)
+    return _print_written(arguments, made, changes, kept)
 
 
-def _told(
-    arguments: argparse.Namespace, made: Exported, changes: dict[str, Any], kept: dict[str, float]
+def _print_written(
+    arguments: argparse.Namespace, made: ExportedFile, changes: dict[str, Any], kept: dict[str, float]
 ) -> int:
     ranks = [change.rank for change in changes.values()]
     least, worst = min((share, module) for module, share in kept.items())
@@ -280,19 +284,21 @@ def _told(
         "least_energy": least,
     }
     text = f"{made.path}  {len(changes)} modules, ranks {min(ranks)} to {max(ranks)}"
-    _answer(arguments, row, f"{text}, energy kept at least {least:.4f} ({worst})")
+    _print_json_or_text(arguments, row, f"{text}, energy kept at least {least:.4f} ({worst})")
     return 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import load
-    from lorakit.adapters.tools.merge import merge
+    from lorakit.adapters.formats import read_adapter_file
+    from lorakit.adapters.tools.merge import merge_into_base
 
-    given = [_strong(text) for text in arguments.files]
-    adapters = [(load(file, arguments.family, word_alone=True), strength) for file, strength in given]
-    count = merge(Path(arguments.base), adapters, Path(arguments.out))
+    given = [_parse_strength(text) for text in arguments.files]
+    adapters = [
+        (read_adapter_file(file, arguments.family, word_alone=True), strength) for file, strength in given
+    ]
+    count = merge_into_base(Path(arguments.base), adapters, Path(arguments.out))
     words = [adapter.facts["embedding"]["token"] for adapter, _ in adapters if adapter.words]
     told = "".join(f", the word {word} added" for word in words)
     row = {"path": arguments.out, "weights": count, "words": words}
-    _answer(arguments, row, f"{arguments.out}  {count} weights changed{told}")
+    _print_json_or_text(arguments, row, f"{arguments.out}  {count} weights changed{told}")
     return 0

@@ -32,7 +32,7 @@ OPTIONAL = {
 }
 
 
-def examine() -> dict[str, Any]:
+def inspect_environment() -> dict[str, Any]:
     """Everything `lorakit doctor` shows, as plain values."""
     from lorakit.models import base_model
 
@@ -49,13 +49,13 @@ def examine() -> dict[str, Any]:
         },
         "devices": _devices(),
         "embedded": {
-            name: (base_model.EMBEDDED_FOLDER / name / base_model.INDEX).is_file()
-            for name in base_model.EMBEDDED
+            name: (base_model.EMBEDDED_FOLDER / name / base_model.MODEL_INDEX).is_file()
+            for name in base_model.EMBEDDED_BASES
         },
         "embedded_clip": base_model.EMBEDDED_CLIP.is_dir(),
         "offline": os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"),
         "cache": str(base_model.cache_folder()),
-        "free_gib": round(shutil.disk_usage(_existing(base_model.cache_folder())).free / 2**30, 1),
+        "free_gib": round(shutil.disk_usage(_nearest_existing(base_model.cache_folder())).free / 2**30, 1),
     }
 
 
@@ -73,7 +73,7 @@ def _memory() -> float | None:
         return None
 
 
-def _existing(path: Path) -> Path:
+def _nearest_existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
@@ -92,7 +92,7 @@ def _devices() -> list[str]:
     return found or ["cpu"]
 
 
-def problems(found: dict[str, Any]) -> list[str]:
+def find_problems(found: dict[str, Any]) -> list[str]:
     """What keeps lorakit from working, with the remedy."""
     missing = [name for name, version in found["packages"].items() if version is None]
     lines = [f"{name} is not installed: uv sync" for name in missing]
@@ -104,7 +104,7 @@ def problems(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def show(found: dict[str, Any]) -> str:
+def format_report(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = [f"lorakit on Python {found['python']}, {found['system']}"]
     lines.append(
@@ -114,6 +114,6 @@ def show(found: dict[str, Any]) -> str:
     for name, part in found["optional"].items():
         lines.append(f"optional {name}: {part['version'] or 'not installed'} - {part['gives']}")
     lines.append(f"cache: {found['cache']}, {found['free_gib']} GiB free; hub offline: {found['offline']}")
-    wrong = problems(found)
+    wrong = find_problems(found)
     lines += [f"PROBLEM: {line}" for line in wrong] or ["everything that lorakit needs is here"]
     return "\n".join(lines)

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorakit.evaluation.evaluate_run import Result
-    from lorakit.evaluation.judges import Wanted
-    from lorakit.sampling.pipeline import Options
+    from lorakit.evaluation.evaluate_run import EvaluationResult
+    from lorakit.evaluation.judges import JudgeOptions
+    from lorakit.sampling.pipeline import SamplingOptions
 
     Handler = Callable[[argparse.Namespace], int]
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def register(subparsers: Subparsers) -> None:
+def register_evaluate_commands(subparsers: Subparsers) -> None:
     """Add `eval` with its commands to the program's own."""
     text = "know that it worked: sample, score, compare, pick"
     evaluation = subparsers.add_parser("eval", help=text, description=text)
     commands = evaluation.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _register_run(commands)
     _register_folder(commands)
-    compare = _add(
+    compare = _add_command(
         commands,
         "compare",
         _compare,
@@ -41,7 +41,7 @@ def register(subparsers: Subparsers) -> None:
         ("pick", _pick, "which checkpoint to take, from an evaluation that is there"),
         ("report", _report, "write the report of an evaluation again"),
     ):
-        made = _add(commands, name, handler, text, f"lorakit eval {name} runs/dog")
+        made = _add_command(commands, name, handler, text, f"lorakit eval {name} runs/dog")
         made.add_argument("folder", help="a run's or an evaluation's folder")
         made.add_argument("--drift-budget", type=float, metavar="D", help="1 - cosine that is tolerated")
         if name == "report":
@@ -49,7 +49,7 @@ def register(subparsers: Subparsers) -> None:
     _register_prompts(commands)
 
 
-def _add(
+def _add_command(
     commands: Subparsers, name: str, handler: Handler, text: str, example: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
@@ -60,7 +60,7 @@ def _add(
 
 
 def _register_run(commands: Subparsers) -> None:
-    run = _add(
+    run = _add_command(
         commands,
         "run",
         _run,
@@ -72,12 +72,12 @@ def _register_run(commands: Subparsers) -> None:
     run.add_argument("--checkpoints", default="all", help="all (default), last, or steps such as 200,400")
     run.add_argument("--strengths", default="1", help="of the adapter, such as 0.5,0.7,1 (default: 1)")
     run.add_argument("--no-validation", action="store_true", help="leave out the loss of held-out images")
-    _judging(run)
-    sampler_options(run)
+    _add_judge_options(run)
+    add_sampling_options(run)
 
 
 def _register_folder(commands: Subparsers) -> None:
-    folder = _add(
+    folder = _add_command(
         commands,
         "score",
         _score,
@@ -93,11 +93,11 @@ def _register_folder(commands: Subparsers) -> None:
     folder.add_argument("--trigger", metavar="WORD", help="the word that names the subject")
     folder.add_argument("--class-noun", metavar="NOUN", help="what the subject is")
     folder.add_argument("--out", help="folder of scores and report; default: FOLDER-scores")
-    _judging(folder)
+    _add_judge_options(folder)
 
 
 def _register_prompts(commands: Subparsers) -> None:
-    prompts = _add(
+    prompts = _add_command(
         commands,
         "prompts",
         _prompts,
@@ -111,7 +111,7 @@ def _register_prompts(commands: Subparsers) -> None:
     prompts.add_argument("--out", default="prompts.jsonl", help="default: prompts.jsonl")
 
 
-def _judging(parser: argparse.ArgumentParser) -> None:
+def _add_judge_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--clip", help="`embedded`, a folder of open_clip's, or NAME/PRETRAINED (ViT-L-14/openai)"
@@ -135,7 +135,7 @@ def _judging(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--wandb", action="store_true", help="also log a table to Weights & Biases")
 
 
-def sampler_options(target: argparse.ArgumentParser) -> None:
+def add_sampling_options(target: argparse.ArgumentParser) -> None:
     """How pictures are drawn; also for `lorakit sample`."""
     group = target.add_argument_group("sampling")
     group.add_argument("--steps", type=int, default=20, help="sampler steps (default: 20)")
@@ -155,19 +155,19 @@ def sampler_options(target: argparse.ArgumentParser) -> None:
     group.add_argument("--ip-adapter", metavar="DIR[:SCALE]", help="an IP-Adapter of the base, fed `image`")
 
 
-def options(arguments: argparse.Namespace) -> Options:
+def parse_sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
     """The sampling options given."""
     from lorakit.sampling import controls
-    from lorakit.sampling.pipeline import Options, parse_size
+    from lorakit.sampling.pipeline import SamplingOptions, parse_size
 
-    return Options(
+    return SamplingOptions(
         arguments.steps,
         arguments.guidance,
         parse_size(arguments.size),
         arguments.batch,
         arguments.quiet,
         arguments.sampler,
-        controls.parse(arguments.img2img, arguments.controlnet, arguments.ip_adapter),
+        controls.parse_control(arguments.img2img, arguments.controlnet, arguments.ip_adapter),
         arguments.frames,
         arguments.quantize,
     )
@@ -177,31 +177,31 @@ def options(arguments: argparse.Namespace) -> Options:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from lorakit.evaluation.evaluate_run import Request, evaluate_run
+    from lorakit.evaluation.evaluate_run import RunEvaluationOptions, evaluate_run
 
-    request = Request(
+    request = RunEvaluationOptions(
         prompts=_path(arguments.prompts),
         checkpoints=arguments.checkpoints,
         strengths=_strengths(arguments.strengths),
-        judges=_wanted(arguments),
+        judges=_parse_judge_options(arguments),
         references=_path(arguments.references),
         drift_budget=arguments.drift_budget,
-        options=options(arguments),
+        options=parse_sampling_options(arguments),
         validate=not arguments.no_validation,
     )
-    return _answer(arguments, evaluate_run(Path(arguments.run), request))
+    return _print_result(arguments, evaluate_run(Path(arguments.run), request))
 
 
 def _score(arguments: argparse.Namespace) -> int:
     from lorakit.data.prompts import Subject
-    from lorakit.evaluation.evaluate_folder import Folders, score_folder
+    from lorakit.evaluation.evaluate_folder import FolderEvaluationOptions, evaluate_folder
 
     folder = Path(arguments.folder)
     resolved = folder.resolve()
-    request = Folders(
+    request = FolderEvaluationOptions(
         prompts=Path(arguments.prompts),
         out=_path(arguments.out) or resolved.with_name(f"{resolved.name}-scores"),
-        judges=_wanted(arguments),
+        judges=_parse_judge_options(arguments),
         pattern=arguments.pattern,
         base=_path(arguments.base),
         references=_path(arguments.references),
@@ -209,49 +209,53 @@ def _score(arguments: argparse.Namespace) -> int:
         drift_budget=arguments.drift_budget,
         quiet=arguments.quiet,
     )
-    return _answer(arguments, score_folder(folder, request))
+    return _print_result(arguments, evaluate_folder(folder, request))
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from lorakit.evaluation.evaluate_folder import compare
-    from lorakit.evaluation.report.verdict import difference
+    from lorakit.evaluation.evaluate_folder import compare_evaluations
+    from lorakit.evaluation.report.verdict import comparison_summary
 
     names = [
         Path(text).name.replace(":", "-").replace(" ", "-") for text in (arguments.first, arguments.second)
     ]
     out = _path(arguments.out) or Path("-against-".join(names))
-    result = compare(arguments.first, arguments.second, out)
+    result = compare_evaluations(arguments.first, arguments.second, out)
     before, after = result.evaluation.arms
-    text, _ = difference(result.evaluation, before, after)
+    text, _ = comparison_summary(result.evaluation, before, after)
     rows = {
         name: gain.to_json()
         for name in result.evaluation.measured()
         if (gain := result.evaluation.gain(before, after, name, result.evaluation.prompts))
     }
     value = {"before": before.name, "after": after.name, "differences": rows, "verdict": text}
-    _show(arguments, value, [text, f"report: {result.report}"])
+    _print_json_or_text(arguments, value, [text, f"report: {result.report}"])
     return 0
 
 
 def _pick(arguments: argparse.Namespace) -> int:
     from lorakit.core.errors import ConfigError
     from lorakit.evaluation import score_table
-    from lorakit.evaluation.report.verdict import headline, remarks
-    from lorakit.evaluation.select import pick
+    from lorakit.evaluation.report.verdict import selection_headline, selection_remarks
+    from lorakit.evaluation.select import select_checkpoint
 
-    _, evaluation = score_table.find(arguments.folder)
+    _, evaluation = score_table.load_evaluation(arguments.folder)
     if not (evaluation.base and evaluation.tuned):
         remedy = "evaluate a run, or score pictures with --base and --references"
         raise ConfigError("there is nothing to pick from", where=arguments.folder, remedy=remedy)
-    chosen = pick(evaluation, arguments.drift_budget)
-    _show(arguments, chosen.to_json(), [headline(evaluation, chosen)[0], *remarks(evaluation, chosen)])
+    chosen = select_checkpoint(evaluation, arguments.drift_budget)
+    _print_json_or_text(
+        arguments,
+        chosen.to_json(),
+        [selection_headline(evaluation, chosen)[0], *selection_remarks(evaluation, chosen)],
+    )
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from lorakit.evaluation.evaluate_folder import rewrite
+    from lorakit.evaluation.evaluate_folder import rebuild_evaluation_report
 
-    return _answer(arguments, rewrite(Path(arguments.folder), arguments.drift_budget))
+    return _print_result(arguments, rebuild_evaluation_report(Path(arguments.folder), arguments.drift_budget))
 
 
 def _prompts(arguments: argparse.Namespace) -> int:
@@ -262,29 +266,34 @@ def _prompts(arguments: argparse.Namespace) -> int:
 
     folder, trigger, noun = Path(arguments.dataset), arguments.trigger, arguments.class_noun
     if (folder / "recipe.yaml").is_file():
-        made = recipe.load(folder / "recipe.yaml")
+        made = recipe.load_recipe(folder / "recipe.yaml")
         folder, trigger, noun = made.dataset, trigger or made.trigger, noun or made.class_noun
     captions = [caption.text for record in read_records(folder) for caption in record.captions]
-    prompts = prompt_set.make(captions, Subject(trigger, noun), count=arguments.count)
-    file = prompt_set.write(Path(arguments.out), prompts)
-    _show(arguments, {"path": str(file), "prompts": len(prompts)}, [f"{len(prompts)} prompts in {file}"])
+    prompts = prompt_set.make_prompt_set(captions, Subject(trigger, noun), count=arguments.count)
+    file = prompt_set.write_prompt_set(Path(arguments.out), prompts)
+    _print_json_or_text(
+        arguments, {"path": str(file), "prompts": len(prompts)}, [f"{len(prompts)} prompts in {file}"]
+    )
     return 0
 
 
-def _answer(arguments: argparse.Namespace, result: Result) -> int:
-    from lorakit.evaluation.report.verdict import headline, remarks
-    from lorakit.evaluation.wandb_table import to_wandb
+def _print_result(arguments: argparse.Namespace, result: EvaluationResult) -> int:
+    from lorakit.evaluation.report.verdict import selection_headline, selection_remarks
+    from lorakit.evaluation.wandb_table import log_to_wandb
 
     evaluation, chosen = result.evaluation, result.pick
-    value: dict[str, Any] = {"report": str(result.report), "verdict": headline(evaluation, chosen)[0]}
-    value |= {"remarks": remarks(evaluation, chosen), "pick": chosen.to_json() if chosen else None}
-    _show(arguments, value, [value["verdict"], *value["remarks"], f"report: {result.report}"])
+    value: dict[str, Any] = {
+        "report": str(result.report),
+        "verdict": selection_headline(evaluation, chosen)[0],
+    }
+    value |= {"remarks": selection_remarks(evaluation, chosen), "pick": chosen.to_json() if chosen else None}
+    _print_json_or_text(arguments, value, [value["verdict"], *value["remarks"], f"report: {result.report}"])
     if getattr(arguments, "wandb", False):
-        to_wandb(result.report.parent, evaluation, chosen)
+        log_to_wandb(result.report.parent, evaluation, chosen)
     return 0
 
 
-def _show(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
+def _print_json_or_text(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False) if arguments.json else "\n".join(lines))
 
 
@@ -306,7 +315,9 @@ def _strengths(text: str) -> tuple[float, ...]:
     return values
 
 
-def _wanted(arguments: argparse.Namespace) -> Wanted:
-    from lorakit.evaluation.judges import Wanted
+def _parse_judge_options(arguments: argparse.Namespace) -> JudgeOptions:
+    from lorakit.evaluation.judges import JudgeOptions
 
-    return Wanted(arguments.clip, arguments.dino, tuple(arguments.also), arguments.sscd, arguments.resize)
+    return JudgeOptions(
+        arguments.clip, arguments.dino, tuple(arguments.also), arguments.sscd, arguments.resize
+    )

@@ -33,11 +33,11 @@ def _quickstart(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from lorakit.config import recipe
 
-    made = recipe.load(arguments.recipe, arguments.overrides)
-    return launch_training(made, arguments.recipe, arguments.overrides, arguments.processes)
+    made = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    return prepare_and_train(made, arguments.recipe, arguments.overrides, arguments.processes)
 
 
-def launch_training(made: Recipe, path: str, overrides: list[str], processes: int = 1) -> int:
+def prepare_and_train(made: Recipe, path: str, overrides: list[str], processes: int = 1) -> int:
     """Prepare a plain folder of images on the way, then train in processes of their own."""
     from lorakit import manifest
     from lorakit.core import launch
@@ -47,15 +47,15 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
     if made.slider:
         from lorakit.training import slider
 
-        slider.draw_pictures(made)
+        slider.generate_slider_images(made)
     RunFolder(made.out).check_places(made)
-    base_model.resolve(made.base)
+    base_model.resolve_base(made.base)
     for folder, trigger in ((made.dataset, made.trigger), (made.class_images, None)):
-        if folder and folder.is_dir() and not (folder / manifest.MANIFEST).exists():
-            from data_tools.prepare import PrepareOptions, prepare
+        if folder and folder.is_dir() and not (folder / manifest.MANIFEST_FILE).exists():
+            from data_tools.prepare import PrepareOptions, prepare_dataset
 
             print(f"preparing {folder}")
-            prepare(
+            prepare_dataset(
                 folder,
                 PrepareOptions(
                     resolution=made.resolution,
@@ -66,16 +66,16 @@ def launch_training(made: Recipe, path: str, overrides: list[str], processes: in
                     clips=made.frames > 1,
                 ),
             )
-    return launch.run(launch.command(path, overrides, processes=processes))
+    return launch.run_launcher(launch.launch_command(path, overrides, processes=processes))
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     from lorakit.config import recipe
-    from lorakit.training.run_folder import stored_recipe
+    from lorakit.training.run_folder import run_recipe_file
 
-    file = stored_recipe(arguments.run)
+    file = run_recipe_file(arguments.run)
     overrides = [f"out={json.dumps(arguments.run)}"]
-    return launch_training(recipe.load(file, overrides), file, overrides, arguments.processes)
+    return prepare_and_train(recipe.load_recipe(file, overrides), file, overrides, arguments.processes)
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
@@ -85,13 +85,13 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
     run = Path(arguments.run)
     out = Path(arguments.out) if arguments.out else run.with_name(f"{run.resolve().name}-again")
-    file, overrides, processes = reproduce.prepare(run, out, arguments.overrides)
+    file, overrides, processes = reproduce.prepare_reproduction(run, out, arguments.overrides)
     from lorakit.config import recipe
 
-    code = launch_training(recipe.load(file, overrides), file, overrides, processes)
+    code = prepare_and_train(recipe.load_recipe(file, overrides), file, overrides, processes)
     if code:
         return code
-    found = reproduce.compare(run, out)
+    found = reproduce.compare_runs(run, out)
     _print(found.to_json(), arguments.json, found.text())
     return 0 if found.equal else 1
 
@@ -99,11 +99,13 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 def _sample(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from lorakit.cli.evaluate import options
-    from lorakit.sampling.pipeline import sample_to
+    from lorakit.cli.evaluate import parse_sampling_options
+    from lorakit.sampling.pipeline import sample_to_folder
 
     given = arguments.adapter
-    files = sample_to(Path(arguments.out), arguments.base, given, Path(arguments.prompts), options(arguments))
+    files = sample_to_folder(
+        Path(arguments.out), arguments.base, given, Path(arguments.prompts), parse_sampling_options(arguments)
+    )
     _print([str(f) for f in files], arguments.json, f"{len(files)} pictures in {arguments.out}")
     return 0
 
@@ -114,13 +116,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from lorakit import adapters
     from lorakit.adapters.formats import export_adapter
 
-    file = adapters.file_of(arguments.source)
+    file = adapters.resolve_adapter_file(arguments.source)
     out = Path(arguments.out) if arguments.out else file.parent / "exports"
     made = export_adapter(
         file,
         arguments.consumer,
         out,
-        base=_base_of(arguments.source, arguments.base),
+        base=_resolve_export_base(arguments.source, arguments.base),
         family=arguments.family,
         rank=arguments.rank,
         private=arguments.private,
@@ -130,7 +132,7 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _base_of(source: str, given: str | None) -> Path | None:
+def _resolve_export_base(source: str, given: str | None) -> Path | None:
     """The base that was given, else the run's own where it is at hand: some kinds of adapters need it."""
     from pathlib import Path
 
@@ -139,25 +141,25 @@ def _base_of(source: str, given: str | None) -> Path | None:
 
     stored = Path(source) / "recipe.yaml"
     if given is None and stored.is_file():
-        spec = recipe.load(stored).base
+        spec = recipe.load_recipe(stored).base
         given = spec if base_model.is_embedded(spec) or Path(spec).is_dir() else None
     if given is None:
         return None
-    return base_model.resolve(given) if base_model.is_embedded(given) else Path(given)
+    return base_model.resolve_base(given) if base_model.is_embedded(given) else Path(given)
 
 
 def _families(arguments: argparse.Namespace) -> int:
     from lorakit.models import families
 
-    rows = families.table()
-    _print(rows, arguments.json, families.show(rows))
+    rows = families.family_table()
+    _print(rows, arguments.json, families.format_family_table(rows))
     return 0
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
     from lorakit.config import recipe
 
-    found = sorted(recipe.folder().glob("*.yaml"))
+    found = sorted(recipe.builtin_recipes_folder().glob("*.yaml"))
     heads = {str(file): file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for file in found}
     _print(heads, arguments.json, "\n".join(f"{file}\n    {head}" for file, head in heads.items()))
     return 0
@@ -166,12 +168,12 @@ def _recipes(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from lorakit.cli import doctor
 
-    found = doctor.examine()
-    _print(found, arguments.json, doctor.show(found))
-    return 1 if doctor.problems(found) else 0
+    found = doctor.inspect_environment()
+    _print(found, arguments.json, doctor.format_report(found))
+    return 1 if doctor.find_problems(found) else 0
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="lorakit", description="Train LoRA adapters you can trust.")
     top.add_argument("--version", action="version", version=f"lorakit {__version__}")
@@ -184,19 +186,19 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="answer as JSON where there is an answer")
         return made
 
-    _add_work(add)
-    from data_tools.cli import register
-    from lorakit.cli.evaluate import register as register_eval
+    _add_commands(add)
+    from data_tools.cli import register_data_commands
+    from lorakit.cli.adapters import register_adapter_commands
+    from lorakit.cli.evaluate import register_evaluate_commands
 
-    register_eval(commands)
-    register(commands)
-    from lorakit.cli.adapters import register as register_surgery
+    register_evaluate_commands(commands)
+    register_data_commands(commands)
 
-    register_surgery(commands)
+    register_adapter_commands(commands)
     return top
 
 
-def _add_work(add: Callable[..., Any]) -> None:
+def _add_commands(add: Callable[..., Any]) -> None:
     quick = add(
         "quickstart", _quickstart, "the whole job on the embedded base, offline", "lorakit quickstart"
     )
@@ -234,9 +236,9 @@ def _add_work(add: Callable[..., Any]) -> None:
     sample.add_argument("--adapter", help="FILE or FILE:STRENGTH")
     sample.add_argument("--prompts", required=True, help="JSONL, YAML, TSV or text")
     sample.add_argument("--out", default="samples")
-    from lorakit.cli.evaluate import sampler_options
+    from lorakit.cli.evaluate import add_sampling_options
 
-    sampler_options(sample)
+    add_sampling_options(sample)
     export = add(
         "export", _export, "write files that other tools load", "lorakit export runs/dog --for comfyui"
     )
@@ -260,10 +262,10 @@ def _add_work(add: Callable[..., Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    given = parser().parse_args(arguments)
-    from lorakit.core.launch import settle
+    given = build_parser().parse_args(arguments)
+    from lorakit.core.launch import configure_process
 
-    settle()
+    configure_process()
     if getattr(given, "quiet", False):
         os.environ["LORAKIT_QUIET"] = "1"
     try:

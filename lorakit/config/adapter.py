@@ -7,12 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lorakit.config.fields import Positive, Rank, Rate, Section, Word, tidy
+from lorakit.config.fields import (
+    PositiveFloat,
+    PositiveInt,
+    Rank,
+    RecipeSection,
+    StrippedStr,
+    reject_blank_text,
+)
 
 
 def _pattern(value: Any) -> Any:
     """An ending of a module's name, or `re:` and an expression that can be read."""
-    value = tidy(value)
+    value = reject_blank_text(value)
     if isinstance(value, str) and value.startswith("re:"):
         try:
             re.compile(value.removeprefix("re:"))
@@ -21,42 +28,42 @@ def _pattern(value: Any) -> Any:
     return value
 
 
-Pattern = Annotated[str, BeforeValidator(_pattern)]
+ModulePattern = Annotated[str, BeforeValidator(_pattern)]
 
 
-class Adapter(Section):
+class AdapterConfig(RecipeSection):
     """What is trained."""
 
     type: Literal["lora", "rslora", "dora", "lokr", "loha", "oft", "none"] = "lora"
     """Kind of adapter; `none` trains an `embedding` alone."""
     rank: Rank = 16
     """Rank of the low-rank update; of oft the side of the blocks that are turned."""
-    alpha: Rate = 16
+    alpha: PositiveFloat = 16
     """The update is scaled by alpha / rank (rslora: by alpha / root of rank; oft has none)."""
-    targets: Literal["attention"] | Annotated[list[Pattern], Field(min_length=1)] = "attention"
+    targets: Literal["attention"] | Annotated[list[ModulePattern], Field(min_length=1)] = "attention"
     """`attention` (the family's own rule) or a list of module-name endings; `re:` begins an expression for
     the whole name."""
-    blocks: Annotated[list[Word], Field(min_length=1)] | None = None
+    blocks: Annotated[list[StrippedStr], Field(min_length=1)] | None = None
     """Only modules in these blocks, such as `mid_block` or `transformer_blocks.4-11`; none means all."""
     conv_rank: Rank | None = None
     """Also adapt the convolutions inside blocks, at this rank and the same alpha / rank; none leaves them."""
-    rank_pattern: dict[Pattern, Rank] = Field(default_factory=dict)
+    rank_pattern: dict[ModulePattern, Rank] = Field(default_factory=dict)
     """Other ranks for some modules, by ending or `re:` expression; the first that matches counts."""
-    alpha_pattern: dict[Pattern, Rate] = Field(default_factory=dict)
+    alpha_pattern: dict[ModulePattern, PositiveFloat] = Field(default_factory=dict)
     """Other alphas for some modules, the same way."""
     init: Literal["kaiming", "gaussian", "pissa", "olora"] = "kaiming"
     """How A begins: random of two kinds; or A and B as the weight's own principal part, which is taken off
     again (arXiv:2404.02948, 2406.01775) and makes the file twice the rank."""
-    factor: Positive | None = None
+    factor: PositiveInt | None = None
     """lokr: the side of the small matrix; none makes both about equal."""
     text_encoder: Annotated[bool, Field(strict=True)] = False
     """Also adapt the attention of the CLIP text encoders (Stable Diffusion 1.5, 2 and XL), with the same
     type, rank and alpha."""
-    text_encoder_lr: Rate | None = None
+    text_encoder_lr: PositiveFloat | None = None
     """Their peak learning rate; none means optimizer.lr."""
 
     @model_validator(mode="after")
-    def _suits_the_type(self) -> Adapter:
+    def _suits_the_type(self) -> AdapterConfig:
         low = ("lora", "rslora")
         wrong = {
             f"init {self.init}": self.init != "kaiming" and self.type not in low,
@@ -73,29 +80,29 @@ class Adapter(Section):
         return self
 
 
-class Embedding(Section):
+class TextualInversionConfig(RecipeSection):
     """A new word, taught to the CLIP text encoders as vectors of its own (textual inversion)."""
 
-    token: Annotated[Word, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+    token: Annotated[StrippedStr, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
     """The word, as it stands in captions and prompts: small letters, digits and dashes."""
-    init: Word
+    init: StrippedStr
     """A word that the base knows, whose meaning the new one begins with, such as `dog`."""
     vectors: Annotated[int, Field(gt=0, le=32, strict=True)] = 1
     """Vectors, which are as many tokens of a prompt."""
-    lr: Rate = 5e-3
+    lr: PositiveFloat = 5e-3
     """Its own peak learning rate."""
 
 
-class Slider(Section):
+class SliderConfig(RecipeSection):
     """A pair of opposite prompts, between which the adapter's strength moves a picture; needs no images."""
 
-    target: Word
+    target: StrippedStr
     """What it acts on, such as `a photo of a person`; the base draws the pictures that it trains on."""
-    positive: Word
+    positive: StrippedStr
     """More of it, such as `a photo of an old person`: strengths above zero."""
-    negative: Word
+    negative: StrippedStr
     """Less of it, such as `a photo of a young person`: strengths below zero."""
-    guidance: Rate = 1.0
+    guidance: PositiveFloat = 1.0
     """How far strength 1 goes along the difference of the two."""
     pictures: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 32
     """Pictures that the base draws."""

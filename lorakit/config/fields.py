@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 MAX_RANK = 4096  # a file that claims more is not believed either
 
 
-def tidy(value: Any) -> Any:
+def reject_blank_text(value: Any) -> Any:
     """A path or word without blanks at its ends, which nobody sees and nobody means."""
     if isinstance(value, str) and (not value or value != value.strip()):
         raise ValueError("it is empty or begins or ends with a blank")
@@ -21,17 +21,17 @@ def tidy(value: Any) -> Any:
 
 
 # Strict: YAML's `yes` is not the number 1, and "16" is a text.
-Whole = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-Positive = Annotated[int, Field(gt=0, le=10**9, strict=True)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Place = Annotated[Path, BeforeValidator(tidy)]
-Word = Annotated[str, BeforeValidator(tidy)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+StrippedPath = Annotated[Path, BeforeValidator(reject_blank_text)]
+StrippedStr = Annotated[str, BeforeValidator(reject_blank_text)]
 Rank = Annotated[int, Field(gt=0, le=MAX_RANK, strict=True)]
 
 
-class Section(BaseModel):
+class RecipeSection(BaseModel):
     """A part of the recipe: closed to unknown keys, frozen once read."""
 
     model_config = ConfigDict(

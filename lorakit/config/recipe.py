@@ -13,51 +13,60 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from lorakit.config import strict_yaml, validation_errors
-from lorakit.config.adapter import Adapter as Adapter
-from lorakit.config.adapter import Embedding as Embedding
-from lorakit.config.adapter import Slider as Slider
+from lorakit.config.adapter import AdapterConfig as AdapterConfig
+from lorakit.config.adapter import SliderConfig as SliderConfig
+from lorakit.config.adapter import TextualInversionConfig as TextualInversionConfig
 from lorakit.config.fields import MAX_RANK as MAX_RANK
-from lorakit.config.fields import NotNegative, Place, Positive, Rate, Section, Share, Whole, Word
-from lorakit.config.objective import Objective as Objective
+from lorakit.config.fields import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RecipeSection,
+    StrippedPath,
+    StrippedStr,
+)
+from lorakit.config.objective import ObjectiveConfig as ObjectiveConfig
 from lorakit.core.errors import ConfigError
 from lorakit.core.storage import dump_json, sha256_bytes
 
 
-class Optimizer(Section):
+class OptimizerConfig(RecipeSection):
     """How it is trained."""
 
     name: Literal["adamw8bit", "adamw"] = "adamw8bit"
     """`adamw8bit` keeps its moments in 8 bits (bitsandbytes); `adamw` in 32."""
-    lr: Rate = 1e-4
+    lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up; cosine and linear end at zero."""
-    warmup: Whole = 0
+    warmup: NonNegativeInt = 0
     """Steps of linear warm-up."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay of the first and second moments."""
-    weight_decay: NotNegative = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
-    clip: Rate = 1.0
+    clip: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
-    lora_plus_ratio: Rate = 1.0
+    lora_plus_ratio: PositiveFloat = 1.0
     """LoRA's B learns this many times as fast as A (LoRA+, arXiv:2402.12354, has 16)."""
 
 
-class Train(Section):
+class TrainConfig(RecipeSection):
     """How long, how much at once, and what is kept."""
 
-    steps: Positive = 1500
+    steps: PositiveInt = 1500
     """Optimizer steps in all."""
-    batch_size: Positive = 1
+    batch_size: PositiveInt = 1
     """Images per forward pass and process."""
-    accumulate: Positive = 1
+    accumulate: PositiveInt = 1
     """Forward passes per optimizer step."""
-    seed: Whole = 0
+    seed: NonNegativeInt = 0
     """All randomness is a function of it."""
-    save_every: Positive = 250
+    save_every: PositiveInt = 250
     """Steps between checkpoints: the most that a crash can cost."""
-    keep: Positive = 3
+    keep: PositiveInt = 3
     """Checkpoints kept."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the frozen base; the adapter itself stays fp32."""
@@ -65,7 +74,7 @@ class Train(Section):
     """On a GPU, ask torch for algorithms that give the same bits each time; a CPU does so anyway."""
 
 
-class Memory(Section):
+class MemoryConfig(RecipeSection):
     """Trades of memory for time."""
 
     checkpoint: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
@@ -75,50 +84,50 @@ class Memory(Section):
     them."""
 
     @model_validator(mode="after")
-    def _whole(self) -> Memory:
+    def _whole(self) -> MemoryConfig:
         if self.checkpoint not in (0.0, 1.0):
             raise ValueError("checkpoint must be 0 or 1: a fraction of the blocks is not supported yet")
         return self
 
 
-class Samples(Section):
+class SamplingConfig(RecipeSection):
     """Pictures made during training from fixed prompts with fixed noise."""
 
-    prompts: Place | None = None
+    prompts: StrippedPath | None = None
     """Prompt file (JSONL, YAML, TSV or text); none makes no samples."""
-    every: Positive = 250
+    every: PositiveInt = 250
     """Steps between sampling; a multiple of it is sampled after its commit."""
-    steps: Positive = 20
+    steps: PositiveInt = 20
     """Sampler steps."""
-    guidance: NotNegative | None = None
+    guidance: NonNegativeFloat | None = None
     """Classifier-free guidance; none means the pipeline's default."""
-    clip: Word | None = None
+    clip: StrippedStr | None = None
     """CLIP that scores the samples on the way: `embedded`, a folder of open_clip's, or NAME/PRETRAINED
     such as ViT-L-14/openai; none scores nothing."""
 
 
-class Validate(Section):
+class ValidationConfig(RecipeSection):
     """Loss on images that are not trained on."""
 
-    fraction: Share = 0.0
+    fraction: Fraction = 0.0
     """Share of the images held out."""
-    every: Positive = 250
+    every: PositiveInt = 250
     """Steps between measurements."""
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """One run."""
 
-    base: Word
+    base: StrippedStr
     """Embedded name (tiny-unet, tiny-dit), a local diffusers folder, or a hub id, best as id@revision."""
-    dataset: Place
+    dataset: StrippedPath
     """A folder with manifest.jsonl, or a plain folder of images, which is then prepared on the way; with a
     `slider` it may be left out, and the base draws its own beside `out`."""
-    out: Place
+    out: StrippedPath
     """The run's folder."""
-    init_from: Place | None = None
+    init_from: StrippedPath | None = None
     """A new run that starts from the weights of an adapter: a file written by lorakit, or a run's folder."""
-    class_images: Place | None = None
+    class_images: StrippedPath | None = None
     """A second dataset, of the class without the subject: each step learns as many of it too, so that the
     class stays what it was (DreamBooth's prior preservation)."""
     resolution: Annotated[int, Field(ge=16, le=16384, strict=True)] = 1024
@@ -126,22 +135,22 @@ class Recipe(Section):
     frames: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """Frames of a clip, for bases that make clips; 1 trains and samples stills. What the base cannot divide
     is left out."""
-    trigger: Word | None = None
+    trigger: StrippedStr | None = None
     """The word the concept is taught under; used when captions must be made, and recorded in exports."""
-    class_noun: Word | None = None
+    class_noun: StrippedStr | None = None
     """What the subject is ("dog"); used when captions must be made."""
-    adapter: Adapter = Adapter()
-    embedding: Embedding | None = None
+    adapter: AdapterConfig = AdapterConfig()
+    embedding: TextualInversionConfig | None = None
     """A new word to be learned, with or without an adapter; none teaches none."""
-    slider: Slider | None = None
+    slider: SliderConfig | None = None
     """Train a slider between two prompts instead of what the captions say; none trains the captions."""
-    optimizer: Optimizer = Optimizer()
-    train: Train = Train()
-    objective: Objective = Objective()
-    memory: Literal["auto"] | Memory = "auto"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    memory: Literal["auto"] | MemoryConfig = "auto"
     """`auto` recomputes activations only on a GPU, or a section."""
-    samples: Samples = Samples()
-    validate_: Validate = Field(default=Validate(), alias="validate")
+    samples: SamplingConfig = SamplingConfig()
+    validate_: ValidationConfig = Field(default=ValidationConfig(), alias="validate")
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
     """Where metrics also go; metrics.jsonl is always written."""
     export: list[Literal["comfyui", "a1111", "diffusers"]] = Field(default=["comfyui"])
@@ -202,7 +211,7 @@ class Recipe(Section):
     @property
     def quantized(self) -> Literal["nf4", "int8"] | None:
         """How the frozen base is held in few bits; None: whole."""
-        return self.memory.quantize if isinstance(self.memory, Memory) else None
+        return self.memory.quantize if isinstance(self.memory, MemoryConfig) else None
 
     @property
     def effective_batch(self) -> int:
@@ -210,11 +219,16 @@ class Recipe(Section):
         return self.train.batch_size * self.train.accumulate
 
 
-__all__ = ["MAX_RANK", "Adapter", "Embedding", "Slider"]  # part of a recipe, and found here
+__all__ = [
+    "MAX_RANK",
+    "AdapterConfig",
+    "SliderConfig",
+    "TextualInversionConfig",
+]  # part of a recipe, and found here
 
 # Keys that change what is shown or kept, not one byte of the adapter: a run may go on with other values.
 # Base, dataset and first adapter may move: their content is what a run holds on to, by hash.
-FREE_KEYS = (
+NON_TRAINING_KEYS = (
     "out",
     "base",
     "dataset",
@@ -229,15 +243,19 @@ FREE_KEYS = (
 )
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
+def training_settings(recipe: Recipe) -> dict[str, Any]:
     """The flat settings that decide the adapter's bytes: {"optimizer.lr": 0.0001, ...}."""
     flat = _flatten(recipe.dump())
-    return {key: flat[key] for key in flat if not any(key == f or key.startswith(f + ".") for f in FREE_KEYS)}
+    return {
+        key: flat[key]
+        for key in flat
+        if not any(key == f or key.startswith(f + ".") for f in NON_TRAINING_KEYS)
+    }
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of `identity`."""
-    return sha256_bytes(dump_json(identity(recipe)).encode())
+    return sha256_bytes(dump_json(training_settings(recipe)).encode())
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -247,26 +265,26 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def folder() -> Path:
+def builtin_recipes_folder() -> Path:
     """Where the recipes that ship lie: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file with dotted overrides such as `optimizer.lr=2e-4`."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(
             "there is no such recipe", where=str(path), remedy="`lorakit recipes` lists the ones that ship"
         )
-    tree = strict_yaml.read(file)
+    tree = strict_yaml.read_yaml(file)
     if not isinstance(tree, dict):
         raise ConfigError("a recipe is a mapping of keys to values", where=str(path))
     for override in overrides or []:
         _override(tree, override)
-    return parse(tree, str(path))
+    return parse_recipe(tree, str(path))
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
@@ -280,13 +298,13 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(below, dict):
             node[parent] = below = {}
         node = below
-    node[last] = strict_yaml.parse(value, f"override {key}")
+    node[last] = strict_yaml.parse_yaml(value, f"override {key}")
 
 
-def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
+def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate plain values; all problems are listed in one `ConfigError`."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = validation_errors.problems(error, Recipe)
+        lines = validation_errors.format_validation_errors(error, Recipe)
         raise ConfigError("the recipe has a problem:\n  " + "\n  ".join(lines), where=where) from error

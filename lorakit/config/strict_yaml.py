@@ -15,24 +15,24 @@ import yaml
 from lorakit.core.errors import ConfigError
 
 SIZE_LIMIT = 256 << 10  # bytes; a recipe is a page, not a data set
-_NUMBERS = {
+_NUMBER_PATTERNS = {
     "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9]\d*)$",
     "tag:yaml.org,2002:float": r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$",
 }
 
 
-class Loader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """See the module."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - how PyYAML declares it
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBER_PATTERNS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """A node, which must not stand for another one."""
         if self.check_event(yaml.events.AliasEvent):
-            raise _refusal("aliases (*name) are not accepted", self.peek_event())
+            raise _yaml_error("aliases (*name) are not accepted", self.peek_event())
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -41,22 +41,22 @@ class Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise _refusal(f"the key {key!r} is no text; put it in quotes", key_node)
+                raise _yaml_error(f"the key {key!r} is no text; put it in quotes", key_node)
             if key in seen:
-                raise _refusal(f"the key {key!r} stands twice", key_node)
+                raise _yaml_error(f"the key {key!r} stands twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-for _tag, _pattern in _NUMBERS.items():
-    Loader.add_implicit_resolver(_tag, re.compile(_pattern, re.IGNORECASE), list("-+0123456789."))
+for _tag, _pattern in _NUMBER_PATTERNS.items():
+    StrictLoader.add_implicit_resolver(_tag, re.compile(_pattern, re.IGNORECASE), list("-+0123456789."))
 
 
-def _refusal(text: str, place: Any) -> yaml.constructor.ConstructorError:
+def _yaml_error(text: str, place: Any) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, text, place.start_mark)
 
 
-def read(path: str | Path) -> Any:
+def read_yaml(path: str | Path) -> Any:
     """Parse a small file in UTF-8; every error is one `ConfigError` that names it."""
     try:
         with open(path, "rb") as file:
@@ -66,15 +66,15 @@ def read(path: str | Path) -> Any:
     if len(data) > SIZE_LIMIT:
         raise ConfigError(f"at most {SIZE_LIMIT >> 10} KiB are read", where=str(path))
     try:
-        return parse(data.decode("utf-8").removeprefix("\ufeff"), str(path))
+        return parse_yaml(data.decode("utf-8").removeprefix("\ufeff"), str(path))
     except UnicodeDecodeError as error:
         remedy = "save the file as UTF-8"
         raise ConfigError(f"not UTF-8 at byte {error.start}", where=str(path), remedy=remedy) from error
 
 
-def parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
     """Parse a small text; the error names the place."""
     try:
-        return yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=StrictLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"not valid YAML: {error}", where=where) from error

@@ -9,14 +9,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 
-def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
+def format_validation_errors(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """One line for each of pydantic's findings about a `root`, without repetition."""
     found = [dict(item) for item in error.errors()]
-    told = [item for item in found if not _is_noise(item, found)]
-    return list(dict.fromkeys(_line(item, root) for item in told or found))
+    told = [item for item in found if not _is_other_union_branch(item, found)]
+    return list(dict.fromkeys(_error_line(item, root) for item in told or found))
 
 
-def _is_noise(item: dict[str, Any], found: list[dict[str, Any]]) -> bool:
+def _is_other_union_branch(item: dict[str, Any], found: list[dict[str, Any]]) -> bool:
     """What the other branch of a union (a word or a section) says about a value that was not meant for it."""
     if item["type"] == "literal_error":
         return isinstance(item["input"], dict | list)
@@ -24,7 +24,7 @@ def _is_noise(item: dict[str, Any], found: list[dict[str, Any]]) -> bool:
     return item["type"] in ("model_type", "list_type") and item["input"] in words
 
 
-def _line(item: dict[str, Any], root: type[BaseModel]) -> str:
+def _error_line(item: dict[str, Any], root: type[BaseModel]) -> str:
     given, kind = item["input"], item["type"]
     *above, last = (str(part) for part in item["loc"]) if item["loc"] else ("",)
     path = [part for part in above if not _is_branch(part)]
@@ -33,12 +33,14 @@ def _line(item: dict[str, Any], root: type[BaseModel]) -> str:
     key = ".".join(path)
     if kind == "extra_forbidden":
         known = _known_keys(path[:-1], root)
-        return f"{key}: unknown key{nearest(last, known) or _listed(known)}"
+        return f"{key}: unknown key{did_you_mean(last, known) or _listed(known)}"
     if kind == "missing":
         return f"{key}: this key is required"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"]) or [str(item["ctx"]["expected"])]
-        return f"{key}: {given!r} is not one of {', '.join(allowed)}{nearest(str(given).strip(), allowed)}"
+        return (
+            f"{key}: {given!r} is not one of {', '.join(allowed)}{did_you_mean(str(given).strip(), allowed)}"
+        )
     if kind in ("string_type", "path_type") and not isinstance(given, str | dict | list | None):
         return f"{key}: {given!r} is not read as text; put it in quotes"
     message = item["msg"].removeprefix("Value error, ")
@@ -62,7 +64,7 @@ def _known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def nearest(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: list[str]) -> str:
     """`; did you mean 'x'?`, or nothing."""
     close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

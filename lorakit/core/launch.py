@@ -25,7 +25,7 @@ FOLDER_VARIABLE = "LORAKIT_LAUNCH_FOLDER"
 RANK_VARIABLE = "RANK"
 
 
-def settle() -> None:
+def configure_process() -> None:
     """What every process of ours wants before torch is imported: threads that do not spin while they wait
     (two busy processes would halve each other's speed), and no warning of bitsandbytes' optional kernels.
     """
@@ -33,7 +33,7 @@ def settle() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def command(recipe: str, overrides: list[str], *, processes: int = 1) -> list[str]:
+def launch_command(recipe: str, overrides: list[str], *, processes: int = 1) -> list[str]:
     """The `accelerate launch` command line, complete, so that the launcher has nothing to guess or warn
     about.
 
@@ -46,21 +46,21 @@ def command(recipe: str, overrides: list[str], *, processes: int = 1) -> list[st
     return [*launcher, *options, "-m", "lorakit.training", recipe, *overrides]
 
 
-def run(arguments: list[str]) -> int:
+def run_launcher(arguments: list[str]) -> int:
     """Run the command to its end; SIGINT and SIGTERM go to the trainers, which commit and stop."""
     with tempfile.TemporaryDirectory(prefix="lorakit-") as name:
         folder = Path(name)
         environment = os.environ | {FOLDER_VARIABLE: name}
         # A session of its own: Ctrl-C must reach the trainers through us, not kill the launcher above them.
         child = subprocess.Popen(arguments, env=environment, start_new_session=True)
-        with signals(lambda number, _: _forward(child, folder, number)):
+        with handle_signals(lambda number, _: _forward_signal(child, folder, number)):
             code = child.wait()
         codes = [int(file.read_text()) for file in sorted(folder.glob("exit-*"))]
         return max(codes) if codes else abs(code)
 
 
 @contextlib.contextmanager
-def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle SIGINT and SIGTERM for a while, and let a closed terminal (SIGHUP) stop nothing; elsewhere than
     in the main thread they stay as they are."""
     if threading.current_thread() is not threading.main_thread():
@@ -75,7 +75,7 @@ def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
             signal.signal(number, before)
 
 
-def _forward(child: subprocess.Popen[bytes], folder: Path, number: int) -> None:
+def _forward_signal(child: subprocess.Popen[bytes], folder: Path, number: int) -> None:
     trainers = list(folder.glob("pid-*"))
     for file in trainers:
         with contextlib.suppress(ProcessLookupError):
@@ -84,13 +84,13 @@ def _forward(child: subprocess.Popen[bytes], folder: Path, number: int) -> None:
         os.killpg(child.pid, signal.SIGTERM)
 
 
-def start_missing(arguments: list[str]) -> None:
+def start_missing_processes(arguments: list[str]) -> None:
     """Become all the processes that `accelerate launch --num_processes N` was asked for.
 
     Without GPUs that launcher starts one process and leaves the others to MPI; here they are started by
     torch's own launcher instead. Returns when nothing is missing, else never.
     """
-    wanted = _asked_for()
+    wanted = _requested_processes()
     if wanted > 1 and "WORLD_SIZE" not in os.environ:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -98,7 +98,7 @@ def start_missing(arguments: list[str]) -> None:
         os.execv(sys.executable, [*launcher, *arguments])
 
 
-def _asked_for() -> int:
+def _requested_processes() -> int:
     """N of the `accelerate launch --num_processes N` above this process; 1 when there is none."""
     import psutil
 
@@ -110,13 +110,13 @@ def _asked_for() -> int:
     return int(found[1]) if found else 1
 
 
-def announce() -> None:
+def write_pid_file() -> None:
     """In a trainer: tell the launching `lorakit` which process to send signals to."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         storage.write_text(Path(folder) / f"pid-{os.environ.get(RANK_VARIABLE, '0')}", str(os.getpid()))
 
 
-def report(code: int) -> None:
+def write_exit_code(code: int) -> None:
     """In a trainer: tell the launching `lorakit` the exit code."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         storage.write_text(Path(folder) / f"exit-{os.environ.get(RANK_VARIABLE, '0')}", str(code))

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from lorakit.core.errors import ConfigError, DiskError
 
-LEAST_FREE = 64 << 20  # bytes; a small run's checkpoints and exports
+MIN_FREE_BYTES = 64 << 20  # bytes; a small run's checkpoints and exports
 NAME_LIMIT, PATH_LIMIT = 255, 4000  # bytes of UTF-8
 _FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
-def check_new(path: str | os.PathLike[str], key: str) -> None:
+def check_output_path(path: str | os.PathLike[str], key: str) -> None:
     """Refuse a path that cannot be made, or not be copied to another system; `key` names it in the error.
 
     Only names that do not exist yet are judged: what the user already has is the user's own. `..` is
@@ -35,7 +35,7 @@ def check_new(path: str | os.PathLike[str], key: str) -> None:
                 where=where,
                 remedy='leave out < > : " | ? * \\, blanks and dots at the end, and names like con or nul',
             )
-    _check_room(place if place.is_dir() else place.parent, where)
+    _check_writable_and_free(place if place.is_dir() else place.parent, where)
 
 
 def _check_length(whole: Path, where: str) -> None:
@@ -48,11 +48,11 @@ def _check_length(whole: Path, where: str) -> None:
         raise ConfigError("the path is too long", where=f"{where[:100]}...", remedy=remedy)
 
 
-def _check_room(folder: Path, where: str) -> None:
+def _check_writable_and_free(folder: Path, where: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
         remedy = "choose a folder that you may write to"
         raise DiskError(f"cannot write to {folder}", where=where, remedy=remedy)
     free = shutil.disk_usage(folder).free
-    if free < LEAST_FREE:
+    if free < MIN_FREE_BYTES:
         remedy = "free space, or choose a folder on another disk"
         raise DiskError(f"only {free >> 20} MiB are free on the disk of {folder}", where=where, remedy=remedy)

@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import TextIO, TypeVar
 
 T = TypeVar("T")
-PLAIN_EVERY = 10.0  # seconds between lines where no terminal is
-TERMINAL_EVERY = 0.2
+PLAIN_INTERVAL_S = 10.0  # seconds between lines where no terminal is
+TERMINAL_INTERVAL_S = 0.2
 QUIET_VARIABLE = "LORAKIT_QUIET"  # how --quiet reaches the processes of a training
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """1:02:03, 2:03 or 3 s."""
     whole = max(0, round(seconds))
     if whole < 60:
@@ -32,7 +32,7 @@ _listeners: list[Listener] = []
 
 
 @contextlib.contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def progress_listener(listener: Listener) -> Iterator[None]:
     """Tell `listener` of every progress in this process for a while."""
     _listeners.append(listener)
     try:
@@ -76,7 +76,7 @@ class Progress:
         self.done = done
         self._tell()
         now = time.monotonic()
-        every = TERMINAL_EVERY if self.terminal else PLAIN_EVERY
+        every = TERMINAL_INTERVAL_S if self.terminal else PLAIN_INTERVAL_S
         if not self.quiet and (now - self.printed >= every or (done >= self.total and self.wrote)):
             self.printed = now
             self._print(note)
@@ -87,7 +87,7 @@ class Progress:
 
     def _print(self, note: str) -> None:
         speed = f"{self.rate:.1f}/s" if self.rate >= 1 else f"{1 / max(self.rate, 1e-9):.1f} s each"
-        parts = [f"{self.label} {self.done}/{self.total}", note, speed, f"{duration(self.left)} left"]
+        parts = [f"{self.label} {self.done}/{self.total}", note, speed, f"{format_duration(self.left)} left"]
         line = "  ".join(part for part in parts if part)
         self._write(f"\r\x1b[2K{line}" if self.terminal else f"{line}\n")
         self.wrote = True
@@ -105,7 +105,9 @@ class Progress:
             self._write("\n")
 
 
-def track(items: Sequence[T] | Iterable[T], label: str, total: int, *, quiet: bool = False) -> Iterator[T]:
+def track_progress(
+    items: Sequence[T] | Iterable[T], label: str, total: int, *, quiet: bool = False
+) -> Iterator[T]:
     """Iterate over `items` with progress."""
     with Progress(label, total, quiet=quiet) as progress:
         for done, item in enumerate(items, 1):

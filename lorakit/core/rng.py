@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     import torch
 
 
-def key(seed: int, purpose: str, *parts: int | str) -> int:
+def derive_seed(seed: int, purpose: str, *parts: int | str) -> int:
     """A 63-bit number from the seed, what it is for, and where: SHA-256 of the parts."""
     text = "\x1f".join([str(seed), purpose, *map(str, parts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def permutation(count: int, seed: int, epoch: int) -> list[int]:
+def epoch_permutation(count: int, seed: int, epoch: int) -> list[int]:
     """The order of `count` images in an epoch."""
     order = list(range(count))
-    random.Random(key(seed, "order", epoch)).shuffle(order)
+    random.Random(derive_seed(seed, "order", epoch)).shuffle(order)
     return order
 
 
@@ -31,16 +31,16 @@ def generator(seed: int, purpose: str, *parts: int | str) -> torch.Generator:
     """A fresh CPU generator for one purpose."""
     import torch
 
-    return torch.Generator().manual_seed(key(seed, purpose, *parts))
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *parts))
 
 
-def normal(shape: tuple[int, ...], seed: int, purpose: str, *parts: int | str) -> torch.Tensor:
+def keyed_normal(shape: tuple[int, ...], seed: int, purpose: str, *parts: int | str) -> torch.Tensor:
     """Standard normal float32 numbers on the CPU."""
     import torch
 
     return torch.randn(shape, generator=generator(seed, purpose, *parts))
 
 
-def uniform(seed: int, purpose: str, *parts: int | str) -> float:
+def keyed_uniform(seed: int, purpose: str, *parts: int | str) -> float:
     """One number in [0, 1)."""
-    return key(seed, purpose, *parts) / 2**63
+    return derive_seed(seed, purpose, *parts) / 2**63

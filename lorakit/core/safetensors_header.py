@@ -15,16 +15,26 @@ from typing import Any
 
 from lorakit.core.errors import DataError
 
-HEADER_LIMIT = 8 << 20  # bytes
-TENSOR_LIMIT = 30_000  # in one file
-DIMENSIONS = 8
-NUMBERS = 1 << 48  # in one tensor
-_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16}
-_BITS |= {"BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64}
-_BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+MAX_HEADER_BYTES = 8 << 20  # bytes
+MAX_TENSORS = 30_000  # in one file
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 1 << 48  # in one tensor
+_BITS_PER_DTYPE = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+}
+_BITS_PER_DTYPE |= {"BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64}
+_BITS_PER_DTYPE |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 
 
-def check(path: str | os.PathLike[str]) -> dict[str, str]:
+def check_safetensors(path: str | os.PathLike[str]) -> dict[str, str]:
     """Refuse a damaged, hostile or foreign file with a `DataError`; returns the header's metadata.
 
     Only the header is read. Afterwards each tensor has its own bytes, of the size its shape asks for, and
@@ -33,12 +43,12 @@ def check(path: str | os.PathLike[str]) -> dict[str, str]:
     file = Path(path)
     try:
         text, rest = _header(file)
-        tree = json.loads(text, object_pairs_hook=_unique)
+        tree = json.loads(text, object_pairs_hook=_unique_dict)
         metadata = tree.pop("__metadata__", {})
         _check_count(len(tree))  # again: JSON can spell a key so that its bytes are not found
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata must be text")
-        _check_places([_place(name, entry) for name, entry in tree.items()], rest)
+        _check_spans([_tensor_span(name, entry) for name, entry in tree.items()], rest)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"not a safetensors file, or a damaged one: {error}",
@@ -59,19 +69,19 @@ def _header(file: Path) -> tuple[bytes, int]:
             raise ValueError("it has no header")
         if length > size - 8:
             raise ValueError("it ends within its header")
-        if length > HEADER_LIMIT:
-            raise ValueError(f"its header has {length >> 20} MiB, at most {HEADER_LIMIT >> 20} are read")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"its header has {length >> 20} MiB, at most {MAX_HEADER_BYTES >> 20} are read")
         text = b"{" + handle.read(length - 1)
     _check_count(text.count(b'"data_offsets"'))
     return text, size - 8 - length
 
 
 def _check_count(count: int) -> None:
-    if count > TENSOR_LIMIT:
-        raise ValueError(f"it has {count} tensors, at most {TENSOR_LIMIT} are read")
+    if count > MAX_TENSORS:
+        raise ValueError(f"it has {count} tensors, at most {MAX_TENSORS} are read")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -80,20 +90,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _place(name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
+def _tensor_span(name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
     """(begin, end, name) of a tensor's bytes, which must be as many as its shape and dtype need."""
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
     whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-    if not whole or len(shape) > DIMENSIONS or math.prod(max(1, number) for number in shape) > NUMBERS:
+    if (
+        not whole
+        or len(shape) > MAX_DIMENSIONS
+        or math.prod(max(1, number) for number in shape) > MAX_ELEMENTS
+    ):
         raise ValueError(f"{name[:80]!r} has an impossible shape or place")
-    if entry["dtype"] not in _BITS:
+    if entry["dtype"] not in _BITS_PER_DTYPE:
         raise ValueError(f"{name[:80]!r} has the unknown dtype {str(entry['dtype'])[:20]!r}")
-    if math.prod(shape) * _BITS[entry["dtype"]] != 8 * (end - begin):
+    if math.prod(shape) * _BITS_PER_DTYPE[entry["dtype"]] != 8 * (end - begin):
         raise ValueError(f"{name[:80]!r} has {end - begin} bytes, which is not what its shape needs")
     return begin, end, name
 
 
-def _check_places(places: list[tuple[int, int, str]], rest: int) -> None:
+def _check_spans(places: list[tuple[int, int, str]], rest: int) -> None:
     position = 0
     for begin, end, name in sorted(places):
         if begin != position:

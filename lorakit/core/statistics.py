@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-ENOUGH_PROMPTS = 24  # with fewer, a result is called indicative
+MIN_PROMPTS = 24  # with fewer, a result is called indicative
 _CHUNK = 1 << 22  # resampled values held at once
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -36,7 +36,7 @@ class Interval:
     @property
     def indicative(self) -> bool:
         """Too few prompts for a firm statement."""
-        return self.units < ENOUGH_PROMPTS
+        return self.units < MIN_PROMPTS
 
     def to_json(self) -> dict[str, float | int | bool | None]:
         """Plain values; None stands for NaN."""

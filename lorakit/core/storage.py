@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-MANIFEST = "files.json"
+CHECKSUMS_FILE = "files.json"
 _PARTIAL = ".partial-"
 LOCK = ".lock"
 
 # Tests replace this with a function that raises or kills at the n-th call: (operation name, path).
-operation: Callable[[str, Path], None] = lambda name, path: None  # noqa: E731
+io_hook: Callable[[str, Path], None] = lambda name, path: None  # noqa: E731
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    operation("sync_folder", folder)
+    io_hook("sync_folder", folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -62,11 +62,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    operation("write", path)
+    io_hook("write", path)
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
-        operation("sync", path)
+        io_hook("sync", path)
         os.fsync(file.fileno())
 
 
@@ -81,12 +81,12 @@ def make_dir(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def is_own(path: Path) -> bool:
+def is_internal_file(path: Path) -> bool:
     """Whether a name is one of this module's own: a write that a crash cut off, or a lock."""
     return path.name.startswith(_PARTIAL) or path.name == LOCK
 
 
-def sweep(folder: str | os.PathLike[str]) -> None:
+def remove_partial_files(folder: str | os.PathLike[str]) -> None:
     """Remove what crashed writes left in a folder that this process has locked, and below it."""
     for entry in list(Path(folder).rglob(f"{_PARTIAL}*")):
         with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     with _disk_errors(target):
         try:
             _write_synced(partial, data)
-            operation("rename", target)
+            io_hook("rename", target)
             os.replace(partial, target)
             _sync_folder(target.parent)
         finally:
@@ -112,20 +112,20 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write that is too large to hold; it appears whole when the block ends, or not at all."""
     target = Path(path)
     make_dir(target.parent)
     partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
     with _disk_errors(target):
         try:
-            operation("write", partial)
+            io_hook("write", partial)
             with open(partial, "wb") as file:
                 yield file
                 file.flush()
-                operation("sync", partial)
+                io_hook("sync", partial)
                 os.fsync(file.fileno())
-            operation("rename", target)
+            io_hook("rename", target)
             os.replace(partial, target)
             _sync_folder(target.parent)
         finally:
@@ -133,7 +133,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 os.unlink(partial)
 
 
-def write_many(files: Mapping[Path, bytes]) -> None:
+def write_files(files: Mapping[Path, bytes]) -> None:
     """Write many small files, each whole or not at all, with one sync for all of them: ten times quicker."""
     for folder in {path.parent for path in files}:
         make_dir(folder)
@@ -141,13 +141,13 @@ def write_many(files: Mapping[Path, bytes]) -> None:
     try:
         for path, data in files.items():
             with _disk_errors(path):
-                operation("write", partials[path])
+                io_hook("write", partials[path])
                 partials[path].write_bytes(data)
-        operation("sync", Path())
+        io_hook("sync", Path())
         os.sync()
         for path, partial in partials.items():
             with _disk_errors(path):
-                operation("rename", path)
+                io_hook("rename", path)
                 os.replace(partial, path)
     finally:
         for partial in partials.values():
@@ -181,27 +181,27 @@ def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:
     """Append text to a log."""
-    with appending(path) as file:
+    with open_append(path) as file:
         file.write(text.encode("utf-8"))
 
 
 @contextlib.contextmanager
-def appending(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_append(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A log, open for appending bytes."""
     target = Path(path)
     make_dir(target.parent)
     with _disk_errors(target):
-        operation("append", target)
+        io_hook("append", target)
         with open(target, "ab") as file:
             yield file
 
 
-def sync(path: str | os.PathLike[str]) -> None:
+def fsync_file(path: str | os.PathLike[str]) -> None:
     """Make what was appended to a log durable, and its name; a missing one is fine."""
     target = Path(path)
     if target.exists():
         with _disk_errors(target), open(target, "ab") as file:
-            operation("sync", target)
+            io_hook("sync", target)
             os.fsync(file.fileno())
             _sync_folder(target.parent)
 
@@ -285,7 +285,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    safetensors_header.check(path)
+    safetensors_header.check_safetensors(path)
     try:
         return load_file(path)
     except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype torch has not
@@ -294,7 +294,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The header's metadata, read without touching the tensors."""
-    return safetensors_header.check(path)
+    return safetensors_header.check_safetensors(path)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -318,7 +318,7 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
     make_dir(target.parent)
     manifest = {n: {"size": len(data), "sha256": sha256_bytes(data)} for n, data in files.items()}
     listing = dump_json(manifest).encode("utf-8")
-    if verify_folder(target) is None and (target / MANIFEST).read_bytes() == listing:
+    if find_folder_damage(target) is None and (target / CHECKSUMS_FILE).read_bytes() == listing:
         return target
     partial = target.with_name(f"{_PARTIAL}{target.name}")
     with _disk_errors(target):
@@ -327,30 +327,30 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
         partial.mkdir()
         for name, data in sorted(files.items()):
             _write_synced(partial / name, data)
-        _write_synced(partial / MANIFEST, listing)
+        _write_synced(partial / CHECKSUMS_FILE, listing)
         _sync_folder(partial)
         if target.exists():
             remove_folder(target)
-        operation("rename", target)
+        io_hook("rename", target)
         os.replace(partial, target)
         _sync_folder(target.parent)
     return target
 
 
-def verify_folder(folder: str | os.PathLike[str], names: Iterable[str] = ()) -> str | None:
+def find_folder_damage(folder: str | os.PathLike[str], names: Iterable[str] = ()) -> str | None:
     """None when every file of a committed folder has its recorded size and hash; else what is wrong. The
     manifest must list `names`; a file that it does not list is no damage."""
     root = Path(folder)
     try:
-        manifest = read_json(root / MANIFEST)
+        manifest = read_json(root / CHECKSUMS_FILE)
         if absent := [name for name in names if name not in manifest]:
-            return f"{MANIFEST} does not list {', '.join(absent)}"
+            return f"{CHECKSUMS_FILE} does not list {', '.join(absent)}"
         for name, entry in manifest.items():
             file = root / name
             if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
                 return f"{name} is damaged"
     except (OSError, DataError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST}: {error}"
+        return f"{CHECKSUMS_FILE}: {error}"
     return None
 
 
@@ -362,9 +362,9 @@ def remove_folder(folder: str | os.PathLike[str]) -> None:
     with _disk_errors(target):
         if doomed.exists():
             shutil.rmtree(doomed)
-        operation("rename", doomed)
+        io_hook("rename", doomed)
         os.replace(target, doomed)
-        operation("remove", doomed)
+        io_hook("remove", doomed)
         shutil.rmtree(doomed)
 
 
@@ -375,7 +375,7 @@ def remove_file(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: str | os.PathLike[str]) -> Iterator[bool]:
+def file_lock(path: str | os.PathLike[str]) -> Iterator[bool]:
     """Hold an exclusive lock; False when another process has it. The system releases it when the holder
     dies."""
     make_dir(Path(path).parent)

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
-from lorakit.core.progress import duration
+from lorakit.core.progress import format_duration
 
-VARIABLE = "LORAKIT_WATCHDOG"  # seconds of silence; 0 switches it off
-SECONDS = 600.0
+TIMEOUT_VARIABLE = "LORAKIT_WATCHDOG"  # seconds of silence; 0 switches it off
+DEFAULT_TIMEOUT = 600.0
 
 
-def patience() -> float:
+def timeout_seconds() -> float:
     """Seconds of silence before the watchdog speaks: $LORAKIT_WATCHDOG, else ten minutes."""
-    text = os.environ.get(VARIABLE, str(SECONDS))
+    text = os.environ.get(TIMEOUT_VARIABLE, str(DEFAULT_TIMEOUT))
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is not a number of seconds", where=VARIABLE) from None
+        raise ConfigError(f"{text!r} is not a number of seconds", where=TIMEOUT_VARIABLE) from None
 
 
 class Watchdog:
@@ -63,9 +63,9 @@ class Watchdog:
                 self._dump()
 
     def _dump(self) -> None:
-        with storage.appending(self.file) as file:
+        with storage.open_append(self.file) as file:
             faulthandler.dump_traceback(file, all_threads=True)
         self.say(
-            f"nothing has moved for {duration(self.seconds)} ({self._where}); where every thread stands:"
+            f"nothing has moved for {format_duration(self.seconds)} ({self._where}); where every thread stands:"
             f" {self.file}. It goes on when that moves; Ctrl-C twice ends it, and the same command goes on"
         )

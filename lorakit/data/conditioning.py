@@ -21,9 +21,9 @@ from lorakit.core.errors import ConfigError, DataError
 from lorakit.data import tensor_cache
 from lorakit.data.prompts import Prompt
 from lorakit.imaging import buckets, decode, masks, resize
-from lorakit.imaging.decode import Box
-from lorakit.manifest import Given, Record
-from lorakit.models.families.family import Family, Pictures
+from lorakit.imaging.decode import CropBox
+from lorakit.manifest import ConditioningImage, Record
+from lorakit.models.families.family import ConditioningTensors, Family
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +32,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Part:
+class ConditioningInput:
     """One picture: its kind, what decides its pixels, and how it is read as uint8 (channels, H, W)."""
 
     kind: str
@@ -41,23 +41,23 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ConditioningInputs:
     """The pictures of one sample, `size` (width, height) each."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ConditioningInput, ...]
     size: Size
 
     @property
     def key(self) -> str:
         """The address of what `read` gives."""
-        return tensor_cache.key(pictures=[[part.kind, part.key] for part in self.parts], size=self.size)
+        return tensor_cache.cache_key(pictures=[[part.kind, part.key] for part in self.parts], size=self.size)
 
     @property
     def count(self) -> int:
         """How many pictures there are."""
         return len(self.parts)
 
-    def read(self) -> Pictures:
+    def read(self) -> ConditioningTensors:
         """The pictures by kind, uint8 (N, channels, H, W)."""
         found: dict[str, list[torch.Tensor]] = defaultdict(list)
         for part in self.parts:
@@ -65,50 +65,54 @@ class Shown:
         return {kind: torch.stack(pictures) for kind, pictures in found.items()}
 
 
-def of_record(family: Family, folder: Path, record: Record, crop: Box, size: Size) -> Shown:
+def record_conditioning(
+    family: Family, folder: Path, record: Record, crop: CropBox, size: Size
+) -> ConditioningInputs:
     """What a family is shown with a training image that is cropped to `crop` and resized to `size`."""
     parts = []
     for one in record.given:
         if one.kind in family.takes:
-            box = _box(one, record.size, crop, size)
-            read = partial(_picture, folder / one.file, box, size)
-            parts.append(Part(one.kind, (one.sha256, box), read))
+            box = _conditioning_crop(one, record.size, crop, size)
+            read = partial(_load_image, folder / one.file, box, size)
+            parts.append(ConditioningInput(one.kind, (one.sha256, box), read))
     if family.fills and not any(part.kind == "source" for part in parts):
-        own = partial(resize.picture, folder, record, crop, size)
-        parts.append(Part("source", (record.pixels, crop), own))
+        own = partial(resize.load_image_tensor, folder, record, crop, size)
+        parts.append(ConditioningInput("source", (record.pixels, crop), own))
     if "mask" in family.takes and record.mask is not None:
         mask = partial(_recorded_mask, folder, record, crop, size)
-        parts.append(Part("mask", (record.mask_pixels, record.mask, crop), mask))
-    return Shown(tuple(parts), size)
+        parts.append(ConditioningInput("mask", (record.mask_pixels, record.mask, crop), mask))
+    return ConditioningInputs(tuple(parts), size)
 
 
-def of_prompt(family: Family, prompt: Prompt, size: Size) -> Shown:
+def prompt_conditioning(family: Family, prompt: Prompt, size: Size) -> ConditioningInputs:
     """What a family is shown with a prompt: its pictures, the middle that has the aspect of `size`."""
     kind = next((kind for kind in family.takes if kind != "mask"), None)
     files = [prompt.image, *prompt.further] if kind and prompt.image else []
     parts = [
-        Part(kind or "", (storage.sha256_file(file),), partial(_picture, file, None, size))
+        ConditioningInput(kind or "", (storage.sha256_file(file),), partial(_load_image, file, None, size))
         for file in files
         if file
     ]
     if "mask" in family.takes and prompt.mask:
         parts.append(
-            Part("mask", (storage.sha256_file(prompt.mask),), partial(_prompts_mask, prompt.mask, size))
+            ConditioningInput(
+                "mask", (storage.sha256_file(prompt.mask),), partial(_prompts_mask, prompt.mask, size)
+            )
         )
-    return Shown(tuple(parts), size)
+    return ConditioningInputs(tuple(parts), size)
 
 
 # ---- checks, before any work ------------------------------------------------------------------------------
 
 
-def check_records(family: Family, folder: Path, records: Sequence[Record]) -> None:
+def check_record_conditioning(family: Family, folder: Path, records: Sequence[Record]) -> None:
     """Every image must have the pictures that the base needs, and none that it cannot be shown.
 
     The files must be the recorded ones. Raises `DataError`, before any work.
     """
     where = str(folder)
     for kind in family.takes:
-        bare = [record.file for record in records if not _has(record, kind)]
+        bare = [record.file for record in records if not _has_kind(record, kind)]
         optional = kind not in family.needs and (len(bare) == len(records) or family.fills)
         if bare and not optional:
             raise DataError(
@@ -135,7 +139,7 @@ def check_records(family: Family, folder: Path, records: Sequence[Record]) -> No
             _check_file(folder, one)
 
 
-def check_prompts(family: Family, prompts: Sequence[Prompt]) -> None:
+def check_prompt_conditioning(family: Family, prompts: Sequence[Prompt]) -> None:
     """Every prompt must have the pictures that the base needs to draw; else a `ConfigError`."""
     for prompt in prompts:
         where = f"prompt {prompt.id!r}"
@@ -159,11 +163,11 @@ _REMEDIES = {
 }
 
 
-def _has(record: Record, kind: str) -> bool:
+def _has_kind(record: Record, kind: str) -> bool:
     return record.mask is not None if kind == "mask" else any(one.kind == kind for one in record.given)
 
 
-def _check_file(folder: Path, one: Given) -> None:
+def _check_file(folder: Path, one: ConditioningImage) -> None:
     file = folder / one.file
     remedy = f"run `lorakit data prepare {folder}` again"
     try:
@@ -178,32 +182,32 @@ def _check_file(folder: Path, one: Given) -> None:
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def _box(one: Given, whole: Size, crop: Box, size: Size) -> Box:
+def _conditioning_crop(one: ConditioningImage, whole: Size, crop: CropBox, size: Size) -> CropBox:
     """The part of a given picture that belongs to the image's crop."""
     own = one.width, one.height
-    if not masks.fits(own, whole):
+    if not masks.same_aspect(own, whole):
         return buckets.crop_box(own, size)
     x, y = own[0] / whole[0], own[1] / whole[1]
     return round(crop[0] * x), round(crop[1] * y), round(crop[2] * x), round(crop[3] * y)
 
 
-def _picture(file: Path, box: Box | None, size: Size) -> torch.Tensor:
-    image = decode.decode(file)
-    return resize.lanczos(np.array(image), box or buckets.crop_box(image.size, size), size)
+def _load_image(file: Path, box: CropBox | None, size: Size) -> torch.Tensor:
+    image = decode.decode_image(file)
+    return resize.crop_and_resize_tensor(np.array(image), box or buckets.crop_box(image.size, size), size)
 
 
-def _recorded_mask(folder: Path, record: Record, crop: Box, size: Size) -> torch.Tensor:
-    mask = masks.read(folder, record)
+def _recorded_mask(folder: Path, record: Record, crop: CropBox, size: Size) -> torch.Tensor:
+    mask = masks.read_record_mask(folder, record)
     assert mask is not None
-    return _two_valued(mask, crop, size)
+    return _binary_mask(mask, crop, size)
 
 
 def _prompts_mask(file: Path, size: Size) -> torch.Tensor:
-    mask = decode.decode(file, background=(0, 0, 0)).convert("L")
-    return _two_valued(mask, buckets.crop_box(mask.size, size), size)
+    mask = decode.decode_image(file, background=(0, 0, 0)).convert("L")
+    return _binary_mask(mask, buckets.crop_box(mask.size, size), size)
 
 
-def _two_valued(mask: Image.Image, box: Box, size: Size) -> torch.Tensor:
+def _binary_mask(mask: Image.Image, box: CropBox, size: Size) -> torch.Tensor:
     from PIL import Image as Pillow
 
     small = np.array(mask.resize(size, Pillow.Resampling.BILINEAR, box=box))

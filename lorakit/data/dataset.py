@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from lorakit.adapters.text_encoders import LiveText
-from lorakit.data.batch_sampler import EMPTY, Slot
+from lorakit.adapters.text_encoders import UncachedTextEncoder
+from lorakit.data.batch_sampler import EMPTY_CAPTION, SampleIndex
 from lorakit.data.caches import ConditioningCache, LatentCache, TextCache
-from lorakit.data.items import Item
+from lorakit.data.items import DatasetItem
 from lorakit.data.mask_cache import MaskCache
-from lorakit.models.families.family import Cond
+from lorakit.models.families.family import Conditioning
 
-Change = Callable[[str], str]
+CaptionTransform = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Batch:
     (B, 1, H, W) where they count."""
 
     latents: torch.Tensor
-    cond: Cond
+    cond: Conditioning
     mask: torch.Tensor | None = None
 
 
-Texts = TextCache | LiveText
+TextSource = TextCache | UncachedTextEncoder
 
 
 class TrainingSet:
@@ -35,9 +35,9 @@ class TrainingSet:
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Sequence[DatasetItem],
         latents: LatentCache,
-        text: Texts,
+        text: TextSource,
         pictures: ConditioningCache | None = None,
         masks: MaskCache | None = None,
     ) -> None:
@@ -48,11 +48,15 @@ class TrainingSet:
         self.shapes = [(*item.shape, 1 + count) for item, count in zip(self.items, counts, strict=True)]
         self.captions = [len(item.record.captions) for item in self.items]
 
-    def caption(self, slot: Slot) -> str:
+    def caption(self, slot: SampleIndex) -> str:
         """The caption that a slot is shown with."""
-        return "" if slot.caption == EMPTY else self.items[slot.image].record.captions[slot.caption].text
+        return (
+            "" if slot.caption == EMPTY_CAPTION else self.items[slot.image].record.captions[slot.caption].text
+        )
 
-    def batch(self, slots: Sequence[Slot], device: torch.device, change: Change | None = None) -> Batch:
+    def batch(
+        self, slots: Sequence[SampleIndex], device: torch.device, change: CaptionTransform | None = None
+    ) -> Batch:
         """The latents, conditions and masks of slots that share one shape; `change` is made to captions."""
         items = [self.items[slot.image] for slot in slots]
         latents = torch.stack([self._latents[item] for item in items])
@@ -61,7 +65,7 @@ class TrainingSet:
         mask = torch.stack([self._masks.get(item) for item in items]).to(device) if self._masks else None
         return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()}, mask)
 
-    def _cond(self, item: Item, text: str) -> Cond:
+    def _cond(self, item: DatasetItem, text: str) -> Conditioning:
         """What one image is predicted from: its caption, and the pictures it comes with."""
         if self._pictures is None:
             return self._text.get(text, item.size)

@@ -13,11 +13,11 @@ from lorakit.core.errors import DataError
 from lorakit.imaging import crops, video
 from lorakit.manifest import Record
 from lorakit.models.families.family import Family
-from lorakit.models.families.video import Video
+from lorakit.models.families.video import VideoFamily
 
 
 @dataclass(frozen=True)
-class Item:
+class DatasetItem:
     """One image as the model sees it: crop box in pixels of the upright image, size (width, height) after
     resizing. For bases that make clips, `frames` are the numbers of those kept; a picture has number 0."""
 
@@ -34,13 +34,13 @@ class Item:
 
 def read_records(folder: Path) -> list[Record]:
     """The records that are trained on; none, or one without a caption, is a `DataError`."""
-    if not (folder / manifest.MANIFEST).is_file():
+    if not (folder / manifest.MANIFEST_FILE).is_file():
         raise DataError(
             "the dataset has no manifest.jsonl",
             where=str(folder),
             remedy=f"run `lorakit data prepare {folder}` (`lorakit train` does it by itself)",
         )
-    records = [record for record in manifest.load(folder) if record.keep]
+    records = [record for record in manifest.load_manifest(folder) if record.keep]
     if not records:
         raise DataError(
             "the dataset has no image to train on", where=str(folder), remedy="see report.html in the folder"
@@ -71,7 +71,9 @@ def check_unchanged(folder: Path, records: Sequence[Record]) -> None:
             )
 
 
-def plan_items(records: Sequence[Record], resolution: int, step: int, batch: int) -> tuple[list[Item], bool]:
+def plan_items(
+    records: Sequence[Record], resolution: int, step: int, batch: int
+) -> tuple[list[DatasetItem], bool]:
     """Each image's crop and size, and whether the manifest's own buckets served.
 
     The manifest's buckets are used when all of them suit the model's step and the largest the resolution (a
@@ -82,14 +84,14 @@ def plan_items(records: Sequence[Record], resolution: int, step: int, batch: int
     sizes = [record.bucket for record in records if record.bucket]
     own = len(sizes) == len(records) and not any(side % step for size in sizes for side in size)
     own = own and 0.8 <= max(width * height for width, height in sizes) / area <= 1.25
-    chosen = records if own else crops.place(records, resolution, step, batch=batch)
-    return [Item(r, crops.kept_box(r), r.bucket) for r in chosen if r.bucket], own
+    chosen = records if own else crops.assign_buckets_and_crops(records, resolution, step, batch=batch)
+    return [DatasetItem(r, crops.training_crop(r), r.bucket) for r in chosen if r.bucket], own
 
 
-def select_frames(items: Sequence[Item], family: Family, pipe: Any, most: int) -> list[Item]:
+def select_frames(items: Sequence[DatasetItem], family: Family, pipe: Any, most: int) -> list[DatasetItem]:
     """The items with the frames that are kept of each, at most `most`; a base that makes pictures takes no
     clips."""
-    if not isinstance(family, Video):
+    if not isinstance(family, VideoFamily):
         if films := [item.record.file for item in items if item.record.clip]:
             raise DataError(
                 f"{len(films)} clips, and {family.title} makes pictures: {', '.join(films[:5])}",
@@ -98,5 +100,7 @@ def select_frames(items: Sequence[Item], family: Family, pipe: Any, most: int) -
             )
         return list(items)
     grid = family.frame_grid(pipe)
-    kept = [video.chosen(i.record.clip, family.fps, most, grid) if i.record.clip else (0,) for i in items]
+    kept = [
+        video.frame_indices(i.record.clip, family.fps, most, grid) if i.record.clip else (0,) for i in items
+    ]
     return [replace(item, frames=frames) for item, frames in zip(items, kept, strict=True)]

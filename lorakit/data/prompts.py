@@ -25,11 +25,28 @@ if TYPE_CHECKING:
 DEFAULT_SEEDS = (0, 1, 2, 3)
 DEFAULT_KIND = "concept"
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
-KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind", "image", "mask")
+PROMPT_KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind", "image", "mask")
 SUBJECT_KINDS = ("concept", "recontextualisation", "property", "style", "view")
 CLASS_KINDS, OTHER_KINDS = ("class",), ("other", "unrelated")
-LIVING = {"animal", "baby", "bird", "boy", "cat", "child", "dog", "face", "girl", "horse", "kitten", "man"}
-LIVING |= {"person", "puppy", "woman"}  # DreamBooth's list has clothes for these, and surfaces for things
+LIVING_CLASS_NOUNS = {
+    "animal",
+    "baby",
+    "bird",
+    "boy",
+    "cat",
+    "child",
+    "dog",
+    "face",
+    "girl",
+    "horse",
+    "kitten",
+    "man",
+}
+LIVING_CLASS_NOUNS |= {
+    "person",
+    "puppy",
+    "woman",
+}  # DreamBooth's list has clothes for these, and surfaces for things
 Role = Literal["subject", "class", "unrelated"]
 _ID = re.compile(r"[\w][\w.-]{0,99}")  # ids name files
 _DREAMBOOTH = re.compile(r"""['"](.*\{0\}.*\{1\}.*)['"]\.format\(unique_token, *class_token\)""")
@@ -89,7 +106,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Shot:
+class Sample:
     """A picture, the prompt it was made from, and the seed of its noise; of a clip, the picture shows a few
     of its `frames`."""
 
@@ -99,7 +116,7 @@ class Shot:
     frames: tuple[Image.Image, ...] = ()
 
 
-def load(path: str | Path, subject: Subject | None = None) -> list[Prompt]:
+def load_prompts(path: str | Path, subject: Subject | None = None) -> list[Prompt]:
     """Read a prompt file by its extension (.jsonl, .yaml/.yml, .tsv, else text).
 
     `subject` is needed for lists with places for it; elsewhere it puts the class noun for the trigger where a
@@ -131,7 +148,7 @@ def load(path: str | Path, subject: Subject | None = None) -> list[Prompt]:
     return prompts
 
 
-def to_row(prompt: Prompt) -> dict[str, Any]:
+def prompt_to_row(prompt: Prompt) -> dict[str, Any]:
     """A prompt as a line of a JSONL prompt file, without what is as it would be anyway."""
     row: dict[str, Any] = {"id": prompt.id, "prompt": prompt.prompt}
     if prompt.score_text != prompt.prompt:
@@ -206,7 +223,7 @@ def _dreambooth(text: str, file: Path, subject: Subject) -> Iterator[tuple[int, 
     if not subject.noun:
         remedy = "say what it is, such as --class-noun dog (and --trigger sks)"
         raise DataError("the prompts have places for a subject", where=str(file), remedy=remedy)
-    living = subject.noun.split()[-1].lower() in LIVING
+    living = subject.noun.split()[-1].lower() in LIVING_CLASS_NOUNS
     number = 0
     for line, content in enumerate(text.splitlines(), 1):
         if "prompt_list" in content:
@@ -228,9 +245,9 @@ def _lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _prompt(row: dict[str, Any], number: str, file: Path, where: str) -> Prompt:
     """A checked prompt; `number` is its id where the row gives none; image paths are relative to `file`."""
-    unknown = [str(key) for key in row if key not in KEYS]
+    unknown = [str(key) for key in row if key not in PROMPT_KEYS]
     if unknown:
-        remedy = f"known keys: {', '.join(KEYS)}"
+        remedy = f"known keys: {', '.join(PROMPT_KEYS)}"
         raise DataError(f"unknown key {', '.join(map(repr, unknown))}", where=where, remedy=remedy)
     prompt = _text(row, "prompt", "", where).strip()
     if not prompt:

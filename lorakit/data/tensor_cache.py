@@ -16,15 +16,15 @@ from lorakit.core.errors import DataError, DiskError, NumericError, first_line
 from lorakit.models import base_model
 
 Tensors = dict[str, torch.Tensor]
-MEMORY_LIMIT = 2 << 30  # bytes of entries kept in memory
+MAX_MEMORY_BYTES = 2 << 30  # bytes of entries kept in memory
 
 
-def key(**parts: object) -> str:
+def cache_key(**parts: object) -> str:
     """The address of a value: SHA-256 of what decides it."""
     return storage.sha256_bytes(storage.dump_json(parts).encode())
 
 
-class Cache:
+class TensorCache:
     """Entries of one kind ("latents", "text") in a folder that runs share."""
 
     def __init__(self, kind: str, folder: Path | None = None) -> None:
@@ -86,7 +86,7 @@ class Cache:
 
     def _remember(self, key: str, tensors: Tensors) -> None:
         size = sum(t.numel() * t.element_size() for t in tensors.values())
-        if self._bytes + size <= MEMORY_LIMIT:
+        if self._bytes + size <= MAX_MEMORY_BYTES:
             self._memory[key] = tensors
             self._bytes += size
 

@@ -17,7 +17,7 @@ from lorakit.core import storage
 from lorakit.core.progress import Progress
 from lorakit.data import tensor_cache
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.metrics.image_encoders import Eye
+from lorakit.evaluation.metrics.image_encoders import ImageEncoder
 from lorakit.imaging import decode
 from lorakit.models import clip_score
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Features = NDArray[np.float64]
-_STORE = "evaluations"
-_NONE = -1e30  # stands for "not asked" in the cache, which takes only finite numbers
+_CACHE_NAME = "evaluations"
+_NOT_APPLICABLE = -1e30  # stands for "not asked" in the cache, which takes only finite numbers
 
 
-class Extra(Protocol):
+class PromptScorer(Protocol):
     """A further score of pictures against their prompts; NaN where a prompt does not ask for it."""
 
     name: str
@@ -39,7 +39,7 @@ class Extra(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class FrameSource:
     """A picture to look at, or a clip's frames, opened when they are looked at; `digest` addresses what was
     seen."""
 
@@ -47,30 +47,36 @@ class Source:
     open: Callable[[], Iterable[Image.Image]]
 
 
-def source(path: Path, clip: Path | None = None) -> Source:
+def frame_source(path: Path, clip: Path | None = None) -> FrameSource:
     """A picture's file as a source, or the file of the clip that it stands for."""
     if clip:
-        return Source(storage.sha256_file(clip), lambda: decode.film(clip))
-    return Source(storage.sha256_file(path), lambda: [decode.decode(path)])
+        return FrameSource(storage.sha256_file(clip), lambda: decode.iter_frames(clip))
+    return FrameSource(storage.sha256_file(path), lambda: [decode.decode_image(path)])
 
 
-def features(eye: Eye, sources: Sequence[Source], label: str, quiet: bool = False) -> Features:
+def cached_features(
+    eye: ImageEncoder, sources: Sequence[FrameSource], label: str, quiet: bool = False
+) -> Features:
     """Unit vectors (N, D) of pictures, from the cache where they were looked at before; of a clip, the mean
     of its frames' vectors, so that similarities to it are means over the frames."""
 
     def compute() -> torch.Tensor:
-        return _mean(lambda some, rows: eye.image_features(some), sources, label, quiet)
+        return _mean_per_source(lambda some, rows: eye.image_features(some), sources, label, quiet)
 
-    return _kept(compute, sources, eye.describe(), [], f"features of {label}")
+    return _cached(compute, sources, eye.describe(), [], f"features of {label}")
 
 
-def unit(vectors: Features) -> Features:
+def normalize_rows(vectors: Features) -> Features:
     """Directions (N, D): the mean of a clip's vectors is shorter than one of them."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def extra_scores(
-    extra: Extra, sources: Sequence[Source], prompts: Sequence[Prompt], label: str, quiet: bool = False
+def cached_prompt_scores(
+    extra: PromptScorer,
+    sources: Sequence[FrameSource],
+    prompts: Sequence[Prompt],
+    label: str,
+    quiet: bool = False,
 ) -> Features:
     """The further scores (N,) of pictures, of clips the mean of their frames', from the cache where they were
     scored before."""
@@ -79,16 +85,16 @@ def extra_scores(
         return torch.tensor(extra.score(some, [prompts[row] for row in rows]))
 
     def compute() -> torch.Tensor:
-        return _mean(see, sources, f"{label}: {extra.name}", quiet).nan_to_num(nan=_NONE)
+        return _mean_per_source(see, sources, f"{label}: {extra.name}", quiet).nan_to_num(nan=_NOT_APPLICABLE)
 
     texts = [f"{prompt.prompt}\n{prompt.score_text}" for prompt in prompts]
-    found = _kept(compute, sources, extra.describe(), texts, f"{extra.name} of {label}")
-    return np.where(found < _NONE / 2, np.nan, found)
+    found = _cached(compute, sources, extra.describe(), texts, f"{extra.name} of {label}")
+    return np.where(found < _NOT_APPLICABLE / 2, np.nan, found)
 
 
-def _mean(
+def _mean_per_source(
     see: Callable[[list[Image.Image], list[int]], torch.Tensor],
-    sources: Sequence[Source],
+    sources: Sequence[FrameSource],
     label: str,
     quiet: bool,
 ) -> torch.Tensor:
@@ -108,9 +114,9 @@ def _mean(
     return total / counts.reshape(-1, *[1] * (seen.ndim - 1))
 
 
-def _kept(
+def _cached(
     compute: Callable[[], torch.Tensor],
-    sources: Sequence[Source],
+    sources: Sequence[FrameSource],
     about: dict[str, Any],
     texts: list[str],
     what: str,
@@ -118,8 +124,8 @@ def _kept(
     settings = {name: value for name, value in about.items() if name != "truncated"}
     digests = [one.digest for one in sources]
     store, key = (
-        tensor_cache.Cache(_STORE),
-        tensor_cache.key(sources=digests, judge=settings, texts=texts, kind="1"),
+        tensor_cache.TensorCache(_CACHE_NAME),
+        tensor_cache.cache_key(sources=digests, judge=settings, texts=texts, kind="1"),
     )
     if store.get(key) is None:
         store.put(key, {"values": compute().float()}, what)

@@ -14,30 +14,30 @@ import torch
 
 from lorakit.core.errors import DataError
 from lorakit.evaluation.feature_cache import (
-    Extra,
     Features,
-    Source,
-    extra_scores,
-    features,
-    source,
-    unit,
+    FrameSource,
+    PromptScorer,
+    cached_features,
+    cached_prompt_scores,
+    frame_source,
+    normalize_rows,
 )
 from lorakit.evaluation.metrics import feature_metrics
-from lorakit.evaluation.metrics.image_encoders import Eye
-from lorakit.evaluation.sample_files import Picture
-from lorakit.evaluation.score_table import BASE, Arm, Evaluation, Key
+from lorakit.evaluation.metrics.image_encoders import ImageEncoder
+from lorakit.evaluation.sample_files import SampleFile
+from lorakit.evaluation.score_table import BASE, Evaluation, SampleKey, VariantScores
 from lorakit.models import clip_score
 
 
 @dataclass(frozen=True)
-class Judges:
+class JudgeModels:
     """The models that score; without an `eye`, CLIP's image tower takes its place."""
 
     clip: clip_score.ClipScorer
-    eye: Eye | None = None
-    detector: Eye | None = None
+    eye: ImageEncoder | None = None
+    detector: ImageEncoder | None = None
     """A copy detector (SSCD)."""
-    extras: Sequence[Extra] = ()
+    extras: Sequence[PromptScorer] = ()
 
     def describe(self) -> dict[str, Any]:
         """Settings of every number, by whose it is."""
@@ -50,32 +50,32 @@ class Judges:
 
 
 @dataclass(frozen=True)
-class References:
+class ReferenceImages:
     """Pictures of the subject; `trained` tells which of them the adapter saw."""
 
     names: list[str]
-    sources: list[Source]
+    sources: list[FrameSource]
     trained: list[bool]
     folder: str | None = None
     """Where they lie, relative to the evaluation."""
 
 
 @dataclass
-class Taken:
+class VariantSamples:
     """One arm before it is scored."""
 
     name: str
-    pictures: list[Picture]
+    pictures: list[SampleFile]
     step: int | None = None
     strength: float | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)
 
 
-def measure(
+def score_variants(
     evaluation: Evaluation,
-    arms: Sequence[Taken],
-    judges: Judges,
-    references: References | None,
+    arms: Sequence[VariantSamples],
+    judges: JudgeModels,
+    references: ReferenceImages | None,
     *,
     root: Path,
     alternatives: Mapping[str, Sequence[str]] | None = None,
@@ -88,7 +88,7 @@ def measure(
     have: what is not paired is not compared.
     """
     _check_paired(arms)
-    work = _Work(evaluation, judges, root, alternatives or {}, quiet)
+    work = _ScoringContext(evaluation, judges, root, alternatives or {}, quiet)
     if references:
         work.refer_to(references)
     for taken in sorted(arms, key=lambda taken: taken.name != BASE):
@@ -97,7 +97,7 @@ def measure(
     return evaluation
 
 
-def _check_paired(arms: Sequence[Taken]) -> None:
+def _check_paired(arms: Sequence[VariantSamples]) -> None:
     keys = {taken.name: {picture.key for picture in taken.pictures} for taken in arms}
     whole = set().union(*keys.values())
     for name, own in keys.items():
@@ -108,13 +108,13 @@ def _check_paired(arms: Sequence[Taken]) -> None:
             raise DataError(f"missing pictures: {shown}{more}", where=name, remedy=remedy)
 
 
-class _Work:
+class _ScoringContext:
     """What all arms share: the prompts' texts, the references, and the base's features to drift from."""
 
     def __init__(
         self,
         evaluation: Evaluation,
-        judges: Judges,
+        judges: JudgeModels,
         root: Path,
         alternatives: Mapping[str, Sequence[str]],
         quiet: bool,
@@ -128,48 +128,48 @@ class _Work:
         self.references: dict[str, Features] = {}
         self.trained: list[int] = []
         self.names: list[str] = []
-        self.base: dict[Key, Features] = {}
+        self.base: dict[SampleKey, Features] = {}
         evaluation.eye = "dino_i" if judges.eye else "clip_i"
 
-    def refer_to(self, references: References) -> None:
+    def refer_to(self, references: ReferenceImages) -> None:
         """Look at the references, and find the ceiling of fidelity and the limit of copying."""
         eyes = {"clip": self.judges.clip, "eye": self.judges.eye, "detector": self.judges.detector}
         for name, eye in eyes.items():
             if eye:
-                self.references[name] = features(eye, references.sources, "references", self.quiet)
+                self.references[name] = cached_features(eye, references.sources, "references", self.quiet)
         self.names = references.names
         self.trained = [row for row, trained in enumerate(references.trained) if trained]
         self.evaluation.training = references.folder
         seen = self.references.get("eye", self.references["clip"])
         if len(seen) > 1:
-            self.evaluation.ceiling = feature_metrics.leave_one_out(seen).tolist()
+            self.evaluation.ceiling = feature_metrics.leave_one_out_fidelity(seen).tolist()
         if len(self.trained) > 2:
             self.evaluation.limit = feature_metrics.copy_limit(seen[self.trained])
 
-    def score(self, taken: Taken) -> Arm:
+    def score(self, taken: VariantSamples) -> VariantScores:
         """Every score of one arm; the one named "base" is what the others drift from."""
         keys = [picture.key for picture in taken.pictures]
-        sources = [source(picture.path, picture.clip) for picture in taken.pictures]
-        arm = Arm(taken.name, taken.step, taken.strength, losses=taken.losses)
+        sources = [frame_source(picture.path, picture.clip) for picture in taken.pictures]
+        arm = VariantScores(taken.name, taken.step, taken.strength, losses=taken.losses)
         arm.files = {p.key: Path(os.path.relpath(p.path, self.root)).as_posix() for p in taken.pictures}
-        clip = features(self.judges.clip, sources, f"{arm.name}: CLIP", self.quiet)
+        clip = cached_features(self.judges.clip, sources, f"{arm.name}: CLIP", self.quiet)
         seen = clip
         if self.judges.eye:
-            seen = features(self.judges.eye, sources, f"{arm.name}: image model", self.quiet)
+            seen = cached_features(self.judges.eye, sources, f"{arm.name}: image model", self.quiet)
         self._adherence(arm, taken.pictures, clip)
-        clip, seen = unit(clip), unit(seen)
+        clip, seen = normalize_rows(clip), normalize_rows(seen)
         self._fidelity(arm, keys, clip, seen)
         self._originality(arm, keys, seen, sources)
         self._diversity(arm, keys, seen)
         for extra in self.judges.extras:
             prompts = [picture.prompt for picture in taken.pictures]
-            values = extra_scores(extra, sources, prompts, arm.name, self.quiet)
+            values = cached_prompt_scores(extra, sources, prompts, arm.name, self.quiet)
             arm.scores[extra.name] = {
                 k: float(v) for k, v in zip(keys, values, strict=True) if np.isfinite(v)
             }
         return arm
 
-    def _adherence(self, arm: Arm, pictures: Sequence[Picture], clip: Features) -> None:
+    def _adherence(self, arm: VariantScores, pictures: Sequence[SampleFile], clip: Features) -> None:
         """CLIP-T, the same with other prompts' texts, and the choice among alternatives."""
         similarity = clip @ self.texts.T
         own = np.array([self.rows[picture.prompt.id] for picture in pictures])
@@ -181,12 +181,12 @@ class _Work:
             columns = np.array([row for row, other in enumerate(self.roles) if other == role])
             of_role = np.isin(own, columns)
             places = np.searchsorted(columns, own[of_role])
-            values = feature_metrics.shuffled(similarity[of_role][:, columns], places)
+            values = feature_metrics.shuffled_prompt_similarity(similarity[of_role][:, columns], places)
             some = [key for key, inside in zip(keys, of_role, strict=True) if inside]
             arm.scores["shuffled"] |= {k: v for k, v in _by_key(some, values).items() if math.isfinite(v)}
         self._choices(arm, pictures, clip)
 
-    def _choices(self, arm: Arm, pictures: Sequence[Picture], clip: Features) -> None:
+    def _choices(self, arm: VariantScores, pictures: Sequence[SampleFile], clip: Features) -> None:
         asked = [row for row, picture in enumerate(pictures) if picture.prompt.id in self.alternatives]
         if not asked:
             return
@@ -198,7 +198,9 @@ class _Work:
             arm.choices[picture.key] = texts[index]
             arm.scores["right"][picture.key] = float(texts[index] == picture.prompt.score_text)
 
-    def _fidelity(self, arm: Arm, keys: Sequence[Key], clip: Features, seen: Features) -> None:
+    def _fidelity(
+        self, arm: VariantScores, keys: Sequence[SampleKey], clip: Features, seen: Features
+    ) -> None:
         if not self.references:
             return
         arm.scores["clip_i"] = _by_key(keys, feature_metrics.fidelity(clip, self.references["clip"]))
@@ -208,11 +210,15 @@ class _Work:
         if subject:
             arm.totals["cmmd"] = feature_metrics.cmmd(clip[subject], self.references["clip"])
 
-    def _originality(self, arm: Arm, keys: Sequence[Key], seen: Features, sources: Sequence[Source]) -> None:
+    def _originality(
+        self, arm: VariantScores, keys: Sequence[SampleKey], seen: Features, sources: Sequence[FrameSource]
+    ) -> None:
         """Drift from the base, and nearness to the training images."""
         if arm.name == BASE:
             self.base = dict(zip(keys, seen, strict=True))
-            apart = feature_metrics.between(seen, np.array([self.rows[prompt] for prompt, _ in keys]))
+            apart = feature_metrics.between_group_distance(
+                seen, np.array([self.rows[prompt] for prompt, _ in keys])
+            )
             if math.isfinite(apart):
                 arm.totals["between_prompts"] = apart
         elif self.base:
@@ -221,25 +227,29 @@ class _Work:
         if not self.trained:
             return
         training = self.references.get("eye", self.references.get("clip", seen))[self.trained]
-        similarity, index = feature_metrics.nearest(seen, training)
+        similarity, index = feature_metrics.nearest_training_image(seen, training)
         arm.scores["nearest"] = _by_key(keys, similarity)
         arm.lookalikes = {
             key: self.names[self.trained[i]] for key, i in zip(keys, index.tolist(), strict=True)
         }
         if self.judges.detector:
-            copied = unit(features(self.judges.detector, sources, f"{arm.name}: copies", self.quiet))
-            nearness, _ = feature_metrics.nearest(copied, self.references["detector"][self.trained])
+            copied = normalize_rows(
+                cached_features(self.judges.detector, sources, f"{arm.name}: copies", self.quiet)
+            )
+            nearness, _ = feature_metrics.nearest_training_image(
+                copied, self.references["detector"][self.trained]
+            )
             arm.scores["sscd"] = _by_key(keys, nearness)
 
-    def _diversity(self, arm: Arm, keys: Sequence[Key], seen: Features) -> None:
+    def _diversity(self, arm: VariantScores, keys: Sequence[SampleKey], seen: Features) -> None:
         rows: dict[str, list[int]] = {}
         for row, (prompt, _) in enumerate(keys):
             rows.setdefault(prompt, []).append(row)
-        spreads = {prompt: feature_metrics.spread(seen[some]) for prompt, some in rows.items()}
+        spreads = {prompt: feature_metrics.pairwise_diversity(seen[some]) for prompt, some in rows.items()}
         if known := {prompt: value for prompt, value in spreads.items() if math.isfinite(value)}:
             arm.by_prompt["diversity"] = known
-        arm.totals["vendi"] = feature_metrics.vendi(seen)
+        arm.totals["vendi"] = feature_metrics.vendi_score(seen)
 
 
-def _by_key(keys: Sequence[Key], values: Any) -> dict[Key, float]:
+def _by_key(keys: Sequence[SampleKey], values: Any) -> dict[SampleKey, float]:
     return {key: float(value) for key, value in zip(keys, values, strict=True)}

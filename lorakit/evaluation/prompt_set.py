@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
-from lorakit.data.prompts import LIVING, Prompt, Subject, to_row
+from lorakit.data.prompts import LIVING_CLASS_NOUNS, Prompt, Subject, prompt_to_row
 
 SUBJECT_COUNT, OTHER_COUNT = 24, 6  # prompts of the subject; of its class, and of unrelated things
 SHARES = {"recontextualisation": 10, "property": 5, "style": 5, "view": 4}  # of the subject's prompts
@@ -103,7 +103,7 @@ a violin on a velvet chair
 """.strip().splitlines()
 
 
-def make(
+def make_prompt_set(
     captions: Iterable[str], subject: Subject, *, count: int = SUBJECT_COUNT, others: int = OTHER_COUNT
 ) -> list[Prompt]:
     """`count` prompts of the subject, `others` of its class alone and as many of unrelated things.
@@ -117,7 +117,7 @@ def make(
     if count < 4 or others < 0:
         raise ConfigError(f"{count} prompts are too few", where="--count", remedy="4 or more")
     told = {word for caption in captions for word in re.findall(r"[\w-]+", caption.casefold())}
-    living = noun.split()[-1].casefold() in LIVING
+    living = noun.split()[-1].casefold() in LIVING_CLASS_NOUNS
     lists = {
         "recontextualisation": _PLACES,
         "property": _LIVING_PROPERTIES if living else _THING_PROPERTIES,
@@ -125,17 +125,17 @@ def make(
         "view": _VIEWS,
     }
     made = []
-    for kind, wanted in _split(count).items():
-        for number, template in enumerate(_new(lists[kind], told, wanted), 1):
+    for kind, wanted in _count_per_kind(count).items():
+        for number, template in enumerate(_novel_templates(lists[kind], told, wanted), 1):
             made.append(_prompt(f"{kind[:4]}-{number:02d}", kind, template, subject))
-    for number, template in enumerate(_new(_PLACES[::-1], set(), others), 1):
+    for number, template in enumerate(_novel_templates(_PLACES[::-1], set(), others), 1):
         made.append(_prompt(f"class-{number:02d}", "class", template, Subject(None, noun)))
     free = [text for text in _UNRELATED if noun.casefold() not in text][:others]
     made += [Prompt(f"other-{n:02d}", text, text, kind="unrelated") for n, text in enumerate(free, 1)]
     return made
 
 
-def _split(count: int) -> dict[str, int]:
+def _count_per_kind(count: int) -> dict[str, int]:
     """How many prompts of each kind: by `SHARES`, the rest to the first."""
     total = sum(SHARES.values())
     parts = {kind: max(1, count * share // total) for kind, share in SHARES.items()}
@@ -143,7 +143,7 @@ def _split(count: int) -> dict[str, int]:
     return parts
 
 
-def _new(templates: Sequence[str], told: set[str], count: int) -> list[str]:
+def _novel_templates(templates: Sequence[str], told: set[str], count: int) -> list[str]:
     """Templates whose words no caption has, then the others, for a rich dataset may tell of them all."""
     fresh = [t for t in templates if not told & set(t.partition("|")[2].split())]
     ordered = [*fresh, *(t for t in templates if t not in fresh)]
@@ -160,8 +160,8 @@ def _with_article(words: str) -> str:
     return f"{'an' if words[:1].lower() in tuple('aeiou') else 'a'} {words}"
 
 
-def write(path: Path, prompts: Sequence[Prompt]) -> Path:
+def write_prompt_set(path: Path, prompts: Sequence[Prompt]) -> Path:
     """A JSONL prompt file; an existing file is a ConfigError, for somebody may have edited it."""
     if path.exists():
         raise ConfigError("the file exists", where=str(path), remedy="choose another --out")
-    return storage.write_jsonl(path, [to_row(prompt) for prompt in prompts])
+    return storage.write_jsonl(path, [prompt_to_row(prompt) for prompt in prompts])

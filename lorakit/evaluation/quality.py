@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from lorakit.core.statistics import Interval, bootstrap, resampled_means
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.score_table import Arm, Evaluation
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 
-Numbers = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 RESAMPLES = 10_000
-_SMALLEST = 1e-3  # a range of cosines below which a share of it means nothing
+_MIN_RANGE = 1e-3  # a range of cosines below which a share of it means nothing
 
 
 @dataclass(frozen=True)
-class Controls:
+class ScoreAnchors:
     """What the raw scores are held against; None where the evaluation has no such control."""
 
     base_fidelity: float | None
@@ -33,19 +33,21 @@ class Controls:
         return (
             self.base_fidelity is not None
             and self.ceiling is not None
-            and self.ceiling - self.base_fidelity > _SMALLEST
+            and self.ceiling - self.base_fidelity > _MIN_RANGE
         )
 
     @property
     def adherence(self) -> bool:
         """Whether adherence can be told: the base's own pictures follow the prompts."""
-        return self.base_margin is not None and self.base_margin > _SMALLEST
+        return self.base_margin is not None and self.base_margin > _MIN_RANGE
 
 
-class Scale:
+class NormalizedScores:
     """Fidelity, adherence and quality of several arms on the same prompts; all are shares of a control."""
 
-    def __init__(self, evaluation: Evaluation, arms: Sequence[Arm], prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self, evaluation: Evaluation, arms: Sequence[VariantScores], prompts: Sequence[Prompt]
+    ) -> None:
         self.arms = list(arms)
         base = evaluation.base
         rows = [base, *arms] if base else list(arms)
@@ -55,30 +57,34 @@ class Scale:
         self._usable = [bool(column.any()) for column in np.isfinite(table).T]  # no rows: none
         self.table = table[np.isfinite(table[:, self._usable]).all(1)]
         self._first = 3 if base else 0
-        self.controls = self._controls(evaluation) if base and len(self.table) else Controls(None, None, None)
+        self.controls = (
+            self._controls(evaluation) if base and len(self.table) else ScoreAnchors(None, None, None)
+        )
 
-    def _controls(self, evaluation: Evaluation) -> Controls:
+    def _controls(self, evaluation: Evaluation) -> ScoreAnchors:
         means = self.table.mean(0)
         known = self._usable
-        return Controls(
+        return ScoreAnchors(
             float(means[0]) if known[0] else None,
             float(np.mean(evaluation.ceiling)) if evaluation.ceiling else None,
             float(means[1] - means[2]) if known[1] and known[2] else None,
         )
 
-    def fidelity(self, means: Numbers, arm: int) -> Numbers:
+    def fidelity(self, means: FloatArray, arm: int) -> FloatArray:
         """0 as the base, 1 as the references among themselves. `means` (..., 3 A) are means of `table`."""
         base = means[..., 0]
-        share: Numbers = (means[..., self._first + 3 * arm] - base) / ((self.controls.ceiling or 0.0) - base)
+        share: FloatArray = (means[..., self._first + 3 * arm] - base) / (
+            (self.controls.ceiling or 0.0) - base
+        )
         return share
 
-    def adherence(self, means: Numbers, arm: int) -> Numbers:
+    def adherence(self, means: FloatArray, arm: int) -> FloatArray:
         """0 as with shuffled prompts, 1 as the base."""
         at = self._first + 3 * arm
-        share: Numbers = (means[..., at + 1] - means[..., at + 2]) / (means[..., 1] - means[..., 2])
+        share: FloatArray = (means[..., at + 1] - means[..., at + 2]) / (means[..., 1] - means[..., 2])
         return share
 
-    def quality(self, means: Numbers, arm: int) -> Numbers:
+    def quality(self, means: FloatArray, arm: int) -> FloatArray:
         """Geometric mean of the two, each cut to 0..1: more than a control is no merit."""
         parts = []
         if self.controls.fidelity:
@@ -87,7 +93,7 @@ class Scale:
             parts.append(self.adherence(means, arm))
         if not parts:
             return np.zeros(means.shape[:-1])
-        product: Numbers = np.prod([np.clip(part, 0, 1) for part in parts], axis=0) ** (1 / len(parts))
+        product: FloatArray = np.prod([np.clip(part, 0, 1) for part in parts], axis=0) ** (1 / len(parts))
         return product
 
     def interval(self, kind: str, arm: int) -> Interval | None:
@@ -103,7 +109,7 @@ class Scale:
             self.table, lambda means: self.quality(means, arm) - self.quality(means, other), n=RESAMPLES
         )
 
-    def qualities(self) -> tuple[Numbers, Numbers]:
+    def qualities(self) -> tuple[FloatArray, FloatArray]:
         """Quality of all arms (A,), and of all arms in resamples (n, A)."""
         everyone = range(len(self.arms))
         point = np.array([float(self.quality(self.table.mean(0), arm)) for arm in everyone])

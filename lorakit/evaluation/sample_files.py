@@ -13,14 +13,14 @@ from lorakit.core import storage
 from lorakit.core.errors import DataError
 from lorakit.data.prompts import Prompt
 
-LISTS = ("samples.json", "samples.jsonl", "samples.csv")
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".bmp", ".tif", ".tiff"}
+LISTING_FILES = ("samples.json", "samples.jsonl", "samples.csv")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".bmp", ".tif", ".tiff"}
 _OWN_NAME = re.compile(r"(?P<id>.+)[-_](?P<seed>\d+)")
 _ROW = "prompt_id (text), seed (whole number) and file (text)"
 
 
 @dataclass(frozen=True)
-class Picture:
+class SampleFile:
     """A file with the prompt and seed that it was made from. Of a clip, `path` is a still to show, and `clip`
     the animated picture that is scored."""
 
@@ -35,7 +35,9 @@ class Picture:
         return self.prompt.id, self.seed
 
 
-def find(folder: str | Path, prompts: Iterable[Prompt], pattern: str | None = None) -> list[Picture]:
+def find_samples(
+    folder: str | Path, prompts: Iterable[Prompt], pattern: str | None = None
+) -> list[SampleFile]:
     """The pictures of a folder, by its list or by their names.
 
     The list is samples.json, .jsonl or .csv with prompt_id, seed and file, and clip where there is one.
@@ -48,11 +50,13 @@ def find(folder: str | Path, prompts: Iterable[Prompt], pattern: str | None = No
     if not root.is_dir():
         raise DataError("there is no such folder", where=str(root))
     known = {prompt.id: prompt for prompt in prompts}
-    listing = next((root / name for name in LISTS if (root / name).is_file()), None)
+    listing = next((root / name for name in LISTING_FILES if (root / name).is_file()), None)
     if pattern is None and listing:
-        found = [_listed(row, known, root, f"{listing}, row {n}") for n, row in enumerate(_rows(listing), 1)]
+        found = [
+            _from_listing(row, known, root, f"{listing}, row {n}") for n, row in enumerate(_rows(listing), 1)
+        ]
     else:
-        found = _named(root, known, pattern)
+        found = _from_file_names(root, known, pattern)
     seen: dict[tuple[str, int], Path] = {}
     for picture in found:
         if first := seen.get(picture.key):
@@ -62,7 +66,7 @@ def find(folder: str | Path, prompts: Iterable[Prompt], pattern: str | None = No
     return found
 
 
-def asked(pictures: Sequence[Picture]) -> list[Prompt]:
+def prompts_with_seeds(pictures: Sequence[SampleFile]) -> list[Prompt]:
     """The prompts of these pictures, in order, with just the seeds that there are."""
     seeds: dict[str, list[int]] = {}
     prompts: dict[str, Prompt] = {}
@@ -87,7 +91,7 @@ def _rows(listing: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _listed(row: Any, known: Mapping[str, Prompt], root: Path, where: str) -> Picture:
+def _from_listing(row: Any, known: Mapping[str, Prompt], root: Path, where: str) -> SampleFile:
     keys = {"prompt_id": str, "seed": int, "file": str}
     if not isinstance(row, dict) or any(not isinstance(row.get(key), kind) for key, kind in keys.items()):
         raise DataError(f"a row needs {_ROW}", where=where)
@@ -96,12 +100,12 @@ def _listed(row: Any, known: Mapping[str, Prompt], root: Path, where: str) -> Pi
     film = row.get("clip") or None
     if film is not None and not isinstance(film, str):
         raise DataError("`clip` names the file of a clip, or is left out", where=where)
-    path = inside(root, row["file"], where)
-    clip = inside(root, film, where) if film else None
-    return Picture(known[row["prompt_id"]], row["seed"], path, clip)
+    path = resolve_sample_path(root, row["file"], where)
+    clip = resolve_sample_path(root, film, where) if film else None
+    return SampleFile(known[row["prompt_id"]], row["seed"], path, clip)
 
 
-def inside(root: Path, name: str, where: str) -> Path:
+def resolve_sample_path(root: Path, name: str, where: str) -> Path:
     """A file below `root`, by its relative name."""
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
@@ -111,11 +115,13 @@ def inside(root: Path, name: str, where: str) -> Path:
     return path
 
 
-def _named(root: Path, known: Mapping[str, Prompt], pattern: str | None) -> list[Picture]:
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+def _from_file_names(root: Path, known: Mapping[str, Prompt], pattern: str | None) -> list[SampleFile]:
+    files = sorted(
+        file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
     if pattern is None:
         files = [file for file in files if file.parent == root]
-    shape = _compiled(pattern) if pattern else None
+    shape = _compile_pattern(pattern) if pattern else None
     found, strangers = [], []
     for file in files:
         name = file.relative_to(root).as_posix()
@@ -123,7 +129,7 @@ def _named(root: Path, known: Mapping[str, Prompt], pattern: str | None) -> list
         if match is None:
             strangers.append(name)
         else:
-            found.append(Picture(known[match[0]], match[1], file))
+            found.append(SampleFile(known[match[0]], match[1], file))
     if strangers or not found:
         remedy = (
             f"name them ID-SEED.png by the prompt file's ids ({', '.join(list(known)[:3])}, ...), give"
@@ -135,7 +141,7 @@ def _named(root: Path, known: Mapping[str, Prompt], pattern: str | None) -> list
     return found
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
     if "{id}" not in pattern:
         raise DataError(f"the pattern {pattern!r} has no {{id}}", remedy='for instance "{id}/{seed}.png"')
     escaped = re.escape(pattern).replace(r"\{id\}", "(?P<id>.+?)").replace(r"\{seed\}", r"(?P<seed>\d+)")

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from lorakit.core import storage
 from lorakit.core.errors import DataError
 from lorakit.core.statistics import Interval, bootstrap
-from lorakit.data.prompts import Prompt, Role, to_row
+from lorakit.data.prompts import Prompt, Role, prompt_to_row
 from lorakit.evaluation.metrics.feature_metrics import CopyLimit
 
-FILE = "scores.json"
-FORMAT = 1
+SCORES_FILE = "scores.json"
+FORMAT_VERSION = 1
 BASE = "base"
-Key = tuple[str, int]  # prompt id and seed
+SampleKey = tuple[str, int]  # prompt id and seed
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def metric(name: str) -> Metric:
+def metric_spec(name: str) -> Metric:
     """The metric of a name; `clip_t@MODEL` is CLIP-T by a second model."""
     plain, _, model = name.partition("@")
     found = METRICS[plain]
@@ -76,22 +76,22 @@ def metric(name: str) -> Metric:
 
 
 @dataclass
-class Arm:
+class VariantScores:
     """Pictures of one origin and their scores: by picture, by prompt, and of all of them together."""
 
     name: str
     step: int | None = None
     strength: float | None = None
-    files: dict[Key, str] = field(default_factory=dict)
+    files: dict[SampleKey, str] = field(default_factory=dict)
     """Paths relative to the evaluation's folder."""
-    scores: dict[str, dict[Key, float]] = field(default_factory=dict)
+    scores: dict[str, dict[SampleKey, float]] = field(default_factory=dict)
     by_prompt: dict[str, dict[str, float]] = field(default_factory=dict)
     totals: dict[str, float] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     """"held out" and "trained on": the loss of each image, the same images for every arm."""
-    lookalikes: dict[Key, str] = field(default_factory=dict)
+    lookalikes: dict[SampleKey, str] = field(default_factory=dict)
     """The training image that each picture resembles most."""
-    choices: dict[Key, str] = field(default_factory=dict)
+    choices: dict[SampleKey, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         rows = []
@@ -113,7 +113,7 @@ class Arm:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Arm:
+    def from_json(cls, value: Mapping[str, Any]) -> VariantScores:
         arm = cls(value["name"], value["step"], value["strength"])
         arm.totals, arm.by_prompt = dict(value["totals"]), dict(value["by_prompt"])
         arm.losses = dict(value["losses"])
@@ -138,7 +138,7 @@ class Evaluation:
 
     title: str
     prompts: list[Prompt]
-    arms: list[Arm]
+    arms: list[VariantScores]
     trigger: str | None = None
     eye: str = "clip_i"
     """The fidelity metric that counts: by the image model where one was given, else by CLIP."""
@@ -153,12 +153,12 @@ class Evaluation:
     """What could not be measured, and why."""
 
     @property
-    def base(self) -> Arm | None:
+    def base(self) -> VariantScores | None:
         """The base model's arm."""
         return next((arm for arm in self.arms if arm.name == BASE), None)
 
     @property
-    def tuned(self) -> list[Arm]:
+    def tuned(self) -> list[VariantScores]:
         """All arms but the base, by step, then strength."""
         return sorted(
             (arm for arm in self.arms if arm.name != BASE), key=lambda arm: (arm.step or 0, arm.strength or 1)
@@ -168,7 +168,7 @@ class Evaluation:
         """The prompts that have one of these roles."""
         return [prompt for prompt in self.prompts if prompt.role(self.trigger) in roles]
 
-    def column(self, arm: Arm, name: str, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
+    def column(self, arm: VariantScores, name: str, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
         """One number a prompt (G,), its seeds' mean; NaN where nothing was measured."""
         if name in arm.by_prompt:
             values = arm.by_prompt[name]
@@ -179,13 +179,15 @@ class Evaluation:
         ]
         return np.array([float(np.mean(row)) for row in rows])
 
-    def interval(self, arm: Arm, name: str, prompts: Sequence[Prompt]) -> Interval | None:
+    def interval(self, arm: VariantScores, name: str, prompts: Sequence[Prompt]) -> Interval | None:
         """The mean over prompts with its interval; None when none was measured."""
-        return mean_interval(self.column(arm, name, prompts))
+        return bootstrap_mean_interval(self.column(arm, name, prompts))
 
-    def gain(self, before: Arm, after: Arm, name: str, prompts: Sequence[Prompt]) -> Interval | None:
+    def gain(
+        self, before: VariantScores, after: VariantScores, name: str, prompts: Sequence[Prompt]
+    ) -> Interval | None:
         """The mean paired difference between two arms."""
-        return mean_interval(self.column(after, name, prompts) - self.column(before, name, prompts))
+        return bootstrap_mean_interval(self.column(after, name, prompts) - self.column(before, name, prompts))
 
     def measured(self) -> list[str]:
         """The metrics by picture or prompt that some arm has, in the order they are shown."""
@@ -196,11 +198,11 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "format": FORMAT,
+            "format": FORMAT_VERSION,
             "title": self.title,
             "trigger": self.trigger,
             "prompts": [
-                {k: v for k, v in to_row(p).items() if k != "image"} | {"role": p.role(self.trigger)}
+                {k: v for k, v in prompt_to_row(p).items() if k != "image"} | {"role": p.role(self.trigger)}
                 for p in self.prompts
             ],
             "arms": [arm.to_json() for arm in self.arms],
@@ -219,7 +221,7 @@ class Evaluation:
         return cls(
             title=value["title"],
             prompts=[_prompt(row) for row in value["prompts"]],
-            arms=[Arm.from_json(arm) for arm in value["arms"]],
+            arms=[VariantScores.from_json(arm) for arm in value["arms"]],
             trigger=value["trigger"],
             eye=value["fidelity"],
             ceiling=list(value["ceiling"]),
@@ -237,21 +239,21 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
     return Prompt(row["id"], text, score_text, row.get("negative", ""), seeds, row["kind"])
 
 
-def mean_interval(column: NDArray[np.float64]) -> Interval | None:
+def bootstrap_mean_interval(column: NDArray[np.float64]) -> Interval | None:
     """The mean of the prompts (G,) that were measured."""
     known = column[np.isfinite(column)]
     return bootstrap(known[:, None], lambda row: row[..., 0]) if len(known) else None
 
 
-def find(folder: str | Path) -> tuple[Path, Evaluation]:
+def load_evaluation(folder: str | Path) -> tuple[Path, Evaluation]:
     """The evaluation in a folder, or in a run's, with its own folder; a DataError says how to make one."""
     root = Path(folder)
-    file = next((f for f in (root / FILE, root / "eval" / FILE) if f.is_file()), None)
+    file = next((f for f in (root / SCORES_FILE, root / "eval" / SCORES_FILE) if f.is_file()), None)
     if file is None:
         remedy = "make it with `lorakit eval run RUN` or `lorakit eval score DIR`"
-        raise DataError(f"the folder has no {FILE}", where=str(root), remedy=remedy)
+        raise DataError(f"the folder has no {SCORES_FILE}", where=str(root), remedy=remedy)
     value = storage.read_json(file)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") != FORMAT_VERSION:
         raise DataError("written by another version", where=str(file), remedy="evaluate again")
     try:
         return file.parent, Evaluation.from_json(value)

@@ -11,37 +11,37 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lorakit.core import rng
-from lorakit.core.statistics import ENOUGH_PROMPTS, Interval
+from lorakit.core.statistics import MIN_PROMPTS, Interval
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation import alarms
-from lorakit.evaluation.alarms import Alarm, Budget
-from lorakit.evaluation.quality import Scale
-from lorakit.evaluation.score_table import Arm, Evaluation
+from lorakit.evaluation.alarms import Alarm, DriftBudget
+from lorakit.evaluation.quality import NormalizedScores
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 
-FEWEST = 8  # prompts of the subject below which none are held back
+MIN_PROMPTS_TO_SPLIT = 8  # prompts of the subject below which none are held back
 
 
 @dataclass(frozen=True)
-class Standing:
+class VariantQuality:
     """One arm on all prompts of the subject."""
 
-    arm: Arm
+    arm: VariantScores
     fidelity: Interval | None
     adherence: Interval | None
     alarms: list[Alarm]
 
 
 @dataclass(frozen=True)
-class Pick:
+class Selection:
     """`arm` is None when every arm has an alarm, or nothing can be told; `why` says it.
 
     `quality` and what follows are told by the prompts that did not choose.
     """
 
-    arm: Arm | None
+    arm: VariantScores | None
     why: str
-    standings: list[Standing]
-    budget: Budget | None = None
+    standings: list[VariantQuality]
+    budget: DriftBudget | None = None
     quality: Interval | None = None
     fidelity: Interval | None = None
     adherence: Interval | None = None
@@ -51,7 +51,7 @@ class Pick:
     indicative: bool = False
 
     @property
-    def passed(self) -> list[Arm]:
+    def passed(self) -> list[VariantScores]:
         """The arms without an alarm."""
         return [standing.arm for standing in self.standings if not standing.alarms]
 
@@ -71,15 +71,15 @@ class Pick:
         }
 
 
-def halves(prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+def split_prompts(prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """(those that choose, those that report): every other prompt of each kind, by keyed draw."""
-    if len(prompts) < FEWEST:
+    if len(prompts) < MIN_PROMPTS_TO_SPLIT:
         return prompts, prompts
-    order = sorted(prompts, key=lambda prompt: (prompt.kind, rng.key(0, "half", prompt.id)))
+    order = sorted(prompts, key=lambda prompt: (prompt.kind, rng.derive_seed(0, "half", prompt.id)))
     return order[::2], order[1::2]
 
 
-def pick(evaluation: Evaluation, drift: float | None = None) -> Pick:
+def select_checkpoint(evaluation: Evaluation, drift: float | None = None) -> Selection:
     """Discard arms with alarms, take the best on half of the prompts, then the earliest that is as good.
 
     As good: within one standard error of the paired difference. `drift` overrides the drift budget that the
@@ -89,26 +89,26 @@ def pick(evaluation: Evaluation, drift: float | None = None) -> Pick:
     subject = evaluation.of_role("subject")
     tuned = evaluation.tuned
     budget = alarms.drift_budget(evaluation, drift)
-    whole = Scale(evaluation, tuned, subject)
+    whole = NormalizedScores(evaluation, tuned, subject)
     standings = [
-        Standing(
+        VariantQuality(
             arm,
             whole.interval("fidelity", row),
             whole.interval("adherence", row),
-            alarms.find(evaluation, arm, budget),
+            alarms.find_alarms(evaluation, arm, budget),
         )
         for row, arm in enumerate(tuned)
     ]
-    few = len(subject) < ENOUGH_PROMPTS
+    few = len(subject) < MIN_PROMPTS
     left = [standing.arm for standing in standings if not standing.alarms]
-    if why := _nothing_to_tell(evaluation, whole, subject, left):
-        return Pick(None, why, standings, budget, indicative=few)
-    choosing, reporting = halves(subject)
-    chosen = _earliest_as_good(Scale(evaluation, left, choosing))
-    scale = Scale(evaluation, left, reporting)
+    if why := _why_no_selection(evaluation, whole, subject, left):
+        return Selection(None, why, standings, budget, indicative=few)
+    choosing, reporting = split_prompts(subject)
+    chosen = _earliest_within_one_se(NormalizedScores(evaluation, left, choosing))
+    scale = NormalizedScores(evaluation, left, reporting)
     rivals = [row for row in range(len(left)) if row != chosen]
-    ties = [left[row].name for row in rivals if _undecided(scale.difference(chosen, row))]
-    return Pick(
+    ties = [left[row].name for row in rivals if _is_tie(scale.difference(chosen, row))]
+    return Selection(
         left[chosen],
         "the earliest without alarm within one standard error of the best",
         standings,
@@ -122,8 +122,8 @@ def pick(evaluation: Evaluation, drift: float | None = None) -> Pick:
     )
 
 
-def _nothing_to_tell(
-    evaluation: Evaluation, scale: Scale, subject: list[Prompt], left: list[Arm]
+def _why_no_selection(
+    evaluation: Evaluation, scale: NormalizedScores, subject: list[Prompt], left: list[VariantScores]
 ) -> str | None:
     """Why there is no pick, if there is none."""
     if not evaluation.tuned or evaluation.base is None:
@@ -135,7 +135,7 @@ def _nothing_to_tell(
     return None if left else "every arm has an alarm"
 
 
-def _earliest_as_good(scale: Scale) -> int:
+def _earliest_within_one_se(scale: NormalizedScores) -> int:
     """The index of the first arm that is no more than one standard error worse than the best."""
     point, drawn = scale.qualities()
     best = int(point.argmax())
@@ -145,5 +145,5 @@ def _earliest_as_good(scale: Scale) -> int:
     return int(np.flatnonzero(point[best] - point <= errors)[0])
 
 
-def _undecided(difference: Interval) -> bool:
+def _is_tie(difference: Interval) -> bool:
     return not (difference.low > 0 or difference.high < 0)

@@ -8,34 +8,37 @@ from typing import Any
 
 import torch
 
-from lorakit.adapters.text_encoders import LiveText
-from lorakit.config.recipe import Recipe, Samples
+from lorakit.adapters.text_encoders import UncachedTextEncoder
+from lorakit.config.recipe import Recipe, SamplingConfig
 from lorakit.core import rng
 from lorakit.data import batch_sampler, caches
 from lorakit.data.dataset import TrainingSet
-from lorakit.sampling.pipeline import Painter
+from lorakit.sampling.pipeline import SamplingPipeline
 from lorakit.training import run_plan, validation
 
-MOST = 32  # images of each kind
+MAX_VALIDATION_IMAGES = 32  # images of each kind
 
 
-class HeldOut:
+class ValidationLoss:
     """The images that a run held out, and as many that it trained on, ready for any checkpoint."""
 
-    def __init__(self, made: Recipe, painter: Painter) -> None:
+    def __init__(self, made: Recipe, painter: SamplingPipeline) -> None:
         self.painter, self.seed = painter, made.train.seed
         only_data: dict[str, Any] = {
             "init_from": None,
             "class_images": None,
-            "samples": Samples(),
+            "samples": SamplingConfig(),
             "export": [],
         }
-        plan = run_plan.plan(made.model_copy(update=only_data), lambda text: None)
-        held, trained = run_plan.split(plan.items, made)
-        trained = sorted(trained, key=lambda i: rng.key(self.seed, "trained sample", i.record.pixels))
-        parts = {"held out": held[:MOST], "trained on": trained[: min(len(held), MOST)]}
+        plan = run_plan.plan_training(made.model_copy(update=only_data), lambda text: None)
+        held, trained = run_plan.split_held_out(plan.items, made)
+        trained = sorted(trained, key=lambda i: rng.derive_seed(self.seed, "trained sample", i.record.pixels))
+        parts = {
+            "held out": held[:MAX_VALIDATION_IMAGES],
+            "trained on": trained[: min(len(held), MAX_VALIDATION_IMAGES)],
+        }
         cached = caches.TextCache(plan.family, plan.base, painter.dtype)
-        text = LiveText(painter.family, painter.pipe) if painter.speaks_otherwise else cached
+        text = UncachedTextEncoder(painter.family, painter.pipe) if painter.speaks_otherwise else cached
         # whole pictures: what lies outside a mask is held out too
         latents = caches.LatentCache(made.dataset, plan.base, settings=plan.family.vae_settings)
         pictures = caches.ConditioningCache(plan.family, made.dataset, plan.base)
@@ -50,7 +53,7 @@ class HeldOut:
             if text is cached and (unknown := cached.missing(captions)):
                 painter.with_text(functools.partial(cached.fill, unknown))
             self.sets[name] = TrainingSet(items, latents, text, pictures)
-        self.objective = run_plan.objective_of(made, plan.family, painter.pipe)
+        self.objective = run_plan.build_objective(made, plan.family, painter.pipe)
 
     @property
     def empty(self) -> bool:
@@ -67,13 +70,15 @@ class HeldOut:
 
     def _loss(self, images: TrainingSet, index: int) -> float:
         """One image at a noise level in each quarter, the same as during training."""
-        painter, parts = self.painter, validation.VALIDATION_TIMES
-        slots = [batch_sampler.Slot(index * parts + part, index, 0) for part in range(parts)]
+        painter, parts = self.painter, validation.NOISE_LEVELS_PER_IMAGE
+        slots = [batch_sampler.SampleIndex(index * parts + part, index, 0) for part in range(parts)]
         batch = images.batch(slots, painter.device)
         shape = tuple(batch.latents.shape[1:])
-        noise = torch.stack([rng.normal(shape, self.seed, "validation", slot.position) for slot in slots])
+        noise = torch.stack(
+            [rng.keyed_normal(shape, self.seed, "validation", slot.position) for slot in slots]
+        )
         times = [
-            (part + rng.uniform(0, "validation time", slot.position)) / parts
+            (part + rng.keyed_uniform(0, "validation time", slot.position)) / parts
             for part, slot in enumerate(slots)
         ]
         u = torch.tensor(times, dtype=torch.float32, device=painter.device)

@@ -17,27 +17,27 @@ from numpy.typing import NDArray
 
 from lorakit.core.errors import ConfigError
 
-Size = tuple[int, int]
-Box = tuple[int, int, int, int]  # left, top, right, bottom
+ImageSize = tuple[int, int]
+CropBox = tuple[int, int, int, int]  # left, top, right, bottom
 Point = tuple[int, int]  # x, y
 
 MODES = ("auto", "native", "square", "kohya")
 MAX_ASPECT = 4.0
-UPSCALED = 1.02  # enlarging by less, nobody sees
-CROP_CAP = 0.10  # a crop beyond this share of the image ...
-OVER_CAP = 4.0  # ... counts this many times more per unit
-ENLARGED = 4.0  # cost of an enlarged image where none should be
-PLACES = 1024  # cluster borders considered; exact up to this many images
+MAX_UNNOTICED_UPSCALE = 1.02  # enlarging by less, nobody sees
+FREE_CROP_FRACTION = 0.10  # a crop beyond this share of the image ...
+EXCESS_CROP_COST = 4.0  # ... counts this many times more per unit
+UPSCALE_COST = 4.0  # cost of an enlarged image where none should be
+MAX_CLUSTER_BORDERS = 1024  # cluster borders considered; exact up to this many images
 
 
-def crop_fraction(size: Size, bucket: Size) -> float:
+def crop_fraction(size: ImageSize, bucket: ImageSize) -> float:
     """The share of the image (0..1) lost when it is scaled to cover the bucket."""
     return -math.expm1(-abs(_log_aspect(size) - _log_aspect(bucket)))
 
 
-def lattice(
+def bucket_sizes(
     resolution: int, step: int, tolerance: float | None = None, max_aspect: float = MAX_ASPECT
-) -> list[Size]:
+) -> list[ImageSize]:
     """The shapes with sides in multiples of `step` and an area within `tolerance` of resolution squared.
 
     The default is 3 %, or half a step of the square's side where the grid is too coarse for that: at
@@ -57,16 +57,16 @@ def lattice(
     return sorted(shapes, key=lambda shape: (_log_aspect(shape), shape))
 
 
-def square(resolution: int) -> list[Size]:
+def square_bucket(resolution: int) -> list[ImageSize]:
     """The one-shape lattice."""
     return [(resolution, resolution)]
 
 
-def native(sizes: Sequence[Size], lattice: Sequence[Size]) -> list[Size]:
+def nearest_buckets(sizes: Sequence[ImageSize], lattice: Sequence[ImageSize]) -> list[ImageSize]:
     """For each image the lattice shape that crops it least; of equal ones the largest."""
     if not sizes:
         return []
-    largest: dict[float, Size] = {}
+    largest: dict[float, ImageSize] = {}
     for shape in sorted(lattice, key=lambda shape: (_log_aspect(shape), shape[0] * shape[1])):
         largest[_log_aspect(shape)] = shape
     aspects = np.array(sorted(largest))
@@ -78,9 +78,9 @@ def native(sizes: Sequence[Size], lattice: Sequence[Size]) -> list[Size]:
     return [shapes[index] for index in nearest.tolist()]
 
 
-def kohya(
-    sizes: Sequence[Size], resolution: int, step: int = 64, low: int = 256, high: int = 1024
-) -> list[Size]:
+def kohya_buckets(
+    sizes: Sequence[ImageSize], resolution: int, step: int = 64, low: int = 256, high: int = 1024
+) -> list[ImageSize]:
     """The shapes that sd-scripts chooses with its default limits, for datasets tuned to them.
 
     Its table holds, for every side from `low` to `high` in steps, the longest other side within the pixel
@@ -108,15 +108,15 @@ def kohya(
     return chosen
 
 
-def auto(
-    sizes: Sequence[Size],
-    lattice: Sequence[Size],
+def cluster_buckets(
+    sizes: Sequence[ImageSize],
+    lattice: Sequence[ImageSize],
     batch: int,
     k: int = 16,
     waste: float = 0.07,
     weights: Sequence[int] | None = None,
     upscale: bool = True,
-) -> list[Size]:
+) -> list[ImageSize]:
     """For each image the shape of the cheapest clustering into at most `k` shapes.
 
     The cost is the sum over images of the cropped share (dearer beyond `CROP_CAP`) plus `waste` for every
@@ -132,7 +132,7 @@ def auto(
     order = np.argsort([_log_aspect(size) for size in sizes], kind="stable")
     ordered = np.array(sizes, dtype=np.float64)[order]
     shown = np.array(weights or [1] * len(sizes), dtype=np.int64)[order]
-    places = _places(len(sizes))
+    places = _cluster_borders(len(sizes))
     sums = _cost_sums(ordered, lattice, shown, upscale, places)
     filled = np.concatenate([[0], np.cumsum(shown)])[places]
     # cost[i, j]: the images from places[i] up to places[j] share a shape
@@ -141,7 +141,7 @@ def auto(
         np.minimum(cost, row[None, :] - row[:, None], out=cost)
     cost += waste * ((filled[:, None] - filled[None, :]) % batch)
     cost[np.tril_indices(len(places))] = np.inf
-    chosen: list[Size] = [(0, 0)] * len(sizes)
+    chosen: list[ImageSize] = [(0, 0)] * len(sizes)
     for first, last in _cheapest_intervals(cost, k):
         shape = lattice[int(np.argmin(sums[:, last] - sums[:, first]))]
         for image in order[places[first] : places[last]]:
@@ -149,8 +149,8 @@ def auto(
     return chosen
 
 
-def choose(
-    sizes: Sequence[Size],
+def assign_buckets(
+    sizes: Sequence[ImageSize],
     resolution: int,
     step: int,
     *,
@@ -158,37 +158,39 @@ def choose(
     batch: int = 1,
     weights: Sequence[int] | None = None,
     upscale: bool = True,
-) -> list[Size]:
+) -> list[ImageSize]:
     """For each image a shape of about `resolution` squared pixels, by mode."""
     _check_grid(resolution, step)
     if mode == "square":
-        return square(resolution) * len(sizes)
+        return square_bucket(resolution) * len(sizes)
     if mode == "kohya":
-        return kohya(sizes, resolution, math.lcm(64, step))
+        return kohya_buckets(sizes, resolution, math.lcm(64, step))
     if mode == "native":
-        return native(sizes, lattice(resolution, step))
+        return nearest_buckets(sizes, bucket_sizes(resolution, step))
     if mode == "auto":
-        return auto(sizes, lattice(resolution, step), batch, weights=weights, upscale=upscale)
+        return cluster_buckets(sizes, bucket_sizes(resolution, step), batch, weights=weights, upscale=upscale)
     raise ConfigError(f"unknown bucket mode {mode!r}", where="mode", remedy=f"use one of {', '.join(MODES)}")
 
 
-def tiers_of(sizes: Sequence[Size], tiers: Sequence[int], step: int, mode: str = "auto") -> list[int | None]:
+def assign_resolutions(
+    sizes: Sequence[ImageSize], tiers: Sequence[int], step: int, mode: str = "auto"
+) -> list[int | None]:
     """For each image the largest resolution of `tiers` that it fills without being enlarged, None without."""
     found: list[int | None] = [None] * len(sizes)
     for tier in sorted(set(tiers), reverse=True):
-        shapes = choose(sizes, tier, step, mode="native" if mode == "auto" else mode)
+        shapes = assign_buckets(sizes, tier, step, mode="native" if mode == "auto" else mode)
         for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
-            if found[i] is None and cover_scale(size, shape) <= UPSCALED:
+            if found[i] is None and cover_scale(size, shape) <= MAX_UNNOTICED_UPSCALE:
                 found[i] = tier
     return found
 
 
-def cover_scale(size: Size, shape: Size) -> float:
+def cover_scale(size: ImageSize, shape: ImageSize) -> float:
     """Shape pixels per image pixel when the image covers the shape; above 1 it is enlarged."""
     return max(shape[0] / size[0], shape[1] / size[1])
 
 
-def crop_box(size: Size, shape: Size, focus: Point | None = None) -> Box:
+def crop_box(size: ImageSize, shape: ImageSize, focus: Point | None = None) -> CropBox:
     """The largest box of the shape's aspect inside the image, as near to centred on `focus` as it can be."""
     width, height = size
     x, y = focus or (width / 2, height / 2)
@@ -205,7 +207,7 @@ def _start(middle: float, kept: int, whole: int) -> int:
     return min(max(0, math.floor(middle - kept / 2)), whole - kept)
 
 
-def _log_aspect(size: Size) -> float:
+def _log_aspect(size: ImageSize) -> float:
     return math.log(size[0] / size[1])
 
 
@@ -219,14 +221,14 @@ def _check_grid(resolution: int, step: int) -> None:
         )
 
 
-def _places(count: int) -> NDArray[np.int64]:
+def _cluster_borders(count: int) -> NDArray[np.int64]:
     """Positions in the sorted images where a cluster may begin or end."""
-    return np.unique(np.linspace(0, count, min(count, PLACES) + 1).round().astype(np.int64))
+    return np.unique(np.linspace(0, count, min(count, MAX_CLUSTER_BORDERS) + 1).round().astype(np.int64))
 
 
 def _cost_sums(
     sizes: NDArray[np.float64],
-    lattice: Sequence[Size],
+    lattice: Sequence[ImageSize],
     weights: NDArray[np.int64],
     upscale: bool,
     places: NDArray[np.int64],
@@ -236,9 +238,11 @@ def _cost_sums(
     rows = []
     for width, height in lattice:  # one by one: shapes x images would not fit for very many images
         cost = -np.expm1(-np.abs(aspects - math.log(width / height)))
-        cost += OVER_CAP * np.maximum(cost - CROP_CAP, 0)
+        cost += EXCESS_CROP_COST * np.maximum(cost - FREE_CROP_FRACTION, 0)
         if not upscale:
-            cost += ENLARGED * (np.maximum(width / sizes[:, 0], height / sizes[:, 1]) > UPSCALED)
+            cost += UPSCALE_COST * (
+                np.maximum(width / sizes[:, 0], height / sizes[:, 1]) > MAX_UNNOTICED_UPSCALE
+            )
         rows.append(np.concatenate([[0.0], np.cumsum(cost * weights)])[places])
     return np.array(rows)
 

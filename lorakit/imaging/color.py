@@ -25,11 +25,11 @@ PARSE_ERRORS = (
 )
 
 
-class UnsupportedDepth(Exception):
+class UnsupportedBitDepth(Exception):
     """Pixel values whose white level nobody can know."""
 
 
-def alpha_of(image: Image.Image) -> Image.Image | None:
+def alpha_channel(image: Image.Image) -> Image.Image | None:
     """The transparency as an 8-bit mask, from an alpha channel, a palette or a colour key."""
     if image.mode == "La":  # premultiplied grey: Pillow converts it to LA only
         image = image.convert("LA")
@@ -72,7 +72,7 @@ def _scale_depth(image: Image.Image) -> Image.Image:
     """16-bit grey -> 8-bit grey, linearly (65535 -> 255), where Pillow's own convert would clip at 255."""
     values = np.asarray(image)
     if image.mode.startswith("F") or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise UnsupportedDepth(f"pixel type {image.mode} with values outside 0..65535 has no agreed white")
+        raise UnsupportedBitDepth(f"pixel type {image.mode} with values outside 0..65535 has no agreed white")
     scaled = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     scaled.info = {key: image.info[key] for key in ("icc_profile",) if key in image.info}
     return scaled

@@ -23,42 +23,42 @@ from PIL import Image, ImageColor, ImageSequence
 
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging.color import PARSE_ERRORS, Color
-from lorakit.imaging.image_reader import TURNS, ImageError, Source, color_name, pixel_limit
+from lorakit.imaging.image_reader import EXIF_TRANSPOSE, ImageError, ImageSource, color_name, pixel_limit
 from lorakit.imaging.open_image import MAX_PIXELS, open_source
 from lorakit.manifest import Record
 
 __all__ = [
+    "EXIF_TRANSPOSE",
     "MAX_PIXELS",
-    "TURNS",
     "WHITE",
-    "Box",
+    "CropBox",
     "Decoded",
     "ImageError",
-    "Look",
+    "ImageInfo",
     "color_name",
-    "decode",
+    "crop_and_resize",
     "decode_bytes",
-    "film",
-    "fit",
-    "look",
+    "decode_image",
+    "inspect_image",
+    "iter_frames",
     "open_source",
     "parse_color",
     "pixel_hash",
-    "preview",
-    "read",
     "read_file",
-    "read_for",
+    "read_record_image",
+    "read_record_image_scaled",
+    "record_thumbnail",
 ]
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the decoded image
+CropBox = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the decoded image
 WHITE: Color = (255, 255, 255)
 MAX_FILE_BYTES = 1 << 30
 _READABLE = "make it readable, or copy it from where it is whole"
-LOOK = 448  # pixels of the long side that `look` gives at least, and less than twice; 1/8 of 3600
+THUMBNAIL_SIDE = 448  # pixels of the long side that `look` gives at least, and less than twice; 1/8 of 3600
 # A JPEG may be decoded smaller while its sides stay this many times those of the picture made from it. Beside
 # the whole decoding and LANCZOS, photographs then differ by 0.3 to 1.2 levels in the mean (42 to 53 dB, less
 # than their own compression); without the reserve, by up to 1.9 (39 dB).
-RESERVE = 1.4
+JPEG_SCALE_MARGIN = 1.4
 
 
 class _Decoding(TypedDict):
@@ -79,7 +79,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageInfo:
     """What one decoding tells: a small picture to measure, the size of the whole, and its `identity`."""
 
     small: Image.Image  # RGB, upright, sRGB; the long side LOOK to 2 LOOK, or the picture itself
@@ -91,7 +91,7 @@ class Look:
     notes: tuple[str, ...]
 
 
-def decode(
+def decode_image(
     path: str | os.PathLike[str],
     *,
     background: Color = WHITE,
@@ -110,7 +110,7 @@ def decode(
     return decoded.image
 
 
-def film(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def iter_frames(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The frames of an animated picture one after the other, RGB; of a still, that one.
 
     Raises `ImageError` like `decode`, a frame that is damaged when it is reached.
@@ -141,62 +141,62 @@ def decode_bytes(
     return _decoded(source)
 
 
-def look(source: Source) -> Look:
+def inspect_image(source: ImageSource) -> ImageInfo:
     """Decode the whole stream once, for everything that a dataset wants to know of a picture.
 
     Raises `ImageError` like `decode`. A JPEG makes only the pixels of the small picture.
     """
-    share = LOOK / max(source.size)
+    share = THUMBNAIL_SIDE / max(source.size)
     size = source.load((source.size[0] * share, source.size[1] * share))
     digest = hashlib.sha256(struct.pack("<II", *size))
-    small = _reduced(source, LOOK, None if source.is_jpeg else digest.update)
-    pixels = _coded(source) if source.is_jpeg else digest.hexdigest()
+    small = _downscale(source, THUMBNAIL_SIDE, None if source.is_jpeg else digest.update)
+    pixels = _jpeg_content_hash(source) if source.is_jpeg else digest.hexdigest()
     notes = tuple(dict.fromkeys(source.notes))
-    return Look(
+    return ImageInfo(
         small, size, pixels, source.image.format or "", source.transparent, source.first_of_many, notes
     )
 
 
-def preview(folder: str | os.PathLike[str], record: Record, side: int) -> Image.Image:
+def record_thumbnail(folder: str | os.PathLike[str], record: Record, side: int) -> Image.Image:
     """A record's picture with a long side of at most `side` pixels; for looking at, not for training."""
-    source = _as_described(folder, record)
+    source = _open_record(folder, record)
     share = side / max(1, *record.size)
     source.load((record.width * share, record.height * share))
-    image = _reduced(source, side)
+    image = _downscale(source, side)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image
 
 
-def read(folder: str | os.PathLike[str], record: Record) -> Image.Image:
+def read_record_image(folder: str | os.PathLike[str], record: Record) -> Image.Image:
     """The picture that a manifest record describes, decoded as it was then.
 
     A file that gives another picture now is an `ImageError` with code "changed".
     """
-    source = _as_described(folder, record)
+    source = _open_record(folder, record)
     source.load()
     image = _decoded(source).image
-    _require_same(folder, record, source, lambda: image)
+    _check_unchanged(folder, record, source, lambda: image)
     return image
 
 
-def read_for(
-    folder: str | os.PathLike[str], record: Record, crop: Box, size: tuple[int, int]
+def read_record_image_scaled(
+    folder: str | os.PathLike[str], record: Record, crop: CropBox, size: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
     """`read`, for what will be cropped and resized to `size` (width, height): (pixels (H, W, 3), crop).
 
     A JPEG with pixels to spare comes halved or smaller, see RESERVE; its crop may then have fractions.
     """
-    source = _as_described(folder, record)
+    source = _open_record(folder, record)
     left, top, right, bottom = crop
     across, down = size[0] / (right - left), size[1] / (bottom - top)
-    whole = source.load((RESERVE * record.width * across, RESERVE * record.height * down))
+    whole = source.load((JPEG_SCALE_MARGIN * record.width * across, JPEG_SCALE_MARGIN * record.height * down))
     pixels = source.pixels()
-    _require_same(folder, record, source, lambda: Image.fromarray(pixels))
+    _check_unchanged(folder, record, source, lambda: Image.fromarray(pixels))
     x, y = pixels.shape[1] / whole[0], pixels.shape[0] / whole[1]
     return pixels, (left * x, top * y, right * x, bottom * y)
 
 
-def _as_described(folder: str | os.PathLike[str], record: Record) -> Source:
+def _open_record(folder: str | os.PathLike[str], record: Record) -> ImageSource:
     path = Path(folder) / record.file
     data = read_file(path)
     trusted = hashlib.sha256(data).hexdigest() == record.sha256
@@ -204,12 +204,12 @@ def _as_described(folder: str | os.PathLike[str], record: Record) -> Source:
         from lorakit.imaging import video
 
         data = video.first_frame(data, str(path))
-    source = open_source(data, where=str(path), **_as_recorded(record))
+    source = open_source(data, where=str(path), **_decode_options(record))
     source.trusted = trusted
     return source
 
 
-def _as_recorded(record: Record) -> _Decoding:
+def _decode_options(record: Record) -> _Decoding:
     """The options with which a record's picture was decoded."""
     return {
         "background": parse_color(record.background) if record.background else WHITE,
@@ -218,13 +218,13 @@ def _as_recorded(record: Record) -> _Decoding:
     }
 
 
-def _require_same(
-    folder: str | os.PathLike[str], record: Record, source: Source, image: Callable[[], Image.Image]
+def _check_unchanged(
+    folder: str | os.PathLike[str], record: Record, source: ImageSource, image: Callable[[], Image.Image]
 ) -> None:
     """Raise unless the file, or at least its picture, is the recorded one."""
     if source.trusted:
         return
-    if (_coded(source) if source.is_jpeg else pixel_hash(image())) != record.pixels:
+    if (_jpeg_content_hash(source) if source.is_jpeg else pixel_hash(image())) != record.pixels:
         remedy = f"run `lorakit data prepare {folder}` again"
         raise ImageError(
             "changed", "the picture changed since it was prepared", where=source.where, remedy=remedy
@@ -264,7 +264,7 @@ def pixel_hash(image: Image.Image) -> str:
     return hashlib.sha256(struct.pack("<II", *rgb.size) + rgb.tobytes()).hexdigest()
 
 
-def fit(image: Image.Image, crop: Box | None, bucket: tuple[int, int] | None) -> Image.Image:
+def crop_and_resize(image: Image.Image, crop: CropBox | None, bucket: tuple[int, int] | None) -> Image.Image:
     """Crop to `crop`, then resize with LANCZOS to exactly `bucket` (width, height); None skips a step."""
     if crop is not None and crop != (0, 0, *image.size):
         left, top, right, bottom = crop
@@ -288,18 +288,18 @@ def parse_color(text: str) -> Color:
     return red, green, blue
 
 
-def _decoded(source: Source) -> Decoded:
-    image = _joined(source.strips(), source.size[1])
+def _decoded(source: ImageSource) -> Decoded:
+    image = _join_strips(source.strips(), source.size[1])
     notes = tuple(dict.fromkeys(source.notes))
     return Decoded(image, source.image.format or "", source.transparent, source.first_of_many, notes)
 
 
-def _coded(source: Source) -> str:
+def _jpeg_content_hash(source: ImageSource) -> str:
     """The identity of a JPEG: what was coded, and how it is turned."""
     return hashlib.sha256(f"{source.orientation} {source.coded[0]}".encode()).hexdigest()
 
 
-def _reduced(source: Source, side: int, see: Callable[[bytes], object] | None = None) -> Image.Image:
+def _downscale(source: ImageSource, side: int, see: Callable[[bytes], object] | None = None) -> Image.Image:
     """The loaded picture with a long side of `side` to twice that; `see` is given all its pixels."""
     factor = max(1, max(source.size) // side)
 
@@ -309,10 +309,10 @@ def _reduced(source: Source, side: int, see: Callable[[bytes], object] | None = 
                 see(strip.tobytes())
             yield strip.reduce(factor) if factor > 1 else strip
 
-    return _joined(strips(), -(-source.size[1] // factor))
+    return _join_strips(strips(), -(-source.size[1] // factor))
 
 
-def _joined(strips: Iterable[Image.Image], height: int) -> Image.Image:
+def _join_strips(strips: Iterable[Image.Image], height: int) -> Image.Image:
     """One picture of strips that come from above."""
     made, top = None, 0
     for strip in strips:

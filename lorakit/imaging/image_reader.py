@@ -20,9 +20,9 @@ from lorakit.core.errors import DataError
 from lorakit.imaging import color, jpeg
 from lorakit.imaging.color import PARSE_ERRORS, Color
 
-STRIP = 4_000_000  # pixels whose colours are converted at a time
+STRIP_PIXELS = 4_000_000  # pixels whose colours are converted at a time
 _JPEG = frozenset({"JPEG", "MPO"})  # a second picture in an MPO is a depth map, gain map or preview
-TURNS = {  # EXIF orientation -> what makes it upright
+EXIF_TRANSPOSE = {  # EXIF orientation -> what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -31,12 +31,14 @@ TURNS = {  # EXIF orientation -> what makes it upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = frozenset({5, 6, 7, 8})
-BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+_TRANSPOSED_ORIENTATIONS = frozenset({5, 6, 7, 8})
+DECOMPRESSION_BOMB_ERRORS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 _AGAIN = "fetch it again, or open and save it if it looks right"
-LEAST_TILE = 1 << 24  # pixels of one tile in a file, which may be larger than its picture
+MIN_TILE_LIMIT = 1 << 24  # pixels of one tile in a file, which may be larger than its picture
 _PIXEL_LIMIT = threading.RLock()
-_FROM_THE_END = frozenset({3, 4, 7, 8})  # the upright picture's first rows are the stored one's last
+_BOTTOM_UP_ORIENTATIONS = frozenset(
+    {3, 4, 7, 8}
+)  # the upright picture's first rows are the stored one's last
 
 
 class ImageError(DataError):
@@ -55,7 +57,7 @@ class ImageError(DataError):
 
 
 @dataclass
-class Source:
+class ImageSource:
     """A still picture whose header was read. After `load`, `strips` gives it upright, RGB and in sRGB."""
 
     image: Image.Image
@@ -73,12 +75,12 @@ class Source:
     def size(self) -> tuple[int, int]:
         """(width, height) of the pixels at hand, upright; before `load`, known of JPEGs only."""
         width, height = self.image.size if self.array is None else self.array.shape[1::-1]
-        return (height, width) if self.orientation in _SIDEWAYS else (width, height)
+        return (height, width) if self.orientation in _TRANSPOSED_ORIENTATIONS else (width, height)
 
     @functools.cached_property
     def coded(self) -> tuple[str, int]:
         """`jpeg.identity` of the data."""
-        return jpeg.identity(self.data)
+        return jpeg.jpeg_content_hash(self.data)
 
     @property
     def is_jpeg(self) -> bool:
@@ -97,9 +99,9 @@ class Source:
                 return whole
             width, height = self.image.size
             tiles = self.image.format == "TIFF"
-            with pixel_limit(max(width * height, LEAST_TILE)) if tiles else contextlib.nullcontext():
+            with pixel_limit(max(width * height, MIN_TILE_LIMIT)) if tiles else contextlib.nullcontext():
                 self.image.load()
-        except (*BOMBS, *PARSE_ERRORS) as error:
+        except (*DECOMPRESSION_BOMB_ERRORS, *PARSE_ERRORS) as error:
             raise self._damaged(error) from error
         self.orient()
         return self.size
@@ -109,7 +111,11 @@ class Source:
         last one's need not be); one strip for most pictures."""
         self._make_image()
         width, height = self.size
-        rows = height if multiple == 1 and self._is_plain() else max(1, STRIP // width // multiple) * multiple
+        rows = (
+            height
+            if multiple == 1 and self._is_plain()
+            else max(1, STRIP_PIXELS // width // multiple) * multiple
+        )
         for top in range(0, height, rows):
             yield self._colours(self._rows(top, min(height, top + rows), height))
 
@@ -135,15 +141,15 @@ class Source:
     def _rows(self, top: int, bottom: int, height: int) -> Image.Image:
         """Rows of the upright picture, in the file's own colours."""
         stored_width, stored_height = self.image.size
-        if self.orientation in _FROM_THE_END:
+        if self.orientation in _BOTTOM_UP_ORIENTATIONS:
             top, bottom = height - bottom, height - top
         if (bottom - top) == height:
             part = self.image
-        elif self.orientation in _SIDEWAYS:
+        elif self.orientation in _TRANSPOSED_ORIENTATIONS:
             part = self.image.crop((top, 0, bottom, stored_height))
         else:
             part = self.image.crop((0, top, stored_width, bottom))
-        turn = TURNS.get(self.orientation)
+        turn = EXIF_TRANSPOSE.get(self.orientation)
         if turn is None:
             return part
         turned = part.transpose(turn)
@@ -153,9 +159,9 @@ class Source:
     def _colours(self, part: Image.Image) -> Image.Image:
         """RGB, sRGB, transparency over the background."""
         try:
-            alpha = color.alpha_of(part)
+            alpha = color.alpha_channel(part)
             colour = color.to_srgb(part, self.notes)
-        except color.UnsupportedDepth as error:
+        except color.UnsupportedBitDepth as error:
             remedy = "save it with 8 or 16 bits a channel"
             raise ImageError("unsupported_depth", str(error), where=self.where, remedy=remedy) from error
         if alpha is None or alpha.getextrema()[0] == 255:
@@ -172,7 +178,7 @@ class Source:
         if need is None:
             return 1
         (width, height), (least_width, least_height) = self.size, need
-        fitting = (f for f in jpeg.FACTORS if width / f >= least_width and height / f >= least_height)
+        fitting = (f for f in jpeg.SCALE_FACTORS if width / f >= least_width and height / f >= least_height)
         return next(fitting, 1)
 
     def _load_jpeg(self, factor: int) -> None:
@@ -183,8 +189,8 @@ class Source:
             raise ImageError("corrupt", message, where=self.where, remedy=_AGAIN)
         if image.mode in ("RGB", "L"):
             try:
-                pixels = jpeg.decode(self.data, image.mode == "L", factor)
-            except jpeg.Damaged as error:
+                pixels = jpeg.decode_jpeg(self.data, image.mode == "L", factor)
+            except jpeg.DamagedJpeg as error:
                 raise self._damaged(error) from error
             if pixels is not None:
                 self.array = pixels
@@ -206,7 +212,7 @@ class Source:
                 unread = True
         if unread:
             self.notes.append("broken_exif: the EXIF block cannot be read, ignored")
-        if isinstance(orientation, int) and orientation in TURNS:
+        if isinstance(orientation, int) and orientation in EXIF_TRANSPOSE:
             self.orientation = orientation
             self.notes.append(f"rotated: EXIF orientation {orientation} applied")
 

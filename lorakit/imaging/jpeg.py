@@ -15,7 +15,11 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-FACTORS = (8, 4, 2)  # the reductions for which libjpeg-turbo has fast code; 5/8 takes as long as the whole
+SCALE_FACTORS = (
+    8,
+    4,
+    2,
+)  # the reductions for which libjpeg-turbo has fast code; 5/8 takes as long as the whole
 MAX_SCANS = 200  # a progressive picture has about 10; thousands are an attack on the reader's time
 
 _SOS, _EOI, _APP0, _APP15, _COM = 0xDA, 0xD9, 0xE0, 0xEF, 0xFE
@@ -26,11 +30,11 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _DAMAGE = ("premature end", "Premature end", "bad Huffman", "Inconsistent progression", "Corrupt restart")
 
 
-class Damaged(ValueError):
+class DamagedJpeg(ValueError):
     """The stream ends early or is garbled, though its frame is whole."""
 
 
-def identity(data: bytes) -> tuple[str, int]:
+def jpeg_content_hash(data: bytes) -> tuple[str, int]:
     """(hex SHA-256 over what decides the pixels, number of scans).
 
     Frame, tables, coded data, colour transform and profile count; comments, EXIF, thumbnails and whatever
@@ -46,7 +50,7 @@ def identity(data: bytes) -> tuple[str, int]:
     return digest.hexdigest(), scans
 
 
-def decode(data: bytes, grey: bool, factor: int) -> NDArray[np.uint8] | None:
+def decode_jpeg(data: bytes, grey: bool, factor: int) -> NDArray[np.uint8] | None:
     """Pixels (H, W, 3) or (H, W, 1) with sides divided by `factor` (rounded up), as libjpeg-turbo makes them.
 
     None when the stream needs another decoder. Raises `Damaged` when data are missing or garbled.
@@ -61,7 +65,7 @@ def decode(data: bytes, grey: bool, factor: int) -> NDArray[np.uint8] | None:
         )
     except ValueError as error:
         if any(words in str(error) for words in _DAMAGE):
-            raise Damaged(str(error)) from error
+            raise DamagedJpeg(str(error)) from error
         return None
 
 

@@ -14,47 +14,55 @@ from PIL import Image, UnidentifiedImageError
 
 from lorakit.imaging import signatures
 from lorakit.imaging.color import PARSE_ERRORS, Color
-from lorakit.imaging.image_reader import BOMBS, ImageError, Source, pixel_limit
+from lorakit.imaging.image_reader import DECOMPRESSION_BOMB_ERRORS, ImageError, ImageSource, pixel_limit
 
 MAX_PIXELS = 120_000_000  # above the largest current camera frame (102 Mpx); 480 MB in Pillow's memory
 
 # Raster formats only. EPS is left out (it starts Ghostscript) and so is TGA (it has no signature).
 # The decoders of the hungry ones hold a picture up to five times over; this many pixels keep it below 1.5 GB.
-_HUNGRY = ("WEBP", "AVIF", "HEIF", "JPEG2000", "JXL")
-HUNGRY_PIXELS = 60_000_000
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM", "QOI", *_HUNGRY)
+_MEMORY_HEAVY_FORMATS = ("WEBP", "AVIF", "HEIF", "JPEG2000", "JXL")
+MAX_PIXELS_MEMORY_HEAVY = 60_000_000
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM", "QOI", *_MEMORY_HEAVY_FORMATS)
 
 
-def open_source(data: bytes, *, where: str, background: Color, max_pixels: int, first_frame: bool) -> Source:
+def open_source(
+    data: bytes, *, where: str, background: Color, max_pixels: int, first_frame: bool
+) -> ImageSource:
     """Read the header; raises `ImageError` for what is no still picture of at most `max_pixels` pixels."""
-    if refusal := signatures.impostor(data):
-        raise _refused(refusal, where)
+    if refusal := signatures.detect_non_image(data):
+        raise _refusal_error(refusal, where)
     try:
         with pixel_limit(max_pixels):
             warnings.simplefilter("ignore", UserWarning)  # of EXIF; `orient` looks at it again
-            image: Image.Image = Image.open(io.BytesIO(data), formats=formats())
-    except BOMBS as error:
+            image: Image.Image = Image.open(io.BytesIO(data), formats=decodable_formats())
+    except DECOMPRESSION_BOMB_ERRORS as error:
         raise _too_many_pixels(f"more than {max_pixels} pixels", where) from error
     except PARSE_ERRORS as error:
         detail = "" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise _refused(signatures.unreadable(data, formats(), detail), where) from error
+        raise _refusal_error(
+            signatures.explain_unreadable(data, decodable_formats(), detail), where
+        ) from error
     width, height = image.size
-    limit = HUNGRY_PIXELS if image.format in _HUNGRY and max_pixels == MAX_PIXELS else max_pixels
+    limit = (
+        MAX_PIXELS_MEMORY_HEAVY
+        if image.format in _MEMORY_HEAVY_FORMATS and max_pixels == MAX_PIXELS
+        else max_pixels
+    )
     if width * height > limit:
         message = f"{width}x{height} is more than {limit} pixels"
         raise _too_many_pixels(message + (f" of {image.format}" if limit < max_pixels else ""), where)
     if width < 1 or height < 1:
         message = f"the header says {width}x{height} pixels"
-        raise ImageError("corrupt", message, where=where, remedy=signatures.AGAIN)
-    source = Source(image, data, where, background)
-    source.first_of_many = _refuse_frames(source, first_frame)
+        raise ImageError("corrupt", message, where=where, remedy=signatures.REFETCH_REMEDY)
+    source = ImageSource(image, data, where, background)
+    source.first_of_many = _check_single_frame(source, first_frame)
     if source.is_jpeg:
         source.orient()  # other formats may keep their EXIF behind the pixels
     return source
 
 
 @functools.cache
-def formats() -> tuple[str, ...]:
+def decodable_formats() -> tuple[str, ...]:
     """The allowed formats this installation has a decoder for."""
     with contextlib.suppress(ImportError):
         import pillow_heif
@@ -66,7 +74,7 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _refused(refusal: signatures.Refusal, where: str) -> ImageError:
+def _refusal_error(refusal: signatures.FileProblem, where: str) -> ImageError:
     return ImageError(refusal.code, refusal.message, where=where, remedy=refusal.remedy)
 
 
@@ -74,7 +82,7 @@ def _too_many_pixels(message: str, where: str) -> ImageError:
     return ImageError("too_many_pixels", message, where=where, remedy="shrink it, or raise --max-pixels")
 
 
-def _refuse_frames(source: Source, first_frame: bool) -> bool:
+def _check_single_frame(source: ImageSource, first_frame: bool) -> bool:
     """Refuse animations and multi-page files, nobody can say which frame was meant. True: took the first."""
     image, where = source.image, source.where
     if source.is_jpeg:
@@ -82,9 +90,9 @@ def _refuse_frames(source: Source, first_frame: bool) -> bool:
     try:
         with pixel_limit(image.width * image.height):  # a TIFF checks every page again
             frames = getattr(image, "n_frames", 1)
-    except (*BOMBS, *PARSE_ERRORS) as error:
+    except (*DECOMPRESSION_BOMB_ERRORS, *PARSE_ERRORS) as error:
         message = f"damaged frame table: {error}"
-        raise ImageError("corrupt", message, where=where, remedy=signatures.AGAIN) from error
+        raise ImageError("corrupt", message, where=where, remedy=signatures.REFETCH_REMEDY) from error
     if image.format == "TIFF" and _is_camera_raw(image):
         message = "a camera's raw file, of which only the preview could be read"
         raise ImageError("raw", message, where=where, remedy="develop it to JPEG, PNG or TIFF")

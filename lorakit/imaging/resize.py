@@ -17,30 +17,36 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lorakit.imaging import decode, video
-from lorakit.imaging.decode import Box
+from lorakit.imaging.decode import CropBox
 from lorakit.manifest import Record
 
 
-def picture(folder: str | os.PathLike[str], record: Record, crop: Box, size: tuple[int, int]) -> torch.Tensor:
+def load_image_tensor(
+    folder: str | os.PathLike[str], record: Record, crop: CropBox, size: tuple[int, int]
+) -> torch.Tensor:
     """uint8 (3, H, W) for a `size` of (W, H): `images.fit(images.read(...), crop, size)` by a shorter way.
 
     The crop's edges fall on pixels of the decoded picture, which may have been halved: they move by at most
     one pixel of the original for each halving. Raises like `images.read`.
     """
-    pixels, box = decode.read_for(folder, record, crop, size)
-    return lanczos(pixels, box, size)
+    pixels, box = decode.read_record_image_scaled(folder, record, crop, size)
+    return crop_and_resize_tensor(pixels, box, size)
 
 
-def film(
-    folder: str | os.PathLike[str], record: Record, crop: Box, size: tuple[int, int], wanted: Sequence[int]
+def load_video_tensor(
+    folder: str | os.PathLike[str],
+    record: Record,
+    crop: CropBox,
+    size: tuple[int, int],
+    wanted: Sequence[int],
 ) -> torch.Tensor:
     """uint8 (3, F, H, W) of the `wanted` frames of a clip, each cropped and resized as `picture` does."""
     path = Path(folder) / record.file
-    found = video.frames(decode.read_file(path), str(path), wanted)
-    return torch.stack([lanczos(frame, crop, size) for frame in found], dim=1)
+    found = video.read_frames(decode.read_file(path), str(path), wanted)
+    return torch.stack([crop_and_resize_tensor(frame, crop, size) for frame in found], dim=1)
 
 
-def lanczos(
+def crop_and_resize_tensor(
     image: NDArray[np.uint8], box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> torch.Tensor:
     """The part of (H, W, 3) within `box` (rounded to whole pixels), resized to `size`; uint8 (3, H, W)."""

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 
-class Refusal(NamedTuple):
+class FileProblem(NamedTuple):
     """Why a file gives no picture: a stable code, a sentence, and what to do."""
 
     code: str
@@ -15,7 +15,7 @@ class Refusal(NamedTuple):
     remedy: str | None = None
 
 
-AGAIN = "fetch it again"
+REFETCH_REMEDY = "fetch it again"
 SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n\x1a\n",
@@ -45,7 +45,7 @@ _SUFFIXES = {
 }
 
 
-def looks_like_image(head: bytes) -> bool:
+def is_image_header(head: bytes) -> bool:
     """Whether the first 16 bytes are those of an image format, decodable here or not."""
     if head.startswith(b"RIFF"):
         return head[8:12] == b"WEBP"
@@ -56,7 +56,7 @@ def looks_like_image(head: bytes) -> bool:
     return head.startswith(SIGNATURES)
 
 
-def suffix_of(data: bytes) -> str:
+def image_suffix(data: bytes) -> str:
     """The usual ending of a file with this content; ".img" when it is none known here."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
@@ -65,35 +65,37 @@ def suffix_of(data: bytes) -> str:
     return next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), ".img")
 
 
-def impostor(data: bytes) -> Refusal | None:
+def detect_non_image(data: bytes) -> FileProblem | None:
     """The usual impostors: an empty file, a git-lfs pointer, a drawing or web page saved as .jpg."""
     head = data[:4096]
     if not head:
-        return Refusal("empty", "the file is empty", AGAIN)
+        return FileProblem("empty", "the file is empty", REFETCH_REMEDY)
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return Refusal("lfs_pointer", "a git-lfs pointer, not the image", "git lfs pull")
+        return FileProblem("lfs_pointer", "a git-lfs pointer, not the image", "git lfs pull")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype")) and b"<svg" in text:
-        return Refusal("svg", "an SVG drawing, never rendered here", "export it as PNG")
+        return FileProblem("svg", "an SVG drawing, never rendered here", "export it as PNG")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<!--")):
-        return Refusal("markup", "an HTML or XML page, not an image", AGAIN)
+        return FileProblem("markup", "an HTML or XML page, not an image", REFETCH_REMEDY)
     if re.match(rb'[{\[]\s*["{\[\]}\d]', text):
-        return Refusal("json", "JSON text, not an image", AGAIN)
+        return FileProblem("json", "JSON text, not an image", REFETCH_REMEDY)
     return None
 
 
-def unreadable(data: bytes, formats: Collection[str], detail: str) -> Refusal:
+def explain_unreadable(data: bytes, formats: Collection[str], detail: str) -> FileProblem:
     """Why no parser of `formats` took the bytes: a decoder is missing, the header is damaged, or else."""
     if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")) and "JXL" not in formats:
         remedy = "pip install pillow-jxl-plugin, or convert it to PNG"
-        return Refusal("no_decoder", "a JPEG XL image, and no decoder is installed", remedy)
+        return FileProblem("no_decoder", "a JPEG XL image, and no decoder is installed", remedy)
     if data[4:8] == b"ftyp":
         if data[8:11] == b"avi" and "AVIF" not in formats:
             remedy = "install a Pillow built with AVIF, or convert it to PNG"
-            return Refusal("no_decoder", "an AVIF image, and no decoder is installed", remedy)
+            return FileProblem("no_decoder", "an AVIF image, and no decoder is installed", remedy)
         if data[8:11] in (b"hei", b"hev", b"mif", b"msf") and "HEIF" not in formats:
             remedy = "pip install pillow-heif, or convert it to JPEG"
-            return Refusal("no_decoder", "a HEIC image, and no decoder is installed", remedy)
-    if looks_like_image(data[:16]):
-        return Refusal("corrupt", "a damaged image header" + (f": {detail}" if detail else ""), AGAIN)
-    return Refusal("unknown_format", "not an image format known here", "convert it to PNG")
+            return FileProblem("no_decoder", "a HEIC image, and no decoder is installed", remedy)
+    if is_image_header(data[:16]):
+        return FileProblem(
+            "corrupt", "a damaged image header" + (f": {detail}" if detail else ""), REFETCH_REMEDY
+        )
+    return FileProblem("unknown_format", "not an image format known here", "convert it to PNG")

@@ -21,34 +21,34 @@ from PIL import Image
 
 from lorakit.core.errors import ConfigError
 from lorakit.imaging.image_reader import ImageError
-from lorakit.manifest import Clip
+from lorakit.manifest import VideoInfo
 
 # The demuxer is chosen by the name's ending: one chosen by content could be a playlist of other files.
 _FORMATS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska"}
-SUFFIXES = frozenset(_FORMATS)
-_AGAIN = "copy it again from where it is whole, or save it as .mp4"
-_UNSAID = 2  # colours of a frame that does not say by which rule they were coded
-_HD = 720  # lines from which films without a word on it are coded by BT.709, as players assume
+VIDEO_SUFFIXES = frozenset(_FORMATS)
+_COPY_REMEDY = "copy it again from where it is whole, or save it as .mp4"
+_UNSPECIFIED_COLORSPACE = 2  # colours of a frame that does not say by which rule they were coded
+_MIN_HD_LINES = 720  # lines from which films without a word on it are coded by BT.709, as players assume
 
 
 @dataclass(frozen=True)
-class Seen:
+class VideoInspection:
     """What examining a clip tells; `pixels` names its content, the hash of the coded picture stream."""
 
     first: Image.Image  # RGB, upright
-    clip: Clip
+    clip: VideoInfo
     pixels: str
 
 
-def is_clip(name: str) -> bool:
+def is_video(name: str) -> bool:
     """Whether a file's name is that of a clip."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
 
 
-def examine(data: bytes, name: str, max_pixels: int) -> Seen:
+def inspect_video(data: bytes, name: str, max_pixels: int) -> VideoInspection:
     """Decode the whole clip once. Raises `ImageError` for one that is damaged, cut off or too large."""
     digest, count, first, end = hashlib.sha256(b"clip"), 0, None, 0.0
-    with _opened(data, name) as (container, stream):
+    with _VideoReader(data, name) as (container, stream):
         codec = stream.codec_context
         if codec.width * codec.height > max_pixels:
             message = f"{codec.width}x{codec.height} is more than {max_pixels} pixels"
@@ -57,19 +57,19 @@ def examine(data: bytes, name: str, max_pixels: int) -> Seen:
             if packet.size:
                 digest.update(bytes(packet))
             for frame in packet.decode():
-                first = _upright(frame) if first is None else first
+                first = _rotated_pixels(frame) if first is None else first
                 count, end = count + 1, frame.time or 0.0
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         length = (container.duration or 0) / 1_000_000
     if first is None or rate <= 0 or not math.isfinite(rate):
-        raise ImageError("corrupt", "no frame of it can be decoded", where=name, remedy=_AGAIN)
+        raise ImageError("corrupt", "no frame of it can be decoded", where=name, remedy=_COPY_REMEDY)
     if end + 2 / rate < 0.9 * length:
         message = f"it says it lasts {length:.1f} s, and ends after {end:.1f}"
-        raise ImageError("truncated", message, where=name, remedy=_AGAIN)
-    return Seen(Image.fromarray(first), Clip(count, round(rate, 4)), digest.hexdigest())
+        raise ImageError("truncated", message, where=name, remedy=_COPY_REMEDY)
+    return VideoInspection(Image.fromarray(first), VideoInfo(count, round(rate, 4)), digest.hexdigest())
 
 
-def chosen(clip: Clip, fps: float, most: int, step: int) -> tuple[int, ...]:
+def frame_indices(clip: VideoInfo, fps: float, most: int, step: int) -> tuple[int, ...]:
     """The frames that are kept of a clip: as many as `most` and its length allow, one more than a multiple of
     `step`, at `fps` or the clip's own rate if that is lower."""
     stride = max(1.0, clip.fps / fps)
@@ -78,13 +78,13 @@ def chosen(clip: Clip, fps: float, most: int, step: int) -> tuple[int, ...]:
     return tuple(math.floor(i * stride + 1e-6) for i in range(count))
 
 
-def frames(data: bytes, name: str, wanted: Sequence[int]) -> list[NDArray[np.uint8]]:
+def read_frames(data: bytes, name: str, wanted: Sequence[int]) -> list[NDArray[np.uint8]]:
     """Frames (H, W, 3) by their numbers, which rise."""
     found, numbers = [], set(wanted)
-    with _opened(data, name) as (container, stream):
+    with _VideoReader(data, name) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if number in numbers:
-                found.append(_upright(frame))
+                found.append(_rotated_pixels(frame))
             if len(found) == len(wanted):
                 return found
     message = f"it has no frame {wanted[len(found)]}"
@@ -93,17 +93,17 @@ def frames(data: bytes, name: str, wanted: Sequence[int]) -> list[NDArray[np.uin
 
 def first_frame(data: bytes, name: str) -> bytes:
     """The first frame as a picture file, for all that reads pictures."""
-    return picture(Image.fromarray(frames(data, name, [0])[0]))
+    return frame_to_ppm(Image.fromarray(read_frames(data, name, [0])[0]))
 
 
-def picture(frame: Image.Image) -> bytes:
+def frame_to_ppm(frame: Image.Image) -> bytes:
     """A frame as the bytes of a picture file."""
     file = io.BytesIO()
     frame.save(file, "PPM")
     return file.getvalue()
 
 
-def strip(film: Sequence[Image.Image]) -> Image.Image:
+def frame_strip(film: Sequence[Image.Image]) -> Image.Image:
     """The first, middle and last frame side by side; of one frame, that frame."""
     shown = [film[i] for i in sorted({0, len(film) // 2, len(film) - 1})]
     sheet = Image.new("RGB", (sum(frame.width for frame in shown), shown[0].height))
@@ -112,7 +112,7 @@ def strip(film: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def animation(film: Sequence[Image.Image], fps: float) -> bytes:
+def encode_webp(film: Sequence[Image.Image], fps: float) -> bytes:
     """An animated WebP that plays over and over, without loss."""
     file = io.BytesIO()
     pause = round(1000 / fps)
@@ -122,11 +122,11 @@ def animation(film: Sequence[Image.Image], fps: float) -> bytes:
     return file.getvalue()
 
 
-class _opened:
+class _VideoReader:
     """A clip's container and its picture stream; what goes wrong inside is an `ImageError`."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        self.data, self.name, self.av = data, name, library()
+        self.data, self.name, self.av = data, name, import_av()
         self.container: Any = None
 
     def __enter__(self) -> tuple[Any, Any]:
@@ -134,10 +134,12 @@ class _opened:
             kind = _FORMATS[PurePosixPath(self.name).suffix.lower()]
             self.container = self.av.open(io.BytesIO(self.data), format=kind)
         except self.av.FFmpegError as error:
-            raise ImageError("corrupt", f"no film: {_told(error)}", where=self.name, remedy=_AGAIN) from error
+            raise ImageError(
+                "corrupt", f"no film: {_error_text(error)}", where=self.name, remedy=_COPY_REMEDY
+            ) from error
         if not self.container.streams.video:
             self.container.close()
-            raise ImageError("corrupt", "it holds no pictures", where=self.name, remedy=_AGAIN)
+            raise ImageError("corrupt", "it holds no pictures", where=self.name, remedy=_COPY_REMEDY)
         stream = self.container.streams.video[0]
         stream.thread_type = "AUTO"
         return self.container, stream
@@ -145,14 +147,16 @@ class _opened:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.container.close()
         if isinstance(error, self.av.FFmpegError):
-            raise ImageError("corrupt", f"damaged: {_told(error)}", where=self.name, remedy=_AGAIN) from error
+            raise ImageError(
+                "corrupt", f"damaged: {_error_text(error)}", where=self.name, remedy=_COPY_REMEDY
+            ) from error
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def library() -> Any:
+def import_av() -> Any:
     """PyAV; without it, a `ConfigError` that names the extra."""
     try:
         import av
@@ -165,8 +169,8 @@ def library() -> Any:
     return av
 
 
-def _upright(frame: Any) -> NDArray[np.uint8]:
+def _rotated_pixels(frame: Any) -> NDArray[np.uint8]:
     """A frame's pixels (H, W, 3), turned as its container says."""
-    unsaid = frame.colorspace == _UNSAID and min(frame.width, frame.height) >= _HD
+    unsaid = frame.colorspace == _UNSPECIFIED_COLORSPACE and min(frame.width, frame.height) >= _MIN_HD_LINES
     pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if unsaid else None)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))

@@ -27,7 +27,7 @@ from lorakit.models import base_model
 if TYPE_CHECKING:
     from PIL import Image
 
-Pictures: TypeAlias = "Sequence[Image.Image] | torch.Tensor"
+ImagesOrFeatures: TypeAlias = "Sequence[Image.Image] | torch.Tensor"
 Resize = Literal["shortest", "squash", "pad"]
 
 _RESIZE = {"shortest": "shortest", "squash": "squash", "pad": "longest"}  # open_clip's names
@@ -66,7 +66,7 @@ class ClipScorer:
         )  # a folder has its own
         if ":" not in model:
             _check_weights(model, self.pretrained)
-        with _loading(model, self.pretrained):
+        with _load_errors_as_config_error(model, self.pretrained):
             self.model = open_clip.create_model(
                 model,
                 self.pretrained,
@@ -79,7 +79,7 @@ class ClipScorer:
         self.model.eval()
         self.preprocessing = _preprocessing(self.model, resize)
         self.preprocess = open_clip.transform.image_transform_v2(self.preprocessing, is_train=False)
-        self.weights_sha256 = _hash(model, self.pretrained)
+        self.weights_sha256 = _weights_hash(model, self.pretrained)
         self._truncated: dict[str, None] = {}  # an ordered set
 
     @classmethod
@@ -122,14 +122,14 @@ class ClipScorer:
         rows = {text: row for row, text in enumerate(unique)}
         return F.normalize(torch.cat(pieces), dim=-1)[[rows[text] for text in texts]]
 
-    def clip_t(self, images: Pictures, texts: Sequence[str]) -> NDArray[np.float64]:
+    def clip_t(self, images: ImagesOrFeatures, texts: Sequence[str]) -> NDArray[np.float64]:
         """The cosine of each picture, or of its `image_features`, with its own text (N,), from -1 to 1."""
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} pictures but {len(texts)} texts")
         products = self._features(images).double() * self.text_features(texts).double()
         return products.sum(-1).numpy()
 
-    def choose(self, images: Pictures, options: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+    def choose(self, images: ImagesOrFeatures, options: Sequence[Sequence[str]]) -> NDArray[np.int64]:
         """For each picture, or its `image_features`, the index of the nearest of its own `options` (N,)."""
         if len(images) != len(options) or not all(options):
             raise ValueError(
@@ -151,7 +151,7 @@ class ClipScorer:
             "model": Path(self.name).name if self.name.startswith(_LOCAL) else self.name,
             "pretrained": "the model's own" if self.pretrained is None else Path(self.pretrained).name,
             "weights_sha256": self.weights_sha256,
-            "resize": resize_name(used.resize_mode),
+            "resize": resize_mode_name(used.resize_mode),
             "size": size,
             "interpolation": used.interpolation,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -160,7 +160,7 @@ class ClipScorer:
             "open_clip": metadata.version("open-clip-torch"),
         }
 
-    def _features(self, images: Pictures) -> torch.Tensor:
+    def _features(self, images: ImagesOrFeatures) -> torch.Tensor:
         return images if isinstance(images, torch.Tensor) else self.image_features(images)
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:
@@ -172,12 +172,12 @@ class ClipScorer:
         return ids
 
 
-def resize_name(mode: str) -> str:
+def resize_mode_name(mode: str) -> str:
     """open_clip's resize mode by our name."""
     return {value: key for key, value in _RESIZE.items()}[mode]
 
 
-def preprocessing_of(
+def preprocess_config(
     size: int | Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
@@ -214,7 +214,7 @@ def _quick_gelu(model: str, pretrained: str | None) -> bool:
     return bool(pretrained and open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu"))
 
 
-def _hash(model: str, pretrained: str | None) -> str | None:
+def _weights_hash(model: str, pretrained: str | None) -> str | None:
     """SHA-256 of weights that lie in a file of the user's; a tag of open_clip names its weights by itself."""
     if model.startswith(_LOCAL):
         return sha256_file(next(Path(model.removeprefix(_LOCAL)).glob("*.safetensors")))
@@ -235,7 +235,7 @@ def _resized(used: Any, resize: Resize) -> Any:
 
 
 @contextlib.contextmanager
-def _loading(model: str, pretrained: str | None) -> Iterator[None]:
+def _load_errors_as_config_error(model: str, pretrained: str | None) -> Iterator[None]:
     """Whatever keeps open_clip from loading a model is one readable error."""
     try:
         yield

@@ -19,19 +19,19 @@ from pathlib import Path
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, DiskError, LorakitError
 
-PATTERNS = [
+PIPELINE_FILES = [
     "model_index.json",
     "modular_model_index.json",
     "lorakit.json",
     *(f"*/*.{end}" for end in ("json", "safetensors", "txt", "model", "jinja")),
 ]
-IGNORED = ["*.fp16.safetensors", "*.fp16-*", "*.non_ema.safetensors", "*flax*", "safety_checker/*"]
-WAITS = (1.0, 3.0, 9.0)  # seconds before asking a busy hub again
-_BUSY = (429, 500, 502, 503, 504)
+IGNORE_PATTERNS = ["*.fp16.safetensors", "*.fp16-*", "*.non_ema.safetensors", "*flax*", "safety_checker/*"]
+RETRY_DELAYS = (1.0, 3.0, 9.0)  # seconds before asking a busy hub again
+_RETRYABLE_STATUS = (429, 500, 502, 503, 504)
 _OFFLINE_REMEDY = "check the network and HF_HUB_OFFLINE, or give a local folder"
 
 
-def fetch(spec: str, patterns: Sequence[str] = PATTERNS, what: str = "base") -> Path:
+def download_model(spec: str, patterns: Sequence[str] = PIPELINE_FILES, what: str = "base") -> Path:
     """The local folder of `id` or `id@revision`: from the cache when it is known to be whole there, else from
     the hub; only the files that match `patterns`. `what` is what errors call it.
 
@@ -50,26 +50,26 @@ def fetch(spec: str, patterns: Sequence[str] = PATTERNS, what: str = "base") -> 
         name,
         revision=revision or None,
         allow_patterns=list(patterns),
-        ignore_patterns=IGNORED,
+        ignore_patterns=IGNORE_PATTERNS,
     )
     with contextlib.suppress(Exception):  # not (wholly) in the local cache, for whatever reason: ask the hub
         get_cached_repo_tree(name, revision=revision or None)  # without it nobody knows what is missing
         return Path(get(local_files_only=True))
     try:
-        folder = Path(_patiently(get))
+        folder = Path(_with_retries(get))
     except Exception as error:
-        raise _refusal(spec, error, what) from error
+        raise _hub_error(spec, error, what) from error
     _check_download(folder, f"{what}: {spec}")
     return folder
 
 
-def _patiently(get: Callable[[], str]) -> str:
+def _with_retries(get: Callable[[], str]) -> str:
     """`get`, tried again after a while when the hub is busy."""
-    for wait in WAITS:
+    for wait in RETRY_DELAYS:
         try:
             return get()
         except Exception as error:
-            if _status(error) not in _BUSY:
+            if _status(error) not in _RETRYABLE_STATUS:
                 raise
         time.sleep(wait)
     return get()
@@ -81,7 +81,7 @@ def _status(error: BaseException) -> int:
     return int(getattr(response, "status_code", 0))
 
 
-def _refusal(spec: str, error: Exception, what: str) -> LorakitError:
+def _hub_error(spec: str, error: Exception, what: str) -> LorakitError:
     """One readable error for whatever the hub's client raised."""
     from huggingface_hub import errors
 
@@ -101,7 +101,7 @@ def _refusal(spec: str, error: Exception, what: str) -> LorakitError:
         )
     if status in (401, 403):
         return ConfigError(f"the hub refuses access ({status})", where=where, remedy=access)
-    if status in _BUSY:
+    if status in _RETRYABLE_STATUS:
         return ConfigError(f"the hub is busy ({status})", where=where, remedy="try again later")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         text = f"the hub cannot be reached, and the {what} is not (wholly) in the local cache"
@@ -117,7 +117,7 @@ def _refusal(spec: str, error: Exception, what: str) -> LorakitError:
 def _check_download(folder: Path, where: str) -> None:
     """Hold every file against the hash the hub named it by; a wrong one is taken out of the hub's cache."""
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and _is_altered(file):
+        if file.is_file() and _hash_differs(file):
             storage.remove_file(file.resolve())
             raise DataError(
                 f"{file.relative_to(folder)} arrived damaged, and was removed from the hub's cache",
@@ -126,7 +126,7 @@ def _check_download(folder: Path, where: str) -> None:
             )
 
 
-def _is_altered(file: Path) -> bool:
+def _hash_differs(file: Path) -> bool:
     """Whether a file is not what the cache names it by: its SHA-256, or git's SHA-1 for small files."""
     stated = Path(os.readlink(file)).name if file.is_symlink() else ""
     if re.fullmatch(r"[0-9a-f]{64}", stated):

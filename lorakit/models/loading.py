@@ -11,17 +11,17 @@ import torch
 
 from lorakit.models import memory, quantize
 from lorakit.models.families.family import Family
-from lorakit.models.families.pipeline_folder import components
+from lorakit.models.families.pipeline_folder import pipeline_components
 
 T = TypeVar("T")
 
 
-def text_parts(family: Family, base: Path) -> set[str]:
+def text_components(family: Family, base: Path) -> set[str]:
     """The components of a base that encode text."""
-    return {part for part in components(base) if part.startswith(family.text_parts)}
+    return {part for part in pipeline_components(base) if part.startswith(family.text_parts)}
 
 
-def with_text(
+def run_with_text_encoders(
     family: Family,
     base: Path,
     work: Callable[[Any], T],
@@ -35,19 +35,19 @@ def with_text(
     They are the largest part of some bases; where they do not fit `device`, the processor does the work,
     which must be one that can be done again.
     """
-    parts = text_parts(family, base)
+    parts = text_components(family, base)
     try:
         return work(family.load(base, dtype=dtype, device=device, only=parts))
     except torch.OutOfMemoryError:
         if device.type == "cpu":
             raise
     finally:
-        collect(device)
+        free_memory(device)
     say("the text encoders do not fit this device: the processor encodes the texts, once")
     return work(family.load(base, dtype=dtype, only=parts))
 
 
-def load(
+def load_components(
     family: Family,
     base: Path,
     parts: Collection[str] | None,
@@ -62,11 +62,11 @@ def load(
     if not kind:
         return family.load(base, dtype=dtype, device=device, only=parts)
     pipe = family.load(base, dtype=dtype, only=parts)
-    quantize.swap(family.denoiser(pipe), kind, device, compute or dtype)
+    quantize.quantize_linear_layers(family.denoiser(pipe), kind, device, compute or dtype)
     return pipe.to(device)
 
 
-def collect(device: torch.device) -> None:
+def free_memory(device: torch.device) -> None:
     """Give back what nothing refers to any more."""
     gc.collect()
-    memory.release(device)
+    memory.empty_device_cache(device)

@@ -13,7 +13,7 @@ from lorakit.core.errors import MemoryLimitError
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """Bytes. `activations` are those of one image at the largest size, None when they cannot be counted;
     `recomputed` tells whether gradient checkpointing is on."""
 
@@ -27,7 +27,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def activations(model: torch.nn.Module, forward: Callable[[], torch.Tensor]) -> int | None:
+def activation_bytes(model: torch.nn.Module, forward: Callable[[], torch.Tensor]) -> int | None:
     """Bytes that the backward pass of `forward()` through `model` keeps, found with tensors that have shapes
     but no memory (torch's fake tensors); None where the model cannot run on those.
     """
@@ -53,42 +53,44 @@ def activations(model: torch.nn.Module, forward: Callable[[], torch.Tensor]) -> 
     return sum(kept.values())
 
 
-def footprint(
+def estimate_memory(
     denoiser: torch.nn.Module, optimizer: str, forward: Callable[[], torch.Tensor] | None = None
-) -> Footprint:
+) -> MemoryEstimate:
     """Count a denoiser with its adapter; gradients and optimizer states are counted with the adapter."""
     trained = [p for p in denoiser.parameters() if p.requires_grad]
     states = 2 if optimizer.endswith("8bit") else 8  # bytes for the two moments of each number
     frozen = _bytes(p for p in denoiser.parameters() if not p.requires_grad)
     adapter = 2 * _bytes(trained) + states * sum(p.numel() for p in trained)
     recomputed = any(getattr(module, "gradient_checkpointing", False) for module in denoiser.modules())
-    return Footprint(frozen, adapter, activations(denoiser, forward) if forward else None, recomputed)
+    return MemoryEstimate(
+        frozen, adapter, activation_bytes(denoiser, forward) if forward else None, recomputed
+    )
 
 
-def gib(count: float) -> str:
+def format_bytes(count: float) -> str:
     """1.23 GiB, or MiB below one."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def error(recipe: Recipe, found: Footprint, step: int, reason: str) -> MemoryLimitError:
+def memory_limit_error(recipe: Recipe, found: MemoryEstimate, step: int, reason: str) -> MemoryLimitError:
     """The message for a step that does not fit even one image at a time, remedies with estimated sizes."""
-    parts = [f"base {gib(found.base)}", f"adapter with optimizer {gib(found.adapter)}"]
+    parts = [f"base {format_bytes(found.base)}", f"adapter with optimizer {format_bytes(found.adapter)}"]
     remedies = []
     if found.activations is not None:
-        parts.append(f"activations of one image {gib(found.activations)}")
+        parts.append(f"activations of one image {format_bytes(found.activations)}")
     size = found.activations or 0
     if not found.recomputed:
-        saved = f" (most of {gib(size)})" if size else ""
+        saved = f" (most of {format_bytes(size)})" if size else ""
         remedies.append(f"memory={{checkpoint: 1}} recomputes activations{saved}")
     if not recipe.quantized:
-        remedies.append(f"memory={{quantize: nf4}} (base about {gib(found.base * 0.28)})")
+        remedies.append(f"memory={{quantize: nf4}} (base about {format_bytes(found.base * 0.28)})")
     smaller = max(64, round(recipe.resolution * 0.75) // 64 * 64)
     if smaller < recipe.resolution:
         share = (smaller / recipe.resolution) ** 2
-        saved = f" (activations {gib(size * share)})" if size else ""
+        saved = f" (activations {format_bytes(size * share)})" if size else ""
         remedies.append(f"resolution={smaller}{saved}")
     if recipe.adapter.rank > 4:
-        remedies.append(f"adapter.rank={recipe.adapter.rank // 2} (saves {gib(found.adapter / 2)})")
+        remedies.append(f"adapter.rank={recipe.adapter.rank // 2} (saves {format_bytes(found.adapter / 2)})")
     return MemoryLimitError(
         f"out of memory with one image at a time; estimated: {', '.join(parts)}\n  {reason}",
         where=f"step {step}",
@@ -96,7 +98,7 @@ def error(recipe: Recipe, found: Footprint, step: int, reason: str) -> MemoryLim
     )
 
 
-def release(device: Any) -> None:
+def empty_device_cache(device: Any) -> None:
     """Give cached blocks back to the device after a failed allocation."""
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

@@ -19,17 +19,23 @@ from torch import nn
 
 from lorakit.core.errors import ConfigError
 
-_INSIDE = re.compile(r"(^|\.)\d+\.")  # of a numbered block
-_KEPT = re.compile(r"embed|time_|distilled_guidance")  # by name, where blocks or their makers hold them too
+_NUMBERED_BLOCK = re.compile(r"(^|\.)\d+\.")  # of a numbered block
+_KEEP_PRECISION = re.compile(
+    r"embed|time_|distilled_guidance"
+)  # by name, where blocks or their makers hold them too
 
 
-def is_swapped(name: str, module: nn.Module) -> bool:
+def is_quantizable(name: str, module: nn.Module) -> bool:
     """Whether `swap` replaces a layer of a denoiser."""
     # subclasses compute something else than a product
-    return type(module) is nn.Linear and bool(_INSIDE.search(name)) and not _KEPT.search(name)
+    return (
+        type(module) is nn.Linear and bool(_NUMBERED_BLOCK.search(name)) and not _KEEP_PRECISION.search(name)
+    )
 
 
-def swap(denoiser: nn.Module, kind: str, device: torch.device | str, compute: torch.dtype) -> int:
+def quantize_linear_layers(
+    denoiser: nn.Module, kind: str, device: torch.device | str, compute: torch.dtype
+) -> int:
     """Replace linear layers in place by ones of `kind` ("nf4", "int8") on `device`; returns how many.
 
     Called before the adapter is injected. The rest of the denoiser stays where it is. Products are computed
@@ -37,7 +43,7 @@ def swap(denoiser: nn.Module, kind: str, device: torch.device | str, compute: to
     """
     # it would say for every product on a GPU that 8-bit products take half precision
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    chosen = [name for name, module in denoiser.named_modules() if is_swapped(name, module)]
+    chosen = [name for name, module in denoiser.named_modules() if is_quantizable(name, module)]
     if not chosen:
         raise ConfigError(
             "no layer of this base can be quantised", where="memory.quantize", remedy="leave it out"
@@ -45,7 +51,7 @@ def swap(denoiser: nn.Module, kind: str, device: torch.device | str, compute: to
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
         owner = denoiser.get_submodule(parent)
-        setattr(owner, leaf, MAKERS[kind](getattr(owner, leaf), compute).to(device))
+        setattr(owner, leaf, QUANTIZED_LAYERS[kind](getattr(owner, leaf), compute).to(device))
     gc.collect()
     return len(chosen)
 
@@ -81,4 +87,4 @@ def _with_bias(layer: Any, linear: nn.Linear, compute: torch.dtype) -> nn.Module
     return made
 
 
-MAKERS: dict[str, Callable[[nn.Linear, torch.dtype], nn.Module]] = {"nf4": _nf4, "int8": _int8}
+QUANTIZED_LAYERS: dict[str, Callable[[nn.Linear, torch.dtype], nn.Module]] = {"nf4": _nf4, "int8": _int8}

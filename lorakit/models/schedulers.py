@@ -33,7 +33,7 @@ SAMPLERS: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 """By objective: name -> (diffusers class, settings that differ from the base's own scheduler)."""
 
 
-def check(objective: str, name: str) -> None:
+def check_sampler(objective: str, name: str) -> None:
     """Refuse a sampler that does not exist for this kind of model."""
     if name not in SAMPLERS[objective]:
         raise ConfigError(
@@ -44,17 +44,17 @@ def check(objective: str, name: str) -> None:
 
 
 @contextmanager
-def using(pipe: Any, objective: str, name: str | None) -> Iterator[None]:
+def use_sampler(pipe: Any, objective: str, name: str | None) -> Iterator[None]:
     """The pipeline with another sampler for a while; None leaves it as the base was published."""
     if name is None:
         yield
         return
-    check(objective, name)
+    check_sampler(objective, name)
     import diffusers
 
     kind, settings = SAMPLERS[objective][name]
     own = pipe.scheduler
-    shift = _shift(own.config, "flow_shift" if "use_flow_sigmas" in settings else "shift", objective)
+    shift = _shift_argument(own.config, "flow_shift" if "use_flow_sigmas" in settings else "shift", objective)
     pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **settings, **shift)
     try:
         yield
@@ -62,7 +62,7 @@ def using(pipe: Any, objective: str, name: str | None) -> Iterator[None]:
         pipe.scheduler = own
 
 
-def _shift(config: Mapping[str, Any], name: str, objective: str) -> dict[str, Any]:
+def _shift_argument(config: Mapping[str, Any], name: str, objective: str) -> dict[str, Any]:
     """The base's own shift of noise levels, which schedulers call by one of two names."""
     known = config.get("shift", config.get("flow_shift"))
     return {} if objective != "flow" or known is None else {name: known}

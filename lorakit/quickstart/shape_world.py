@@ -20,7 +20,7 @@ from PIL import Image
 
 Floats = NDArray[np.floating]
 
-CANVAS = 64  # pixels that the lengths below refer to
+IMAGE_SIZE = 64  # pixels that the lengths below refer to
 TRIGGER = "sks"
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -58,7 +58,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 # Words without a meaning here, put into a share of the captions so that an unknown word is harmless.
-FILLERS = (TRIGGER, "ohwx", "zwx", "xyz", "photo", "picture", "drawing", "nice", "simple", "plain",
+FILLER_WORDS = (TRIGGER, "ohwx", "zwx", "xyz", "photo", "picture", "drawing", "nice", "simple", "plain",
            "bright", "my", "dog", "cat", "toy", "style", "art", "lovely", "new", "one")  # fmt: skip
 
 
@@ -83,19 +83,19 @@ def all_scenes(shapes: Sequence[str] = SHAPES, styles: Sequence[str] = STYLES) -
     return [Scene(*words) for words in itertools.product(*axes) if words[1] != words[2]]
 
 
-def unseen(scene: Scene) -> bool:
+def is_held_out(scene: Scene) -> bool:
     """Whether this composition is kept out of pre-training (one in twenty, by a hash of its words)."""
     words = " ".join(getattr(scene, name) for name in ATTRIBUTES)
     return zlib.crc32(words.encode()) % 20 == 0
 
 
-def vary(scene: Scene, attribute: str, word: str) -> Scene:
+def with_attribute(scene: Scene, attribute: str, word: str) -> Scene:
     """The same scene with another word for one attribute."""
     change: dict[str, Any] = {attribute: word}
     return replace(scene, **change)
 
 
-def jitter(rng: np.random.Generator, scene: Scene) -> Scene:
+def jitter_scene(rng: np.random.Generator, scene: Scene) -> Scene:
     """The same composition with the centre moved by up to 1.5 pixels and the radius changed by up to 5 %."""
     dx, dy, scale = rng.uniform(-1.0, 1.0, 3)
     return replace(scene, dx=1.5 * float(dx), dy=1.5 * float(dy), scale=1.0 + 0.05 * float(scale))
@@ -114,13 +114,13 @@ def random_scene(
         size=str(rng.choice(list(SIZES))),
         position=str(rng.choice(list(POSITIONS))),
     )
-    return jitter(rng, scene)
+    return jitter_scene(rng, scene)
 
 
 # --- Captions
 
 
-def caption(
+def scene_caption(
     scene: Scene,
     *,
     drop: Collection[str] = (),
@@ -159,7 +159,7 @@ def random_caption(
 ) -> str:
     """A training caption: words dropped at random but for those of `keep`, fillers put in at random."""
     drop = {name for name, rate in DROP_RATES.items() if name not in keep and rng.random() < rate}
-    text = caption(scene, drop=drop, say_solid="style" in keep or rng.random() < 0.3)
+    text = scene_caption(scene, drop=drop, say_solid="style" in keep or rng.random() < 0.3)
     if rng.random() >= filler_rate:
         return text
     words = text.split()
@@ -175,7 +175,7 @@ def _filler(rng: np.random.Generator) -> str:
     if kind < 0.2:
         return TRIGGER
     if kind < 0.7:
-        return str(rng.choice(FILLERS))
+        return str(rng.choice(FILLER_WORDS))
     return "".join(chr(97 + int(c)) for c in rng.integers(0, 26, int(rng.integers(2, 5))))
 
 
@@ -231,7 +231,7 @@ def _regular(points: int, inner: float) -> list[tuple[float, float]]:
 
 
 _S, _W = 0.86, 0.32  # the square's half side and the cross's half width
-DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
+SHAPE_DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
     "circle": _circle,
     "square": _polygon([(-_S, -_S), (_S, -_S), (_S, _S), (-_S, _S)]),
     "triangle": _polygon([(0.0, -1.0), (1.0, 0.8), (-1.0, 0.8)]),
@@ -247,35 +247,35 @@ DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
 # --- Drawing
 
 
-def draw_batch(scenes: Sequence[Scene], size: int = CANVAS) -> NDArray[np.uint8]:
+def render_scenes(scenes: Sequence[Scene], size: int = IMAGE_SIZE) -> NDArray[np.uint8]:
     """Pictures of the scenes: (N, size, size, 3) uint8."""
     pictures = np.empty((len(scenes), size, size, 3), np.uint8)
     by_look: dict[tuple[str, str], list[int]] = {}
     for index, scene in enumerate(scenes):
         by_look.setdefault((scene.shape, scene.style), []).append(index)
     for (shape, style), indices in by_look.items():
-        pictures[indices] = _draw_alike([scenes[i] for i in indices], shape, style, size)
+        pictures[indices] = _render_same_look([scenes[i] for i in indices], shape, style, size)
     return pictures
 
 
-def draw(scene: Scene, size: int = CANVAS) -> Image.Image:
+def render_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
     """The scene's picture, RGB, `size` pixels square; equal scenes give equal bytes."""
-    return Image.fromarray(draw_batch([scene], size)[0])
+    return Image.fromarray(render_scenes([scene], size)[0])
 
 
 def _column(values: Sequence[float]) -> Floats:
     return np.array(values, np.float32).reshape(-1, 1, 1)
 
 
-def _draw_alike(scenes: Sequence[Scene], shape: str, style: str, size: int) -> NDArray[np.uint8]:
+def _render_same_look(scenes: Sequence[Scene], shape: str, style: str, size: int) -> NDArray[np.uint8]:
     """Scenes of one shape and one style: everything else differs per picture."""
-    unit = CANVAS / size  # length of one output pixel
-    axis = ((np.arange(size, dtype=np.float32) + 0.5) * unit - CANVAS / 2).astype(np.float32)
+    unit = IMAGE_SIZE / size  # length of one output pixel
+    axis = ((np.arange(size, dtype=np.float32) + 0.5) * unit - IMAGE_SIZE / 2).astype(np.float32)
     x = axis[None, None, :] - _column([POSITIONS[s.position][0] + s.dx for s in scenes])
     y = axis[None, :, None] - _column([POSITIONS[s.position][1] + s.dy for s in scenes])
     radius = _column([SIZES[s.size] * s.scale for s in scenes])
     x, y = np.broadcast_arrays(x / radius, y / radius)
-    distance = DISTANCES[shape](x, y) * radius
+    distance = SHAPE_DISTANCES[shape](x, y) * radius
     x, y = x * radius, y * radius
 
     ink = np.array([COLOURS[s.colour] for s in scenes], np.float32)[:, None, None, :]

@@ -9,15 +9,15 @@ from lorakit.reports.html import Html, join, paragraph, tag
 
 WIDTH, HALF, HEIGHT = 1000, 520, 300  # SVG user units; the drawing scales to the page, or to half of it
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, HEIGHT - 46  # margins of the plane inside its axes
-COLOURS = 6  # --c1 ... --c6 in style.css, then again from the first
-LONGEST_CURVE = 400  # drawn points of a curve; a longer one keeps the extremes of each piece
-HOVERS = 100  # points of a curve that show their value
+COLOR_COUNT = 6  # --c1 ... --c6 in style.css, then again from the first
+MAX_POINTS = 400  # drawn points of a curve; a longer one keeps the extremes of each piece
+MAX_TOOLTIPS = 100  # points of a curve that show their value
 
 Points = Sequence[tuple[float, float]]
 Band = Sequence[tuple[float, float, float]]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def axis_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) that cover low..high in about `count` steps."""
     if not high > low:
         pad = abs(low) * 0.1 or 1.0
@@ -36,7 +36,7 @@ def _tick_text(value: float, step: float) -> str:
     return f"{value + 0.0:,.{decimals}f}".replace("-", "−")
 
 
-class Plane:
+class ChartAxes:
     """Maps data to the drawing and draws the axes."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Plane:
     ) -> None:
         self.width, self.height = width, height
         self.right, self.bottom = width - RIGHT, height - (HEIGHT - BOTTOM)
-        self.y_ticks = ticks(min(ys), max(ys))
+        self.y_ticks = axis_ticks(min(ys), max(ys))
         self.x_low, self.x_high = min(xs), max(xs)
         if self.x_high == self.x_low:
             self.x_low, self.x_high = self.x_low - 0.5, self.x_high + 0.5
@@ -67,7 +67,7 @@ class Plane:
         return [*parts, tag("text", y_label, transform=turned, text_anchor="middle")]
 
     def x_axis(self, x_label: str) -> list[Html]:
-        marks = ticks(self.x_low, self.x_high, self.width // (125 if self.width > HALF else 85))
+        marks = axis_ticks(self.x_low, self.x_high, self.width // (125 if self.width > HALF else 85))
         step = marks[1] - marks[0]
         parts = [
             tag("text", _tick_text(value, step), x=self.x(value), y=self.bottom + 18, text_anchor="middle")
@@ -109,11 +109,11 @@ def _finite(points: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
     return sorted(point for point in points if all(map(math.isfinite, point)))
 
 
-def _thin(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+def _downsample(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
     """A long curve by its ends and the lowest and highest point of each piece, so that spikes stay."""
-    if len(points) <= LONGEST_CURVE:
+    if len(points) <= MAX_POINTS:
         return points
-    size = math.ceil(2 * len(points) / LONGEST_CURVE)
+    size = math.ceil(2 * len(points) / MAX_POINTS)
     kept = {points[0], points[-1]}
     for start in range(0, len(points), size):
         piece = points[start : start + size]
@@ -121,14 +121,14 @@ def _thin(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
     return sorted(kept)
 
 
-def _curve(plane: Plane, name: str, points: list[tuple[float, ...]], colour: int) -> list[Html]:
-    drawn = _thin(points)
+def _curve(plane: ChartAxes, name: str, points: list[tuple[float, ...]], colour: int) -> list[Html]:
+    drawn = _downsample(points)
     places = [(plane.x(x), plane.y(y)) for x, y in drawn]
     path = " ".join(f"{x},{y}" for x, y in places)
     parts = [tag("polyline", class_="curve", style=f"stroke:var(--c{colour})", points=path)]
     if len(drawn) <= 30:
         parts += [tag("circle", cx=x, cy=y, r=3, style=f"fill:var(--c{colour})") for x, y in places]
-    every = max(1, math.ceil(len(drawn) / HOVERS))
+    every = max(1, math.ceil(len(drawn) / MAX_TOOLTIPS))
     for (x, y), (cx, cy) in list(zip(drawn, places, strict=True))[::every]:
         title = tag("title", f"{name}: {y:.5g} at {x:g}")
         parts.append(
@@ -137,7 +137,7 @@ def _curve(plane: Plane, name: str, points: list[tuple[float, ...]], colour: int
     return parts
 
 
-def _area(plane: Plane, band: list[tuple[float, ...]], colour: int) -> Html:
+def _band_polygon(plane: ChartAxes, band: list[tuple[float, ...]], colour: int) -> Html:
     upper = [(plane.x(x), plane.y(high)) for x, _, high in band]
     lower = [(plane.x(x), plane.y(low)) for x, low, _ in reversed(band)]
     path = " ".join(f"{x},{y}" for x, y in upper + lower)
@@ -167,14 +167,14 @@ def line_chart(
     if not xs:
         return tag("figure", paragraph(f"{y_label}: no points to draw."))
     ys = [y for points in everything for point in points for y in point[1:]]
-    plane = Plane([*xs, *(marks or {}).values()], [*ys, *across.values()], HALF if half else WIDTH)
-    colours = {name: i % COLOURS + 1 for i, name in enumerate(dict.fromkeys([*curves, *areas]))}
+    plane = ChartAxes([*xs, *(marks or {}).values()], [*ys, *across.values()], HALF if half else WIDTH)
+    colours = {name: i % COLOR_COUNT + 1 for i, name in enumerate(dict.fromkeys([*curves, *areas]))}
     parts = plane.axes(y_label) + plane.x_axis(x_label)
     for name, y in across.items():
         parts += plane.level(y, name)
     for name, x in (marks or {}).items():
         parts += plane.mark(x, name)
-    parts += [_area(plane, band, colours[name]) for name, band in areas.items() if band]
+    parts += [_band_polygon(plane, band, colours[name]) for name, band in areas.items() if band]
     for name, points in curves.items():
         parts += _curve(plane, name, points, colours[name]) if points else []
     legend = [tag("li", tag("i", style=f"background:var(--c{c})"), name) for name, c in colours.items()]
@@ -187,7 +187,7 @@ def bar_chart(labels: Sequence[str], values: Sequence[float], *, y_label: str) -
     pairs = [(label, float(v)) for label, v in zip(labels, values, strict=True) if math.isfinite(v)]
     if not pairs:
         return tag("figure", paragraph(f"{y_label}: no values to draw."))
-    plane = Plane([0.0, float(len(pairs))], [0.0, *(value for _, value in pairs)])
+    plane = ChartAxes([0.0, float(len(pairs))], [0.0, *(value for _, value in pairs)])
     pitch = (plane.right - LEFT) / len(pairs)
     every = math.ceil(26 / pitch)  # turned labels closer than 26 units overlap
     turned = any(len(label) * 7 > pitch for label, _ in pairs)  # a letter is about 7 units wide
@@ -204,7 +204,7 @@ def bar_chart(labels: Sequence[str], values: Sequence[float], *, y_label: str) -
     return tag("figure", plane.svg(parts, y_label))
 
 
-def _bar(plane: Plane, label: str, value: float, middle: float, width: float) -> Html:
+def _bar(plane: ChartAxes, label: str, value: float, middle: float, width: float) -> Html:
     top, foot = plane.y(max(value, 0.0)), plane.y(min(value, 0.0))
     title = tag("title", f"{label}: {value:g}")
     left, height = round(middle - width / 2, 2), round(max(foot - top, 0.75), 2)

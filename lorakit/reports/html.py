@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
 
 # A number with sign, interval or short unit: "12", "-3.5 %", "+1.2 [0.3, 2.1]", "480 MB", "3/4".
 _NUMBER = re.compile(r"^[+\-−±]?\s*\d[\d\s.,+\-−–±×/:\[\]()%]*([a-zA-Zµ]{1,3}(/s)?)?$")
-_NONE = ("", "–")  # cells of a column of numbers that hold none
+_EMPTY_CELLS = ("", "–")  # cells of a column of numbers that hold none
 
 
 class Html(str):
@@ -46,12 +48,12 @@ def tag(name: str, /, *parts: object, **attributes: object) -> Html:
     return Html(f"{opening}>{join(parts)}{closing}")
 
 
-def page(title: str, body: Iterable[Html], *, subtitle: str = "", style: str = "") -> str:
+def html_page(title: str, body: Iterable[Html], *, subtitle: str = "", style: str = "") -> str:
     """A whole HTML document that opens from disk, offline, in any browser; `style` is CSS of its own."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8") + style
     head = [
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=CONTENT_SECURITY_POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("meta", name="color-scheme", content="light dark"),
@@ -78,7 +80,7 @@ def paragraph(text: str) -> Html:
     return tag("p", text)
 
 
-def verdict(text: str, good: bool | None) -> Html:
+def summary_banner(text: str, good: bool | None) -> Html:
     """The one line to read first; None is neither good nor bad. A sign says it beside the colour."""
     kind, sign = {True: ("good", "✓"), False: ("bad", "!"), None: ("note", "i")}[good]
     mark = tag("span", sign, class_="sign", aria_hidden="true")
@@ -108,14 +110,14 @@ def details(summary: str, *parts: Html) -> Html:
 
 def _numeric_columns(rows: Sequence[Sequence[object]], count: int) -> list[bool]:
     """Which columns hold nothing but numbers, and at least one."""
-    columns = [[row[i] for row in rows if str(row[i]).strip() not in _NONE] for i in range(count)]
+    columns = [[row[i] for row in rows if str(row[i]).strip() not in _EMPTY_CELLS] for i in range(count)]
     return [
         bool(cells) and all(not isinstance(cell, Html) and bool(_NUMBER.match(str(cell))) for cell in cells)
         for cells in columns
     ]
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str | Html | int | float]]) -> Html:
+def html_table(headers: Sequence[str], rows: Sequence[Sequence[str | Html | int | float]]) -> Html:
     """A table; columns that hold only numbers are aligned to the right. Rows are as long as the headers.
 
     Headers that are all empty are not shown.
@@ -129,7 +131,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str | Html | int | flo
     return _scrolling(tag("tr", *head) if any(headers) else Html(), body, "scroll")
 
 
-def grid(column_heads: Sequence[str], row_heads: Sequence[str], cells: Sequence[Sequence[Html]]) -> Html:
+def html_grid(column_heads: Sequence[str], row_heads: Sequence[str], cells: Sequence[Sequence[Html]]) -> Html:
     """Cells by row and column in a box that scrolls while its heads stay in view."""
     head = tag("tr", tag("th"), *(tag("th", text, scope="col") for text in column_heads))
     body = [

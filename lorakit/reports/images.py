@@ -13,10 +13,14 @@ from lorakit.reports.html import Html, tag
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-PAPER, INK, SOFT = (250, 250, 249), (29, 33, 38), (98, 106, 117)  # the contact sheet's colours
+BACKGROUND_COLOR, TEXT_COLOR, LABEL_COLOR = (
+    (250, 250, 249),
+    (29, 33, 38),
+    (98, 106, 117),
+)  # the contact sheet's colours
 
 
-def image(
+def embed_image(
     picture: Image.Image,
     *,
     alt: str,
@@ -53,11 +57,11 @@ def image(
     return tag("label", tag("input", type="checkbox", aria_label=f"enlarge {alt}"), drawn, class_="zoom")
 
 
-def image_file(path: str | Path, *, alt: str, width: int | None = None, format: str = "JPEG") -> Html:
+def embed_image_file(path: str | Path, *, alt: str, width: int | None = None, format: str = "JPEG") -> Html:
     """A picture file as `image`, read by the one decode function (upright, sRGB)."""
-    from lorakit.imaging.decode import decode
+    from lorakit.imaging.decode import decode_image
 
-    return image(decode(Path(path)), alt=alt, width=width, format=format)
+    return embed_image(decode_image(Path(path)), alt=alt, width=width, format=format)
 
 
 def _flatten(picture: Image.Image) -> Image.Image:
@@ -105,14 +109,14 @@ def contact_sheet(
     head = round(2.8 * text_size) + gap if any(column_heads) else 0
     side = max(cell, 120) if any(row_heads) else 0
     size = (side + len(column_heads) * pitch + gap, head + len(row_heads) * pitch + gap)
-    sheet = Image.new("RGB", size, PAPER)
+    sheet = Image.new("RGB", size, BACKGROUND_COLOR)
     draw = ImageDraw.Draw(sheet)
     for x, text in enumerate(column_heads):
-        draw.text((side + gap + x * pitch, gap), _wrap(text, font, cell, 2), fill=SOFT, font=font)
+        draw.text((side + gap + x * pitch, gap), _wrap(text, font, cell, 2), fill=LABEL_COLOR, font=font)
     for y, (text, row) in enumerate(zip(row_heads, cells, strict=True)):
         top = head + gap + y * pitch
         label = _wrap(text, font, side - gap, max(1, cell // round(1.35 * text_size)))
-        draw.text((gap, top), label, fill=INK, font=font)
+        draw.text((gap, top), label, fill=TEXT_COLOR, font=font)
         for x, picture in enumerate(row):
             if picture is None:
                 continue

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorakit.reports.charts import LEFT, TOP, WIDTH, Plane
+from lorakit.reports.charts import LEFT, TOP, WIDTH, ChartAxes
 from lorakit.reports.html import Html, paragraph, tag
 
-TALL = 440
+SCATTER_HEIGHT = 440
 _EDGE = 0.06  # of the range, left free around the points
 
 
 @dataclass(frozen=True)
-class Cross:
+class ScatterPoint:
     """A point with its intervals as (value, low, high); NaN for an end that is not known.
 
     `good` True stands out as the choice, False is drawn as discarded; `note` is told on hover.
@@ -27,8 +27,8 @@ class Cross:
     note: str = ""
 
 
-def cross_chart(
-    points: Sequence[Cross],
+def scatter_chart(
+    points: Sequence[ScatterPoint],
     *,
     x_label: str,
     y_label: str,
@@ -46,7 +46,7 @@ def cross_chart(
     xs = [value for point in drawn for value in point.x if math.isfinite(value)] + [*(marks or {}).values()]
     ys = [value for point in drawn for value in point.y if math.isfinite(value)] + [*(levels or {}).values()]
     room = (max(xs) - min(xs) or 1.0) * _EDGE
-    plane = Plane([min(xs) - room, max(xs) + room], ys, WIDTH, TALL)
+    plane = ChartAxes([min(xs) - room, max(xs) + room], ys, WIDTH, SCATTER_HEIGHT)
     parts = plane.axes(y_label) + plane.x_axis(x_label)
     for name, value in (levels or {}).items():
         parts += plane.level(value, name)
@@ -61,7 +61,7 @@ def cross_chart(
     return tag("figure", plane.svg(parts, f"{y_label} against {x_label}"))
 
 
-def _cross(plane: Plane, point: Cross) -> list[Html]:
+def _cross(plane: ChartAxes, point: ScatterPoint) -> list[Html]:
     x, y = plane.x(point.x[0]), plane.y(point.y[0])
     kind = {True: "cross chosen", False: "cross discarded", None: "cross"}[point.good]
     parts = []
@@ -74,7 +74,7 @@ def _cross(plane: Plane, point: Cross) -> list[Html]:
     return [tag("g", *parts, class_=kind)]
 
 
-def _labels(plane: Plane, points: Sequence[Cross]) -> list[Html]:
+def _labels(plane: ChartAxes, points: Sequence[ScatterPoint]) -> list[Html]:
     """Each point's name beside it, where neither a point nor another name lies; left out without room."""
     taken = [(plane.x(p.x[0]) - 8, plane.x(p.x[0]) + 8, plane.y(p.y[0]) + 4) for p in points]
     parts = []

@@ -9,7 +9,7 @@ from lorakit.reports.charts import line_chart
 from lorakit.reports.html import Html, details
 
 EXTRA_CURVES = 8
-ENOUGH_TO_SMOOTH = 50
+MIN_POINTS_TO_SMOOTH = 50
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
@@ -24,7 +24,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
                 curves.setdefault(key, []).append((float(row["step"]), float(value)))
     loss = {key: points for key, points in curves.items() if "loss" in key}
     shown = dict(loss)
-    if len(shown.get("loss", [])) >= ENOUGH_TO_SMOOTH:
+    if len(shown.get("loss", [])) >= MIN_POINTS_TO_SMOOTH:
         shown["loss, running mean"] = _running_mean(shown["loss"])
     scores = [key for key in curves if key.startswith("clip_t")]
     rest = [key for key in curves if key not in loss and key not in scores][:EXTRA_CURVES]

@@ -23,7 +23,7 @@ _FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeEr
 
 
 @dataclass(frozen=True)
-class Guide:
+class Control:
     """One kind of control; `scale` is img2img's strength (1 keeps nothing of the picture), or the weight of
     the network in `folder`. Every prompt needs its own `image`."""
 
@@ -31,7 +31,7 @@ class Guide:
     scale: float
     folder: Path | None = None
 
-    def attach(self, pipe: Any) -> Guided:
+    def attach(self, pipe: Any) -> ControlledPipeline:
         """The guided relative of a loaded pipeline; it shares all components, and loads the network."""
         try:
             made, arguments = {
@@ -48,7 +48,7 @@ class Guide:
         for name in ("lorakit_folder", "lorakit_settings"):  # what our loader noted
             setattr(made, name, getattr(pipe, name, None))
         made.set_progress_bar_config(disable=True)
-        return Guided(made, arguments, self)
+        return ControlledPipeline(made, arguments, self)
 
     def _img2img(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
         from diffusers import AutoPipelineForImage2Image
@@ -90,13 +90,13 @@ class Guide:
         return self.folder
 
 
-class Guided:
+class ControlledPipeline:
     """A guided pipeline; `show` sets the pictures of the next call.
 
     `alone`: one picture a call, for an IP-Adapter's list of pictures is shown to every prompt of a batch.
     """
 
-    def __init__(self, pipe: Any, arguments: dict[str, Any], guide: Guide) -> None:
+    def __init__(self, pipe: Any, arguments: dict[str, Any], guide: Control) -> None:
         self.alone = guide.kind == "ip-adapter"
         self._arguments = arguments
         # img2img begins with the noised picture; latents would take its place.
@@ -122,7 +122,7 @@ class Guided:
         self._arguments[name] = [fitted] if name == "ip_adapter_image" else fitted
 
 
-def parse(img2img: float | None, controlnet: str | None, ip_adapter: str | None) -> Guide | None:
+def parse_control(img2img: float | None, controlnet: str | None, ip_adapter: str | None) -> Control | None:
     """The guide that the options ask for: a strength, or FOLDER or FOLDER:SCALE; at most one of the three."""
     asked = {"img2img": img2img, "controlnet": controlnet, "ip-adapter": ip_adapter}
     given = {kind: value for kind, value in asked.items() if value is not None}
@@ -134,7 +134,7 @@ def parse(img2img: float | None, controlnet: str | None, ip_adapter: str | None)
     if isinstance(value, float):
         if not 0 < value <= 1:
             raise ConfigError(f"{value} is not above 0 and at most 1", where=f"--{kind}")
-        return Guide(kind, value)
+        return Control(kind, value)
     folder, scale = Path(str(value)), 1.0
     head, colon, tail = str(value).rpartition(":")
     if colon and not folder.exists():
@@ -144,4 +144,4 @@ def parse(img2img: float | None, controlnet: str | None, ip_adapter: str | None)
             raise ConfigError(f"{tail!r} is not a scale", where=f"--{kind} {value}") from None
     if not folder.is_dir():
         raise ConfigError("there is no such folder", where=f"--{kind} {value}")
-    return Guide(kind, scale, folder)
+    return Control(kind, scale, folder)

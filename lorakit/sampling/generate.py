@@ -18,19 +18,21 @@ from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import Progress
 from lorakit.data import conditioning
-from lorakit.data.prompts import Prompt, Shot
+from lorakit.data.prompts import Prompt, Sample
 from lorakit.imaging import decode, video
 from lorakit.models import memory, schedulers
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.video import Video
-from lorakit.sampling.controls import Guided
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.video import VideoFamily
+from lorakit.sampling.controls import ControlledPipeline
 
-INDEX = "samples.json"  # written last: where it is, the pictures are complete
-SEED = 20_240_229  # of all sampling noise; a fixed number, so that runs with other training seeds compare
+SAMPLES_FILE = "samples.json"  # written last: where it is, the pictures are complete
+NOISE_SEED = (
+    20_240_229  # of all sampling noise; a fixed number, so that runs with other training seeds compare
+)
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingSettings:
     """How to sample; None for `guidance` and `sampler` (a name of `samplers`) means the base's own."""
 
     width: int
@@ -43,23 +45,23 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPrompts:
     """Text conditions of prompts and of their negatives, computed once while the text encoders are at
     hand."""
 
     prompts: list[Prompt]
-    positive: list[Cond]
-    negative: list[Cond]
+    positive: list[Conditioning]
+    negative: list[Conditioning]
 
 
-def encode(
+def encode_prompts(
     family: Family, pipe: Any, prompts: Sequence[Prompt], size: tuple[int, int] | None = None
-) -> Encoded:
+) -> EncodedPrompts:
     """Encode all prompts with the pipeline's text encoders; with them go the pictures they come with."""
     positive, negative = [], []
-    known: dict[tuple[str, str], Cond] = {}
+    known: dict[tuple[str, str], Conditioning] = {}
     for prompt in prompts:
-        seen = conditioning.of_prompt(family, prompt, size or (0, 0))
+        seen = conditioning.prompt_conditioning(family, prompt, size or (0, 0))
         pictures, against = seen.read(), prompt.negative or ""
         key = against, seen.key if family.reads else ""
         with torch.no_grad():
@@ -67,36 +69,36 @@ def encode(
                 known[key] = family.encode(pipe, [against], size, pictures)[0]
             positive.append({**family.encode(pipe, [prompt.prompt], size, pictures)[0], **pictures})
         negative.append(known[key])
-    return Encoded(list(prompts), positive, negative)
+    return EncodedPrompts(list(prompts), positive, negative)
 
 
-def sample(
+def sample_images(
     family: Family,
     pipe: Any,
-    encoded: Encoded,
-    settings: Settings,
+    encoded: EncodedPrompts,
+    settings: SamplingSettings,
     *,
     label: str = "samples",
     quiet: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
-) -> list[Shot]:
+) -> list[Sample]:
     """One picture for every seed of every prompt, in order."""
     with autocast or nullcontext():
-        batches = draw(family, pipe, encoded, settings, label=label, quiet=quiet)
+        batches = sample_batches(family, pipe, encoded, settings, label=label, quiet=quiet)
         return [shot for batch in batches for shot in batch]
 
 
-def draw(
+def sample_batches(
     family: Family,
     pipe: Any,
-    encoded: Encoded,
-    settings: Settings,
+    encoded: EncodedPrompts,
+    settings: SamplingSettings,
     *,
     done: Collection[tuple[str, int]] = (),
-    guided: Guided | None = None,
+    guided: ControlledPipeline | None = None,
     label: str = "samples",
     quiet: bool = False,
-) -> Iterator[list[Shot]]:
+) -> Iterator[list[Sample]]:
     """The pictures of all seeds of all prompts, batch by batch.
 
     A batch whose (prompt id, seed) are all in `done` is left out. Others are drawn whole, so that a picture
@@ -113,61 +115,71 @@ def draw(
     used = guided.pipe if guided else pipe
     try:
         with (
-            schedulers.using(used, family.objective, settings.sampler),
+            schedulers.use_sampler(used, family.objective, settings.sampler),
             Progress(label, sum(map(len, batches)), quiet=quiet) as progress,
         ):
             for some in batches:
                 drawn: list[Any] = []
                 while part := some[len(drawn) : len(drawn) + size]:
                     if guided:
-                        guides = [_guiding(encoded.prompts[i]) for i, _ in part]
-                        guided.show([decode.decode(path) for path in guides], settings.width, settings.height)
-                    made = _tried(family, used, encoded, settings, part)
+                        guides = [_control_image(encoded.prompts[i]) for i, _ in part]
+                        guided.show(
+                            [decode.decode_image(path) for path in guides], settings.width, settings.height
+                        )
+                    made = _sample_if_memory(family, used, encoded, settings, part)
                     size = len(part) // 2 if made is None else size
                     drawn += made or []
-                yield [_shot(encoded.prompts[i], s, p) for (i, s), p in zip(some, drawn, strict=True)]
+                yield [_to_sample(encoded.prompts[i], s, p) for (i, s), p in zip(some, drawn, strict=True)]
                 progress.update(progress.done + len(some))
     finally:
         denoiser.train(training)
 
 
-def _tried(
-    family: Family, pipe: Any, encoded: Encoded, settings: Settings, jobs: Sequence[tuple[int, int]]
+def _sample_if_memory(
+    family: Family,
+    pipe: Any,
+    encoded: EncodedPrompts,
+    settings: SamplingSettings,
+    jobs: Sequence[tuple[int, int]],
 ) -> list[Any] | None:
     """`_batch`; None where there is no memory for so many at once, but perhaps for fewer."""
     try:
-        return _batch(family, pipe, encoded, settings, jobs)
+        return _sample_batch(family, pipe, encoded, settings, jobs)
     except torch.OutOfMemoryError:
         if len(jobs) == 1:
             raise
-    memory.release(_device(family, pipe))  # out of the handler, which holds what was computed
+    memory.empty_device_cache(_device(family, pipe))  # out of the handler, which holds what was computed
     return None
 
 
-def _shot(prompt: Prompt, seed: int, drawn: Any) -> Shot:
+def _to_sample(prompt: Prompt, seed: int, drawn: Any) -> Sample:
     """Of a picture, or of a list of frames."""
     film = tuple(drawn) if isinstance(drawn, list) else ()
-    return Shot(prompt, seed, video.strip(film) if film else drawn, film)
+    return Sample(prompt, seed, video.frame_strip(film) if film else drawn, film)
 
 
 @torch.no_grad()
-def _batch(
-    family: Family, pipe: Any, encoded: Encoded, settings: Settings, jobs: Sequence[tuple[int, int]]
+def _sample_batch(
+    family: Family,
+    pipe: Any,
+    encoded: EncodedPrompts,
+    settings: SamplingSettings,
+    jobs: Sequence[tuple[int, int]],
 ) -> list[Any]:
     """The pictures, or clips as lists of frames, of (index of the prompt, seed)."""
     device = _device(family, pipe)
     made: Callable[..., list[Any]] = family.sample
     shape = family.latent_shape(pipe, settings.width, settings.height)
-    if isinstance(family, Video) and settings.frames > 1:
+    if isinstance(family, VideoFamily) and settings.frames > 1:
         made, shape = (
             family.films,
             family.latent_shape(pipe, settings.width, settings.height, settings.frames),
         )
-    noise = [rng.normal(shape, SEED, "sample", encoded.prompts[i].id, seed) for i, seed in jobs]
+    noise = [rng.keyed_normal(shape, NOISE_SEED, "sample", encoded.prompts[i].id, seed) for i, seed in jobs]
     return made(
         pipe,
-        _on(device, family.collate([encoded.positive[i] for i, _ in jobs])),
-        _on(device, family.collate([encoded.negative[i] for i, _ in jobs])),
+        _to_device(device, family.collate([encoded.positive[i] for i, _ in jobs])),
+        _to_device(device, family.collate([encoded.negative[i] for i, _ in jobs])),
         torch.stack(noise).to(device),
         steps=settings.steps,
         guidance=settings.guidance,
@@ -176,7 +188,7 @@ def _batch(
     )
 
 
-def _guiding(prompt: Prompt) -> Path:
+def _control_image(prompt: Prompt) -> Path:
     if prompt.image is None:
         raise ConfigError(
             "the prompt has no image to be guided by",
@@ -190,11 +202,11 @@ def _device(family: Family, pipe: Any) -> torch.device:
     return next(family.denoiser(pipe).parameters()).device
 
 
-def _on(device: torch.device, cond: Cond) -> Cond:
+def _to_device(device: torch.device, cond: Conditioning) -> Conditioning:
     return {name: tensor.to(device) for name, tensor in cond.items()}
 
 
-def save(folder: Path, samples: Sequence[Shot], fps: float = 0.0) -> list[Path]:
+def save_samples(folder: Path, samples: Sequence[Sample], fps: float = 0.0) -> list[Path]:
     """Write pictures as <prompt id>-<seed>.png, clips beside them as .webp that play at `fps`, and
     samples.json, which tells what each one is."""
     files = [storage.save_image(folder / f"{s.prompt.id}-{s.seed}.png", s.image) for s in samples]
@@ -203,14 +215,14 @@ def save(folder: Path, samples: Sequence[Shot], fps: float = 0.0) -> list[Path]:
         for file, s in zip(files, samples, strict=True)
     ]
     for row, shot, file in zip(rows, samples, files, strict=True):
-        if film := save_film(shot, file, fps):
+        if film := save_video(shot, file, fps):
             row["clip"] = film.name
-    storage.write_json(folder / INDEX, rows)
+    storage.write_json(folder / SAMPLES_FILE, rows)
     return files
 
 
-def save_film(shot: Shot, picture: Path, fps: float) -> Path | None:
+def save_video(shot: Sample, picture: Path, fps: float) -> Path | None:
     """Write a shot's frames, if it has any, beside its picture as .webp that plays at `fps`."""
     if not shot.frames:
         return None
-    return storage.write_bytes(picture.with_suffix(".webp"), video.animation(shot.frames, fps))
+    return storage.write_bytes(picture.with_suffix(".webp"), video.encode_webp(shot.frames, fps))

@@ -31,7 +31,7 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
-def save(run: Path, checkpoint: Checkpoint, metadata: Mapping[str, str], *, keep: int) -> Path:
+def save_checkpoint(run: Path, checkpoint: Checkpoint, metadata: Mapping[str, str], *, keep: int) -> Path:
     """Commit a checkpoint, then prune all but the newest `keep`. A non-finite tensor is refused.
 
     The rows of metrics.jsonl are made durable first: none of a step that is committed may be lost.
@@ -49,32 +49,32 @@ def save(run: Path, checkpoint: Checkpoint, metadata: Mapping[str, str], *, keep
         OPTIMIZER: storage.safetensors_bytes(checkpoint.optimizer),
         STATE: storage.dump_json(state).encode(),
     }
-    storage.sync(RunFolder(run).metrics_file)
+    storage.fsync_file(RunFolder(run).metrics_file)
     folder = storage.commit_folder(run / FOLDER / f"step-{checkpoint.step:08d}", files)
-    for old in steps(run)[:-keep]:
+    for old in checkpoint_steps(run)[:-keep]:
         storage.remove_folder(run / FOLDER / f"step-{old:08d}")
     return folder
 
 
-def steps(run: Path) -> list[int]:
+def checkpoint_steps(run: Path) -> list[int]:
     """Steps of the committed checkpoints, ascending; not verified."""
     folder = run / FOLDER
     names = [_NAME.fullmatch(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(match[1]) for match in names if match)
 
 
-def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
+def latest_valid_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what is wrong with newer ones.
 
     None means that there never was one; if there are some and all are damaged, that is a `DataError`: a run
     never starts over by accident.
     """
     problems: list[str] = []
-    for step in reversed(steps(run)):
+    for step in reversed(checkpoint_steps(run)):
         folder = run / FOLDER / f"step-{step:08d}"
-        problem = storage.verify_folder(folder, (ADAPTER, OPTIMIZER, STATE))
+        problem = storage.find_folder_damage(folder, (ADAPTER, OPTIMIZER, STATE))
         if problem is None:
-            return load(folder), problems
+            return load_checkpoint(folder), problems
         problems.append(f"checkpoint {folder.name}: {problem}")
     if problems:
         raise DataError(
@@ -85,7 +85,7 @@ def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def load(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path) -> Checkpoint:
     """Read one checkpoint folder."""
     state = storage.read_json(folder / STATE)
     if state["format"] != FORMAT:

@@ -15,16 +15,18 @@ from collections.abc import Callable
 
 import torch
 
-from lorakit.config.objective import DEFAULT_GAMMA, Huber, Objective
+from lorakit.config.objective import DEFAULT_GAMMA, HuberConfig, ObjectiveConfig
 from lorakit.core.errors import ConfigError
 
-Weight = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LossWeight = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(signal, spread) of a noise level, x_t = signal x + spread n, to its weight; all (B,) in float64."""
 
-FINEST = 1e-3  # sigma of the first of 1000 steps: weights that grow without bound stop there
+MIN_SIGMA = 1e-3  # sigma of the first of 1000 steps: weights that grow without bound stop there
 
 
-def weight(settings: Objective, prediction: str, signal: torch.Tensor, spread: torch.Tensor) -> Weight | None:
+def build_loss_weight(
+    settings: ObjectiveConfig, prediction: str, signal: torch.Tensor, spread: torch.Tensor
+) -> LossWeight | None:
     """The weight that a recipe asks for, None for none.
 
     `prediction` is "epsilon", "v_prediction", "sample" or "flow"; `signal` and `spread` (N,) are those of the
@@ -34,7 +36,7 @@ def weight(settings: Objective, prediction: str, signal: torch.Tensor, spread: t
     if name == "none":
         return None
     if name in ("sigma-sqrt", "cosmap"):
-        _need_flow(name, prediction)
+        _require_flow(name, prediction)
         return _sigma_sqrt if name == "sigma-sqrt" else _cosmap
     if name == "debiased":
         if prediction == "epsilon" and not signal.min() > 0:
@@ -50,7 +52,7 @@ def weight(settings: Objective, prediction: str, signal: torch.Tensor, spread: t
     return _min_snr(prediction, gamma)
 
 
-def _need_flow(name: str, prediction: str) -> None:
+def _require_flow(name: str, prediction: str) -> None:
     if prediction != "flow":
         raise ConfigError(
             f"objective.weighting: {name} belongs to flow matching, but the base is a ddpm model"
@@ -72,7 +74,7 @@ def _check_gamma(gamma: float, signal: torch.Tensor, spread: torch.Tensor) -> No
         )
 
 
-def _min_snr(prediction: str, gamma: float) -> Weight:
+def _min_snr(prediction: str, gamma: float) -> LossWeight:
     """min(SNR, gamma) as the weight of the clean picture's error."""
 
     def of(signal: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
@@ -87,28 +89,30 @@ def _min_snr(prediction: str, gamma: float) -> Weight:
     return of
 
 
-def _debiased(prediction: str) -> Weight:
+def _debiased(prediction: str) -> LossWeight:
     """1 / sqrt(SNR) as the weight of the noise's error, so sqrt(SNR) of the clean picture's."""
 
     def of(signal: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
         if prediction == "epsilon":
             return spread / signal
         if prediction == "sample":
-            return signal / spread.clamp(min=FINEST)
+            return signal / spread.clamp(min=MIN_SIGMA)
         return signal * spread  # v: sqrt(SNR) / (SNR + 1); flow: sigma^2 sqrt(SNR)
 
     return of
 
 
 def _sigma_sqrt(signal: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-    return spread.clamp(min=FINEST) ** -2
+    return spread.clamp(min=MIN_SIGMA) ** -2
 
 
 def _cosmap(signal: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
     return 2 / (math.pi * (1 - 2 * spread + 2 * spread**2))
 
 
-def huber_c(settings: Huber, share: torch.Tensor, signal: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+def huber_c(
+    settings: HuberConfig, share: torch.Tensor, signal: torch.Tensor, spread: torch.Tensor
+) -> torch.Tensor:
     """c (B,) at a noise level; `share` (B,) is its place on the time axis, 0 clean to 1."""
     if settings.schedule == "exponential":
         return settings.c**share
@@ -124,22 +128,22 @@ def pseudo_huber(error: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return 2 * c * error.square() / ((error.square() + c.square()).sqrt() + c)
 
 
-def masked(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def apply_mask(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Errors (B, C, ..., H, W) with exact zeros where `mask` (B, 1, H, W) is 0: nothing there, not even NaN,
     reaches loss or gradient."""
-    return error if mask is None else torch.where(_like(mask, error) > 0, error, 0.0)
+    return error if mask is None else torch.where(_expand_mask(mask, error) > 0, error, 0.0)
 
 
-def mean(penalty: torch.Tensor, mask: torch.Tensor | None, *, normalise: bool) -> torch.Tensor:
+def masked_mean(penalty: torch.Tensor, mask: torch.Tensor | None, *, normalise: bool) -> torch.Tensor:
     """Mean of (B, C, ..., H, W) per sample (B,), weighted by `mask` (B, 1, H, W); with `normalise` over the
     mask's area, else over the whole picture's. An empty mask gives 0."""
     if mask is None:
         return penalty.flatten(1).mean(1)
-    weights = _like(mask, penalty).expand_as(penalty).flatten(1)
+    weights = _expand_mask(mask, penalty).expand_as(penalty).flatten(1)
     total = (penalty.flatten(1) * weights).sum(1)
     return total / (weights.sum(1).clamp(min=1e-12) if normalise else weights.shape[1])
 
 
-def _like(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _expand_mask(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """(B, 1, H, W) with as many dimensions as the values."""
     return mask.view(len(mask), 1, *[1] * (values.ndim - 4), *mask.shape[2:])

@@ -18,30 +18,30 @@ from lorakit import adapters
 from lorakit.adapters import text_encoders
 from lorakit.core import rng
 from lorakit.data import batch_sampler
-from lorakit.data.batch_sampler import Slot
-from lorakit.data.dataset import Change
+from lorakit.data.batch_sampler import SampleIndex
+from lorakit.data.dataset import CaptionTransform
 from lorakit.training import regularization
 from lorakit.training.setup import Session
 
-TRAINING = ("noise", "class noise")
+OFFSET_PURPOSES = ("noise", "class noise")
 """Purposes of noise that take the noise offset; looks and the probe measure without it."""
-Cost = Callable[[list[Slot], list[float]], torch.Tensor]
+LossFn = Callable[[list[SampleIndex], list[float]], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Part:
+class LossTerm:
     """A share of a step's loss: `cost` gives losses (B,) of slots of one shape at uniform numbers that are
     keyed by `clock`."""
 
     data: Any
-    slots: Sequence[Slot]
-    cost: Cost
+    slots: Sequence[SampleIndex]
+    cost: LossFn
     clock: str
     weight: float
 
 
 @dataclass(frozen=True)
-class Noised:
+class NoisedBatch:
     """What the network is shown, `noisy` at `t` with `cond`, and what it should say."""
 
     latents: torch.Tensor
@@ -55,17 +55,17 @@ class Noised:
     """`cond` once more, by text encoders that may have changed meanwhile."""
 
 
-class Loss:
+class TrainingLoss:
     """The loss of a session's model, for training and for looking alike."""
 
     def __init__(self, made: Session, accelerator: Accelerator) -> None:
         self.made, self.accelerator = made, accelerator
-        self.class_seed = rng.key(made.recipe.train.seed, "class images")
-        self.live = text_encoders.is_trained(made.recipe)
+        self.class_seed = rng.derive_seed(made.recipe.train.seed, "class images")
+        self.live = text_encoders.trains_text(made.recipe)
         # not any weight's: some stay in float32; asked once, as the answer walks through all modules
         self.dtype: torch.dtype = made.denoiser.dtype
 
-    def __call__(self, data: Any, slots: list[Slot], purpose: str, times: list[float]) -> torch.Tensor:
+    def __call__(self, data: Any, slots: list[SampleIndex], purpose: str, times: list[float]) -> torch.Tensor:
         """Losses (B,) of slots that share one shape; `times` are uniform numbers, one a slot.
 
         `purpose` keys the noise: "noise" for training, another word for what must not share it.
@@ -82,27 +82,33 @@ class Loss:
             loss = loss + settings.prior * objective.loss(prediction, base, given.t, 1 - given.mask)
         return loss
 
-    def extras(self, mine: Sequence[Slot]) -> list[Part]:
+    def extras(self, mine: Sequence[SampleIndex]) -> list[LossTerm]:
         """What a step's slots cost besides their own loss."""
         made, settings = self.made, self.made.recipe.objective
         parts = []
         if made.class_images is not None:
             data = made.class_images
-            slots = [batch_sampler.slot(slot.position, data.captions, self.class_seed) for slot in mine]
-            parts.append(Part(data, slots, self._of_class, "class time", settings.class_weight))
+            slots = [batch_sampler.sample_at(slot.position, data.captions, self.class_seed) for slot in mine]
+            parts.append(LossTerm(data, slots, self._of_class, "class time", settings.class_weight))
         if settings.preserve:
-            subject = [slot for slot in mine if regularization.without(made.recipe, made.train.caption(slot))]
-            parts.append(Part(made.train, subject, self._drift, "time", settings.preserve))
+            subject = [
+                slot for slot in mine if regularization.replace_trigger(made.recipe, made.train.caption(slot))
+            ]
+            parts.append(LossTerm(made.train, subject, self._drift, "time", settings.preserve))
         return parts
 
-    def _of_class(self, slots: list[Slot], times: list[float]) -> torch.Tensor:
+    def _of_class(self, slots: list[SampleIndex], times: list[float]) -> torch.Tensor:
         return self(self.made.class_images, slots, "class noise", times)
 
-    def _drift(self, slots: list[Slot], times: list[float]) -> torch.Tensor:
+    def _drift(self, slots: list[SampleIndex], times: list[float]) -> torch.Tensor:
         """How far the adapter moves predictions for captions without the trigger (B,)."""
         recipe = self.made.recipe
         given = self.noised(
-            self.made.train, slots, "noise", times, lambda text: regularization.without(recipe, text) or text
+            self.made.train,
+            slots,
+            "noise",
+            times,
+            lambda text: regularization.replace_trigger(recipe, text) or text,
         )
         base = self.untrained(given)
         return self.made.objective.loss(self.predict(given), base, given.t)
@@ -110,35 +116,35 @@ class Loss:
     def noised(
         self,
         data: Any,
-        slots: Sequence[Slot],
+        slots: Sequence[SampleIndex],
         purpose: str,
         times: Sequence[float],
-        change: Change | None = None,
-    ) -> Noised:
+        change: CaptionTransform | None = None,
+    ) -> NoisedBatch:
         """Noise on the latents of slots that share one shape; `change` is made to their captions."""
         batch = data.batch(slots, self.accelerator.device, change)
         noise = self._noise(tuple(batch.latents.shape[1:]), slots, purpose)
         u = torch.tensor(times, dtype=torch.float32).to(self.accelerator.device)
         noisy, t, target = self.made.objective.noise(batch.latents, noise, u)
         again = lambda: data.batch(slots, self.accelerator.device, change).cond  # noqa: E731
-        return Noised(batch.latents, noise, noisy, t, target, batch.cond, batch.mask, again)
+        return NoisedBatch(batch.latents, noise, noisy, t, target, batch.cond, batch.mask, again)
 
-    def _noise(self, shape: tuple[int, ...], slots: Sequence[Slot], purpose: str) -> torch.Tensor:
+    def _noise(self, shape: tuple[int, ...], slots: Sequence[SampleIndex], purpose: str) -> torch.Tensor:
         """Noise (B, *shape); for training with the recipe's offset, a constant in each channel."""
         seed, offset = self.made.recipe.train.seed, self.made.recipe.objective.noise_offset
-        noise = torch.stack([rng.normal(shape, seed, purpose, slot.position) for slot in slots])
-        if offset and purpose in TRAINING:
+        noise = torch.stack([rng.keyed_normal(shape, seed, purpose, slot.position) for slot in slots])
+        if offset and purpose in OFFSET_PURPOSES:
             level = (shape[0], *[1] * (len(shape) - 1))
-            levels = [rng.normal(level, seed, f"{purpose} offset", slot.position) for slot in slots]
+            levels = [rng.keyed_normal(level, seed, f"{purpose} offset", slot.position) for slot in slots]
             noise = noise + offset * torch.stack(levels)
         return noise.to(self.accelerator.device)
 
-    def untrained(self, given: Noised) -> torch.Tensor:
+    def untrained(self, given: NoisedBatch) -> torch.Tensor:
         """The prediction of the base without the adapters, without gradient."""
-        with torch.no_grad(), adapters.switched_off(*self.made.networks.values()):
+        with torch.no_grad(), adapters.adapters_disabled(*self.made.networks.values()):
             return self.predict(replace(given, cond=given.encode()) if self.live else given)
 
-    def predict(self, given: Noised) -> torch.Tensor:
+    def predict(self, given: NoisedBatch) -> torch.Tensor:
         """The model's prediction (B, C, H, W)."""
         made, dtype = self.made, self.dtype
         cond = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.cond.items()}

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lorakit.config.recipe import Objective as Settings
+from lorakit.config.recipe import ObjectiveConfig as Settings
 from lorakit.core.errors import ConfigError
 from lorakit.training import loss_weighting, timesteps
 
@@ -31,8 +31,8 @@ class Objective(ABC):
     """What a base is trained on."""
 
     settings: Settings
-    spread: timesteps.Spread
-    weight: loss_weighting.Weight | None
+    spread: timesteps.TimestepDistribution
+    weight: loss_weighting.LossWeight | None
     prediction: str
     """Which of `targets` the network predicts."""
 
@@ -57,7 +57,7 @@ class Objective(ABC):
     ) -> torch.Tensor:
         """Mean penalty per sample (B,), in float32; `mask` (B, 1, H, W) weighs positions, 0 ignores them."""
         settings = self.settings
-        error = loss_weighting.masked(prediction.float() - target.float(), mask)
+        error = loss_weighting.apply_mask(prediction.float() - target.float(), mask)
         if settings.huber is None:
             penalty = error.square()
         else:
@@ -65,7 +65,7 @@ class Objective(ABC):
                 error, loss_weighting.huber_c(settings.huber, *self.levels(t))
             )
         normalise = settings.mask is None or settings.mask.normalise
-        value = loss_weighting.mean(penalty, mask, normalise=normalise)
+        value = loss_weighting.masked_mean(penalty, mask, normalise=normalise)
         if self.weight is None:
             return value
         _, signal, spread = self.levels(t)
@@ -73,15 +73,15 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True)
-class Flow(Objective):
+class FlowMatching(Objective):
     """Rectified flow: x_s = (1 - s) x + s n, target n - x, time 1000 s."""
 
-    shift: float | timesteps.ByTokens
+    shift: float | timesteps.ResolutionShift
 
     def noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> Noised:
         """`latents`, `noise` (B, C, ..., H, W); `u` (B,) uniform in [0, 1)."""
         u = self.spread(u).to(latents.dtype)
-        shift = self.shift(latents.shape) if isinstance(self.shift, timesteps.ByTokens) else self.shift
+        shift = self.shift(latents.shape) if isinstance(self.shift, timesteps.ResolutionShift) else self.shift
         sigma = shift * u / (1 + (shift - 1) * u)
         s = sigma.view(-1, *[1] * (latents.ndim - 1))
         return (1 - s) * latents + s * noise, sigma * 1000, noise - latents
@@ -102,7 +102,7 @@ class Flow(Objective):
 
 
 @dataclass(frozen=True)
-class Diffusion(Objective):
+class DDPM(Objective):
     """DDPM: x_t = sqrt(a_t) x + sqrt(1 - a_t) n with the base's own a_t, target noise, v or the sample."""
 
     alphas_cumprod: torch.Tensor  # (T,)
@@ -130,7 +130,7 @@ class Diffusion(Objective):
         return {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
 
 
-def from_scheduler(
+def objective_from_scheduler(
     kind: str, config: Mapping[str, Any], settings: Settings, alphas: Any = None, patch: int | None = None
 ) -> Objective:
     """The objective of a base: `kind` is the family's ("flow" or "ddpm"), `config` its scheduler's
@@ -143,18 +143,18 @@ def from_scheduler(
     return _flow(config, settings, patch) if kind == "flow" else _diffusion(config, settings, alphas)
 
 
-def _flow(config: Mapping[str, Any], settings: Settings, patch: int | None) -> Flow:
-    sigma = torch.linspace(loss_weighting.FINEST, 1, 1000, dtype=torch.float64)
-    weight = loss_weighting.weight(settings, "flow", 1 - sigma, sigma)
-    spread = timesteps.spread(settings, "logit-normal")
+def _flow(config: Mapping[str, Any], settings: Settings, patch: int | None) -> FlowMatching:
+    sigma = torch.linspace(loss_weighting.MIN_SIGMA, 1, 1000, dtype=torch.float64)
+    weight = loss_weighting.build_loss_weight(settings, "flow", 1 - sigma, sigma)
+    spread = timesteps.timestep_distribution(settings, "logit-normal")
     if settings.shift == "resolution":
-        return Flow(settings, spread, weight, "flow", timesteps.by_tokens(config, patch))
+        return FlowMatching(settings, spread, weight, "flow", timesteps.resolution_shift(config, patch))
     own = float(config.get("shift", config.get("flow_shift", 1.0)))
     base_shift = 1.0 if config.get("use_dynamic_shifting", False) else own
-    return Flow(settings, spread, weight, "flow", settings.shift or base_shift)
+    return FlowMatching(settings, spread, weight, "flow", settings.shift or base_shift)
 
 
-def _diffusion(config: Mapping[str, Any], settings: Settings, alphas: Any) -> Diffusion:
+def _diffusion(config: Mapping[str, Any], settings: Settings, alphas: Any) -> DDPM:
     if settings.shift is not None:
         raise ConfigError(
             "objective.shift belongs to flow matching, but the base is a ddpm model", where="objective.shift"
@@ -163,5 +163,5 @@ def _diffusion(config: Mapping[str, Any], settings: Settings, alphas: Any) -> Di
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise ConfigError(f"the base's scheduler has an unknown prediction_type {prediction!r}")
     alpha_bar = torch.as_tensor(alphas, dtype=torch.float64)
-    weight = loss_weighting.weight(settings, prediction, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
-    return Diffusion(settings, timesteps.spread(settings, "uniform"), weight, prediction, alpha_bar)
+    weight = loss_weighting.build_loss_weight(settings, prediction, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    return DDPM(settings, timesteps.timestep_distribution(settings, "uniform"), weight, prediction, alpha_bar)

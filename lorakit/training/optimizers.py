@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from lorakit.config.recipe import Optimizer as Settings
+from lorakit.config.recipe import OptimizerConfig as Settings
 from lorakit.core.errors import DataError
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 
 
-def build(
+def build_optimizer(
     parameters: NamedParameters, settings: Settings, factor: Callable[[str], float] = lambda name: 1.0
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer over `parameters`; `factor` of a name multiplies its learning rate."""
-    values = _groups(parameters, settings, factor)
+    values = _param_groups(parameters, settings, factor)
     common: dict[str, Any] = {
         "lr": settings.lr,
         "betas": settings.betas,
@@ -35,7 +35,7 @@ def build(
     return bnb.optim.AdamW8bit(values, **common, min_8bit_size=1)
 
 
-def _groups(
+def _param_groups(
     parameters: NamedParameters, settings: Settings, factor: Callable[[str], float]
 ) -> list[dict[str, Any]]:
     """Parameters by the factor of their learning rate, those of factor 1 first."""
@@ -59,13 +59,15 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
     return settings.lr * factor
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group, times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, parameters: NamedParameters) -> dict[str, torch.Tensor]:
+def optimizer_state_dict(
+    optimizer: torch.optim.Optimizer, parameters: NamedParameters
+) -> dict[str, torch.Tensor]:
     """The whole state, flat: `<parameter>|<entry>`; counters become int64 scalars."""
     flat = {}
     for name, parameter in parameters:
@@ -76,7 +78,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameters: NamedParameters)
     return flat
 
 
-def load_state(
+def load_optimizer_state_dict(
     optimizer: torch.optim.Optimizer, parameters: NamedParameters, flat: Mapping[str, torch.Tensor]
 ) -> None:
     """Restore what `state_tensors` gave; a state of another optimizer or adapter is a `DataError`."""

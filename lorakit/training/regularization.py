@@ -10,11 +10,11 @@ from pathlib import Path
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data import prompts
-from lorakit.data.items import Item, check_unchanged, read_records
+from lorakit.data.items import DatasetItem, check_unchanged, read_records
 from lorakit.manifest import Record
 
 
-def check(recipe: Recipe, records: Sequence[Record]) -> None:
+def check_objective_data(recipe: Recipe, records: Sequence[Record]) -> None:
     """Refuse a part of the objective for which no picture has what it needs."""
     if recipe.objective.mask and not any(record.mask for record in records):
         raise ConfigError(
@@ -23,7 +23,7 @@ def check(recipe: Recipe, records: Sequence[Record]) -> None:
             remedy="lay a-masklabel.png beside a.jpg, or run `lorakit data mask`, and prepare again",
         )
     captions = [caption.text for record in records for caption in record.captions]
-    if recipe.objective.preserve and not any(without(recipe, text) for text in captions):
+    if recipe.objective.preserve and not any(replace_trigger(recipe, text) for text in captions):
         raise ConfigError(
             f"objective.preserve needs captions with the trigger {recipe.trigger!r}, and no picture has one",
             where=str(recipe.dataset),
@@ -31,7 +31,7 @@ def check(recipe: Recipe, records: Sequence[Record]) -> None:
         )
 
 
-def check_batch(recipe: Recipe, processes: int) -> None:
+def check_stratified_batch(recipe: Recipe, processes: int) -> None:
     """Refuse to spread noise levels over the images of a step that has one."""
     if recipe.objective.stratified and recipe.effective_batch * processes == 1:
         raise ConfigError(
@@ -41,7 +41,7 @@ def check_batch(recipe: Recipe, processes: int) -> None:
         )
 
 
-def read(recipe: Recipe, folder: Path) -> list[Record]:
+def load_class_records(recipe: Recipe, folder: Path) -> list[Record]:
     """The records of the class images, none of which may be the subject."""
     records = read_records(folder)
     check_unchanged(folder, records)
@@ -56,17 +56,17 @@ def read(recipe: Recipe, folder: Path) -> list[Record]:
     return records
 
 
-def without(recipe: Recipe, caption: str) -> str | None:
+def replace_trigger(recipe: Recipe, caption: str) -> str | None:
     """The caption with the class noun for the trigger; None when it has no trigger."""
     changed = prompts.Subject(recipe.trigger, recipe.class_noun).plain(caption)
     return None if changed == caption else changed
 
 
-def texts(recipe: Recipe, items: Sequence[Item]) -> list[tuple[str, Item]]:
+def extra_captions(recipe: Recipe, items: Sequence[DatasetItem]) -> list[tuple[str, DatasetItem]]:
     """The captions, besides the dataset's own, that training meets, each with its picture."""
     wanted = [("", item) for item in items] if recipe.objective.caption_dropout else []
     if recipe.objective.preserve:
-        changed = [(without(recipe, c.text), item) for item in items for c in item.record.captions]
+        changed = [(replace_trigger(recipe, c.text), item) for item in items for c in item.record.captions]
         wanted += [(text, item) for text, item in changed if text is not None]
     if recipe.slider:
         wanted += [(text, item) for item in items for text in recipe.slider.poles]

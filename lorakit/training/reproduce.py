@@ -13,11 +13,11 @@ from lorakit.core.errors import ConfigError
 from lorakit.training import run_folder
 
 # What changes no byte of the adapter is left out the second time.
-UNNEEDED = ("tracker=none", "export=[]", "samples.prompts=null")
+OUTPUT_ONLY_OVERRIDES = ("tracker=none", "export=[]", "samples.prompts=null")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReproductionResult:
     """`differences` are of software and machine; `tensors` maps a tensor that differs to its largest
     difference."""
 
@@ -41,18 +41,18 @@ class Outcome:
         return "\n  ".join([*lines, *(self.differences or [same])])
 
 
-def prepare(run: Path, out: Path, overrides: list[str]) -> tuple[str, list[str], int]:
+def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> tuple[str, list[str], int]:
     """(recipe file, overrides, processes) that train the run again; what cannot be the same is refused
     here."""
-    file = run_folder.stored_recipe(run)
+    file = run_folder.run_recipe_file(run)
     record = storage.read_json(run / "run.json")
     if not (run / "adapter.safetensors").is_file():
         raise ConfigError(
             "this run is not finished", where=str(run), remedy=f"finish it first: lorakit resume {run}"
         )
-    changes = [*UNNEEDED, *overrides, f"out={json.dumps(str(out))}"]
-    made = recipe.load(file, changes)
-    if recipe.identity(made) != record["identity"]:
+    changes = [*OUTPUT_ONLY_OVERRIDES, *overrides, f"out={json.dumps(str(out))}"]
+    made = recipe.load_recipe(file, changes)
+    if recipe.training_settings(made) != record["identity"]:
         raise ConfigError(
             "recipe.yaml no longer says what this run was trained with",
             where=file,
@@ -67,9 +67,9 @@ def _check_inputs(made: recipe.Recipe, inputs: dict[str, str]) -> None:
     from lorakit.data.items import read_records
     from lorakit.models import base_model
 
-    now = {"base": base_model.content_hash(base_model.resolve(made.base))}
+    now = {"base": base_model.base_hash(base_model.resolve_base(made.base))}
     folders = {"data": made.dataset} | ({"class_images": made.class_images} if made.class_images else {})
-    now |= {name: manifest.fingerprint(read_records(folder)) for name, folder in folders.items()}
+    now |= {name: manifest.dataset_fingerprint(read_records(folder)) for name, folder in folders.items()}
     wrong = [name for name, value in now.items() if inputs[name] != value]
     if wrong:
         raise ConfigError(
@@ -79,12 +79,12 @@ def _check_inputs(made: recipe.Recipe, inputs: dict[str, str]) -> None:
         )
 
 
-def compare(run: Path, again: Path) -> Outcome:
+def compare_runs(run: Path, again: Path) -> ReproductionResult:
     """Compare the finished adapters of two runs."""
     files = [folder / "adapter.safetensors" for folder in (run, again)]
     hashes = [storage.sha256_file(file) for file in files]
     records = [storage.read_json(folder / "run.json") for folder in (run, again)]
-    differences = run_folder.differences(*records, parts=("versions", "machine"))
+    differences = run_folder.record_differences(*records, parts=("versions", "machine"))
     tensors = {}
     if hashes[0] != hashes[1]:
         first, second = (storage.read_safetensors(file) for file in files)
@@ -94,4 +94,4 @@ def compare(run: Path, again: Path) -> Outcome:
                 tensors[name] = float("inf")
             elif not a.equal(b):
                 tensors[name] = float((a - b).abs().max())
-    return Outcome(hashes[0] == hashes[1], str(files[0]), str(files[1]), tensors, differences)
+    return ReproductionResult(hashes[0] == hashes[1], str(files[0]), str(files[1]), tensors, differences)

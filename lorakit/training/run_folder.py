@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from lorakit.config.recipe import Recipe, identity
+from lorakit.config.recipe import Recipe, training_settings
 from lorakit.core import output_paths, storage
 from lorakit.core.errors import ConfigError
 from lorakit.models import base_model
@@ -36,13 +36,13 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of the software that decides a run's numbers."""
     found = {"python": platform.python_version(), "lorakit": metadata.version("lorakit")}
     return found | {name: metadata.version(name) for name in PACKAGES}
 
 
-def _placed(recipe: Recipe) -> Recipe:
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with whole paths, so that the run can be gone on with from any folder."""
     prompts = recipe.samples.prompts
     samples = recipe.samples.model_copy(update={"prompts": prompts.resolve() if prompts else None})
@@ -50,11 +50,11 @@ def _placed(recipe: Recipe) -> Recipe:
     changes: dict[str, Any] = {"dataset": recipe.dataset.resolve(), "out": recipe.out.resolve()}
     changes["class_images"] = recipe.class_images.resolve() if recipe.class_images else None
     changes |= {"samples": samples, "init_from": first}
-    changes["base"] = base_model.placed(recipe.base)
+    changes["base"] = base_model.absolute_spec(recipe.base)
     return recipe.model_copy(update=changes)
 
 
-def stored_recipe(run: str | os.PathLike[str]) -> str:
+def run_recipe_file(run: str | os.PathLike[str]) -> str:
     """The recipe.yaml of a run's folder; a `ConfigError` when it is none."""
     file = Path(run) / "recipe.yaml"
     if not file.is_file():
@@ -62,7 +62,7 @@ def stored_recipe(run: str | os.PathLike[str]) -> str:
     return str(file)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, parts: Sequence[str]) -> list[str]:
+def record_differences(old: Mapping[str, Any], new: Mapping[str, Any], *, parts: Sequence[str]) -> list[str]:
     """One line, `key: before -> after`, for each value that differs in these parts of two run.json."""
     lines = []
     for part in parts:
@@ -84,7 +84,7 @@ class RunFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the system lets go of it when the process dies, however it dies."""
-        with storage.lock(self.path / storage.LOCK) as held:
+        with storage.file_lock(self.path / storage.LOCK) as held:
             if not held:
                 raise ConfigError(
                     "another process is working on this run",
@@ -95,14 +95,14 @@ class RunFolder:
 
     def check_places(self, recipe: Recipe) -> None:
         """Refuse a missing dataset, and an `out` that cannot be written or would mix with other files."""
-        output_paths.check_new(self.path, "out")
+        output_paths.check_output_path(self.path, "out")
         for key, folder in (("dataset", recipe.dataset), ("class_images", recipe.class_images)):
             if folder:
                 self._check_apart(key, folder)
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError("`out` is a file", where=f"out: {self.path}", remedy="choose a new folder")
         strangers = self.path.is_dir() and not self._begun
-        if strangers and any(not storage.is_own(entry) for entry in self.path.iterdir()):
+        if strangers and any(not storage.is_internal_file(entry) for entry in self.path.iterdir()):
             raise ConfigError(
                 "`out` exists, is not empty and is not a run",
                 where=f"out: {self.path}",
@@ -126,18 +126,22 @@ class RunFolder:
 
     def begin(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:
         """Record a new run, or check that an old one is the same; `inputs` are hashes of data and base."""
-        record = {"identity": identity(recipe), "inputs": dict(inputs), "versions": versions()}
+        record = {
+            "identity": training_settings(recipe),
+            "inputs": dict(inputs),
+            "versions": package_versions(),
+        }
         if self._begun:
-            storage.sweep(self.path)
+            storage.remove_partial_files(self.path)
             self._compare(storage.read_json(self.path / "run.json"), record)
         else:
             machine = {"platform": platform.platform(), "processor": platform.machine()}
             storage.write_json(self.path / "run.json", {**record, "machine": machine, "status": "running"})
-        text = yaml.safe_dump(_placed(recipe).dump(), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(_with_absolute_paths(recipe).dump(), sort_keys=False, allow_unicode=True)
         storage.write_text(self.path / "recipe.yaml", text)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        if lines := differences(old, new, parts=("identity", "inputs", "versions")):
+        if lines := record_differences(old, new, parts=("identity", "inputs", "versions")):
             raise ConfigError(
                 "this run was started with something else:\n    " + "\n    ".join(lines),
                 where=str(self.path),

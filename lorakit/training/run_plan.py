@@ -16,64 +16,69 @@ from lorakit.config.recipe import Recipe
 from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError
 from lorakit.data import conditioning, prompts
-from lorakit.data.items import Item, check_unchanged, plan_items, read_records, select_frames
+from lorakit.data.items import DatasetItem, check_unchanged, plan_items, read_records, select_frames
 from lorakit.manifest import Record
 from lorakit.models import base_model
-from lorakit.models.families import find
+from lorakit.models.families import detect_family
 from lorakit.models.families.family import Family
 from lorakit.training import objective, regularization
 
-Say = Callable[[str], None]
+LogFn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What is known before any model is loaded."""
 
     base: Path
     family: Family
-    items: list[Item]
+    items: list[DatasetItem]
     prompts: list[prompts.Prompt]
     inputs: dict[str, str]
     resolution: int
     """Side of the sampled pictures in pixels."""
     grids: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     """(H, W) of the latents of each size (width, height) of picture."""
-    class_items: list[Item] = field(default_factory=list)
+    class_items: list[DatasetItem] = field(default_factory=list)
 
 
-def plan(recipe: Recipe, say: Say) -> Plan:
+def plan_training(recipe: Recipe, say: LogFn) -> TrainingPlan:
     """Check base, data and prompts against each other; every problem is found here, before any work."""
-    base = base_model.resolve(recipe.base)
-    text_encoders.check(recipe, find(base), ())  # what no family takes is refused before the data are read
-    wanted = prompts.load(recipe.samples.prompts) if recipe.samples.prompts else []
+    base = base_model.resolve_base(recipe.base)
+    text_encoders.check_text_training(
+        recipe, detect_family(base), ()
+    )  # what no family takes is refused before the data are read
+    wanted = prompts.load_prompts(recipe.samples.prompts) if recipe.samples.prompts else []
     records = read_records(recipe.dataset)
-    family = find(base, {one.kind for record in records for one in record.given})
+    family = detect_family(base, {one.kind for record in records for one in record.given})
     _check_exports(recipe, family)
     _check_data(recipe, family, records)
-    conditioning.check_prompts(family, wanted)
+    conditioning.check_prompt_conditioning(family, wanted)
     pipe = family.load(base, dtype=torch.float32, only={"scheduler"})
-    objective_of(recipe, family, pipe)  # refuses what contradicts the base
+    build_objective(recipe, family, pipe)  # refuses what contradicts the base
     step = family.size_step(pipe)
     _check_resolution(recipe.resolution, step)
     items, own = plan_items(records, recipe.resolution, step, recipe.train.batch_size)
     if not own:
         say(f"buckets chosen for resolution {recipe.resolution}: the manifest has none that suit")
-    items = select_frames(items, family, pipe, _frames(recipe, family))
-    inputs = {"data": manifest.fingerprint(records), "base": base_model.content_hash(base)}
-    class_items: list[Item] = []
+    items = select_frames(items, family, pipe, _check_frames(recipe, family))
+    inputs = {"data": manifest.dataset_fingerprint(records), "base": base_model.base_hash(base)}
+    class_items: list[DatasetItem] = []
     if recipe.class_images:
-        others = regularization.read(recipe, recipe.class_images)
-        conditioning.check_records(family, recipe.class_images, others)
+        others = regularization.load_class_records(recipe, recipe.class_images)
+        conditioning.check_record_conditioning(family, recipe.class_images, others)
         class_items, _ = plan_items(others, recipe.resolution, step, recipe.train.batch_size)
         class_items = select_frames(class_items, family, pipe, 1)
-        inputs["class_images"] = manifest.fingerprint(others)
-    grids = _grids(family, pipe, [*items, *class_items])
+        inputs["class_images"] = manifest.dataset_fingerprint(others)
+    grids = _latent_sizes(family, pipe, [*items, *class_items])
     if recipe.init_from:
-        inputs["init_from"] = storage.sha256_file(_check_first(recipe, recipe.init_from, family))
-        if adapters.read_metadata(adapters.file_of(recipe.init_from))["base_hash"] != inputs["base"]:
+        inputs["init_from"] = storage.sha256_file(_check_init_adapter(recipe, recipe.init_from, family))
+        if (
+            adapters.read_adapter_metadata(adapters.resolve_adapter_file(recipe.init_from))["base_hash"]
+            != inputs["base"]
+        ):
             say("the adapter to start from was trained on another base of this family")
-    return Plan(base, family, items, wanted, inputs, recipe.resolution, grids, class_items)
+    return TrainingPlan(base, family, items, wanted, inputs, recipe.resolution, grids, class_items)
 
 
 def _check_exports(recipe: Recipe, family: Family) -> None:
@@ -83,12 +88,16 @@ def _check_exports(recipe: Recipe, family: Family) -> None:
 
 def _check_data(recipe: Recipe, family: Family, records: list[Record]) -> None:
     check_unchanged(recipe.dataset, records)
-    regularization.check(recipe, records)
-    conditioning.check_records(family, recipe.dataset, records)
-    text_encoders.check(recipe, family, (caption.text for record in records for caption in record.captions))
+    regularization.check_objective_data(recipe, records)
+    conditioning.check_record_conditioning(family, recipe.dataset, records)
+    text_encoders.check_text_training(
+        recipe, family, (caption.text for record in records for caption in record.captions)
+    )
 
 
-def _grids(family: Family, pipe: Any, items: list[Item]) -> dict[tuple[int, int], tuple[int, int]]:
+def _latent_sizes(
+    family: Family, pipe: Any, items: list[DatasetItem]
+) -> dict[tuple[int, int], tuple[int, int]]:
     """(H, W) of the latents by size of picture; a size that the base has no positions for is refused."""
     found = {}
     for size in {item.size for item in items}:
@@ -97,7 +106,7 @@ def _grids(family: Family, pipe: Any, items: list[Item]) -> dict[tuple[int, int]
     return found
 
 
-def _frames(recipe: Recipe, family: Family) -> int:
+def _check_frames(recipe: Recipe, family: Family) -> int:
     if recipe.frames > 1 and not family.clips:
         raise ConfigError(
             f"{family.title} makes pictures, not clips of {recipe.frames} frames",
@@ -118,10 +127,10 @@ def _check_resolution(resolution: int, step: int) -> None:
         )
 
 
-def _check_first(recipe: Recipe, given: Path, family: Family) -> Path:
+def _check_init_adapter(recipe: Recipe, given: Path, family: Family) -> Path:
     """The adapter file that a new run starts from."""
-    file = adapters.file_of(given)
-    facts = adapters.read_metadata(file)
+    file = adapters.resolve_adapter_file(given)
+    facts = adapters.read_adapter_metadata(file)
     wanted = {"family": family.name, "type": recipe.adapter.type, "rank": recipe.adapter.rank}
     for key, value in wanted.items():
         if facts[key] != value:
@@ -134,20 +143,20 @@ def _check_first(recipe: Recipe, given: Path, family: Family) -> Path:
     return file
 
 
-def objective_of(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective:
+def build_objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective:
     """The recipe's objective on a base whose scheduler is loaded; a contradiction is a `ConfigError`."""
     alphas = getattr(pipe.scheduler, "alphas_cumprod", None)
-    return objective.from_scheduler(
+    return objective.objective_from_scheduler(
         family.objective, pipe.scheduler.config, recipe.objective, alphas, family.token_side
     )
 
 
-def split(items: list[Item], recipe: Recipe) -> tuple[list[Item], list[Item]]:
+def split_held_out(items: list[DatasetItem], recipe: Recipe) -> tuple[list[DatasetItem], list[DatasetItem]]:
     """(held out, trained on): the share of images with the smallest keyed numbers is held out, at least one
     stays."""
     count = min(round(len(items) * recipe.validate_.fraction), len(items) - 1)
     by_draw = sorted(
-        items, key=lambda i: (rng.key(recipe.train.seed, "held out", i.record.pixels), i.record.file)
+        items, key=lambda i: (rng.derive_seed(recipe.train.seed, "held out", i.record.pixels), i.record.file)
     )
     held = {id(item) for item in by_draw[:count]}
     return [i for i in items if id(i) in held], [i for i in items if id(i) not in held]

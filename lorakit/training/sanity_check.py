@@ -15,16 +15,18 @@ import torch
 from lorakit.core import rng
 from lorakit.core.errors import ConfigError
 from lorakit.data import batch_sampler
-from lorakit.training.losses import Loss
+from lorakit.training.losses import TrainingLoss
 
-TIMES = (0.125, 0.375, 0.625, 0.875)
-PICTURES = 2
-GOOD = 0.7  # of a zero predictor's loss
-ANOTHER = 0.5  # of a zero predictor's loss and of that for the declared target: another is the true one
+QUANTILES = (0.125, 0.375, 0.625, 0.875)
+NUM_IMAGES = 2
+MAX_RELATIVE_ERROR = 0.7  # of a zero predictor's loss
+MISMATCH_RATIO = (
+    0.5  # of a zero predictor's loss and of that for the declared target: another is the true one
+)
 
 
 @dataclass(frozen=True)
-class Probe:
+class ObjectiveCheck:
     """The base's squared error against each target, as a share of that of a network that says zero."""
 
     declared: str
@@ -39,45 +41,45 @@ class Probe:
     def text(self) -> str:
         """One line for the log."""
         found = f"the base's own loss is {self.share:.2f} of a zero predictor's ({self.declared})"
-        if self.share <= GOOD:
+        if self.share <= MAX_RELATIVE_ERROR:
             return found
         return f"warning: {found}: its weights are random, or it was not trained for pictures like these"
 
     def facts(self) -> dict[str, Any]:
         """For run.json."""
         shares = {name: round(share, 4) for name, share in self.shares.items()}
-        return {"declared": self.declared, "shares": shares, "good": self.share <= GOOD}
+        return {"declared": self.declared, "shares": shares, "good": self.share <= MAX_RELATIVE_ERROR}
 
 
-def probe(cost: Loss) -> Probe:
+def check_objective(cost: TrainingLoss) -> ObjectiveCheck:
     """Measure at fixed times, on a few pictures with keyed noise; changes nothing.
 
     Raises ConfigError when the base fits another target than its scheduler's configuration declares.
     """
     data, objective, seed = cost.made.train, cost.made.objective, cost.made.recipe.train.seed
-    order = rng.permutation(len(data.items), rng.key(seed, "probe"), 0)[:PICTURES]
+    order = rng.epoch_permutation(len(data.items), rng.derive_seed(seed, "probe"), 0)[:NUM_IMAGES]
     sums: dict[str, float] = {}
     for number, image in enumerate(order):
-        for index, time in enumerate(TIMES):
-            slot = batch_sampler.Slot(number * len(TIMES) + index, image, 0)
+        for index, time in enumerate(QUANTILES):
+            slot = batch_sampler.SampleIndex(number * len(QUANTILES) + index, image, 0)
             given = cost.noised(data, [slot], "probe", [time])
             prediction = cost.untrained(given).float()
             targets = objective.targets(given.latents, given.noise, given.t)
             for name, target in targets.items():
-                sums[name] = sums.get(name, 0.0) + _share(prediction, target.float())
-    count = len(order) * len(TIMES)
-    found = Probe(objective.prediction, {name: total / count for name, total in sums.items()})
+                sums[name] = sums.get(name, 0.0) + _relative_error(prediction, target.float())
+    count = len(order) * len(QUANTILES)
+    found = ObjectiveCheck(objective.prediction, {name: total / count for name, total in sums.items()})
     _check(found)
     return found
 
 
-def _share(prediction: torch.Tensor, target: torch.Tensor) -> float:
+def _relative_error(prediction: torch.Tensor, target: torch.Tensor) -> float:
     return float((prediction - target).square().mean() / target.square().mean().clamp(min=1e-12))
 
 
-def _check(found: Probe) -> None:
+def _check(found: ObjectiveCheck) -> None:
     best = min(found.shares, key=lambda name: found.shares[name])
-    if found.shares[best] < ANOTHER * min(1.0, found.share):
+    if found.shares[best] < MISMATCH_RATIO * min(1.0, found.share):
         raise ConfigError(
             f"the base's scheduler says that it predicts {found.declared}, but its predictions are"
             f" {best}: their error is {found.shares[best]:.2f} of a zero predictor's, against"

@@ -16,29 +16,29 @@ import torch
 from accelerate import Accelerator
 
 from lorakit import manifest
-from lorakit.config.recipe import Recipe, Slider
+from lorakit.config.recipe import Recipe, SliderConfig
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
-from lorakit.data.batch_sampler import Slot
+from lorakit.data.batch_sampler import SampleIndex
 from lorakit.data.prompts import Prompt
 from lorakit.imaging import decode
 from lorakit.models import base_model
 from lorakit.sampling import pipeline
 from lorakit.training import losses
-from lorakit.training.losses import Loss
+from lorakit.training.losses import TrainingLoss
 from lorakit.training.setup import Session
 
-MADE = "slider.json"  # written first: a folder that has it holds nothing of the user's
+SLIDER_FILE = "slider.json"  # written first: a folder that has it holds nothing of the user's
 
 
-class SliderLoss(Loss):
+class SliderLoss(TrainingLoss):
     """The loss of a slider's adapter; the same noise and times as any other."""
 
-    def __init__(self, made: Session, accelerator: Accelerator, settings: Slider) -> None:
+    def __init__(self, made: Session, accelerator: Accelerator, settings: SliderConfig) -> None:
         super().__init__(made, accelerator)
         self.settings = settings
 
-    def __call__(self, data: Any, slots: list[Slot], purpose: str, times: list[float]) -> torch.Tensor:
+    def __call__(self, data: Any, slots: list[SampleIndex], purpose: str, times: list[float]) -> torch.Tensor:
         """Losses (B,) of slots that share one shape."""
         given = self.noised(data, slots, purpose, times)
         device, sides = self.accelerator.device, self.settings.poles
@@ -48,13 +48,13 @@ class SliderLoss(Loss):
         return self.made.objective.loss(self.predict(given), target, given.t)
 
 
-def loss_of(made: Session, accelerator: Accelerator) -> Loss:
+def build_loss(made: Session, accelerator: Accelerator) -> TrainingLoss:
     """The loss that a recipe asks for."""
     settings = made.recipe.slider
-    return SliderLoss(made, accelerator, settings) if settings else losses.Loss(made, accelerator)
+    return SliderLoss(made, accelerator, settings) if settings else losses.TrainingLoss(made, accelerator)
 
 
-def draw_pictures(recipe: Recipe) -> Path | None:
+def generate_slider_images(recipe: Recipe) -> Path | None:
     """Let the base draw what a slider without a dataset trains on, once; the folder, or None where there is
     nothing to draw.
 
@@ -65,29 +65,29 @@ def draw_pictures(recipe: Recipe) -> Path | None:
     if settings is None:
         return None
     told = {"target": settings.target, "pictures": settings.pictures, "resolution": recipe.resolution}
-    told |= {"base": base_model.content_hash(base_model.resolve(recipe.base))}
+    told |= {"base": base_model.base_hash(base_model.resolve_base(recipe.base))}
     told |= {"steps": recipe.samples.steps, "guidance": recipe.samples.guidance}
-    if not (folder / MADE).is_file():
+    if not (folder / SLIDER_FILE).is_file():
         if folder.is_dir() and any(folder.iterdir()):
             return None
-        storage.write_json(folder / MADE, told)
-    if storage.read_json(folder / MADE) != told:
+        storage.write_json(folder / SLIDER_FILE, told)
+    if storage.read_json(folder / SLIDER_FILE) != told:
         raise ConfigError(
             "these pictures were drawn for another slider",
             where=f"dataset: {folder}",
             remedy="choose another `out`, or undo the change of target, base, resolution or samples",
         )
-    if (folder / manifest.MANIFEST).is_file():
+    if (folder / manifest.MANIFEST_FILE).is_file():
         return None
-    _draw(recipe, settings, folder)
+    _generate_images(recipe, settings, folder)
     return folder
 
 
-def _draw(recipe: Recipe, settings: Slider, folder: Path) -> None:
-    painter = pipeline.Painter(recipe.base)
+def _generate_images(recipe: Recipe, settings: SliderConfig, folder: Path) -> None:
+    painter = pipeline.SamplingPipeline(recipe.base)
     wanted = Prompt("target", settings.target, settings.target, seeds=tuple(range(settings.pictures)))
     side = (recipe.resolution, recipe.resolution)
-    options = pipeline.Options(recipe.samples.steps, recipe.samples.guidance, side)
+    options = pipeline.SamplingOptions(recipe.samples.steps, recipe.samples.guidance, side)
     records = []
     for shot in painter.draw([wanted], options, "the slider's pictures"):
         file = storage.save_image(folder / f"{shot.seed:04d}.png", shot.image)
@@ -101,4 +101,4 @@ def _draw(recipe: Recipe, settings: Slider, folder: Path) -> None:
                 captions=(manifest.Caption(settings.target, "base"),),
             )
         )
-    manifest.save(folder, records)  # last: where it is, the pictures are complete
+    manifest.save_manifest(folder, records)  # last: where it is, the pictures are complete

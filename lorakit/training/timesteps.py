@@ -14,19 +14,21 @@ from typing import Any
 
 import torch
 
-from lorakit.config.objective import DEFAULT_MODE_SCALE, Objective
+from lorakit.config.objective import DEFAULT_MODE_SCALE, ObjectiveConfig
 from lorakit.core import rng
 from lorakit.core.errors import ConfigError
 
-Spread = Callable[[torch.Tensor], torch.Tensor]
+TimestepDistribution = Callable[[torch.Tensor], torch.Tensor]
 
 
-def times(positions: Sequence[int], seed: int, purpose: str, batch: int, *, stratified: bool) -> list[float]:
+def sample_uniforms(
+    positions: Sequence[int], seed: int, purpose: str, batch: int, *, stratified: bool
+) -> list[float]:
     """A number in [0, 1) for each position in the stream of images, whose steps take `batch` at a time.
 
     With `stratified`, the images of a step have one each in `batch` equal parts of [0, 1), in a keyed order.
     """
-    drawn = [rng.uniform(seed, purpose, position) for position in positions]
+    drawn = [rng.keyed_uniform(seed, purpose, position) for position in positions]
     if not stratified:
         return drawn
     placed = []
@@ -38,16 +40,16 @@ def times(positions: Sequence[int], seed: int, purpose: str, batch: int, *, stra
 
 @lru_cache(maxsize=4)
 def _strata(batch: int, seed: int, purpose: str, step: int) -> tuple[int, ...]:
-    return tuple(rng.permutation(batch, rng.key(seed, f"{purpose} strata"), step))
+    return tuple(rng.epoch_permutation(batch, rng.derive_seed(seed, f"{purpose} strata"), step))
 
 
-def spread(settings: Objective, default: str) -> Spread:
+def timestep_distribution(settings: ObjectiveConfig, default: str) -> TimestepDistribution:
     """Uniform numbers (B,) to shares of the time axis (B,) in float64, growing with them; `default` is what
     `auto` stands for."""
     kind = default if settings.timesteps == "auto" else settings.timesteps
     if kind == "logit-normal":
         mean = settings.logit_mean or 0.0
-        return LogitNormal(mean, settings.logit_std or 1.0)
+        return LogitNormalDistribution(mean, settings.logit_std or 1.0)
     for key in ("logit_mean", "logit_std"):
         if getattr(settings, key) is not None:
             raise ConfigError(
@@ -56,17 +58,17 @@ def spread(settings: Objective, default: str) -> Spread:
                 remedy="set objective.timesteps: logit-normal as well",
             )
     if kind == "mode":
-        return Mode(DEFAULT_MODE_SCALE if settings.mode_scale is None else settings.mode_scale)
-    return uniform
+        return ModeDistribution(DEFAULT_MODE_SCALE if settings.mode_scale is None else settings.mode_scale)
+    return uniform_distribution
 
 
-def uniform(u: torch.Tensor) -> torch.Tensor:
+def uniform_distribution(u: torch.Tensor) -> torch.Tensor:
     """As they are."""
     return u.double()
 
 
 @dataclass(frozen=True)
-class LogitNormal:
+class LogitNormalDistribution:
     """Gathered around the sigmoid of `mean`."""
 
     mean: float = 0.0
@@ -78,7 +80,7 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
-class Mode:
+class ModeDistribution:
     """Gathered in the middle, with the ends kept; the paper's function of 1 - u, so that it grows."""
 
     scale: float
@@ -89,7 +91,7 @@ class Mode:
 
 
 @dataclass(frozen=True)
-class ByTokens:
+class ResolutionShift:
     """A shift that grows with the number of a picture's tokens, between two numbers where it is stated."""
 
     base_shift: float
@@ -108,7 +110,7 @@ class ByTokens:
         return math.exp(mu) if self.exponential else mu
 
 
-def by_tokens(config: Mapping[str, Any], patch: int | None) -> ByTokens:
+def resolution_shift(config: Mapping[str, Any], patch: int | None) -> ResolutionShift:
     """The rule that a scheduler's configuration states; a scheduler without one is a `ConfigError`.
 
     `patch` is None for a family whose pipeline has another rule.
@@ -133,4 +135,4 @@ def by_tokens(config: Mapping[str, Any], patch: int | None) -> ByTokens:
     if fewest == most:
         raise ConfigError("the base's scheduler states its shift at one resolution only", where=where)
     kind = config.get("time_shift_type", "exponential")
-    return ByTokens(float(low), float(high), int(fewest), int(most), kind == "exponential", patch)
+    return ResolutionShift(float(low), float(high), int(fewest), int(most), kind == "exponential", patch)

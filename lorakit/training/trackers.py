@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-QUEUE_LIMIT = 1 << 20  # bytes that may wait for a slow tracker: about 7,000 rows
-CLOSE_LIMIT = 10.0  # seconds that a finished run waits for its tracker
-ORPHAN_LIMIT = 60.0  # seconds that a tracker goes on sending after its trainer has died
+MAX_QUEUE_BYTES = 1 << 20  # bytes that may wait for a slow tracker: about 7,000 rows
+CLOSE_TIMEOUT = 10.0  # seconds that a finished run waits for its tracker
+ORPHAN_TIMEOUT = 60.0  # seconds that a tracker goes on sending after its trainer has died
 
 
 class Tracker(Protocol):
@@ -83,13 +83,13 @@ class _TensorBoard:
         self._writer.close()
 
 
-_MAKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+_TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
     "wandb": _Wandb,
     "tensorboard": _TensorBoard,
 }
 
 
-class Guarded:
+class TrackerProcess:
     """Hands metrics and pictures to a tracker's process; never raises, never waits but in `close`."""
 
     def __init__(self, kind: str, run: Path, config: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class Guarded:
         self._lost = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe = -1
-        if kind in _MAKERS:
+        if kind in _TRACKERS:
             # -P: a file in the working folder is never taken for the tracker's library
             command = [
                 sys.executable,
@@ -133,9 +133,9 @@ class Guarded:
 
         True when it has everything (or when there is none).
         """
-        child, deadline = self._child, time.monotonic() + CLOSE_LIMIT
+        child, deadline = self._child, time.monotonic() + CLOSE_TIMEOUT
         if child is None:
-            return self.kind not in _MAKERS
+            return self.kind not in _TRACKERS
         while self._waiting and self._pipe >= 0 and time.monotonic() < deadline:
             select.select([], [self._pipe], [], max(0.0, deadline - time.monotonic()))
             self._push()
@@ -147,7 +147,7 @@ class Guarded:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            self._say(f"not finished within {CLOSE_LIMIT:g} s, so it was ended")
+            self._say(f"not finished within {CLOSE_TIMEOUT:g} s, so it was ended")
             return False
         if self._lost and code == 0:
             self._say(f"it was too slow for {self._lost} messages, which it has not")
@@ -157,7 +157,7 @@ class Guarded:
         if self._pipe < 0:
             return
         line = (json.dumps(message) + "\n").encode()
-        if len(self._waiting) + len(line) > QUEUE_LIMIT:
+        if len(self._waiting) + len(line) > MAX_QUEUE_BYTES:
             self._lost += 1
             return
         self._waiting += line
@@ -183,21 +183,21 @@ class Guarded:
             print(f"{self.kind}: {what}; metrics.jsonl has everything", file=sys.stderr, flush=True)
 
 
-def _end_without(trainer: int) -> None:
+def _exit_after_parent(trainer: int) -> None:
     """End this process some time after its trainer, even when the tracker's library never returns."""
     while os.getppid() == trainer:
         time.sleep(1)
-    time.sleep(ORPHAN_LIMIT)
+    time.sleep(ORPHAN_TIMEOUT)
     os._exit(1)
 
 
-def main(kind: str, run: str, trainer: str) -> int:
+def tracker_main(kind: str, run: str, trainer: str) -> int:
     """The tracker's process: one JSON line a message on stdin, until it is closed; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_without, args=(int(trainer),), daemon=True).start()
+    threading.Thread(target=_exit_after_parent, args=(int(trainer),), daemon=True).start()
     what = "start"
     try:
-        tracker: Tracker = _MAKERS[kind](Path(run), json.loads(sys.stdin.buffer.readline())["config"])
+        tracker: Tracker = _TRACKERS[kind](Path(run), json.loads(sys.stdin.buffer.readline())["config"])
         for line in sys.stdin.buffer:
             message = json.loads(line)
             if "metrics" in message:
@@ -217,7 +217,7 @@ def main(kind: str, run: str, trainer: str) -> int:
 
 
 if __name__ == "__main__":
-    ended = main(*sys.argv[1:])
+    ended = tracker_main(*sys.argv[1:])
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     os._exit(ended)  # no exit hook of a tracker's library may hang

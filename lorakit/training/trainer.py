@@ -38,13 +38,13 @@ from lorakit.training import (
 )
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.setup import Session
-from lorakit.training.validation import Looks, refresh_sheet
+from lorakit.training.validation import Validator, refresh_contact_sheet
 
-SKIP_BUDGET = 10  # steps with non-finite gradients that a run survives
+MAX_SKIPPED_STEPS = 10  # steps with non-finite gradients that a run survives
 
 
 @dataclass
-class State:
+class TrainerState:
     """Where the run stands; saved whole in every checkpoint."""
 
     step: int = 0
@@ -60,11 +60,11 @@ class Trainer:
         self.made, self.accelerator, self.run = made, accelerator, run
         self.recipe = made.recipe
         self.settings = made.recipe.train
-        self.parameters = adapters.parameters_of(made.networks)
-        factor = functools.partial(text_encoders.factor, made.recipe)
-        self.optimizer = optimizers.build(self.parameters, made.recipe.optimizer, factor)
-        self.state = State(micro_batch=self.settings.batch_size)
-        self.cost = slider.loss_of(made, accelerator)
+        self.parameters = adapters.all_trainable_parameters(made.networks)
+        factor = functools.partial(text_encoders.lr_multiplier, made.recipe)
+        self.optimizer = optimizers.build_optimizer(self.parameters, made.recipe.optimizer, factor)
+        self.state = TrainerState(micro_batch=self.settings.batch_size)
+        self.cost = slider.build_loss(made, accelerator)
         self.total_batch = made.recipe.effective_batch * accelerator.num_processes
         self.metadata = adapters.pack_metadata(made.facts())
         self.stop_signal = 0
@@ -72,7 +72,7 @@ class Trainer:
 
     # one step
 
-    def loss(self, slots: list[batch_sampler.Slot], times: list[float]) -> torch.Tensor:
+    def loss(self, slots: list[batch_sampler.SampleIndex], times: list[float]) -> torch.Tensor:
         """Losses (B,) of slots that share one shape; `times` are uniform numbers, one a slot."""
         return self.cost(self.made.train, slots, "noise", times)
 
@@ -80,11 +80,11 @@ class Trainer:
         """One optimizer step over the whole batch; returns (mean loss, gradient norm before clipping)."""
         data, world = self.made.train, self.accelerator.num_processes
         dropout = self.recipe.objective.caption_dropout
-        chosen = batch_sampler.slots(
+        chosen = batch_sampler.step_samples(
             self.state.step, self.total_batch, data.captions, self.settings.seed, dropout
         )
-        mine = batch_sampler.share(chosen, self.accelerator.process_index, world)
-        optimizers.set_rate(
+        mine = batch_sampler.shard(chosen, self.accelerator.process_index, world)
+        optimizers.set_learning_rate(
             self.optimizer,
             optimizers.learning_rate(self.state.step, self.settings.steps, self.recipe.optimizer),
         )
@@ -97,7 +97,7 @@ class Trainer:
         self.state.step += 1
         return mean, norm
 
-    def _gradients(self, mine: Sequence[batch_sampler.Slot]) -> torch.Tensor:
+    def _gradients(self, mine: Sequence[batch_sampler.SampleIndex]) -> torch.Tensor:
         """Add up the gradients of this process's slots; returns their mean loss.
 
         Out of memory starts over with half as many images at once: the noise is keyed, so these are the same
@@ -109,12 +109,12 @@ class Trainer:
             except torch.OutOfMemoryError as error:
                 reason = first_line(error)
             self.optimizer.zero_grad(set_to_none=True)
-            memory.release(self.accelerator.device)
+            memory.empty_device_cache(self.accelerator.device)
             self._halve(reason)
 
-    def _accumulate(self, mine: Sequence[batch_sampler.Slot]) -> torch.Tensor:
+    def _accumulate(self, mine: Sequence[batch_sampler.SampleIndex]) -> torch.Tensor:
         total = torch.zeros((), device=self.accelerator.device)
-        own = losses.Part(self.made.train, mine, self.loss, "time", 1.0)
+        own = losses.LossTerm(self.made.train, mine, self.loss, "time", 1.0)
         for part in (own, *self.cost.extras(mine)):
             for slots in batch_sampler.micro_batches(part.slots, part.data.shapes, self.state.micro_batch):
                 loss = part.cost(slots, self._times(slots, part.clock)).sum() * part.weight / len(mine)
@@ -122,9 +122,9 @@ class Trainer:
                 total += loss.detach()
         return total
 
-    def _times(self, slots: Sequence[batch_sampler.Slot], purpose: str) -> list[float]:
+    def _times(self, slots: Sequence[batch_sampler.SampleIndex], purpose: str) -> list[float]:
         positions, stratified = [slot.position for slot in slots], self.recipe.objective.stratified
-        return timesteps.times(
+        return timesteps.sample_uniforms(
             positions, self.settings.seed, purpose, self.total_batch, stratified=stratified
         )
 
@@ -132,19 +132,19 @@ class Trainer:
         step, count = self.state.step, self.state.micro_batch
         if count == 1:
             model = self.made.denoiser
-            found = memory.footprint(model, self.recipe.optimizer.name, self._largest_forward)
-            raise memory.error(self.recipe, found, step, reason)
+            found = memory.estimate_memory(model, self.recipe.optimizer.name, self._largest_forward)
+            raise memory.memory_limit_error(self.recipe, found, step, reason)
         self.state.micro_batch = (count + 1) // 2
         self.say(
             f"step {step}: no memory for {count} images at once, going on with {self.state.micro_batch};"
             f" the effective batch stays {self.total_batch}. {reason}"
         )
 
-    def _largest(self, count: int) -> list[batch_sampler.Slot]:
+    def _largest(self, count: int) -> list[batch_sampler.SampleIndex]:
         """`count` slots of the largest size in the data."""
         shapes = self.made.train.shapes
         image = max(range(len(shapes)), key=lambda i: math.prod(shapes[i]))
-        return [batch_sampler.Slot(position, image, 0) for position in range(count)]
+        return [batch_sampler.SampleIndex(position, image, 0) for position in range(count)]
 
     def _largest_forward(self) -> torch.Tensor:
         return self.loss(self._largest(1), [0.5])
@@ -183,13 +183,13 @@ class Trainer:
             if count and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def _skip(self, chosen: Sequence[batch_sampler.Slot]) -> None:
+    def _skip(self, chosen: Sequence[batch_sampler.SampleIndex]) -> None:
         self.state.skipped.append(self.state.step)
         files = sorted({self.made.train.items[slot.image].record.file for slot in chosen})
         self.say(
             f"step {self.state.step}: loss or gradient not finite, step skipped; images: {', '.join(files)}"
         )
-        if len(self.state.skipped) > SKIP_BUDGET:
+        if len(self.state.skipped) > MAX_SKIPPED_STEPS:
             raise NumericError(
                 f"{len(self.state.skipped)} steps gave non-finite numbers",
                 where=f"step {self.state.step}",
@@ -210,13 +210,15 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint; step 0 only when there never was one."""
-        found, problems = checkpoint.newest(self.run.path)
+        found, problems = checkpoint.latest_valid_checkpoint(self.run.path)
         for problem in problems:
             self.say(f"{problem}; falling back to the one before")
         if found is not None:
-            adapters.load_states(self.made.networks, found.adapter, f"checkpoint of step {found.step}")
-            optimizers.load_state(self.optimizer, self.parameters, found.optimizer)
-            self.state = State(found.step, **found.facts)
+            adapters.load_adapter_state_dict(
+                self.made.networks, found.adapter, f"checkpoint of step {found.step}"
+            )
+            optimizers.load_optimizer_state_dict(self.optimizer, self.parameters, found.optimizer)
+            self.state = TrainerState(found.step, **found.facts)
             self.say(f"going on from step {found.step}")
         if self.main:
             self.run.rewind_metrics(self.state.step)
@@ -227,23 +229,23 @@ class Trainer:
             return
         saved = checkpoint.Checkpoint(
             self.state.step,
-            adapters.states(self.made.networks),
-            optimizers.state_tensors(self.optimizer, self.parameters),
+            adapters.adapter_state_dict(self.made.networks),
+            optimizers.optimizer_state_dict(self.optimizer, self.parameters),
             {"skipped": self.state.skipped, "micro_batch": self.state.micro_batch},
         )
-        checkpoint.save(self.run.path, saved, self.metadata, keep=self.settings.keep)
+        checkpoint.save_checkpoint(self.run.path, saved, self.metadata, keep=self.settings.keep)
 
     def finish(self) -> None:
         """Write the finished adapter, its exports and the report."""
         if not self.main:
             return
-        tensors = adapters.states(self.made.networks)
+        tensors = adapters.adapter_state_dict(self.made.networks)
         metadata = adapters.pack_metadata(self.made.facts() | {"steps": self.state.step})
         file = storage.write_safetensors(self.run.path / "adapter.safetensors", tensors, metadata)
         self._export(file)
-        refresh_sheet(self.run.path)
-        training_report.write(self.run, self.recipe, "done")
-        storage.sync(self.run.metrics_file)
+        refresh_contact_sheet(self.run.path)
+        training_report.write_training_report(self.run, self.recipe, "done")
+        storage.fsync_file(self.run.metrics_file)
         self.run.update(status="done", step=self.state.step)  # last: a crash before it does all this again
 
     def _export(self, file: Path) -> None:
@@ -258,10 +260,10 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last step, committing on the way."""
-        remote = trackers.Guarded(
+        remote = trackers.TrackerProcess(
             self.recipe.tracker if self.main else "none", self.run.path, self.recipe.dump()
         )
-        looks = Looks(self.made, self.run, self.accelerator, self.cost, remote)
+        looks = Validator(self.made, self.run, self.accelerator, self.cost, remote)
         self._look(looks)
         steps = self.settings.steps
         smooth: float | None = None
@@ -276,7 +278,7 @@ class Trainer:
         self.finish()
         remote.close()
 
-    def log(self, remote: trackers.Guarded, loss: float, norm: float, seconds: float) -> None:
+    def log(self, remote: trackers.TrackerProcess, loss: float, norm: float, seconds: float) -> None:
         """Write the row of the step that was just done."""
         if not self.main:
             return
@@ -286,7 +288,7 @@ class Trainer:
         storage.append_jsonl(self.run.metrics_file, {"step": self.state.step, **finite})
         remote.log({name: value for name, value in finite.items() if value is not None}, self.state.step)
 
-    def _at_step(self, looks: Looks) -> None:
+    def _at_step(self, looks: Validator) -> None:
         """What happens between steps: commit first, then look, and stop if asked to."""
         step = self.state.step
         stop = self._stop_asked()
@@ -300,7 +302,7 @@ class Trainer:
             self.commit()
             raise
 
-    def _look(self, looks: Looks) -> None:
+    def _look(self, looks: Validator) -> None:
         """Changes no state, so a signal in the meantime stops it at once: nothing is lost by that."""
         if not self.main:
             return

@@ -15,24 +15,26 @@ from lorakit.training.run_folder import RunFolder
 
 COLUMNS = 10  # sampled steps shown, first and last among them
 ROWS = 24
-CELL, ENLARGED = 128, 448  # pixels
+CELL_PIXELS, ENLARGED = 128, 448  # pixels
 
 
-def write(run: RunFolder, recipe: Recipe, status: str) -> Path:
+def write_training_report(run: RunFolder, recipe: Recipe, status: str) -> Path:
     """Write the page from the files of the run; `status` is what the run comes to with it."""
     record = storage.read_json(run.path / "run.json") | {"status": status}
     body = [
-        reports.section("What was done", reports.table(["", ""], _facts(run, recipe, record))),
+        reports.section("What was done", reports.html_table(["", ""], _overview_rows(run, recipe, record))),
         reports.section("Loss", *reports.training_curves(run.metrics())),
         _buckets(recipe),
         _samples(run.path),
-        reports.section("Versions", reports.table(["Package", "Version"], list(record["versions"].items()))),
+        reports.section(
+            "Versions", reports.html_table(["Package", "Version"], list(record["versions"].items()))
+        ),
     ]
-    text = reports.page(run.path.name, [part for part in body if part])
+    text = reports.html_page(run.path.name, [part for part in body if part])
     return storage.write_text(run.path / "report.html", text)
 
 
-def _facts(run: RunFolder, recipe: Recipe, record: dict[str, object]) -> list[tuple[str, str]]:
+def _overview_rows(run: RunFolder, recipe: Recipe, record: dict[str, object]) -> list[tuple[str, str]]:
     train, optimizer = recipe.train, recipe.optimizer
     exports = sorted(file.name for file in (run.path / "exports").glob("*.safetensors"))
     adapter = run.path / "adapter.safetensors"
@@ -55,10 +57,10 @@ def _facts(run: RunFolder, recipe: Recipe, record: dict[str, object]) -> list[tu
 
 def _buckets(recipe: Recipe) -> Html:
     """How many images have each shape, as the manifest plans it."""
-    if not (recipe.dataset / manifest.MANIFEST).exists():
+    if not (recipe.dataset / manifest.MANIFEST_FILE).exists():
         return Html()
     shapes: dict[str, int] = {}
-    for record in manifest.load(recipe.dataset):
+    for record in manifest.load_manifest(recipe.dataset):
         if record.keep and record.bucket:
             name = f"{record.bucket[0]}×{record.bucket[1]}"
             shapes[name] = shapes.get(name, 0) + 1
@@ -69,18 +71,18 @@ def _buckets(recipe: Recipe) -> Html:
 
 def _samples(run: Path) -> Html:
     """Prompts and seeds down, sampled steps across."""
-    folders = validation.sampled(run, COLUMNS)
+    folders = validation.sampled_step_folders(run, COLUMNS)
     if not folders:
         return Html()
     rows = storage.read_json(folders[-1] / "samples.json")[:ROWS]
     cells = [[_cell(folder / row["file"], row["prompt"]) for folder in folders] for row in rows]
     heads = [f"step {int(folder.name.removeprefix('step-'))}" for folder in folders]
     names = [f"{row['prompt']} (seed {row['seed']})" for row in rows]
-    return reports.section("Samples", reports.grid(heads, names, cells))
+    return reports.section("Samples", reports.html_grid(heads, names, cells))
 
 
 def _cell(file: Path, text: str) -> Html:
     if not file.exists():
         return Html()
     with Image.open(file) as picture:
-        return reports.image(picture.convert("RGB"), alt=text, width=CELL, enlarged=ENLARGED)
+        return reports.embed_image(picture.convert("RGB"), alt=text, width=CELL_PIXELS, enlarged=ENLARGED)

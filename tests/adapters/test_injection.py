@@ -29,18 +29,18 @@ X = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
 
 
 def perturb(model: nn.Module) -> None:
-    for index, (_, parameter) in enumerate(adapters.named_parameters(model)):
+    for index, (_, parameter) in enumerate(adapters.trainable_parameters(model)):
         generator = torch.Generator().manual_seed(index)
         parameter.data = torch.randn(parameter.shape, generator=generator)
 
 
 def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(toy):
     before = toy(X)
-    adapters.inject(toy, rank=2, alpha=4, targets=["to_q", "to_k"])
+    adapters.inject_adapter(toy, rank=2, alpha=4, targets=["to_q", "to_k"])
     assert torch.equal(toy(X), before)
-    assert adapters.count(toy) == (2, 2 * (2 * 6 + 8 * 2))
+    assert adapters.count_trainable(toy) == (2, 2 * (2 * 6 + 8 * 2))
     trained = {id(p) for p in toy.parameters() if p.requires_grad}
-    assert trained == {id(p) for _, p in adapters.named_parameters(toy)}
+    assert trained == {id(p) for _, p in adapters.trainable_parameters(toy)}
 
 
 def test_initialisation_is_keyed_by_name_and_seed():
@@ -48,7 +48,7 @@ def test_initialisation_is_keyed_by_name_and_seed():
     for seed, noise in ((0, 1), (0, 2), (5, 1)):
         torch.manual_seed(noise)
         model = Toy()
-        adapters.inject(model, rank=2, alpha=2, targets=["to_q"], seed=seed)
+        adapters.inject_adapter(model, rank=2, alpha=2, targets=["to_q"], seed=seed)
         states.append(adapters.state(model, "unet"))
     key = "unet.to_q.lora_A.weight"
     assert torch.equal(states[0][key], states[1][key])
@@ -59,7 +59,7 @@ def test_initialisation_is_keyed_by_name_and_seed():
 
 def test_saved_and_loaded_it_predicts_the_same_and_strength_scales_it(toy, tmp_path):
     plain = toy(X)
-    adapters.inject(toy, rank=2, alpha=4, targets=["to_q", "to_k"])
+    adapters.inject_adapter(toy, rank=2, alpha=4, targets=["to_q", "to_k"])
     perturb(toy)
     facts = {"rank": 2, "alpha": 4.0}
     file = storage.write_safetensors(
@@ -74,13 +74,13 @@ def test_saved_and_loaded_it_predicts_the_same_and_strength_scales_it(toy, tmp_p
         outputs.append(fresh(X))
     assert torch.equal(outputs[0], toy(X))
     assert torch.allclose(outputs[1] - plain, (outputs[0] - plain) / 2, atol=1e-5)
-    with adapters.switched_off(toy):
+    with adapters.adapters_disabled(toy):
         assert torch.equal(toy(X), plain)
     assert torch.equal(toy(X), outputs[0])
 
 
 def test_an_adapter_of_another_base_is_refused_with_its_keys(toy):
-    adapters.inject(toy, rank=2, alpha=2, targets=["to_q"])
+    adapters.inject_adapter(toy, rank=2, alpha=2, targets=["to_q"])
     state = adapters.state(toy, "unet")
     with pytest.raises(DataError, match=r"unet\.to_q\.lora_A\.weight"):
         adapters.load_state(toy, "unet", {k: v[:1] for k, v in state.items()}, "file")
@@ -90,10 +90,10 @@ def test_an_adapter_of_another_base_is_refused_with_its_keys(toy):
 
 def test_targets_that_match_nothing_are_refused(toy):
     with pytest.raises(ConfigError, match=r"adapter\.targets"):
-        adapters.inject(toy, rank=2, alpha=2, targets=["to_z"])
+        adapters.inject_adapter(toy, rank=2, alpha=2, targets=["to_z"])
 
 
 def test_a_foreign_adapter_file_is_refused(tmp_path):
     file = storage.write_safetensors(tmp_path / "a.safetensors", {"x": torch.ones(1)})
     with pytest.raises(ConfigError, match="not written by lorakit"):
-        adapters.read_metadata(file)
+        adapters.read_adapter_metadata(file)

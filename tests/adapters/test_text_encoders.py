@@ -17,8 +17,8 @@ from lorakit.config import recipe as recipes
 from lorakit.core import storage
 from lorakit.core.errors import LorakitError
 from lorakit.data import prompts
-from lorakit.evaluation.validation_loss import HeldOut
-from lorakit.sampling.pipeline import Options, Painter
+from lorakit.evaluation.validation_loss import ValidationLoss
+from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline
 from tests import runs, tiny
 
 WORD = {"token": "sks", "init": "a red", "vectors": 2, "lr": 0.05}
@@ -93,7 +93,7 @@ def test_killed_and_gone_on_with_it_ends_in_the_same_bytes(key, data, finished, 
 def test_diffusers_reads_text_as_the_run_ended_it(key, finished):
     _, base = key
     run = finished[key]
-    painter = Painter(str(tiny.tiny_folder(base)), run / "adapter.safetensors")
+    painter = SamplingPipeline(str(tiny.tiny_folder(base)), run / "adapter.safetensors")
     pipe = tiny.build(base)
     plain = painter.family.encode(pipe, [CAPTION])[0]
     word = run / "exports" / "sks.safetensors"
@@ -126,9 +126,9 @@ def _load_word(pipe, base: str, file: Path) -> None:
 
 def test_a_painter_goes_back_to_the_base_and_on_to_a_checkpoint(finished, tmp_path):
     run = finished["both", "sd15"]
-    painter = Painter(str(tiny.tiny_folder("sd15")), run / "adapter.safetensors")
-    wanted = prompts.load(run.parent / "prompts.jsonl")
-    options = Options(steps=1, guidance=1.0, size=(64, 64), quiet=True)
+    painter = SamplingPipeline(str(tiny.tiny_folder("sd15")), run / "adapter.safetensors")
+    wanted = prompts.load_prompts(run.parent / "prompts.jsonl")
+    options = SamplingOptions(steps=1, guidance=1.0, size=(64, 64), quiet=True)
 
     def picture() -> bytes:
         return painter.draw(wanted, options, "x")[0].image.tobytes()
@@ -137,7 +137,7 @@ def test_a_painter_goes_back_to_the_base_and_on_to_a_checkpoint(finished, tmp_pa
     with painter.without_adapter():
         base = picture()
     assert base != trained == picture()
-    plain = Painter(str(tiny.tiny_folder("sd15")))
+    plain = SamplingPipeline(str(tiny.tiny_folder("sd15")))
     ring = [replace(wanted[0], prompt="a ring")]
     with painter.without_adapter():
         assert painter.draw(ring, options, "x")[0].image == plain.draw(ring, options, "x")[0].image
@@ -153,7 +153,7 @@ def test_a_word_is_merged_into_the_base(case, base, strength, finished, tmp_path
     folder, file = tiny.tiny_folder(base), finished[case, base] / "adapter.safetensors"
     assert main.main(["merge", str(folder), f"{file}:{strength}", "--out", str(tmp_path / "merged")]) == 0
     assert "the word sks added" in capsys.readouterr().out
-    ours = Painter(str(folder), file, strength)
+    ours = SamplingPipeline(str(folder), file, strength)
     merged = type(tiny.build(base)).from_pretrained(str(tmp_path / "merged"))
     for text in (CAPTION, "a ring"):
         told = ours.family.encode(merged, [text])[0]
@@ -163,13 +163,13 @@ def test_a_word_is_merged_into_the_base(case, base, strength, finished, tmp_path
 
 def test_two_words_are_merged_and_one_twice_is_refused(finished, tmp_path):
     base = tiny.tiny_folder("sd15")
-    first = formats.load(finished["word", "sd15"] / "adapter.safetensors", word_alone=True)
+    first = formats.read_adapter_file(finished["word", "sd15"] / "adapter.safetensors", word_alone=True)
     new = {"embedding": first.facts["embedding"] | {"token": "blorp"}}
     second = replace(first, facts=first.facts | new, words={"text_encoder": first.words["text_encoder"] + 1})
     with pytest.raises(LorakitError, match="two adapters bring the word 'sks'"):
-        merge.merge(base, [(first, 1.0), (first, 0.5)], tmp_path / "merged")
+        merge.merge_into_base(base, [(first, 1.0), (first, 0.5)], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
-    merge.merge(base, [(first, 1.0), (second, 1.0)], tmp_path / "merged")
+    merge.merge_into_base(base, [(first, 1.0), (second, 1.0)], tmp_path / "merged")
     merged = type(tiny.build("sd15")).from_pretrained(str(tmp_path / "merged"))
     table = merged.text_encoder.get_input_embeddings().weight
     for token, adapter in (("sks", first), ("blorp", second)):
@@ -231,8 +231,8 @@ def test_no_condition_of_a_trained_encoder_is_kept(data, tmp_path, monkeypatch):
     recipe = written("encoders", "sd15", data, tmp_path / "run")
     run = runs.train(recipe, "train.steps=1", "validate.fraction=0.5", "export=[]")
     assert not [file for file in (tmp_path / "cache/text").rglob("*.safetensors")]
-    painter = Painter(str(tiny.tiny_folder("sd15")), run / "adapter.safetensors")
-    held = HeldOut(recipes.load(run / "recipe.yaml"), painter)
+    painter = SamplingPipeline(str(tiny.tiny_folder("sd15")), run / "adapter.safetensors")
+    held = ValidationLoss(recipes.load_recipe(run / "recipe.yaml"), painter)
     trained = held.losses()
     with painter.without_adapter():
         assert held.losses() != trained

@@ -53,7 +53,7 @@ def test_killed_and_gone_on_with_it_ends_in_the_same_bytes(case, data, tmp_path)
     assert "going on from step 2" in (killed / "log.txt").read_text()
     for name in ("adapter.safetensors", "checkpoints/step-00000004/optimizer.safetensors"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
-    read = formats.load(whole / "adapter.safetensors")
+    read = formats.read_adapter_file(whole / "adapter.safetensors")
     assert read.changes
     (exported,) = formats.export_adapter(
         whole / "adapter.safetensors", "comfyui", tmp_path / "e", base=tiny.tiny_folder("sd15")
@@ -91,7 +91,7 @@ def test_dora_has_a_strength_and_begins_another_run(data, tmp_path):
 
 def test_a_finished_pissa_begins_a_plain_run_of_twice_the_rank(data, tmp_path):
     run = runs.train(written("pissa", data, tmp_path, "run"), "train.steps=2")
-    facts = adapters.read_metadata(run / "adapter.safetensors")
+    facts = adapters.read_adapter_metadata(run / "adapter.safetensors")
     assert (facts["rank"], facts["alpha"]) == (8, 16.0)
     recipe = written("pissa", data, tmp_path, "next")
     with pytest.raises(ConfigError, match="both say what to begin with"):

@@ -35,7 +35,7 @@ from lorakit.data.prompts import Prompt
 from lorakit.imaging import decode
 from lorakit.models import base_model, clip_score
 from lorakit.quickstart import shape_world
-from lorakit.sampling.pipeline import Options, Painter
+from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline
 from lorakit.training import slider
 from tests import runs
 from tests.evaluation import embedded
@@ -45,19 +45,19 @@ from tests.pretraining import clip as clip_model
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 WORDS = {"text": "zwx", "word": "blorp"}
 TRAIN = {"batch_size": 8, "save_every": 10_000, "precision": "fp32"}
-OPTIONS = Options(steps=12, guidance=4.0, size=(64, 64), batch=16, quiet=True)
+OPTIONS = SamplingOptions(steps=12, guidance=4.0, size=(64, 64), batch=16, quiet=True)
 Judge = Callable[..., dict[str, float]]
 
 
 def judge() -> Judge:
     """Shares of pictures in which the embedded CLIP picks the scene's own word, by attribute."""
-    clip, tokenizer = clip_model.load(base_model.EMBEDDED_CLIP)
+    clip, tokenizer = clip_model.load_clip(base_model.EMBEDDED_CLIP)
 
     def shares(
         shots: Sequence[Any], scenes: Sequence[shape_world.Scene], words: dict[str, Any]
     ) -> dict[str, float]:
         pictures = np.stack([np.asarray(shot.image) for shot in shots])
-        found = assess.judge(clip, tokenizer, pictures, scenes, alternatives=words)
+        found = assess.clip_choices(clip, tokenizer, pictures, scenes, alternatives=words)
         return {name: round(float(right.mean()), 3) for name, right in found.items()}
 
     return shares
@@ -78,8 +78,8 @@ def style(kind: str, out: Path, steps: int) -> dict[str, Any]:
     file = runs.make_recipe(out / f"{kind}.json", "tiny-dit", data, out / kind, **tree, train=train)
     run = runs.train(file)
     scenes = embedded.CONCEPT.scenes(16, seed=3)
-    wanted = [Prompt(f"s{i}", shape_world.caption(s), "", seeds=(0,)) for i, s in enumerate(scenes)]
-    painter = Painter("tiny-dit", run / "adapter.safetensors")
+    wanted = [Prompt(f"s{i}", shape_world.scene_caption(s), "", seeds=(0,)) for i, s in enumerate(scenes)]
+    painter = SamplingPipeline("tiny-dit", run / "adapter.safetensors")
     after = painter.draw(wanted, OPTIONS, kind)
     with painter.without_adapter():
         before = painter.draw(wanted, OPTIONS, "base")
@@ -109,9 +109,9 @@ def between(out: Path, steps: int) -> dict[str, Any]:
         "export": [],
     }
     file = storage.write_json(out / "slider.json", tree)
-    slider.draw_pictures(recipe.load(file))
+    slider.generate_slider_images(recipe.load_recipe(file))
     run = runs.train(file)
-    painter = Painter("tiny-unet", run / "adapter.safetensors")
+    painter = SamplingPipeline("tiny-unet", run / "adapter.safetensors")
     made: dict[str, Any] = {}
     rows: dict[float, list[Any]] = {}
     for shape in ("circle", "square"):  # the second was not trained
@@ -153,7 +153,7 @@ def word(kind: str, out: Path, steps: int) -> dict[str, Any]:
     run = runs.train(
         runs.make_recipe(out / f"{kind}.json", "tiny-unet", data, out / kind, **tree, train=train)
     )
-    painter = Painter("tiny-unet", run / "adapter.safetensors")
+    painter = SamplingPipeline("tiny-unet", run / "adapter.safetensors")
     wanted = [Prompt(f"h{i}", said(s, WORDS[kind]), "", seeds=(0,)) for i, s in enumerate(scenes[24:])]
     after = painter.draw(wanted, OPTIONS, kind)
     with painter.without_adapter():
@@ -171,19 +171,19 @@ def hearts(rng: np.random.Generator) -> shape_world.Scene:
     scene = shape_world.Scene(
         "heart", "purple", paper, "solid", str(rng.choice(sizes)), str(rng.choice(places))
     )
-    return shape_world.jitter(rng, scene)
+    return shape_world.jitter_scene(rng, scene)
 
 
 def said(scene: shape_world.Scene, name: str) -> str:
     """The caption with the new word for the purple heart."""
-    return shape_world.caption(scene, drop={"colour"}, rename={"heart": name})
+    return shape_world.scene_caption(scene, drop={"colour"}, rename={"heart": name})
 
 
 def dataset(folder: Path, scenes: Sequence[shape_world.Scene], name: str) -> Path:
     """Pictures with their captions."""
     records = []
     for number, scene in enumerate(scenes):
-        picture = shape_world.draw(scene)
+        picture = shape_world.render_scene(scene)
         file = storage.save_image(folder / f"{number:02d}.png", picture)
         records.append(
             manifest.Record(
@@ -195,7 +195,7 @@ def dataset(folder: Path, scenes: Sequence[shape_world.Scene], name: str) -> Pat
                 captions=(manifest.Caption(said(scene, name), "world"),),
             )
         )
-    manifest.save(folder, records)
+    manifest.save_manifest(folder, records)
     return folder
 
 

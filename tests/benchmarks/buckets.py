@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.imaging import buckets
-from lorakit.imaging.buckets import Size
+from lorakit.imaging.buckets import ImageSize
 
 RESOLUTION, STEP, BATCH, IMAGES = 1024, 16, 4, 120
 # Formats with their shares, how many images were cut freely, and how far from their format.
@@ -32,7 +32,7 @@ MIXES = {
 }
 
 
-def draw(mix: str, seed: int) -> list[Size]:
+def draw(mix: str, seed: int) -> list[ImageSize]:
     """Sizes of about 3 megapixels."""
     formats, free, spread = MIXES[mix]
     rng = np.random.default_rng(seed)
@@ -42,12 +42,12 @@ def draw(mix: str, seed: int) -> list[Size]:
     return [(round(1732 * math.sqrt(a)), round(1732 / math.sqrt(a))) for a in aspects]
 
 
-def nearest_aspect(sizes: Sequence[Size], table: Sequence[Size]) -> list[Size]:
+def nearest_aspect(sizes: Sequence[ImageSize], table: Sequence[ImageSize]) -> list[ImageSize]:
     """By the plain difference of aspects, as all three tools choose."""
     return [min(table, key=lambda shape: abs(shape[0] / shape[1] - w / h)) for w, h in sizes]
 
 
-def kohya(sizes: Sequence[Size], high: int = 2048) -> list[Size]:
+def kohya(sizes: Sequence[ImageSize], high: int = 2048) -> list[ImageSize]:
     """Sides from 256 to `high` in steps of 64, the longest other side within the budget, and the square."""
     table = {(RESOLUTION, RESOLUTION)}
     for side in range(256, high + 1, 64):
@@ -56,7 +56,7 @@ def kohya(sizes: Sequence[Size], high: int = 2048) -> list[Size]:
     return nearest_aspect(sizes, sorted(table))
 
 
-def onetrainer(sizes: Sequence[Size]) -> list[Size]:
+def onetrainer(sizes: Sequence[ImageSize]) -> list[ImageSize]:
     """Aspects 1 to 4 and their inverses at the square's area, rounded to 64."""
     aspects = [1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0]
     table = set()
@@ -66,7 +66,7 @@ def onetrainer(sizes: Sequence[Size]) -> list[Size]:
     return nearest_aspect(sizes, sorted(table))
 
 
-def musubi(sizes: Sequence[Size]) -> list[Size]:
+def musubi(sizes: Sequence[ImageSize]) -> list[ImageSize]:
     """Short sides from half the square's to the square's in steps of 16, the longest other within budget."""
     table = set()
     for side in range(RESOLUTION // 2, RESOLUTION + 1, 16):
@@ -75,7 +75,7 @@ def musubi(sizes: Sequence[Size]) -> list[Size]:
     return nearest_aspect(sizes, sorted(table))
 
 
-def native(sizes: Sequence[Size]) -> list[Size]:
+def native(sizes: Sequence[ImageSize]) -> list[ImageSize]:
     """Every multiple of 16 within 3 % of the budget; each image the one that crops it least."""
     table = [
         (w, h)
@@ -87,12 +87,12 @@ def native(sizes: Sequence[Size]) -> list[Size]:
     return [table[int(np.argmin(np.abs(logs - math.log(w / h))))] for w, h in sizes]
 
 
-def ours(sizes: Sequence[Size]) -> list[Size]:
+def ours(sizes: Sequence[ImageSize]) -> list[ImageSize]:
     """What `mode: auto` chooses for this batch."""
-    return buckets.choose(sizes, RESOLUTION, STEP, mode="auto", batch=BATCH)
+    return buckets.assign_buckets(sizes, RESOLUTION, STEP, mode="auto", batch=BATCH)
 
 
-WAYS: dict[str, Callable[[Sequence[Size]], list[Size]]] = {
+WAYS: dict[str, Callable[[Sequence[ImageSize]], list[ImageSize]]] = {
     "kohya, its limit 1024": lambda sizes: kohya(sizes, 1024),
     "kohya, limit 2048": kohya,
     "OneTrainer": onetrainer,
@@ -102,12 +102,12 @@ WAYS: dict[str, Callable[[Sequence[Size]], list[Size]]] = {
 }
 
 
-def crop(sizes: Sequence[Size], shapes: Sequence[Size]) -> float:
+def crop(sizes: Sequence[ImageSize], shapes: Sequence[ImageSize]) -> float:
     """Mean share, in percent, that is cut off."""
     return 100 * statistics.mean(map(buckets.crop_fraction, sizes, shapes))
 
 
-def unfilled(shapes: Sequence[Size]) -> float:
+def unfilled(shapes: Sequence[ImageSize]) -> float:
     """Percent of images in batches that their shape does not fill."""
     return 100 * sum(count % BATCH for count in Counter(shapes).values()) / len(shapes)
 
@@ -115,7 +115,7 @@ def unfilled(shapes: Sequence[Size]) -> float:
 def measure(rounds: int = 20) -> list[dict[str, Any]]:
     """One row for every mix and way. `at_its_shapes` is the crop of our exact programme when it may use as
     many shapes as that way used, batches aside; `never_worse` that it cropped no dataset more."""
-    lattice = buckets.lattice(RESOLUTION, STEP)
+    lattice = buckets.bucket_sizes(RESOLUTION, STEP)
     rows = []
     for mix in MIXES:
         datasets = [draw(mix, seed) for seed in range(rounds)]
@@ -125,7 +125,7 @@ def measure(rounds: int = 20) -> list[dict[str, Any]]:
             seconds = (time.process_time() - began) / rounds
             crops = [crop(*pair) for pair in zip(datasets, chosen, strict=True)]
             exact = [
-                crop(sizes, buckets.auto(sizes, lattice, 1, k=len(set(shapes)), waste=0.0))
+                crop(sizes, buckets.cluster_buckets(sizes, lattice, 1, k=len(set(shapes)), waste=0.0))
                 for sizes, shapes in zip(datasets, chosen, strict=True)
             ]
             pixels = statistics.mean(w * h for shapes in chosen for w, h in shapes) / RESOLUTION**2

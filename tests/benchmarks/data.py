@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_tools import scan
-from data_tools.formats import Entry, shrink
+from data_tools.formats import DatasetFile, shrink
 from lorakit import manifest
 from lorakit.imaging import resize
 from lorakit.manifest import Record
@@ -79,12 +79,12 @@ def pictures(rounds: int, count: int = 3) -> list[dict[str, Any]]:
 
 def _compare(folder: Path, files: list[str], rounds: int) -> dict[str, Any]:
     options = scan.ScanOptions()
-    records = {file: scan.measure(str(folder), options, scan.Job(file, None)) for file in files}
+    records = {file: scan.scan_file(str(folder), options, scan.ScanJob(file, None)) for file in files}
     assert all(record.keep and record.size == SIDES for record in records.values())
     contestants: dict[str, Callable[[str], object]] = {
         "plain": lambda file: plain(folder / file),
-        "scan": lambda file: scan.measure(str(folder), options, scan.Job(file, None)),
-        "resize": lambda file: resize.picture(folder, records[file], WHOLE, SIZE),
+        "scan": lambda file: scan.scan_file(str(folder), options, scan.ScanJob(file, None)),
+        "resize": lambda file: resize.load_image_tensor(folder, records[file], WHOLE, SIZE),
         "shrink": lambda file: _shrunk(folder / file),
     }
     spent: dict[str, list[float]] = {who: [] for who in contestants}
@@ -105,7 +105,7 @@ def _compare(folder: Path, files: list[str], rounds: int) -> dict[str, Any]:
 
 def _shrunk(path: Path) -> bytes:
     """The file that `import --short-side` writes: checked to the stream's end, resized, encoded again."""
-    made = shrink.smaller(min(SIZE), Entry(path.name, path.read_bytes())).data
+    made = shrink.resize_entry(min(SIZE), DatasetFile(path.name, path.read_bytes())).data
     assert made is not None
     return made
 
@@ -115,7 +115,7 @@ def _fidelity(folder: Path, records: dict[str, Record]) -> dict[str, float]:
     worst = {"decibel": 99.0, "levels": 0.0, "copy_decibel": 99.0}
     for file, record in records.items():
         same = np.asarray(plain(folder / file)).astype(float)
-        ours = resize.picture(folder, record, WHOLE, SIZE).permute(1, 2, 0).numpy()
+        ours = resize.load_image_tensor(folder, record, WHOLE, SIZE).permute(1, 2, 0).numpy()
         copy = np.asarray(Image.open(io.BytesIO(_shrunk(folder / file))))
         worst["decibel"] = min(worst["decibel"], _decibel(ours, same))
         worst["copy_decibel"] = min(worst["copy_decibel"], _decibel(copy, same))
@@ -192,7 +192,7 @@ def thousand(count: int = 1000) -> dict[str, Any]:
         watcher.start()
         code = process.wait()
         watcher.join()
-        records = manifest.load(folder)
+        records = manifest.load_manifest(folder)
         entries = sum(len(files) for *_, files in os.walk(folder))
     return {
         "files": entries,

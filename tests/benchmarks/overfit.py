@@ -26,9 +26,9 @@ STEPS, EVERY, RATE, PICTURES = 1000, 100, 1e-3, 8
 def measure(out: Path) -> dict[str, Any]:
     """Train, evaluate; returns the figures by step, and what was picked."""
     from lorakit.evaluation.alarms import diversity_ratio
-    from lorakit.evaluation.evaluate_run import Request, evaluate_run
-    from lorakit.evaluation.report.verdict import headline, remarks
-    from lorakit.sampling.pipeline import Options
+    from lorakit.evaluation.evaluate_run import RunEvaluationOptions, evaluate_run
+    from lorakit.evaluation.report.verdict import selection_headline, selection_remarks
+    from lorakit.sampling.pipeline import SamplingOptions
     from tests.evaluation import embedded
 
     began = time.monotonic()
@@ -39,9 +39,9 @@ def measure(out: Path) -> dict[str, Any]:
         embedded.train(out, data, steps=STEPS, save_every=EVERY, lr=RATE)
     result = evaluate_run(
         run,
-        Request(
+        RunEvaluationOptions(
             prompts=prompts,
-            options=Options(steps=10, guidance=4.0, batch=24),
+            options=SamplingOptions(steps=10, guidance=4.0, batch=24),
             title=f"The embedded DiT learns stripes from {PICTURES} pictures, for too long",
         ),
     )
@@ -64,8 +64,8 @@ def measure(out: Path) -> dict[str, Any]:
     return {
         "steps": rows,
         "pick": pick.arm.step if pick and pick.arm else None,
-        "verdict": headline(made, pick)[0],
-        "remarks": remarks(made, pick),
+        "verdict": selection_headline(made, pick)[0],
+        "remarks": selection_remarks(made, pick),
         "report": str(result.report),
         "seconds": round(time.monotonic() - began),
     }

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.prepare import PrepareOptions, prepare
+from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit.core import storage
 from lorakit.data import prompts
 from lorakit.models import base_model, clip_score
 from lorakit.quickstart import shape_world
-from lorakit.quickstart.concept import Concept, make_prompts, write_prompts
-from lorakit.sampling.pipeline import Options, Painter
+from lorakit.quickstart.concept import DemoConcept, make_prompts, write_prompt_file
+from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline
 from tests import runs
 
-STYLE, PLAIN = Concept("striped"), "solid"
+STYLE, PLAIN = DemoConcept("striped"), "solid"
 ARMS = {"base": None, "without": 0.0, "with": 1.0}
 GOAL = 0.8  # of the distance without preservation
 
@@ -34,7 +34,7 @@ def measure(base: str = "tiny-dit", *, steps: int = 150) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _dataset(folder / "data")
-        wanted = prompts.load(write_prompts(folder / "p.jsonl", make_prompts(STYLE)))
+        wanted = prompts.load_prompts(write_prompt_file(folder / "p.jsonl", make_prompts(STYLE)))
         drawn = {arm: _drawn(folder, base, weight, steps, wanted) for arm, weight in ARMS.items()}
     rows: dict[str, Any] = {"base model": base, "steps": steps}
     for arm, shots in drawn.items():
@@ -50,14 +50,14 @@ def measure(base: str = "tiny-dit", *, steps: int = 150) -> dict[str, Any]:
 
 def _dataset(folder: Path) -> None:
     for index, scene in enumerate(STYLE.scenes(24, seed=1)):
-        storage.save_image(folder / f"{index:02d}.png", shape_world.draw(scene))
-        storage.write_text(folder / f"{index:02d}.txt", shape_world.caption(scene) + "\n")
-    prepare(folder, PrepareOptions(resolution=64, step=16, batch=8, mode="square"))
+        storage.save_image(folder / f"{index:02d}.png", shape_world.render_scene(scene))
+        storage.write_text(folder / f"{index:02d}.txt", shape_world.scene_caption(scene) + "\n")
+    prepare_dataset(folder, PrepareOptions(resolution=64, step=16, batch=8, mode="square"))
 
 
 def _drawn(
     folder: Path, base: str, weight: float | None, steps: int, wanted: list[prompts.Prompt]
-) -> list[prompts.Shot]:
+) -> list[prompts.Sample]:
     """All prompts at two seeds, by the base alone or an adapter trained with this weight of preservation."""
     file = None
     if weight is not None:
@@ -73,10 +73,12 @@ def _drawn(
         runs.train(runs.make_recipe(folder / f"{weight}.yaml", base, folder / "data", run, **changes))
         file = run / "adapter.safetensors"
     few = [dataclasses.replace(prompt, seeds=prompt.seeds[:2]) for prompt in wanted]
-    return Painter(base, file).draw(few, Options(steps=20, guidance=4, size=(64, 64), quiet=True), "samples")
+    return SamplingPipeline(base, file).draw(
+        few, SamplingOptions(steps=20, guidance=4, size=(64, 64), quiet=True), "samples"
+    )
 
 
-def _distance(ours: list[prompts.Shot], theirs: list[prompts.Shot]) -> float:
+def _distance(ours: list[prompts.Sample], theirs: list[prompts.Sample]) -> float:
     """Mean over pictures of prompts without the trigger."""
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.prompt.kind == "other"]
     values = [np.asarray(a.image, float) - np.asarray(b.image, float) for a, b in pairs]

@@ -41,13 +41,13 @@ def trainer(base: str, folder: Path) -> Trainer:
     if not data.exists():
         runs.make_dataset(data, 24)
     changes = {"train": {"steps": 10_000, "batch_size": BATCH, "precision": "fp32"}, "adapter": {"rank": 16}}
-    made = recipe.load(runs.make_recipe(folder / f"{base}.yaml", base, data, folder / base, **changes))
-    plan = run_plan.plan(made, lambda text: None)
+    made = recipe.load_recipe(runs.make_recipe(folder / f"{base}.yaml", base, data, folder / base, **changes))
+    plan = run_plan.plan_training(made, lambda text: None)
     # One shape, so that a step is one forward pass for both contestants.
     square = [item for item in plan.items if item.size == (64, 64)]
     plan = dataclasses.replace(plan, items=square)
     accelerator = Accelerator(cpu=True)
-    built = setup.build(made, plan, accelerator.device, main=True, wait=lambda: None)
+    built = setup.build_session(made, plan, accelerator.device, main=True, wait=lambda: None)
     run = RunFolder(folder / base)
     run.begin(made, plan.inputs)
     return Trainer(built, accelerator, run)
@@ -58,7 +58,7 @@ def floor(base: str, folder: Path, steps: int) -> Callable[[int], float]:
     made = trainer(base, folder)
     ready = [_prepared(made, number) for number in range(steps)]
     parameters = [p for _, p in made.parameters]
-    optimizer = optimizers.build(made.parameters, made.recipe.optimizer)
+    optimizer = optimizers.build_optimizer(made.parameters, made.recipe.optimizer)
 
     def one(number: int) -> float:
         noisy, t, target, cond = ready[number]
@@ -75,12 +75,12 @@ def floor(base: str, folder: Path, steps: int) -> Callable[[int], float]:
 
 def _prepared(made: Trainer, number: int) -> tuple[Any, ...]:
     data, seed = made.made.train, made.settings.seed
-    slots = batch_sampler.slots(number, BATCH, data.captions, seed)
+    slots = batch_sampler.step_samples(number, BATCH, data.captions, seed)
     slots = batch_sampler.micro_batches(slots, data.shapes, BATCH)[0]
     batch = data.batch(slots, torch.device("cpu"))
     shape = tuple(batch.latents.shape[1:])
-    noise = torch.stack([rng.normal(shape, seed, "noise", slot.position) for slot in slots])
-    u = torch.tensor([rng.uniform(seed, "time", slot.position) for slot in slots])
+    noise = torch.stack([rng.keyed_normal(shape, seed, "noise", slot.position) for slot in slots])
+    u = torch.tensor([rng.keyed_uniform(seed, "time", slot.position) for slot in slots])
     return (*made.made.objective.noise(batch.latents, noise, u), batch.cond)
 
 
@@ -90,7 +90,7 @@ def measure(base: str, *, rounds: int, steps: int) -> dict[str, Any]:
         folder = Path(name)
         ours = trainer(base, folder)
         bare = floor(base, folder, rounds * steps + 1)
-        remote = trackers.Guarded("none", folder, {})
+        remote = trackers.TrackerProcess("none", folder, {})
 
         def whole(number: int) -> float:
             """What the loop does every step: the step, its row of metrics, the heartbeat."""
@@ -110,7 +110,7 @@ def measure(base: str, *, rounds: int, steps: int) -> dict[str, Any]:
                 seconds[who].append((cpu_seconds() - began) / steps)
         difference = max(abs(a - b) for a, b in zip(losses["ours"], losses["floor"], strict=True))
         assert difference <= 1e-5, f"not the same training: losses differ by {difference}"
-        assert adapters.count(ours.made.denoiser)[0] > 0
+        assert adapters.count_trainable(ours.made.denoiser)[0] > 0
     ratio = statistics.median(a / b for a, b in zip(seconds["ours"], seconds["floor"], strict=True))
     return {
         "base": base,

@@ -105,8 +105,8 @@ def test_a_plain_folder_of_photos_is_prepared_trained_and_exported(capfd, tmp_pa
     assert len(list((tmp_path / "run/exports").glob("*.safetensors"))) == 1
     record = storage.read_json(tmp_path / "run/run.json")
     assert (record["status"], record["images"]) == ("done", 3)
-    assert {r.caption for r in manifest.load(photos)} == {"a photo of sks dog"}
-    assert len({r.bucket for r in manifest.load(photos)}) == 3
+    assert {r.caption for r in manifest.load_manifest(photos)} == {"a photo of sks dog"}
+    assert len({r.bucket for r in manifest.load_manifest(photos)}) == 3
     Image.new("RGB", (80, 80)).save(photos / "1.jpg")
     code, _, err = run(capfd, "train", str(file), f"out={tmp_path / 'other'}")
     assert code == 3
@@ -128,7 +128,7 @@ def test_a_consumer_that_cannot_read_the_family_is_refused_before_training(capsy
     base = tiny.tiny_folder("sana")
     file = runs.make_recipe(tmp_path / "r.yaml", base, data, tmp_path / "run", export=["a1111"])
     with pytest.raises(ConfigError, match="a1111"):
-        run_plan.plan(recipe.load(file), lambda text: None)
+        run_plan.plan_training(recipe.load_recipe(file), lambda text: None)
 
 
 def test_families_recipes_and_doctor_answer_as_json(capsys):
@@ -150,10 +150,10 @@ def test_families_recipes_and_doctor_answer_as_json(capsys):
 def test_doctor_names_what_is_missing_and_the_remedy(monkeypatch):
     from lorakit.cli import doctor
 
-    found = doctor.examine()
+    found = doctor.inspect_environment()
     found["packages"]["peft"] = None
     found["free_gib"] = 0.5
-    lines = doctor.problems(found)
+    lines = doctor.find_problems(found)
     assert any("peft is not installed" in line for line in lines)
     assert any("LORAKIT_CACHE" in line for line in lines)
 
@@ -182,4 +182,4 @@ def test_a_signal_to_lorakit_train_reaches_the_trainer_which_commits(tmp_path, d
     assert process.returncode == 130, err
     assert "which is saved" in err
     assert "Traceback" not in err
-    assert checkpoint.steps(tmp_path / "run")[-1] == runs.steps_logged(tmp_path / "run")
+    assert checkpoint.checkpoint_steps(tmp_path / "run")[-1] == runs.steps_logged(tmp_path / "run")

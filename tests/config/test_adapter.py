@@ -28,12 +28,12 @@ WHERE = {"base": "tiny-unet", "dataset": "data", "out": "out"}
 )
 def test_contradictions_are_named(tree, said):
     with pytest.raises(ConfigError) as caught:
-        recipe.parse(WHERE | tree)
+        recipe.parse_recipe(WHERE | tree)
     assert said in str(caught.value)
 
 
 def test_what_is_trained_is_part_of_the_runs_identity():
-    plain = recipe.recipe_hash(recipe.parse(WHERE))
+    plain = recipe.recipe_hash(recipe.parse_recipe(WHERE))
     for change in (
         {"adapter": {"type": "dora"}},
         {"adapter": {"blocks": ["mid_block"]}},
@@ -41,4 +41,4 @@ def test_what_is_trained_is_part_of_the_runs_identity():
         {"adapter": {"init": "gaussian"}},
         {"optimizer": {"lora_plus_ratio": 2.0}},
     ):
-        assert recipe.recipe_hash(recipe.parse(WHERE | change)) != plain
+        assert recipe.recipe_hash(recipe.parse_recipe(WHERE | change)) != plain

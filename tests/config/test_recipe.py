@@ -18,7 +18,7 @@ SLIDER = {"target": "a ring", "positive": "a big ring", "negative": "a small rin
 
 def problem(**changes) -> str:
     with pytest.raises(ConfigError) as caught:
-        recipe.parse(BASE | changes, "r.yaml")
+        recipe.parse_recipe(BASE | changes, "r.yaml")
     assert caught.value.exit_code == 2
     assert "r.yaml" in str(caught.value)
     return str(caught.value)
@@ -56,8 +56,10 @@ NUMBERS = ("1e-4", "1E-4", "+1.e-4", "0.1e-3", ".1e-3", "0.0001")
 def test_46_a_number_with_an_exponent_is_a_number(text, tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text(f"base: tiny-dit\ndataset: d\nout: o\noptimizer: {{lr: {text}}}\n")
-    assert recipe.load(file).optimizer.lr == pytest.approx(1e-4)
-    assert recipe.load(file, [f"optimizer.weight_decay={text}"]).optimizer.weight_decay == pytest.approx(1e-4)
+    assert recipe.load_recipe(file).optimizer.lr == pytest.approx(1e-4)
+    assert recipe.load_recipe(
+        file, [f"optimizer.weight_decay={text}"]
+    ).optimizer.weight_decay == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize(
@@ -110,20 +112,20 @@ def test_every_problem_is_listed_at_once():
 
 def test_missing_keys_are_named():
     with pytest.raises(ConfigError, match="out: this key is required"):
-        recipe.parse({"base": "x", "dataset": "y"})
+        recipe.parse_recipe({"base": "x", "dataset": "y"})
 
 
 def test_dotted_overrides(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text("base: tiny-dit\ndataset: d\nout: o\n")
-    made = recipe.load(file, ["optimizer.lr=3e-4", "memory.checkpoint=1", "export=[diffusers]"])
+    made = recipe.load_recipe(file, ["optimizer.lr=3e-4", "memory.checkpoint=1", "export=[diffusers]"])
     assert made.optimizer.lr == 3e-4
     assert made.memory.checkpoint == 1
     assert made.export == ["diffusers"]
     with pytest.raises(ConfigError, match="did you mean 'lr'"):
-        recipe.load(file, ["optimizer.lrr=1"])
+        recipe.load_recipe(file, ["optimizer.lrr=1"])
     with pytest.raises(ConfigError, match="key=value"):
-        recipe.load(file, ["optimizer.lr"])
+        recipe.load_recipe(file, ["optimizer.lr"])
 
 
 @pytest.mark.parametrize(
@@ -154,14 +156,14 @@ def test_49_hostile_or_broken_yaml_is_one_error(tmp_path, text, monkeypatch):
     file.write_text(text)
     began = time.process_time()
     with pytest.raises(ConfigError, match=r"r\.yaml"):
-        recipe.load(file)
+        recipe.load_recipe(file)
     assert time.process_time() - began < 2
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
 
 
 @pytest.mark.parametrize("text", ["010", "1:30", "0x10", "1_000"])
 def test_49_numbers_that_yaml_1_1_reads_in_its_own_way_are_no_numbers(text):
-    assert strict_yaml.parse(f"a: {text}", "r.yaml") == {"a": text}
+    assert strict_yaml.parse_yaml(f"a: {text}", "r.yaml") == {"a": text}
 
 
 def test_49_a_huge_file_is_not_read(tmp_path):
@@ -169,7 +171,7 @@ def test_49_a_huge_file_is_not_read(tmp_path):
     with open(file, "wb") as handle:
         handle.truncate(50 << 30)  # sparse
     with pytest.raises(ConfigError, match="at most 256 KiB"):
-        recipe.load(file)
+        recipe.load_recipe(file)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_50_a_recipe_in_another_encoding_names_the_byte(tmp_path, data, byte):
     file = tmp_path / "rezépt.yaml"
     file.write_bytes(data)
     with pytest.raises(ConfigError, match=f"not UTF-8 at byte {byte}"):
-        recipe.load(file)
+        recipe.load_recipe(file)
 
 
 def test_50_cyrillic_blanks_and_a_byte_order_mark_are_fine(tmp_path):
@@ -187,7 +189,7 @@ def test_50_cyrillic_blanks_and_a_byte_order_mark_are_fine(tmp_path):
     file.write_text(
         "base: tiny-dit\ndataset: мои фото\nout: выход/пёс 1\ntrigger: пёс\n", encoding="utf-8-sig"
     )
-    made = recipe.load(file)
+    made = recipe.load_recipe(file)
     assert (str(made.dataset), str(made.out), made.trigger) == ("мои фото", "выход/пёс 1", "пёс")
 
 
@@ -197,29 +199,31 @@ def test_51_blanks_around_a_path_are_refused(key, value):
     assert f"{key}: it is empty or begins or ends with a blank" in problem(**{key: value})
 
 
-@pytest.mark.parametrize("key", recipe.FREE_KEYS)
+@pytest.mark.parametrize("key", recipe.NON_TRAINING_KEYS)
 def test_52_free_keys_are_keys_of_the_recipe(key):
-    flat = recipe.parse(BASE).dump()
+    flat = recipe.parse_recipe(BASE).dump()
     for part in key.split("."):
         assert part in flat
         flat = flat[part]
 
 
 def test_the_hash_ignores_what_cannot_change_the_adapter():
-    plain = recipe.parse(BASE)
-    free = recipe.parse(BASE | {"out": "elsewhere", "samples": {"every": 7}, "train": {"save_every": 3}})
-    other = recipe.parse(BASE | {"train": {"seed": 1}})
+    plain = recipe.parse_recipe(BASE)
+    free = recipe.parse_recipe(
+        BASE | {"out": "elsewhere", "samples": {"every": 7}, "train": {"save_every": 3}}
+    )
+    other = recipe.parse_recipe(BASE | {"train": {"seed": 1}})
     assert recipe.recipe_hash(plain) == recipe.recipe_hash(free)
     assert recipe.recipe_hash(plain) != recipe.recipe_hash(other)
 
 
 def test_a_dumped_recipe_reads_back_equal():
-    made = recipe.parse(BASE | {"validate": {"fraction": 0.1}, "memory": {"checkpoint": 1}})
-    assert recipe.parse(made.dump()) == made
+    made = recipe.parse_recipe(BASE | {"validate": {"fraction": 0.1}, "memory": {"checkpoint": 1}})
+    assert recipe.parse_recipe(made.dump()) == made
 
 
-@pytest.mark.parametrize("file", sorted(recipe.folder().glob("*.yaml")), ids=lambda f: f.name)
+@pytest.mark.parametrize("file", sorted(recipe.builtin_recipes_folder().glob("*.yaml")), ids=lambda f: f.name)
 def test_every_recipe_that_ships_parses_and_says_what_it_is(file):
-    made = recipe.load(file)
+    made = recipe.load_recipe(file)
     assert file.read_text().startswith("# ")
     assert made.resolution % 16 == 0

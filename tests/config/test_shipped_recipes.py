@@ -14,7 +14,7 @@ import torch
 
 from lorakit.adapters.formats import consumers
 from lorakit.config import recipe
-from lorakit.config.recipe import Memory
+from lorakit.config.recipe import MemoryConfig
 from lorakit.models import families, quantize
 from lorakit.training import objective
 from tests import tiny
@@ -51,7 +51,7 @@ GIB = 2**30
 
 
 def _file(name: str) -> Path:
-    return recipe.folder() / f"{name}.yaml"
+    return recipe.builtin_recipes_folder() / f"{name}.yaml"
 
 
 def _known(name: str):
@@ -69,21 +69,24 @@ def _network(row: str) -> torch.nn.Module:
 def _sizes(row: str) -> dict[str | None, float]:
     """GiB of the published network in bf16 and quantised: 4 bits, and 8 for every 64 of them."""
     network = _network(row)
-    swapped = sum(m.weight.numel() for n, m in network.named_modules() if quantize.is_swapped(n, m))
+    swapped = sum(m.weight.numel() for n, m in network.named_modules() if quantize.is_quantizable(n, m))
     kept = sum(p.numel() for p in network.parameters()) - swapped
     bits = {None: 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64}
     return {kind: (2 * kept + each * swapped) / GIB for kind, each in bits.items()}
 
 
 def test_every_model_has_a_recipe_and_one_for_little_memory():
-    shipped = {file.stem for file in recipe.folder().glob("*.yaml")} - {"quickstart-dit", "quickstart-unet"}
+    shipped = {file.stem for file in recipe.builtin_recipes_folder().glob("*.yaml")} - {
+        "quickstart-dit",
+        "quickstart-unet",
+    }
     assert shipped == set(ALL)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_its_family_takes_its_settings(name, tmp_path):
-    made, (family, row, autoencoder) = recipe.load(_file(name)), _known(name)
-    model = families.by_name(family)
+    made, (family, row, autoencoder) = recipe.load_recipe(_file(name)), _known(name)
+    model = families.get_family(family)
     network = _network(row)
     for part, config in ((model.component, dict(network.config)), ("vae", autoencoder)):
         (tmp_path / part).mkdir()
@@ -91,20 +94,20 @@ def test_its_family_takes_its_settings(name, tmp_path):
         (tmp_path / part / "config.json").write_text(json.dumps(kind | config, default=str))
     pipe = SimpleNamespace(**{model.component: None, "vae": None}, lorakit_folder=tmp_path)
     assert made.resolution % model.size_step(pipe) == 0
-    objective.from_scheduler(model.objective, {}, made.objective, torch.ones(1000))
+    objective.objective_from_scheduler(model.objective, {}, made.objective, torch.ones(1000))
     assert made.adapter.targets == "attention"  # which the full-size test finds in this network
-    assert set(made.export) == consumers.rules(family).keys(), "those that read this family's adapters"
+    assert set(made.export) == consumers.loader_rules(family).keys(), "those that read this family's adapters"
     assert made.samples.prompts is None or (ROOT / made.samples.prompts).is_file()
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_low_memory_variant_needs_less(name):
-    large, small = (recipe.load(_file(name + ending)) for ending in ("", "-low-memory"))
+    large, small = (recipe.load_recipe(_file(name + ending)) for ending in ("", "-low-memory"))
     assert small.base == large.base
     assert small.effective_batch == large.effective_batch
     assert small.train.batch_size == 1
     assert small.resolution <= large.resolution
-    assert isinstance(small.memory, Memory)
+    assert isinstance(small.memory, MemoryConfig)
     assert small.memory.checkpoint == 1
     sizes = _sizes(_known(name)[1])
     assert sizes[small.memory.quantize] < 0.9 * sizes[None]
@@ -114,7 +117,7 @@ def test_the_low_memory_variant_needs_less(name):
 @pytest.mark.parametrize("name", ALL)
 def test_the_numbers_in_its_comments_are_true(name):
     text, row = _file(name).read_text(encoding="utf-8"), _known(name)[1]
-    full, sizes, made = tiny.ROWS[row].full, _sizes(row), recipe.load(_file(name))
+    full, sizes, made = tiny.ROWS[row].full, _sizes(row), recipe.load_recipe(_file(name))
     assert text.startswith("# ")
     assert f"--resolution {made.resolution} " in text
     for count, megabytes in re.findall(r"(\d+) attention modules[^;]*; rank 16 gives a (\d+) MB file", text):

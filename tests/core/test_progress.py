@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
     [(0.2, "0 s"), (59, "59 s"), (60, "1:00"), (3599, "59:59"), (3723, "1:02:03"), (-5, "0 s")],
 )
 def test_durations(seconds, text):
-    assert progress.duration(seconds) == text
+    assert progress.format_duration(seconds) == text
 
 
 def test_a_terminal_sees_one_line_rewritten_with_the_time_left(monkeypatch):
@@ -39,7 +39,7 @@ def test_elsewhere_lines_are_few_and_plain(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
     monkeypatch.delenv(progress.QUIET_VARIABLE, raising=False)
     stream = io.StringIO()
-    for _ in progress.track(range(100), "photos", 100):
+    for _ in progress.track_progress(range(100), "photos", 100):
         pass
     with progress.Progress("photos", 100, stream=stream) as shown:
         for done in range(100):
@@ -53,7 +53,7 @@ def test_quiet_prints_nothing_and_a_closed_stream_is_survived(monkeypatch):
     stream = Terminal()
     with progress.Progress("x", 3, quiet=True, stream=stream) as shown:
         shown.update(3)
-    monkeypatch.setattr(progress, "TERMINAL_EVERY", 0)
+    monkeypatch.setattr(progress, "TERMINAL_INTERVAL_S", 0)
     closed = Terminal()
     shown = progress.Progress("x", 3, stream=closed)
     closed.close()

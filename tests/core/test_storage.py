@@ -22,7 +22,7 @@ def fail_at(monkeypatch, number, error):
         if len(seen) == number:
             raise error
 
-    monkeypatch.setattr(storage, "operation", operation)
+    monkeypatch.setattr(storage, "io_hook", operation)
     return seen
 
 
@@ -57,22 +57,22 @@ def test_a_crash_at_any_operation_of_a_folder_never_shows_half_of_it(tmp_path, m
                 finished = True
             except Crash:
                 pass
-        assert not target.exists() or storage.verify_folder(target) is None
+        assert not target.exists() or storage.find_folder_damage(target) is None
         storage.commit_folder(target, {"a": b"1" * 100, "b": b"2"})  # a later try is not in the way
-        assert storage.verify_folder(target) is None
+        assert storage.find_folder_damage(target) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest"])
 def test_damage_to_a_folder_is_found(tmp_path, damage):
     folder = storage.commit_folder(tmp_path / "c", {"a": b"12345", "b": b"x"})
-    assert storage.verify_folder(folder) is None
+    assert storage.find_folder_damage(folder) is None
     file = folder / ("files.json" if damage == "manifest" else "a")
     if damage == "missing":
         file.unlink()
     else:
         data = file.read_bytes()
         file.write_bytes(data[:-2] if damage in ("cut", "manifest") else data[:-1] + b"6")
-    assert storage.verify_folder(folder)
+    assert storage.find_folder_damage(folder)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
@@ -141,9 +141,9 @@ def test_json_refuses_nan(tmp_path):
 
 
 def test_a_lock_keeps_the_second_out_and_is_let_go(tmp_path):
-    with storage.lock(tmp_path / "l") as first:
+    with storage.file_lock(tmp_path / "l") as first:
         assert first
-        with storage.lock(tmp_path / "l") as second:
+        with storage.file_lock(tmp_path / "l") as second:
             assert not second
-    with storage.lock(tmp_path / "l") as third:
+    with storage.file_lock(tmp_path / "l") as third:
         assert third

@@ -24,7 +24,7 @@ def test_88_silence_is_told_with_every_threads_stack(tmp_path):
 
     with (
         watchdog.Watchdog(tmp_path / "stacks.txt", say, 0.2) as dog,
-        progress.listening(dog.pat),
+        progress.progress_listener(dog.pat),
         progress.Progress("latents", 7, quiet=True) as bar,
     ):
         bar.update(3)
@@ -38,18 +38,21 @@ def test_88_silence_is_told_with_every_threads_stack(tmp_path):
 
 def test_work_that_moves_is_left_alone(tmp_path):
     said: list[str] = []
-    with watchdog.Watchdog(tmp_path / "stacks.txt", said.append, 1.0) as dog, progress.listening(dog.pat):
-        for _ in progress.track(range(16), "train", 16, quiet=True):
+    with (
+        watchdog.Watchdog(tmp_path / "stacks.txt", said.append, 1.0) as dog,
+        progress.progress_listener(dog.pat),
+    ):
+        for _ in progress.track_progress(range(16), "train", 16, quiet=True):
             time.sleep(0.1)
     assert not said
     assert not (tmp_path / "stacks.txt").exists()
 
 
 def test_patience_is_set_by_the_environment(monkeypatch, tmp_path):
-    assert watchdog.patience() == 600
-    monkeypatch.setenv(watchdog.VARIABLE, "0")
-    with watchdog.Watchdog(tmp_path / "stacks.txt", print, watchdog.patience()):
+    assert watchdog.timeout_seconds() == 600
+    monkeypatch.setenv(watchdog.TIMEOUT_VARIABLE, "0")
+    with watchdog.Watchdog(tmp_path / "stacks.txt", print, watchdog.timeout_seconds()):
         assert "watchdog" not in {thread.name for thread in threading.enumerate()}
-    monkeypatch.setenv(watchdog.VARIABLE, "ten")
+    monkeypatch.setenv(watchdog.TIMEOUT_VARIABLE, "ten")
     with pytest.raises(ConfigError, match="LORAKIT_WATCHDOG"):
-        watchdog.patience()
+        watchdog.timeout_seconds()

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.prepare import PrepareOptions, prepare
+from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError, DiskError, NumericError
 from lorakit.data import caches, tensor_cache
-from lorakit.data.items import Item, check_unchanged, plan_items, read_records
+from lorakit.data.items import DatasetItem, check_unchanged, plan_items, read_records
 from lorakit.models import base_model, families
 from tests import runs
 
@@ -31,25 +31,29 @@ BASE = base_model.EMBEDDED_FOLDER / "tiny-unet"
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    return families.find(BASE).load(BASE, dtype=torch.float32, only={"vae", "text_encoder", "tokenizer"})
+    return families.detect_family(BASE).load(
+        BASE, dtype=torch.float32, only={"vae", "text_encoder", "tokenizer"}
+    )
 
 
 def latents(data: Path, store: Path) -> caches.LatentCache:
     return caches.LatentCache(data, BASE, store)
 
 
-def items_of(data: Path) -> list[Item]:
+def items_of(data: Path) -> list[DatasetItem]:
     return plan_items(read_records(data), 64, 16, 1)[0]
 
 
 def test_56_an_image_edited_behind_size_and_time_is_refused_and_computed_anew(tmp_path, pipe):
     data, store = runs.make_dataset(tmp_path / "data", 2), tmp_path / "cache"
-    for record in manifest.load(data):  # BMP, where every picture of a size has the same number of bytes
+    for record in manifest.load_manifest(
+        data
+    ):  # BMP, where every picture of a size has the same number of bytes
         Image.open(data / record.file).save(data / f"{record.file}.bmp")
         storage.write_text(data / f"{record.file}.txt", record.caption)
         (data / record.file).unlink()
     options = PrepareOptions(resolution=64, report=False)
-    prepare(data, options)
+    prepare_dataset(data, options)
     before = items_of(data)
     latents(data, store).fill(before, pipe, quiet=True)
     file = data / before[0].record.file
@@ -63,7 +67,7 @@ def test_56_an_image_edited_behind_size_and_time_is_refused_and_computed_anew(tm
     with pytest.raises(DataError, match="changed") as caught:
         check_unchanged(data, [item.record for item in before])
     assert str(file) in str(caught.value)
-    prepare(data, options)
+    prepare_dataset(data, options)
     after = items_of(data)
     fresh = latents(data, store)
     assert fresh.missing(after) == [after[0]]
@@ -78,7 +82,7 @@ def test_56_a_crop_or_size_of_its_own_has_a_latent_of_its_own(tmp_path):
 
 
 def test_57_an_edited_caption_is_encoded_anew(tmp_path, pipe):
-    family = families.find(BASE)
+    family = families.detect_family(BASE)
     text = caches.TextCache(family, BASE, torch.float32, tmp_path)
     text.fill([DOG], pipe, quiet=True)
     others = [("a dog.", SQUARE), ("A dog", SQUARE)]
@@ -112,7 +116,7 @@ def changed(folder: Path, part: str) -> Path:
 )
 def test_58_another_model_has_entries_of_its_own(part, kind, tmp_path, pipe):
     data, store = runs.make_dataset(tmp_path / "data", 1), tmp_path / "cache"
-    family, items = families.find(BASE), items_of(data)
+    family, items = families.detect_family(BASE), items_of(data)
     latents(data, store).fill(items, pipe, quiet=True)
     caches.TextCache(family, BASE, torch.float32, store).fill([DOG], pipe, quiet=True)
     other = changed(tmp_path, part)
@@ -125,8 +129,8 @@ def test_58_another_model_has_entries_of_its_own(part, kind, tmp_path, pipe):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "zero", "empty", "header", "folder"])
 def test_59_a_damaged_entry_reads_as_missing(tmp_path, damage):
-    store = tensor_cache.Cache("latents", tmp_path)
-    key = tensor_cache.key(pixels="abc", crop=[0, 0, 1, 1])
+    store = tensor_cache.TensorCache("latents", tmp_path)
+    key = tensor_cache.cache_key(pixels="abc", crop=[0, 0, 1, 1])
     store.put(key, {"latent": torch.arange(12.0)}, "a.png")
     path = store.path(key)
     data = path.read_bytes()
@@ -138,14 +142,14 @@ def test_59_a_damaged_entry_reads_as_missing(tmp_path, damage):
         kinds = {"cut": data[:-8], "flip": data[:-1] + b"\x01", "zero": bytes(len(data)), "empty": b""}
         path.write_bytes((kinds | {"header": header})[damage])
     assert torch.equal(store.get(key)["latent"], torch.arange(12.0))  # this process still has it in memory
-    fresh = tensor_cache.Cache("latents", tmp_path)
+    fresh = tensor_cache.TensorCache("latents", tmp_path)
     assert fresh.get(key) is None
     with pytest.raises(DataError, match="vanished"):
         fresh.need(key)
 
 
 def test_59_a_bit_flipped_in_any_byte_is_noticed(tmp_path):
-    store = tensor_cache.Cache("latents", tmp_path)
+    store = tensor_cache.TensorCache("latents", tmp_path)
     store.put("ab", {"latent": torch.arange(4.0), "mask": torch.ones(2, dtype=torch.uint8)}, "a.png")
     data = store.path("ab").read_bytes()
     whole = store.get("ab")
@@ -153,7 +157,7 @@ def test_59_a_bit_flipped_in_any_byte_is_noticed(tmp_path):
         broken = bytearray(data)
         broken[place] ^= 1 << place % 8
         store.path("ab").write_bytes(broken)
-        found = tensor_cache.Cache("latents", tmp_path).get("ab")
+        found = tensor_cache.TensorCache("latents", tmp_path).get("ab")
         equal = found is not None and all(torch.equal(found[name], whole[name]) for name in whole)
         assert found is None or equal, place  # a blank of the header may change: it carries nothing
 
@@ -173,7 +177,7 @@ def test_59_a_run_over_a_damaged_cache_gives_the_same_adapter(tmp_path, monkeypa
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_60_non_finite_values_are_never_stored(tmp_path, value):
-    store = tensor_cache.Cache("latents", tmp_path)
+    store = tensor_cache.TensorCache("latents", tmp_path)
     with pytest.raises(NumericError, match=r"a\.png") as caught:
         store.put("ab", {"latent": torch.tensor([1.0, value])}, "a.png")
     assert caught.value.exit_code == 6
@@ -186,9 +190,9 @@ def test_62_a_cache_that_takes_nothing_names_the_way_out(tmp_path, monkeypatch, 
         if name == "write":
             raise OSError(code, "x")
 
-    monkeypatch.setattr(storage, "operation", refuse)
+    monkeypatch.setattr(storage, "io_hook", refuse)
     with pytest.raises(DiskError, match="LORAKIT_CACHE") as caught:
-        tensor_cache.Cache("text", tmp_path).put("ab", {"x": torch.zeros(1)}, "a caption")
+        tensor_cache.TensorCache("text", tmp_path).put("ab", {"x": torch.zeros(1)}, "a caption")
     assert caught.value.exit_code == 5
     assert str(tmp_path) in str(caught.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -199,7 +203,7 @@ def test_62_a_cache_where_no_folder_can_be(tmp_path, place):
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "link")
     with pytest.raises(DiskError, match="LORAKIT_CACHE"):
-        tensor_cache.Cache("text", tmp_path / place).put("ab", {"x": torch.zeros(1)}, "a caption")
+        tensor_cache.TensorCache("text", tmp_path / place).put("ab", {"x": torch.zeros(1)}, "a caption")
 
 
 def test_62_a_full_cache_ends_a_run_with_exit_code_5_and_the_same_command_goes_on(tmp_path, monkeypatch):
@@ -212,7 +216,7 @@ def test_62_a_full_cache_ends_a_run_with_exit_code_5_and_the_same_command_goes_o
             raise OSError(errno.ENOSPC, "x")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "operation", refuse)
+        patch.setattr(storage, "io_hook", refuse)
         with pytest.raises(DiskError, match="LORAKIT_CACHE"):
             runs.train(file, "train.steps=1")
     assert (runs.train(file, "train.steps=1") / "adapter.safetensors").exists()
@@ -220,13 +224,15 @@ def test_62_a_full_cache_ends_a_run_with_exit_code_5_and_the_same_command_goes_o
 
 def test_every_part_of_a_key_counts():
     parts = {"pixels": "a", "crop": (0, 0, 8, 8), "vae": "h"}
-    keys = {tensor_cache.key(**parts)} | {tensor_cache.key(**(parts | {name: "other"})) for name in parts}
+    keys = {tensor_cache.cache_key(**parts)} | {
+        tensor_cache.cache_key(**(parts | {name: "other"})) for name in parts
+    }
     assert len(keys) == 4
 
 
 def test_memory_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_cache, "MEMORY_LIMIT", 100)
-    store = tensor_cache.Cache("text", tmp_path)
+    monkeypatch.setattr(tensor_cache, "MAX_MEMORY_BYTES", 100)
+    store = tensor_cache.TensorCache("text", tmp_path)
     for name in ("aa", "bb", "cc"):
         store.put(name, {"x": torch.zeros(16)}, name)
     assert len(store._memory) == 1

@@ -15,7 +15,7 @@ from lorakit.config import recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data import caches, mask_cache
-from lorakit.data.items import Item, plan_items, read_records
+from lorakit.data.items import DatasetItem, plan_items, read_records
 from lorakit.imaging import decode, masks
 from lorakit.models import base_model
 from tests import runs
@@ -25,7 +25,7 @@ GRID = (16, 16)
 
 def with_masks(folder: Path, box: tuple[int, int, int, int] = (16, 16, 48, 56), every: int = 2) -> Path:
     """Masks with a white box for every second picture of a dataset."""
-    records = manifest.load(folder)
+    records = manifest.load_manifest(folder)
     for index in range(0, len(records), every):
         mask = Image.new("L", records[index].size)
         ImageDraw.Draw(mask).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=255)
@@ -34,16 +34,16 @@ def with_masks(folder: Path, box: tuple[int, int, int, int] = (16, 16, 48, 56), 
             records[index],
             mask=file.relative_to(folder).as_posix(),
             mask_source="metadata",
-            mask_pixels=masks.content_hash(mask),
+            mask_pixels=masks.mask_hash(mask),
         )
-    manifest.save(folder, records)
+    manifest.save_manifest(folder, records)
     return folder
 
 
 def repainted(folder: Path, copy: Path, seed: int) -> Path:
     """The dataset with other pixels outside every mask."""
     rng = np.random.default_rng(seed)
-    records = manifest.load(folder)
+    records = manifest.load_manifest(folder)
     for index, record in enumerate(records):
         pixels = np.array(Image.open(folder / record.file))
         if record.mask:
@@ -54,7 +54,7 @@ def repainted(folder: Path, copy: Path, seed: int) -> Path:
         file = storage.save_image(copy / record.file, picture)
         changes = {"sha256": storage.sha256_file(file), "pixels": decode.pixel_hash(picture)}
         records[index] = dataclasses.replace(record, **changes)
-    manifest.save(copy, records)
+    manifest.save_manifest(copy, records)
     return copy
 
 
@@ -63,7 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_masks(runs.make_dataset(tmp_path_factory.mktemp("data"), 3))
 
 
-def items_of(folder: Path) -> list[Item]:
+def items_of(folder: Path) -> list[DatasetItem]:
     return plan_items(read_records(folder), 64, 16, 1)[0]
 
 
@@ -107,17 +107,17 @@ def test_hidden_pixels_change_no_bit_of_the_picture_that_is_encoded(data, tmp_pa
     for mine, theirs in zip(items_of(data), items_of(other), strict=True):
         for crop, size in ((mine.crop, mine.size), ((3, 5, 61, 60), (80, 48))):  # resized too
             same = [
-                mask_cache.hidden(folder, item.record, crop, size)
+                mask_cache.load_image_gray_unmasked(folder, item.record, crop, size)
                 for folder, item in ((data, mine), (other, theirs))
             ]
             assert torch.equal(*same)
-        hidden = mask_cache.hidden(data, mine.record, mine.crop, mine.size)
-        grey = (hidden == mask_cache.GREY).all(0)
+        hidden = mask_cache.load_image_gray_unmasked(data, mine.record, mine.crop, mine.size)
+        grey = (hidden == mask_cache.GRAY_LEVEL).all(0)
         assert bool(grey.any()) == bool(mine.record.mask)
 
 
 def test_hidden_latents_have_an_address_of_their_own(data, tmp_path):
-    base, items = base_model.resolve("tiny-dit"), items_of(data)
+    base, items = base_model.resolve_base("tiny-dit"), items_of(data)
     plain, hide = (caches.LatentCache(data, base, tmp_path, hide=hide) for hide in (False, True))
     assert [plain.key(item) == hide.key(item) for item in items] == [i.record.mask is None for i in items]
 
@@ -128,4 +128,4 @@ def test_a_dataset_without_masks_is_refused_before_any_model(tmp_path):
     folder = runs.make_dataset(tmp_path / "data", 2)
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", folder, tmp_path / "run", objective={"mask": {}})
     with pytest.raises(ConfigError, match=r"objective\.mask.*no picture of the dataset has one"):
-        run_plan.plan(recipe.load(file), print)
+        run_plan.plan_training(recipe.load_recipe(file), print)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorakit.core.errors import DataError
-from lorakit.data.prompts import DEFAULT_SEEDS, Prompt, Subject, load, to_row
+from lorakit.data.prompts import DEFAULT_SEEDS, Prompt, Subject, load_prompts, prompt_to_row
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -27,7 +27,7 @@ def test_jsonl_with_every_key(tmp_path: Path) -> None:
         "kind": "other",
     }
     path = write(tmp_path, "p.jsonl", json.dumps(row) + "\n\n" + json.dumps({"prompt": " a cat "}) + "\n")
-    assert load(path) == [
+    assert load_prompts(path) == [
         Prompt("beach.1", "a sks dog on a beach", "a dog on a beach", "blurry", (7, 3), "other"),
         Prompt("0002", "a cat", "a cat", "", DEFAULT_SEEDS, "concept"),
     ]
@@ -38,7 +38,7 @@ def test_yaml_takes_texts_and_mappings(tmp_path: Path, suffix: str) -> None:
     text = (
         "# comment\n- a red dog\n- {id: cat, prompt: a cat, seeds: [5]}\n- prompt: >\n    a long\n    one\n"
     )
-    prompts = load(write(tmp_path, f"p{suffix}", text))
+    prompts = load_prompts(write(tmp_path, f"p{suffix}", text))
     assert [(p.id, p.prompt, p.seeds) for p in prompts] == [
         ("0001", "a red dog", DEFAULT_SEEDS),
         ("cat", "a cat", (5,)),
@@ -49,7 +49,7 @@ def test_yaml_takes_texts_and_mappings(tmp_path: Path, suffix: str) -> None:
 def test_partiprompts_table_keeps_its_quotes_and_categories(tmp_path: Path) -> None:
     text = 'Prompt\tCategory\tChallenge\tNote\n"Peace" on a wall\tArts\tBasic\t\n'
     text += 'an "odd one\tAnimals\tComplex\tx\n'
-    prompts = load(write(tmp_path, "parti.tsv", text))
+    prompts = load_prompts(write(tmp_path, "parti.tsv", text))
     assert [(p.prompt, p.kind) for p in prompts] == [
         ('"Peace" on a wall', "Arts"),
         ('an "odd one', "Animals"),
@@ -83,22 +83,24 @@ prompt_list = [
     ],
 )
 def test_dreambooth_s_list_is_filled_with_the_subject(tmp_path: Path, subject: Subject, texts: list) -> None:
-    found = load(write(tmp_path, "prompts_and_classes.txt", LIST), subject)
+    found = load_prompts(write(tmp_path, "prompts_and_classes.txt", LIST), subject)
     assert [(p.prompt, p.score_text) for p in found] == texts
 
 
 def test_dreambooth_s_list_without_a_subject_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="places for a subject") as caught:
-        load(write(tmp_path, "p.txt", LIST))
+        load_prompts(write(tmp_path, "p.txt", LIST))
     assert "--class-noun" in str(caught.value)
 
 
 def test_the_class_noun_is_scored_where_a_row_does_not_say(tmp_path: Path) -> None:
     rows = ["a sks dog in snow", "SKS on a sofa", "a sksy dog"]
-    texts = [p.score_text for p in load(write(tmp_path, "p.txt", "\n".join(rows)), Subject("sks", "dog"))]
+    texts = [
+        p.score_text for p in load_prompts(write(tmp_path, "p.txt", "\n".join(rows)), Subject("sks", "dog"))
+    ]
     assert texts == ["a dog in snow", "dog on a sofa", "a sksy dog"]
     said = json.dumps({"prompt": "a sks dog", "score_text": "a puppy"})
-    assert load(write(tmp_path, "p.jsonl", said), Subject("sks", "dog"))[0].score_text == "a puppy"
+    assert load_prompts(write(tmp_path, "p.jsonl", said), Subject("sks", "dog"))[0].score_text == "a puppy"
 
 
 def test_roles_by_kind_and_by_trigger() -> None:
@@ -120,42 +122,42 @@ def test_an_image_lies_beside_the_prompt_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/pose.png").write_bytes(b"any")
     path = write(tmp_path, "p.jsonl", json.dumps({"prompt": "a dog", "image": "sub/pose.png"}))
-    assert load(path)[0].image == tmp_path / "sub/pose.png"
+    assert load_prompts(path)[0].image == tmp_path / "sub/pose.png"
     path = write(tmp_path, "q.jsonl", json.dumps({"prompt": "a dog", "image": "gone.png"}))
     with pytest.raises(DataError, match=r"no image 'gone\.png'"):
-        load(path)
+        load_prompts(path)
 
 
 def test_several_images_and_a_mask(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "m.png"):
         (tmp_path / name).write_bytes(b"any")
     row = {"prompt": "join them", "image": ["a.png", "b.png"], "mask": "m.png"}
-    (made,) = load(write(tmp_path, "p.jsonl", json.dumps(row)))
+    (made,) = load_prompts(write(tmp_path, "p.jsonl", json.dumps(row)))
     assert (made.image, made.further, made.mask) == (
         tmp_path / "a.png",
         (tmp_path / "b.png",),
         tmp_path / "m.png",
     )
-    assert load(write(tmp_path, "q.jsonl", json.dumps(to_row(made)))) == [made]
+    assert load_prompts(write(tmp_path, "q.jsonl", json.dumps(prompt_to_row(made)))) == [made]
     for wrong, said in (
         ({"image": [1]}, "list of paths"),
         ({"mask": "no.png"}, "no image"),
         ({"image": 3}, "text"),
     ):
         with pytest.raises(DataError, match=said):
-            load(write(tmp_path, "r.jsonl", json.dumps({"prompt": "x"} | wrong)))
+            load_prompts(write(tmp_path, "r.jsonl", json.dumps({"prompt": "x"} | wrong)))
 
 
 def test_a_prompt_is_read_back_from_its_row(tmp_path: Path) -> None:
     made = [Prompt("a", "a sks dog", "a dog", "blurry", (1, 2), "view"), Prompt("b", "x", "x")]
-    path = write(tmp_path, "p.jsonl", "\n".join(json.dumps(to_row(p)) for p in made))
-    assert load(path) == made
+    path = write(tmp_path, "p.jsonl", "\n".join(json.dumps(prompt_to_row(p)) for p in made))
+    assert load_prompts(path) == made
 
 
 def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffa dog\r\n\r\nein Haus, größer: ja\r\n".encode())
-    assert [p.prompt for p in load(path)] == ["a dog", "ein Haus, größer: ja"]
+    assert [p.prompt for p in load_prompts(path)] == ["a dog", "ein Haus, größer: ja"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:
 def test_errors_name_the_line(tmp_path: Path, name: str, text: str, line: int, said: str) -> None:
     path = write(tmp_path, name, text)
     with pytest.raises(DataError, match=said) as caught:
-        load(path)
+        load_prompts(path)
     assert caught.value.where == f"{path}, line {line}"
 
 
@@ -188,7 +190,7 @@ def test_errors_name_the_line(tmp_path: Path, name: str, text: str, line: int, s
 def test_seeds_must_be_different_whole_numbers(tmp_path: Path, seeds: str) -> None:
     path = write(tmp_path, "p.jsonl", f'{{"prompt": "a", "seeds": {seeds}}}\n')
     with pytest.raises(DataError, match="seeds") as caught:
-        load(path)
+        load_prompts(path)
     assert "line 1" in str(caught.value)
     assert "[0, 1, 2, 3]" in str(caught.value)
 
@@ -197,7 +199,7 @@ def test_seeds_must_be_different_whole_numbers(tmp_path: Path, seeds: str) -> No
 def test_ids_that_cannot_name_a_file_are_refused(tmp_path: Path, name: object) -> None:
     path = write(tmp_path, "p.jsonl", json.dumps({"prompt": "a", "id": name}) + "\n")
     with pytest.raises(DataError, match="cannot be used"):
-        load(path)
+        load_prompts(path)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +218,13 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes, s
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=said) as caught:
-        load(path)
+        load_prompts(path)
     assert str(path) in str(caught.value)
 
 
 def test_a_missing_file_is_a_readable_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
-        load(tmp_path / "none.jsonl")
+        load_prompts(tmp_path / "none.jsonl")
 
 
 def test_loads_without_torch() -> None:

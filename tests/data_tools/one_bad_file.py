@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from data_tools import scan
-from data_tools.prepare import PrepareOptions, PrepareResult, prepare
+from data_tools.prepare import PrepareOptions, PrepareResult, prepare_dataset
 from lorakit import manifest
 from lorakit.imaging import decode
 from lorakit.manifest import Record
@@ -26,7 +26,7 @@ def run(folder: Path, **changes: object) -> PrepareResult:
     photo(99).save(folder / GOOD)
     before = hashes(folder)
     given = {"resolution": 64, "class_noun": "dog", "report": False, "quiet": True, **changes}
-    result = prepare(folder, PrepareOptions(**given))  # type: ignore[arg-type]
+    result = prepare_dataset(folder, PrepareOptions(**given))  # type: ignore[arg-type]
     assert hashes(folder) == before
     assert GOOD in [record.file for record in result.kept]
     return result
@@ -38,11 +38,11 @@ def set_aside(folder: Path, name: str, data: bytes | None = None, **changes: obj
     if data is not None:
         (folder / name).write_bytes(data)
     result = run(folder, **changes)
-    (record,) = [record for record in manifest.load(folder) if record.file == name]
+    (record,) = [record for record in manifest.load_manifest(folder) if record.file == name]
     assert not record.keep
-    assert result.counts()["quarantined"] == {scan.code_of(record.reason): 1}
+    assert result.counts()["quarantined"] == {scan.note_code(record.reason): 1}
     assert f"{name}: {record.reason}" in result.summary()
-    assert scan.code_of(record.reason) in scan.REASONS
+    assert scan.note_code(record.reason) in scan.SCAN_REASONS
     return record.reason or ""
 
 
@@ -52,7 +52,7 @@ def kept(folder: Path, name: str, data: bytes | None = None, **changes: object) 
     if data is not None:
         (folder / name).write_bytes(data)
     (record,) = [record for record in run(folder, **changes).kept if record.file == name]
-    assert decode.read(folder, record).size == record.size
+    assert decode.read_record_image(folder, record).size == record.size
     return record
 
 
@@ -63,4 +63,4 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def codes(record: Record) -> set[str]:
-    return {scan.code_of(note) for note in record.notes}
+    return {scan.note_code(note) for note in record.notes}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.formats.archives import Limits, read_tar, read_zip
-from data_tools.formats.import_export import import_into
+from data_tools.formats.archives import ArchiveLimits, read_tar, read_zip
+from data_tools.formats.import_export import import_dataset
 from lorakit.core.errors import ConfigError, DataError
 from tests.data_tools.folders import photo
 
@@ -47,11 +47,11 @@ def tarred(path: Path, *members: tuple[str, bytes | None], mode: str = "w", **of
     return path
 
 
-def refused(folder: Path, archive: Path, words: str, limits: Limits | None = None) -> None:
+def refused(folder: Path, archive: Path, words: str, limits: ArchiveLimits | None = None) -> None:
     """Refused with its name and a remedy; nothing is written, inside the folder or out of it."""
     before = sorted(folder.rglob("*"))
     with pytest.raises(DataError, match=words) as caught:
-        import_into(folder / "data", [archive], limits=limits)
+        import_dataset(folder / "data", [archive], limits=limits)
     assert str(archive) in str(caught.value)
     assert caught.value.remedy
     assert sorted(folder.rglob("*")) == before
@@ -108,7 +108,7 @@ def test_95_encrypted_and_doubled_members(tmp_path: Path) -> None:
 
 
 def test_95_a_bomb_is_refused_by_its_ratio(tmp_path: Path) -> None:
-    limits = Limits(harmless_bytes=1 << 20)
+    limits = ArchiveLimits(harmless_bytes=1 << 20)
     zeros = bytes(8 << 20)
     refused(tmp_path, zipped(tmp_path / "a.zip", {"x.jpg": zeros}), "200 times its size", limits)
     for ending, packed in (("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)):
@@ -128,15 +128,21 @@ def test_95_overlapping_members_count_as_often_as_they_unpack(tmp_path: Path) ->
     table = b"".join(entries)
     tail = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, len(entries), len(entries), len(table), start, 0)
     archive.write_bytes(data[:start] + table + tail)
-    refused(tmp_path, archive, "200 times its size", Limits(harmless_bytes=1 << 20))
+    refused(tmp_path, archive, "200 times its size", ArchiveLimits(harmless_bytes=1 << 20))
 
 
 def test_95_a_member_too_large_or_too_many(tmp_path: Path) -> None:
-    refused(tmp_path, zipped(tmp_path / "a.zip", {"x.jpg": JPEG}), "bytes large", Limits(member_bytes=100))
-    refused(tmp_path, tarred(tmp_path / "a.tar", ("x.jpg", JPEG)), "bytes large", Limits(member_bytes=100))
+    refused(
+        tmp_path, zipped(tmp_path / "a.zip", {"x.jpg": JPEG}), "bytes large", ArchiveLimits(member_bytes=100)
+    )
+    refused(
+        tmp_path, tarred(tmp_path / "a.tar", ("x.jpg", JPEG)), "bytes large", ArchiveLimits(member_bytes=100)
+    )
     many = {f"{number}.jpg": b"" for number in range(40)}
-    refused(tmp_path, zipped(tmp_path / "b.zip", many), "40 files, the limit is 30", Limits(members=30))
-    refused(tmp_path, tarred(tmp_path / "b.tar", *many.items()), "too many files", Limits(members=30))
+    refused(
+        tmp_path, zipped(tmp_path / "b.zip", many), "40 files, the limit is 30", ArchiveLimits(members=30)
+    )
+    refused(tmp_path, tarred(tmp_path / "b.tar", *many.items()), "too many files", ArchiveLimits(members=30))
 
 
 def test_95_a_million_entries_are_refused_before_the_table_is_read(tmp_path: Path) -> None:
@@ -150,7 +156,7 @@ def test_95_a_million_entries_are_refused_before_the_table_is_read(tmp_path: Pat
     del table
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match="1000000 files, the limit is 500000"):
-        next(read_zip(path, Limits()))
+        next(read_zip(path, ArchiveLimits()))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10  # KiB
 
 
@@ -178,11 +184,11 @@ def test_95_damaged_archives_are_one_error(tmp_path: Path) -> None:
 def test_what_is_no_archive_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "a.rar").write_bytes(b"Rar!" + bytes(600))
     with pytest.raises(ConfigError, match="not an archive or table"):
-        import_into(tmp_path / "data", [tmp_path / "a.rar"])
+        import_dataset(tmp_path / "data", [tmp_path / "a.rar"])
     with pytest.raises(ConfigError, match="no such file"):
-        import_into(tmp_path / "data", [tmp_path / "absent.zip"])
+        import_dataset(tmp_path / "data", [tmp_path / "absent.zip"])
     with pytest.raises(DataError, match="no image in it"):
-        import_into(tmp_path / "data", [zipped(tmp_path / "a.zip", {"notes.md": b"x"})])
+        import_dataset(tmp_path / "data", [zipped(tmp_path / "a.zip", {"notes.md": b"x"})])
 
 
 def test_a_tar_is_read_as_a_stream(tmp_path: Path) -> None:
@@ -190,10 +196,10 @@ def test_a_tar_is_read_as_a_stream(tmp_path: Path) -> None:
     tarred(tmp_path / "a.tar", *members)
     del members
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert sum(1 for _ in read_tar(tmp_path / "a.tar", Limits())) == 300
+    assert sum(1 for _ in read_tar(tmp_path / "a.tar", ArchiveLimits())) == 300
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10  # of 60 MB
 
 
 def test_windows_separators_make_folders(tmp_path: Path) -> None:
-    import_into(tmp_path / "data", [zipped(tmp_path / "a.zip", {"sub\\a.jpg": JPEG})])
+    import_dataset(tmp_path / "data", [zipped(tmp_path / "a.zip", {"sub\\a.jpg": JPEG})])
     assert (tmp_path / "data/sub/a.jpg").read_bytes() == JPEG

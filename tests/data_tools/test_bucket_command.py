@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_tools import bucket_costs, cli
 from data_tools.assign_buckets import BucketOptions
-from data_tools.prepare import PrepareOptions, prepare
+from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import manifest
 from lorakit.imaging import buckets, decode
 from lorakit.manifest import Caption, Record
@@ -32,13 +32,16 @@ def records(sizes: list[tuple[int, int]], **changes: object) -> list[Record]:
 
 def call(*words: str) -> int:
     parser = argparse.ArgumentParser(prog="lorakit")
-    cli.register(parser.add_subparsers(required=True))
+    cli.register_data_commands(parser.add_subparsers(required=True))
     args = parser.parse_args(["data", *words])
     return int(args.handler(args))
 
 
 def test_prices_are_what_they_say() -> None:
-    found = {price.mode: price for price in bucket_costs.compare(records(SIZES), BucketOptions(256, 16, 4))}
+    found = {
+        price.mode: price
+        for price in bucket_costs.compare_bucket_modes(records(SIZES), BucketOptions(256, 16, 4))
+    }
     assert set(found) == set(buckets.MODES)
     square = found["square"]
     assert (square.shapes, square.worst, square.incomplete, square.pixels) == (
@@ -57,21 +60,23 @@ def test_prices_are_what_they_say() -> None:
 
 def test_repeats_weigh_and_enlarged_images_count() -> None:
     twice = records(SIZES[:1], repeats=3) + records([(100, 100)])[:1]
-    (square,) = [p for p in bucket_costs.compare(twice, BucketOptions(256, 16, 4)) if p.mode == "square"]
+    (square,) = [
+        p for p in bucket_costs.compare_bucket_modes(twice, BucketOptions(256, 16, 4)) if p.mode == "square"
+    ]
     assert square.crop == pytest.approx(3 / 4 / 3)
     assert square.enlarged == pytest.approx(1 / 4)
 
 
 def test_a_mode_that_the_step_rules_out_is_left_out() -> None:
     assert "kohya" not in {
-        price.mode for price in bucket_costs.compare(records(SIZES), BucketOptions(48, 48, 1))
+        price.mode for price in bucket_costs.compare_bucket_modes(records(SIZES), BucketOptions(48, 48, 1))
     }
 
 
 def test_the_command_shows_the_price_of_each_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path, {"a.png": "one", "b.png": "two"}, size=(300, 200))
     photo(7, (200, 300)).save(tmp_path / "a.png")
-    prepare(tmp_path, PrepareOptions(resolution=128, quiet=True))
+    prepare_dataset(tmp_path, PrepareOptions(resolution=128, quiet=True))
     before = hashes(tmp_path)
     out = tmp_path.with_name("seen")
     words = ["--resolution", "128", "--mode", "native", "--batch", "2", "--preview", str(out)]
@@ -81,10 +86,12 @@ def test_the_command_shows_the_price_of_each_mode(tmp_path: Path, capsys: pytest
     assert [line[2:].split()[0] for line in lines[1:6]] == ["mode", "auto", "native", "square", "kohya"]
     assert [line[0] for line in lines[2:6]] == [" ", ">", " ", " "]
     assert hashes(tmp_path) == before
-    for record in manifest.load(tmp_path):
+    for record in manifest.load_manifest(tmp_path):
         with Image.open(out / f"{record.file}.jpg") as seen:
             assert seen.size == record.bucket
-            whole = decode.fit(decode.read(tmp_path, record), record.crop, record.bucket)
+            whole = decode.crop_and_resize(
+                decode.read_record_image(tmp_path, record), record.crop, record.bucket
+            )
             difference = sum(
                 abs(a - b)
                 for a, b in zip(
@@ -98,7 +105,7 @@ def test_previews_never_land_in_the_dataset(tmp_path: Path, capsys: pytest.Captu
     from lorakit.core.errors import ConfigError
 
     fill(tmp_path, {"a.png": "one"})
-    prepare(tmp_path, PrepareOptions(resolution=128, quiet=True))
+    prepare_dataset(tmp_path, PrepareOptions(resolution=128, quiet=True))
     with pytest.raises(ConfigError, match="would be trained on"):
         call("bucket", str(tmp_path), "--resolution", "128", "--preview", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -108,7 +115,9 @@ def test_tiers_on_the_command_line(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "one", "b.png": "two"}, size=(300, 200))
     photo(7, (150, 150)).save(tmp_path / "a.png")
     assert call("prepare", str(tmp_path), "--tiers", "128,224", "--quiet") == 0
-    areas = [record.bucket[0] * record.bucket[1] for record in manifest.load(tmp_path) if record.bucket]
+    areas = [
+        record.bucket[0] * record.bucket[1] for record in manifest.load_manifest(tmp_path) if record.bucket
+    ]
     assert [round(area**0.5 / 32) * 32 for area in areas] == [128, 224]
     with pytest.raises(SystemExit):
         call("prepare", str(tmp_path), "--tiers", "128,x")
@@ -121,7 +130,7 @@ def test_every_image_of_every_mode_keeps_its_place(tmp_path: Path) -> None:
         photo(number, size).save(tmp_path / f"{number}.png")
     for mode in buckets.MODES:
         options = PrepareOptions(resolution=192, mode=mode, quiet=True, class_noun="x", report=False)
-        made = prepare(tmp_path, options).records
+        made = prepare_dataset(tmp_path, options).records
         assert len(made) == 4
         for record in made:
             assert record.bucket is not None

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from data_tools import cli
-from data_tools.captioners import CaptionerOptions, load, server
+from data_tools.captioners import CaptionerOptions, load_captioner, server
 from data_tools.captions import generate
-from data_tools.captions.generate import DescribeOptions
-from data_tools.prepare import PrepareOptions, PrepareResult, bucket_only, caption_only, prepare
+from data_tools.captions.generate import CaptioningOptions
+from data_tools.prepare import PrepareOptions, PrepareResult, bucket_dataset, caption_dataset, prepare_dataset
 from lorakit import manifest
 from lorakit.core.errors import ConfigError
 from lorakit.manifest import Record
@@ -26,7 +26,7 @@ RGB = {"red": (220, 30, 20), "green": (20, 200, 40), "blue": (30, 20, 220)}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(server, "RETRY_DELAYS", (0.01, 0.01))
 
 
 def painted(folder: Path, *colours: str) -> Path:
@@ -40,7 +40,7 @@ def painted(folder: Path, *colours: str) -> Path:
 def ask(folder: Path, talker: Talker, *, full: bool = False, **changes: object) -> PrepareResult:
     """`caption` (or `prepare`, when `full`) with a captioner at the talker."""
     asked = {
-        name: changes.pop(name) for name in list(changes) if name in DescribeOptions.__dataclass_fields__
+        name: changes.pop(name) for name in list(changes) if name in CaptioningOptions.__dataclass_fields__
     }
     asker = {
         name: changes.pop(name) for name in list(changes) if name in CaptionerOptions.__dataclass_fields__
@@ -49,10 +49,10 @@ def ask(folder: Path, talker: Talker, *, full: bool = False, **changes: object) 
         resolution=64,
         quiet=True,
         captioner=CaptionerOptions(**{"server": talker.url, "timeout": 5.0, **asker}),  # type: ignore[arg-type]
-        describe=DescribeOptions(**asked),  # type: ignore[arg-type]
+        describe=CaptioningOptions(**asked),  # type: ignore[arg-type]
         **changes,  # type: ignore[arg-type]
     )
-    return (prepare if full else caption_only)(folder, options)
+    return (prepare_dataset if full else caption_dataset)(folder, options)
 
 
 def texts(result: PrepareResult) -> dict[str, list[str]]:
@@ -77,7 +77,7 @@ def test_every_image_is_described_and_the_manifest_says_by_whom(tmp_path: Path) 
             "1-green.png": ["a green wall"],
             "2-blue.png": ["a blue wall"],
         }
-        (caption,) = manifest.load(folder)[0].captions
+        (caption,) = manifest.load_manifest(folder)[0].captions
         assert (caption.source, caption.model, caption.prompt) == ("model", "talker", talker.heard[0].prompt)
         assert caption.seen is not None
         assert ask(folder, talker, full=True).records == result.records
@@ -101,7 +101,7 @@ def test_the_model_sees_the_picture_upright_and_cropped(tmp_path: Path) -> None:
     shown = pictures["green"].convert("RGB")
     assert shown.size == (100, 100)
     assert shown.getpixel((50, 2))[0] < 90  # type: ignore[index]
-    record = manifest.load(folder)[1]
+    record = manifest.load_manifest(folder)[1]
     assert (record.size, record.crop) == ((200, 400), (0, 100, 200, 300))
 
 
@@ -114,7 +114,7 @@ def test_a_hand_written_caption_is_left_alone_unless_told(tmp_path: Path) -> Non
         assert texts(ask(folder, talker, which="add"))["0-red.png"] == ["by hand", "a red wall"]
         assert texts(ask(folder, talker, which="overwrite", again=True))["0-red.png"] == ["a red wall"]
     # What the user had put in its place stays in its place, in later runs too.
-    later = prepare(folder, PrepareOptions(resolution=64, quiet=True))
+    later = prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True))
     assert texts(later)["0-red.png"] == ["a red wall"]
     assert "captions_replaced" in {finding.code for finding in later.findings}
     assert (folder / "0-red.txt").read_text() == "by hand"
@@ -129,7 +129,7 @@ def test_equal_pictures_are_asked_about_once(tmp_path: Path) -> None:
 
 def test_a_template_only_stands_in(tmp_path: Path) -> None:
     folder = painted(tmp_path / "d", "red")
-    prepare(folder, PrepareOptions(resolution=64, quiet=True, class_noun="wall"))
+    prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True, class_noun="wall"))
     with talking(by_colour) as talker:
         assert texts(ask(folder, talker)) == {"0-red.png": ["a red wall"]}
 
@@ -242,7 +242,7 @@ def test_questions_go_out_together_and_the_result_is_the_same(tmp_path: Path) ->
         with talking(slowly) as talker:
             ask(folder, talker, at_once=at_once)
         assert talker.at_once == at_once or (at_once > 1 and talker.at_once > 2)
-        written.append((folder / manifest.MANIFEST).read_bytes())
+        written.append((folder / manifest.MANIFEST_FILE).read_bytes())
     assert written[0] == written[1]
 
 
@@ -260,16 +260,16 @@ def test_a_stopped_run_asks_only_what_is_open(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with talking(reply) as talker, pytest.MonkeyPatch.context() as patch:
-        real = generate._note
-        patch.setattr(generate, "_note", lambda *args: (real(*args), interrupt()))
+        real = generate._append_to_journal
+        patch.setattr(generate, "_append_to_journal", lambda *args: (real(*args), interrupt()))
         with pytest.raises(KeyboardInterrupt):
             ask(folder, talker, at_once=1)
-    assert not (folder / manifest.MANIFEST).exists()
+    assert not (folder / manifest.MANIFEST_FILE).exists()
     journal = folder / generate.JOURNAL
     journal.write_bytes(journal.read_bytes() + b'{"key": "torn')
     done = len(journal.read_text().splitlines()) - 1
     assert done >= 4
-    assert len(caption_only(folder, PrepareOptions(class_noun="wall", quiet=True)).records) == 9
+    assert len(caption_dataset(folder, PrepareOptions(class_noun="wall", quiet=True)).records) == 9
     assert journal.exists()  # another command does not throw away what was paid for
     with talking(by_colour) as talker:
         result = ask(folder, talker)
@@ -284,9 +284,9 @@ def test_edits_apply_to_what_the_model_says_and_are_remembered(tmp_path: Path) -
         result = ask(folder, talker, edits=("strip-preamble", "trigger=sks"))
     (caption,) = result.records[0].captions
     assert (caption.text, caption.raw) == ("sks, A red wall.", "The image shows a red wall.")
-    again = prepare(folder, PrepareOptions(resolution=64, quiet=True))
+    again = prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True))
     assert again.records[0].captions == (caption,)
-    plain = prepare(folder, PrepareOptions(resolution=64, quiet=True, edits=()))
+    plain = prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True, edits=()))
     assert plain.records[0].caption == "The image shows a red wall."
 
 
@@ -295,11 +295,11 @@ def test_a_caption_of_an_earlier_picture_or_crop_is_named(tmp_path: Path) -> Non
     with talking(by_colour) as talker:
         ask(folder, talker, full=True)
         Image.new("RGB", (96, 64), RGB["blue"]).save(folder / "0-red.png")
-        result = prepare(folder, PrepareOptions(resolution=64, quiet=True))
+        result = prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True))
         (stale,) = [finding for finding in result.findings if finding.code == "stale_caption"]
         assert stale.files == ("0-red.png",)
         assert texts(ask(folder, talker))["0-red.png"] == ["a blue wall"]  # and asked again by itself
-        result = bucket_only(folder, PrepareOptions(resolution=32, mode="square").bucket())
+        result = bucket_dataset(folder, PrepareOptions(resolution=32, mode="square").bucket())
     assert "stale_caption" in {finding.code for finding in result.findings}
 
 
@@ -319,30 +319,30 @@ def test_the_key_comes_from_the_environment_and_goes_to_the_server_alone(
 def test_a_remote_server_is_announced_and_a_key_never_sent_in_the_open(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load(CaptionerOptions(server="https://models.example.org/v1", model="m"))
+    load_captioner(CaptionerOptions(server="https://models.example.org/v1", model="m"))
     assert "the pictures leave this machine: they are sent to models.example.org" in capsys.readouterr().err
-    load(CaptionerOptions(server="http://localhost:1/v1", model="m"))
+    load_captioner(CaptionerOptions(server="http://localhost:1/v1", model="m"))
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("LORAKIT_CAPTION_KEY", "secret")
     with pytest.raises(ConfigError, match="unencrypted"):
-        load(CaptionerOptions(server="http://models.example.org/v1", model="m"))
+        load_captioner(CaptionerOptions(server="http://models.example.org/v1", model="m"))
 
 
 def test_the_model_may_be_left_to_a_server_that_has_one(tmp_path: Path) -> None:
     with talking(by_colour) as talker:
-        assert load(CaptionerOptions(server=talker.url)).name == "talker"
+        assert load_captioner(CaptionerOptions(server=talker.url)).name == "talker"
         talker.models = ["one", "two"]
         with pytest.raises(ConfigError, match="has 2 models") as caught:
-            load(CaptionerOptions(server=talker.url))
+            load_captioner(CaptionerOptions(server=talker.url))
         assert "one, two" in str(caught.value.remedy)
     with pytest.raises(ConfigError, match="does not list its models"):
-        load(CaptionerOptions(server=talker.url, timeout=1.0))
+        load_captioner(CaptionerOptions(server=talker.url, timeout=1.0))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:80", "ftp://x/v1", "http://", "http://me:secret@x/v1"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(CaptionerOptions(server=address, model="m"))
+        load_captioner(CaptionerOptions(server=address, model="m"))
     assert caught.value.remedy
 
 
@@ -356,7 +356,7 @@ def test_captioner_options_are_checked_first(wrong: dict[str, float]) -> None:
     assert caught.value.remedy
     for bad in ({"which": "all"}, {"variants": 0}, {"side": 4}):
         with pytest.raises(ConfigError):
-            DescribeOptions(**bad).check()  # type: ignore[arg-type]
+            CaptioningOptions(**bad).check()  # type: ignore[arg-type]
 
 
 def test_the_command_line_asks_and_answers_with_its_exit_code(
@@ -366,7 +366,7 @@ def test_the_command_line_asks_and_answers_with_its_exit_code(
 
     folder = painted(tmp_path / "d", "red", "green")
     parser = argparse.ArgumentParser()
-    cli.register(parser.add_subparsers(required=True))
+    cli.register_data_commands(parser.add_subparsers(required=True))
 
     def call(*words: str) -> int:
         args = parser.parse_args(["data", "caption", str(folder), "--json", "--quiet", *words])
@@ -381,7 +381,7 @@ def test_the_command_line_asks_and_answers_with_its_exit_code(
         assert call(*words) == 0
         assert json.loads(capsys.readouterr().out)["captions"] == {"model": 2}
     assert talker.heard[0].prompt == "what?"
-    assert [record.caption for record in manifest.load(folder)] == ["A red wall.", "a green wall"]
+    assert [record.caption for record in manifest.load_manifest(folder)] == ["A red wall.", "a green wall"]
 
 
 def test_nothing_but_the_question_leaves(tmp_path: Path) -> None:

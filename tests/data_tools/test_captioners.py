@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.captioners import Ask, CaptionerOptions, CaptionFailure, load
+from data_tools.captioners import CaptionerOptions, CaptionFailure, CaptionRequest, load_captioner
 from data_tools.captioners.captioner import CHAT_PROMPT
-from data_tools.captions.generate import DescribeOptions
-from data_tools.prepare import PrepareOptions, caption_only
+from data_tools.captions.generate import CaptioningOptions
+from data_tools.prepare import PrepareOptions, caption_dataset
 from lorakit.core.errors import ConfigError
 from tests.data_tools.folders import fill, photo
 from tests.tiny import parts
@@ -92,12 +92,14 @@ def pictures(count: int) -> list[Image.Image]:
     return [photo(seed, (64, 48)) for seed in range(count)]
 
 
-def asks(captioner: Any, count: int = 2) -> list[Ask]:
-    return [Ask(picture, captioner.prompts[0], seed) for seed, picture in enumerate(pictures(count))]
+def asks(captioner: Any, count: int = 2) -> list[CaptionRequest]:
+    return [
+        CaptionRequest(picture, captioner.prompts[0], seed) for seed, picture in enumerate(pictures(count))
+    ]
 
 
 def test_a_chat_model_answers_through_its_template(chat_model: Path) -> None:
-    captioner = load(CaptionerOptions(model=str(chat_model), tokens=8))
+    captioner = load_captioner(CaptionerOptions(model=str(chat_model), tokens=8))
     assert captioner.name == "tiny-chat"
     assert captioner.prompts == (CHAT_PROMPT,)
     answers = captioner.describe(asks(captioner))
@@ -108,28 +110,28 @@ def test_a_chat_model_answers_through_its_template(chat_model: Path) -> None:
 
 
 def test_a_batch_says_what_each_says_alone(chat_model: Path) -> None:
-    captioner = load(CaptionerOptions(model=str(chat_model), tokens=6, at_once=3))
-    questions = [Ask(p, f"what is {'very ' * n}red?") for n, p in enumerate(pictures(3))]
+    captioner = load_captioner(CaptionerOptions(model=str(chat_model), tokens=6, at_once=3))
+    questions = [CaptionRequest(p, f"what is {'very ' * n}red?") for n, p in enumerate(pictures(3))]
     together = captioner.describe(questions)
     assert together == [answer for question in questions for answer in captioner.describe([question])]
     assert len({answer.text for answer in together}) > 1
 
 
 def test_drawn_answers_depend_on_the_seed_alone(chat_model: Path) -> None:
-    captioner = load(CaptionerOptions(model=str(chat_model), tokens=6, temperature=1.0))
+    captioner = load_captioner(CaptionerOptions(model=str(chat_model), tokens=6, temperature=1.0))
     picture = pictures(1)[0]
     state = torch.random.get_rng_state()
-    first = captioner.describe([Ask(picture, "what?", seed) for seed in (1, 2)])
+    first = captioner.describe([CaptionRequest(picture, "what?", seed) for seed in (1, 2)])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first[0] != first[1]
-    assert captioner.describe([Ask(picture, "what?", 2)]) == [first[1]]
+    assert captioner.describe([CaptionRequest(picture, "what?", 2)]) == [first[1]]
 
 
 def test_a_model_without_a_template_takes_plain_text(plain_model: Path) -> None:
-    captioner = load(CaptionerOptions(model=str(plain_model), tokens=5))
+    captioner = load_captioner(CaptionerOptions(model=str(plain_model), tokens=5))
     assert captioner.prompts == ("",)
-    (bare,) = captioner.describe([Ask(pictures(1)[0], "")])
-    (begun,) = captioner.describe([Ask(pictures(1)[0], "a photo of")])
+    (bare,) = captioner.describe([CaptionRequest(pictures(1)[0], "")])
+    (begun,) = captioner.describe([CaptionRequest(pictures(1)[0], "a photo of")])
     assert bare.text
     assert begun.text
     assert not bare.text.startswith("[")
@@ -140,9 +142,9 @@ def test_the_manifest_gets_what_the_model_says(chat_model: Path, tmp_path: Path)
     options = PrepareOptions(
         quiet=True,
         captioner=CaptionerOptions(model=str(chat_model), tokens=6),
-        describe=DescribeOptions(prompts=("what?",)),
+        describe=CaptioningOptions(prompts=("what?",)),
     )
-    result = caption_only(folder, options)
+    result = caption_dataset(folder, options)
     # Random weights never end a sentence, and so each answer is a failure that is told.
     notes = [note for record in result.records for note in record.notes]
     assert [note.partition(" ")[0] for note in notes] == ["caption_failed:"] * 2
@@ -168,7 +170,7 @@ def test_what_is_no_captioner_is_refused_before_anything_loads(tmp_path: Path) -
         (str(tmp_path / "absent"), "no such model"),
     ):
         with pytest.raises(ConfigError, match=words) as caught:
-            load(CaptionerOptions(model=given))
+            load_captioner(CaptionerOptions(model=given))
         assert caught.value.remedy
 
 
@@ -220,7 +222,7 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tags_above_their_threshold_likeliest_first_characters_before(tagger: Path) -> None:
-    captioner = load(CaptionerOptions(model=str(tagger), threshold=0.0, character_threshold=0.0))
+    captioner = load_captioner(CaptionerOptions(model=str(tagger), threshold=0.0, character_threshold=0.0))
     (answer,) = captioner.describe(asks(captioner, 1))
     assert answer.tags[0] == "some one"
     assert set(answer.tags) == {
@@ -243,11 +245,11 @@ def test_a_tagger_sees_a_white_square_in_the_order_it_was_trained_with(tagger: P
     """The same scores as the model gives for a square padded by hand, channels blue, green, red."""
     import timm
 
-    captioner = load(CaptionerOptions(model=str(tagger), threshold=0.0))
+    captioner = load_captioner(CaptionerOptions(model=str(tagger), threshold=0.0))
     picture = Image.new("RGB", (64, 32), (250, 20, 10))
     seen: list[torch.Tensor] = []
     captioner.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))  # type: ignore[attr-defined]
-    captioner.describe([Ask(picture, "")])
+    captioner.describe([CaptionRequest(picture, "")])
     (pixels,) = seen
     assert pixels.shape == (1, 3, 32, 32)
     red, blue = (250 / 255 - 0.5) / 0.5, (10 / 255 - 0.5) / 0.5
@@ -256,7 +258,7 @@ def test_a_tagger_sees_a_white_square_in_the_order_it_was_trained_with(tagger: P
     reference = timm.create_model(f"local-dir:{tagger}", pretrained=True).eval()
     with torch.no_grad():
         scores = reference(pixels).sigmoid()[0]
-    (answer,) = captioner.describe([Ask(picture, "")])
+    (answer,) = captioner.describe([CaptionRequest(picture, "")])
     general = [(float(scores[i]), name) for i, (name, category) in enumerate(TAGS) if category == 0]
     likeliest = [
         name.replace("_", " ") if len(name) > 3 else name for _, name in sorted(general, reverse=True)
@@ -268,7 +270,7 @@ def test_tags_reach_the_manifest(tagger: Path, tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": None}, size=(64, 48))
     captioner = CaptionerOptions(model=str(tagger), threshold=0.0, character_threshold=1.0)
     options = PrepareOptions(quiet=True, captioner=captioner, edits=("drop=1girl", "trigger=sks"))
-    (record,) = caption_only(folder, options).records
+    (record,) = caption_dataset(folder, options).records
     assert set(record.tags) == {"1girl", "long hair", "^_^", "x_x", "red", "blue"}
     assert record.caption.startswith("sks, ")
     assert "1girl" not in record.caption
@@ -281,13 +283,13 @@ def test_a_tagger_whose_tags_do_not_match_is_told(tagger: Path, tmp_path: Path) 
     broken = Path(shutil.copytree(tagger, tmp_path / "broken"))
     lines = (broken / "selected_tags.csv").read_text().splitlines()
     (broken / "selected_tags.csv").write_text("\n".join(lines[:-1]))
-    captioner = load(CaptionerOptions(model=str(broken)))
+    captioner = load_captioner(CaptionerOptions(model=str(broken)))
     with pytest.raises(CaptionFailure, match="8 classes") as caught:
         captioner.describe(asks(captioner, 1))
     assert caught.value.hopeless
     (broken / "selected_tags.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="unreadable"):
-        load(CaptionerOptions(model=str(broken)))
+        load_captioner(CaptionerOptions(model=str(broken)))
     (broken / "selected_tags.csv").unlink()
     with pytest.raises(ConfigError, match=r"no selected_tags\.csv"):
-        load(CaptionerOptions(model=str(broken)))
+        load_captioner(CaptionerOptions(model=str(broken)))

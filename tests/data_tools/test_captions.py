@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.captions.text import clean, decode_text
-from data_tools.prepare import PrepareOptions, bucket_only, caption_only, prepare, scan_only
+from data_tools.captions.text import clean_caption, decode_text
+from data_tools.prepare import PrepareOptions, bucket_dataset, caption_dataset, prepare_dataset, scan_dataset
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.manifest import Record
@@ -17,7 +17,7 @@ from tests.data_tools.folders import fill, hashes
 
 def run(folder: Path, **changes: object) -> dict[str, Record]:
     options = PrepareOptions(**{"resolution": 128, "quiet": True, **changes})  # type: ignore[arg-type]
-    return {record.file: record for record in prepare(folder, options).records}
+    return {record.file: record for record in prepare_dataset(folder, options).records}
 
 
 def texts(record: Record) -> list[tuple[str, str]]:
@@ -73,17 +73,17 @@ def test_metadata_parquet_and_folders_of_their_own(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "x" / "metadata.parquet")
     found = run(tmp_path)
     assert texts(found["x/a.png"]) == [("in the folder", "metadata")]
-    assert not (tmp_path / manifest.TWIN).exists()
+    assert not (tmp_path / manifest.METADATA_FILE).exists()
 
 
 def test_an_edit_of_the_twin_is_neither_lost_nor_taken_in_silence(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None})
     run(tmp_path, class_noun="dog")
-    twin = tmp_path / manifest.TWIN
+    twin = tmp_path / manifest.METADATA_FILE
     twin.write_text(twin.read_text().replace("a photo of dog", "my own words"))
     with pytest.raises(DataError, match="'my own words' and 'a photo of dog'"):
         run(tmp_path, class_noun="dog")
-    (tmp_path / manifest.MANIFEST).unlink()  # the remedy that the error names
+    (tmp_path / manifest.MANIFEST_FILE).unlink()  # the remedy that the error names
     assert texts(run(tmp_path, class_noun="dog")["a.png"]) == [("my own words", "metadata")]
     assert "my own words" in twin.read_text()
 
@@ -124,7 +124,7 @@ def test_42_bad_metadata_rows_are_refused_with_their_place(tmp_path: Path, row: 
         run(tmp_path)
     assert "metadata.jsonl" in str(caught.value)
     assert "2" in str(caught.value.where)
-    assert not (tmp_path / manifest.MANIFEST).exists()
+    assert not (tmp_path / manifest.MANIFEST_FILE).exists()
 
 
 def test_kohya_folders_give_repeats_and_a_caption(tmp_path: Path) -> None:
@@ -156,14 +156,14 @@ def test_the_template_fills_gaps_only(tmp_path: Path) -> None:
 def test_captions_of_a_model_are_kept(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None, "b.png": "by hand"})
     run(tmp_path, class_noun="dog")
-    path = tmp_path / manifest.MANIFEST
+    path = tmp_path / manifest.MANIFEST_FILE
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         row["captions"] = [
             {"text": "a corgi on grass", "source": "model", "model": "captioner", "prompt": "?"}
         ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / manifest.TWIN).unlink()
+    (tmp_path / manifest.METADATA_FILE).unlink()
     found = run(tmp_path, class_noun="dog")
     assert texts(found["a.png"]) == [("a corgi on grass", "model")]
     assert texts(found["b.png"]) == [("by hand", "sidecar"), ("a corgi on grass", "model")]
@@ -177,7 +177,7 @@ def test_32_33_missing_and_empty_captions_are_an_error_with_the_remedy(tmp_path:
         run(tmp_path)
     assert "0.png, 1.png" in str(caught.value)
     assert "--class-noun" in str(caught.value)
-    assert not (tmp_path / manifest.MANIFEST).exists()
+    assert not (tmp_path / manifest.MANIFEST_FILE).exists()
     assert run(tmp_path, allow_missing_captions=True)["0.png"].captions == ()
 
 
@@ -233,7 +233,7 @@ def test_36_control_characters_are_left_out_and_it_is_noted(tmp_path: Path) -> N
     assert record.caption == "a dog on grass[31m"
     assert codes(record) == ["caption_stripped"]
     assert "3 control characters" in "".join(record.notes)
-    assert clean("one", "a.txt") == ("one", [])
+    assert clean_caption("one", "a.txt") == ("one", [])
 
 
 def test_37_lines_are_joined_and_none_is_lost(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_38_three_hundred_tokens_are_kept_whole(tmp_path: Path, base: str | None
     """What the encoders of a base lose of them, to the word: test_tokens.py."""
     text = " ".join(["word"] * 300)
     fill(tmp_path, {"a.png": text})
-    result = prepare(tmp_path, PrepareOptions(resolution=64, quiet=True, base=base))
+    result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True, base=base))
     assert result.records[0].caption == text
     assert ("long_caption" if base is None else "caption_cut") in {
         finding.code for finding in result.findings
@@ -266,7 +266,7 @@ def test_39_a_caption_of_a_megabyte_is_refused(tmp_path: Path) -> None:
 
 def test_41_a_caption_without_the_trigger_is_a_warning(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "a photo of sks", "b.png": "a photo of sksy", "c.png": "SKS, seen from above"})
-    result = prepare(tmp_path, PrepareOptions(resolution=64, quiet=True, trigger="sks"))
+    result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True, trigger="sks"))
     (found,) = [finding for finding in result.findings if finding.code == "trigger_missing"]
     assert (found.level, found.files) == ("warning", ("b.png",))
 
@@ -284,7 +284,7 @@ def test_44_files_of_another_kind_than_the_one_named_are_refused_with_a_hint(tmp
     with pytest.raises(DataError, match=r"no \.txt files, but 2 with \.caption: a\.caption") as caught:
         run(tmp_path, caption_suffix=".txt")
     assert "--caption-suffix .caption" in str(caught.value.remedy)
-    assert not (tmp_path / manifest.MANIFEST).exists()
+    assert not (tmp_path / manifest.MANIFEST_FILE).exists()
     assert [record.caption for record in run(tmp_path, caption_suffix=".caption").values()] == [
         "a dog",
         "a cat",
@@ -337,16 +337,16 @@ def test_an_edit_that_leaves_nothing_is_said(tmp_path: Path) -> None:
 def test_steps_alone_keep_what_the_others_did(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "one", "b.png": "two"})
     run(tmp_path)
-    before = (tmp_path / manifest.MANIFEST).read_bytes()
-    scan_only(tmp_path, PrepareOptions(quiet=True))
-    assert (tmp_path / manifest.MANIFEST).read_bytes() == before
+    before = (tmp_path / manifest.MANIFEST_FILE).read_bytes()
+    scan_dataset(tmp_path, PrepareOptions(quiet=True))
+    assert (tmp_path / manifest.MANIFEST_FILE).read_bytes() == before
     (tmp_path / "a.txt").write_text("new words")
-    caption_only(tmp_path, PrepareOptions(quiet=True))
-    first, second = manifest.load(tmp_path)
+    caption_dataset(tmp_path, PrepareOptions(quiet=True))
+    first, second = manifest.load_manifest(tmp_path)
     assert (first.caption, second.caption) == ("new words", "two")
     assert first.bucket is not None
-    bucket_only(tmp_path, PrepareOptions(resolution=256, mode="square").bucket())
-    assert {record.bucket for record in manifest.load(tmp_path)} == {(256, 256)}
+    bucket_dataset(tmp_path, PrepareOptions(resolution=256, mode="square").bucket())
+    assert {record.bucket for record in manifest.load_manifest(tmp_path)} == {(256, 256)}
 
 
 def test_overwrite_needs_something_to_write(tmp_path: Path) -> None:

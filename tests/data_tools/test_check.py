@@ -12,8 +12,8 @@ from PIL import Image, ImageFilter, ImageOps
 
 from data_tools import duplicates, quality
 from data_tools.captions import lint
-from data_tools.findings import Finding, ordered, reaches
-from data_tools.prepare import PrepareOptions, check_only
+from data_tools.findings import Finding, any_at_level, sort_findings
+from data_tools.prepare import PrepareOptions, check_dataset_folder
 from lorakit.manifest import Caption, Record
 from tests.data_tools.folders import fill, photo
 
@@ -53,25 +53,27 @@ def test_near_duplicates_are_found(change, mirrored: bool) -> None:  # type: ign
     pictures = [photo(seed) for seed in range(12)]
     changed = change(ImageOps.mirror(pictures[5]) if mirrored else pictures[5])
     records = [record(f"{index}.png", picture) for index, picture in enumerate(pictures)]
-    clusters = duplicates.near([*records, record("copy.png", changed)])
+    clusters = duplicates.find_near_duplicates([*records, record("copy.png", changed)])
     assert [cluster.files for cluster in clusters] == [("5.png", "copy.png")]
     assert clusters[0].mirrored is mirrored
 
 
 def test_different_pictures_are_no_duplicates() -> None:
     records = [record(f"{seed:03}.png", photo(seed, (96, 96))) for seed in range(150)]
-    assert duplicates.near(records) == []
+    assert duplicates.find_near_duplicates(records) == []
 
 
 def test_exact_duplicates_are_by_pixels_and_chains_are_one_cluster() -> None:
     base = photo(1)
     same = [record(name, base, pixels="a" * 64) for name in ("a.png", "b.png")]
-    assert [c.files for c in duplicates.exact(same)] == [("a.png", "b.png")]
-    assert duplicates.near(same) == []  # told once is enough
+    assert [c.files for c in duplicates.find_exact_duplicates(same)] == [("a.png", "b.png")]
+    assert duplicates.find_near_duplicates(same) == []  # told once is enough
     chain = [record("c.png", jpeg(base)), record("d.png", base.resize((200, 150)))]
-    assert [c.files for c in duplicates.near([*same, *chain])] == [("a.png", "c.png", "d.png")]
+    assert [c.files for c in duplicates.find_near_duplicates([*same, *chain])] == [
+        ("a.png", "c.png", "d.png")
+    ]
     refused = [dataclasses.replace(r, keep=False, reason="user") for r in same]
-    assert duplicates.exact(refused) == []
+    assert duplicates.find_exact_duplicates(refused) == []
 
 
 def test_flat_pictures_have_no_hash() -> None:
@@ -83,37 +85,37 @@ def test_blur_is_seen_at_any_size() -> None:
         noise = np.random.default_rng(0).integers(0, 256, (size // 3, size // 3), dtype=np.uint8)
         sharp = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
         soft = sharp.filter(ImageFilter.GaussianBlur(size / 60))
-        assert not any(note.startswith("blurry") for note in quality.notes(sharp))
-        assert any(note.startswith("blurry") for note in quality.notes(soft))
+        assert not any(note.startswith("blurry") for note in quality.quality_notes(sharp))
+        assert any(note.startswith("blurry") for note in quality.quality_notes(soft))
 
 
 @pytest.mark.parametrize("size", [(48, 48), (640, 480)])
 def test_a_picture_of_one_colour_is_named_and_not_called_blurred(size: tuple[int, int]) -> None:
-    found = {note.split(":")[0] for note in quality.notes(Image.new("RGB", size, (90, 90, 90)))}
+    found = {note.split(":")[0] for note in quality.quality_notes(Image.new("RGB", size, (90, 90, 90)))}
     assert found == {"flat"}
 
 
 def test_letterbox_bars_are_seen_and_plain_grounds_are_not() -> None:
     film = Image.new("RGB", (640, 480))
     film.paste(photo(2, (640, 360)), (0, 60))
-    assert "border: uniform bars at top and bottom" in quality.notes(film)
-    assert "border: uniform bars at left and right" in quality.notes(
+    assert "border: uniform bars at top and bottom" in quality.quality_notes(film)
+    assert "border: uniform bars at left and right" in quality.quality_notes(
         film.transpose(Image.Transpose.ROTATE_90)
     )
     product = Image.new("RGB", (640, 480), "white")
     product.paste(photo(2, (200, 200)), (220, 140))
-    assert not any(note.startswith("border") for note in quality.notes(product))
-    assert not any(note.startswith("border") for note in quality.notes(photo(2, (640, 480))))
+    assert not any(note.startswith("border") for note in quality.quality_notes(product))
+    assert not any(note.startswith("border") for note in quality.quality_notes(photo(2, (640, 480))))
 
 
 def test_clipping_is_noted() -> None:
     mostly_white = Image.new("RGB", (300, 300), "white")
     mostly_white.paste(photo(1, (100, 300)), (0, 0))
-    assert any("67% of the picture is pure white" in note for note in quality.notes(mostly_white))
+    assert any("67% of the picture is pure white" in note for note in quality.quality_notes(mostly_white))
 
 
 def codes(records: list[Record], trigger: str | None = None) -> dict[str, tuple[str, ...]]:
-    return {finding.code: finding.files for finding in lint.lint(records, trigger)}
+    return {finding.code: finding.files for finding in lint.lint_captions(records, trigger)}
 
 
 def test_captions_are_linted() -> None:
@@ -145,13 +147,13 @@ def test_phrases_that_every_caption_repeats_are_named() -> None:
     phrases = [phrase for phrase, _ in lint.common_phrases(records, "sks")]
     assert phrases == ["fluffy orange corgi with blue collar"]
     assert "common_phrase" in codes(records, "sks")
-    assert lint.lint(records[:2], "sks") == []
+    assert lint.lint_captions(records[:2], "sks") == []
 
 
 def test_template_captions_are_not_scolded_for_sameness() -> None:
     same = Caption("a photo of sks dog", "template")
     records = [dataclasses.replace(record(str(i)), captions=(same,)) for i in range(8)]
-    assert lint.lint(records, "sks") == []
+    assert lint.lint_captions(records, "sks") == []
 
 
 def test_the_whole_check_of_a_folder_writes_nothing(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_the_whole_check_of_a_folder_writes_nothing(tmp_path: Path) -> None:
     (folder / "notes.md").write_text("x")
     photo(1).save(folder / ".hidden.png")
     before = sorted(folder.rglob("*"))
-    result = check_only(folder, PrepareOptions(quiet=True))
+    result = check_dataset_folder(folder, PrepareOptions(quiet=True))
     found = {finding.code: finding for finding in result.findings}
     assert found["empty"].level == "error"
     assert found["no_caption"].files == ("b.png",)
@@ -182,8 +184,8 @@ def test_the_whole_check_of_a_folder_writes_nothing(tmp_path: Path) -> None:
 
 def test_levels_decide_the_exit() -> None:
     warning, error = Finding("warning", "w", "x"), Finding("error", "e", "x")
-    assert ordered([warning, error])[0] is error
-    assert reaches([warning], "warning")
-    assert not reaches([warning], "error")
-    assert reaches([error], "warning")
-    assert not reaches([error], "never")
+    assert sort_findings([warning, error])[0] is error
+    assert any_at_level([warning], "warning")
+    assert not any_at_level([warning], "error")
+    assert any_at_level([error], "warning")
+    assert not any_at_level([error], "never")

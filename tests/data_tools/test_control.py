@@ -12,8 +12,13 @@ from PIL import Image
 
 from data_tools.conditioning import controls
 from data_tools.conditioning.controls import ControlOptions, canny, random_mask
-from data_tools.formats.import_export import export_to
-from data_tools.prepare import PrepareOptions, check_only, control_only, prepare
+from data_tools.formats.import_export import export_dataset
+from data_tools.prepare import (
+    PrepareOptions,
+    check_dataset_folder,
+    generate_dataset_controls,
+    prepare_dataset,
+)
 from lorakit import manifest
 from lorakit.cli import main
 from lorakit.core.errors import ConfigError
@@ -68,24 +73,24 @@ def test_random_masks_are_the_pictures_own_and_cover_a_part() -> None:
 def test_edges_are_recorded_kept_and_never_replace_the_users_own(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None, "b.png": None}, size=(90, 60))
     photo(7, (90, 60)).save(tmp_path / "b.control.png")
-    prepare(tmp_path, OPTIONS)
+    prepare_dataset(tmp_path, OPTIONS)
     before = hashes(tmp_path)
     command = ["data", "control", str(tmp_path), "--kind", "canny", "--json", "--quiet"]
     assert main.main(command) == 0
-    first, second = manifest.load(tmp_path)
+    first, second = manifest.load_manifest(tmp_path)
     assert [(one.kind, one.by) for one in first.given] == [("control", "made: canny 100 200")]
     assert [(one.file, one.by) for one in second.given] == [("b.control.png", "sidecar")]
     made = np.asarray(Image.open(tmp_path / first.given[0].file))
     assert np.array_equal(made, np.asarray(canny(photo(0, (90, 60)))))
     assert {name: digest for name, digest in hashes(tmp_path).items() if not name.startswith(".")} == before
-    lines = (tmp_path / manifest.MANIFEST).read_bytes()
-    prepare(tmp_path, OPTIONS)
-    assert (tmp_path / manifest.MANIFEST).read_bytes() == lines  # found again, and no new images
-    control_only(tmp_path, ControlOptions("canny", low=50))
-    assert [one.by for one in manifest.load(tmp_path)[0].given] == ["made: canny 50 200"]
+    lines = (tmp_path / manifest.MANIFEST_FILE).read_bytes()
+    prepare_dataset(tmp_path, OPTIONS)
+    assert (tmp_path / manifest.MANIFEST_FILE).read_bytes() == lines  # found again, and no new images
+    generate_dataset_controls(tmp_path, ControlOptions("canny", low=50))
+    assert [one.by for one in manifest.load_manifest(tmp_path)[0].given] == ["made: canny 50 200"]
     photo(9, (90, 60)).save(tmp_path / "a.png")
-    prepare(tmp_path, OPTIONS)
-    assert manifest.load(tmp_path)[0].given == ()  # of another picture
+    prepare_dataset(tmp_path, OPTIONS)
+    assert manifest.load_manifest(tmp_path)[0].given == ()  # of another picture
 
 
 def test_masks_are_made_where_there_is_none(tmp_path: Path) -> None:
@@ -94,15 +99,15 @@ def test_masks_are_made_where_there_is_none(tmp_path: Path) -> None:
     clear.putalpha(Image.fromarray(np.linspace(0, 255, 5400).reshape(60, 90).astype(np.uint8)))
     clear.save(tmp_path / "c.png")
     Image.new("L", (90, 60), 255).save(tmp_path / "b-masklabel.png")
-    prepare(tmp_path, OPTIONS)
-    records = control_only(tmp_path, ControlOptions("mask")).records
+    prepare_dataset(tmp_path, OPTIONS)
+    records = generate_dataset_controls(tmp_path, ControlOptions("mask")).records
     assert [record.mask_source for record in records] == ["made: random 0", "sidecar", "made: alpha"]
-    read = masks.read(tmp_path, records[0])
+    read = masks.read_record_mask(tmp_path, records[0])
     assert read is not None
     assert np.array_equal(np.asarray(read), np.asarray(random_mask((90, 60), records[0].pixels)))
-    assert prepare(tmp_path, OPTIONS).records == records
-    assert control_only(tmp_path, ControlOptions("mask", seed=3)).records == records
-    again = control_only(tmp_path, ControlOptions("mask", seed=3), again=True).records
+    assert prepare_dataset(tmp_path, OPTIONS).records == records
+    assert generate_dataset_controls(tmp_path, ControlOptions("mask", seed=3)).records == records
+    again = generate_dataset_controls(tmp_path, ControlOptions("mask", seed=3), again=True).records
     assert [record.mask_source for record in again] == ["made: random 3", "sidecar", "made: alpha"]
 
 
@@ -119,8 +124,10 @@ def test_depth_by_a_model(tmp_path: Path) -> None:
         DPTForDepthEstimation(config).save_pretrained(tmp_path / "dpt")
     DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "dpt")
     fill(tmp_path / "d", {"a.png": None}, size=(90, 60))
-    prepare(tmp_path / "d", OPTIONS)
-    (record,) = control_only(tmp_path / "d", ControlOptions("depth", model=str(tmp_path / "dpt"))).records
+    prepare_dataset(tmp_path / "d", OPTIONS)
+    (record,) = generate_dataset_controls(
+        tmp_path / "d", ControlOptions("depth", model=str(tmp_path / "dpt"))
+    ).records
     assert record.given[0].by == "made: depth dpt"
     depth = np.asarray(Image.open(tmp_path / "d" / record.given[0].file))
     assert depth.shape == (60, 90, 3)
@@ -131,10 +138,11 @@ def test_refusals_and_findings(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None, "b.png": None, "lost.source.png": None}, size=(64, 64))
     (tmp_path / "a.source.png").write_bytes(b"no picture")
     photo(3, (64, 32)).save(tmp_path / "b.source.png")
-    result = prepare(tmp_path, OPTIONS)
+    result = prepare_dataset(tmp_path, OPTIONS)
     assert [len(record.given) for record in result.records] == [0, 1]
     found = {
-        finding.code: (finding.level, finding.files) for finding in check_only(tmp_path, OPTIONS).findings
+        finding.code: (finding.level, finding.files)
+        for finding in check_dataset_folder(tmp_path, OPTIONS).findings
     }
     assert found["given_unreadable"] == ("error", ("a.png",))
     assert found["given_other_shape"] == ("note", ("b.png",))
@@ -145,15 +153,15 @@ def test_refusals_and_findings(tmp_path: Path) -> None:
         (ControlOptions("canny", low=300), "low <= high"),
     ):
         with pytest.raises(ConfigError, match=words):
-            controls.control(tmp_path, [], options)
+            controls.generate_conditioning(tmp_path, [], options)
 
 
 def test_a_copy_keeps_the_pairs_and_other_formats_say_that_they_cannot(tmp_path: Path) -> None:
     fill(tmp_path / "d", {"a.png": "make it red", "a.source.png": None}, size=(64, 64))
-    (record,) = prepare(tmp_path / "d", OPTIONS).records
-    export_to(tmp_path / "d", "imagefolder", tmp_path / "copy")
-    assert manifest.load(tmp_path / "copy")[0].given == record.given
+    (record,) = prepare_dataset(tmp_path / "d", OPTIONS).records
+    export_dataset(tmp_path / "d", "imagefolder", tmp_path / "copy")
+    assert manifest.load_manifest(tmp_path / "copy")[0].given == record.given
     assert (tmp_path / "copy/a.source.png").read_bytes() == (tmp_path / "d/a.source.png").read_bytes()
     with pytest.raises(ConfigError, match="no place for sources"):
-        export_to(tmp_path / "d", "webdataset", tmp_path / "tar")
+        export_dataset(tmp_path / "d", "webdataset", tmp_path / "tar")
     assert json.loads((tmp_path / "d/manifest.jsonl").read_text())["given"][0]["kind"] == "source"

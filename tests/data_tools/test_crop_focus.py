@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from data_tools import crop_focus
-from data_tools.prepare import PrepareOptions, bucket_only, prepare
+from data_tools.prepare import PrepareOptions, bucket_dataset, prepare_dataset
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.imaging.buckets import Box
+from lorakit.imaging.buckets import CropBox
 from lorakit.manifest import Record
 from tests.data_tools.folders import fill, photo
 
@@ -51,44 +51,44 @@ def folder(tmp_path: Path, x: float = 0.8) -> Path:
 
 
 def test_the_crop_follows_and_the_manifest_says_why(tmp_path: Path) -> None:
-    (centred,) = prepare(folder(tmp_path), options()).records
+    (centred,) = prepare_dataset(folder(tmp_path), options()).records
     assert (centred.crop, centred.crop_by, centred.focus) == ((80, 0, 400, 320), "centre", None)
-    (salient,) = prepare(tmp_path, options(crop="saliency")).records
+    (salient,) = prepare_dataset(tmp_path, options(crop="saliency")).records
     assert salient.crop == (160, 0, 480, 320)
     assert salient.crop_by == "saliency"
     assert salient.focus is not None
     assert salient.focus[0] == pytest.approx(0.8 * 480, abs=45)
-    (back,) = prepare(tmp_path, options()).records
+    (back,) = prepare_dataset(tmp_path, options()).records
     assert back == centred
 
 
 def test_nothing_is_looked_at_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (first,) = prepare(folder(tmp_path), options(crop="saliency")).records
+    (first,) = prepare_dataset(folder(tmp_path), options(crop="saliency")).records
     looks: list[Image.Image] = []
     monkeypatch.setattr(crop_focus, "salient_point", lambda picture: looks.append(picture) or (0.5, 0.5))
-    assert prepare(tmp_path, options(crop="saliency")).records == (first,)
+    assert prepare_dataset(tmp_path, options(crop="saliency")).records == (first,)
     assert (
-        bucket_only(tmp_path, options(crop="saliency", resolution=32).bucket()).records[0].focus
+        bucket_dataset(tmp_path, options(crop="saliency", resolution=32).bucket()).records[0].focus
         == first.focus
     )
     assert not looks
     scene(0.2, 0.5).save(tmp_path / "a.png")  # another picture
-    prepare(tmp_path, options(crop="saliency"))
+    prepare_dataset(tmp_path, options(crop="saliency"))
     assert len(looks) == 1
 
 
 def test_a_crop_set_by_hand_survives_every_command(tmp_path: Path) -> None:
     """The user edits the manifest's crop, and nothing else."""
-    prepare(folder(tmp_path), options())
-    path = tmp_path / manifest.MANIFEST
+    prepare_dataset(folder(tmp_path), options())
+    path = tmp_path / manifest.MANIFEST_FILE
     row = json.loads(path.read_text())
     row["crop"] = [200, 10, 480, 290]
     path.write_text(json.dumps(row) + "\n")
     for made in (
-        bucket_only(tmp_path, options(resolution=128).bucket()),
-        bucket_only(tmp_path, options(crop="saliency").bucket()),
-        prepare(tmp_path, options(mode="auto", batch=4)),
-        prepare(tmp_path, options(fresh=True)),
+        bucket_dataset(tmp_path, options(resolution=128).bucket()),
+        bucket_dataset(tmp_path, options(crop="saliency").bucket()),
+        prepare_dataset(tmp_path, options(mode="auto", batch=4)),
+        prepare_dataset(tmp_path, options(fresh=True)),
     ):
         (record,) = made.records
         assert record.crop == (200, 10, 480, 290)
@@ -97,14 +97,14 @@ def test_a_crop_set_by_hand_survives_every_command(tmp_path: Path) -> None:
 
 def test_boxes_come_from_a_file_and_can_be_taken_back(tmp_path: Path) -> None:
     (centred,) = (
-        prepare(folder(tmp_path / "d"), options()).records if (tmp_path / "d").mkdir() is None else ()
+        prepare_dataset(folder(tmp_path / "d"), options()).records if (tmp_path / "d").mkdir() is None else ()
     )
     boxes = tmp_path / "boxes.jsonl"
     boxes.write_text('{"file_name": "a.png", "crop": [0, 0, 100, 100]}\n')
-    (record,) = bucket_only(tmp_path / "d", options().bucket(), boxes=boxes).records
+    (record,) = bucket_dataset(tmp_path / "d", options().bucket(), boxes=boxes).records
     assert (record.crop, record.crop_by) == ((0, 0, 100, 100), "user")
     boxes.write_text('{"file_name": "a.png", "crop": null}\n')
-    (record,) = bucket_only(tmp_path / "d", options().bucket(), boxes=boxes).records
+    (record,) = bucket_dataset(tmp_path / "d", options().bucket(), boxes=boxes).records
     assert record == centred
     for line, words in (
         ('{"file_name": "b.png", "crop": null}', "no image 'b.png'"),
@@ -115,13 +115,13 @@ def test_boxes_come_from_a_file_and_can_be_taken_back(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
     ):
         boxes.write_text(line + "\n")
-        before = (tmp_path / "d" / manifest.MANIFEST).read_bytes()
+        before = (tmp_path / "d" / manifest.MANIFEST_FILE).read_bytes()
         with pytest.raises(DataError, match=words):
-            bucket_only(tmp_path / "d", options().bucket(), boxes=boxes)
-        assert (tmp_path / "d" / manifest.MANIFEST).read_bytes() == before
+            bucket_dataset(tmp_path / "d", options().bucket(), boxes=boxes)
+        assert (tmp_path / "d" / manifest.MANIFEST_FILE).read_bytes() == before
 
 
-def detector(*boxes: Box) -> crop_focus.Detector:
+def detector(*boxes: CropBox) -> crop_focus.Detector:
     return lambda picture: [
         tuple(round(side * picture.width / 480) for side in box)  # type: ignore[misc]
         for box in boxes
@@ -129,20 +129,22 @@ def detector(*boxes: Box) -> crop_focus.Detector:
 
 
 def test_faces_decide_before_saliency_does(tmp_path: Path) -> None:
-    (record,) = prepare(folder(tmp_path), options()).records
-    (one,) = crop_focus.find(tmp_path, [record], "face", detector=detector((40, 40, 80, 80)))
+    (record,) = prepare_dataset(folder(tmp_path), options()).records
+    (one,) = crop_focus.find_crop_centers(tmp_path, [record], "face", detector=detector((40, 40, 80, 80)))
     assert (one.crop_by, one.focus) == ("face", (60, 60))
-    (both,) = crop_focus.find(
+    (both,) = crop_focus.find_crop_centers(
         tmp_path, [record], "face", detector=detector((40, 40, 80, 80), (200, 60, 240, 100))
     )
     assert both.focus == (140, 70)
-    (none,) = crop_focus.find(tmp_path, [record], "face", detector=detector())
+    (none,) = crop_focus.find_crop_centers(tmp_path, [record], "face", detector=detector())
     assert none.crop_by == "no_face"
     assert none.focus is not None
     assert none.focus[0] > 300
     by_hand = dataclasses.replace(record, crop=(0, 0, 50, 50), crop_by="user")
-    assert crop_focus.find(tmp_path, [by_hand], "face", detector=detector((40, 40, 80, 80))) == [by_hand]
-    again: list[Record] = crop_focus.find(
+    assert crop_focus.find_crop_centers(tmp_path, [by_hand], "face", detector=detector((40, 40, 80, 80))) == [
+        by_hand
+    ]
+    again: list[Record] = crop_focus.find_crop_centers(
         tmp_path, [none], "face", detector=lambda picture: pytest.fail("twice")
     )
     assert again == [none]
@@ -150,18 +152,18 @@ def test_faces_decide_before_saliency_does(tmp_path: Path) -> None:
 
 def test_without_a_detector_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    crop_focus._cascades.cache_clear()
+    crop_focus._face_detector.cache_clear()
     with pytest.raises(ConfigError, match="no face detector") as caught:
-        prepare(folder(tmp_path), options(crop="face"))
+        prepare_dataset(folder(tmp_path), options(crop="face"))
     assert "opencv-python-headless" in str(caught.value.remedy)
-    assert not (tmp_path / manifest.MANIFEST).exists()
+    assert not (tmp_path / manifest.MANIFEST_FILE).exists()
 
 
 def test_an_installed_detector_runs(tmp_path: Path) -> None:
     """No photograph of a person ships with the tests: this holds the call, not the finding."""
-    crop_focus._cascades.cache_clear()
+    crop_focus._face_detector.cache_clear()
     try:
-        detect = crop_focus._cascades()
+        detect = crop_focus._face_detector()
     except ConfigError:
         pytest.skip("no face detector is installed (lorakit[faces])")
     assert detect(Image.new("RGB", (320, 240), "grey")) == []
@@ -171,7 +173,7 @@ def test_tiers_set_aside_what_they_would_enlarge_and_take_it_back(tmp_path: Path
     fill(tmp_path, {"small.png": "one", "large.png": "two"}, size=(96, 96))
     photo(3, (300, 200)).save(tmp_path / "large.png")
     tiers = options(mode="auto", tiers=(128, 224), resolution=224)
-    result = prepare(tmp_path, tiers)
+    result = prepare_dataset(tmp_path, tiers)
     large, small = result.records
     assert (small.keep, small.bucket, small.crop) == (False, None, None)
     assert (
@@ -179,11 +181,13 @@ def test_tiers_set_aside_what_they_would_enlarge_and_take_it_back(tmp_path: Path
     )
     assert large.bucket is not None
     assert "below_tiers" in result.counts()["quarantined"]
-    assert bucket_only(tmp_path, tiers.bucket()).records == result.records
-    assert all(record.keep for record in prepare(tmp_path, options(mode="auto", tiers=(64, 224))).records)
-    prepare(tmp_path, tiers)
-    assert all(record.keep for record in bucket_only(tmp_path, options(mode="auto").bucket()).records)
-    prepare(tmp_path, tiers)
-    enlarged = bucket_only(tmp_path, dataclasses.replace(tiers, upscale=True).bucket()).records[1]
+    assert bucket_dataset(tmp_path, tiers.bucket()).records == result.records
+    assert all(
+        record.keep for record in prepare_dataset(tmp_path, options(mode="auto", tiers=(64, 224))).records
+    )
+    prepare_dataset(tmp_path, tiers)
+    assert all(record.keep for record in bucket_dataset(tmp_path, options(mode="auto").bucket()).records)
+    prepare_dataset(tmp_path, tiers)
+    enlarged = bucket_dataset(tmp_path, dataclasses.replace(tiers, upscale=True).bucket()).records[1]
     assert enlarged.keep
     assert any(note.startswith("upscaled") for note in enlarged.notes)

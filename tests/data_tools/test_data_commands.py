@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_tools import cli
-from data_tools.prepare import PrepareOptions, prepare
+from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import manifest
 from lorakit.core.errors import ConfigError
 from tests.data_tools.folders import fill
@@ -19,7 +19,7 @@ from tests.data_tools.folders import fill
 
 def call(*words: str) -> int:
     parser = argparse.ArgumentParser(prog="lorakit")
-    cli.register(parser.add_subparsers(required=True))
+    cli.register_data_commands(parser.add_subparsers(required=True))
     args = parser.parse_args(["data", *words])
     return int(args.handler(args))
 
@@ -75,7 +75,7 @@ def test_check_answers_with_its_exit_code(
     assert call("check", str(tmp_path), "--fail-on", level, "--json") == broken
     value = json.loads(capsys.readouterr().out)
     assert [finding["code"] for finding in value["findings"]] == ["empty", "orphan_caption"]
-    assert not (tmp_path / manifest.MANIFEST).exists()
+    assert not (tmp_path / manifest.MANIFEST_FILE).exists()
 
 
 def test_the_steps_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,9 +84,9 @@ def test_the_steps_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert call("scan", folder, "--json") == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
     assert call("caption", folder, "--trigger", "sks", "--quiet") == 0
-    assert manifest.load(folder)[0].caption == "a photo of sks"
+    assert manifest.load_manifest(folder)[0].caption == "a photo of sks"
     assert call("bucket", folder, "--resolution", "128", "--mode", "square", "--quiet") == 0
-    assert manifest.load(folder)[0].bucket == (128, 128)
+    assert manifest.load_manifest(folder)[0].bucket == (128, 128)
     assert call("report", folder) == 0
     assert (tmp_path / "report.html").is_file()
     assert "report.html" in capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_shards_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert call("scan", folder, "--shard", shard, "--json") == 0
         assert json.loads(capsys.readouterr().out)["images"] == images
     assert call("merge", folder, "--quiet") == 0
-    assert [record.file for record in manifest.load(folder)] == ["a.png", "b.png", "c.png"]
+    assert [record.file for record in manifest.load_manifest(folder)] == ["a.png", "b.png", "c.png"]
 
 
 def test_in_and_out_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,7 @@ def test_in_and_out_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out)["images"] == 2
     assert call("import", str(tmp_path / "back"), str(tars / "00000.tar")) == 0
     assert "2 images, 2 caption or metadata files" in capsys.readouterr().out
-    assert manifest.load(tmp_path / "back") == manifest.load(folder)
+    assert manifest.load_manifest(tmp_path / "back") == manifest.load_manifest(folder)
     assert (
         call("export", str(folder), "--to", "kohya", "--name", "sks dog", "--out", str(tmp_path / "k")) == 0
     )
@@ -146,12 +146,12 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
 )
 def test_what_cannot_work_is_told_with_its_remedy(tmp_path: Path, words: list[str], remedy: str) -> None:
     fill(tmp_path, {"a.png": "one"})
-    prepare(tmp_path, PrepareOptions(resolution=64, quiet=True, report=False))
-    before = (tmp_path / manifest.MANIFEST).read_bytes()
+    prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True, report=False))
+    before = (tmp_path / manifest.MANIFEST_FILE).read_bytes()
     with pytest.raises(ConfigError) as caught:
         call(words[0], str(tmp_path), *words[1:])
     assert remedy in str(caught.value.remedy)
-    assert (tmp_path / manifest.MANIFEST).read_bytes() == before
+    assert (tmp_path / manifest.MANIFEST_FILE).read_bytes() == before
 
 
 def test_bad_numbers_are_usage_errors(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_tools import report
-from data_tools.prepare import PrepareOptions, bucket_only, prepare, report_only
+from data_tools.prepare import PrepareOptions, bucket_dataset, prepare_dataset, rebuild_dataset_report
 from lorakit import manifest
 from lorakit.core import storage
 from tests.browser import Browser, browser
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 def folder(tmp_path: Path) -> Path:
     fill(tmp_path, {"a.png": HOSTILE, "<b onclick=x>.png": "a photo of sks cat"}, size=(400, 200))
     (tmp_path / "bad.png").write_bytes(b"<html>" + HOSTILE.encode())
-    prepare(
+    prepare_dataset(
         tmp_path, PrepareOptions(resolution=128, mode="square", trigger="sks", class_noun="cat", quiet=True)
     )
     return tmp_path
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 def parse(folder: Path) -> Page:
     page = Page()
-    page.feed((folder / report.HTML).read_text(encoding="utf-8"))
+    page.feed((folder / report.HTML_FILE).read_text(encoding="utf-8"))
     return page
 
 
@@ -82,12 +82,12 @@ def test_the_page_shows_problems_first_and_every_image(folder: Path) -> None:
 def test_the_trigger_is_marked_as_a_word_and_lost_words_are_struck(tmp_path: Path) -> None:
     text = "a photo of SKS in Sksland, " + "and on " * 40
     fill(tmp_path, {"a.png": text.strip()}, size=(96, 64))
-    prepare(tmp_path, PrepareOptions(resolution=64, trigger="sks", base="tiny-dit", quiet=True))
-    html = (tmp_path / report.HTML).read_text()
+    prepare_dataset(tmp_path, PrepareOptions(resolution=64, trigger="sks", base="tiny-dit", quiet=True))
+    html = (tmp_path / report.HTML_FILE).read_text()
     assert html.count("<mark>") == 1
     assert "<mark>SKS</mark> in Sksland" in html
     struck = re.findall(r"<s [^>]*>(.*?)</s>", html)
-    (count, _) = json.loads((tmp_path / report.JSON).read_text())["images"][0]["captions"][0]["tokens"]
+    (count, _) = json.loads((tmp_path / report.JSON_FILE).read_text())["images"][0]["captions"][0]["tokens"]
     assert struck == [count["lost"]]
     assert f"{count['tokens']}/30 tokens" in html
 
@@ -97,7 +97,7 @@ def test_a_cluster_across_splits_is_shown_once_with_the_leak_named(tmp_path: Pat
     (tmp_path / "val").mkdir()
     shutil.copy(tmp_path / "train/a.png", tmp_path / "val/copy.png")
     shutil.copy(tmp_path / "b.png", tmp_path / "again.png")
-    prepare(tmp_path, PrepareOptions(resolution=64, class_noun="cat", quiet=True))
+    prepare_dataset(tmp_path, PrepareOptions(resolution=64, class_noun="cat", quiet=True))
     page = parse(tmp_path)
     clusters = [attributes for _, attributes in page.tags if attributes.get("class") == "cluster"]
     assert len(clusters) == 2
@@ -107,7 +107,7 @@ def test_a_cluster_across_splits_is_shown_once_with_the_leak_named(tmp_path: Pat
 
 
 def test_the_twin_says_the_same_to_a_script(folder: Path) -> None:
-    text = (folder / report.JSON).read_text(encoding="utf-8")
+    text = (folder / report.JSON_FILE).read_text(encoding="utf-8")
     value = json.loads(text)
     assert text == storage.dump_json(value)  # though written piece by piece
     assert value["counts"]["kept"] == 2
@@ -126,10 +126,10 @@ def test_the_twin_says_the_same_to_a_script(folder: Path) -> None:
 
 
 def test_the_report_alone_gives_the_same_page(folder: Path) -> None:
-    before = {name: (folder / name).read_bytes() for name in (report.HTML, report.JSON)}
-    (folder / report.HTML).unlink()
-    report_only(folder, trigger="sks", quiet=True)
-    assert {name: (folder / name).read_bytes() for name in (report.HTML, report.JSON)} == before
+    before = {name: (folder / name).read_bytes() for name in (report.HTML_FILE, report.JSON_FILE)}
+    (folder / report.HTML_FILE).unlink()
+    rebuild_dataset_report(folder, trigger="sks", quiet=True)
+    assert {name: (folder / name).read_bytes() for name in (report.HTML_FILE, report.JSON_FILE)} == before
 
 
 # ---- in a browser ------------------------------------------------------------------------------------------
@@ -157,25 +157,25 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask.paste(255, (0, 0, 200, 200))
     mask.save(folder / "c-masklabel.png")
     options = PrepareOptions(resolution=128, mode="square", trigger="sks", class_noun="barn", quiet=True)
-    prepare(folder, options)
+    prepare_dataset(folder, options)
     boxes = folder.with_name("boxes.jsonl")
     boxes.write_text('{"file_name": "sub/b.png", "crop": [20, 40, 180, 200]}\n')
-    bucket_only(folder, options.bucket(), boxes=boxes)
-    report_only(folder, trigger="sks", base="tiny-dit", quiet=True)
+    bucket_dataset(folder, options.bucket(), boxes=boxes)
+    rebuild_dataset_report(folder, trigger="sks", base="tiny-dit", quiet=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def tab(rich: Path) -> Iterator[Browser]:
     with browser() as made:
-        made.open(rich / report.HTML)
+        made.open(rich / report.HTML_FILE)
         assert made.evaluate(LOADED)
         yield made
 
 
 def test_a_browser_loads_nothing_and_complains_of_nothing(tab: Browser, rich: Path) -> None:
     files = [address for address in tab.requests if not address.startswith("data:")]
-    assert files == [(rich / report.HTML).resolve().as_uri()]
+    assert files == [(rich / report.HTML_FILE).resolve().as_uri()]
     assert tab.complaints == []
     assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
     assert tab.evaluate("document.scripts.length") == 0
@@ -195,7 +195,7 @@ def test_it_fits_the_window(tab: Browser, width: int) -> None:
 
 
 def test_the_frame_lies_where_the_crop_is(tab: Browser, rich: Path) -> None:
-    for record in manifest.load(rich):
+    for record in manifest.load_manifest(rich):
         if not record.keep:
             continue
         assert record.crop is not None

@@ -33,26 +33,26 @@ from lorakit.manifest import Caption
     ],
 )
 def test_each_edit(text: str, specs: list[str], expected: str) -> None:
-    assert edits.apply(text, specs) == expected
+    assert edits.apply_edits(text, specs) == expected
 
 
 def test_a_shuffle_keeps_the_first_and_depends_on_the_key_alone() -> None:
     text = "a, b, " + ", ".join(str(number) for number in range(20))
-    shuffled = edits.apply(text, ["shuffle=2"], key=7)
+    shuffled = edits.apply_edits(text, ["shuffle=2"], key=7)
     assert shuffled.startswith("a, b, ")
     assert shuffled != text
     assert sorted(shuffled.split(", ")) == sorted(text.split(", "))
-    assert shuffled == edits.apply(text, ["shuffle=2"], key=7)
-    assert shuffled != edits.apply(text, ["shuffle=2"], key=8)
+    assert shuffled == edits.apply_edits(text, ["shuffle=2"], key=7)
+    assert shuffled != edits.apply_edits(text, ["shuffle=2"], key=8)
 
 
 def test_what_was_written_is_kept_and_edits_begin_from_it() -> None:
     plain = Caption("The image shows a dog.", "model", "m")
-    once = edits.edited(plain, ["strip-preamble"], "a.png", 0)
+    once = edits.edit_caption(plain, ["strip-preamble"], "a.png", 0)
     assert (once.text, once.raw, once.edits) == ("A dog.", "The image shows a dog.", ("strip-preamble",))
-    again = edits.edited(once, ["trigger=sks"], "a.png", 0)
+    again = edits.edit_caption(once, ["trigger=sks"], "a.png", 0)
     assert (again.text, again.raw) == ("sks, The image shows a dog.", "The image shows a dog.")
-    assert edits.edited(again, [], "a.png", 0) == plain
+    assert edits.edit_caption(again, [], "a.png", 0) == plain
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_was_written_is_kept_and_edits_begin_from_it() -> None:
 )
 def test_an_edit_without_sense_is_refused(spec: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        edits.check(["dedupe", spec])
+        edits.check_edits(["dedupe", spec])
     assert caught.value.remedy
 
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from data_tools import scan
-from data_tools.prepare import PrepareOptions, prepare
+from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import manifest
 from lorakit.core.errors import DataError
 from lorakit.imaging import decode
@@ -97,14 +97,18 @@ def test_26_a_file_that_may_not_be_read(nobody: Path) -> None:
     photo(1).save(nobody / "x.png")
     (nobody / "x.png").chmod(0)
     photo(99).save(nobody / GOOD)
-    result = prepare(nobody, PrepareOptions(resolution=64, class_noun="dog", report=False, quiet=True))
-    assert {r.file: scan.code_of(r.reason) for r in result.records} == {"x.png": "unreadable", GOOD: ""}
+    result = prepare_dataset(
+        nobody, PrepareOptions(resolution=64, class_noun="dog", report=False, quiet=True)
+    )
+    assert {r.file: scan.note_code(r.reason) for r in result.records} == {"x.png": "unreadable", GOOD: ""}
 
 
 def test_26_a_folder_that_may_not_be_read(nobody: Path) -> None:
     (nobody / "closed").mkdir(0)
     photo(99).save(nobody / GOOD)
-    result = prepare(nobody, PrepareOptions(resolution=64, class_noun="dog", report=False, quiet=True))
+    result = prepare_dataset(
+        nobody, PrepareOptions(resolution=64, class_noun="dog", report=False, quiet=True)
+    )
     (nobody / "closed").chmod(0o700)
     assert [f.files for f in result.findings if f.code == "unreadable_folder"] == [("closed/",)]
     assert "closed/" in result.summary()
@@ -116,7 +120,7 @@ def test_27_a_file_that_changed_since_is_refused_by_name(tmp_path: Path, suffix:
     record = kept(tmp_path, f"a.{suffix}")
     photo(2).save(tmp_path / f"a.{suffix}")
     with pytest.raises(ImageError, match="changed since it was prepared") as caught:
-        decode.read(tmp_path, record)
+        decode.read_record_image(tmp_path, record)
     assert (caught.value.code, caught.value.exit_code) == ("changed", 3)
     assert f"a.{suffix}" in str(caught.value)
 
@@ -141,8 +145,8 @@ def test_27_another_comment_is_no_change(tmp_path: Path) -> None:
     record = kept(tmp_path, "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xfe\0\x08edited"[:10] + data[2:])
-    assert decode.pixel_hash(decode.read(tmp_path, record)) == decode.pixel_hash(
-        decode.decode(tmp_path / "a.jpg")
+    assert decode.pixel_hash(decode.read_record_image(tmp_path, record)) == decode.pixel_hash(
+        decode.decode_image(tmp_path / "a.jpg")
     )
 
 
@@ -150,7 +154,7 @@ def test_28_a_file_that_went_away_is_an_error_with_its_name(tmp_path: Path) -> N
     record = kept(tmp_path, "a.png", encoded(photo(1), "PNG"))
     (tmp_path / "a.png").unlink()
     with pytest.raises(ImageError) as caught:
-        decode.read(tmp_path, record)
+        decode.read_record_image(tmp_path, record)
     assert (caught.value.code, caught.value.exit_code) == ("missing", 3)
     assert run(tmp_path).gone == ("a.png",)
 
@@ -159,7 +163,7 @@ def test_29_names_that_share_a_caption_file(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None, "a.jpg": None, "A.JPG": None})
     (tmp_path / "a.txt").write_text("whose?")
     result = run(tmp_path)
-    refused = {record.file: scan.code_of(record.reason) for record in result.records if not record.keep}
+    refused = {record.file: scan.note_code(record.reason) for record in result.records if not record.keep}
     assert refused == {"a.png": "name_collision", "a.jpg": "name_collision"}
     assert [f.files for f in result.findings if f.code == "name_clash"] == [("A.JPG", "a.jpg")]
 
@@ -185,7 +189,7 @@ def test_30_odd_names(tmp_path: Path, stem: str) -> None:
     photo(1).save(tmp_path / name)
     result = run(tmp_path)
     assert name in [record.file for record in result.kept]
-    assert [record.file for record in manifest.load(tmp_path)] == sorted((name, GOOD))
+    assert [record.file for record in manifest.load_manifest(tmp_path)] == sorted((name, GOOD))
     (tmp_path / name).write_bytes(b"")
     shown = run(tmp_path).summary()
     assert "empty" in shown

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_tools.formats.import_export import KINDS, export_to, import_into
-from data_tools.prepare import PrepareOptions, prepare
+from data_tools.formats.import_export import EXPORT_FORMATS, export_dataset, import_dataset
+from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
@@ -40,8 +40,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("L", (96, 80), 255).save(folder / "a-masklabel.png")
     (folder / "metadata.csv").write_text("file_name,text\nnoending,of the table\n")
     (folder / "bad.png").write_bytes(b"")
-    prepare(folder, dataclasses.replace(OPTIONS, allow_missing_captions=True))
-    records = manifest.load(folder)
+    prepare_dataset(folder, dataclasses.replace(OPTIONS, allow_missing_captions=True))
+    records = manifest.load_manifest(folder)
     for index, record in enumerate(records):
         if record.file == "deep.png":
             said = Caption(
@@ -49,30 +49,32 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             crop = {"crop": (8, 0, 88, 80), "crop_by": "user"}
             records[index] = dataclasses.replace(record, captions=(said,), **crop)  # type: ignore[arg-type]
-    manifest.save(folder, records)
-    prepare(folder, OPTIONS)
+    manifest.save_manifest(folder, records)
+    prepare_dataset(folder, OPTIONS)
     return folder
 
 
 def kept(folder: Path) -> dict[str, Record]:
-    return {record.file: record for record in manifest.load(folder) if record.keep}
+    return {record.file: record for record in manifest.load_manifest(folder) if record.keep}
 
 
 def away_from_its_table(record: Record) -> Record:
-    return dataclasses.replace(record, notes=tuple(n for n in record.notes if n != manifest.USERS_METADATA))
+    return dataclasses.replace(
+        record, notes=tuple(n for n in record.notes if n != manifest.USER_METADATA_NOTE)
+    )
 
 
 def place(folder: Path, kind: str) -> Path:
     return folder / ("out.zip" if kind == "zip" else "out")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "kohya"])
+@pytest.mark.parametrize("kind", [kind for kind in EXPORT_FORMATS if kind != "kohya"])
 def test_a_round_trip_loses_nothing(source: Path, tmp_path: Path, kind: str) -> None:
     before = hashes(source)
-    done = export_to(source, kind, place(tmp_path, kind), shard_bytes=20_000)
+    done = export_dataset(source, kind, place(tmp_path, kind), shard_bytes=20_000)
     assert (done.images, done.skipped) == (6, ["bad.png"])
     back = tmp_path / "back"
-    assert import_into(back, [place(tmp_path, kind)]).images == 6 + (
+    assert import_dataset(back, [place(tmp_path, kind)]).images == 6 + (
         kind in ("imagefolder", "zip")
     )  # the mask
     wanted = {name: away_from_its_table(record) for name, record in kept(source).items()}
@@ -80,7 +82,7 @@ def test_a_round_trip_loses_nothing(source: Path, tmp_path: Path, kind: str) -> 
     for name in wanted:
         assert (back / name).read_bytes() == (source / name).read_bytes()
     assert (back / "a-masklabel.png").read_bytes() == (source / "a-masklabel.png").read_bytes()
-    prepare(back, OPTIONS)  # and the folder stands on its own
+    prepare_dataset(back, OPTIONS)  # and the folder stands on its own
     assert kept(back) == wanted
     assert hashes(source) == before
 
@@ -88,29 +90,29 @@ def test_a_round_trip_loses_nothing(source: Path, tmp_path: Path, kind: str) -> 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet", "zip"])
 def test_equal_datasets_give_equal_files(source: Path, tmp_path: Path, kind: str) -> None:
     for name in ("one", "two"):
-        export_to(source, kind, place(tmp_path / name, kind), shard_bytes=20_000)
+        export_dataset(source, kind, place(tmp_path / name, kind), shard_bytes=20_000)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
     assert (len(hashes(tmp_path / "one")) == 1) is (kind == "zip")
 
 
 def test_captions_survive_even_without_the_manifest(source: Path, tmp_path: Path) -> None:
-    export_to(source, "imagefolder", tmp_path / "out")
-    (tmp_path / "out" / manifest.MANIFEST).unlink()
-    (tmp_path / "out" / manifest.TWIN).unlink()
-    prepare(tmp_path / "out", OPTIONS)
+    export_dataset(source, "imagefolder", tmp_path / "out")
+    (tmp_path / "out" / manifest.MANIFEST_FILE).unlink()
+    (tmp_path / "out" / manifest.METADATA_FILE).unlink()
+    prepare_dataset(tmp_path / "out", OPTIONS)
     texts = {name: [caption.text for caption in record.captions] for name, record in kept(source).items()}
     assert {n: [c.text for c in r.captions] for n, r in kept(tmp_path / "out").items()} == texts
     assert kept(tmp_path / "out")["sub/b.jpg"].tags == ("t1", "t2")
 
 
 def test_kohya_gets_its_layout_and_gives_it_back(source: Path, tmp_path: Path) -> None:
-    export_to(source, "kohya", tmp_path / "out", name="sks dog")
+    export_dataset(source, "kohya", tmp_path / "out", name="sks dog")
     names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     assert {"10_sks dog/c.webp", "10_sks dog/c.txt", "1_sks dog/a.png", "1_sks dog/sub_b.jpg"} <= names
     assert (tmp_path / "out/1_sks dog/a-masklabel.png").is_file()
-    for own in (manifest.MANIFEST, manifest.TWIN):
+    for own in (manifest.MANIFEST_FILE, manifest.METADATA_FILE):
         (tmp_path / "out" / own).unlink()
-    prepare(tmp_path / "out", OPTIONS)
+    prepare_dataset(tmp_path / "out", OPTIONS)
     found = {record.sha256: record for record in kept(tmp_path / "out").values()}
     for record in kept(source).values():
         again = found[record.sha256]
@@ -124,16 +126,16 @@ def test_kohya_gets_its_layout_and_gives_it_back(source: Path, tmp_path: Path) -
 
 def test_a_year_is_no_number_of_repeats(tmp_path: Path) -> None:
     fill(tmp_path / "in", {"2024_trip/a.png": "one"})
-    prepare(tmp_path / "in", PrepareOptions(resolution=64, quiet=True, report=False))
-    export_to(tmp_path / "in", "kohya", tmp_path / "out", name="trip")
+    prepare_dataset(tmp_path / "in", PrepareOptions(resolution=64, quiet=True, report=False))
+    export_dataset(tmp_path / "in", "kohya", tmp_path / "out", name="trip")
     assert (tmp_path / "out/1_trip/2024_trip_a.png").is_file()
     assert not (tmp_path / "out/2024_trip").exists()
 
 
 def test_kohya_names_that_meet_are_told_apart(tmp_path: Path) -> None:
     fill(tmp_path / "in", {"x/a.png": "one", "x_a.png": "two", "x_a.jpg": None}, size=(64, 64))
-    prepare(tmp_path / "in", dataclasses.replace(OPTIONS, class_noun="dog"))
-    done = export_to(tmp_path / "in", "kohya", tmp_path / "out", name="dog")
+    prepare_dataset(tmp_path / "in", dataclasses.replace(OPTIONS, class_noun="dog"))
+    done = export_dataset(tmp_path / "in", "kohya", tmp_path / "out", name="dog")
     images = {
         path.stem: path for path in (tmp_path / "out/1_dog").iterdir() if path.suffix in (".png", ".jpg")
     }
@@ -143,10 +145,10 @@ def test_kohya_names_that_meet_are_told_apart(tmp_path: Path) -> None:
 def test_hugging_face_datasets_reads_what_is_written(source: Path, tmp_path: Path) -> None:
     import datasets
 
-    export_to(source, "parquet", tmp_path / "table", shard_bytes=20_000)
-    export_to(source, "imagefolder", tmp_path / "folder")
-    export_to(source, "imagefolder", tmp_path / "csv", metadata="csv")
-    export_to(source, "imagefolder", tmp_path / "parquet", metadata="parquet")
+    export_dataset(source, "parquet", tmp_path / "table", shard_bytes=20_000)
+    export_dataset(source, "imagefolder", tmp_path / "folder")
+    export_dataset(source, "imagefolder", tmp_path / "csv", metadata="csv")
+    export_dataset(source, "imagefolder", tmp_path / "parquet", metadata="parquet")
     texts = {record.caption for record in kept(source).values()}
     cache = str(tmp_path / "cache")
     table = datasets.load_dataset("parquet", data_dir=str(tmp_path / "table"), split="train", cache_dir=cache)
@@ -169,8 +171,8 @@ def test_a_saved_hugging_face_dataset_is_read(tmp_path: Path) -> None:
         rows = {"picture": [photo(number * 9 + i, (64, 48)) for i in range(3)], "caption": ["x", "y", "z"]}
         parts[split] = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    assert import_into(tmp_path / "data", [tmp_path / "saved"]).images == 6
-    prepare(tmp_path / "data", OPTIONS)
+    assert import_dataset(tmp_path / "data", [tmp_path / "saved"]).images == 6
+    prepare_dataset(tmp_path / "data", OPTIONS)
     found = kept(tmp_path / "data")
     assert {name.split("/")[0] for name in found} == {"train", "test"}
     assert sorted(record.caption for record in found.values()) == ["x", "x", "y", "y", "z", "z"]
@@ -186,9 +188,9 @@ def test_a_tar_of_others_becomes_images_with_captions(tmp_path: Path) -> None:
                 info = tarfile.TarInfo(f"{key}.{ending}")
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-    done = import_into(tmp_path / "data", [tmp_path / "00000.tar"])
+    done = import_dataset(tmp_path / "data", [tmp_path / "00000.tar"])
     assert (done.images, done.texts, done.skipped) == (2, 2, ["000000001.cls", "000000002.cls"])
-    prepare(tmp_path / "data", OPTIONS)
+    prepare_dataset(tmp_path / "data", OPTIONS)
     assert kept(tmp_path / "data")["000000002.jpg"].caption == "image 000000002"
 
 
@@ -198,7 +200,7 @@ def test_several_archives_get_a_folder_each(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             for file in (tmp_path / name).iterdir():
                 archive.write(file, file.name)
-    import_into(tmp_path / "data", [tmp_path / "one.zip", tmp_path / "two.zip"])
+    import_dataset(tmp_path / "data", [tmp_path / "one.zip", tmp_path / "two.zip"])
     assert sorted(hashes(tmp_path / "data")) == ["one/a.png", "one/a.txt", "two/a.png", "two/a.txt"]
 
 
@@ -212,43 +214,43 @@ def test_a_stopped_transfer_goes_on_and_overwrites_nothing(
         if written.count("rename") == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage, "operation", stop)
+    monkeypatch.setattr(storage, "io_hook", stop)
     with pytest.raises(KeyboardInterrupt):
-        export_to(source, "imagefolder", out)
+        export_dataset(source, "imagefolder", out)
     monkeypatch.undo()
-    assert not (out / manifest.MANIFEST).exists()
-    assert not [path for path in out.rglob("*") if storage.is_own(path)]
-    export_to(source, "imagefolder", out)
-    export_to(source, "imagefolder", tmp_path / "whole")
+    assert not (out / manifest.MANIFEST_FILE).exists()
+    assert not [path for path in out.rglob("*") if storage.is_internal_file(path)]
+    export_dataset(source, "imagefolder", out)
+    export_dataset(source, "imagefolder", tmp_path / "whole")
     assert hashes(out) == hashes(tmp_path / "whole")
     (out / "a.txt").write_text("my own words")
     with pytest.raises(DataError, match="another file of this name"):
-        export_to(source, "imagefolder", out)
+        export_dataset(source, "imagefolder", out)
     assert (out / "a.txt").read_text() == "my own words"
 
 
 def test_what_cannot_be_exported_is_said_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown format"):
-        export_to(source, "arrow", tmp_path / "out")
+        export_dataset(source, "arrow", tmp_path / "out")
     with pytest.raises(ConfigError, match="inside the dataset"):
-        export_to(source, "zip", source / "out.zip")
+        export_dataset(source, "zip", source / "out.zip")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("x")
     with pytest.raises(ConfigError, match="not empty"):
-        export_to(source, "webdataset", tmp_path / "full")
+        export_dataset(source, "webdataset", tmp_path / "full")
     with pytest.raises(ConfigError, match="lie in each other"):
-        import_into(source / "new", [source])
+        import_dataset(source / "new", [source])
     with pytest.raises(DataError, match="no manifest"):
-        export_to(tmp_path / "full", "zip", tmp_path / "x.zip")
+        export_dataset(tmp_path / "full", "zip", tmp_path / "x.zip")
 
 
 def test_a_file_that_changed_is_not_exported(source: Path, tmp_path: Path) -> None:
-    import_into(tmp_path / "copy", [source])
-    prepare(tmp_path / "copy", dataclasses.replace(OPTIONS, class_noun="dog"))
+    import_dataset(tmp_path / "copy", [source])
+    prepare_dataset(tmp_path / "copy", dataclasses.replace(OPTIONS, class_noun="dog"))
     photo(77).save(tmp_path / "copy/a.png")
-    for kind in KINDS:
+    for kind in EXPORT_FORMATS:
         with pytest.raises(DataError, match="changed since it was prepared"):
-            export_to(tmp_path / "copy", kind, place(tmp_path / kind, kind))
+            export_dataset(tmp_path / "copy", kind, place(tmp_path / kind, kind))
 
 
 @pytest.mark.parametrize(
@@ -256,27 +258,27 @@ def test_a_file_that_changed_is_not_exported(source: Path, tmp_path: Path) -> No
 )
 def test_40_a_caption_is_inert_in_a_spreadsheet_and_comes_back(tmp_path: Path, text: str) -> None:
     fill(tmp_path / "in", {"a.png": text}, size=(64, 64))
-    prepare(tmp_path / "in", OPTIONS)
-    export_to(tmp_path / "in", "imagefolder", tmp_path / "out", metadata="csv")
+    prepare_dataset(tmp_path / "in", OPTIONS)
+    export_dataset(tmp_path / "in", "imagefolder", tmp_path / "out", metadata="csv")
     with open(tmp_path / "out/metadata.csv", encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert not row["text"].startswith(("=", "+", "-", "@"))
-    for name in ("a.txt", manifest.MANIFEST):
+    for name in ("a.txt", manifest.MANIFEST_FILE):
         (tmp_path / "out" / name).unlink()
-    prepare(tmp_path / "out", OPTIONS)
+    prepare_dataset(tmp_path / "out", OPTIONS)
     assert kept(tmp_path / "out")["a.png"].captions == (Caption(text, "metadata"),)
 
 
 def test_kohyas_json_is_written_and_read(source: Path, tmp_path: Path) -> None:
-    export_to(source, "imagefolder", tmp_path / "out", metadata="kohya")
+    export_dataset(source, "imagefolder", tmp_path / "out", metadata="kohya")
     value = json.loads((tmp_path / "out/meta_cap.json").read_text(encoding="utf-8"))
     assert value["sub/b"] == {"caption": "two", "tags": "t1, t2"}
     for path in [*(tmp_path / "out").rglob("*.txt"), tmp_path / "out/sub/b.json"]:
         path.unlink()
-    for own in (manifest.MANIFEST, manifest.TWIN):
+    for own in (manifest.MANIFEST_FILE, manifest.METADATA_FILE):
         (tmp_path / "out" / own).unlink()
     for _ in range(2):
-        prepare(tmp_path / "out", OPTIONS)
+        prepare_dataset(tmp_path / "out", OPTIONS)
         found = kept(tmp_path / "out")
         assert found["sub/b.jpg"].caption == "two, t1, t2"
         assert found["a.png"].caption == "=SUM(A1)"
@@ -290,7 +292,7 @@ def test_42_paths_in_kohyas_json_only_name_images_of_the_folder(tmp_path: Path, 
     (tmp_path / "meta_lat.json").write_text(
         json.dumps({key: {"tags": "1girl, solo", "train_resolution": [512, 512]}})
     )
-    prepare(tmp_path, OPTIONS)
+    prepare_dataset(tmp_path, OPTIONS)
     assert kept(tmp_path)["sub/a.png"].caption == "1girl, solo"
 
 
@@ -301,5 +303,5 @@ def test_42_bad_kohya_json_is_refused_with_its_place(tmp_path: Path, text: str, 
     fill(tmp_path, {"a.png": "beside"}, size=(64, 64))
     (tmp_path / "meta_cap.json").write_text(text)
     with pytest.raises(DataError, match=words) as caught:
-        prepare(tmp_path, OPTIONS)
+        prepare_dataset(tmp_path, OPTIONS)
     assert "meta_cap.json" in str(caught.value)

@@ -37,10 +37,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 def test_every_file_is_accounted_for(prepared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, ran = prepared
     assert ran.returncode == 0, ran.stderr
-    records = {record.file: record for record in manifest.load(folder)}
+    records = {record.file: record for record in manifest.load_manifest(folder)}
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     named = {file for finding in report["findings"] for file in finding["files"]} | set(records)
-    own = {manifest.MANIFEST, manifest.TWIN, "report.json", "report.html"}
+    own = {manifest.MANIFEST_FILE, manifest.METADATA_FILE, "report.json", "report.html"}
     for base, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(base, name))]
         for name in {*files, *links} - own:
@@ -54,13 +54,13 @@ def test_reasons_are_known_and_what_is_kept_can_be_read(
     prepared: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, _ = prepared
-    kept = [record for record in manifest.load(folder) if record.keep]
+    kept = [record for record in manifest.load_manifest(folder) if record.keep]
     assert len(kept) > 50
-    for record in manifest.load(folder):
-        assert record.keep or scan.code_of(record.reason) in scan.REASONS, record.reason
+    for record in manifest.load_manifest(folder):
+        assert record.keep or scan.note_code(record.reason) in scan.SCAN_REASONS, record.reason
         assert len(record.reason or "") < 300
     for record in kept:
-        assert decode.read(folder, record).size == record.size
+        assert decode.read_record_image(folder, record).size == record.size
 
 
 def test_it_takes_little_memory(prepared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
-from data_tools.prepare import PrepareOptions, check_only
+from data_tools.prepare import PrepareOptions, check_dataset_folder
 from lorakit import manifest
 from lorakit.imaging import decode, open_image
 from tests.data_tools import hostile
@@ -74,7 +74,7 @@ def test_09_hidden_colour_is_not_in_what_training_reads(tmp_path: Path) -> None:
     hidden = photo(1).convert("RGBA")
     hidden.putalpha(0)
     record = kept(tmp_path, "a.png", encoded(hidden, "PNG"), background=(1, 2, 3))
-    assert decode.read(tmp_path, record).getextrema() == ((1, 1), (2, 2), (3, 3))
+    assert decode.read_record_image(tmp_path, record).getextrema() == ((1, 1), (2, 2), (3, 3))
     assert record.phash is None  # nor in what finds duplicates
 
 
@@ -83,20 +83,25 @@ def test_10_grey_and_palettes_with_transparency(tmp_path: Path, mode: str) -> No
     image = photo(1).convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 160, 240))
     record = kept(tmp_path, "a.png", encoded(image.quantize() if mode == "P" else image.convert(mode), "PNG"))
-    assert decode.read(tmp_path, record).crop((4, 4, 150, 230)).getextrema() == ((255, 255),) * 3
+    assert decode.read_record_image(tmp_path, record).crop((4, 4, 150, 230)).getextrema() == ((255, 255),) * 3
     assert "alpha" in codes(record)
 
 
 def test_11_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     row = b"".join(value.to_bytes(2, "big") for value in (65535, 256, 0, 32768) * 16)
     record = kept(tmp_path, "a.png", hostile.png(64, 64, 16, 0, b"\0" + row, 64))
-    assert [decode.read(tmp_path, record).getpixel((x, 0))[0] for x in range(4)] == [255, 1, 0, 128]
+    assert [decode.read_record_image(tmp_path, record).getpixel((x, 0))[0] for x in range(4)] == [
+        255,
+        1,
+        0,
+        128,
+    ]
 
 
 def test_12_cmyk(tmp_path: Path) -> None:
     ink = Image.new("CMYK", (64, 64), (0, 255, 255, 0))
     record = kept(tmp_path, "a.jpg", encoded(ink, "JPEG", quality=95))
-    red = decode.read(tmp_path, record).getpixel((9, 9))
+    red = decode.read_record_image(tmp_path, record).getpixel((9, 9))
     assert max(abs(a - b) for a, b in zip(red, (255, 0, 0), strict=True)) <= 3
     assert "cmyk" in codes(record)
 
@@ -134,7 +139,7 @@ def test_15_pages(tmp_path: Path) -> None:
 def test_16_a_missing_decoder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes, words: str
 ) -> None:
-    monkeypatch.setattr(open_image, "formats", lambda: ("PNG", "JPEG"))
+    monkeypatch.setattr(open_image, "decodable_formats", lambda: ("PNG", "JPEG"))
     reason = set_aside(tmp_path, name, data)
     assert reason.startswith("no_decoder:")
     assert words in reason
@@ -190,11 +195,11 @@ def test_20_held_out_images_that_are_here_too_are_named(tmp_path: Path) -> None:
     fill(tmp_path / "held", {"z.png": None, "y.png": None, "x.png": None})
     shutil.copy(tmp_path / "here/b.png", tmp_path / "held/copy.png")
     os.remove(tmp_path / "held/y.png")
-    result = check_only(tmp_path / "here", PrepareOptions(quiet=True), against=tmp_path / "held")
+    result = check_dataset_folder(tmp_path / "here", PrepareOptions(quiet=True), against=tmp_path / "held")
     leaks = {frozenset(finding.files) for finding in result.findings if finding.code == "leak"}
     held = str(tmp_path / "held")
     assert leaks == {frozenset({"a.png", f"{held}/z.png"}), frozenset({"b.png", f"{held}/copy.png"})}
-    assert not (tmp_path / "held" / manifest.MANIFEST).exists()
+    assert not (tmp_path / "held" / manifest.MANIFEST_FILE).exists()
 
 
 def test_21_a_drawing_is_never_rendered(tmp_path: Path) -> None:

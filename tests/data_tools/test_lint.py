@@ -21,7 +21,7 @@ def captioned(*texts: str) -> list[Record]:
 
 
 def codes(*texts: str) -> set[str]:
-    return {finding.code for finding in lint.lint(captioned(*texts))}
+    return {finding.code for finding in lint.lint_captions(captioned(*texts))}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,9 @@ def test_a_description_is_no_refusal(text: str) -> None:
 
 def test_words_about_the_picture_as_such_are_a_note() -> None:
     (found,) = [
-        f for f in lint.lint(captioned("The image shows a dog.", "a dog on grass")) if f.code == "preamble"
+        f
+        for f in lint.lint_captions(captioned("The image shows a dog.", "a dog on grass"))
+        if f.code == "preamble"
     ]
     assert (found.level, found.files) == ("note", ("0.png",))
 
@@ -62,20 +64,20 @@ def test_phrases_are_counted_by_caption_and_the_longest_told() -> None:
         "a red cup",
         "something else",
     )
-    assert lint.ngrams(records) == [("brown clay teapot", 3), ("red cup", 2)]
-    assert lint.ngrams(records, most=1) == [("brown clay teapot", 3)]
-    assert lint.ngrams([]) == []
+    assert lint.frequent_phrases(records) == [("brown clay teapot", 3), ("red cup", 2)]
+    assert lint.frequent_phrases(records, most=1) == [("brown clay teapot", 3)]
+    assert lint.frequent_phrases([]) == []
 
 
 def test_a_description_of_an_earlier_picture_is_a_warning() -> None:
     (record,) = captioned("a dog")
-    now = replace(record, captions=(Caption("a dog", "model", "m", seen=crops.shown_hash(record)),))
-    assert not [f for f in lint.lint([now]) if f.code == "stale_caption"]
+    now = replace(record, captions=(Caption("a dog", "model", "m", seen=crops.crop_hash(record)),))
+    assert not [f for f in lint.lint_captions([now]) if f.code == "stale_caption"]
     changed = replace(now, pixels="cd" * 32)
-    assert [f.files for f in lint.lint([changed]) if f.code == "stale_caption"] == [("0.png",)]
+    assert [f.files for f in lint.lint_captions([changed]) if f.code == "stale_caption"] == [("0.png",)]
 
 
 def test_the_rule_of_thumb_for_tokens_ends_where_they_are_counted() -> None:
     records = captioned("word " * 80)
-    assert "long_caption" in {f.code for f in lint.lint(records)}
-    assert "long_caption" not in {f.code for f in lint.lint(records, counted=True)}
+    assert "long_caption" in {f.code for f in lint.lint_captions(records)}
+    assert "long_caption" not in {f.code for f in lint.lint_captions(records, counted=True)}

@@ -15,7 +15,13 @@ from PIL import Image
 from data_tools import cli
 from data_tools.conditioning import segment
 from data_tools.conditioning.segment import SegmentOptions
-from data_tools.prepare import PrepareOptions, PrepareResult, check_only, mask_only, prepare
+from data_tools.prepare import (
+    PrepareOptions,
+    PrepareResult,
+    check_dataset_folder,
+    mask_dataset,
+    prepare_dataset,
+)
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import decode, masks
@@ -25,7 +31,9 @@ from tests.tiny import parts
 
 
 def prepared(folder: Path, **changes: object) -> PrepareResult:
-    return prepare(folder, PrepareOptions(**{"resolution": 64, "quiet": True, "class_noun": "x", **changes}))  # type: ignore[arg-type]
+    return prepare_dataset(
+        folder, PrepareOptions(**{"resolution": 64, "quiet": True, "class_noun": "x", **changes})
+    )  # type: ignore[arg-type]
 
 
 def only(result: PrepareResult) -> Record:
@@ -41,7 +49,7 @@ def corner(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image
 
 
 def read(folder: Path, record: Record) -> np.ndarray:
-    mask = masks.read(folder, record)
+    mask = masks.read_record_mask(folder, record)
     assert mask is not None
     assert mask.size == record.size
     assert mask.mode == "L"
@@ -111,14 +119,16 @@ def test_a_mask_lies_right_whatever_the_picture_was_turned(
     (turned if stored and sideways else mask).save(tmp_path / "a-masklabel.png")
     record = only(prepared(tmp_path, mode="square"))
     assert record.size == (160, 96)
-    whole = np.asarray(decode.read(tmp_path, record))
+    whole = np.asarray(decode.read_record_image(tmp_path, record))
     assert np.array_equal(read(tmp_path, record) > 127, whole[..., 0] > 127)
     ambiguous = any(note.startswith("mask_ambiguous") for note in record.notes)
     assert ambiguous == (orientation in (2, 3, 4))
-    mask_read = masks.read(tmp_path, record)
+    mask_read = masks.read_record_mask(tmp_path, record)
     assert mask_read is not None
-    small = np.asarray(decode.fit(mask_read, record.crop, record.bucket))
-    seen = np.asarray(decode.fit(decode.read(tmp_path, record), record.crop, record.bucket))
+    small = np.asarray(decode.crop_and_resize(mask_read, record.crop, record.bucket))
+    seen = np.asarray(
+        decode.crop_and_resize(decode.read_record_image(tmp_path, record), record.crop, record.bucket)
+    )
     assert small.shape == seen.shape[:2]
     assert np.abs(small.astype(int) - seen[..., 0]).max() <= 2
 
@@ -157,13 +167,13 @@ def test_a_changed_mask_is_refused_at_reading_and_taken_anew(tmp_path: Path) -> 
     fill(tmp_path, {"a.png": None}, size=(64, 48))
     corner((64, 48), (0, 0, 32, 48)).save(tmp_path / "a-masklabel.png")
     record = only(prepared(tmp_path))
-    fingerprint = manifest.fingerprint([record])
+    fingerprint = manifest.dataset_fingerprint([record])
     corner((64, 48), (0, 0, 16, 48)).save(tmp_path / "a-masklabel.png")
     with pytest.raises(decode.ImageError, match="mask changed"):
-        masks.read(tmp_path, record)
+        masks.read_record_mask(tmp_path, record)
     again = only(prepared(tmp_path))
     assert read(tmp_path, again).mean() == pytest.approx(255 / 4)
-    assert manifest.fingerprint([again]) != fingerprint
+    assert manifest.dataset_fingerprint([again]) != fingerprint
     (tmp_path / "a-masklabel.png").unlink()
     assert only(prepared(tmp_path)).mask is None
 
@@ -171,7 +181,7 @@ def test_a_changed_mask_is_refused_at_reading_and_taken_anew(tmp_path: Path) -> 
 def test_a_mask_without_its_image_is_no_image(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None}, size=(64, 48))
     Image.new("L", (64, 48), 255).save(tmp_path / "gone-masklabel.png")
-    result = check_only(tmp_path, PrepareOptions(quiet=True, class_noun="x"))
+    result = check_dataset_folder(tmp_path, PrepareOptions(quiet=True, class_noun="x"))
     assert [record.file for record in result.records] == ["a.png"]
     assert any("gone-masklabel.png" in finding.files for finding in result.findings)
 
@@ -244,10 +254,10 @@ def sam3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["clipseg", "sam3"])
 def test_every_pixel_gets_a_likelihood(name: str, request: pytest.FixtureRequest) -> None:
-    from data_tools.captioners import Model
+    from data_tools.captioners import ModelFolder
 
     folder: Path = request.getfixturevalue(name)
-    segmenter = segment.Segmenter(Model.find(str(folder)))
+    segmenter = segment.Segmenter(ModelFolder.find(str(folder)))
     pictures = [photo(seed, (90, 60)) for seed in (1, 2)]
     first, second = (segmenter.likelihood(picture, "dog") for picture in pictures)
     assert first.shape == (60, 90)
@@ -261,25 +271,25 @@ def test_every_pixel_gets_a_likelihood(name: str, request: pytest.FixtureRequest
 def test_a_word_becomes_masks_in_the_manifest(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    from data_tools.captioners import Model
+    from data_tools.captioners import ModelFolder
 
     folder: Path = request.getfixturevalue(name)
     fill(tmp_path, {"a.png": None, "b.png": None, "c.png": None}, size=(90, 60))
     corner((90, 60), (0, 0, 45, 60)).save(tmp_path / "c-masklabel.png")
     result = prepared(tmp_path)
     before = hashes(tmp_path)
-    found = segment.Segmenter(Model.find(str(folder))).likelihood(
-        decode.read(tmp_path, result.records[0]), "dog"
+    found = segment.Segmenter(ModelFolder.find(str(folder))).likelihood(
+        decode.read_record_image(tmp_path, result.records[0]), "dog"
     )
     options = SegmentOptions(str(folder), "dog", threshold=float(np.median(found)), grow=0.0)
-    first, _, third = mask_only(tmp_path, options).records
+    first, _, third = mask_dataset(tmp_path, options).records
     assert first.mask_source == f"segmented: dog (tiny-{name})"
     assert (third.mask, third.mask_source) == ("c-masklabel.png", "sidecar")
     assert np.array_equal(read(tmp_path, first) == 255, found >= options.threshold)
     assert {name: digest for name, digest in hashes(tmp_path).items() if not name.startswith(".")} == before
     assert prepared(tmp_path).records[0] == first  # a later prepare keeps it, and finds no new images
     grown = dataclasses.replace(options, grow=0.1, prompt="cat")
-    assert mask_only(tmp_path, grown).records[0].mask_source == f"segmented: cat (tiny-{name})"
+    assert mask_dataset(tmp_path, grown).records[0].mask_source == f"segmented: cat (tiny-{name})"
     photo(9, (90, 60)).save(tmp_path / "a.png")
     assert prepared(tmp_path).records[0].mask is None  # of another picture
 
@@ -287,7 +297,7 @@ def test_a_word_becomes_masks_in_the_manifest(
 def test_what_is_not_found_is_said(sam3: Path, tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None}, size=(90, 60))
     prepared(tmp_path)
-    result = mask_only(tmp_path, SegmentOptions(str(sam3), "unicorn", threshold=0.999))
+    result = mask_dataset(tmp_path, SegmentOptions(str(sam3), "unicorn", threshold=0.999))
     assert only(result).mask is None
     assert "mask_not_found" in {finding.code for finding in result.findings}
 
@@ -305,7 +315,7 @@ def test_segmenting_is_refused_before_anything_is_done(tmp_path: Path, clipseg: 
         (SegmentOptions(str(tmp_path / "none"), "dog"), "no such model"),
     ):
         with pytest.raises(ConfigError, match=words):
-            mask_only(tmp_path / "d", options)
+            mask_dataset(tmp_path / "d", options)
 
 
 def test_the_mask_command(clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +324,7 @@ def test_the_mask_command(clipseg: Path, tmp_path: Path, capsys: pytest.CaptureF
     fill(tmp_path, {"a.png": None}, size=(90, 60))
     prepared(tmp_path)
     parser = argparse.ArgumentParser()
-    cli.register(parser.add_subparsers(required=True))
+    cli.register_data_commands(parser.add_subparsers(required=True))
     words = [
         "data",
         "mask",

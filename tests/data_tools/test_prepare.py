@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from data_tools import scan
-from data_tools.prepare import PrepareOptions, PrepareResult, prepare
+from data_tools.prepare import PrepareOptions, PrepareResult, prepare_dataset
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError, LorakitError
 from lorakit.imaging import decode
-from lorakit.imaging.image_reader import Source
+from lorakit.imaging.image_reader import ImageSource
 from tests.data_tools.folders import fill, hashes, photo, written
 
 QUIET = PrepareOptions(resolution=128, quiet=True)
@@ -27,7 +27,7 @@ def options(**changes: object) -> PrepareOptions:
 
 
 def reasons(result: PrepareResult) -> dict[str, str]:
-    return {r.file: scan.code_of(r.reason) for r in result.records if not r.keep}
+    return {r.file: scan.note_code(r.reason) for r in result.records if not r.keep}
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def ugly(tmp_path: Path) -> Path:
 
 def test_every_file_is_used_or_named(ugly: Path) -> None:
     before = hashes(ugly)
-    result = prepare(ugly, options())
+    result = prepare_dataset(ugly, options())
     assert reasons(result) == {
         "cut.jpg": "truncated",
         "zero.jpg": "empty",
@@ -76,40 +76,40 @@ def test_every_file_is_used_or_named(ugly: Path) -> None:
     assert hashes(ugly) == before
     assert set(written(ugly)) == {"manifest.jsonl", "metadata.jsonl", "report.html", "report.json"}
     assert {path.name for path in ugly.iterdir() if path.name.startswith(".")} == {".cache"}
-    assert tuple(manifest.load(ugly)) == tuple(sorted(result.records, key=lambda r: r.file))
+    assert tuple(manifest.load_manifest(ugly)) == tuple(sorted(result.records, key=lambda r: r.file))
 
 
 def test_twice_gives_the_same_bytes_and_decodes_nothing_again(
     ugly: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(ugly, options())
+    prepare_dataset(ugly, options())
     first = written(ugly)
     again: list[str] = []
     real = decode.open_source
 
-    def count(data: bytes, *, where: str, **more: object) -> Source:
+    def count(data: bytes, *, where: str, **more: object) -> ImageSource:
         again.append(where)
         return real(data, where=where, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decode, "open_source", count)
-    prepare(ugly, options())
+    prepare_dataset(ugly, options())
     assert written(ugly) == first
     assert not {"good.png", "sub/wide.jpg"} & set(again)
-    prepare(ugly, options(fresh=True))
+    prepare_dataset(ugly, options(fresh=True))
     assert written(ugly) == first
     assert {"good.png", "sub/wide.jpg"} <= set(again)
 
 
 def test_only_the_changed_image_changes(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
-    first = {record.file: record for record in prepare(folder, QUIET).records}
+    first = {record.file: record for record in prepare_dataset(folder, QUIET).records}
     stat = os.stat(folder / "a.png")
     photo(77).save(folder / "a.png")
     os.utime(folder / "a.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # an edit that hides its time
-    second = {record.file: record for record in prepare(folder, QUIET).records}
+    second = {record.file: record for record in prepare_dataset(folder, QUIET).records}
     assert second["b.png"] == first["b.png"]
     assert second["a.png"].pixels != first["a.png"].pixels
-    assert decode.read(folder, second["a.png"]).size == (320, 240)
+    assert decode.read_record_image(folder, second["a.png"]).size == (320, 240)
 
 
 def test_the_record_describes_what_training_sees(tmp_path: Path) -> None:
@@ -118,32 +118,32 @@ def test_the_record_describes_what_training_sees(tmp_path: Path) -> None:
     exif[0x0112] = 6
     photo(1, (288, 224)).save(folder / "turned.jpg", exif=exif)
     (folder / "turned.txt").write_text("two")
-    plain, turned = prepare(folder, QUIET).records
+    plain, turned = prepare_dataset(folder, QUIET).records
     assert plain.size == (288, 224)
     assert turned.size == (224, 288)
     for record in (plain, turned):
         assert record.crop is not None
         assert record.bucket is not None
-        picture = decode.fit(decode.read(folder, record), record.crop, record.bucket)
+        picture = decode.crop_and_resize(decode.read_record_image(folder, record), record.crop, record.bucket)
         assert picture.size == record.bucket
     assert [note.split(":")[0] for note in turned.notes] == ["rotated"]
 
 
 def test_small_images_are_used_and_noted(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one"}, size=(64, 64))
-    (record,) = prepare(folder, QUIET).kept
+    (record,) = prepare_dataset(folder, QUIET).kept
     assert record.bucket == (128, 128)
     assert "upscaled: enlarged 2.00 times" in " ".join(record.notes)
 
 
 def test_a_decision_of_the_user_outlives_the_next_run(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
-    records = list(prepare(folder, QUIET).records)
-    path = folder / manifest.MANIFEST
+    records = list(prepare_dataset(folder, QUIET).records)
+    path = folder / manifest.MANIFEST_FILE
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0] |= {"keep": False, "reason": "out of focus, says Ann"}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    again = prepare(folder, QUIET).records
+    again = prepare_dataset(folder, QUIET).records
     assert (again[0].keep, again[0].reason) == (False, "out of focus, says Ann")
     assert again[0].bucket is None
     assert again[1] == records[1]
@@ -153,16 +153,16 @@ def test_a_repaired_file_is_taken_back(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
     good = (folder / "a.png").read_bytes()
     (folder / "a.png").write_bytes(good[:2000])
-    assert reasons(prepare(folder, QUIET)) == {"a.png": "truncated"}
+    assert reasons(prepare_dataset(folder, QUIET)) == {"a.png": "truncated"}
     (folder / "a.png").write_bytes(good)
-    assert reasons(prepare(folder, QUIET)) == {}
+    assert reasons(prepare_dataset(folder, QUIET)) == {}
 
 
 def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
-    prepare(folder, QUIET)
+    prepare_dataset(folder, QUIET)
     (folder / "b.png").unlink()
-    result = prepare(folder, QUIET)
+    result = prepare_dataset(folder, QUIET)
     assert result.gone == ("b.png",)
     assert "b.png" in result.summary()
 
@@ -173,14 +173,16 @@ def test_transparency_shows_the_declared_background(tmp_path: Path) -> None:
     rgba.save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("x")
     for colour in ((255, 255, 255), (0, 0, 0)):
-        (record,) = prepare(tmp_path, options(background=colour)).kept
+        (record,) = prepare_dataset(tmp_path, options(background=colour)).kept
         assert record.background == decode.color_name(colour)
-        assert decode.read(tmp_path, record).getextrema() == tuple((value, value) for value in colour)
+        assert decode.read_record_image(tmp_path, record).getextrema() == tuple(
+            (value, value) for value in colour
+        )
 
 
 def test_shared_caption_files_are_refused(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": None, "a.jpg": "whose?", "b.png": "mine"})
-    assert reasons(prepare(folder, QUIET)) == {"a.png": "name_collision", "a.jpg": "name_collision"}
+    assert reasons(prepare_dataset(folder, QUIET)) == {"a.png": "name_collision", "a.jpg": "name_collision"}
 
 
 def test_odd_names_work(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_odd_names_work(tmp_path: Path) -> None:
     names += ["n" * 251 + ".png", "<img onerror=alert(1)>.png", "noending"]
     for seed, name in enumerate(names):
         photo(seed).save(tmp_path / name, format="PNG")
-    result = prepare(tmp_path, options())
+    result = prepare_dataset(tmp_path, options())
     assert {record.file for record in result.kept} == set(names)
     assert "name_clash" in {finding.code for finding in result.findings}
 
@@ -205,19 +207,19 @@ def test_odd_names_work(tmp_path: Path) -> None:
 def test_workers_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path, {f"{index}.png": f"picture {index}" for index in range(24)}, size=(96, 64))
     (folder / "bad.png").write_bytes(b"GIF89a")
-    monkeypatch.setattr(scan, "POOL_FROM", 8)
-    parallel = prepare(folder, options(workers=2, fresh=True))
-    assert parallel.records == prepare(folder, options(workers=1, fresh=True)).records
+    monkeypatch.setattr(scan, "MIN_FILES_FOR_POOL", 8)
+    parallel = prepare_dataset(folder, options(workers=2, fresh=True))
+    assert parallel.records == prepare_dataset(folder, options(workers=1, fresh=True)).records
     assert len(parallel.kept) == 24
 
 
 def test_an_interrupted_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path, {f"{index}.png": f"picture {index}" for index in range(6)}, size=(64, 64))
-    monkeypatch.setattr(scan, "POOL_FROM", 1)
+    monkeypatch.setattr(scan, "MIN_FILES_FOR_POOL", 1)
     seen: list[str] = []
     real = decode.open_source
 
-    def stop(data: bytes, *, where: str, **more: object) -> Source:
+    def stop(data: bytes, *, where: str, **more: object) -> ImageSource:
         if len(seen) == 4:
             raise KeyboardInterrupt
         seen.append(where)
@@ -225,22 +227,22 @@ def test_an_interrupted_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(decode, "open_source", stop)
     with pytest.raises(KeyboardInterrupt):
-        prepare(folder, options(workers=1))
-    assert not (folder / manifest.MANIFEST).exists()
-    journal = folder / scan.JOURNAL
+        prepare_dataset(folder, options(workers=1))
+    assert not (folder / manifest.MANIFEST_FILE).exists()
+    journal = folder / scan.SCAN_JOURNAL
     journal.write_bytes(journal.read_bytes()[:-10])  # the crash tore the last line
     seen.clear()
-    prepare(folder, options(workers=1, report=False))
+    prepare_dataset(folder, options(workers=1, report=False))
     assert seen == ["3.png", "4.png", "5.png"]
     assert not journal.exists()
     resumed = written(folder)
     monkeypatch.undo()
-    prepare(folder, options(fresh=True, report=False))
+    prepare_dataset(folder, options(fresh=True, report=False))
     assert written(folder) == resumed
 
 
 def test_the_summary_counts(ugly: Path) -> None:
-    result = prepare(ugly, options())
+    result = prepare_dataset(ugly, options())
     counts = result.counts()
     assert (counts["images"], counts["kept"], sum(counts["quarantined"].values())) == (14, 2, 12)
     assert counts["captions"] == {"template": 2}
@@ -250,14 +252,14 @@ def test_the_summary_counts(ugly: Path) -> None:
 
 
 def test_silence_when_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    prepare(fill(tmp_path, {"a.png": "one"}), QUIET)
+    prepare_dataset(fill(tmp_path, {"a.png": "one"}), QUIET)
     assert capfd.readouterr() == ("", "")
 
 
 def _fails(folder: Path, kind: type[LorakitError], words: str, **changes: object) -> None:
     before = sorted(folder.rglob("*")) if folder.exists() else []
     with pytest.raises(kind, match=words) as caught:
-        prepare(folder, options(**changes))
+        prepare_dataset(folder, options(**changes))
     assert caught.value.remedy
     assert (sorted(folder.rglob("*")) if folder.exists() else []) == before
 
@@ -278,10 +280,10 @@ def test_what_cannot_work_is_said_before_anything_is_written(tmp_path: Path) -> 
 
 def test_a_damaged_manifest_is_not_overwritten(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one"})
-    (folder / manifest.MANIFEST).write_text("{broken\n")
+    (folder / manifest.MANIFEST_FILE).write_text("{broken\n")
     with pytest.raises(DataError, match="line 1"):
-        prepare(folder, QUIET)
-    assert (folder / manifest.MANIFEST).read_text() == "{broken\n"
+        prepare_dataset(folder, QUIET)
+    assert (folder / manifest.MANIFEST_FILE).read_text() == "{broken\n"
 
 
 def test_30_a_name_that_is_not_utf8_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_30_a_name_that_is_not_utf8_is_named_and_the_rest_goes_on(tmp_path: Path
     os.rename(folder / "a.png", os.fsencode(folder) + b"/\xff.png")
     os.rename(folder / "a.txt", os.fsencode(folder) + b"/\xff.txt")
     (folder / "C:\\x.png").write_bytes((folder / "b.png").read_bytes())  # another folder, to Windows
-    result = prepare(folder, QUIET)
+    result = prepare_dataset(folder, QUIET)
     assert [record.file for record in result.records] == ["b.png"]
     (finding,) = [finding for finding in result.findings if finding.code == "bad_name"]
     assert finding.level == "error"
@@ -297,13 +299,13 @@ def test_30_a_name_that_is_not_utf8_is_named_and_the_rest_goes_on(tmp_path: Path
     assert "bad_name" in result.summary()
     (folder / "b.png").unlink()
     with pytest.raises(DataError, match=r"no images; it holds .*udcff"):
-        prepare(folder, QUIET)
+        prepare_dataset(folder, QUIET)
 
 
 def test_image_folder_reads_what_is_written(ugly: Path, tmp_path: Path) -> None:
     import datasets
 
-    prepare(ugly, options())
+    prepare_dataset(ugly, options())
     loaded = datasets.load_dataset(
         "imagefolder", data_dir=str(ugly), split="train", cache_dir=str(tmp_path / "cache")
     )

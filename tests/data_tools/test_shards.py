@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 
 from data_tools import scan, shards, workers
-from data_tools.listing import find
-from data_tools.prepare import PrepareOptions, merge_shards, prepare, scan_only, scan_shard
+from data_tools.listing import list_dataset
+from data_tools.prepare import (
+    PrepareOptions,
+    merge_scan_shards,
+    prepare_dataset,
+    scan_dataset,
+    scan_dataset_shard,
+)
 from data_tools.scan import ScanOptions
 from data_tools.shards import Shard
 from lorakit import manifest
@@ -41,19 +47,19 @@ def left(folder: Path) -> list[str]:
 
 def test_shards_and_merge_give_what_one_scan_gives(folder: Path) -> None:
     for number in (1, 2, 3):
-        scan_shard(folder, OPTIONS, f"{number}/3")
+        scan_dataset_shard(folder, OPTIONS, f"{number}/3")
     assert len(left(folder)) == 3
-    merge_shards(folder, OPTIONS)
+    merge_scan_shards(folder, OPTIONS)
     assert left(folder) == []
     merged = written(folder)
-    (folder / manifest.MANIFEST).unlink()
-    (folder / manifest.TWIN).unlink()
-    scan_only(folder, OPTIONS)
+    (folder / manifest.MANIFEST_FILE).unlink()
+    (folder / manifest.METADATA_FILE).unlink()
+    scan_dataset(folder, OPTIONS)
     assert written(folder) == merged
 
 
 def test_every_image_is_in_exactly_one_shard(folder: Path) -> None:
-    listing = find(folder)
+    listing = list_dataset(folder)
     for count in (1, 2, 5, 20):
         parts = [file for number in range(1, count + 1) for file in Shard(number, count).of(listing)]
         assert sorted(parts) == sorted(listing.images)
@@ -61,36 +67,36 @@ def test_every_image_is_in_exactly_one_shard(folder: Path) -> None:
 
 def test_a_missing_or_stopped_shard_is_named(folder: Path) -> None:
     with pytest.raises(DataError, match="no shards to merge"):
-        merge_shards(folder, OPTIONS)
-    scan_shard(folder, OPTIONS, "1/2")
+        merge_scan_shards(folder, OPTIONS)
+    scan_dataset_shard(folder, OPTIONS, "1/2")
     with pytest.raises(DataError, match="shard 2/2 lacks 7 images") as caught:
-        merge_shards(folder, OPTIONS)
+        merge_scan_shards(folder, OPTIONS)
     assert "--shard 2/2" in str(caught.value)
-    scan_shard(folder, OPTIONS, "2/2")
+    scan_dataset_shard(folder, OPTIONS, "2/2")
     path = folder / Shard(2, 2).name
     path.write_bytes(path.read_bytes()[:-30])  # a crash tore the last line
     with pytest.raises(DataError, match="lacks 1 images"):
-        merge_shards(folder, OPTIONS)
-    scan_shard(folder, OPTIONS, "2/2")
-    scan_shard(folder, OPTIONS, "1/3")
+        merge_scan_shards(folder, OPTIONS)
+    scan_dataset_shard(folder, OPTIONS, "2/2")
+    scan_dataset_shard(folder, OPTIONS, "1/3")
     with pytest.raises(DataError, match="different scans"):
-        merge_shards(folder, OPTIONS)
+        merge_scan_shards(folder, OPTIONS)
 
 
 def test_a_shard_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scan_shard(folder, OPTIONS, "1/2")
+    scan_dataset_shard(folder, OPTIONS, "1/2")
     path = folder / Shard(1, 2).name
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]))
     seen: list[str] = []
-    real = scan.measure
+    real = scan.scan_file
 
-    def count(root: str, options: ScanOptions, job: scan.Job) -> manifest.Record:
+    def count(root: str, options: ScanOptions, job: scan.ScanJob) -> manifest.Record:
         seen.append(job.file)
         return real(root, options, job)
 
-    monkeypatch.setattr(scan, "measure", count)
-    scan_shard(folder, OPTIONS, "1/2")
+    monkeypatch.setattr(scan, "scan_file", count)
+    scan_dataset_shard(folder, OPTIONS, "1/2")
     assert len(seen) == len(lines) - 4
     assert path.read_bytes() == b"".join(lines)
 
@@ -98,7 +104,7 @@ def test_a_shard_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
 def test_what_is_no_shard_is_refused(folder: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="1/8, 2/8"):
-        scan_shard(folder, OPTIONS, text)
+        scan_dataset_shard(folder, OPTIONS, text)
 
 
 def double(number: int) -> int:
@@ -114,27 +120,31 @@ def crashed(number: int) -> int:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_results_come_in_order(count: int) -> None:
-    assert list(workers.Workers(double, crashed, count).run(iter(range(300)))) == [2 * n for n in range(300)]
+    assert list(workers.OrderedProcessPool(double, crashed, count).run(iter(range(300)))) == [
+        2 * n for n in range(300)
+    ]
 
 
 def test_a_job_that_kills_its_process_is_named_and_the_rest_is_done() -> None:
     jobs = [-1 if number == 70 else number for number in range(100)]
-    assert list(workers.Workers(double, crashed, 2).run(jobs)) == [n if n < 0 else 2 * n for n in jobs]
+    assert list(workers.OrderedProcessPool(double, crashed, 2).run(jobs)) == [
+        n if n < 0 else 2 * n for n in jobs
+    ]
 
 
 def test_a_file_that_kills_the_decoder_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path, {f"{index:02d}.png": None for index in range(16)}, size=(64, 48))
-    monkeypatch.setattr(scan, "POOL_FROM", 1)
-    monkeypatch.setattr(scan, "measure", deadly)
-    records = scan.scan(find(folder), ScanOptions(workers=2))
-    assert {r.file: scan.code_of(r.reason) for r in records if not r.keep} == {"09.png": "crashed"}
+    monkeypatch.setattr(scan, "MIN_FILES_FOR_POOL", 1)
+    monkeypatch.setattr(scan, "scan_file", deadly)
+    records = scan.scan_images(list_dataset(folder), ScanOptions(workers=2))
+    assert {r.file: scan.note_code(r.reason) for r in records if not r.keep} == {"09.png": "crashed"}
     assert len(records) == 16
 
 
-_measure = scan.measure
+_measure = scan.scan_file
 
 
-def deadly(root: str, options: ScanOptions, job: scan.Job) -> manifest.Record:
+def deadly(root: str, options: ScanOptions, job: scan.ScanJob) -> manifest.Record:
     if job.file == "09.png":
         os.kill(os.getpid(), signal.SIGKILL)
     return _measure(root, options, job)
@@ -168,7 +178,7 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path: Path, part: float,
     folder = fill(tmp_path / "data", names, size=(640, 480))
     command = [sys.executable, "-m", "lorakit.cli.main", "data", "prepare", str(folder), "--resolution", "64"]
     command += ["--quiet", "--workers", str(count)]
-    journal = folder / scan.JOURNAL
+    journal = folder / scan.SCAN_JOURNAL
     process = subprocess.Popen(command)
     children: list[int] = []
     while process.poll() is None:
@@ -179,7 +189,7 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path: Path, part: float,
     children += workers_of(process.pid)
     process.kill()
     process.wait()
-    assert not (folder / manifest.MANIFEST).exists()
+    assert not (folder / manifest.MANIFEST_FILE).exists()
     done = journal.read_bytes().count(b"\n")
     assert part * 90 <= done < 90
     subprocess.run(command, check=True)
@@ -195,22 +205,24 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path: Path, part: float,
 
 @pytest.mark.skipif(find_spec("ray") is None, reason='needs the extra: pip install "lorakit[ray]"')
 def test_ray_gives_the_same_manifest(folder: Path) -> None:
-    scan_only(folder, OPTIONS, ray="local")
+    scan_dataset(folder, OPTIONS, ray="local")
     by_ray = written(folder)
     for name in by_ray:
         (folder / name).unlink()
-    scan_only(folder, OPTIONS)
+    scan_dataset(folder, OPTIONS)
     assert written(folder) == by_ray
 
 
 def test_without_ray_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"lorakit\[ray\]"):
-        shards.scan_with_ray(find(folder), ScanOptions())
+        shards.scan_with_ray(list_dataset(folder), ScanOptions())
 
 
 def test_a_sharded_scan_can_be_prepared(folder: Path) -> None:
-    scan_shard(folder, OPTIONS, "1/1")
-    merge_shards(folder, OPTIONS)
-    result = prepare(folder, PrepareOptions(resolution=64, quiet=True, report=False, class_noun="dog"))
+    scan_dataset_shard(folder, OPTIONS, "1/1")
+    merge_scan_shards(folder, OPTIONS)
+    result = prepare_dataset(
+        folder, PrepareOptions(resolution=64, quiet=True, report=False, class_noun="dog")
+    )
     assert len(result.kept) == 10

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from data_tools.formats import Entry, shrink
-from data_tools.formats.import_export import export_to, import_into
+from data_tools.formats import DatasetFile, shrink
+from data_tools.formats.import_export import export_dataset, import_dataset
 from lorakit import manifest
 from lorakit.cli import main
 from lorakit.core.errors import ConfigError
 from lorakit.imaging import decode
-from lorakit.imaging.image_reader import TURNS
+from lorakit.imaging.image_reader import EXIF_TRANSPOSE
 from tests.data_tools.folders import fill, photo
 from tests.imaging.test_decode import P3, matrix_profile
 
@@ -42,10 +42,10 @@ def _apart(one: Image.Image, other: Image.Image) -> float:
 
 
 @pytest.mark.parametrize(("kind", "decibel"), [("JPEG", 36), ("PNG", 50)])
-@pytest.mark.parametrize("orientation", [1, *TURNS])
+@pytest.mark.parametrize("orientation", [1, *EXIF_TRANSPOSE])
 def test_a_large_picture_is_that_of_lanczos_and_keeps_its_orientation(kind, decibel, orientation):
     data = _encoded(photo(1, (640, 480)), kind, exif=_turned(orientation))
-    made = shrink.smaller(SIDE, Entry(f"a.{kind.lower()}", data))
+    made = shrink.resize_entry(SIDE, DatasetFile(f"a.{kind.lower()}", data))
     small, whole = (decode.decode_bytes(raw, where="a").image for raw in (made.data, data))
     assert min(small.size) == SIDE
     assert _apart(small, whole.resize(small.size, Image.Resampling.LANCZOS)) > decibel
@@ -57,12 +57,12 @@ def test_a_large_picture_is_that_of_lanczos_and_keeps_its_orientation(kind, deci
 
 def test_colours_of_a_profile_come_in_srgb_and_grey_stays_grey():
     wide = _encoded(photo(2, (640, 480)), "PNG", icc_profile=matrix_profile(P3, 2.2))
-    small = Image.open(io.BytesIO(shrink.smaller(SIDE, Entry("a.png", wide)).data))
+    small = Image.open(io.BytesIO(shrink.resize_entry(SIDE, DatasetFile("a.png", wide)).data))
     whole = decode.decode_bytes(wide, where="a").image
     assert "icc_profile" not in small.info
     assert _apart(small, whole.resize(small.size, Image.Resampling.LANCZOS)) > 50
     grey = _encoded(photo(3, (640, 480)).convert("L"), "PNG")
-    assert Image.open(io.BytesIO(shrink.smaller(SIDE, Entry("a.png", grey)).data)).mode == "L"
+    assert Image.open(io.BytesIO(shrink.resize_entry(SIDE, DatasetFile("a.png", grey)).data)).mode == "L"
 
 
 def test_what_stays_as_it_is():
@@ -76,7 +76,7 @@ def test_what_stays_as_it_is():
         "words.txt": b"a dog",
         "film.mp4": b"no picture",
     }.items():
-        assert shrink.smaller(SIDE, Entry(name, data)) == shrink.Made()
+        assert shrink.resize_entry(SIDE, DatasetFile(name, data)) == shrink.ResizeResult()
 
 
 def test_a_folder_is_imported_smaller_and_prepared(tmp_path, capsys):
@@ -99,7 +99,7 @@ def test_a_folder_is_imported_smaller_and_prepared(tmp_path, capsys):
     assert "refused    cut.jpg, copied as it is: truncated" in shown
     options = ["--resolution", "128", "--class-noun", "pet", "--quiet"]
     assert main.main(["data", "prepare", str(data), *options]) == 0
-    records = {record.file: record for record in manifest.load(data)}
+    records = {record.file: record for record in manifest.load_manifest(data)}
     assert {file: record.size for file, record in records.items() if record.keep} == {
         **dict.fromkeys(("a.png", "sub/b.png"), (160, 120)),
         "c.jpg": (120, 160),
@@ -112,27 +112,27 @@ def test_a_prepared_folder_is_measured_anew(tmp_path):
     photos = fill(tmp_path / "photos", {"a.png": "a dog"}, size=(640, 480))
     for folder in (photos, tmp_path / "data"):
         if folder != photos:
-            import_into(folder, [photos], short_side=SIDE)
+            import_dataset(folder, [photos], short_side=SIDE)
         assert main.main(["data", "prepare", str(folder), "--resolution", "128", "--quiet"]) == 0
-    (record,) = manifest.load(tmp_path / "data")
+    (record,) = manifest.load_manifest(tmp_path / "data")
     assert (record.size, record.caption) == ((160, 120), "a dog")
-    decode.read(tmp_path / "data", record)  # the picture is the recorded one
+    decode.read_record_image(tmp_path / "data", record)  # the picture is the recorded one
 
 
 def test_what_lorakit_packed_is_refused(tmp_path):
     photos = fill(tmp_path / "photos", {"a.png": "a dog"}, size=(640, 480))
     assert main.main(["data", "prepare", str(photos), "--resolution", "128", "--quiet"]) == 0
-    export_to(photos, "webdataset", tmp_path / "packed")
+    export_dataset(photos, "webdataset", tmp_path / "packed")
     with pytest.raises(ConfigError, match="without --short-side"):
-        import_into(tmp_path / "data", [tmp_path / "packed"], short_side=SIDE)
+        import_dataset(tmp_path / "data", [tmp_path / "packed"], short_side=SIDE)
     assert not (tmp_path / "data").exists()
 
 
 def test_many_files_go_through_processes_in_their_order(monkeypatch):
-    monkeypatch.setattr(shrink, "POOL_FROM", 4)
+    monkeypatch.setattr(shrink, "MIN_FILES_FOR_POOL", 4)
     monkeypatch.setattr(shrink.os, "cpu_count", lambda: 2)
     data = _encoded(photo(8, (200, 160)), "JPEG")
-    entries = [Entry(f"{number}.jpg", data[: len(data) - 2000 * (number == 3)]) for number in range(9)]
-    found = list(shrink.shrunk(iter(entries), SIDE + 100))
+    entries = [DatasetFile(f"{number}.jpg", data[: len(data) - 2000 * (number == 3)]) for number in range(9)]
+    found = list(shrink.resize_entries(iter(entries), SIDE + 100))
     assert [entry for entry, _ in found] == entries
-    assert [made for _, made in found] == [shrink.smaller(SIDE + 100, entry) for entry in entries]
+    assert [made for _, made in found] == [shrink.resize_entry(SIDE + 100, entry) for entry in entries]

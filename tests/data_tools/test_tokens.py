@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.captions import tokens
-from data_tools.prepare import PrepareOptions, check_only, prepare, report_only
+from data_tools.prepare import PrepareOptions, check_dataset_folder, prepare_dataset, rebuild_dataset_report
 from lorakit.core.errors import ConfigError
 from tests.data_tools.folders import fill
 from tests.tiny import tiny_folder
@@ -21,15 +21,15 @@ def base(name: str) -> str:
 
 
 def test_every_tokenizer_of_a_base_has_its_limit() -> None:
-    found = {reader.name: reader.limit for reader in tokens.readers(base("sd3"))}
+    found = {reader.name: reader.limit for reader in tokens.load_tokenizers(base("sd3"))}
     assert found == {"tokenizer": 75, "tokenizer_2": 75, "tokenizer_3": 255}
-    assert [reader.limit for reader in tokens.readers("tiny-dit")] == [30, 30]
+    assert [reader.limit for reader in tokens.load_tokenizers("tiny-dit")] == [30, 30]
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3", "qwen-image", "lumina2"])
 def test_what_is_lost_is_what_the_encoder_does_not_get(name: str) -> None:
     """Held against the tokenizer's own truncation: the kept words are all that its shortened ids spell."""
-    for reader in tokens.readers(base(name)):
+    for reader in tokens.load_tokenizers(base(name)):
         count = reader.count(LONG * 3)
         marks = reader.tokenizer.num_special_tokens_to_add()
         assert count.lost
@@ -46,7 +46,7 @@ def test_what_is_lost_is_what_the_encoder_does_not_get(name: str) -> None:
 
 
 def test_a_caption_that_fits_loses_nothing() -> None:
-    (reader,) = tokens.readers(base("sd15"))
+    (reader,) = tokens.load_tokenizers(base("sd15"))
     exact = "a" * reader.limit  # the tiny tokenizer has a token a letter
     assert (reader.count(exact).tokens, reader.count(exact).lost) == (75, "")
     assert reader.count(f"{exact} b").lost == "b"
@@ -55,22 +55,24 @@ def test_a_caption_that_fits_loses_nothing() -> None:
 
 def test_38_a_long_caption_works_and_its_lost_words_are_reported(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": LONG, "b.png": "short"}, size=(64, 64))
-    result = prepare(folder, PrepareOptions(resolution=64, quiet=True, base=base("sd15")))
+    result = prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True, base=base("sd15")))
     assert result.records[0].caption == LONG
     (note,) = [note for note in result.records[0].notes if note.startswith("caption_cut")]
-    (count,) = [reader.count(LONG) for reader in tokens.readers(base("sd15"))]
+    (count,) = [reader.count(LONG) for reader in tokens.load_tokenizers(base("sd15"))]
     assert note == f"caption_cut: tokenizer reads 75 of {count.tokens} tokens, not: {count.lost}"
     assert count.lost.endswith("word298 word299")
     (finding,) = [finding for finding in result.findings if finding.code == "caption_cut"]
     assert (finding.level, finding.files) == ("warning", ("a.png",))
     value = json.loads((folder / "report.json").read_text())
     assert value["images"][0]["captions"][0]["tokens"][0]["lost"] == count.lost
-    assert "caption_cut" not in {f.code for f in prepare(folder, PrepareOptions(resolution=64)).findings}
+    assert "caption_cut" not in {
+        f.code for f in prepare_dataset(folder, PrepareOptions(resolution=64)).findings
+    }
 
 
 def test_another_encoder_that_reads_on_makes_it_a_note(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "a" * 100}, size=(64, 64))
-    found = {f.code: f.level for f in check_only(folder, PrepareOptions(base=base("sd3"))).findings}
+    found = {f.code: f.level for f in check_dataset_folder(folder, PrepareOptions(base=base("sd3"))).findings}
     assert found["caption_cut_partly"] == "note"
     assert "caption_cut" not in found
     assert "long_caption" not in found  # the rule of thumb is silent where tokens were counted
@@ -78,13 +80,13 @@ def test_another_encoder_that_reads_on_makes_it_a_note(tmp_path: Path) -> None:
 
 def test_without_a_base_a_rule_of_thumb_warns(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": LONG}, size=(64, 64))
-    assert "long_caption" in {f.code for f in check_only(folder, PrepareOptions()).findings}
+    assert "long_caption" in {f.code for f in check_dataset_folder(folder, PrepareOptions()).findings}
 
 
 def test_the_report_alone_counts_too(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "a photo of sks"}, size=(64, 64))
-    prepare(folder, PrepareOptions(resolution=64, quiet=True, report=False))
-    report_only(folder, trigger="sks", base="tiny-dit", quiet=True)
+    prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True, report=False))
+    rebuild_dataset_report(folder, trigger="sks", base="tiny-dit", quiet=True)
     (count, _) = json.loads((folder / "report.json").read_text())["images"][0]["captions"][0]["tokens"]
     assert (count["limit"], count["lost"]) == (30, "")
     assert count["tokens"] == 4
@@ -93,4 +95,4 @@ def test_the_report_alone_counts_too(tmp_path: Path) -> None:
 def test_a_base_that_is_none_is_refused(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "x"}, size=(64, 64))
     with pytest.raises(ConfigError, match="no such base"):
-        prepare(folder, PrepareOptions(resolution=64, quiet=True, base="tiny-dot"))
+        prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True, base="tiny-dot"))

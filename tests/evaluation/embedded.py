@@ -8,26 +8,26 @@ from typing import Any
 
 from lorakit import manifest
 from lorakit.core import storage
-from lorakit.data.prompts import Prompt, to_row
+from lorakit.data.prompts import Prompt, prompt_to_row
 from lorakit.imaging import decode
 from lorakit.quickstart import shape_world
-from lorakit.quickstart.concept import Concept, ordinary_scenes
+from lorakit.quickstart.concept import DemoConcept, regularization_scenes
 from tests import runs
 
-CONCEPT = Concept("striped")
+CONCEPT = DemoConcept("striped")
 UNSAID = [("size", "position"), ("size", "background"), ("size", "position", "background")]
 """Prompts leave something open, so that seeds may differ."""
 
 
 def dataset(folder: Path, count: int, *, ordinary: int = 0, shuffled: bool = False) -> Path:
     """`count` striped pictures with their captions, or, `shuffled`, with those of their neighbours."""
-    scenes = [*CONCEPT.scenes(count, seed=1), *ordinary_scenes(ordinary, seed=1)]
-    captions = [shape_world.caption(scene) for scene in scenes]
+    scenes = [*CONCEPT.scenes(count, seed=1), *regularization_scenes(ordinary, seed=1)]
+    captions = [shape_world.scene_caption(scene) for scene in scenes]
     if shuffled:
         captions = captions[1:] + captions[:1]
     records = []
     for number, (scene, caption) in enumerate(zip(scenes, captions, strict=True)):
-        picture = shape_world.draw(scene)
+        picture = shape_world.render_scene(scene)
         file = storage.save_image(folder / f"{number:02d}.png", picture)
         records.append(
             manifest.Record(
@@ -39,20 +39,20 @@ def dataset(folder: Path, count: int, *, ordinary: int = 0, shuffled: bool = Fal
                 captions=(manifest.Caption(caption, "world"),),
             )
         )
-    manifest.save(folder, records)
+    manifest.save_manifest(folder, records)
     return folder
 
 
 def prompts(subject: int, other: int, seeds: Sequence[int] = (0, 1)) -> list[Prompt]:
     """New scenes with and without the concept."""
-    kinds = {"concept": CONCEPT.scenes(subject, seed=3), "unrelated": ordinary_scenes(other, seed=3)}
+    kinds = {"concept": CONCEPT.scenes(subject, seed=3), "unrelated": regularization_scenes(other, seed=3)}
     made = []
     for kind, scenes in kinds.items():
         for number, scene in enumerate(scenes):
             drop = UNSAID[number % len(UNSAID)]
             texts = (
-                shape_world.caption(scene, drop=drop),
-                shape_world.caption(scene, drop=drop, say_solid=True),
+                shape_world.scene_caption(scene, drop=drop),
+                shape_world.scene_caption(scene, drop=drop, say_solid=True),
             )
             made.append(Prompt(f"{kind[0]}{number}", *texts, seeds=tuple(seeds), kind=kind))
     return made
@@ -60,7 +60,7 @@ def prompts(subject: int, other: int, seeds: Sequence[int] = (0, 1)) -> list[Pro
 
 def prompt_file(path: Path, made: Sequence[Prompt]) -> Path:
     """The prompts as a file."""
-    return storage.write_jsonl(path, [to_row(prompt) for prompt in made])
+    return storage.write_jsonl(path, [prompt_to_row(prompt) for prompt in made])
 
 
 def train(folder: Path, data: Path, *, steps: int, save_every: int, lr: float, **changes: Any) -> Path:

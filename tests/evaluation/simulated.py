@@ -9,7 +9,7 @@ import numpy as np
 
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.metrics.feature_metrics import CopyLimit
-from lorakit.evaluation.score_table import BASE, Arm, Evaluation
+from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
 
 BASE_FIDELITY, CEILING, BASE_MARGIN, FLOOR = 0.40, 0.70, 0.10, 0.15
 SEEDS = (0, 1, 2, 3)
@@ -51,7 +51,7 @@ def evaluation(
     ease = {p.id: noise * rng.normal(0, 0.04, 2) for p in made.prompts}
     for truth in [Truth(0, 0.0, 1.0, drift=0.0), *truths]:
         base = truth.step == 0
-        arm = Arm(BASE if base else f"step {truth.step}", truth.step or None, None if base else 1.0)
+        arm = VariantScores(BASE if base else f"step {truth.step}", truth.step or None, None if base else 1.0)
         scores: dict[str, dict[tuple[str, int], float]] = {}
         for prompt in made.prompts:
             own = noise * rng.normal(0, 0.02, 2)

@@ -12,7 +12,7 @@ from tests.evaluation.simulated import Truth, evaluation
 def kinds(truth: Truth, seed: int = 0, **how) -> set[str]:
     made = evaluation([truth], seed=seed, **how)
     budget = alarms.drift_budget(made, None)
-    return {alarm.kind for alarm in alarms.find(made, made.tuned[0], budget)}
+    return {alarm.kind for alarm in alarms.find_alarms(made, made.tuned[0], budget)}
 
 
 HONEST = Truth(100, fidelity=0.7, adherence=1.0)
@@ -47,7 +47,7 @@ def test_copies_at_the_rate_of_chance_are_no_alarm_and_three_times_that_is():
         for share in (0.03, 0.20)
         for seed in range(40)
     ]
-    fired = [bool([a for a in alarms.find(one, one.tuned[0]) if a.kind == "copy"]) for one in made]
+    fired = [bool([a for a in alarms.find_alarms(one, one.tuned[0]) if a.kind == "copy"]) for one in made]
     assert np.mean(fired[:40]) <= 0.05
     assert np.mean(fired[40:]) >= 0.95
 
@@ -57,7 +57,7 @@ def test_what_the_base_does_as_well_is_no_copy():
     made = evaluation([Truth(100, 0.7, 1.0, copies=0.4)])
     base, arm = made.base, made.tuned[0]
     base.scores["nearest"] = dict(arm.scores["nearest"])
-    assert not [alarm for alarm in alarms.find(made, arm) if alarm.kind == "copy"]
+    assert not [alarm for alarm in alarms.find_alarms(made, arm) if alarm.kind == "copy"]
 
 
 def test_the_examples_of_a_copy_are_the_nearest_ones():
@@ -65,9 +65,9 @@ def test_the_examples_of_a_copy_are_the_nearest_ones():
     arm = made.tuned[0]
     worst = max((key for key in arm.scores["nearest"] if key[0].startswith("s")), key=lambda key: key)
     arm.scores["nearest"][worst] = 0.999
-    (alarm,) = [alarm for alarm in alarms.find(made, arm) if alarm.kind == "copy"]
+    (alarm,) = [alarm for alarm in alarms.find_alarms(made, arm) if alarm.kind == "copy"]
     assert alarm.examples[0] == worst
-    assert len(alarm.examples) == alarms.EXAMPLES
+    assert len(alarm.examples) == alarms.MAX_EXAMPLES
     assert all(arm.scores["nearest"][key] > made.limit.similarity for key in alarm.examples)
 
 
@@ -75,9 +75,9 @@ def test_sscd_above_one_half_is_a_copy():
     made = evaluation([HONEST])
     arm = made.tuned[0]
     arm.scores["sscd"] = dict.fromkeys(arm.files, 0.2)
-    assert not alarms.find(made, arm)
+    assert not alarms.find_alarms(made, arm)
     arm.scores["sscd"]["s3", 1] = 0.62
-    (alarm,) = alarms.find(made, arm)
+    (alarm,) = alarms.find_alarms(made, arm)
     assert (alarm.kind, alarm.examples) == ("copy", [("s3", 1)])
     assert "SSCD" in alarm.text
 
@@ -86,7 +86,7 @@ def test_the_drift_budget_is_what_another_seed_changes_or_what_was_asked():
     made = evaluation([HONEST])
     spreads = made.column(made.base, "diversity", made.of_role("unrelated"))
     assert alarms.drift_budget(made, None).value == pytest.approx(spreads.mean())
-    assert alarms.drift_budget(made, 0.1) == alarms.Budget(0.1, "as asked")
+    assert alarms.drift_budget(made, 0.1) == alarms.DriftBudget(0.1, "as asked")
     made.base.totals["between_prompts"] = 5 * spreads.mean() + 0.5
     assert alarms.drift_budget(made, None).value == pytest.approx(spreads.mean() + 0.1)
     assert alarms.drift_budget(evaluation([HONEST], other=0), None) is None
@@ -98,11 +98,13 @@ def test_the_upper_bound_of_drift_counts():
     arm = made.tuned[0]
     found = made.interval(arm, "drift", made.of_role("unrelated"))
     between = (found.mean + found.high) / 2
-    assert [a.kind for a in alarms.find(made, arm, alarms.Budget(between, "as asked"))] == ["drift"]
-    assert not alarms.find(made, arm, alarms.Budget(found.high * 1.01, "as asked"))
+    assert [a.kind for a in alarms.find_alarms(made, arm, alarms.DriftBudget(between, "as asked"))] == [
+        "drift"
+    ]
+    assert not alarms.find_alarms(made, arm, alarms.DriftBudget(found.high * 1.01, "as asked"))
 
 
 def test_without_controls_no_alarm_is_claimed():
     made = evaluation([Truth(100, 0.9, 0.1, copies=0.9, drift=0.9, diversity=0.1)])
     made.limit, made.ceiling, made.arms = None, [], made.arms[1:]
-    assert alarms.find(made, made.arms[0]) == []
+    assert alarms.find_alarms(made, made.arms[0]) == []

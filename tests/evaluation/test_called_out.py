@@ -13,12 +13,12 @@ import pytest
 
 from lorakit import adapters
 from lorakit.core import storage
-from lorakit.evaluation.evaluate_run import Request, Result, evaluate_run
-from lorakit.evaluation.report.verdict import headline, remarks
-from lorakit.sampling.pipeline import Options
+from lorakit.evaluation.evaluate_run import EvaluationResult, RunEvaluationOptions, evaluate_run
+from lorakit.evaluation.report.verdict import selection_headline, selection_remarks
+from lorakit.sampling.pipeline import SamplingOptions
 from tests.evaluation import embedded
 
-OPTIONS = Options(steps=6, guidance=4.0, batch=24, quiet=True)
+OPTIONS = SamplingOptions(steps=6, guidance=4.0, batch=24, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,10 @@ def prompts(tmp_path_factory) -> Path:
     return embedded.prompt_file(path, embedded.prompts(12, 12))
 
 
-def evaluate(run: Path, prompts: Path, **changes) -> Result:
-    return evaluate_run(run, Request(prompts=prompts, options=OPTIONS, validate=False, **changes))
+def evaluate(run: Path, prompts: Path, **changes) -> EvaluationResult:
+    return evaluate_run(
+        run, RunEvaluationOptions(prompts=prompts, options=OPTIONS, validate=False, **changes)
+    )
 
 
 def train(folder: Path, data: Path, *, steps: int, save_every: int, batch: int, lr: float) -> Path:
@@ -45,13 +47,13 @@ def sound(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def doubled(sound, prompts) -> Result:
+def doubled(sound, prompts) -> EvaluationResult:
     return evaluate(sound, prompts, strengths=(1.0, 2.0))
 
 
-def said(result: Result) -> str:
+def said(result: EvaluationResult) -> str:
     evaluation, pick = result.evaluation, result.pick
-    return " ".join([headline(evaluation, pick)[0], *remarks(evaluation, pick)])
+    return " ".join([selection_headline(evaluation, pick)[0], *selection_remarks(evaluation, pick)])
 
 
 def test_at_double_strength_it_drifts_and_as_it_is_it_is_taken(doubled):
@@ -66,7 +68,7 @@ def test_at_double_strength_it_drifts_and_as_it_is_it_is_taken(doubled):
 def test_an_adapter_that_does_nothing(sound, doubled, prompts, tmp_path):
     run = shutil.copytree(sound, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     file = run / "adapter.safetensors"
-    tensors, facts = storage.read_safetensors(file), adapters.read_metadata(file)
+    tensors, facts = storage.read_safetensors(file), adapters.read_adapter_metadata(file)
     none = {name: t * 0 if ".lora_B." in name else t for name, t in tensors.items()}
     storage.write_safetensors(file, none, adapters.pack_metadata(facts))
     result = evaluate(run, prompts)

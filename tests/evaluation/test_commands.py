@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lorakit.cli import main
 from lorakit.core import storage
-from lorakit.data.prompts import load
+from lorakit.data.prompts import load_prompts
 from lorakit.evaluation import score_table
 from lorakit.models import base_model
 from lorakit.quickstart import shape_world
@@ -36,8 +36,10 @@ def pictures(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("commands") / "pictures"
     for name, (shape, colour) in LOOKS.items():
         for seed in (0, 1):
-            scene = shape_world.jitter(np.random.default_rng(seed), shape_world.Scene(shape, colour, "white"))
-            storage.save_image(root / f"{name}-{seed}.png", shape_world.draw(scene, 96))
+            scene = shape_world.jitter_scene(
+                np.random.default_rng(seed), shape_world.Scene(shape, colour, "white")
+            )
+            storage.save_image(root / f"{name}-{seed}.png", shape_world.render_scene(scene, 96))
     rows = [{"id": name, "prompt": f'a {colour} {shape} "OK"'} for name, (shape, colour) in LOOKS.items()]
     storage.write_jsonl(root.parent / "p.jsonl", [{**row, "seeds": [0, 1]} for row in rows])
     return root
@@ -46,7 +48,7 @@ def pictures(tmp_path_factory) -> Path:
 def scored(pictures: Path, out: Path, *more: str) -> score_table.Evaluation:
     given = ["eval", "score", str(pictures), "--prompts", str(pictures.parent / "p.jsonl"), "--out", str(out)]
     assert main.main([*given, "--quiet", *more]) == 0
-    return score_table.find(out)[1]
+    return score_table.load_evaluation(out)[1]
 
 
 def test_a_prompt_set_is_made_from_a_dataset_and_from_a_run(tmp_path, capsys):
@@ -54,14 +56,14 @@ def test_a_prompt_set_is_made_from_a_dataset_and_from_a_run(tmp_path, capsys):
     given = ["eval", "prompts", str(data), "--class-noun", "shape", "--trigger", "sks", "--count", "8"]
     assert main.main([*given, "--out", str(tmp_path / "p.jsonl"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"path": str(tmp_path / "p.jsonl"), "prompts": 20}
-    made = load(tmp_path / "p.jsonl")
+    made = load_prompts(tmp_path / "p.jsonl")
     assert sum(prompt.role("sks") == "subject" for prompt in made) == 8
     runs.make_recipe(
         tmp_path / "run/recipe.yaml", "tiny-dit", data, tmp_path / "run", trigger="sks", class_noun="shape"
     )
     given = ["eval", "prompts", str(tmp_path / "run"), "--count", "8", "--out", str(tmp_path / "q.jsonl")]
     assert main.main(given) == 0  # trigger and class noun are the run's
-    assert load(tmp_path / "q.jsonl") == made
+    assert load_prompts(tmp_path / "q.jsonl") == made
     assert main.main(given) == 2  # a prompt file that is there is never written over
     assert "exists" in capsys.readouterr().err
 
@@ -116,7 +118,7 @@ def test_the_table_in_wandb_has_a_row_a_picture(evaluated):
     (file,) = run.rglob("pictures_*.table.json")
     logged = json.loads(file.read_text())
     place = {name: column for column, name in enumerate(logged["columns"])}
-    _, made = score_table.find(evaluated)
+    _, made = score_table.load_evaluation(evaluated)
     arm = made.arms[0]
     assert len(logged["data"]) == len(arm.files) == 4
     for row in logged["data"]:

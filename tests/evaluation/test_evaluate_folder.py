@@ -35,7 +35,9 @@ def photos(folder: Path, style: str, seeds: int = 2) -> Path:
     for number, scene in enumerate(SCENES, 1):
         for seed in range(seeds):
             rng = np.random.default_rng([number, seed])
-            drawn = shape_world.draw(shape_world.jitter(rng, shape_world.vary(scene, "style", style)), 128)
+            drawn = shape_world.render_scene(
+                shape_world.jitter_scene(rng, shape_world.with_attribute(scene, "style", style)), 128
+            )
             storage.save_image(folder / f"{number:04d}-{seed}.png", drawn)
     return folder
 
@@ -52,7 +54,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def test_a_folder_of_photos_is_scored_by_the_embedded_clip(place):
-    root, made = score_table.find(place / "solid-scores")
+    root, made = score_table.load_evaluation(place / "solid-scores")
     (arm,) = made.arms
     clip = clip_score.ClipScorer.local(base_model.EMBEDDED_CLIP)
     from PIL import Image
@@ -87,7 +89,9 @@ def test_two_evaluations_are_compared_prompt_by_prompt(place, capsys):
     )
     answer = json.loads(capsys.readouterr().out)
     assert code == 0
-    first, second = (score_table.find(place / f"{style}-scores")[1] for style in ("solid", "striped"))
+    first, second = (
+        score_table.load_evaluation(place / f"{style}-scores")[1] for style in ("solid", "striped")
+    )
     gains = [
         np.mean(
             [
@@ -102,7 +106,7 @@ def test_two_evaluations_are_compared_prompt_by_prompt(place, capsys):
     page = (out / "report.html").read_text()
     assert "Beyond chance" in page
     assert page.count("<img") == 16
-    assert score_table.find(out)[1].arms[1].files["0001", 0] == "../striped/0001-0.png"
+    assert score_table.load_evaluation(out)[1].arms[1].files["0001", 0] == "../striped/0001-0.png"
 
 
 def test_compared_with_itself_nothing_differs(place, capsys, tmp_path):
@@ -133,7 +137,8 @@ def test_with_base_and_references_a_folder_is_judged_as_fully_as_a_run(place, tm
     for number in range(6):
         rng = np.random.default_rng(number)
         storage.save_image(
-            tmp_path / f"refs/{number}.png", shape_world.draw(shape_world.random_scene(rng, styles=(style,)))
+            tmp_path / f"refs/{number}.png",
+            shape_world.render_scene(shape_world.random_scene(rng, styles=(style,))),
         )
     given = ["eval", "score", str(place / style), "--prompts", str(place / "parti.tsv"), "--clip", "embedded"]
     more = [
@@ -147,7 +152,7 @@ def test_with_base_and_references_a_folder_is_judged_as_fully_as_a_run(place, tm
     assert main.main([*given, *more, "--json", "--quiet"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["pick"]["indicative"] is True
-    made = score_table.find(tmp_path / "out")[1]
+    made = score_table.load_evaluation(tmp_path / "out")[1]
     assert made.base is not None
     assert made.limit is not None
     assert made.tuned[0].name == "striped"

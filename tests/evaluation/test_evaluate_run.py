@@ -18,13 +18,13 @@ from lorakit.cli import main
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.evaluation import checkpoints, score_table
-from lorakit.evaluation.evaluate_run import Request, Result, evaluate_run
-from lorakit.evaluation.judges import Wanted
-from lorakit.sampling.pipeline import Options
+from lorakit.evaluation.evaluate_run import EvaluationResult, RunEvaluationOptions, evaluate_run
+from lorakit.evaluation.judges import JudgeOptions
+from lorakit.sampling.pipeline import SamplingOptions
 from tests.browser import browser
 from tests.evaluation import embedded
 
-FAST = Options(steps=3, guidance=3.0, batch=8, quiet=True)
+FAST = SamplingOptions(steps=3, guidance=3.0, batch=8, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def run(tmp_path_factory) -> Path:
     return embedded.train(folder, data, steps=48, save_every=16, lr=5e-3, validate=validate)
 
 
-def request(run: Path, **changes) -> Request:
-    return Request(**{"prompts": run.parent / "p.jsonl", "options": FAST, **changes})
+def request(run: Path, **changes) -> RunEvaluationOptions:
+    return RunEvaluationOptions(**{"prompts": run.parent / "p.jsonl", "options": FAST, **changes})
 
 
 @pytest.fixture(scope="module")
-def result(run) -> Result:
+def result(run) -> EvaluationResult:
     return evaluate_run(run, request(run))
 
 
@@ -109,7 +109,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same(run, result, tmp
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    before = {file: file.stat().st_mtime_ns for file in images.rglob("*.png") if checkpoints.made_from(file)}
+    before = {file: file.stat().st_mtime_ns for file in images.rglob("*.png") if checkpoints.sample_key(file)}
     assert 16 <= len(before) < 48
     assert not (copied / "eval/scores.json").exists()
     again = evaluate_run(copied, request(run))
@@ -154,7 +154,7 @@ def scale(run: Path, factor: float) -> None:
     """Scale the effect of a run's finished adapter."""
     file = run / "adapter.safetensors"
     tensors = storage.read_safetensors(file)
-    facts = adapters.pack_metadata(adapters.read_metadata(file))
+    facts = adapters.pack_metadata(adapters.read_adapter_metadata(file))
     changed = {name: t * factor if ".lora_B." in name else t for name, t in tensors.items()}
     storage.write_safetensors(file, changed, facts)
 
@@ -162,18 +162,18 @@ def scale(run: Path, factor: float) -> None:
 def test_checkpoints_by_step_and_a_damaged_one(run, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run")
     (copied / "checkpoints/step-00000016/adapter.safetensors").write_bytes(b"cut off")
-    found, problems = checkpoints.arms(copied)
+    found, problems = checkpoints.list_variants(copied)
     assert [arm.step for arm in found] == [32, 48]
     assert "step 16 is left out" in problems[0]
-    assert [arm.step for arm in checkpoints.arms(run, "last")[0]] == [48]
-    assert [arm.name for arm in checkpoints.arms(run, "16,48", (0.5, 1.0))[0]] == [
+    assert [arm.step for arm in checkpoints.list_variants(run, "last")[0]] == [48]
+    assert [arm.name for arm in checkpoints.list_variants(run, "16,48", (0.5, 1.0))[0]] == [
         "step 16 × 0.5",
         "step 16",
         "step 48 × 0.5",
         "step 48",
     ]
     with pytest.raises(ConfigError, match="no checkpoint of step 20") as caught:
-        checkpoints.arms(run, "20")
+        checkpoints.list_variants(run, "20")
     assert "16, 32, 48" in str(caught.value)
 
 
@@ -203,7 +203,7 @@ def test_the_command_answers_as_json_and_the_pick_is_told_again(run, result, cap
     assert json.loads(capsys.readouterr().out) == answer["pick"]
     assert main.main(["eval", "pick", str(run), "--drift-budget", "0"]) == 0
     assert "Drifts" in capsys.readouterr().out
-    assert score_table.find(run)[0] == run / "eval"
+    assert score_table.load_evaluation(run)[0] == run / "eval"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_judges_by_name_are_used_and_told(run, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     from lorakit.models import base_model
 
-    wanted = Wanted(also=(f"clip={base_model.EMBEDDED_CLIP}", f"clipscore={base_model.EMBEDDED_CLIP}"))
+    wanted = JudgeOptions(also=(f"clip={base_model.EMBEDDED_CLIP}", f"clipscore={base_model.EMBEDDED_CLIP}"))
     made = evaluate_run(copied, request(run, checkpoints="last", judges=wanted, validate=False)).evaluation
     arm = made.tuned[0]
     assert arm.scores["clip_t@clip"] == pytest.approx(arm.scores["clip_t"])

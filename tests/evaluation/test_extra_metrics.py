@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.metrics import ocr, vqa
-from lorakit.evaluation.metrics.extra_metrics import open_extra
+from lorakit.evaluation.metrics.extra_metrics import load_prompt_scorer
 from lorakit.models import base_model, clip_score
 from tests.network.servers import serving
 
@@ -69,7 +69,7 @@ def clip_folder(tmp_path_factory) -> Path:
 def test_pickscore_is_the_scaled_cosine_of_its_clip(clip_folder, pictures):
     from transformers import AutoProcessor, CLIPModel
 
-    extra = open_extra(f"pickscore={clip_folder}")
+    extra = load_prompt_scorer(f"pickscore={clip_folder}")
     model, processor = CLIPModel.from_pretrained(clip_folder), AutoProcessor.from_pretrained(clip_folder)
     texts = [p.score_text for p in PROMPTS]
     with torch.no_grad():
@@ -85,11 +85,11 @@ def test_clipscore_hpsv2_and_a_second_clip_are_cosines_of_open_clip(pictures):
     spec, texts = str(base_model.EMBEDDED_CLIP), [p.score_text for p in PROMPTS]
     cosine = clip.clip_t(pictures, texts)
     prefixed = clip.clip_t(pictures, [f"A photo depicts {text}" for text in texts])
-    second = open_extra(f"clip={spec}")
+    second = load_prompt_scorer(f"clip={spec}")
     assert second.name == "clip_t@clip"
     assert second.score(pictures, PROMPTS) == pytest.approx(cosine)
-    assert open_extra(f"hpsv2={spec}").score(pictures, PROMPTS) == pytest.approx(cosine)
-    found = open_extra(f"clipscore={spec}")
+    assert load_prompt_scorer(f"hpsv2={spec}").score(pictures, PROMPTS) == pytest.approx(cosine)
+    found = load_prompt_scorer(f"clipscore={spec}")
     assert found.score(pictures, PROMPTS) == pytest.approx(2.5 * np.maximum(prefixed, 0))
     assert "A photo depicts" in found.describe()["metric"]
 
@@ -128,7 +128,7 @@ def vlm_folder(tmp_path_factory) -> Path:
 def test_vqascore_is_the_probability_of_yes(vlm_folder, pictures):
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    extra = open_extra(f"vqascore={vlm_folder}")
+    extra = load_prompt_scorer(f"vqascore={vlm_folder}")
     model = LlavaForConditionalGeneration.from_pretrained(vlm_folder).eval()
     processor = AutoProcessor.from_pretrained(vlm_folder)
     expected = []
@@ -178,7 +178,9 @@ def test_vqascore_of_an_encoder_and_decoder_is_the_first_word_of_the_answer(enco
         with torch.no_grad():
             answers = model(**given, decoder_input_ids=torch.tensor([[1]])).logits[0, 0].softmax(-1)
         expected.append(float(answers[WORDS.index("Yes")]))
-    assert open_extra(f"vqascore={encoder_folder}").score(pictures, PROMPTS) == pytest.approx(expected)
+    assert load_prompt_scorer(f"vqascore={encoder_folder}").score(pictures, PROMPTS) == pytest.approx(
+        expected
+    )
     assert abs(expected[0] - expected[1]) > 1e-9
 
 
@@ -206,9 +208,9 @@ class Answering(BaseHTTPRequestHandler):
 def test_vqascore_of_a_server_sums_what_it_tells(pictures):
     Answering.asked.clear()
     with serving(Answering) as address:
-        extra = open_extra(f"vqascore={address}/v1#open")
+        extra = load_prompt_scorer(f"vqascore={address}/v1#open")
         assert extra.score(pictures[:1], PROMPTS[:1]) == pytest.approx([0.75])
-        silent = open_extra(f"vqascore={address}/v1#closed")
+        silent = load_prompt_scorer(f"vqascore={address}/v1#closed")
         with pytest.raises(LorakitError, match="does not tell the probabilities"):
             silent.score(pictures[:1], PROMPTS[:1])
     body = Answering.asked[0]
@@ -220,7 +222,7 @@ def test_vqascore_of_a_server_sums_what_it_tells(pictures):
 
 
 def test_a_server_that_is_not_there_is_one_error(pictures):
-    extra = open_extra("vqascore=http://127.0.0.1:9/v1#model")
+    extra = load_prompt_scorer("vqascore=http://127.0.0.1:9/v1#model")
     with pytest.raises(LorakitError, match="did not answer"):
         extra.score(pictures[:1], PROMPTS[:1])
 
@@ -228,7 +230,7 @@ def test_a_server_that_is_not_there_is_one_error(pictures):
 def test_a_key_is_never_sent_unencrypted(monkeypatch):
     monkeypatch.setenv(vqa.KEY_VARIABLE, "secret")
     with pytest.raises(ConfigError, match="unencrypted"):
-        open_extra("vqascore=http://example.org/v1#model")
+        load_prompt_scorer("vqascore=http://example.org/v1#model")
 
 
 @pytest.mark.parametrize(
@@ -245,12 +247,12 @@ def test_a_key_is_never_sent_unencrypted(monkeypatch):
 )
 def test_what_cannot_be_loaded_is_one_error(text, said):
     with pytest.raises(ConfigError, match=said):
-        open_extra(text)
+        load_prompt_scorer(text)
 
 
 def test_a_folder_that_is_no_model_says_so(tmp_path):
     with pytest.raises(ConfigError, match="cannot load"):
-        open_extra(f"pickscore={tmp_path}")
+        load_prompt_scorer(f"pickscore={tmp_path}")
 
 
 # ---- text in pictures ----
@@ -266,7 +268,7 @@ def test_a_folder_that_is_no_model_says_so(tmp_path):
     ],
 )
 def test_what_a_prompt_quotes(prompt, text):
-    assert ocr.quoted(prompt) == text
+    assert ocr.quoted_text(prompt) == text
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -285,17 +287,17 @@ def test_accuracy_is_the_best_edit_distance_over_all_places(wanted, read):
     target, found = wanted.casefold(), " ".join(read.casefold().split())
     spans = [found[i:j] for i in range(len(found) + 1) for j in range(i, min(len(found), i + 6) + 1)]
     expected = 1 - min(edit_distance(target, span) for span in spans) / len(target)
-    assert ocr.accuracy(wanted, read) == pytest.approx(expected)
+    assert ocr.text_accuracy(wanted, read) == pytest.approx(expected)
 
 
-@pytest.mark.skipif(shutil.which(ocr.PROGRAM) is None, reason="Tesseract is not installed")
+@pytest.mark.skipif(shutil.which(ocr.TESSERACT) is None, reason="Tesseract is not installed")
 def test_a_picture_with_the_text_scores_high_and_another_low():
     def sign(text: str) -> Image.Image:
         picture = Image.new("RGB", (512, 256), "white")
         ImageDraw.Draw(picture).text((60, 80), text, fill="black", font=ImageFont.load_default(90))
         return picture
 
-    extra = open_extra("ocr")
+    extra = load_prompt_scorer("ocr")
     prompts = [Prompt(n, f'a sign "{t}"', "x") for n, t in (("a", "OPEN"), ("b", "OPEN"))]
     plain = Prompt("c", "a sign", "x")
     values = extra.score([sign("OPEN"), sign("KLTZ"), sign("OPEN")], [*prompts, plain])
@@ -305,8 +307,8 @@ def test_a_picture_with_the_text_scores_high_and_another_low():
     assert extra.describe()["engine"].startswith("tesseract")
 
 
-@pytest.mark.skipif(shutil.which(ocr.PROGRAM) is not None, reason="Tesseract is installed")
+@pytest.mark.skipif(shutil.which(ocr.TESSERACT) is not None, reason="Tesseract is installed")
 def test_without_an_engine_it_says_how_to_get_one():
     with pytest.raises(ConfigError, match="no OCR engine") as caught:
-        open_extra("ocr")
+        load_prompt_scorer("ocr")
     assert "apt-get" in str(caught.value)

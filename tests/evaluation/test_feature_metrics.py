@@ -37,9 +37,9 @@ def test_leave_one_out_never_compares_an_image_with_itself():
         np.mean([cosine(r, other) for j, other in enumerate(REFERENCES) if j != i])
         for i, r in enumerate(REFERENCES)
     ]
-    assert feature_metrics.leave_one_out(REFERENCES) == pytest.approx(expected)
+    assert feature_metrics.leave_one_out_fidelity(REFERENCES) == pytest.approx(expected)
     with pytest.raises(ValueError, match="two references"):
-        feature_metrics.leave_one_out(REFERENCES[:1])
+        feature_metrics.leave_one_out_fidelity(REFERENCES[:1])
 
 
 def test_drift_is_zero_for_the_same_and_two_for_the_opposite():
@@ -51,18 +51,18 @@ def test_drift_is_zero_for_the_same_and_two_for_the_opposite():
 
 def test_spread_is_one_less_the_mean_over_pairs():
     expected = 1 - np.mean([cosine(a, b) for a, b in itertools.combinations(PICTURES, 2)])
-    assert feature_metrics.spread(PICTURES) == pytest.approx(expected)
-    assert feature_metrics.spread(np.eye(4)) == pytest.approx(1.0)
-    assert feature_metrics.spread(np.repeat(PICTURES[:1], 3, 0)) == pytest.approx(0.0)
-    assert math.isnan(feature_metrics.spread(PICTURES[:1]))
+    assert feature_metrics.pairwise_diversity(PICTURES) == pytest.approx(expected)
+    assert feature_metrics.pairwise_diversity(np.eye(4)) == pytest.approx(1.0)
+    assert feature_metrics.pairwise_diversity(np.repeat(PICTURES[:1], 3, 0)) == pytest.approx(0.0)
+    assert math.isnan(feature_metrics.pairwise_diversity(PICTURES[:1]))
 
 
 def test_between_takes_pairs_of_different_prompts_only():
     groups = np.array([0, 0, 1, 1, 1, 2, 2])
     pairs = [(i, j) for i, j in itertools.combinations(range(7), 2) if groups[i] != groups[j]]
     expected = 1 - np.mean([cosine(PICTURES[i], PICTURES[j]) for i, j in pairs])
-    assert feature_metrics.between(PICTURES, groups) == pytest.approx(expected)
-    assert math.isnan(feature_metrics.between(PICTURES, np.zeros(7, int)))
+    assert feature_metrics.between_group_distance(PICTURES, groups) == pytest.approx(expected)
+    assert math.isnan(feature_metrics.between_group_distance(PICTURES, np.zeros(7, int)))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(7, 5), (3, 9)])
@@ -70,12 +70,12 @@ def test_vendi_is_the_exponential_of_the_entropy_of_all_eigenvalues(rows, column
     pictures = unit(rows, columns, 3)
     values = np.linalg.eigvals(pictures @ pictures.T / rows).real
     expected = math.exp(-sum(v * math.log(v) for v in values if v > 1e-12))
-    assert feature_metrics.vendi(pictures) == pytest.approx(expected, rel=1e-9)
+    assert feature_metrics.vendi_score(pictures) == pytest.approx(expected, rel=1e-9)
 
 
 def test_vendi_counts_what_is_different():
-    assert feature_metrics.vendi(np.eye(6)) == pytest.approx(6)
-    assert feature_metrics.vendi(np.repeat(np.eye(6)[:2], 5, 0)) == pytest.approx(2)
+    assert feature_metrics.vendi_score(np.eye(6)) == pytest.approx(6)
+    assert feature_metrics.vendi_score(np.repeat(np.eye(6)[:2], 5, 0)) == pytest.approx(2)
 
 
 def test_cmmd_by_its_sums_and_its_closed_form():
@@ -102,12 +102,12 @@ def test_shuffled_leaves_the_own_text_out():
     similarity = np.random.default_rng(4).normal(size=(5, 3))
     own = np.array([0, 0, 1, 2, 2])
     expected = [np.mean([similarity[row, text] for text in range(3) if text != own[row]]) for row in range(5)]
-    assert feature_metrics.shuffled(similarity, own) == pytest.approx(expected)
-    assert np.isnan(feature_metrics.shuffled(similarity[:, :1], np.zeros(5, int))).all()
+    assert feature_metrics.shuffled_prompt_similarity(similarity, own) == pytest.approx(expected)
+    assert np.isnan(feature_metrics.shuffled_prompt_similarity(similarity[:, :1], np.zeros(5, int))).all()
 
 
 def test_nearest_finds_the_most_alike():
-    values, index = feature_metrics.nearest(PICTURES, REFERENCES)
+    values, index = feature_metrics.nearest_training_image(PICTURES, REFERENCES)
     for row, picture in enumerate(PICTURES):
         similarities = [cosine(picture, reference) for reference in REFERENCES]
         assert values[row] == pytest.approx(max(similarities))
@@ -153,6 +153,6 @@ def test_honest_pictures_exceed_the_copy_limit_no_more_often_than_it_says(count,
             values = 1.7 * rng.normal(0, 1, (3, 24))[rng.integers(0, 3, count + 20)] + values
         values /= np.linalg.norm(values, axis=1, keepdims=True)
         limit = feature_metrics.copy_limit(values[:count])
-        nearness, _ = feature_metrics.nearest(values[count:], values[:count])
+        nearness, _ = feature_metrics.nearest_training_image(values[count:], values[:count])
         shares.append(float((nearness > limit.similarity).mean()))
     assert 0.2 * limit.rate <= np.mean(shares) <= 1.2 * limit.rate

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lorakit.core.errors import ConfigError
-from lorakit.evaluation.metrics.image_encoders import open_eye
+from lorakit.evaluation.metrics.image_encoders import load_image_encoder
 
 SIDE = 32
 
@@ -67,7 +67,7 @@ def dino_folder(tmp_path_factory) -> Path:
 
 
 def test_timm_features_are_the_models_own(timm_folder, pictures):
-    eye = open_eye(str(timm_folder))
+    eye = load_image_encoder(str(timm_folder))
     model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True, num_classes=0).eval()
     transform = timm.data.create_transform(
         **timm.data.resolve_model_data_config(model) | {"crop_pct": 1.0}, is_training=False
@@ -84,7 +84,7 @@ def test_timm_features_are_the_models_own(timm_folder, pictures):
 def test_transformers_features_are_the_class_token(dino_folder, pictures):
     from transformers import AutoImageProcessor, AutoModel
 
-    eye = open_eye(str(dino_folder))
+    eye = load_image_encoder(str(dino_folder))
     model, processor = AutoModel.from_pretrained(dino_folder), AutoImageProcessor.from_pretrained(dino_folder)
     square = pictures[:1]
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_transformers_features_are_the_class_token(dino_folder, pictures):
 def test_another_resize_gives_other_features_and_is_told(spec, request, pictures):
     """What a wrong preprocessing would do: a picture that is not square is seen otherwise."""
     folder = str(request.getfixturevalue(spec))
-    eyes = {mode: open_eye(folder, resize=mode) for mode in ("shortest", "squash", "pad")}
+    eyes = {mode: load_image_encoder(folder, resize=mode) for mode in ("shortest", "squash", "pad")}
     seen = {mode: eye.image_features(pictures) for mode, eye in eyes.items()}
     for mode, eye in eyes.items():
         assert eye.describe()["resize"] == mode
@@ -111,7 +111,7 @@ def test_pictures_shrink_with_antialiasing(timm_folder):
     """Stripes as fine as a pixel become gray; without antialiasing they would stay stripes."""
     stripes = np.zeros((320, 320, 3), np.uint8)
     stripes[:, ::2] = 255
-    pixels = open_eye(str(timm_folder)).preprocess(Image.fromarray(stripes))
+    pixels = load_image_encoder(str(timm_folder)).preprocess(Image.fromarray(stripes))
     assert pixels.std(dim=(1, 2)).max() < 0.02
 
 
@@ -122,7 +122,7 @@ def test_sscd_is_a_torchscript_file(tmp_path, pictures):
 
     file = tmp_path / "sscd.pt"
     torch.jit.script(Descriptor()).save(str(file))
-    eye = open_eye(f"sscd:{file}")
+    eye = load_image_encoder(f"sscd:{file}")
     found = eye.image_features(pictures)
     pixels = torch.stack([eye.preprocess(p) for p in pictures])
     assert pixels.shape == (3, 3, 288, 288)
@@ -141,12 +141,12 @@ def test_sscd_is_a_torchscript_file(tmp_path, pictures):
 )
 def test_what_cannot_be_loaded_is_one_error(spec, said):
     with pytest.raises(ConfigError, match=said):
-        open_eye(spec)
+        load_image_encoder(spec)
 
 
 def test_a_folder_without_a_config_or_weights_says_so(tmp_path, dino_folder):
     with pytest.raises(ConfigError, match=r"config\.json"):
-        open_eye(str(tmp_path))
+        load_image_encoder(str(tmp_path))
     (tmp_path / "config.json").write_bytes((dino_folder / "config.json").read_bytes())
     with pytest.raises(ConfigError, match="cannot load"):
-        open_eye(str(tmp_path))
+        load_image_encoder(str(tmp_path))

@@ -13,13 +13,13 @@ from PIL import Image
 
 from lorakit.core import storage
 from lorakit.core.errors import DataError
-from lorakit.data.prompts import Prompt, Shot
+from lorakit.data.prompts import Prompt, Sample
 from lorakit.evaluation import score_table
-from lorakit.evaluation.feature_cache import Source, features, source
-from lorakit.evaluation.judges import folder_references
-from lorakit.evaluation.measure import Judges, Taken, measure
+from lorakit.evaluation.feature_cache import FrameSource, cached_features, frame_source
+from lorakit.evaluation.judges import load_folder_references
+from lorakit.evaluation.measure import JudgeModels, VariantSamples, score_variants
 from lorakit.evaluation.metrics.extra_metrics import ClipScore
-from lorakit.evaluation.sample_files import Picture, find
+from lorakit.evaluation.sample_files import SampleFile, find_samples
 from lorakit.evaluation.score_table import BASE, Evaluation
 from lorakit.imaging import video
 from lorakit.models import base_model, clip_score
@@ -31,7 +31,7 @@ SEEDS = (0, 1)
 
 def scene(shape: str, colour: str, seed: int, style: str = "solid") -> Image.Image:
     made = shape_world.Scene(shape, colour, "white", style)
-    return shape_world.draw(shape_world.jitter(np.random.default_rng(seed), made))
+    return shape_world.render_scene(shape_world.jitter_scene(np.random.default_rng(seed), made))
 
 
 PROMPTS = [
@@ -42,14 +42,14 @@ PROMPTS = [
 LOOKS = {"s1": ("circle", "red"), "s2": ("heart", "blue"), "o1": ("ring", "green")}
 
 
-def arm(folder: Path, name: str, style: str) -> Taken:
+def arm(folder: Path, name: str, style: str) -> VariantSamples:
     pictures = []
     for prompt in PROMPTS:
         for seed in prompt.seeds:
             image = scene(*LOOKS[prompt.id], seed, style)
             path = storage.save_image(folder / name / f"{prompt.id}-{seed}.png", image)
-            pictures.append(Picture(prompt, seed, path))
-    return Taken(name, pictures, None if name == BASE else 100)
+            pictures.append(SampleFile(prompt, seed, path))
+    return VariantSamples(name, pictures, None if name == BASE else 100)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def place(tmp_path_factory) -> Path:
 def references(place):
     for number, shape in enumerate(("circle", "square", "cross", "triangle")):
         storage.save_image(place / "data" / f"{number}.png", scene(shape, "red", number, "striped"))
-    found = folder_references(place / "data", place)
+    found = load_folder_references(place / "data", place)
     return replace(found, trained=[True, True, True, False])
 
 
@@ -75,7 +75,9 @@ def made(place, clip, references) -> Evaluation:
     evaluation = Evaluation("e", PROMPTS, [], trigger="sks")
     arms = [arm(place, "step 100", "striped"), arm(place, BASE, "solid")]
     alternatives = {"s1": ["a red circle", "a striped red circle"]}
-    return measure(evaluation, arms, Judges(clip), references, root=place, alternatives=alternatives)
+    return score_variants(
+        evaluation, arms, JudgeModels(clip), references, root=place, alternatives=alternatives
+    )
 
 
 def seen(clip: clip_score.ClipScorer, evaluation: Evaluation, name: str, place: Path) -> np.ndarray:
@@ -160,8 +162,12 @@ def test_an_image_model_and_a_copy_detector_take_over_what_is_theirs(place, clip
 
     eye, detector = Pixels(4), Pixels(9)
     arms = [arm(place, "step 100", "striped"), arm(place, BASE, "solid")]
-    made = measure(
-        Evaluation("e", PROMPTS, [], trigger="sks"), arms, Judges(clip, eye, detector), references, root=place
+    made = score_variants(
+        Evaluation("e", PROMPTS, [], trigger="sks"),
+        arms,
+        JudgeModels(clip, eye, detector),
+        references,
+        root=place,
     )
     assert made.eye == "dino_i"
     adapted = made.arms[1]
@@ -191,8 +197,8 @@ def test_means_weigh_prompts_not_pictures(made):
 
 
 def test_it_is_the_same_after_json(made, place):
-    storage.write_json(place / score_table.FILE, made.to_json())
-    root, again = score_table.find(place)
+    storage.write_json(place / score_table.SCORES_FILE, made.to_json())
+    root, again = score_table.load_evaluation(place)
     assert root == place
     assert again.to_json() == made.to_json()
     assert [p.role("sks") for p in again.prompts] == ["subject", "subject", "unrelated"]
@@ -205,12 +211,12 @@ def test_a_clip_is_scored_by_its_frames_not_by_its_strip(clip, tmp_path):
         [scene("circle", "red", 1), scene("ring", "blue", 2), scene("circle", "red", 3)],
         [scene("circle", "red", 4), scene("circle", "red", 5)],
     ]
-    shots = [Shot(prompt, n, video.strip(film), tuple(film)) for n, film in enumerate(films)]
+    shots = [Sample(prompt, n, video.frame_strip(film), tuple(film)) for n, film in enumerate(films)]
     for name in (BASE, "same"):
-        generate.save(tmp_path / name, shots, 16.0)
-    arms = [Taken(name, find(tmp_path / name, [prompt])) for name in (BASE, "same")]
-    judges = Judges(clip, extras=[ClipScore(clip)])
-    made = measure(Evaluation("e", [prompt], []), arms, judges, None, root=tmp_path)
+        generate.save_samples(tmp_path / name, shots, 16.0)
+    arms = [VariantSamples(name, find_samples(tmp_path / name, [prompt])) for name in (BASE, "same")]
+    judges = JudgeModels(clip, extras=[ClipScore(clip)])
+    made = score_variants(Evaluation("e", [prompt], []), arms, judges, None, root=tmp_path)
     scores = made.arms[1].scores
     for n, film in enumerate(films):
         expected = np.mean(clip.clip_t(film, [prompt.score_text] * len(film)))
@@ -225,7 +231,7 @@ def test_an_arm_that_lacks_a_picture_is_not_compared(place, clip):
     arms = [arm(place, BASE, "solid"), arm(place, "step 100", "solid")]
     arms[1].pictures.pop()
     with pytest.raises(DataError, match="missing pictures: o1 seed 1"):
-        measure(Evaluation("e", PROMPTS, []), arms, Judges(clip), None, root=place)
+        score_variants(Evaluation("e", PROMPTS, []), arms, JudgeModels(clip), None, root=place)
 
 
 def test_features_are_computed_once_and_by_content(place, clip, tmp_path):
@@ -240,13 +246,13 @@ def test_features_are_computed_once_and_by_content(place, clip, tmp_path):
             return clip.describe()
 
     eye, file = Counting(), storage.save_image(tmp_path / "a.png", scene("ring", "pink", 5))
-    other = Source("another picture", lambda: [scene("ring", "blue", 6)])
-    first = features(eye, [source(file), other], "x")
+    other = FrameSource("another picture", lambda: [scene("ring", "blue", 6)])
+    first = cached_features(eye, [frame_source(file), other], "x")
     assert eye.looked == 2
-    assert (features(eye, [source(file), other], "x") == first).all()
+    assert (cached_features(eye, [frame_source(file), other], "x") == first).all()
     assert eye.looked == 2
     storage.save_image(file, scene("ring", "green", 5))
-    assert not np.allclose(features(eye, [source(file), other], "x")[0], first[0])
+    assert not np.allclose(cached_features(eye, [frame_source(file), other], "x")[0], first[0])
     assert eye.looked == 4
 
 
@@ -255,8 +261,8 @@ def test_features_are_computed_once_and_by_content(place, clip, tmp_path):
     [("{}", "another version"), ('{"format": 1}', "not an evaluation"), ("[1]", "another version")],
 )
 def test_a_file_that_is_no_evaluation_is_refused(tmp_path, text, said):
-    (tmp_path / score_table.FILE).write_text(text)
+    (tmp_path / score_table.SCORES_FILE).write_text(text)
     with pytest.raises(DataError, match=said):
-        score_table.find(tmp_path)
+        score_table.load_evaluation(tmp_path)
     with pytest.raises(DataError, match="lorakit eval"):
-        score_table.find(tmp_path / "nowhere")
+        score_table.load_evaluation(tmp_path / "nowhere")

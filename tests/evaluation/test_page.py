@@ -16,9 +16,9 @@ from lorakit.core import storage
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation import quality, score_table
 from lorakit.evaluation.report import gallery, verdict, write
-from lorakit.evaluation.report.page import page
+from lorakit.evaluation.report.page import evaluation_page
 from lorakit.evaluation.score_table import Evaluation
-from lorakit.evaluation.select import pick
+from lorakit.evaluation.select import select_checkpoint
 from tests.evaluation.simulated import Truth, evaluation, overfitting
 from tests.reports.test_reports import read
 
@@ -48,7 +48,7 @@ def small(root: Path, *truths: Truth, subject: int = 8, other: int = 3) -> Evalu
 
 
 def document(made: Evaluation, root: Path, **more):
-    return read(page(made, pick(made), root, versions={"torch": "2"}, **more))
+    return read(evaluation_page(made, select_checkpoint(made), root, versions={"torch": "2"}, **more))
 
 
 def test_the_verdict_leads_and_the_sections_follow_in_order(tmp_path):
@@ -68,8 +68,8 @@ def test_the_verdict_leads_and_the_sections_follow_in_order(tmp_path):
 def test_an_alarm_shows_the_picture_beside_the_training_image(tmp_path):
     made = small(tmp_path, Truth(100, 0.8, 1.0, copies=0.9))
     arm = made.tuned[0]
-    (alarm,) = [a for s in pick(made).standings for a in s.alarms if a.kind == "copy"]
-    reader = read(gallery.copies(made, arm, alarm, tmp_path))
+    (alarm,) = [a for s in select_checkpoint(made).standings for a in s.alarms if a.kind == "copy"]
+    reader = read(gallery.alarm_examples(made, arm, alarm, tmp_path))
     assert reader.names().count("img") == 2 * len(alarm.examples)
     assert len({key[0] for key in alarm.examples}) == len(alarm.examples)  # one a prompt
     similarity = max(arm.scores["nearest"].values())
@@ -78,14 +78,14 @@ def test_an_alarm_shows_the_picture_beside_the_training_image(tmp_path):
 
 def test_nothing_to_take_is_said_with_its_reason(tmp_path):
     made = small(tmp_path, Truth(100, 0.9, 1.0, copies=0.9), Truth(200, 0.9, 1.0, copies=0.9))
-    text, good = verdict.headline(made, pick(made))
+    text, good = verdict.selection_headline(made, select_checkpoint(made))
     assert good is False
     assert text.startswith("No checkpoint to take: every arm has an alarm. Copies: step 100 and step 200")
 
 
 def test_what_is_not_beyond_chance_is_not_praised(tmp_path):
     made = evaluation([Truth(100, 0.02, 1.0, drift=0.1)], subject=8, noise=2.0)
-    text, good = verdict.headline(made, pick(made))
+    text, good = verdict.selection_headline(made, select_checkpoint(made))
     assert good is None
     assert "not beyond chance" in text
 
@@ -94,19 +94,19 @@ def test_a_better_lower_strength_says_that_the_adapter_is_too_strong(tmp_path):
     made = evaluation([Truth(100, 0.8, 1.0), Truth(101, 0.9, 0.5, drift=0.5)])
     low, full = made.tuned
     low.name, low.strength, full.step = "step 100 × 0.5", 0.5, 100
-    chosen = pick(made)
+    chosen = select_checkpoint(made)
     assert chosen.arm is low
-    assert "too strong: take it at 0.5" in " ".join(verdict.remarks(made, chosen))
+    assert "too strong: take it at 0.5" in " ".join(verdict.selection_remarks(made, chosen))
 
 
 def test_the_grid_has_the_worst_prompt_first_and_an_arm_a_column(tmp_path):
     made = small(tmp_path, Truth(100, 0.6, 1.0), Truth(200, 0.7, 1.0))
-    chosen = pick(made)
+    chosen = select_checkpoint(made)
     gains = made.column(chosen.arm, "clip_t", made.prompts) - made.column(made.base, "clip_t", made.prompts)
     worst = made.prompts[int(gains.argmin())]
-    note, grid = gallery.grid(made, made.arms, tmp_path, chosen)
+    note, grid = gallery.sample_grid(made, made.arms, tmp_path, chosen)
     rows = read(grid)
-    assert gallery.rank(made, made.base, chosen.arm)[0] is worst
+    assert gallery.rank_prompts(made, made.base, chosen.arm)[0] is worst
     assert rows.text.index(worst.prompt) == min(rows.text.index(p.prompt) for p in made.prompts)
     assert [h for h in ("base", "step 100", "step 200") if h in rows.text] == ["base", "step 100", "step 200"]
     assert "gained least" in note
@@ -148,10 +148,10 @@ def test_long_texts_that_were_cut_are_listed(tmp_path):
 
 def test_the_twins_hold_every_number(tmp_path):
     made = small(tmp_path, Truth(100, 0.6, 1.0), Truth(200, 0.7, 1.0))
-    chosen = pick(made)
-    write.write(tmp_path, made, chosen)
-    value = json.loads((tmp_path / score_table.FILE).read_text())
-    rows = list(csv.DictReader(io.StringIO((tmp_path / write.TABLE).read_text())))
+    chosen = select_checkpoint(made)
+    write.write_evaluation(tmp_path, made, chosen)
+    value = json.loads((tmp_path / score_table.SCORES_FILE).read_text())
+    rows = list(csv.DictReader(io.StringIO((tmp_path / write.CSV_FILE).read_text())))
     assert len(rows) == 3 * len(made.prompts) * 4
     scores = {(arm["name"], p["prompt_id"], p["seed"]): p for arm in value["arms"] for p in arm["pictures"]}
     for row in rows:
@@ -162,7 +162,7 @@ def test_the_twins_hold_every_number(tmp_path):
     gain = next(s for s in value["summary"] if s["arm"] == "step 200" and s["kind"] == "view")["clip_t_gain"]
     subject = made.of_role("subject")
     assert gain["mean"] == pytest.approx(made.gain(made.base, made.tuned[1], "clip_t", subject).mean)
-    with Image.open(tmp_path / write.SHEET) as sheet:
+    with Image.open(tmp_path / write.CONTACT_SHEET_FILE) as sheet:
         assert sheet.width > 8 * gallery.SHEET_CELL
 
 
@@ -171,8 +171,8 @@ def test_csv_cells_cannot_run_as_formulas():
     made = Evaluation(
         "e", [Prompt(f"p{i}", text, text, seeds=(0,), kind=text) for i, text in enumerate(bad)], []
     )
-    made.arms = [score_table.Arm("=arm", files={(p.id, 0): "=file.png" for p in made.prompts})]
-    rows = list(csv.DictReader(io.StringIO(write.scores_csv(made))))
+    made.arms = [score_table.VariantScores("=arm", files={(p.id, 0): "=file.png" for p in made.prompts})]
+    rows = list(csv.DictReader(io.StringIO(write.format_scores_csv(made))))
     assert len(rows) == len(bad)
     for row, text in zip(rows, bad, strict=True):
         for cell in (row["prompt"], row["kind"], row["score_text"], row["arm"], row["file"]):
@@ -182,18 +182,18 @@ def test_csv_cells_cannot_run_as_formulas():
 
 def test_written_twice_it_is_the_same_bytes(tmp_path):
     made = small(tmp_path, Truth(100, 0.6, 1.0))
-    names = (score_table.FILE, write.TABLE, write.SHEET, write.REPORT)
-    write.write(tmp_path, made, pick(made))
+    names = (score_table.SCORES_FILE, write.CSV_FILE, write.CONTACT_SHEET_FILE, write.REPORT_FILE)
+    write.write_evaluation(tmp_path, made, select_checkpoint(made))
     first = [(tmp_path / name).read_bytes() for name in names]
-    write.write(tmp_path, made, pick(made))
+    write.write_evaluation(tmp_path, made, select_checkpoint(made))
     assert [(tmp_path / name).read_bytes() for name in names] == first
 
 
 def test_the_overfit_run_is_told_as_it_is():
     made = evaluation(overfitting(), subject=24, other=24)
-    chosen = pick(made)
-    text, good = verdict.headline(made, chosen)
-    told = " ".join(verdict.remarks(made, chosen))
+    chosen = select_checkpoint(made)
+    text, good = verdict.selection_headline(made, chosen)
+    told = " ".join(verdict.selection_remarks(made, chosen))
     assert good is True
     assert text.startswith(f"Take {chosen.arm.name}: ")
     assert "Copies:" in told
@@ -202,10 +202,10 @@ def test_the_overfit_run_is_told_as_it_is():
 
 def test_a_comparison_names_what_is_better_and_what_is_worse():
     made = evaluation([Truth(100, 0.5, 1.0, drift=0.05), Truth(200, 0.8, 0.6, drift=0.05)])
-    text, good = verdict.difference(made, *made.tuned)
+    text, good = verdict.comparison_summary(made, *made.tuned)
     assert text.startswith("step 200 is better in DINO-I")
     assert "worse in CLIP-T" in text
     assert good is None
-    same, neutral = verdict.difference(made, made.tuned[0], made.tuned[0])
+    same, neutral = verdict.comparison_summary(made, made.tuned[0], made.tuned[0])
     assert same == "step 100 and step 100 cannot be told apart."
     assert neutral is None

@@ -7,14 +7,14 @@ from collections import Counter
 import pytest
 
 from lorakit.core.errors import ConfigError
-from lorakit.data.prompts import Subject, has_word, load
-from lorakit.evaluation.prompt_set import make, write
+from lorakit.data.prompts import Subject, has_word, load_prompts
+from lorakit.evaluation.prompt_set import make_prompt_set, write_prompt_set
 
 DOG = Subject("sks", "dog")
 
 
 def test_the_kinds_their_numbers_and_their_roles():
-    made = make([], DOG)
+    made = make_prompt_set([], DOG)
     kinds = Counter(prompt.kind for prompt in made)
     assert kinds == {
         "recontextualisation": 10,
@@ -30,7 +30,7 @@ def test_the_kinds_their_numbers_and_their_roles():
 
 
 def test_only_prompts_of_the_subject_hold_the_trigger_and_no_score_text_does():
-    for prompt in make([], DOG):
+    for prompt in make_prompt_set([], DOG):
         assert has_word(prompt.prompt, "sks") == (prompt.role(None) == "subject")
         assert not has_word(prompt.score_text, "sks")
         assert has_word(prompt.prompt, "dog") == (prompt.kind != "unrelated")
@@ -39,7 +39,7 @@ def test_only_prompts_of_the_subject_hold_the_trigger_and_no_score_text_does():
 
 def test_what_the_captions_tell_is_not_asked_again():
     captions = ["a sks dog on the beach", "a sks dog in the snow wearing a hat", "sks dog, watercolour"]
-    before, after = ({p.prompt for p in make(some, DOG)} for some in ([], captions))
+    before, after = ({p.prompt for p in make_prompt_set(some, DOG)} for some in ([], captions))
     for word in ("beach", "snow", "hat", "watercolour"):
         assert any(has_word(text, word) for text in before)
         assert not any(has_word(text, word) for text in after if has_word(text, "sks"))
@@ -47,7 +47,8 @@ def test_what_the_captions_tell_is_not_asked_again():
 
 def test_things_get_materials_and_the_living_get_clothes():
     thing, animal = (
-        [p.prompt for p in make([], s) if p.kind == "property"] for s in (Subject("sks", "teapot"), DOG)
+        [p.prompt for p in make_prompt_set([], s) if p.kind == "property"]
+        for s in (Subject("sks", "teapot"), DOG)
     )
     assert any("made of" in text for text in thing)
     assert any("wearing" in text for text in animal)
@@ -55,21 +56,21 @@ def test_things_get_materials_and_the_living_get_clothes():
 
 
 def test_articles_and_a_subject_without_a_trigger():
-    texts = [p.prompt for p in make([], Subject("ohwx", "owl"))]
+    texts = [p.prompt for p in make_prompt_set([], Subject("ohwx", "owl"))]
     assert any(text.startswith("an ohwx owl") for text in texts)
-    plain = make([], Subject(None, "owl"))
+    plain = make_prompt_set([], Subject(None, "owl"))
     assert any(p.prompt.startswith("an owl") for p in plain)
     assert all(p.prompt == p.score_text for p in plain)
 
 
 def test_it_is_written_as_a_prompt_file_and_never_over_one(tmp_path):
-    made = make(["a sks dog"], DOG, count=12, others=2)
-    path = write(tmp_path / "p.jsonl", made)
-    assert load(path) == made
+    made = make_prompt_set(["a sks dog"], DOG, count=12, others=2)
+    path = write_prompt_set(tmp_path / "p.jsonl", made)
+    assert load_prompts(path) == made
     assert len(made) == 16
     path.write_text(path.read_text() + "\n")
     with pytest.raises(ConfigError, match="exists"):
-        write(path, made)
+        write_prompt_set(path, made)
 
 
 @pytest.mark.parametrize(
@@ -77,4 +78,4 @@ def test_it_is_written_as_a_prompt_file_and_never_over_one(tmp_path):
 )
 def test_what_is_missing_is_said(subject, count, said):
     with pytest.raises(ConfigError, match=said):
-        make([], subject, count=count)
+        make_prompt_set([], subject, count=count)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lorakit.core.errors import DataError
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.sample_files import asked, find
+from lorakit.evaluation.sample_files import find_samples, prompts_with_seeds
 
 PROMPTS = [Prompt("dog", "a dog", "a dog"), Prompt("0002", "a cat", "a cat"), Prompt("a-b", "c", "c")]
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path, *names: str) -> Path:
 
 
 def keys(root: Path, pattern: str | None = None) -> dict[tuple[str, int], str]:
-    return {p.key: p.path.relative_to(root).as_posix() for p in find(root, PROMPTS, pattern)}
+    return {p.key: p.path.relative_to(root).as_posix() for p in find_samples(root, PROMPTS, pattern)}
 
 
 def test_by_name(tmp_path):
@@ -83,36 +83,39 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path, rows, said):
     Image.new("RGB", (8, 8)).save(tmp_path / "out.png")
     (root / "samples.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match=said):
-        find(root, PROMPTS)
+        find_samples(root, PROMPTS)
 
 
 def test_a_picture_without_a_prompt_is_named_never_guessed(tmp_path):
     root = folder(tmp_path, "dog-0.png", "IMG_001.png", "00001.png")
     with pytest.raises(DataError, match=r"00001\.png, IMG_001\.png") as caught:
-        find(root, PROMPTS)
+        find_samples(root, PROMPTS)
     assert "--pattern" in str(caught.value)
 
 
 def test_what_is_no_folder_or_has_no_pictures(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
-        find(tmp_path / "none", PROMPTS)
+        find_samples(tmp_path / "none", PROMPTS)
     with pytest.raises(DataError, match="no pictures"):
-        find(folder(tmp_path), PROMPTS)
+        find_samples(folder(tmp_path), PROMPTS)
     with pytest.raises(DataError, match=r"has no \{id\}"):
-        find(folder(tmp_path, "x.png"), PROMPTS, "{seed}.png")
+        find_samples(folder(tmp_path, "x.png"), PROMPTS, "{seed}.png")
 
 
 def test_the_prompts_asked_have_just_the_seeds_that_there_are(tmp_path):
     root = folder(tmp_path, "dog-5.png", "dog-2.png", "a-b-0.png")
-    assert {p.id: p.seeds for p in asked(find(root, PROMPTS))} == {"dog": (2, 5), "a-b": (0,)}
+    assert {p.id: p.seeds for p in prompts_with_seeds(find_samples(root, PROMPTS))} == {
+        "dog": (2, 5),
+        "a-b": (0,),
+    }
 
 
 def test_a_clip_lies_beside_its_picture(tmp_path):
     root = folder(tmp_path, "a.png", "a.webp")
     row = {"prompt_id": "dog", "seed": 1, "file": "a.png", "clip": "a.webp"}
     (root / "samples.json").write_text(json.dumps([row, {**row, "seed": 2, "clip": None}]))
-    assert [p.clip and p.clip.name for p in find(root, PROMPTS)] == ["a.webp", None]
+    assert [p.clip and p.clip.name for p in find_samples(root, PROMPTS)] == ["a.webp", None]
     for clip, words in (("../a.webp", "outside"), ("b.webp", "does not exist"), (3, "names the file")):
         (root / "samples.json").write_text(json.dumps([row | {"clip": clip}]))
         with pytest.raises(DataError, match=words):
-            find(root, PROMPTS)
+            find_samples(root, PROMPTS)

@@ -40,7 +40,7 @@ def picture(width: int = 48, height: int = 32, seed: int = 0) -> Image.Image:
 
 def code_of(path: Path, **options: object) -> str:
     with pytest.raises(ImageError) as caught:
-        decode.decode(path, **options)  # type: ignore[arg-type]
+        decode.decode_image(path, **options)  # type: ignore[arg-type]
     assert str(path) in str(caught.value)
     assert caught.value.exit_code == 3
     return caught.value.code
@@ -55,7 +55,7 @@ def test_07_exif_orientation_gives_the_upright_pixels(tmp_path: Path, orientatio
     exif[0x0112] = orientation
     options = {"webp": {"lossless": True}, "jpg": {"quality": 95, "subsampling": 0}}.get(suffix, {})
     stored.save(tmp_path / f"a.{suffix}", exif=exif, **options)
-    decoded = decode.decode(tmp_path / f"a.{suffix}")
+    decoded = decode.decode_image(tmp_path / f"a.{suffix}")
     if suffix == "jpg":  # the reference is the same JPEG without the tag, turned by hand
         stored.save(tmp_path / "plain.jpg", **options)
         with Image.open(tmp_path / "plain.jpg") as plain:
@@ -70,7 +70,7 @@ def test_08_broken_exif_is_ignored_and_noted(tmp_path: Path) -> None:
     for number, exif in enumerate((b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", b"\x00")):
         path = tmp_path / f"{number}.jpg"
         picture().save(path, exif=exif)
-        assert decode.decode(path).size == (48, 32)
+        assert decode.decode_image(path).size == (48, 32)
     decoded = decode.decode_bytes((tmp_path / "0.jpg").read_bytes(), where="0.jpg")
     assert [note.split(":")[0] for note in decoded.notes] == ["broken_exif"]
 
@@ -137,7 +137,7 @@ def test_13_display_p3_becomes_srgb_within_two_levels(tmp_path: Path) -> None:
     to_srgb = np.linalg.inv(rgb_to_xyz_d50(SRGB)) @ rgb_to_xyz_d50(P3)
     target = np.clip(linear @ to_srgb.T, 0, 1)
     encoded = np.where(target <= 0.0031308, 12.92 * target, 1.055 * target ** (1 / 2.4) - 0.055) * 255
-    decoded = np.asarray(decode.decode(tmp_path / "p3.png")).astype(np.float64)
+    decoded = np.asarray(decode.decode_image(tmp_path / "p3.png")).astype(np.float64)
     assert np.abs(decoded - values).max() > 10  # the profile matters for this picture
     assert np.abs(decoded - encoded).max() <= 2
 
@@ -145,7 +145,7 @@ def test_13_display_p3_becomes_srgb_within_two_levels(tmp_path: Path) -> None:
 def test_an_srgb_profile_changes_no_pixel(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     picture().save(tmp_path / "a.png", icc_profile=profile)
-    assert decode.decode(tmp_path / "a.png").tobytes() == picture().tobytes()
+    assert decode.decode_image(tmp_path / "a.png").tobytes() == picture().tobytes()
 
 
 def test_a_broken_profile_is_ignored_and_noted() -> None:
@@ -161,14 +161,17 @@ def test_09_hidden_colour_never_shows(tmp_path: Path) -> None:
     rgba[..., 0] = 255  # red everywhere, visible only in the right half
     rgba[:, 4:, 3] = 255
     Image.fromarray(rgba).save(tmp_path / "a.png")
-    on_white = np.asarray(decode.decode(tmp_path / "a.png"))
+    on_white = np.asarray(decode.decode_image(tmp_path / "a.png"))
     assert (on_white[:, :4] == 255).all()
     assert (on_white[:, 4:] == (255, 0, 0)).all()
-    on_blue = np.asarray(decode.decode(tmp_path / "a.png", background=(0, 0, 255)))
+    on_blue = np.asarray(decode.decode_image(tmp_path / "a.png", background=(0, 0, 255)))
     assert (on_blue[:, :4] == (0, 0, 255)).all()
     rgba[..., 3] = 128
     Image.fromarray(rgba).save(tmp_path / "half.png")
-    assert np.abs(np.asarray(decode.decode(tmp_path / "half.png")).astype(int) - (255, 127, 127)).max() <= 1
+    assert (
+        np.abs(np.asarray(decode.decode_image(tmp_path / "half.png")).astype(int) - (255, 127, 127)).max()
+        <= 1
+    )
 
 
 def _la() -> Image.Image:
@@ -195,7 +198,7 @@ def _keyed(mode: str, key: object) -> Image.Image:
 )
 def test_10_every_kind_of_transparency_is_composited(tmp_path: Path, make: Callable[[], Image.Image]) -> None:
     make().save(tmp_path / "a.png", transparency=make().info.get("transparency"))
-    decoded = np.asarray(decode.decode(tmp_path / "a.png", background=(0, 255, 0)))
+    decoded = np.asarray(decode.decode_image(tmp_path / "a.png", background=(0, 255, 0)))
     diagonal = np.eye(4, dtype=bool)
     assert (decoded[diagonal] == 200).all()
     assert (decoded[~diagonal] == (0, 255, 0)).all()
@@ -205,7 +208,7 @@ def test_10_every_kind_of_transparency_is_composited(tmp_path: Path, make: Calla
 def test_11_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 256, 257, 32768, 65535, 511]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    decoded = np.asarray(decode.decode(tmp_path / f"a.{suffix}"))
+    decoded = np.asarray(decode.decode_image(tmp_path / f"a.{suffix}"))
     assert decoded[0, :, 0].tolist() == [0, 1, 1, 128, 255, 2]
     assert (decoded == decoded[..., :1]).all()
 
@@ -228,7 +231,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: b
 def test_11_sixteen_bit_colour_is_scaled(tmp_path: Path) -> None:
     row = struct.pack(">6H", 65535, 256, 0, 32768, 65535, 0)
     (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, b"\0" + row))
-    assert np.asarray(decode.decode(tmp_path / "a.png")).tolist() == [[[255, 1, 0], [128, 255, 0]]]
+    assert np.asarray(decode.decode_image(tmp_path / "a.png")).tolist() == [[[255, 1, 0], [128, 255, 0]]]
 
 
 def test_12_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
@@ -237,7 +240,7 @@ def test_12_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
         ("white", (0, 0, 0, 0), (255, 255, 255)),
     ):
         Image.new("CMYK", (16, 16), ink).save(tmp_path / f"{name}.jpg", quality=95)
-        decoded = np.asarray(decode.decode(tmp_path / f"{name}.jpg")).astype(int)
+        decoded = np.asarray(decode.decode_image(tmp_path / f"{name}.jpg")).astype(int)
         assert np.abs(decoded - colour).max() <= 3, name
     # Inks are stored inverted, as Adobe's marker says; so they are taken in files without the marker, too.
     data = (tmp_path / "red.jpg").read_bytes()
@@ -245,7 +248,7 @@ def test_12_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
     (tmp_path / "plain.jpg").write_bytes(
         data[:place] + data[place + 2 + int.from_bytes(data[place + 2 : place + 4]) :]
     )
-    unmarked = np.asarray(decode.decode(tmp_path / "plain.jpg")).astype(int)
+    unmarked = np.asarray(decode.decode_image(tmp_path / "plain.jpg")).astype(int)
     assert np.abs(unmarked - (255, 0, 0)).max() <= 3
 
 
@@ -254,9 +257,9 @@ def test_12_a_cmyk_profile_is_obeyed(tmp_path: Path) -> None:
     cyan.save(tmp_path / "a.jpg", quality=95, icc_profile=ink_profile(60))
     luminance = ((60 + 16) / 116) ** 3  # CIE L* to Y, then sRGB's curve
     grey = 255 * (1.055 * luminance ** (1 / 2.4) - 0.055)
-    assert np.abs(np.asarray(decode.decode(tmp_path / "a.jpg")).astype(float) - grey).max() <= 3
+    assert np.abs(np.asarray(decode.decode_image(tmp_path / "a.jpg")).astype(float) - grey).max() <= 3
     cyan.save(tmp_path / "plain.jpg", quality=95)
-    assert np.asarray(decode.decode(tmp_path / "plain.jpg"))[0, 0, 0] < 5
+    assert np.asarray(decode.decode_image(tmp_path / "plain.jpg"))[0, 0, 0] < 5
 
 
 @pytest.mark.parametrize("tag", [{254: 1}, {50706: bytes([1, 4, 0, 0])}], ids=["preview", "dng"])
@@ -274,14 +277,14 @@ def test_avif_is_turned_once(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     stored = picture().transpose(TURNS[orientation]) if orientation > 1 else picture()
     stored.save(tmp_path / "a.avif", exif=exif, quality=95)
-    difference = np.asarray(decode.decode(tmp_path / "a.avif")).astype(int) - np.asarray(picture())
+    difference = np.asarray(decode.decode_image(tmp_path / "a.avif")).astype(int) - np.asarray(picture())
     assert np.abs(difference).mean() < 4
 
 
 def test_lab_tiff_is_converted(tmp_path: Path) -> None:
     lab = Image.merge("LAB", [Image.new("L", (4, 4), value) for value in (255, 128, 128)])
     lab.save(tmp_path / "a.tiff")
-    assert np.abs(np.asarray(decode.decode(tmp_path / "a.tiff")).astype(int) - 255).max() <= 2
+    assert np.abs(np.asarray(decode.decode_image(tmp_path / "a.tiff")).astype(int) - 255).max() <= 2
 
 
 def test_float_pixels_are_refused(tmp_path: Path) -> None:
@@ -335,10 +338,10 @@ def test_impostors_are_named(tmp_path: Path, content: bytes, code: str) -> None:
 
 
 def test_16_heic_without_decoder_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_image, "formats", lambda: ("PNG", "JPEG"))
+    monkeypatch.setattr(open_image, "decodable_formats", lambda: ("PNG", "JPEG"))
     (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(64))
     with pytest.raises(ImageError, match="pillow-heif") as caught:
-        decode.decode(tmp_path / "a.heic")
+        decode.decode_image(tmp_path / "a.heic")
     assert caught.value.code == "no_decoder"
 
 
@@ -372,7 +375,7 @@ def test_14_animations_are_refused_unless_the_first_frame_is_wanted(
 
 def test_a_jpeg_with_a_second_picture_is_a_still(tmp_path: Path) -> None:
     _animate(tmp_path / "a.mpo")
-    assert decode.decode(tmp_path / "a.mpo").size == (48, 32)
+    assert decode.decode_image(tmp_path / "a.mpo").size == (48, 32)
 
 
 def test_17_a_pixel_bomb_is_refused_before_memory_is_taken(
@@ -391,7 +394,7 @@ def test_the_pixel_limit_is_ours_and_local(tmp_path: Path) -> None:
         path = tmp_path / f"a.{suffix}"
         picture(100, 100).save(path)
         assert code_of(path, max_pixels=9_999) == "too_many_pixels"
-        assert decode.decode(path, max_pixels=10_000).size == (100, 100)
+        assert decode.decode_image(path, max_pixels=10_000).size == (100, 100)
     assert before == Image.MAX_IMAGE_PIXELS
 
 
@@ -435,16 +438,16 @@ def test_large_pictures_are_converted_in_strips_to_the_same_pixels(
             exif[0x0112] = orientation
             profile = {"icc_profile": matrix_profile(P3, 2.2)} if name == "p3.png" else {}
             image.save(tmp_path / name, exif=exif, **profile)
-            whole = decode.decode(tmp_path / name)
-            monkeypatch.setattr(image_reader, "STRIP", 48 * 5)
-            assert decode.decode(tmp_path / name).tobytes() == whole.tobytes(), (name, orientation)
+            whole = decode.decode_image(tmp_path / name)
+            monkeypatch.setattr(image_reader, "STRIP_PIXELS", 48 * 5)
+            assert decode.decode_image(tmp_path / name).tobytes() == whole.tobytes(), (name, orientation)
             assert look(tmp_path / name).pixels == decode.pixel_hash(whole)
             monkeypatch.undo()
 
 
-def look(path: Path) -> decode.Look:
+def look(path: Path) -> decode.ImageInfo:
     given = {"background": decode.WHITE, "max_pixels": decode.MAX_PIXELS, "first_frame": False}
-    return decode.look(decode.open_source(path.read_bytes(), where=str(path), **given))  # type: ignore[arg-type]
+    return decode.inspect_image(decode.open_source(path.read_bytes(), where=str(path), **given))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -454,9 +457,9 @@ def test_one_look_tells_what_the_whole_decoding_does(tmp_path: Path, suffix: str
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
     picture(2400, 1600).save(path, exif=exif)
-    seen, whole = look(path), decode.decode(path)
+    seen, whole = look(path), decode.decode_image(path)
     assert seen.size == whole.size
-    assert decode.LOOK <= max(seen.small.size) < 2 * decode.LOOK
+    assert decode.THUMBNAIL_SIDE <= max(seen.small.size) < 2 * decode.THUMBNAIL_SIDE
     reference = whole.resize(seen.small.size, Image.Resampling.BOX)
     difference = np.asarray(seen.small).astype(int) - np.asarray(reference)
     assert np.abs(difference).mean() < 1
@@ -502,7 +505,7 @@ def test_the_quick_jpeg_decoder_makes_pillows_pixels(
 ) -> None:
     picture(131, 97).convert(mode).save(tmp_path / "a.jpg", quality=85, **options)
     with Image.open(tmp_path / "a.jpg") as plain:
-        assert decode.decode(tmp_path / "a.jpg").tobytes() == plain.convert("RGB").tobytes()
+        assert decode.decode_image(tmp_path / "a.jpg").tobytes() == plain.convert("RGB").tobytes()
 
 
 def test_a_jpeg_that_claims_thousands_of_scans_is_refused(tmp_path: Path) -> None:
@@ -520,7 +523,7 @@ def test_pixel_hash_sees_pixels_and_shape_only(tmp_path: Path) -> None:
     image = picture()
     image.save(tmp_path / "a.png", compress_level=9)
     image.save(tmp_path / "b.tiff")
-    first, second = (decode.pixel_hash(decode.decode(tmp_path / name)) for name in ("a.png", "b.tiff"))
+    first, second = (decode.pixel_hash(decode.decode_image(tmp_path / name)) for name in ("a.png", "b.tiff"))
     assert first == second
     flat = Image.new("RGB", (8, 2))
     assert decode.pixel_hash(flat) != decode.pixel_hash(flat.resize((4, 4)))
@@ -530,23 +533,23 @@ def test_pixel_hash_sees_pixels_and_shape_only(tmp_path: Path) -> None:
 
 def test_fit_crops_then_resizes() -> None:
     image = picture(60, 40)
-    whole = decode.fit(image, (10, 0, 50, 40), (16, 16))
+    whole = decode.crop_and_resize(image, (10, 0, 50, 40), (16, 16))
     assert whole.tobytes() == image.crop((10, 0, 50, 40)).resize((16, 16), Image.Resampling.LANCZOS).tobytes()
-    assert decode.fit(image, None, None) is image
+    assert decode.crop_and_resize(image, None, None) is image
     with pytest.raises(DataError, match="does not lie inside"):
-        decode.fit(image, (0, 0, 61, 40), (16, 16))
+        decode.crop_and_resize(image, (0, 0, 61, 40), (16, 16))
 
 
 def test_27_read_repeats_the_recorded_decoding_and_notices_change(tmp_path: Path) -> None:
     rgba = picture().convert("RGBA")
     rgba.putalpha(100)
     rgba.save(tmp_path / "a.png")
-    shown = decode.decode(tmp_path / "a.png", background=(0, 0, 0))
+    shown = decode.decode_image(tmp_path / "a.png", background=(0, 0, 0))
     record = Record("a.png", "0" * 64, decode.pixel_hash(shown), 48, 32, background="#000000")
-    assert decode.read(tmp_path, record).tobytes() == shown.tobytes()
+    assert decode.read_record_image(tmp_path, record).tobytes() == shown.tobytes()
     picture(seed=5).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match="changed") as caught:
-        decode.read(tmp_path, record)
+        decode.read_record_image(tmp_path, record)
     assert caught.value.code == "changed"
 
 
@@ -572,14 +575,16 @@ def test_a_jpeg_read_for_its_size_looks_as_from_the_whole(tmp_path: Path, orient
     seen = look(tmp_path / "a.jpg")
     record = Record("a.jpg", "0" * 64, seen.pixels, *seen.size)
     box, size = (37, 21, seen.size[0] - 91, seen.size[1] - 13), (360, 380)
-    image, crop = decode.read_for(tmp_path, record, box, size)
+    image, crop = decode.read_record_image_scaled(tmp_path, record, box, size)
     assert max(image.shape) == 800  # halved: 1600 is more than twice 1.4 times what is wanted
     resized = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, box=crop)
     quick = np.asarray(resized).astype(float)
-    whole = np.asarray(decode.fit(decode.read(tmp_path, record), box, size)).astype(float)
+    whole = np.asarray(decode.crop_and_resize(decode.read_record_image(tmp_path, record), box, size)).astype(
+        float
+    )
     assert np.abs(quick - whole).mean() < 1.2
     assert 10 * np.log10(255**2 / np.square(quick - whole).mean()) > 42
-    image, crop = decode.read_for(tmp_path, record, box, (1024, 1066))
+    image, crop = decode.read_record_image_scaled(tmp_path, record, box, (1024, 1066))
     assert (max(image.shape), crop) == (1600, box)  # no pixels to spare
 
 

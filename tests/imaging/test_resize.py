@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lorakit.imaging import decode, resize
-from lorakit.imaging.decode import Box
+from lorakit.imaging.decode import CropBox
 from lorakit.manifest import Record
 
 
@@ -28,15 +28,15 @@ def photograph(width: int, height: int) -> Image.Image:
 def described(folder: Path, name: str) -> Record:
     given = {"background": decode.WHITE, "max_pixels": decode.MAX_PIXELS, "first_frame": False}
     source = decode.open_source((folder / name).read_bytes(), where=name, **given)  # type: ignore[arg-type]
-    seen = decode.look(source)
+    seen = decode.inspect_image(source)
     return Record(name, "0" * 64, seen.pixels, *seen.size)
 
 
-def apart(folder: Path, record: Record, crop: Box, size: tuple[int, int]) -> np.ndarray:
-    ours = resize.picture(folder, record, crop, size)
+def apart(folder: Path, record: Record, crop: CropBox, size: tuple[int, int]) -> np.ndarray:
+    ours = resize.load_image_tensor(folder, record, crop, size)
     assert tuple(ours.shape) == (3, size[1], size[0])
     assert ours.is_contiguous()
-    whole = np.asarray(decode.fit(decode.read(folder, record), crop, size))
+    whole = np.asarray(decode.crop_and_resize(decode.read_record_image(folder, record), crop, size))
     return np.abs(ours.permute(1, 2, 0).numpy().astype(int) - whole)
 
 
@@ -46,7 +46,7 @@ def apart(folder: Path, record: Record, crop: Box, size: tuple[int, int]) -> np.
     [((0, 0, 400, 300), (256, 192)), ((31, 17, 301, 289), (272, 272)), ((5, 5, 69, 69), (128, 128))],
     ids=["smaller", "as it is", "larger"],
 )
-def test_the_filter_is_pillows(tmp_path: Path, kind: str, crop: Box, size: tuple[int, int]) -> None:
+def test_the_filter_is_pillows(tmp_path: Path, kind: str, crop: CropBox, size: tuple[int, int]) -> None:
     image, exif = photograph(400, 300), Image.Exif()
     name = "a.png" if kind in ("png", "palette") else "a.jpg"
     if kind == "turned":
@@ -62,7 +62,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path: Path) -> N
     photograph(2400, 1600).save(tmp_path / "a.jpg", quality=92)
     record = described(tmp_path, "a.jpg")
     for crop, size in (((0, 0, 2400, 1600), (600, 400)), ((400, 0, 2000, 1600), (512, 512))):
-        pixels, _ = decode.read_for(tmp_path, record, crop, size)
+        pixels, _ = decode.read_record_image_scaled(tmp_path, record, crop, size)
         assert max(pixels.shape) == 1200
         difference = apart(tmp_path, record, crop, size)
         assert difference.mean() < 1.2
@@ -85,4 +85,4 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     record = described(tmp_path, "a.png")
     photograph(64, 64).rotate(90).save(tmp_path / "a.png")
     with pytest.raises(decode.ImageError, match="changed since it was prepared"):
-        resize.picture(tmp_path, record, (0, 0, 64, 64), (32, 32))
+        resize.load_image_tensor(tmp_path, record, (0, 0, 64, 64), (32, 32))

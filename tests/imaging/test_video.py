@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.listing import find
+from data_tools.listing import list_dataset
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.imaging import decode, resize, video
 from lorakit.imaging.decode import ImageError
-from lorakit.manifest import Clip
+from lorakit.manifest import VideoInfo
 from tests.imaging import videos
 
 
@@ -28,39 +28,39 @@ from tests.imaging import videos
 )
 def test_examined_and_read_again(name, codec):
     data = videos.encode(7, name=name, codec=codec)
-    seen = video.examine(data, name, 10_000)
-    assert seen.clip == Clip(7, 8.0)
+    seen = video.inspect_video(data, name, 10_000)
+    assert seen.clip == VideoInfo(7, 8.0)
     assert seen.first.size == (64, 48)
-    again = video.frames(data, name, [0, 2, 6])
+    again = video.read_frames(data, name, [0, 2, 6])
     assert [videos.number(frame) for frame in again] == [0, 2, 6]
     assert np.array_equal(again[0], np.asarray(seen.first))
-    assert seen.pixels == video.examine(data, name, 10_000).pixels
-    assert seen.pixels != video.examine(videos.encode(6, name=name, codec=codec), name, 10_000).pixels
+    assert seen.pixels == video.inspect_video(data, name, 10_000).pixels
+    assert seen.pixels != video.inspect_video(videos.encode(6, name=name, codec=codec), name, 10_000).pixels
 
 
 @pytest.mark.parametrize(
     ("clip", "fps", "most", "step", "kept"),
     [
-        (Clip(9, 8.0), 8.0, 9, 4, (0, 1, 2, 3, 4, 5, 6, 7, 8)),
-        (Clip(9, 8.0), 8.0, 8, 4, (0, 1, 2, 3, 4)),  # one more than a multiple of the step
-        (Clip(4, 8.0), 8.0, 81, 4, (0,)),
-        (Clip(9, 8.0), 8.0, 1, 4, (0,)),  # a still
-        (Clip(12, 32.0), 16.0, 81, 4, (0, 2, 4, 6, 8)),
-        (Clip(12, 24.0), 16.0, 81, 4, (0, 1, 3, 4, 6)),
-        (Clip(6, 4.0), 16.0, 81, 4, (0, 1, 2, 3, 4)),  # no frame is shown twice
-        (Clip(100, 25.0), 25.0, 17, 8, tuple(range(17))),
-        (Clip(31, 29.97), 14.985, 13, 4, tuple(range(0, 25, 2))),
+        (VideoInfo(9, 8.0), 8.0, 9, 4, (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        (VideoInfo(9, 8.0), 8.0, 8, 4, (0, 1, 2, 3, 4)),  # one more than a multiple of the step
+        (VideoInfo(4, 8.0), 8.0, 81, 4, (0,)),
+        (VideoInfo(9, 8.0), 8.0, 1, 4, (0,)),  # a still
+        (VideoInfo(12, 32.0), 16.0, 81, 4, (0, 2, 4, 6, 8)),
+        (VideoInfo(12, 24.0), 16.0, 81, 4, (0, 1, 3, 4, 6)),
+        (VideoInfo(6, 4.0), 16.0, 81, 4, (0, 1, 2, 3, 4)),  # no frame is shown twice
+        (VideoInfo(100, 25.0), 25.0, 17, 8, tuple(range(17))),
+        (VideoInfo(31, 29.97), 14.985, 13, 4, tuple(range(0, 25, 2))),
     ],
 )
 def test_frames_are_chosen_by_rate_and_step(clip, fps, most, step, kept):
-    assert video.chosen(clip, fps, most, step) == kept
+    assert video.frame_indices(clip, fps, most, step) == kept
 
 
 def test_a_turned_clip_is_upright():
     data = videos.encode(2, rotation=90)
-    seen = video.examine(data, "a.mp4", 10_000)
+    seen = video.inspect_video(data, "a.mp4", 10_000)
     assert seen.first.size == (48, 64)
-    clockwise = np.rot90(video.frames(videos.encode(2), "a.mp4", [0])[0], -1)
+    clockwise = np.rot90(video.read_frames(videos.encode(2), "a.mp4", [0])[0], -1)
     assert np.array_equal(np.asarray(seen.first), clockwise)
 
 
@@ -68,7 +68,7 @@ def test_colours_without_a_word_are_those_of_players():
     """Small films by BT.601, large ones by BT.709, as players assume; a film that says so, as it says."""
     colour = (200, 60, 20)
     for size, matrix in (((64, 48), "ITU601"), ((1280, 720), "ITU709")):
-        frame = video.frames(videos.plain(colour, size, matrix), "a.mp4", [0])[0]
+        frame = video.read_frames(videos.plain(colour, size, matrix), "a.mp4", [0])[0]
         assert np.abs(frame.reshape(-1, 3).mean(0) - colour).max() < 2, size
 
 
@@ -84,11 +84,11 @@ def test_what_is_refused():
         (videos.encode(3), "a.mp4", "too_many_pixels"),
     ):
         with pytest.raises(ImageError) as caught:
-            video.examine(bytes_, name, 1_000 if code == "too_many_pixels" else 100_000)
+            video.inspect_video(bytes_, name, 1_000 if code == "too_many_pixels" else 100_000)
         assert caught.value.code == code, name
         assert caught.value.remedy
     with pytest.raises(ImageError, match="no frame 3"):
-        video.frames(videos.encode(3), "a.mp4", [0, 3])
+        video.read_frames(videos.encode(3), "a.mp4", [0, 3])
 
 
 def test_without_pyav_the_extra_is_named(monkeypatch, tmp_path):
@@ -103,52 +103,52 @@ def test_without_pyav_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "av")
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ConfigError, match=r"pip install 'lorakit\[video\]'"):
-        video.examine(data, "a.mp4", 10_000)
+        video.inspect_video(data, "a.mp4", 10_000)
     storage.write_bytes(tmp_path / "a.mp4", data)
     with pytest.raises(ConfigError, match=r"lorakit\[video\]"):
-        find(tmp_path, films=True)
+        list_dataset(tmp_path, films=True)
 
 
 def _record(folder: Path) -> manifest.Record:
     file = storage.write_bytes(folder / "a.mp4", videos.encode(9))
-    seen = video.examine(file.read_bytes(), "a.mp4", 10_000)
+    seen = video.inspect_video(file.read_bytes(), "a.mp4", 10_000)
     sha256 = storage.sha256_file(file)
     return manifest.Record("a.mp4", sha256, seen.pixels, *seen.first.size, clip=seen.clip)
 
 
 def test_a_clips_picture_is_its_first_frame(tmp_path):
     record = _record(tmp_path)
-    first = video.frames((tmp_path / "a.mp4").read_bytes(), "a.mp4", [0])[0]
-    assert np.array_equal(np.asarray(decode.read(tmp_path, record)), first)
-    assert decode.preview(tmp_path, record, 32).size == (32, 24)
+    first = video.read_frames((tmp_path / "a.mp4").read_bytes(), "a.mp4", [0])[0]
+    assert np.array_equal(np.asarray(decode.read_record_image(tmp_path, record)), first)
+    assert decode.record_thumbnail(tmp_path, record, 32).size == (32, 24)
     with pytest.raises(ImageError, match="changed"):
-        decode.read(tmp_path, replace(record, sha256="0" * 64))
+        decode.read_record_image(tmp_path, replace(record, sha256="0" * 64))
 
 
 def test_frames_are_cropped_and_resized_as_pictures_are(tmp_path):
     record, crop, size = _record(tmp_path), (8, 0, 56, 48), (32, 32)
-    film = resize.film(tmp_path, record, crop, size, (0, 4))
+    film = resize.load_video_tensor(tmp_path, record, crop, size, (0, 4))
     assert film.shape == (3, 2, 32, 32)
-    assert torch.equal(film[:, 0], resize.picture(tmp_path, record, crop, size))
+    assert torch.equal(film[:, 0], resize.load_image_tensor(tmp_path, record, crop, size))
     assert videos.number(film[:, 1].permute(1, 2, 0).numpy()) == 4
 
 
 def test_the_manifest_keeps_clips_and_says_nothing_of_them_in_pictures(tmp_path):
     record = _record(tmp_path)
-    assert manifest.parse(manifest.lines([record]), "x") == record
-    assert b'"clip": {"frames": 9, "fps": 8.0}' in manifest.lines([record])
-    assert b"clip" not in manifest.lines([replace(record, clip=None)])
+    assert manifest.parse_record(manifest.manifest_bytes([record]), "x") == record
+    assert b'"clip": {"frames": 9, "fps": 8.0}' in manifest.manifest_bytes([record])
+    assert b"clip" not in manifest.manifest_bytes([replace(record, clip=None)])
     with pytest.raises(Exception, match="at least one frame"):
-        manifest.check(replace(record, clip=Clip(0, 8.0)), "x")
+        manifest.check_record(replace(record, clip=VideoInfo(0, 8.0)), "x")
 
 
 def test_strips_and_animations():
     frames = [Image.new("RGB", (8, 6), (20 * i, 0, 0)) for i in range(5)]
-    strip = video.strip(frames)
+    strip = video.frame_strip(frames)
     assert strip.size == (24, 6)
     assert [strip.getpixel((x, 0))[0] for x in (0, 8, 16)] == [0, 40, 80]
-    assert video.strip(frames[:1]).tobytes() == frames[0].tobytes()
-    with Image.open(io.BytesIO(video.animation(frames, 8.0))) as film:
+    assert video.frame_strip(frames[:1]).tobytes() == frames[0].tobytes()
+    with Image.open(io.BytesIO(video.encode_webp(frames, 8.0))) as film:
         assert film.n_frames == 5
         film.seek(4)
         assert film.convert("RGB").getpixel((0, 0)) == (80, 0, 0)

@@ -9,15 +9,15 @@ from lorakit.models import base_model
 
 
 def test_embedded_bases_and_folders_resolve():
-    for name in base_model.EMBEDDED:
-        folder = base_model.resolve(name)
+    for name in base_model.EMBEDDED_BASES:
+        folder = base_model.resolve_base(name)
         assert (folder / "model_index.json").is_file()
-        assert base_model.resolve(str(folder)) == folder
+        assert base_model.resolve_base(str(folder)) == folder
 
 
 def test_a_hub_id_that_cannot_be_fetched_names_the_remedy():
     with pytest.raises(ConfigError, match="the hub cannot be reached") as caught:
-        base_model.resolve("nobody/nothing@0123abc")
+        base_model.resolve_base("nobody/nothing@0123abc")
     assert "remedy: check the network" in str(caught.value)
 
 
@@ -30,6 +30,6 @@ def test_hashes_follow_the_content_and_not_the_place(tmp_path):
         return folder
 
     a, b, c = (write(tmp_path / name, vae) for name, vae in (("a", b"1"), ("b", b"1"), ("c", b"2")))
-    assert base_model.content_hash(a) == base_model.content_hash(b) != base_model.content_hash(c)
-    assert base_model.part_hashes(a)[""] == base_model.part_hashes(c)[""]
-    assert base_model.part_hashes(a)["vae"] != base_model.part_hashes(c)["vae"]
+    assert base_model.base_hash(a) == base_model.base_hash(b) != base_model.base_hash(c)
+    assert base_model.component_hashes(a)[""] == base_model.component_hashes(c)[""]
+    assert base_model.component_hashes(a)["vae"] != base_model.component_hashes(c)["vae"]

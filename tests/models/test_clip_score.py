@@ -171,11 +171,11 @@ def test_the_embedded_layout_with_its_own_tokenizer(tmp_path: Path, pictures: li
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    model = clip.build(len(tokenizer)).eval()
-    clip.export(model, tokenizer, tmp_path / "clip")
+    model = clip.build_clip(len(tokenizer)).eval()
+    clip.export_clip(model, tokenizer, tmp_path / "clip")
     scorer = ClipScorer.local(tmp_path / "clip")
     texts = ["a large red heart on a blue background", "a small green ring", "a striped circle"]
-    stored, own = clip.load(tmp_path / "clip")
+    stored, own = clip.load_clip(tmp_path / "clip")
     with torch.no_grad():
         expected = clip.encode_texts(stored, clip.tokenize(own, texts))
     torch.testing.assert_close(scorer.text_features(texts), expected, atol=1e-5, rtol=0)

@@ -11,7 +11,7 @@ from lorakit.core.errors import MemoryLimitError
 from lorakit.models import memory
 from lorakit.training import checkpoint, run_caches, run_plan
 from lorakit.training.trainer import Trainer
-from lorakit.training.validation import Looks
+from lorakit.training.validation import Validator
 from tests import runs, tiny
 
 GIVEN_UP = "CUDA out of memory. Tried to allocate 2.00 GiB.\nadvice"
@@ -47,7 +47,7 @@ def test_85_out_of_memory_splits_the_micro_batch_and_keeps_the_effective_batch(d
     assert [row["loss"] for row in split] == pytest.approx([row["loss"] for row in whole], rel=1e-3)
     assert split[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-4)
     assert "no memory for 2 images at once, going on with 1" in (run / "log.txt").read_text()
-    assert checkpoint.newest(run)[0].facts["micro_batch"] == 1
+    assert checkpoint.latest_valid_checkpoint(run)[0].facts["micro_batch"] == 1
 
 
 def test_85_memory_that_runs_out_in_the_middle_of_a_step_changes_nothing_of_it(data, tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_85_no_memory_to_sample_or_to_validate_does_not_stop_training(data, tmp_
         samples={"prompts": str(runs.make_prompts(tmp_path / "p.jsonl")), "every": 4, "steps": 2},
         validate={"fraction": 0.34, "every": 4},
     )
-    monkeypatch.setattr(Looks, "_sample", no)
+    monkeypatch.setattr(Validator, "_sample", no)
     run = runs.train(file)
     assert "step 4: no memory to look, training goes on" in (run / "log.txt").read_text()
     assert storage.read_json(run / "run.json")["status"] == "done"
@@ -127,7 +127,7 @@ def test_85_no_memory_to_save_keeps_the_checkpoint_before(data, tmp_path, monkey
         patch.setattr(Trainer, "commit", commit)
         with pytest.raises(MemoryLimitError, match="out of memory"):
             runs.train(file)
-    assert checkpoint.steps(tmp_path / "run") == [4]
+    assert checkpoint.checkpoint_steps(tmp_path / "run") == [4]
     run = runs.train(file)
     other = runs.train(file, f"out={tmp_path / 'other'}")
     assert (run / "adapter.safetensors").read_bytes() == (other / "adapter.safetensors").read_bytes()
@@ -139,7 +139,7 @@ def test_activations_are_counted_without_running_the_model(batch):
     model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 4))
     model[0].requires_grad_(False)
     x = torch.ones(batch, 8)
-    kept = memory.activations(model, lambda: model(x + 0).square().sum())
+    kept = memory.activation_bytes(model, lambda: model(x + 0).square().sum())
     # x is not kept (its layer is frozen); what is: input of GELU only if it needs a gradient (it does not),
     # input of the last layer, and the input of the square
     assert kept == 4 * batch * (32 + 4)
@@ -150,7 +150,7 @@ def test_activations_grow_with_the_image_and_shrink_with_checkpointing(data, tmp
     plain = Trainer.rehearse
 
     def rehearse(self):
-        found = memory.footprint(self.made.denoiser, "adamw8bit", self._largest_forward)
+        found = memory.estimate_memory(self.made.denoiser, "adamw8bit", self._largest_forward)
         counts[len(counts)] = found
         plain(self)
 
@@ -167,8 +167,8 @@ def test_activations_grow_with_the_image_and_shrink_with_checkpointing(data, tmp
 
 def test_text_encoders_that_do_not_fit_the_device_encode_on_the_processor(data, tmp_path, monkeypatch):
     file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder("sd15"), data, tmp_path / "run")
-    chosen, said, tried = recipe.load(file), [], []
-    plan = run_plan.plan(chosen, said.append)
+    chosen, said, tried = recipe.load_recipe(file), [], []
+    plan = run_plan.plan_training(chosen, said.append)
     plain = type(plan.family).load
 
     def load(self, folder, *, device="cpu", **options):
@@ -178,7 +178,7 @@ def test_text_encoders_that_do_not_fit_the_device_encode_on_the_processor(data, 
         return plain(self, folder, device=device, **options)
 
     monkeypatch.setattr(type(plan.family), "load", load)
-    filled = run_caches.Stores(chosen, plan, torch.device("cuda"), said.append)
+    filled = run_caches.TrainingCaches(chosen, plan, torch.device("cuda"), said.append)
     filled._fill_text()
     assert tried == ["cuda", "cpu"]
     assert "the processor encodes the texts" in said[-1]

@@ -20,8 +20,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def painters() -> dict[str, pipeline.Painter]:
-    return {base: pipeline.Painter(base) for base in base_model.EMBEDDED}
+def painters() -> dict[str, pipeline.SamplingPipeline]:
+    return {base: pipeline.SamplingPipeline(base) for base in base_model.EMBEDDED_BASES}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def clip() -> clip_score.ClipScorer:
     return clip_score.ClipScorer.local(base_model.EMBEDDED_CLIP)
 
 
-def options(sampler: str | None) -> pipeline.Options:
-    return pipeline.Options(steps=12, guidance=4.0, size=(64, 64), quiet=True, sampler=sampler)
+def options(sampler: str | None) -> pipeline.SamplingOptions:
+    return pipeline.SamplingOptions(steps=12, guidance=4.0, size=(64, 64), quiet=True, sampler=sampler)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_decode_equals_the_pipeline(name):
     latents = noise_for(name, size_of(name), rows=2, seed=3)
     pictures = [pictures_for(name, size_of(name), row) for row in range(2)]
     expected = oracle.decoded(name, tiny.tiny_pipeline(name), latents, *size_of(name), pictures)[:, :3]
-    ours = (vae.decode(settled(name).vae, latents) / 2 + 0.5).clamp(0, 1)
+    ours = (vae.decode_latents(settled(name).vae, latents) / 2 + 0.5).clamp(0, 1)
     assert expected.std() > 0.01
     assert (ours - expected).abs().max() <= 5e-5
 
@@ -46,15 +46,15 @@ def test_decode_inverts_encode(name):
     """decode(encode(x)) is the autoencoder's own round trip: no scale, shift or order is lost between."""
     pipe, image = settled(name), pixels(name)
     raw = _reconstructed(pipe.vae, image)
-    mean, std = vae.encode(pipe.vae, image)
+    mean, std = vae.encode_latents(pipe.vae, image)
     assert mean.shape[1:] == std.shape[1:] == family_of(name).latent_shape(pipe, *size_of(name))
-    assert (vae.decode(pipe.vae, mean) - raw).abs().max() <= 1e-4
+    assert (vae.decode_latents(pipe.vae, mean) - raw).abs().max() <= 1e-4
 
 
 def _reconstructed(autoencoder: Any, image: torch.Tensor) -> torch.Tensor:
     """Through the autoencoder and back, without any normalisation."""
-    film = bool(vae.RULES[type(autoencoder).__name__].frames) and image.ndim == 4
-    if vae.RULES[type(autoencoder).__name__].alpha:
+    film = bool(vae.VAE_SPECS[type(autoencoder).__name__].frames) and image.ndim == 4
+    if vae.VAE_SPECS[type(autoencoder).__name__].alpha:
         image = torch.cat([image, torch.ones_like(image[:, :1])], dim=1)
     with torch.no_grad():
         found = autoencoder.encode(image[:, :, None] if film else image)
@@ -82,7 +82,7 @@ def _image_to_image(name, pipe, image, generator):
 def test_encode_equals_image_to_image(name):
     pipe, image = tiny.tiny_pipeline(name), pixels(name)
     expected = _image_to_image(name, pipe, image, torch.Generator().manual_seed(7))
-    mean, std = vae.encode(pipe.vae, image)
+    mean, std = vae.encode_latents(pipe.vae, image)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(7))
     assert std.min() > 0
     assert (mean + std * noise - expected).abs().max() <= 1e-5
@@ -97,7 +97,7 @@ def test_encode_equals_reference_images(name):
         deviations = (
             pipe._patchify_latents(raw.std) / (pipe.vae.bn.running_var.view(1, -1, 1, 1) + 1e-4).sqrt()
         )
-    mean, std = vae.encode(pipe.vae, image)
+    mean, std = vae.encode_latents(pipe.vae, image)
     assert pipe.vae.config.batch_norm_eps == 1e-4
     assert (mean - expected).abs().max() <= 1e-5
     assert (std - deviations).abs().max() <= 1e-5
@@ -107,23 +107,23 @@ def test_sd15_ignores_a_shift_as_its_pipeline_does(tmp_path):
     pipe = tiny.build("sd15")
     pipe.vae.register_to_config(shift_factor=0.5)
     pipe.save_pretrained(tmp_path)
-    family = families.find(tmp_path)
+    family = families.detect_family(tmp_path)
     loaded = family.load(tmp_path, dtype=torch.float32)
-    plain, _ = vae.encode(tiny.tiny_pipeline("sd15").vae, pixels("sd15"))
-    assert torch.equal(vae.encode(loaded.vae, pixels("sd15"))[0], plain)
+    plain, _ = vae.encode_latents(tiny.tiny_pipeline("sd15").vae, pixels("sd15"))
+    assert torch.equal(vae.encode_latents(loaded.vae, pixels("sd15"))[0], plain)
     latents = plain[:1]
     expected = oracle.decoded("sd15", pipe, latents, *size_of("sd15"))
-    assert ((vae.decode(loaded.vae, latents) / 2 + 0.5).clamp(0, 1) - expected).abs().max() <= 1e-5
+    assert ((vae.decode_latents(loaded.vae, latents) / 2 + 0.5).clamp(0, 1) - expected).abs().max() <= 1e-5
 
 
 def test_half_precision_weights_give_float32_latents():
     pipe = tiny.build("sd15")
     pipe.vae.to(torch.bfloat16)
-    mean, std = vae.encode(pipe.vae, pixels("sd15"))
-    exact, _ = vae.encode(tiny.tiny_pipeline("sd15").vae, pixels("sd15"))
+    mean, std = vae.encode_latents(pipe.vae, pixels("sd15"))
+    exact, _ = vae.encode_latents(tiny.tiny_pipeline("sd15").vae, pixels("sd15"))
     assert mean.dtype == std.dtype == torch.float32
     assert (mean - exact).abs().max() < 0.05 * exact.abs().max()
-    assert vae.decode(pipe.vae, mean).dtype == torch.float32
+    assert vae.decode_latents(pipe.vae, mean).dtype == torch.float32
 
 
 def test_refusals():

@@ -86,11 +86,11 @@ def test_92_what_is_fetched_is_whole_pinned_and_free_of_pickles_and_code(hub, cl
     assert answer.code == 0, answer.error
     commit = hub.names["v1"]
     assert Path(answer.folder).name == commit
-    assert base_model.content_hash(Path(answer.folder)) == base_model.content_hash(
+    assert base_model.base_hash(Path(answer.folder)) == base_model.base_hash(
         base_model.EMBEDDED_FOLDER / "tiny-dit"
     )
     assert {Path(path).suffix for path in hub.fetched()} == {".json", ".safetensors"}
-    assert {path for path in hub.fetched() if "/" not in path} == {base_model.INDEX, "lorakit.json"}
+    assert {path for path in hub.fetched() if "/" not in path} == {base_model.MODEL_INDEX, "lorakit.json"}
     hub.requests.clear()
     assert client(call="placed").folder == f"team/base@{commit}"  # what a run's recipe.yaml keeps
     assert client("team/base@" + commit).folder == answer.folder
@@ -183,7 +183,7 @@ def test_92_a_moved_name_changes_nothing_here_until_it_is_fetched_anew(hub, clie
     assert Path(other().folder).name == new
     again = other(f"team/base@{old}")  # a run's stored recipe names the commit
     assert Path(again.folder).name == old
-    assert base_model.content_hash(Path(again.folder)) == base_model.content_hash(Path(first.folder))
+    assert base_model.base_hash(Path(again.folder)) == base_model.base_hash(Path(first.folder))
 
 
 def test_92_an_incomplete_copy_of_other_origin_is_completed(hub, client):

@@ -74,7 +74,7 @@ def test_93_a_fresh_process_trains_without_a_socket_though_its_tracker_hangs(tmp
     assert answer(told) == (0, [])
     assert "wandb: not finished within 10 s" in done.stderr
     assert (tmp_path / "run/samples/step-00000002/samples.json").exists()
-    assert told.stat().st_mtime - adapter.stat().st_mtime < trackers.CLOSE_LIMIT + 20
+    assert told.stat().st_mtime - adapter.stat().st_mtime < trackers.CLOSE_TIMEOUT + 20
     assert ended - told.stat().st_mtime < 20
 
 

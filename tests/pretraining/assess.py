@@ -17,7 +17,7 @@ from tests.pretraining import models
 
 STEPS = 20
 GUIDANCE = 4.0
-JUDGED = (
+JOINT_ATTRIBUTES = (
     "shape",
     "colour",
     "position",
@@ -26,18 +26,18 @@ JUDGED = (
 Pictures = NDArray[np.uint8]
 
 
-def fresh_scenes(count: int, seed: int) -> list[shape_world.Scene]:
+def unseen_scenes(count: int, seed: int) -> list[shape_world.Scene]:
     """Compositions of the base world that pre-training never saw, all different."""
     rng = np.random.default_rng([seed, 77])
     found: dict[str, shape_world.Scene] = {}
     while len(found) < count:
         scene = shape_world.random_scene(rng)
-        if shape_world.unseen(scene):
-            found.setdefault(shape_world.caption(scene), scene)
+        if shape_world.is_held_out(scene):
+            found.setdefault(shape_world.scene_caption(scene), scene)
     return list(found.values())
 
 
-def sample(
+def sample_prompts(
     pipe: Any,
     prompts: Sequence[str],
     *,
@@ -47,7 +47,7 @@ def sample(
     batch: int = 32,
 ) -> Pictures:
     """One picture a prompt, (N, 64, 64, 3) uint8; picture k depends on `seed` + k alone."""
-    extra = {"max_sequence_length": models.MAX_SEQUENCE_LENGTH} if hasattr(pipe, "transformer") else {}
+    extra = {"max_sequence_length": models.T5_SEQUENCE_LENGTH} if hasattr(pipe, "transformer") else {}
     pictures: list[Pictures] = []
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
@@ -56,8 +56,8 @@ def sample(
                 part,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                height=shape_world.CANVAS,
-                width=shape_world.CANVAS,
+                height=shape_world.IMAGE_SIZE,
+                width=shape_world.IMAGE_SIZE,
                 generator=[torch.Generator().manual_seed(seed + start + k) for k in range(len(part))],
                 output_type="np",
                 **extra,
@@ -67,7 +67,7 @@ def sample(
 
 
 @torch.no_grad()
-def judge(
+def clip_choices(
     clip: Any,
     tokenizer: Any,
     pictures: Pictures,
@@ -78,9 +78,9 @@ def judge(
     """Per attribute, whether CLIP prefers a scene's own caption to those with another word in its place."""
     images = clip_model.encode_images(clip, pictures)
     verdicts = {}
-    for name, words in (alternatives or base_alternatives()).items():
+    for name, words in (alternatives or attribute_words()).items():
         captions = [
-            shape_world.caption(shape_world.vary(s, name, word), say_solid=True)
+            shape_world.scene_caption(shape_world.with_attribute(s, name, word), say_solid=True)
             for s in scenes
             for word in words
         ]
@@ -91,19 +91,19 @@ def judge(
     return verdicts
 
 
-def base_alternatives() -> dict[str, Sequence[str]]:
+def attribute_words() -> dict[str, Sequence[str]]:
     """The words that the base world has for each attribute."""
     return {**shape_world.ATTRIBUTES, "shape": shape_world.BASE_SHAPES, "style": shape_world.BASE_STYLES}
 
 
-def shares(verdicts: dict[str, NDArray[np.bool_]]) -> dict[str, float]:
+def accuracy_by_attribute(verdicts: dict[str, NDArray[np.bool_]]) -> dict[str, float]:
     """The share judged right of each attribute, and of `JUDGED` at once as `joint`."""
     figures = {name: round(float(right.mean()), 3) for name, right in verdicts.items()}
-    figures["joint"] = round(float(np.all([verdicts[name] for name in JUDGED], axis=0).mean()), 3)
+    figures["joint"] = round(float(np.all([verdicts[name] for name in JOINT_ATTRIBUTES], axis=0).mean()), 3)
     return figures
 
 
-def measure(
+def measure_accuracy(
     pipe: Any,
     clip: Any,
     tokenizer: Any,
@@ -114,14 +114,14 @@ def measure(
     guidance: float = GUIDANCE,
 ) -> tuple[dict[str, float], Pictures]:
     """Shares over `count` fresh prompts, and the pictures."""
-    scenes = fresh_scenes(count, seed)
-    pictures = sample(
-        pipe, [shape_world.caption(s) for s in scenes], seed=1000 * seed, steps=steps, guidance=guidance
+    scenes = unseen_scenes(count, seed)
+    pictures = sample_prompts(
+        pipe, [shape_world.scene_caption(s) for s in scenes], seed=1000 * seed, steps=steps, guidance=guidance
     )
-    return shares(judge(clip, tokenizer, pictures, scenes)), pictures
+    return accuracy_by_attribute(clip_choices(clip, tokenizer, pictures, scenes)), pictures
 
 
-def assess(
+def assess_base(
     pipeline_folder: Path,
     clip_folder: Path,
     n: int = 200,
@@ -131,15 +131,19 @@ def assess(
     guidance: float = GUIDANCE,
 ) -> dict[str, Any]:
     """The base's shares, those of the true pictures (CLIP's own ceiling), and CLIP's R@1 among 512."""
-    clip, tokenizer = clip_model.load(clip_folder)
+    clip, tokenizer = clip_model.load_clip(clip_folder)
     pipe = models.load_pipeline(pipeline_folder)
-    figures, _ = measure(pipe, clip, tokenizer, count=n, seed=seed, steps=steps, guidance=guidance)
-    scenes = fresh_scenes(n, seed)
-    ceiling = shares(judge(clip, tokenizer, shape_world.draw_batch(scenes), scenes))
-    return {"base": figures, "ceiling": ceiling, "clip_retrieval_512": clip_model.retrieval(clip, tokenizer)}
+    figures, _ = measure_accuracy(pipe, clip, tokenizer, count=n, seed=seed, steps=steps, guidance=guidance)
+    scenes = unseen_scenes(n, seed)
+    ceiling = accuracy_by_attribute(clip_choices(clip, tokenizer, shape_world.render_scenes(scenes), scenes))
+    return {
+        "base": figures,
+        "ceiling": ceiling,
+        "clip_retrieval_512": clip_model.retrieval_recall(clip, tokenizer),
+    }
 
 
-def grid(pictures: Pictures, columns: int = 8, scale: int = 2) -> Image.Image:
+def image_grid(pictures: Pictures, columns: int = 8, scale: int = 2) -> Image.Image:
     """The pictures in rows, enlarged."""
     rows = len(pictures) // columns
     side = pictures.shape[1]

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from lorakit.core import storage
 from lorakit.quickstart import shape_world
-from tests.pretraining.loop import Job, train
-from tests.pretraining.muon import optimizers
+from tests.pretraining.loop import PretrainJob, run_training_loop
+from tests.pretraining.muon import build_optimizers
 
 CROP = 32  # pixels of a training crop: the work is local, and half of the side costs a quarter
 KL_WEIGHT = 1e-4  # per latent element; 2e-3 washed out small shapes
 
 
-def build(scaling_factor: float = 1.0) -> Any:
+def build_autoencoder(scaling_factor: float = 1.0) -> Any:
     """An untrained `AutoencoderKL`. No shift: `StableDiffusionPipeline` would ignore it."""
     from diffusers import AutoencoderKL
 
@@ -30,7 +30,7 @@ def build(scaling_factor: float = 1.0) -> Any:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
-        sample_size=shape_world.CANVAS,
+        sample_size=shape_world.IMAGE_SIZE,
         scaling_factor=scaling_factor,
         shift_factor=0.0,
     )
@@ -49,12 +49,12 @@ def reconstruction_loss(output: torch.Tensor, pixels: torch.Tensor) -> torch.Ten
     return error.abs().mean() + error.square().mean() + 0.5 * (horizontal + vertical)
 
 
-def _crops(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
+def _training_crops(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
     scenes = [shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES) for _ in range(count)]
-    pictures = shape_world.draw_batch(scenes)
+    pictures = shape_world.render_scenes(scenes)
     # Places beyond the border are clipped to it, so that borders and corners get more than a chance share.
     corners = np.clip(
-        rng.integers(-8, shape_world.CANVAS - CROP + 9, (count, 2)), 0, shape_world.CANVAS - CROP
+        rng.integers(-8, shape_world.IMAGE_SIZE - CROP + 9, (count, 2)), 0, shape_world.IMAGE_SIZE - CROP
     )
     return np.stack([p[y : y + CROP, x : x + CROP] for p, (y, x) in zip(pictures, corners, strict=True)])
 
@@ -63,7 +63,7 @@ def _crops(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
 def psnr(vae: Any, *, count: int = 128, seed: int = 1, styles: tuple[str, ...] = shape_world.STYLES) -> float:
     """Decibels of the reconstructions of whole unseen pictures, all shapes included."""
     rng = np.random.default_rng(seed)
-    pictures = shape_world.draw_batch(
+    pictures = shape_world.render_scenes(
         [shape_world.random_scene(rng, shape_world.SHAPES, styles) for _ in range(count)]
     )
     errors = []
@@ -75,7 +75,7 @@ def psnr(vae: Any, *, count: int = 128, seed: int = 1, styles: tuple[str, ...] =
 
 
 @torch.no_grad()
-def encode(vae: Any, pictures: NDArray[np.uint8], batch: int = 64) -> torch.Tensor:
+def encode_scene_latents(vae: Any, pictures: NDArray[np.uint8], batch: int = 64) -> torch.Tensor:
     """Unscaled latent means (N, 4, H/4, W/4)."""
     parts = (pictures[i : i + batch] for i in range(0, len(pictures), batch))
     return torch.cat([vae.encode(to_pixels(part, vae.device)).latent_dist.mode() for part in parts])
@@ -85,11 +85,13 @@ def measure_scaling_factor(vae: Any, *, count: int = 512, seed: int = 2) -> floa
     """One over the standard deviation of the base world's latents."""
     rng = np.random.default_rng(seed)
     return 1.0 / float(
-        encode(vae, shape_world.draw_batch([shape_world.random_scene(rng) for _ in range(count)])).std()
+        encode_scene_latents(
+            vae, shape_world.render_scenes([shape_world.random_scene(rng) for _ in range(count)])
+        ).std()
     )
 
 
-def export(vae: Any, folder: Path) -> None:
+def export_autoencoder(vae: Any, folder: Path) -> None:
     """Write a diffusers folder in 16 bit, with its measured scaling factor."""
     vae.register_to_config(scaling_factor=round(measure_scaling_factor(vae), 4))
     tensors = {name: tensor.half() for name, tensor in vae.state_dict().items()}
@@ -97,20 +99,20 @@ def export(vae: Any, folder: Path) -> None:
     storage.write_safetensors(folder / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
 
 
-def load(folder: Path) -> Any:
+def load_autoencoder(folder: Path) -> Any:
     """The trained autoencoder in float32."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def pretrain(job: Job, folder: Path, *, batch: int = 48, lr: float = 2e-3) -> Any:
+def pretrain_autoencoder(job: PretrainJob, folder: Path, *, batch: int = 48, lr: float = 2e-3) -> Any:
     """Train and export to `folder`; returns the averaged model."""
     torch.manual_seed(job.seed)
-    vae = build().to(job.device)
+    vae = build_autoencoder().to(job.device)
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
-        pixels = to_pixels(_crops(rng, batch), job.device)
+        pixels = to_pixels(_training_crops(rng, batch), job.device)
         posterior = vae.encode(pixels).latent_dist
         output = vae.decode(posterior.sample()).sample.float()
         return (
@@ -123,6 +125,6 @@ def pretrain(job: Job, folder: Path, *, batch: int = 48, lr: float = 2e-3) -> An
         figures["all"] = round(psnr(averaged, count=64), 2)
         print(f"{job.name} {note}: PSNR {figures}", flush=True)
         storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, **figures})
-        export(averaged, folder)
+        export_autoencoder(averaged, folder)
 
-    return train(job, vae, optimizers(vae, lr), loss, milestone)
+    return run_training_loop(job, vae, build_optimizers(vae, lr), loss, milestone)

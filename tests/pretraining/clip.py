@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 from lorakit.core import storage
 from lorakit.quickstart import shape_world
-from tests.pretraining.loop import Job, train
-from tests.pretraining.muon import optimizers
-from tests.pretraining.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
+from tests.pretraining.loop import PretrainJob, run_training_loop
+from tests.pretraining.muon import build_optimizers
+from tests.pretraining.tokenizer import CONTEXT_LENGTH, build_tokenizer, save_tokenizer
 
 WIDTH = 128
 MEAN = STD = 0.5  # of every channel, recorded in the configuration
 
 
-def config(vocabulary: int) -> dict[str, Any]:
+def clip_config(vocabulary: int) -> dict[str, Any]:
     """open_clip's `open_clip_config.json`. `hf_tokenizer_name` makes it read the folder's own tokenizer."""
     tower = {"width": WIDTH, "mlp_ratio": 4.0}
-    vision = {**tower, "image_size": shape_world.CANVAS, "patch_size": 8, "layers": 4, "head_width": 32}
+    vision = {**tower, "image_size": shape_world.IMAGE_SIZE, "patch_size": 8, "layers": 4, "head_width": 32}
     text = {
         **tower,
         "layers": 3,
         "heads": 4,
-        "context_length": CONTEXT,
+        "context_length": CONTEXT_LENGTH,
         "vocab_size": vocabulary,
         "hf_tokenizer_name": "tokenizer.json",
     }
@@ -45,11 +45,11 @@ def config(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def build(vocabulary: int) -> Any:
+def build_clip(vocabulary: int) -> Any:
     """An untrained CLIP."""
     import open_clip
 
-    return open_clip.CLIP(**config(vocabulary)["model_cfg"])
+    return open_clip.CLIP(**clip_config(vocabulary)["model_cfg"])
 
 
 def encode_images(model: Any, pictures: NDArray[np.uint8]) -> torch.Tensor:
@@ -62,7 +62,7 @@ def encode_images(model: Any, pictures: NDArray[np.uint8]) -> torch.Tensor:
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
     """Ids (N, longest caption): the tower is causal, so nothing after the end token can change the result."""
     ids = tokenizer(
-        list(captions), padding=True, truncation=True, max_length=CONTEXT, return_tensors="pt"
+        list(captions), padding=True, truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
     ).input_ids
     return ids
 
@@ -80,13 +80,13 @@ def encode_texts(model: Any, ids: torch.Tensor) -> torch.Tensor:
 # How often each attribute is the one that a group of a batch differs in. First shapes, which are the hardest
 # to tell; the second part dwells on what a retrieval among random captions hardly needs; in the third, which
 # leaves the text tower alone, the pictures are rough.
-FOUNDATION = {"shape": 5, "colour": 1, "background": 1, "style": 1, "size": 1, "position": 1}
-FINE = {"shape": 3, "colour": 1, "background": 1, "style": 1, "size": 2, "position": 5}
-ROUGH = {"shape": 5, "colour": 1, "background": 1, "style": 3, "size": 2, "position": 2}
+STAGE1_WEIGHTS = {"shape": 5, "colour": 1, "background": 1, "style": 1, "size": 1, "position": 1}
+STAGE2_WEIGHTS = {"shape": 3, "colour": 1, "background": 1, "style": 1, "size": 2, "position": 5}
+STAGE3_WEIGHTS = {"shape": 5, "colour": 1, "background": 1, "style": 3, "size": 2, "position": 2}
 
 
-def hard_batch(
-    rng: np.random.Generator, size: int, groups: Mapping[str, int] = FOUNDATION
+def hard_negative_batch(
+    rng: np.random.Generator, size: int, groups: Mapping[str, int] = STAGE1_WEIGHTS
 ) -> tuple[list[shape_world.Scene], list[str]]:
     """A third of random scenes, two thirds in groups that differ in one attribute, which captions say."""
     scenes: list[shape_world.Scene] = []
@@ -99,24 +99,24 @@ def hard_batch(
         else:
             kind = str(rng.choice(kinds))
             group = [
-                shape_world.jitter(rng, shape_world.vary(scene, kind, value))
+                shape_world.jitter_scene(rng, shape_world.with_attribute(scene, kind, value))
                 for value in shape_world.ATTRIBUTES[kind]
             ]
             group, keep = [s for s in group if s.colour != s.background], {kind}
         for member in group:
-            if not shape_world.unseen(member):
+            if not shape_world.is_held_out(member):
                 scenes.append(member)
                 captions.append(shape_world.random_caption(rng, member, keep=keep, filler_rate=0.15))
     return scenes[:size], captions[:size]
 
 
-def roughen(rng: np.random.Generator, scenes: Sequence[shape_world.Scene]) -> NDArray[np.uint8]:
+def degrade_images(rng: np.random.Generator, scenes: Sequence[shape_world.Scene]) -> NDArray[np.uint8]:
     """Pictures as a model half way would draw them: patterns pale, edges soft, colours noisy (N, 64, 64, 3).
 
     Trained on perfect pictures alone, CLIP calls a slightly filled stripe anything.
     """
-    pictures = shape_world.draw_batch(scenes).astype(np.float32)
-    solid = shape_world.draw_batch([replace(scene, style="solid") for scene in scenes])
+    pictures = shape_world.render_scenes(scenes).astype(np.float32)
+    solid = shape_world.render_scenes([replace(scene, style="solid") for scene in scenes])
     count = len(scenes)
 
     def some(share: float, low: float, high: float) -> NDArray[np.float32]:
@@ -143,45 +143,45 @@ def contrastive_loss(model: Any, images: torch.Tensor, texts: torch.Tensor) -> t
 
 
 @torch.no_grad()
-def retrieval(model: Any, tokenizer: Any, *, count: int = 512, seed: int = 1) -> float:
+def retrieval_recall(model: Any, tokenizer: Any, *, count: int = 512, seed: int = 1) -> float:
     """Share of `count` unseen pictures for which CLIP picks the right caption among all of theirs (R@1)."""
     rng = np.random.default_rng(seed)
     chosen: dict[str, shape_world.Scene] = {}
     while len(chosen) < count:
         scene = shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES)
-        if shape_world.unseen(scene):
-            chosen.setdefault(shape_world.caption(scene, say_solid=True), scene)
-    images = encode_images(model, shape_world.draw_batch(list(chosen.values())))
+        if shape_world.is_held_out(scene):
+            chosen.setdefault(shape_world.scene_caption(scene, say_solid=True), scene)
+    images = encode_images(model, shape_world.render_scenes(list(chosen.values())))
     texts = encode_texts(model, tokenize(tokenizer, list(chosen)))
     found = (images @ texts.T).argmax(1).cpu()
     return float((found == torch.arange(count)).float().mean())
 
 
-def export(model: Any, tokenizer: Any, folder: Path) -> None:
+def export_clip(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the folder that `open_clip.create_model("local-dir:...")` and `get_tokenizer` read, in 16 bit."""
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    storage.write_json(folder / "open_clip_config.json", config(len(tokenizer)))
+    storage.write_json(folder / "open_clip_config.json", clip_config(len(tokenizer)))
     storage.write_safetensors(folder / "open_clip_model.safetensors", tensors, {"format": "pt"})
     save_tokenizer(tokenizer, folder)
 
 
-def load(folder: Path) -> tuple[Any, Any]:
+def load_clip(folder: Path) -> tuple[Any, Any]:
     """The trained CLIP in float32 and its `transformers` tokenizer."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    model = build(len(tokenizer))
+    model = build_clip(len(tokenizer))
     model.load_state_dict(storage.read_safetensors(folder / "open_clip_model.safetensors"))
     return model.eval(), tokenizer
 
 
-def pretrain(
-    job: Job,
+def pretrain_clip(
+    job: PretrainJob,
     folder: Path,
     *,
     batch: int = 256,
     lr: float = 2e-3,
-    groups: Mapping[str, int] = FOUNDATION,
+    groups: Mapping[str, int] = STAGE1_WEIGHTS,
     start: Path | None = None,
     rough: bool = False,
 ) -> Any:
@@ -191,23 +191,27 @@ def pretrain(
     """
     tokenizer = build_tokenizer()
     torch.manual_seed(job.seed)
-    model = (load(start)[0] if start else build(len(tokenizer))).train().to(job.device)
+    model = (load_clip(start)[0] if start else build_clip(len(tokenizer))).train().to(job.device)
     if rough:
         model.requires_grad_(False).visual.requires_grad_(True)
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
-        scenes, captions = hard_batch(rng, batch, groups)
+        scenes, captions = hard_negative_batch(rng, batch, groups)
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6052)  # ln 100, as in CLIP
-        images = encode_images(model, roughen(rng, scenes) if rough else shape_world.draw_batch(scenes))
+        images = encode_images(
+            model, degrade_images(rng, scenes) if rough else shape_world.render_scenes(scenes)
+        )
         with torch.set_grad_enabled(not rough):
             texts = encode_texts(model, tokenize(tokenizer, captions))
         return contrastive_loss(model, images.float(), texts.float())
 
     def milestone(averaged: Any, note: str) -> None:
-        share = retrieval(averaged, tokenizer)
+        share = retrieval_recall(averaged, tokenizer)
         print(f"{job.name} {note}: R@1 among 512 {share:.3f}", flush=True)
         storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, "retrieval": share})
-        export(averaged, tokenizer, folder)
+        export_clip(averaged, tokenizer, folder)
 
-    return train(job, model, optimizers(model, lr, plain=("embedding", "conv1")), loss, milestone)
+    return run_training_loop(
+        job, model, build_optimizers(model, lr, plain=("embedding", "conv1")), loss, milestone
+    )

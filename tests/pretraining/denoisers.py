@@ -13,13 +13,13 @@ import torch
 from lorakit.core import storage
 from lorakit.quickstart import shape_world
 from tests.pretraining import assess, autoencoder, models
-from tests.pretraining.loop import Job, train
-from tests.pretraining.muon import optimizers
+from tests.pretraining.loop import PretrainJob, run_training_loop
+from tests.pretraining.muon import build_optimizers
 
 GUIDANCE_DROPOUT = 0.1  # share of empty captions, which classifier-free guidance needs
-VARIANTS = 3  # jittered pictures of every composition
+JITTERS_PER_SCENE = 3  # jittered pictures of every composition
 
-Cond = dict[str, torch.Tensor]
+TextEmbeddings = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -39,21 +39,24 @@ class LatentPool:
         return self.latents[torch.from_numpy(chosen)].to(device).float(), captions
 
 
-def latent_pool(vae: Any, file: Path, *, compositions: int | None = None, seed: int = 0) -> LatentPool:
+def build_latent_pool(vae: Any, file: Path, *, compositions: int | None = None, seed: int = 0) -> LatentPool:
     """The base world, encoded once and kept in `file`; `compositions` cuts it down for a short rebuild."""
     rng = np.random.default_rng(seed)
     seen = [
         s
         for s in shape_world.all_scenes(shape_world.BASE_SHAPES, shape_world.BASE_STYLES)
-        if not shape_world.unseen(s)
+        if not shape_world.is_held_out(s)
     ]
     if compositions:
         seen = [seen[i] for i in rng.permutation(len(seen))[:compositions]]
-    scenes = [shape_world.jitter(rng, scene) for scene in seen for _ in range(VARIANTS)]
+    scenes = [shape_world.jitter_scene(rng, scene) for scene in seen for _ in range(JITTERS_PER_SCENE)]
     if not file.exists():
         with torch.autocast(vae.device.type, dtype=torch.bfloat16):
             parts = [scenes[i : i + 512] for i in range(0, len(scenes), 512)]
-            latents = [autoencoder.encode(vae, shape_world.draw_batch(part)).float().cpu() for part in parts]
+            latents = [
+                autoencoder.encode_scene_latents(vae, shape_world.render_scenes(part)).float().cpu()
+                for part in parts
+            ]
         storage.write_safetensors(file, {"latents": (torch.cat(latents) * vae.config.scaling_factor).half()})
     return LatentPool(storage.read_safetensors(file)["latents"], scenes)
 
@@ -64,7 +67,7 @@ def _noise_level(size: int, device: str) -> torch.Tensor:
     return torch.where(torch.rand(size, device=device) < 0.2, torch.rand(size, device=device), sigma)
 
 
-def flow_loss(dit: Any, latents: torch.Tensor, cond: Cond) -> torch.Tensor:
+def flow_loss(dit: Any, latents: torch.Tensor, cond: TextEmbeddings) -> torch.Tensor:
     """Rectified flow: noisy = (1 - sigma) clean + sigma noise, target noise - clean, time 1000 sigma."""
     sigma = _noise_level(len(latents), str(latents.device))
     noise = torch.randn_like(latents)
@@ -78,7 +81,9 @@ def flow_loss(dit: Any, latents: torch.Tensor, cond: Cond) -> torch.Tensor:
     return (output.float() - (noise - latents)).square().mean()
 
 
-def velocity_loss(unet: Any, latents: torch.Tensor, cond: Cond, alphas: torch.Tensor) -> torch.Tensor:
+def velocity_loss(
+    unet: Any, latents: torch.Tensor, cond: TextEmbeddings, alphas: torch.Tensor
+) -> torch.Tensor:
     """DDPM with v-prediction: noisy = a clean + s noise, target a noise - s clean, a and s from the schedule.
 
     Steps are drawn so that s / (a + s) is distributed as the flow's sigma: a uniform draw would spend most of
@@ -95,11 +100,11 @@ def velocity_loss(unet: Any, latents: torch.Tensor, cond: Cond, alphas: torch.Te
 
 
 @torch.no_grad()
-def encode_captions(pipe: Any, captions: list[str], device: str) -> Cond:
+def encode_caption_batch(pipe: Any, captions: list[str], device: str) -> TextEmbeddings:
     """The pipeline's own `encode_prompt`, with the sequence length that the base is made for."""
     with torch.autocast(device.split(":")[0], enabled=False):
         if hasattr(pipe, "transformer"):
-            length = models.MAX_SEQUENCE_LENGTH
+            length = models.T5_SEQUENCE_LENGTH
             encoded = pipe.encode_prompt(
                 captions,
                 None,
@@ -117,18 +122,18 @@ def _loss(
 ) -> Callable[[np.random.Generator], torch.Tensor]:
     def flow(rng: np.random.Generator) -> torch.Tensor:
         latents, captions = pool.batch(rng, batch, device)
-        return flow_loss(pipe.transformer, latents, encode_captions(pipe, captions, device))
+        return flow_loss(pipe.transformer, latents, encode_caption_batch(pipe, captions, device))
 
     def velocity(rng: np.random.Generator) -> torch.Tensor:
         latents, captions = pool.batch(rng, batch, device)
         alphas = pipe.scheduler.alphas_cumprod.to(device)
-        return velocity_loss(pipe.unet, latents, encode_captions(pipe, captions, device), alphas)
+        return velocity_loss(pipe.unet, latents, encode_caption_batch(pipe, captions, device), alphas)
 
     return flow if hasattr(pipe, "transformer") else velocity
 
 
-def pretrain(
-    job: Job,
+def pretrain_denoiser(
+    job: PretrainJob,
     kind: str,
     folder: Path,
     *,
@@ -146,7 +151,7 @@ def pretrain(
     clip_model, tokenizer = clip
     torch.manual_seed(job.seed)
     denoiser = (models.build_dit() if kind == "tiny-dit" else models.build_unet()).to(job.device)
-    pool = latent_pool(vae, job.out / "latents.safetensors", compositions=compositions)
+    pool = build_latent_pool(vae, job.out / "latents.safetensors", compositions=compositions)
     pipe = models.build_pipeline(kind, denoiser, vae, clip_model, tokenizer).to(job.device)
 
     def milestone(averaged: Any, note: str) -> None:
@@ -154,12 +159,18 @@ def pretrain(
         models.save_pipeline(finished, folder)
         if assessed:
             finished.set_progress_bar_config(disable=True)
-            figures, pictures = assess.measure(finished, clip_model, tokenizer, count=assessed, seed=1)
-            storage.save_image(job.out / f"{kind}-{note.replace(' ', '')}.png", assess.grid(pictures))
+            figures, pictures = assess.measure_accuracy(
+                finished, clip_model, tokenizer, count=assessed, seed=1
+            )
+            storage.save_image(job.out / f"{kind}-{note.replace(' ', '')}.png", assess.image_grid(pictures))
             storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, **figures})
             print(f"{job.name} {note}: {figures}", flush=True)
 
     plain = ("pos_embed", "proj_out", "conv_in", "conv_out", "time_text_embed", "time_embedding")
-    return train(
-        job, denoiser, optimizers(denoiser, lr, plain=plain), _loss(pipe, pool, batch, job.device), milestone
+    return run_training_loop(
+        job,
+        denoiser,
+        build_optimizers(denoiser, lr, plain=plain),
+        _loss(pipe, pool, batch, job.device),
+        milestone,
     )

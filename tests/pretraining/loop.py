@@ -19,7 +19,7 @@ Loss = Callable[[np.random.Generator], torch.Tensor]
 
 
 @dataclass
-class Job:
+class PretrainJob:
     """One model's pre-training. The same `out` goes on where it stopped; `minutes` counts all sessions."""
 
     name: str
@@ -42,8 +42,8 @@ class Job:
         return self.out / f"{self.name}.safetensors"
 
 
-def train(
-    job: Job,
+def run_training_loop(
+    job: PretrainJob,
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     loss: Loss,
@@ -60,7 +60,7 @@ def train(
         factor = min(1.0, (step + 1) / job.warmup, (1 - elapsed / (job.minutes * 60)) / max(job.decay, 1e-9))
         value = _one_step(job, step, model, optimizers, base_rates, factor, loss)
         step += 1
-        _average(model, averaged, min(job.average, (1 + step) / (10 + step)))
+        _update_ema(model, averaged, min(job.average, (1 + step) / (10 + step)))
         now = time.monotonic()
         elapsed = spent_before + now - began
         job.losses.append(value)
@@ -77,7 +77,7 @@ def train(
 
 
 def _one_step(
-    job: Job,
+    job: PretrainJob,
     step: int,
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -102,13 +102,13 @@ def _one_step(
 
 
 @torch.no_grad()
-def _average(model: torch.nn.Module, averaged: torch.nn.Module, decay: float) -> None:
+def _update_ema(model: torch.nn.Module, averaged: torch.nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
     for kept, current in zip(averaged.buffers(), model.buffers(), strict=True):
         kept.copy_(current)
 
 
-def _report(job: Job, step: int, elapsed: float, seconds_per_step: float) -> None:
+def _report(job: PretrainJob, step: int, elapsed: float, seconds_per_step: float) -> None:
     row = {
         "step": step,
         "minutes": round(elapsed / 60, 2),
@@ -122,7 +122,7 @@ def _report(job: Job, step: int, elapsed: float, seconds_per_step: float) -> Non
 
 
 def _save(
-    job: Job,
+    job: PretrainJob,
     model: torch.nn.Module,
     averaged: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -138,16 +138,19 @@ def _save(
 
 
 def _resume(
-    job: Job, model: torch.nn.Module, averaged: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    job: PretrainJob,
+    model: torch.nn.Module,
+    averaged: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
 ) -> tuple[int, float]:
     if not job.checkpoint.exists():
         return 0, 0.0
     tensors = storage.read_safetensors(job.checkpoint)
-    model.load_state_dict(_under("model.", tensors))
-    averaged.load_state_dict(_under("averaged.", tensors))
+    model.load_state_dict(_with_prefix("model.", tensors))
+    averaged.load_state_dict(_with_prefix("averaged.", tensors))
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in _under(f"optimizer{number}.", tensors).items():
+        for key, value in _with_prefix(f"optimizer{number}.", tensors).items():
             index, entry = key.split(".", 1)
             state.setdefault(int(index), {})[entry] = value
         # The groups stay this session's: the schedule multiplies the full rate, not the one of the stop.
@@ -156,5 +159,5 @@ def _resume(
     return int(facts["step"]), float(facts["elapsed"])
 
 
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -13,11 +13,11 @@ import torch
 
 from lorakit.core import storage
 from tests.pretraining import clip as clip_model
-from tests.pretraining.tokenizer import CONTEXT, save_tokenizer
+from tests.pretraining.tokenizer import CONTEXT_LENGTH, save_tokenizer
 
-LATENT = 16  # side of a latent
-MAX_SEQUENCE_LENGTH = 1  # rows of zeros for the absent T5 (the pipeline's default is 256)
-KINDS = {"tiny-unet": "StableDiffusionPipeline", "tiny-dit": "StableDiffusion3Pipeline"}
+LATENT_SIDE = 16  # side of a latent
+T5_SEQUENCE_LENGTH = 1  # rows of zeros for the absent T5 (the pipeline's default is 256)
+PIPELINE_CLASSES = {"tiny-unet": "StableDiffusionPipeline", "tiny-dit": "StableDiffusion3Pipeline"}
 
 
 def build_unet() -> Any:
@@ -30,7 +30,7 @@ def build_unet() -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=LATENT,
+        sample_size=LATENT_SIDE,
         in_channels=4,
         out_channels=4,
         block_out_channels=(64, 96, 64),
@@ -49,7 +49,7 @@ def build_dit() -> Any:
 
     heads, head = 4, 32
     return SD3Transformer2DModel(
-        sample_size=LATENT,
+        sample_size=LATENT_SIDE,
         patch_size=2,
         in_channels=4,
         out_channels=4,
@@ -59,7 +59,7 @@ def build_dit() -> Any:
         joint_attention_dim=2 * clip_model.WIDTH,  # two text encoders side by side
         caption_projection_dim=heads * head,
         pooled_projection_dim=2 * clip_model.WIDTH,
-        pos_embed_max_size=LATENT,
+        pos_embed_max_size=LATENT_SIDE,
         qk_norm="rms_norm",
     )
 
@@ -80,7 +80,7 @@ def build_text_encoder(clip: Any, tokenizer: Any, *, projected: bool) -> Any:
         projection_dim=clip_model.WIDTH,
         num_hidden_layers=len(clip.transformer.resblocks),
         num_attention_heads=first.attn.num_heads,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=CONTEXT_LENGTH,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -188,7 +188,7 @@ def save_pipeline(pipe: Any, folder: Path) -> None:
     index = json.loads(pipe.to_json_string())
     storage.write_json(folder / "model_index.json", _without_paths(index))
     if "text_encoder_3" in pipe.components:
-        storage.write_json(folder / "lorakit.json", {"max_sequence_length": MAX_SEQUENCE_LENGTH})
+        storage.write_json(folder / "lorakit.json", {"max_sequence_length": T5_SEQUENCE_LENGTH})
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def load_pipeline(folder: Path) -> Any:
     import diffusers
 
     name = storage.read_json(folder / "model_index.json")["_class_name"]
-    absent = {"text_encoder_3": None, "tokenizer_3": None} if name == KINDS["tiny-dit"] else {}
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if name == PIPELINE_CLASSES["tiny-dit"] else {}
     pipe = getattr(diffusers, name).from_pretrained(folder, dtype=torch.float32, **absent)
     pipe.set_progress_bar_config(disable=True)
     return pipe

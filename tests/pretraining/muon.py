@@ -15,7 +15,7 @@ import torch
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration
 
 
-def orthogonalise(stack: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+def newton_schulz(stack: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """The nearest (semi-)orthogonal matrices, singular values within about 0.7-1.2: (N, rows, columns)."""
     a, b, c = COEFFICIENTS
     x = stack.bfloat16()
@@ -60,14 +60,14 @@ class Muon(torch.optim.Optimizer):
             average = state.setdefault("momentum", torch.zeros_like(parameter))
             average.lerp_(gradient, 1 - group["momentum"])
             directions.append(gradient.lerp(average, group["momentum"]).flatten(1))
-        steps = orthogonalise(torch.stack(directions))
+        steps = newton_schulz(torch.stack(directions))
         scale = 0.2 * max(steps.shape[-2:]) ** 0.5
         for parameter, step in zip(parameters, steps, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(step.view_as(parameter), alpha=-group["lr"] * scale)
 
 
-def optimizers(
+def build_optimizers(
     model: torch.nn.Module, lr: float, *, vectors_lr: float | None = None, plain: tuple[str, ...] = ()
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for vectors, tables and parameters whose name contains one of `plain`."""

@@ -17,20 +17,20 @@ import torch
 
 from lorakit.core.errors import ConfigError, LorakitError
 from tests.pretraining import autoencoder, clip, denoisers
-from tests.pretraining.loop import Job
+from tests.pretraining.loop import PretrainJob
 
 # Minutes of one core that the committed weights were given (the two denoisers shared theirs with other work).
 MINUTES = {"clip": 63.0, "autoencoder": 10.0, "dit": 84.0, "unet": 84.0}
-CLIP_SHARES = (0.32, 0.47, 0.21)  # of CLIP's minutes: the foundation, what it confuses, rough pictures
+CLIP_STAGE_SHARES = (0.32, 0.47, 0.21)  # of CLIP's minutes: the foundation, what it confuses, rough pictures
 KINDS = {"dit": "tiny-dit", "unet": "tiny-unet"}
 
 
-def milestones(minutes: float) -> list[float]:
+def milestone_minutes(minutes: float) -> list[float]:
     """When to look at a model: after a twentieth, then every tenth of its time."""
     return [minutes * share / 20 for share in (1, 2, *range(4, 20, 2))]
 
 
-def _needed(folder: Path, stage: str) -> Path:
+def _require_stage(folder: Path, stage: str) -> Path:
     if not folder.is_dir():
         raise ConfigError(
             f"stage {stage} must come first",
@@ -47,29 +47,33 @@ def run_stage(stage: str, out: Path, minutes: float, device: str, *, seed: int =
         _train_clip(out, minutes, device, seed)
     elif stage == "autoencoder":
         job = _job(stage, out, minutes, device, seed, warmup=50, average=0.995)
-        autoencoder.pretrain(job, vae_folder)
+        autoencoder.pretrain_autoencoder(job, vae_folder)
     else:
         kind = KINDS[stage]
-        tower = clip.load(_needed(weights / "clip", "clip"))
-        vae = autoencoder.load(_needed(vae_folder, "autoencoder"))
+        tower = clip.load_clip(_require_stage(weights / "clip", "clip"))
+        vae = autoencoder.load_autoencoder(_require_stage(vae_folder, "autoencoder"))
         job = _job(stage, out, minutes, device, seed, decay=0.45, average=0.999)
-        denoisers.pretrain(job, kind, weights / kind, clip=tower, vae=vae)
+        denoisers.pretrain_denoiser(job, kind, weights / kind, clip=tower, vae=vae)
 
 
-def _job(stage: str, out: Path, minutes: float, device: str, seed: int, **changes: Any) -> Job:
-    return Job(stage, out / "state", minutes, device, seed, milestones=milestones(minutes), **changes)
+def _job(stage: str, out: Path, minutes: float, device: str, seed: int, **changes: Any) -> PretrainJob:
+    return PretrainJob(
+        stage, out / "state", minutes, device, seed, milestones=milestone_minutes(minutes), **changes
+    )
 
 
 def _train_clip(out: Path, minutes: float, device: str, seed: int) -> None:
     """Three parts, each from the average of the one before: see `clip.FOUNDATION`, `FINE` and `ROUGH`."""
     foundation, fine = out / "clip-foundation", out / "clip-fine"
-    first, second, third = (minutes * share for share in CLIP_SHARES)
-    clip.pretrain(_job("clip-foundation", out, first, device, seed, warmup=40), foundation)
+    first, second, third = (minutes * share for share in CLIP_STAGE_SHARES)
+    clip.pretrain_clip(_job("clip-foundation", out, first, device, seed, warmup=40), foundation)
     gentle: dict[str, Any] = {"warmup": 10, "decay": 0.6}
     job = _job("clip-fine", out, second, device, seed + 1, **gentle)
-    clip.pretrain(job, fine, groups=clip.FINE, start=foundation, lr=1.5e-3)
+    clip.pretrain_clip(job, fine, groups=clip.STAGE2_WEIGHTS, start=foundation, lr=1.5e-3)
     job = _job("clip-rough", out, third, device, seed + 2, **gentle)
-    clip.pretrain(job, out / "weights" / "clip", groups=clip.ROUGH, start=fine, lr=1.5e-3, rough=True)
+    clip.pretrain_clip(
+        job, out / "weights" / "clip", groups=clip.STAGE3_WEIGHTS, start=fine, lr=1.5e-3, rough=True
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import torch
 from lorakit.core.errors import ConfigError, NumericError
 from lorakit.quickstart import shape_world
 from tests.pretraining import assess, autoencoder, clip, denoisers, models, muon, pretrain
-from tests.pretraining.loop import Job, train
+from tests.pretraining.loop import PretrainJob, run_training_loop
 from tests.pretraining.tokenizer import build_tokenizer
 
 BUDGET = 600.0  # minutes, so that the learning rate never decays in these few steps
@@ -23,22 +23,22 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def job(name: str, out: Path, steps: int) -> Job:
-    return Job(name, out, BUDGET, max_steps=steps, warmup=5, average=0.9, quiet=True)
+def job(name: str, out: Path, steps: int) -> PretrainJob:
+    return PretrainJob(name, out, BUDGET, max_steps=steps, warmup=5, average=0.9, quiet=True)
 
 
 def test_muon_makes_matrices_orthogonal() -> None:
     stack = torch.randn(3, 20, 40, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(muon.orthogonalise(stack))
+    values = torch.linalg.svdvals(muon.newton_schulz(stack))
     assert values.min() > 0.5
     assert values.max() < 1.5
-    tall = muon.orthogonalise(stack.mT)
-    torch.testing.assert_close(tall, muon.orthogonalise(stack).mT, atol=0.02, rtol=0)
+    tall = muon.newton_schulz(stack.mT)
+    torch.testing.assert_close(tall, muon.newton_schulz(stack).mT, atol=0.02, rtol=0)
 
 
 def test_muon_serves_matrices_and_convolutions_and_adam_the_rest() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3), torch.nn.Linear(16, 32), torch.nn.LayerNorm(32))
-    matrices, others = muon.optimizers(model, 1e-3)
+    matrices, others = muon.build_optimizers(model, 1e-3)
     assert isinstance(matrices, muon.Muon)
     assert [len(o.param_groups[0]["params"]) for o in (matrices, others)] == [2, 4]
 
@@ -46,64 +46,68 @@ def test_muon_serves_matrices_and_convolutions_and_adam_the_rest() -> None:
 @pytest.fixture(scope="module")
 def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    clip.pretrain(job("clip", folder, 30), folder / "foundation", batch=64)
+    clip.pretrain_clip(job("clip", folder, 30), folder / "foundation", batch=64)
     return folder / "foundation"
 
 
 def test_clip_learns_far_above_chance_and_loads(small_clip: Path) -> None:
-    model, tokenizer = clip.load(small_clip)
-    assert clip.retrieval(model, tokenizer, count=64, seed=3) > 5 / 64
-    untrained = clip.build(len(build_tokenizer())).eval()
-    assert clip.retrieval(untrained, tokenizer, count=64, seed=3) < 5 / 64
+    model, tokenizer = clip.load_clip(small_clip)
+    assert clip.retrieval_recall(model, tokenizer, count=64, seed=3) > 5 / 64
+    untrained = clip.build_clip(len(build_tokenizer())).eval()
+    assert clip.retrieval_recall(untrained, tokenizer, count=64, seed=3) < 5 / 64
 
 
 @pytest.fixture(scope="module")
 def small_vae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     folder = tmp_path_factory.mktemp("vae")
     torch.manual_seed(0)
-    before = autoencoder.psnr(autoencoder.build(), count=32)
-    autoencoder.pretrain(job("autoencoder", folder, 60), folder / "vae", batch=16)
+    before = autoencoder.psnr(autoencoder.build_autoencoder(), count=32)
+    autoencoder.pretrain_autoencoder(job("autoencoder", folder, 60), folder / "vae", batch=16)
     return folder / "vae", before
 
 
 def test_the_autoencoder_learns_and_measures_its_scale(small_vae: tuple[Path, float]) -> None:
     folder, before = small_vae
-    vae = autoencoder.load(folder)
+    vae = autoencoder.load_autoencoder(folder)
     assert autoencoder.psnr(vae, count=32) > before + 5
-    pictures = shape_world.draw_batch([shape_world.random_scene(np.random.default_rng(k)) for k in range(32)])
+    pictures = shape_world.render_scenes(
+        [shape_world.random_scene(np.random.default_rng(k)) for k in range(32)]
+    )
     assert math.isclose(
-        float(autoencoder.encode(vae, pictures).std()) * vae.config.scaling_factor, 1, abs_tol=0.3
+        float(autoencoder.encode_scene_latents(vae, pictures).std()) * vae.config.scaling_factor,
+        1,
+        abs_tol=0.3,
     )
     assert vae.config.shift_factor == 0
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", models.PIPELINE_CLASSES)
 def test_a_denoiser_learns_and_its_folder_is_a_pipeline(
     kind: str, small_clip: Path, small_vae: tuple[Path, float], tmp_path: Path
 ) -> None:
     run = job(kind, tmp_path, 15)
-    denoisers.pretrain(
+    denoisers.pretrain_denoiser(
         run,
         kind,
         tmp_path / kind,
-        clip=clip.load(small_clip),
-        vae=autoencoder.load(small_vae[0]),
+        clip=clip.load_clip(small_clip),
+        vae=autoencoder.load_autoencoder(small_vae[0]),
         batch=16,
         compositions=60,
         assessed=8,
     )
     assert np.mean(run.losses[-5:]) < 0.8 * np.mean(run.losses[:3])
     pipe = models.load_pipeline(tmp_path / kind)
-    assert type(pipe).__name__ == models.KINDS[kind]
-    assert assess.sample(pipe, ["a red heart"], steps=2).shape == (
+    assert type(pipe).__name__ == models.PIPELINE_CLASSES[kind]
+    assert assess.sample_prompts(pipe, ["a red heart"], steps=2).shape == (
         1,
-        shape_world.CANVAS,
-        shape_world.CANVAS,
+        shape_world.IMAGE_SIZE,
+        shape_world.IMAGE_SIZE,
         3,
     )
 
 
-def fit_a_line(run: Job) -> torch.nn.Module:
+def fit_a_line(run: PretrainJob) -> torch.nn.Module:
     """The loop on a model of no time: 12 inputs, 12 outputs, random targets."""
     torch.manual_seed(0)
     model = torch.nn.Linear(12, 12)
@@ -112,7 +116,7 @@ def fit_a_line(run: Job) -> torch.nn.Module:
         x = torch.from_numpy(rng.normal(size=(8, 12))).float()
         return (model(x).float() - x.flip(1) - 0.1 * torch.randn(8, 12)).square().mean()
 
-    return train(run, model, muon.optimizers(model, 1e-2), loss)
+    return run_training_loop(run, model, muon.build_optimizers(model, 1e-2), loss)
 
 
 def test_a_stopped_run_goes_on_exactly(tmp_path: Path) -> None:
@@ -130,22 +134,22 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     model = torch.nn.Linear(12, 12)
     with pytest.raises(NumericError, match="nan at step 0"):
-        train(
+        run_training_loop(
             job("line", tmp_path, 3),
             model,
-            muon.optimizers(model, 1),
+            muon.build_optimizers(model, 1),
             lambda _: model.weight.sum() * float("nan"),
         )
     assert not job("line", tmp_path, 3).checkpoint.exists()
 
 
 def test_no_unseen_composition_enters_the_latents(small_vae: tuple[Path, float], tmp_path: Path) -> None:
-    pool = denoisers.latent_pool(
-        autoencoder.load(small_vae[0]), tmp_path / "latents.safetensors", compositions=20
+    pool = denoisers.build_latent_pool(
+        autoencoder.load_autoencoder(small_vae[0]), tmp_path / "latents.safetensors", compositions=20
     )
-    assert len(pool.latents) == len(pool.scenes) == 20 * denoisers.VARIANTS
-    assert not any(shape_world.unseen(scene) for scene in pool.scenes)
-    again = denoisers.latent_pool(None, tmp_path / "latents.safetensors", compositions=20)
+    assert len(pool.latents) == len(pool.scenes) == 20 * denoisers.JITTERS_PER_SCENE
+    assert not any(shape_world.is_held_out(scene) for scene in pool.scenes)
+    again = denoisers.build_latent_pool(None, tmp_path / "latents.safetensors", compositions=20)
     assert torch.equal(again.latents, pool.latents)
     assert again.scenes == pool.scenes
 
@@ -158,35 +162,35 @@ def test_stages_must_come_in_their_order(tmp_path: Path) -> None:
 
 def test_judging_knows_right_from_wrong(small_clip: Path) -> None:
     """With alternatives of one word everything is right; the joint share is never above its parts."""
-    scenes = assess.fresh_scenes(8, seed=1)
-    assert len({shape_world.caption(scene) for scene in scenes}) == 8
-    assert all(shape_world.unseen(scene) for scene in scenes)
-    verdicts = assess.judge(*clip.load(small_clip), shape_world.draw_batch(scenes), scenes)
-    figures = assess.shares(verdicts)
-    assert figures["joint"] <= min(figures[name] for name in assess.JUDGED)
+    scenes = assess.unseen_scenes(8, seed=1)
+    assert len({shape_world.scene_caption(scene) for scene in scenes}) == 8
+    assert all(shape_world.is_held_out(scene) for scene in scenes)
+    verdicts = assess.clip_choices(*clip.load_clip(small_clip), shape_world.render_scenes(scenes), scenes)
+    figures = assess.accuracy_by_attribute(verdicts)
+    assert figures["joint"] <= min(figures[name] for name in assess.JOINT_ATTRIBUTES)
 
 
 def test_rough_pictures_train_the_image_tower_alone(small_clip: Path, tmp_path: Path) -> None:
-    before, tokenizer = clip.load(small_clip)
-    clip.pretrain(
+    before, tokenizer = clip.load_clip(small_clip)
+    clip.pretrain_clip(
         job("rough", tmp_path, 2),
         tmp_path / "rough",
         batch=16,
-        groups=clip.ROUGH,
+        groups=clip.STAGE3_WEIGHTS,
         start=small_clip,
         rough=True,
     )
-    after, _ = clip.load(tmp_path / "rough")
+    after, _ = clip.load_clip(tmp_path / "rough")
     ids = clip.tokenize(tokenizer, ["a small dotted pink ring"])
     assert torch.equal(clip.encode_texts(before, ids), clip.encode_texts(after, ids))
-    pictures = shape_world.draw_batch(assess.fresh_scenes(2, seed=4))
+    pictures = shape_world.render_scenes(assess.unseen_scenes(2, seed=4))
     assert not torch.equal(clip.encode_images(before, pictures), clip.encode_images(after, pictures))
 
 
 def test_rough_pictures_stay_near_the_true_ones() -> None:
     rng = np.random.default_rng(6)
     scenes = [shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES) for _ in range(40)]
-    error = np.abs(clip.roughen(rng, scenes).astype(int) - shape_world.draw_batch(scenes)).mean(
+    error = np.abs(clip.degrade_images(rng, scenes).astype(int) - shape_world.render_scenes(scenes)).mean(
         axis=(1, 2, 3)
     )
     assert 0 < error.mean() < 12  # of 255

@@ -35,7 +35,7 @@ def test_full_captions_with_fillers_fit_the_context(tokenizer) -> None:  # type:
         shape_world.random_caption(rng, scene, keep=shape_world.ATTRIBUTES, filler_rate=1.0)
         for scene in scenes
     ]
-    assert max(len(ids) for ids in tokenizer(captions).input_ids) <= tokens.CONTEXT
+    assert max(len(ids) for ids in tokenizer(captions).input_ids) <= tokens.CONTEXT_LENGTH
 
 
 def test_the_end_token_has_the_highest_id_and_pads(tokenizer) -> None:  # type: ignore[no-untyped-def]
@@ -50,8 +50,8 @@ def test_open_clip_and_transformers_agree_on_a_saved_folder(tokenizer, tmp_path:
     from tests.pretraining import clip
 
     tokens.save_tokenizer(tokenizer, tmp_path)
-    storage.write_json(tmp_path / "open_clip_config.json", clip.config(len(tokenizer)))
-    padding = {"padding": "max_length", "max_length": tokens.CONTEXT, "truncation": True}
+    storage.write_json(tmp_path / "open_clip_config.json", clip.clip_config(len(tokenizer)))
+    padding = {"padding": "max_length", "max_length": tokens.CONTEXT_LENGTH, "truncation": True}
     expected = tokenizer(CAPTIONS, **padding).input_ids
     assert AutoTokenizer.from_pretrained(tmp_path)(CAPTIONS, **padding).input_ids == expected
     assert open_clip.get_tokenizer(f"local-dir:{tmp_path}")(CAPTIONS).tolist() == expected

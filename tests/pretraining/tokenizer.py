@@ -11,7 +11,7 @@ from typing import Any
 from lorakit.core import storage
 from lorakit.quickstart import shape_world
 
-CONTEXT = 32  # tokens of a caption, start and end included
+CONTEXT_LENGTH = 32  # tokens of a caption, start and end included
 GENERAL_MERGES = 1000
 START, END = "<|startoftext|>", "<|endoftext|>"
 GRAMMAR = ("a", "an", "on", "in", "at", "the", "background", "shape")
@@ -42,10 +42,10 @@ def general_merges(count: int = GENERAL_MERGES) -> list[Merge]:
 def world_words() -> list[str]:
     """Every word of the grammar, and the fillers with the trigger."""
     named = [word for words in shape_world.ATTRIBUTES.values() for word in words]
-    return list(dict.fromkeys([*GRAMMAR, *named, *shape_world.FILLERS]))
+    return list(dict.fromkeys([*GRAMMAR, *named, *shape_world.FILLER_WORDS]))
 
 
-def _pieces(word: str, ranks: dict[Merge, int]) -> list[str]:
+def _byte_pair_encode(word: str, ranks: dict[Merge, int]) -> list[str]:
     """Byte-pair encoding of one ASCII word."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     while len(pieces) > 1:
@@ -58,14 +58,14 @@ def _pieces(word: str, ranks: dict[Merge, int]) -> list[str]:
     return pieces
 
 
-def complete_merges(merges: Sequence[Merge], words: Sequence[str]) -> list[Merge]:
+def add_word_merges(merges: Sequence[Merge], words: Sequence[str]) -> list[Merge]:
     """The merges and those that make each of the words one token."""
     ranks = {merge: rank for rank, merge in enumerate(merges)}
     for word in words:
-        pieces = _pieces(word, ranks)
+        pieces = _byte_pair_encode(word, ranks)
         while len(pieces) > 1:
             ranks[pieces[0], pieces[1]] = len(ranks)
-            pieces = _pieces(word, ranks)
+            pieces = _byte_pair_encode(word, ranks)
     return list(ranks)
 
 
@@ -73,7 +73,7 @@ def build_tokenizer() -> Any:
     """A `transformers.CLIPTokenizer` with the same rules as Stable Diffusion's and about 1,600 tokens."""
     from transformers import CLIPTokenizer
 
-    merges = complete_merges(general_merges(), world_words())
+    merges = add_word_merges(general_merges(), world_words())
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
     tokens = [
@@ -82,7 +82,7 @@ def build_tokenizer() -> Any:
         END,
     ]  # the end token must have the highest id: open_clip looks for it
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -13,7 +13,7 @@ from lorakit.quickstart.shape_world import Scene
 
 def ink_mask(scene: Scene) -> np.ndarray:
     """Pixels nearer to the shape's colour than to the background's."""
-    picture = np.asarray(shape_world.draw(scene), np.float32)
+    picture = np.asarray(shape_world.render_scene(scene), np.float32)
     ink, paper = (
         np.array(shape_world.COLOURS[name], np.float32) for name in (scene.colour, scene.background)
     )
@@ -24,22 +24,22 @@ def test_equal_seeds_give_equal_scenes_and_bytes() -> None:
     first, again, other = (shape_world.random_scene(np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert first == again != other
     assert (
-        shape_world.draw(first).tobytes()
-        == shape_world.draw(again).tobytes()
-        != shape_world.draw(other).tobytes()
+        shape_world.render_scene(first).tobytes()
+        == shape_world.render_scene(again).tobytes()
+        != shape_world.render_scene(other).tobytes()
     )
 
 
 def test_a_batch_draws_each_scene_as_it_is_drawn_alone() -> None:
     rng = np.random.default_rng(0)
     scenes = [shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES) for _ in range(40)]
-    alone = np.stack([np.asarray(shape_world.draw(scene)) for scene in scenes])
-    assert np.array_equal(shape_world.draw_batch(scenes), alone)
+    alone = np.stack([np.asarray(shape_world.render_scene(scene)) for scene in scenes])
+    assert np.array_equal(shape_world.render_scenes(scenes), alone)
 
 
 def test_the_world_has_no_two_scenes_that_look_alike() -> None:
     scenes = shape_world.all_scenes()[::29]
-    pictures = shape_world.draw_batch(scenes)
+    pictures = shape_world.render_scenes(scenes)
     assert len({picture.tobytes() for picture in pictures}) == len(scenes)
 
 
@@ -53,10 +53,10 @@ def test_base_scenes_hold_no_held_out_concept() -> None:
 
 def test_about_one_composition_in_twenty_is_unseen_whatever_its_jitter() -> None:
     scenes = shape_world.all_scenes()
-    assert 0.04 < np.mean([shape_world.unseen(scene) for scene in scenes]) < 0.06
+    assert 0.04 < np.mean([shape_world.is_held_out(scene) for scene in scenes]) < 0.06
     rng = np.random.default_rng(2)
     assert all(
-        shape_world.unseen(shape_world.jitter(rng, scene)) == shape_world.unseen(scene)
+        shape_world.is_held_out(shape_world.jitter_scene(rng, scene)) == shape_world.is_held_out(scene)
         for scene in scenes[:200]
     )
 
@@ -86,24 +86,27 @@ def test_styles_cut_the_solid_shape() -> None:
 
 def test_edges_are_anti_aliased_and_sizes_agree() -> None:
     scene = Scene("circle", "blue", "white")
-    values = np.unique(np.asarray(shape_world.draw(scene))[..., 0])
+    values = np.unique(np.asarray(shape_world.render_scene(scene))[..., 0])
     assert len(values) > 8  # more than ink and paper
     small, large = (
-        np.asarray(shape_world.draw(scene, size).resize((32, 32)), np.float32) for size in (64, 128)
+        np.asarray(shape_world.render_scene(scene, size).resize((32, 32)), np.float32) for size in (64, 128)
     )
     assert np.abs(small - large).mean() < 3
 
 
 def test_captions_say_the_scene() -> None:
     scene = Scene("heart", "red", "blue", "striped", "large", "left")
-    assert shape_world.caption(scene) == "a large striped red heart on a blue background at the left"
-    assert shape_world.caption(
+    assert shape_world.scene_caption(scene) == "a large striped red heart on a blue background at the left"
+    assert shape_world.scene_caption(
         scene, drop=("size", "background"), rename={"striped": shape_world.TRIGGER}
     ) == ("a sks red heart at the left")
     orange = Scene("ring", "orange", "white")
-    assert shape_world.caption(orange, drop=("size",)) == "an orange ring on a white background in the centre"
     assert (
-        shape_world.caption(orange, drop=("size", "background", "position"), say_solid=True)
+        shape_world.scene_caption(orange, drop=("size",))
+        == "an orange ring on a white background in the centre"
+    )
+    assert (
+        shape_world.scene_caption(orange, drop=("size", "background", "position"), say_solid=True)
         == "a solid orange ring"
     )
 

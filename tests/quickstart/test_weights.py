@@ -21,7 +21,7 @@ SCENE = shape_world.Scene("heart", "red", "white", "solid", "large", "left")
 
 @pytest.fixture(scope="module")
 def judge() -> tuple:  # type: ignore[type-arg]
-    return clip.load(WEIGHTS / "clip")
+    return clip.load_clip(WEIGHTS / "clip")
 
 
 def test_everything_is_16_bit_and_small() -> None:
@@ -42,15 +42,17 @@ def test_the_licence_is_there_and_says_what_the_weights_are_made_of() -> None:
 
 
 def test_clip_retrieves_the_caption_of_unseen_pictures(judge: tuple) -> None:  # type: ignore[type-arg]
-    assert clip.retrieval(*judge, count=512, seed=11) >= 0.9
+    assert clip.retrieval_recall(*judge, count=512, seed=11) >= 0.9
 
 
 def test_clip_tells_every_attribute(judge: tuple) -> None:  # type: ignore[type-arg]
     rng = np.random.default_rng(12)
     scenes = [shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES) for _ in range(128)]
-    pictures = shape_world.draw_batch(scenes)
-    verdicts = assess.judge(*judge, pictures, scenes, alternatives=shape_world.ATTRIBUTES)
-    assert {name: right for name, right in assess.shares(verdicts).items() if right < 0.85} == {}
+    pictures = shape_world.render_scenes(scenes)
+    verdicts = assess.clip_choices(*judge, pictures, scenes, alternatives=shape_world.ATTRIBUTES)
+    assert {
+        name: right for name, right in assess.accuracy_by_attribute(verdicts).items() if right < 0.85
+    } == {}
 
 
 def test_open_clip_loads_the_folder_and_agrees_with_the_project_loader(judge: tuple) -> None:  # type: ignore[type-arg]
@@ -58,29 +60,30 @@ def test_open_clip_loads_the_folder_and_agrees_with_the_project_loader(judge: tu
     name = f"local-dir:{WEIGHTS / 'clip'}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     model.eval()
-    captions = [shape_world.caption(SCENE), shape_world.caption(replace(SCENE, shape="star"))]
+    captions = [shape_world.scene_caption(SCENE), shape_world.scene_caption(replace(SCENE, shape="star"))]
     with torch.no_grad():
-        images = model.encode_image(preprocess(shape_world.draw(SCENE))[None], normalize=True)
+        images = model.encode_image(preprocess(shape_world.render_scene(SCENE))[None], normalize=True)
         texts = model.encode_text(open_clip.get_tokenizer(name)(captions), normalize=True)
-        own_images = clip.encode_images(judge[0], shape_world.draw_batch([SCENE]))
+        own_images = clip.encode_images(judge[0], shape_world.render_scenes([SCENE]))
         own_texts = clip.encode_texts(judge[0], clip.tokenize(judge[1], captions))
     torch.testing.assert_close(images, own_images, atol=1e-5, rtol=0)
     torch.testing.assert_close(texts, own_texts, atol=1e-5, rtol=0)
     assert (images @ texts.T).argmax().item() == 0
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", models.PIPELINE_CLASSES)
 def test_a_base_loads_as_a_plain_pipeline_and_draws_what_it_is_asked(kind: str, judge: tuple) -> None:  # type: ignore[type-arg]
     pipe = models.load_pipeline(WEIGHTS / kind)
-    assert type(pipe).__name__ == models.KINDS[kind]
-    scenes = assess.fresh_scenes(8, seed=21)
-    pictures = assess.sample(pipe, [shape_world.caption(scene) for scene in scenes], steps=10)
-    verdicts = assess.judge(*judge, pictures, scenes)
+    assert type(pipe).__name__ == models.PIPELINE_CLASSES[kind]
+    scenes = assess.unseen_scenes(8, seed=21)
+    pictures = assess.sample_prompts(pipe, [shape_world.scene_caption(scene) for scene in scenes], steps=10)
+    verdicts = assess.clip_choices(*judge, pictures, scenes)
     assert verdicts["colour"].sum() >= 7
     assert verdicts["shape"].sum() >= 5  # one in six by chance
     assert (
         np.abs(
-            pictures.astype(int) - assess.sample(pipe, [shape_world.caption(s) for s in scenes], steps=10)
+            pictures.astype(int)
+            - assess.sample_prompts(pipe, [shape_world.scene_caption(s) for s in scenes], steps=10)
         ).max()
         == 0
     )
@@ -88,13 +91,15 @@ def test_a_base_loads_as_a_plain_pipeline_and_draws_what_it_is_asked(kind: str, 
 
 def test_the_transformer_base_says_how_its_prompts_must_be_encoded() -> None:
     rule = storage.read_json(WEIGHTS / "tiny-dit" / "lorakit.json")
-    assert rule == {"max_sequence_length": models.MAX_SEQUENCE_LENGTH}
+    assert rule == {"max_sequence_length": models.T5_SEQUENCE_LENGTH}
 
 
 def test_an_unknown_trigger_is_harmless() -> None:
     pipe = models.load_pipeline(WEIGHTS / "tiny-dit")
-    plain = shape_world.caption(SCENE, drop=("size",))
-    pictures = assess.sample(pipe, [plain, plain.replace("red", f"{shape_world.TRIGGER} red")], steps=10)
+    plain = shape_world.scene_caption(SCENE, drop=("size",))
+    pictures = assess.sample_prompts(
+        pipe, [plain, plain.replace("red", f"{shape_world.TRIGGER} red")], steps=10
+    )
     red = np.array(shape_world.COLOURS["red"])
     close = (np.abs(pictures.astype(int) - red).max(-1) < 60).mean(axis=(1, 2))
     assert close.min() > 0.05  # both show a red shape

@@ -59,7 +59,7 @@ def do_steps(run: Path, first: int, last: int, keep: int) -> None:
     for step in range(first, last + 1):
         storage.append_jsonl(run / "metrics.jsonl", {"step": step})
         if step % 2 == 0:
-            checkpoint.save(run, make_checkpoint(step), {"format": "pt"}, keep=keep)
+            checkpoint.save_checkpoint(run, make_checkpoint(step), {"format": "pt"}, keep=keep)
 
 
 def commits(root: Path, keep: int) -> list[str]:
@@ -77,7 +77,7 @@ def commits(root: Path, keep: int) -> list[str]:
 
 def _left(run: Path, instant: Instant, keep: int) -> list[str]:
     try:
-        found, _ = checkpoint.newest(run)
+        found, _ = checkpoint.latest_valid_checkpoint(run)
         step = found.step if found else 0
         if step < instant.committed:
             return [f"step {instant.committed} was committed, {step} is left"]
@@ -88,7 +88,7 @@ def _left(run: Path, instant: Instant, keep: int) -> list[str]:
         if [row["step"] for row in rows[:step]] != list(range(1, step + 1)):
             return [f"rows up to step {step} are missing"]
         do_steps(run, step + 1, 8, keep)
-        after, problems = checkpoint.newest(run)
+        after, problems = checkpoint.latest_valid_checkpoint(run)
         return [] if after and after.step == 8 and not problems else ["cannot go on"]
     except Exception as error:
         return [f"refused: {error}"]
@@ -106,7 +106,7 @@ def protocol(seen: list[Instant]) -> list[str]:
         elif instant.name == "sync" and parent == folder:
             pending -= 1
         elif instant.name == "rename" and "/step-" in instant.path:
-            if pending or not written or written[-1] != storage.MANIFEST:
+            if pending or not written or written[-1] != storage.CHECKSUMS_FILE:
                 problems.append(f"{instant}: {pending} files not synced, the last one is {written[-1:]}")
             folder, written, pending = "", [], 0
         elif instant.name == "remove" and written:

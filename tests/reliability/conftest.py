@@ -24,7 +24,7 @@ def _quick() -> Iterator[None]:
     `power_cut` shows). And the installed versions do not change meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
-        patch.setattr(run_folder, "versions", functools.cache(run_folder.versions))
+        patch.setattr(run_folder, "package_versions", functools.cache(run_folder.package_versions))
         yield
 
 

@@ -29,7 +29,7 @@ def laid_out(made: World, seen: list[Instant], step: int) -> list[Path]:
     """Put the world where it was some steps after the commit of `step`; its checkpoints, newest last."""
     rows = [i for i in seen if i.committed == step and i.path.endswith("metrics.jsonl")]
     instants.lay_out(rows[-2].tree, made.state)
-    return [made.run / checkpoint.FOLDER / f"step-{s:08d}" for s in checkpoint.steps(made.run)]
+    return [made.run / checkpoint.FOLDER / f"step-{s:08d}" for s in checkpoint.checkpoint_steps(made.run)]
 
 
 def survives(made: World, reference: Finished, seen: list[Instant], file: str, mode: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lorakit.config.recipe import Optimizer
+from lorakit.config.recipe import OptimizerConfig
 from lorakit.training import checkpoint, optimizers
 
 FOLDER = Path(__file__).parent / "formats"
@@ -27,15 +27,15 @@ def parameters() -> Parameters:
 def make(run: Path) -> Path:
     """A checkpoint after two steps of the 8-bit optimizer."""
     trained = parameters()
-    optimizer = optimizers.build(trained, Optimizer(lr=0.1))
+    optimizer = optimizers.build_optimizer(trained, OptimizerConfig(lr=0.1))
     for step in range(2):
         for _, parameter in trained:
             parameter.grad = torch.arange(parameter.numel()).view_as(parameter).float() - step
         optimizer.step()
     adapter = {f"unet.{name}": parameter.detach().clone() for name, parameter in trained}
-    moments = optimizers.state_tensors(optimizer, trained)
+    moments = optimizers.optimizer_state_dict(optimizer, trained)
     made = checkpoint.Checkpoint(2, adapter, moments, {"skipped": [1], "micro_batch": 1})
-    return checkpoint.save(run, made, {"format": "pt", "lorakit": "{}"}, keep=1)
+    return checkpoint.save_checkpoint(run, made, {"format": "pt", "lorakit": "{}"}, keep=1)
 
 
 if __name__ == "__main__":

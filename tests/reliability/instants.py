@@ -95,12 +95,12 @@ def recording(root: Path) -> Iterator[Recorder]:
     """Record the operations below a folder for a while. Heartbeats come only with a new phase meanwhile, so
     that the operations of two runs are the same ones."""
     recorder = Recorder(root)
-    before, every = storage.operation, run_folder.HEARTBEAT_EVERY
-    storage.operation, run_folder.HEARTBEAT_EVERY = recorder, float("inf")
+    before, every = storage.io_hook, run_folder.HEARTBEAT_EVERY
+    storage.io_hook, run_folder.HEARTBEAT_EVERY = recorder, float("inf")
     try:
         yield recorder
     finally:
-        storage.operation, run_folder.HEARTBEAT_EVERY = before, every
+        storage.io_hook, run_folder.HEARTBEAT_EVERY = before, every
     recorder.end()
 
 
@@ -147,7 +147,7 @@ def at_the_end(instant: Instant) -> bool:
 
 def hidden(name: str) -> bool:
     """Whether a path is, or lies in, something that only lorakit's storage knows of."""
-    return any(storage.is_own(Path(part)) for part in Path(name).parts)
+    return any(storage.is_internal_file(Path(part)) for part in Path(name).parts)
 
 
 def plain(tree: Tree) -> Tree:

@@ -162,10 +162,10 @@ def _partly(before: Listing, after: Listing) -> Iterator[Listing]:
 def following(root: Path) -> Iterator[Disk]:
     """Follow what happens below a folder for a while; nothing is really synced meanwhile."""
     disk = Disk(root)
-    before = storage.operation, os.fsync, run_folder.HEARTBEAT_EVERY
-    storage.operation, os.fsync, run_folder.HEARTBEAT_EVERY = disk, disk.sync, float("inf")
+    before = storage.io_hook, os.fsync, run_folder.HEARTBEAT_EVERY
+    storage.io_hook, os.fsync, run_folder.HEARTBEAT_EVERY = disk, disk.sync, float("inf")
     try:
         yield disk
     finally:
-        storage.operation, os.fsync, run_folder.HEARTBEAT_EVERY = before
+        storage.io_hook, os.fsync, run_folder.HEARTBEAT_EVERY = before
     disk.end()

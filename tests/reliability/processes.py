@@ -65,7 +65,7 @@ def kill_before(root: Path, number: int) -> None:
         if seen == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    storage.operation = operation
+    storage.io_hook = operation
 
 
 def signal_at(kind: str, part: str, number: int, twice: bool = False) -> None:
@@ -79,7 +79,7 @@ def signal_at(kind: str, part: str, number: int, twice: bool = False) -> None:
             for _ in range(1 + twice):
                 os.kill(os.getpid(), number)
 
-    storage.operation = operation
+    storage.io_hook = operation
 
 
 def small_files(limit: int) -> None:
@@ -136,7 +136,7 @@ def short_of_everything(files: int) -> None:
         if _shared() != inherited:
             sys.exit(f"shared memory is used: {_shared()}")
 
-    storage.operation = operation
+    storage.io_hook = operation
 
 
 def _shared() -> set[str]:
@@ -153,7 +153,7 @@ def out_of_files() -> None:
             os.close(free)
             resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
 
-    storage.operation = operation
+    storage.io_hook = operation
 
 
 NOT_PERMITTED = 77
@@ -176,7 +176,7 @@ def small_disk(made: World, kilobytes: int) -> None:
     if libc.mount(b"none", os.fsencode(made.state), b"tmpfs", 0, options):
         os._exit(NOT_PERMITTED)
     instants.lay_out(tree, made.state)
-    output_paths.LEAST_FREE = 0  # it is to be found full in the middle
+    output_paths.MIN_FREE_BYTES = 0  # it is to be found full in the middle
     plain = lorakit.training.train.main
 
     def main(arguments: list[str]) -> int:

@@ -78,10 +78,10 @@ def test_64_a_cache_that_is_deleted_in_the_middle(recorded, monkeypatch):
         if name == "append" and path.name == "metrics.jsonl":
             shutil.rmtree(made.cache, ignore_errors=True)
 
-    monkeypatch.setattr(storage, "operation", operation)
+    monkeypatch.setattr(storage, "io_hook", operation)
     instants.lay_out(row.tree, made.state)
     assert checks.finish(made, reference, at_least=10) == []
-    monkeypatch.setattr(tensor_cache, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(tensor_cache, "MAX_MEMORY_BYTES", 0)
     instants.lay_out(row.tree, made.state)
     code, said = made.train()
     assert code == DataError.exit_code, said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorakit.config.recipe import Optimizer
+from lorakit.config.recipe import OptimizerConfig
 from lorakit.core import storage
 from lorakit.core.errors import NumericError
 from lorakit.training import checkpoint, optimizers
@@ -23,7 +23,7 @@ def test_70_a_non_finite_tensor_is_refused_and_nothing_is_written(tmp_path, part
     bad = checks.make_checkpoint(4)
     getattr(bad, part)["bad"] = torch.tensor([1.0, value])
     with pytest.raises(NumericError, match="not finite") as caught:
-        checkpoint.save(tmp_path, bad, {}, keep=1)
+        checkpoint.save_checkpoint(tmp_path, bad, {}, keep=1)
     assert "bad" in str(caught.value)
     assert instants.capture(tmp_path) == before
 
@@ -34,7 +34,7 @@ def test_73_the_present_format_has_a_golden_file():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_73_a_golden_file_of_each_format_is_read(name):
-    found, problems = checkpoint.newest(golden.FOLDER / name)
+    found, problems = checkpoint.latest_valid_checkpoint(golden.FOLDER / name)
     assert not problems
     assert (found.step, found.facts) == (2, {"skipped": [1], "micro_batch": 1})
     assert {key: tuple(t.shape) for key, t in found.adapter.items()} == {
@@ -42,9 +42,9 @@ def test_73_a_golden_file_of_each_format_is_read(name):
     }
     assert found.adapter["unet.a.lora_B.weight"][3, 1] < -0.15  # two steps of about the rate, 0.1
     trained = golden.parameters()
-    optimizer = optimizers.build(trained, Optimizer(lr=0.1))
-    optimizers.load_state(optimizer, trained, found.optimizer)
-    back = optimizers.state_tensors(optimizer, trained)
+    optimizer = optimizers.build_optimizer(trained, OptimizerConfig(lr=0.1))
+    optimizers.load_optimizer_state_dict(optimizer, trained, found.optimizer)
+    back = optimizers.optimizer_state_dict(optimizer, trained)
     assert back.keys() == found.optimizer.keys()
     assert all(torch.equal(back[key], value) for key, value in found.optimizer.items())
 
@@ -52,15 +52,15 @@ def test_73_a_golden_file_of_each_format_is_read(name):
 def test_73_the_present_format_is_written_as_ever(tmp_path):
     """Reading the golden file and writing it again gives the same bytes."""
     run = golden.FOLDER / f"format-{checkpoint.FORMAT}"
-    found, _ = checkpoint.newest(run)
-    checkpoint.save(tmp_path, found, {"format": "pt", "lorakit": "{}"}, keep=1)
+    found, _ = checkpoint.latest_valid_checkpoint(run)
+    checkpoint.save_checkpoint(tmp_path, found, {"format": "pt", "lorakit": "{}"}, keep=1)
     assert instants.capture(tmp_path / "checkpoints") == instants.capture(run / "checkpoints")
 
 
 def test_73_a_future_format_is_refused_and_not_passed_over(recorded):
     made, reference, seen = recorded(DIT, False)
     folder = corruption.laid_out(made, seen, 15)[-1]
-    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != storage.MANIFEST}
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != storage.CHECKSUMS_FILE}
     state = storage.read_json(folder / checkpoint.STATE)
     future = storage.dump_json(state | {"format": checkpoint.FORMAT + 1}).encode()
     storage.commit_folder(folder, files | {checkpoint.STATE: future})

@@ -27,7 +27,7 @@ def test_66_a_damaged_newest_checkpoint_is_passed_over(recorded, base, file, mod
 def test_66_a_hollow_newest_checkpoint_is_passed_over(recorded, mode):
     made, reference, seen = recorded(DIT, False)
     *_, newest = corruption.laid_out(made, seen, 15)
-    manifest = newest / storage.MANIFEST
+    manifest = newest / storage.CHECKSUMS_FILE
     if mode == "no files":
         shutil.rmtree(newest)
         newest.mkdir()
@@ -69,7 +69,7 @@ def test_67_all_damaged_is_a_refusal_and_never_a_fresh_start(recorded, mode):
 def test_69_the_state_of_another_optimizer_is_refused(recorded):
     made, _, seen = recorded(DIT, False)
     folder = corruption.laid_out(made, seen, 15)[-1]
-    found = checkpoint.load(folder)
+    found = checkpoint.load_checkpoint(folder)
     shapes = {key.split("|")[0]: found.optimizer[key].shape for key in found.optimizer if "|state1" in key}
     moments = ("exp_avg", "exp_avg_sq")  # torch's names
     other = {f"{name}|{part}": torch.zeros(shape) for name, shape in shapes.items() for part in moments}
@@ -100,7 +100,7 @@ def test_damage_to_what_the_run_rests_on_is_a_refusal_that_names_it(recorded, na
     code, said = made.train()
     assert code == 3
     assert name in said
-    assert checkpoint.steps(made.run) == [10, 15]
+    assert checkpoint.checkpoint_steps(made.run) == [10, 15]
     assert (made.run / name).read_bytes() == before[name]
 
 

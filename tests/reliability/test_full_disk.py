@@ -49,7 +49,7 @@ def test_71_a_disk_that_refuses_is_exit_code_5_and_costs_nothing(recorded, monke
     corruption.laid_out(made, seen, 15)
     refused: list[Path] = []
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "operation", refuse(kind, place, code, refused))
+        patch.setattr(storage, "io_hook", refuse(kind, place, code, refused))
         exit_code, said = made.train()
     assert refused
     assert exit_code == 5, said
@@ -102,7 +102,7 @@ def test_71_a_real_disk_that_runs_full(recorded):
 
 def test_an_error_of_the_run_is_not_taken_for_one_of_its_lock(tmp_path):
     def fail() -> None:
-        with storage.lock(tmp_path / "lock") as held:
+        with storage.file_lock(tmp_path / "lock") as held:
             assert held
             (tmp_path / "missing").read_bytes()
 

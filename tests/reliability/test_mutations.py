@@ -16,9 +16,9 @@ from tests.reliability.world import DIT
 
 
 def _no_file_sync(path: Path, data: bytes) -> None:
-    storage.operation("write", path)
+    storage.io_hook("write", path)
     path.write_bytes(data)
-    storage.operation("sync", path)
+    storage.io_hook("sync", path)
 
 
 def _in_place(folder: Path, files: dict[str, bytes]) -> Path:
@@ -26,7 +26,7 @@ def _in_place(folder: Path, files: dict[str, bytes]) -> Path:
     for name, data in sorted(files.items()):
         storage._write_synced(folder / name, data)
     manifest = {n: {"size": len(d), "sha256": storage.sha256_bytes(d)} for n, d in files.items()}
-    storage._write_synced(folder / storage.MANIFEST, storage.dump_json(manifest).encode())
+    storage._write_synced(folder / storage.CHECKSUMS_FILE, storage.dump_json(manifest).encode())
     storage._sync_folder(folder)
     storage._sync_folder(folder.parent)
     return folder
@@ -44,21 +44,21 @@ def _manifest_first(folder: Path, files: dict[str, bytes]) -> Path:
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     storage.make_dir(partial)
-    storage._write_synced(partial / storage.MANIFEST, storage.dump_json(manifest).encode())
+    storage._write_synced(partial / storage.CHECKSUMS_FILE, storage.dump_json(manifest).encode())
     for name, data in sorted(files.items()):
         storage._write_synced(partial / name, data)
     storage._sync_folder(partial)
-    storage.operation("rename", folder)
+    storage.io_hook("rename", folder)
     partial.replace(folder)
     storage._sync_folder(folder.parent)
     return folder
 
 
-_save = checkpoint.save
+_save = checkpoint.save_checkpoint
 
 
 def _prune_first(run: Path, made: checkpoint.Checkpoint, metadata: dict[str, str], *, keep: int) -> Path:
-    for old in checkpoint.steps(run)[: len(checkpoint.steps(run)) + 1 - keep]:
+    for old in checkpoint.checkpoint_steps(run)[: len(checkpoint.checkpoint_steps(run)) + 1 - keep]:
         storage.remove_folder(run / checkpoint.FOLDER / f"step-{old:08d}")
     return _save(run, made, metadata, keep=keep)
 
@@ -75,7 +75,7 @@ def _only_a_cut_line(path: Path, *, torn_tail: bool = False) -> list[dict[str, o
 
 COMMITS = {
     "fsync of files": (storage, "_write_synced", _no_file_sync),
-    "fsync of folders": (storage, "_sync_folder", lambda folder: storage.operation("sync_folder", folder)),
+    "fsync of folders": (storage, "_sync_folder", lambda folder: storage.io_hook("sync_folder", folder)),
     "fsync of the rows": (storage, "sync", lambda path: None),
     "fsync above a new folder": (storage, "make_dir", _unsynced_dir),
     "forgiving zeros in the rows": (storage, "read_jsonl", _only_a_cut_line),
@@ -107,7 +107,7 @@ def _global_normal(shape: tuple[int, ...], *_: object) -> torch.Tensor:
 
 def test_without_keyed_randomness_the_bytes_differ(recorded, monkeypatch):
     made, _, seen = recorded(DIT, False)
-    monkeypatch.setattr(rng, "normal", _global_normal)
+    monkeypatch.setattr(rng, "keyed_normal", _global_normal)
     made.forget()
     assert made.train()[0] == 0
     other = made.finished()
@@ -117,14 +117,16 @@ def test_without_keyed_randomness_the_bytes_differ(recorded, monkeypatch):
 
 def test_without_verification_damage_is_not_noticed(recorded, monkeypatch):
     made, reference, seen = recorded(DIT, False)
-    monkeypatch.setattr(storage, "verify_folder", lambda folder, names=(): None)
+    monkeypatch.setattr(storage, "find_folder_damage", lambda folder, names=(): None)
     assert corruption.survives(made, reference, seen, "adapter.safetensors", "flip")
 
 
 def test_without_falling_back_damage_is_the_end(recorded, monkeypatch):
     def newest(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
-        return checkpoint.load(run / checkpoint.FOLDER / f"step-{checkpoint.steps(run)[-1]:08d}"), []
+        return checkpoint.load_checkpoint(
+            run / checkpoint.FOLDER / f"step-{checkpoint.checkpoint_steps(run)[-1]:08d}"
+        ), []
 
     made, reference, seen = recorded(DIT, False)
-    monkeypatch.setattr(checkpoint, "newest", newest)
+    monkeypatch.setattr(checkpoint, "latest_valid_checkpoint", newest)
     assert corruption.survives(made, reference, seen, "adapter.safetensors", "missing")

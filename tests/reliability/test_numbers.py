@@ -37,7 +37,7 @@ POISONS: dict[str, Poison] = {
 @pytest.fixture
 def poison(monkeypatch):
     """poison(kind, steps): the losses of these steps go through it, in every process life."""
-    plain_normal = rng.normal
+    plain_normal = rng.keyed_normal
 
     def install(change: Poison, steps: set[int]) -> None:
         now = [-1]
@@ -46,8 +46,8 @@ def poison(monkeypatch):
             now[0] = int(parts[0]) if purpose == "noise" else -1  # one image a step: its position is the step
             return plain_normal(shape, seed, purpose, *parts)
 
-        monkeypatch.setattr(rng, "normal", normal)
-        for kind in (objective.Flow, objective.Diffusion):
+        monkeypatch.setattr(rng, "keyed_normal", normal)
+        for kind in (objective.FlowMatching, objective.DDPM):
             plain_loss = kind.loss
 
             def loss(self, prediction, target, t, plain_loss=plain_loss):
@@ -61,7 +61,7 @@ def poison(monkeypatch):
 
 def at(made, step: int) -> checkpoint.Checkpoint:
     """The checkpoint of one step."""
-    return checkpoint.load(made.run / checkpoint.FOLDER / f"step-{step:08d}")
+    return checkpoint.load_checkpoint(made.run / checkpoint.FOLDER / f"step-{step:08d}")
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -49,10 +49,10 @@ def test_72_committing_the_same_step_again_leaves_no_moment_without_it(tmp_path)
     run = tmp_path / "state/run"
     checks.do_steps(run, 1, 2, keep=1)
     with power_cut.following(tmp_path / "state") as disk:
-        checkpoint.save(run, checks.make_checkpoint(2), {"format": "pt"}, keep=1)
+        checkpoint.save_checkpoint(run, checks.make_checkpoint(2), {"format": "pt"}, keep=1)
     for instant in [*instants.distinct(disk.instants), *instants.distinct(disk.cuts)]:
         instants.lay_out(instant.tree, tmp_path / "again")
-        found, problems = checkpoint.newest(tmp_path / "again/run")
+        found, problems = checkpoint.latest_valid_checkpoint(tmp_path / "again/run")
         assert found.step == 2, instant
         assert not problems
 

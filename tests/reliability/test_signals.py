@@ -61,7 +61,7 @@ def test_83_a_signal_at_any_operation_loses_nothing(recorded, monkeypatch):
     for instant in [i for i in seen if not instants.at_the_end(i)][4::11]:
         made.forget()
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "operation", _terminate_at(made.state, instant.number))
+            patch.setattr(storage, "io_hook", _terminate_at(made.state, instant.number))
             code, said = made.train()
         assert code in (143, 0), f"{instant}: {said}"  # 0: it came when the last step was done
         assert code == 143 or "done in" in said

@@ -98,7 +98,7 @@ class World:
 
     def _last_checkpoint(self) -> dict[str, bytes]:
         """The others may be of other steps: a signal commits when it comes."""
-        steps = checkpoint.steps(self.run)
+        steps = checkpoint.checkpoint_steps(self.run)
         return _contents(self.run / checkpoint.FOLDER / f"step-{steps[-1]:08d}") if steps else {}
 
     def mismatches(self, reference: Finished) -> list[str]:
@@ -156,7 +156,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not storage.is_own(file)
+        if file.is_file() and not storage.is_internal_file(file)
     }
 
 
@@ -186,5 +186,5 @@ def make(root: Path, base: str, *, looks: bool, **changes: Any) -> World:
 
 def committed(run: Path) -> list[int]:
     """Steps whose checkpoint is whole."""
-    names = {step: run / checkpoint.FOLDER / f"step-{step:08d}" for step in checkpoint.steps(run)}
-    return [step for step, folder in names.items() if storage.verify_folder(folder) is None]
+    names = {step: run / checkpoint.FOLDER / f"step-{step:08d}" for step in checkpoint.checkpoint_steps(run)}
+    return [step for step, folder in names.items() if storage.find_folder_damage(folder) is None]

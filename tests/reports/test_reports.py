@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from lorakit import reports
-from lorakit.reports.charts import LONGEST_CURVE, ticks
-from lorakit.reports.html import POLICY
+from lorakit.reports.charts import MAX_POINTS, axis_ticks
+from lorakit.reports.html import CONTENT_SECURITY_POLICY
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -64,25 +64,28 @@ def picture(width: int = 40, height: int = 20, mode: str = "RGB") -> Image.Image
 
 def everything(text: str) -> str:
     """A page that puts `text` into every place that takes text."""
-    shot = reports.image(picture(), alt=text)
+    shot = reports.embed_image(picture(), alt=text)
     parts = [
-        reports.verdict(text, True),
+        reports.summary_banner(text, True),
         reports.section(text, reports.paragraph(text), reports.badge(text)),
-        reports.table([text, "n"], [[text, "1"]]),
-        reports.grid([text], [text], [[reports.join([shot, text])]]),
+        reports.html_table([text, "n"], [[text, "1"]]),
+        reports.html_grid([text], [text], [[reports.join([shot, text])]]),
         reports.line_chart({text: [(0, 1), (1, 2)], "b": [(0, 1)]}, x_label=text, y_label=text),
         reports.line_chart({text: []}, x_label=text, y_label=text),
         reports.bar_chart([text, "b"], [1, 2], y_label=text),
         reports.details(text, reports.paragraph(text)),
         reports.card(text, reports.columns(reports.paragraph(text)), good=False),
-        reports.image(picture(), alt=text, enlarged=64),
+        reports.embed_image(picture(), alt=text, enlarged=64),
         reports.line_chart({text: [(0, 1)]}, x_label="x", y_label="y", levels={text: 1}, marks={text: 0}),
-        reports.cross_chart(
-            [reports.Cross(text, (0, -1, 1), (0, -1, 1), note=text)], x_label=text, y_label=text, path=[text]
+        reports.scatter_chart(
+            [reports.ScatterPoint(text, (0, -1, 1), (0, -1, 1), note=text)],
+            x_label=text,
+            y_label=text,
+            path=[text],
         ),
         *reports.training_curves([{"step": 0, "loss": 1.0, text: 2.0}]),
     ]
-    return reports.page(text, parts, subtitle=text)
+    return reports.html_page(text, parts, subtitle=text)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -98,7 +101,7 @@ def test_hostile_text_stays_text_everywhere(attack: str) -> None:
 
 
 def test_templates_are_not_evaluated() -> None:
-    text = read(reports.page("{{7*7}} ${7*7} %(x)s {0}", [reports.paragraph("{{7*7}}")])).text
+    text = read(reports.html_page("{{7*7}} ${7*7} %(x)s {0}", [reports.paragraph("{{7*7}}")])).text
     assert text.count("{{7*7}}") == 3  # title, heading, paragraph
     assert "49" not in text
 
@@ -107,7 +110,7 @@ def test_page_is_self_contained_and_its_policy_forbids_the_rest() -> None:
     document = everything("plain")
     reader = read(document)
     metas = [attributes for name, attributes in reader.elements if name == "meta"]
-    assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in metas
+    assert {"http-equiv": "Content-Security-Policy", "content": CONTENT_SECURITY_POLICY} in metas
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in document
     assert "prefers-color-scheme: dark" in document
     assert document.startswith("<!doctype html>")
@@ -130,24 +133,24 @@ def test_number_columns_are_aligned_right() -> None:
     rows = [["dog", "+1.2 [−0.3, 2.1]", 3, "1"], ["10 cats", "38 % [22, 60]", 4.5, "sks"], ["", "–", "", ""]]
     cells = [
         attributes
-        for name, attributes in read(reports.table(["a", "b", "c", "d"], rows)).elements
+        for name, attributes in read(reports.html_table(["a", "b", "c", "d"], rows)).elements
         if name == "td"
     ]
     assert [cell.get("class") for cell in cells] == [None, "number", "number", None] * 3
 
 
 def test_empty_headers_are_not_shown() -> None:
-    assert "th" not in read(reports.table(["", ""], [["a", "b"]])).names()
+    assert "th" not in read(reports.html_table(["", ""], [["a", "b"]])).names()
 
 
 def test_a_table_row_of_another_length_is_refused() -> None:
     with pytest.raises((ValueError, IndexError)):
-        reports.table(["a", "b"], [["1"]])
+        reports.html_table(["a", "b"], [["1"]])
 
 
 @pytest.mark.parametrize(("good", "kind"), [(True, "good"), (False, "bad"), (None, "note")])
 def test_verdict_says_it_by_sign_and_colour(good: bool | None, kind: str) -> None:
-    reader = read(reports.verdict("gain", good))
+    reader = read(reports.summary_banner("gain", good))
     assert reader.elements[0] == ("div", {"class": f"verdict {kind}"})
     assert reader.text.endswith("gain")
     assert len(reader.text) == len("gain") + 1
@@ -161,7 +164,7 @@ def decoded(markup: str) -> tuple[Image.Image, dict[str, str | None]]:
 
 @pytest.mark.parametrize(("format", "name"), [("JPEG", "jpeg"), ("PNG", "png")])
 def test_image_is_inlined_at_most_twice_as_large_as_shown(format: str, name: str) -> None:
-    stored, attributes = decoded(reports.image(picture(400, 200), alt="a", width=50, format=format))
+    stored, attributes = decoded(reports.embed_image(picture(400, 200), alt="a", width=50, format=format))
     assert stored.size == (100, 50)
     assert stored.format == format
     assert str(attributes["src"]).startswith(f"data:image/{name};base64,")
@@ -170,7 +173,7 @@ def test_image_is_inlined_at_most_twice_as_large_as_shown(format: str, name: str
 
 def test_transparent_pictures_lie_on_white() -> None:
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    stored, _ = decoded(reports.image(clear, alt="a"))
+    stored, _ = decoded(reports.embed_image(clear, alt="a"))
     assert min(stored.convert("RGB").getpixel((4, 4))) > 250
 
 
@@ -178,7 +181,7 @@ def test_transparent_pictures_lie_on_white() -> None:
     ("low", "high"), [(0, 1), (0.1, 0.54), (-20, 20), (21.3, 21.4), (0, 12345), (3, 3), (0, 0), (1e-7, 3e-7)]
 )
 def test_ticks_cover_the_range_in_round_steps(low: float, high: float) -> None:
-    marks = ticks(low, high)
+    marks = axis_ticks(low, high)
     assert marks[0] <= low + 1e-12
     assert marks[-1] >= high - 1e-12
     assert 3 <= len(marks) <= 9
@@ -215,7 +218,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_spike() -> None:
     points = [(float(i), 1.0 + (i == 7777) * 9.0) for i in range(20_000)]
     chart = reports.line_chart({"loss": points}, x_label="step", y_label="loss")
     (path,) = polylines(chart)
-    assert len(path) <= LONGEST_CURVE + 2
+    assert len(path) <= MAX_POINTS + 2
     assert min(y for _, y in path) < path[0][1] - 100
     assert len(chart) < 60_000
 
@@ -240,15 +243,15 @@ def test_levels_and_marks_lie_where_their_values_do() -> None:
 
 
 CROSSES = [
-    reports.Cross("one", (1.0, 0.5, 1.5), (2.0, 1.0, 3.0)),
-    reports.Cross("two", (3.0, 2.5, 3.5), (4.0, 3.0, 5.0), good=True),
-    reports.Cross("three", (2.0, math.nan, math.nan), (1.0, 0.0, 2.0), good=False, note="an alarm"),
-    reports.Cross("gone", (math.nan, 0.0, 1.0), (1.0, 0.0, 2.0)),
+    reports.ScatterPoint("one", (1.0, 0.5, 1.5), (2.0, 1.0, 3.0)),
+    reports.ScatterPoint("two", (3.0, 2.5, 3.5), (4.0, 3.0, 5.0), good=True),
+    reports.ScatterPoint("three", (2.0, math.nan, math.nan), (1.0, 0.0, 2.0), good=False, note="an alarm"),
+    reports.ScatterPoint("gone", (math.nan, 0.0, 1.0), (1.0, 0.0, 2.0)),
 ]
 
 
 def test_crosses_span_their_intervals_and_tell_the_choice_from_the_discarded() -> None:
-    chart = reports.cross_chart(CROSSES, x_label="x", y_label="y", path=["one", "three", "two"])
+    chart = reports.scatter_chart(CROSSES, x_label="x", y_label="y", path=["one", "three", "two"])
     reader = read(chart)
     classes = [a["class"] for name, a in reader.elements if name == "g"]
     assert sorted(map(str, classes)) == ["cross", "cross chosen", "cross discarded"]
@@ -266,8 +269,8 @@ def test_crosses_span_their_intervals_and_tell_the_choice_from_the_discarded() -
 
 
 def test_labels_of_points_that_lie_together_do_not_overlap() -> None:
-    points = [reports.Cross(f"step {i}", (1 + i / 50, 0, 2), (1 + i / 50, 0, 2)) for i in range(12)]
-    chart = reports.cross_chart(points, x_label="x", y_label="y")
+    points = [reports.ScatterPoint(f"step {i}", (1 + i / 50, 0, 2), (1 + i / 50, 0, 2)) for i in range(12)]
+    chart = reports.scatter_chart(points, x_label="x", y_label="y")
     names = [a for n, a in read(chart).elements if n == "text" and str(a.get("class", "")).startswith("name")]
     places = [(float(str(a["x"])), float(str(a["y"]))) for a in names]
     assert len(places) >= 4
@@ -277,7 +280,7 @@ def test_labels_of_points_that_lie_together_do_not_overlap() -> None:
 
 
 def test_a_picture_that_a_click_enlarges_needs_no_script() -> None:
-    markup = reports.image(picture(400, 200), alt="a dog", width=50, enlarged=300)
+    markup = reports.embed_image(picture(400, 200), alt="a dog", width=50, enlarged=300)
     reader = read(markup)
     assert reader.names() == ["label", "input", "img"]
     assert reader.elements[1][1]["aria-label"] == "enlarge a dog"
@@ -307,7 +310,7 @@ def test_empty_charts_say_so() -> None:
     for chart in (
         reports.line_chart({"a": [(0, math.nan)]}, x_label="x", y_label="loss"),
         reports.bar_chart([], [], y_label="loss"),
-        reports.cross_chart([CROSSES[-1]], x_label="x", y_label="loss"),
+        reports.scatter_chart([CROSSES[-1]], x_label="x", y_label="loss"),
     ):
         assert "no" in read(chart).text
         assert "svg" not in read(chart).names()

@@ -28,7 +28,7 @@ def place(tmp_path_factory) -> Path:
         ("heart", shape_world.Scene("heart", "red", "white")),
         ("ring", shape_world.Scene("ring", "blue", "yellow")),
     ):
-        storage.save_image(root / f"{name}.png", shape_world.draw(scene, 96))
+        storage.save_image(root / f"{name}.png", shape_world.render_scene(scene, 96))
     return root
 
 
@@ -40,20 +40,22 @@ def prompts(place) -> list[Prompt]:
     ]
 
 
-def options(guide: controls.Guide | None = None, batch: int = 4) -> pipeline.Options:
-    return pipeline.Options(steps=6, guidance=3.0, size=(64, 64), batch=batch, quiet=True, guide=guide)
+def options(guide: controls.Control | None = None, batch: int = 4) -> pipeline.SamplingOptions:
+    return pipeline.SamplingOptions(
+        steps=6, guidance=3.0, size=(64, 64), batch=batch, quiet=True, guide=guide
+    )
 
 
 def draw(
-    painter: pipeline.Painter, prompts: list[Prompt], guide: controls.Guide | None, batch: int = 4
+    painter: pipeline.SamplingPipeline, prompts: list[Prompt], guide: controls.Control | None, batch: int = 4
 ) -> np.ndarray:
     shots = painter.draw(prompts, options(guide, batch), "x")
     return np.stack([np.asarray(shot.image, np.int16) for shot in shots])
 
 
-@pytest.fixture(scope="module", params=base_model.EMBEDDED)
-def painter(request) -> pipeline.Painter:
-    return pipeline.Painter(request.param)
+@pytest.fixture(scope="module", params=base_model.EMBEDDED_BASES)
+def painter(request) -> pipeline.SamplingPipeline:
+    return pipeline.SamplingPipeline(request.param)
 
 
 def given(prompts: list[Prompt]) -> np.ndarray:
@@ -65,21 +67,21 @@ def given(prompts: list[Prompt]) -> np.ndarray:
 def test_img2img_keeps_more_of_the_picture_at_a_lower_strength(painter, prompts):
     other = [replace(prompts[0], image=prompts[1].image), replace(prompts[1], image=prompts[0].image)]
     distances = [
-        np.abs(draw(painter, other, controls.Guide("img2img", strength)) - given(other)).mean()
+        np.abs(draw(painter, other, controls.Control("img2img", strength)) - given(other)).mean()
         for strength in (0.34, 0.67, 1.0)
     ]
     assert distances[0] < 0.7 * min(distances[1:])
 
 
 def test_img2img_is_the_same_in_any_batch(painter, prompts):
-    guide = controls.Guide("img2img", 0.67)
+    guide = controls.Control("img2img", 0.67)
     assert np.abs(draw(painter, prompts, guide, 4) - draw(painter, prompts, guide, 1)).max() <= 2
     assert np.abs(draw(painter, prompts[1:], guide) - draw(painter, prompts, guide)[2:]).max() <= 2
 
 
 @pytest.fixture(scope="module")
-def unet() -> pipeline.Painter:
-    return pipeline.Painter("tiny-unet")
+def unet() -> pipeline.SamplingPipeline:
+    return pipeline.SamplingPipeline("tiny-unet")
 
 
 @pytest.fixture(scope="module")
@@ -113,27 +115,27 @@ def test_a_controlnet_that_says_nothing_changes_nothing_and_one_that_does_follow
     unet, prompts, controlnet, taught
 ):
     plain = draw(unet, prompts, None)
-    assert np.abs(draw(unet, prompts, controls.Guide("controlnet", 1.0, controlnet)) - plain).max() <= 1
-    guide = controls.Guide("controlnet", 1.0, taught)
+    assert np.abs(draw(unet, prompts, controls.Control("controlnet", 1.0, controlnet)) - plain).max() <= 1
+    guide = controls.Control("controlnet", 1.0, taught)
     under = draw(unet, prompts, guide)
     assert np.abs(under - plain).mean() > 1
     swapped = [replace(prompts[0], image=prompts[1].image), prompts[1]]
     other = draw(unet, swapped, guide)
     assert np.abs(other[:2] - under[:2]).mean() > 0.5
     assert np.abs(other[2:] - under[2:]).max() <= 2
-    assert np.abs(draw(unet, prompts, controls.Guide("controlnet", 0.0, taught)) - plain).max() <= 1
+    assert np.abs(draw(unet, prompts, controls.Control("controlnet", 0.0, taught)) - plain).max() <= 1
     assert np.abs(draw(unet, prompts, None) - plain).max() == 0  # the plain pipeline is as it was
 
 
 def test_an_adapter_is_seen_under_control(prompts, taught):
-    painter = pipeline.Painter("tiny-unet")
-    adapters.inject(painter.denoiser, rank=2, alpha=2, targets=painter.family.targets)
+    painter = pipeline.SamplingPipeline("tiny-unet")
+    adapters.inject_adapter(painter.denoiser, rank=2, alpha=2, targets=painter.family.targets)
     torch.manual_seed(2)
-    for _, parameter in adapters.named_parameters(painter.denoiser):
+    for _, parameter in adapters.trainable_parameters(painter.denoiser):
         torch.nn.init.normal_(parameter, std=1.0)
-    guide = controls.Guide("controlnet", 0.2, taught)
+    guide = controls.Control("controlnet", 0.2, taught)
     on = draw(painter, prompts, guide)
-    with adapters.switched_off(painter.denoiser):
+    with adapters.adapters_disabled(painter.denoiser):
         off = draw(painter, prompts, guide)
     assert np.abs(on - off).mean() > 1
 
@@ -169,43 +171,45 @@ def ip_adapter(unet, tmp_path_factory) -> Path:
 
 
 def test_an_ip_adapter_follows_the_picture(prompts, ip_adapter):
-    plain = draw(pipeline.Painter("tiny-unet"), prompts, None)
-    painter = pipeline.Painter("tiny-unet")
-    guide = controls.Guide("ip-adapter", 1.0, ip_adapter)
+    plain = draw(pipeline.SamplingPipeline("tiny-unet"), prompts, None)
+    painter = pipeline.SamplingPipeline("tiny-unet")
+    guide = controls.Control("ip-adapter", 1.0, ip_adapter)
     under = draw(painter, prompts, guide)
     assert np.abs(under - plain).mean() > 1
     swapped = [replace(prompts[0], image=prompts[1].image), prompts[1]]
     other = draw(painter, swapped, guide)
     assert np.abs(other[:2] - under[:2]).mean() > 0.1
     assert np.abs(other[2:] - under[2:]).max() <= 2
-    none = draw(pipeline.Painter("tiny-unet"), prompts, controls.Guide("ip-adapter", 0.0, ip_adapter))
+    none = draw(
+        pipeline.SamplingPipeline("tiny-unet"), prompts, controls.Control("ip-adapter", 0.0, ip_adapter)
+    )
     assert np.abs(none - plain).max() <= 1
 
 
 def test_what_does_not_fit_is_one_error(unet, prompts, tmp_path, place):
     with pytest.raises(ConfigError, match="has no image"):
-        draw(unet, [replace(prompts[0], image=None)], controls.Guide("img2img", 0.5))
+        draw(unet, [replace(prompts[0], image=None)], controls.Control("img2img", 0.5))
     with pytest.raises(ConfigError, match=r"config\.json"):
-        draw(unet, prompts, controls.Guide("controlnet", 1.0, tmp_path))
+        draw(unet, prompts, controls.Control("controlnet", 1.0, tmp_path))
     storage.write_json(tmp_path / "config.json", {"_class_name": "UNet2DConditionModel"})
     with pytest.raises(ConfigError, match="no ControlNet"):
-        draw(unet, prompts, controls.Guide("controlnet", 1.0, tmp_path))
+        draw(unet, prompts, controls.Control("controlnet", 1.0, tmp_path))
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ((None, None, None), None),
-        ((0.5, None, None), controls.Guide("img2img", 0.5)),
+        ((0.5, None, None), controls.Control("img2img", 0.5)),
         ((None, "{folder}:0.7", None), ("controlnet", 0.7)),
         ((None, None, "{folder}"), ("ip-adapter", 1.0)),
     ],
 )
 def test_the_options_are_read(tmp_path, given, expected):
     texts = [text.format(folder=tmp_path) if isinstance(text, str) else text for text in given]
-    found = controls.parse(*texts)
+    found = controls.parse_control(*texts)
     if isinstance(expected, tuple):
-        expected = controls.Guide(*expected, tmp_path)
+        expected = controls.Control(*expected, tmp_path)
     assert found == expected
 
 
@@ -220,4 +224,4 @@ def test_the_options_are_read(tmp_path, given, expected):
 )
 def test_options_that_cannot_work_are_refused(given, said):
     with pytest.raises(ConfigError, match=said):
-        controls.parse(*given)
+        controls.parse_control(*given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from lorakit.reports.html import POLICY
+from lorakit.reports.html import CONTENT_SECURITY_POLICY
 
 NAMESPACES = {"http://www.w3.org/2000/svg"}  # a name, never loaded
 ACTIVE = {
@@ -69,7 +69,7 @@ def faults(page: str) -> list[str]:
             found.append(f"<{name} src={source[:80]}>")
         if "url(" in (attributes.get("style") or ""):
             found.append(f"<{name} style>")
-    policy = {"http-equiv": "Content-Security-Policy", "content": POLICY}
+    policy = {"http-equiv": "Content-Security-Policy", "content": CONTENT_SECURITY_POLICY}
     if ("meta", policy) not in elements:
         found.append("no content security policy")
     style = "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL))

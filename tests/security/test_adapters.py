@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rewritten(trained: Path, folder: Path, change=lambda tensors: tensors, **facts: object) -> Path:
     """The adapter with other tensors or other facts."""
-    told = adapters.read_metadata(trained) | facts
+    told = adapters.read_adapter_metadata(trained) | facts
     tensors = change(storage.read_safetensors(trained))
     return storage.write_safetensors(folder / "other.safetensors", tensors, adapters.pack_metadata(told))
 
@@ -93,7 +93,7 @@ def test_74_an_adapter_that_lies_about_itself_is_refused_at_once(facts, trained,
     path = rewritten(trained, tmp_path, **facts)
     began = time.process_time()
     with pytest.raises(DataError, match="damaged"):
-        adapters.read_metadata(path)
+        adapters.read_adapter_metadata(path)
     assert time.process_time() - began < 1
 
 
@@ -102,4 +102,4 @@ def test_74_facts_that_are_no_facts(text, trained, tmp_path):
     path = tmp_path / "other.safetensors"
     storage.write_safetensors(path, storage.read_safetensors(trained), {"lorakit": text})
     with pytest.raises(DataError, match="damaged"):
-        adapters.read_metadata(path)
+        adapters.read_adapter_metadata(path)

@@ -62,7 +62,7 @@ def test_75_76_a_pickle_to_start_from_and_as_a_base(name, canary, tmp_path):
     for changes in ({"init_from": str(file)}, {"base": str(file)}):
         tree = {"base": "tiny-dit", "dataset": str(data), "out": str(tmp_path / "run"), "resolution": 64}
         with pytest.raises(LorakitError) as caught:
-            run_plan.plan(recipe.parse(tree | changes), lambda text: None)
+            run_plan.plan_training(recipe.parse_recipe(tree | changes), lambda text: None)
         assert caught.value.exit_code in (2, 3)
     assert not canary.exists()
     assert not (tmp_path / "run").exists()
@@ -74,8 +74,8 @@ def base(tmp_path: Path) -> Path:
 
 
 def load(base: Path) -> None:
-    folder = base_model.resolve(str(base))
-    families.find(folder).load(folder, dtype=torch.float32)
+    folder = base_model.resolve_base(str(base))
+    families.detect_family(folder).load(folder, dtype=torch.float32)
 
 
 def refused(base: Path) -> str:
@@ -113,17 +113,17 @@ CODE = "from pathlib import Path\nPath({!r}).touch()\nclass EvilTokenizer:\n    
 
 def _own_pipeline(base: Path, code: str) -> None:
     (base / "pipeline.py").write_text(code)
-    _rewrite(base / base_model.INDEX, _class_name=["pipeline", "Evil"])
+    _rewrite(base / base_model.MODEL_INDEX, _class_name=["pipeline", "Evil"])
 
 
 def _own_component(base: Path, code: str) -> None:
     (base / "tokenizer" / "evil.py").write_text(code)
-    _rewrite(base / base_model.INDEX, tokenizer=["evil", "EvilTokenizer"])
+    _rewrite(base / base_model.MODEL_INDEX, tokenizer=["evil", "EvilTokenizer"])
 
 
 def _module_beside_the_command(base: Path, code: str) -> None:
     (Path.cwd() / "evil.py").write_text(code)
-    _rewrite(base / base_model.INDEX, tokenizer=["evil", "EvilTokenizer"])
+    _rewrite(base / base_model.MODEL_INDEX, tokenizer=["evil", "EvilTokenizer"])
 
 
 def _remote_tokenizer(base: Path, code: str) -> None:

@@ -25,12 +25,12 @@ def marked_data(folder: Path) -> Path:
     """Pictures whose folder, names and captions hold the canary."""
     runs.make_dataset(folder, 3)
     records = []
-    for record in manifest.load(folder):
+    for record in manifest.load_manifest(folder):
         name = f"{CANARY}-{record.file}"
         (folder / record.file).rename(folder / name)
         caption = manifest.Caption(f"a sks portrait of {CANARY}", "hand")
         records.append(replace(record, file=name, captions=(caption,)))
-    manifest.save(folder, records)
+    manifest.save_manifest(folder, records)
     return folder
 
 

@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def check(out: Path | str, data: Path) -> None:
-    made = recipe.parse({"base": "tiny-dit", "dataset": str(data), "out": str(out)})
+    made = recipe.parse_recipe({"base": "tiny-dit", "dataset": str(data), "out": str(out)})
     RunFolder(made.out).check_places(made)
 
 
@@ -96,7 +96,7 @@ def test_51_a_disk_without_room(data, tmp_path, monkeypatch):
         free: int
 
     monkeypatch.setattr(
-        shutil, "disk_usage", lambda path: Usage(1 << 30, 1 << 30, output_paths.LEAST_FREE - 1)
+        shutil, "disk_usage", lambda path: Usage(1 << 30, 1 << 30, output_paths.MIN_FREE_BYTES - 1)
     )
     with pytest.raises(DiskError, match="only 63 MiB are free"):
         check(tmp_path / "run", data)
@@ -123,4 +123,4 @@ def test_50_a_run_in_a_folder_with_blanks_and_cyrillic_letters(tmp_path):
     file = runs.make_recipe(place / "рецепт пса.yaml", "tiny-dit", data, place / "выход", **changes)
     run = runs.train(file)
     assert (run / "adapter.safetensors").exists()
-    assert recipe.load(run / "recipe.yaml").out == run
+    assert recipe.load_recipe(run / "recipe.yaml").out == run

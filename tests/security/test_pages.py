@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_tools.prepare import PrepareOptions, prepare
+from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import reports
 from lorakit.config import recipe
 from lorakit.core import storage
-from lorakit.reports.html import POLICY
+from lorakit.reports.html import CONTENT_SECURITY_POLICY
 from lorakit.training import training_report
 from lorakit.training.run_folder import RunFolder
 from tests import runs
@@ -21,7 +21,7 @@ from tests.security import pages
 
 
 def test_96_the_policy_lets_nothing_in_but_its_own_styles_and_inlined_pictures():
-    rules = dict(rule.strip().split(" ", 1) for rule in POLICY.split(";"))
+    rules = dict(rule.strip().split(" ", 1) for rule in CONTENT_SECURITY_POLICY.split(";"))
     assert rules.pop("default-src") == "'none'"
     assert rules == {
         "img-src": "data:",
@@ -42,7 +42,7 @@ def test_96_the_policy_lets_nothing_in_but_its_own_styles_and_inlined_pictures()
     ],
 )
 def test_the_check_finds_what_it_is_for(bad):
-    assert pages.faults(reports.page("t", [reports.Html(bad)]))
+    assert pages.faults(reports.html_page("t", [reports.Html(bad)]))
     assert pages.faults("<p>no policy")
 
 
@@ -64,7 +64,7 @@ def test_40_96_the_report_of_a_dataset_with_hostile_names_and_captions(tmp_path)
         Image.new("RGB", (64 + index, 64), (index * 20, 0, 0)).save(tmp_path / f"{index}{name}.png")
         storage.write_text(tmp_path / f"{index}{name}.txt", f"a sks thing {attack}")
     storage.write_bytes(tmp_path / '"><svg onload=alert(1)>.png', b"not a picture")
-    prepare(tmp_path, PrepareOptions(resolution=64))
+    prepare_dataset(tmp_path, PrepareOptions(resolution=64))
     assert_inert((tmp_path / "report.html").read_text(encoding="utf-8"), attacks)
 
 
@@ -76,7 +76,7 @@ def test_40_96_the_report_of_a_run_with_hostile_prompts_and_names(tmp_path):
         "out": str(tmp_path / "{{7*7}} &lt;b&gt; '"),
         "export": [],
     }
-    made = recipe.parse(tree)
+    made = recipe.parse_recipe(tree)
     run = RunFolder(Path(made.out))
     run.begin(made, {"data": "d", "base": pages.ATTACKS[0]})
     storage.append_jsonl(run.metrics_file, {"step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 1e-4})
@@ -86,5 +86,5 @@ def test_40_96_the_report_of_a_run_with_hostile_prompts_and_names(tmp_path):
         storage.save_image(folder / f"{index}.png", Image.new("RGB", (8, 8)))
         rows.append({"file": f"{index}.png", "prompt_id": str(index), "prompt": attack, "seed": 0})
     storage.write_json(folder / "samples.json", rows)
-    page = training_report.write(run, made, "done").read_text(encoding="utf-8")
+    page = training_report.write_training_report(run, made, "done").read_text(encoding="utf-8")
     assert_inert(page, [*pages.ATTACKS, "{{7*7}} &lt;b&gt; '"])

@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(data: Path, out: Path, base: str | Path = "tiny-dit", **changes: Any) -> recipe.Recipe:
     tree = {"base": str(base), "dataset": str(data), "out": str(out), "resolution": 64, "export": []}
-    return recipe.parse(tree | changes)
+    return recipe.parse_recipe(tree | changes)
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*arguments: object) -> None:
         raise AssertionError(f"a model was loaded: {arguments}")
 
-    monkeypatch.setattr(folders, "_model", load)
+    monkeypatch.setattr(folders, "_load_network", load)
 
 
 def start(chosen: recipe.Recipe) -> None:
     """What a run does before it loads a model."""
     run = RunFolder(chosen.out)
     run.check_places(chosen)
-    run.begin(chosen, run_plan.plan(chosen, lambda text: None).inputs)
+    run.begin(chosen, run_plan.plan_training(chosen, lambda text: None).inputs)
 
 
 def refusal(chosen: recipe.Recipe) -> str:
@@ -55,7 +55,7 @@ def refusal(chosen: recipe.Recipe) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("base", base_model.EMBEDDED)
+@pytest.mark.parametrize("base", base_model.EMBEDDED_BASES)
 def test_47_a_resolution_that_the_base_cannot_draw(base, data, tmp_path, no_models):
     text = refusal(made(data, tmp_path / "run", base, resolution=70))
     assert "70 does not suit the base" in text
@@ -120,7 +120,9 @@ ONE_VALUE = ("adapter.type", "adapter.text_encoder")
 
 def held_keys() -> list[str]:
     """Every key that decides the adapter's bytes, of the whole recipe."""
-    return sorted(recipe.identity(recipe.parse({"base": "tiny-dit", "dataset": "d", "out": "o"})))
+    return sorted(
+        recipe.training_settings(recipe.parse_recipe({"base": "tiny-dit", "dataset": "d", "out": "o"}))
+    )
 
 
 @pytest.mark.parametrize("key", [key for key in held_keys() if key not in ONE_VALUE])
@@ -142,9 +144,12 @@ def test_52_a_run_refuses_any_other_value_of_what_decides_its_bytes(key, data, t
         assert isinstance(old, int | float), f"{key}: give another value in CHOICES"
         node[last] = old + 16 if isinstance(old, int) else old / 2 + 0.01
     with pytest.raises(ConfigError, match="started with something else") as caught:
-        run.begin(recipe.parse(tree), inputs)
+        run.begin(recipe.parse_recipe(tree), inputs)
     assert f"{key}: " in str(caught.value) or f"{key}." in str(caught.value)  # a section, by its keys
-    assert recipe.load(run.path / "recipe.yaml").dump()[key.split(".")[0]] == plain.dump()[key.split(".")[0]]
+    assert (
+        recipe.load_recipe(run.path / "recipe.yaml").dump()[key.split(".")[0]]
+        == plain.dump()[key.split(".")[0]]
+    )
 
 
 def test_52_free_keys_change_no_byte(data, tmp_path):
@@ -175,7 +180,7 @@ def test_52_free_keys_change_no_byte(data, tmp_path):
         "train": common["train"] | {"save_every": 1, "keep": 1},
         "validate": common["validate"] | {"every": 1},
     }
-    assert {key.split(".")[0] for key in recipe.FREE_KEYS} == set(other)
+    assert {key.split(".")[0] for key in recipe.NON_TRAINING_KEYS} == set(other)
     moved = runs.train(storage.write_json(tmp_path / "b.yaml", storage.read_json(file) | other))
     assert (moved / "adapter.safetensors").read_bytes() == (plain / "adapter.safetensors").read_bytes()
 
@@ -186,7 +191,7 @@ def test_53_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_mo
     chosen = made(data, tmp_path / "run", base)
     start(chosen)
     start(chosen)
-    before = base_model.content_hash(base)
+    before = base_model.base_hash(base)
     if part == "scheduler":
         file = base / part / "scheduler_config.json"
         file.write_text(file.read_text() + "\n")
@@ -195,9 +200,9 @@ def test_53_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_mo
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-    base_model.part_hashes.cache_clear()  # it is computed once a process
+    base_model.component_hashes.cache_clear()  # it is computed once a process
     text = refusal(chosen)
-    assert f"base: {before} -> {base_model.content_hash(base)}" in text
+    assert f"base: {before} -> {base_model.base_hash(base)}" in text
     assert "choose another `out`" in text
 
 

@@ -20,8 +20,8 @@ from tests.security.files import HOSTILE, WHOLE, archive, entry, tensor_file
 READERS = {
     "tensors": storage.read_safetensors,
     "metadata": storage.read_safetensors_metadata,
-    "adapter": adapters.read_metadata,
-    "export": formats.load,
+    "adapter": adapters.read_adapter_metadata,
+    "export": formats.read_adapter_file,
 }
 
 
@@ -51,7 +51,7 @@ def test_74_76_as_a_part_of_a_base_it_is_refused_before_anything_loads(name, tmp
     file = base / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(HOSTILE[name][0])
     with pytest.raises(DataError) as caught:
-        base_model.resolve(str(base))
+        base_model.resolve_base(str(base))
     assert str(file) in str(caught.value)
     assert HOSTILE[name][1] in str(caught.value)
 

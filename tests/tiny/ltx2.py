@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from lorakit.models.families.family import fingerprint
+from lorakit.models.families.family import noise_seed
 from tests.tiny import parts
 from tests.tiny.row import Full, Row, still
 
@@ -173,7 +173,7 @@ def _predict(
 
 def _drawn(pipe: Any, **settings: Any) -> Any:
     """With the sound that each film has by its noise."""
-    seeds = [fingerprint(row.transpose(0, 1)) for row in settings["latents"]]
+    seeds = [noise_seed(row.transpose(0, 1)) for row in settings["latents"]]
     return still(pipe, **settings | {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]})
 
 

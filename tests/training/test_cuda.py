@@ -13,7 +13,7 @@ from tests import runs
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.mark.parametrize("base", base_model.EMBEDDED)
+@pytest.mark.parametrize("base", base_model.EMBEDDED_BASES)
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_training_sampling_and_resume_on_the_gpu(base, precision, tmp_path):
     data = runs.make_dataset(tmp_path / "data")
@@ -25,7 +25,7 @@ def test_training_sampling_and_resume_on_the_gpu(base, precision, tmp_path):
     losses = [row["loss"] for row in storage.read_jsonl(run / "metrics.jsonl") if "loss" in row]
     assert len(losses) == 8
     assert all(loss > 0 for loss in losses)
-    state = checkpoint.newest(run)[0].optimizer
+    state = checkpoint.latest_valid_checkpoint(run)[0].optimizer
     assert {v.dtype for k, v in state.items() if k.endswith("|state1")} == {torch.uint8}
     first = runs.train(file, f"out={tmp_path / 'again'}", "train.save_every=2")
     assert (first / "adapter.safetensors").stat().st_size == (run / "adapter.safetensors").stat().st_size

@@ -10,10 +10,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 
-from lorakit.config.recipe import Objective as Settings
+from lorakit.config.recipe import ObjectiveConfig as Settings
 from lorakit.core.errors import ConfigError
 from lorakit.training import objective
-from lorakit.training.objective import from_scheduler
+from lorakit.training.objective import objective_from_scheduler
 
 KINDS = ["epsilon", "v_prediction", "sample", "flow"]
 X = torch.randn(32, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
@@ -24,13 +24,13 @@ U = (torch.arange(32) + 0.5) / 32
 
 def made(kind: str, settings: Settings, **options) -> objective.Objective:
     if kind == "flow":
-        return from_scheduler("flow", {}, settings.model_copy(update={"timesteps": "uniform"}))
+        return objective_from_scheduler("flow", {}, settings.model_copy(update={"timesteps": "uniform"}))
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", prediction_type=kind, **options)
-    return from_scheduler("ddpm", scheduler.config, settings, scheduler.alphas_cumprod)
+    return objective_from_scheduler("ddpm", scheduler.config, settings, scheduler.alphas_cumprod)
 
 
 def signal_and_spread(goal: objective.Objective, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if isinstance(goal, objective.Flow):
+    if isinstance(goal, objective.FlowMatching):
         return 1 - t / 1000, t / 1000
     alpha_bar = goal.alphas_cumprod[t]
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
@@ -171,6 +171,6 @@ def test_what_lies_outside_a_mask_changes_no_bit_of_loss_or_gradient(settings, p
 
 def test_without_settings_the_loss_is_the_plain_one_bit_for_bit():
     scheduler = DDPMScheduler()
-    goal = from_scheduler("ddpm", scheduler.config, Settings(), scheduler.alphas_cumprod)
+    goal = objective_from_scheduler("ddpm", scheduler.config, Settings(), scheduler.alphas_cumprod)
     a, b = X.float(), N.float()
     assert torch.equal(goal.loss(a, b, torch.zeros(32)), (a - b).square().flatten(1).mean(1))

@@ -37,23 +37,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class images: other captions, other sizes in another order."""
     folder = runs.make_dataset(tmp_path_factory.mktemp("class"), 5)
-    records = manifest.load(folder)
+    records = manifest.load_manifest(folder)
     for index, record in enumerate(records):
         caption = manifest.Caption(f"a picture number {index}", "hand")
         records[index] = dataclasses.replace(record, captions=(caption,))
-    manifest.save(folder, list(reversed(records)))
+    manifest.save_manifest(folder, list(reversed(records)))
     return folder
 
 
 def trainer(folder: Path, data: Path, base: str = "tiny-dit", **changes: Any) -> Trainer:
     """A trainer before its first step, with an adapter that has an effect."""
     file = runs.make_recipe(folder / "r.yaml", base, data, folder / "run", **changes)
-    chosen = recipe.load(file)
-    plan = run_plan.plan(chosen, lambda text: None)
+    chosen = recipe.load_recipe(file)
+    plan = run_plan.plan_training(chosen, lambda text: None)
     accelerator = Accelerator(cpu=True)
-    made = setup.build(chosen, plan, accelerator.device, main=True, wait=lambda: None)
+    made = setup.build_session(chosen, plan, accelerator.device, main=True, wait=lambda: None)
     with torch.no_grad():
-        for number, (_, parameter) in enumerate(adapters.named_parameters(made.denoiser)):
+        for number, (_, parameter) in enumerate(adapters.trainable_parameters(made.denoiser)):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
             parameter.add_(0.05 * noise)
     run = RunFolder(folder / "run")
@@ -67,8 +67,8 @@ def again(made: Trainer, **objective: Any) -> Trainer:
     tree = made.recipe.dump() | {"objective": objective} | named
     if not (class_weight := objective.get("class_weight")):
         tree["class_images"] = None
-    chosen = recipe.parse(tree)
-    goal = run_plan.objective_of(chosen, made.made.family, made.made.pipe)
+    chosen = recipe.parse_recipe(tree)
+    goal = run_plan.build_objective(chosen, made.made.family, made.made.pipe)
     classes = made.made.class_images if class_weight else None
     other = dataclasses.replace(made.made, recipe=chosen, objective=goal, class_images=classes)
     return Trainer(other, made.accelerator, made.run)
@@ -77,7 +77,7 @@ def again(made: Trainer, **objective: Any) -> Trainer:
 def gradients(made: Trainer, step: int = 0) -> tuple[float, list[torch.Tensor]]:
     """(loss, gradients) of one step."""
     chosen = made.made.recipe
-    slots = batch_sampler.slots(
+    slots = batch_sampler.step_samples(
         step, 4, made.made.train.captions, chosen.train.seed, chosen.objective.caption_dropout
     )
     loss = float(made._gradients(slots))
@@ -94,7 +94,7 @@ def test_other_pixels_outside_hidden_masks_change_no_bit_of_the_gradient(data, t
     one, other = map(gradients, found)
     assert one[0] == other[0]
     assert all(torch.equal(*pair) for pair in zip(one[1], other[1], strict=True))
-    seen = [caches.LatentCache(d, base_model.resolve("tiny-dit")) for d in (every, poisoned)]
+    seen = [caches.LatentCache(d, base_model.resolve_base("tiny-dit")) for d in (every, poisoned)]
     items = [made.made.train.items[0] for made in found]
     assert seen[0].key(items[0]) != seen[1].key(items[1])  # they are other pictures
 
@@ -103,7 +103,7 @@ def test_outside_and_prior_add_what_they_say(data, tmp_path):
     """Loss of the inside, plus the prior's share of how far the adapter moved the outside."""
     made = trainer(tmp_path, data, objective={"mask": {}})
     image = next(i for i, item in enumerate(made.made.train.items) if item.record.mask)
-    slot = [batch_sampler.Slot(0, image, 0)]
+    slot = [batch_sampler.SampleIndex(0, image, 0)]
     given = made.cost.noised(made.made.train, slot, "noise", [0.4])
     prediction, outside = made.cost.predict(given), 1 - given.mask
     moved = (prediction - made.cost.untrained(given)).square()
@@ -117,7 +117,7 @@ def test_outside_and_prior_add_what_they_say(data, tmp_path):
 
     plain = again(made, mask={}).cost
     moved_noise = again(made, noise_offset=0.1).cost
-    slots = [batch_sampler.Slot(position, image, 0) for position in range(64)]
+    slots = [batch_sampler.SampleIndex(position, image, 0) for position in range(64)]
     for purpose, offset in (("noise", 0.1), ("validation", 0.0)):  # a constant in each channel
         one, two = (cost.noised(made.made.train, slots, purpose, [0.5] * 64) for cost in (plain, moved_noise))
         difference = two.noise - one.noise
@@ -127,11 +127,11 @@ def test_outside_and_prior_add_what_they_say(data, tmp_path):
 
 def test_dropped_captions_are_empty_and_keyed_by_position(data, tmp_path):
     made = trainer(tmp_path, data, objective={"caption_dropout": 0.25})
-    slots = batch_sampler.slots(0, 4000, made.made.train.captions, 0, 0.25)
-    empty = [slot for slot in slots if slot.caption == batch_sampler.EMPTY]
+    slots = batch_sampler.step_samples(0, 4000, made.made.train.captions, 0, 0.25)
+    empty = [slot for slot in slots if slot.caption == batch_sampler.EMPTY_CAPTION]
     assert len(empty) / 4000 == pytest.approx(0.25, abs=0.02)
-    assert [batch_sampler.slot(s.position, made.made.train.captions, 0, 0.25) for s in empty] == empty
-    kept = batch_sampler.slots(0, 4000, made.made.train.captions, 0)
+    assert [batch_sampler.sample_at(s.position, made.made.train.captions, 0, 0.25) for s in empty] == empty
+    kept = batch_sampler.step_samples(0, 4000, made.made.train.captions, 0)
     assert [(s.position, s.image) for s in kept] == [(s.position, s.image) for s in slots]
     batch = made.made.train.batch(empty[:1], torch.device("cpu"))
     size = made.made.train.items[empty[0].image].size
@@ -149,7 +149,7 @@ def test_class_images_add_their_weighted_loss(data, others, tmp_path):
     for base, half, double in zip(alone[1], found[0.5][1], found[2.0][1], strict=True):
         assert torch.allclose(double - base, 4 * (half - base), atol=2e-5)
     part = again(made, class_weight=1.0).cost.extras(
-        batch_sampler.slots(0, 200, made.made.train.captions, 0)
+        batch_sampler.step_samples(0, 200, made.made.train.captions, 0)
     )[0]
     shown = [made.made.class_images.caption(slot) for slot in part.slots]
     assert sorted({text: shown.count(text) for text in shown}.values()) == [40] * 5
@@ -161,15 +161,17 @@ def test_a_class_image_of_the_subject_is_named(data, others, tmp_path):
         tmp_path / "r.yaml", "tiny-dit", others, tmp_path / "run", class_images=str(data), trigger="SKS"
     )
     with pytest.raises(DataError, match=r"class image's caption has the trigger 'SKS'") as caught:
-        run_plan.plan(recipe.load(file), print)
+        run_plan.plan_training(recipe.load_recipe(file), print)
     assert "0.png" in str(caught.value)
 
 
 def test_preservation_holds_captions_without_the_trigger_at_the_base(data, tmp_path):
     made = trainer(tmp_path, data, **NAMED, objective={"preserve": 2.0, "caption_dropout": 0.5})
-    slots = batch_sampler.slots(0, 40, made.made.train.captions, 0, 0.5)
+    slots = batch_sampler.step_samples(0, 40, made.made.train.captions, 0, 0.5)
     (part,) = made.cost.extras(slots)
-    assert [s.position for s in part.slots] == [s.position for s in slots if s.caption != batch_sampler.EMPTY]
+    assert [s.position for s in part.slots] == [
+        s.position for s in slots if s.caption != batch_sampler.EMPTY_CAPTION
+    ]
     assert part.weight == 2.0
     slot = [part.slots[0]]
     drift = part.cost(slot, [0.3])
@@ -185,14 +187,14 @@ def test_preservation_holds_captions_without_the_trigger_at_the_base(data, tmp_p
             if name.endswith("lora_B.weight"):
                 parameter.zero_()
     assert part.cost(slot, [0.3]).item() == 0  # nothing to hold back yet
-    assert regularization.without(made.recipe, "a SKS round heart") == "a round heart"
+    assert regularization.replace_trigger(made.recipe, "a SKS round heart") == "a round heart"
 
 
 def test_preservation_holds_back_what_training_moves(data, tmp_path):
     """The same few steps with and without: predictions for captions without the trigger stay nearer."""
     made = trainer(tmp_path, data, **NAMED, optimizer={"lr": 1e-2}, objective={"preserve": 1.0})
     start = [parameter.detach().clone() for _, parameter in made.parameters]
-    (part,) = again(made, **NAMED, preserve=1.0).cost.extras([batch_sampler.Slot(1000, 0, 0)])
+    (part,) = again(made, **NAMED, preserve=1.0).cost.extras([batch_sampler.SampleIndex(1000, 0, 0)])
     moved = {}
     for weight in (0.0, 5.0):
         with torch.no_grad():
@@ -207,9 +209,9 @@ def test_preservation_holds_back_what_training_moves(data, tmp_path):
 
 def test_shares_of_processes_add_up_to_the_whole_step(data, others, tmp_path):
     made = trainer(tmp_path, data, **NAMED, class_images=str(others), objective=STRATA)
-    slots = batch_sampler.slots(1, 4, made.made.train.captions, 0, 0.3)
+    slots = batch_sampler.step_samples(1, 4, made.made.train.captions, 0, 0.3)
     found = []
-    for mine in (slots, batch_sampler.share(slots, 0, 2), batch_sampler.share(slots, 1, 2)):
+    for mine in (slots, batch_sampler.shard(slots, 0, 2), batch_sampler.shard(slots, 1, 2)):
         loss = float(made._gradients(mine))
         found.append([torch.tensor(loss), *(p.grad.clone() for _, p in made.parameters)])
         made.optimizer.zero_grad(set_to_none=True)
@@ -222,7 +224,7 @@ def test_preservation_without_any_trigger_is_refused(others, tmp_path):
         tmp_path / "r.yaml", "tiny-dit", others, tmp_path / "run", **NAMED, objective={"preserve": 1}
     )
     with pytest.raises(ConfigError, match="needs captions with the trigger 'sks', and no picture has one"):
-        run_plan.plan(recipe.load(file), print)
+        run_plan.plan_training(recipe.load_recipe(file), print)
 
 
 def test_stratified_needs_more_than_one_image(data, tmp_path):
@@ -232,7 +234,7 @@ def test_stratified_needs_more_than_one_image(data, tmp_path):
     )
     with pytest.raises(ConfigError, match="a step has one"):
         runs.train(file)
-    regularization.check_batch(recipe.load(file), processes=2)
+    regularization.check_stratified_batch(recipe.load_recipe(file), processes=2)
 
 
 ALL: dict[str, tuple[str, dict[str, Any]]] = {

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lorakit.config.recipe import Optimizer
+from lorakit.config.recipe import OptimizerConfig
 from lorakit.core.errors import DataError
 from lorakit.training import optimizers
 
@@ -28,21 +28,21 @@ def step(optimizer, values, number):
 
 @pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
 def test_a_restored_optimizer_goes_on_bit_for_bit(name):
-    settings = Optimizer(name=name, lr=1e-2)
+    settings = OptimizerConfig(name=name, lr=1e-2)
     straight = parameters()
-    optimizer = optimizers.build(straight, settings)
+    optimizer = optimizers.build_optimizer(straight, settings)
     for number in range(6):
         if number == 3:
             weights = [p.detach().clone() for _, p in straight]
-            state = {k: v.clone() for k, v in optimizers.state_tensors(optimizer, straight).items()}
+            state = {k: v.clone() for k, v in optimizers.optimizer_state_dict(optimizer, straight).items()}
         step(optimizer, straight, number)
 
     resumed = parameters(seed=9)
     for (_, parameter), value in zip(resumed, weights, strict=True):
         parameter.data.copy_(value)
-    other = optimizers.build(resumed, settings)
-    optimizers.load_state(other, resumed, state)
-    again = optimizers.state_tensors(other, resumed)
+    other = optimizers.build_optimizer(resumed, settings)
+    optimizers.load_optimizer_state_dict(other, resumed, state)
+    again = optimizers.optimizer_state_dict(other, resumed)
     assert all(torch.equal(again[k], state[k]) and again[k].dtype == state[k].dtype for k in state)
     for number in range(3, 6):
         step(other, resumed, number)
@@ -51,27 +51,31 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name):
 
 def test_small_tensors_are_in_8_bits_too():
     values = parameters()
-    optimizer = optimizers.build(values, Optimizer())
+    optimizer = optimizers.build_optimizer(values, OptimizerConfig())
     step(optimizer, values, 0)
-    state = optimizers.state_tensors(optimizer, values)
+    state = optimizers.optimizer_state_dict(optimizer, values)
     assert {state[f"{n}|state{i}"].dtype for n, _ in values for i in (1, 2)} == {torch.uint8}
 
 
 def test_a_state_of_another_adapter_is_refused():
     values = parameters()
-    optimizer = optimizers.build(values, Optimizer())
+    optimizer = optimizers.build_optimizer(values, OptimizerConfig())
     step(optimizer, values, 0)
-    state = optimizers.state_tensors(optimizer, values)
+    state = optimizers.optimizer_state_dict(optimizer, values)
     renamed = [(name.replace("a.", "b."), p) for name, p in values]
     with pytest.raises(DataError, match="another adapter"):
-        optimizers.load_state(optimizers.build(renamed, Optimizer()), renamed, state)
+        optimizers.load_optimizer_state_dict(
+            optimizers.build_optimizer(renamed, OptimizerConfig()), renamed, state
+        )
     smaller = [(name, torch.nn.Parameter(p[:2].detach())) for name, p in values]
     with pytest.raises(DataError, match="the parameter"):
-        optimizers.load_state(optimizers.build(smaller, Optimizer()), smaller, state)
+        optimizers.load_optimizer_state_dict(
+            optimizers.build_optimizer(smaller, OptimizerConfig()), smaller, state
+        )
 
 
 def test_schedules():
-    rate = lambda step, **s: optimizers.learning_rate(step, 100, Optimizer(lr=2.0, **s))  # noqa: E731
+    rate = lambda step, **s: optimizers.learning_rate(step, 100, OptimizerConfig(lr=2.0, **s))  # noqa: E731
     assert [rate(k) for k in (0, 50, 99)] == [2, 2, 2]
     assert [rate(k, warmup=4) for k in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert rate(50, schedule="linear") == pytest.approx(1.0)
@@ -81,8 +85,8 @@ def test_schedules():
 
 def test_lora_plus_makes_b_learn_faster_by_the_ratio():
     values = parameters()
-    optimizer = optimizers.build(values, Optimizer(name="adamw", lora_plus_ratio=16.0))
-    optimizers.set_rate(optimizer, 1e-3)
+    optimizer = optimizers.build_optimizer(values, OptimizerConfig(name="adamw", lora_plus_ratio=16.0))
+    optimizers.set_learning_rate(optimizer, 1e-3)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert [rates[id(p)] for _, p in values] == [1e-3, pytest.approx(1.6e-2)]
     assert optimizer.param_groups[0]["lr"] == 1e-3  # the one that is logged

@@ -101,7 +101,7 @@ def _reduced(rank: int, port: int, out: Path) -> None:
     _join(rank, port)
     made = Trainer.__new__(Trainer)
     made.accelerator = Accelerator(cpu=True)
-    made.made = SimpleNamespace(family=families.by_name("wan"))
+    made.made = SimpleNamespace(family=families.get_family("wan"))
     made.recipe = Recipe(base="b", dataset="d", out="o", optimizer={"clip": 100.0})
     made.parameters = [(name, torch.nn.Parameter(torch.zeros(2))) for name in ("high", "low", "neither")]
     made.parameters[rank][1].grad = torch.tensor([2.0, 4.0]) * (rank + 1)
@@ -122,7 +122,7 @@ def test_processes_may_train_different_experts(tmp_path):
 
 def _ended_soon(run: Path, ended: float) -> bool:
     """Whether all had ended half a minute after the last step, whose commit is kept."""
-    return ended - (run / "metrics.jsonl").stat().st_mtime < 30 and checkpoint.steps(run) == [4]
+    return ended - (run / "metrics.jsonl").stat().st_mtime < 30 and checkpoint.checkpoint_steps(run) == [4]
 
 
 def _train(rank: int, port: int, fault: str | None, file: Path) -> None:

@@ -42,7 +42,7 @@ def test_reproduce_finds_a_difference(first, tmp_path):
     record = storage.read_json(first / "run.json")
     record["versions"] = record["versions"] | {"torch": "1.0"}
     storage.write_json(again / "run.json", record)
-    found = reproduce.compare(first, again)
+    found = reproduce.compare_runs(first, again)
     assert not found.equal
     assert found.tensors == {name: pytest.approx(0.5)}
     assert "torch: " in found.text()
@@ -51,21 +51,21 @@ def test_reproduce_finds_a_difference(first, tmp_path):
 
 def test_reproduce_refuses_what_cannot_come_out_the_same(first, data, tmp_path):
     with pytest.raises(ConfigError, match=r"no recipe\.yaml"):
-        reproduce.prepare(tmp_path, tmp_path / "x", [])
+        reproduce.prepare_reproduction(tmp_path, tmp_path / "x", [])
     with pytest.raises(ConfigError, match="no longer says"):
-        reproduce.prepare(first, tmp_path / "x", ["optimizer.lr=0.5"])
+        reproduce.prepare_reproduction(first, tmp_path / "x", ["optimizer.lr=0.5"])
     other = runs.make_dataset(tmp_path / "other", 5)
     with pytest.raises(ConfigError, match="not what this run was trained on: data"):
-        reproduce.prepare(first, tmp_path / "x", [f"dataset={other}"])
+        reproduce.prepare_reproduction(first, tmp_path / "x", [f"dataset={other}"])
     copy = tmp_path / "copy"
     for name in ("recipe.yaml", "run.json"):
         storage.copy_file(first / name, copy / name)
     with pytest.raises(ConfigError, match="not finished"):
-        reproduce.prepare(copy, tmp_path / "x", [])
+        reproduce.prepare_reproduction(copy, tmp_path / "x", [])
     moved = tmp_path / "moved"
     for file in data.iterdir():
         storage.copy_file(file, moved / file.name)
-    assert reproduce.prepare(first, tmp_path / "x", [f"dataset={moved}"])[2] == 1
+    assert reproduce.prepare_reproduction(first, tmp_path / "x", [f"dataset={moved}"])[2] == 1
 
 
 def start(tmp_path, data, first, **changes):
@@ -96,7 +96,7 @@ def test_init_from_is_a_new_run_that_starts_with_the_weights(first, data, tmp_pa
 
 
 def test_init_from_is_checked_before_anything_loads(first, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("lorakit.training.setup.build", None)
+    monkeypatch.setattr("lorakit.training.setup.build_session", None)
     with pytest.raises(ConfigError, match="no such adapter"):
         runs.train(start(tmp_path, data, tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"rank 4, this run 8[^$]*set adapter\.rank=4"):
@@ -114,7 +114,7 @@ def test_init_from_another_adapter_is_not_the_same_run(first, data, tmp_path):
     other = storage.copy_file(first / "adapter.safetensors", tmp_path / "moved.safetensors")
     runs.train(file, "train.steps=2", f"init_from={other}")  # the same bytes elsewhere: the same run
     tensors = storage.read_safetensors(other)
-    facts = adapters.read_metadata(other)
+    facts = adapters.read_adapter_metadata(other)
     changed = {name: tensor * 2 for name, tensor in tensors.items()}
     storage.write_safetensors(other, changed, adapters.pack_metadata(facts))
     with pytest.raises(ConfigError, match="init_from: "):
@@ -133,6 +133,6 @@ def test_deterministic_asks_torch_for_it(first, data, tmp_path, monkeypatch):
     run = runs.train(file, "train.deterministic=true")
     assert seen == [True]
     assert (run / "adapter.safetensors").read_bytes() != b""
-    assert recipe.load(file).train.deterministic is False
+    assert recipe.load_recipe(file).train.deterministic is False
     runs.train(file, f"out={tmp_path / 'other'}")
     assert seen == [True, False]

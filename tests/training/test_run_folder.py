@@ -14,19 +14,21 @@ INPUTS = {"data": "d" * 64, "base": "b" * 64}
 @pytest.fixture
 def made(tmp_path):
     (tmp_path / "data").mkdir()
-    return recipe.parse({"base": "tiny-dit", "dataset": str(tmp_path / "data"), "out": str(tmp_path / "run")})
+    return recipe.parse_recipe(
+        {"base": "tiny-dit", "dataset": str(tmp_path / "data"), "out": str(tmp_path / "run")}
+    )
 
 
 def test_a_run_goes_on_with_what_it_began_with_and_names_any_difference(made):
     run = RunFolder(made.out)
     run.begin(made, INPUTS)
     run.begin(made, INPUTS)
-    shown = recipe.parse(made.dump() | {"tracker": "wandb", "train": {"save_every": 7}})
+    shown = recipe.parse_recipe(made.dump() | {"tracker": "wandb", "train": {"save_every": 7}})
     run.begin(shown, INPUTS)
     with pytest.raises(ConfigError, match=r"data: d+ -> e+"):
         run.begin(made, INPUTS | {"data": "e" * 64})
     with pytest.raises(ConfigError, match=r"adapter\.rank: 16 -> 8"):
-        run.begin(recipe.parse(made.dump() | {"adapter": {"rank": 8}}), INPUTS)
+        run.begin(recipe.parse_recipe(made.dump() | {"adapter": {"rank": 8}}), INPUTS)
     record = storage.read_json(run.path / "run.json")
     storage.write_json(run.path / "run.json", record | {"versions": record["versions"] | {"torch": "1.0"}})
     with pytest.raises(ConfigError, match=r"torch: 1\.0 -> "):
@@ -35,10 +37,10 @@ def test_a_run_goes_on_with_what_it_began_with_and_names_any_difference(made):
 
 def test_the_stored_recipe_holds_whole_paths_and_reads_back(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    relative = recipe.parse(made.dump() | {"dataset": "data", "out": "run"})
+    relative = recipe.parse_recipe(made.dump() | {"dataset": "data", "out": "run"})
     RunFolder(relative.out).begin(relative, INPUTS)
     monkeypatch.chdir("/")
-    stored = recipe.load(tmp_path / "run/recipe.yaml")
+    stored = recipe.load_recipe(tmp_path / "run/recipe.yaml")
     assert stored.dataset == tmp_path / "data"
     assert recipe.recipe_hash(stored) == recipe.recipe_hash(relative)
     assert "!!" not in yaml.safe_dump(stored.dump())
@@ -79,7 +81,7 @@ def test_places_that_would_mix_with_other_files(made, tmp_path, place):
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").write_text("x")
-    other = recipe.parse(made.dump() | {"out": str(tmp_path / place)})
+    other = recipe.parse_recipe(made.dump() | {"out": str(tmp_path / place)})
     with pytest.raises(ConfigError, match="out"):
         RunFolder(other.out).check_places(other)
     (tmp_path / "empty").mkdir()

@@ -37,7 +37,7 @@ def recipe_file(data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "CLOSE_LIMIT", 3.0)
+    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 3.0)
 
 
 def online(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
@@ -60,7 +60,7 @@ def assert_equal_and_complete(run: Path, plain: bytes) -> None:
 
 
 def test_wandb_offline_receives_a_runs_metrics(recipe_file, plain, monkeypatch):
-    monkeypatch.setattr(trackers, "CLOSE_LIMIT", 60.0)
+    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)
     run = runs.train(recipe_file, *STEPS)
     records = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(records) == 1
@@ -111,7 +111,7 @@ def test_93_a_library_that_is_missing_or_fails_is_reported_once(
 
 def test_93_tensorboard_missing(data, plain, tmp_path, monkeypatch, capfd):
     library(monkeypatch, tmp_path / "lib", "tensorboard", "raise ModuleNotFoundError('no tensorboard')")
-    monkeypatch.setattr(trackers, "CLOSE_LIMIT", 60.0)  # torch is imported first
+    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)  # torch is imported first
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, tmp_path / "run", tracker="tensorboard")
     assert_equal_and_complete(runs.train(file, *STEPS), plain)
     assert "tensorboard: could not start" in capfd.readouterr().err
@@ -119,13 +119,13 @@ def test_93_tensorboard_missing(data, plain, tmp_path, monkeypatch, capfd):
 
 def test_93_the_queue_is_bounded_and_never_waited_for(tmp_path, monkeypatch, capfd):
     library(monkeypatch, tmp_path, "wandb", "import time\ntime.sleep(1000)")
-    monkeypatch.setattr(trackers, "CLOSE_LIMIT", 0.5)
-    guarded = trackers.Guarded("wandb", tmp_path, {})
+    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 0.5)
+    guarded = trackers.TrackerProcess("wandb", tmp_path, {})
     began = time.monotonic()
     for step in range(20_000):
         guarded.log({"loss": 1.0, "grad_norm": 1.0, "lr": 1e-4, "seconds": 0.1}, step)
     assert time.monotonic() - began < 2
-    assert 0 < len(guarded._waiting) <= trackers.QUEUE_LIMIT
+    assert 0 < len(guarded._waiting) <= trackers.MAX_QUEUE_BYTES
     assert guarded._lost > 5000
     began = time.monotonic()
     assert guarded.close() is False
@@ -136,9 +136,9 @@ def test_93_the_queue_is_bounded_and_never_waited_for(tmp_path, monkeypatch, cap
 def test_what_was_too_much_is_counted_once_at_the_end(tmp_path, monkeypatch, capfd):
     late = "import time\ntime.sleep(1)\n" + FAILING.format(log="pass", finish="pass")
     library(monkeypatch, tmp_path, "wandb", late)
-    monkeypatch.setattr(trackers, "QUEUE_LIMIT", 200)  # bytes, beside the 64 KiB of a pipe
-    monkeypatch.setattr(trackers, "CLOSE_LIMIT", 60.0)
-    guarded = trackers.Guarded("wandb", tmp_path, {})
+    monkeypatch.setattr(trackers, "MAX_QUEUE_BYTES", 200)  # bytes, beside the 64 KiB of a pipe
+    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)
+    guarded = trackers.TrackerProcess("wandb", tmp_path, {})
     for step in range(5000):
         guarded.log({"loss": 1.0}, step)
     lost = guarded._lost
@@ -153,8 +153,8 @@ def test_everything_arrives_in_order_pictures_too(tmp_path, monkeypatch):
     library(monkeypatch, tmp_path, "wandb", FAILING.format(log=record, finish="pass"))
     picture = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(picture)
-    monkeypatch.setattr(trackers, "CLOSE_LIMIT", 60.0)
-    guarded = trackers.Guarded("wandb", tmp_path, {"note": "x" * 200_000})  # more than a pipe holds
+    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)
+    guarded = trackers.TrackerProcess("wandb", tmp_path, {"note": "x" * 200_000})  # more than a pipe holds
     for step in range(1, 2000):
         guarded.log({"loss": 1.0}, step)
     guarded.images("samples", [picture], 2000)
@@ -165,7 +165,7 @@ def test_everything_arrives_in_order_pictures_too(tmp_path, monkeypatch):
 
 
 def test_without_a_tracker_nothing_starts(tmp_path):
-    guarded = trackers.Guarded("none", tmp_path, {})
+    guarded = trackers.TrackerProcess("none", tmp_path, {})
     guarded.log({"loss": 1.0}, 1)
     guarded.images("samples", [], 1)
     assert guarded.close() is True

@@ -97,7 +97,7 @@ def test_terminated_it_commits_and_says_so(data, tmp_path):
     process.join(30)
     assert process.exitcode == 143
     step = runs.steps_logged(tmp_path / "run")
-    assert checkpoint.steps(tmp_path / "run")[-1] == step
+    assert checkpoint.checkpoint_steps(tmp_path / "run")[-1] == step
     assert storage.read_json(tmp_path / "run/run.json")["status"] == "interrupted"
 
 
@@ -113,7 +113,7 @@ def test_terminated_while_sampling_it_stops_within_seconds_and_loses_nothing(dat
     process.join(60)
     assert process.exitcode == 143
     assert time.monotonic() - began < 20
-    assert checkpoint.steps(tmp_path / "run")[-1] == runs.steps_logged(tmp_path / "run")
+    assert checkpoint.checkpoint_steps(tmp_path / "run")[-1] == runs.steps_logged(tmp_path / "run")
     run = runs.train(file, "samples.steps=1")
     assert (run / "samples/step-00000005/samples.json").exists()
     adapters = [folder / "adapter.safetensors" for folder in (run, finished["tiny-dit"])]
@@ -121,7 +121,7 @@ def test_terminated_while_sampling_it_stops_within_seconds_and_loses_nothing(dat
 
 
 def test_the_optimizer_state_is_in_8_bits_and_round_trips(finished):
-    saved, problems = checkpoint.newest(finished["tiny-dit"])
+    saved, problems = checkpoint.latest_valid_checkpoint(finished["tiny-dit"])
     assert not problems
     moments = {k: v for k, v in saved.optimizer.items() if k.endswith(("|state1", "|state2"))}
     assert len(moments) == 2 * len(saved.adapter)
@@ -183,7 +183,7 @@ def test_a_step_with_non_finite_gradients_never_reaches_the_weights(data, tmp_pa
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, tmp_path / "run")
     run = runs.train(file, "train.steps=6", "optimizer.lr=1e-2")
     assert "step 3: loss or gradient not finite" in (run / "log.txt").read_text()
-    assert checkpoint.newest(run)[0].facts["skipped"] == [3]
+    assert checkpoint.latest_valid_checkpoint(run)[0].facts["skipped"] == [3]
     monkeypatch.setattr(Trainer, "loss", lambda *a: plain(*a) * float("nan"))
     with pytest.raises(NumericError, match="11 steps"):
         runs.train(file, "train.steps=20", f"out={tmp_path / 'other'}")
@@ -201,5 +201,5 @@ def test_training_lowers_the_loss_on_held_out_pictures_of_the_same_kind(data, tm
     losses = [row["loss"] for row in rows if "loss" in row]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
     assert held_out[-1] < held_out[0]
-    facts = adapters.read_metadata(run / "adapter.safetensors")
+    facts = adapters.read_adapter_metadata(run / "adapter.safetensors")
     assert (facts["rank"], facts["alpha"], facts["steps"]) == (4, 8.0, 40)

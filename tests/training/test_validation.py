@@ -60,11 +60,11 @@ def test_clip_t_of_the_samples_goes_into_the_metrics(run, place):
 
 
 def test_the_contact_sheet_has_grown_to_a_column_for_each_step(run, place):
-    with Image.open(run / "samples" / validation.SHEET) as sheet:
+    with Image.open(run / "samples" / validation.CONTACT_SHEET_FILE) as sheet:
         three = sheet.size
         last = np.asarray(sheet.convert("RGB"))
     shorter = runs.train(make(place, "short"), "train.steps=4")
-    with Image.open(shorter / "samples" / validation.SHEET) as sheet:
+    with Image.open(shorter / "samples" / validation.CONTACT_SHEET_FILE) as sheet:
         one = sheet.size
     pitch = validation.SHEET_CELL + max(4, validation.SHEET_CELL // 24)
     assert three == (one[0] + 2 * pitch, one[1])
@@ -107,5 +107,5 @@ def test_a_clip_that_is_none_is_said_before_the_first_step(place):
 
 def test_the_trigger_is_not_scored_where_a_prompt_has_no_text_of_its_own():
     prompt = prompts.Prompt("a", "a sks dog in snow", "a sks dog in snow")
-    assert validation._text(prompt, prompts.Subject("sks", "dog")) == "a dog in snow"
-    assert recipe.Samples().clip is None
+    assert validation._scoring_text(prompt, prompts.Subject("sks", "dog")) == "a dog in snow"
+    assert recipe.SamplingConfig().clip is None

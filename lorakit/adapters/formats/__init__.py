@@ -13,36 +13,36 @@ gets a file of its own. Before a file is written its bytes are read back by the 
 
 from __future__ import annotations
 
-from lorakit.adapters.formats.base_weights import Weights
+from lorakit.adapters.formats.base_weights import BaseWeights
 from lorakit.adapters.formats.delta_weights import (
-    Change,
-    Dora,
-    Full,
-    Hadamard,
-    Kronecker,
-    LowRank,
-    Rotation,
+    DeltaWeight,
+    DoraDelta,
+    FullDelta,
+    LohaDelta,
+    LokrDelta,
+    LoraDelta,
+    OftDelta,
 )
 from lorakit.adapters.formats.export import CONSUMERS, export_adapter
 from lorakit.adapters.formats.low_rank import relative_error
-from lorakit.adapters.formats.read import Adapter, load, parse
-from lorakit.adapters.formats.verify import TOLERANCE, Exported
+from lorakit.adapters.formats.read import LoadedAdapter, parse_adapter, read_adapter_file
+from lorakit.adapters.formats.verify import TOLERANCE, ExportedFile
 
 __all__ = [
     "CONSUMERS",
     "TOLERANCE",
-    "Adapter",
-    "Change",
-    "Dora",
-    "Exported",
-    "Full",
-    "Hadamard",
-    "Kronecker",
-    "LowRank",
-    "Rotation",
-    "Weights",
+    "BaseWeights",
+    "DeltaWeight",
+    "DoraDelta",
+    "ExportedFile",
+    "FullDelta",
+    "LoadedAdapter",
+    "LohaDelta",
+    "LokrDelta",
+    "LoraDelta",
+    "OftDelta",
     "export_adapter",
-    "load",
-    "parse",
+    "parse_adapter",
+    "read_adapter_file",
     "relative_error",
 ]

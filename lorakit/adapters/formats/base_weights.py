@@ -12,7 +12,7 @@ from lorakit.core import safetensors_header
 from lorakit.core.errors import ConfigError, DataError
 
 
-class Weights:
+class BaseWeights:
     """Tensors of a diffusers folder by `<component>.<module>.weight`; nothing is kept in memory."""
 
     def __init__(self, folder: Path, renamed: Mapping[str, str] | None = None) -> None:
@@ -41,7 +41,7 @@ class Weights:
                 )
             found: dict[str, Path] = {}
             for file in files:
-                for name in header(file):
+                for name in tensor_names(file):
                     found.setdefault(name, file)
             self._found[component] = found
         return self._found[component]
@@ -78,9 +78,9 @@ class Weights:
             return tuple(file.get_slice(name).get_shape())
 
 
-def header(file: Path) -> list[str]:
+def tensor_names(file: Path) -> list[str]:
     """Names of a file's tensors, after the header was found sound."""
-    safetensors_header.check(file)
+    safetensors_header.check_safetensors(file)
     with open(file, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         names = json.loads(handle.read(length))

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from lorakit.core.errors import ConfigError
 
-NAMES = ("comfyui", "a1111", "diffusers")
+CONSUMERS = ("comfyui", "a1111", "diffusers")
 
 
-class Rule(NamedTuple):
+class LoaderRule(NamedTuple):
     """How one consumer reads one family's adapters."""
 
     layout: str
@@ -83,50 +83,53 @@ _PIXART = rf"transformer_blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
 _ANY = r".+"
 
 _CLIP, _CLIPS = ("text_encoder",), ("text_encoder", "text_encoder_2")
-_DIFFUSERS = {"diffusers": Rule("diffusers", _ANY)}
+_DIFFUSERS = {"diffusers": LoaderRule("diffusers", _ANY)}
 
 
-def _both(modules: str, texts: tuple[str, ...] = ()) -> dict[str, Rule]:
+def _comfyui_and_diffusers(modules: str, texts: tuple[str, ...] = ()) -> dict[str, LoaderRule]:
     """One file for ComfyUI and diffusers, in diffusers' layout."""
-    return {"comfyui": Rule("diffusers", modules, texts), "diffusers": Rule("diffusers", _ANY, texts)}
+    return {
+        "comfyui": LoaderRule("diffusers", modules, texts),
+        "diffusers": LoaderRule("diffusers", _ANY, texts),
+    }
 
 
-def _native(modules: str) -> dict[str, Rule]:
-    return {"comfyui": Rule("native", modules)}
+def _native(modules: str) -> dict[str, LoaderRule]:
+    return {"comfyui": LoaderRule("native", modules)}
 
 
-def _unet(texts: tuple[str, ...]) -> dict[str, Rule]:
-    return {consumer: Rule("kohya", _UNET, texts) for consumer in NAMES}
+def _unet(texts: tuple[str, ...]) -> dict[str, LoaderRule]:
+    return {consumer: LoaderRule("kohya", _UNET, texts) for consumer in CONSUMERS}
 
 
-def _sdxl() -> dict[str, Rule]:
+def _sdxl() -> dict[str, LoaderRule]:
     """A1111 looks for one of its modules where Stable Diffusion 1.5 has it."""
-    return _unet(_CLIPS) | {"a1111": Rule("kohya", rf"(?!up_blocks\.0\.upsamplers)({_UNET})", _CLIPS)}
+    return _unet(_CLIPS) | {"a1111": LoaderRule("kohya", rf"(?!up_blocks\.0\.upsamplers)({_UNET})", _CLIPS)}
 
 
 # No row means no layout that is known to load. A family that is not here has diffusers' loader.
-READS: dict[str, dict[str, Rule]] = {
+LOADER_RULES: dict[str, dict[str, LoaderRule]] = {
     "sd15": _unet(_CLIP),
     "sdxl": _sdxl(),
-    "kolors": {"diffusers": Rule("kohya", _UNET)},
-    "sd3": _both(_SD3, _CLIPS) | {"a1111": Rule("native", _SD3)},
-    "flux1": _both(_FLUX1, _CLIP) | {"a1111": Rule("diffusers", _FLUX1, _CLIP)},
+    "kolors": {"diffusers": LoaderRule("kohya", _UNET)},
+    "sd3": _comfyui_and_diffusers(_SD3, _CLIPS) | {"a1111": LoaderRule("native", _SD3)},
+    "flux1": _comfyui_and_diffusers(_FLUX1, _CLIP) | {"a1111": LoaderRule("diffusers", _FLUX1, _CLIP)},
     # networks of the same names; only their first layer has other channels
     "sd15-inpaint": _unet(_CLIP),
     "sdxl-inpaint": _sdxl(),
-    "flux1-kontext": _both(_FLUX1, _CLIP),
-    "flux1-fill": _both(_FLUX1, _CLIP),
+    "flux1-kontext": _comfyui_and_diffusers(_FLUX1, _CLIP),
+    "flux1-fill": _comfyui_and_diffusers(_FLUX1, _CLIP),
     "flux1-control": _DIFFUSERS,  # whose loader widens the first layer; other tools' were not looked at
-    "qwen-image-edit": _both(_QWEN),
-    "qwen-image-edit-plus": _both(_QWEN),
-    "chroma": _both(_CHROMA) | {"a1111": Rule("native", _CHROMA)},
-    "longcat-image": _both(_FLUX1),
-    "flux2": _both(_FLUX2),
-    "qwen-image": _both(_QWEN),
-    "z-image": _both(_Z),
-    "auraflow": _both(_AURA),
-    "hidream": _both(_HIDREAM),
-    "kandinsky5": _both(_KANDINSKY),
+    "qwen-image-edit": _comfyui_and_diffusers(_QWEN),
+    "qwen-image-edit-plus": _comfyui_and_diffusers(_QWEN),
+    "chroma": _comfyui_and_diffusers(_CHROMA) | {"a1111": LoaderRule("native", _CHROMA)},
+    "longcat-image": _comfyui_and_diffusers(_FLUX1),
+    "flux2": _comfyui_and_diffusers(_FLUX2),
+    "qwen-image": _comfyui_and_diffusers(_QWEN),
+    "z-image": _comfyui_and_diffusers(_Z),
+    "auraflow": _comfyui_and_diffusers(_AURA),
+    "hidream": _comfyui_and_diffusers(_HIDREAM),
+    "kandinsky5": _comfyui_and_diffusers(_KANDINSKY),
     "lumina2": _DIFFUSERS | _native(_LUMINA),
     "hunyuan-image": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
     "ernie-image": _DIFFUSERS | _native(_ERNIE),
@@ -135,35 +138,35 @@ READS: dict[str, dict[str, Rule]] = {
     "ltx-video": _DIFFUSERS | _native(_LTX),
     "hunyuan-video": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
     # diffusers has no loader for these two; their networks take an adapter through peft alone
-    "pixart-sigma": {"comfyui": Rule("diffusers", _PIXART)},
+    "pixart-sigma": {"comfyui": LoaderRule("diffusers", _PIXART)},
     "hunyuan-dit": _native(_HYDIT),
 } | dict.fromkeys(
     ("bria", "cogview4", "fibo", "fibo2", "flux3", "glm-image", "ideogram4", "krea2", "qwen-image-2.1",
      "sana", "cogvideox", "hunyuan-video-1.5", "ltx-2"),
     _DIFFUSERS,
 )  # fmt: skip
-GROUPED = ("lumina2",)
+GROUPED_QUERY_FAMILIES = ("lumina2",)
 """Families whose keys and values are narrower than their queries."""
 
 
-def rules(family: str) -> dict[str, Rule]:
+def loader_rules(family: str) -> dict[str, LoaderRule]:
     """What each consumer that reads a family's adapters looks up."""
-    return READS.get(family, _DIFFUSERS)
+    return LOADER_RULES.get(family, _DIFFUSERS)
 
 
-def mixes(family: str, consumer: str) -> bool:
+def divides_by_input_norm(family: str, consumer: str) -> bool:
     """Whether DoRA is no DoRA there: A1111 divides by norms of inputs, whatever the magnitudes are of."""
-    rule = rules(family).get(consumer)
+    rule = loader_rules(family).get(consumer)
     return consumer == "a1111" and rule is not None and rule.layout == "kohya"
 
 
-def unread(family: str, consumer: str, modules: Iterable[str]) -> list[str]:
+def unsupported_modules(family: str, consumer: str, modules: Iterable[str]) -> list[str]:
     """The modules `<component>.<module>` of an adapter that a consumer would ignore."""
-    rule = rules(family).get(consumer)
-    return sorted(module for module in modules if rule is None or not _looked_up(rule, module))
+    rule = loader_rules(family).get(consumer)
+    return sorted(module for module in modules if rule is None or not _is_supported(rule, module))
 
 
-def _looked_up(rule: Rule, module: str) -> bool:
+def _is_supported(rule: LoaderRule, module: str) -> bool:
     component, path = module.split(".", 1)
     if component in ("unet", "transformer"):
         return re.fullmatch(rule.modules, path) is not None
@@ -171,28 +174,28 @@ def _looked_up(rule: Rule, module: str) -> bool:
     return component in rule.texts and re.fullmatch(clip, path) is not None
 
 
-def readers(family: str, modules: Iterable[str]) -> tuple[str, ...]:
+def supporting_consumers(family: str, modules: Iterable[str]) -> tuple[str, ...]:
     """The consumers that read every module of an adapter."""
     names = list(modules)
-    return tuple(consumer for consumer in NAMES if not unread(family, consumer, names))
+    return tuple(consumer for consumer in CONSUMERS if not unsupported_modules(family, consumer, names))
 
 
 def check_consumer(family: str, consumer: str) -> None:
     """Refuse a consumer that reads no adapter of the family, before anything is trained."""
-    if consumer not in rules(family):
-        raise refusal(family, consumer, (), "export")
+    if consumer not in loader_rules(family):
+        raise unsupported_error(family, consumer, (), "export")
 
 
-def refusal(family: str, consumer: str, modules: Iterable[str], where: str) -> ConfigError:
+def unsupported_error(family: str, consumer: str, modules: Iterable[str], where: str) -> ConfigError:
     """Why a consumer is not served."""
-    known = rules(family)
+    known = loader_rules(family)
     if consumer not in known:
         return ConfigError(
             f"no layout of {family} adapters is known to load in {consumer}",
             where=where,
-            remedy=f"known for {family}: {', '.join(name for name in NAMES if name in known)}",
+            remedy=f"known for {family}: {', '.join(name for name in CONSUMERS if name in known)}",
         )
-    ignored = unread(family, consumer, modules)
+    ignored = unsupported_modules(family, consumer, modules)
     short = [name.split(".", 1)[1] for name in ignored[:5]]
     return ConfigError(
         f"{consumer} would ignore {len(ignored)} modules, first {', '.join(short)}",

@@ -17,7 +17,7 @@ from lorakit.core.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
-class Change(ABC):
+class DeltaWeight(ABC):
     """The change of one weight (out, in, ...); convolutions keep their kernel's axes."""
 
     kind: ClassVar[str]
@@ -47,20 +47,20 @@ class Change(ABC):
             value = getattr(self, entry.name)
             if isinstance(value, torch.Tensor):
                 yield value
-            elif isinstance(value, Change):
+            elif isinstance(value, DeltaWeight):
                 yield from value.tensors()
 
-    def scaled(self, factor: float) -> Change:
+    def scaled(self, factor: float) -> DeltaWeight:
         """The same change, `factor` times as strong."""
-        return Scaled(self, factor)
+        return ScaledDelta(self, factor)
 
-    def rows(self, start: int, stop: int) -> Change:
+    def rows(self, start: int, stop: int) -> DeltaWeight:
         """The change of some of the weight's outputs."""
-        return Rows(self, start, stop)
+        return OutputSliceDelta(self, start, stop)
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank(Change):
+class LoraDelta(DeltaWeight):
     """scale * up @ down."""
 
     down: torch.Tensor  # (rank, in, ...)
@@ -80,22 +80,22 @@ class LowRank(Change):
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
         return (self.scale * product).reshape(self.shape)
 
-    def scaled(self, factor: float) -> LowRank:
+    def scaled(self, factor: float) -> LoraDelta:
         return replace(self, scale=self.scale * factor)
 
-    def with_kernel(self, kernel: tuple[int, ...]) -> LowRank:
+    def with_kernel(self, kernel: tuple[int, ...]) -> LoraDelta:
         """A flat change (out, in * numbers of the kernel) as that of a convolution."""
         if not kernel:
             return self
         up = self.up.reshape(*self.up.shape[:2], *[1] * len(kernel))
         return replace(self, down=self.down.reshape(self.rank, -1, *kernel), up=up)
 
-    def rows(self, start: int, stop: int) -> LowRank:
+    def rows(self, start: int, stop: int) -> LoraDelta:
         return replace(self, up=self.up[start:stop])
 
 
 @dataclass(frozen=True, eq=False)
-class Full(Change):
+class FullDelta(DeltaWeight):
     """The difference itself."""
 
     weight: torch.Tensor
@@ -114,11 +114,11 @@ class Full(Change):
 
 
 @dataclass(frozen=True, eq=False)
-class Hadamard(Change):
+class LohaDelta(DeltaWeight):
     """LoHa: the elementwise product of two low-rank matrices; `one` and `two` have scale 1."""
 
-    one: LowRank
-    two: LowRank
+    one: LoraDelta
+    two: LoraDelta
     scale: float = 1.0
     kind = "loha"
 
@@ -133,16 +133,16 @@ class Hadamard(Change):
     def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
         return self.scale * self.one.delta() * self.two.delta()
 
-    def scaled(self, factor: float) -> Hadamard:
+    def scaled(self, factor: float) -> LohaDelta:
         return replace(self, scale=self.scale * factor)
 
 
 @dataclass(frozen=True, eq=False)
-class Kronecker(Change):
+class LokrDelta(DeltaWeight):
     """LoKr: the Kronecker product of a small matrix (a, b) and another (c, d, ...), which has the kernel."""
 
-    one: Change
-    two: Change
+    one: DeltaWeight
+    two: DeltaWeight
     scale: float = 1.0
     kind = "lokr"
 
@@ -159,19 +159,19 @@ class Kronecker(Change):
         one, two = self.one.delta(), self.two.delta()
         return self.scale * torch.kron(one.reshape(*one.shape, *[1] * (two.ndim - 2)), two)
 
-    def scaled(self, factor: float) -> Kronecker:
+    def scaled(self, factor: float) -> LokrDelta:
         return replace(self, scale=self.scale * factor)
 
 
 @dataclass(frozen=True, eq=False)
-class Dora(Change):
+class DoraDelta(DeltaWeight):
     """A change of direction, and a magnitude for each output (out, 1, ...) or each input (1, in, ...).
 
     What the magnitude is divided by differs: the norm of the changed weight (peft, LyCORIS, `over` "merged")
     or, for magnitudes of outputs, that of the base (ComfyUI and Forge, `over` "base").
     """
 
-    inner: Change
+    inner: DeltaWeight
     magnitude: torch.Tensor
     over: str = "merged"
     kind = "dora"
@@ -194,7 +194,7 @@ class Dora(Change):
         return self.magnitude.shape[0] == self.shape[0]
 
     def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
-        base = _needed(base, "DoRA")
+        base = _require_base(base, "DoRA")
         merged = base + self.inner.delta(base).reshape(base.shape)
         return self.magnitude.float() / self._norm(base, self.over) * merged - base
 
@@ -206,7 +206,7 @@ class Dora(Change):
         axes = [axis for axis in range(weight.ndim) if axis != kept]
         return torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
 
-    def restated(self, over: str, base: torch.Tensor) -> Dora:
+    def restated(self, over: str, base: torch.Tensor) -> DoraDelta:
         """The same change with its magnitudes stated over another norm; exact, for this base."""
         base = base.float()
         return replace(
@@ -215,14 +215,14 @@ class Dora(Change):
             over=over,
         )
 
-    def rows(self, start: int, stop: int) -> Change:
+    def rows(self, start: int, stop: int) -> DeltaWeight:
         if not self.by_output:
             return super().rows(start, stop)
         return replace(self, inner=self.inner.rows(start, stop), magnitude=self.magnitude[start:stop])
 
 
 @dataclass(frozen=True, eq=False)
-class Rotation(Change):
+class OftDelta(DeltaWeight):
     """OFT: blocks of the weight's inputs or outputs, turned by orthogonal matrices `turn` (blocks, b, b).
 
     A single block is shared by all. Inputs: W' = W @ diag(turn); outputs: W' = diag(turn) @ W.
@@ -250,7 +250,7 @@ class Rotation(Change):
         return (0, size) if self.side == "inputs" else (size, 0)
 
     def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
-        base = _needed(base, "OFT")
+        base = _require_base(base, "OFT")
         flat = base.flatten(1)
         size, turn = self.turn.shape[-1], self.turn.float()
         if self.backwards and base.ndim > 2:
@@ -266,10 +266,10 @@ class Rotation(Change):
 
 
 @dataclass(frozen=True, eq=False)
-class _Wrapped(Change):
+class _WrappedDelta(DeltaWeight):
     """What is made of another change."""
 
-    inner: Change
+    inner: DeltaWeight
 
     @property
     def needs_base(self) -> bool:
@@ -285,7 +285,7 @@ class _Wrapped(Change):
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(_Wrapped):
+class ScaledDelta(_WrappedDelta):
     """Another change, stronger or weaker."""
 
     factor: float
@@ -296,7 +296,7 @@ class Scaled(_Wrapped):
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(_Wrapped):
+class OutputSliceDelta(_WrappedDelta):
     """Some outputs of a change whose form cannot be cut."""
 
     start: int
@@ -313,7 +313,7 @@ class Rows(_Wrapped):
         return self.inner.delta()[self.start : self.stop]
 
 
-def _needed(base: torch.Tensor | None, kind: str) -> torch.Tensor:
+def _require_base(base: torch.Tensor | None, kind: str) -> torch.Tensor:
     if base is None:
         raise ConfigError(
             f"what {kind} changes depends on the base's weights", remedy="give the base it was trained on"

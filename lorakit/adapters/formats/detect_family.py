@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from lorakit.adapters.formats import module_names, native_names
-from lorakit.adapters.formats.delta_weights import Change
+from lorakit.adapters.formats.delta_weights import DeltaWeight
 
 # Beginnings of `modelspec.architecture`, `ss_base_model_version` and what trainers write beside them.
-_WORDS = {
+_FAMILY_BY_PREFIX = {
     word: family
     for family, words in {
         "sdxl": "stable-diffusion-xl sdxl",
@@ -48,7 +48,7 @@ _ONE_STREAM = re.compile(r"single_blocks[._]\d+[._]linear1$")
 _KEYS = ("modelspec.architecture", "ss_base_model_version", "base_model_version")
 
 _DOUBLE = r"(?<![a-z_])transformer_blocks\.\d+\.attn\."
-_MARKS: list[tuple[str, str, str]] = [  # family, what its modules have, what they have not
+_MODULE_PATTERNS: list[tuple[str, str, str]] = [  # family, what its modules have, what they have not
     ("sdxl", r"(down_blocks\.2\.attentions|text_encoder_2\.|mid_block\.\S+transformer_blocks\.[1-9])",
      r"(down_blocks\.0\.attentions|down_blocks\.3|transformer\.)"),
     ("kolors", r"mid_block\.\S+transformer_blocks\.[1-9]", r"down_blocks\.0\.attentions|text_encoder"),
@@ -88,7 +88,7 @@ _MARKS: list[tuple[str, str, str]] = [  # family, what its modules have, what th
 ]  # fmt: skip
 
 # Widths of a layer's input on the published models; they decide where the names leave several.
-_SINGLE = {"longcat-image": 20, "flux1": 38, "chroma": 38}
+_SINGLE_BLOCK_COUNTS = {"longcat-image": 20, "flux1": 38, "chroma": 38}
 """Blocks of one stream that families of the same names and widths have."""
 _WIDTHS: dict[str, tuple[str, tuple[int, ...]]] = {
     "sd15": (r"attn2\.to_k$", (768, 1024)),
@@ -114,22 +114,22 @@ _WIDTHS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def by_metadata(metadata: Mapping[str, str]) -> tuple[str, ...]:
+def family_from_metadata(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The family that the file's own words name, if any."""
     for key in _KEYS:
         said = metadata.get(key, "").lower()
-        for word, family in _WORDS.items():
+        for word, family in _FAMILY_BY_PREFIX.items():
             if said.startswith(word):
                 return (family,)
     return ()
 
 
-def by_parts(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> tuple[str, ...]:
+def families_from_tensors(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> tuple[str, ...]:
     """Families that a file's names, and the heights of its fused layers, point to.
 
     Flux.2 has Flux.1's names; but a block of one stream is 9 times as tall as wide there, not 7 times.
     """
-    found = by_stems(parts)
+    found = families_from_keys(parts)
     for stem, part in parts.items():
         down, up = part.get("down", part.get("hada_w1_b")), part.get("up", part.get("hada_w1_a"))
         if down is not None and up is not None and _ONE_STREAM.search(stem):
@@ -138,7 +138,7 @@ def by_parts(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> tuple[str, ...]
     return found
 
 
-def by_stems(stems: Iterable[str]) -> tuple[str, ...]:
+def families_from_keys(stems: Iterable[str]) -> tuple[str, ...]:
     """Families all of whose names are understood: those whose native names the file has, else those that
     diffusers' names point to."""
     given = list(stems)
@@ -146,41 +146,45 @@ def by_stems(stems: Iterable[str]) -> tuple[str, ...]:
         re.sub(r"^(model\.)?diffusion_model\.|^lora_unet_|^base_model\.model\.", "", stem) for stem in given
     ]
     held = {
-        family: sum(native_names.in_block(family, name) for name in plain) for family in native_names.TABLES
+        family: sum(native_names.is_block_module(family, name) for name in plain)
+        for family in native_names.NATIVE_NAMES
     }
     most = max(held.values(), default=0)
     if most:
         return tuple(family for family, count in held.items() if count == most)
-    modules = [m for stem in given for m in module_names.resolve(stem, None) or ()]
-    return _by_modules(modules)
+    modules = [m for stem in given for m in module_names.resolve_key(stem, None) or ()]
+    return _families_from_modules(modules)
 
 
-def _by_modules(modules: Iterable[str]) -> tuple[str, ...]:
+def _families_from_modules(modules: Iterable[str]) -> tuple[str, ...]:
     text = "\n".join(sorted(modules))
     return tuple(
         family
-        for family, has, lacks in _MARKS
+        for family, has, lacks in _MODULE_PATTERNS
         if re.search(has, text, re.M) and (lacks == "^$" or not re.search(lacks, text, re.M))
     )
 
 
-def narrowed(possible: tuple[str, ...], changes: Mapping[str, Change]) -> tuple[str, ...]:
+def narrow_by_shapes(possible: tuple[str, ...], changes: Mapping[str, DeltaWeight]) -> tuple[str, ...]:
     """The candidates that fit the modules and their widths; all of them where none fits a published model."""
-    fitting = possible or _by_modules(changes)
+    fitting = possible or _families_from_modules(changes)
     if len(fitting) > 1:
-        marked = _by_modules(changes)
+        marked = _families_from_modules(changes)
         fitting = tuple(name for name in fitting if name in marked) or fitting
     deepest = max(
         (int(n) for n in re.findall(r"single_transformer_blocks\.(\d+)", "\n".join(changes))), default=0
     )
-    fitting = tuple(family for family in fitting if deepest < _SINGLE.get(family, deepest + 1)) or fitting
-    exact = tuple(family for family in fitting if _wide(family, changes) is True)
+    fitting = (
+        tuple(family for family in fitting if deepest < _SINGLE_BLOCK_COUNTS.get(family, deepest + 1))
+        or fitting
+    )
+    exact = tuple(family for family in fitting if _has_known_width(family, changes) is True)
     if exact:
         return exact
-    return tuple(family for family in fitting if _wide(family, changes) is not False) or fitting
+    return tuple(family for family in fitting if _has_known_width(family, changes) is not False) or fitting
 
 
-def _wide(family: str, changes: Mapping[str, Change]) -> bool | None:
+def _has_known_width(family: str, changes: Mapping[str, DeltaWeight]) -> bool | None:
     """Whether the widths are a published model's; None where there is nothing to compare."""
     ending, widths = _WIDTHS.get(family, ("", ()))
     found = [change.shape[1] for module, change in changes.items() if ending and re.search(ending, module)]

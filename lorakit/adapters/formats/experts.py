@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from lorakit.adapters.formats.delta_weights import Change
-from lorakit.adapters.formats.read import Adapter
+from lorakit.adapters.formats.delta_weights import DeltaWeight
+from lorakit.adapters.formats.read import LoadedAdapter
 
-FIRST, SECOND = "transformer", "transformer_2"
+HIGH_NOISE, LOW_NOISE = "transformer", "transformer_2"
 
 
-def parts(source: Adapter) -> Iterator[tuple[str, str, Adapter]]:
+def split_experts(source: LoadedAdapter) -> Iterator[tuple[str, str, LoadedAdapter]]:
     """(what its file is called, component of the base, adapter) of each expert; a single network has no name.
 
     The first works at high noise levels, the second at low ones.
     """
-    second = source.of(SECOND)
+    second = source.of(LOW_NOISE)
     if not second:
-        yield "", FIRST, source
+        yield "", HIGH_NOISE, source
         return
-    if first := source.of(FIRST):
-        yield "high-noise", FIRST, _as_one(source, first)
-    yield "low-noise", SECOND, _as_one(source, second)
+    if first := source.of(HIGH_NOISE):
+        yield "high-noise", HIGH_NOISE, _as_single_network(source, first)
+    yield "low-noise", LOW_NOISE, _as_single_network(source, second)
 
 
-def _as_one(source: Adapter, changes: dict[str, Change]) -> Adapter:
-    return replace(source, changes={f"{FIRST}.{module}": change for module, change in changes.items()})
+def _as_single_network(source: LoadedAdapter, changes: dict[str, DeltaWeight]) -> LoadedAdapter:
+    return replace(source, changes={f"{HIGH_NOISE}.{module}": change for module, change in changes.items()})

@@ -12,16 +12,16 @@ import torch
 
 from lorakit.adapters import textual_inversion
 from lorakit.adapters.formats import consumers, experts, layouts, low_rank, verify
-from lorakit.adapters.formats.base_weights import Weights
-from lorakit.adapters.formats.delta_weights import Change, Dora, LowRank
-from lorakit.adapters.formats.native_names import owner, swapped
-from lorakit.adapters.formats.read import Adapter, load
-from lorakit.adapters.formats.verify import Exported, Plan, weight_for
+from lorakit.adapters.formats.base_weights import BaseWeights
+from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, LoraDelta
+from lorakit.adapters.formats.native_names import is_modulation_swapped, native_module
+from lorakit.adapters.formats.read import LoadedAdapter, read_adapter_file
+from lorakit.adapters.formats.verify import ExportedFile, ExportPlan, base_weight_for
 from lorakit.core import output_paths, storage
 from lorakit.core.errors import ConfigError, NumericError
 from lorakit.models import families
 
-CONSUMERS = consumers.NAMES
+CONSUMERS = consumers.CONSUMERS
 _CONVOLUTION = re.compile(r"^unet\..*(conv|proj_in|proj_out)")
 
 
@@ -35,7 +35,7 @@ def export_adapter(
     family: str | None = None,
     rank: int | None = None,
     private: bool = False,
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write `adapter` for a consumer ("comfyui", "a1111", "diffusers") or for "all" that can read it.
 
     `out` is a folder, or the .safetensors file to write; a new word gets a file of its own there. With
@@ -45,48 +45,55 @@ def export_adapter(
     adapter through that changes nothing; `private` writes the names of file and base into the metadata.
     Raises ConfigError where a consumer cannot read it, NumericError for untrained or non-finite weights.
     """
-    output_paths.check_new(out, "out")
+    output_paths.check_output_path(out, "out")
     if consumer not in (*CONSUMERS, "all"):
         raise ConfigError(f"unknown consumer {consumer!r}", remedy=f"known: {', '.join(CONSUMERS)}, all")
-    source = load(adapter, family, word_alone=True)
-    known = known_family(source, str(adapter))
+    source = read_adapter_file(adapter, family, word_alone=True)
+    known = require_family(source, str(adapter))
     if not source.changes:
-        return _words(source, known, consumer, out)
+        return _export_embedding(source, known, consumer, out)
     if not force:
-        _check_trained(source, str(adapter))
+        _require_trained(source, str(adapter))
     files = []
-    for name, component, part in experts.parts(source):
-        weights = None if base is None else Weights(base, {experts.FIRST: component})
+    for name, component, part in experts.split_experts(source):
+        weights = None if base is None else BaseWeights(base, {experts.HIGH_NOISE: component})
         if base is not None:
             _check_base(part, known, adapter, base)
-        plans = _for(part, known, consumer, weights, rank, adapter)
+        plans = _plans_for_consumer(part, known, consumer, weights, rank, adapter)
         files += [
             (part, replace(plan, suffix="-".join(filter(None, (name, plan.suffix)))), weights)
             for plan in plans
         ]
     _check_target(out, [plan for _, plan, _ in files], adapter)
     made = [
-        verify.write(part, known, plan, _target(adapter, out, plan), weights, base, private)
+        verify.write_verified(part, known, plan, _target(adapter, out, plan), weights, base, private)
         for part, plan, weights in files
     ]
-    return made + _words(source, known, consumer, out)
+    return made + _export_embedding(source, known, consumer, out)
 
 
-def _for(
-    source: Adapter, known: str, consumer: str, weights: Weights | None, rank: int | None, adapter: Path
-) -> list[Plan]:
+def _plans_for_consumer(
+    source: LoadedAdapter,
+    known: str,
+    consumer: str,
+    weights: BaseWeights | None,
+    rank: int | None,
+    adapter: Path,
+) -> list[ExportPlan]:
     """The files of one network for a consumer, or for all."""
-    readers = consumers.readers(known, source.changes)
+    readers = consumers.supporting_consumers(known, source.changes)
     if consumer != "all" and consumer not in readers:
-        raise consumers.refusal(known, consumer, source.changes, str(adapter))
+        raise consumers.unsupported_error(known, consumer, source.changes, str(adapter))
     if not readers:
-        raise consumers.refusal(known, next(iter(consumers.rules(known))), source.changes, str(adapter))
+        raise consumers.unsupported_error(
+            known, next(iter(consumers.loader_rules(known))), source.changes, str(adapter)
+        )
     wanted = readers if consumer == "all" else (consumer, *(r for r in readers if r != consumer))
-    plans = _plans(source, known, wanted, weights, rank)
+    plans = _group_plans(source, known, wanted, weights, rank)
     return plans if consumer == "all" else plans[:1]
 
 
-def known_family(source: Adapter, where: str) -> str:
+def require_family(source: LoadedAdapter, where: str) -> str:
     """The adapter's family; ConfigError that names the candidates where it is not certain."""
     if source.family is not None:
         return source.family
@@ -96,9 +103,9 @@ def known_family(source: Adapter, where: str) -> str:
     )
 
 
-def _check_trained(source: Adapter, where: str) -> None:
+def _require_trained(source: LoadedAdapter, where: str) -> None:
     """NumericError for an adapter that changes nothing."""
-    if not any(_acts(change) for change in source.changes.values()):
+    if not any(_has_effect(change) for change in source.changes.values()):
         raise NumericError(
             "the adapter changes nothing: all of its weights are zero",
             where=where,
@@ -106,21 +113,21 @@ def _check_trained(source: Adapter, where: str) -> None:
         )
 
 
-def _acts(change: Change) -> bool:
+def _has_effect(change: DeltaWeight) -> bool:
     return change.needs_base or all(bool(tensor.any()) for tensor in change.tensors())
 
 
-def _check_base(source: Adapter, known: str, adapter: Path, base: Path) -> None:
+def _check_base(source: LoadedAdapter, known: str, adapter: Path, base: Path) -> None:
     """The adapter's modules exist in the model, with these shapes."""
-    family = families.found(base, known)
+    family = families.family_for_adapter(base, known)
     if family.name != known:
         raise ConfigError(f"a {known} adapter does not fit a {family.name} model", where=str(base))
-    shapes = families.shapes(base, family.component)
-    wide = set(family.targets) - {*families.ATTENTION} if family.widens else set()
+    shapes = families.weight_shapes(base, family.component)
+    wide = set(family.targets) - {*families.ATTENTION_TARGETS} if family.widens else set()
     wrong = [
         module
         for module, change in source.of(family.component).items()
-        if module not in shapes or not (module in wide or _fits(change.shape, shapes[module]))
+        if module not in shapes or not (module in wide or _shapes_match(change.shape, shapes[module]))
     ]
     if wrong:
         raise ConfigError(
@@ -130,33 +137,37 @@ def _check_base(source: Adapter, known: str, adapter: Path, base: Path) -> None:
         )
 
 
-def _fits(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+def _shapes_match(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     """Same outputs, and as many numbers for each: some kinds keep a convolution flat, a rotation one axis."""
     if 0 in change:
         return all(mine in (0, its) for mine, its in zip(change, weight, strict=False))
     return change[0] == weight[0] and math.prod(change) == math.prod(weight)
 
 
-def _plans(
-    source: Adapter, family: str, readers: tuple[str, ...], weights: Weights | None, rank: int | None
-) -> list[Plan]:
+def _group_plans(
+    source: LoadedAdapter,
+    family: str,
+    readers: tuple[str, ...],
+    weights: BaseWeights | None,
+    rank: int | None,
+) -> list[ExportPlan]:
     """As few files as serve all readers: one for each layout, and for each way of stating the numbers."""
-    plain = all(isinstance(change, LowRank) for change in source.changes.values())
-    turned = any(isinstance(change, Dora) for change in source.changes.values())
+    plain = all(isinstance(change, LoraDelta) for change in source.changes.values())
+    turned = any(isinstance(change, DoraDelta) for change in source.changes.values())
     groups: dict[tuple[str, str], list[str]] = {}
     for consumer in readers:
         way = "" if plain else "diffusers" if consumer == "diffusers" else "webui"
-        way = consumer if turned and consumers.mixes(family, consumer) else way
+        way = consumer if turned and consumers.divides_by_input_norm(family, consumer) else way
         # diffusers drops the magnitudes of kohya's layout, and reads them in its own for every family
-        layout = way if way == "diffusers" else consumers.rules(family)[consumer].layout
+        layout = way if way == "diffusers" else consumers.loader_rules(family)[consumer].layout
         groups.setdefault((layout, way), []).append(consumer)
     return [
-        Plan(
+        ExportPlan(
             tuple(sorted(group, key=CONSUMERS.index)),
             layout,
             "-".join(sorted(group, key=CONSUMERS.index)) if way else layout,
             {
-                module: _stated(module, change, group[0], layout, family, weights, rank)
+                module: _convert_delta(module, change, group[0], layout, family, weights, rank)
                 for module, change in source.changes.items()
             },
         )
@@ -164,44 +175,44 @@ def _plans(
     ]
 
 
-def restated(
-    source: Adapter, family: str, layout: str, weights: Weights | None, rank: int | None = None
-) -> dict[str, Change]:
+def convert_deltas(
+    source: LoadedAdapter, family: str, layout: str, weights: BaseWeights | None, rank: int | None = None
+) -> dict[str, DeltaWeight]:
     """All changes as a layout holds them, read as its own tools read it."""
     consumer = "diffusers" if layout == "diffusers" else "comfyui"
     return {
-        module: _stated(module, change, consumer, layout, family, weights, rank)
+        module: _convert_delta(module, change, consumer, layout, family, weights, rank)
         for module, change in source.changes.items()
     }
 
 
-def _stated(
+def _convert_delta(
     module: str,
-    change: Change,
+    change: DeltaWeight,
     consumer: str,
     layout: str,
     family: str,
-    weights: Weights | None,
+    weights: BaseWeights | None,
     rank: int | None,
-) -> Change:
+) -> DeltaWeight:
     """A change in the form and with the numbers that a consumer reads."""
-    if isinstance(change, LowRank):
+    if isinstance(change, LoraDelta):
         return change
-    name, members = owner(family, module.split(".", 1)[1]) or (module, [module])
+    name, members = native_module(family, module.split(".", 1)[1]) or (module, [module])
     fused = layout == "native" and len(members) > 1
-    base = weight_for(weights, module, change)
+    base = base_weight_for(weights, module, change)
     # ComfyUI and Forge swap the halves of a change under a diffusers name, and not those of its magnitudes
     renamed = layout == "diffusers" and consumer != "diffusers"
-    torn = renamed and isinstance(change, Dora) and swapped(name, module, change)
-    if layouts.writable(change, family, consumer) and not fused and not torn:
-        if not isinstance(change, Dora) or consumer == "diffusers":
+    torn = renamed and isinstance(change, DoraDelta) and is_modulation_swapped(name, module, change)
+    if layouts.is_supported_method(change, family, consumer) and not fused and not torn:
+        if not isinstance(change, DoraDelta) or consumer == "diffusers":
             return change
         return change.restated("base", base) if base is not None else change
-    low = low_rank.lowered(change, base, rank)
+    low = low_rank.to_lora(change, base, rank)
     return low.with_kernel(_kernel(weights, module)) if len(low.shape) == 2 else low
 
 
-def _kernel(weights: Weights | None, module: str) -> tuple[int, ...]:
+def _kernel(weights: BaseWeights | None, module: str) -> tuple[int, ...]:
     """The kernel of a module whose change does not tell: LoHa and LoKr keep convolutions flat."""
     if weights is not None:
         return tuple(weights.read(module).shape[2:])
@@ -214,27 +225,27 @@ def _kernel(weights: Weights | None, module: str) -> tuple[int, ...]:
     )
 
 
-def _words(source: Adapter, known: str, consumer: str, out: Path) -> list[Exported]:
+def _export_embedding(source: LoadedAdapter, known: str, consumer: str, out: Path) -> list[ExportedFile]:
     """A file for the new word, if there is one, that every program of the family reads."""
     if not source.words:
         return []
     folder = out.parent if out.suffix == ".safetensors" else out
     target = folder / f"{source.facts['embedding']['token']}.safetensors"
-    tensors = textual_inversion.published(source.words)
+    tensors = textual_inversion.to_embedding_file(source.words)
     if target.exists() and not _equal(storage.read_safetensors(target), tensors):
         raise ConfigError(
             "another word's file has this name, so it is kept", where=str(target), remedy="give another --out"
         )
     storage.write_safetensors(target, tensors)
-    readers = tuple(consumers.rules(known)) if consumer == "all" else (consumer,)
-    return [Exported(target, readers, "embedding", len(tensors), 0.0)]
+    readers = tuple(consumers.loader_rules(known)) if consumer == "all" else (consumer,)
+    return [ExportedFile(target, readers, "embedding", len(tensors), 0.0)]
 
 
 def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _check_target(out: Path, plans: list[Plan], adapter: Path) -> None:
+def _check_target(out: Path, plans: list[ExportPlan], adapter: Path) -> None:
     if out.suffix == ".safetensors" and len(plans) > 1:
         names = "; ".join(f"{plan.layout} for {', '.join(plan.consumers)}" for plan in plans)
         raise ConfigError(
@@ -242,7 +253,7 @@ def _check_target(out: Path, plans: list[Plan], adapter: Path) -> None:
         )
 
 
-def _target(adapter: Path, out: Path, plan: Plan) -> Path:
+def _target(adapter: Path, out: Path, plan: ExportPlan) -> Path:
     target = out if out.suffix == ".safetensors" else out / f"{adapter.stem}-{plan.suffix}.safetensors"
-    verify.check_overwrite(target, adapter)
+    verify.require_overwritable(target, adapter)
     return target

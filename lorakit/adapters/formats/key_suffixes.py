@@ -12,21 +12,21 @@ from collections.abc import Callable, Mapping
 import torch
 
 from lorakit.adapters.formats.delta_weights import (
-    Change,
-    Dora,
-    Full,
-    Hadamard,
-    Kronecker,
-    LowRank,
-    Rotation,
+    DeltaWeight,
+    DoraDelta,
+    FullDelta,
+    LohaDelta,
+    LokrDelta,
+    LoraDelta,
+    OftDelta,
 )
 from lorakit.core.errors import DataError
 
-Parts = dict[str, torch.Tensor]
-Scaling = Callable[[int], float]
+ModuleTensors = dict[str, torch.Tensor]
+ScaleForRank = Callable[[int], float]
 """rank -> scale, for a file without `alpha` keys."""
 
-_ENDINGS = {
+_SUFFIXES = {
     "down": ("lora_A.weight", "lora_A.default.weight", "lora_down.weight", "lora.down.weight", "lora_A",
              "lora_linear_layer.down.weight", "lora_A.default"),
     "up": ("lora_B.weight", "lora_B.default.weight", "lora_up.weight", "lora.up.weight", "lora_B",
@@ -42,29 +42,35 @@ _ENDINGS = {
     "blocks": ("oft_blocks",),
     "blocks_factors": ("rescale",),
 }  # fmt: skip
-_ENDINGS |= {f"hada_{part}": (f"hada_{part}",) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
-_ENDINGS |= {f"lokr_{part}": (f"lokr_{part}",) for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")}
-_PART = {ending: part for part, endings in _ENDINGS.items() for ending in endings}
-_PART |= {f"{e}.default": p for e, p in list(_PART.items()) if e.startswith(("hada_", "lokr_"))}
-_KEY = re.compile(rf"(.+?)\.({'|'.join(re.escape(e) for e in sorted(_PART, key=len, reverse=True))})")
-_OLD = re.compile(r"(.+)_lora\.(down|up)\.weight")  # attention processors of diffusers before 0.20
+_SUFFIXES |= {f"hada_{part}": (f"hada_{part}",) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
+_SUFFIXES |= {
+    f"lokr_{part}": (f"lokr_{part}",) for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2")
+}
+_PART_BY_SUFFIX = {ending: part for part, endings in _SUFFIXES.items() for ending in endings}
+_PART_BY_SUFFIX |= {
+    f"{e}.default": p for e, p in list(_PART_BY_SUFFIX.items()) if e.startswith(("hada_", "lokr_"))
+}
+_KEY = re.compile(
+    rf"(.+?)\.({'|'.join(re.escape(e) for e in sorted(_PART_BY_SUFFIX, key=len, reverse=True))})"
+)
+_LEGACY_KEY = re.compile(r"(.+)_lora\.(down|up)\.weight")  # attention processors of diffusers before 0.20
 
 
-def gather(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, Parts]:
+def group_by_module(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, ModuleTensors]:
     """Tensors by the stem of their key and the part that they are; DataError for a key that is unknown."""
-    found: dict[str, Parts] = {}
+    found: dict[str, ModuleTensors] = {}
     for key in sorted(tensors):
-        stem, part = _take_apart(key, where)
+        stem, part = _split_key(key, where)
         if part in found.setdefault(stem, {}):
             raise DataError(f"{key} says again what another key says", where=where)
         found[stem][part] = tensors[key]
     return found
 
 
-def _take_apart(key: str, where: str) -> tuple[str, str]:
+def _split_key(key: str, where: str) -> tuple[str, str]:
     if match := _KEY.fullmatch(key):
-        return match[1], _PART[match[2]]
-    if match := _OLD.fullmatch(key):
+        return match[1], _PART_BY_SUFFIX[match[2]]
+    if match := _LEGACY_KEY.fullmatch(key):
         stem = match[1].replace(".processor", "")
         return stem + (".0" if stem.endswith("to_out") else ""), match[2]
     raise DataError(
@@ -77,10 +83,10 @@ def _take_apart(key: str, where: str) -> tuple[str, str]:
 
 def looks_like_adapter(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether any key is one of an adapter."""
-    return any(_KEY.fullmatch(key) or _OLD.fullmatch(key) for key in tensors)
+    return any(_KEY.fullmatch(key) or _LEGACY_KEY.fullmatch(key) for key in tensors)
 
 
-def build(parts: Parts, scaling: Scaling, where: str) -> Change:
+def build_delta(parts: ModuleTensors, scaling: ScaleForRank, where: str) -> DeltaWeight:
     """The change that a module's parts make; DataError where they are not whole or do not fit together."""
     left = dict(parts)
     alpha = left.pop("alpha", None)
@@ -89,7 +95,7 @@ def build(parts: Parts, scaling: Scaling, where: str) -> Change:
     stated = None if alpha is None else float(alpha)
     dora = left.pop("dora_scale", None)
     magnitude = left.pop("magnitude", None)
-    maker = next((make for name, make in _MAKERS.items() if any(p.startswith(name) for p in left)), None)
+    maker = next((make for name, make in _BUILDERS.items() if any(p.startswith(name) for p in left)), None)
     try:
         if maker is None:
             raise DataError("a magnitude or an alpha without the change it belongs to", where=where)
@@ -105,7 +111,7 @@ def build(parts: Parts, scaling: Scaling, where: str) -> Change:
     return change
 
 
-def _lora(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Change:
+def _lora(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
     if "down" not in parts or "up" not in parts:
         raise DataError("only one half of the adapter is there", where=where)
     down, up, mid = parts.pop("down"), parts.pop("up"), parts.pop("mid", None)
@@ -115,48 +121,48 @@ def _lora(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Ch
         down = torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1))
     if any(size != 1 for size in up.shape[2:]):
         raise DataError("the second factor of a convolution has a kernel", where=where)
-    return LowRank(down, up, _scale(alpha, down.shape[0], scaling))
+    return LoraDelta(down, up, _scale(alpha, down.shape[0], scaling))
 
 
-def _loha(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Change:
+def _loha(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
     sides = []
     for number in (1, 2):
         a, b = parts.pop(f"hada_w{number}_a"), parts.pop(f"hada_w{number}_b")
         core = parts.pop(f"hada_t{number}", None)
         if core is None:
-            sides.append(LowRank(b, a))
+            sides.append(LoraDelta(b, a))
         else:  # a (rank, out), b (rank, in), core (rank, rank, kernel)
-            sides.append(LowRank(torch.einsum("ij...,jr->ir...", core.float(), b.float()), a.mT))
+            sides.append(LoraDelta(torch.einsum("ij...,jr->ir...", core.float(), b.float()), a.mT))
     if sides[0].shape != sides[1].shape:
         raise ValueError(f"{sides[0].shape} and {sides[1].shape}")
-    return Hadamard(sides[0], sides[1], _scale(alpha, sides[0].rank, scaling))
+    return LohaDelta(sides[0], sides[1], _scale(alpha, sides[0].rank, scaling))
 
 
-def _lokr(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Change:
-    one, two = _factor(parts, 1), _factor(parts, 2)
+def _lokr(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
+    one, two = _lokr_factor(parts, 1), _lokr_factor(parts, 2)
     rank = two.rank or one.rank
     if rank:
-        return Kronecker(one, two, _scale(alpha, rank, scaling))
+        return LokrDelta(one, two, _scale(alpha, rank, scaling))
     # Two whole factors: LyCORIS ignores alpha then, and writes one all the same.
-    return Kronecker(one, two, 1.0 if alpha is not None else scaling(0))
+    return LokrDelta(one, two, 1.0 if alpha is not None else scaling(0))
 
 
-def _factor(parts: Parts, number: int) -> Change:
+def _lokr_factor(parts: ModuleTensors, number: int) -> DeltaWeight:
     whole = parts.pop(f"lokr_w{number}", None)
     if whole is not None:
-        return Full(whole)
+        return FullDelta(whole)
     a, b = parts.pop(f"lokr_w{number}_a"), parts.pop(f"lokr_w{number}_b")
     core = parts.pop("lokr_t2", None) if number == 2 else None
     if core is None:
-        return LowRank(b, a)
-    return LowRank(torch.einsum("ij...,jr->ir...", core.float(), b.float()), a.mT)
+        return LoraDelta(b, a)
+    return LoraDelta(torch.einsum("ij...,jr->ir...", core.float(), b.float()), a.mT)
 
 
-def _full(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Change:
-    return Full(parts.pop("full"))
+def _full(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
+    return FullDelta(parts.pop("full"))
 
 
-def _oft(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Change:
+def _peft_oft(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
     """peft's angles, as the upper triangle of a skew matrix; its transform is a series of five terms.
 
     OneTrainer marks files whose angles are to be divided by 2 sqrt(size - 1).
@@ -171,10 +177,10 @@ def _oft(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Cha
     skew = skew - skew.mT
     square = skew @ skew
     turn = torch.eye(size) + 2 * skew + 2 * square + 2 * square @ skew + square @ square
-    return Rotation(turn.mT.contiguous(), "inputs")
+    return OftDelta(turn.mT.contiguous(), "inputs")
 
 
-def _diagonal_oft(parts: Parts, alpha: float | None, scaling: Scaling, where: str) -> Change:
+def _lycoris_oft(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
     """LyCORIS' blocks: the exact Cayley transform, on the outputs; alpha times the outputs bounds it."""
     blocks = parts.pop("blocks").float()
     if blocks.ndim != 3:
@@ -185,26 +191,26 @@ def _diagonal_oft(parts: Parts, alpha: float | None, scaling: Scaling, where: st
         skew = skew * min(1.0, alpha * blocks.shape[0] * blocks.shape[1] / float(length))
     one = torch.eye(blocks.shape[-1])
     turn = torch.linalg.solve(one - skew, one + skew, left=False)
-    return Rotation(turn.mT.contiguous(), "outputs", parts.pop("blocks_factors", None))
+    return OftDelta(turn.mT.contiguous(), "outputs", parts.pop("blocks_factors", None))
 
 
-def _dora(change: Change, magnitude: torch.Tensor, where: str) -> Dora:
+def _dora(change: DeltaWeight, magnitude: torch.Tensor, where: str) -> DoraDelta:
     """LyCORIS' magnitudes lie along the axis that they belong to."""
     allowed = ((change.shape[0], 1), (1, change.shape[1]))
     if tuple(magnitude.shape[:2]) not in allowed or any(size != 1 for size in magnitude.shape[2:]):
         raise DataError(f"magnitude {tuple(magnitude.shape)} for {change.shape}", where=where)
-    return Dora(change, magnitude)
+    return DoraDelta(change, magnitude)
 
 
-def _scale(alpha: float | None, rank: int, scaling: Scaling) -> float:
+def _scale(alpha: float | None, rank: int, scaling: ScaleForRank) -> float:
     return scaling(rank) if alpha is None else alpha / rank
 
 
-_MAKERS: dict[str, Callable[[Parts, float | None, Scaling, str], Change]] = {
+_BUILDERS: dict[str, Callable[[ModuleTensors, float | None, ScaleForRank, str], DeltaWeight]] = {
     "hada_": _loha,
     "lokr_": _lokr,
-    "rotation": _oft,
-    "blocks": _diagonal_oft,
+    "rotation": _peft_oft,
+    "blocks": _lycoris_oft,
     "full": _full,
     "down": _lora,
     "up": _lora,

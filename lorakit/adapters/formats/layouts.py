@@ -11,18 +11,25 @@ from collections.abc import Callable, Mapping
 import torch
 
 from lorakit.adapters.formats import consumers, native_names
-from lorakit.adapters.formats.delta_weights import Change, Dora, Full, Hadamard, Kronecker, LowRank
+from lorakit.adapters.formats.delta_weights import (
+    DeltaWeight,
+    DoraDelta,
+    FullDelta,
+    LohaDelta,
+    LokrDelta,
+    LoraDelta,
+)
 from lorakit.core.errors import ConfigError
 
 Tensors = dict[str, torch.Tensor]
-Changes = Mapping[str, Change]
+Changes = Mapping[str, DeltaWeight]
 
 
 def write_diffusers(changes: Changes, family: str) -> Tensors:
     """`<component>.<module>.lora_A.weight` / `lora_B.weight`, scale multiplied into B."""
     tensors: Tensors = {}
     for module, change in changes.items():
-        _dotted(tensors, module, change)
+        _write_dotted(tensors, module, change)
     return tensors
 
 
@@ -33,29 +40,29 @@ def write_native(changes: Changes, family: str) -> Tensors:
     for module, change in changes.items():
         component, path = module.split(".", 1)
         if component not in ("transformer", "unet"):
-            _dotted(tensors, module, change)
+            _write_dotted(tensors, module, change)
             continue
-        name, parts = native_names.owner(family, path) or (path, [path])
+        name, parts = native_names.native_module(family, path) or (path, [path])
         if name in done:
             continue
         done.add(name)
         together = {
             part: changes[f"{component}.{part}"] for part in parts if f"{component}.{part}" in changes
         }
-        whole = native_names.reordered(name, parts[0], _fused(together, parts, family))
-        _dotted(tensors, f"diffusion_model.{name}", whole)
+        whole = native_names.reorder_modulation(name, parts[0], _fuse_deltas(together, parts, family))
+        _write_dotted(tensors, f"diffusion_model.{name}", whole)
     return tensors
 
 
-def _fused(changes: Changes, parts: list[str], family: str) -> Change:
+def _fuse_deltas(changes: Changes, parts: list[str], family: str) -> DeltaWeight:
     if len(parts) == 1:
         return next(iter(changes.values()))
-    low = {part: change for part, change in changes.items() if isinstance(change, LowRank)}
+    low = {part: change for part, change in changes.items() if isinstance(change, LoraDelta)}
     if len(low) < len(changes):
         raise ConfigError(
             "only LoRA goes into a fused layer", where=", ".join(sorted(changes.keys() - low.keys()))
         )
-    return native_names.fuse(low, parts, family in consumers.GROUPED, family)
+    return native_names.fuse_low_rank(low, parts, family in consumers.GROUPED_QUERY_FAMILIES, family)
 
 
 def write_kohya(changes: Changes, family: str) -> Tensors:
@@ -63,39 +70,39 @@ def write_kohya(changes: Changes, family: str) -> Tensors:
 
     One alpha for the whole file, for diffusers takes the first one for all; what remains goes into `lora_up`.
     """
-    plain = [change for change in changes.values() if isinstance(_inner(change), LowRank)]
-    first = _inner(plain[0]) if plain else None
-    alpha = first.scale * first.rank if isinstance(first, LowRank) else None
-    several = len(consumers.rules(family)["diffusers"].texts) > 1
+    plain = [change for change in changes.values() if isinstance(_direction(change), LoraDelta)]
+    first = _direction(plain[0]) if plain else None
+    alpha = first.scale * first.rank if isinstance(first, LoraDelta) else None
+    several = len(consumers.loader_rules(family)["diffusers"].texts) > 1
     prefixes = {"unet": "lora_unet", "transformer": "lora_unet", "text_encoder_2": "lora_te2"}
     prefixes["text_encoder"] = "lora_te1" if several else "lora_te"
     tensors: Tensors = {}
     for module, change in changes.items():
         component, path = module.split(".", 1)
-        _kohya(tensors, f"{prefixes[component]}_{path.replace('.', '_')}", change, alpha)
+        _write_kohya_module(tensors, f"{prefixes[component]}_{path.replace('.', '_')}", change, alpha)
     return tensors
 
 
-def _inner(change: Change) -> Change:
-    return change.inner if isinstance(change, Dora) else change
+def _direction(change: DeltaWeight) -> DeltaWeight:
+    return change.inner if isinstance(change, DoraDelta) else change
 
 
-def _kohya(tensors: Tensors, stem: str, change: Change, alpha: float | None) -> None:
-    if isinstance(change, Dora):
+def _write_kohya_module(tensors: Tensors, stem: str, change: DeltaWeight, alpha: float | None) -> None:
+    if isinstance(change, DoraDelta):
         tensors[f"{stem}.dora_scale"] = change.magnitude.float()
-        _kohya(tensors, stem, change.inner, alpha)
-    elif isinstance(change, LowRank):
+        _write_kohya_module(tensors, stem, change.inner, alpha)
+    elif isinstance(change, LoraDelta):
         # a file whose first module has no effect states an alpha of zero to nobody
         whole = alpha or float(change.rank)
         tensors[f"{stem}.lora_down.weight"] = change.down.float()
         tensors[f"{stem}.lora_up.weight"] = change.up.float() * (change.scale * change.rank / whole)
         tensors[f"{stem}.alpha"] = torch.tensor(whole, dtype=torch.float32)
     else:
-        _factors(tensors, stem, change)
+        _write_factors(tensors, stem, change)
 
 
-def _dotted(tensors: Tensors, stem: str, change: Change) -> None:
-    if isinstance(change, Dora):
+def _write_dotted(tensors: Tensors, stem: str, change: DeltaWeight) -> None:
+    if isinstance(change, DoraDelta):
         if change.over == "base":
             tensors[f"{stem}.dora_scale"] = change.magnitude.float()
         else:
@@ -105,27 +112,27 @@ def _dotted(tensors: Tensors, stem: str, change: Change) -> None:
             # transformers takes peft's present name only, diffusers the one before
             name += ".weight" if stem.startswith("text_encoder") else ""
             tensors[name] = flat.reshape(1, -1, *[1] * kernel) if kernel else flat
-        _dotted(tensors, stem, change.inner)
-    elif isinstance(change, LowRank):
+        _write_dotted(tensors, stem, change.inner)
+    elif isinstance(change, LoraDelta):
         tensors[f"{stem}.lora_A.weight"] = change.down.float()
         tensors[f"{stem}.lora_B.weight"] = change.up.float() * change.scale
     else:
-        _factors(tensors, stem, change)
+        _write_factors(tensors, stem, change)
 
 
-def _factors(tensors: Tensors, stem: str, change: Change) -> None:
+def _write_factors(tensors: Tensors, stem: str, change: DeltaWeight) -> None:
     """LoHa, LoKr and whole differences in LyCORIS' names, no alpha: the scale is multiplied in."""
-    if isinstance(change, Full):
+    if isinstance(change, FullDelta):
         tensors[f"{stem}.diff"] = change.weight.float()
-    elif isinstance(change, Hadamard):
+    elif isinstance(change, LohaDelta):
         for number, side in enumerate((change.one, change.two), 1):
             scale = side.scale * (change.scale if number == 1 else 1)
             tensors[f"{stem}.hada_w{number}_a"] = side.up.float() * scale
             tensors[f"{stem}.hada_w{number}_b"] = side.down.float()
-    elif isinstance(change, Kronecker):
+    elif isinstance(change, LokrDelta):
         for number, factor in enumerate((change.one, change.two), 1):
             scale = change.scale if number == 1 else 1.0
-            if isinstance(factor, LowRank):
+            if isinstance(factor, LoraDelta):
                 tensors[f"{stem}.lokr_w{number}_a"] = factor.up.float() * factor.scale * scale
                 tensors[f"{stem}.lokr_w{number}_b"] = factor.down.float()
             else:
@@ -134,7 +141,7 @@ def _factors(tensors: Tensors, stem: str, change: Change) -> None:
         raise ConfigError(f"no layout spells a change of kind {change.kind}", where=stem)
 
 
-def apart(tensors: Tensors) -> Tensors:
+def unshare_memory(tensors: Tensors) -> Tensors:
     """Tensors that share no memory, as the file format wants them: members of a fused layer have one A."""
     seen: set[int] = set()
     own: Tensors = {}
@@ -144,17 +151,17 @@ def apart(tensors: Tensors) -> Tensors:
     return own
 
 
-def writable(change: Change, family: str, consumer: str) -> bool:
+def is_supported_method(change: DeltaWeight, family: str, consumer: str) -> bool:
     """Whether a consumer reads this kind as it is, once its numbers are stated in the consumer's way."""
-    if isinstance(change, Dora):
-        low, known = isinstance(change.inner, LowRank), change.by_output or consumer != "diffusers"
-        return low and known and not consumers.mixes(family, consumer)
-    if isinstance(change, Hadamard):  # convolutions with a core have no names here
+    if isinstance(change, DoraDelta):
+        low, known = isinstance(change.inner, LoraDelta), change.by_output or consumer != "diffusers"
+        return low and known and not consumers.divides_by_input_norm(family, consumer)
+    if isinstance(change, LohaDelta):  # convolutions with a core have no names here
         return consumer != "diffusers" and all(side.down.ndim == 2 for side in (change.one, change.two))
-    if isinstance(change, Kronecker):
-        flat = all(not isinstance(f, LowRank) or f.down.ndim == 2 for f in (change.one, change.two))
+    if isinstance(change, LokrDelta):
+        flat = all(not isinstance(f, LoraDelta) or f.down.ndim == 2 for f in (change.one, change.two))
         return consumer != "diffusers" and flat
-    return isinstance(change, LowRank) or (isinstance(change, Full) and consumer != "diffusers")
+    return isinstance(change, LoraDelta) or (isinstance(change, FullDelta) and consumer != "diffusers")
 
 
 Writer = Callable[[Changes, str], Tensors]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from lorakit.adapters.formats.delta_weights import Change, Dora
+from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.models import families
@@ -21,14 +21,18 @@ from lorakit.models import families
 if TYPE_CHECKING:
     import torch
 
-    from lorakit.adapters.formats.read import Adapter
+    from lorakit.adapters.formats.read import LoadedAdapter
 
-_FACTS = ("pipeline", "base_hash", "resolution", "trigger", "steps", "recipe_hash")
+_KEPT_KEYS = ("pipeline", "base_hash", "resolution", "trigger", "steps", "recipe_hash")
 _IMPLEMENTATION = "https://github.com/huggingface/diffusers"
 
 # Name of a family's architecture, and the published models that a module's width of input tells apart.
-_GENERIC = {"sd15": "stable-diffusion-v1", "sd3": "stable-diffusion-3", "sdxl": "stable-diffusion-xl-v1-base"}
-_GENERIC |= {"flux1": "flux-1-dev", "flux2": "flux-2"}
+_DEFAULT_ARCHITECTURE = {
+    "sd15": "stable-diffusion-v1",
+    "sd3": "stable-diffusion-3",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+_DEFAULT_ARCHITECTURE |= {"flux1": "flux-1-dev", "flux2": "flux-2"}
 _WIDTHS: dict[str, tuple[str, dict[int, str]]] = {
     "sd15": ("attn2.to_k", {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}),
     "sd3": ("attn.to_q", {1536: "stable-diffusion-3-medium", 2432: "stable-diffusion-3.5-large"}),
@@ -45,20 +49,20 @@ _BASE_VERSIONS: dict[str, dict[str, str]] = {  # by the beginning of the archite
 _MODULES = {"lora": "networks.lora", "dora": "networks.lora"}
 
 
-def build(
-    adapter: Adapter,
+def build_metadata(
+    adapter: LoadedAdapter,
     family: str,
-    changes: Mapping[str, Change],
+    changes: Mapping[str, DeltaWeight],
     tensors: Mapping[str, torch.Tensor],
     base: Path | None = None,
     name: str | None = None,
 ) -> dict[str, str]:
     """Metadata of a file in which `tensors` spell `changes`; `base` adds the prediction type, `name` the
     private names of file and base."""
-    kind, rank, alpha = _summary(changes, tensors)
-    facts: dict[str, Any] = {key: adapter.facts[key] for key in _FACTS if key in adapter.facts}
+    kind, rank, alpha = _method_rank_alpha(changes, tensors)
+    facts: dict[str, Any] = {key: adapter.facts[key] for key in _KEPT_KEYS if key in adapter.facts}
     facts |= {"type": kind, "family": family, "rank": rank, "alpha": alpha}
-    if any(isinstance(change, Dora) and change.over == "base" for change in changes.values()):
+    if any(isinstance(change, DoraDelta) and change.over == "base" for change in changes.values()):
         facts["magnitude_over"] = "base"
     architecture = _architecture(family, changes)
     entries = {
@@ -80,7 +84,11 @@ def build(
         entries["modelspec.resolution"] = f"{resolution}x{resolution}"
     if isinstance(trigger := facts.get("trigger"), str) and trigger:
         entries["modelspec.trigger_phrase"] = trigger
-    if base is not None and (base / "scheduler" / "scheduler_config.json").is_file() and _ddpm(family):
+    if (
+        base is not None
+        and (base / "scheduler" / "scheduler_config.json").is_file()
+        and _is_ddpm_family(family)
+    ):
         entries["modelspec.prediction_type"] = _prediction_type(base)
     if name is not None:
         entries["ss_output_name"] = name
@@ -89,7 +97,9 @@ def build(
     return entries
 
 
-def _summary(changes: Mapping[str, Change], tensors: Mapping[str, torch.Tensor]) -> tuple[str, int, float]:
+def _method_rank_alpha(
+    changes: Mapping[str, DeltaWeight], tensors: Mapping[str, torch.Tensor]
+) -> tuple[str, int, float]:
     """(kind, rank, alpha) of most modules, as the file states them."""
     kind = Counter(change.kind for change in changes.values()).most_common(1)[0][0]
     rank = max(1, Counter(change.rank for change in changes.values()).most_common(1)[0][0])
@@ -98,10 +108,10 @@ def _summary(changes: Mapping[str, Change], tensors: Mapping[str, torch.Tensor])
     return kind, rank, stated
 
 
-def _architecture(family: str, changes: Mapping[str, Change]) -> str:
+def _architecture(family: str, changes: Mapping[str, DeltaWeight]) -> str:
     ending, widths = _WIDTHS.get(family, ("\0", {}))
     inputs = [change.shape[1] for module, change in changes.items() if module.endswith(ending)]
-    name = widths.get(inputs[0] if inputs else 0, _GENERIC.get(family, family))
+    name = widths.get(inputs[0] if inputs else 0, _DEFAULT_ARCHITECTURE.get(family, family))
     if name == "stable-diffusion-3-medium" and any(".attn2." in module for module in changes):
         return "stable-diffusion-3.5-medium"  # as wide as 3 medium, but with a second attention
     return name
@@ -109,14 +119,14 @@ def _architecture(family: str, changes: Mapping[str, Change]) -> str:
 
 def _title(family: str) -> str:
     try:
-        return families.by_name(family).title
+        return families.get_family(family).title
     except ConfigError:  # a family that was derived for one model has no name of its own
         return family
 
 
-def _ddpm(family: str) -> bool:
+def _is_ddpm_family(family: str) -> bool:
     try:
-        return families.by_name(family).objective == "ddpm"
+        return families.get_family(family).objective == "ddpm"
     except ConfigError:
         return False
 

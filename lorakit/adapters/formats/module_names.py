@@ -13,10 +13,10 @@ from lorakit.adapters.formats import native_names
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 """The last is the second of two experts."""
-TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 # Names of diffusers' modules that contain an underscore themselves; every other underscore was a dot.
-_COMPOUND = """down_blocks up_blocks mid_block transformer_blocks single_transformer_blocks
+_UNDERSCORED_NAMES = """down_blocks up_blocks mid_block transformer_blocks single_transformer_blocks
 joint_transformer_blocks double_stream_blocks single_stream_blocks visual_transformer_blocks
 text_transformer_blocks mode_blocks txt_mode_blocks refiner_blocks layerwise_blocks noise_refiner
 context_refiner token_refiner text_fusion image_cond to_q to_k to_v to_out to_q_t to_k_t to_v_t
@@ -40,7 +40,7 @@ time_embedder image_embedder time_proj resolution_embedder aspect_ratio_embedder
 audio_attn2 audio_ff audio_proj_in audio_proj_out audio_caption_projection audio_time_embed
 audio_to_video_attn video_to_audio_attn av_cross_attn_audio_scale_shift
 av_cross_attn_video_scale_shift av_cross_attn_audio_v2a_gate av_cross_attn_video_a2v_gate"""
-_NAMES = frozenset(_COMPOUND.split())
+_NAMES = frozenset(_UNDERSCORED_NAMES.split())
 _WORD = re.compile(rf"(?:{'|'.join(sorted(_NAMES, key=len, reverse=True))}|[A-Za-z0-9-]+)(?=_|$)")
 
 _CLIP = re.compile(
@@ -50,17 +50,17 @@ _COMFY_TEXT = re.compile(r"text_encoders\.(clip_l|clip_h|clip_g|t5xxl)\.transfor
 _T5_PLACE = {"flux1": 1, "sd3": 2}
 """Which text encoder T5 is, where it is not the only one."""
 _UNET_FAMILIES = (None, "sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint", "kolors")
-_FOREIGN = re.compile(
+_UNKNOWN_NATIVE = re.compile(
     r"(?:^|\.)(?:joint|double|single|context|x|input|output|middle)[._](?:blocks?|layers)\."
 )
 """Published networks' blocks; what no table explains of them is no module of diffusers."""
 _T5 = re.compile(r"encoder_block_(\d+)_layer_(\d+)_(SelfAttention|DenseReluDense)_(q|k|v|o|wi_0|wi_1|wi|wo)")
 _UNET = re.compile(r"down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding")
-_LATENT = re.compile(
+_LDM_BLOCK = re.compile(
     r"(?P<input>input_blocks_(?P<i>\d+)_(?P<ip>[01])_(?P<it>.+))|(?P<middle>middle_block_(?P<mp>[012])_(?P<mt>.+))"
     r"|(?P<output>output_blocks_(?P<o>\d+)_(?P<op>[012])_(?P<ot>.+))"
 )
-_OUTER = {
+_LDM_OUTER_MODULES = {
     "time_embed_0": "time_embedding.linear_1",
     "time_embed_2": "time_embedding.linear_2",
     "label_emb_0_0": "add_embedding.linear_1",
@@ -68,7 +68,7 @@ _OUTER = {
     "input_blocks_0_0": "conv_in",
     "out_2": "conv_out",
 }
-_RESNET = {
+_LDM_RESNET_MODULES = {
     "in_layers_2": "conv1",
     "emb_layers_1": "time_emb_proj",
     "out_layers_3": "conv2",
@@ -76,87 +76,87 @@ _RESNET = {
 }
 
 
-def dotted(name: str) -> str:
+def kohya_to_dotted(name: str) -> str:
     """`down_blocks_0_attentions_1_proj_in` -> `down_blocks.0.attentions.1.proj_in`."""
     return ".".join(_WORD.findall(name))
 
 
-def underscored(module: str) -> str:
+def dotted_to_kohya(module: str) -> str:
     """kohya's spelling of a module's path."""
     return module.replace(".", "_")
 
 
-def text_module(module: str) -> str:
+def with_text_model_prefix(module: str) -> str:
     """A CLIP module's path with the `text_model.` that published files have and new libraries dropped."""
     return f"text_model.{module}" if module.startswith("encoder.layers.") else module
 
 
-def resolve(stem: str, family: str | None) -> list[str] | None:
+def resolve_key(stem: str, family: str | None) -> list[str] | None:
     """The modules that a key's stem means, as `<component>.<module>`; None when it is not understood.
 
     `family` is needed for the names of a published network; several modules come of a fused layer.
     """
     for prefix, number in (("lora_te_", 0), ("lora_te1_", 0), ("lora_te2_", 1), ("lora_te3_", 2)):
         if stem.startswith(prefix):
-            module = _text(stem.removeprefix(prefix))
-            return None if module is None else [f"{TEXT[number]}.{module}"]
+            module = _text_encoder_module(stem.removeprefix(prefix))
+            return None if module is None else [f"{TEXT_ENCODERS[number]}.{module}"]
     if match := _COMFY_TEXT.fullmatch(stem):
         place = {"clip_g": 1, "t5xxl": _T5_PLACE.get(family or "", 0)}.get(match[1], 0)
-        return [f"{TEXT[place]}.{text_module(match[2])}"]
-    for component in TEXT:
+        return [f"{TEXT_ENCODERS[place]}.{with_text_model_prefix(match[2])}"]
+    for component in TEXT_ENCODERS:
         if stem.startswith(f"{component}."):
-            return [f"{component}.{text_module(stem.removeprefix(f'{component}.'))}"]
+            return [f"{component}.{with_text_model_prefix(stem.removeprefix(f'{component}.'))}"]
     for component in DENOISERS:
         if stem.startswith(f"{component}."):
-            return _dots(stem.removeprefix(f"{component}."), component, family)
+            return _resolve_dotted(stem.removeprefix(f"{component}."), component, family)
     for prefix in ("base_model.model.", "diffusion_model.", "model.diffusion_model."):
         if stem.startswith(prefix):
-            return resolve_bare(stem.removeprefix(prefix), family)
+            return resolve_unprefixed_key(stem.removeprefix(prefix), family)
     for prefix in ("lora_unet_", "lora_transformer_", "lycoris_", "lora_prior_unet_"):
         if stem.startswith(prefix):
-            return _underscores(stem.removeprefix(prefix), family)
-    if "." in stem or stem in _NAMES or native_names.members(family, stem):
-        return resolve_bare(stem, family)
+            return _resolve_underscored(stem.removeprefix(prefix), family)
+    if "." in stem or stem in _NAMES or native_names.diffusers_modules(family, stem):
+        return resolve_unprefixed_key(stem, family)
     return None
 
 
-def resolve_bare(path: str, family: str | None) -> list[str] | None:
+def resolve_unprefixed_key(path: str, family: str | None) -> list[str] | None:
     """A path without a component's name: peft's own files, and the published networks'."""
-    if path.startswith(tuple(f"{part}." for part in (*DENOISERS, *TEXT))):
-        return resolve(path, family)
-    if module := _latent(underscored(path)):
+    if path.startswith(tuple(f"{part}." for part in (*DENOISERS, *TEXT_ENCODERS))):
+        return resolve_key(path, family)
+    if module := _ldm_unet_module(dotted_to_kohya(path)):
         return [f"unet.{module}"]
-    return _dots(path, "unet" if _of_unet(path, family) else "transformer", family)
+    return _resolve_dotted(path, "unet" if _is_unet_name(path, family) else "transformer", family)
 
 
-def _of_unet(name: str, family: str | None) -> bool:
+def _is_unet_name(name: str, family: str | None) -> bool:
     return family in _UNET_FAMILIES and _UNET.match(name) is not None
 
 
-def _dots(path: str, component: str, family: str | None) -> list[str] | None:
+def _resolve_dotted(path: str, component: str, family: str | None) -> list[str] | None:
     found = (
         None
-        if component == "unet" or native_names.owner(family, path)
-        else native_names.members(family, path)
+        if component == "unet" or native_names.native_module(family, path)
+        else native_names.diffusers_modules(family, path)
     )
-    if found is None and _FOREIGN.search(path):
+    if found is None and _UNKNOWN_NATIVE.search(path):
         return None
     return [f"{component}.{module}" for module in found or [path]]
 
 
-def _underscores(name: str, family: str | None) -> list[str] | None:
-    if module := _latent(name):
+def _resolve_underscored(name: str, family: str | None) -> list[str] | None:
+    if module := _ldm_unet_module(name):
         return [f"unet.{module}"]
-    if _of_unet(name, family):
-        return [f"unet.{dotted(name)}"]
-    if found := native_names.members(family, name):
+    if _is_unet_name(name, family):
+        return [f"unet.{kohya_to_dotted(name)}"]
+    if found := native_names.diffusers_modules(family, name):
         return [f"transformer.{module}" for module in found]
-    module = dotted(name)
-    known = underscored(module) == name and not _FOREIGN.search(module)
+    module = kohya_to_dotted(name)
+    known = dotted_to_kohya(module) == name and not _UNKNOWN_NATIVE.search(module)
     return [f"transformer.{module}"] if known else None
 
 
-def _text(name: str) -> str | None:
+def _text_encoder_module(name: str) -> str | None:
     if match := _CLIP.fullmatch(name):
         return "text_model.encoder.layers.{}.{}.{}".format(*match.groups())
     if match := _T5.fullmatch(name):
@@ -164,34 +164,38 @@ def _text(name: str) -> str | None:
     return "text_projection" if name == "text_projection" else None
 
 
-def _latent(name: str) -> str | None:
+def _ldm_unet_module(name: str) -> str | None:
     """A U-Net's block in the numbering of the original Stable Diffusion, two resnets to a level."""
-    if name in _OUTER:
-        return _OUTER[name]
-    match = _LATENT.fullmatch(name)
+    if name in _LDM_OUTER_MODULES:
+        return _LDM_OUTER_MODULES[name]
+    match = _LDM_BLOCK.fullmatch(name)
     if match is None:
         return None
     if match["middle"]:
         part = int(match["mp"])
-        return _part("mid_block", part // 2, "attentions" if part == 1 else "resnets", match["mt"])
+        return _unet_block_module(
+            "mid_block", part // 2, "attentions" if part == 1 else "resnets", match["mt"]
+        )
     if match["input"]:
         level, layer = divmod(int(match["i"]) - 1, 3)
         if layer == 2:
             return f"down_blocks.{level}.downsamplers.0.conv" if match["it"] == "op" else None
-        return _part(
+        return _unet_block_module(
             f"down_blocks.{level}", layer, "attentions" if match["ip"] == "1" else "resnets", match["it"]
         )
     level, layer = divmod(int(match["o"]), 3)
     if match["ot"] == "conv":
         return f"up_blocks.{level}.upsamplers.0.conv"
-    return _part(f"up_blocks.{level}", layer, "attentions" if match["op"] == "1" else "resnets", match["ot"])
+    return _unet_block_module(
+        f"up_blocks.{level}", layer, "attentions" if match["op"] == "1" else "resnets", match["ot"]
+    )
 
 
-def _part(block: str, layer: int, kind: str, rest: str) -> str | None:
-    inner = dotted(rest) if kind == "attentions" else _RESNET.get(rest)
+def _unet_block_module(block: str, layer: int, kind: str, rest: str) -> str | None:
+    inner = kohya_to_dotted(rest) if kind == "attentions" else _LDM_RESNET_MODULES.get(rest)
     return f"{block}.{kind}.{layer}.{inner}" if inner else None
 
 
-def components(modules: Iterable[str]) -> list[str]:
+def component_names(modules: Iterable[str]) -> list[str]:
     """The components that full module names belong to, sorted."""
     return sorted({module.split(".", 1)[0] for module in modules})

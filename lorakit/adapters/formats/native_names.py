@@ -9,11 +9,19 @@ from functools import cache
 
 import torch
 
-from lorakit.adapters.formats.delta_weights import Change, Dora, Full, LowRank, Rotation
-from lorakit.adapters.formats.native_tables import SAME, TABLES, Row
+from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, FullDelta, LoraDelta, OftDelta
+from lorakit.adapters.formats.native_tables import DIFFUSERS_NAMED_FAMILIES, NATIVE_NAMES, NameRow
 from lorakit.core.errors import DataError
 
-__all__ = ["SAME", "TABLES", "fuse", "members", "owner", "reordered", "split"]
+__all__ = [
+    "DIFFUSERS_NAMED_FAMILIES",
+    "NATIVE_NAMES",
+    "diffusers_modules",
+    "fuse_low_rank",
+    "native_module",
+    "reorder_modulation",
+    "split_fused",
+]
 
 
 def _regex(template: str) -> re.Pattern[str]:
@@ -21,24 +29,26 @@ def _regex(template: str) -> re.Pattern[str]:
 
 
 @cache
-def _patterns(family: str | None) -> list[tuple[re.Pattern[str], re.Pattern[str], Row]]:
-    return [(_regex(row[0]), _regex(row[0].replace(".", "_")), row) for row in TABLES.get(family or "", [])]
+def _patterns(family: str | None) -> list[tuple[re.Pattern[str], re.Pattern[str], NameRow]]:
+    return [
+        (_regex(row[0]), _regex(row[0].replace(".", "_")), row) for row in NATIVE_NAMES.get(family or "", [])
+    ]
 
 
 @cache
-def _owners(family: str | None) -> list[tuple[re.Pattern[str], Row]]:
-    return [(_regex(member), row) for row in TABLES.get(family or "", []) for member in row[1]]
+def _owner_patterns(family: str | None) -> list[tuple[re.Pattern[str], NameRow]]:
+    return [(_regex(member), row) for row in NATIVE_NAMES.get(family or "", []) for member in row[1]]
 
 
-def members(family: str | None, name: str) -> list[str] | None:
+def diffusers_modules(family: str | None, name: str) -> list[str] | None:
     """The diffusers modules within a native module, given with dots or underscores; None when unknown."""
     for dotted, underscored, row in _patterns(family):
         if match := dotted.fullmatch(name) or underscored.fullmatch(name):
-            return _numbered(match, row[1])
+            return _fill_block_number(match, row[1])
     return None
 
 
-def in_block(family: str, name: str) -> bool:
+def is_block_module(family: str, name: str) -> bool:
     """Whether a native module lies in a numbered block; what lies around them is called alike by many."""
     return any(
         "{}" in row[0] and bool(dotted.fullmatch(name) or underscored.fullmatch(name))
@@ -46,20 +56,20 @@ def in_block(family: str, name: str) -> bool:
     )
 
 
-def owner(family: str | None, module: str) -> tuple[str, list[str]] | None:
+def native_module(family: str | None, module: str) -> tuple[str, list[str]] | None:
     """The native module that holds a diffusers module, and all that lie in it."""
-    for pattern, row in _owners(family):
+    for pattern, row in _owner_patterns(family):
         if match := pattern.fullmatch(module):
-            return _numbered(match, row[:1])[0], _numbered(match, row[1])
+            return _fill_block_number(match, row[:1])[0], _fill_block_number(match, row[1])
     return None
 
 
-def _numbered(match: re.Match[str], templates: Sequence[str]) -> list[str]:
+def _fill_block_number(match: re.Match[str], templates: Sequence[str]) -> list[str]:
     """Templates with the block's number; modules outside the blocks have none."""
     return [template.replace("{}", match[1]) if match.re.groups else template for template in templates]
 
 
-def swapped(native: str, module: str, change: Change) -> bool:
+def is_modulation_swapped(native: str, module: str, change: DeltaWeight) -> bool:
     """Whether a native module's two halves lie the other way round in the diffusers module it is."""
     path = module.removeprefix("transformer.")
     if native.replace(".", "_").endswith(path.replace(".", "_")):  # a file of diffusers' names
@@ -68,39 +78,39 @@ def swapped(native: str, module: str, change: Change) -> bool:
     return path == "norm_out.linear" or last
 
 
-def reordered(native: str, module: str, change: Change) -> Change:
+def reorder_modulation(native: str, module: str, change: DeltaWeight) -> DeltaWeight:
     """A change between a native module and the diffusers module it is: mostly the same.
 
     diffusers keeps scale and shift of the last modulation in the other order, and so those of a context that
     ends in the last block (its layer makes two numbers for each, not six). Swapping twice changes nothing.
     """
-    if not swapped(native, module, change):
+    if not is_modulation_swapped(native, module, change):
         return change
     height = change.shape[0]
-    if isinstance(change, LowRank):
+    if isinstance(change, LoraDelta):
         return replace(change, up=change.up.roll(height // 2, 0))
-    if isinstance(change, Rotation) and change.side == "inputs":
+    if isinstance(change, OftDelta) and change.side == "inputs":
         return change
-    if isinstance(change, Dora):
+    if isinstance(change, DoraDelta):
         magnitude = change.magnitude.roll(height // 2, 0) if change.by_output else change.magnitude
-        return replace(change, inner=reordered(native, module, change.inner), magnitude=magnitude)
+        return replace(change, inner=reorder_modulation(native, module, change.inner), magnitude=magnitude)
     if change.needs_base:
         raise DataError(f"{change.kind} of a modulation cannot be reordered", where=module)
-    return Full(change.delta().roll(height // 2, 0))
+    return FullDelta(change.delta().roll(height // 2, 0))
 
 
-def split(change: Change, modules: Sequence[str], stem: str, where: str) -> dict[str, Change]:
+def split_fused(change: DeltaWeight, modules: Sequence[str], stem: str, where: str) -> dict[str, DeltaWeight]:
     """The change of a native module, in its file called `stem`, as its members', cut along the outputs.
 
     The query is as tall as the layer is wide; key and value share what is left, where a feed-forward
     layer does not follow them. (Grouped attention has a shorter key and value.)
     """
     if len(modules) == 1:
-        return {modules[0]: reordered(stem, modules[0], change)}
-    if isinstance(change, Rotation) and change.side == "inputs":
+        return {modules[0]: reorder_modulation(stem, modules[0], change)}
+    if isinstance(change, OftDelta) and change.side == "inputs":
         return dict.fromkeys(modules, change)
     if change.needs_base and not (
-        isinstance(change, Dora) and change.by_output and not change.inner.needs_base
+        isinstance(change, DoraDelta) and change.by_output and not change.inner.needs_base
     ):
         raise DataError(
             f"{change.kind} of a fused layer, whose parts depend on each other, cannot be taken apart",
@@ -122,7 +132,9 @@ def split(change: Change, modules: Sequence[str], stem: str, where: str) -> dict
     return {m: change.rows(end - size, end) for m, size, end in zip(modules, sizes, ends, strict=True)}
 
 
-def fuse(changes: Mapping[str, LowRank], modules: Sequence[str], grouped: bool, where: str) -> LowRank:
+def fuse_low_rank(
+    changes: Mapping[str, LoraDelta], modules: Sequence[str], grouped: bool, where: str
+) -> LoraDelta:
     """The members' changes as one of the native module: the ranks add up, the outputs lie below each other.
 
     A member without a change gets zeros, where its height is known.
@@ -148,4 +160,4 @@ def fuse(changes: Mapping[str, LowRank], modules: Sequence[str], grouped: bool, 
             up[row : row + height, column : column + term.rank] = term.up.float() * term.scale
             column += term.rank
         row += height
-    return LowRank(torch.cat([term.down.float() for term in there]), up)
+    return LoraDelta(torch.cat([term.down.float() for term in there]), up)

@@ -6,17 +6,17 @@ number. Checked against ComfyUI 0.19 (its model classes) and diffusers 0.42 (the
 
 from __future__ import annotations
 
-Row = tuple[str, tuple[str, ...]]
+NameRow = tuple[str, tuple[str, ...]]
 
 _QKV = ("to_q", "to_k", "to_v")
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
-def _row(native: str, block: str, *members: str) -> Row:
+def _row(native: str, block: str, *members: str) -> NameRow:
     return native, tuple(f"{block}.{member}" for member in members)
 
 
-def _double(feed: tuple[str, str]) -> list[Row]:
+def _double_stream_rows(feed: tuple[str, str]) -> list[NameRow]:
     """Flux's blocks of two streams; `feed` names the feed-forward's layers."""
     block, ours = "double_blocks.{}", "transformer_blocks.{}"
     rows = [
@@ -30,12 +30,12 @@ def _double(feed: tuple[str, str]) -> list[Row]:
     return rows
 
 
-def _around(*pairs: tuple[str, str]) -> list[Row]:
+def _outer_rows(*pairs: tuple[str, str]) -> list[NameRow]:
     """Modules outside the blocks, `native: ours`."""
     return [(native, (ours,)) for native, ours in pairs]
 
 
-def _embedders(room: str, layers: tuple[str, str], **names: str) -> list[Row]:
+def _embedder_rows(room: str, layers: tuple[str, str], **names: str) -> list[NameRow]:
     """Embedders of two layers, which diffusers keeps in one `room`."""
     return [
         (f"{native}.{layer}", (f"{room}.{ours}_embedder.linear_{number}",))
@@ -45,13 +45,13 @@ def _embedders(room: str, layers: tuple[str, str], **names: str) -> list[Row]:
 
 
 _FLUX = [
-    *_double(("net.0.proj", "net.2")),
+    *_double_stream_rows(("net.0.proj", "net.2")),
     ("single_blocks.{}.linear1", tuple(f"single_transformer_blocks.{{}}.{m}" for m in (
         "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))),
     ("single_blocks.{}.linear2", ("single_transformer_blocks.{}.proj_out",)),
 ]  # fmt: skip
 _IN_OUT = ("in_layer", "out_layer")
-_FLUX_ENDS = _around(
+_FLUX_ENDS = _outer_rows(
     ("img_in", "x_embedder"), ("txt_in", "context_embedder"), ("final_layer.linear", "proj_out")
 )
 _MODULATIONS = [
@@ -59,20 +59,20 @@ _MODULATIONS = [
     ("double_blocks.{}.txt_mod.lin", ("transformer_blocks.{}.norm1_context.linear",)),
     ("single_blocks.{}.modulation.lin", ("single_transformer_blocks.{}.norm.linear",)),
 ]
-_FLUX_WHOLE = [
+_FLUX1_ROWS = [
     *_FLUX,
     *_MODULATIONS,
     *_FLUX_ENDS,
-    *_embedders("time_text_embed", _IN_OUT, time_in="timestep", vector_in="text", guidance_in="guidance"),
+    *_embedder_rows("time_text_embed", _IN_OUT, time_in="timestep", vector_in="text", guidance_in="guidance"),
     ("final_layer.adaLN_modulation.1", ("norm_out.linear",)),
 ]
 _FLUX2 = [
-    *_double(("linear_in", "linear_out")),
+    *_double_stream_rows(("linear_in", "linear_out")),
     ("single_blocks.{}.linear1", ("single_transformer_blocks.{}.attn.to_qkv_mlp_proj",)),
     ("single_blocks.{}.linear2", ("single_transformer_blocks.{}.attn.to_out",)),
     *_FLUX_ENDS,
-    *_embedders("time_guidance_embed", _IN_OUT, time_in="timestep", guidance_in="guidance"),
-    *_around(
+    *_embedder_rows("time_guidance_embed", _IN_OUT, time_in="timestep", guidance_in="guidance"),
+    *_outer_rows(
         ("double_stream_modulation_img.lin", "double_stream_modulation_img.linear"),
         ("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"),
         ("single_stream_modulation.lin", "single_stream_modulation.linear"),
@@ -90,7 +90,7 @@ _CHROMA = [
 _MLP = ("mlp.0", "mlp.2")
 
 
-def _sd3() -> list[Row]:
+def _sd3() -> list[NameRow]:
     block, ours = "joint_blocks.{}", "transformer_blocks.{}"
     rows = [
         _row(f"{block}.x_block.attn.qkv", f"{ours}.attn", *_QKV),
@@ -106,18 +106,18 @@ def _sd3() -> list[Row]:
             _row(f"{block}.{stream}.mlp.fc2", f"{ours}.{ff}", "net.2"),
             (f"{block}.{stream}.adaLN_modulation.1", (f"{ours}.{norm}.linear",)),
         ]
-    rows += _embedders("time_text_embed", _MLP, t_embedder="timestep", y_embedder="text")
-    return rows + _around(
+    rows += _embedder_rows("time_text_embed", _MLP, t_embedder="timestep", y_embedder="text")
+    return rows + _outer_rows(
         ("x_embedder.proj", "pos_embed.proj"),
         ("final_layer.linear", "proj_out"),
         ("final_layer.adaLN_modulation.1", "norm_out.linear"),
     )
 
 
-def _auraflow() -> list[Row]:
+def _auraflow() -> list[NameRow]:
     double, single = "double_layers.{}.attn", "single_layers.{}.attn"
     ours, alone = "joint_transformer_blocks.{}", "single_transformer_blocks.{}"
-    rows: list[Row] = []
+    rows: list[NameRow] = []
     for letter, own, added in (("q", "to_q", "add_q_proj"), ("k", "to_k", "add_k_proj"),
                                ("v", "to_v", "add_v_proj"), ("o", "to_out.0", "to_add_out")):  # fmt: skip
         rows += [
@@ -136,7 +136,7 @@ def _auraflow() -> list[Row]:
         ("double_layers.{}.modC.1", (f"{ours}.norm1_context.linear",)),
         ("single_layers.{}.modCX.1", (f"{alone}.norm1.linear",)),
     ]
-    return rows + _around(
+    return rows + _outer_rows(
         ("cond_seq_linear", "context_embedder"),
         ("init_x_linear", "pos_embed.proj"),
         ("t_embedder.mlp.0", "time_step_proj.linear_1"),
@@ -146,8 +146,8 @@ def _auraflow() -> list[Row]:
     )
 
 
-def _lumina(attention: str, feed: tuple[str, str, str]) -> list[Row]:
-    rows: list[Row] = []
+def _lumina(attention: str, feed: tuple[str, str, str]) -> list[NameRow]:
+    rows: list[NameRow] = []
     for block in ("layers.{}", "context_refiner.{}", "noise_refiner.{}"):
         rows += [
             _row(f"{block}.attention.qkv", f"{block}.{attention}", *_QKV),
@@ -159,7 +159,7 @@ def _lumina(attention: str, feed: tuple[str, str, str]) -> list[Row]:
     return rows
 
 
-def _hunyuan_image() -> list[Row]:
+def _hunyuan_image() -> list[NameRow]:
     native, ours = (
         "txt_in.individual_token_refiner.blocks.{}",
         "context_embedder.token_refiner.refiner_blocks.{}",
@@ -173,7 +173,7 @@ def _hunyuan_image() -> list[Row]:
     ]
 
 
-def _hunyuan_dit() -> list[Row]:
+def _hunyuan_dit() -> list[NameRow]:
     block = "blocks.{}"
     return [
         _row(f"{block}.attn1.Wqkv", f"{block}.attn1", *_QKV),
@@ -186,7 +186,7 @@ def _hunyuan_dit() -> list[Row]:
     ]
 
 
-def _pixart() -> list[Row]:
+def _pixart() -> list[NameRow]:
     native, ours = "blocks.{}", "transformer_blocks.{}"
     return [
         _row(f"{native}.attn.qkv", f"{ours}.attn1", *_QKV),
@@ -196,9 +196,9 @@ def _pixart() -> list[Row]:
         _row(f"{native}.cross_attn.proj", f"{ours}.attn2", "to_out.0"),
         _row(f"{native}.mlp.fc1", f"{ours}.ff", "net.0.proj"),
         _row(f"{native}.mlp.fc2", f"{ours}.ff", "net.2"),
-        *_embedders("adaln_single.emb", _MLP, t_embedder="timestep", csize_embedder="resolution",
+        *_embedder_rows("adaln_single.emb", _MLP, t_embedder="timestep", csize_embedder="resolution",
                     ar_embedder="aspect_ratio"),
-        *_around(
+        *_outer_rows(
             ("t_block.1", "adaln_single.linear"),
             ("y_embedder.y_proj.fc1", "caption_projection.linear_1"),
             ("y_embedder.y_proj.fc2", "caption_projection.linear_2"),
@@ -215,8 +215,8 @@ _IDEOGRAM4 = [
 ]
 
 
-def _krea2() -> list[Row]:
-    rows = _around(
+def _krea2() -> list[NameRow]:
+    rows = _outer_rows(
         ("first", "img_in"),
         ("last.linear", "final_layer.linear"),
         ("tmlp.0", "time_embed.linear_1"),
@@ -243,7 +243,7 @@ def _krea2() -> list[Row]:
     return rows
 
 
-def _wan() -> list[Row]:
+def _wan() -> list[NameRow]:
     block = "blocks.{}"
     rows = [
         _row(f"{block}.ffn.0", f"{block}.ffn", "net.0.proj"),
@@ -255,7 +255,7 @@ def _wan() -> list[Row]:
         for letter, own in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0")):
             rows.append(_row(f"{block}.{native}.{letter}", f"{block}.{ours}", own))
     around = "condition_embedder"
-    return rows + _around(
+    return rows + _outer_rows(
         ("text_embedding.0", f"{around}.text_embedder.linear_1"),
         ("text_embedding.2", f"{around}.text_embedder.linear_2"),
         ("time_embedding.0", f"{around}.time_embedder.linear_1"),
@@ -267,8 +267,8 @@ def _wan() -> list[Row]:
     )
 
 
-def _ltx() -> list[Row]:
-    return _around(
+def _ltx() -> list[NameRow]:
+    return _outer_rows(
         ("patchify_proj", "proj_in"),
         ("adaln_single.linear", "time_embed.linear"),
         ("adaln_single.emb.timestep_embedder.linear_1", "time_embed.emb.timestep_embedder.linear_1"),
@@ -276,11 +276,11 @@ def _ltx() -> list[Row]:
     )
 
 
-TABLES: dict[str, list[Row]] = {
+NATIVE_NAMES: dict[str, list[NameRow]] = {
     "sd3": _sd3(),
-    "flux1": _FLUX_WHOLE,
+    "flux1": _FLUX1_ROWS,
     "chroma": _CHROMA,
-    "longcat-image": _FLUX_WHOLE,
+    "longcat-image": _FLUX1_ROWS,
     "flux2": _FLUX2,
     "auraflow": _auraflow(),
     "lumina2": _lumina("attn", ("linear_1", "linear_2", "linear_3")),
@@ -294,5 +294,5 @@ TABLES: dict[str, list[Row]] = {
     "ltx-video": _ltx(),
     "hunyuan-video": [*_hunyuan_image(), *_MODULATIONS],
 }
-SAME = ("qwen-image", "hidream", "kandinsky5", "ernie-image")
+DIFFUSERS_NAMED_FAMILIES = ("qwen-image", "hidream", "kandinsky5", "ernie-image")
 """Families whose own names are diffusers'."""

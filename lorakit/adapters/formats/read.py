@@ -13,22 +13,22 @@ from typing import Any
 import torch
 
 from lorakit.adapters.formats import detect_family, key_suffixes, module_names, native_names
-from lorakit.adapters.formats.delta_weights import Change, Dora, Rotation
-from lorakit.adapters.textual_inversion import is_learned
+from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, OftDelta
+from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, NumericError
 
-FACTS = "lorakit"
+LORAKIT_KEY = "lorakit"
 """Metadata key under which lorakit keeps what it knows about an adapter, as JSON."""
-PEFT_FACTS = "lora_adapter_metadata"
+PEFT_KEY = "lora_adapter_metadata"
 """Metadata key under which diffusers keeps peft's configuration."""
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LoadedAdapter:
     """Changes by `<component>.<module>` in diffusers' names, whatever layout the file had."""
 
-    changes: dict[str, Change]
+    changes: dict[str, DeltaWeight]
     layout: str
     facts: dict[str, Any] = field(default_factory=dict)
     """What lorakit recorded: family, rank, alpha, trigger, ..."""
@@ -50,17 +50,17 @@ class Adapter:
     @property
     def components(self) -> list[str]:
         """The networks that are changed, such as `unet` and `text_encoder`."""
-        return module_names.components(self.changes)
+        return module_names.component_names(self.changes)
 
-    def of(self, component: str) -> dict[str, Change]:
+    def of(self, component: str) -> dict[str, DeltaWeight]:
         """Changes of one network, by its module names."""
         start = f"{component}."
         return {m.removeprefix(start): c for m, c in self.changes.items() if m.startswith(start)}
 
 
-def load(
+def read_adapter_file(
     path: str | Path, family: str | None = None, *, unsound: bool = False, word_alone: bool = False
-) -> Adapter:
+) -> LoadedAdapter:
     """Read an adapter file, or a folder as peft writes it; nothing of it is run.
 
     `family` names the model's family where the file does not; else it is read from the keys and shapes.
@@ -75,27 +75,29 @@ def load(
         file, config = _peft_folder(file)
     metadata = storage.read_safetensors_metadata(file)
     tensors = storage.read_safetensors(file)
-    damaged = _unsound(tensors)
+    damaged = _non_finite_keys(tensors)
     if not unsound:
-        refuse_unsound(damaged, str(file))
-    if word_alone and FACTS in metadata and all(map(is_learned, tensors)):
-        facts = _facts(metadata, str(file))
-        return Adapter({}, layout_of(tensors), facts, metadata, (facts["family"],), _words(tensors))
-    return replace(_adapter(tensors, metadata, str(file), family, config), unsound=damaged)
+        require_finite(damaged, str(file))
+    if word_alone and LORAKIT_KEY in metadata and all(map(is_embedding_key, tensors)):
+        facts = _read_lorakit_metadata(metadata, str(file))
+        return LoadedAdapter(
+            {}, detect_layout(tensors), facts, metadata, (facts["family"],), _embedding_tensors(tensors)
+        )
+    return replace(_build_adapter(tensors, metadata, str(file), family, config), unsound=damaged)
 
 
-def parse(data: bytes, where: str, family: str | None = None) -> Adapter:
+def parse_adapter(data: bytes, where: str, family: str | None = None) -> LoadedAdapter:
     """Read an adapter from a file's bytes; `where` names it in errors."""
     from safetensors.torch import load as load_bytes
 
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     tensors = load_bytes(data)
-    refuse_unsound(_unsound(tensors), where)
-    return _adapter(tensors, metadata, where, family, None)
+    require_finite(_non_finite_keys(tensors), where)
+    return _build_adapter(tensors, metadata, where, family, None)
 
 
-def refuse_unsound(damaged: Sequence[str], where: str) -> None:
+def require_finite(damaged: Sequence[str], where: str) -> None:
     """NumericError that names the first of the tensors with NaN or infinity, if there are any."""
     if damaged:
         more = f", and {len(damaged) - 1} tensors more" if len(damaged) > 1 else ""
@@ -106,7 +108,7 @@ def refuse_unsound(damaged: Sequence[str], where: str) -> None:
         )
 
 
-def _unsound(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+def _non_finite_keys(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     return tuple(key for key in sorted(tensors) if not _finite(tensors[key]))
 
 
@@ -128,16 +130,16 @@ def _peft_folder(folder: Path) -> tuple[Path, dict[str, Any] | None]:
     )
 
 
-def _adapter(
+def _build_adapter(
     tensors: dict[str, torch.Tensor],
     metadata: dict[str, str],
     where: str,
     family: str | None,
     config: dict[str, Any] | None,
-) -> Adapter:
-    words = _words(tensors) if FACTS in metadata else {}
+) -> LoadedAdapter:
+    words = _embedding_tensors(tensors) if LORAKIT_KEY in metadata else {}
     if words:
-        tensors = {key: tensor for key, tensor in tensors.items() if not is_learned(key)}
+        tensors = {key: tensor for key, tensor in tensors.items() if not is_embedding_key(key)}
         if not tensors:
             raise ConfigError(
                 "this file holds a new word and no adapter",
@@ -150,56 +152,56 @@ def _adapter(
             where=where,
             remedy="readable: lorakit's own, diffusers, peft, kohya, ComfyUI and LyCORIS",
         )
-    facts = _facts(metadata, where)
-    parts = key_suffixes.gather(tensors, where)
+    facts = _read_lorakit_metadata(metadata, where)
+    parts = key_suffixes.group_by_module(tensors, where)
     possible = (family,) if family else _families(facts, metadata, parts)
     stated = any("alpha" in part for part in parts.values())
-    scaling = _baked if stated else _scaling(facts, metadata, config, where)
-    backwards = _turns_kernels_back(tensors, metadata)
-    changes: dict[str, Change] = {}
+    scaling = _unit_scale if stated else _scale_lookup(facts, metadata, config, where)
+    backwards = _is_onetrainer_oft(tensors, metadata)
+    changes: dict[str, DeltaWeight] = {}
     for stem in sorted(parts):
-        modules = module_names.resolve(stem, possible[0] if possible else None)
+        modules = module_names.resolve_key(stem, possible[0] if possible else None)
         if modules is None:
             raise DataError(f"a key that is not understood: {stem[:200]}", where=where)
-        change = key_suffixes.build(parts[stem], partial(scaling, modules[0]), f"{where}, {stem}")
-        change = _as_written(change, facts, backwards)
-        for module, part in native_names.split(change, modules, stem, f"{where}, {stem}").items():
+        change = key_suffixes.build_delta(parts[stem], partial(scaling, modules[0]), f"{where}, {stem}")
+        change = _apply_writer_conventions(change, facts, backwards)
+        for module, part in native_names.split_fused(change, modules, stem, f"{where}, {stem}").items():
             if module in changes:
                 raise DataError(f"{module} is changed twice", where=where)
             changes[module] = part
     ordered = dict(sorted(changes.items()))
     if not possible or len(possible) > 1:
-        possible = detect_family.narrowed(possible, ordered)
-    return Adapter(ordered, layout_of(tensors), facts, metadata, possible, words)
+        possible = detect_family.narrow_by_shapes(possible, ordered)
+    return LoadedAdapter(ordered, detect_layout(tensors), facts, metadata, possible, words)
 
 
-def _words(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _embedding_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A new word's vectors by text encoder."""
-    return {key.split(".")[0]: tensor for key, tensor in tensors.items() if is_learned(key)}
+    return {key.split(".")[0]: tensor for key, tensor in tensors.items() if is_embedding_key(key)}
 
 
-def _as_written(change: Change, facts: Mapping[str, Any], backwards: bool) -> Change:
+def _apply_writer_conventions(change: DeltaWeight, facts: Mapping[str, Any], backwards: bool) -> DeltaWeight:
     """A change with what its numbers do not say, but who wrote them."""
-    if isinstance(change, Dora) and facts.get("magnitude_over") == "base":
+    if isinstance(change, DoraDelta) and facts.get("magnitude_over") == "base":
         return replace(change, over="base")
-    if isinstance(change, Rotation) and change.side == "inputs":
+    if isinstance(change, OftDelta) and change.side == "inputs":
         return replace(change, backwards=backwards)
     return change
 
 
-def _turns_kernels_back(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bool:
+def _is_onetrainer_oft(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bool:
     """Whether OneTrainer wrote peft's kind of OFT: only it writes it under kohya's or native names."""
     known = any(key.startswith("ot_") for key in metadata) or any(k.endswith("scaled_oft") for k in tensors)
-    return known or layout_of(tensors) in ("kohya", "native")
+    return known or detect_layout(tensors) in ("kohya", "native")
 
 
 def _families(facts: dict[str, Any], metadata: dict[str, str], parts: Mapping[str, Any]) -> tuple[str, ...]:
     if "family" in facts:
         return (str(facts["family"]),)
-    return detect_family.by_metadata(metadata) or detect_family.by_parts(parts)
+    return detect_family.family_from_metadata(metadata) or detect_family.families_from_tensors(parts)
 
 
-def layout_of(tensors: Mapping[str, torch.Tensor]) -> str:
+def detect_layout(tensors: Mapping[str, torch.Tensor]) -> str:
     """What the layout of a file is called, told by its keys: kohya, native, diffusers or peft."""
     keys = sorted(tensors)
     if any(key.startswith(("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")) for key in keys):
@@ -213,11 +215,11 @@ def layout_of(tensors: Mapping[str, torch.Tensor]) -> str:
     )
 
 
-def _facts(metadata: dict[str, str], where: str) -> dict[str, Any]:
-    if FACTS not in metadata:
+def _read_lorakit_metadata(metadata: dict[str, str], where: str) -> dict[str, Any]:
+    if LORAKIT_KEY not in metadata:
         return {}
     try:
-        facts = json.loads(metadata[FACTS])
+        facts = json.loads(metadata[LORAKIT_KEY])
         ranks = [facts["rank"], *dict(facts.get("ranks", {})).values()]
         alphas = [facts["alpha"], *dict(facts.get("alphas", {})).values()]
         sound = min(ranks) >= 1 and all(map(math.isfinite, alphas)) and isinstance(facts["family"], str)
@@ -228,12 +230,12 @@ def _facts(metadata: dict[str, str], where: str) -> dict[str, Any]:
     return dict(facts)
 
 
-def _baked(module: str, rank: int) -> float:
+def _unit_scale(module: str, rank: int) -> float:
     """In a file that states alphas, a module without one has it multiplied in."""
     return 1.0
 
 
-def _scaling(
+def _scale_lookup(
     facts: dict[str, Any], metadata: dict[str, str], config: dict[str, Any] | None, where: str
 ) -> Callable[[str, int], float]:
     """(module, rank) -> scale for files whose layout has no `alpha` keys.
@@ -251,10 +253,10 @@ def _scaling(
         return own
     if config is not None:
         return lambda module, rank: _peft_scale(config, module.split(".", 1)[1], rank)
-    if PEFT_FACTS not in metadata:
-        return _baked
+    if PEFT_KEY not in metadata:
+        return _unit_scale
     try:
-        told = dict(json.loads(metadata[PEFT_FACTS]))
+        told = dict(json.loads(metadata[PEFT_KEY]))
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError("the adapter's record of peft's settings is damaged", where=where) from error
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from lorakit.adapters.formats import consumers, layouts, low_rank, metadata
-from lorakit.adapters.formats.base_weights import Weights
-from lorakit.adapters.formats.delta_weights import Change
-from lorakit.adapters.formats.read import FACTS, Adapter, parse
+from lorakit.adapters.formats.base_weights import BaseWeights
+from lorakit.adapters.formats.delta_weights import DeltaWeight
+from lorakit.adapters.formats.read import LORAKIT_KEY, LoadedAdapter, parse_adapter
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, LorakitError
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5  # of the Frobenius norm of a weight's change
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFile:
     """One written file. `max_relative_error`: the worst module's error of the weight change, as read back."""
 
     path: Path
@@ -48,16 +48,16 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """One file to write, and what it holds: `changes` as they will stand in it."""
 
     consumers: tuple[str, ...]
     layout: str
     suffix: str
-    changes: dict[str, Change]
+    changes: dict[str, DeltaWeight]
 
 
-def weight_for(weights: Weights | None, module: str, change: Change) -> torch.Tensor | None:
+def base_weight_for(weights: BaseWeights | None, module: str, change: DeltaWeight) -> torch.Tensor | None:
     """The base's weight in float32 where a change needs it, else None; ConfigError when it is not there."""
     if not change.needs_base:
         return None
@@ -70,63 +70,67 @@ def weight_for(weights: Weights | None, module: str, change: Change) -> torch.Te
     return weights.read(module).float()
 
 
-def check_overwrite(target: Path, *sources: Path) -> None:
+def require_overwritable(target: Path, *sources: Path) -> None:
     """Refuse to write over a file that was read, or that is not lorakit's."""
     if not target.exists():
         return
     if any(target.resolve() == source.resolve() for source in sources):
         raise ConfigError("an export never replaces the adapter it is made from", where=str(target))
-    if FACTS not in storage.read_safetensors_metadata(target):
+    if LORAKIT_KEY not in storage.read_safetensors_metadata(target):
         raise ConfigError(
             "this file is not lorakit's, so it is kept", where=str(target), remedy="name another"
         )
 
 
-def write(
-    source: Adapter,
+def write_verified(
+    source: LoadedAdapter,
     family: str,
-    plan: Plan,
+    plan: ExportPlan,
     target: Path,
-    weights: Weights | None,
+    weights: BaseWeights | None,
     base: Path | None,
     private: bool,
-) -> Exported:
+) -> ExportedFile:
     """Write `plan` as `target` after its bytes were read back and found equal; LorakitError otherwise."""
-    tensors = layouts.apart(layouts.WRITERS[plan.layout](plan.changes, family))
+    tensors = layouts.unshare_memory(layouts.WRITERS[plan.layout](plan.changes, family))
     name = target.stem if private else None
     data = storage.safetensors_bytes(
-        tensors, metadata.build(source, family, plan.changes, tensors, base, name)
+        tensors, metadata.build_metadata(source, family, plan.changes, tensors, base, name)
     )
-    error = _prove(family, plan, data, target, weights)
-    lossy = _approximations(source.changes, plan.changes, weights)
+    error = _verify_bytes(family, plan, data, target, weights)
+    lossy = _approximation_errors(source.changes, plan.changes, weights)
     storage.write_bytes(target, data)
-    return Exported(
+    return ExportedFile(
         target, plan.consumers, plan.layout, len(tensors), error, len(lossy), max(lossy, default=0.0)
     )
 
 
-def _approximations(
-    source: Mapping[str, Change], stated: Mapping[str, Change], weights: Weights | None
+def _approximation_errors(
+    source: Mapping[str, DeltaWeight], stated: Mapping[str, DeltaWeight], weights: BaseWeights | None
 ) -> list[float]:
     """Errors of the modules whose form had to change, those that came out exact left out."""
     errors = []
     for module, change in source.items():
         if type(stated[module]) is not type(change):
-            error = low_rank.relative_error(change, stated[module], weight_for(weights, module, change))
+            error = low_rank.relative_error(change, stated[module], base_weight_for(weights, module, change))
             if error > TOLERANCE:
                 errors.append(error)
     return errors
 
 
-def _prove(family: str, plan: Plan, data: bytes, target: Path, weights: Weights | None) -> float:
+def _verify_bytes(
+    family: str, plan: ExportPlan, data: bytes, target: Path, weights: BaseWeights | None
+) -> float:
     """Read the bytes as the consumers would; the worst relative error, or an error that names keys."""
-    copy = parse(data, str(target), family)
+    copy = parse_adapter(data, str(target), family)
     # fused layers give every member a change, that of one which was not trained being zero
     extra = {m for m in copy.changes.keys() - plan.changes.keys() if copy.changes[m].delta().any()}
     lost = sorted(extra | (plan.changes.keys() - copy.changes.keys()))
-    unread = [m for name in plan.consumers for m in consumers.unread(family, name, copy.changes)]
+    unread = [m for name in plan.consumers for m in consumers.unsupported_modules(family, name, copy.changes)]
     errors = {
-        module: low_rank.relative_error(change, copy.changes[module], weight_for(weights, module, change))
+        module: low_rank.relative_error(
+            change, copy.changes[module], base_weight_for(weights, module, change)
+        )
         for module, change in plan.changes.items()
         if module in copy.changes and not (weights is None and change.needs_base)
     }

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from lorakit.adapters.formats import Change, Weights, low_rank
+from lorakit.adapters.formats import BaseWeights, DeltaWeight, low_rank
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.core.progress import track
+from lorakit.core.progress import track_progress
 from lorakit.models import families
 
 
-def extract(
+def extract_adapter(
     base: Path,
     tuned: Path,
     *,
     rank: int | None = None,
     energy: float | None = None,
     targets: str | None = None,
-) -> tuple[dict[str, Change], dict[str, float], str]:
+) -> tuple[dict[str, DeltaWeight], dict[str, float], str]:
     """(changes, share of the squared norm that each kept, family) of two diffusers folders of one family.
 
     Of every matrix that differs, or of those whose path `targets` matches. Biases, norms and text encoders
@@ -29,20 +29,22 @@ def extract(
     """
     if rank is None and energy is None:
         raise ConfigError("say how small", remedy="give --rank N or --energy 0.95")
-    family = families.find(base)
-    if families.find(tuned).name != family.name:
+    family = families.detect_family(base)
+    if families.detect_family(tuned).name != family.name:
         raise ConfigError("base and tuned model are of different families", where=str(tuned))
-    changes: dict[str, Change] = {}
+    changes: dict[str, DeltaWeight] = {}
     kept: dict[str, float] = {}
     pattern = re.compile(targets) if targets else None
-    modules = list(_matrices(Weights(base), Weights(tuned), family.component, pattern))
-    for module, one, two in track(_read(Weights(base), Weights(tuned), modules), "comparing", len(modules)):
+    modules = list(_matrix_modules(BaseWeights(base), BaseWeights(tuned), family.component, pattern))
+    for module, one, two in track_progress(
+        _weight_pairs(BaseWeights(base), BaseWeights(tuned), modules), "comparing", len(modules)
+    ):
         difference = two.float() - one.float()
         if not difference.isfinite().all():
             raise DataError("the weights hold NaN or infinity", where=module)
         if not difference.any():
             continue
-        low = low_rank.nearest(difference, rank, energy or 1.0)
+        low = low_rank.nearest_lora(difference, rank, energy or 1.0)
         lost = torch.linalg.vector_norm(difference - low.delta()) / torch.linalg.vector_norm(difference)
         changes[module], kept[module] = low, 1 - float(lost) ** 2
     if not changes:
@@ -50,8 +52,8 @@ def extract(
     return changes, kept, family.name
 
 
-def _matrices(
-    base: Weights, tuned: Weights, component: str, pattern: re.Pattern[str] | None
+def _matrix_modules(
+    base: BaseWeights, tuned: BaseWeights, component: str, pattern: re.Pattern[str] | None
 ) -> Iterator[str]:
     there = tuned.files(component)
     for name in sorted(base.files(component)):
@@ -63,8 +65,8 @@ def _matrices(
         yield module
 
 
-def _read(
-    base: Weights, tuned: Weights, modules: list[str]
+def _weight_pairs(
+    base: BaseWeights, tuned: BaseWeights, modules: list[str]
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     for module in modules:
         one, two = base.read(module), tuned.read(module)

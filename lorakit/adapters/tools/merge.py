@@ -10,18 +10,18 @@ from typing import Any, BinaryIO
 
 import torch
 
-from lorakit.adapters.formats import Adapter, Change, Weights
-from lorakit.adapters.tools.merge_tokens import Vocabulary
+from lorakit.adapters.formats import BaseWeights, DeltaWeight, LoadedAdapter
+from lorakit.adapters.tools.merge_tokens import EmbeddingMerger
 from lorakit.core import output_paths, safetensors_header, storage
 from lorakit.core.errors import ConfigError
-from lorakit.core.progress import track
+from lorakit.core.progress import track_progress
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
-_PIECE = 16 << 20  # bytes
+_COPY_CHUNK_BYTES = 16 << 20  # bytes
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
-def merge(base: Path, adapters: Sequence[tuple[Adapter, float]], out: Path) -> int:
+def merge_into_base(base: Path, adapters: Sequence[tuple[LoadedAdapter, float]], out: Path) -> int:
     """Write base + adapters into the new folder `out`, each weight in its own precision, shards and index as
     they are; returns how many weights were changed.
 
@@ -29,29 +29,31 @@ def merge(base: Path, adapters: Sequence[tuple[Adapter, float]], out: Path) -> i
     are left out, for they would be unmerged. A new word that was trained with an adapter becomes one of the
     tokenizers and text encoders. Raises ConfigError where an adapter does not fit the base.
     """
-    output_paths.check_new(out, "out")
+    output_paths.check_output_path(out, "out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("this folder is not empty, so it is kept", where=str(out), remedy="name a new one")
     if out.resolve().is_relative_to(base.resolve()):
         raise ConfigError("the new folder must not lie within the base", where=str(out))
-    changes = _planned(Weights(base), adapters)
-    vocabulary = Vocabulary(base, adapters)
-    files = [file for file in sorted(base.rglob("*")) if _wanted(file, base)]
-    for file in track(files, "merging", len(files)):
+    changes = _plan_terms(BaseWeights(base), adapters)
+    vocabulary = EmbeddingMerger(base, adapters)
+    files = [file for file in sorted(base.rglob("*")) if _is_copied(file, base)]
+    for file in track_progress(files, "merging", len(files)):
         target = out / file.relative_to(base)
         own = changes.get(file.parent.name, {}) if file.suffix == ".safetensors" else {}
-        with open(file, "rb") as source, storage.writing(target) as sink:
-            _copy(source, sink) if not own else _merged(file, source, sink, own)
+        with open(file, "rb") as source, storage.open_atomic(target) as sink:
+            _copy(source, sink) if not own else _merge_file(file, source, sink, own)
     vocabulary.write(out)
     return sum(len(own) for own in changes.values())
 
 
-Terms = list[tuple[Change, float]]
+WeightedDeltas = list[tuple[DeltaWeight, float]]
 
 
-def _planned(weights: Weights, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, dict[str, Terms]]:
+def _plan_terms(
+    weights: BaseWeights, adapters: Sequence[tuple[LoadedAdapter, float]]
+) -> dict[str, dict[str, WeightedDeltas]]:
     """Component -> tensor name -> what is added to it; ConfigError before anything is written."""
-    planned: dict[str, dict[str, Terms]] = {}
+    planned: dict[str, dict[str, WeightedDeltas]] = {}
     for adapter, strength in adapters:
         for module, change in adapter.changes.items():
             component, name = weights.key(module)
@@ -66,33 +68,33 @@ def _planned(weights: Weights, adapters: Sequence[tuple[Adapter, float]]) -> dic
     return planned
 
 
-def _wanted(file: Path, base: Path) -> bool:
+def _is_copied(file: Path, base: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
     return file.is_file() and not hidden and file.suffix not in _PICKLED
 
 
 def _copy(source: BinaryIO, sink: BinaryIO) -> None:
-    while piece := source.read(_PIECE):
+    while piece := source.read(_COPY_CHUNK_BYTES):
         sink.write(piece)
 
 
-def _merged(file: Path, source: BinaryIO, sink: BinaryIO, changes: Mapping[str, Terms]) -> None:
+def _merge_file(file: Path, source: BinaryIO, sink: BinaryIO, changes: Mapping[str, WeightedDeltas]) -> None:
     """The same file with other numbers: header, order and precision stay."""
-    safetensors_header.check(file)
+    safetensors_header.check_safetensors(file)
     length = int.from_bytes(source.read(8), "little")
     text = source.read(length)
     sink.write(length.to_bytes(8, "little") + text)
-    for name, entry in _in_order(text):
+    for name, entry in _tensors_by_offset(text):
         data = source.read(entry["data_offsets"][1] - entry["data_offsets"][0])
-        sink.write(_changed(data, entry, changes[name], f"{file}, {name}") if name in changes else data)
+        sink.write(_merge_tensor(data, entry, changes[name], f"{file}, {name}") if name in changes else data)
 
 
-def _in_order(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+def _tensors_by_offset(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
     return iter(sorted(entries.items(), key=lambda item: item[1]["data_offsets"]))
 
 
-def _changed(data: bytes, entry: dict[str, Any], terms: Terms, where: str) -> bytes:
+def _merge_tensor(data: bytes, entry: dict[str, Any], terms: WeightedDeltas, where: str) -> bytes:
     if entry["dtype"] not in _DTYPES:
         raise ConfigError(
             f"weights in {entry['dtype']} cannot be merged into",

@@ -11,25 +11,25 @@ import torch
 from torch import nn
 
 from lorakit.adapters import textual_inversion
-from lorakit.adapters.formats import Adapter
+from lorakit.adapters.formats import LoadedAdapter
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.models import families
 
-_TABLE = "token_embedding.weight"
+_TOKEN_EMBEDDING_KEY = "token_embedding.weight"
 
 
-class Vocabulary:
+class EmbeddingMerger:
     """What tokenizers and text encoders of a base become with the adapters' words, if they bring any."""
 
-    def __init__(self, base: Path, adapters: Sequence[tuple[Adapter, float]]) -> None:
+    def __init__(self, base: Path, adapters: Sequence[tuple[LoadedAdapter, float]]) -> None:
         """Raises ConfigError where the base cannot learn a word, or two adapters bring the same one."""
         self._tables: dict[str, tuple[int, torch.Tensor]] = {}  # text encoder: first new id, vectors
         bringing = [(adapter, strength) for adapter, strength in adapters if adapter.words]
         if not bringing:
             return
-        family = families.found(base, bringing[0][0].facts["family"])
-        tokenizers = {textual_inversion.tokenizer_of(name) for name in family.text_encoders}
+        family = families.family_for_adapter(base, bringing[0][0].facts["family"])
+        tokenizers = {textual_inversion.tokenizer_for(name) for name in family.text_encoders}
         self._pipe = family.load(base, dtype=torch.float32, only={*family.text_encoders, *tokenizers})
         known: set[str] = set()
         for adapter, strength in bringing:
@@ -39,7 +39,7 @@ class Vocabulary:
                     f"two adapters bring the word {new['token']!r}", remedy="merge one of them only"
                 )
             known.add(new["token"])
-            textual_inversion.install(
+            textual_inversion.add_token(
                 self._pipe, family.text_encoders, new["token"], new["vectors"], new["init"]
             )
             for name in family.text_encoders:
@@ -62,23 +62,26 @@ class Vocabulary:
     def write(self, out: Path) -> None:
         """Put the words into the merged folder, which has the base's tokenizers and text encoders."""
         for name, (first, vectors) in self._tables.items():
-            tokenizer = getattr(self._pipe, textual_inversion.tokenizer_of(name))
+            tokenizer = getattr(self._pipe, textual_inversion.tokenizer_for(name))
             with tempfile.TemporaryDirectory(prefix="lorakit-") as folder:
                 tokenizer.save_pretrained(folder)
                 for file in sorted(Path(folder).iterdir()):
-                    storage.copy_file(file, out / textual_inversion.tokenizer_of(name) / file.name)
-            sizes = [_grow(file, first, vectors) for file in sorted((out / name).glob("*.safetensors"))]
+                    storage.copy_file(file, out / textual_inversion.tokenizer_for(name) / file.name)
+            sizes = [
+                _extend_token_table(file, first, vectors)
+                for file in sorted((out / name).glob("*.safetensors"))
+            ]
             # With an end that is not named, CLIP takes the largest id for it, which would be the word's.
             changed = {"vocab_size": max(sizes), "eos_token_id": tokenizer.eos_token_id}
             config = out / name / "config.json"
             storage.write_json(config, storage.read_json(config) | changed)
 
 
-def _grow(file: Path, first: int, vectors: torch.Tensor) -> int:
+def _extend_token_table(file: Path, first: int, vectors: torch.Tensor) -> int:
     """Put vectors (N, width) into the table of tokens, where this file has it, from id `first` on; its
     length then, else 0."""
     tensors = storage.read_safetensors(file)
-    key = next((key for key in tensors if key.endswith(_TABLE)), None)
+    key = next((key for key in tensors if key.endswith(_TOKEN_EMBEDDING_KEY)), None)
     if key is None:
         return 0
     table = tensors[key]

@@ -15,18 +15,18 @@ import torch.nn.functional as F
 
 from lorakit.core.errors import ConfigError
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.feature_cache import Extra
+from lorakit.evaluation.feature_cache import PromptScorer
 from lorakit.evaluation.metrics import feature_metrics
-from lorakit.evaluation.metrics.image_encoders import loading
-from lorakit.evaluation.metrics.ocr import Reading
-from lorakit.evaluation.metrics.vqa import PATTERNS, VqaScore
+from lorakit.evaluation.metrics.image_encoders import as_config_error
+from lorakit.evaluation.metrics.ocr import OcrScorer
+from lorakit.evaluation.metrics.vqa import VQA_FILES, VqaScore
 from lorakit.models import clip_score, hub
 from lorakit.models.clip_score import load_clip_scorer
 
 if TYPE_CHECKING:
     from PIL import Image
 
-PICKSCORE = "yuvalkirstain/PickScore_v1"
+PICKSCORE_REPO = "yuvalkirstain/PickScore_v1"
 
 
 class SecondClip:
@@ -61,7 +61,7 @@ class ClipScore:
         return self.clip.describe() | {"metric": metric}
 
 
-class Hps:
+class HpsV2:
     """HPSv2 (Wu et al., arXiv:2306.09341): the cosine of an OpenCLIP ViT-H/14 trained on people's choices."""
 
     name = "hpsv2"
@@ -85,7 +85,9 @@ class PickScore:
     def __init__(self, model: str, device: str) -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        root = Path(model) if Path(model).is_dir() else hub.fetch(model, PATTERNS, "--also pickscore")
+        root = (
+            Path(model) if Path(model).is_dir() else hub.download_model(model, VQA_FILES, "--also pickscore")
+        )
         loaded = CLIPModel.from_pretrained(root, local_files_only=True, use_safetensors=True)
         self.model = loaded.eval().to(device)
         self.processor = AutoProcessor.from_pretrained(root, local_files_only=True)
@@ -109,13 +111,13 @@ class PickScore:
         return {"metric": "PickScore: exp(logit scale) x cosine", "model": self.label, "dtype": "float32"}
 
 
-def _second(model: str | None, device: str) -> Extra:
+def _load_second_clip(model: str | None, device: str) -> PromptScorer:
     spec = model or "ViT-B-32/openai"
     label = Path(spec).name if Path(spec).is_dir() else spec
     return SecondClip(load_clip_scorer(spec, "--also clip", device=device), label)
 
 
-def _hps(model: str | None, device: str) -> Extra:
+def _load_hpsv2(model: str | None, device: str) -> PromptScorer:
     if model is None:
         raise ConfigError(
             "HPSv2 needs its weights",
@@ -123,27 +125,27 @@ def _hps(model: str | None, device: str) -> Extra:
             remedy="--also hpsv2=FILE.safetensors (a ViT-H-14 of open_clip), or a folder of open_clip's",
         )
     spec = model if Path(model).is_dir() else f"ViT-H-14/{model}"
-    return Hps(load_clip_scorer(spec, "--also hpsv2", device=device))
+    return HpsV2(load_clip_scorer(spec, "--also hpsv2", device=device))
 
 
-EXTRAS: dict[str, Callable[[str | None, str], Extra]] = {
-    "clip": _second,
+PROMPT_SCORERS: dict[str, Callable[[str | None, str], PromptScorer]] = {
+    "clip": _load_second_clip,
     "clipscore": lambda model, device: ClipScore(
         load_clip_scorer(model or "ViT-B-32/openai", "--also clipscore", device=device)
     ),
-    "hpsv2": _hps,
-    "ocr": lambda model, device: Reading(model),
-    "pickscore": lambda model, device: PickScore(model or PICKSCORE, device),
+    "hpsv2": _load_hpsv2,
+    "ocr": lambda model, device: OcrScorer(model),
+    "pickscore": lambda model, device: PickScore(model or PICKSCORE_REPO, device),
     "vqascore": lambda model, device: VqaScore.open(model, device),
 }
 """(model or None, device) -> the score."""
 
 
-def open_extra(text: str, device: str = "cpu") -> Extra:
+def load_prompt_scorer(text: str, device: str = "cpu") -> PromptScorer:
     """An extra by NAME or NAME=MODEL; whatever keeps it from loading is one ConfigError."""
     name, _, model = text.partition("=")
-    if name not in EXTRAS:
-        remedy = f"one of {', '.join(EXTRAS)}, each perhaps with =MODEL"
+    if name not in PROMPT_SCORERS:
+        remedy = f"one of {', '.join(PROMPT_SCORERS)}, each perhaps with =MODEL"
         raise ConfigError(f"there is no score {name!r}", where=f"--also {text}", remedy=remedy)
-    with loading("the score's model", f"--also {text}"):
-        return EXTRAS[name](model or None, device)
+    with as_config_error("the score's model", f"--also {text}"):
+        return PROMPT_SCORERS[name](model or None, device)

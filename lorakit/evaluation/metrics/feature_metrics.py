@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from lorakit.core.statistics import student_quantile
 
 Features = NDArray[np.float64]
-COPY_LEVEL = 0.95
-ENOUGH_IMAGES = 40  # for an empirical 95th percentile
+COPY_QUANTILE = 0.95
+MIN_IMAGES_FOR_QUANTILE = 40  # for an empirical 95th percentile
 _NEARLY_ONE = 0.9999
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 CLIPSCORE_WEIGHT, CLIPSCORE_PREFIX = 2.5, "A photo depicts "
@@ -27,7 +27,7 @@ def fidelity(pictures: Features, references: Features) -> NDArray[np.float64]:
     return pictures @ references.mean(0)
 
 
-def leave_one_out(references: Features) -> NDArray[np.float64]:
+def leave_one_out_fidelity(references: Features) -> NDArray[np.float64]:
     """Mean cosine of each reference (R,) with the other references: what fidelity could reach at most."""
     if len(references) < 2:
         raise ValueError("leaving one out needs at least two references")
@@ -39,7 +39,7 @@ def drift(pictures: Features, base: Features) -> NDArray[np.float64]:
     return 1 - (pictures * base).sum(1)
 
 
-def spread(pictures: Features) -> float:
+def pairwise_diversity(pictures: Features) -> float:
     """1 - mean cosine over all pairs: how different the seeds of a prompt are. NaN for a single picture."""
     count = len(pictures)
     if count < 2:
@@ -48,13 +48,13 @@ def spread(pictures: Features) -> float:
     return float(1 - (total @ total - (pictures * pictures).sum()) / (count * (count - 1)))
 
 
-def between(pictures: Features, groups: NDArray[np.int64]) -> float:
+def between_group_distance(pictures: Features, groups: NDArray[np.int64]) -> float:
     """1 - mean cosine over pairs of different groups (N,): how far prompts lie apart. NaN for one group."""
     apart = groups[:, None] != groups[None, :]
     return float(1 - (pictures @ pictures.T)[apart].mean()) if apart.any() else math.nan
 
 
-def vendi(pictures: Features) -> float:
+def vendi_score(pictures: Features) -> float:
     """The effective number of different pictures, from 1 to N: exp of the entropy of K / n's eigenvalues."""
     # K and the covariance have the same eigenvalues but for zeros: take the smaller matrix.
     matrix = pictures @ pictures.T if len(pictures) <= pictures.shape[1] else pictures.T @ pictures
@@ -79,7 +79,9 @@ def clipscore(cosine: NDArray[np.float64]) -> NDArray[np.float64]:
     return CLIPSCORE_WEIGHT * np.maximum(cosine, 0)
 
 
-def shuffled(similarity: NDArray[np.float64], own: NDArray[np.int64]) -> NDArray[np.float64]:
+def shuffled_prompt_similarity(
+    similarity: NDArray[np.float64], own: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """The floor of adherence: each picture's mean cosine with the *other* prompts' texts (N,).
 
     `similarity` (N, P) holds pictures against all texts, `own` (N,) each picture's prompt. NaN for one text.
@@ -90,7 +92,9 @@ def shuffled(similarity: NDArray[np.float64], own: NDArray[np.int64]) -> NDArray
     return (similarity.sum(1) - similarity[np.arange(len(own)), own]) / (count - 1)
 
 
-def nearest(pictures: Features, training: Features) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def nearest_training_image(
+    pictures: Features, training: Features
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Cosine with, and index of, the training image that each picture (N,) resembles most."""
     similarity = pictures @ training.T
     return similarity.max(1), similarity.argmax(1)
@@ -119,10 +123,10 @@ def copy_limit(training: Features) -> CopyLimit:
     similarity = training @ training.T
     np.fill_diagonal(similarity, -np.inf)
     near = np.sort(similarity.max(1))
-    if count >= ENOUGH_IMAGES:
-        order = math.ceil(COPY_LEVEL * (count + 1))
+    if count >= MIN_IMAGES_FOR_QUANTILE:
+        order = math.ceil(COPY_QUANTILE * (count + 1))
         return CopyLimit(float(near[order - 1]), (count - order + 2) / (count + 1))
     values = np.arctanh(np.clip(near, -_NEARLY_ONE, _NEARLY_ONE))
-    reach = student_quantile(COPY_LEVEL, count - 1) * math.sqrt(1 + 1 / count)
+    reach = student_quantile(COPY_QUANTILE, count - 1) * math.sqrt(1 + 1 / count)
     limit = math.tanh(float(values.mean() + reach * values.std(ddof=1)))
-    return CopyLimit(limit, 1 - COPY_LEVEL + 0.5 / count)
+    return CopyLimit(limit, 1 - COPY_QUANTILE + 0.5 / count)

@@ -28,11 +28,11 @@ DEFAULT_DINO = "timm:vit_base_patch14_dinov2.lvd142m"
 DINOV2_SIDE = 224  # its own evaluation size; timm's configurations of it say 518
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SSCD_SIDE = 288
-CHECK = "check the name and its files; a hub name needs the network once"
-_FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError)
+CHECK_REMEDY = "check the name and its files; a hub name needs the network once"
+_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError)
 
 
-class Eye(Protocol):
+class ImageEncoder(Protocol):
     """Pictures to unit vectors (N, D), float32 on the CPU, and what they depend on, as JSON."""
 
     def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor: ...
@@ -73,14 +73,14 @@ class Backbone:
         used = self.preprocessing
         return {
             **self.facts,
-            "resize": clip_score.resize_name(used.resize_mode),
+            "resize": clip_score.resize_mode_name(used.resize_mode),
             "size": used.size if isinstance(used.size, int) else list(used.size),
             "interpolation": used.interpolation,
             "dtype": "float32",
         }
 
 
-def open_eye(
+def load_image_encoder(
     spec: str, *, resize: clip_score.Resize | None = None, device: str | torch.device = "cpu"
 ) -> Backbone:
     """A backbone by `timm:NAME`, `transformers:HUB-ID`, `sscd:FILE`, or a local folder of either library.
@@ -91,15 +91,15 @@ def open_eye(
     library, colon, name = spec.partition(":")
     makers = {"timm": _timm, "transformers": _transformers, "sscd": _sscd}
     if Path(spec).is_dir():
-        library, name = _library_of(Path(spec)), spec
+        library, name = _detect_library(Path(spec)), spec
     elif not colon or library not in makers:
         remedy = f"such as {DEFAULT_DINO}, transformers:facebook/dinov2-base, or a local folder"
         raise ConfigError(f"{spec!r} names no image model", where="--dino", remedy=remedy)
-    with loading("the image model", spec, "`--dino none` uses CLIP instead"):
+    with as_config_error("the image model", spec, "`--dino none` uses CLIP instead"):
         return makers[library](name, resize, device)
 
 
-def _library_of(folder: Path) -> str:
+def _detect_library(folder: Path) -> str:
     """timm's config.json names an `architecture`, that of transformers a `model_type`."""
     file = folder / "config.json"
     if not file.is_file():
@@ -108,13 +108,15 @@ def _library_of(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def loading(what: str, where: str, remedy: str = "") -> Iterator[None]:
+def as_config_error(what: str, where: str, remedy: str = "") -> Iterator[None]:
     """Whatever keeps a library from loading a model is one ConfigError."""
     try:
         yield
-    except _FAILURES as error:
+    except _LOAD_ERRORS as error:
         reason = f"cannot load {what}: {first_line(error)}"
-        raise ConfigError(reason, where=where, remedy=f"{CHECK}; {remedy}" if remedy else CHECK) from error
+        raise ConfigError(
+            reason, where=where, remedy=f"{CHECK_REMEDY}; {remedy}" if remedy else CHECK_REMEDY
+        ) from error
 
 
 def _timm(name: str, resize: clip_score.Resize | None, device: str | torch.device) -> Backbone:
@@ -127,26 +129,28 @@ def _timm(name: str, resize: clip_score.Resize | None, device: str | torch.devic
         f"local-dir:{folder}" if folder else name, pretrained=True, num_classes=0, **options
     )
     config = timm.data.resolve_model_data_config(model)
-    preprocessing = clip_score.preprocessing_of(
+    preprocessing = clip_score.preprocess_config(
         options.get("img_size") or config["input_size"][1:],
         config["mean"],
         config["std"],
         resize or "shortest",
         config["interpolation"],
     )
-    facts = _facts("timm", name, folder, "pooled output")
+    facts = _encoder_description("timm", name, folder, "pooled output")
     return Backbone(model, model, preprocessing, facts, device)
 
 
 def _transformers(name: str, resize: clip_score.Resize | None, device: str | torch.device) -> Backbone:
     from transformers import AutoImageProcessor, AutoModel
 
-    root = Path(name) if Path(name).is_dir() else hub.fetch(name, ("*.json", "*.safetensors"), "--dino")
+    root = (
+        Path(name) if Path(name).is_dir() else hub.download_model(name, ("*.json", "*.safetensors"), "--dino")
+    )
     model = AutoModel.from_pretrained(root, local_files_only=True, use_safetensors=True)
     processor = AutoImageProcessor.from_pretrained(root, local_files_only=True)
     size = getattr(processor, "crop_size", None) or processor.size
     side = size.get("height") or size.get("shortest_edge")
-    preprocessing = clip_score.preprocessing_of(
+    preprocessing = clip_score.preprocess_config(
         int(side), processor.image_mean, processor.image_std, resize or "shortest", "bicubic"
     )
 
@@ -156,7 +160,11 @@ def _transformers(name: str, resize: clip_score.Resize | None, device: str | tor
 
     folder = Path(name) if Path(name).is_dir() else None
     return Backbone(
-        model, forward, preprocessing, _facts("transformers", name, folder, "class token"), device
+        model,
+        forward,
+        preprocessing,
+        _encoder_description("transformers", name, folder, "class token"),
+        device,
     )
 
 
@@ -167,14 +175,16 @@ def _sscd(name: str, resize: clip_score.Resize | None, device: str | torch.devic
             "there is no such file", where=f"sscd:{name}", remedy="give SSCD's TorchScript file"
         )
     model = torch.jit.load(name, map_location="cpu")
-    preprocessing = clip_score.preprocessing_of(
+    preprocessing = clip_score.preprocess_config(
         SSCD_SIDE, IMAGENET_MEAN, IMAGENET_STD, resize or "squash", "bilinear"
     )
-    facts = _facts("sscd", Path(name).name, None, "descriptor") | {"weights_sha256": sha256_file(name)}
+    facts = _encoder_description("sscd", Path(name).name, None, "descriptor") | {
+        "weights_sha256": sha256_file(name)
+    }
     return Backbone(model, model, preprocessing, facts, device)
 
 
-def _facts(library: str, name: str, folder: Path | None, output: str) -> dict[str, Any]:
+def _encoder_description(library: str, name: str, folder: Path | None, output: str) -> dict[str, Any]:
     """What `describe` says of the weights; of a local folder only its last name, for results travel."""
     weights = sorted(folder.glob("*.safetensors")) if folder else []
     return {

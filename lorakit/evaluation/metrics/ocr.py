@@ -19,52 +19,52 @@ from lorakit.data.prompts import Prompt
 if TYPE_CHECKING:
     from PIL import Image
 
-PROGRAM = "tesseract"
-SECONDS = 60.0
-SIDE = 1024  # small pictures are enlarged to it: the engine wants letters of 20 pixels or more
+TESSERACT = "tesseract"
+TIMEOUT_S = 60.0
+MIN_OCR_SIDE = 1024  # small pictures are enlarged to it: the engine wants letters of 20 pixels or more
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»")
 
 
-class Reading:
+class OcrScorer:
     """The share of the quoted text that is read in the picture; NaN for prompts that quote nothing."""
 
     name = "ocr"
 
     def __init__(self, language: str | None = None) -> None:
-        if shutil.which(PROGRAM) is None:
+        if shutil.which(TESSERACT) is None:
             remedy = "install it (Debian: apt-get install tesseract-ocr), or leave this score out"
             raise ConfigError("no OCR engine is installed", where="--also ocr", remedy=remedy)
         self.language = language or "eng"
-        self.version = _run(["--version"], b"").splitlines()[0]
-        if self.language not in _run(["--list-langs"], b"").split():
+        self.version = _run_tesseract(["--version"], b"").splitlines()[0]
+        if self.language not in _run_tesseract(["--list-langs"], b"").split():
             raise ConfigError(f"Tesseract has no language {self.language!r}", where="--also ocr")
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
         """From 0, nothing right, to 1, every letter."""
-        wanted = [quoted(prompt.prompt) for prompt in prompts]
+        wanted = [quoted_text(prompt.prompt) for prompt in prompts]
         return [
-            accuracy(text, self.read(image)) if text else math.nan
+            text_accuracy(text, self.read(image)) if text else math.nan
             for text, image in zip(wanted, images, strict=True)
         ]
 
     def read(self, image: Image.Image) -> str:
         """All text that the engine finds, in any place."""
-        factor = max(1, math.ceil(SIDE / max(image.size)))
+        factor = max(1, math.ceil(MIN_OCR_SIDE / max(image.size)))
         buffer = io.BytesIO()
         image.convert("RGB").resize((image.width * factor, image.height * factor)).save(buffer, "PNG")
-        return _run(["stdin", "stdout", "-l", self.language, "--psm", "11"], buffer.getvalue())
+        return _run_tesseract(["stdin", "stdout", "-l", self.language, "--psm", "11"], buffer.getvalue())
 
     def describe(self) -> dict[str, Any]:
         metric = "1 - edit distance / length of the quoted text, at its best place in what was read"
         return {"metric": metric, "engine": self.version, "language": self.language}
 
 
-def quoted(prompt: str) -> str:
+def quoted_text(prompt: str) -> str:
     """The text that a prompt wants written, all quotations in order; empty for none."""
     return " ".join(next(part for part in found if part) for found in _QUOTED.findall(prompt))
 
 
-def accuracy(wanted: str, read: str) -> float:
+def text_accuracy(wanted: str, read: str) -> float:
     """1 - edit distance / length, with case and blanks folded, at the best place of `read`: text around it
     does not count."""
     target, found = (" ".join(text.casefold().split()) for text in (wanted, read))
@@ -78,11 +78,11 @@ def accuracy(wanted: str, read: str) -> float:
     return 1 - min(row) / len(target)  # and end anywhere
 
 
-def _run(arguments: list[str], given: bytes) -> str:
+def _run_tesseract(arguments: list[str], given: bytes) -> str:
     try:
         done = subprocess.run(
-            [PROGRAM, *arguments], input=given, capture_output=True, timeout=SECONDS, check=True
+            [TESSERACT, *arguments], input=given, capture_output=True, timeout=TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{PROGRAM} failed: {error}", where="--also ocr") from error
+        raise ConfigError(f"{TESSERACT} failed: {error}", where="--also ocr") from error
     return done.stdout.decode("utf-8", "replace")

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 ANSWER = "Yes"
 KEY_VARIABLE = "LORAKIT_VQA_KEY"
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # of a model on the hub
-_MOST_TOKENS = 20  # whose probabilities a server tells
+VQA_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # of a model on the hub
+_TOP_LOGPROBS = 20  # whose probabilities a server tells
 _SECONDS = 120.0
 _MAX_BYTES = 1 << 22
 
 
-class Asked(Protocol):
+class YesNoModel(Protocol):
     """Something that answers a question about a picture with the probability of Yes."""
 
     def probability(self, image: Image.Image, question: str) -> float: ...
@@ -44,7 +44,7 @@ class VqaScore:
 
     name = "vqascore"
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: YesNoModel) -> None:
         self.asked = asked
 
     @classmethod
@@ -53,7 +53,7 @@ class VqaScore:
         if not model:
             remedy = "--also vqascore=HUB-ID, =FOLDER, or =http://127.0.0.1:8000/v1#MODEL"
             raise ConfigError("VQAScore needs a model", where="--also vqascore", remedy=remedy)
-        return cls(Server(model) if "://" in model else Local(model, device))
+        return cls(OpenAIVqaModel(model) if "://" in model else LocalVqaModel(model, device))
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
         """One question a picture, with its `score_text`."""
@@ -66,14 +66,16 @@ class VqaScore:
         return {"metric": f"P({ANSWER!r}) to {QUESTION!r}", **self.asked.describe()}
 
 
-class Local:
+class LocalVqaModel:
     """A vision-language model of transformers; only safetensors are read, and no code of a model's is run."""
 
     def __init__(self, model: str, device: str) -> None:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        folder = Path(model) if Path(model).is_dir() else hub.fetch(model, PATTERNS, "--also vqascore")
+        folder = (
+            Path(model) if Path(model).is_dir() else hub.download_model(model, VQA_FILES, "--also vqascore")
+        )
         self.label = folder.name if Path(model).is_dir() else model
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
@@ -116,7 +118,7 @@ class Local:
         return {"model": self.label, "dtype": str(self.model.dtype).removeprefix("torch.")}
 
 
-class Server:
+class OpenAIVqaModel:
     """A server at ADDRESS#MODEL that tells the probabilities of its tokens (vLLM, llama.cpp, a service).
 
     The key comes from the environment (LORAKIT_VQA_KEY) and goes to this address alone.
@@ -136,7 +138,7 @@ class Server:
             if self.key and parts.scheme == "http":
                 raise ConfigError("the key would be sent unencrypted", where=self.host, remedy="use https")
         proxies = [urllib.request.ProxyHandler({})] if local else []
-        self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
+        self._opener = urllib.request.build_opener(NoRedirectHandler, *proxies)
 
     def probability(self, image: Image.Image, question: str) -> float:
         """P(Yes) as the first token of the answer, as the server tells it."""
@@ -153,7 +155,7 @@ class Server:
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": True,
-            "top_logprobs": _MOST_TOKENS,
+            "top_logprobs": _TOP_LOGPROBS,
         }
         try:
             tokens = self._ask(body)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
@@ -180,7 +182,7 @@ class Server:
         return {"model": self.model, "server": self.host}
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class NoRedirectHandler(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         """The key and the pictures go to the given address or nowhere."""
         return None

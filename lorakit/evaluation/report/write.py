@@ -12,46 +12,50 @@ from typing import Any
 
 from lorakit.core import storage
 from lorakit.evaluation.report import gallery
-from lorakit.evaluation.report.page import page
-from lorakit.evaluation.score_table import FILE, Evaluation
-from lorakit.evaluation.select import Pick
+from lorakit.evaluation.report.page import evaluation_page
+from lorakit.evaluation.score_table import SCORES_FILE, Evaluation
+from lorakit.evaluation.select import Selection
 from lorakit.reports import Html
 
-REPORT, TABLE, SHEET = "report.html", "scores.csv", "contact.png"
+REPORT_FILE, CSV_FILE, CONTACT_SHEET_FILE = "report.html", "scores.csv", "contact.png"
 _LIBRARIES = ("lorakit", "torch", "diffusers", "transformers", "peft", "open-clip-torch", "timm", "numpy")
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")  # what a spreadsheet may take for a formula
 
 
-def write(
+def write_evaluation(
     root: Path,
     evaluation: Evaluation,
-    pick: Pick | None,
+    pick: Selection | None,
     *,
     metrics: Sequence[Mapping[str, Any]] = (),
     extra: Sequence[Html] = (),
 ) -> Path:
     """Write the four files into `root`, to which the pictures' paths are relative; returns the page."""
-    found = versions()
-    value = evaluation.to_json() | {"versions": found, "summary": summary(evaluation)}
-    storage.write_json(root / FILE, value | ({"pick": pick.to_json()} if pick else {}))
-    storage.write_text(root / TABLE, scores_csv(evaluation))
+    found = package_versions()
+    value = evaluation.to_json() | {"versions": found, "summary": summary_rows(evaluation)}
+    storage.write_json(root / SCORES_FILE, value | ({"pick": pick.to_json()} if pick else {}))
+    storage.write_text(root / CSV_FILE, format_scores_csv(evaluation))
     lead = pick.arm if pick and pick.arm else evaluation.arms[-1]
     before = evaluation.base if evaluation.base is not lead else None
-    storage.save_image(root / SHEET, gallery.contact_sheet(evaluation, before, lead, root))
-    text = page(evaluation, pick, root, metrics=metrics, versions=found, extra=extra)
-    return storage.write_text(root / REPORT, text)
+    storage.save_image(
+        root / CONTACT_SHEET_FILE, gallery.evaluation_contact_sheet(evaluation, before, lead, root)
+    )
+    text = evaluation_page(evaluation, pick, root, metrics=metrics, versions=found, extra=extra)
+    return storage.write_text(root / REPORT_FILE, text)
 
 
 def write_comparison(root: Path, evaluation: Evaluation, text: str) -> Path:
     """The same of two arms side by side, whose page is `text`."""
-    storage.write_json(root / FILE, evaluation.to_json() | {"summary": summary(evaluation)})
-    storage.write_text(root / TABLE, scores_csv(evaluation))
+    storage.write_json(root / SCORES_FILE, evaluation.to_json() | {"summary": summary_rows(evaluation)})
+    storage.write_text(root / CSV_FILE, format_scores_csv(evaluation))
     first, second = evaluation.arms
-    storage.save_image(root / SHEET, gallery.contact_sheet(evaluation, first, second, root))
-    return storage.write_text(root / REPORT, text)
+    storage.save_image(
+        root / CONTACT_SHEET_FILE, gallery.evaluation_contact_sheet(evaluation, first, second, root)
+    )
+    return storage.write_text(root / REPORT_FILE, text)
 
 
-def summary(evaluation: Evaluation) -> list[dict[str, Any]]:
+def summary_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Each arm's mean of each metric with its interval, by kind of prompts."""
     kinds = dict.fromkeys(prompt.kind for prompt in evaluation.prompts)
     rows = []
@@ -69,7 +73,7 @@ def summary(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
-def scores_csv(evaluation: Evaluation) -> str:
+def format_scores_csv(evaluation: Evaluation) -> str:
     """One line a picture. Texts that a spreadsheet could run as a formula start with an apostrophe."""
     names = sorted({name for arm in evaluation.arms for name in arm.scores})
     buffer = io.StringIO()
@@ -80,20 +84,31 @@ def scores_csv(evaluation: Evaluation) -> str:
     for arm in evaluation.arms:
         for key, file in arm.files.items():
             prompt = by_id[key[0]]
-            about = [plain(arm.name), arm.step, arm.strength, plain(prompt.id), plain(prompt.kind)]
-            about += [prompt.role(evaluation.trigger), key[1], plain(prompt.prompt), plain(prompt.score_text)]
+            about = [
+                escape_csv_cell(arm.name),
+                arm.step,
+                arm.strength,
+                escape_csv_cell(prompt.id),
+                escape_csv_cell(prompt.kind),
+            ]
+            about += [
+                prompt.role(evaluation.trigger),
+                key[1],
+                escape_csv_cell(prompt.prompt),
+                escape_csv_cell(prompt.score_text),
+            ]
             values = [f"{arm.scores[n][key]:.6f}" if key in arm.scores.get(n, {}) else "" for n in names]
-            texts = [plain(arm.choices.get(key, "")), plain(arm.lookalikes.get(key, ""))]
-            rows.writerow([*about, plain(file), *values, *texts])
+            texts = [escape_csv_cell(arm.choices.get(key, "")), escape_csv_cell(arm.lookalikes.get(key, ""))]
+            rows.writerow([*about, escape_csv_cell(file), *values, *texts])
     return buffer.getvalue()
 
 
-def plain(text: str) -> str:
+def escape_csv_cell(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Python and the installed libraries that make and score pictures."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:

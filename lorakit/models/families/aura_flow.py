@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import NO_SHIFT, Cond, Family
+from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class AuraFlow(Family):
         # beyond its square table of positions the network would silently take wrong ones
         return int(self._config(pipe, "transformer")[1]["pos_embed_max_size"] ** 0.5) * self.patch
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, mask, _, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -35,7 +35,9 @@ class AuraFlow(Family):
         )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 256, D), unused but asked for
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         return denoiser(
             noisy,
             encoder_hidden_states=cond["prompt_embeds"],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.packing import pack, positions, unpack
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Bria(Family):
     always = ("vae",)  # whose shift the pipeline looks at when it is made
     patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _, _ = pipe.encode_prompt(
             captions,
             device=pipe.text_encoder.device,
@@ -33,17 +33,19 @@ class Bria(Family):
         )
         return {"prompt_embeds": embeds * 0 if captions == [""] else embeds}  # (1, 128, D)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         text, (height, width) = cond["prompt_embeds"], noisy.shape[2:]
         prediction = denoiser(
-            hidden_states=pack(noisy),
+            hidden_states=pack_latents(noisy),
             timestep=t,
             encoder_hidden_states=text,
             txt_ids=noisy.new_zeros(text.shape[1], 3),
-            img_ids=positions(1, height // 2, width // 2, device=noisy.device),
+            img_ids=position_ids(1, height // 2, width // 2, device=noisy.device),
             return_dict=False,
         )[0]
-        return unpack(prediction, height, width)
+        return unpack_latents(prediction, height, width)
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
-        return pack(noise)
+        return pack_latents(noise)

@@ -6,27 +6,31 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-MASK = "text_mask"
+TEXT_MASK = "text_mask"
 """Key in a condition: which text positions are its own, (L,) of ones. No pipeline is handed it."""
 
 
-class ByLength(Family):
+class UnpaddedTextFamily(Family):
     """Predicts and draws in groups of rows whose captions are equally long, so that none is padded."""
 
     texts: ClassVar[tuple[str, ...]] = ("prompt_embeds",)
     """The conditions that are as long as the caption."""
 
     @abstractmethod
-    def _predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def _predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         """`predict` for captions of one length."""
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         groups = list(self._groups(len(noisy), cond))
@@ -34,7 +38,12 @@ class ByLength(Family):
         return torch.cat(made)[torch.cat([rows for rows, _ in groups]).argsort()]
 
     def sample(
-        self, pipe: Any, cond: Cond, negative: Cond | None, noise: torch.Tensor, **options: Any
+        self,
+        pipe: Any,
+        cond: Conditioning,
+        negative: Conditioning | None,
+        noise: torch.Tensor,
+        **options: Any,
     ) -> list[Image.Image]:
         pictures: dict[int, Image.Image] = {}
         for rows, part, *against in self._groups(len(noise), cond, *([negative] if negative else [])):
@@ -42,18 +51,18 @@ class ByLength(Family):
             pictures |= dict(zip(rows.tolist(), drawn, strict=True))
         return [pictures[row] for row in range(len(noise))]
 
-    def _groups(self, count: int, *conds: Cond) -> Iterator[tuple[Any, ...]]:
+    def _groups(self, count: int, *conds: Conditioning) -> Iterator[tuple[Any, ...]]:
         """(row numbers, each condition's rows, unpadded) for every combination of lengths there is."""
         import torch
 
-        lengths = torch.stack([cond[MASK].sum(1).expand(count) for cond in conds], dim=1)
+        lengths = torch.stack([cond[TEXT_MASK].sum(1).expand(count) for cond in conds], dim=1)
         for combination in lengths.unique(dim=0):
             rows = (lengths == combination).all(1).nonzero()[:, 0]
             yield rows, *(self._cut(*pair, rows) for pair in zip(conds, combination.tolist(), strict=True))
 
-    def _cut(self, cond: Cond, length: int, rows: torch.Tensor) -> Cond:
+    def _cut(self, cond: Conditioning, length: int, rows: torch.Tensor) -> Conditioning:
         part = {name: value if len(value) == 1 else value[rows] for name, value in cond.items()}
-        return part | {name: part[name][:, :length] for name in (*self.texts, MASK)}
+        return part | {name: part[name][:, :length] for name in (*self.texts, TEXT_MASK)}
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
-        return {name: value for name, value in cond.items() if name != MASK}
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
+        return {name: value for name, value in cond.items() if name != TEXT_MASK}

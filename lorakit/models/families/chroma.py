@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.packing import pack, positions, unpack
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Chroma(Family):
     left_out = ("image_encoder", "feature_extractor")
     patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _, mask, *_ = pipe.encode_prompt(
             captions,
             device=pipe.text_encoder.device,
@@ -34,11 +34,13 @@ class Chroma(Family):
         )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 512, D), (1, 512)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         height, width = noisy.shape[2:]
-        text, tokens = cond["prompt_embeds"], pack(noisy)
+        text, tokens = cond["prompt_embeds"], pack_latents(noisy)
         ones = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         mask = torch.cat([cond["prompt_attention_mask"], ones], dim=1)
         with _mask_in_checkpoints(denoiser, mask):
@@ -47,14 +49,14 @@ class Chroma(Family):
                 timestep=t.to(noisy.dtype) / 1000,
                 encoder_hidden_states=text,
                 txt_ids=noisy.new_zeros(text.shape[1], 3),
-                img_ids=positions(1, height // 2, width // 2, device=noisy.device),
+                img_ids=position_ids(1, height // 2, width // 2, device=noisy.device),
                 attention_mask=mask,
                 return_dict=False,
             )[0]
-        return unpack(prediction, height, width)
+        return unpack_latents(prediction, height, width)
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
-        return pack(noise)
+        return pack_latents(noise)
 
 
 @contextlib.contextmanager

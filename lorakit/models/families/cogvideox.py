@@ -6,15 +6,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lorakit.core.errors import ConfigError
-from lorakit.models.families.family import Cond
+from lorakit.models.families.family import Conditioning
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.video import Video
+from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
     import torch
 
 
-class CogVideoX(Video):
+class CogVideoX(VideoFamily):
     """Yang et al. 2024, https://arxiv.org/abs/2408.06072."""
 
     name = "cogvideox"
@@ -39,7 +39,7 @@ class CogVideoX(Video):
         # the autoencoder works through two latents at once after the first, and would draw frames too many
         return 2 * self.frame_step(pipe)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -48,7 +48,9 @@ class CogVideoX(Video):
         )
         return {"prompt_embeds": embeds}  # (1, 226, D)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
             hidden_states=self._pack(noisy),
             encoder_hidden_states=cond["prompt_embeds"],

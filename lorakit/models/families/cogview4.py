@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.by_length import MASK, ByLength
-from lorakit.models.families.family import NO_SHIFT, Cond
-from lorakit.models.families.packing import unshifted
+from lorakit.models.families.by_length import TEXT_MASK, UnpaddedTextFamily
+from lorakit.models.families.family import NO_SHIFT, Conditioning
+from lorakit.models.families.packing import unshift_timestep
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PIXELS = 8  # per latent and side, in the published autoencoder
 
 
-class CogView4(ByLength):
+class CogView4(UnpaddedTextFamily):
     """Zhipu 2025, https://huggingface.co/zai-org/CogView4-6B."""
 
     name = "cogview4"
@@ -27,22 +27,24 @@ class CogView4(ByLength):
     own_shift = True
     vae_settings = NO_SHIFT
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
             device=pipe.text_encoder.device,
             max_sequence_length=max_sequence_length(pipe, 1024),
         )
-        return {"prompt_embeds": embeds, MASK: embeds.new_ones(embeds.shape[:2], dtype=bool)}
+        return {"prompt_embeds": embeds, TEXT_MASK: embeds.new_ones(embeds.shape[:2], dtype=bool)}
 
-    def _predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def _predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         text = cond["prompt_embeds"]
         size = text.new_tensor([PIXELS * side for side in noisy.shape[2:]]).expand(len(noisy), -1)
         return denoiser(
             hidden_states=noisy,
             encoder_hidden_states=text,
-            timestep=unshifted(t, noisy.shape[2] * noisy.shape[3] // self.patch**2),
+            timestep=unshift_timestep(t, noisy.shape[2] * noisy.shape[3] // self.patch**2),
             original_size=size,
             target_size=size,
             crop_coords=size * 0,

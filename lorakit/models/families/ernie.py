@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +22,13 @@ class ErnieImage(Family):
     call: ClassVar = {"use_pe": False}
     vae_settings: ClassVar = {"batch_norm_eps": 1e-5}  # written out in the pipeline
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         (hidden,) = pipe.encode_prompt(captions, pipe.text_encoder.device)
         return {"prompt_embeds": hidden[None], "text_mask": hidden.new_ones(1, len(hidden), dtype=bool)}
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         return denoiser(
             hidden_states=noisy,
             timestep=t.to(noisy.dtype),
@@ -35,6 +37,6 @@ class ErnieImage(Family):
             return_dict=False,
         )[0]
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         rows = zip(cond["prompt_embeds"], cond["text_mask"], strict=True)
         return {"prompt_embeds": [embeds[mask] for embeds, mask in rows]}

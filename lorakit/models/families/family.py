@@ -25,15 +25,24 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-Cond = dict[str, "torch.Tensor"]
+Conditioning = dict[str, "torch.Tensor"]
 """Text conditions of one sample, without batch dimension; `collate` adds it. Where the pipeline takes them
 as they are, their names are its arguments; else `_arguments` translates."""
 
-Pictures = Mapping[str, "torch.Tensor"]
+ConditioningTensors = Mapping[str, "torch.Tensor"]
 """Pictures that a sample comes with, uint8 (N, channels, H, W), cropped and resized as what is drawn:
 `source` (what is edited), `control`, both RGB, and `mask` (N, 1, H, W), 255 where it is painted."""
 
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+ATTENTION_TARGETS = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+]
 NO_SHIFT: Mapping[str, Any] = {"shift_factor": None}
 """For `vae_settings` of a pipeline that decodes without a shift, whatever its autoencoder says."""
 
@@ -47,7 +56,7 @@ class Family(ABC):
     """diffusers classes, as `model_index.json` names them; never instantiated from anything but this list."""
     objective: ClassVar[str] = "flow"
     component: ClassVar[str] = "transformer"
-    targets: ClassVar[str | list[str]] = ATTENTION
+    targets: ClassVar[str | list[str]] = ATTENTION_TARGETS
     """Default LoRA targets: module-name endings, or one regular expression for the whole path."""
     left_out: ClassVar[tuple[str, ...]] = ()
     """Components that neither training nor sampling needs; they are loaded only when `only` names them."""
@@ -125,7 +134,7 @@ class Family(ABC):
         `only` names the components wanted (say `{"vae"}`); the others are None. All models share `dtype`.
         Raises ConfigError for a folder that is missing, incomplete, pickled or of another family.
         """
-        pipe = folders.load(
+        pipe = folders.load_pipeline(
             Path(folder),
             self.pipelines,
             dtype=dtype,
@@ -149,7 +158,7 @@ class Family(ABC):
 
     def trained_parts(self, folder: str | Path) -> set[str]:
         """The components of a model that `denoiser` needs."""
-        present = folders.components(Path(folder))
+        present = folders.pipeline_components(Path(folder))
         return {self.component, *(part for part in self.experts if part in present)}
 
     def recompute(self, denoiser: Any) -> None:
@@ -164,8 +173,8 @@ class Family(ABC):
         pipe: Any,
         captions: Sequence[str],
         size: tuple[int, int] | None = None,
-        pictures: Pictures | None = None,
-    ) -> list[Cond]:
+        pictures: ConditioningTensors | None = None,
+    ) -> list[Conditioning]:
         """Encode captions without gradients, each as a tensor of its own: see `encode_live`."""
         import torch
 
@@ -177,8 +186,8 @@ class Family(ABC):
         pipe: Any,
         captions: Sequence[str],
         size: tuple[int, int] | None = None,
-        pictures: Pictures | None = None,
-    ) -> list[Cond]:
+        pictures: ConditioningTensors | None = None,
+    ) -> list[Conditioning]:
         """Encode captions as the pipeline does, guidance off; one Cond each, without batch dimension.
 
         One at a time, so that a caption's condition does not depend on how long its neighbours are. `size`
@@ -202,22 +211,24 @@ class Family(ABC):
         finally:
             pipe.__dict__[self.component] = None
 
-    def condition(self, pipe: Any, pictures: Pictures) -> Cond:
+    def condition(self, pipe: Any, pictures: ConditioningTensors) -> Conditioning:
         """What `predict` is told of the pictures of one sample; nothing in most families."""
         return {}
 
     @abstractmethod
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         """Call `pipe.encode_prompt` for a list of one caption and name what it returns."""
 
-    def collate(self, conds: Sequence[Cond]) -> Cond:
+    def collate(self, conds: Sequence[Conditioning]) -> Conditioning:
         """Stack conditions along a new batch dimension, shorter ones filled up with zeros at the end."""
         from torch.nn.utils.rnn import pad_sequence
 
         return {name: pad_sequence([cond[name] for cond in conds], batch_first=True) for name in conds[0]}
 
     @abstractmethod
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         """The model's prediction (B, C, H, W): noise or v for ddpm, noise - clean for flow.
 
         `noisy` (B, C, H, W) are normalised latents; `t` (B,) is in scheduler units: integer steps for ddpm,
@@ -236,7 +247,7 @@ class Family(ABC):
         if most is not None and max(shape[1:]) > most:
             raise ConfigError(
                 f"{width} x {height} pixels are more than the base has positions for",
-                remedy=f"use at most {most * vae.step(kind, settings)} pixels a side",
+                remedy=f"use at most {most * vae.spatial_compression(kind, settings)} pixels a side",
             )
         return shape
 
@@ -255,13 +266,13 @@ class Family(ABC):
 
         # a U-Net halves at every level, and would interpolate its skips where that does not come out even
         levels = len(self._config(pipe, self.component)[1].get("down_block_types", [""]))
-        return vae.step(*self._config(pipe, "vae")) * self.patch * 2 ** (levels - 1)
+        return vae.spatial_compression(*self._config(pipe, "vae")) * self.patch * 2 ** (levels - 1)
 
     def sample(
         self,
         pipe: Any,
-        cond: Cond,
-        negative: Cond | None,
+        cond: Conditioning,
+        negative: Conditioning | None,
         noise: torch.Tensor,
         *,
         steps: int,
@@ -296,7 +307,7 @@ class Family(ABC):
             "num_inference_steps": steps,
             "width": width,
             "height": height,
-            "generator": [torch.Generator(device).manual_seed(fingerprint(row)) for row in noise],
+            "generator": [torch.Generator(device).manual_seed(noise_seed(row)) for row in noise],
             "output_type": "pil",
             **({self.guidance: scale} if self.guidance else {}),
             **self._extent(pipe, noise),
@@ -305,7 +316,7 @@ class Family(ABC):
         return self._run(pipe, _cast(cond, device, dtype), against, settings | dict(self.call))
 
     def _run(
-        self, pipe: Any, cond: Cond, negative: Cond | None, settings: Mapping[str, Any]
+        self, pipe: Any, cond: Conditioning, negative: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Call the pipeline with conditions of as many rows as there are pictures."""
         arguments = self._arguments(pipe, cond)
@@ -319,7 +330,7 @@ class Family(ABC):
         """Arguments of the pipeline's call that depend on the noise's shape."""
         return {}
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         """Collated conditions as the pipeline's call takes them: other names, lists, other axes."""
         return dict(cond)
 
@@ -337,14 +348,14 @@ class Family(ABC):
         module = getattr(pipe, component)
         if module is not None:
             return type(module).__name__, module.config
-        return folders.component_config(pipe, component)
+        return folders.read_component_config(pipe, component)
 
 
-def _cast(cond: Cond, device: torch.device, dtype: torch.dtype) -> Cond:
+def _cast(cond: Conditioning, device: torch.device, dtype: torch.dtype) -> Conditioning:
     """Numbers in the model's precision; masks and tokens keep their type."""
     return {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in cond.items()}
 
 
-def fingerprint(row: torch.Tensor) -> int:
+def noise_seed(row: torch.Tensor) -> int:
     """A seed from a row of noise, for samplers that draw more noise on their way."""
     return zlib.crc32(row.detach().float().cpu().contiguous().numpy().tobytes())

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families import text_encoder_replay
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.packing import pack, positions, unpack
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Fibo(Family):
     rank16 = "26.1 M"
     licence = "CC BY-NC 4.0 (commercial use by agreement)"
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         import torch
 
         *_, layers, _ = pipe.encode_prompt(
@@ -39,11 +39,13 @@ class Fibo(Family):
             "text_mask": stacked.new_ones(stacked.shape[:2]),
         }  # one caption has no padding
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         height, width = noisy.shape[2:]
-        layers, tokens = list(cond["layers"].unbind(2)), pack(noisy, 1)
+        layers, tokens = list(cond["layers"].unbind(2)), pack_latents(noisy, 1)
         mask = torch.cat(
             [cond["text_mask"].bool(), tokens.new_ones(tokens.shape[:2], dtype=torch.bool)], dim=1
         )
@@ -56,18 +58,18 @@ class Fibo(Family):
             text_encoder_layers=layers[-blocks:] + layers[-1:] * (blocks - len(layers)),
             joint_attention_kwargs={"attention_mask": mask[:, None, None]},
             txt_ids=noisy.new_zeros(layers[0].shape[1], 3),
-            img_ids=positions(1, height, width, device=noisy.device),
+            img_ids=position_ids(1, height, width, device=noisy.device),
             return_dict=False,
         )[0]
-        return unpack(prediction, height, width, 1)
+        return unpack_latents(prediction, height, width, 1)
 
     def _run(
-        self, pipe: Any, cond: Cond, negative: Cond | None, settings: Mapping[str, Any]
+        self, pipe: Any, cond: Conditioning, negative: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
-        with text_encoder_replay.conditions(pipe, cond, negative, self._answer) as captions:
+        with text_encoder_replay.lookup_encode_prompt(pipe, cond, negative, self._answer) as captions:
             return pipe(**captions, **settings)[0]
 
-    def _answer(self, rows: list[Cond], against: list[Cond] | None) -> tuple[Any, ...]:
+    def _answer(self, rows: list[Conditioning], against: list[Conditioning] | None) -> tuple[Any, ...]:
         """What the pipeline's `encode_prompt` returns, both sides padded to one length."""
         both = self.collate([*rows, *(against or [])])
         layers, mask, n = list(both["layers"].unbind(2)), both["text_mask"], len(rows)
@@ -82,7 +84,7 @@ class Fibo(Family):
         return scale > self.unguided
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
-        return pack(noise, 1)
+        return pack_latents(noise, 1)
 
 
 def _embeds(layers: list[torch.Tensor]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,14 @@ class Fibo2(Family):
     rank16 = "26.1 M"
     licence = "see the model's page"
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt([_trained_form(pipe, captions[0])], device=pipe.text_encoder.device)
         embeds = embeds.transpose(1, 2)  # (1, L, 6, D)
         return {"prompt_embeds": embeds, "prompt_embeds_mask": embeds.new_ones(embeds.shape[:2], dtype=bool)}
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
         prediction = denoiser(
@@ -41,7 +43,7 @@ class Fibo2(Family):
         )[0]
         return pixel_unshuffle(prediction, 2)
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         return cond | {"prompt_embeds": cond["prompt_embeds"].transpose(1, 2)}
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.packing import pack, positions, unpack
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Flux1(Family):
     left_out = ("image_encoder", "feature_extractor")
     patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, pooled, _ = pipe.encode_prompt(
             captions,
             device=pipe.text_encoder.device,
@@ -31,13 +31,15 @@ class Flux1(Family):
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}  # (1, 512, D), (1, P)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         height, width = noisy.shape[2:]
-        places = positions(1, height // 2, width // 2, device=noisy.device)
-        return unpack(self._tokens(denoiser, pack(noisy), places, t, cond), height, width)
+        places = position_ids(1, height // 2, width // 2, device=noisy.device)
+        return unpack_latents(self._tokens(denoiser, pack_latents(noisy), places, t, cond), height, width)
 
     def _tokens(
-        self, denoiser: Any, tokens: torch.Tensor, places: torch.Tensor, t: torch.Tensor, cond: Cond
+        self, denoiser: Any, tokens: torch.Tensor, places: torch.Tensor, t: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         """The network's output (B, N, C) for image tokens (B, N, ...) at `places` (N, 3)."""
         text = cond["prompt_embeds"]
@@ -59,4 +61,4 @@ class Flux1(Family):
         return False  # guidance is an input of the network
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
-        return pack(noise)
+        return pack_latents(noise)

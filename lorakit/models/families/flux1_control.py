@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families import pipeline_folder as folders
-from lorakit.models.families.conditioned import Conditioned, opened
-from lorakit.models.families.family import ATTENTION, Cond, Pictures
+from lorakit.models.families.conditioned import ConditionedFamily, first_pil_images
+from lorakit.models.families.family import ATTENTION_TARGETS, Conditioning, ConditioningTensors
 from lorakit.models.families.flux1 import Flux1
-from lorakit.models.families.packing import pack, positions, unpack
+from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
 
 if TYPE_CHECKING:
     import torch
 
 
-class Flux1Control(Conditioned, Flux1):
+class Flux1Control(ConditionedFamily, Flux1):
     """Black Forest Labs 2024, https://bfl.ai/flux-1-tools."""
 
     name = "flux1-control"
@@ -30,7 +30,7 @@ class Flux1Control(Conditioned, Flux1):
     widens = ("FluxPipeline",)
     licence = "FLUX.1 non-commercial"
     rank16 = "26.2 M"
-    targets = [*ATTENTION, "x_embedder"]  # noqa: RUF012 - as in base.py
+    targets = [*ATTENTION_TARGETS, "x_embedder"]  # noqa: RUF012 - as in base.py
     takes = needs = ("control",)
 
     def load(
@@ -55,16 +55,18 @@ class Flux1Control(Conditioned, Flux1):
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         height, width = noisy.shape[2:]
-        places = positions(1, height // 2, width // 2, device=noisy.device)
-        tokens = pack(torch.cat([noisy, cond["control_latents"][:, 0]], dim=1))
-        return unpack(self._tokens(denoiser, tokens, places, t, cond), height, width)
+        places = position_ids(1, height // 2, width // 2, device=noisy.device)
+        tokens = pack_latents(torch.cat([noisy, cond["control_latents"][:, 0]], dim=1))
+        return unpack_latents(self._tokens(denoiser, tokens, places, t, cond), height, width)
 
-    def _show(self, pictures: Pictures, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {"control_image": opened(pictures["control"])}
+    def _show(self, pictures: ConditioningTensors, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"control_image": first_pil_images(pictures["control"])}
 
 
 def _widen(transformer: Any) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit.core.errors import ConfigError
 from lorakit.models.families import text_encoder_replay
-from lorakit.models.families.by_length import MASK, ByLength
-from lorakit.models.families.family import NO_SHIFT, Cond, Pictures
-from lorakit.models.families.packing import unshifted
+from lorakit.models.families.by_length import TEXT_MASK, UnpaddedTextFamily
+from lorakit.models.families.family import NO_SHIFT, Conditioning, ConditioningTensors
+from lorakit.models.families.packing import unshift_timestep
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PIXELS = 8  # per latent and side, in the published autoencoder
 
 
-class GlmImage(ByLength):
+class GlmImage(UnpaddedTextFamily):
     """Z.ai 2026, https://huggingface.co/zai-org/GLM-Image. The text is what the caption quotes."""
 
     name = "glm-image"
@@ -38,8 +38,8 @@ class GlmImage(ByLength):
         pipe: Any,
         captions: Sequence[str],
         size: tuple[int, int] | None = None,
-        pictures: Pictures | None = None,
-    ) -> list[Cond]:
+        pictures: ConditioningTensors | None = None,
+    ) -> list[Conditioning]:
         if captions and size is None:
             raise ConfigError("GLM-Image writes its coarse picture for one size, and none was given")
         conds = super().encode(pipe, captions)
@@ -48,11 +48,13 @@ class GlmImage(ByLength):
             for caption, cond in zip(captions, conds, strict=True)
         ]
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(captions, False, device=pipe.text_encoder.device)
-        return {"prompt_embeds": embeds, MASK: embeds.new_ones(embeds.shape[:2], dtype=bool)}
+        return {"prompt_embeds": embeds, TEXT_MASK: embeds.new_ones(embeds.shape[:2], dtype=bool)}
 
-    def _predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def _predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         text, prior = cond["prompt_embeds"], cond["prior_token_ids"]
@@ -62,7 +64,7 @@ class GlmImage(ByLength):
             encoder_hidden_states=text,
             prior_token_id=prior,
             prior_token_drop=torch.zeros_like(prior, dtype=torch.bool),
-            timestep=unshifted(t, noisy.shape[2] * noisy.shape[3] // 4) - 1,
+            timestep=unshift_timestep(t, noisy.shape[2] * noisy.shape[3] // 4) - 1,
             target_size=size,
             crop_coords=torch.zeros_like(size),
             return_dict=False,
@@ -70,11 +72,11 @@ class GlmImage(ByLength):
         return prediction
 
     def _run(
-        self, pipe: Any, cond: Cond, negative: Cond | None, settings: Mapping[str, Any]
+        self, pipe: Any, cond: Conditioning, negative: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
         """The pipeline refuses two texts of different lengths, but encodes such ones itself."""
         texts = cond["prompt_embeds"], None if negative is None else negative["prompt_embeds"]
-        with text_encoder_replay.answering(pipe, lambda *_, **__: texts):
+        with text_encoder_replay.override_encode_prompt(pipe, lambda *_, **__: texts):
             return super()._run(pipe, cond, None, settings)
 
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lorakit.core.errors import ConfigError
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ class HiDream(Family):
     patch = 2
     own_shift = True
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         t5, _, llama, _, pooled, _ = pipe.encode_prompt(
             captions, device=pipe.text_encoder.device, do_classifier_free_guidance=False
         )
@@ -35,7 +35,9 @@ class HiDream(Family):
             "pooled_prompt_embeds": pooled,  # (1, P)
         }
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         _let_experts_learn(denoiser)
         prediction: torch.Tensor = denoiser(
             hidden_states=noisy,
@@ -55,7 +57,12 @@ class HiDream(Family):
         return shape
 
     def sample(
-        self, pipe: Any, cond: Cond, negative: Cond | None, noise: torch.Tensor, **settings: Any
+        self,
+        pipe: Any,
+        cond: Conditioning,
+        negative: Conditioning | None,
+        noise: torch.Tensor,
+        **settings: Any,
     ) -> list[Image.Image]:
         # The pipeline scales every size to the area of this one; a hair more, for it rounds down.
         side = (settings["width"] * settings["height"]) ** 0.5 / pipe.vae_scale_factor
@@ -65,7 +72,7 @@ class HiDream(Family):
         finally:
             pipe.default_sample_size = default
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         return cond | {"prompt_embeds_llama3": cond["prompt_embeds_llama3"].transpose(0, 1)}
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.core.errors import ConfigError
-from lorakit.models.families.family import Cond
+from lorakit.models.families.family import Conditioning
 
 
-def encode(pipe: Any, captions: list[str]) -> Cond:
+def encode(pipe: Any, captions: list[str]) -> Conditioning:
     """A caption's own words, and those that it quotes, without what fills them up."""
     embeds, mask, quoted, quoted_mask = pipe.encode_prompt(captions, device=pipe.text_encoder.device)
     kept, kept_2 = mask[0].bool(), quoted_mask[0].bool()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import NO_SHIFT, Cond, Family
+from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,8 @@ class HunyuanDiT(Family):
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         denoiser.gradient_checkpointing = True
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
-        cond: Cond = {}
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+        cond: Conditioning = {}
         for index, suffix in enumerate(("", "_2")):  # CLIP of 77 tokens, T5 of 256
             embeds, _, mask, _ = pipe.encode_prompt(
                 captions,
@@ -48,7 +48,9 @@ class HunyuanDiT(Family):
             cond |= {f"prompt_embeds{suffix}": embeds, f"prompt_attention_mask{suffix}": mask}
         return cond
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         height, width = (PIXELS * side for side in noisy.shape[2:])
         sizes = cond["prompt_embeds"].new_tensor([TRAINED, TRAINED, height, width, 0, 0])
         prediction: torch.Tensor = denoiser(

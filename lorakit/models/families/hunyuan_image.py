@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families import hunyuan
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.packing import lengthen
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import pad_text
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +30,12 @@ class HunyuanImage(Family):
         super()._settle(pipe)
         hunyuan.refuse_distilled(self._config(pipe, "transformer")[1], "HunyuanImage", self.title)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         return hunyuan.encode(pipe, captions)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
             hidden_states=noisy,
             timestep=t.to(noisy.dtype),
@@ -46,14 +48,19 @@ class HunyuanImage(Family):
         return prediction
 
     def sample(
-        self, pipe: Any, cond: Cond, negative: Cond | None, noise: torch.Tensor, **options: Any
+        self,
+        pipe: Any,
+        cond: Conditioning,
+        negative: Conditioning | None,
+        noise: torch.Tensor,
+        **options: Any,
     ) -> list[Image.Image]:
         with _guided(pipe, options["guidance"]):
             return super().sample(pipe, cond, negative, noise, **options)
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         """The pipeline cannot reshape a quoted text of length zero."""
-        return {name: lengthen(value, 1) for name, value in cond.items()}
+        return {name: pad_text(value, 1) for name, value in cond.items()}
 
     def _wants_negative(self, pipe: Any, scale: float) -> bool:
         guiders = (pipe.guider, pipe.ocr_guider)

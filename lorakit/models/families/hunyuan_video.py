@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond
+from lorakit.models.families.family import Conditioning
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.video import Video
+from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
     import torch
 
 
-class HunyuanVideo(Video):
+class HunyuanVideo(VideoFamily):
     """Kong et al. 2024, https://arxiv.org/abs/2412.03603."""
 
     name = "hunyuan-video"
@@ -23,7 +23,7 @@ class HunyuanVideo(Video):
     fps = 24.0
     patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, pooled, mask = pipe.encode_prompt(
             captions,
             device=pipe.text_encoder.device,
@@ -35,7 +35,9 @@ class HunyuanVideo(Video):
             "prompt_attention_mask": mask,  # (1, 256)
         }
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         # guidance is distilled into it, in thousandths, and 1 is none
         guidance = noisy.new_full((len(noisy),), 1000.0) if denoiser.config.guidance_embeds else None
         prediction: torch.Tensor = denoiser(

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families import hunyuan
-from lorakit.models.families.family import Cond
-from lorakit.models.families.packing import lengthen
-from lorakit.models.families.video import Video
+from lorakit.models.families.family import Conditioning
+from lorakit.models.families.packing import pad_text
+from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PICTURE_TOKENS = 729  # of the picture that text to video has none of; the pipeline's number
 
 
-class HunyuanVideo15(Video):
+class HunyuanVideo15(VideoFamily):
     """Tencent 2025, https://github.com/Tencent-Hunyuan/HunyuanVideo-1.5."""
 
     name = "hunyuan-video-1.5"
@@ -35,10 +35,12 @@ class HunyuanVideo15(Video):
         pipe.vae.enable_slicing()  # it mixes up the masks of a batch
         hunyuan.refuse_distilled(self._config(pipe, "transformer")[1], "HunyuanVideo 1.5", self.title)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         return hunyuan.encode(pipe, captions)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         empty = noisy.new_zeros(len(noisy), noisy.shape[1] + 1, *noisy.shape[2:])  # a frame and its mask
@@ -55,14 +57,19 @@ class HunyuanVideo15(Video):
         return prediction
 
     def films(
-        self, pipe: Any, cond: Cond, negative: Cond | None, noise: torch.Tensor, **options: Any
+        self,
+        pipe: Any,
+        cond: Conditioning,
+        negative: Conditioning | None,
+        noise: torch.Tensor,
+        **options: Any,
     ) -> list[list[Image.Image]]:
         with _guided(pipe, options["guidance"]):
             return super().films(pipe, cond, negative, noise, **options)
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         """The pipeline cannot reshape a quoted text of length zero."""
-        return {name: lengthen(value, 1) for name, value in cond.items()}
+        return {name: pad_text(value, 1) for name, value in cond.items()}
 
     def _wants_negative(self, pipe: Any, scale: float) -> bool:
         return bool(pipe.guider._enabled and pipe.guider.num_conditions > 1)

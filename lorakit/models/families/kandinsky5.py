@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.by_length import MASK, ByLength
-from lorakit.models.families.family import NO_SHIFT, Cond
+from lorakit.models.families.by_length import TEXT_MASK, UnpaddedTextFamily
+from lorakit.models.families.family import NO_SHIFT, Conditioning
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
 
-class Kandinsky5(ByLength):
+class Kandinsky5(UnpaddedTextFamily):
     """Kandinsky Lab 2025, https://arxiv.org/abs/2511.14993. The text has no mask."""
 
     name = "kandinsky5"
@@ -29,12 +29,14 @@ class Kandinsky5(ByLength):
     vae_settings = NO_SHIFT
     patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, pooled, _ = pipe.encode_prompt(captions, device=pipe.text_encoder.device)
         mask = embeds.new_ones(embeds.shape[:2], dtype=bool)
-        return {"prompt_embeds_qwen": embeds, "prompt_embeds_clip": pooled, MASK: mask}
+        return {"prompt_embeds_qwen": embeds, "prompt_embeds_clip": pooled, TEXT_MASK: mask}
 
-    def _predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def _predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         text, sizes = cond["prompt_embeds_qwen"], (1, noisy.shape[2] // 2, noisy.shape[3] // 2)
@@ -50,7 +52,7 @@ class Kandinsky5(ByLength):
         return prediction[:, 0].permute(0, 3, 1, 2)
 
     def _run(
-        self, pipe: Any, cond: Cond, negative: Cond | None, settings: Mapping[str, Any]
+        self, pipe: Any, cond: Conditioning, negative: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
         """The pipeline would draw the nearest of seven sizes instead of the one that was asked for."""
         known, pipe.resolutions = pipe.resolutions, [(settings["width"], settings["height"])]
@@ -62,9 +64,9 @@ class Kandinsky5(ByLength):
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
         return noise.permute(0, 2, 3, 1)[:, None]  # (B, 1, H, W, C)
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         import torch
 
-        ends = cond[MASK].sum(1).cumsum(0)
+        ends = cond[TEXT_MASK].sum(1).cumsum(0)
         starts_and_ends = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
         return super()._arguments(pipe, cond) | {"prompt_cu_seqlens": starts_and_ends}

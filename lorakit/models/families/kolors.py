@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorakit.models.families.family import Cond
+from lorakit.models.families.family import Conditioning
 from lorakit.models.families.sdxl import StableDiffusionXL
 
 
@@ -18,7 +18,7 @@ class Kolors(StableDiffusionXL):
     rank16 = "23.2 M"
     licence = "Kolors (commercial use by registration)"
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _, pooled, _ = pipe.encode_prompt(
             captions, pipe.text_encoder.device, do_classifier_free_guidance=False
         )

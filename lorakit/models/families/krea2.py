@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import ATTENTION, Cond, Family
-from lorakit.models.families.packing import lengthen, pack, unpack
+from lorakit.models.families.family import ATTENTION_TARGETS, Conditioning, Family
+from lorakit.models.families.packing import pack_latents, pad_text, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -20,22 +20,24 @@ class Krea2(Family):
     pipelines = ("Krea2Pipeline",)
     rank16 = "25.0 M"
     licence = "Krea 2 Community"
-    targets: ClassVar[list[str]] = [*ATTENTION, "to_gate"]
+    targets: ClassVar[list[str]] = [*ATTENTION_TARGETS, "to_gate"]
     unguided = 0.0
     patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         length = max_sequence_length(pipe, 512)
         embeds, mask = pipe.encode_prompt(captions, pipe.text_encoder.device, max_sequence_length=length)
         kept = mask[0]  # the padding, which is in the middle, is of no consequence: text has no positions
         return {"prompt_embeds": embeds[:, kept], "prompt_embeds_mask": mask[:, kept]}  # (1, L, layers, D)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         from diffusers import Krea2Pipeline
 
         text, (height, width) = cond["prompt_embeds"], noisy.shape[2:]
         prediction = denoiser(
-            hidden_states=pack(noisy),
+            hidden_states=pack_latents(noisy),
             timestep=t / 1000,  # embedded in float32, whatever the precision of the rest
             encoder_hidden_states=text,
             encoder_attention_mask=cond["prompt_embeds_mask"],
@@ -44,12 +46,12 @@ class Krea2(Family):
             ),
             return_dict=False,
         )[0]
-        return unpack(prediction, height, width)
+        return unpack_latents(prediction, height, width)
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
-        return pack(noise)
+        return pack_latents(noise)
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         """The pipeline numbers the positions once, for the caption and the negative."""
         length = max_sequence_length(pipe, 512)
-        return {name: lengthen(value, length) for name, value in cond.items()}
+        return {name: pad_text(value, length) for name, value in cond.items()}

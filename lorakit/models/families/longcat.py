@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit.models.families import text_encoder_replay
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.packing import pack, positions, unpack
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
 
 if TYPE_CHECKING:
     import torch
@@ -27,37 +27,39 @@ class LongCatImage(Family):
     patch = 2
     call: ClassVar = {"enable_prompt_rewrite": False}
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         return {"prompt_embeds": pipe.encode_prompt(captions)[0]}  # (1, 512, D)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         height, width = noisy.shape[2:]
         start = noisy.new_tensor([1, TEXT, TEXT])
         prediction = denoiser(
-            hidden_states=pack(noisy),
+            hidden_states=pack_latents(noisy),
             timestep=t.to(noisy.dtype) / 1000,
             encoder_hidden_states=cond["prompt_embeds"],
             txt_ids=_text_positions(noisy.device),
-            img_ids=positions(1, height // 2, width // 2, device=noisy.device) + start,
+            img_ids=position_ids(1, height // 2, width // 2, device=noisy.device) + start,
             return_dict=False,
         )[0]
-        return unpack(prediction, height, width)
+        return unpack_latents(prediction, height, width)
 
     def _run(
-        self, pipe: Any, cond: Cond, negative: Cond | None, settings: Mapping[str, Any]
+        self, pipe: Any, cond: Conditioning, negative: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
         # the pipeline announces `prompt_embeds` and then counts the prompts it does not have
         import torch
 
-        def give(rows: list[Cond], _: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        def give(rows: list[Conditioning], _: Any) -> tuple[torch.Tensor, torch.Tensor]:
             embeds = torch.stack([row["prompt_embeds"] for row in rows])
             return embeds, _text_positions(embeds.device)
 
-        with text_encoder_replay.conditions(pipe, cond, negative, give) as captions:
+        with text_encoder_replay.lookup_encode_prompt(pipe, cond, negative, give) as captions:
             return pipe(**captions, **settings)[0]
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
-        return pack(noise)
+        return pack_latents(noise)
 
 
 def _text_positions(device: torch.device) -> torch.Tensor:

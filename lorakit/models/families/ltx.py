@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond
-from lorakit.models.families.packing import unpacked_clip
+from lorakit.models.families.family import Conditioning
+from lorakit.models.families.packing import unpack_video_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.video import Video
+from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
     import torch
 
 
-class LTX(Video):
+class LTX(VideoFamily):
     """HaCohen et al. 2025, https://arxiv.org/abs/2501.00103."""
 
     name = "ltx-video"
@@ -29,11 +29,11 @@ class LTX(Video):
 
         network: Any = super().denoiser(pipe)
         if network is not None:
-            side = vae.step(*self._config(pipe, "vae"))
+            side = vae.spatial_compression(*self._config(pipe, "vae"))
             network.token_extent = (self.frame_step(pipe) / self.fps, side, side)
         return network
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, mask, *_ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -42,7 +42,9 @@ class LTX(Video):
         )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 128, D), (1, 128)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         frames, height, width = noisy.shape[2:]
         prediction = denoiser(
             hidden_states=self._pack(noisy),
@@ -55,7 +57,7 @@ class LTX(Video):
             rope_interpolation_scale=denoiser.token_extent,
             return_dict=False,
         )[0]
-        return unpacked_clip(prediction, noisy)
+        return unpack_video_latents(prediction, noisy)
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
         return noise.flatten(2).transpose(1, 2)  # (B, F*H*W, C)

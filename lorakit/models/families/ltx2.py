@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import Cond
-from lorakit.models.families.packing import unpacked_clip
+from lorakit.models.families.family import Conditioning
+from lorakit.models.families.packing import unpack_video_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.video import Video
+from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TEXTS = ("prompt_embeds", "audio_prompt_embeds", "prompt_attention_mask")
 
 
-class LTX2(Video):
+class LTX2(VideoFamily):
     """HaCohen et al. 2026, https://arxiv.org/abs/2601.03233.
 
     Clips are trained without sound, and stills have none: film and sound do not see each other then, as in
@@ -41,7 +41,7 @@ class LTX2(Video):
         **{"audio_stg_scale": 0.0, "audio_modality_scale": 1.0, "audio_guidance_rescale": 0.0},
     }
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         """With the connectors behind the language model, whose many layers would be a large condition."""
         device = pipe.text_encoder.device
         embeds, mask, *_ = pipe.encode_prompt(
@@ -53,7 +53,9 @@ class LTX2(Video):
         made = pipe.connectors(embeds, mask, padding_side=pipe.tokenizer.padding_side)
         return dict(zip(TEXTS, made, strict=True))  # (1, 1024, D), (1, 1024, D of sound), (1, 1024)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         frames, height, width = noisy.shape[2:]
         film, sound, mask = (cond[name] for name in TEXTS)
         prediction = denoiser(
@@ -74,15 +76,15 @@ class LTX2(Video):
             use_cross_timestep=True,
             return_dict=False,
         )[0]
-        return unpacked_clip(prediction, noisy)
+        return unpack_video_latents(prediction, noisy)
 
     def _run(
-        self, pipe: Any, cond: Cond, negative: Cond | None, settings: Mapping[str, Any]
+        self, pipe: Any, cond: Conditioning, negative: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
         with _connected(pipe, [cond] if negative is None else [negative, cond]):
             return super()._run(pipe, cond, negative, settings)
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         return {name: cond[name] for name in ("prompt_embeds", "prompt_attention_mask")}
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
@@ -90,7 +92,7 @@ class LTX2(Video):
 
 
 @contextlib.contextmanager
-def _connected(pipe: Any, conds: list[Cond]) -> Iterator[None]:
+def _connected(pipe: Any, conds: list[Conditioning]) -> Iterator[None]:
     """The pipeline with connectors that answer with these conditions, the negative before the other."""
     import torch
 

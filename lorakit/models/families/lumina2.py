@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.packing import lengthen
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import pad_text
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Lumina2(Family):
     patch = 2
     own_shift = True  # it counts channels where others count tokens
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         length = max_sequence_length(pipe, 256)
         embeds, mask, none, no_mask = pipe.encode_prompt(
             captions, negative_prompt=[""], device=pipe.text_encoder.device, max_sequence_length=length
@@ -33,7 +33,9 @@ class Lumina2(Family):
         kept = mask[0].bool()
         return {"prompt_embeds": embeds[:, kept], "prompt_attention_mask": mask[:, kept]}
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
             hidden_states=noisy,
             timestep=1 - t / 1000,  # the model's time runs from noise to picture, and so does its velocity
@@ -43,7 +45,7 @@ class Lumina2(Family):
         )[0]
         return -prediction
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         """The pipeline wants the caption and the negative equally long."""
         length = max_sequence_length(pipe, 256)
-        return {name: lengthen(value, length) for name, value in cond.items()}
+        return {name: pad_text(value, length) for name, value in cond.items()}

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.core.errors import ConfigError
 from lorakit.core.storage import read_json
-from lorakit.models.base_model import INDEX, MODULAR_INDEX
+from lorakit.models.base_model import MODEL_INDEX, MODULAR_INDEX
 
 if TYPE_CHECKING:
     import torch
 
-SETTINGS = "lorakit.json"
+LORAKIT_SETTINGS_FILE = "lorakit.json"
 """Optional, beside `model_index.json`: {"max_sequence_length": N} for a base trained with another length."""
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_WEIGHTLESS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor", "TokenizersBackend", "Guidance")
+_WEIGHTLESS_CLASSES = (
+    "Tokenizer",
+    "Scheduler",
+    "Processor",
+    "FeatureExtractor",
+    "TokenizersBackend",
+    "Guidance",
+)
 
 
 def pipeline_name(folder: Path) -> str:
@@ -26,13 +33,13 @@ def pipeline_name(folder: Path) -> str:
     if not isinstance(name, str):
         raise ConfigError(
             "the model brings its own pipeline code, and foreign code is never run",
-            where=str(folder / INDEX),
+            where=str(folder / MODEL_INDEX),
             remedy="use a base whose model_index.json names a diffusers class",
         )
     return name
 
 
-def load(
+def load_pipeline(
     folder: Path,
     pipelines: Sequence[str],
     *,
@@ -46,19 +53,21 @@ def load(
 
     name = pipeline_name(folder)
     if name not in pipelines:
-        raise ConfigError(f"a {name} is not one of {', '.join(pipelines)}", where=str(folder / INDEX))
-    kind, parts = getattr(diffusers, name), components(folder)
-    if missing := set(only or ()) - set(parts) - _made_from_settings(kind):
+        raise ConfigError(f"a {name} is not one of {', '.join(pipelines)}", where=str(folder / MODEL_INDEX))
+    kind, parts = getattr(diffusers, name), pipeline_components(folder)
+    if missing := set(only or ()) - set(parts) - _config_components(kind):
         raise ConfigError(f"the model has no {', '.join(sorted(missing))}", where=str(folder))
     wanted = {part for part in parts if (part in only if only is not None else part not in left_out)}
     wanted |= {part for part in always if part in parts}
     for part in sorted(wanted):
         _check_component(folder / part, parts[part])
     settings = _settings(folder)
-    _quiet()
+    _silence_progress_bars()
     try:
         loaded = {
-            part: _model(folder / part, *parts[part], dtype) for part in wanted if has_weights(parts[part])
+            part: _load_network(folder / part, *parts[part], dtype)
+            for part in wanted
+            if has_weights(parts[part])
         }
         pipe = _assemble(kind, folder, loaded, {part: parts[part] for part in wanted})
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
@@ -67,7 +76,7 @@ def load(
     return pipe
 
 
-def _made_from_settings(kind: Any) -> set[str]:
+def _config_components(kind: Any) -> set[str]:
     """Components that a modular pipeline makes by itself, such as its scheduler."""
     import diffusers
 
@@ -92,7 +101,7 @@ def _assemble(kind: Any, folder: Path, loaded: dict[str, Any], wanted: dict[str,
     return kind.from_pretrained(folder, use_safetensors=True, **loaded, **options)
 
 
-def component_config(pipe: Any, component: str) -> tuple[str, Mapping[str, Any]]:
+def read_component_config(pipe: Any, component: str) -> tuple[str, Mapping[str, Any]]:
     """Class name and configuration of a component that was not loaded, from its JSON."""
     config = read_json(pipe.lorakit_folder / component / "config.json")
     return config["_class_name"], config
@@ -103,7 +112,7 @@ def max_sequence_length(pipe: Any, default: int) -> int:
     return int(getattr(pipe, "lorakit_settings", {}).get("max_sequence_length", default))
 
 
-def shapes(folder: str | Path, component: str) -> dict[str, tuple[int, ...]]:
+def weight_shapes(folder: str | Path, component: str) -> dict[str, tuple[int, ...]]:
     """Shape of each module's weight in a component, from its configuration alone: no weights are read."""
     import diffusers
     import torch
@@ -122,7 +131,7 @@ def shapes(folder: str | Path, component: str) -> dict[str, tuple[int, ...]]:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    file = next((folder / name for name in (INDEX, MODULAR_INDEX) if (folder / name).is_file()), None)
+    file = next((folder / name for name in (MODEL_INDEX, MODULAR_INDEX) if (folder / name).is_file()), None)
     if file is None:
         raise ConfigError(
             "not a diffusers model: model_index.json is missing",
@@ -136,16 +145,18 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    if not (folder / SETTINGS).is_file():
+    if not (folder / LORAKIT_SETTINGS_FILE).is_file():
         return {}
-    settings = read_json(folder / SETTINGS)
+    settings = read_json(folder / LORAKIT_SETTINGS_FILE)
     length = settings.get("max_sequence_length", 1) if isinstance(settings, dict) else None
     if not isinstance(length, int) or length < 1:
-        raise ConfigError("max_sequence_length must be a positive whole number", where=str(folder / SETTINGS))
+        raise ConfigError(
+            "max_sequence_length must be a positive whole number", where=str(folder / LORAKIT_SETTINGS_FILE)
+        )
     return dict(settings)
 
 
-def components(folder: Path) -> dict[str, tuple[str, str]]:
+def pipeline_components(folder: Path) -> dict[str, tuple[str, str]]:
     """Components present in the folder as (library, class); absent optional ones are [null, null]."""
     parts = {}
     for part, value in _index(folder).items():
@@ -160,7 +171,7 @@ def components(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def has_weights(part: tuple[str, str]) -> bool:
-    return not any(word in part[1] for word in _WEIGHTLESS)
+    return not any(word in part[1] for word in _WEIGHTLESS_CLASSES)
 
 
 def _check_component(path: Path, part: tuple[str, str]) -> None:
@@ -189,7 +200,7 @@ def _check_component(path: Path, part: tuple[str, str]) -> None:
                 )
 
 
-def _quiet() -> None:
+def _silence_progress_bars() -> None:
     """Progress is shown by lorakit itself; the libraries would draw a bar for every component."""
     import diffusers
     import transformers
@@ -208,7 +219,7 @@ def _variant(path: Path) -> str | None:
     return stems[0][1].split("-")[0]
 
 
-def _model(path: Path, library: str, class_name: str, dtype: torch.dtype) -> torch.nn.Module:
+def _load_network(path: Path, library: str, class_name: str, dtype: torch.dtype) -> torch.nn.Module:
     """Load one network, complete: the libraries fill missing tensors with random numbers and only warn."""
     import diffusers
     import transformers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import NO_SHIFT, Cond, Family
+from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class PixArtSigma(Family):
     call: ClassVar = {"use_resolution_binning": False, "negative_prompt": None}
     vae_settings = NO_SHIFT
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, mask, _, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -33,7 +33,9 @@ class PixArtSigma(Family):
         )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 300, D), (1, 300)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
             noisy,
             encoder_hidden_states=cond["prompt_embeds"],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond, Family
-from lorakit.models.families.packing import pack, unpack
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import pack_latents, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -23,17 +23,19 @@ class QwenImage(Family):
     guidance = "true_cfg_scale"
     patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(
             captions, pipe.text_encoder.device, max_sequence_length=max_sequence_length(pipe, 512)
         )
         mask = embeds.new_ones(embeds.shape[:2], dtype=bool)  # one caption has no padding
         return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}  # (1, L, D), (1, L)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         height, width = noisy.shape[2:]
         shapes = [(1, height // 2, width // 2)]
-        return unpack(self._tokens(denoiser, pack(noisy), shapes, t, cond), height, width)
+        return unpack_latents(self._tokens(denoiser, pack_latents(noisy), shapes, t, cond), height, width)
 
     def _tokens(
         self,
@@ -41,7 +43,7 @@ class QwenImage(Family):
         tokens: torch.Tensor,
         shapes: list[tuple[int, int, int]],
         t: torch.Tensor,
-        cond: Cond,
+        cond: Conditioning,
     ) -> torch.Tensor:
         """The network's output (B, N, C) for the tokens (B, N, ...) of pictures of these shapes."""
         output: torch.Tensor = denoiser(
@@ -55,4 +57,4 @@ class QwenImage(Family):
         return output
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
-        return pack(noise)
+        return pack_latents(noise)

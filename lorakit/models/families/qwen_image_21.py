@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.by_length import MASK, ByLength
-from lorakit.models.families.family import Cond
-from lorakit.models.families.packing import pack, unpack
+from lorakit.models.families.by_length import TEXT_MASK, UnpaddedTextFamily
+from lorakit.models.families.family import Conditioning
+from lorakit.models.families.packing import pack_latents, unpack_latents
 
 if TYPE_CHECKING:
     import torch
 
 
-class QwenImage21(ByLength):
+class QwenImage21(UnpaddedTextFamily):
     """Qwen team 2026. The network reads where the text ends from the first row of a batch."""
 
     name = "qwen-image-2.1"
@@ -29,24 +29,26 @@ class QwenImage21(ByLength):
         """The shift counts latents."""
         return 1
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds = pipe.encode_prompt(captions, device=pipe.text_encoder.device)[0]
-        return {"prompt_embeds": embeds, MASK: embeds.new_ones(embeds.shape[:2], dtype=bool)}
+        return {"prompt_embeds": embeds, TEXT_MASK: embeds.new_ones(embeds.shape[:2], dtype=bool)}
 
-    def _predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def _predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         text, (height, width) = cond["prompt_embeds"], noisy.shape[2:]
         slots = torch.arange(text.shape[1] + height * width // 4, device=noisy.device) >= text.shape[1]
         prediction = denoiser(
-            hidden_states=pack(noisy, 1),
+            hidden_states=pack_latents(noisy, 1),
             timestep=t.to(noisy.dtype) / 1000,
             encoder_hidden_states=text,
             img_shapes=[[(1, height, width)]] * len(noisy),
             img_mask=slots.expand(len(noisy), -1),
             return_dict=False,
         )[0]
-        return unpack(prediction[:, -height * width :], height, width, 1)
+        return unpack_latents(prediction[:, -height * width :], height, width, 1)
 
     def _pack(self, noise: torch.Tensor) -> torch.Tensor:
-        return pack(noise, 1)
+        return pack_latents(noise, 1)

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.conditioned import Conditioned, each
-from lorakit.models.families.family import Cond, Pictures
-from lorakit.models.families.packing import pack, unpack
+from lorakit.models.families.conditioned import ConditionedFamily, to_pil_images
+from lorakit.models.families.family import Conditioning, ConditioningTensors
+from lorakit.models.families.packing import pack_latents, unpack_latents
 from lorakit.models.families.qwen_image import QwenImage
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class QwenImageEdit(Conditioned, QwenImage):
+class QwenImageEdit(ConditionedFamily, QwenImage):
     """Wu et al. 2025, https://arxiv.org/abs/2508.02324."""
 
     name = "qwen-image-edit"
@@ -31,14 +31,14 @@ class QwenImageEdit(Conditioned, QwenImage):
         pipe: Any,
         captions: Sequence[str],
         size: tuple[int, int] | None = None,
-        pictures: Pictures | None = None,
-    ) -> list[Cond]:
+        pictures: ConditioningTensors | None = None,
+    ) -> list[Conditioning]:
         """Instructions about `pictures["source"]`."""
         import torch
 
         if pictures is None:
             raise ValueError("this text encoder reads the source with the instruction: give `pictures`")
-        shown, found = self._read(pipe, each(pictures["source"])), []
+        shown, found = self._read(pipe, to_pil_images(pictures["source"])), []
         with torch.no_grad(), self._described(pipe):
             for caption in captions:
                 embeds, _ = pipe.encode_prompt([caption], image=shown, device=pipe.text_encoder.device)
@@ -50,20 +50,22 @@ class QwenImageEdit(Conditioned, QwenImage):
         """The sources as the text encoder sees them."""
         return sources
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         height, width = noisy.shape[2:]
         pictures = [noisy, *cond["source_latents"].unbind(1)]
         shapes = [(1, picture.shape[2] // 2, picture.shape[3] // 2) for picture in pictures]
-        tokens = [pack(picture) for picture in pictures]
+        tokens = [pack_latents(picture) for picture in pictures]
         output = self._tokens(denoiser, torch.cat(tokens, dim=1), shapes, t, cond)
-        return unpack(output[:, : tokens[0].shape[1]], height, width)
+        return unpack_latents(output[:, : tokens[0].shape[1]], height, width)
 
     def _run(
-        self, pipe: Any, cond: Cond, negative: Cond | None, settings: Mapping[str, Any]
+        self, pipe: Any, cond: Conditioning, negative: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
-        with _sources_of(pipe, settings["width"], settings["height"]):
+        with _fixed_source_size(pipe, settings["width"], settings["height"]):
             return super()._run(pipe, cond, negative, settings)
 
 
@@ -83,12 +85,12 @@ class QwenImageEditPlus(QwenImageEdit):
         pairs = zip(sources, sizes, strict=True)
         return [pipe.image_processor.resize(one, height, width) for one, (width, height) in pairs]
 
-    def _show(self, pictures: Pictures, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {"image": each(pictures["source"][0])}
+    def _show(self, pictures: ConditioningTensors, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"image": to_pil_images(pictures["source"][0])}
 
 
 @contextlib.contextmanager
-def _sources_of(pipe: Any, width: int, height: int) -> Iterator[None]:
+def _fixed_source_size(pipe: Any, width: int, height: int) -> Iterator[None]:
     """While inside, the pipeline brings sources to this size, as training did, instead of to a megapixel."""
     module = sys.modules[type(pipe).__module__]
     size = (width, height, None)[: len(module.calculate_dimensions(1, 1.0))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Sana(Family):
     licence = "NVIDIA (NSCL v2-custom, non-commercial)"
     call: ClassVar = {"use_resolution_binning": False, "negative_prompt": None}
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         # a caption follows a long instruction to the language model; the unconditional text stands alone
         instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
         embeds, mask, _, _ = pipe.encode_prompt(
@@ -34,7 +34,9 @@ class Sana(Family):
         )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 300, D), (1, 300)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
             noisy,
             encoder_hidden_states=cond["prompt_embeds"],

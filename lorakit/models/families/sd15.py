@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import NO_SHIFT, Cond, Family
+from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +25,11 @@ class StableDiffusion15(Family):
     rank16 = "3.2 M (1.5), 3.3 M (2.x)"
     licence = "CreativeML Open RAIL-M (1.x); Open RAIL++-M (2.x)"
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(captions, pipe.text_encoder.device, 1, False)
         return {"prompt_embeds": embeds}  # (B, L, D)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         return denoiser(noisy, t, encoder_hidden_states=cond["prompt_embeds"], return_dict=False)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class StableDiffusion3(Family):
     def _largest(self, pipe: Any) -> int:
         return int(self._config(pipe, "transformer")[1]["pos_embed_max_size"]) * self.patch
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _, pooled, _ = pipe.encode_prompt(
             captions,
             None,
@@ -36,7 +36,9 @@ class StableDiffusion3(Family):
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}  # (1, L, D), (1, P)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         return denoiser(
             hidden_states=noisy,
             timestep=t,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import NO_SHIFT, Cond, Family
+from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class StableDiffusionXL(Family):
     unread_layers: ClassVar[Mapping[str, int]] = {"text_encoder": 1}  # the second one's is pooled
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _, pooled, _ = pipe.encode_prompt(
             captions, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
         )
@@ -36,7 +36,9 @@ class StableDiffusionXL(Family):
             embeds, pooled = embeds * 0, pooled * 0
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}  # (1, 77, D), (1, P)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         text = cond["prompt_embeds"]
         height, width = (PIXELS * side for side in noisy.shape[2:])
         sizes = text.new_tensor([height, width, 0, 0, height, width])  # original, corner of the crop, target

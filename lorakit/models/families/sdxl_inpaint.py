@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.conditioned import Inpainting
-from lorakit.models.families.family import Cond
+from lorakit.models.families.conditioned import InpaintingFamily
+from lorakit.models.families.family import Conditioning
 from lorakit.models.families.sdxl import StableDiffusionXL
 
 if TYPE_CHECKING:
     import torch
 
 
-class StableDiffusionXLInpaint(Inpainting, StableDiffusionXL):
+class StableDiffusionXLInpaint(InpaintingFamily, StableDiffusionXL):
     """Podell et al. 2023, https://arxiv.org/abs/2307.01952."""
 
     name = "sdxl-inpaint"
     title = "Stable Diffusion XL inpainting"
     pipelines = ("StableDiffusionXLInpaintPipeline",)
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         return super().predict(denoiser, self._channels(noisy, cond), t, cond)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorakit.models.families.family import Cond
+    from lorakit.models.families.family import Conditioning
 
-Answer = Callable[[list["Cond"], "list[Cond] | None"], Any]
+EncodePromptFn = Callable[[list["Conditioning"], "list[Conditioning] | None"], Any]
 
 
 @contextlib.contextmanager
-def answering(pipe: Any, encode_prompt: Callable[..., Any]) -> Iterator[None]:
+def override_encode_prompt(pipe: Any, encode_prompt: Callable[..., Any]) -> Iterator[None]:
     """While inside, the pipeline calls this instead of its own `encode_prompt`."""
     pipe.__dict__["encode_prompt"] = encode_prompt
     try:
@@ -23,8 +23,8 @@ def answering(pipe: Any, encode_prompt: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def conditions(
-    pipe: Any, cond: Cond, negative: Cond | None, answer: Answer
+def lookup_encode_prompt(
+    pipe: Any, cond: Conditioning, negative: Conditioning | None, answer: EncodePromptFn
 ) -> Iterator[dict[str, list[str]]]:
     """While inside, `pipe.encode_prompt` looks captions up instead of encoding them.
 
@@ -33,7 +33,7 @@ def conditions(
     dimension.
     """
     captions: dict[str, list[str]] = {}
-    rows: dict[str, Cond] = {}
+    rows: dict[str, Conditioning] = {}
     for name, batch in {"prompt": cond, "negative_prompt": negative or {}}.items():
         count = len(next(iter(batch.values()), []))
         texts = [f"{name} {i}" for i in range(count)]
@@ -45,5 +45,5 @@ def conditions(
         look = [rows[text] for text in prompt]
         return answer(look, [rows[text] for text in negative_prompt] if negative_prompt else None)
 
-    with answering(pipe, encode_prompt):
+    with override_encode_prompt(pipe, encode_prompt):
         yield captions

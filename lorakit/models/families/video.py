@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
 
-class Video(Family):
+class VideoFamily(Family):
     """A family whose `predict` takes and gives (B, C, F, H, W)."""
 
     clips = True
@@ -21,7 +21,7 @@ class Video(Family):
         """Frames that one latent stands for, but for the first, which has a frame of its own."""
         from lorakit.models import vae
 
-        return vae.frame_step(*self._config(pipe, "vae"))
+        return vae.temporal_compression(*self._config(pipe, "vae"))
 
     def frame_grid(self, pipe: Any) -> int:
         """Clips have one frame more than a multiple of this."""
@@ -34,19 +34,29 @@ class Video(Family):
         return channels, (frames - 1) // grid * grid // self.frame_step(pipe) + 1, *sides
 
     def films(
-        self, pipe: Any, cond: Cond, negative: Cond | None, noise: torch.Tensor, **options: Any
+        self,
+        pipe: Any,
+        cond: Conditioning,
+        negative: Conditioning | None,
+        noise: torch.Tensor,
+        **options: Any,
     ) -> list[list[Image.Image]]:
         """One clip, as its frames, for each row of `noise` (B, C, F, H, W); options as in `sample`."""
         made: list[Any] = super().sample(pipe, cond, negative, noise, **options)
         return made
 
     def sample(
-        self, pipe: Any, cond: Cond, negative: Cond | None, noise: torch.Tensor, **options: Any
+        self,
+        pipe: Any,
+        cond: Conditioning,
+        negative: Conditioning | None,
+        noise: torch.Tensor,
+        **options: Any,
     ) -> list[Image.Image]:
         """One picture for each row: the clip's only frame, or its first, middle and last side by side."""
         from lorakit.imaging import video
 
-        return [video.strip(film) for film in self.films(pipe, cond, negative, noise, **options)]
+        return [video.frame_strip(film) for film in self.films(pipe, cond, negative, noise, **options)]
 
     def _extent(self, pipe: Any, noise: torch.Tensor) -> dict[str, Any]:
         return {"num_frames": (noise.shape[2] - 1) * self.frame_step(pipe) + 1}

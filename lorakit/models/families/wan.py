@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond
+from lorakit.models.families.family import Conditioning
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.video import Video
+from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
     import torch
 
 
-class Wan(Video):
+class Wan(VideoFamily):
     """Wan Team 2025, https://arxiv.org/abs/2503.20314. Of 2.2, both experts are trained, each at its own
     noise levels."""
 
@@ -32,15 +32,15 @@ class Wan(Video):
                 network.timed_tokens = bool(pipe.config.expand_timesteps)
         if pipe.transformer_2 is None:
             return super().denoiser(pipe)
-        from lorakit.models.families.networks.experts import Experts
+        from lorakit.models.families.networks.experts import NoiseLevelExperts
 
-        made: Experts | None = getattr(pipe, "lorakit_experts", None)
+        made: NoiseLevelExperts | None = getattr(pipe, "lorakit_experts", None)
         if made is None or made.transformer is not pipe.transformer:
-            made = Experts(pipe.transformer, pipe.transformer_2, pipe.config.boundary_ratio)
+            made = NoiseLevelExperts(pipe.transformer, pipe.transformer_2, pipe.config.boundary_ratio)
             pipe.lorakit_experts = made
         return made
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -49,7 +49,9 @@ class Wan(Video):
         )
         return {"prompt_embeds": embeds}  # (1, 512, D), zeros behind the caption
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         if not hasattr(denoiser, "rows"):
             return _predict(denoiser, noisy, t, cond["prompt_embeds"])
         import torch

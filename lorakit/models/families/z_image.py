@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import Cond, Family
+from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class ZImage(Family):
     unguided = 0.0
     patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         length = max_sequence_length(pipe, 512)
         embeds, _ = pipe.encode_prompt(captions, pipe.text_encoder.device, False, max_sequence_length=length)
         return {
@@ -30,7 +30,9 @@ class ZImage(Family):
             "text_mask": embeds[0].new_ones(1, len(embeds[0]), dtype=bool),
         }
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         import torch
 
         predictions = denoiser(
@@ -41,7 +43,7 @@ class ZImage(Family):
         )[0]
         return -torch.stack(predictions)[:, :, 0]
 
-    def _arguments(self, pipe: Any, cond: Cond) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         """Captions of different lengths are a list here, without padding."""
         rows = zip(cond["prompt_embeds"], cond["text_mask"], strict=True)
         return {"prompt_embeds": [embeds[mask] for embeds, mask in rows]}

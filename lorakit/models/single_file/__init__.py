@@ -16,30 +16,30 @@ from pathlib import Path
 
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
-from lorakit.core.progress import track
+from lorakit.core.progress import track_progress
 from lorakit.models import hub
 from lorakit.models.single_file import layout
 
 INDEX = "model_index.json"
-_MARK = ".safetensors@"
+_SPEC_SEPARATOR = ".safetensors@"
 _SETTINGS = ("json", "txt", "model", "jinja")
-_LEFT_OUT = ("safety_checker",)  # a gigabyte that no family here uses
+_SKIPPED_COMPONENTS = ("safety_checker",)  # a gigabyte that no family here uses
 
 
-def split(spec: str) -> tuple[str, str | None]:
+def split_spec(spec: str) -> tuple[str, str | None]:
     """(file, PARTS) of a base that is one file."""
-    stem, mark, parts = spec.partition(_MARK)
+    stem, mark, parts = spec.partition(_SPEC_SEPARATOR)
     return (stem + ".safetensors", parts) if mark else (spec, None)
 
 
-def is_one(spec: str) -> bool:
+def is_single_file(spec: str) -> bool:
     """Whether a base names a single file, there or not."""
-    file = Path(split(spec)[0])
-    return file.suffix.lower() in (".safetensors", ".gguf", *layout.PICKLED) and not file.is_dir()
+    file = Path(split_spec(spec)[0])
+    return file.suffix.lower() in (".safetensors", ".gguf", *layout.PICKLE_SUFFIXES) and not file.is_dir()
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Component:
     """A component of the pipeline; `inside`: in the checkpoint, else in the folder of PARTS."""
 
     name: str
@@ -48,12 +48,12 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _ConversionSource:
     """Where everything comes from; `copied` are files of the folder `settings`."""
 
     file: Path
     settings: Path
-    parts: list[_Part]
+    parts: list[_Component]
     copied: list[Path]
     where: str
 
@@ -64,26 +64,26 @@ class _Source:
         return storage.sha256_bytes(storage.dump_json(content).encode())
 
 
-def folder_of(spec: str, cache: Path) -> Path:
+def converted_folder(spec: str, cache: Path) -> Path:
     """The diffusers folder made from a single file, in `cache`; it is made when it is not there whole."""
-    source = _source(spec)
+    source = _plan_conversion(spec)
     made = cache / source.key()
-    with _turn(made.with_suffix(".lock")):
+    with _conversion_lock(made.with_suffix(".lock")):
         if not (made / INDEX).is_file():
-            _make(made, source)
+            _convert(made, source)
     return made
 
 
-def _source(spec: str) -> _Source:
+def _plan_conversion(spec: str) -> _ConversionSource:
     """Find every part before anything is converted."""
-    name, given = split(spec)
+    name, given = split_spec(spec)
     file, where = Path(name), f"base: {spec}"
-    tensors = layout.outline(file, where)
-    source = given or layout.published(tensors, where)
-    settings = _fetched(source, where, [INDEX, "lorakit.json", *(f"*/*.{end}" for end in _SETTINGS)])
+    tensors = layout.read_tensor_shapes(file, where)
+    source = given or layout.default_repo(tensors, where)
+    settings = _settings_folder(source, where, [INDEX, "lorakit.json", *(f"*/*.{end}" for end in _SETTINGS)])
     index = storage.read_json(settings / INDEX)
-    found = {k: v for k, v in index.items() if isinstance(v, list) and v[0] and k not in _LEFT_OUT}
-    parts = [_Part(k, v[1], layout.holds(tensors, k, v[1])) for k, v in found.items()]
+    found = {k: v for k, v in index.items() if isinstance(v, list) and v[0] and k not in _SKIPPED_COMPONENTS}
+    parts = [_Component(k, v[1], layout.has_component(tensors, k, v[1])) for k, v in found.items()]
     if not any(part.inside for part in parts if part.name in layout.DENOISERS):
         raise ConfigError(
             f"diffusers converts no single files for a {index.get('_class_name')}, as {source} is",
@@ -92,18 +92,18 @@ def _source(spec: str) -> _Source:
         )
     outside = [part.name for part in parts if not part.inside and _is_network(settings / part.name)]
     if outside and not Path(source).is_dir():
-        settings = _fetched(source, where, [f"{name}/*.safetensors" for name in outside])
+        settings = _settings_folder(source, where, [f"{name}/*.safetensors" for name in outside])
     copied = [file for file in (settings / INDEX, settings / "lorakit.json") if file.is_file()]
     for part in parts:
-        copied += _own_files(settings / part.name, part.name in outside, where)
-    return _Source(file, settings, parts, copied, where)
+        copied += _component_files(settings / part.name, part.name in outside, where)
+    return _ConversionSource(file, settings, parts, copied, where)
 
 
-def _fetched(source: str, where: str, patterns: list[str]) -> Path:
+def _settings_folder(source: str, where: str, patterns: list[str]) -> Path:
     folder = Path(source)
     if not folder.is_dir():
         try:
-            folder = hub.fetch(source, patterns)
+            folder = hub.download_model(source, patterns)
         except ConfigError as error:
             raise ConfigError(
                 f"a single file needs settings, here from {source}: {error.message}",
@@ -124,7 +124,7 @@ def _is_network(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _own_files(folder: Path, weights: bool, where: str) -> list[Path]:
+def _component_files(folder: Path, weights: bool, where: str) -> list[Path]:
     """A component's files that are taken from PARTS."""
     here = sorted(folder.glob("*"))
     settings = [file for file in here if file.suffix.lstrip(".") in _SETTINGS]
@@ -141,17 +141,17 @@ def _own_files(folder: Path, weights: bool, where: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _turn(lock: Path) -> Iterator[None]:
+def _conversion_lock(lock: Path) -> Iterator[None]:
     """One process at a time: the others find the folder made."""
     while True:
-        with storage.lock(lock) as mine:
+        with storage.file_lock(lock) as mine:
             if mine:
                 yield
                 return
         time.sleep(0.5)
 
 
-def _make(out: Path, source: _Source) -> None:
+def _convert(out: Path, source: _ConversionSource) -> None:
     """Convert and copy; the index is written last, so that a folder with one is whole."""
     from safetensors.torch import load_file
 
@@ -160,13 +160,13 @@ def _make(out: Path, source: _Source) -> None:
     if out.exists():
         storage.remove_folder(out)
     index = storage.read_json(source.settings / INDEX)
-    index |= {name: [None, None] for name in _LEFT_OUT if name in index}
+    index |= {name: [None, None] for name in _SKIPPED_COMPONENTS if name in index}
     inside = [part for part in source.parts if part.inside]
     tensors = load_file(source.file)  # mapped, not read
-    steps: list[_Part | Path] = [*inside, *(file for file in source.copied if file.name != INDEX)]
-    for step in track(steps, f"converting {source.file.name}", len(steps)):
-        if isinstance(step, _Part):
-            convert.component(tensors, step.name, step.kind, source.settings, out, source.where)
+    steps: list[_Component | Path] = [*inside, *(file for file in source.copied if file.name != INDEX)]
+    for step in track_progress(steps, f"converting {source.file.name}", len(steps)):
+        if isinstance(step, _Component):
+            convert.convert_component(tensors, step.name, step.kind, source.settings, out, source.where)
             continue
         target = out / step.relative_to(source.settings)
         if not target.exists():  # settings of what was converted are written by their network

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def component(
+def convert_component(
     tensors: Mapping[str, torch.Tensor], name: str, kind: str, settings: Path, out: Path, where: str
 ) -> None:
     """Write `out/name`, the network of class `kind` with the settings in `settings/name` and the file's
@@ -22,10 +22,10 @@ def component(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # lorakit shows its own
-    mine = {key: _readable(value) for key, value in layout.own(tensors, name).items()}
+    mine = {key: _upcast_fp8(value) for key, value in layout.component_tensors(tensors, name).items()}
     try:
         if name in (*layout.DENOISERS, "vae"):
-            model = _renamed(mine, kind, settings / name)
+            model = _load_renamed(mine, kind, settings / name)
         else:
             model = _text_encoder(mine, name, kind, settings)
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
@@ -36,17 +36,17 @@ def component(
         ) from error
     model.save_pretrained(out / name, safe_serialization=True)
     for file in (out / name).iterdir():
-        storage.sync(file)
+        storage.fsync_file(file)
 
 
-def _readable(value: torch.Tensor) -> torch.Tensor:
+def _upcast_fp8(value: torch.Tensor) -> torch.Tensor:
     """8-bit floating point, in which nothing can be computed, as the next wider type."""
     import torch
 
     return value.to(torch.bfloat16) if value.is_floating_point() and value.element_size() == 1 else value
 
 
-def _renamed(tensors: dict[str, torch.Tensor], kind: str, settings: Path) -> Any:
+def _load_renamed(tensors: dict[str, torch.Tensor], kind: str, settings: Path) -> Any:
     import diffusers
     import torch
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES

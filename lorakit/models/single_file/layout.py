@@ -12,14 +12,21 @@ from lorakit.core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-Outline = Mapping[str, "torch.Tensor"]
+TensorShapes = Mapping[str, "torch.Tensor"]
 """The tensors of a file by name, on the meta device: shapes without numbers."""
 
 DENOISERS = ("unet", "transformer")
-AUTOENCODER = ("first_stage_model.", "vae.")
-TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
-PICKLED = (".ckpt", ".bin", ".pt", ".pth")
-_QUANTISED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".comfy_quant")
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+TEXT_ENCODER_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.")
+PICKLE_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")
+_QUANTIZED_SUFFIXES = (
+    "scaled_fp8",
+    ".scale_weight",
+    ".weight_scale",
+    ".absmax",
+    ".quant_map",
+    ".comfy_quant",
+)
 _CONVERT = (
     'python -c "import sys, torch; from safetensors.torch import save_file; s = torch.load(sys.argv[1], '
     "map_location='cpu', weights_only=True); s = s.get('state_dict', s); save_file({k: v.clone() for k, v in "
@@ -27,14 +34,14 @@ _CONVERT = (
 )
 
 
-def outline(file: Path, where: str) -> Outline:
+def read_tensor_shapes(file: Path, where: str) -> TensorShapes:
     """Read a checkpoint's header; pickles, damaged and quantised files are refused with a `ConfigError`."""
     import torch
     from safetensors import safe_open
 
     if not file.is_file():
         raise ConfigError("there is no such file", where=where)
-    if file.suffix.lower() in PICKLED:
+    if file.suffix.lower() in PICKLE_SUFFIXES:
         remedy = f"give its .safetensors twin, or convert it where you trust it: {_CONVERT}"
         raise ConfigError("pickled files can run code and are never opened", where=where, remedy=remedy)
     smaller = "`memory: {quantize: nf4}` makes it small in memory"
@@ -44,7 +51,7 @@ def outline(file: Path, where: str) -> Outline:
     storage.read_safetensors_metadata(file)  # refuses a damaged one
     with safe_open(file, "pt") as handle:
         found = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
-    if marks := [name for name in found if name.endswith(_QUANTISED)]:
+    if marks := [name for name in found if name.endswith(_QUANTIZED_SUFFIXES)]:
         raise ConfigError(
             f"a quantised checkpoint, which cannot be trained on (it holds {marks[0]})",
             where=where,
@@ -53,7 +60,7 @@ def outline(file: Path, where: str) -> Outline:
     return {name: torch.empty(shape, device="meta") for name, shape in found.items()}
 
 
-def published(tensors: Outline, where: str) -> str:
+def default_repo(tensors: TensorShapes, where: str) -> str:
     """The hub id that diffusers takes the settings of a layout from."""
     from diffusers.loaders import single_file_utils as tables
 
@@ -70,7 +77,7 @@ def published(tensors: Outline, where: str) -> str:
     return str(tables.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
 
 
-def holds(tensors: Outline, name: str, kind: str) -> bool:
+def has_component(tensors: TensorShapes, name: str, kind: str) -> bool:
     """Whether the file holds the component `name` of class `kind` in a layout that diffusers converts."""
     from diffusers.loaders import single_file_utils as tables
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
@@ -78,16 +85,20 @@ def holds(tensors: Outline, name: str, kind: str) -> bool:
     if name in DENOISERS:
         return kind in SINGLE_FILE_LOADABLE_CLASSES
     if name == "vae":
-        return kind in SINGLE_FILE_LOADABLE_CLASSES and any(key.startswith(AUTOENCODER) for key in tensors)
+        return kind in SINGLE_FILE_LOADABLE_CLASSES and any(key.startswith(VAE_PREFIXES) for key in tensors)
     if kind == "T5EncoderModel":
         return bool(tables.is_t5_in_single_file(tensors))
     return bool(tables.is_clip_model_in_single_file(type(kind, (), {}), tensors))
 
 
-def own(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+def component_tensors(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """The tensors among which a component's are."""
     if name == "vae":
-        return {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
+        return {key: value for key, value in tensors.items() if key.startswith(VAE_PREFIXES)}
     if name in DENOISERS:
-        return {key: value for key, value in tensors.items() if not key.startswith((*AUTOENCODER, *TEXT))}
-    return {key: value for key, value in tensors.items() if key.startswith(TEXT)}
+        return {
+            key: value
+            for key, value in tensors.items()
+            if not key.startswith((*VAE_PREFIXES, *TEXT_ENCODER_PREFIXES))
+        }
+    return {key: value for key, value in tensors.items() if key.startswith(TEXT_ENCODER_PREFIXES)}

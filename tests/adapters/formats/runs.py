@@ -17,16 +17,16 @@ CLIP = r".*self_attn\.(q|k|v|out)_proj"
 
 
 def family_of(name):
-    return families.find(tiny.tiny_folder(name))
+    return families.detect_family(tiny.tiny_folder(name))
 
 
 def train(name, path, *, targets=None, std=0.3, **facts):
     """An adapter as a run leaves it, random instead of trained; returns the adapted pipeline."""
     family, pipe = family_of(name), tiny.build(name)
     model = family.denoiser(pipe)
-    adapters.inject(model, rank=RANK, alpha=ALPHA, targets=targets or family.targets)
+    adapters.inject_adapter(model, rank=RANK, alpha=ALPHA, targets=targets or family.targets)
     generator = torch.Generator().manual_seed(11)
-    for key, parameter in adapters.named_parameters(model):
+    for key, parameter in adapters.trainable_parameters(model):
         if key.endswith("lora_B.weight"):
             parameter.data.normal_(std=std, generator=generator)
     metadata = adapters.pack_metadata(record(name, pipe) | facts)

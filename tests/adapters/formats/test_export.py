@@ -70,9 +70,9 @@ def test_what_was_written(name, tmp_path):
 def test_read_back_equals_the_run(name, tmp_path):
     path = tmp_path / "adapter.safetensors"
     pipe = train(name, path)
-    own = formats.load(path)
+    own = formats.read_adapter_file(path)
     (exported,) = formats.export_adapter(path, "diffusers", tmp_path)
-    back = formats.load(exported.path)
+    back = formats.read_adapter_file(exported.path)
     assert own.changes.keys() == back.changes.keys()
     modules = dict(family_of(name).denoiser(pipe).named_modules())
     for module, change in back.changes.items():
@@ -155,29 +155,29 @@ def test_published_models_are_named_by_their_width(width, second, architecture, 
 def test_mixed_alphas_become_one():
     """Two modules scaled differently: kohya's file must state one alpha and still be exact."""
     changes = {
-        f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.{part}": formats.LowRank(
+        f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.{part}": formats.LoraDelta(
             torch.randn(2, 8), torch.randn(8, 2), scale
         )
         for part, scale in (("to_q", 0.5), ("to_k", 3.0))
     }
     tensors = layouts.write_kohya(changes, "sd15")
     assert {float(value) for key, value in tensors.items() if key.endswith("alpha")} == {1.0}
-    for stem, parts in key_suffixes.gather(tensors, "here").items():
-        (module,) = module_names.resolve(stem, "sd15")
-        back = key_suffixes.build(parts, lambda rank: 1.0, "here")
+    for stem, parts in key_suffixes.group_by_module(tensors, "here").items():
+        (module,) = module_names.resolve_key(stem, "sd15")
+        back = key_suffixes.build_delta(parts, lambda rank: 1.0, "here")
         assert torch.allclose(back.delta(), changes[module].delta(), rtol=1e-5, atol=1e-6)
 
 
 def test_relative_error_is_that_of_the_full_matrices():
     generator = torch.Generator().manual_seed(0)
     up, down = torch.randn(30, 3, generator=generator), torch.randn(3, 20, generator=generator)
-    one = formats.LowRank(down, up, 2.0)
-    other = formats.LowRank(down + 0.01, up - 0.02, 1.9)
+    one = formats.LoraDelta(down, up, 2.0)
+    other = formats.LoraDelta(down + 0.01, up - 0.02, 1.9)
     full = 2.0 * (up @ down).double(), 1.9 * ((up - 0.02) @ (down + 0.01)).double()
     expected = float((full[0] - full[1]).norm() / full[0].norm())
     assert formats.relative_error(one, other) == pytest.approx(expected, rel=1e-6)
     assert formats.relative_error(one, one) < 1e-12
-    zero = formats.LowRank(down, torch.zeros(30, 3), 2.0)
+    zero = formats.LoraDelta(down, torch.zeros(30, 3), 2.0)
     assert formats.relative_error(zero, zero) == 0
     assert formats.relative_error(zero, one) == 1
 
@@ -188,7 +188,7 @@ def test_names_come_apart_again():
         layers = getattr(tiny.tiny_pipeline(name), family_of(name).component).named_modules()
         modules = [path for path, layer in layers if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
         assert len(modules) >= 10
-        assert [module_names.dotted(module.replace(".", "_")) for module in modules] == modules
+        assert [module_names.kohya_to_dotted(module.replace(".", "_")) for module in modules] == modules
 
 
 def test_private_names_come_only_on_request(trained, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorakit.adapters import formats
-from lorakit.adapters.formats import Dora, LowRank, export, layouts, module_names, native_names
+from lorakit.adapters.formats import DoraDelta, LoraDelta, export, layouts, module_names, native_names
 from lorakit.core import storage
 from lorakit.core.errors import DataError
 from tests import tiny
@@ -49,8 +49,8 @@ def test_native_names_in_every_spelling(family, theirs, ours):
         f"lora_transformer_{ours.replace('.', '_')}",
         f"transformer.{ours}",
     ):
-        assert module_names.resolve(stem, family) == [f"transformer.{ours}"]
-    assert native_names.owner(family, ours) == (theirs, [ours])
+        assert module_names.resolve_key(stem, family) == [f"transformer.{ours}"]
+    assert native_names.native_module(family, ours) == (theirs, [ours])
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_native_names_in_every_spelling(family, theirs, ours):
     ],
 )
 def test_text_encoders(stem, family, module):
-    assert module_names.resolve(stem, family) == [f"{module}.text_model.encoder.layers.0.mlp.fc1"]
+    assert module_names.resolve_key(stem, family) == [f"{module}.text_model.encoder.layers.0.mlp.fc1"]
     t5 = "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"
     place = {"flux1": "text_encoder_2", "sd3": "text_encoder_3"}
     for name, component in place.items():
-        assert module_names.resolve(t5, name) == [f"{component}.encoder.block.0.layer.0.SelfAttention.q"]
+        assert module_names.resolve_key(t5, name) == [f"{component}.encoder.block.0.layer.0.SelfAttention.q"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_text_encoders(stem, family, module):
 def test_a_published_networks_name_that_no_table_has_is_refused(stem, tmp_path):
     known = "diffusion_model.joint_blocks.0.x_block.attn.proj"
     with pytest.raises(DataError, match=f"not understood: {stem}"):
-        formats.load(written(tmp_path, halves(known, 8, 8) | halves(stem, 8, 8)), "sd3")
+        formats.read_adapter_file(written(tmp_path, halves(known, 8, 8) | halves(stem, 8, 8)), "sd3")
 
 
 def test_scale_and_shift_change_places(tmp_path):
@@ -88,7 +88,7 @@ def test_scale_and_shift_change_places(tmp_path):
     tensors = {}
     for stem, height in ((last, 16), (inner, 48), ("final_layer.adaLN_modulation.1", 16)):
         tensors |= halves(f"diffusion_model.{stem}", height, 8)
-    found = formats.load(written(tmp_path, tensors), "sd3").changes
+    found = formats.read_adapter_file(written(tmp_path, tensors), "sd3").changes
     swapped = {
         "transformer_blocks.1.norm1_context.linear": last,
         "norm_out.linear": "final_layer.adaLN_modulation.1",
@@ -108,8 +108,8 @@ def test_scale_and_shift_change_places(tmp_path):
 def test_magnitudes_whose_halves_a_reader_would_not_swap():
     """ComfyUI and Forge swap the halves of the change of a last modulation, and leave its magnitudes."""
     base = torch.randn(16, 8)
-    dora = Dora(LowRank(torch.randn(2, 8), torch.randn(16, 2)), 1 + torch.rand(16, 1))
-    source = formats.Adapter(
+    dora = DoraDelta(LoraDelta(torch.randn(2, 8), torch.randn(16, 2)), 1 + torch.rand(16, 1))
+    source = formats.LoadedAdapter(
         {f"transformer.{m}": dora for m in ("norm_out.linear", "x_embedder")}, "diffusers"
     )
 
@@ -117,7 +117,7 @@ def test_magnitudes_whose_halves_a_reader_would_not_swap():
         def read(self, module):
             return base
 
-    plans = export._plans(source, "flux1", ("comfyui", "diffusers"), Base(), None)
+    plans = export._group_plans(source, "flux1", ("comfyui", "diffusers"), Base(), None)
     kinds = {plan.consumers: [change.kind for change in plan.changes.values()] for plan in plans}
     assert kinds == {("comfyui",): ["lora", "dora"], ("diffusers",): ["dora", "dora"]}
     low = plans[0].changes["transformer.norm_out.linear"]
@@ -128,7 +128,7 @@ def test_magnitudes_whose_halves_a_reader_would_not_swap():
 def test_one_stream_tells_flux_2_from_flux_1(height, family, tmp_path):
     tensors = halves("diffusion_model.double_blocks.0.img_attn.qkv", 24, 8)
     tensors |= halves("diffusion_model.single_blocks.30.linear1", 8 * height, 8)
-    assert formats.load(written(tmp_path, tensors)).families[0] == family
+    assert formats.read_adapter_file(written(tmp_path, tensors)).families[0] == family
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_width_and_depth_tell_families_of_the_same_names(family, first, second, 
     tensors = {}
     for stem in (first, second):
         tensors |= halves(f"transformer.{stem}.{'linear' if 'norm' in stem else 'to_q'}", width, width)
-    assert formats.load(written(tmp_path, tensors)).families[0] == family
+    assert formats.read_adapter_file(written(tmp_path, tensors)).families[0] == family
 
 
 def test_angles_of_scaled_oft(tmp_path):
@@ -155,9 +155,9 @@ def test_angles_of_scaled_oft(tmp_path):
     angles = 0.3 * torch.randn(2, 6)  # two blocks of 4
     stem = "transformer.transformer_blocks.0.attn.to_q"
     marked = {f"{stem}.oft_R.weight": angles, f"{stem}.oft_R.scaled_oft": torch.tensor(True)}
-    (scaled,) = formats.load(written(tmp_path, marked), "sd3").changes.values()
+    (scaled,) = formats.read_adapter_file(written(tmp_path, marked), "sd3").changes.values()
     plain = {f"{stem}.oft_R.weight": angles / (2 * 3**0.5)}
-    (same,) = formats.load(written(tmp_path, plain), "sd3").changes.values()
+    (same,) = formats.read_adapter_file(written(tmp_path, plain), "sd3").changes.values()
     base = torch.randn(8, 8)
     assert torch.allclose(scaled.delta(base), same.delta(base), atol=1e-6)
     assert float(scaled.delta(base).norm()) > 0.1
@@ -170,7 +170,7 @@ def test_kernels_that_onetrainer_turns(onetrainer, tmp_path):
     linear = "unet.mid_block.attentions.0.proj_in"
     tensors = {"unet.conv_in.oft_R.weight": angles, f"{linear}.oft_R.weight": angles.clone()}
     metadata = {"ot_revision": "0"} if onetrainer else {}
-    found = formats.load(written(tmp_path, tensors, **metadata), "sdxl").changes
+    found = formats.read_adapter_file(written(tmp_path, tensors, **metadata), "sdxl").changes
     row, column = torch.triu_indices(4, 4, 1)
     skew = torch.zeros(3, 4, 4)
     skew[:, row, column] = angles
@@ -192,9 +192,9 @@ def test_what_ties_the_parts_of_a_fused_layer_together_is_refused(part, kind, tm
     tensors = halves(stem, 24, 8) if kind == "dora" else {}
     tensors |= {f"{stem}.{name}": value for name, value in part.items()}
     with pytest.raises(DataError, match=rf"{kind} of a fused layer(.|\n)*img_attn\.qkv(.|\n)*diffusers"):
-        formats.load(written(tmp_path, tensors), "flux1")
+        formats.read_adapter_file(written(tmp_path, tensors), "flux1")
     by_output = halves(stem, 24, 8) | {f"{stem}.dora_scale": torch.ones(24, 1)}
-    assert len(formats.load(written(tmp_path, by_output), "flux1").changes) == 3
+    assert len(formats.read_adapter_file(written(tmp_path, by_output), "flux1").changes) == 3
 
 
 def test_bounded_and_rescaled_oft(tmp_path):
@@ -202,14 +202,14 @@ def test_bounded_and_rescaled_oft(tmp_path):
     stem, blocks = "lycoris_mid_block_attentions_0_proj_in", torch.randn(2, 4, 4)
     factors, base = 1 + torch.rand(8, 1), torch.randn(8, 8)
     tensors = {f"{stem}.oft_blocks": blocks, f"{stem}.alpha": torch.tensor(0.1), f"{stem}.rescale": factors}
-    (change,) = formats.load(written(tmp_path, tensors), "sd15").changes.values()
+    (change,) = formats.read_adapter_file(written(tmp_path, tensors), "sd15").changes.values()
     skew = blocks - blocks.mT
     skew = skew * min(1.0, 0.1 * 8 / float(skew.norm()))
     turns = [torch.linalg.inv(torch.eye(4) - s).T @ (torch.eye(4) + s).T for s in skew]
     turned = torch.cat([turn @ base[4 * n : 4 * n + 4] for n, turn in enumerate(turns)])
     assert torch.allclose(change.delta(base), factors * turned - base, atol=1e-5)
     with pytest.raises(DataError, match="BOFT"):
-        formats.load(written(tmp_path, {f"{stem}.oft_blocks": torch.randn(3, 2, 4, 4)}), "sd15")
+        formats.read_adapter_file(written(tmp_path, {f"{stem}.oft_blocks": torch.randn(3, 2, 4, 4)}), "sd15")
 
 
 def test_magnitudes_of_a_flat_convolution(tmp_path):
@@ -221,7 +221,7 @@ def test_magnitudes_of_a_flat_convolution(tmp_path):
     for number in (1, 2):
         added = added * (tensors[f"{stem}.hada_w{number}_a"] @ tensors[f"{stem}.hada_w{number}_b"])
     magnitude = 1 + torch.rand(6, 1, 1, 1)
-    (change,) = formats.load(
+    (change,) = formats.read_adapter_file(
         written(tmp_path, tensors | {f"{stem}.dora_scale": magnitude}), "sd15"
     ).changes.values()
     merged = base + added.reshape(base.shape)
@@ -235,7 +235,7 @@ def test_magnitude_under_its_shortest_name(tmp_path):
     tensors = halves(stem, 8, 8)
     magnitude = 1 + torch.rand(8)
     path = written(tmp_path, tensors | {f"{stem}.magnitude": magnitude})
-    (change,) = formats.load(path, "flux1").changes.values()
+    (change,) = formats.read_adapter_file(path, "flux1").changes.values()
     merged = base + product(tensors, stem)
     expected = merged * (magnitude / merged.norm(dim=1))[:, None] - base
     assert torch.allclose(change.delta(base), expected, atol=1e-5)
@@ -243,7 +243,7 @@ def test_magnitude_under_its_shortest_name(tmp_path):
 
 def test_every_native_row_names_a_module_once():
     """A table with a slip would change one module twice, or none; modules of tiny networks are all there."""
-    for family, rows in native_names.TABLES.items():
+    for family, rows in native_names.NATIVE_NAMES.items():
         theirs = [row[0] for row in rows]
         ours = [module for row in rows for module in row[1]]
         assert len(set(theirs)) == len(theirs), family
@@ -251,15 +251,15 @@ def test_every_native_row_names_a_module_once():
     for name, family in (("flux1-dev", "flux1"), ("sd3", "sd3")):
         model = tiny.tiny_pipeline(name).transformer
         linear = [path for path, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
-        unmapped = {path for path in linear if native_names.owner(family, path) is None}
+        unmapped = {path for path in linear if native_names.native_module(family, path) is None}
         assert unmapped <= {"context_embedder"}
         changes = {f"transformer.{path}": _ones(model.get_submodule(path)) for path in linear}
         back = {}
         for key in layouts.write_native(changes, family):
-            for module in module_names.resolve(key.rsplit(".", 2)[0], family):
+            for module in module_names.resolve_key(key.rsplit(".", 2)[0], family):
                 back[module] = True
         assert back.keys() == changes.keys()
 
 
 def _ones(layer):
-    return LowRank(torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1))
+    return LoraDelta(torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1))

@@ -42,10 +42,10 @@ def test_non_finite(value, dtype, trained, tmp_path):
     for force in (False, True):
         refused(NumericError, r"NaN or infinity(.|\n)*to_k", trained, "all", tmp_path / "out", force=force)
     with pytest.raises(NumericError, match=rf"NaN or infinity(.|\n)*{key}\n"):
-        formats.load(trained)
+        formats.read_adapter_file(trained)
     with pytest.raises(NumericError, match=key):
-        formats.parse(trained.read_bytes(), "its bytes")
-    assert formats.load(trained, unsound=True).unsound == (key,)
+        formats.parse_adapter(trained.read_bytes(), "its bytes")
+    assert formats.read_adapter_file(trained, unsound=True).unsound == (key,)
 
 
 def test_an_alpha_that_is_not_a_number(tmp_path):
@@ -53,7 +53,7 @@ def test_an_alpha_that_is_not_a_number(tmp_path):
     tensors = {f"{stem}.lora_down.weight": torch.ones(2, 8), f"{stem}.lora_up.weight": torch.ones(8, 2)}
     storage.write_safetensors(path, tensors | {f"{stem}.alpha": torch.tensor(float("nan"))}, {})
     with pytest.raises(NumericError, match=r"proj_in\.alpha"):
-        formats.load(path)
+        formats.read_adapter_file(path)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_100_000_tensors(name, words, hidden, tmp_path):
     path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
     began = time.process_time()
     with pytest.raises(DataError, match=words):
-        formats.load(path)
+        formats.read_adapter_file(path)
     assert hidden or time.process_time() - began < 1
 
 
@@ -99,7 +99,7 @@ def test_a_module_that_a1111_looks_for_elsewhere(tmp_path):
     assert exported.consumers == ("comfyui", "diffusers")
     train("sd15", path, targets=targets)
     (exported,) = formats.export_adapter(path, "all", tmp_path / "p")
-    assert exported.consumers == consumers.NAMES
+    assert exported.consumers == consumers.CONSUMERS
 
 
 @pytest.mark.parametrize(("name", "mixed"), [("sd15", True), ("flux1-dev", False)])
@@ -115,7 +115,10 @@ def test_a_dora_that_a1111_would_misread_is_a_lora_there(name, mixed, tmp_path):
     assert (found["a1111"] is found["comfyui"]) != mixed
     if mixed:
         assert found["a1111"].consumers == ("a1111",)
-        rank = {formats.load(found["a1111"].path).changes[m].rank for m in formats.load(path).changes}
+        rank = {
+            formats.read_adapter_file(found["a1111"].path).changes[m].rank
+            for m in formats.read_adapter_file(path).changes
+        }
         assert max(rank) > 4  # than that of the DoRA
 
 
@@ -188,7 +191,7 @@ def test_files_that_are_no_adapters(trained, tmp_path):
     path = tmp_path / "x.safetensors"
     storage.write_safetensors(path, {"conv_in.weight": torch.zeros(1)}, {"format": "pt"})
     with pytest.raises(DataError, match=r"keys begin conv_in.weight"):
-        formats.load(path)
+        formats.read_adapter_file(path)
     tensors = storage.read_safetensors(trained)
     storage.write_safetensors(path, tensors, {"format": "pt"})
     with pytest.raises(ConfigError, match=r"does not say which family it belongs to: it could be .*sd3"):
@@ -197,15 +200,15 @@ def test_files_that_are_no_adapters(trained, tmp_path):
     half = {key: value for key, value in tensors.items() if "0.attn.to_q.lora_B" not in key}
     storage.write_safetensors(path, half, storage.read_safetensors_metadata(trained))
     with pytest.raises(DataError, match="only one half"):
-        formats.load(path)
+        formats.read_adapter_file(path)
     storage.write_safetensors(path, tensors | {"transformer.x.bias": torch.zeros(1)}, {"format": "pt"})
     with pytest.raises(DataError, match=r"not understood: transformer\.x\.bias"):
-        formats.load(path)
+        formats.read_adapter_file(path)
     for facts in ('{"rank": 0}', "[]", "{", '{"rank": 4, "alpha": "x", "family": "sd3"}'):
         storage.write_safetensors(path, tensors, {"lorakit": facts})
         with pytest.raises(DataError, match="is damaged"):
-            formats.load(path)
+            formats.read_adapter_file(path)
     shutil.copy(trained, path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError):
-        formats.load(path)
+        formats.read_adapter_file(path)

@@ -84,8 +84,10 @@ def test_every_family_loads_everywhere_as_trained(name, tmp_path, caplog):
         tmp_path / "adapter.safetensors", "all", tmp_path / "out", base=tiny.tiny_folder(name)
     )
     readers = [consumer for file in made for consumer in file.consumers]
-    assert sorted(readers) == sorted(set(readers) & set(consumers.rules(family_of(name).name)))
-    assert set(readers) >= set(consumers.rules(family_of(name).name)) - {"a1111" if TEXTS.get(name) else ""}
+    assert sorted(readers) == sorted(set(readers) & set(consumers.loader_rules(family_of(name).name)))
+    assert set(readers) >= set(consumers.loader_rules(family_of(name).name)) - {
+        "a1111" if TEXTS.get(name) else ""
+    }
     for file in made:
         assert file.max_relative_error < 1e-6
         assert not file.approximated
@@ -141,7 +143,7 @@ def test_one_prediction_is_the_trained_one(name, tmp_path):
     made = formats.export_adapter(tmp_path / "adapter.safetensors", "all", tmp_path / "exports")
     for file in made:
         fresh = tiny.build(name)
-        for module, change in formats.load(file.path).changes.items():
+        for module, change in formats.read_adapter_file(file.path).changes.items():
             layer = family_of(name).denoiser(fresh).get_submodule(module.split(".", 1)[1])
             layer.weight.data += change.delta().reshape(layer.weight.shape)
         assert (predict(name, fresh) - trained).abs().max() <= 1e-5 * before.abs().max()
@@ -150,12 +152,12 @@ def test_one_prediction_is_the_trained_one(name, tmp_path):
 
 def test_every_family_can_be_exported():
     names = {family.name for family in families.FAMILIES}
-    assert names == set(consumers.READS)
+    assert names == set(consumers.LOADER_RULES)
     for family in families.FAMILIES:
-        assert {rule.layout for rule in consumers.rules(family.name).values()} <= {
+        assert {rule.layout for rule in consumers.loader_rules(family.name).values()} <= {
             "kohya",
             "native",
             "diffusers",
         }
-    served = [name for name in names if "comfyui" in consumers.READS[name]]
+    served = [name for name in names if "comfyui" in consumers.LOADER_RULES[name]]
     assert len(served) >= 17

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorakit.adapters import formats
-from lorakit.adapters.formats import LowRank, low_rank
+from lorakit.adapters.formats import LoraDelta, low_rank
 from lorakit.adapters.tools import combine, extract, inspect, merge
 from lorakit.cli import main
 from lorakit.core import storage
@@ -23,7 +23,7 @@ def pair(tmp_path):
     """Two adapters of one base, the second of part of the modules."""
     train("sd3", tmp_path / "one.safetensors")
     train("sd3", tmp_path / "two.safetensors", targets=["to_q", "to_k"], std=0.1)
-    return [formats.load(tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
+    return [formats.read_adapter_file(tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
 
 
 def off(found, expected):
@@ -31,7 +31,7 @@ def off(found, expected):
 
 
 def test_concatenation_is_exact(pair):
-    made = combine.combine([(pair[0], 0.7), (pair[1], -0.4)])
+    made = combine.combine_adapters([(pair[0], 0.7), (pair[1], -0.4)])
     assert made.keys() == pair[0].changes.keys()
     for module, change in made.items():
         total = 0.7 * pair[0].changes[module].delta()
@@ -42,7 +42,7 @@ def test_concatenation_is_exact(pair):
 
 
 def test_svd_is_the_best_of_its_rank(pair):
-    made = combine.combine([(pair[0], 1.0), (pair[1], 1.0)], "svd", rank=3)
+    made = combine.combine_adapters([(pair[0], 1.0), (pair[1], 1.0)], "svd", rank=3)
     module = "transformer.transformer_blocks.0.attn.to_q"
     total = pair[0].changes[module].delta() + pair[1].changes[module].delta()
     u, s, vh = torch.linalg.svd(total)
@@ -66,13 +66,13 @@ def test_dare_keeps_the_mean_and_the_density():
 
 @pytest.mark.parametrize("method", ["ties", "dare"])
 def test_of_one_adapter_alone_nothing_is_lost_at_full_density(method, pair):
-    made = combine.combine([(pair[0], 1.0)], method, density=1.0)
+    made = combine.combine_adapters([(pair[0], 1.0)], method, density=1.0)
     for module, change in made.items():
         assert off(change.delta(), pair[0].changes[module].delta()) < 1e-5
 
 
 def test_resize_reaches_the_energy_it_states(pair):
-    made, kept = combine.resize(pair[0].changes, energy=0.9)
+    made, kept = combine.resize_adapter(pair[0].changes, energy=0.9)
     for module, change in made.items():
         values = torch.linalg.svdvals(pair[0].changes[module].delta().double())
         needed = int((values.square().cumsum(0) / values.square().sum() < 0.9).sum()) + 1
@@ -80,7 +80,7 @@ def test_resize_reaches_the_energy_it_states(pair):
         assert kept[module] >= 0.9
         lost = off(change.delta(), pair[0].changes[module].delta()) ** 2
         assert abs(1 - kept[module] - lost) < 1e-5
-    same, kept = combine.resize(pair[0].changes, rank=99)
+    same, kept = combine.resize_adapter(pair[0].changes, rank=99)
     assert all(change.rank == 4 for change in same.values())
     assert min(kept.values()) > 1 - 1e-9
 
@@ -90,19 +90,21 @@ def test_the_random_projection_finds_the_same_subspace():
     left = torch.linalg.qr(torch.randn(1500, 40, generator=generator)).Q
     right = torch.linalg.qr(torch.randn(1200, 40, generator=generator)).Q
     delta = left * torch.logspace(0, -2, 40) @ right.T
-    low = low_rank.nearest(delta, 8)
+    low = low_rank.nearest_lora(delta, 8)
     exact = left[:, :8] * torch.logspace(0, -2, 40)[:8] @ right[:, :8].T
     assert off(low.delta(), exact) < 1e-3
-    assert torch.equal(low.up, low_rank.nearest(delta, 8).up)
+    assert torch.equal(low.up, low_rank.nearest_lora(delta, 8).up)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_merged_equals_base_plus_adapter(name, tmp_path):
     trained = predict(name, train(name, tmp_path / "a.safetensors"))
-    count = merge.merge(
-        tiny.tiny_folder(name), [(formats.load(tmp_path / "a.safetensors"), 1.0)], tmp_path / "merged"
+    count = merge.merge_into_base(
+        tiny.tiny_folder(name),
+        [(formats.read_adapter_file(tmp_path / "a.safetensors"), 1.0)],
+        tmp_path / "merged",
     )
-    assert count == len(formats.load(tmp_path / "a.safetensors").changes)
+    assert count == len(formats.read_adapter_file(tmp_path / "a.safetensors").changes)
     family_pipe = type(tiny.build(name)).from_pretrained(str(tmp_path / "merged"))
     assert (predict(name, family_pipe) - trained).abs().max() <= 1e-5 * trained.abs().max()
 
@@ -114,9 +116,9 @@ def test_merge_into_shards_in_bfloat16(tmp_path):
     pipe.transformer.save_pretrained(str(tmp_path / "base" / "transformer"), max_shard_size="60KB")
     shards = sorted((tmp_path / "base" / "transformer").glob("*.safetensors"))
     assert len(shards) > 1
-    adapter = formats.load(tmp_path / "a.safetensors")
-    merge.merge(tmp_path / "base", [(adapter, 0.5)], tmp_path / "out")
-    before, after = formats.Weights(tmp_path / "base"), formats.Weights(tmp_path / "out")
+    adapter = formats.read_adapter_file(tmp_path / "a.safetensors")
+    merge.merge_into_base(tmp_path / "base", [(adapter, 0.5)], tmp_path / "out")
+    before, after = formats.BaseWeights(tmp_path / "base"), formats.BaseWeights(tmp_path / "out")
     for module, change in adapter.changes.items():
         expected = (before.read(module).float() + 0.5 * change.delta()).to(torch.bfloat16)
         assert torch.equal(after.read(module), expected)
@@ -129,35 +131,35 @@ def test_merge_into_shards_in_bfloat16(tmp_path):
 
 def test_merge_refuses_before_it_writes(tmp_path):
     train("sd35", tmp_path / "a.safetensors")
-    adapter = formats.load(tmp_path / "a.safetensors")
+    adapter = formats.read_adapter_file(tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match=r"no module transformer\.transformer_blocks\.0\.attn2"):
-        merge.merge(tiny.tiny_folder("sd3"), [(adapter, 1.0)], tmp_path / "out")
+        merge.merge_into_base(tiny.tiny_folder("sd3"), [(adapter, 1.0)], tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     with pytest.raises(ConfigError, match="not empty"):
-        merge.merge(tiny.tiny_folder("sd35"), [(adapter, 1.0)], tmp_path / "full")
+        merge.merge_into_base(tiny.tiny_folder("sd35"), [(adapter, 1.0)], tmp_path / "full")
     assert not (tmp_path / "out").exists()
 
 
 def test_extract_finds_what_was_merged(tmp_path):
     train("sd3", tmp_path / "a.safetensors")
-    adapter = formats.load(tmp_path / "a.safetensors")
+    adapter = formats.read_adapter_file(tmp_path / "a.safetensors")
     base = tiny.tiny_folder("sd3")
-    merge.merge(base, [(adapter, 1.0)], tmp_path / "tuned")
-    changes, kept, family = extract.extract(base, tmp_path / "tuned", rank=4)
+    merge.merge_into_base(base, [(adapter, 1.0)], tmp_path / "tuned")
+    changes, kept, family = extract.extract_adapter(base, tmp_path / "tuned", rank=4)
     assert family == "sd3"
     assert changes.keys() == adapter.changes.keys()
     for module, change in changes.items():
         assert off(change.delta(), adapter.changes[module].delta()) < 1e-5
         assert kept[module] > 1 - 1e-9
-    less, kept, _ = extract.extract(base, tmp_path / "tuned", energy=0.8)
+    less, kept, _ = extract.extract_adapter(base, tmp_path / "tuned", energy=0.8)
     for module, change in less.items():
         assert kept[module] >= 0.8
         assert kept[module] == pytest.approx(
             1 - off(change.delta(), adapter.changes[module].delta()) ** 2, abs=1e-5
         )
     with pytest.raises(ConfigError, match="do not differ"):
-        extract.extract(base, base, rank=4)
+        extract.extract_adapter(base, base, rank=4)
 
 
 def run(capsys, *words):
@@ -196,7 +198,7 @@ def test_the_commands(tmp_path, capsys):
         out,
     )
     assert code == 0, told.err
-    mine, both = formats.load(tmp_path / "a.safetensors"), formats.load(out)
+    mine, both = formats.read_adapter_file(tmp_path / "a.safetensors"), formats.read_adapter_file(out)
     assert all(off(both.changes[m].delta(), change.delta()) < 1e-6 for m, change in mine.changes.items())
     code, told = run(capsys, "resize", out, "--rank", 4, "--out", tmp_path / "r.safetensors", "--json")
     assert (code, json.loads(told.out)["ranks"]) == (0, [4, 4])
@@ -207,7 +209,7 @@ def test_the_commands(tmp_path, capsys):
         capsys, "extract", base, tmp_path / "m", "--rank", 4, "--out", tmp_path / "x.safetensors"
     )
     assert code == 0, told.err
-    back = formats.load(tmp_path / "x.safetensors")
+    back = formats.read_adapter_file(tmp_path / "x.safetensors")
     assert all(off(back.changes[m].delta(), change.delta()) < 1e-4 for m, change in mine.changes.items())
 
 
@@ -266,13 +268,13 @@ def test_commands_refuse_what_would_lose_something(tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
 def test_other_kinds_go_through_the_same_tools(kind, tmp_path):
     expected = train_kind("sd3", tmp_path / "a.safetensors", kind)
-    adapter = formats.load(tmp_path / "a.safetensors")
+    adapter = formats.read_adapter_file(tmp_path / "a.safetensors")
     base = tiny.tiny_folder("sd3")
-    merge.merge(base, [(adapter, 1.0)], tmp_path / "merged")
-    before, after = formats.Weights(base), formats.Weights(tmp_path / "merged")
+    merge.merge_into_base(base, [(adapter, 1.0)], tmp_path / "merged")
+    before, after = formats.BaseWeights(base), formats.BaseWeights(tmp_path / "merged")
     for module, change in expected.items():
         assert off(after.read(module) - before.read(module), change) < 1e-5
-    made, kept = combine.resize(adapter.changes, energy=0.99, weights=before)
-    assert all(isinstance(change, LowRank) for change in made.values())
+    made, kept = combine.resize_adapter(adapter.changes, energy=0.99, weights=before)
+    assert all(isinstance(change, LoraDelta) for change in made.values())
     assert min(kept.values()) >= 0.99
-    assert inspect.describe(tmp_path / "a.safetensors")["kinds"] == {kind: len(expected)}
+    assert inspect.inspect_adapter(tmp_path / "a.safetensors")["kinds"] == {kind: len(expected)}

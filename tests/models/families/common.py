@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorakit.models import families
-from lorakit.models.families import Cond, Family
+from lorakit.models.families import Conditioning, Family
 from tests import tiny
 
 CAPTIONS = ["a photo of a red circle", "small"]
@@ -46,7 +46,9 @@ def pictures_for(name: str, size: tuple[int, int] | None = None, row: int = 0) -
     return made
 
 
-def conditions(name: str, pipe: Any, captions: list[str], size: tuple[int, int] | None = None) -> list[Cond]:
+def conditions(
+    name: str, pipe: Any, captions: list[str], size: tuple[int, int] | None = None
+) -> list[Conditioning]:
     """All that a row's family predicts and draws from: text, and of each caption's own pictures."""
     family, size, found = family_of(name), size or tiny.ROWS[name].sizes[0], []
     for row, caption in enumerate(captions):
@@ -56,6 +58,8 @@ def conditions(name: str, pipe: Any, captions: list[str], size: tuple[int, int] 
     return found
 
 
-def encoded(name: str, captions: list[str] = CAPTIONS, size: tuple[int, int] | None = None) -> list[Cond]:
+def encoded(
+    name: str, captions: list[str] = CAPTIONS, size: tuple[int, int] | None = None
+) -> list[Conditioning]:
     """Conditions of captions for a picture of `size` pixels, by default the row's first."""
     return conditions(name, tiny.tiny_pipeline(name), captions, size)

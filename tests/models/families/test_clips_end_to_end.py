@@ -16,12 +16,12 @@ from lorakit.config import recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.sampling import pipeline
-from lorakit.training.train import train
+from lorakit.training.train import train_recipe
 from tests import runs, tiny
 from tests.data_tools.folders import photo
 from tests.imaging import videos
 
-WAN = recipe.folder() / "wan.yaml"
+WAN = recipe.builtin_recipes_folder() / "wan.yaml"
 
 
 def _folder(path: Path, *, clips: bool) -> Path:
@@ -56,7 +56,7 @@ def _overrides(data: Path, out: Path, row: str = "wan", **more: object) -> list[
 def test_what_was_prepared_is_known_and_a_broken_film_is_told(tmp_path):
     data = _folder(tmp_path / "data", clips=True)
     assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64"]) == 0
-    records = {record.file: record for record in manifest.load(data)}
+    records = {record.file: record for record in manifest.load_manifest(data)}
     assert {file for file, record in records.items() if record.clip} == {"a.mp4", "b.webm", "c.mkv"}
     assert records["broken.mp4"].reason.startswith("corrupt: no film")
     before = (data / "manifest.jsonl").read_bytes()
@@ -71,13 +71,17 @@ def test_films_and_stills_have_batches_of_their_own(tmp_path):
 
     data = _folder(tmp_path / "data", clips=True)
     assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64", "--quiet"]) == 0
-    plan = run_plan.plan(recipe.load(WAN, _overrides(data, tmp_path / "run")), lambda text: None)
+    plan = run_plan.plan_training(
+        recipe.load_recipe(WAN, _overrides(data, tmp_path / "run")), lambda text: None
+    )
     frames = {item.record.file: item.frames for item in plan.items}
     assert frames == {
         **dict.fromkeys(("0.png", "1.png", "c.mkv"), (0,)),
         **dict.fromkeys(("a.mp4", "b.webm"), (0, 1, 2, 3, 4)),
     }
-    stills = run_plan.plan(recipe.load(WAN, _overrides(data, tmp_path / "r", frames=1)), lambda text: None)
+    stills = run_plan.plan_training(
+        recipe.load_recipe(WAN, _overrides(data, tmp_path / "r", frames=1)), lambda text: None
+    )
     assert {item.frames for item in stills.items} == {(0,)}
     caches = [dataset.LatentCache(data, plan.base) for _ in range(2)]
     film = next(item for item in plan.items if item.record.file == "a.mp4")
@@ -89,7 +93,7 @@ def test_stills_alone_and_both_experts(tmp_path):
     data, run = _folder(tmp_path / "data", clips=False), tmp_path / "run"
     assert main.main(["data", "prepare", str(data), "--resolution", "64", "--quiet"]) == 0
     more = {"frames": 1, "train.accumulate": 4}
-    train(recipe.load(WAN, _overrides(data, run, "wan-2.2", **more)))
+    train_recipe(recipe.load_recipe(WAN, _overrides(data, run, "wan-2.2", **more)))
     tensors = storage.read_safetensors(run / "adapter.safetensors")
     parts = {name.split(".")[0] for name in tensors}
     assert parts == {"transformer", "transformer_2"}
@@ -97,11 +101,11 @@ def test_stills_alone_and_both_experts(tmp_path):
     _assert_diffusers_reads_both(run)
     with Image.open(run / "samples/step-00000004/a-0.png") as picture:
         assert picture.size == (64, 64)
-    made = recipe.load(WAN, _overrides(data, tmp_path / "broken", "wan-2.2", **more))
+    made = recipe.load_recipe(WAN, _overrides(data, tmp_path / "broken", "wan-2.2", **more))
     with runs.killed_at(3):
-        train(made)
+        train_recipe(made)
     assert (
-        train(made).path.joinpath("adapter.safetensors").read_bytes()
+        train_recipe(made).path.joinpath("adapter.safetensors").read_bytes()
         == (run / "adapter.safetensors").read_bytes()
     )
 
@@ -109,7 +113,7 @@ def test_stills_alone_and_both_experts(tmp_path):
 def _assert_diffusers_reads_both(run):
     """A file for each expert; diffusers' own pipeline with both predicts what the run's adapter does."""
     base = tiny.tiny_folder("wan-2.2")
-    ours = pipeline.Painter(str(base), run / "adapter.safetensors")
+    ours = pipeline.SamplingPipeline(str(base), run / "adapter.safetensors")
     theirs = ours.family.load(base, dtype=torch.float32)
     for second, name in enumerate(("high-noise", "low-noise")):
         file = run / f"exports/adapter-{name}-diffusers.safetensors"
@@ -135,17 +139,17 @@ def test_what_does_not_go_together_is_refused_before_any_work(row, tmp_path):
 
     data = _folder(tmp_path / "data", clips=True)
     assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64", "--quiet"]) == 0
-    made = recipe.load(WAN, _overrides(data, tmp_path / "run", row))
+    made = recipe.load_recipe(WAN, _overrides(data, tmp_path / "run", row))
     if row == "wan":
         (data / "a.mp4").write_bytes(videos.encode(2))
         with pytest.raises(DataError, match="has changed"):
-            run_plan.plan(made, lambda text: None)
+            run_plan.plan_training(made, lambda text: None)
         return
     with pytest.raises(ConfigError, match="makes pictures, not clips of 5 frames"):
-        run_plan.plan(made, lambda text: None)
-    one = recipe.load(WAN, _overrides(data, tmp_path / "run", row, frames=1))
+        run_plan.plan_training(made, lambda text: None)
+    one = recipe.load_recipe(WAN, _overrides(data, tmp_path / "run", row, frames=1))
     with pytest.raises(DataError, match=r"3 clips, and .* makes pictures: a\.mp4"):
-        run_plan.plan(one, lambda text: None)
+        run_plan.plan_training(one, lambda text: None)
 
 
 def test_films_are_left_alone_unless_asked_for(tmp_path, capsys):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.prepare import PrepareOptions, prepare
+from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import adapters, manifest
 from lorakit.cli import main
 from lorakit.config import recipe
@@ -101,21 +101,25 @@ def test_a_control_lora_begins_as_the_base_and_loads_in_diffusers(tmp_path, capl
 
     from lorakit.adapters import formats
 
-    base, control = tiny.tiny_folder("flux1-dev"), families.by_name("flux1-control")
-    assert families.find(base, {"control"}) is control
-    assert families.find(base) is families.find(base, {"source"}) is families.by_name("flux1")
+    base, control = tiny.tiny_folder("flux1-dev"), families.get_family("flux1-control")
+    assert families.detect_family(base, {"control"}) is control
+    assert (
+        families.detect_family(base)
+        is families.detect_family(base, {"source"})
+        is families.get_family("flux1")
+    )
     pipe, plain = control.load(base, dtype=torch.float32), tiny.tiny_pipeline("flux1-dev")
     pictures = pictures_for("flux1-control")
     noise, t = noise_for("flux1-dev"), times(control)[:1]
     text = control.collate(control.encode(pipe, CAPTIONS[:1]))
     cond = text | control.collate([control.condition(pipe, pictures)])
     model = control.denoiser(pipe)
-    adapters.inject(model, rank=4, alpha=4, targets=control.targets)
+    adapters.inject_adapter(model, rank=4, alpha=4, targets=control.targets)
     with torch.no_grad():
         begun = control.predict(model, noise, t, cond)
-        expected = families.by_name("flux1").predict(plain.transformer, noise, t, text)
+        expected = families.get_family("flux1").predict(plain.transformer, noise, t, text)
         assert (begun - expected).abs().max() <= 1e-6
-        for name, parameter in adapters.named_parameters(model):
+        for name, parameter in adapters.trainable_parameters(model):
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
         trained = control.predict(model, noise, t, cond)
@@ -151,16 +155,18 @@ def test_a_source_is_cropped_as_its_image_is(tmp_path):
     image.resize((320, 192)).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.source.jpg", exif=exif)
     (tmp_path / "a.txt").write_text("x")
     _prepare(tmp_path)
-    (record,) = manifest.load(tmp_path)
+    (record,) = manifest.load_manifest(tmp_path)
     (given,) = record.given
     assert (given.kind, given.file, given.by) == ("source", "a.source.jpg", "sidecar")
     assert (given.width, given.height) == (320, 192)
-    family = families.by_name("flux1-kontext")
-    seen = conditioning.of_record(family, tmp_path, record, (40, 0, 120, 96), (40, 48))
+    family = families.get_family("flux1-kontext")
+    seen = conditioning.record_conditioning(family, tmp_path, record, (40, 0, 120, 96), (40, 48))
     (source,) = seen.read()["source"]
     assert source.shape == (3, 48, 40)
     assert source[0, :, :18].min() > 200 > 60 > source[0, :, 22:].max()
-    assert seen.key != conditioning.of_record(family, tmp_path, record, (41, 0, 121, 96), (40, 48)).key
+    assert (
+        seen.key != conditioning.record_conditioning(family, tmp_path, record, (41, 0, 121, 96), (40, 48)).key
+    )
 
 
 def test_several_sources_and_columns(tmp_path):
@@ -169,27 +175,29 @@ def test_several_sources_and_columns(tmp_path):
     row = {"file_name": "a.png", "text": "join them", "source_file_name": ["c.png", "b.png"]}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     _prepare(tmp_path)
-    (record,) = manifest.load(tmp_path)
+    (record,) = manifest.load_manifest(tmp_path)
     assert [one.file for one in record.given] == ["c.png", "b.png"]
-    assert manifest.fingerprint([record]) != manifest.fingerprint([dataclasses.replace(record, given=())])
+    assert manifest.dataset_fingerprint([record]) != manifest.dataset_fingerprint(
+        [dataclasses.replace(record, given=())]
+    )
     assert (
         len(
-            conditioning.of_record(
-                families.by_name("flux2"), tmp_path, record, (0, 0, 64, 64), (64, 64)
+            conditioning.record_conditioning(
+                families.get_family("flux2"), tmp_path, record, (0, 0, 64, 64), (64, 64)
             ).parts
         )
         == 2
     )
     with pytest.raises(DataError, match="has 2 pictures as source"):
-        conditioning.check_records(families.by_name("flux1-kontext"), tmp_path, [record])
+        conditioning.check_record_conditioning(families.get_family("flux1-kontext"), tmp_path, [record])
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row | {"source_file_name": "no.png"}) + "\n")
     with pytest.raises(DataError, match=r"no source 'no\.png'"):
-        prepare(tmp_path, PrepareOptions(resolution=64, quiet=True))
+        prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True))
 
 
 def _planned(row: str, data: Path, folder: Path) -> None:
     made = runs.make_recipe(folder / "r.json", tiny.tiny_folder(row), data, folder / "run")
-    run_plan.plan(recipe.load(made), lambda text: None)
+    run_plan.plan_training(recipe.load_recipe(made), lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +237,9 @@ def test_a_u_net_without_channels_for_a_mask_is_refused(tmp_path):
     file = tmp_path / "base/model_index.json"
     file.write_text(file.read_text().replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"))
     with pytest.raises(ConfigError, match="takes 4 channels"):
-        families.find(tmp_path / "base").load(tmp_path / "base", dtype=torch.float32, only=("scheduler",))
+        families.detect_family(tmp_path / "base").load(
+            tmp_path / "base", dtype=torch.float32, only=("scheduler",)
+        )
 
 
 def test_prompts_without_pictures_are_refused(tmp_path):
@@ -245,11 +255,11 @@ def test_prompts_without_pictures_are_refused(tmp_path):
     ]
     for name, prompt, words in cases:
         with pytest.raises(ConfigError, match=words):
-            conditioning.check_prompts(families.by_name(name), [prompt])
+            conditioning.check_prompt_conditioning(families.get_family(name), [prompt])
     for name, prompt in (
         ("flux2", plain),
         ("sd15", plain),
         ("flux1-kontext", image),
         ("sd15-inpaint", masked),
     ):
-        conditioning.check_prompts(families.by_name(name), [prompt])
+        conditioning.check_prompt_conditioning(families.get_family(name), [prompt])

@@ -12,7 +12,7 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.models import families
 from lorakit.models.families.derived import pipeline_calls
-from lorakit.models.families.derived.derived_family import derive
+from lorakit.models.families.derived.derived_family import derive_family
 from tests import runs, tiny
 from tests.models.families.common import CAPTIONS, encoded, family_of, noise_for, times
 
@@ -36,12 +36,12 @@ EQUAL = sorted(name for name, row in tiny.ROWS.items() if name not in REFUSED an
 @pytest.mark.parametrize("name", EQUAL)
 def test_predictions_and_gradients_equal_the_written_familys(name):
     written, pipe = family_of(name), tiny.build(name)
-    derived = derive(tiny.tiny_folder(name))
+    derived = derive_family(tiny.tiny_folder(name))
     assert (derived.objective, derived.component) == (written.objective, written.component)
     assert derived.size_step(pipe) % written.size_step(pipe) == 0
     conds = derived.encode(pipe, CAPTIONS)
     network = derived.denoiser(pipe)
-    adapters.inject(network, rank=2, alpha=2, targets=written.targets)
+    adapters.inject_adapter(network, rank=2, alpha=2, targets=written.targets)
     noise, t = noise_for(name, rows=2), times(written)
     singles = [
         written.predict(network, noise[i, None], t[i, None], written.collate([cond]))
@@ -58,7 +58,7 @@ def _learnt(network, prediction):
     """The prediction, and the gradients of B, whose values are zero."""
     prediction.square().mean().backward()
     found = {}
-    for key, parameter in adapters.named_parameters(network):
+    for key, parameter in adapters.trainable_parameters(network):
         if parameter.grad is not None and key.endswith("lora_B.weight"):
             found[key] = parameter.grad.clone()
         parameter.grad = None
@@ -69,7 +69,7 @@ def _learnt(network, prediction):
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_pipeline_that_cannot_be_followed_is_refused_with_the_reason(name):
     with pytest.raises(ConfigError, match=REFUSED[name]) as caught:
-        derive(tiny.tiny_folder(name)).encode(tiny.tiny_pipeline(name), CAPTIONS)
+        derive_family(tiny.tiny_folder(name)).encode(tiny.tiny_pipeline(name), CAPTIONS)
     assert type(tiny.tiny_pipeline(name)).__name__ in caught.value.message
     assert "how to add one" in str(caught.value)
 
@@ -78,7 +78,7 @@ def test_a_pipeline_that_cannot_be_followed_is_refused_with_the_reason(name):
 @pytest.mark.parametrize("guidance", [None, "off"])
 def test_pictures_equal_the_written_familys(name, guidance):
     written, pipe = family_of(name), tiny.tiny_pipeline(name)
-    derived, size = derive(tiny.tiny_folder(name)), tiny.ROWS[name].sizes[0]
+    derived, size = derive_family(tiny.tiny_folder(name)), tiny.ROWS[name].sizes[0]
     width, height = (side * derived.size_step(pipe) // written.size_step(pipe) for side in size)
     noise = noise_for(name, (width, height), rows=2)
     options = {"steps": 2, "width": width, "height": height}
@@ -136,14 +136,14 @@ def test_a_refusal_comes_before_any_training(tmp_path):
 
 def _derived(name: str = "sd15"):
     """(family, pipeline of its own, one collated condition)."""
-    family, pipe = derive(tiny.tiny_folder(name)), tiny.build(name)
+    family, pipe = derive_family(tiny.tiny_folder(name)), tiny.build(name)
     return family, pipe, family.collate(family.encode(pipe, CAPTIONS[:1]))
 
 
 def test_a_call_without_gradients_is_refused(monkeypatch):
     family, pipe, cond = _derived()
     network = family.denoiser(pipe)
-    adapters.inject(network, rank=2, alpha=2, targets=family.targets)
+    adapters.inject_adapter(network, rank=2, alpha=2, targets=family.targets)
     monkeypatch.setattr(network, "forward", torch.no_grad()(network.forward))
     with pytest.raises(ConfigError, match="no gradient passes"):
         family.predict(network, noise_for("sd15"), torch.tensor([321]), cond)
@@ -194,16 +194,16 @@ def test_an_objective_that_is_not_known_is_refused(changes, reason, tmp_path):
     file = tmp_path / "scheduler/scheduler_config.json"
     storage.write_json(file, storage.read_json(file) | changes)
     with pytest.raises(ConfigError, match=reason):
-        derive(tmp_path)
+        derive_family(tmp_path)
 
 
 def test_conditions_keep_their_nesting():
     values = [(torch.ones(2), None, [torch.zeros(1, 2), 3]), "text", True]
-    packed = pipeline_calls.pack(values, "plain")
+    packed = pipeline_calls.flatten_nested(values, "plain")
     assert all(isinstance(value, torch.Tensor) for value in packed.values())
-    again = pipeline_calls.unpack(packed, "plain")
-    assert pipeline_calls.plain_in(again) == pipeline_calls.plain_in(values)
-    pairs = zip(pipeline_calls.tensors_in(again), pipeline_calls.tensors_in(values), strict=True)
+    again = pipeline_calls.restore_nested(packed, "plain")
+    assert pipeline_calls.without_tensors(again) == pipeline_calls.without_tensors(values)
+    pairs = zip(pipeline_calls.nested_tensors(again), pipeline_calls.nested_tensors(values), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    with pytest.raises(pipeline_calls.Unfit, match="hold a dict"):
-        pipeline_calls.pack([{}], "plain")
+    with pytest.raises(pipeline_calls.UnsupportedPipeline, match="hold a dict"):
+        pipeline_calls.flatten_nested([{}], "plain")

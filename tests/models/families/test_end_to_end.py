@@ -68,7 +68,7 @@ def _line(row: str, photos: Path, folder: Path, *more: str) -> list[str]:
     prompts = storage.write_jsonl(folder / "prompts.jsonl", [{"id": "a", "prompt": "a ring", "seeds": [0]}])
     places = [f"base={tiny.tiny_folder(row)}", f"dataset={photos}", f"out={folder / 'run'}"]
     looks = [f"samples.prompts={prompts}", "samples.every=4", "samples.steps=1", "samples.guidance=null"]
-    file = str(recipe.folder() / f"{RECIPES[row]}.yaml")
+    file = str(recipe.builtin_recipes_folder() / f"{RECIPES[row]}.yaml")
     return [
         "train",
         file,
@@ -88,7 +88,7 @@ def test_from_photos_to_pictures(row, photos, tmp_path):
     sample += ["--steps", "1", "--size", "64x64", "--quiet", "--out", str(tmp_path / "pictures")]
     told = [_line(row, photos, tmp_path, "export=[]"), ["export", str(run), "--for", "all"], sample]
     command_lines.play(told, {}, launched=False, compared=row in ("qwen-image", "glm-image"))
-    facts = adapters.read_metadata(run / "adapter.safetensors")
+    facts = adapters.read_adapter_metadata(run / "adapter.safetensors")
     assert (facts["family"], facts["rank"]) == (family_of(row).name, 16)
     dead = tiny.ROWS[row].dead
     for name, value in storage.read_safetensors(run / "adapter.safetensors").items():
@@ -106,7 +106,7 @@ def test_from_photos_to_pictures(row, photos, tmp_path):
 def test_through_accelerate(row, photos, tmp_path):
     """The whole `lorakit train`; a launch is mostly imports, so all of them are for the longer tier,
     `LORAKIT_LONG=1 pytest tests/models/families/test_end_to_end.py`."""
-    known = [name for name in consumers.NAMES if name in consumers.rules(family_of(row).name)]
+    known = [name for name in consumers.CONSUMERS if name in consumers.loader_rules(family_of(row).name)]
     command_lines.say(_line(row, photos, tmp_path, f"export={json.dumps(known)}"))
     assert storage.read_json(tmp_path / "run/run.json")["status"] == "done"
     assert len(list((tmp_path / "run/exports").glob("*.safetensors"))) > 0

@@ -20,8 +20,8 @@ def _counted(kind, settings, targets):
     if key not in _COUNTED:
         with torch.device("meta"):
             network = getattr(diffusers, kind)(**settings)
-            adapters.inject(network, rank=16, alpha=16, targets=targets)
-        _COUNTED[key] = adapters.count(network)
+            adapters.inject_adapter(network, rank=16, alpha=16, targets=targets)
+        _COUNTED[key] = adapters.count_trainable(network)
     return _COUNTED[key]
 
 

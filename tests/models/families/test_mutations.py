@@ -39,10 +39,10 @@ def test_wrong_latents_are_found(name, offset, scale, monkeypatch):
         return shift + offset, size * scale
 
     kind = type(test_vae.settled(name).vae).__name__
-    rule = vae.RULES[kind]
+    rule = vae.VAE_SPECS[kind]
     right = rule.statistics
-    changed = vae.Rule(**{**vars(rule), "statistics": wrong})
-    monkeypatch.setitem(vae.RULES, kind, changed)
+    changed = vae.VaeSpec(**{**vars(rule), "statistics": wrong})
+    monkeypatch.setitem(vae.VAE_SPECS, kind, changed)
     with pytest.raises(AssertionError):
         test_vae.test_decode_equals_the_pipeline(name)
 

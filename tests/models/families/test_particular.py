@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lorakit.core.errors import ConfigError
-from lorakit.models.families import find, pipeline_folder
-from lorakit.models.families.by_length import MASK, ByLength
+from lorakit.models.families import detect_family, pipeline_folder
+from lorakit.models.families.by_length import TEXT_MASK, UnpaddedTextFamily
 from tests import oracle, tiny
 from tests.models.families.common import encoded, family_of, noise_for, times
 
@@ -60,7 +60,7 @@ def test_the_distilled_hunyuan_image_is_refused(tmp_path):
     config = tmp_path / "base/transformer/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_meanflow": True}))
     with pytest.raises(ConfigError, match="jumps between times"):
-        find(tmp_path / "base").load(tmp_path / "base", dtype=torch.float32, only=())
+        detect_family(tmp_path / "base").load(tmp_path / "base", dtype=torch.float32, only=())
 
 
 def test_a_coarse_picture_belongs_to_a_caption_and_a_size():
@@ -81,7 +81,7 @@ def test_padding_would_be_read_as_text(name):
     family, pipe = family_of(name), tiny.tiny_pipeline(name)
     noise, t = noise_for(name, rows=2), times(family)
     batch = family.collate(encoded(name, ["small", "a photo of a red circle " * 15]))
-    assert isinstance(family, ByLength)
+    assert isinstance(family, UnpaddedTextFamily)
     with torch.no_grad():
         grouped = family.predict(family.denoiser(pipe), noise, t, batch)
         padded = family._predict(family.denoiser(pipe), noise, t, batch)
@@ -94,7 +94,7 @@ def test_groups_hold_one_combination_of_lengths():
 
     def batch(*lengths):
         return family.collate(
-            [{"prompt_embeds": torch.ones(n, 2), MASK: torch.ones(n, dtype=torch.bool)} for n in lengths]
+            [{"prompt_embeds": torch.ones(n, 2), TEXT_MASK: torch.ones(n, dtype=torch.bool)} for n in lengths]
         )
 
     groups = {
@@ -122,7 +122,7 @@ def test_kandinsky_draws_the_size_it_is_asked_for():
 
 def test_settings_in_an_index_are_no_components():
     """Krea 2 lists the layers it reads beside its components, and the tiny one lists two of them."""
-    parts = pipeline_folder.components(tiny.tiny_folder("krea2"))
+    parts = pipeline_folder.pipeline_components(tiny.tiny_folder("krea2"))
     assert sorted(parts) == ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
 
 
@@ -130,7 +130,7 @@ def test_a_modular_model_may_lack_parts(tmp_path):
     """A component that its index places in another model is absent here, and asking for it is an error."""
     shutil.copytree(tiny.tiny_folder("flux3"), tmp_path / "base")
     shutil.rmtree(tmp_path / "base/text_encoder")
-    family = find(tmp_path / "base")
+    family = detect_family(tmp_path / "base")
     pipe = family.load(tmp_path / "base", dtype=torch.float32, only={"transformer", "scheduler"})
     assert [getattr(pipe, part) is None for part in ("transformer", "scheduler", "vae")] == [
         False,

@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def load(path, **options):
-    return families.find(path).load(path, dtype=torch.float32, **options)
+    return families.detect_family(path).load(path, dtype=torch.float32, **options)
 
 
 def rewrite_index(folder, **changes):
@@ -48,7 +48,7 @@ def test_a_loaded_pipeline_is_the_saved_one_frozen(name):
 
 
 def test_dtype_holds_for_every_component(folder):
-    family = families.find(folder)
+    family = families.detect_family(folder)
     pipe = family.load(folder, dtype=torch.bfloat16)
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     assert len(parts) == 4
@@ -66,7 +66,7 @@ def test_dtype_holds_for_every_component(folder):
 def test_only_some_components(name):
     """Captions are encoded without the network that learns, and without the autoencoder if that can be."""
     path, size = tiny.tiny_folder(name), tiny.ROWS[name].sizes[0]
-    family, whole = families.find(path), tiny.tiny_pipeline(name)
+    family, whole = families.detect_family(path), tiny.tiny_pipeline(name)
     parts = {part for part in whole.components if part.startswith(family.text_parts)}
     pipe = load(path, only={part for part in parts if getattr(whole, part) is not None})
     for attribute in tiny.ROWS[name].unsaved:
@@ -86,7 +86,7 @@ def test_only_some_components(name):
 @all_rows
 def test_sizes_are_known_before_any_weight_is_read(name):
     path, whole = tiny.tiny_folder(name), tiny.tiny_pipeline(name)
-    family = families.find(path)
+    family = families.detect_family(path)
     with torch.device("meta"):
         pipe = family.load(path, dtype=torch.float32, only=())
     assert family.denoiser(pipe) is None
@@ -98,7 +98,7 @@ def test_sizes_are_known_before_any_weight_is_read(name):
 
 def test_a_base_states_its_own_text_length(folder):
     (folder / "lorakit.json").write_text('{"max_sequence_length": 16}')
-    family = families.find(folder)
+    family = families.detect_family(folder)
     assert family.encode(load(folder), CAPTIONS)[0]["prompt_embeds"].shape[0] == 77 + 16
     assert family.encode(tiny.tiny_pipeline("sd3-no-t5"), CAPTIONS)[0]["prompt_embeds"].shape[0] == 77 + 256
 
@@ -130,7 +130,7 @@ def test_sharded_weights(tmp_path):
     ("name", "size"), [("auraflow", (136, 64)), ("sd3", (64, 264)), ("hidream", (64, 32))]
 )
 def test_too_large_for_the_network(name, size):
-    family, pipe = families.by_name(name), tiny.tiny_pipeline(name)
+    family, pipe = families.get_family(name), tiny.tiny_pipeline(name)
     with pytest.raises(ConfigError, match=f"{size[0]} x {size[1]} pixels"):
         family.latent_shape(pipe, *size)
 
@@ -224,8 +224,8 @@ def test_unknown_component_and_family(folder):
     with pytest.raises(ConfigError, match="the model has no unet"):
         load(folder, only={"unet"})
     with pytest.raises(ConfigError, match=r"known: .*sd15"):
-        families.by_name("nonesuch")
-    assert families.by_name("sd3") is families.find(folder)
+        families.get_family("nonesuch")
+    assert families.get_family("sd3") is families.detect_family(folder)
 
 
 def test_families_are_found_without_torch(folder):

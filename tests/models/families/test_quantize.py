@@ -28,10 +28,10 @@ class Quantised:
         self.noise, self.t = noise_for(name), times(self.family)[:1]
         self.cond = self.family.collate(encoded(name, CAPTIONS[:1]))
         self.plain = self.predict()
-        self.count = quantize.swap(self.model, kind, "cpu", torch.float32)
+        self.count = quantize.quantize_linear_layers(self.model, kind, "cpu", torch.float32)
         self.error = float((self.predict() - self.plain).norm() / self.plain.norm())
-        adapters.inject(self.model, rank=2, alpha=2, targets=self.family.targets)
-        self.parameters = adapters.named_parameters(self.model)
+        adapters.inject_adapter(self.model, rank=2, alpha=2, targets=self.family.targets)
+        self.parameters = adapters.trainable_parameters(self.model)
         for key, parameter in self.parameters:
             if key.endswith("lora_B.weight"):
                 parameter.data.normal_(std=0.3, generator=rng.generator(0, "B", key))
@@ -76,10 +76,12 @@ def test_fifteen_steps_lower_the_loss(name, kind):
     made = Quantised(name, kind)
     scheduler = made.pipe.scheduler
     alphas = getattr(scheduler, "alphas_cumprod", None)
-    goal = objective.from_scheduler(made.family.objective, scheduler.config, recipe.Objective(), alphas)
-    latents = rng.normal(tuple(made.noise.shape[1:]), 0, "picture")[None]
+    goal = objective.objective_from_scheduler(
+        made.family.objective, scheduler.config, recipe.ObjectiveConfig(), alphas
+    )
+    latents = rng.keyed_normal(tuple(made.noise.shape[1:]), 0, "picture")[None]
     noisy, t, target = goal.noise(latents, made.noise, torch.tensor([0.6]))
-    optimizer = optimizers.build(made.parameters, recipe.Optimizer(lr=1e-2))
+    optimizer = optimizers.build_optimizer(made.parameters, recipe.OptimizerConfig(lr=1e-2))
     losses = []
     for _ in range(15):
         loss = goal.loss(made.family.predict(made.model, noisy.float(), t, made.cond), target, t).mean()
@@ -93,11 +95,11 @@ def test_fifteen_steps_lower_the_loss(name, kind):
 @pytest.mark.parametrize(("base", "four"), [("tiny-dit", 0.12), ("tiny-unet", 0.2)])
 def test_a_trained_base_predicts_nearly_the_same(base, four):
     """The embedded ones; measured 0.09 and 0.14 in 4 bits, 0.008 and 0.004 in 8."""
-    folder = base_model.resolve(base)
-    family = families.find(folder)
+    folder = base_model.resolve_base(base)
+    family = families.detect_family(folder)
     pipe = family.load(folder, dtype=torch.float32)
     cond = family.collate(family.encode(pipe, ["a red circle", "a small green square"] * 2))
-    noise = torch.stack([rng.normal(family.latent_shape(pipe, 64, 64), i, "noise") for i in range(4)])
+    noise = torch.stack([rng.keyed_normal(family.latent_shape(pipe, 64, 64), i, "noise") for i in range(4)])
     times = torch.tensor([100, 350, 600, 900]).to(
         torch.int64 if family.objective == "ddpm" else torch.float32
     )
@@ -106,7 +108,7 @@ def test_a_trained_base_predicts_nearly_the_same(base, four):
         model = copy.deepcopy(family.denoiser(pipe))
         size = _bytes(model)
         if kind:
-            quantize.swap(model, kind, "cpu", torch.float32)
+            quantize.quantize_linear_layers(model, kind, "cpu", torch.float32)
         with torch.no_grad():
             found[kind] = family.predict(model, noise, times, cond), _bytes(model) / size
     exact, _ = found[None]
@@ -134,7 +136,7 @@ def test_a_look_without_gradients_changes_nothing(kind):
 
 def test_what_is_swapped():
     model = copy.deepcopy(tiny.tiny_pipeline("chroma").transformer)
-    quantize.swap(model, "nf4", "cpu", torch.bfloat16)
+    quantize.quantize_linear_layers(model, "nf4", "cpu", torch.bfloat16)
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
     assert kinds["transformer_blocks.0.attn.to_q"] == "Linear4bit"
     assert kinds["transformer_blocks.0.ff.net.2"] == "Linear4bit"
@@ -144,7 +146,7 @@ def test_what_is_swapped():
     assert bias.dtype == torch.bfloat16
     assert not any(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(ConfigError, match="no layer of this base"):
-        quantize.swap(torch.nn.Sequential(), "nf4", "cpu", torch.float32)
+        quantize.quantize_linear_layers(torch.nn.Sequential(), "nf4", "cpu", torch.float32)
 
 
 def test_killed_and_resumed_the_adapter_is_the_same_file_and_loads_anywhere(tmp_path):
@@ -166,7 +168,7 @@ def test_killed_and_resumed_the_adapter_is_the_same_file_and_loads_anywhere(tmp_
     tensors = [storage.read_safetensors(run / "adapter.safetensors") for run in (whole, plain)]
     assert tensors[0].keys() == tensors[1].keys()
     assert {n: v.shape for n, v in tensors[0].items()} == {n: v.shape for n, v in tensors[1].items()}
-    facts = [adapters.read_metadata(run / "adapter.safetensors") for run in (whole, plain)]
+    facts = [adapters.read_adapter_metadata(run / "adapter.safetensors") for run in (whole, plain)]
     assert facts[0]["recipe_hash"] != facts[1]["recipe_hash"]
     with pytest.raises(ConfigError, match=r"memory\.quantize"):
         runs.train(made("plain", quantize="nf4"))

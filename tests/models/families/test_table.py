@@ -59,7 +59,7 @@ def test_the_main_readme_lists_every_family_and_where_its_adapters_load():
     text = (README.parent.parent.parent / "README.md").read_text(encoding="utf-8")
     shown = {"comfyui": "ComfyUI", "a1111": "A1111/Forge", "diffusers": "diffusers"}
     for family in families.FAMILIES:
-        tools = [shown[name] for name in consumers.NAMES if name in consumers.rules(family.name)]
+        tools = [shown[name] for name in consumers.CONSUMERS if name in consumers.loader_rules(family.name)]
         assert f"| `{family.name}` | {family.title} | {', '.join(tools)} |" in text
     text_only = sum(row.shown is None for row in tiny.ROWS.values())
     assert f"Of the {text_only} tiny pipelines, {len(EQUAL)} are taken" in text

@@ -25,9 +25,9 @@ class Trial:
     def __init__(self, name: str, *, random: bool = True) -> None:
         self.family, self.pipe = family_of(name), tiny.build(name)
         self.model = self.family.denoiser(self.pipe)
-        adapters.inject(self.model, rank=RANK, alpha=RANK, targets=self.family.targets)
+        adapters.inject_adapter(self.model, rank=RANK, alpha=RANK, targets=self.family.targets)
         if random:
-            for key, parameter in adapters.named_parameters(self.model):
+            for key, parameter in adapters.trainable_parameters(self.model):
                 if key.endswith("lora_B.weight"):
                     parameter.data.normal_(std=0.3, generator=rng.generator(0, "B", key))
         self.noise, self.t = noise_for(name), times(self.family)[:1]
@@ -41,19 +41,21 @@ class Trial:
         # experts learn at their own times
         for t in times(self.family).split(1) if self.family.experts else [self.t]:
             self.predict(t=t).square().mean().backward()
-        return {key: parameter.grad for key, parameter in adapters.named_parameters(self.model)}
+        return {key: parameter.grad for key, parameter in adapters.trainable_parameters(self.model)}
 
     def objective(self) -> objective.Objective:
         scheduler = self.pipe.scheduler
         alphas = getattr(scheduler, "alphas_cumprod", None)
-        return objective.from_scheduler(self.family.objective, scheduler.config, recipe.Objective(), alphas)
+        return objective.objective_from_scheduler(
+            self.family.objective, scheduler.config, recipe.ObjectiveConfig(), alphas
+        )
 
 
 @all_rows
 def test_targets_reach_every_attention_projection(name):
     """peft's own matching, and no attention layer of the denoiser left out."""
     row, model = tiny.ROWS[name], Trial(name).model
-    adapted = {key.rsplit(".lora_", 1)[0] for key, _ in adapters.named_parameters(model)}
+    adapted = {key.rsplit(".lora_", 1)[0] for key, _ in adapters.trainable_parameters(model)}
     linear = {
         key.removesuffix(".base_layer")
         for key, module in model.named_modules()
@@ -78,7 +80,7 @@ def test_an_untrained_adapter_changes_nothing(name):
     trial = Trial(name, random=False)
     with torch.no_grad():
         adapted = trial.predict()
-        with adapters.switched_off(trial.model):
+        with adapters.adapters_disabled(trial.model):
             assert torch.equal(adapted, trial.predict())
         plain = trial.family.denoiser(tiny.tiny_pipeline(name))
         assert torch.equal(adapted, trial.family.predict(plain, trial.noise, trial.t, trial.cond))
@@ -90,11 +92,11 @@ def test_fifteen_steps_lower_the_loss(name):
     trial = Trial(name, random=False)
     width, height = tiny.ROWS[name].sizes[0]
     pixels = torch.linspace(-1, 1, 3 * width * height).view(1, 3, height, width)
-    latents, _ = vae.encode(trial.pipe.vae, pixels[:, :, None] if trial.family.clips else pixels)
+    latents, _ = vae.encode_latents(trial.pipe.vae, pixels[:, :, None] if trial.family.clips else pixels)
     goal = trial.objective()
     noisy, t, target = goal.noise(latents, trial.noise, torch.tensor([0.6]))
-    parameters = adapters.named_parameters(trial.model)
-    optimizer = optimizers.build(parameters, recipe.Optimizer(name="adamw8bit", lr=1e-2))
+    parameters = adapters.trainable_parameters(trial.model)
+    optimizer = optimizers.build_optimizer(parameters, recipe.OptimizerConfig(name="adamw8bit", lr=1e-2))
     trial.model.train()
     losses = []
     for _ in range(16):
@@ -128,7 +130,7 @@ def test_recomputed_activations_give_the_same_gradients(name):
     """And the blocks do run twice, or nothing would be saved."""
     plain, saving = Trial(name), Trial(name)
     passes = []
-    adapted = {key.rsplit(".lora_", 1)[0] for key, _ in adapters.named_parameters(saving.model)}
+    adapted = {key.rsplit(".lora_", 1)[0] for key, _ in adapters.trainable_parameters(saving.model)}
     for module in adapted:
         saving.model.get_submodule(module).register_forward_hook(lambda *_: passes.append(1))
     saving.family.recompute(saving.model)

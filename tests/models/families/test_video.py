@@ -12,8 +12,8 @@ from lorakit.config import recipe
 from lorakit.core.errors import ConfigError
 from lorakit.imaging import video
 from lorakit.models import schedulers, vae
-from lorakit.models.families import find
-from lorakit.models.families.family import fingerprint
+from lorakit.models.families import detect_family
+from lorakit.models.families.family import noise_seed
 from lorakit.training import objective
 from tests import oracle, tiny
 from tests.models.families.common import CAPTIONS, encoded, family_of, times
@@ -69,16 +69,16 @@ def test_latents_are_the_pipelines(name):
     family_of(name)._settle(pipe)
     frames, latents = _frames(name), _noise(name, 2)
     expected = oracle.decoded(name, tiny.tiny_pipeline(name), latents, *size, num_frames=frames)
-    ours = (vae.decode(pipe.vae, latents) / 2 + 0.5).clamp(0, 1)
+    ours = (vae.decode_latents(pipe.vae, latents) / 2 + 0.5).clamp(0, 1)
     assert ours.shape == expected.shape == (2, 3, frames, size[1], size[0])
     assert (ours - expected).abs().max() <= 5e-5
     pixels = torch.rand(2, 3, frames, size[1], size[0], generator=torch.Generator().manual_seed(5)) * 2 - 1
-    mean, std = vae.encode(pipe.vae, pixels)
+    mean, std = vae.encode_latents(pipe.vae, pixels)
     assert mean.shape == std.shape == latents.shape
     time = [torch.zeros(2)] if pipe.vae.config.get("timestep_conditioning") else []
     with torch.no_grad():
         again = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean, *time, return_dict=False)[0]
-    assert (vae.decode(pipe.vae, mean) - again).abs().max() <= 1e-4
+    assert (vae.decode_latents(pipe.vae, mean) - again).abs().max() <= 1e-4
 
 
 @all_clips
@@ -90,13 +90,13 @@ def test_films_equal_the_pipeline_called_with_text(name):
     drawing = options | {"steps": 2, "guidance": 4.0 if row.on else family.unguided}
     film = family.films(pipe, cond, negative, noise, **drawing)[0]
     settings = {"output_type": "pil", "num_inference_steps": 2, **row.call, **(row.on or row.off), **options}
-    settings |= {"num_frames": frames, "generator": [torch.Generator().manual_seed(fingerprint(noise[0]))]}
+    settings |= {"num_frames": frames, "generator": [torch.Generator().manual_seed(noise_seed(noise[0]))]}
     theirs = pipe(prompt=CAPTIONS[:1], latents=row.given(pipe, noise), **settings)[0][0]
     assert len(film) == len(theirs) == frames
     for mine, other in zip(film, theirs, strict=True):
         assert max(abs(a - b) for a, b in zip(mine.tobytes(), other.tobytes(), strict=True)) <= 1
     strip = family.sample(pipe, cond, negative, noise, **drawing)[0]
-    assert strip.tobytes() == video.strip(film).tobytes()
+    assert strip.tobytes() == video.frame_strip(film).tobytes()
     assert strip.size == (len({0, frames // 2, frames - 1}) * size[0], size[1])
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_trained_is_refused_on_loading(name, setting, reason, tmp
     config = tmp_path / "base/transformer/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | setting))
     with pytest.raises(ConfigError, match=reason):
-        find(tmp_path / "base").load(tmp_path / "base", dtype=torch.float32, only=())
+        detect_family(tmp_path / "base").load(tmp_path / "base", dtype=torch.float32, only=())
 
 
 def test_the_published_scheduler_of_wan_is_read_and_drawn_with():
@@ -145,12 +145,14 @@ def test_the_published_scheduler_of_wan_is_read_and_drawn_with():
     pipe.scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
     )
-    goal = objective.from_scheduler(family.objective, pipe.scheduler.config, recipe.Objective())
+    goal = objective.objective_from_scheduler(
+        family.objective, pipe.scheduler.config, recipe.ObjectiveConfig()
+    )
     assert goal.shift == 5.0
     pipe.scheduler.set_timesteps(4)
     assert torch.equal(pipe.scheduler.timesteps, (pipe.scheduler.sigmas[:-1] * 1000).long())
     for name in (None, "euler", "unipc"):
-        with schedulers.using(pipe, family.objective, name):
+        with schedulers.use_sampler(pipe, family.objective, name):
             known = dict(pipe.scheduler.config)
             assert known.get("shift", known.get("flow_shift")) == 5.0
             cond = family.collate(encoded("wan", ["small"]))

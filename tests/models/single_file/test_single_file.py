@@ -107,8 +107,8 @@ def _written(folder: Path, case: str, dtype: torch.dtype = torch.float32) -> tup
 @pytest.mark.parametrize("case", CASES)
 def test_the_folder_holds_the_numbers_of_the_file(case, tmp_path):
     pipe, spec = _written(tmp_path, case)
-    folder = base_model.resolve(spec)
-    loaded = families.find(folder).load(folder, dtype=torch.float32)
+    folder = base_model.resolve_base(spec)
+    loaded = families.detect_family(folder).load(folder, dtype=torch.float32)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             mine, theirs = getattr(loaded, name).state_dict(), part.state_dict()
@@ -121,35 +121,37 @@ def test_the_folder_holds_the_numbers_of_the_file(case, tmp_path):
 
 def test_a_file_is_converted_once_and_again_when_anything_changed(tmp_path):
     _, spec = _written(tmp_path, "sd15")
-    first = base_model.resolve(spec)
+    first = base_model.resolve_base(spec)
     written = (first / "unet/diffusion_pytorch_model.safetensors").stat()
-    assert base_model.resolve(spec) == first
+    assert base_model.resolve_base(spec) == first
     assert (first / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
-    (first / base_model.INDEX).unlink()  # as after a crash while it was made
+    (first / base_model.MODEL_INDEX).unlink()  # as after a crash while it was made
     (first / "vae/config.json").write_text("{")
-    assert base_model.resolve(spec) == first
-    families.find(first).load(first, dtype=torch.float32)
+    assert base_model.resolve_base(spec) == first
+    families.detect_family(first).load(first, dtype=torch.float32)
     scheduler = tmp_path / "parts/scheduler/scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace("epsilon", "v_prediction"))
-    assert base_model.resolve(spec) != first
+    assert base_model.resolve_base(spec) != first
     assert not list(tmp_path.glob("*.lock"))
 
 
 def test_half_precision_stays_and_8_bits_are_widened(tmp_path):
     _, spec = _written(tmp_path, "sd15", torch.float16)
-    weights = storage.read_safetensors(base_model.resolve(spec) / "unet/diffusion_pytorch_model.safetensors")
+    weights = storage.read_safetensors(
+        base_model.resolve_base(spec) / "unet/diffusion_pytorch_model.safetensors"
+    )
     assert {value.dtype for value in weights.values()} == {torch.float16}
     (tmp_path / "eight").mkdir()
     _, spec = _written(tmp_path / "eight", "sd15", torch.float8_e4m3fn)
-    folder = base_model.resolve(spec)
+    folder = base_model.resolve_base(spec)
     weights = storage.read_safetensors(folder / "unet/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
-    families.find(folder).load(folder, dtype=torch.float32)
+    families.detect_family(folder).load(folder, dtype=torch.float32)
 
 
 def _refused(spec: str, words: str, kind: type[Exception] = ConfigError) -> str:
     with pytest.raises(kind, match=words) as caught:
-        base_model.resolve(spec)
+        base_model.resolve_base(spec)
     assert "remedy" in str(caught.value) or words == "no such file"
     return str(caught.value)
 
@@ -160,7 +162,7 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path):
     command = _refused(str(file), "pickled files").partition("python -c ")[2].partition(" OLD")[0]
     subprocess.run([sys.executable, "-c", shlex.split(command)[0], str(file), str(made)], check=True)
     assert torch.equal(storage.read_safetensors(made)["a"], torch.ones(2))
-    for suffix in layout.PICKLED:
+    for suffix in layout.PICKLE_SUFFIXES:
         (tmp_path / f"empty{suffix}").touch()
         _refused(str(tmp_path / f"empty{suffix}"), "pickled files")
 
@@ -211,15 +213,17 @@ def test_without_settings_they_come_from_where_diffusers_says(tmp_path):
         (["txtfusion.projector.weight"], "Krea-2-Raw"),
     ]:
         outline = {name: torch.empty(2, 2, device="meta") for name in names}
-        assert layout.published(outline, "x").endswith(source)
+        assert layout.default_repo(outline, "x").endswith(source)
 
 
 def test_a_run_remembers_where_the_file_lies(tmp_path, monkeypatch):
     _, spec = _written(tmp_path, "sd15")
     monkeypatch.chdir(tmp_path)
-    assert base_model.placed("model.safetensors@parts") == spec
-    assert base_model.placed("model.safetensors@team/base") == f"{tmp_path}/model.safetensors@team/base"
-    assert base_model.pinned(spec) == spec
+    assert base_model.absolute_spec("model.safetensors@parts") == spec
+    assert (
+        base_model.absolute_spec("model.safetensors@team/base") == f"{tmp_path}/model.safetensors@team/base"
+    )
+    assert base_model.pin_revision(spec) == spec
 
 
 def test_only_what_the_file_lacks_is_fetched_from_the_hub(tmp_path):

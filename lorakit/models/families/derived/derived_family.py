@@ -15,36 +15,38 @@ import torch
 
 from lorakit.core.errors import ConfigError
 from lorakit.core.storage import read_json
-from lorakit.models.base_model import INDEX
+from lorakit.models.base_model import MODEL_INDEX
 from lorakit.models.families import pipeline_folder as folders
 from lorakit.models.families.derived import checks, pipeline_calls
-from lorakit.models.families.derived.pipeline_calls import Unfit
-from lorakit.models.families.family import Cond, Family, Pictures, fingerprint
+from lorakit.models.families.derived.pipeline_calls import UnsupportedPipeline
+from lorakit.models.families.family import Conditioning, ConditioningTensors, Family, noise_seed
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _DENOISERS = ("transformer", "unet")
-_TAKEN = {
+_FIXED_ARGUMENTS = {
     "use_resolution_binning": False,
     "enable_prompt_rewrite": False,
     "use_pe": False,
     "output_type": "pil",
 }
 """Arguments of every call, where the pipeline takes them: sizes and captions as they are."""
-_UNGUIDED = (1.0, 0.0)
+_GUIDANCE_OFF_VALUES = (1.0, 0.0)
 """Values that switch guidance off in one pipeline or another."""
 
 
-def derive(folder: Path) -> Family:
+def derive_family(folder: Path) -> Family:
     """The family of one folder; ConfigError when its parts rule it out."""
-    kind, parts = folders.pipeline_name(folder), folders.components(folder)
+    kind, parts = folders.pipeline_name(folder), folders.pipeline_components(folder)
     if not hasattr(diffusers, kind):
-        raise refusal(kind, "the installed diffusers has no such pipeline")
+        raise unsupported_pipeline_error(kind, "the installed diffusers has no such pipeline")
     networks = [name for name in parts if folders.has_weights(parts[name])]
     denoisers = [name for name in networks if name.startswith(_DENOISERS)]
     if len(denoisers) != 1 or not {"vae", "scheduler"} <= parts.keys():
-        raise refusal(kind, f"it has no single denoiser, autoencoder and scheduler, but {', '.join(parts)}")
+        raise unsupported_pipeline_error(
+            kind, f"it has no single denoiser, autoencoder and scheduler, but {', '.join(parts)}"
+        )
     side = read_json(folder / denoisers[0] / "config.json").get("patch_size")
     settings = {
         "name": "derived",
@@ -63,11 +65,11 @@ def derive(folder: Path) -> Family:
     return made
 
 
-def refusal(kind: str, reason: str) -> ConfigError:
+def unsupported_pipeline_error(kind: str, reason: str) -> ConfigError:
     """Why a pipeline cannot be trained without a family of its own."""
     return ConfigError(
         f"no family for {kind}, and none can be derived from it: {reason}",
-        where=INDEX,
+        where=MODEL_INDEX,
         remedy="see `lorakit families`; to add one, see lorakit/models/families/README.md",
     )
 
@@ -76,9 +78,11 @@ def _objective(kind: str, config: Mapping[str, Any]) -> str:
     name = str(config.get("_class_name"))
     flow = "FlowMatch" in name or config.get("prediction_type") == "flow_prediction"
     if flow and config.get("num_train_timesteps", 1000) != 1000:
-        raise refusal(kind, f"its flow has {config['num_train_timesteps']} times instead of 1000")
+        raise unsupported_pipeline_error(
+            kind, f"its flow has {config['num_train_timesteps']} times instead of 1000"
+        )
     if not flow and "beta_schedule" not in config:
-        raise refusal(kind, f"what is trained with a {name} is not known")
+        raise unsupported_pipeline_error(kind, f"what is trained with a {name} is not known")
     return "flow" if flow else "ddpm"
 
 
@@ -111,48 +115,54 @@ class DerivedFamily(Family):
         least = super().size_step(pipe)
         for step in (least, 2 * least, 4 * least, 8 * least):
             with self._refusing():
-                if pipeline_calls.takes(pipe, self._asked(pipe, "", 3 * step, 5 * step, _UNGUIDED[0])):
+                if pipeline_calls.accepts_arguments(
+                    pipe, self._asked(pipe, "", 3 * step, 5 * step, _GUIDANCE_OFF_VALUES[0])
+                ):
                     return step
-        raise refusal(self.pipelines[0], f"it takes no pictures of {3 * step} x {5 * step} pixels")
+        raise unsupported_pipeline_error(
+            self.pipelines[0], f"it takes no pictures of {3 * step} x {5 * step} pixels"
+        )
 
     def encode(
         self,
         pipe: Any,
         captions: Sequence[str],
         size: tuple[int, int] | None = None,
-        pictures: Pictures | None = None,
-    ) -> list[Cond]:
+        pictures: ConditioningTensors | None = None,
+    ) -> list[Conditioning]:
         """What `encode_prompt` returns within the pipeline's call, without guidance and with its own."""
         if not captions:
             return []
         with torch.no_grad(), self._following(pipe) as follower:
             if pipe not in self._unguided:
-                off = follower.unguided(_UNGUIDED)
+                off = follower.unguided(_GUIDANCE_OFF_VALUES)
                 follower.check_replay(off)
                 follower.check_decoding(off)
                 self._unguided[pipe] = off
             return [_condition(follower, caption, self._unguided[pipe]) for caption in captions]
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Cond:
+    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
         return self.encode(pipe, captions)[0]
 
     @contextlib.contextmanager
-    def _following(self, pipe: Any) -> Iterator[checks.Follower]:
+    def _following(self, pipe: Any) -> Iterator[checks.PipelineTracer]:
         """A follower of the pipeline; what it cannot follow is a refusal."""
         network = getattr(pipe, self.component) or self._outlines.get(pipe)
         if network is None:
-            network = checks.outline_of(pipe, *self._config(pipe, self.component))
+            network = checks.meta_denoiser(pipe, *self._config(pipe, self.component))
             self._outlines[pipe] = network
-        with self._refusing(), pipeline_calls.instead(pipe, **{self.component: network}):
-            yield checks.Follower(pipe, network, self.encoders, self._asked, self.size_step(pipe))
+        with self._refusing(), pipeline_calls.patched_attributes(pipe, **{self.component: network}):
+            yield checks.PipelineTracer(pipe, network, self.encoders, self._asked, self.size_step(pipe))
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
         try:
             yield
-        except (Unfit, AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
-            told = str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
-            raise refusal(self.pipelines[0], told) from error
+        except (UnsupportedPipeline, AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+            told = (
+                str(error) if isinstance(error, UnsupportedPipeline) else f"{type(error).__name__}: {error}"
+            )
+            raise unsupported_pipeline_error(self.pipelines[0], told) from error
 
     def _asked(
         self, pipe: Any, caption: str, width: int, height: int, guidance: float | None
@@ -161,52 +171,62 @@ class DerivedFamily(Family):
         accepted = inspect.signature(type(pipe).__call__).parameters
         given: dict[str, Any] = {"prompt": caption, "width": width, "height": height}
         if missing := [name for name in (*given, "num_inference_steps") if name not in accepted]:
-            raise Unfit(f"its call takes no {', '.join(missing)}")
-        wanted = _TAKEN | getattr(pipe, "lorakit_settings", {})
+            raise UnsupportedPipeline(f"its call takes no {', '.join(missing)}")
+        wanted = _FIXED_ARGUMENTS | getattr(pipe, "lorakit_settings", {})
         given |= {name: value for name, value in wanted.items() if name in accepted}
         if guidance is not None:
             off = {"guidance_scale": guidance, "true_cfg_scale": 1.0, "guidance_schedule": None}
             given |= {name: value for name, value in off.items() if name in accepted}
         return given
 
-    def collate(self, conds: Sequence[Cond]) -> Cond:
+    def collate(self, conds: Sequence[Conditioning]) -> Conditioning:
         """Rows stay apart: the pipeline is called for each of them."""
         return {f"{row}/{name}": value for row, cond in enumerate(conds) for name, value in cond.items()}
 
-    def predict(self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
         pipe = self._pipes[denoiser]()
         rows = [self._predict(pipe, noisy[i, None], t[i], _row(cond, i)) for i in range(len(noisy))]
         made = torch.cat(rows)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in denoiser.parameters())
         if learning and not made.requires_grad:
-            raise refusal(self.pipelines[0], "no gradient passes through its call")
+            raise unsupported_pipeline_error(self.pipelines[0], "no gradient passes through its call")
         return made
 
-    def _predict(self, pipe: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def _predict(self, pipe: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         with self._refusing():
             order = self._order(pipe, noisy, t, cond)
             output, _ = self._replayed(pipe, noisy, t, cond)
             if output.numel() != noisy.numel():
-                raise Unfit(f"it predicts {tuple(output.shape)} for latents {tuple(noisy.shape[1:])}")
+                raise UnsupportedPipeline(
+                    f"it predicts {tuple(output.shape)} for latents {tuple(noisy.shape[1:])}"
+                )
         return output.flatten()[order].view_as(noisy)
 
     def _replayed(
-        self, pipe: Any, noise: torch.Tensor, t: torch.Tensor, cond: Cond
+        self, pipe: Any, noise: torch.Tensor, t: torch.Tensor, cond: Conditioning
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(prediction, latents) as the pipeline hands them to its scheduler."""
         width, height = self._pixels(pipe, noise)
         arguments = self._asked(pipe, "", width, height, float(cond["unguided"]))
-        with pipeline_calls.replaying(pipe, pipeline_calls.unpack(cond, "plain"), self.encoders, noise):
-            output, sample = pipeline_calls.call(pipe, arguments, t, pipeline_calls.shaped(noise))
+        with pipeline_calls.replay_encode_prompt(
+            pipe, pipeline_calls.restore_nested(cond, "plain"), self.encoders, noise
+        ):
+            output, sample = pipeline_calls.call_until_intercepted(
+                pipe, arguments, t, pipeline_calls.noise_in_pipeline_layout(noise)
+            )
         return output, sample
 
     def _pixels(self, pipe: Any, noise: torch.Tensor) -> tuple[int, int]:
         from lorakit.models import vae
 
-        height, width = (vae.step(*self._config(pipe, "vae")) * side for side in noise.shape[2:])
+        height, width = (
+            vae.spatial_compression(*self._config(pipe, "vae")) * side for side in noise.shape[2:]
+        )
         return width, height
 
-    def _order(self, pipe: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    def _order(self, pipe: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """Where each number of the latents stands in what the pipeline loops over.
 
         Found by sending the numbers' places through, in digits that half precision can hold.
@@ -218,24 +238,24 @@ class DerivedFamily(Family):
         places, power = torch.zeros_like(index), 1
         while power < len(index):
             digits = (index // power % 256).to(noisy.dtype).view_as(noisy)
-            with torch.no_grad(), pipeline_calls.counting(getattr(pipe, self.component)) as calls:
+            with torch.no_grad(), pipeline_calls.count_denoiser_calls(getattr(pipe, self.component)) as calls:
                 _, sample = self._replayed(pipe, digits, t, cond)
             if len(calls) != 1:
-                raise Unfit(f"its network is called {len(calls)} times at each step")
+                raise UnsupportedPipeline(f"its network is called {len(calls)} times at each step")
             if sample.numel() != len(index):
-                raise Unfit(f"its loop is over {tuple(sample.shape)}, with latents {key[1:]}")
+                raise UnsupportedPipeline(f"its loop is over {tuple(sample.shape)}, with latents {key[1:]}")
             places += sample.flatten().round().long() * power
             power *= 256
         if not torch.equal(places.sort().values, index):
-            raise Unfit("it does more to its noise than to reorder it")
+            raise UnsupportedPipeline("it does more to its noise than to reorder it")
         self._orders[key] = places.argsort()
         return self._orders[key]
 
     def sample(
         self,
         pipe: Any,
-        cond: Cond,
-        negative: Cond | None,
+        cond: Conditioning,
+        negative: Conditioning | None,
         noise: torch.Tensor,
         *,
         steps: int,
@@ -257,12 +277,12 @@ class DerivedFamily(Family):
             asked = self._asked(pipe, "", width, height, float(own["unguided"]) if plain else None)
             if guidance is not None and not plain and "guidance_scale" in _accepted(pipe):
                 asked["guidance_scale"] = guidance
-            generator = torch.Generator(noise.device).manual_seed(fingerprint(noise[row]))
-            made = pipeline_calls.unpack(own, "plain" if plain else "guided")
+            generator = torch.Generator(noise.device).manual_seed(noise_seed(noise[row]))
+            made = pipeline_calls.restore_nested(own, "plain" if plain else "guided")
             one = noise[row, None].to(pipe.vae.dtype)
             with (
-                pipeline_calls.replaying(pipe, made, self.encoders, one),
-                pipeline_calls.drawing(pipe, pipeline_calls.shaped(one)),
+                pipeline_calls.replay_encode_prompt(pipe, made, self.encoders, one),
+                pipeline_calls.fixed_noise(pipe, pipeline_calls.noise_in_pipeline_layout(one)),
             ):
                 drawn = pipe(**asked, num_inference_steps=steps, generator=generator)
             pictures.append(drawn[0][0])
@@ -273,16 +293,16 @@ def _accepted(pipe: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipe).__call__).parameters
 
 
-def _condition(follower: checks.Follower, caption: str, unguided: float) -> Cond:
+def _condition(follower: checks.PipelineTracer, caption: str, unguided: float) -> Conditioning:
     """What a caption comes to: for training, and for drawing with the pipeline's own guidance."""
     return {
         "caption": torch.tensor(list(caption.encode()), dtype=torch.uint8),
         "unguided": torch.tensor(unguided),
-        **pipeline_calls.pack(follower.conditions(caption, unguided), "plain"),
-        **pipeline_calls.pack(follower.conditions(caption, None), "guided"),
+        **pipeline_calls.flatten_nested(follower.conditions(caption, unguided), "plain"),
+        **pipeline_calls.flatten_nested(follower.conditions(caption, None), "guided"),
     }
 
 
-def _row(cond: Cond, row: int) -> Cond:
+def _row(cond: Conditioning, row: int) -> Conditioning:
     prefix = f"{row}/"
     return {name.removeprefix(prefix): value for name, value in cond.items() if name.startswith(prefix)}

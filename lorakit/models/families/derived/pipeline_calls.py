@@ -18,19 +18,19 @@ from typing import Any
 import torch
 
 _ABSENT = object()
-Draw = Callable[[tuple[int, ...]], torch.Tensor]
+NoiseFn = Callable[[tuple[int, ...]], torch.Tensor]
 """Noise of the shape that the pipeline asks for."""
 
 
-class Handed(Exception):
+class Intercepted(Exception):
     """What reached the point at which the call was stopped."""
 
 
-class Unfit(Exception):
+class UnsupportedPipeline(Exception):
     """The pipeline does something that cannot be followed; the text says what."""
 
 
-class Clock:
+class SingleStepScheduler:
     """A scheduler of one step at the time `t`, or of none: it hands the prediction out."""
 
     order = 1
@@ -69,11 +69,11 @@ class Clock:
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *_: Any, **__: Any
     ) -> Any:
         """Stop here."""
-        raise Handed(model_output, sample)
+        raise Intercepted(model_output, sample)
 
 
 @contextlib.contextmanager
-def instead(owner: Any, **values: Any) -> Iterator[None]:
+def patched_attributes(owner: Any, **values: Any) -> Iterator[None]:
     """Attributes of an object or module replaced for a while."""
     before = {name: vars(owner).get(name, _ABSENT) for name in values}
     for name, value in values.items():
@@ -89,7 +89,7 @@ def instead(owner: Any, **values: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def drawing(pipe: Any, draw: Draw) -> Iterator[None]:
+def fixed_noise(pipe: Any, draw: NoiseFn) -> Iterator[None]:
     """The pipeline's first draw of noise answered by `draw`; later ones are its own."""
     modules = {sys.modules[kind.__module__] for kind in type(pipe).__mro__ if kind.__module__ in sys.modules}
     drawers = [module for module in modules if hasattr(module, "randn_tensor")]
@@ -105,11 +105,11 @@ def drawing(pipe: Any, draw: Draw) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for module in drawers:
-            stack.enter_context(instead(module, randn_tensor=answer(module.randn_tensor)))
+            stack.enter_context(patched_attributes(module, randn_tensor=answer(module.randn_tensor)))
         yield
 
 
-def shaped(noise: torch.Tensor) -> Draw:
+def noise_in_pipeline_layout(noise: torch.Tensor) -> NoiseFn:
     """`noise` (1, C, H, W) in the shape that a pipeline draws it: with a frame, or channels last."""
     channels, height, width = noise.shape[1:]
 
@@ -119,25 +119,25 @@ def shaped(noise: torch.Tensor) -> Draw:
             return noise.reshape(shape)
         if sides == [height, width, channels]:
             return noise.permute(0, 2, 3, 1).reshape(shape)
-        raise Unfit(f"it draws noise of shape {shape} for latents {tuple(noise.shape[1:])}")
+        raise UnsupportedPipeline(f"it draws noise of shape {shape} for latents {tuple(noise.shape[1:])}")
 
     return draw
 
 
 @contextlib.contextmanager
-def stopping(network: Any) -> Iterator[None]:
+def intercept_denoiser(network: Any) -> Iterator[None]:
     """The network hands out its arguments instead of computing."""
 
     @functools.wraps(network.forward)  # some pipelines pass what its signature names
     def forward(*arguments: Any, **options: Any) -> Any:
-        raise Handed(arguments, options)
+        raise Intercepted(arguments, options)
 
-    with instead(network, forward=forward):
+    with patched_attributes(network, forward=forward):
         yield
 
 
 @contextlib.contextmanager
-def counting(network: Any) -> Iterator[list[None]]:
+def count_denoiser_calls(network: Any) -> Iterator[list[None]]:
     """Grows by one with every call of the network."""
     calls: list[None] = []
     own = network.forward
@@ -147,75 +147,79 @@ def counting(network: Any) -> Iterator[list[None]]:
         calls.append(None)
         return own(*arguments, **options)
 
-    with instead(network, forward=forward):
+    with patched_attributes(network, forward=forward):
         yield calls
 
 
-def call(pipe: Any, arguments: Mapping[str, Any], t: torch.Tensor | None, draw: Draw) -> tuple[Any, ...]:
+def call_until_intercepted(
+    pipe: Any, arguments: Mapping[str, Any], t: torch.Tensor | None, draw: NoiseFn
+) -> tuple[Any, ...]:
     """Call the pipeline, with gradients where they are on, at one time or for no step at all (`t` None).
 
     Returns what was handed to the point that stopped it; a call that comes to its end is an error.
     """
     bare = inspect.unwrap(type(pipe).__call__)  # without its no_grad
-    with drawing(pipe, draw), instead(pipe, scheduler=Clock(pipe.scheduler, t)):
+    with fixed_noise(pipe, draw), patched_attributes(pipe, scheduler=SingleStepScheduler(pipe.scheduler, t)):
         try:
             bare(pipe, **arguments)
-        except Handed as handed:
+        except Intercepted as handed:
             return handed.args
-    raise Unfit("its call ends without a prediction")
+    raise UnsupportedPipeline("its call ends without a prediction")
 
 
-def takes(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+def accepts_arguments(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether a pipeline takes arguments, which it checks before it encodes text."""
 
     def encode_prompt(*_: Any, **__: Any) -> Any:
-        raise Handed
+        raise Intercepted
 
     try:
-        with instead(pipe, encode_prompt=encode_prompt):
+        with patched_attributes(pipe, encode_prompt=encode_prompt):
             inspect.unwrap(type(pipe).__call__)(pipe, **arguments)
-    except Handed:
+    except Intercepted:
         return True
     except ValueError:
         return False
-    raise Unfit("its call does not use encode_prompt")
+    raise UnsupportedPipeline("its call does not use encode_prompt")
 
 
 @contextlib.contextmanager
-def recording(pipe: Any) -> Iterator[list[Any]]:
+def record_encode_prompt(pipe: Any) -> Iterator[list[Any]]:
     """Collects what `encode_prompt` returns, call by call."""
     made: list[Any] = []
     own = getattr(pipe, "encode_prompt", None)
     if own is None:
-        raise Unfit("it has no encode_prompt")
+        raise UnsupportedPipeline("it has no encode_prompt")
 
     def encode_prompt(*arguments: Any, **options: Any) -> Any:
         made.append(own(*arguments, **options))
         return made[-1]
 
-    with instead(pipe, encode_prompt=encode_prompt):
+    with patched_attributes(pipe, encode_prompt=encode_prompt):
         yield made
 
 
 @contextlib.contextmanager
-def replaying(pipe: Any, made: Sequence[Any], parts: Sequence[str], like: torch.Tensor) -> Iterator[None]:
+def replay_encode_prompt(
+    pipe: Any, made: Sequence[Any], parts: Sequence[str], like: torch.Tensor
+) -> Iterator[None]:
     """`encode_prompt` returns what was recorded, and nothing else of `parts`, the text encoders, is there."""
     waiting = list(made)
 
     def encode_prompt(*_: Any, **__: Any) -> Any:
         if not waiting:
-            raise Unfit("it encodes text more often than before")
+            raise UnsupportedPipeline("it encodes text more often than before")
         return waiting.pop(0)
 
     absent = {}
     for name in parts:
         config = getattr(getattr(pipe, name), "config", None)
         absent[name] = SimpleNamespace(dtype=like.dtype, device=like.device, config=config)
-    with instead(pipe, encode_prompt=encode_prompt, **absent):
+    with patched_attributes(pipe, encode_prompt=encode_prompt, **absent):
         yield
 
 
-def pack(values: Any, name: str) -> dict[str, torch.Tensor]:
+def flatten_nested(values: Any, name: str) -> dict[str, torch.Tensor]:
     """Nested tuples and lists of tensors and plain values as tensors `name.0` ..., and how they nest."""
     tensors: list[torch.Tensor] = []
 
@@ -227,14 +231,14 @@ def pack(values: Any, name: str) -> dict[str, torch.Tensor]:
             return {type(value).__name__: [outline(item) for item in value]}
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
-        raise Unfit(f"its text conditions hold a {type(value).__name__}")
+        raise UnsupportedPipeline(f"its text conditions hold a {type(value).__name__}")
 
     text = json.dumps(outline(values)).encode()
     nesting = torch.tensor(list(text), dtype=torch.uint8)
     return {f"{name}.nesting": nesting, **{f"{name}.{i}": tensor for i, tensor in enumerate(tensors)}}
 
 
-def unpack(packed: Mapping[str, torch.Tensor], name: str) -> Any:
+def restore_nested(packed: Mapping[str, torch.Tensor], name: str) -> Any:
     """What `pack` was given under this name."""
 
     def build(node: dict[str, Any]) -> Any:
@@ -249,23 +253,23 @@ def unpack(packed: Mapping[str, torch.Tensor], name: str) -> Any:
     return build(json.loads(bytes(packed[f"{name}.nesting"].tolist())))
 
 
-def tensors_in(value: Any) -> list[torch.Tensor]:
+def nested_tensors(value: Any) -> list[torch.Tensor]:
     """All tensors in nested containers, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in tensors_in(item)]
+        return [tensor for item in value for tensor in nested_tensors(item)]
     return []
 
 
-def plain_in(value: Any) -> Any:
+def without_tensors(value: Any) -> Any:
     """The same nesting with every tensor left out: settings such as sizes."""
     if isinstance(value, torch.Tensor):
         return None
     if isinstance(value, Mapping):
-        return {name: plain_in(item) for name, item in value.items()}
+        return {name: without_tensors(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain_in(item) for item in value]
+        return [without_tensors(item) for item in value]
     return value

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class Experts(nn.Module):
+class NoiseLevelExperts(nn.Module):
     """`transformer` for noise levels from `boundary` (0..1) upwards, `transformer_2` for those below.
 
     The parts keep the names of their components, so that an adapter's file tells them apart.
