@@ -260,7 +260,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _prompts(arguments: argparse.Namespace) -> int:
     from lorakit.config import recipe
-    from lorakit.data.items import read_records
+    from lorakit.data.items import load_training_records
     from lorakit.data.prompts import Subject
     from lorakit.evaluation import prompt_set
 
@@ -268,7 +268,7 @@ def _prompts(arguments: argparse.Namespace) -> int:
     if (folder / "recipe.yaml").is_file():
         made = recipe.load_recipe(folder / "recipe.yaml")
         folder, trigger, noun = made.dataset, trigger or made.trigger, noun or made.class_noun
-    captions = [caption.text for record in read_records(folder) for caption in record.captions]
+    captions = [caption.text for record in load_training_records(folder) for caption in record.captions]
     prompts = prompt_set.make_prompt_set(captions, Subject(trigger, noun), count=arguments.count)
     file = prompt_set.write_prompt_set(Path(arguments.out), prompts)
     _print_json_or_text(

@@ -32,7 +32,7 @@ class DatasetItem:
         return (*self.size, len(self.frames)) if self.frames else self.size
 
 
-def read_records(folder: Path) -> list[Record]:
+def load_training_records(folder: Path) -> list[Record]:
     """The records that are trained on; none, or one without a caption, is a `DataError`."""
     if not (folder / manifest.MANIFEST_FILE).is_file():
         raise DataError(

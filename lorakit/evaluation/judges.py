@@ -12,7 +12,7 @@ import torch
 from lorakit import manifest
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.data.items import DatasetItem, read_records
+from lorakit.data.items import DatasetItem, load_training_records
 from lorakit.data.prompts import has_word
 from lorakit.evaluation.feature_cache import FrameSource, frame_source
 from lorakit.evaluation.measure import JudgeModels, ReferenceImages
@@ -78,7 +78,7 @@ def load_run_references(made: Recipe, root: Path) -> ReferenceImages:
 
     Images that the run held out are references too, but no picture can be a copy of them.
     """
-    records = read_records(made.dataset)
+    records = load_training_records(made.dataset)
     held, _ = run_plan.split_held_out(
         [DatasetItem(r, (0, 0, r.width, r.height), (r.width, r.height)) for r in records], made
     )

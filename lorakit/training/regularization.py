@@ -10,7 +10,7 @@ from pathlib import Path
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data import prompts
-from lorakit.data.items import DatasetItem, check_unchanged, read_records
+from lorakit.data.items import DatasetItem, check_unchanged, load_training_records
 from lorakit.manifest import Record
 
 
@@ -43,7 +43,7 @@ def check_stratified_batch(recipe: Recipe, processes: int) -> None:
 
 def load_class_records(recipe: Recipe, folder: Path) -> list[Record]:
     """The records of the class images, none of which may be the subject."""
-    records = read_records(folder)
+    records = load_training_records(folder)
     check_unchanged(folder, records)
     for record in records:
         if recipe.trigger and any(prompts.has_word(c.text, recipe.trigger) for c in record.captions):

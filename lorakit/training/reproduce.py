@@ -64,12 +64,14 @@ def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> tuple[st
 
 def _check_inputs(made: recipe.Recipe, inputs: dict[str, str]) -> None:
     from lorakit import manifest
-    from lorakit.data.items import read_records
+    from lorakit.data.items import load_training_records
     from lorakit.models import base_model
 
     now = {"base": base_model.base_hash(base_model.resolve_base(made.base))}
     folders = {"data": made.dataset} | ({"class_images": made.class_images} if made.class_images else {})
-    now |= {name: manifest.dataset_fingerprint(read_records(folder)) for name, folder in folders.items()}
+    now |= {
+        name: manifest.dataset_fingerprint(load_training_records(folder)) for name, folder in folders.items()
+    }
     wrong = [name for name, value in now.items() if inputs[name] != value]
     if wrong:
         raise ConfigError(

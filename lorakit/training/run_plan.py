@@ -16,7 +16,7 @@ from lorakit.config.recipe import Recipe
 from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError
 from lorakit.data import conditioning, prompts
-from lorakit.data.items import DatasetItem, check_unchanged, plan_items, read_records, select_frames
+from lorakit.data.items import DatasetItem, check_unchanged, load_training_records, plan_items, select_frames
 from lorakit.manifest import Record
 from lorakit.models import base_model
 from lorakit.models.families import detect_family
@@ -49,7 +49,7 @@ def plan_training(recipe: Recipe, say: LogFn) -> TrainingPlan:
         recipe, detect_family(base), ()
     )  # what no family takes is refused before the data are read
     wanted = prompts.load_prompts(recipe.samples.prompts) if recipe.samples.prompts else []
-    records = read_records(recipe.dataset)
+    records = load_training_records(recipe.dataset)
     family = detect_family(base, {one.kind for record in records for one in record.given})
     _check_exports(recipe, family)
     _check_data(recipe, family, records)

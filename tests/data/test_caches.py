@@ -20,7 +20,7 @@ from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError, DiskError, NumericError
 from lorakit.data import caches, tensor_cache
-from lorakit.data.items import DatasetItem, check_unchanged, plan_items, read_records
+from lorakit.data.items import DatasetItem, check_unchanged, load_training_records, plan_items
 from lorakit.models import base_model, families
 from tests import runs
 
@@ -41,7 +41,7 @@ def latents(data: Path, store: Path) -> caches.LatentCache:
 
 
 def items_of(data: Path) -> list[DatasetItem]:
-    return plan_items(read_records(data), 64, 16, 1)[0]
+    return plan_items(load_training_records(data), 64, 16, 1)[0]
 
 
 def test_56_an_image_edited_behind_size_and_time_is_refused_and_computed_anew(tmp_path, pipe):

@@ -9,7 +9,7 @@ from lorakit import manifest
 from lorakit.config import recipe
 from lorakit.core.errors import DataError
 from lorakit.data import caches, dataset
-from lorakit.data.items import plan_items, read_records
+from lorakit.data.items import load_training_records, plan_items
 from lorakit.imaging import resize
 from lorakit.models import base_model
 from lorakit.models.families import detect_family
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_manifests_buckets_serve_when_they_suit_and_are_replaced_when_not(folder):
-    records = read_records(folder)
+    records = load_training_records(folder)
     items, own = plan_items(records, 64, 16, 1)
     assert not own
     assert [item.record.file for item in items] == [record.file for record in records]
@@ -39,11 +39,11 @@ def test_the_manifests_buckets_serve_when_they_suit_and_are_replaced_when_not(fo
 
 def test_missing_manifest_and_captions_are_named(tmp_path, folder):
     with pytest.raises(DataError, match="no manifest"):
-        read_records(tmp_path)
+        load_training_records(tmp_path)
     records = [dataclasses.replace(r, captions=()) for r in manifest.load_manifest(folder)]
     manifest.save_manifest(tmp_path, records)
     with pytest.raises(DataError, match=r"6 images have no caption: 0\.png"):
-        read_records(tmp_path)
+        load_training_records(tmp_path)
 
 
 def test_latents_are_the_autoencoders_mean_of_the_fitted_picture(folder, tmp_path):
@@ -51,7 +51,7 @@ def test_latents_are_the_autoencoders_mean_of_the_fitted_picture(folder, tmp_pat
 
     base = base_model.resolve_base("tiny-unet")
     pipe = detect_family(base).load(base, dtype=torch.float32, only={"vae"})
-    items, _ = plan_items(read_records(folder), 64, 16, 1)
+    items, _ = plan_items(load_training_records(folder), 64, 16, 1)
     cache = caches.LatentCache(folder, base, tmp_path)
     assert cache.missing(items) == items
     cache.fill(items[:2], pipe, quiet=True)
@@ -65,7 +65,7 @@ def test_latents_are_the_autoencoders_mean_of_the_fitted_picture(folder, tmp_pat
 
 def test_an_edited_picture_crop_or_caption_meets_no_stale_entry(folder, tmp_path):
     base = base_model.resolve_base("tiny-unet")
-    items, _ = plan_items(read_records(folder), 64, 16, 1)
+    items, _ = plan_items(load_training_records(folder), 64, 16, 1)
     cache = caches.LatentCache(folder, base, tmp_path)
     item = items[0]
     edited = [
@@ -86,7 +86,7 @@ def test_an_edited_picture_crop_or_caption_meets_no_stale_entry(folder, tmp_path
 
 def test_repeats_show_an_image_more_often(folder, tmp_path):
     base = base_model.resolve_base("tiny-unet")
-    records = read_records(folder)
+    records = load_training_records(folder)
     records[2] = dataclasses.replace(records[2], repeats=3)
     items, _ = plan_items(records, 64, 16, 1)
     text = caches.TextCache(detect_family(base), base, torch.float32, tmp_path)
@@ -96,7 +96,7 @@ def test_repeats_show_an_image_more_often(folder, tmp_path):
 
 
 def test_the_held_out_share_is_fixed_and_leaves_something_to_train_on(folder):
-    items, _ = plan_items(read_records(folder), 64, 16, 1)
+    items, _ = plan_items(load_training_records(folder), 64, 16, 1)
     tree = {"base": "tiny-dit", "dataset": "d", "out": "o"}
     half = recipe.parse_recipe(tree | {"validate": {"fraction": 0.5}})
     held, train = run_plan.split_held_out(items, half)

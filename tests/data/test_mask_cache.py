@@ -15,7 +15,7 @@ from lorakit.config import recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data import caches, mask_cache
-from lorakit.data.items import DatasetItem, plan_items, read_records
+from lorakit.data.items import DatasetItem, load_training_records, plan_items
 from lorakit.imaging import decode, masks
 from lorakit.models import base_model
 from tests import runs
@@ -64,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def items_of(folder: Path) -> list[DatasetItem]:
-    return plan_items(read_records(folder), 64, 16, 1)[0]
+    return plan_items(load_training_records(folder), 64, 16, 1)[0]
 
 
 def test_a_mask_is_the_mean_over_each_latents_pixels(data, tmp_path):
