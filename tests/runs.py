@@ -79,6 +79,7 @@ def make_recipe(path: Path, base: str | Path, dataset: Path, out: Path, /, **cha
 
 def train(path: Path, *overrides: str) -> Path:
     """Train in this process; returns the run's folder."""
+    from lorakit.training.train import train_recipe
 
     return train_recipe(recipe.load_recipe(path, list(overrides))).path
 
