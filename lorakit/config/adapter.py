@@ -1,4 +1,4 @@
-"""The recipe's sections on what is trained: the adapter, a new word. Torch-free."""
+"""Recipe sections `adapter`, `textual_inversion` and `slider`: which parameters are trained."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lorakit.config.fields import (
 
 
 def _pattern(value: Any) -> Any:
-    """An ending of a module's name, or `re:` and an expression that can be read."""
+    """Check a module-name suffix, or `re:` followed by a valid regular expression."""
     value = reject_blank_text(value)
     if isinstance(value, str) and value.startswith("re:"):
         try:
             re.compile(value.removeprefix("re:"))
         except re.error as error:
-            raise ValueError(f"the expression cannot be read: {error}") from error
+            raise ValueError(f"not a valid regular expression: {error}") from error
     return value
 
 
@@ -32,41 +32,42 @@ ModulePattern = Annotated[str, BeforeValidator(_pattern)]
 
 
 class AdapterConfig(RecipeSection):
-    """What is trained."""
+    """Adapter method, size and target modules."""
 
     type: Literal["lora", "rslora", "dora", "lokr", "loha", "oft", "none"] = "lora"
-    """Kind of adapter; `none` trains an `embedding` alone."""
+    """Adapter method; `none` trains only `textual_inversion`."""
     rank: Rank = 16
-    """Rank of the low-rank update; of oft the side of the blocks that are turned."""
+    """Rank of the low-rank update; for oft the block size."""
     alpha: PositiveFloat = 16
-    """The update is scaled by alpha / rank (rslora: by alpha / root of rank; oft has none)."""
+    """The update is scaled by alpha / rank (rslora: alpha / sqrt(rank); oft has no alpha)."""
     targets: Literal["attention"] | Annotated[list[ModulePattern], Field(min_length=1)] = "attention"
-    """`attention` (the family's own rule) or a list of module-name endings; `re:` begins an expression for
-    the whole name."""
+    """`attention` (the attention layers, by the family's own rule), or a list of module-name suffixes; an
+    entry that starts with `re:` is a regular expression for the full name."""
     blocks: Annotated[list[StrippedStr], Field(min_length=1)] | None = None
-    """Only modules in these blocks, such as `mid_block` or `transformer_blocks.4-11`; none means all."""
+    """Adapt only these blocks, such as `mid_block` or `transformer_blocks.4-11`; null adapts all."""
     conv_rank: Rank | None = None
-    """Also adapt the convolutions inside blocks, at this rank and the same alpha / rank; none leaves them."""
+    """Also adapt the convolutions inside blocks, with this rank and the same alpha / rank; null does not."""
     rank_pattern: dict[ModulePattern, Rank] = Field(default_factory=dict)
-    """Other ranks for some modules, by ending or `re:` expression; the first that matches counts."""
+    """Rank of single modules, by name suffix or `re:` expression; the first match counts."""
     alpha_pattern: dict[ModulePattern, PositiveFloat] = Field(default_factory=dict)
-    """Other alphas for some modules, the same way."""
+    """Alpha of single modules, by name suffix or `re:` expression; the first match counts."""
     init: Literal["kaiming", "gaussian", "pissa", "olora"] = "kaiming"
-    """How A begins: random of two kinds; or A and B as the weight's own principal part, which is taken off
-    again (arXiv:2404.02948, 2406.01775) and makes the file twice the rank."""
+    """Initial values: random A (kaiming, gaussian) with B = 0; or A and B from the principal part of the
+    base weight (pissa arXiv:2404.02948, olora 2406.01775), which is subtracted again and doubles the saved
+    rank."""
     factor: PositiveInt | None = None
-    """lokr: the side of the small matrix; none makes both about equal."""
+    """lokr: size of the small factor; null makes both factors about equal."""
     text_encoder: Annotated[bool, Field(strict=True)] = False
     """Also adapt the attention of the CLIP text encoders (Stable Diffusion 1.5, 2 and XL), with the same
     type, rank and alpha."""
     text_encoder_lr: PositiveFloat | None = None
-    """Their peak learning rate; none means optimizer.lr."""
+    """Peak learning rate of the text encoders; null means optimizer.lr."""
 
     @model_validator(mode="after")
-    def _suits_the_type(self) -> AdapterConfig:
-        low = ("lora", "rslora")
-        wrong = {
-            f"init {self.init}": self.init != "kaiming" and self.type not in low,
+    def _check_method(self) -> AdapterConfig:
+        low_rank = ("lora", "rslora")
+        unsupported = {
+            f"init {self.init}": self.init != "kaiming" and self.type not in low_rank,
             "text_encoder": self.text_encoder and self.type == "none",
             "text_encoder_lr": self.text_encoder_lr is not None and not self.text_encoder,
             "factor": self.factor is not None and self.type != "lokr",
@@ -75,39 +76,42 @@ class AdapterConfig(RecipeSection):
             "rank_pattern": bool(self.rank_pattern) and self.type == "oft",
             "alpha_pattern": bool(self.alpha_pattern) and self.type == "oft",
         }
-        if given := [name for name, is_so in wrong.items() if is_so]:
-            raise ValueError(f"type {self.type} has no {given[0]}: leave it out, or choose another type")
+        if keys := [key for key, is_set in unsupported.items() if is_set]:
+            raise ValueError(f"type {self.type} has no {keys[0]}: leave it out, or choose another type")
         return self
 
 
 class TextualInversionConfig(RecipeSection):
-    """A new word, taught to the CLIP text encoders as vectors of its own (textual inversion)."""
+    """A new token that the CLIP text encoders learn as vectors of its own (arXiv:2208.01618)."""
 
     token: Annotated[StrippedStr, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
-    """The word, as it stands in captions and prompts: small letters, digits and dashes."""
-    init: StrippedStr
-    """A word that the base knows, whose meaning the new one begins with, such as `dog`."""
-    vectors: Annotated[int, Field(gt=0, le=32, strict=True)] = 1
-    """Vectors, which are as many tokens of a prompt."""
+    """The token as it is written in captions and prompts: lower-case letters, digits and hyphens."""
+    initializer_token: StrippedStr
+    """A word that the base model knows, such as `dog`; its embedding is the initial value."""
+    num_vectors: Annotated[int, Field(gt=0, le=32, strict=True)] = 1
+    """Number of vectors; each takes one token of the prompt."""
     lr: PositiveFloat = 5e-3
-    """Its own peak learning rate."""
+    """Peak learning rate of the vectors."""
 
 
 class SliderConfig(RecipeSection):
-    """A pair of opposite prompts, between which the adapter's strength moves a picture; needs no images."""
+    """Concept slider (arXiv:2311.12092): the adapter's strength moves an image between two opposite prompts.
 
-    target: StrippedStr
-    """What it acts on, such as `a photo of a person`; the base draws the pictures that it trains on."""
-    positive: StrippedStr
-    """More of it, such as `a photo of an old person`: strengths above zero."""
-    negative: StrippedStr
-    """Less of it, such as `a photo of a young person`: strengths below zero."""
-    guidance: PositiveFloat = 1.0
-    """How far strength 1 goes along the difference of the two."""
-    pictures: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 32
-    """Pictures that the base draws."""
+    Needs no dataset: the base model generates the training images.
+    """
+
+    target_prompt: StrippedStr
+    """Prompt the slider acts on, such as `a photo of a person`; the training images are generated from it."""
+    positive_prompt: StrippedStr
+    """Prompt of the positive direction, such as `a photo of an old person`: strengths above zero."""
+    negative_prompt: StrippedStr
+    """Prompt of the negative direction, such as `a photo of a young person`: strengths below zero."""
+    guidance_scale: PositiveFloat = 1.0
+    """Scale of the difference between the two predictions that strength 1 learns."""
+    num_images: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 32
+    """Number of training images that the base model generates."""
 
     @property
-    def poles(self) -> tuple[str, str]:
-        """The prompt of more and that of less."""
-        return self.positive, self.negative
+    def prompts(self) -> tuple[str, str]:
+        """The positive and the negative prompt."""
+        return self.positive_prompt, self.negative_prompt

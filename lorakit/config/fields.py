@@ -1,4 +1,4 @@
-"""What the keys of a recipe are made of: a section, and the kinds of value. Torch-free."""
+"""Base class of recipe sections and the types of their values."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-MAX_RANK = 4096  # a file that claims more is not believed either
+MAX_RANK = 4096  # files that state a higher rank are refused too
 
 
 def reject_blank_text(value: Any) -> Any:
-    """A path or word without blanks at its ends, which nobody sees and nobody means."""
+    """Refuse text that is empty, or begins or ends with a space, or is not valid Unicode."""
     if isinstance(value, str) and (not value or value != value.strip()):
-        raise ValueError("it is empty or begins or ends with a blank")
+        raise ValueError("it is empty, or begins or ends with a space")
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):  # surrogates: foreign bytes
-        raise ValueError("it holds a zero byte, or bytes that are not UTF-8")
+        raise ValueError("it contains a zero byte or bytes that are not UTF-8")
     return value
 
 
-# Strict: YAML's `yes` is not the number 1, and "16" is a text.
+# Strict: YAML's `yes` is not the number 1, and "16" is text.
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -32,7 +32,7 @@ Rank = Annotated[int, Field(gt=0, le=MAX_RANK, strict=True)]
 
 
 class RecipeSection(BaseModel):
-    """A part of the recipe: closed to unknown keys, frozen once read."""
+    """A section of the recipe: refuses unknown keys, immutable."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()

@@ -1,12 +1,13 @@
-"""The typed recipe: one YAML file is one run.
+"""The recipe: one YAML file describes one run.
 
-Every key is declared here; an unknown key, a misspelt value or an impossible number is one error that names
-the key and the nearest valid spelling, raised before anything is loaded.
+Every key is declared in this package. An unknown key, a misspelt value or an impossible number is one error
+that names the key and the nearest valid spelling, raised before anything is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,8 @@ from lorakit.config import strict_yaml, validation_errors
 from lorakit.config.adapter import AdapterConfig as AdapterConfig
 from lorakit.config.adapter import SliderConfig as SliderConfig
 from lorakit.config.adapter import TextualInversionConfig as TextualInversionConfig
+from lorakit.config.builtin_recipes import builtin_recipes_folder as builtin_recipes_folder
+from lorakit.config.builtin_recipes import find_recipe
 from lorakit.config.fields import MAX_RANK as MAX_RANK
 from lorakit.config.fields import (
     Fraction,
@@ -33,184 +36,190 @@ from lorakit.core.storage import dump_json, sha256_bytes
 
 
 class OptimizerConfig(RecipeSection):
-    """How it is trained."""
+    """Optimizer and learning-rate schedule."""
 
     name: Literal["adamw8bit", "adamw"] = "adamw8bit"
-    """`adamw8bit` keeps its moments in 8 bits (bitsandbytes); `adamw` in 32."""
+    """`adamw8bit` stores its moments in 8 bits (bitsandbytes), `adamw` in 32."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rate after the warm-up; cosine and linear end at zero."""
+    """Learning-rate schedule after the warmup; cosine and linear end at zero."""
     warmup: NonNegativeInt = 0
-    """Steps of linear warm-up."""
+    """Steps of linear warmup."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay of the first and second moments."""
+    """Decay rates of the first and second moments."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
-    clip: PositiveFloat = 1.0
-    """Gradients are scaled down to this global norm."""
-    lora_plus_ratio: PositiveFloat = 1.0
-    """LoRA's B learns this many times as fast as A (LoRA+, arXiv:2402.12354, has 16)."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping: gradients with a larger global norm are scaled down to it."""
+    loraplus_lr_ratio: PositiveFloat = 1.0
+    """Learning rate of LoRA's B divided by that of A (LoRA+, arXiv:2402.12354, uses 16)."""
 
 
 class TrainConfig(RecipeSection):
-    """How long, how much at once, and what is kept."""
+    """Length, batch size, checkpoints and precision of the training."""
 
     steps: PositiveInt = 1500
-    """Optimizer steps in all."""
+    """Number of optimizer steps."""
     batch_size: PositiveInt = 1
     """Images per forward pass and process."""
     accumulate: PositiveInt = 1
     """Forward passes per optimizer step."""
     seed: NonNegativeInt = 0
-    """All randomness is a function of it."""
+    """Seed of all randomness."""
     save_every: PositiveInt = 250
-    """Steps between checkpoints: the most that a crash can cost."""
-    keep: PositiveInt = 3
-    """Checkpoints kept."""
+    """Steps between checkpoints: a crash costs at most this many."""
+    keep_checkpoints: PositiveInt = 3
+    """Number of newest checkpoints to keep."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of the frozen base; the adapter itself stays fp32."""
+    """Precision of the frozen base model; the adapter itself is trained in fp32."""
     deterministic: Annotated[bool, Field(strict=True)] = False
-    """On a GPU, ask torch for algorithms that give the same bits each time; a CPU does so anyway."""
+    """On a GPU, use only deterministic algorithms of torch; a CPU is deterministic anyway."""
 
 
 class MemoryConfig(RecipeSection):
-    """Trades of memory for time."""
+    """Memory settings: less memory for more time."""
 
-    checkpoint: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
-    """1 recomputes activations in the backward pass, 0 keeps them."""
+    gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    """1 recomputes activations in the backward pass, 0 keeps them in memory."""
     quantize: Literal["nf4", "int8"] | None = None
-    """Bits of the frozen base's linear layers: `nf4` a quarter of bf16's memory, `int8` half; none keeps
-    them."""
+    """Quantization of the frozen base model's linear layers: `nf4` takes a quarter of the memory of bf16,
+    `int8` half; null does not quantize."""
 
     @model_validator(mode="after")
-    def _whole(self) -> MemoryConfig:
-        if self.checkpoint not in (0.0, 1.0):
-            raise ValueError("checkpoint must be 0 or 1: a fraction of the blocks is not supported yet")
+    def _check_gradient_checkpointing(self) -> MemoryConfig:
+        if self.gradient_checkpointing not in (0.0, 1.0):
+            raise ValueError(
+                "gradient_checkpointing must be 0 or 1: a fraction of the blocks is not supported yet"
+            )
         return self
 
 
 class SamplingConfig(RecipeSection):
-    """Pictures made during training from fixed prompts with fixed noise."""
+    """Samples during training, from fixed prompts with fixed noise."""
 
     prompts: StrippedPath | None = None
-    """Prompt file (JSONL, YAML, TSV or text); none makes no samples."""
+    """Prompt file (JSONL, YAML, TSV or text); null generates no samples."""
     every: PositiveInt = 250
-    """Steps between sampling; a multiple of it is sampled after its commit."""
-    steps: PositiveInt = 20
-    """Sampler steps."""
-    guidance: NonNegativeFloat | None = None
-    """Classifier-free guidance; none means the pipeline's default."""
-    clip: StrippedStr | None = None
-    """CLIP that scores the samples on the way: `embedded`, a folder of open_clip's, or NAME/PRETRAINED
-    such as ViT-L-14/openai; none scores nothing."""
+    """Training steps between samples."""
+    num_inference_steps: PositiveInt = 20
+    """Denoising steps of each sample."""
+    guidance_scale: NonNegativeFloat | None = None
+    """Classifier-free guidance scale; null means the default of the pipeline."""
+    clip_model: StrippedStr | None = None
+    """CLIP model that scores the samples during training: `embedded`, a folder written by open_clip, or
+    NAME/PRETRAINED such as ViT-L-14/openai; null does not score."""
 
 
 class ValidationConfig(RecipeSection):
-    """Loss on images that are not trained on."""
+    """Validation loss: the loss on images that are held out from training."""
 
     fraction: Fraction = 0.0
-    """Share of the images held out."""
+    """Fraction of the images that are held out."""
     every: PositiveInt = 250
-    """Steps between measurements."""
+    """Training steps between measurements."""
 
 
 class Recipe(RecipeSection):
-    """One run."""
+    """The settings of one run."""
 
     base: StrippedStr
-    """Embedded name (tiny-unet, tiny-dit), a local diffusers folder, or a hub id, best as id@revision."""
+    """Base model: an embedded name (tiny-unet, tiny-dit), a local diffusers folder, a single .safetensors
+    checkpoint, or a hub id, best as id@revision."""
     dataset: StrippedPath
-    """A folder with manifest.jsonl, or a plain folder of images, which is then prepared on the way; with a
-    `slider` it may be left out, and the base draws its own beside `out`."""
+    """A folder with manifest.jsonl, or a plain folder of images, which is then prepared first. With `slider`
+    it may be left out: the base model generates the images into a folder beside `out`."""
     out: StrippedPath
     """The run's folder."""
     init_from: StrippedPath | None = None
-    """A new run that starts from the weights of an adapter: a file written by lorakit, or a run's folder."""
+    """Adapter whose weights the training starts from: a file written by lorakit, or the folder of a run."""
     class_images: StrippedPath | None = None
-    """A second dataset, of the class without the subject: each step learns as many of it too, so that the
-    class stays what it was (DreamBooth's prior preservation)."""
+    """A second dataset, of the class without the subject, for prior preservation (DreamBooth,
+    arXiv:2208.12242): each step also trains on as many class images."""
     resolution: Annotated[int, Field(ge=16, le=16384, strict=True)] = 1024
-    """Pixels of a square picture's side; other shapes have about the same area."""
+    """Side of a square training image in pixels; other buckets have about the same area."""
     frames: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
-    """Frames of a clip, for bases that make clips; 1 trains and samples stills. What the base cannot divide
-    is left out."""
+    """Frames of a video, for base models that generate video; 1 trains and samples still images. Rounded down
+    to a number of frames that the base model can encode."""
     trigger: StrippedStr | None = None
-    """The word the concept is taught under; used when captions must be made, and recorded in exports."""
+    """Trigger word of the concept; used in captions that lorakit writes, and recorded in exports."""
     class_noun: StrippedStr | None = None
-    """What the subject is ("dog"); used when captions must be made."""
+    """Class noun of the subject, such as `dog`; used in captions that lorakit writes."""
     adapter: AdapterConfig = AdapterConfig()
-    embedding: TextualInversionConfig | None = None
-    """A new word to be learned, with or without an adapter; none teaches none."""
+    textual_inversion: TextualInversionConfig | None = None
+    """Learn a new token, with or without an adapter (textual inversion); null does not."""
     slider: SliderConfig | None = None
-    """Train a slider between two prompts instead of what the captions say; none trains the captions."""
+    """Train a concept slider between two prompts instead of the captions; null trains the captions."""
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     memory: Literal["auto"] | MemoryConfig = "auto"
-    """`auto` recomputes activations only on a GPU, or a section."""
+    """`auto` (gradient checkpointing on a GPU only), or a section."""
     samples: SamplingConfig = SamplingConfig()
     validate_: ValidationConfig = Field(default=ValidationConfig(), alias="validate")
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
-    """Where metrics also go; metrics.jsonl is always written."""
+    """Tracker that also receives the metrics; metrics.jsonl is always written."""
     export: list[Literal["comfyui", "a1111", "diffusers"]] = Field(default=["comfyui"])
-    """Which tools the finished adapter is exported for."""
+    """Programs that the finished adapter is exported for."""
 
     @model_validator(mode="before")
     @classmethod
-    def _own_pictures(cls, tree: Any) -> Any:
-        """A slider's pictures lie beside its run."""
+    def _default_slider_dataset(cls, tree: Any) -> Any:
+        """Set the dataset of a slider to a folder beside its run."""
         if isinstance(tree, dict) and tree.get("slider") and tree.get("out") and "dataset" not in tree:
-            return tree | {"dataset": f"{tree['out']}-pictures"}
+            return tree | {"dataset": f"{tree['out']}-images"}
         return tree
 
     @model_validator(mode="after")
-    def _agree(self) -> Recipe:
+    def _check_contradictions(self) -> Recipe:
         for problem in self._contradictions():
             raise ValueError(problem)
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        """What cannot go together, each as a sentence that names the keys."""
-        kind = self.adapter.type
-        low = kind in ("lora", "rslora", "dora")
+        """Yield a sentence that names the keys for each pair of settings that contradict each other."""
+        method = self.adapter.type
+        is_low_rank = method in ("lora", "rslora", "dora")
         if self.optimizer.warmup > self.train.steps:
             yield (
                 f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"
                 " the learning rate would never be reached"
             )
-        if self.objective.class_weight != 1.0 and not self.class_images:
-            yield "objective.class_weight weighs `class_images`, and there are none: give a folder"
-        if self.objective.preserve and not (self.trigger and self.class_noun):
-            yield "objective.preserve puts the class noun for the trigger: give `trigger` and `class_noun`"
-        if kind == "none" and self.embedding is None:
-            yield "adapter.type none trains nothing: add an `embedding`, or choose another type"
-        if self.optimizer.lora_plus_ratio != 1 and not low:
-            yield f"optimizer.lora_plus_ratio: {kind} has no B that it could speed up"
-        if self.quantized and not low and kind != "none":
+        if self.objective.prior_loss_weight != 1.0 and not self.class_images:
+            yield "objective.prior_loss_weight needs `class_images`: set `class_images` to a folder"
+        if self.objective.output_preservation and not (self.trigger and self.class_noun):
+            yield "objective.output_preservation needs both names: set `trigger` and `class_noun`"
+        if method == "none" and self.textual_inversion is None:
+            yield "adapter.type none trains nothing: set `textual_inversion`, or choose another type"
+        if self.optimizer.loraplus_lr_ratio != 1 and not is_low_rank:
+            yield f"optimizer.loraplus_lr_ratio needs a matrix B, which adapter.type {method} does not have"
+        if self.quantized and not is_low_rank and method != "none":
             yield (
-                f"adapter.type {kind} changes whole weights, which memory.quantize has none of:"
+                f"adapter.type {method} needs full weights, which memory.quantize does not keep:"
                 " leave one of them out"
             )
         if self.init_from and self.adapter.init in ("pissa", "olora"):
-            yield f"init_from and adapter.init {self.adapter.init} both say what to begin with"
+            init = self.adapter.init
+            yield f"init_from and adapter.init {init} both set the initial weights: leave one of them out"
         if self.slider:
-            yield from (f"a slider has a loss of its own: leave out {key}" for key in self._beside_a_slider())
+            yield from (
+                f"slider has a loss of its own: leave out {key}" for key in self._keys_without_slider()
+            )
 
-    def _beside_a_slider(self) -> list[str]:
-        parts = ("mask", "preserve", "caption_dropout")
-        given = {f"objective.{part}": getattr(self.objective, part) for part in parts}
-        given |= {"class_images": self.class_images, "embedding": self.embedding}
-        given |= {"adapter.text_encoder": self.adapter.text_encoder}
-        return [key for key, value in given.items() if value]
+    def _keys_without_slider(self) -> list[str]:
+        parts = ("masked_loss", "output_preservation", "caption_dropout")
+        values = {f"objective.{part}": getattr(self.objective, part) for part in parts}
+        values |= {"class_images": self.class_images, "textual_inversion": self.textual_inversion}
+        values |= {"adapter.text_encoder": self.adapter.text_encoder}
+        return [key for key, value in values.items() if value]
 
     def dump(self) -> dict[str, Any]:
-        """Plain values as they go into recipe.yaml and run.json."""
+        """Return the recipe as plain values, as they are written into recipe.yaml and run.json."""
         return self.model_dump(mode="json", by_alias=True)
 
     @property
     def quantized(self) -> Literal["nf4", "int8"] | None:
-        """How the frozen base is held in few bits; None: whole."""
+        """Quantization of the frozen base model; None if it is not quantized."""
         return self.memory.quantize if isinstance(self.memory, MemoryConfig) else None
 
     @property
@@ -224,10 +233,10 @@ __all__ = [
     "AdapterConfig",
     "SliderConfig",
     "TextualInversionConfig",
-]  # part of a recipe, and found here
+]  # sections of a recipe, imported from here
 
-# Keys that change what is shown or kept, not one byte of the adapter: a run may go on with other values.
-# Base, dataset and first adapter may move: their content is what a run holds on to, by hash.
+# Keys that change no byte of the adapter: a run may be resumed with other values. The base model, the dataset
+# and the initial adapter may move to another path: their content is compared by hash.
 NON_TRAINING_KEYS = (
     "out",
     "base",
@@ -238,13 +247,13 @@ NON_TRAINING_KEYS = (
     "tracker",
     "export",
     "train.save_every",
-    "train.keep",
+    "train.keep_checkpoints",
     "validate.every",
 )
 
 
 def training_settings(recipe: Recipe) -> dict[str, Any]:
-    """The flat settings that decide the adapter's bytes: {"optimizer.lr": 0.0001, ...}."""
+    """Return the flat settings that determine the adapter: {"optimizer.lr": 0.0001, ...}."""
     flat = _flatten(recipe.dump())
     return {
         key: flat[key]
@@ -254,7 +263,7 @@ def training_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of `identity`."""
+    """Return the SHA-256 of the training settings."""
     return sha256_bytes(dump_json(training_settings(recipe)).encode())
 
 
@@ -265,26 +274,60 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def builtin_recipes_folder() -> Path:
-    """Where the recipes that ship lie: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
-
-
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe file with dotted overrides such as `optimizer.lr=2e-4`."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(
-            "there is no such recipe", where=str(path), remedy="`lorakit recipes` lists the ones that ship"
-        )
-    tree = strict_yaml.read_yaml(file)
-    if not isinstance(tree, dict):
-        raise ConfigError("a recipe is a mapping of keys to values", where=str(path))
+    """Read a recipe and apply dotted overrides such as `optimizer.lr=2e-4`.
+
+    `path` is a file or the name of a built-in recipe, such as `sd15`; see `find_recipe`.
+    Raises ConfigError that lists every problem.
+    """
+    file = find_recipe(path)
+    tree = _read_tree(file)
+    _resolve_prompts(tree, file)
     for override in overrides or []:
         _override(tree, override)
-    return parse_recipe(tree, str(path))
+    return parse_recipe(tree, str(file))
+
+
+def resolve_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, **settings: Any) -> Recipe:
+    """Return a recipe from a built-in name, a file, plain values or a recipe, with some settings changed.
+
+    A setting is a top-level key (`out="runs/dog"`); the keys of a section are merged into it
+    (`optimizer={"lr": 2e-4}`). Raises ConfigError that lists every problem.
+    """
+    if isinstance(recipe, Recipe):
+        tree, where = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True), "recipe"
+    elif isinstance(recipe, Mapping):
+        tree, where = dict(recipe), "recipe"
+    else:
+        file = find_recipe(Path(recipe))
+        tree, where = _read_tree(file), str(file)
+        _resolve_prompts(tree, file)
+    for key, value in settings.items():
+        section = tree.get(key)
+        if isinstance(section, dict) and isinstance(value, Mapping):
+            value = {**section, **value}
+        tree[key] = value
+    return parse_recipe(tree, where)
+
+
+def _read_tree(file: Path) -> dict[str, Any]:
+    tree = strict_yaml.read_yaml(file)
+    if not isinstance(tree, dict):
+        raise ConfigError("a recipe is a mapping of keys to values", where=str(file))
+    return tree
+
+
+def _resolve_prompts(tree: dict[str, Any], file: Path) -> None:
+    """Find the prompt file of a recipe beside the recipe's folder if the working folder does not have it.
+
+    The built-in recipes name `examples/prompts.jsonl`, which lies beside `recipes`, also when installed.
+    """
+    samples = tree.get("samples")
+    if not isinstance(samples, dict) or not isinstance(samples.get("prompts"), str):
+        return
+    shipped = file.resolve().parent.parent / samples["prompts"]
+    if shipped.is_file() and not Path(samples["prompts"]).exists():
+        tree["samples"] = {**samples, "prompts": str(shipped)}
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
@@ -302,7 +345,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
 
 
 def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Validate plain values; all problems are listed in one `ConfigError`."""
+    """Validate plain values. Raises one ConfigError that lists every problem."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:

@@ -1,7 +1,7 @@
-"""YAML as people mean it: only text, numbers, truth values, lists and mappings, and nothing in two ways.
+"""Strict YAML: text, decimal numbers, booleans, lists and mappings only.
 
-PyYAML reads YAML 1.1, where `1e-4` is a text, `010` is eight and `1:30` is ninety. Here numbers are decimal.
-Aliases are refused (no expansion bombs), and so are tags, keys that stand twice and keys that are no text.
+PyYAML reads YAML 1.1, where `1e-4` is text, `010` is eight and `1:30` is ninety; here numbers are decimal.
+Aliases (expansion bombs), tags, duplicate keys and keys that are not text are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NUMBER_PATTERNS = {
 
 
 class StrictLoader(yaml.SafeLoader):
-    """See the module."""
+    """PyYAML's safe loader with decimal numbers, without aliases and duplicate keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - how PyYAML declares it
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBER_PATTERNS]
@@ -30,20 +30,20 @@ class StrictLoader(yaml.SafeLoader):
     }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, which must not stand for another one."""
+        """Compose a node; refuse an alias."""
         if self.check_event(yaml.events.AliasEvent):
             raise _yaml_error("aliases (*name) are not accepted", self.peek_event())
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are texts, each once."""
+        """Construct a mapping; refuse duplicate keys and keys that are not text."""
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise _yaml_error(f"the key {key!r} is no text; put it in quotes", key_node)
+                raise _yaml_error(f"the key {key!r} is not text; put it in quotes", key_node)
             if key in seen:
-                raise _yaml_error(f"the key {key!r} stands twice", key_node)
+                raise _yaml_error(f"the key {key!r} occurs twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -57,14 +57,14 @@ def _yaml_error(text: str, place: Any) -> yaml.constructor.ConstructorError:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Parse a small file in UTF-8; every error is one `ConfigError` that names it."""
+    """Parse a small UTF-8 file. Every error is one ConfigError that names the file."""
     try:
         with open(path, "rb") as file:
             data = file.read(SIZE_LIMIT + 1)
     except OSError as error:
         raise ConfigError(f"cannot read the file: {error.strerror}", where=str(path)) from error
     if len(data) > SIZE_LIMIT:
-        raise ConfigError(f"at most {SIZE_LIMIT >> 10} KiB are read", where=str(path))
+        raise ConfigError(f"the file is larger than {SIZE_LIMIT >> 10} KiB", where=str(path))
     try:
         return parse_yaml(data.decode("utf-8").removeprefix("\ufeff"), str(path))
     except UnicodeDecodeError as error:
@@ -73,7 +73,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse a small text; the error names the place."""
+    """Parse YAML text; `where` names it in errors."""
     try:
         return yaml.load(text, Loader=StrictLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -19,11 +19,14 @@ WHERE = {"base": "tiny-unet", "dataset": "data", "out": "out"}
         ({"adapter": {"type": "oft", "alpha": 8}}, "type oft has no alpha"),
         ({"adapter": {"type": "oft", "conv_rank": 8}}, "type oft has no conv_rank"),
         ({"adapter": {"type": "oft", "rank_pattern": {"to_q": 8}}}, "type oft has no rank_pattern"),
-        ({"adapter": {"targets": ["re:("]}}, "the expression cannot be read"),
+        ({"adapter": {"targets": ["re:("]}}, "not a valid regular expression"),
         ({"adapter": {"rank_pattern": {"to_q": 0}}}, "adapter.rank_pattern.to_q"),
-        ({"adapter": {"type": "lokr"}, "memory": {"quantize": "nf4"}}, "lokr changes whole weights"),
-        ({"adapter": {"type": "loha"}, "optimizer": {"lora_plus_ratio": 4}}, "loha has no B"),
-        ({"adapter": {"init": "olora"}, "init_from": "run"}, "both say what to begin with"),
+        ({"adapter": {"type": "lokr"}, "memory": {"quantize": "nf4"}}, "lokr needs full weights"),
+        (
+            {"adapter": {"type": "loha"}, "optimizer": {"loraplus_lr_ratio": 4}},
+            "needs a matrix B, which adapter.type loha does not have",
+        ),
+        ({"adapter": {"init": "olora"}, "init_from": "run"}, "both set the initial weights"),
     ],
 )
 def test_contradictions_are_named(tree, said):
@@ -39,6 +42,6 @@ def test_what_is_trained_is_part_of_the_runs_identity():
         {"adapter": {"blocks": ["mid_block"]}},
         {"adapter": {"rank_pattern": {"to_q": 8}}},
         {"adapter": {"init": "gaussian"}},
-        {"optimizer": {"lora_plus_ratio": 2.0}},
+        {"optimizer": {"loraplus_lr_ratio": 2.0}},
     ):
         assert recipe.recipe_hash(recipe.parse_recipe(WHERE | change)) != plain

@@ -1,4 +1,4 @@
-"""The recipes that ship fit the families they are for, and the numbers in their comments are true."""
+"""The built-in recipes fit their families, and the numbers in their comments are right."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lorakit.models import families, quantize
 from lorakit.training import objective
 from tests import tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _KL = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]}
 _QWEN = {"_class_name": "AutoencoderKLQwenImage", "dim_mult": [1, 2, 4, 4]}
 _WAN = {"_class_name": "AutoencoderKLWan", "dim_mult": [1, 2, 4, 4]}
 _DC = {"_class_name": "AutoencoderDC", "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}
-# recipe: (family, row whose network is the published one, settings of the published autoencoder)
+# recipe: (family, row with the published denoiser, configuration of the published VAE)
 KNOWN = {
     "sd15": ("sd15", "sd15", _KL),
     "sdxl": ("sdxl", "sdxl", _KL),
@@ -39,7 +39,7 @@ KNOWN = {
     "wan": ("wan", "wan", _WAN),
 }
 NAMES = [name + ending for name in KNOWN for ending in ("", "-low-memory")]
-# for pictures besides the text: (family, row whose network is the published one, autoencoder)
+# recipes with conditioning images: (family, row with the published denoiser, VAE)
 CONDITIONED = {
     "flux1-kontext": ("flux1-kontext", "flux1-kontext", _KL),
     "flux1-control": ("flux1-control", "flux1-control", _KL),
@@ -60,14 +60,14 @@ def _known(name: str):
 
 @functools.cache
 def _network(row: str) -> torch.nn.Module:
-    """The published denoiser, without memory."""
+    """Build the published denoiser on the meta device."""
     full = tiny.ROWS[row].full
     with torch.device("meta"):
-        return getattr(diffusers, full.kind)(**full.settings)
+        return getattr(diffusers, full.class_name)(**full.config)
 
 
 def _sizes(row: str) -> dict[str | None, float]:
-    """GiB of the published network in bf16 and quantised: 4 bits, and 8 for every 64 of them."""
+    """Return the GiB of the published denoiser in bf16 and quantized (nf4: 4 bits, 8 more for every 64)."""
     network = _network(row)
     swapped = sum(m.weight.numel() for n, m in network.named_modules() if quantize.is_quantizable(n, m))
     kept = sum(p.numel() for p in network.parameters()) - swapped
@@ -75,7 +75,7 @@ def _sizes(row: str) -> dict[str | None, float]:
     return {kind: (2 * kept + each * swapped) / GIB for kind, each in bits.items()}
 
 
-def test_every_model_has_a_recipe_and_one_for_little_memory():
+def test_every_model_has_a_recipe_and_a_low_memory_recipe():
     shipped = {file.stem for file in recipe.builtin_recipes_folder().glob("*.yaml")} - {
         "quickstart-dit",
         "quickstart-unet",
@@ -84,19 +84,21 @@ def test_every_model_has_a_recipe_and_one_for_little_memory():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_its_family_takes_its_settings(name, tmp_path):
+def test_the_family_accepts_the_recipe(name, tmp_path):
     made, (family, row, autoencoder) = recipe.load_recipe(_file(name)), _known(name)
     model = families.get_family(family)
     network = _network(row)
-    for part, config in ((model.component, dict(network.config)), ("vae", autoencoder)):
+    for part, config in ((model.components.denoiser, dict(network.config)), ("vae", autoencoder)):
         (tmp_path / part).mkdir()
         kind = {"_class_name": type(network).__name__} if part != "vae" else {}
         (tmp_path / part / "config.json").write_text(json.dumps(kind | config, default=str))
-    pipe = SimpleNamespace(**{model.component: None, "vae": None}, lorakit_folder=tmp_path)
-    assert made.resolution % model.size_step(pipe) == 0
+    pipe = SimpleNamespace(**{model.components.denoiser: None, "vae": None}, lorakit_folder=tmp_path)
+    assert made.resolution % model.size_multiple(pipe) == 0
     objective.objective_from_scheduler(model.objective, {}, made.objective, torch.ones(1000))
-    assert made.adapter.targets == "attention"  # which the full-size test finds in this network
-    assert set(made.export) == consumers.loader_rules(family).keys(), "those that read this family's adapters"
+    assert made.adapter.targets == "attention"  # the full-size test finds these modules
+    assert set(made.export) == consumers.loader_rules(family).keys(), (
+        "the programs that load adapters of this family"
+    )
     assert made.samples.prompts is None or (ROOT / made.samples.prompts).is_file()
 
 
@@ -108,23 +110,43 @@ def test_the_low_memory_variant_needs_less(name):
     assert small.train.batch_size == 1
     assert small.resolution <= large.resolution
     assert isinstance(small.memory, MemoryConfig)
-    assert small.memory.checkpoint == 1
+    assert small.memory.gradient_checkpointing == 1
     sizes = _sizes(_known(name)[1])
     assert sizes[small.memory.quantize] < 0.9 * sizes[None]
-    assert small.samples.prompts is None  # the autoencoder stays away
+    assert small.samples.prompts is None  # the VAE is not loaded
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_numbers_in_its_comments_are_true(name):
+def test_the_numbers_in_the_comments_are_right(name):
     text, row = _file(name).read_text(encoding="utf-8"), _known(name)[1]
     full, sizes, made = tiny.ROWS[row].full, _sizes(row), recipe.load_recipe(_file(name))
     assert text.startswith("# ")
     assert f"--resolution {made.resolution} " in text
     for count, megabytes in re.findall(r"(\d+) attention modules[^;]*; rank 16 gives a (\d+) MB file", text):
-        assert (int(count), int(megabytes)) == (full.modules, round(4 * full.millions))  # float32
+        assert (int(count), int(megabytes)) == (
+            full.modules,
+            round(4 * full.millions_of_parameters),
+        )  # float32
     for told in re.findall(r"takes ([\d.]+) GiB in bf16|\(([\d.]+) GiB in bf16\)", text):
         assert float(told[0] or told[1]) == pytest.approx(sizes[None], rel=0.04)
     for small, large in re.findall(r"([\d.]+) GiB instead of ([\d.]+)", text):
         kind = made.memory.quantize
         assert float(small) == pytest.approx(sizes[kind], rel=0.04)
         assert float(large) == pytest.approx(sizes[None], rel=0.04)
+
+
+def test_the_readme_lists_each_recipe_with_the_memory_that_it_needs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = {
+        int(memory): re.findall(r"`([\w-]+)`", names)
+        for memory, names in re.findall(r"\| (\d+) GB \| (.*) \|", text)
+    }
+    listed = [name for names in rows.values() for name in names]
+    assert sorted(listed) == sorted(set(listed))
+    smallest = {"sd15-low-memory", "sana-low-memory", "sd35-low-memory"}  # need even less than the first row
+    assert set(ALL) - set(listed) == smallest
+    smaller = dict(zip(rows, [0, *rows], strict=False))
+    for memory, names in rows.items():
+        for name in names:
+            size = _sizes(_known(name)[1])[recipe.load_recipe(_file(name)).quantized]
+            assert smaller[memory] / 2 < size <= memory / 2, (name, size)
