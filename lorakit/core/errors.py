@@ -1,6 +1,6 @@
-"""The errors a user is meant to read: what failed, where, and what to do about it.
+"""Errors that users read: what is wrong, where, and what to do.
 
-Exit codes follow the command-line contract: 1 unexpected, 2 configuration or usage, 3 data, 4 out of memory,
+Exit codes of the command line: 1 unexpected, 2 configuration or usage, 3 data, 4 out of memory,
 5 disk, 6 numeric, 130/143 interrupted and resumable.
 """
 
@@ -11,7 +11,7 @@ EXIT_TERMINATED = 143
 
 
 class LorakitError(Exception):
-    """An expected failure. `where` names the file, sample or key; `remedy` says what to do next."""
+    """An expected failure. `where` names the file, image or recipe key; `remedy` says what to do."""
 
     exit_code = 1
 
@@ -31,43 +31,43 @@ class LorakitError(Exception):
 
 
 class ConfigError(LorakitError):
-    """A recipe, option or combination that cannot work."""
+    """Invalid recipe, option or combination of settings."""
 
     exit_code = 2
 
 
 class DataError(LorakitError):
-    """Images, captions or another input file that cannot be used."""
+    """Image, caption or other input file that cannot be used."""
 
     exit_code = 3
 
 
 class MemoryLimitError(LorakitError):
-    """The device or the machine has too little memory."""
+    """Out of memory on the device or the machine."""
 
     exit_code = 4
 
 
 class DiskError(LorakitError):
-    """A write failed: full, read-only or broken storage."""
+    """Failed write: full, read-only or broken disk."""
 
     exit_code = 5
 
 
 class NumericError(LorakitError):
-    """Non-finite or untrained numbers where finite, trained ones are needed."""
+    """Non-finite numbers, or weights that were never trained."""
 
     exit_code = 6
 
 
 class Interrupted(LorakitError):
-    """The run was stopped by a signal after committing; the same command goes on."""
+    """Run stopped by a signal after its state was saved; the same command resumes it."""
 
     def __init__(self, message: str, *, signal_number: int) -> None:
-        super().__init__(message, remedy="give the same command again to go on")
+        super().__init__(message, remedy="run the same command again to resume")
         self.exit_code = 128 + signal_number
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says went wrong, without the advice below it; its kind where it says nothing."""
+    """Return the first line of an error message; the name of its class if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

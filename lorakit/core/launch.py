@@ -1,7 +1,8 @@
-"""Start `accelerate launch -m lorakit.training` as a child process.
+"""Start the training in a child process, forward signals to it and return its exit code.
 
-Forward signals to the trainers and return their exit code: the launcher in between turns every exit code
-into 1.
+One process is started directly (`python -m lorakit.training`), several through `accelerate launch`. The
+launcher turns every exit code into 1, so the trainers record their process ids and exit codes in a temporary
+folder.
 """
 
 from __future__ import annotations
@@ -19,55 +20,76 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from lorakit.core import storage
+from lorakit.core import platform, storage
 
 FOLDER_VARIABLE = "LORAKIT_LAUNCH_FOLDER"
 RANK_VARIABLE = "RANK"
 
 
 def configure_process() -> None:
-    """What every process of ours wants before torch is imported: threads that do not spin while they wait
-    (two busy processes would halve each other's speed), and no warning of bitsandbytes' optional kernels.
+    """Set what has to be set before torch is imported.
+
+    Idle threads sleep instead of spinning, because two busy processes would halve each other's speed;
+    bitsandbytes does not warn about optional kernels.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def launch_command(recipe: str, overrides: list[str], *, processes: int = 1) -> list[str]:
-    """The `accelerate launch` command line, complete, so that the launcher has nothing to guess or warn
-    about.
+def training_command(recipe: str, overrides: list[str], *, num_processes: int = 1) -> list[str]:
+    """Return the command line that trains a recipe file in `num_processes` processes.
 
-    Its module is named itself: `accelerate` first imports all of its other commands, which takes seconds.
+    One process needs no launcher, which takes about 4 s to import. For several, the launcher's module is
+    named directly, because the command `accelerate` imports all of its other commands first, and every
+    option is given, because the launcher warns about those that are missing.
     """
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-    options = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-    options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", threads]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    return [*launcher, *options, "-m", "lorakit.training", recipe, *overrides]
+    training = ["-m", "lorakit.training", recipe, *overrides]
+    if num_processes == 1:
+        return [sys.executable, *training]
+    options = ["--num_processes", str(num_processes), "--num_machines", "1", "--mixed_precision", "no"]
+    options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", _num_threads(num_processes)]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options, *training]
 
 
-def run_launcher(arguments: list[str]) -> int:
-    """Run the command to its end; SIGINT and SIGTERM go to the trainers, which commit and stop."""
+def _num_threads(num_processes: int) -> str:
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_processes))
+
+
+def run_training(command: list[str]) -> int:
+    """Run a training command to its end and return the exit code of the trainers.
+
+    SIGINT and SIGTERM are forwarded to the trainers, which save a checkpoint and stop.
+    """
     with tempfile.TemporaryDirectory(prefix="lorakit-") as name:
         folder = Path(name)
-        environment = os.environ | {FOLDER_VARIABLE: name}
-        # A session of its own: Ctrl-C must reach the trainers through us, not kill the launcher above them.
-        child = subprocess.Popen(arguments, env=environment, start_new_session=True)
-        with handle_signals(lambda number, _: _forward_signal(child, folder, number)):
+        environment = {"OMP_NUM_THREADS": _num_threads(1)} | os.environ | {FOLDER_VARIABLE: name}
+        # In its own group: Ctrl-C must reach the trainers through `forward`, not end the launcher above them.
+        child = platform.start_in_own_group(command, env=environment)
+        received: list[int] = []
+
+        def forward(number: int, _: FrameType | None) -> None:
+            received.append(number)
+            _forward_signal(child, folder, number)
+
+        with handle_signals(forward):
             code = child.wait()
-        codes = [int(file.read_text()) for file in sorted(folder.glob("exit-*"))]
-        return max(codes) if codes else abs(code)
+        if codes := [int(file.read_text()) for file in sorted(folder.glob("exit-*"))]:
+            return max(codes)
+        # The trainers did not get as far as recording a code: stopped while starting, or killed.
+        return 128 + received[0] if received else code if code >= 0 else 128 - code
 
 
 @contextlib.contextmanager
 def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM for a while, and let a closed terminal (SIGHUP) stop nothing; elsewhere than
-    in the main thread they stay as they are."""
+    """Handle the stop signals (SIGINT, SIGTERM) within the block, and ignore a closed terminal (SIGHUP).
+
+    Only the main thread can set handlers: in another thread nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    old = {number: signal.signal(number, handler) for number in platform.STOP_SIGNALS}
+    old |= {number: signal.signal(number, signal.SIG_IGN) for number in platform.HANGUP_SIGNALS}
     try:
         yield
     finally:
@@ -76,47 +98,46 @@ def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator
 
 
 def _forward_signal(child: subprocess.Popen[bytes], folder: Path, number: int) -> None:
-    trainers = list(folder.glob("pid-*"))
-    for file in trainers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(file.read_text()), number)
-    if not trainers:  # still starting: nothing to commit
-        os.killpg(child.pid, signal.SIGTERM)
+    trainers = [int(file.read_text()) for file in folder.glob("pid-*")]
+    if trainers:
+        platform.forward_signal(child, trainers, number)
+    else:  # still importing: there is nothing to save
+        platform.end_group(child)
 
 
 def start_missing_processes(arguments: list[str]) -> None:
-    """Become all the processes that `accelerate launch --num_processes N` was asked for.
+    """Start all processes of `accelerate launch --num_processes N` where it starts only one.
 
-    Without GPUs that launcher starts one process and leaves the others to MPI; here they are started by
-    torch's own launcher instead. Returns when nothing is missing, else never.
+    Without GPUs that launcher starts one process and leaves the others to MPI; this process is then replaced
+    by torch's own launcher, which starts N. Returns only if no process is missing.
     """
-    wanted = _requested_processes()
-    if wanted > 1 and "WORLD_SIZE" not in os.environ:
+    num_processes = _requested_processes()
+    if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc_per_node", str(wanted), "-m", "lorakit.training"]
-        os.execv(sys.executable, [*launcher, *arguments])
+        launcher += ["--nproc_per_node", str(num_processes), "-m", "lorakit.training"]
+        platform.replace_process([*launcher, *arguments])
 
 
 def _requested_processes() -> int:
-    """N of the `accelerate launch --num_processes N` above this process; 1 when there is none."""
+    """N of the `accelerate launch --num_processes N` that started this process; 1 without a launcher."""
     import psutil
 
     try:
         words = " ".join((psutil.Process().parent() or psutil.Process()).cmdline())
     except psutil.Error:
         return 1
-    found = re.search(r"accelerate.*[ .]launch .*?--num[_-]processes[ =](\d+).* lorakit\.training", words)
-    return int(found[1]) if found else 1
+    match = re.search(r"accelerate.*[ .]launch .*?--num[_-]processes[ =](\d+).* lorakit\.training", words)
+    return int(match[1]) if match else 1
 
 
 def write_pid_file() -> None:
-    """In a trainer: tell the launching `lorakit` which process to send signals to."""
+    """Record this trainer's process id, so that the parent process can forward signals to it."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         storage.write_text(Path(folder) / f"pid-{os.environ.get(RANK_VARIABLE, '0')}", str(os.getpid()))
 
 
 def write_exit_code(code: int) -> None:
-    """In a trainer: tell the launching `lorakit` the exit code."""
+    """Record this trainer's exit code for the parent process."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         storage.write_text(Path(folder) / f"exit-{os.environ.get(RANK_VARIABLE, '0')}", str(code))

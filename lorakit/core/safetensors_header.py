@@ -1,8 +1,8 @@
-"""The header of a safetensors file, held to our own limits before a parser allocates for it. Torch-free.
+"""Checks of the header of a safetensors file before a parser allocates memory for it.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes of length, a JSON object of names
-to dtype, shape and place, then the tensors' bytes without a gap. The library's own parser lets a name stand
-twice, and any number of tensors.
+to dtype, shape and offsets, then the bytes of the tensors without a gap. The library's own parser accepts
+duplicate names and any number of tensors.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _BITS_PER_DTYPE |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, 
 
 
 def check_safetensors(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Refuse a damaged, hostile or foreign file with a `DataError`; returns the header's metadata.
+    """Check the header of a file and return its metadata. Raises DataError for a damaged or hostile file.
 
-    Only the header is read. Afterwards each tensor has its own bytes, of the size its shape asks for, and
-    together they are the whole rest of the file.
+    Only the header is read. Each tensor must have bytes of its own, as many as its shape needs, and together
+    they must fill the rest of the file.
     """
     file = Path(path)
     try:
         text, rest = _header(file)
         tree = json.loads(text, object_pairs_hook=_unique_dict)
         metadata = tree.pop("__metadata__", {})
-        _check_count(len(tree))  # again: JSON can spell a key so that its bytes are not found
+        _check_count(len(tree))  # again: JSON escapes can hide a key from the count above
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata must be text")
         _check_spans([_tensor_span(name, entry) for name, entry in tree.items()], rest)
@@ -53,13 +53,13 @@ def check_safetensors(path: str | os.PathLike[str]) -> dict[str, str]:
         raise DataError(
             f"not a safetensors file, or a damaged one: {error}",
             where=str(file),
-            remedy="give a sound .safetensors file; pickled .ckpt/.bin/.pt files are never opened",
+            remedy="use an intact .safetensors file; pickled .ckpt/.bin/.pt files are never opened",
         ) from error
     return dict(metadata)
 
 
 def _header(file: Path) -> tuple[bytes, int]:
-    """The header's text, and how many bytes follow it."""
+    """Return the text of the header and the number of bytes after it."""
     size = file.stat().st_size
     with open(file, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
@@ -68,7 +68,7 @@ def _header(file: Path) -> tuple[bytes, int]:
         if handle.read(1) != b"{":
             raise ValueError("it has no header")
         if length > size - 8:
-            raise ValueError("it ends within its header")
+            raise ValueError("it ends inside its header")
         if length > MAX_HEADER_BYTES:
             raise ValueError(f"its header has {length >> 20} MiB, at most {MAX_HEADER_BYTES >> 20} are read")
         text = b"{" + handle.read(length - 1)
@@ -82,16 +82,16 @@ def _check_count(count: int) -> None:
 
 
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice[:80]!r} stands twice")
-    return found
+        raise ValueError(f"the name {twice[:80]!r} occurs twice")
+    return unique
 
 
 def _tensor_span(name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
-    """(begin, end, name) of a tensor's bytes, which must be as many as its shape and dtype need."""
+    """Return (begin, end, name) of the bytes of a tensor; they must fit its shape and dtype."""
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
     whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     if (
@@ -99,11 +99,11 @@ def _tensor_span(name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
         or len(shape) > MAX_DIMENSIONS
         or math.prod(max(1, number) for number in shape) > MAX_ELEMENTS
     ):
-        raise ValueError(f"{name[:80]!r} has an impossible shape or place")
+        raise ValueError(f"{name[:80]!r} has an impossible shape or offset")
     if entry["dtype"] not in _BITS_PER_DTYPE:
         raise ValueError(f"{name[:80]!r} has the unknown dtype {str(entry['dtype'])[:20]!r}")
     if math.prod(shape) * _BITS_PER_DTYPE[entry["dtype"]] != 8 * (end - begin):
-        raise ValueError(f"{name[:80]!r} has {end - begin} bytes, which is not what its shape needs")
+        raise ValueError(f"{name[:80]!r} has {end - begin} bytes, which does not match its shape")
     return begin, end, name
 
 

@@ -1,6 +1,6 @@
-"""Intervals for scores of pictures made from prompts and seeds: the prompt is the unit, its seeds are nested.
+"""Confidence intervals for scores of images from prompts and seeds; the prompt is the unit.
 
-Pictures of one prompt resemble each other, so treating them as independent gives intervals that are too
+Images of one prompt resemble each other, so treating them as independent gives intervals that are too
 narrow. Each prompt is therefore first averaged over its seeds, and whole prompts are resampled. The
 percentile interval of few units is too narrow as well; its levels are widened as by Hesterberg, "What
 Teachers Should Know About the Bootstrap" (2015), so that it matches Student's t interval on normal data.
@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MIN_PROMPTS = 24  # with fewer, a result is called indicative
+MIN_PROMPTS = 24  # a result of fewer prompts is marked `few_prompts`
 _CHUNK = 1 << 22  # resampled values held at once
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -26,27 +26,27 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its interval over `units` prompts; `low` and `high` are NaN where there is only one."""
+    """A mean with its confidence interval over `num_prompts` prompts; its bounds are NaN for one prompt."""
 
     mean: float
-    low: float
-    high: float
-    units: int
+    ci_low: float
+    ci_high: float
+    num_prompts: int
 
     @property
-    def indicative(self) -> bool:
-        """Too few prompts for a firm statement."""
-        return self.units < MIN_PROMPTS
+    def few_prompts(self) -> bool:
+        """True if there are too few prompts for a firm statement."""
+        return self.num_prompts < MIN_PROMPTS
 
     def to_json(self) -> dict[str, float | int | bool | None]:
-        """Plain values; None stands for NaN."""
-        low, high = (None if math.isnan(value) else value for value in (self.low, self.high))
+        """Return plain values, with None for NaN."""
+        low, high = (None if math.isnan(value) else value for value in (self.ci_low, self.ci_high))
         return {
             "mean": self.mean,
-            "low": low,
-            "high": high,
-            "prompts": self.units,
-            "indicative": self.indicative,
+            "ci_low": low,
+            "ci_high": high,
+            "num_prompts": self.num_prompts,
+            "few_prompts": self.few_prompts,
         }
 
 
@@ -58,11 +58,11 @@ def bootstrap_mean(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """The mean over prompts of `values` (N,), where `groups` (N,) names each value's prompt.
+    """Return the mean over prompts of `values` (N,); `groups` (N,) names the prompt of each value.
 
-    Every prompt weighs the same, however many seeds it has. `n` is the number of resamples and `level` the
-    nominal coverage; `seed` makes the interval repeatable. Raises ValueError for no values, or ones that are
-    not finite.
+    Every prompt has the same weight, whatever its number of seeds. `n` is the number of resamples and `level`
+    the nominal coverage; `seed` makes the interval repeatable. Raises ValueError for no values, or ones that
+    are not finite.
     """
     means = group_means(values, groups)
     return bootstrap(means[:, None], lambda row: row[..., 0], n=n, seed=seed, level=level)
@@ -76,7 +76,7 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """A function of column means, such as a ratio of two, over `table` (G, K): one row a prompt.
+    """Return a function of column means, such as a ratio of two, over `table` (G, K), one row per prompt.
 
     `statistic` maps means (..., K) to numbers (...). Whole rows are resampled, so that columns stay paired.
     The interval's `mean` is the statistic of the means themselves.
@@ -87,17 +87,17 @@ def bootstrap(
     mean = float(statistic(table.mean(0)))
     if units < 2:
         return Interval(mean, math.nan, math.nan, units)
-    drawn = np.concatenate([statistic(part) for part in resampled_means(table, n, seed)])
-    drawn = drawn[np.isfinite(drawn)]  # a ratio whose denominator came out as nought
-    if not len(drawn):
+    resamples = np.concatenate([statistic(part) for part in resampled_means(table, n, seed)])
+    resamples = resamples[np.isfinite(resamples)]  # a ratio with a denominator of zero
+    if not len(resamples):
         return Interval(mean, math.nan, math.nan, units)
     tail = _tail(level, units)
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(resamples, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), units)
 
 
 def group_means(values: ArrayLike, groups: Sequence[Hashable]) -> NDArray[np.float64]:
-    """The mean of each group (G,), in order of first appearance: equal input gives equal resamples."""
+    """Return the mean of each group (G,), in order of first appearance."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0 or len(array) != len(groups):
         raise ValueError(
@@ -111,7 +111,7 @@ def group_means(values: ArrayLike, groups: Sequence[Hashable]) -> NDArray[np.flo
 
 
 def resampled_means(table: NDArray[np.float64], n: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Column means of `n` resamples of the rows of `table` (G, K), as pieces (m, K) of bounded memory."""
+    """Yield column means of `n` resamples of the rows of `table` (G, K), in chunks (m, K)."""
     units = len(table)
     rows = max(1, _CHUNK // units)
     for start in range(0, n, rows):
@@ -120,20 +120,21 @@ def resampled_means(table: NDArray[np.float64], n: int, seed: int) -> Iterator[N
 
 @lru_cache(maxsize=8)
 def _counts(units: int, n: int, seed: int, start: int) -> NDArray[np.float64]:
-    """How often each of `units` rows was drawn in `n` resamples, which is all that a mean depends on."""
+    """Return the counts (n, units) of each row in `n` resamples; a mean depends on nothing else."""
     rng = np.random.default_rng([seed, start])
     return rng.multinomial(units, np.full(units, 1 / units), size=n).astype(np.float64)
 
 
 def _tail(level: float, units: int) -> float:
-    """The share to cut from each side: Phi(-sqrt(G / (G - 1)) * t), with t of G - 1 degrees of freedom."""
+    """Return the share to cut from each side: Phi(-sqrt(G / (G - 1)) * t), t with G - 1 degrees of
+    freedom."""
     normal = NormalDist()
     t = student_quantile((1 + level) / 2, units - 1)
     return normal.cdf(-math.sqrt(units / (units - 1)) * t)
 
 
 def student_quantile(share: float, freedom: int) -> float:
-    """Quantile of Student's t for share > 1/2: exact for 1 and 2 degrees of freedom, else a series.
+    """Return a quantile of Student's t for share > 1/2: exact for 1 and 2 degrees of freedom, else a series.
 
     Abramowitz and Stegun, formula 26.7.5; at the levels used here within 1 % from 3 degrees of freedom on.
     """

@@ -1,15 +1,14 @@
 """The only module that writes files.
 
-A file becomes visible whole or not at all: temporary sibling, fsync, rename, fsync of the folder. A folder
-of files (a checkpoint) becomes visible the same way, with a manifest of sizes and hashes written last. Every
-file-system operation passes through `operation`, the one seam where tests inject crashes and full disks.
+A file appears complete or not at all: temporary file, fsync, rename, fsync of the folder. A folder of files
+(a checkpoint) appears the same way, with a list of sizes and hashes written last. Every file-system operation
+calls `io_hook`, where tests inject crashes and full disks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lorakit.core import safetensors_header
+from lorakit.core import platform, safetensors_header
 from lorakit.core.errors import DataError, DiskError
 
 if TYPE_CHECKING:
@@ -37,13 +36,13 @@ io_hook: Callable[[str, Path], None] = lambda name, path: None  # noqa: E731
 
 @contextlib.contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into one readable error with exit code 5."""
+    """Turn an error of the operating system into one readable DiskError."""
     try:
         yield
     except OSError as error:
-        remedy = "free space or choose another output folder, then give the same command again"
+        remedy = "free space or choose another output folder, then run the same command again"
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            remedy = "raise the limit of open files (ulimit -n), then give the same command again"
+            remedy = "raise the limit of open files (ulimit -n), then run the same command again"
         raise DiskError(
             f"cannot write: {os.strerror(error.errno or 0)}", where=str(path), remedy=remedy
         ) from error
@@ -51,14 +50,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 def _sync_folder(folder: Path) -> None:
     io_hook("sync_folder", folder)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
-            raise
-    finally:
-        os.close(handle)
+    platform.sync_folder(folder)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -71,33 +63,33 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def make_dir(path: str | os.PathLike[str]) -> Path:
-    """Make a folder with its parents, durably; an existing one is fine."""
+    """Create a folder with its parents, durably; do nothing if it exists."""
     folder = Path(path)
     if not folder.is_dir():
         make_dir(folder.parent)
         with _disk_errors(folder):
             folder.mkdir(exist_ok=True)
-            _sync_folder(folder.parent)  # or a power cut could take a checkpoint's parents away
+            _sync_folder(folder.parent)  # a power cut could lose the parents of a checkpoint
     return folder
 
 
 def is_internal_file(path: Path) -> bool:
-    """Whether a name is one of this module's own: a write that a crash cut off, or a lock."""
+    """Return True for a file of this module: an incomplete write after a crash, or a lock."""
     return path.name.startswith(_PARTIAL) or path.name == LOCK
 
 
 def remove_partial_files(folder: str | os.PathLike[str]) -> None:
-    """Remove what crashed writes left in a folder that this process has locked, and below it."""
+    """Remove incomplete writes below a folder that this process has locked."""
     for entry in list(Path(folder).rglob(f"{_PARTIAL}*")):
         with contextlib.suppress(OSError):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write `data` so that readers see the old file or the new one, never a part; parents are made."""
+    """Write `data` atomically: readers see the old file or the new one. Creates parent folders."""
     target = Path(path)
     make_dir(target.parent)
-    # A number alone is not unique: processes in containers that share a cache have equal ones.
+    # A process id alone is not unique: containers that share a cache have equal ones.
     partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
     with _disk_errors(target):
         try:
@@ -113,7 +105,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 @contextlib.contextmanager
 def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that is too large to hold; it appears whole when the block ends, or not at all."""
+    """Open a file for writing in parts; it appears complete when the block ends, or not at all."""
     target = Path(path)
     make_dir(target.parent)
     partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
@@ -134,7 +126,7 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write many small files, each whole or not at all, with one sync for all of them: ten times quicker."""
+    """Write many small files atomically, with one sync for all of them: ten times faster than one each."""
     for folder in {path.parent for path in files}:
         make_dir(folder)
     partials = {path: path.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}") for path in files}
@@ -144,7 +136,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                 io_hook("write", partials[path])
                 partials[path].write_bytes(data)
         io_hook("sync", Path())
-        os.sync()
+        platform.sync_files(list(partials.values()))
         for path, partial in partials.items():
             with _disk_errors(path):
                 io_hook("rename", path)
@@ -160,7 +152,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def dump_json(value: Any) -> str:
-    """One spelling of a value, so that equal values give equal bytes. NaN is refused, for JSON has none."""
+    """Return canonical JSON: equal values give equal bytes. Refuses NaN, which JSON does not have."""
     return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -170,12 +162,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
-    """Append one line in one write call, so that a crash leaves at most one torn last line."""
+    """Append one line in one write call, so that a crash damages at most the last line."""
     append_text(path, json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -187,7 +179,7 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextlib.contextmanager
 def open_append(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A log, open for appending bytes."""
+    """Open a file for appending bytes."""
     target = Path(path)
     make_dir(target.parent)
     with _disk_errors(target):
@@ -197,7 +189,7 @@ def open_append(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def fsync_file(path: str | os.PathLike[str]) -> None:
-    """Make what was appended to a log durable, and its name; a missing one is fine."""
+    """Make appended bytes durable; do nothing if the file is missing."""
     target = Path(path)
     if target.exists():
         with _disk_errors(target), open(target, "ab") as file:
@@ -211,16 +203,16 @@ def write_safetensors(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write tensors atomically; names and metadata sorted, so that equal content gives equal bytes."""
+    """Write tensors atomically, with sorted names and metadata: equal content gives equal bytes."""
     return write_bytes(path, safetensors_bytes(tensors, metadata))
 
 
 def safetensors_bytes(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """Serialise tensors (moved to the CPU) as safetensors with a canonical header.
+    """Serialize tensors (moved to the CPU) as safetensors with a canonical header.
 
-    The library writes metadata in hash order, which differs from process to process; the header is therefore
+    The library writes metadata in hash order, which differs between processes; the header is therefore
     rewritten with sorted keys. https://github.com/huggingface/safetensors#format
     """
     from safetensors.torch import save
@@ -240,7 +232,7 @@ def safetensors_bytes(
 
 
 def save_image(path: str | os.PathLike[str], image: Image.Image, **options: Any) -> Path:
-    """Encode a picture by the path's extension and write it atomically; `options` go to Pillow's save."""
+    """Encode an image by the extension of the path and write it atomically; `options` go to Pillow's save."""
     buffer = io.BytesIO()
     suffix = Path(path).suffix.lower().lstrip(".")
     image.save(buffer, format={"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options)
@@ -248,12 +240,12 @@ def save_image(path: str | os.PathLike[str], image: Image.Image, **options: Any)
 
 
 def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
-    """Copy a file's bytes atomically."""
+    """Copy a file atomically."""
     return write_bytes(path, Path(source).read_bytes())
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; a broken one is a `DataError` that names file and line."""
+    """Read a JSON file. Raises DataError, with file and line, for invalid JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -261,8 +253,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list[dict[str, Any]]:
-    """Read one JSON object a line; `torn_tail` forgives what a crash did to the end of an appended file: a
-    last line that is cut off, or zeros where lines never reached the disk, and what follows those."""
+    """Read one JSON object per line.
+
+    `torn_tail` accepts the damage of a crash at the end of an appended file: a truncated last line, or zeros
+    where lines never reached the disk, and everything after them.
+    """
     rows: list[dict[str, Any]] = []
     lines = Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -281,38 +276,38 @@ def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read all tensors to the CPU; a damaged or hostile file is a `DataError`."""
+    """Read all tensors to the CPU. Raises DataError for a damaged or hostile file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     safetensors_header.check_safetensors(path)
     try:
         return load_file(path)
-    except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype torch has not
+    except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise DataError(f"damaged safetensors file: {error}", where=str(path)) from error
 
 
 def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The header's metadata, read without touching the tensors."""
+    """Read the metadata of the header without reading the tensors."""
     return safetensors_header.check_safetensors(path)
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hex SHA-256 of bytes."""
+    """Return the hexadecimal SHA-256 of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file's content, read in pieces."""
+    """Return the hexadecimal SHA-256 of a file, read in chunks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:
-    """Make `folder` with `files` appear in one rename, its manifest of sizes and hashes written last.
+    """Create `folder` with `files` in one rename; the list of sizes and hashes is written last.
 
-    An existing folder of the same name is left alone when it holds just these files, so that there is no
-    moment without it; else it is replaced, after the new one is complete on disk.
+    An existing folder of the same name that contains exactly these files is kept, so that it is never
+    missing; any other is replaced after the new one is complete on disk.
     """
     target = Path(folder)
     make_dir(target.parent)
@@ -338,8 +333,10 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
 
 
 def find_folder_damage(folder: str | os.PathLike[str], names: Iterable[str] = ()) -> str | None:
-    """None when every file of a committed folder has its recorded size and hash; else what is wrong. The
-    manifest must list `names`; a file that it does not list is no damage."""
+    """Return the damage of a committed folder as text, or None if every file has its recorded size and hash.
+
+    The list must contain `names`; additional files are ignored.
+    """
     root = Path(folder)
     try:
         manifest = read_json(root / CHECKSUMS_FILE)
@@ -355,8 +352,7 @@ def find_folder_damage(folder: str | os.PathLike[str], names: Iterable[str] = ()
 
 
 def remove_folder(folder: str | os.PathLike[str]) -> None:
-    """Remove a folder that lorakit made: renamed first, so that a crash leaves no half folder under its
-    name."""
+    """Remove a folder that lorakit created; it is renamed first, so that a crash leaves no partial folder."""
     target = Path(folder)
     doomed = target.with_name(f"{_PARTIAL}old-{target.name}")
     with _disk_errors(target):
@@ -369,22 +365,17 @@ def remove_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def remove_file(path: str | os.PathLike[str]) -> None:
-    """Remove a file that lorakit made; a missing one is fine."""
+    """Remove a file that lorakit created; do nothing if it is missing."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
 @contextlib.contextmanager
 def file_lock(path: str | os.PathLike[str]) -> Iterator[bool]:
-    """Hold an exclusive lock; False when another process has it. The system releases it when the holder
-    dies."""
+    """Hold an exclusive lock; yields False if another process holds it. It is released when the process
+    ends."""
     make_dir(Path(path).parent)
     with _disk_errors(Path(path)):
-        file = open(path, "a+b")  # noqa: SIM115 - what the caller does under the lock is no error of the lock
+        file = open(path, "a+b")  # noqa: SIM115 - errors of the caller under the lock are not errors of the lock
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield platform.lock_file(file)

@@ -1,4 +1,4 @@
-"""Says so when nothing moves, and where every thread stands, instead of a silent hang. Torch-free."""
+"""Watchdog: reports a run that makes no progress, with the stack of every thread."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import format_duration
 
-TIMEOUT_VARIABLE = "LORAKIT_WATCHDOG"  # seconds of silence; 0 switches it off
+TIMEOUT_VARIABLE = "LORAKIT_WATCHDOG_SECONDS"  # seconds without progress; 0 disables the watchdog
 DEFAULT_TIMEOUT = 600.0
 
 
 def timeout_seconds() -> float:
-    """Seconds of silence before the watchdog speaks: $LORAKIT_WATCHDOG, else ten minutes."""
+    """Return the seconds without progress after which the watchdog reports; the default is ten minutes."""
     text = os.environ.get(TIMEOUT_VARIABLE, str(DEFAULT_TIMEOUT))
     try:
         return float(text)
@@ -27,9 +27,9 @@ def timeout_seconds() -> float:
 
 
 class Watchdog:
-    """While entered, watches that `pat` is called; after `seconds` without, the stacks go to `file`.
+    """Context manager that writes all stacks to `file` when `pat` is not called for `seconds`.
 
-    It only tells: what hangs may be a slow disk or another process, and may come back.
+    It only reports and stops nothing: the cause may be a slow disk or another process.
     """
 
     def __init__(self, file: Path, say: Callable[[str], None], seconds: float) -> None:
@@ -40,7 +40,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def pat(self, label: str, done: int, total: int, left: float) -> None:
-        """Something moved; a `progress.Listener`."""
+        """Note progress; a `progress.Listener`."""
         self._moved, self._where = time.monotonic(), f"{label} {done}/{total}"
 
     def __enter__(self) -> Watchdog:
@@ -55,17 +55,18 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        spoken_of = -1.0
+        reported = -1.0
         while not self._stop.wait(min(1.0, self.seconds / 4)):
             moved = self._moved
-            if time.monotonic() - moved >= self.seconds and moved != spoken_of:
-                spoken_of = moved
+            if time.monotonic() - moved >= self.seconds and moved != reported:
+                reported = moved
                 self._dump()
 
     def _dump(self) -> None:
         with storage.open_append(self.file) as file:
             faulthandler.dump_traceback(file, all_threads=True)
         self.say(
-            f"nothing has moved for {format_duration(self.seconds)} ({self._where}); where every thread stands:"
-            f" {self.file}. It goes on when that moves; Ctrl-C twice ends it, and the same command goes on"
+            f"no progress for {format_duration(self.seconds)} ({self._where}); the stacks of all threads are"
+            f" in {self.file}. The run continues by itself if it can; press Ctrl-C twice to stop it, and run"
+            " the same command to resume"
         )

@@ -21,7 +21,7 @@ def coverage(prompts: int, *, between: float, within: float, independent: bool, 
         effect = rng.normal(0, between, (prompts, 1))
         values = (effect + rng.normal(0, within, (prompts, SEEDS))).ravel()
         interval = bootstrap_mean(values, groups, n=400, seed=run)
-        hits += interval.low <= 0 <= interval.high
+        hits += interval.ci_low <= 0 <= interval.ci_high
     return hits / runs
 
 
@@ -48,7 +48,7 @@ def test_the_interval_of_a_ratio_covers_it(ratio: float) -> None:
         base = rng.gamma(6.0, 0.05, PROMPTS)
         table = np.stack([ratio * base + rng.normal(0, 0.03, PROMPTS), base], 1)
         interval = bootstrap(table, lambda means: means[..., 0] / means[..., 1], n=400, seed=run)
-        hits += interval.low <= ratio <= interval.high
+        hits += interval.ci_low <= ratio <= interval.ci_high
     assert 0.90 <= hits / 400 <= 0.98
 
 
@@ -67,8 +67,8 @@ def test_pairing_narrows_the_interval() -> None:
     b = difficulty + rng.normal(0.01, 0.01, PROMPTS * SEEDS)
     gain, alone = bootstrap_mean(b - a, groups), bootstrap_mean(b, groups)
     assert gain.mean == pytest.approx(float((b - a).mean()))
-    assert gain.low > 0
-    assert alone.high - alone.low > 2 * (gain.high - gain.low)
+    assert gain.ci_low > 0
+    assert alone.ci_high - alone.ci_low > 2 * (gain.ci_high - gain.ci_low)
 
 
 def test_prompts_weigh_the_same_whatever_their_seeds() -> None:
@@ -86,21 +86,21 @@ def test_the_seed_repeats_the_interval_and_names_do_not_matter() -> None:
 def test_a_higher_level_is_wider() -> None:
     values, groups = np.random.default_rng(0).normal(size=40), list(range(40))
     narrow, wide = (bootstrap_mean(values, groups, level=level) for level in (0.8, 0.99))
-    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+    assert wide.ci_low < narrow.ci_low < narrow.mean < narrow.ci_high < wide.ci_high
 
 
 def test_one_prompt_gives_a_mean_without_an_interval() -> None:
     interval = bootstrap_mean([0.2, 0.4], ["a", "a"])
     assert interval.mean == pytest.approx(0.3)
-    assert math.isnan(interval.low)
-    assert interval.to_json()["low"] is None
+    assert math.isnan(interval.ci_low)
+    assert interval.to_json()["ci_low"] is None
 
 
-@pytest.mark.parametrize(("units", "indicative"), [(23, True), (24, False)])
-def test_fewer_than_24_prompts_are_indicative(units: int, indicative: bool) -> None:
-    interval = bootstrap_mean(np.arange(units), list(range(units)))
-    assert interval.indicative is indicative
-    assert interval.to_json()["indicative"] is indicative
+@pytest.mark.parametrize(("num_prompts", "few_prompts"), [(23, True), (24, False)])
+def test_fewer_than_24_prompts_are_marked_as_few(num_prompts: int, few_prompts: bool) -> None:
+    interval = bootstrap_mean(np.arange(num_prompts), list(range(num_prompts)))
+    assert interval.few_prompts is few_prompts
+    assert interval.to_json()["few_prompts"] is few_prompts
 
 
 @pytest.mark.parametrize(
@@ -128,5 +128,5 @@ def test_student_quantiles_match_the_tables(freedom: int, value: float) -> None:
 def test_many_prompts_stay_within_memory() -> None:
     values: NDArray[np.float64] = np.random.default_rng(0).normal(size=20_000)
     interval = bootstrap_mean(values, list(range(20_000)), n=500)
-    assert interval.low < interval.mean < interval.high
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 / math.sqrt(20_000), rel=0.15)
+    assert interval.ci_low < interval.mean < interval.ci_high
+    assert interval.ci_high - interval.ci_low == pytest.approx(2 * 1.96 / math.sqrt(20_000), rel=0.15)

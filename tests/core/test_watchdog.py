@@ -11,7 +11,7 @@ from lorakit.core import progress, watchdog
 from lorakit.core.errors import ConfigError
 
 
-def test_88_silence_is_told_with_every_threads_stack(tmp_path):
+def test_without_progress_the_stack_of_every_thread_is_written(tmp_path):
     said: list[str] = []
     spoken = threading.Event()
 
@@ -54,5 +54,5 @@ def test_patience_is_set_by_the_environment(monkeypatch, tmp_path):
     with watchdog.Watchdog(tmp_path / "stacks.txt", print, watchdog.timeout_seconds()):
         assert "watchdog" not in {thread.name for thread in threading.enumerate()}
     monkeypatch.setenv(watchdog.TIMEOUT_VARIABLE, "ten")
-    with pytest.raises(ConfigError, match="LORAKIT_WATCHDOG"):
+    with pytest.raises(ConfigError, match="LORAKIT_WATCHDOG_SECONDS"):
         watchdog.timeout_seconds()
