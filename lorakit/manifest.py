@@ -1,8 +1,8 @@
-"""The manifest: one image is one JSON line. It is what the data tools and the trainer share.
+"""The manifest: the dataset schema that the data tools and the trainer share, one JSON line per image.
 
-`manifest.jsonl` lies beside the user's images and is canonical; `metadata.jsonl` is its twin in the
-ImageFolder convention, so `datasets.load_dataset("imagefolder", data_dir=...)` reads the same pairs. An image
-is never deleted or moved: it gets `keep: false` and a reason.
+`manifest.jsonl` lies beside the user's images and is canonical. `metadata.jsonl` repeats files and captions
+in the ImageFolder convention, so that `datasets.load_dataset("imagefolder", data_dir=...)` reads the same
+pairs. An image is never deleted or moved: it gets `keep: false` and a reason.
 """
 
 from __future__ import annotations
@@ -21,54 +21,55 @@ from lorakit.core.errors import DataError
 
 MANIFEST_FILE = "manifest.jsonl"
 METADATA_FILE = "metadata.jsonl"
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # what ImageFolder looks for
-# A record carries this note when the user's own metadata file has a row for it: that file is then never ours.
-USER_METADATA_NOTE = "metadata: has a row in the user's metadata file"
-CONDITIONING_IMAGE_KINDS = ("source", "control")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the names that ImageFolder reads
+# In the notes of a record that has a row in the user's own metadata file, which is never overwritten.
+USER_METADATA_NOTE = "user_metadata: has a row in the user's metadata file"
+CONDITIONING_IMAGE_TYPES = ("source", "control")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One caption text and where it came from: sidecar, metadata, folder, template, or a model.
+    """One caption and its source: file, metadata, folder, template, or model.
 
-    `edits` were applied in order to `raw` to get `text` (`data_tools.captions.edits`). `seen` is a short hash
-    of the pixels and crop that a model was shown: when they change, its words may be wrong.
+    `edits` were applied in order to `original_text` to get `text` (`data_tools.captions.edits`).
+    `image_hash` is a short hash of the pixels and crop that a captioning model described: if they change, the
+    caption may be wrong.
     """
 
     text: str
     source: str
     model: str | None = None
     prompt: str | None = None
-    raw: str | None = None
+    original_text: str | None = None
     edits: tuple[str, ...] = ()
-    seen: str | None = None
+    image_hash: str | None = None
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True, slots=True)
 class ConditioningImage:
-    """A picture that an image comes with; its `kind` is "source" (what was edited to give it) or "control".
+    """An image given with a caption; `type` is "source" (the image before an edit) or "control".
 
-    `file` is relative, `sha256` of it, `width` and `height` in upright pixels; `by` says where it came from:
-    sidecar, metadata, or what made it, such as canny.
+    `file` is relative to the dataset folder, `sha256` its hash, `width` and `height` its size in pixels after
+    EXIF rotation. `origin` is file, metadata, or the tool that generated it, such as canny.
     """
 
-    kind: str
+    type: str
     file: str
     sha256: str
     width: int
     height: int
-    by: str
+    origin: str
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What makes a record a clip: its frames, and how many of them are shown a second."""
+    """Number of frames of a video, and its frame rate."""
 
     frames: int
     fps: float
@@ -80,28 +81,30 @@ class VideoInfo:
 class Record:
     """One image. Sizes are pixels after EXIF rotation; `crop` is left, top, right, bottom.
 
-    `sha256` is of the file. `pixels` names the picture in it: the hash of the decoded pixels
-    (`images.pixel_hash`) or, for a JPEG, of the coded data that decide them (`jpeg.identity`). When the file
-    gives no picture, `pixels` is "" and the size 0, `keep` is false and `reason` (`code: text`) says why.
-    `notes` are `code: text` lines too. `bucket` is width, height. `crop_by` says who chose the crop (`user`:
-    it stays as it is) and `focus` is the point x, y around which a crop was laid.
+    `sha256` is the hash of the file. `content_hash` identifies the image in it: the hash of the decoded
+    pixels (`decode.pixel_hash`) or, of a JPEG, of the coded data that determine them
+    (`jpeg.summarize_jpeg`). If the file cannot be used, `content_hash` is "" and the size 0, `keep` is
+    false and `reason` (`code: text`) says why. `notes` are `code: text` lines too. `bucket` is width, height.
+    `crop_source` says who chose the crop (a crop of the `user` is never changed), and `focal_point` is the
+    point x, y around which a crop was placed.
 
-    `mask` is a relative path, the image's own when its alpha channel is the mask; `mask_source` says where it
-    came from, `mask_turn` is the EXIF orientation that makes it upright, `mask_pixels` its content's hash
-    (`masks.read`).
+    `mask` is a relative path, equal to `file` if the alpha channel is the mask; `mask_source` is its source,
+    `mask_orientation` the EXIF orientation that makes it upright, and `mask_content_hash` its hash
+    (`masks.mask_hash`).
 
-    Of a clip, `pixels` names the coded pictures, and everything else is of its first frame.
+    Of a video, `content_hash` identifies the coded frames, and everything else describes the first frame.
 
-    `phash` is the perceptual hash that finds near duplicates (16 hex digits as it is, 16 mirrored). `repeats`
-    is how often an epoch shows the image (kohya's `10_name` folders). `background` (#rrggbb, for images with
-    transparency) and `first_frame` are how the picture was decoded: `images.read` repeats exactly that.
+    `phash` is the perceptual hash for near duplicates (16 hex digits of the image, 16 of its mirror image).
+    `repeats` is the number of times that an epoch contains the image (kohya's `10_name` folders).
+    `background` (#rrggbb, of images with transparency) and `first_frame` tell how the image was decoded:
+    `decode.read_record_image` decodes it in the same way.
 
-    `given` are the pictures that edits and controls are learnt from, several sources in their order.
+    `conditioning_images` are the sources and controls given with the image, several sources in their order.
     """
 
     file: str
     sha256: str
-    pixels: str
+    content_hash: str
     width: int
     height: int
     captions: tuple[Caption, ...] = ()
@@ -116,19 +119,19 @@ class Record:
     repeats: int = 1
     background: str | None = None
     first_frame: bool = False
-    crop_by: str | None = None
-    focus: tuple[int, int] | None = None
+    crop_source: str | None = None
+    focal_point: tuple[int, int] | None = None
     mask_source: str | None = None
-    mask_turn: int = 1
-    mask_pixels: str | None = None
-    given: tuple[ConditioningImage, ...] = ()
-    clip: VideoInfo | None = None
+    mask_orientation: int = 1
+    mask_content_hash: str | None = None
+    conditioning_images: tuple[ConditioningImage, ...] = ()
+    video: VideoInfo | None = None
 
     __pydantic_config__ = _STRICT
 
     @property
     def caption(self) -> str:
-        """The first caption's text, "" without one."""
+        """The first caption's text; "" without captions."""
         return self.captions[0].text if self.captions else ""
 
     @property
@@ -138,77 +141,78 @@ class Record:
 
 
 _FIELDS = tuple(field.name for field in fields(Record))
-_GIVEN_FIELDS = tuple(field.name for field in fields(ConditioningImage))
+_CONDITIONING_IMAGE_FIELDS = tuple(field.name for field in fields(ConditioningImage))
 _CAPTION_FIELDS = tuple(field.name for field in fields(Caption))
 
 
 def load_manifest(folder: str | os.PathLike[str]) -> list[Record]:
-    """Read `manifest.jsonl` of a dataset folder; any defect is a `DataError` that names the line."""
+    """Read `manifest.jsonl` of a dataset folder; a defect is a DataError that names the line."""
     return list(iter_manifest(folder))
 
 
 def iter_manifest(folder: str | os.PathLike[str]) -> Iterator[Record]:
-    """`load`, one record at a time."""
+    """Read the manifest one record at a time; see `load_manifest`."""
     path = Path(folder) / MANIFEST_FILE
     if not path.is_file():
         raise DataError(
             "no manifest in this folder", where=str(path), remedy=f"run `lorakit data prepare {folder}`"
         )
-    seen: dict[str, int] = {}
+    line_of_file: dict[str, int] = {}
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
             record = parse_record(line, where)
-            if record.file in seen:
-                message = f"{record.file!r} is listed twice, first in line {seen[record.file]}"
+            if record.file in line_of_file:
+                message = f"{record.file!r} is listed twice, first in line {line_of_file[record.file]}"
                 raise DataError(message, where=where, remedy="delete one of the two lines")
-            seen[record.file] = number
+            line_of_file[record.file] = number
             yield record
 
 
 def save_manifest(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
-    """Write `manifest.jsonl` sorted by file, and its twin unless the user has metadata of their own.
+    """Write `manifest.jsonl` sorted by file, and `metadata.jsonl` unless the user has metadata files.
 
-    Equal records give equal bytes.
+    Equal records give equal bytes. Raises DataError for a record that contradicts itself.
     """
     root = Path(folder)
     ordered = sorted(records, key=lambda record: record.file)
     for record in ordered:
         check_record(record, f"{root / MANIFEST_FILE}: {record.file!r}")
-    write_twin = not user_metadata_files(root, {PurePosixPath(record.file).parent for record in ordered})
+    subfolders = {PurePosixPath(record.file).parent for record in ordered}
+    write_metadata = not user_metadata_files(root, subfolders)
     pairs = imagefolder_metadata(ordered)
-    if write_twin and (root / METADATA_FILE).is_file() and (root / METADATA_FILE).read_bytes() != pairs:
-        # A crash may leave no twin, but never one that contradicts the manifest.
+    if write_metadata and (root / METADATA_FILE).is_file() and (root / METADATA_FILE).read_bytes() != pairs:
+        # A crash may leave no metadata.jsonl, but never one that contradicts the manifest.
         storage.remove_file(root / METADATA_FILE)
     with storage.open_atomic(root / MANIFEST_FILE) as file:
         for record in ordered:
             file.write(manifest_bytes([record]))
-    if write_twin:
+    if write_metadata:
         storage.write_bytes(root / METADATA_FILE, pairs)
 
 
 def manifest_bytes(records: Iterable[Record]) -> bytes:
-    """`manifest.jsonl` of records that are already in order."""
+    """Return the bytes of `manifest.jsonl` for records that are in order."""
     return b"".join(_line(record_to_json(record)) for record in records)
 
 
 def imagefolder_metadata(records: Sequence[Record]) -> bytes:
-    """`metadata.jsonl` of the kept records in the ImageFolder convention: `file_name` and `text`."""
+    """Return the bytes of `metadata.jsonl` for the kept records (ImageFolder's `file_name` and `text`)."""
     return b"".join(_line({"file_name": r.file, "text": r.caption}) for r in records if r.keep)
 
 
 def user_metadata_files(
-    folder: str | os.PathLike[str], inside: Iterable[PurePosixPath] = (PurePosixPath("."),)
+    folder: str | os.PathLike[str], subfolders: Iterable[PurePosixPath] = (PurePosixPath("."),)
 ) -> list[Path]:
-    """The user's own metadata files in the folders `inside`: all but a `metadata.jsonl` that `save` wrote.
+    """Return the user's own metadata files: all except a `metadata.jsonl` that `save_manifest` wrote.
 
-    Ours repeats what the manifest says. When the two contradict each other, someone edited one of them, and
-    only the user can say which counts: a `DataError`.
+    Raises DataError if such a `metadata.jsonl` contradicts the manifest: somebody edited one of the two, and
+    only the user knows which is right.
     """
     root = Path(folder)
-    folders = sorted({PurePosixPath("."), *inside})
+    folders = sorted({PurePosixPath("."), *subfolders})
     present = [path for part in folders for name in METADATA_FILES if (path := root / part / name).is_file()]
     if root / METADATA_FILE in present and (root / MANIFEST_FILE).is_file() and _is_generated_metadata(root):
         present.remove(root / METADATA_FILE)
@@ -216,103 +220,101 @@ def user_metadata_files(
 
 
 def _is_generated_metadata(root: Path) -> bool:
-    """Whether metadata.jsonl holds nothing but what the manifest says too."""
-    said: dict[str, tuple[str, ...]] = {}
+    """Return True if metadata.jsonl only repeats the manifest."""
+    captions: dict[str, tuple[str, ...]] = {}
     for record in iter_manifest(root):
         if USER_METADATA_NOTE in record.notes:
             return False
-        said[record.file] = tuple(caption.text for caption in record.captions)
+        captions[record.file] = tuple(caption.text for caption in record.captions)
     for number, entry in enumerate(storage.read_jsonl(root / METADATA_FILE), 1):
         name = str(entry.get("file_name"))
-        if name not in said or set(entry) != {"file_name", "text"}:
+        if name not in captions or set(entry) != {"file_name", "text"}:
             return False
-        if entry["text"] not in ("", *said[name]):
+        if entry["text"] not in ("", *captions[name]):
             raise DataError(
                 f"{METADATA_FILE} and {MANIFEST_FILE} contradict each other about {name!r}: "
-                f"{str(entry['text'])[:80]!r} and {''.join(said[name][:1])[:80]!r}",
+                f"{str(entry['text'])[:80]!r} and {''.join(captions[name][:1])[:80]!r}",
                 where=f"{root / METADATA_FILE}, row {number}",
-                remedy=f"delete {METADATA_FILE} to keep the manifest's captions, or {MANIFEST_FILE} to keep the others",
+                remedy=f"delete {METADATA_FILE} to keep the manifest's captions, otherwise {MANIFEST_FILE}",
             )
     return True
 
 
 def dataset_fingerprint(records: Iterable[Record]) -> str:
-    """Hex SHA-256 over what training uses of the kept records, in file order."""
+    """Return the SHA-256, in hex, of everything in the kept records that training uses, in file order."""
     digest = hashlib.sha256()
     for record in sorted(records, key=lambda record: record.file):
         if record.keep:
             texts = [caption.text for caption in record.captions]
             used = [
                 record.file,
-                record.pixels,
+                record.content_hash,
                 record.crop,
                 record.bucket,
                 texts,
-                record.mask_pixels or record.mask,
+                record.mask_content_hash or record.mask,
                 record.repeats,
-                *([one.kind, one.sha256] for one in record.given),
+                *([image.type, image.sha256] for image in record.conditioning_images),
             ]
             digest.update(_line(used))
     return digest.hexdigest()
 
 
 def check_dataset_path(path: str, where: str) -> None:
-    """Refuse a path that is empty or leads out of the dataset folder: absolute, `..`, drive, share, URL."""
+    """Raise DataError for a path that leaves the dataset folder (absolute, `..`, drive, share, URL)."""
     parts = re.split(r"[/\\]", path)
     outside = path.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:[\\/]", path)
     if not path or outside or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) or "\0" in path:
         raise DataError(
-            f"{path!r} does not name a file inside the dataset folder",
+            f"{path!r} is not the path of a file in the dataset folder",
             where=where,
             remedy="use a path relative to the dataset folder",
         )
 
 
 def check_record(record: Record, where: str) -> None:
-    """Refuse a record whose values contradict each other."""
+    """Raise DataError for a record with values that contradict each other."""
     check_dataset_path(record.file, where)
     if record.mask is not None:
         check_dataset_path(record.mask, where)
-    for one in record.given:
-        check_dataset_path(one.file, where)
-    problem = _problem(record)
+    for image in record.conditioning_images:
+        check_dataset_path(image.file, where)
+    problem = _find_problem(record)
     if problem:
         raise DataError(problem, where=where, remedy="correct the line, or run: lorakit data prepare")
 
 
-def _problem(record: Record) -> str | None:
+def _find_problem(record: Record) -> str | None:
     if not record.keep and not record.reason:
         return "keep is false without a reason"
-    if record.keep and not (_HASH.fullmatch(record.sha256) and _HASH.fullmatch(record.pixels)):
-        return "sha256 and pixels of a kept image must be 64 hexadecimal digits"
+    if record.keep and not (_HASH.fullmatch(record.sha256) and _HASH.fullmatch(record.content_hash)):
+        return "sha256 and content_hash of a kept image must be 64 hexadecimal digits"
     if record.keep and (record.width < 1 or record.height < 1):
-        return f"a kept image cannot measure {record.width}x{record.height}"
-    for one in record.given:
-        if (
-            one.kind not in CONDITIONING_IMAGE_KINDS
-            or min(one.width, one.height) < 1
-            or not _HASH.fullmatch(one.sha256)
-        ):
+        return f"a kept image cannot have the size {record.width}x{record.height}"
+    for image in record.conditioning_images:
+        if image.type not in CONDITIONING_IMAGE_TYPES:
             return (
-                f"given: {one.file!r} is no sound entry; kind is one of {', '.join(CONDITIONING_IMAGE_KINDS)}"
+                f"conditioning_images: type of {image.file!r} must be {' or '.join(CONDITIONING_IMAGE_TYPES)}"
             )
-    if record.clip is not None and (record.clip.frames < 1 or record.clip.fps <= 0):
-        return "a clip has at least one frame, and a rate above zero"
+        if min(image.width, image.height) < 1 or not _HASH.fullmatch(image.sha256):
+            return f"conditioning_images: {image.file!r} needs a size and a sha256 of 64 hexadecimal digits"
+    if record.video is not None and (record.video.frames < 1 or record.video.fps <= 0):
+        return "a video has at least one frame and a frame rate above zero"
     if record.repeats < 1:
         return "repeats must be at least 1"
-    if not 1 <= record.mask_turn <= 8:
-        return f"mask_turn {record.mask_turn} is no EXIF orientation"
+    if not 1 <= record.mask_orientation <= 8:
+        return f"mask_orientation {record.mask_orientation} is not an EXIF orientation (1 to 8)"
     if record.bucket is not None and min(record.bucket) < 1:
         return f"bucket {list(record.bucket)} is not a size"
     if record.crop is not None:
         left, top, right, bottom = record.crop
         if not (0 <= left < right <= record.width and 0 <= top < bottom <= record.height):
-            return f"crop {list(record.crop)} does not lie inside {record.width}x{record.height}"
+            return f"crop {list(record.crop)} does not lie inside the image of {record.width}x{record.height}"
     return None
 
 
 def parse_record(line: bytes, where: str) -> Record:
-    """One manifest line as a record, strictly: unknown keys and wrong types are refused."""
+    """Parse one manifest line strictly: unknown keys and wrong types are a DataError."""
     from pydantic import ValidationError
 
     try:
@@ -339,16 +341,19 @@ def _adapter() -> Any:
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
-    """A record as the JSON object of its line."""
+    """Return a record as the JSON object of its line."""
     values = {name: getattr(record, name) for name in _FIELDS}
     values["captions"] = [_caption_row(caption) for caption in record.captions]
-    values["given"] = [{name: getattr(one, name) for name in _GIVEN_FIELDS} for one in record.given]
-    if not record.given:
-        del values["given"]  # most datasets have none
-    if record.clip is None:
-        del values["clip"]
+    values["conditioning_images"] = [
+        {name: getattr(image, name) for name in _CONDITIONING_IMAGE_FIELDS}
+        for image in record.conditioning_images
+    ]
+    if not record.conditioning_images:
+        del values["conditioning_images"]  # most datasets have none
+    if record.video is None:
+        del values["video"]
     else:
-        values["clip"] = {"frames": record.clip.frames, "fps": record.clip.fps}
+        values["video"] = {"frames": record.video.frames, "fps": record.video.fps}
     return values
 
 

@@ -1,4 +1,4 @@
-"""The manifest: strict reading, canonical writing, and the ImageFolder twin."""
+"""The manifest: strict reading, canonical writing, and metadata.jsonl for ImageFolder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ HASH = "ab" * 32
 
 
 def record(file: str = "a.png", **changes: object) -> Record:
-    plain = Record(file, HASH, HASH, 64, 48, captions=(Caption(f"a photo of {file}", "sidecar"),))
+    plain = Record(file, HASH, HASH, 64, 48, captions=(Caption(f"a photo of {file}", "file"),))
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def rich() -> list[Record]:
+def sample_records() -> list[Record]:
     return [
         record(
             "ü/ß \U0001f600\n%s.png",
-            captions=(Caption("été", "model", "captioner", "describe"), Caption("b", "sidecar")),
+            captions=(Caption("été", "model", "captioner", "describe"), Caption("b", "file")),
             tags=("x", "y"),
-            notes=("alpha: over #ffffff",),
+            notes=("transparency: over #ffffff",),
             crop=(0, 0, 48, 48),
             bucket=(64, 64),
             mask="masks/a.png",
@@ -47,28 +47,28 @@ def write(folder: Path, *rows: dict[str, object] | str) -> None:
 
 
 def row(**changes: object) -> dict[str, object]:
-    return {"file": "a.png", "sha256": HASH, "pixels": HASH, "width": 64, "height": 48, **changes}
+    return {"file": "a.png", "sha256": HASH, "content_hash": HASH, "width": 64, "height": 48, **changes}
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
-    manifest.save_manifest(tmp_path, rich())
-    assert manifest.load_manifest(tmp_path) == sorted(rich(), key=lambda r: r.file)
+def test_saved_records_are_loaded_again(tmp_path: Path) -> None:
+    manifest.save_manifest(tmp_path, sample_records())
+    assert manifest.load_manifest(tmp_path) == sorted(sample_records(), key=lambda r: r.file)
     assert (tmp_path / manifest.MANIFEST_FILE).read_text().count("\n") == 3
     assert manifest.load_manifest(tmp_path)[0].caption == "a photo of a.png"
     assert record(captions=()).caption == ""
 
 
 def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
-    manifest.save_manifest(tmp_path / "one", rich())
-    manifest.save_manifest(tmp_path / "two", rich()[::-1])
+    manifest.save_manifest(tmp_path / "one", sample_records())
+    manifest.save_manifest(tmp_path / "two", sample_records()[::-1])
     manifest.save_manifest(tmp_path / "three", manifest.load_manifest(tmp_path / "one"))
     for name in (manifest.MANIFEST_FILE, manifest.METADATA_FILE):
         one = (tmp_path / "one" / name).read_bytes()
         assert one == (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
 
 
-def test_the_twin_lists_the_kept_images(tmp_path: Path) -> None:
-    manifest.save_manifest(tmp_path, rich())
+def test_metadata_jsonl_lists_the_kept_images(tmp_path: Path) -> None:
+    manifest.save_manifest(tmp_path, sample_records())
     rows = [json.loads(line) for line in (tmp_path / manifest.METADATA_FILE).read_text().splitlines()]
     assert rows == [
         {"file_name": "a.png", "text": "a photo of a.png"},
@@ -76,7 +76,7 @@ def test_the_twin_lists_the_kept_images(tmp_path: Path) -> None:
     ]
 
 
-def test_metadata_of_the_user_is_never_overwritten(tmp_path: Path) -> None:
+def test_metadata_files_of_the_user_are_never_overwritten(tmp_path: Path) -> None:
     theirs = b'{"file_name": "a.png", "text": "mine"}\n'
     (tmp_path / manifest.METADATA_FILE).write_bytes(theirs)
     for name in ("a.png", "b.png"):
@@ -85,7 +85,7 @@ def test_metadata_of_the_user_is_never_overwritten(tmp_path: Path) -> None:
     assert manifest.user_metadata_files(tmp_path) == [tmp_path / manifest.METADATA_FILE]
 
 
-def test_a_twin_that_contradicts_the_manifest_is_for_the_user_to_settle(tmp_path: Path) -> None:
+def test_metadata_that_contradicts_the_manifest_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
     manifest.save_manifest(tmp_path, [record()])
     assert manifest.user_metadata_files(tmp_path) == []
     before = (tmp_path / manifest.MANIFEST_FILE).read_bytes()
@@ -98,7 +98,7 @@ def test_a_twin_that_contradicts_the_manifest_is_for_the_user_to_settle(tmp_path
     assert (tmp_path / manifest.MANIFEST_FILE).read_bytes() == before
 
 
-def test_rows_that_the_user_adds_make_the_file_theirs(tmp_path: Path) -> None:
+def test_a_metadata_file_with_rows_of_the_user_is_not_overwritten(tmp_path: Path) -> None:
     manifest.save_manifest(tmp_path, [record()])
     more = (tmp_path / manifest.METADATA_FILE).read_text() + '{"file_name": "new.png", "text": "mine"}\n'
     (tmp_path / manifest.METADATA_FILE).write_text(more)
@@ -106,19 +106,19 @@ def test_rows_that_the_user_adds_make_the_file_theirs(tmp_path: Path) -> None:
     assert (tmp_path / manifest.METADATA_FILE).read_text() == more
 
 
-def test_the_twin_follows_the_manifest(tmp_path: Path) -> None:
+def test_metadata_jsonl_is_updated_with_the_manifest(tmp_path: Path) -> None:
     manifest.save_manifest(tmp_path, [record(), record("b.png")])
-    changed = record(captions=(Caption("new words", "sidecar"),))
+    changed = record(captions=(Caption("new words", "file"),))
     manifest.save_manifest(tmp_path, [changed, record("b.png", keep=False, reason="user: no")])
     assert (tmp_path / manifest.METADATA_FILE).read_text() == '{"file_name": "a.png", "text": "new words"}\n'
 
 
 @pytest.mark.parametrize("stop", range(1, 14))
-def test_a_crash_between_the_files_leaves_no_contradiction(
+def test_a_crash_between_the_two_files_leaves_no_contradiction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     manifest.save_manifest(tmp_path, [record()])
-    changed = [record(captions=(Caption("new words", "sidecar"),))]
+    changed = [record(captions=(Caption("new words", "file"),))]
     operations: list[str] = []
 
     def crash(name: str, path: Path) -> None:
@@ -135,15 +135,15 @@ def test_a_crash_between_the_files_leaves_no_contradiction(
     assert (tmp_path / manifest.METADATA_FILE).read_text() == '{"file_name": "a.png", "text": "new words"}\n'
 
 
-def test_metadata_that_gave_the_captions_stays_the_users_even_when_equal(tmp_path: Path) -> None:
+def test_metadata_that_the_captions_come_from_belongs_to_the_user_even_if_equal(tmp_path: Path) -> None:
     (tmp_path / manifest.METADATA_FILE).write_text('{"file_name": "a.png", "text": "mine"}\n')
     manifest.save_manifest(
-        tmp_path, [record(captions=(Caption("mine", "sidecar"),), notes=(manifest.USER_METADATA_NOTE,))]
+        tmp_path, [record(captions=(Caption("mine", "file"),), notes=(manifest.USER_METADATA_NOTE,))]
     )
     assert manifest.user_metadata_files(tmp_path) == [tmp_path / manifest.METADATA_FILE]
 
 
-def test_no_twin_beside_a_csv_of_the_user(tmp_path: Path) -> None:
+def test_no_metadata_jsonl_is_written_beside_a_csv_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\n")
     manifest.save_manifest(tmp_path, [record()])
     assert not (tmp_path / manifest.METADATA_FILE).exists()  # ImageFolder refuses two kinds of metadata
@@ -164,25 +164,25 @@ def test_no_twin_beside_a_csv_of_the_user(tmp_path: Path) -> None:
         (row(captions=[{"text": "x", "source": "s", "lang": "en"}]), "lang"),
         (row(captions="a dog"), "captions"),
         (row(width=0), "0x48"),
-        (row(pixels=""), "hexadecimal"),
+        (row(content_hash=""), "hexadecimal"),
         (row(crop=[0, 0, 65, 48]), "crop"),
         (row(crop=[5, 0, 5, 48]), "crop"),
         (row(bucket=[0, 64]), "bucket"),
         (row(bucket=[64]), "bucket"),
         (row(repeats=0), "repeats"),
-        (row(file="../a.png"), "inside the dataset"),
-        (row(file="x/../../a.png"), "inside the dataset"),
-        (row(file="..\\a.png"), "inside the dataset"),
-        (row(file="/etc/passwd"), "inside the dataset"),
-        (row(file="C:\\x.png"), "inside the dataset"),
-        (row(file="\\\\host\\share\\x.png"), "inside the dataset"),
-        (row(file="https://host/x.png"), "inside the dataset"),
-        (row(file=""), "inside the dataset"),
-        (row(file="a\0.png"), "inside the dataset"),
-        (row(mask="../m.png"), "inside the dataset"),
+        (row(file="../a.png"), "in the dataset folder"),
+        (row(file="x/../../a.png"), "in the dataset folder"),
+        (row(file="..\\a.png"), "in the dataset folder"),
+        (row(file="/etc/passwd"), "in the dataset folder"),
+        (row(file="C:\\x.png"), "in the dataset folder"),
+        (row(file="\\\\host\\share\\x.png"), "in the dataset folder"),
+        (row(file="https://host/x.png"), "in the dataset folder"),
+        (row(file=""), "in the dataset folder"),
+        (row(file="a\0.png"), "in the dataset folder"),
+        (row(mask="../m.png"), "in the dataset folder"),
     ],
 )
-def test_a_bad_line_is_refused_with_its_number(
+def test_the_error_of_a_bad_line_names_its_number(
     tmp_path: Path, bad: dict[str, object] | str, message: str
 ) -> None:
     write(tmp_path, row(file="good.png"), bad)
@@ -198,7 +198,7 @@ def test_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
     assert "line 3" in str(caught.value)
 
 
-def test_odd_but_legal_names_pass(tmp_path: Path) -> None:
+def test_unusual_but_legal_file_names_are_accepted(tmp_path: Path) -> None:
     names = [
         "-rf.png",
         "a b.png",
@@ -213,7 +213,7 @@ def test_odd_but_legal_names_pass(tmp_path: Path) -> None:
     assert {r.file for r in manifest.load_manifest(tmp_path)} == set(names)
 
 
-def test_a_missing_manifest_names_the_command(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_manifest_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lorakit data prepare"):
         manifest.load_manifest(tmp_path)
 
@@ -224,7 +224,7 @@ def test_a_bad_record_is_refused_before_anything_is_written(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_fingerprint_follows_what_training_uses() -> None:
+def test_the_fingerprint_depends_on_everything_that_training_uses() -> None:
     base = [record(), record("b.png")]
     same = manifest.dataset_fingerprint(base)
     assert manifest.dataset_fingerprint(base[::-1]) == same
@@ -232,8 +232,8 @@ def test_the_fingerprint_follows_what_training_uses() -> None:
     assert manifest.dataset_fingerprint([*base, dropped]) == same
     assert manifest.dataset_fingerprint([record(notes=("blur: x",), phash="1" * 16), base[1]]) == same
     other = [
-        record(pixels="cd" * 32),
-        record(captions=(Caption("other", "sidecar"),)),
+        record(content_hash="cd" * 32),
+        record(captions=(Caption("other", "file"),)),
         record(crop=(0, 0, 48, 48)),
         record(bucket=(64, 64)),
         record(repeats=2),

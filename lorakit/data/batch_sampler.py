@@ -1,8 +1,9 @@
-"""Which images a step trains on: seeded, shape-grouped, and a pure function of the step.
+"""Samples of each training step: seeded, grouped by batch shape, a pure function of the step.
 
-Images are an endless stream of epochs, each an exact permutation; step k takes the k-th stretch of it. A
-stretch is split into micro-batches of one shape, and each one's loss is weighted by its share, which equals
-the full batch's gradient exactly: no image is dropped, doubled or over-weighted.
+The samples are an endless stream of epochs, each an exact permutation of the images; step k trains on the
+k-th stretch of it. A stretch is split into micro-batches of one shape, and the loss of each is weighted by
+its share of the samples. This equals the gradient of the full batch exactly: no image is dropped, repeated or
+weighted more than the others.
 """
 
 from __future__ import annotations
@@ -15,54 +16,62 @@ from itertools import groupby
 from lorakit.core import rng
 
 BatchShape = tuple[int, ...]
-EMPTY_CAPTION = -1  # in place of a caption's number: the empty caption
+EMPTY_CAPTION = -1  # caption index of the empty caption
 
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """One image of a step: `position` in the endless stream, which also keys its noise; `caption` is its
-    number among the image's, or `EMPTY`."""
+    """One sample of a step.
+
+    `position` in the endless stream also keys its noise; `image_index` counts the images of the training set
+    and `caption_index` the captions of that image, or is `EMPTY_CAPTION`.
+    """
 
     position: int
-    image: int
-    caption: int
+    image_index: int
+    caption_index: int
 
 
 @lru_cache(maxsize=8)
-def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
-    return tuple(rng.epoch_permutation(count, seed, epoch))
+def _epoch_order(num_images: int, seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(rng.epoch_permutation(num_images, seed, epoch))
 
 
 def step_samples(
-    step: int, batch: int, captions: Sequence[int], seed: int, dropout: float = 0.0
+    step: int, batch_size: int, captions_per_image: Sequence[int], seed: int, caption_dropout: float = 0.0
 ) -> list[SampleIndex]:
-    """The `batch` slots of a step (counted from 0); `captions` holds the number of captions of each image.
+    """Return the `batch_size` samples of a step (counted from 0).
 
-    `dropout` is the share of slots with the empty caption.
+    `caption_dropout` is the share of samples that get the empty caption.
     """
-    positions = range(step * batch, (step + 1) * batch)
-    return [sample_at(position, captions, seed, dropout) for position in positions]
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [sample_at(position, captions_per_image, seed, caption_dropout) for position in positions]
 
 
-def sample_at(position: int, captions: Sequence[int], seed: int, dropout: float = 0.0) -> SampleIndex:
-    """The slot at a position of the stream."""
-    epoch, index = divmod(position, len(captions))
-    image = _order(len(captions), seed, epoch)[index]
-    variant = rng.derive_seed(seed, "caption", position) % captions[image]
-    if dropout and rng.keyed_uniform(seed, "caption dropout", position) < dropout:
-        variant = EMPTY_CAPTION
-    return SampleIndex(position, image, variant)
+def sample_at(
+    position: int, captions_per_image: Sequence[int], seed: int, caption_dropout: float = 0.0
+) -> SampleIndex:
+    """Return the sample at a position of the stream."""
+    epoch, index = divmod(position, len(captions_per_image))
+    image_index = _epoch_order(len(captions_per_image), seed, epoch)[index]
+    caption_index = rng.derive_seed(seed, "caption", position) % captions_per_image[image_index]
+    if caption_dropout and rng.keyed_uniform(seed, "caption dropout", position) < caption_dropout:
+        caption_index = EMPTY_CAPTION
+    return SampleIndex(position, image_index, caption_index)
 
 
 def micro_batches(
-    chosen: Sequence[SampleIndex], shapes: Sequence[BatchShape], size: int
+    samples: Sequence[SampleIndex], shapes: Sequence[BatchShape], size: int
 ) -> list[list[SampleIndex]]:
-    """Split slots into groups of one shape with at most `size` members; the order is deterministic."""
-    ordered = sorted(chosen, key=lambda slot: (shapes[slot.image], slot.position))
-    groups = [list(group) for _, group in groupby(ordered, key=lambda slot: shapes[slot.image])]
+    """Split samples into groups of one shape with at most `size` members; the order is deterministic.
+
+    `shapes` holds the batch shape of each image of the training set.
+    """
+    ordered = sorted(samples, key=lambda sample: (shapes[sample.image_index], sample.position))
+    groups = [list(group) for _, group in groupby(ordered, key=lambda sample: shapes[sample.image_index])]
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
-def shard(chosen: Sequence[SampleIndex], rank: int, world: int) -> list[SampleIndex]:
-    """The slots of one of `world` processes; the shares have equal sizes when `world` divides the batch."""
-    return list(chosen[rank::world])
+def shard(samples: Sequence[SampleIndex], rank: int, world_size: int) -> list[SampleIndex]:
+    """Return the samples of one process; all get the same number if `world_size` divides the batch."""
+    return list(samples[rank::world_size])

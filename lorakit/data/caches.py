@@ -1,8 +1,9 @@
-"""Caches of text embeddings, latents and conditioning images, addressed by content."""
+"""Caches of text embeddings, latents and conditioning latents, addressed by content."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,130 +18,153 @@ from lorakit.models import base_model, vae
 from lorakit.models.families.family import Conditioning, Family
 
 Size = tuple[int, int]
-Wanted = tuple[Any, ...]
-"""(caption, size), and for families that read pictures the `Shown` too."""
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """A caption to encode, the size (width, height) of its image, and the conditioning images with it."""
+
+    caption: str
+    size: Size
+    conditioning: ConditioningInputs | None = None
 
 
 class TextCache:
-    """Text conditions of captions, addressed by caption and text encoders; and by the picture's size where
-    the family's conditions depend on it."""
+    """Text embeddings, addressed by caption and text encoders.
+
+    The image size counts only where the family's text embeddings depend on it, the conditioning images only
+    where its text encoder reads them.
+    """
 
     def __init__(self, family: Family, base: Path, dtype: torch.dtype, folder: Path | None = None) -> None:
         self.family = family
         self._store = tensor_cache.TensorCache("text", folder)
-        parts = base_model.component_hashes(base)
-        self._encoders = {k: v for k, v in parts.items() if k.startswith(family.text_parts) or not k}
+        hashes = base_model.component_hashes(base)
+        prefixes = family.text.component_prefixes
+        self._encoders = {k: v for k, v in hashes.items() if k.startswith(prefixes) or not k}
         self._dtype = str(dtype)
 
-    def key(self, text: str, size: Size, pictures: ConditioningInputs | None = None) -> str:
-        """The address of a caption's condition for a picture of `size` (width, height).
+    def key(self, request: TextRequest) -> str:
+        """Return the key of a caption's text embeddings."""
+        parts: dict[str, Any] = {
+            "encoders": self._encoders,
+            "dtype": self._dtype,
+            "family": self.family.name,
+            "version": "text-1",
+        }
+        if self.family.text.depends_on_size:
+            parts["size"] = request.size
+        if self.family.conditioning.read_by_text_encoder and request.conditioning is not None:
+            parts["conditioning"] = request.conditioning.cache_key
+        return tensor_cache.cache_key(caption=request.caption, **parts)
 
-        Families that read the source with the caption must be told what is shown.
-        """
-        sized: dict[str, Any] = {"size": size} if self.family.sized else {}
-        if self.family.reads and pictures is not None:
-            sized |= {"shown": pictures.key}
-        made = {"encoders": self._encoders, "dtype": self._dtype, "family": self.family.name}
-        return tensor_cache.cache_key(caption=text, kind="text-1", **made, **sized)
+    def missing(self, requests: Iterable[TextRequest]) -> list[TextRequest]:
+        """Return the requests that have no intact entry, one for each entry."""
+        by_key = {self.key(request): request for request in requests}
+        return [request for key, request in by_key.items() if self._store.get(key) is None]
 
-    def missing(self, wanted: Iterable[Wanted]) -> list[Wanted]:
-        """The captions with their sizes that have no sound entry, each entry once."""
-        by_key = {self.key(*pair): pair for pair in wanted}
-        return [pair for key, pair in by_key.items() if self._store.get(key) is None]
+    def fill(self, requests: Sequence[TextRequest], pipe: Any, *, quiet: bool = False) -> None:
+        """Encode captions and store their text embeddings."""
+        for request in track_progress(requests, "text", len(requests), quiet=quiet):
+            images = None
+            if request.conditioning and self.family.conditioning.read_by_text_encoder:
+                images = request.conditioning.load_tensors()
+            embeddings = self.family.encode_text(pipe, [request.caption], request.size, images)[0]
+            self._store.put(self.key(request), embeddings, f"caption {request.caption[:80]!r}")
 
-    def fill(self, wanted: Sequence[Wanted], pipe: Any, *, quiet: bool = False) -> None:
-        """Encode and store captions."""
-        for pair in track_progress(wanted, "captions", len(wanted), quiet=quiet):
-            text, size, *rest = pair
-            shown = rest[0].read() if rest and rest[0] and self.family.reads else None
-            made = self.family.encode(pipe, [text], size, shown)[0]
-            self._store.put(self.key(*pair), made, f"caption {text[:80]!r}")
-
-    def get(self, text: str, size: Size, pictures: ConditioningInputs | None = None) -> Conditioning:
-        """A condition that was filled in before."""
-        return self._store.need(self.key(text, size, pictures))
+    def get(self, caption: str, size: Size, conditioning: ConditioningInputs | None = None) -> Conditioning:
+        """Return text embeddings that were stored before."""
+        return self._store.require(self.key(TextRequest(caption, size, conditioning)))
 
 
 class LatentCache:
-    """Latents of images, addressed by decoded pixels, crop, size and autoencoder."""
+    """Latents of images and videos, addressed by content hash, crop, size and VAE."""
 
     def __init__(
         self,
         folder: Path,
         base: Path,
         cache_folder: Path | None = None,
-        settings: Mapping[str, Any] | None = None,
-        hide: bool = False,
+        vae_overrides: Mapping[str, Any] | None = None,
+        gray_unmasked: bool = False,
     ) -> None:
-        """`settings` are the family's own for the autoencoder: the same files, otherwise read; `hide` paints
-        what lies outside a picture's mask grey."""
-        self.folder, self._settings, self._hide = folder, dict(settings or {}), hide
+        """`vae_overrides` are the family's own VAE settings, which change latents of the same weights;
+        `gray_unmasked` replaces the pixels outside an image's mask with gray."""
+        self.folder, self._gray_unmasked = folder, gray_unmasked
+        self._vae_overrides = dict(vae_overrides or {})
         self._store = tensor_cache.TensorCache("latents", cache_folder)
-        self._vae = base_model.component_hashes(base).get("vae", "")
+        self._vae_hash = base_model.component_hashes(base).get("vae", "")
 
     def key(self, item: DatasetItem) -> str:
-        """The address of an image's latent."""
-        made: dict[str, Any] = {"vae": self._vae, "kind": "mean-2"}
-        made |= {"settings": self._settings} if self._settings else {}
-        made |= {"frames": item.frames} if item.frames else {}
-        if self._hide and item.record.mask is not None:
-            made["hidden"] = mask_cache.record_mask_hash(self.folder, item.record)
-        return tensor_cache.cache_key(pixels=item.record.pixels, crop=item.crop, size=item.size, **made)
+        """Return the key of an item's latents."""
+        parts: dict[str, Any] = {"vae": self._vae_hash, "version": "mean-2"}
+        if self._vae_overrides:
+            parts["settings"] = self._vae_overrides
+        if item.frame_indices:
+            parts["frames"] = item.frame_indices
+        if self._gray_unmasked and item.record.mask is not None:
+            parts["gray_unmasked"] = mask_cache.record_mask_hash(self.folder, item.record)
+        return tensor_cache.cache_key(
+            content_hash=item.record.content_hash, crop=item.crop, size=item.bucket, **parts
+        )
 
     def missing(self, items: Sequence[DatasetItem]) -> list[DatasetItem]:
-        """The images that have no sound entry."""
+        """Return the items that have no intact entry."""
         return [item for item in items if self._store.get(self.key(item)) is None]
 
     def fill(self, items: Sequence[DatasetItem], pipe: Any, *, quiet: bool = False) -> None:
-        """Encode and store images; the posterior's mean, in the denoiser's units."""
+        """Encode images and store their latents: the posterior's mean, normalized for the denoiser."""
         for item in track_progress(items, "latents", len(items), quiet=quiet):
-            pixels = self._pixels(item)[None].float() / 127.5 - 1
+            pixels = self._load_pixels(item)[None].float() / 127.5 - 1
             with torch.no_grad():
-                mean, _ = vae.encode_latents(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype))
-            self._store.put(self.key(item), {"latent": mean[0].float()}, item.record.file)
+                mean = vae.encode_latents(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype)).mean
+            self._store.put(self.key(item), {"latents": mean[0].float()}, item.record.file)
 
-    def _pixels(self, item: DatasetItem) -> torch.Tensor:
-        """uint8 (3, H, W), or (3, F, H, W) for bases that make clips."""
-        record, box, size = item.record, item.crop, item.size
-        if record.clip and item.frames:
-            return resize.load_video_tensor(self.folder, record, box, size, item.frames)
-        read = mask_cache.load_image_gray_unmasked if self._hide else resize.load_image_tensor
-        picture = read(self.folder, record, box, size)
-        return picture[:, None] if item.frames else picture
+    def _load_pixels(self, item: DatasetItem) -> torch.Tensor:
+        """Return uint8 (3, H, W), or (3, F, H, W) for base models that generate videos."""
+        record, crop, bucket = item.record, item.crop, item.bucket
+        if record.video and item.frame_indices:
+            return resize.load_video_tensor(self.folder, record, crop, bucket, item.frame_indices)
+        load = mask_cache.load_image_gray_unmasked if self._gray_unmasked else resize.load_image_tensor
+        image = load(self.folder, record, crop, bucket)
+        return image[:, None] if item.frame_indices else image
 
     def __getitem__(self, item: DatasetItem) -> torch.Tensor:
-        return self._store.need(self.key(item))["latent"]
+        return self._store.require(self.key(item))["latents"]
 
 
 class ConditioningCache:
-    """What the network is told of the pictures that images come with, addressed by their content."""
+    """The denoiser's inputs from conditioning images, addressed by their content."""
 
     def __init__(self, family: Family, folder: Path, base: Path, cache_folder: Path | None = None) -> None:
         self.family, self.folder = family, folder
-        self._store = tensor_cache.TensorCache("pictures", cache_folder)
-        self._made = {
+        self._store = tensor_cache.TensorCache("conditioning", cache_folder)
+        self._key_parts = {
             "vae": base_model.component_hashes(base).get("vae", ""),
             "family": family.name,
-            "kind": "mean-1",
+            "version": "mean-1",
         }
 
-    def shown(self, item: DatasetItem) -> ConditioningInputs:
-        """The pictures that an item comes with; none in most families."""
-        return record_conditioning(self.family, self.folder, item.record, item.crop, item.size)
+    def conditioning_inputs(self, item: DatasetItem) -> ConditioningInputs:
+        """Return the conditioning images of an item; none in most families."""
+        return record_conditioning(self.family, self.folder, item.record, item.crop, item.bucket)
 
     def _key(self, item: DatasetItem) -> str:
-        return tensor_cache.cache_key(shown=self.shown(item).key, **self._made)
+        inputs = self.conditioning_inputs(item)
+        return tensor_cache.cache_key(conditioning=inputs.cache_key, **self._key_parts)
 
     def missing(self, items: Sequence[DatasetItem]) -> list[DatasetItem]:
-        """The items with pictures that have no sound entry."""
-        return [i for i in items if self.shown(i).count and self._store.get(self._key(i)) is None]
+        """Return the items with conditioning images that have no intact entry."""
+        with_images = [item for item in items if self.conditioning_inputs(item).count]
+        return [item for item in with_images if self._store.get(self._key(item)) is None]
 
     def fill(self, items: Sequence[DatasetItem], pipe: Any, *, quiet: bool = False) -> None:
-        """Encode and store the items' pictures."""
-        for item in track_progress(items, "pictures", len(items), quiet=quiet):
-            made = self.family.condition(pipe, self.shown(item).read())
-            made = {name: value.float() for name, value in made.items()}
-            self._store.put(self._key(item), made, item.record.file)
+        """Encode and store the items' conditioning images."""
+        for item in track_progress(items, "conditioning", len(items), quiet=quiet):
+            images = self.conditioning_inputs(item).load_tensors()
+            tensors = self.family.encode_conditioning(pipe, images)
+            tensors = {name: value.float() for name, value in tensors.items()}
+            self._store.put(self._key(item), tensors, item.record.file)
 
     def __getitem__(self, item: DatasetItem) -> Conditioning:
-        return self._store.need(self._key(item)) if self.shown(item).count else {}
+        return self._store.require(self._key(item)) if self.conditioning_inputs(item).count else {}

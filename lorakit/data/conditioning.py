@@ -1,7 +1,7 @@
-"""The pictures that a training image or a prompt comes with, brought to the shape of what is drawn.
+"""Conditioning images of a training image or a prompt, cropped and resized like the image to predict.
 
-A source of the image's own aspect is cropped as the image is; of another, its middle is taken. Nothing is
-read before it is asked for: `key` says what would come.
+A source that has the aspect ratio of its image is cropped as the image is; any other is cropped around its
+center. No file is decoded before its tensor is needed: `cache_key` tells which tensors they would be.
 """
 
 from __future__ import annotations
@@ -33,161 +33,177 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ConditioningInput:
-    """One picture: its kind, what decides its pixels, and how it is read as uint8 (channels, H, W)."""
+    """One conditioning image: its type, the key of its pixels, and a function that loads them.
 
-    kind: str
-    key: tuple[Any, ...]
-    read: Callable[[], torch.Tensor]
+    `load` returns uint8 (channels, H, W).
+    """
+
+    type: str
+    content_key: tuple[Any, ...]
+    load: Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class ConditioningInputs:
-    """The pictures of one sample, `size` (width, height) each."""
+    """All conditioning images of one sample, `size` (width, height) each."""
 
-    parts: tuple[ConditioningInput, ...]
+    images: tuple[ConditioningInput, ...]
     size: Size
 
     @property
-    def key(self) -> str:
-        """The address of what `read` gives."""
-        return tensor_cache.cache_key(pictures=[[part.kind, part.key] for part in self.parts], size=self.size)
+    def cache_key(self) -> str:
+        """The key of what `load_tensors` returns."""
+        keys = [[image.type, image.content_key] for image in self.images]
+        return tensor_cache.cache_key(images=keys, size=self.size)
 
     @property
     def count(self) -> int:
-        """How many pictures there are."""
-        return len(self.parts)
+        """Number of images."""
+        return len(self.images)
 
-    def read(self) -> ConditioningTensors:
-        """The pictures by kind, uint8 (N, channels, H, W)."""
-        found: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for part in self.parts:
-            found[part.kind].append(part.read())
-        return {kind: torch.stack(pictures) for kind, pictures in found.items()}
+    def load_tensors(self) -> ConditioningTensors:
+        """Load the images by type, uint8 (N, channels, H, W)."""
+        by_type: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for image in self.images:
+            by_type[image.type].append(image.load())
+        return {image_type: torch.stack(tensors) for image_type, tensors in by_type.items()}
 
 
 def record_conditioning(
     family: Family, folder: Path, record: Record, crop: CropBox, size: Size
 ) -> ConditioningInputs:
-    """What a family is shown with a training image that is cropped to `crop` and resized to `size`."""
-    parts = []
-    for one in record.given:
-        if one.kind in family.takes:
-            box = _conditioning_crop(one, record.size, crop, size)
-            read = partial(_load_image, folder / one.file, box, size)
-            parts.append(ConditioningInput(one.kind, (one.sha256, box), read))
-    if family.fills and not any(part.kind == "source" for part in parts):
-        own = partial(resize.load_image_tensor, folder, record, crop, size)
-        parts.append(ConditioningInput("source", (record.pixels, crop), own))
-    if "mask" in family.takes and record.mask is not None:
-        mask = partial(_recorded_mask, folder, record, crop, size)
-        parts.append(ConditioningInput("mask", (record.mask_pixels, record.mask, crop), mask))
-    return ConditioningInputs(tuple(parts), size)
+    """Return the conditioning images that a family takes with a training image.
+
+    `crop` and `size` (width, height) are those of the training image.
+    """
+    spec = family.conditioning
+    inputs = []
+    for image in record.conditioning_images:
+        if image.type in spec.accepted:
+            box = _conditioning_crop(image, record.size, crop, size)
+            load = partial(_load_image, folder / image.file, box, size)
+            inputs.append(ConditioningInput(image.type, (image.sha256, box), load))
+    if spec.source_is_image and not any(one.type == "source" for one in inputs):
+        load = partial(resize.load_image_tensor, folder, record, crop, size)
+        inputs.append(ConditioningInput("source", (record.content_hash, crop), load))
+    if "mask" in spec.accepted and record.mask is not None:
+        load = partial(_load_record_mask, folder, record, crop, size)
+        inputs.append(ConditioningInput("mask", (record.mask_content_hash, record.mask, crop), load))
+    return ConditioningInputs(tuple(inputs), size)
 
 
 def prompt_conditioning(family: Family, prompt: Prompt, size: Size) -> ConditioningInputs:
-    """What a family is shown with a prompt: its pictures, the middle that has the aspect of `size`."""
-    kind = next((kind for kind in family.takes if kind != "mask"), None)
-    files = [prompt.image, *prompt.further] if kind and prompt.image else []
-    parts = [
-        ConditioningInput(kind or "", (storage.sha256_file(file),), partial(_load_image, file, None, size))
-        for file in files
-        if file
-    ]
-    if "mask" in family.takes and prompt.mask:
-        parts.append(
-            ConditioningInput(
-                "mask", (storage.sha256_file(prompt.mask),), partial(_prompts_mask, prompt.mask, size)
-            )
-        )
-    return ConditioningInputs(tuple(parts), size)
+    """Return the conditioning images of a prompt, cropped around their centers to the aspect of `size`."""
+    accepted = family.conditioning.accepted
+    image_type = next((name for name in accepted if name != "mask"), None)
+    inputs = []
+    for file in prompt.images if image_type else ():
+        load = partial(_load_image, file, None, size)
+        inputs.append(ConditioningInput(image_type or "", (storage.sha256_file(file),), load))
+    if "mask" in accepted and prompt.mask:
+        load = partial(_load_prompt_mask, prompt.mask, size)
+        inputs.append(ConditioningInput("mask", (storage.sha256_file(prompt.mask),), load))
+    return ConditioningInputs(tuple(inputs), size)
 
 
-# ---- checks, before any work ------------------------------------------------------------------------------
+# ---- checks before any work -------------------------------------------------------------------------------
 
 
 def check_record_conditioning(family: Family, folder: Path, records: Sequence[Record]) -> None:
-    """Every image must have the pictures that the base needs, and none that it cannot be shown.
+    """Check that every image has the conditioning images that the base model needs, unchanged, and no others.
 
-    The files must be the recorded ones. Raises `DataError`, before any work.
+    Raises DataError.
     """
-    where = str(folder)
-    for kind in family.takes:
-        bare = [record.file for record in records if not _has_kind(record, kind)]
-        optional = kind not in family.needs and (len(bare) == len(records) or family.fills)
-        if bare and not optional:
+    where, spec = str(folder), family.conditioning
+    for image_type in spec.accepted:
+        without = [record.file for record in records if not _has_conditioning(record, image_type)]
+        optional = image_type not in spec.required and (len(without) == len(records) or spec.source_is_image)
+        if without and not optional:
             raise DataError(
-                f"{len(bare)} of {len(records)} images have no {kind}: {', '.join(bare[:5])}",
+                f"{len(without)} of {len(records)} images have no {image_type}: {', '.join(without[:5])}",
                 where=where,
-                remedy=f"{family.title} needs one for each; {_REMEDIES[kind]}",
+                remedy=f"{family.title} needs one for each image; {_REMEDIES[image_type]}",
             )
     for record in records:
-        kinds = [one.kind for one in record.given]
-        if strange := next((kind for kind in kinds if kind not in family.takes), None):
+        _check_types(family, record, where)
+        for image in record.conditioning_images:
+            _check_file(folder, image)
+
+
+def _check_types(family: Family, record: Record, where: str) -> None:
+    """Raise DataError for a conditioning image that the family does not take, or one too many."""
+    types = [image.type for image in record.conditioning_images]
+    for image_type in dict.fromkeys(types):
+        if image_type not in family.conditioning.accepted:
             raise DataError(
-                f"{record.file!r} comes with a {strange}, which {family.title} cannot be shown",
+                f"{record.file!r} comes with a {image_type}, which {family.title} does not take",
                 where=where,
-                remedy=f"use a base that takes a {strange}, or a folder of these images without it",
+                remedy=f"use a base model that takes a {image_type}, or a folder of these images without it",
             )
-        for kind in set(kinds):
-            if kinds.count(kind) > 1 and not (family.several and kind == "source"):
-                remedy = "leave one, or use a base that takes several, such as Flux.2"
-                message = (
-                    f"{record.file!r} has {kinds.count(kind)} pictures as {kind}, {family.title} takes one"
-                )
-                raise DataError(message, where=where, remedy=remedy)
-        for one in record.given:
-            _check_file(folder, one)
+        several = family.conditioning.multiple_sources and image_type == "source"
+        if types.count(image_type) > 1 and not several:
+            raise DataError(
+                f"{record.file!r} has {types.count(image_type)} images of type {image_type}, "
+                f"{family.title} takes one",
+                where=where,
+                remedy="keep one, or use a base model that takes several, such as Flux.2",
+            )
 
 
 def check_prompt_conditioning(family: Family, prompts: Sequence[Prompt]) -> None:
-    """Every prompt must have the pictures that the base needs to draw; else a `ConfigError`."""
+    """Check that every prompt has the images that the base model needs for sampling; ConfigError if not."""
+    spec = family.conditioning
+    required = [name for name in spec.required if name != "mask"] or (
+        ["source"] if spec.source_is_image else []
+    )
     for prompt in prompts:
         where = f"prompt {prompt.id!r}"
-        pictured = [kind for kind in family.needs if kind != "mask"] or (["source"] if family.fills else [])
-        if pictured and prompt.image is None:
-            remedy = "give it `image`, a path relative to the prompt file"
-            raise ConfigError(f"{family.title} draws from a {pictured[0]}", where=where, remedy=remedy)
-        if "mask" in family.needs and prompt.mask is None:
-            remedy = "give it `mask`, a picture that is white where it shall paint"
-            raise ConfigError(f"{family.title} must be told where to paint", where=where, remedy=remedy)
-        if prompt.mask and "mask" not in family.takes:
-            raise ConfigError(f"{family.title} takes no mask", where=where, remedy="leave `mask` out")
-        if prompt.further and not family.several:
+        if required and not prompt.images:
+            remedy = "add `image`, a path relative to the prompt file"
+            raise ConfigError(f"{family.title} needs a {required[0]} image", where=where, remedy=remedy)
+        if "mask" in spec.required and prompt.mask is None:
+            remedy = "add `mask`, an image that is white where the model fills in"
+            raise ConfigError(f"{family.title} needs a mask", where=where, remedy=remedy)
+        if prompt.mask and "mask" not in spec.accepted:
+            raise ConfigError(f"{family.title} takes no mask", where=where, remedy="remove `mask`")
+        if len(prompt.images) > 1 and not spec.multiple_sources:
             raise ConfigError(f"{family.title} takes one image", where=where, remedy="give one path")
 
 
 _REMEDIES = {
-    "source": "lay NAME.source.png beside NAME.png, or fill the column source_file_name, and prepare again",
-    "control": "run `lorakit data control DIR --kind canny`, or lay NAME.control.png beside NAME.png",
-    "mask": "lay NAME-masklabel.png beside NAME.png, or run `lorakit data control DIR --kind mask`",
+    "source": "put NAME.source.png beside NAME.png, or fill the column source_file_name, and prepare again",
+    "control": "run `lorakit data control DIR --type canny`, or put NAME.control.png beside NAME.png",
+    "mask": "put NAME-masklabel.png beside NAME.png, or run `lorakit data control DIR --type mask`",
 }
 
 
-def _has_kind(record: Record, kind: str) -> bool:
-    return record.mask is not None if kind == "mask" else any(one.kind == kind for one in record.given)
+def _has_conditioning(record: Record, image_type: str) -> bool:
+    if image_type == "mask":
+        return record.mask is not None
+    return any(image.type == image_type for image in record.conditioning_images)
 
 
-def _check_file(folder: Path, one: ConditioningImage) -> None:
-    file = folder / one.file
+def _check_file(folder: Path, image: ConditioningImage) -> None:
+    file = folder / image.file
     remedy = f"run `lorakit data prepare {folder}` again"
     try:
-        same = storage.sha256_file(file) == one.sha256
+        same = storage.sha256_file(file) == image.sha256
     except OSError as error:
-        raise DataError(f"cannot read the {one.kind}: {error}", where=str(file), remedy=remedy) from error
+        raise DataError(f"cannot read the {image.type}: {error}", where=str(file), remedy=remedy) from error
     if not same:
-        message = f"the {one.kind} has changed since the dataset was prepared"
+        message = f"the {image.type} has changed since the dataset was prepared"
         raise DataError(message, where=str(file), remedy=remedy)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def _conditioning_crop(one: ConditioningImage, whole: Size, crop: CropBox, size: Size) -> CropBox:
-    """The part of a given picture that belongs to the image's crop."""
-    own = one.width, one.height
-    if not masks.same_aspect(own, whole):
-        return buckets.crop_box(own, size)
-    x, y = own[0] / whole[0], own[1] / whole[1]
+def _conditioning_crop(image: ConditioningImage, image_size: Size, crop: CropBox, size: Size) -> CropBox:
+    """Return the part of a conditioning image that corresponds to the crop of the training image."""
+    own_size = image.width, image.height
+    if not masks.same_aspect(own_size, image_size):
+        return buckets.crop_box(own_size, size)
+    x, y = own_size[0] / image_size[0], own_size[1] / image_size[1]
     return round(crop[0] * x), round(crop[1] * y), round(crop[2] * x), round(crop[3] * y)
 
 
@@ -196,13 +212,13 @@ def _load_image(file: Path, box: CropBox | None, size: Size) -> torch.Tensor:
     return resize.crop_and_resize_tensor(np.array(image), box or buckets.crop_box(image.size, size), size)
 
 
-def _recorded_mask(folder: Path, record: Record, crop: CropBox, size: Size) -> torch.Tensor:
+def _load_record_mask(folder: Path, record: Record, crop: CropBox, size: Size) -> torch.Tensor:
     mask = masks.read_record_mask(folder, record)
     assert mask is not None
     return _binary_mask(mask, crop, size)
 
 
-def _prompts_mask(file: Path, size: Size) -> torch.Tensor:
+def _load_prompt_mask(file: Path, size: Size) -> torch.Tensor:
     mask = decode.decode_image(file, background=(0, 0, 0)).convert("L")
     return _binary_mask(mask, buckets.crop_box(mask.size, size), size)
 

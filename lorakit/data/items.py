@@ -18,37 +18,41 @@ from lorakit.models.families.video import VideoFamily
 
 @dataclass(frozen=True)
 class DatasetItem:
-    """One image as the model sees it: crop box in pixels of the upright image, size (width, height) after
-    resizing. For bases that make clips, `frames` are the numbers of those kept; a picture has number 0."""
+    """One image or video as the model sees it.
+
+    `crop` is left, top, right, bottom in pixels of the upright image, `bucket` the size (width, height) after
+    resizing. `frame_indices` are the frames used by base models that generate videos (an image has frame 0);
+    they are empty for base models that generate images.
+    """
 
     record: Record
     crop: tuple[int, int, int, int]
-    size: tuple[int, int]
-    frames: tuple[int, ...] = ()
+    bucket: tuple[int, int]
+    frame_indices: tuple[int, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """What samples of one batch share."""
-        return (*self.size, len(self.frames)) if self.frames else self.size
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape that all samples of one batch share: width, height, and frames of a video."""
+        return (*self.bucket, len(self.frame_indices)) if self.frame_indices else self.bucket
 
 
 def load_training_records(folder: Path) -> list[Record]:
-    """The records that are trained on; none, or one without a caption, is a `DataError`."""
+    """Load the records that are trained on; DataError if there are none, or one has no caption."""
     if not (folder / manifest.MANIFEST_FILE).is_file():
         raise DataError(
             "the dataset has no manifest.jsonl",
             where=str(folder),
-            remedy=f"run `lorakit data prepare {folder}` (`lorakit train` does it by itself)",
+            remedy=f"run `lorakit data prepare {folder}` (`lorakit train` does it automatically)",
         )
     records = [record for record in manifest.load_manifest(folder) if record.keep]
     if not records:
         raise DataError(
             "the dataset has no image to train on", where=str(folder), remedy="see report.html in the folder"
         )
-    silent = [record.file for record in records if not record.captions]
-    if silent:
+    without_caption = [record.file for record in records if not record.captions]
+    if without_caption:
         raise DataError(
-            f"{len(silent)} images have no caption: {', '.join(silent[:5])}",
+            f"{len(without_caption)} images have no caption: {', '.join(without_caption[:5])}",
             where=str(folder),
             remedy=f"run `lorakit data caption {folder} --class-noun dog --trigger sks`, or write .txt files",
         )
@@ -56,7 +60,7 @@ def load_training_records(folder: Path) -> list[Record]:
 
 
 def check_unchanged(folder: Path, records: Sequence[Record]) -> None:
-    """Every file must still be the one that the manifest describes."""
+    """Check that every file is still the one that the manifest describes; DataError if not."""
     for record in records:
         file = folder / record.file
         try:
@@ -71,36 +75,55 @@ def check_unchanged(folder: Path, records: Sequence[Record]) -> None:
             )
 
 
-def plan_items(
-    records: Sequence[Record], resolution: int, step: int, batch: int
-) -> tuple[list[DatasetItem], bool]:
-    """Each image's crop and size, and whether the manifest's own buckets served.
+@dataclass(frozen=True)
+class PlannedItems:
+    """Items with their buckets; `from_manifest` is True if the manifest's own buckets were used."""
 
-    The manifest's buckets are used when all of them suit the model's step and the largest the resolution (a
-    dataset in tiers has smaller ones); otherwise new ones are chosen, by the same rule that `lorakit data
-    bucket` uses. Crops that a person set stay.
+    items: list[DatasetItem]
+    from_manifest: bool
+
+
+def plan_items(
+    records: Sequence[Record], resolution: int, size_multiple: int, batch_size: int
+) -> PlannedItems:
+    """Choose the bucket and crop of each image.
+
+    The manifest's buckets are used if all of them are multiples of `size_multiple` and the largest fits the
+    resolution (a dataset with several resolutions has smaller ones). Otherwise new ones are assigned, by the
+    same rule as in `lorakit data bucket`. Crops that the user set are kept.
     """
     area = resolution * resolution
     sizes = [record.bucket for record in records if record.bucket]
-    own = len(sizes) == len(records) and not any(side % step for size in sizes for side in size)
-    own = own and 0.8 <= max(width * height for width, height in sizes) / area <= 1.25
-    chosen = records if own else crops.assign_buckets_and_crops(records, resolution, step, batch=batch)
-    return [DatasetItem(r, crops.training_crop(r), r.bucket) for r in chosen if r.bucket], own
+    usable = len(sizes) == len(records) and not any(side % size_multiple for size in sizes for side in size)
+    usable = usable and 0.8 <= max(width * height for width, height in sizes) / area <= 1.25
+    if not usable:
+        records = crops.assign_buckets_and_crops(records, resolution, size_multiple, batch_size=batch_size)
+    items = [DatasetItem(r, crops.training_crop(r), r.bucket) for r in records if r.bucket]
+    return PlannedItems(items, from_manifest=usable)
 
 
-def select_frames(items: Sequence[DatasetItem], family: Family, pipe: Any, most: int) -> list[DatasetItem]:
-    """The items with the frames that are kept of each, at most `most`; a base that makes pictures takes no
-    clips."""
+def select_frames(
+    items: Sequence[DatasetItem], family: Family, pipe: Any, max_frames: int
+) -> list[DatasetItem]:
+    """Return the items with the frames that are used of each, at most `max_frames`.
+
+    Raises DataError for videos if the base model generates images only.
+    """
     if not isinstance(family, VideoFamily):
-        if films := [item.record.file for item in items if item.record.clip]:
+        if videos := [item.record.file for item in items if item.record.video]:
             raise DataError(
-                f"{len(films)} clips, and {family.title} makes pictures: {', '.join(films[:5])}",
+                f"{len(videos)} videos, but {family.title} generates images: {', '.join(videos[:5])}",
                 where="dataset",
-                remedy="use a base that makes clips, or set keep to false for them in manifest.jsonl",
+                remedy="use a base model for videos, or set keep to false for them in manifest.jsonl",
             )
         return list(items)
-    grid = family.frame_grid(pipe)
-    kept = [
-        video.frame_indices(i.record.clip, family.fps, most, grid) if i.record.clip else (0,) for i in items
+    multiple = family.frame_multiple(pipe)
+    return [
+        replace(item, frame_indices=_frame_indices(item, family.fps, max_frames, multiple)) for item in items
     ]
-    return [replace(item, frames=frames) for item, frames in zip(items, kept, strict=True)]
+
+
+def _frame_indices(item: DatasetItem, fps: float, max_frames: int, multiple: int) -> tuple[int, ...]:
+    if item.record.video is None:
+        return (0,)
+    return video.frame_indices(item.record.video, fps, max_frames, multiple)

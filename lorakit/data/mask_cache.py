@@ -1,4 +1,4 @@
-"""Masks as the loss takes them: on the grid of the latents, and pictures whose outside is painted grey."""
+"""Masks of the loss on the latents' grid, and images that are gray outside their mask."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from lorakit.manifest import Record
 
 GRAY_LEVEL = 127  # the middle of [-1, 1], nearly
 LatentSizes = Mapping[tuple[int, int], tuple[int, int]]
-"""(H, W) of the latents of a picture, by its size (width, height) in pixels."""
+"""(H, W) of an image's latents by its size (width, height) in pixels."""
 
 
 def record_mask_hash(folder: Path, record: Record) -> str | None:
-    """The hash of a record's mask, None without one."""
-    if record.mask_pixels is None and (mask := masks.read_record_mask(folder, record)) is not None:
+    """Return the hash of a record's mask, None without one."""
+    if record.mask_content_hash is None and (mask := masks.read_record_mask(folder, record)) is not None:
         return masks.mask_hash(mask)
-    return record.mask_pixels
+    return record.mask_content_hash
 
 
 def load_image_gray_unmasked(
     folder: Path, record: Record, crop: decode.CropBox, size: tuple[int, int]
 ) -> torch.Tensor:
-    """`resample.picture` with what lies outside the mask painted grey before anything is mixed by resizing,
-    so that no pixel outside changes a bit: uint8 (3, H, W)."""
+    """Load an image as `resize.load_image_tensor` does, gray outside its mask: uint8 (3, H, W).
+
+    Pixels become gray before resizing mixes neighbours, so no pixel outside has any influence.
+    """
     mask = masks.read_record_mask(folder, record)
     if mask is None:
         return resize.load_image_tensor(folder, record, crop, size)
@@ -44,40 +46,43 @@ def load_image_gray_unmasked(
 class MaskCache:
     """Masks on the latents' grid, addressed by the mask's content, crop and grid."""
 
-    def __init__(self, folder: Path, grids: LatentSizes, cache_folder: Path | None = None) -> None:
-        self.folder, self.grids = folder, grids
+    def __init__(self, folder: Path, latent_sizes: LatentSizes, cache_folder: Path | None = None) -> None:
+        self.folder, self.latent_sizes = folder, latent_sizes
         self._store = tensor_cache.TensorCache("masks", cache_folder)
 
     def key(self, item: DatasetItem) -> str:
-        """The address of an image's mask."""
+        """Return the key of an item's mask."""
         mask = record_mask_hash(self.folder, item.record)
-        return tensor_cache.cache_key(mask=mask, crop=item.crop, grid=self.grids[item.size], kind="area-1")
+        grid = self.latent_sizes[item.bucket]
+        return tensor_cache.cache_key(mask=mask, crop=item.crop, grid=grid, version="area-1")
 
-    def fill(self, items: Sequence[DatasetItem], *, empty: bool = False, quiet: bool = False) -> None:
-        """Store the masks that are missing. One that is black within its crop leaves nothing to learn: a
-        `DataError` that names it, unless `empty` is allowed."""
+    def fill(self, items: Sequence[DatasetItem], *, allow_empty: bool = False, quiet: bool = False) -> None:
+        """Store the masks that are missing.
+
+        Raises DataError for a mask that is black everywhere in its crop, unless `allow_empty`: such an image
+        would have no loss.
+        """
         masked = [item for item in items if item.record.mask is not None]
         missing = [item for item in masked if self._store.get(self.key(item)) is None]
         for item in track_progress(missing, "masks", len(missing), quiet=quiet):
-            self._store.put(self.key(item), {"mask": self._made(item)}, item.record.file)
+            self._store.put(self.key(item), {"mask": self._latent_mask(item)}, item.record.file)
         for item in masked:
-            if not empty and not self._store.need(self.key(item))["mask"].any():
+            if not allow_empty and not self._store.require(self.key(item))["mask"].any():
                 raise DataError(
-                    "the picture's mask is black within what is trained on",
+                    "the image's mask is black everywhere in its crop",
                     where=str(self.folder / item.record.file),
-                    remedy="change its crop or mask, leave the picture out, or give objective.mask.outside a"
-                    " weight",
+                    remedy="change its crop or mask, exclude the image, or set masked_loss.unmasked_weight",
                 )
 
-    def _made(self, item: DatasetItem) -> torch.Tensor:
-        """(1, H, W) in [0, 1]: the mean over each latent's pixels, so 0 only where all lie outside."""
+    def _latent_mask(self, item: DatasetItem) -> torch.Tensor:
+        """Return (1, H, W) in [0, 1]: the mean over each latent's pixels, so 0 only if all are outside."""
         mask = masks.read_record_mask(self.folder, item.record)
         assert mask is not None
         pixels = torch.from_numpy(np.array(mask.crop(item.crop))).float() / 255
-        return adaptive_avg_pool2d(pixels[None], self.grids[item.size])
+        return adaptive_avg_pool2d(pixels[None], self.latent_sizes[item.bucket])
 
     def get(self, item: DatasetItem) -> torch.Tensor:
-        """(1, H, W) in [0, 1]; 1 everywhere for a picture without a mask."""
+        """Return the mask (1, H, W) in [0, 1]; 1 everywhere for an image without a mask."""
         if item.record.mask is None:
-            return torch.ones(1, *self.grids[item.size])
-        return self._store.need(self.key(item))["mask"]
+            return torch.ones(1, *self.latent_sizes[item.bucket])
+        return self._store.require(self.key(item))["mask"]

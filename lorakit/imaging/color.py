@@ -1,17 +1,18 @@
-"""Colour and transparency of a decoded picture: any pixel type to 8-bit sRGB, alpha to one mask."""
+"""Colors and transparency of a decoded image: any pixel type to 8-bit sRGB, alpha to one mask."""
 
 from __future__ import annotations
 
 import functools
 import io
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageCms
 
 Color = tuple[int, int, int]  # sRGB, 0-255
 
-# What Pillow's parsers raise on damaged input; anything else is a defect of ours and must surface.
+# Errors of Pillow's parsers on damaged input; any other is a bug here and must not be hidden.
 PARSE_ERRORS = (
     OSError,
     SyntaxError,
@@ -26,12 +27,12 @@ PARSE_ERRORS = (
 
 
 class UnsupportedBitDepth(Exception):
-    """Pixel values whose white level nobody can know."""
+    """Pixel values whose white level is unknown."""
 
 
 def alpha_channel(image: Image.Image) -> Image.Image | None:
-    """The transparency as an 8-bit mask, from an alpha channel, a palette or a colour key."""
-    if image.mode == "La":  # premultiplied grey: Pillow converts it to LA only
+    """Return the transparency as an 8-bit mask, from an alpha channel, a palette or a color key, or None."""
+    if image.mode == "La":  # premultiplied gray: Pillow converts it to LA only
         image = image.convert("LA")
     if image.mode == "I;16" and isinstance(key := image.info.get("transparency"), int):
         return Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8))
@@ -41,14 +42,18 @@ def alpha_channel(image: Image.Image) -> Image.Image | None:
 
 
 def to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Colour channels -> 8-bit sRGB, through the embedded ICC profile when there is a usable one."""
+    """Convert the color channels to 8-bit sRGB, with the embedded ICC profile if it is usable.
+
+    Appends `code: text` lines to `notes`. Raises UnsupportedBitDepth.
+    """
     if image.mode.startswith(("I", "F")):
         image = _scale_depth(image)
-        notes.append("depth: 16 bits scaled to 8")
+        notes.append("bit_depth: 16 bits scaled to 8")
     elif image.mode == "LAB":
         return _convert(image, _transform(None, "LAB"))
     elif image.mode in ("P", "PA", "RGBA", "RGBa", "RGBX", "HSV", "YCbCr"):
-        # A palette with transparency goes by RGBA, or Pillow would warn and could mix the key colour in.
+        # A palette with transparency is converted to RGBA first: otherwise Pillow warns, and may mix in
+        # the key color.
         image = (image.convert("RGBA") if image.has_transparency_data else image).convert("RGB")
     elif image.mode in ("1", "LA", "La"):
         image = (image.convert("LA") if image.mode == "La" else image).convert("L")
@@ -64,40 +69,48 @@ def to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _is_rgb(icc: bytes) -> bool:
-    """Whether a profile describes RGB; the colour space stands at byte 16 (ICC.1:2022, 7.2.6)."""
+    """Return True if a profile describes RGB; byte 16 names the color space (ICC.1:2022, 7.2.6)."""
     return icc[16:20] == b"RGB "
 
 
 def _scale_depth(image: Image.Image) -> Image.Image:
-    """16-bit grey -> 8-bit grey, linearly (65535 -> 255), where Pillow's own convert would clip at 255."""
+    """Scale 16-bit gray linearly to 8 bits (65535 -> 255); Pillow's own conversion would clip at 255."""
     values = np.asarray(image)
     if image.mode.startswith("F") or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise UnsupportedBitDepth(f"pixel type {image.mode} with values outside 0..65535 has no agreed white")
+        raise UnsupportedBitDepth(f"pixel type {image.mode} with values outside 0..65535 is ambiguous")
     scaled = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     scaled.info = {key: image.info[key] for key in ("icc_profile",) if key in image.info}
     return scaled
 
 
 def _usable_transform(icc: bytes, mode: str, notes: list[str]) -> ImageCms.ImageCmsTransform | None:
-    """The transform for a profile, or None (with a note) when it is broken or made for other channels."""
+    """Return the transform of a profile, or None: sRGB already, broken, or made for other channels."""
     try:
-        name, identity = _profile(icc, mode)
+        profile = _profile_info(icc, mode)
     except (ImageCms.PyCMSError, *PARSE_ERRORS):
-        notes.append("broken_icc: the colour profile cannot be used, ignored")
+        notes.append("broken_icc: the color profile cannot be used and is ignored")
         return None
-    if identity:
+    if profile.is_srgb:
         return None
-    notes.append(f"icc: {name} converted to sRGB")
+    notes.append(f"icc_converted: {profile.name} converted to sRGB")
     return _transform(icc, mode)
 
 
+@dataclass(frozen=True)
+class _ProfileInfo:
+    """The name of a profile; `is_srgb` is True if it moves no color by more than 1/255."""
+
+    name: str
+    is_srgb: bool
+
+
 @functools.lru_cache(maxsize=64)
-def _profile(icc: bytes, mode: str) -> tuple[str, bool]:
-    """A profile's name, and whether it is sRGB in effect: a probe of colours moves by at most 1/255."""
+def _profile_info(icc: bytes, mode: str) -> _ProfileInfo:
+    """Read a profile and convert a grid of colors with it; PyCMSError if its channels are not `mode`'s."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
     name = " ".join(ImageCms.getProfileDescription(profile).split()) or "unnamed profile"
     if mode == "CMYK":
-        return name, False
+        return _ProfileInfo(name, is_srgb=False)
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)
     if mode == "L":
         probe = Image.fromarray(levels[None])
@@ -105,12 +118,12 @@ def _profile(icc: bytes, mode: str) -> tuple[str, bool]:
         probe = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3))
     before = np.asarray(probe.convert("RGB"), np.int16)
     after = np.asarray(_convert(probe, _transform(icc, mode)), np.int16)
-    return name, bool(np.abs(after - before).max() <= 1)
+    return _ProfileInfo(name, is_srgb=bool(np.abs(after - before).max() <= 1))
 
 
 @functools.lru_cache(maxsize=64)
 def _transform(icc: bytes | None, mode: str) -> ImageCms.ImageCmsTransform:
-    """The transform of a profile (None: CIE Lab) to sRGB; PyCMSError when its channels are not `mode`'s."""
+    """Return the transform of a profile (None: CIE Lab) to sRGB; PyCMSError if it does not fit `mode`."""
     source = ImageCms.createProfile("LAB") if icc is None else ImageCms.ImageCmsProfile(io.BytesIO(icc))
     intent = ImageCms.Intent.PERCEPTUAL
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent)

@@ -1,9 +1,9 @@
-"""The one decode function: file -> upright sRGB picture, or one `ImageError` with a stable code.
+"""Decode image files to upright sRGB images, or raise one ImageError with a stable code.
 
-Every stage (hashes, captions, cache, report) sees an image through `opening` and `source`, so all of them see
-the same pixels: EXIF rotation applied, ICC profile converted to sRGB, transparency composited over a declared
-colour, 16 bits scaled to 8, the pixel count checked before anything is allocated, the whole stream decoded so
-that a cut file is found.
+All stages (hashes, captions, caches, reports) read images through this package, so all of them use the same
+pixels: EXIF rotation applied, ICC profile converted to sRGB, transparency composited over a recorded color,
+16 bits scaled to 8. The number of pixels is checked before memory is allocated, and the whole stream is
+decoded, so that truncated files are found.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "Decoded",
     "ImageError",
     "ImageInfo",
+    "ScaledImage",
     "color_name",
     "crop_and_resize",
     "decode_bytes",
@@ -53,15 +54,15 @@ __all__ = [
 CropBox = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the decoded image
 WHITE: Color = (255, 255, 255)
 MAX_FILE_BYTES = 1 << 30
-_READABLE = "make it readable, or copy it from where it is whole"
-THUMBNAIL_SIDE = 448  # pixels of the long side that `look` gives at least, and less than twice; 1/8 of 3600
-# A JPEG may be decoded smaller while its sides stay this many times those of the picture made from it. Beside
-# the whole decoding and LANCZOS, photographs then differ by 0.3 to 1.2 levels in the mean (42 to 53 dB, less
-# than their own compression); without the reserve, by up to 1.9 (39 dB).
+_UNREADABLE_REMEDY = "change its permissions, or copy it again"
+THUMBNAIL_SIDE = 448  # smallest long side of a thumbnail, in pixels; it is less than twice that
+# A JPEG is decoded at a reduced size only while its sides stay this many times those of the result. Compared
+# with full decoding and LANCZOS, photographs then differ by 0.3 to 1.2 levels on average (42 to 53 dB, less
+# than their own compression); without the margin, by up to 1.9 (39 dB).
 JPEG_SCALE_MARGIN = 1.4
 
 
-class _Decoding(TypedDict):
+class _DecodeOptions(TypedDict):
     background: Color
     max_pixels: int
     first_frame: bool
@@ -69,26 +70,34 @@ class _Decoding(TypedDict):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded picture and what was done to get it; `notes` are `code: text` lines for the manifest."""
+    """A decoded image; `notes` are `code: text` lines about its conversion, for the manifest."""
 
     image: Image.Image  # RGB, upright, sRGB
     format: str
     transparent: bool
-    first_of_many: bool
+    is_multi_frame: bool
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What one decoding tells: a small picture to measure, the size of the whole, and its `identity`."""
+    """Facts about an image from one decoding; `size` (width, height) is that of the whole image."""
 
-    small: Image.Image  # RGB, upright, sRGB; the long side LOOK to 2 LOOK, or the picture itself
+    thumbnail: Image.Image  # RGB, upright, sRGB; long side at least THUMBNAIL_SIDE, or the whole image
     size: tuple[int, int]
-    pixels: str
+    content_hash: str
     format: str
     transparent: bool
-    first_of_many: bool
+    is_multi_frame: bool
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScaledImage:
+    """An image decoded at full or reduced size, and the crop in its pixels, which may have fractions."""
+
+    pixels: NDArray[np.uint8]  # (H, W, 3)
+    crop: tuple[float, float, float, float]
 
 
 def decode_image(
@@ -98,10 +107,10 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     first_frame: bool = False,
 ) -> Image.Image:
-    """Decode a file to RGB, upright, sRGB; transparency shows `background` (sRGB 0-255).
+    """Decode a file to RGB, upright, sRGB, with transparency over `background` (sRGB 0-255).
 
-    Raises `ImageError` for anything that is not one whole still picture of at most `max_pixels` pixels;
-    animations and multi-page files are refused unless `first_frame`.
+    Raises ImageError for everything except one complete still image of at most `max_pixels` pixels, and for
+    animations and multi-page files unless `first_frame`.
     """
     data = read_file(path)
     decoded = decode_bytes(
@@ -111,9 +120,9 @@ def decode_image(
 
 
 def iter_frames(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """The frames of an animated picture one after the other, RGB; of a still, that one.
+    """Yield the frames of an animated image in RGB; a still image has one.
 
-    Raises `ImageError` like `decode`, a frame that is damaged when it is reached.
+    Raises ImageError like `decode_image`, and for a damaged frame when it is reached.
     """
     data, where = read_file(path), str(path)
     source = open_source(data, where=where, background=WHITE, max_pixels=MAX_PIXELS, first_frame=True)
@@ -121,7 +130,7 @@ def iter_frames(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         for frame in ImageSequence.Iterator(source.image):
             yield frame.convert("RGB")
     except PARSE_ERRORS as error:
-        remedy = "copy it from where it is whole, or make it again"
+        remedy = "copy or generate it again"
         raise ImageError("corrupt", f"damaged: {error}", where=where, remedy=remedy) from error
 
 
@@ -133,47 +142,52 @@ def decode_bytes(
     max_pixels: int = MAX_PIXELS,
     first_frame: bool = False,
 ) -> Decoded:
-    """`decode` for bytes already read, with what was done to them."""
+    """Decode the bytes of a file; see `decode_image`. `where` names the file in errors."""
     source = open_source(
         data, where=where, background=background, max_pixels=max_pixels, first_frame=first_frame
     )
-    source.load()
+    source.decode_stream()
     return _decoded(source)
 
 
 def inspect_image(source: ImageSource) -> ImageInfo:
-    """Decode the whole stream once, for everything that a dataset wants to know of a picture.
+    """Decode the whole stream once and return the facts that the manifest records.
 
-    Raises `ImageError` like `decode`. A JPEG makes only the pixels of the small picture.
+    Of a JPEG, only the pixels of the thumbnail are computed. Raises ImageError like `decode_image`.
     """
-    share = THUMBNAIL_SIDE / max(source.size)
-    size = source.load((source.size[0] * share, source.size[1] * share))
+    scale = THUMBNAIL_SIDE / max(source.size)
+    size = source.decode_stream((source.size[0] * scale, source.size[1] * scale))
     digest = hashlib.sha256(struct.pack("<II", *size))
-    small = _downscale(source, THUMBNAIL_SIDE, None if source.is_jpeg else digest.update)
-    pixels = _jpeg_content_hash(source) if source.is_jpeg else digest.hexdigest()
-    notes = tuple(dict.fromkeys(source.notes))
+    thumbnail = _downscale(source, THUMBNAIL_SIDE, None if source.is_jpeg else digest.update)
+    content_hash = _jpeg_content_hash(source) if source.is_jpeg else digest.hexdigest()
     return ImageInfo(
-        small, size, pixels, source.image.format or "", source.transparent, source.first_of_many, notes
+        thumbnail=thumbnail,
+        size=size,
+        content_hash=content_hash,
+        format=source.image.format or "",
+        transparent=source.transparent,
+        is_multi_frame=source.is_multi_frame,
+        notes=tuple(dict.fromkeys(source.notes)),
     )
 
 
 def record_thumbnail(folder: str | os.PathLike[str], record: Record, side: int) -> Image.Image:
-    """A record's picture with a long side of at most `side` pixels; for looking at, not for training."""
+    """Return a record's image with a long side of at most `side` pixels, for display only."""
     source = _open_record(folder, record)
-    share = side / max(1, *record.size)
-    source.load((record.width * share, record.height * share))
+    scale = side / max(1, *record.size)
+    source.decode_stream((record.width * scale, record.height * scale))
     image = _downscale(source, side)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image
 
 
 def read_record_image(folder: str | os.PathLike[str], record: Record) -> Image.Image:
-    """The picture that a manifest record describes, decoded as it was then.
+    """Decode the image of a manifest record, with the same options as when it was recorded.
 
-    A file that gives another picture now is an `ImageError` with code "changed".
+    Raises ImageError, with code "changed" if it is not the recorded image.
     """
     source = _open_record(folder, record)
-    source.load()
+    source.decode_stream()
     image = _decoded(source).image
     _check_unchanged(folder, record, source, lambda: image)
     return image
@@ -181,36 +195,38 @@ def read_record_image(folder: str | os.PathLike[str], record: Record) -> Image.I
 
 def read_record_image_scaled(
     folder: str | os.PathLike[str], record: Record, crop: CropBox, size: tuple[int, int]
-) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
-    """`read`, for what will be cropped and resized to `size` (width, height): (pixels (H, W, 3), crop).
+) -> ScaledImage:
+    """Decode the image of a record that is going to be cropped to `crop` and resized to `size`.
 
-    A JPEG with pixels to spare comes halved or smaller, see RESERVE; its crop may then have fractions.
+    A JPEG that is much larger is decoded at a reduced size (see JPEG_SCALE_MARGIN). Raises ImageError like
+    `read_record_image`.
     """
     source = _open_record(folder, record)
     left, top, right, bottom = crop
-    across, down = size[0] / (right - left), size[1] / (bottom - top)
-    whole = source.load((JPEG_SCALE_MARGIN * record.width * across, JPEG_SCALE_MARGIN * record.height * down))
+    x_scale, y_scale = size[0] / (right - left), size[1] / (bottom - top)
+    min_size = JPEG_SCALE_MARGIN * record.width * x_scale, JPEG_SCALE_MARGIN * record.height * y_scale
+    full_width, full_height = source.decode_stream(min_size)
     pixels = source.pixels()
     _check_unchanged(folder, record, source, lambda: Image.fromarray(pixels))
-    x, y = pixels.shape[1] / whole[0], pixels.shape[0] / whole[1]
-    return pixels, (left * x, top * y, right * x, bottom * y)
+    x, y = pixels.shape[1] / full_width, pixels.shape[0] / full_height
+    return ScaledImage(pixels, (left * x, top * y, right * x, bottom * y))
 
 
 def _open_record(folder: str | os.PathLike[str], record: Record) -> ImageSource:
     path = Path(folder) / record.file
     data = read_file(path)
-    trusted = hashlib.sha256(data).hexdigest() == record.sha256
-    if record.clip is not None:
+    hash_matches = hashlib.sha256(data).hexdigest() == record.sha256
+    if record.video is not None:
         from lorakit.imaging import video
 
         data = video.first_frame(data, str(path))
     source = open_source(data, where=str(path), **_decode_options(record))
-    source.trusted = trusted
+    source.hash_matches = hash_matches
     return source
 
 
-def _decode_options(record: Record) -> _Decoding:
-    """The options with which a record's picture was decoded."""
+def _decode_options(record: Record) -> _DecodeOptions:
+    """Return the options that a record's image was decoded with."""
     return {
         "background": parse_color(record.background) if record.background else WHITE,
         "max_pixels": max(MAX_PIXELS, 2 * record.width * record.height),
@@ -221,57 +237,60 @@ def _decode_options(record: Record) -> _Decoding:
 def _check_unchanged(
     folder: str | os.PathLike[str], record: Record, source: ImageSource, image: Callable[[], Image.Image]
 ) -> None:
-    """Raise unless the file, or at least its picture, is the recorded one."""
-    if source.trusted:
+    """Raise ImageError unless the file, or at least the image in it, is the recorded one."""
+    if source.hash_matches:
         return
-    if (_jpeg_content_hash(source) if source.is_jpeg else pixel_hash(image())) != record.pixels:
+    if (_jpeg_content_hash(source) if source.is_jpeg else pixel_hash(image())) != record.content_hash:
         remedy = f"run `lorakit data prepare {folder}` again"
         raise ImageError(
-            "changed", "the picture changed since it was prepared", where=source.where, remedy=remedy
+            "changed",
+            "the image has changed since the dataset was prepared",
+            where=source.where,
+            remedy=remedy,
         )
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file; a FIFO, socket or device is refused without ever blocking on it."""
+    """Read a regular file; ImageError for a FIFO, socket or device, without blocking on it."""
     where = str(path)
     try:
-        # Without O_NONBLOCK, opening a FIFO waits for a writer; the check on the handle leaves no race.
+        # Without O_NONBLOCK, opening a FIFO waits for a writer. Checking the open file avoids a race.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
-        remedy = "put it back, or run `lorakit data prepare` again"
+        remedy = "restore it, or run `lorakit data prepare` again"
         raise ImageError("missing", "the file does not exist", where=where, remedy=remedy) from error
     except OSError as error:
         message = f"cannot be opened: {error.strerror}"
-        raise ImageError("unreadable", message, where=where, remedy=_READABLE) from error
+        raise ImageError("unreadable", message, where=where, remedy=_UNREADABLE_REMEDY) from error
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
         os.close(handle)
-        raise ImageError("not_a_file", "not a regular file", where=where, remedy="move it away")
+        raise ImageError("not_a_file", "not a regular file", where=where, remedy="move it out of the folder")
     with os.fdopen(handle, "rb") as file:
         if status.st_size > MAX_FILE_BYTES:
             message = f"{status.st_size} bytes, the limit is {MAX_FILE_BYTES}"
-            raise ImageError("too_large", message, where=where, remedy="save it smaller")
+            raise ImageError("file_too_large", message, where=where, remedy="save it as a smaller file")
         try:
             return file.read()
         except OSError as error:
             message = f"cannot be read: {error.strerror}"
-            raise ImageError("unreadable", message, where=where, remedy=_READABLE) from error
+            raise ImageError("unreadable", message, where=where, remedy=_UNREADABLE_REMEDY) from error
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """Hex SHA-256 over width, height (little-endian uint32) and the RGB bytes."""
+    """Return the SHA-256, in hex, of width, height (little-endian uint32) and the RGB bytes."""
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     return hashlib.sha256(struct.pack("<II", *rgb.size) + rgb.tobytes()).hexdigest()
 
 
 def crop_and_resize(image: Image.Image, crop: CropBox | None, bucket: tuple[int, int] | None) -> Image.Image:
-    """Crop to `crop`, then resize with LANCZOS to exactly `bucket` (width, height); None skips a step."""
+    """Crop to `crop`, then resize with LANCZOS to `bucket` (width, height); None skips a step."""
     if crop is not None and crop != (0, 0, *image.size):
         left, top, right, bottom = crop
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
             message = f"crop {crop} does not lie inside the image of {image.width}x{image.height}"
             raise DataError(message, where="crop", remedy="run `lorakit data prepare` again")
-        with pixel_limit(image.width * image.height):  # already decoded: Pillow need not warn again
+        with pixel_limit(image.width * image.height):  # decoded already, so no warning
             image = image.crop(crop)
     if bucket is not None and bucket != image.size:
         image = image.resize(bucket, Image.Resampling.LANCZOS)
@@ -279,47 +298,52 @@ def crop_and_resize(image: Image.Image, crop: CropBox | None, bucket: tuple[int,
 
 
 def parse_color(text: str) -> Color:
-    """`#rrggbb` or a CSS colour name -> RGB 0-255."""
+    """Parse `#rrggbb` or a CSS color name as RGB 0-255; ConfigError for anything else."""
     try:
         red, green, blue = ImageColor.getcolor(text, "RGB")[:3]  # type: ignore[index]
     except ValueError as error:
-        remedy = "write #rrggbb or a name such as white"
-        raise ConfigError(f"not a colour: {text!r}", where="background", remedy=remedy) from error
+        remedy = "use #rrggbb or a name such as white"
+        raise ConfigError(f"not a color: {text!r}", where="background", remedy=remedy) from error
     return red, green, blue
 
 
 def _decoded(source: ImageSource) -> Decoded:
     image = _join_strips(source.strips(), source.size[1])
     notes = tuple(dict.fromkeys(source.notes))
-    return Decoded(image, source.image.format or "", source.transparent, source.first_of_many, notes)
+    return Decoded(image, source.image.format or "", source.transparent, source.is_multi_frame, notes)
 
 
 def _jpeg_content_hash(source: ImageSource) -> str:
-    """The identity of a JPEG: what was coded, and how it is turned."""
-    return hashlib.sha256(f"{source.orientation} {source.coded[0]}".encode()).hexdigest()
+    """Return the hash of a JPEG's coded data and orientation."""
+    return hashlib.sha256(f"{source.orientation} {source.jpeg_summary.content_hash}".encode()).hexdigest()
 
 
-def _downscale(source: ImageSource, side: int, see: Callable[[bytes], object] | None = None) -> Image.Image:
-    """The loaded picture with a long side of `side` to twice that; `see` is given all its pixels."""
+def _downscale(
+    source: ImageSource, side: int, on_strip: Callable[[bytes], object] | None = None
+) -> Image.Image:
+    """Return the decoded image with a long side of `side` to twice that.
+
+    `on_strip` is called with the RGB bytes of each strip of the full image.
+    """
     factor = max(1, max(source.size) // side)
 
     def strips() -> Iterator[Image.Image]:
         for strip in source.strips(factor):
-            if see is not None:
-                see(strip.tobytes())
+            if on_strip is not None:
+                on_strip(strip.tobytes())
             yield strip.reduce(factor) if factor > 1 else strip
 
     return _join_strips(strips(), -(-source.size[1] // factor))
 
 
 def _join_strips(strips: Iterable[Image.Image], height: int) -> Image.Image:
-    """One picture of strips that come from above."""
-    made, top = None, 0
+    """Join strips from top to bottom into one image."""
+    joined, top = None, 0
     for strip in strips:
         if strip.height == height:
             return strip
-        made = made or Image.new("RGB", (strip.width, height))
-        made.paste(strip, (0, top))
+        joined = joined or Image.new("RGB", (strip.width, height))
+        joined.paste(strip, (0, top))
         top += strip.height
-    assert made is not None
-    return made
+    assert joined is not None
+    return joined

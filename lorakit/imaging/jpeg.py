@@ -1,8 +1,9 @@
-"""JPEG: the bytes that decide the picture, and a decoder that makes no more pixels than are wanted.
+"""JPEG: a hash of the data that determine the image, and a decoder that can scale down.
 
-A JPEG's coded stream decides its pixels, so its hash names the picture without decoding it: 3 ms for 12
-megapixels where decoding takes 45 and hashing the pixels another 30. The stream is still decoded to its end,
-to find cut and garbled files; scaling happens in the inverse DCT behind that (T.81; libjpeg-turbo).
+The coded stream of a JPEG determines its pixels, so its hash identifies the image without decoding it: 3 ms
+for 12 megapixels, where decoding takes 45 and hashing the pixels another 30. The stream is still decoded to
+its end, to find truncated and damaged files; scaling happens in the inverse DCT after that (ITU-T T.81;
+libjpeg-turbo).
 """
 
 from __future__ import annotations
@@ -10,84 +11,95 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-SCALE_FACTORS = (
-    8,
-    4,
-    2,
-)  # the reductions for which libjpeg-turbo has fast code; 5/8 takes as long as the whole
-MAX_SCANS = 200  # a progressive picture has about 10; thousands are an attack on the reader's time
+SCALE_FACTORS = (8, 4, 2)  # libjpeg-turbo has fast code for these; 5/8 takes as long as full size
+MAX_SCANS = 200  # a progressive JPEG has about 10; thousands are a denial-of-service attack
 
 _SOS, _EOI, _APP0, _APP15, _COM = 0xDA, 0xD9, 0xE0, 0xEF, 0xFE
-_DECISIVE = (b"ICC_PROFILE\0", b"Adobe")  # application segments that decide colours
+_COLOR_SEGMENTS = (b"ICC_PROFILE\0", b"Adobe")  # application segments that determine colors
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-# What libjpeg says of data that are missing or garbled. Stray bytes before a marker, which some cameras
-# leave, do no harm.
-_DAMAGE = ("premature end", "Premature end", "bad Huffman", "Inconsistent progression", "Corrupt restart")
+# Messages of libjpeg about missing or damaged data. Its message about stray bytes before a marker, which some
+# cameras write, is not among them: they are harmless.
+_DAMAGE_MESSAGES = (
+    "premature end",
+    "Premature end",
+    "bad Huffman",
+    "Inconsistent progression",
+    "Corrupt restart",
+)
 
 
 class DamagedJpeg(ValueError):
-    """The stream ends early or is garbled, though its frame is whole."""
+    """The coded stream ends early or is damaged."""
 
 
-def jpeg_content_hash(data: bytes) -> tuple[str, int]:
-    """(hex SHA-256 over what decides the pixels, number of scans).
+@dataclass(frozen=True)
+class JpegSummary:
+    """The SHA-256, in hex, of the data that determine the pixels, and the number of scans."""
 
-    Frame, tables, coded data, colour transform and profile count; comments, EXIF, thumbnails and whatever
-    follows the picture do not. A progressive picture is sent in about 10 scans.
+    content_hash: str
+    num_scans: int
+
+
+def summarize_jpeg(data: bytes) -> JpegSummary:
+    """Hash the parts of a JPEG that determine its pixels, and count its scans.
+
+    Frame, tables, coded data, color transform and color profile count; comments, EXIF, thumbnails and
+    anything after the image do not.
     """
-    digest, scans = hashlib.sha256(b"jpeg"), 0
+    digest, num_scans = hashlib.sha256(b"jpeg"), 0
     for code, segment in _segments(data):
-        scans += code == _SOS
+        num_scans += code == _SOS
         if code == _APP0 and segment[4:9] == b"JFIF\0":
-            digest.update(b"JFIF")  # says that three components are YCbCr; the rest is resolution in print
-        elif not (_APP0 <= code <= _APP15 or code == _COM) or segment[4:].startswith(_DECISIVE):
+            digest.update(b"JFIF")  # marks three components as YCbCr; the rest is print resolution
+        elif not (_APP0 <= code <= _APP15 or code == _COM) or segment[4:].startswith(_COLOR_SEGMENTS):
             digest.update(segment)
-    return digest.hexdigest(), scans
+    return JpegSummary(digest.hexdigest(), num_scans)
 
 
-def decode_jpeg(data: bytes, grey: bool, factor: int) -> NDArray[np.uint8] | None:
-    """Pixels (H, W, 3) or (H, W, 1) with sides divided by `factor` (rounded up), as libjpeg-turbo makes them.
+def decode_jpeg(data: bytes, gray: bool, factor: int) -> NDArray[np.uint8] | None:
+    """Decode a JPEG to pixels (H, W, 3) or (H, W, 1), with sides divided by `factor` and rounded up.
 
-    None when the stream needs another decoder. Raises `Damaged` when data are missing or garbled.
+    Returns None if the stream needs another decoder than libjpeg-turbo. Raises DamagedJpeg.
     """
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         return simplejpeg.decode_jpeg(
             data,
-            "GRAY" if grey else "RGB",
+            "GRAY" if gray else "RGB",
             min_height=-(-int(height) // factor),
             min_width=-(-int(width) // factor),
         )
     except ValueError as error:
-        if any(words in str(error) for words in _DAMAGE):
+        if any(words in str(error) for words in _DAMAGE_MESSAGES):
             raise DamagedJpeg(str(error)) from error
         return None
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, bytes) of each segment up to the end of the picture; a scan comes with its coded data.
+    """Yield (marker, bytes) of each segment up to the end of the image; a scan includes its coded data.
 
-    Where the structure breaks, the rest comes as one piece.
+    If the structure is broken, the rest is one segment.
     """
-    place = 2
-    while place + 4 <= len(data):
-        if data[place] != 0xFF:
-            yield 0, data[place:]
+    offset = 2
+    while offset + 4 <= len(data):
+        if data[offset] != 0xFF:
+            yield 0, data[offset:]
             return
-        code = data[place + 1]
+        code = data[offset + 1]
         if code == _EOI:
             return
         if code == 0xFF:  # a fill byte
-            place += 1
+            offset += 1
             continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
+        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4])
         if code == _SOS:
             following = _MARKER.search(data, end)
             end = following.end() - 2 if following else len(data)
-        yield code, data[place:end]
-        place = end
+        yield code, data[offset:end]
+        offset = end

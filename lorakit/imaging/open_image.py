@@ -1,6 +1,6 @@
-"""Open an image file: only formats that may be decoded, one still picture, no more pixels than allowed.
+"""Open image files: only allowed formats, one still image, no more pixels than allowed.
 
-Opening reads the header only, so nothing of the picture's size is allocated before its pixels are counted.
+Opening reads the header only, so the number of pixels is checked before memory for them is allocated.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lorakit.imaging.image_reader import DECOMPRESSION_BOMB_ERRORS, ImageError, 
 
 MAX_PIXELS = 120_000_000  # above the largest current camera frame (102 Mpx); 480 MB in Pillow's memory
 
-# Raster formats only. EPS is left out (it starts Ghostscript) and so is TGA (it has no signature).
-# The decoders of the hungry ones hold a picture up to five times over; this many pixels keep it below 1.5 GB.
+# Raster formats only. EPS is excluded (it starts Ghostscript), and TGA (it has no signature). The decoders of
+# the memory-heavy formats hold up to five copies of an image; this limit keeps them below 1.5 GB.
 _MEMORY_HEAVY_FORMATS = ("WEBP", "AVIF", "HEIF", "JPEG2000", "JXL")
 MAX_PIXELS_MEMORY_HEAVY = 60_000_000
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM", "QOI", *_MEMORY_HEAVY_FORMATS)
@@ -28,20 +28,20 @@ _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM", "QOI", *_MEMORY_H
 def open_source(
     data: bytes, *, where: str, background: Color, max_pixels: int, first_frame: bool
 ) -> ImageSource:
-    """Read the header; raises `ImageError` for what is no still picture of at most `max_pixels` pixels."""
-    if refusal := signatures.detect_non_image(data):
-        raise _refusal_error(refusal, where)
+    """Read the header of an image file; ImageError if it is not a still image of at most `max_pixels`
+    pixels."""
+    if problem := signatures.detect_non_image(data):
+        raise _problem_error(problem, where)
     try:
         with pixel_limit(max_pixels):
-            warnings.simplefilter("ignore", UserWarning)  # of EXIF; `orient` looks at it again
+            warnings.simplefilter("ignore", UserWarning)  # of EXIF, which `read_orientation` reads again
             image: Image.Image = Image.open(io.BytesIO(data), formats=decodable_formats())
     except DECOMPRESSION_BOMB_ERRORS as error:
         raise _too_many_pixels(f"more than {max_pixels} pixels", where) from error
     except PARSE_ERRORS as error:
         detail = "" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise _refusal_error(
-            signatures.explain_unreadable(data, decodable_formats(), detail), where
-        ) from error
+        problem = signatures.explain_unreadable(data, decodable_formats(), detail)
+        raise _problem_error(problem, where) from error
     width, height = image.size
     limit = (
         MAX_PIXELS_MEMORY_HEAVY
@@ -52,18 +52,18 @@ def open_source(
         message = f"{width}x{height} is more than {limit} pixels"
         raise _too_many_pixels(message + (f" of {image.format}" if limit < max_pixels else ""), where)
     if width < 1 or height < 1:
-        message = f"the header says {width}x{height} pixels"
+        message = f"the header states {width}x{height} pixels"
         raise ImageError("corrupt", message, where=where, remedy=signatures.REFETCH_REMEDY)
     source = ImageSource(image, data, where, background)
-    source.first_of_many = _check_single_frame(source, first_frame)
+    source.is_multi_frame = _select_frame(source, first_frame)
     if source.is_jpeg:
-        source.orient()  # other formats may keep their EXIF behind the pixels
+        source.read_orientation()  # other formats may store EXIF after the pixels
     return source
 
 
 @functools.cache
 def decodable_formats() -> tuple[str, ...]:
-    """The allowed formats this installation has a decoder for."""
+    """Return the allowed formats that this installation has a decoder for."""
     with contextlib.suppress(ImportError):
         import pillow_heif
 
@@ -74,33 +74,36 @@ def decodable_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _refusal_error(refusal: signatures.FileProblem, where: str) -> ImageError:
-    return ImageError(refusal.code, refusal.message, where=where, remedy=refusal.remedy)
+def _problem_error(problem: signatures.FileProblem, where: str) -> ImageError:
+    return ImageError(problem.code, problem.message, where=where, remedy=problem.remedy)
 
 
 def _too_many_pixels(message: str, where: str) -> ImageError:
-    return ImageError("too_many_pixels", message, where=where, remedy="shrink it, or raise --max-pixels")
+    return ImageError("too_many_pixels", message, where=where, remedy="scale it down, or raise --max-pixels")
 
 
-def _check_single_frame(source: ImageSource, first_frame: bool) -> bool:
-    """Refuse animations and multi-page files, nobody can say which frame was meant. True: took the first."""
+def _select_frame(source: ImageSource, first_frame: bool) -> bool:
+    """Select the first frame of a file with several frames or pages, and return True if it has several.
+
+    Raises ImageError for such a file unless `first_frame`: any of its frames could be the right one.
+    """
     image, where = source.image, source.where
     if source.is_jpeg:
         return False
     try:
-        with pixel_limit(image.width * image.height):  # a TIFF checks every page again
+        with pixel_limit(image.width * image.height):  # TIFF checks every page
             frames = getattr(image, "n_frames", 1)
     except (*DECOMPRESSION_BOMB_ERRORS, *PARSE_ERRORS) as error:
         message = f"damaged frame table: {error}"
         raise ImageError("corrupt", message, where=where, remedy=signatures.REFETCH_REMEDY) from error
     if image.format == "TIFF" and _is_camera_raw(image):
-        message = "a camera's raw file, of which only the preview could be read"
-        raise ImageError("raw", message, where=where, remedy="develop it to JPEG, PNG or TIFF")
+        message = "a raw file of a camera, of which only the preview could be read"
+        raise ImageError("camera_raw", message, where=where, remedy="convert it to JPEG, PNG or TIFF")
     if frames <= 1:
         return False
-    code, kind = ("multipage", "pages") if image.format == "TIFF" else ("animated", "frames")
+    code, unit = ("multipage", "pages") if image.format == "TIFF" else ("animated", "frames")
     if not first_frame:
-        message = f"{frames} {kind}, only single pictures are used"
+        message = f"{frames} {unit}, only single images are used"
         raise ImageError(code, message, where=where, remedy="save one as a file, or use --first-frame")
     image.seek(0)
     source.notes.append(f"first_frame: frame 1 of {frames}")
@@ -108,6 +111,9 @@ def _check_single_frame(source: ImageSource, first_frame: bool) -> bool:
 
 
 def _is_camera_raw(image: Image.Image) -> bool:
-    """DNG (tag 50706) and its kin, whose first picture is a reduced preview (NewSubfileType, bit 0)."""
+    """Return True for DNG (tag 50706) and similar files, whose first image is a reduced preview.
+
+    The preview is bit 0 of NewSubfileType (tag 254).
+    """
     tags = getattr(image, "tag_v2", {})
     return 50706 in tags or bool(tags.get(254, 0) & 1)

@@ -1,21 +1,22 @@
-"""Say what a file is when it is not a picture, by its first bytes; the name's ending is never trusted."""
+"""Find out from the first bytes what a file is if it is not an image; the file name is never trusted."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class FileProblem(NamedTuple):
-    """Why a file gives no picture: a stable code, a sentence, and what to do."""
+@dataclass(frozen=True)
+class FileProblem:
+    """The reason why a file is not a readable image: a stable code, a sentence, and what to do."""
 
     code: str
     message: str
     remedy: str | None = None
 
 
-REFETCH_REMEDY = "fetch it again"
+REFETCH_REMEDY = "download or copy it again"
 SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n\x1a\n",
@@ -46,10 +47,10 @@ _SUFFIXES = {
 
 
 def is_image_header(head: bytes) -> bool:
-    """Whether the first 16 bytes are those of an image format, decodable here or not."""
+    """Return True if the first 16 bytes are those of an image format, decodable here or not."""
     if head.startswith(b"RIFF"):
         return head[8:12] == b"WEBP"
-    if head[4:8] == b"ftyp":  # the same container holds films, told apart by the brand
+    if head[4:8] == b"ftyp":  # the same container holds videos; the brand tells them apart
         return head[8:11] in (b"avi", b"hei", b"hev", b"mif", b"msf")
     if head.startswith(b"BM"):
         return head[6:10] == bytes(4)  # two letters alone would also be text
@@ -57,7 +58,7 @@ def is_image_header(head: bytes) -> bool:
 
 
 def image_suffix(data: bytes) -> str:
-    """The usual ending of a file with this content; ".img" when it is none known here."""
+    """Return the usual extension of a file with this content; ".img" for an unknown format."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     if data[4:8] == b"ftyp":
@@ -66,24 +67,24 @@ def image_suffix(data: bytes) -> str:
 
 
 def detect_non_image(data: bytes) -> FileProblem | None:
-    """The usual impostors: an empty file, a git-lfs pointer, a drawing or web page saved as .jpg."""
+    """Return the problem of an empty file, a git-lfs pointer, or text saved as .jpg; None for other data."""
     head = data[:4096]
     if not head:
         return FileProblem("empty", "the file is empty", REFETCH_REMEDY)
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return FileProblem("lfs_pointer", "a git-lfs pointer, not the image", "git lfs pull")
+        return FileProblem("lfs_pointer", "a git-lfs pointer, not the image", "run `git lfs pull`")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype")) and b"<svg" in text:
-        return FileProblem("svg", "an SVG drawing, never rendered here", "export it as PNG")
+        return FileProblem("svg", "an SVG drawing, which cannot be used", "export it as PNG")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<!--")):
-        return FileProblem("markup", "an HTML or XML page, not an image", REFETCH_REMEDY)
+        return FileProblem("html_or_xml", "an HTML or XML page, not an image", REFETCH_REMEDY)
     if re.match(rb'[{\[]\s*["{\[\]}\d]', text):
-        return FileProblem("json", "JSON text, not an image", REFETCH_REMEDY)
+        return FileProblem("json_file", "JSON text, not an image", REFETCH_REMEDY)
     return None
 
 
 def explain_unreadable(data: bytes, formats: Collection[str], detail: str) -> FileProblem:
-    """Why no parser of `formats` took the bytes: a decoder is missing, the header is damaged, or else."""
+    """Return the reason why no decoder of `formats` accepted the bytes; `detail` is its error message."""
     if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")) and "JXL" not in formats:
         remedy = "pip install pillow-jxl-plugin, or convert it to PNG"
         return FileProblem("no_decoder", "a JPEG XL image, and no decoder is installed", remedy)
@@ -98,4 +99,4 @@ def explain_unreadable(data: bytes, formats: Collection[str], detail: str) -> Fi
         return FileProblem(
             "corrupt", "a damaged image header" + (f": {detail}" if detail else ""), REFETCH_REMEDY
         )
-    return FileProblem("unknown_format", "not an image format known here", "convert it to PNG")
+    return FileProblem("unknown_format", "not a supported image format", "convert it to PNG")

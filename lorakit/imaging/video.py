@@ -1,8 +1,8 @@
-"""Clips: examined once, and read again frame by frame; PyAV decodes them.
+"""Videos: examined once, then read frame by frame; PyAV decodes them.
 
-A clip's picture, for everything that looks at one, is its first frame. Training keeps frames from the clip's
-beginning, at the rate at which the base makes its own: every second frame of one of twice the rate, every
-frame of a slower one. Nothing is drawn at random, so the same file gives the same frames.
+Tools that work on images use the first frame of a video. Training uses frames from the start of the video at
+the frame rate of the base model: every second frame of a video of twice that rate, every frame of a slower
+one. Nothing is random, so the same file gives the same frames.
 """
 
 from __future__ import annotations
@@ -23,107 +23,118 @@ from lorakit.core.errors import ConfigError
 from lorakit.imaging.image_reader import ImageError
 from lorakit.manifest import VideoInfo
 
-# The demuxer is chosen by the name's ending: one chosen by content could be a playlist of other files.
+# The file extension selects the demuxer: one selected by content could be a playlist of other files.
 _FORMATS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska"}
 VIDEO_SUFFIXES = frozenset(_FORMATS)
-_COPY_REMEDY = "copy it again from where it is whole, or save it as .mp4"
-_UNSPECIFIED_COLORSPACE = 2  # colours of a frame that does not say by which rule they were coded
-_MIN_HD_LINES = 720  # lines from which films without a word on it are coded by BT.709, as players assume
+_COPY_REMEDY = "copy it again, or save it as .mp4"
+_UNSPECIFIED_COLORSPACE = 2  # of a frame whose file does not name its color space
+_MIN_HD_LINES = 720  # from this height on, players assume BT.709 for an unspecified color space
 
 
 @dataclass(frozen=True)
 class VideoInspection:
-    """What examining a clip tells; `pixels` names its content, the hash of the coded picture stream."""
+    """Facts about a video; `content_hash` is the hash of its coded video stream."""
 
-    first: Image.Image  # RGB, upright
-    clip: VideoInfo
-    pixels: str
+    first_frame: Image.Image  # RGB, upright
+    video: VideoInfo
+    content_hash: str
 
 
 def is_video(name: str) -> bool:
-    """Whether a file's name is that of a clip."""
+    """Return True if a file name has the extension of a video."""
     return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def inspect_video(data: bytes, name: str, max_pixels: int) -> VideoInspection:
-    """Decode the whole clip once. Raises `ImageError` for one that is damaged, cut off or too large."""
-    digest, count, first, end = hashlib.sha256(b"clip"), 0, None, 0.0
+    """Decode the whole video once; ImageError if it is damaged, truncated or has more than `max_pixels`."""
+    digest = hashlib.sha256(b"clip")  # a prefix of the hash, never to change
+    num_frames, first, end = 0, None, 0.0
     with _VideoReader(data, name) as (container, stream):
         codec = stream.codec_context
         if codec.width * codec.height > max_pixels:
             message = f"{codec.width}x{codec.height} is more than {max_pixels} pixels"
-            raise ImageError("too_many_pixels", message, where=name, remedy="shrink it")
+            raise ImageError(
+                "too_many_pixels", message, where=name, remedy="scale it down, or raise --max-pixels"
+            )
         for packet in container.demux(stream):
             if packet.size:
                 digest.update(bytes(packet))
             for frame in packet.decode():
                 first = _rotated_pixels(frame) if first is None else first
-                count, end = count + 1, frame.time or 0.0
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        length = (container.duration or 0) / 1_000_000
-    if first is None or rate <= 0 or not math.isfinite(rate):
-        raise ImageError("corrupt", "no frame of it can be decoded", where=name, remedy=_COPY_REMEDY)
-    if end + 2 / rate < 0.9 * length:
-        message = f"it says it lasts {length:.1f} s, and ends after {end:.1f}"
+                num_frames, end = num_frames + 1, frame.time or 0.0
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        duration = (container.duration or 0) / 1_000_000
+    if first is None or fps <= 0 or not math.isfinite(fps):
+        raise ImageError("corrupt", "no frame can be decoded", where=name, remedy=_COPY_REMEDY)
+    if end + 2 / fps < 0.9 * duration:
+        message = f"the file states a duration of {duration:.1f} s, but ends after {end:.1f} s"
         raise ImageError("truncated", message, where=name, remedy=_COPY_REMEDY)
-    return VideoInspection(Image.fromarray(first), VideoInfo(count, round(rate, 4)), digest.hexdigest())
+    return VideoInspection(Image.fromarray(first), VideoInfo(num_frames, round(fps, 4)), digest.hexdigest())
 
 
-def frame_indices(clip: VideoInfo, fps: float, most: int, step: int) -> tuple[int, ...]:
-    """The frames that are kept of a clip: as many as `most` and its length allow, one more than a multiple of
-    `step`, at `fps` or the clip's own rate if that is lower."""
-    stride = max(1.0, clip.fps / fps)
-    available = math.floor((clip.frames - 1) / stride) + 1
-    count = (min(available, most) - 1) // step * step + 1
+def frame_indices(video: VideoInfo, fps: float, max_frames: int, multiple: int) -> tuple[int, ...]:
+    """Return the indices of the frames that are trained on, at `fps` or the video's own rate if it is lower.
+
+    Their number is at most `max_frames`, and one more than a multiple of `multiple`.
+    """
+    stride = max(1.0, video.fps / fps)
+    available = math.floor((video.frames - 1) / stride) + 1
+    count = (min(available, max_frames) - 1) // multiple * multiple + 1
     return tuple(math.floor(i * stride + 1e-6) for i in range(count))
 
 
-def read_frames(data: bytes, name: str, wanted: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Frames (H, W, 3) by their numbers, which rise."""
-    found, numbers = [], set(wanted)
+def read_frames(data: bytes, name: str, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Return the frames (H, W, 3) with these indices, which must be ascending."""
+    frames, selected = [], set(indices)
     with _VideoReader(data, name) as (container, stream):
-        for number, frame in enumerate(container.decode(stream)):
-            if number in numbers:
-                found.append(_rotated_pixels(frame))
-            if len(found) == len(wanted):
-                return found
-    message = f"it has no frame {wanted[len(found)]}"
+        for index, frame in enumerate(container.decode(stream)):
+            if index in selected:
+                frames.append(_rotated_pixels(frame))
+            if len(frames) == len(indices):
+                return frames
+    message = f"it has no frame {indices[len(frames)]}"
     raise ImageError("truncated", message, where=name, remedy="run `lorakit data prepare` again")
 
 
 def first_frame(data: bytes, name: str) -> bytes:
-    """The first frame as a picture file, for all that reads pictures."""
+    """Return the first frame as an image file (PPM)."""
     return frame_to_ppm(Image.fromarray(read_frames(data, name, [0])[0]))
 
 
 def frame_to_ppm(frame: Image.Image) -> bytes:
-    """A frame as the bytes of a picture file."""
+    """Return a frame as an image file (PPM)."""
     file = io.BytesIO()
     frame.save(file, "PPM")
     return file.getvalue()
 
 
-def frame_strip(film: Sequence[Image.Image]) -> Image.Image:
-    """The first, middle and last frame side by side; of one frame, that frame."""
-    shown = [film[i] for i in sorted({0, len(film) // 2, len(film) - 1})]
-    sheet = Image.new("RGB", (sum(frame.width for frame in shown), shown[0].height))
-    for place, frame in enumerate(shown):
-        sheet.paste(frame, (place * frame.width, 0))
-    return sheet
+def frame_strip(frames: Sequence[Image.Image]) -> Image.Image:
+    """Return the first, middle and last frame side by side; a single frame unchanged."""
+    selected = [frames[i] for i in sorted({0, len(frames) // 2, len(frames) - 1})]
+    strip = Image.new("RGB", (sum(frame.width for frame in selected), selected[0].height))
+    for column, frame in enumerate(selected):
+        strip.paste(frame, (column * frame.width, 0))
+    return strip
 
 
-def encode_webp(film: Sequence[Image.Image], fps: float) -> bytes:
-    """An animated WebP that plays over and over, without loss."""
+def encode_webp(frames: Sequence[Image.Image], fps: float) -> bytes:
+    """Encode frames as a lossless animated WebP that repeats forever."""
     file = io.BytesIO()
-    pause = round(1000 / fps)
-    film[0].save(
-        file, "WEBP", save_all=True, append_images=film[1:], duration=pause, loop=0, lossless=True, method=0
+    frames[0].save(
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        lossless=True,
+        method=0,
     )
     return file.getvalue()
 
 
 class _VideoReader:
-    """A clip's container and its picture stream; what goes wrong inside is an `ImageError`."""
+    """Context with the container and the video stream of a file; PyAV's errors inside become ImageError."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self.data, self.name, self.av = data, name, import_av()
@@ -131,20 +142,20 @@ class _VideoReader:
 
     def __enter__(self) -> tuple[Any, Any]:
         try:
-            kind = _FORMATS[PurePosixPath(self.name).suffix.lower()]
-            self.container = self.av.open(io.BytesIO(self.data), format=kind)
+            demuxer = _FORMATS[PurePosixPath(self.name).suffix.lower()]
+            self.container = self.av.open(io.BytesIO(self.data), format=demuxer)
         except self.av.FFmpegError as error:
             raise ImageError(
-                "corrupt", f"no film: {_error_text(error)}", where=self.name, remedy=_COPY_REMEDY
+                "corrupt", f"not a video: {_error_text(error)}", where=self.name, remedy=_COPY_REMEDY
             ) from error
         if not self.container.streams.video:
             self.container.close()
-            raise ImageError("corrupt", "it holds no pictures", where=self.name, remedy=_COPY_REMEDY)
+            raise ImageError("corrupt", "it has no video stream", where=self.name, remedy=_COPY_REMEDY)
         stream = self.container.streams.video[0]
         stream.thread_type = "AUTO"
         return self.container, stream
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, error_type: Any, error: BaseException | None, traceback: Any) -> None:
         self.container.close()
         if isinstance(error, self.av.FFmpegError):
             raise ImageError(
@@ -157,20 +168,22 @@ def _error_text(error: Exception) -> str:
 
 
 def import_av() -> Any:
-    """PyAV; without it, a `ConfigError` that names the extra."""
+    """Import PyAV; ConfigError that names the extra if it is not installed."""
     try:
         import av
     except ImportError as error:
         raise ConfigError(
-            "clips are decoded by PyAV, which is not installed",
-            where="the dataset's clips",
+            "videos need PyAV, which is not installed",
+            where="the dataset's videos",
             remedy="pip install 'lorakit[video]'",
         ) from error
     return av
 
 
 def _rotated_pixels(frame: Any) -> NDArray[np.uint8]:
-    """A frame's pixels (H, W, 3), turned as its container says."""
-    unsaid = frame.colorspace == _UNSPECIFIED_COLORSPACE and min(frame.width, frame.height) >= _MIN_HD_LINES
-    pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if unsaid else None)
+    """Return a frame's pixels (H, W, 3), rotated as its container states."""
+    unspecified = (
+        frame.colorspace == _UNSPECIFIED_COLORSPACE and min(frame.width, frame.height) >= _MIN_HD_LINES
+    )
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if unspecified else None)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))

@@ -1,7 +1,7 @@
-"""Sampling under control: a picture that each prompt starts from, or a ControlNet or IP-Adapter of the base.
+"""Image guidance for sampling: img2img, a ControlNet or an IP-Adapter of the base model.
 
-The family still makes the call; here the pipeline is exchanged for its guided relative from diffusers, whose
-call adds the pictures. The adapter under test is the same network, so its effect under control is seen.
+The family still makes the call. Its pipeline is replaced by the related diffusers pipeline, whose call takes
+the images too. The adapter under test is the same network, so its effect under control is visible.
 """
 
 from __future__ import annotations
@@ -19,38 +19,42 @@ from lorakit.core.storage import read_json
 if TYPE_CHECKING:
     from PIL import Image
 
-_FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Control:
-    """One kind of control; `scale` is img2img's strength (1 keeps nothing of the picture), or the weight of
-    the network in `folder`. Every prompt needs its own `image`."""
+    """One control method; every prompt needs its own image.
 
-    kind: str  # img2img, controlnet or ip-adapter
+    `scale` is the strength of img2img (1 keeps nothing of the image), or the weight of the network in
+    `folder`.
+    """
+
+    type: str  # img2img, controlnet or ip-adapter
     scale: float
     folder: Path | None = None
 
     def attach(self, pipe: Any) -> ControlledPipeline:
-        """The guided relative of a loaded pipeline; it shares all components, and loads the network."""
+        """Return the controlled variant of a loaded pipeline: it shares all components and loads the network.
+
+        Raises ConfigError for a network that does not belong to this base model.
+        """
+        build = {"img2img": self._img2img, "controlnet": self._controlnet, "ip-adapter": self._ip_adapter}
         try:
-            made, arguments = {
-                "img2img": self._img2img,
-                "controlnet": self._controlnet,
-                "ip-adapter": self._ip_adapter,
-            }[self.kind](pipe)
-        except _FAILURES as error:
+            controlled, arguments = build[self.type](pipe)
+        except _LOADING_ERRORS as error:
             raise ConfigError(
-                f"{self.kind} does not work with a {type(pipe).__name__}: {first_line(error)}",
-                where=str(self.folder or f"--{self.kind}"),
-                remedy="give a network made for this base, or sample without it",
+                f"{self.type} does not work with a {type(pipe).__name__}: {first_line(error)}",
+                where=str(self.folder or f"--{self.type}"),
+                remedy="use a network made for this base model, or sample without it",
             ) from error
-        for name in ("lorakit_folder", "lorakit_settings"):  # what our loader noted
-            setattr(made, name, getattr(pipe, name, None))
-        made.set_progress_bar_config(disable=True)
-        return ControlledPipeline(made, arguments, self)
+        for name in ("lorakit_folder", "lorakit_settings"):  # set by our loader
+            setattr(controlled, name, getattr(pipe, name, None))
+        controlled.set_progress_bar_config(disable=True)
+        return ControlledPipeline(controlled, arguments, self)
 
     def _img2img(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
+        """Return the pipeline and its further call arguments; the images are still None."""
         from diffusers import AutoPipelineForImage2Image
 
         return AutoPipelineForImage2Image.from_pipe(pipe), {"image": None, "strength": self.scale}
@@ -58,90 +62,97 @@ class Control:
     def _controlnet(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
         import diffusers
 
-        folder = self._existing("config.json")
+        folder = self._require_files("config.json")
         name = str(read_json(folder / "config.json").get("_class_name", ""))
         if not name.endswith("ControlNetModel") or not hasattr(diffusers, name):
-            raise ValueError(f"{name or 'its config'} is no ControlNet of diffusers")
-        weight = next(pipe.components[part] for part in ("unet", "transformer") if part in pipe.components)
+            raise ValueError(f"{name or 'config.json'} does not name a ControlNet of diffusers")
+        denoiser = next(pipe.components[key] for key in ("unet", "transformer") if key in pipe.components)
         model = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        model.to(weight.device, weight.dtype).eval()
-        made = diffusers.AutoPipelineForText2Image.from_pipe(pipe, controlnet=model)
-        accepted = inspect.signature(type(made).__call__).parameters
-        picture = "control_image" if "control_image" in accepted else "image"
-        return made, {picture: None, "controlnet_conditioning_scale": self.scale}
+        model.to(denoiser.device, denoiser.dtype).eval()
+        controlled = diffusers.AutoPipelineForText2Image.from_pipe(pipe, controlnet=model)
+        accepted = inspect.signature(type(controlled).__call__).parameters
+        image = "control_image" if "control_image" in accepted else "image"
+        return controlled, {image: None, "controlnet_conditioning_scale": self.scale}
 
     def _ip_adapter(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
-        files = sorted(self._existing("*.safetensors").glob("*.safetensors"))
-        made = type(pipe).from_pipe(pipe)
-        made.load_ip_adapter(
+        files = sorted(self._require_files("*.safetensors").glob("*.safetensors"))
+        controlled = type(pipe).from_pipe(pipe)
+        controlled.load_ip_adapter(
             str(self.folder),
             subfolder="",
             weight_name=files[0].name,
             image_encoder_folder="image_encoder",
             local_files_only=True,
         )
-        made.set_ip_adapter_scale(self.scale)
-        made.image_encoder.to(pipe.device, pipe.dtype)
-        return made, {"ip_adapter_image": None}
+        controlled.set_ip_adapter_scale(self.scale)
+        controlled.image_encoder.to(pipe.device, pipe.dtype)
+        return controlled, {"ip_adapter_image": None}
 
-    def _existing(self, pattern: str) -> Path:
+    def _require_files(self, pattern: str) -> Path:
         if self.folder is None or not any(self.folder.glob(pattern)):
-            raise ConfigError(f"the folder holds no {pattern}", where=f"--{self.kind} {self.folder}")
+            raise ConfigError(f"the folder contains no {pattern}", where=f"--{self.type} {self.folder}")
         return self.folder
 
 
 class ControlledPipeline:
-    """A guided pipeline; `show` sets the pictures of the next call.
+    """A pipeline with image guidance; `set_images` sets the images of its next call.
 
-    `alone`: one picture a call, for an IP-Adapter's list of pictures is shown to every prompt of a batch.
+    `one_image_per_call` is True for an IP-Adapter, which applies its list of images to every prompt of a
+    batch.
     """
 
-    def __init__(self, pipe: Any, arguments: dict[str, Any], guide: Control) -> None:
-        self.alone = guide.kind == "ip-adapter"
+    def __init__(self, pipe: Any, arguments: dict[str, Any], control: Control) -> None:
+        self.one_image_per_call = control.type == "ip-adapter"
         self._arguments = arguments
-        # img2img begins with the noised picture; latents would take its place.
-        dropped = {"latents"} if guide.kind == "img2img" else set()
-        plain = type(pipe).__call__
-        accepted = inspect.signature(plain).parameters
+        # img2img starts from the noised image; latents would replace it.
+        dropped = {"latents"} if control.type == "img2img" else set()
+        original_call = type(pipe).__call__
+        accepted = inspect.signature(original_call).parameters
 
-        @functools.wraps(plain)  # families read the call's signature
-        def call(own: Any, **given: Any) -> Any:
-            whole = given | self._arguments
-            kept = {name: value for name, value in whole.items() if name in accepted and name not in dropped}
-            return plain(own, **kept)
+        @functools.wraps(original_call)  # families read the signature of the call
+        def call(self_pipe: Any, **call_arguments: Any) -> Any:
+            merged = call_arguments | self._arguments
+            kept = {name: value for name, value in merged.items() if name in accepted and name not in dropped}
+            return original_call(self_pipe, **kept)
 
         pipe.__class__ = type(type(pipe).__name__, (type(pipe),), {"__call__": call})
         self.pipe = pipe
 
-    def show(self, pictures: Sequence[Image.Image], width: int, height: int) -> None:
-        """The pictures that guide the next batch, cropped in the middle to the size that is drawn."""
+    def set_images(self, images: Sequence[Image.Image], width: int, height: int) -> None:
+        """Set the images of the next call, cropped around their centers to `width` x `height` pixels."""
         from PIL import ImageOps
 
-        fitted = [ImageOps.fit(picture.convert("RGB"), (width, height)) for picture in pictures]
+        fitted = [ImageOps.fit(image.convert("RGB"), (width, height)) for image in images]
         name = next(name for name in self._arguments if "image" in name)
         self._arguments[name] = [fitted] if name == "ip_adapter_image" else fitted
 
 
-def parse_control(img2img: float | None, controlnet: str | None, ip_adapter: str | None) -> Control | None:
-    """The guide that the options ask for: a strength, or FOLDER or FOLDER:SCALE; at most one of the three."""
-    asked = {"img2img": img2img, "controlnet": controlnet, "ip-adapter": ip_adapter}
-    given = {kind: value for kind, value in asked.items() if value is not None}
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} at once", remedy="give one kind of control")
-    if not given:
+def parse_control(
+    img2img_strength: float | None, controlnet: str | None, ip_adapter: str | None
+) -> Control | None:
+    """Return the control method of the command-line options; at most one of the three may be set.
+
+    `controlnet` and `ip_adapter` are FOLDER or FOLDER:SCALE. Raises ConfigError for a wrong value.
+    """
+    options = {"img2img-strength": img2img_strength, "controlnet": controlnet, "ip-adapter": ip_adapter}
+    used = {name: value for name, value in options.items() if value is not None}
+    if len(used) > 1:
+        names = " and ".join(f"--{name}" for name in used)
+        raise ConfigError(f"{names} cannot be combined", remedy="use one of them")
+    if not used:
         return None
-    ((kind, value),) = given.items()
+    ((name, value),) = used.items()
     if isinstance(value, float):
         if not 0 < value <= 1:
-            raise ConfigError(f"{value} is not above 0 and at most 1", where=f"--{kind}")
-        return Control(kind, value)
+            raise ConfigError(f"{value} is not above 0 and at most 1", where=f"--{name}")
+        return Control("img2img", value)
     folder, scale = Path(str(value)), 1.0
     head, colon, tail = str(value).rpartition(":")
     if colon and not folder.exists():
         try:
             folder, scale = Path(head), float(tail)
         except ValueError:
-            raise ConfigError(f"{tail!r} is not a scale", where=f"--{kind} {value}") from None
+            raise ConfigError(f"{tail!r} is not a scale", where=f"--{name} {value}") from None
     if not folder.is_dir():
-        raise ConfigError("there is no such folder", where=f"--{kind} {value}")
-    return Control(kind, scale, folder)
+        raise ConfigError("there is no such folder", where=f"--{name} {value}")
+    return Control(name, scale, folder)

@@ -1,7 +1,7 @@
-"""Pictures from prompts, through the base's own diffusers pipeline, with keyed noise.
+"""Sampling with the base model's own diffusers pipeline and keyed noise.
 
-The noise depends on (prompt id, seed) alone: the base, every checkpoint and every batch size start from the
-same.
+The noise depends on prompt id and seed only: the base model and every checkpoint start from the same noise,
+whatever the batch size.
 """
 
 from __future__ import annotations
@@ -25,50 +25,60 @@ from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.video import VideoFamily
 from lorakit.sampling.controls import ControlledPipeline
 
-SAMPLES_FILE = "samples.json"  # written last: where it is, the pictures are complete
-NOISE_SEED = (
-    20_240_229  # of all sampling noise; a fixed number, so that runs with other training seeds compare
-)
+SAMPLES_FILE = "samples.json"  # written last: where it exists, all images do
+NOISE_SEED = 20_240_229  # of all sampling noise, fixed: runs with different training seeds compare
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to sample; None for `guidance` and `sampler` (a name of `samplers`) means the base's own."""
+    """Complete sampling settings; None: the default of the pipeline's call, or its own scheduler.
+
+    `sampler` is a name of `schedulers`.
+    """
 
     width: int
     height: int
-    steps: int = 20
-    guidance: float | None = None
-    batch: int = 8
+    num_inference_steps: int = 20
+    guidance_scale: float | None = None
+    batch_size: int = 8
     sampler: str | None = None
-    frames: int = 1
+    num_frames: int = 1
 
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Text conditions of prompts and of their negatives, computed once while the text encoders are at
-    hand."""
+    """Prompts with their text embeddings and conditioning images, and those of their negative prompts."""
 
     prompts: list[Prompt]
     positive: list[Conditioning]
     negative: list[Conditioning]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One image to sample: the index of its prompt, and its seed."""
+
+    prompt_index: int
+    seed: int
+
+
 def encode_prompts(
     family: Family, pipe: Any, prompts: Sequence[Prompt], size: tuple[int, int] | None = None
 ) -> EncodedPrompts:
-    """Encode all prompts with the pipeline's text encoders; with them go the pictures they come with."""
+    """Encode all prompts with the pipeline's text encoders, and load their conditioning images.
+
+    `size` is the (width, height) of the images to sample.
+    """
     positive, negative = [], []
-    known: dict[tuple[str, str], Conditioning] = {}
+    negative_by_key: dict[tuple[str, str], Conditioning] = {}
     for prompt in prompts:
-        seen = conditioning.prompt_conditioning(family, prompt, size or (0, 0))
-        pictures, against = seen.read(), prompt.negative or ""
-        key = against, seen.key if family.reads else ""
-        with torch.no_grad():
-            if key not in known:
-                known[key] = family.encode(pipe, [against], size, pictures)[0]
-            positive.append({**family.encode(pipe, [prompt.prompt], size, pictures)[0], **pictures})
-        negative.append(known[key])
+        inputs = conditioning.prompt_conditioning(family, prompt, size or (0, 0))
+        images, negative_prompt = inputs.load_tensors(), prompt.negative or ""
+        key = negative_prompt, inputs.cache_key if family.conditioning.read_by_text_encoder else ""
+        if key not in negative_by_key:
+            negative_by_key[key] = family.encode_text(pipe, [negative_prompt], size, images)[0]
+        positive.append({**family.encode_text(pipe, [prompt.prompt], size, images)[0], **images})
+        negative.append(negative_by_key[key])
     return EncodedPrompts(list(prompts), positive, negative)
 
 
@@ -82,10 +92,10 @@ def sample_images(
     quiet: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> list[Sample]:
-    """One picture for every seed of every prompt, in order."""
+    """Sample one image for every seed of every prompt, in order."""
     with autocast or nullcontext():
         batches = sample_batches(family, pipe, encoded, settings, label=label, quiet=quiet)
-        return [shot for batch in batches for shot in batch]
+        return [sample for batch in batches for sample in batch]
 
 
 def sample_batches(
@@ -94,108 +104,107 @@ def sample_batches(
     encoded: EncodedPrompts,
     settings: SamplingSettings,
     *,
-    done: Collection[tuple[str, int]] = (),
-    guided: ControlledPipeline | None = None,
+    completed: Collection[tuple[str, int]] = (),
+    controlled: ControlledPipeline | None = None,
     label: str = "samples",
     quiet: bool = False,
 ) -> Iterator[list[Sample]]:
-    """The pictures of all seeds of all prompts, batch by batch.
+    """Sample every seed of every prompt, batch by batch.
 
-    A batch whose (prompt id, seed) are all in `done` is left out. Others are drawn whole, so that a picture
-    has the same neighbours, and the same bytes, as it would have had without the interruption; where memory
-    is short of that, in halves of it from then on.
+    A batch whose (prompt id, seed) are all in `completed` is skipped. The others are sampled as a whole, so
+    that an image has the same neighbours, and the same bytes, as without an interruption. If memory runs out,
+    all further batches are split into halves.
     """
-    jobs = [(i, seed) for i, prompt in enumerate(encoded.prompts) for seed in prompt.seeds]
-    size = 1 if guided and guided.alone else settings.batch
+    jobs = [_Job(i, seed) for i, prompt in enumerate(encoded.prompts) for seed in prompt.seeds]
+    size = 1 if controlled and controlled.one_image_per_call else settings.batch_size
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-    batches = [some for some in batches if any((encoded.prompts[i].id, seed) not in done for i, seed in some)]
+    batches = [
+        batch
+        for batch in batches
+        if any((encoded.prompts[job.prompt_index].id, job.seed) not in completed for job in batch)
+    ]
     denoiser = family.denoiser(pipe)
     training = denoiser.training
     denoiser.eval()
-    used = guided.pipe if guided else pipe
+    sampling_pipe = controlled.pipe if controlled else pipe
     try:
         with (
-            schedulers.use_sampler(used, family.objective, settings.sampler),
+            schedulers.use_sampler(sampling_pipe, family.objective, settings.sampler),
             Progress(label, sum(map(len, batches)), quiet=quiet) as progress,
         ):
-            for some in batches:
-                drawn: list[Any] = []
-                while part := some[len(drawn) : len(drawn) + size]:
-                    if guided:
-                        guides = [_control_image(encoded.prompts[i]) for i, _ in part]
-                        guided.show(
-                            [decode.decode_image(path) for path in guides], settings.width, settings.height
-                        )
-                    made = _sample_if_memory(family, used, encoded, settings, part)
-                    size = len(part) // 2 if made is None else size
-                    drawn += made or []
-                yield [_to_sample(encoded.prompts[i], s, p) for (i, s), p in zip(some, drawn, strict=True)]
-                progress.update(progress.done + len(some))
+            for batch in batches:
+                outputs: list[Any] = []
+                while part := batch[len(outputs) : len(outputs) + size]:
+                    if controlled:
+                        files = [_control_image(encoded.prompts[job.prompt_index]) for job in part]
+                        images = [decode.decode_image(file) for file in files]
+                        controlled.set_images(images, settings.width, settings.height)
+                    sampled = _sample_unless_out_of_memory(family, sampling_pipe, encoded, settings, part)
+                    size = len(part) // 2 if sampled is None else size
+                    outputs += sampled or []
+                yield [
+                    _to_sample(encoded.prompts[job.prompt_index], job.seed, output)
+                    for job, output in zip(batch, outputs, strict=True)
+                ]
+                progress.update(progress.done + len(batch))
     finally:
         denoiser.train(training)
 
 
-def _sample_if_memory(
-    family: Family,
-    pipe: Any,
-    encoded: EncodedPrompts,
-    settings: SamplingSettings,
-    jobs: Sequence[tuple[int, int]],
+def _sample_unless_out_of_memory(
+    family: Family, pipe: Any, encoded: EncodedPrompts, settings: SamplingSettings, jobs: Sequence[_Job]
 ) -> list[Any] | None:
-    """`_batch`; None where there is no memory for so many at once, but perhaps for fewer."""
+    """Call `_sample_batch`; return None if memory ran out and there is more than one image to sample."""
     try:
         return _sample_batch(family, pipe, encoded, settings, jobs)
     except torch.OutOfMemoryError:
         if len(jobs) == 1:
             raise
-    memory.empty_device_cache(_device(family, pipe))  # out of the handler, which holds what was computed
+    memory.empty_device_cache(_device(family, pipe))  # outside the handler, which holds the tensors
     return None
 
 
-def _to_sample(prompt: Prompt, seed: int, drawn: Any) -> Sample:
-    """Of a picture, or of a list of frames."""
-    film = tuple(drawn) if isinstance(drawn, list) else ()
-    return Sample(prompt, seed, video.frame_strip(film) if film else drawn, film)
+def _to_sample(prompt: Prompt, seed: int, output: Any) -> Sample:
+    """Make a sample of an image, or of a video's list of frames."""
+    frames = tuple(output) if isinstance(output, list) else ()
+    return Sample(prompt, seed, video.frame_strip(frames) if frames else output, frames)
 
 
 @torch.no_grad()
 def _sample_batch(
-    family: Family,
-    pipe: Any,
-    encoded: EncodedPrompts,
-    settings: SamplingSettings,
-    jobs: Sequence[tuple[int, int]],
+    family: Family, pipe: Any, encoded: EncodedPrompts, settings: SamplingSettings, jobs: Sequence[_Job]
 ) -> list[Any]:
-    """The pictures, or clips as lists of frames, of (index of the prompt, seed)."""
+    """Sample images, or videos as lists of frames."""
     device = _device(family, pipe)
-    made: Callable[..., list[Any]] = family.sample
+    sample: Callable[..., list[Any]] = family.sample
     shape = family.latent_shape(pipe, settings.width, settings.height)
-    if isinstance(family, VideoFamily) and settings.frames > 1:
-        made, shape = (
-            family.films,
-            family.latent_shape(pipe, settings.width, settings.height, settings.frames),
-        )
-    noise = [rng.keyed_normal(shape, NOISE_SEED, "sample", encoded.prompts[i].id, seed) for i, seed in jobs]
-    return made(
+    if isinstance(family, VideoFamily) and settings.num_frames > 1:
+        sample = family.sample_videos
+        shape = family.latent_shape(pipe, settings.width, settings.height, settings.num_frames)
+    noise = [
+        rng.keyed_normal(shape, NOISE_SEED, "sample", encoded.prompts[job.prompt_index].id, job.seed)
+        for job in jobs
+    ]
+    return sample(
         pipe,
-        _to_device(device, family.collate([encoded.positive[i] for i, _ in jobs])),
-        _to_device(device, family.collate([encoded.negative[i] for i, _ in jobs])),
+        _to_device(device, family.collate([encoded.positive[job.prompt_index] for job in jobs])),
+        _to_device(device, family.collate([encoded.negative[job.prompt_index] for job in jobs])),
         torch.stack(noise).to(device),
-        steps=settings.steps,
-        guidance=settings.guidance,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
         width=settings.width,
         height=settings.height,
     )
 
 
 def _control_image(prompt: Prompt) -> Path:
-    if prompt.image is None:
+    if not prompt.images:
         raise ConfigError(
-            "the prompt has no image to be guided by",
+            "the prompt has no image for the control",
             where=f"prompt {prompt.id!r}",
             remedy="give each prompt an `image`: a path relative to the prompt file",
         )
-    return prompt.image
+    return prompt.images[0]
 
 
 def _device(family: Family, pipe: Any) -> torch.device:
@@ -207,22 +216,29 @@ def _to_device(device: torch.device, cond: Conditioning) -> Conditioning:
 
 
 def save_samples(folder: Path, samples: Sequence[Sample], fps: float = 0.0) -> list[Path]:
-    """Write pictures as <prompt id>-<seed>.png, clips beside them as .webp that play at `fps`, and
-    samples.json, which tells what each one is."""
-    files = [storage.save_image(folder / f"{s.prompt.id}-{s.seed}.png", s.image) for s in samples]
-    rows = [
-        {"file": file.name, "prompt_id": s.prompt.id, "prompt": s.prompt.prompt, "seed": s.seed}
-        for file, s in zip(files, samples, strict=True)
-    ]
-    for row, shot, file in zip(rows, samples, files, strict=True):
-        if film := save_video(shot, file, fps):
-            row["clip"] = film.name
+    """Write images as <prompt id>-<seed>.png, videos beside them as .webp, and their list samples.json.
+
+    `fps` is the frame rate of the videos. Returns the paths of the images.
+    """
+    files, rows = [], []
+    for sample in samples:
+        file = storage.save_image(folder / f"{sample.prompt.id}-{sample.seed}.png", sample.image)
+        row = {
+            "file": file.name,
+            "prompt_id": sample.prompt.id,
+            "prompt": sample.prompt.prompt,
+            "seed": sample.seed,
+        }
+        if video_file := save_video(sample, file, fps):
+            row["video"] = video_file.name
+        files.append(file)
+        rows.append(row)
     storage.write_json(folder / SAMPLES_FILE, rows)
     return files
 
 
-def save_video(shot: Sample, picture: Path, fps: float) -> Path | None:
-    """Write a shot's frames, if it has any, beside its picture as .webp that plays at `fps`."""
-    if not shot.frames:
+def save_video(sample: Sample, image_file: Path, fps: float) -> Path | None:
+    """Write a sample's frames as .webp beside its image; return None if the sample is not a video."""
+    if not sample.frames:
         return None
-    return storage.write_bytes(picture.with_suffix(".webp"), video.encode_webp(shot.frames, fps))
+    return storage.write_bytes(image_file.with_suffix(".webp"), video.encode_webp(sample.frames, fps))

@@ -1,10 +1,10 @@
-"""A base with an adapter, ready to draw: `lorakit sample`, and what evaluations draw with."""
+"""The sampling pipeline: a base model with an adapter, as `lorakit sample` and evaluations use it."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,45 +15,57 @@ from lorakit import adapters
 from lorakit.adapters import text_encoders
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
-from lorakit.data import conditioning, prompts
+from lorakit.data import conditioning
+from lorakit.data.prompts import Prompt, Sample, load_prompts
 from lorakit.models import base_model, loading, schedulers
+from lorakit.models import device as devices
 from lorakit.models.families import Family, family_for_adapter
 from lorakit.models.families.pipeline_folder import pipeline_components
 from lorakit.sampling import controls, generate
 
+DEFAULT_RESOLUTION = 1024  # of a base model without an adapter
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to sample; None means the pipeline's own guidance and sampler, and the adapter's resolution.
+    """Sampling options; None: the pipeline's own guidance and sampler, the adapter's resolution and frames.
 
-    `quantize` (`nf4`, `int8`, `none`) is how the base is held; None: as the run was trained, else whole.
+    `size` is (width, height). `quantize` ("nf4", "int8", "none") applies to the base model; None: as in the
+    training run, otherwise not quantized.
     """
 
-    steps: int = 20
-    guidance: float | None = None
+    num_inference_steps: int = 20
+    guidance_scale: float | None = None
     size: tuple[int, int] | None = None
-    batch: int = 8
+    batch_size: int = 8
     quiet: bool = False
     sampler: str | None = None
-    guide: controls.Control | None = None
-    frames: int | None = None
+    control: controls.Control | None = None
+    num_frames: int | None = None
     quantize: str | None = None
 
 
+@dataclass(frozen=True)
+class AdapterArgument:
+    """An adapter file and its strength, as a command line names them."""
+
+    file: Path
+    strength: float = 1.0
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`640x512` as (640, 512)."""
+    """Parse `640x512` as (640, 512)."""
     if text is None:
         return None
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and height.isdigit()):
-        raise ConfigError(f"{text!r} is not a size", where="--size", remedy="for instance 1024x768")
+        raise ConfigError(f"{text!r} is not a size", where="--size", remedy="write it as 1024x768")
     return int(width), int(height)
 
 
-def parse_adapter_argument(text: str) -> tuple[Path, float]:
-    """FILE or FILE:STRENGTH; a run's folder stands for its finished adapter."""
+def parse_adapter_argument(text: str) -> AdapterArgument:
+    """Parse FILE or FILE:STRENGTH; the folder of a run means its finished adapter."""
     path, strength = Path(text), 1.0
     head, colon, tail = text.rpartition(":")
     if colon and not path.exists():
@@ -61,14 +73,44 @@ def parse_adapter_argument(text: str) -> tuple[Path, float]:
             path, strength = Path(head), float(tail)
         except ValueError:
             raise ConfigError(f"{tail!r} is not a strength", where=f"--adapter {text}") from None
-    return adapters.resolve_adapter_file(path), strength
+    return AdapterArgument(adapters.resolve_adapter_file(path), strength)
+
+
+def complete_settings(
+    family: Family, pipe: Any, adapter_metadata: Mapping[str, Any], options: SamplingOptions
+) -> generate.SamplingSettings:
+    """Complete the options: without a size, the adapter's resolution or `DEFAULT_RESOLUTION`.
+
+    Raises ConfigError for a size, sampler or number of frames that the base model does not support.
+    """
+    side = int(adapter_metadata.get("resolution", DEFAULT_RESOLUTION))
+    width, height = options.size or (side, side)
+    multiple = family.size_multiple(pipe)
+    if width % multiple or height % multiple:
+        raise ConfigError(
+            f"this base model cannot generate {width}x{height} pixels", remedy=f"use multiples of {multiple}"
+        )
+    if options.sampler:
+        schedulers.check_sampler(family.objective, options.sampler)
+    num_frames = options.num_frames or int(adapter_metadata.get("frames", 1))
+    if num_frames > 1 and not family.is_video:
+        raise ConfigError(f"{family.title} generates images, not videos", where="--frames")
+    return generate.SamplingSettings(
+        width,
+        height,
+        options.num_inference_steps,
+        options.guidance_scale,
+        options.batch_size,
+        options.sampler,
+        num_frames,
+    )
 
 
 class SamplingPipeline:
-    """A loaded base with, perhaps, an adapter, ready to draw; `quantize` ("nf4", "int8") makes it smaller.
+    """A loaded base model, with an adapter if one is given; `quantize` ("nf4", "int8") makes it smaller.
 
-    Text encoders that are no CLIP, and may be larger than all the rest, are loaded when there is something to
-    encode, and only for that.
+    Text encoders other than CLIP may be larger than all other components together. They are loaded when there
+    is text to encode, and released afterwards, unless `keep_text_encoders`.
     """
 
     def __init__(
@@ -78,161 +120,166 @@ class SamplingPipeline:
         strength: float = 1.0,
         *,
         quantize: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        compute_dtype: torch.dtype | None = None,
+        keep_text_encoders: bool = False,
     ) -> None:
-        self.folder, self.quantize = base_model.resolve_base(base), quantize
-        self.facts: dict[str, Any] = self._checked(adapter_file) if adapter_file else {}
-        self.family: Family = family_for_adapter(self.folder, self.facts.get("family"))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.base_folder, self.quantize = base_model.resolve_base(base), quantize
+        self.adapter_metadata: dict[str, Any] = (
+            self._read_checked_metadata(adapter_file) if adapter_file else {}
+        )
+        self.family: Family = family_for_adapter(self.base_folder, self.adapter_metadata.get("family"))
+        self.device = torch.device(device or devices.default_device())
+        self.dtype = dtype or devices.inference_dtype(self.device)
+        self._has_text_encoders = keep_text_encoders or bool(self.family.text.trainable_encoders)
         self.pipe = loading.load_components(
             self.family,
-            self.folder,
-            None if self.family.text_encoders else self._silent_parts(),
+            self.base_folder,
+            None if self._has_text_encoders else self._components_without_text(),
             dtype=self.dtype,
             device=self.device,
-            kind=quantize,
+            quantization=quantize,
+            compute_dtype=compute_dtype,
         )
         self._encoded: dict[tuple[Any, ...], generate.EncodedPrompts] = {}
-        self._guided: dict[controls.Control, controls.ControlledPipeline] = {}
+        self._controlled: dict[controls.Control, controls.ControlledPipeline] = {}
         if adapter_file:
-            text_encoders.add_saved_token(self.family, self.pipe, self.facts)
+            text_encoders.add_saved_token(self.family, self.pipe, self.adapter_metadata)
             adapters.load_adapter(self.networks, adapter_file, strength)
 
-    def _silent_parts(self) -> set[str]:
-        """What draws, given conditions."""
-        parts = set(pipeline_components(self.folder)) - set(self.family.left_out)
-        return parts - loading.text_components(self.family, self.folder)
+    def _components_without_text(self) -> set[str]:
+        """Return the names of the components that sampling needs once the text is encoded."""
+        components = set(pipeline_components(self.base_folder)) - set(self.family.components.optional)
+        return components - loading.text_components(self.family, self.base_folder)
 
-    def with_text(self, work: Callable[[Any], T]) -> T:
-        """What `work` makes of a pipeline that encodes text."""
-        if self.family.text_encoders:
+    def run_with_text_encoders(self, work: Callable[[Any], T]) -> T:
+        """Return what `work` returns for a pipeline that can encode text."""
+        if self._has_text_encoders:
             return work(self.pipe)
         return loading.run_with_text_encoders(
-            self.family, self.folder, work, dtype=self.dtype, device=self.device, say=_say
+            self.family, self.base_folder, work, dtype=self.dtype, device=self.device, log=_print_to_stderr
         )
 
-    def _checked(self, file: Path) -> dict[str, Any]:
-        """The facts of an adapter file, which must have been trained on this base."""
-        facts = adapters.read_adapter_metadata(file)
-        if facts["base_hash"] != base_model.base_hash(self.folder):
+    def _read_checked_metadata(self, file: Path) -> dict[str, Any]:
+        """Read the metadata of an adapter file; ConfigError if it was trained on another base model."""
+        metadata = adapters.read_adapter_metadata(file)
+        if metadata["base_hash"] != base_model.base_hash(self.base_folder):
             raise ConfigError(
-                "the adapter was trained on another base",
+                "the adapter was trained on another base model",
                 where=str(file),
-                remedy=f"use the base it was trained on, with hash {facts['base_hash'][:12]}...",
+                remedy=f"use the one it was trained on, with hash {metadata['base_hash'][:12]}...",
             )
-        return facts
+        return metadata
 
     @property
     def denoiser(self) -> torch.nn.Module:
-        """The network that draws."""
+        """The denoiser of the base model."""
         return self.family.denoiser(self.pipe)
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        """All that may carry an adapter: the denoiser first, then text encoders."""
+        """All networks that may have an adapter: the denoiser first, then text encoders."""
         return text_encoders.adaptable_networks(self.family, self.pipe)
 
     @property
-    def speaks_otherwise(self) -> bool:
-        """Whether the adapter changes what texts mean, so that their conditions must not be kept."""
-        return any(adapters.trainable_parameters(self.networks[name]) for name in self.family.text_encoders)
+    def adapts_text_encoders(self) -> bool:
+        """True if the adapter changes text embeddings, so that they must be computed for each checkpoint."""
+        encoders = self.family.text.trainable_encoders
+        return any(adapters.trainable_parameters(self.networks[name]) for name in encoders)
 
     @contextlib.contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """The base, for a while."""
+    def adapter_disabled(self) -> Iterator[None]:
+        """Sample without the adapter inside this context."""
         with adapters.adapters_disabled(*self.networks.values()):
-            self._forget_texts()
+            self._clear_text_embeddings()
             yield
-        self._forget_texts()
+        self._clear_text_embeddings()
 
-    def _forget_texts(self) -> None:
-        if self.speaks_otherwise:
+    def _clear_text_embeddings(self) -> None:
+        if self.adapts_text_encoders:
             self._encoded.clear()
 
-    def swap(self, file: Path, strength: float = 1.0) -> None:
-        """Another checkpoint of the same run in place of the adapter that was loaded, at some strength."""
-        self._checked(file)
+    def load_adapter(self, file: Path, strength: float = 1.0) -> None:
+        """Replace the adapter by another checkpoint of the same run, at the given strength."""
+        self._read_checked_metadata(file)
         tensors = storage.read_safetensors(file)
         adapters.load_adapter_state_dict(self.networks, tensors, str(file))
         for network in self.networks.values():
             adapters.set_adapter_strength(network, strength)
-        self._forget_texts()
+        self._clear_text_embeddings()
 
     def settings(self, options: SamplingOptions) -> generate.SamplingSettings:
-        """Complete the options: without a size, the adapter's resolution or 1024."""
-        side = int(self.facts.get("resolution", 1024))
-        width, height = options.size or (side, side)
-        step = self.family.size_step(self.pipe)
-        if width % step or height % step:
-            raise ConfigError(f"{width}x{height} does not suit this base", remedy=f"use multiples of {step}")
-        if options.sampler:
-            schedulers.check_sampler(self.family.objective, options.sampler)
-        frames = options.frames or int(self.facts.get("frames", 1))
-        if frames > 1 and not self.family.clips:
-            raise ConfigError(f"{self.family.title} makes pictures, not clips", where="--frames")
-        return generate.SamplingSettings(
-            width, height, options.steps, options.guidance, options.batch, options.sampler, frames
-        )
+        """Complete the options: see `complete_settings`."""
+        return complete_settings(self.family, self.pipe, self.adapter_metadata, options)
 
-    def draw(
-        self, wanted: Sequence[prompts.Prompt], options: SamplingOptions, label: str
-    ) -> list[prompts.Sample]:
-        """Every seed of every prompt."""
-        return [shot for batch in self.batches(wanted, options, label) for shot in batch]
+    def sample(self, prompts: Sequence[Prompt], options: SamplingOptions, label: str) -> list[Sample]:
+        """Sample every seed of every prompt; `label` names the progress bar."""
+        return [sample for batch in self.sample_batches(prompts, options, label) for sample in batch]
 
-    def batches(
+    def sample_batches(
         self,
-        wanted: Sequence[prompts.Prompt],
+        prompts: Sequence[Prompt],
         options: SamplingOptions,
         label: str,
-        done: Collection[tuple[str, int]] = (),
-    ) -> Iterator[list[prompts.Sample]]:
-        """Every seed of every prompt but those `done`, batch by batch; each prompt is encoded once."""
-        if options.guide and options.guide not in self._guided:
-            self._guided[options.guide] = options.guide.attach(self.pipe)
+        completed: Collection[tuple[str, int]] = (),
+    ) -> Iterator[list[Sample]]:
+        """Sample every seed of every prompt but the `completed`, batch by batch: see `sample_batches`."""
+        if options.control and options.control not in self._controlled:
+            self._controlled[options.control] = options.control.attach(self.pipe)
         settings = self.settings(options)
         return generate.sample_batches(
             self.family,
             self.pipe,
-            self._encode(wanted, (settings.width, settings.height)),
+            self._encode(prompts, (settings.width, settings.height)),
             settings,
-            done=done,
-            guided=self._guided[options.guide] if options.guide else None,
+            completed=completed,
+            controlled=self._controlled[options.control] if options.control else None,
             label=label,
             quiet=options.quiet,
         )
 
-    def _encode(self, wanted: Sequence[prompts.Prompt], size: tuple[int, int]) -> generate.EncodedPrompts:
-        """The prompts' conditions; texts that were met before are not encoded again."""
-        conditioning.check_prompt_conditioning(self.family, wanted)
-        keys = [(p.prompt, p.negative, size, p.image, p.further, p.mask) for p in wanted]
-        new = {key: prompt for key, prompt in zip(keys, wanted, strict=True) if key not in self._encoded}
+    def _encode(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> generate.EncodedPrompts:
+        """Encode the prompts; each is encoded once, however often it is sampled."""
+        conditioning.check_prompt_conditioning(self.family, prompts)
+        keys = [(p.prompt, p.negative, size, p.images, p.mask) for p in prompts]
+        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._encoded}
         if new:
-            fresh = self.with_text(
+            encoded = self.run_with_text_encoders(
                 lambda pipe: generate.encode_prompts(self.family, pipe, list(new.values()), size)
             )
-            for key, prompt, yes, no in zip(new, fresh.prompts, fresh.positive, fresh.negative, strict=True):
-                self._encoded[key] = generate.EncodedPrompts([prompt], [yes], [no])
-        known = [self._encoded[key] for key in keys]
+            rows = zip(new, encoded.prompts, encoded.positive, encoded.negative, strict=True)
+            for key, prompt, positive, negative in rows:
+                self._encoded[key] = generate.EncodedPrompts([prompt], [positive], [negative])
+        stored = [self._encoded[key] for key in keys]
         return generate.EncodedPrompts(
-            list(wanted), [one.positive[0] for one in known], [one.negative[0] for one in known]
+            list(prompts), [one.positive[0] for one in stored], [one.negative[0] for one in stored]
         )
 
 
 def resolve_quantization(options: SamplingOptions, trained: str | None = None) -> str | None:
-    """The `quantize` of a painter: what the options say, else how the run was trained."""
+    """Return the quantization of a sampling pipeline: that of the options, otherwise that of the run."""
     return None if options.quantize == "none" else options.quantize or trained
 
 
-def _say(text: str) -> None:
+def _print_to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def sample_to_folder(
-    out: Path, base: str, given: str | None, prompt_file: Path, options: SamplingOptions
+    out: Path, base: str, adapter: str | None, prompt_file: Path, options: SamplingOptions
 ) -> list[Path]:
-    """`lorakit sample`: write the pictures of a prompt file and samples.json."""
-    wanted = prompts.load_prompts(prompt_file)
-    file, strength = parse_adapter_argument(given) if given else (None, 1.0)
-    painter = SamplingPipeline(base, file, strength, quantize=resolve_quantization(options))
-    return generate.save_samples(out, painter.draw(wanted, options, "samples"), painter.family.fps)
+    """Sample a prompt file into a folder, for `lorakit sample`; `adapter` is FILE or FILE:STRENGTH.
+
+    Returns the paths of the images; see `save_samples` for the other files.
+    """
+    prompts = load_prompts(prompt_file)
+    argument = parse_adapter_argument(adapter) if adapter else None
+    pipeline = SamplingPipeline(
+        base,
+        argument.file if argument else None,
+        argument.strength if argument else 1.0,
+        quantize=resolve_quantization(options),
+    )
+    samples = pipeline.sample(prompts, options, "samples")
+    return generate.save_samples(out, samples, pipeline.family.fps)

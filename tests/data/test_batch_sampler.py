@@ -1,3 +1,5 @@
+"""Samples of a step: exact epochs, micro-batches of one shape, and keyed random numbers."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -9,57 +11,57 @@ from lorakit.core import rng
 from lorakit.data import batch_sampler
 
 
-@pytest.mark.parametrize(("images", "batch"), [(5, 4), (7, 3), (3, 8), (20, 1)])
-def test_an_epoch_is_an_exact_permutation_whatever_the_batch(images, batch):
-    captions = [1] * images
-    stream = [
-        slot for step in range(60) for slot in batch_sampler.step_samples(step, batch, captions, seed=3)
-    ]
-    assert [slot.position for slot in stream] == list(range(60 * batch))
-    for start in range(0, len(stream) - images, images):
-        assert sorted(slot.image for slot in stream[start : start + images]) == list(range(images))
-    assert len({tuple(s.image for s in stream[i : i + images]) for i in range(0, 3 * images, images)}) > 1
+@pytest.mark.parametrize(("num_images", "batch_size"), [(5, 4), (7, 3), (3, 8), (20, 1)])
+def test_an_epoch_is_an_exact_permutation_with_any_batch_size(num_images, batch_size):
+    captions = [1] * num_images
+    steps = (batch_sampler.step_samples(step, batch_size, captions, seed=3) for step in range(60))
+    stream = [sample for samples in steps for sample in samples]
+    assert [sample.position for sample in stream] == list(range(60 * batch_size))
+    starts = range(0, len(stream) - num_images, num_images)
+    epochs = [tuple(s.image_index for s in stream[start : start + num_images]) for start in starts]
+    assert all(sorted(epoch) == list(range(num_images)) for epoch in epochs)
+    assert len(set(epochs[:3])) > 1
 
 
-def test_the_order_is_a_function_of_step_alone():
+def test_the_samples_of_a_step_depend_on_step_and_seed_only():
     captions = [1, 2, 3, 1]
     later = batch_sampler.step_samples(17, 4, captions, seed=1)
     assert later == batch_sampler.step_samples(17, 4, captions, seed=1)
     assert later != batch_sampler.step_samples(17, 4, captions, seed=2)
-    variants = {
-        s.caption
+    caption_indices = {
+        s.caption_index
         for step in range(40)
         for s in batch_sampler.step_samples(step, 4, captions, 1)
-        if s.image == 2
+        if s.image_index == 2
     }
-    assert variants == {0, 1, 2}
+    assert caption_indices == {0, 1, 2}
 
 
-def test_micro_batches_have_one_shape_each_and_drop_nothing():
+def test_each_micro_batch_has_one_shape_and_no_sample_is_dropped():
     shapes = [(64, 64), (96, 64), (64, 64), (64, 96), (96, 64)]
-    chosen = batch_sampler.step_samples(0, 10, [1] * 5, seed=0)
-    groups = batch_sampler.micro_batches(chosen, shapes, size=3)
-    assert Counter(s for g in groups for s in g) == Counter(chosen)
+    samples = batch_sampler.step_samples(0, 10, [1] * 5, seed=0)
+    groups = batch_sampler.micro_batches(samples, shapes, size=3)
+    assert Counter(s for g in groups for s in g) == Counter(samples)
     for group in groups:
-        assert len({shapes[slot.image] for slot in group}) == 1
+        assert len({shapes[sample.image_index] for sample in group}) == 1
         assert len(group) <= 3
 
 
-def test_weighted_micro_batches_give_the_full_batchs_gradient():
+def test_weighted_micro_batches_give_the_gradient_of_the_full_batch():
     shapes = [(1,), (2,), (1,), (2,), (2,)]
-    chosen = batch_sampler.step_samples(0, 5, [1] * 5, seed=0)
+    samples = batch_sampler.step_samples(0, 5, [1] * 5, seed=0)
     weight = torch.tensor(0.5, requires_grad=True)
-    losses = {slot: (weight * (slot.image + 1) - 1) ** 2 for slot in chosen}
+    losses = {sample: (weight * (sample.image_index + 1) - 1) ** 2 for sample in samples}
     (full,) = torch.autograd.grad(sum(losses.values()) / 5, weight, retain_graph=True)
-    parts = batch_sampler.micro_batches(chosen, shapes, size=2)
+    parts = batch_sampler.micro_batches(samples, shapes, size=2)
     sums = [torch.autograd.grad(sum(losses[s] for s in g) / 5, weight, retain_graph=True)[0] for g in parts]
     assert sum(sums).item() == pytest.approx(full.item(), rel=1e-6)
 
 
-def test_processes_share_a_step_without_overlap():
-    chosen = batch_sampler.step_samples(2, 8, [1] * 5, seed=0)
-    shares = [batch_sampler.shard(chosen, rank, 2) for rank in range(2)]
-    assert sorted([*shares[0], *shares[1]], key=lambda s: s.position) == chosen
+def test_processes_split_a_step_without_overlap():
+    samples = batch_sampler.step_samples(2, 8, [1] * 5, seed=0)
+    shares = [batch_sampler.shard(samples, rank, 2) for rank in range(2)]
+    assert sorted([*shares[0], *shares[1]], key=lambda s: s.position) == samples
     assert len(shares[0]) == len(shares[1])
 
 

@@ -1,4 +1,4 @@
-"""Caches are addressed by content: nothing stale, damaged or non-finite ever comes out of one."""
+"""Caches are addressed by content: no stale, damaged or non-finite entry is ever returned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lorakit.models import base_model, families
 from tests import runs
 
 SQUARE = (64, 64)
-DOG = ("a dog", SQUARE)
+DOG = caches.TextRequest("a dog", SQUARE)
 BASE = base_model.EMBEDDED_FOLDER / "tiny-unet"
 
 
@@ -41,14 +41,14 @@ def latents(data: Path, store: Path) -> caches.LatentCache:
 
 
 def items_of(data: Path) -> list[DatasetItem]:
-    return plan_items(load_training_records(data), 64, 16, 1)[0]
+    return plan_items(load_training_records(data), 64, 16, 1).items
 
 
-def test_56_an_image_edited_behind_size_and_time_is_refused_and_computed_anew(tmp_path, pipe):
+def test_an_edited_image_of_the_same_file_size_and_time_is_refused_and_encoded_again(tmp_path, pipe):
     data, store = runs.make_dataset(tmp_path / "data", 2), tmp_path / "cache"
     for record in manifest.load_manifest(
         data
-    ):  # BMP, where every picture of a size has the same number of bytes
+    ):  # BMP, where all images of one size have the same number of bytes
         Image.open(data / record.file).save(data / f"{record.file}.bmp")
         storage.write_text(data / f"{record.file}.txt", record.caption)
         (data / record.file).unlink()
@@ -75,18 +75,18 @@ def test_56_an_image_edited_behind_size_and_time_is_refused_and_computed_anew(tm
     assert not torch.equal(fresh[after[0]], latents(data, store)[before[0]])
 
 
-def test_56_a_crop_or_size_of_its_own_has_a_latent_of_its_own(tmp_path):
+def test_another_crop_or_size_has_other_latents(tmp_path):
     item = items_of(runs.make_dataset(tmp_path, 1))[0]
-    other = [dataclasses.replace(item, crop=(0, 0, 32, 32)), dataclasses.replace(item, size=(64, 96))]
+    other = [dataclasses.replace(item, crop=(0, 0, 32, 32)), dataclasses.replace(item, bucket=(64, 96))]
     assert len({latents(tmp_path, tmp_path).key(i) for i in (item, *other)}) == 3
 
 
-def test_57_an_edited_caption_is_encoded_anew(tmp_path, pipe):
+def test_an_edited_caption_is_encoded_again(tmp_path, pipe):
     family = families.detect_family(BASE)
     text = caches.TextCache(family, BASE, torch.float32, tmp_path)
     text.fill([DOG], pipe, quiet=True)
-    others = [("a dog.", SQUARE), ("A dog", SQUARE)]
-    assert text.missing([("a dog", (64, 96))]) == []  # this family's conditions know no size
+    others = [caches.TextRequest(caption, SQUARE) for caption in ("a dog.", "A dog")]
+    assert text.missing([caches.TextRequest("a dog", (64, 96))]) == []  # independent of the image size here
     assert caches.TextCache(family, BASE, torch.float32, tmp_path).missing([DOG, *others]) == others
 
 
@@ -114,7 +114,7 @@ def changed(folder: Path, part: str) -> Path:
         ("unet/diffusion_pytorch_model.safetensors", None),
     ],
 )
-def test_58_another_model_has_entries_of_its_own(part, kind, tmp_path, pipe):
+def test_another_model_has_its_own_entries(part, kind, tmp_path, pipe):
     data, store = runs.make_dataset(tmp_path / "data", 1), tmp_path / "cache"
     family, items = families.detect_family(BASE), items_of(data)
     latents(data, store).fill(items, pipe, quiet=True)
@@ -128,11 +128,11 @@ def test_58_another_model_has_entries_of_its_own(part, kind, tmp_path, pipe):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "zero", "empty", "header", "folder"])
-def test_59_a_damaged_entry_reads_as_missing(tmp_path, damage):
+def test_a_damaged_entry_counts_as_missing(tmp_path, damage):
     store = tensor_cache.TensorCache("latents", tmp_path)
-    key = tensor_cache.cache_key(pixels="abc", crop=[0, 0, 1, 1])
-    store.put(key, {"latent": torch.arange(12.0)}, "a.png")
-    path = store.path(key)
+    key = tensor_cache.cache_key(content_hash="abc", crop=[0, 0, 1, 1])
+    store.put(key, {"latents": torch.arange(12.0)}, "a.png")
+    path = store.entry_path(key)
     data = path.read_bytes()
     if damage == "folder":
         path.unlink()
@@ -141,28 +141,28 @@ def test_59_a_damaged_entry_reads_as_missing(tmp_path, damage):
         header = data[:20] + b"\xff" + data[21:]
         kinds = {"cut": data[:-8], "flip": data[:-1] + b"\x01", "zero": bytes(len(data)), "empty": b""}
         path.write_bytes((kinds | {"header": header})[damage])
-    assert torch.equal(store.get(key)["latent"], torch.arange(12.0))  # this process still has it in memory
+    assert torch.equal(store.get(key)["latents"], torch.arange(12.0))  # this process still has it in memory
     fresh = tensor_cache.TensorCache("latents", tmp_path)
     assert fresh.get(key) is None
-    with pytest.raises(DataError, match="vanished"):
-        fresh.need(key)
+    with pytest.raises(DataError, match="deleted or damaged"):
+        fresh.require(key)
 
 
-def test_59_a_bit_flipped_in_any_byte_is_noticed(tmp_path):
+def test_a_flipped_bit_in_any_byte_is_detected(tmp_path):
     store = tensor_cache.TensorCache("latents", tmp_path)
-    store.put("ab", {"latent": torch.arange(4.0), "mask": torch.ones(2, dtype=torch.uint8)}, "a.png")
-    data = store.path("ab").read_bytes()
+    store.put("ab", {"latents": torch.arange(4.0), "mask": torch.ones(2, dtype=torch.uint8)}, "a.png")
+    data = store.entry_path("ab").read_bytes()
     whole = store.get("ab")
     for place in range(len(data)):
         broken = bytearray(data)
         broken[place] ^= 1 << place % 8
-        store.path("ab").write_bytes(broken)
+        store.entry_path("ab").write_bytes(broken)
         found = tensor_cache.TensorCache("latents", tmp_path).get("ab")
         equal = found is not None and all(torch.equal(found[name], whole[name]) for name in whole)
-        assert found is None or equal, place  # a blank of the header may change: it carries nothing
+        assert found is None or equal, place  # a space of the header may change: it has no meaning
 
 
-def test_59_a_run_over_a_damaged_cache_gives_the_same_adapter(tmp_path, monkeypatch):
+def test_a_run_with_a_damaged_cache_gives_the_same_adapter(tmp_path, monkeypatch):
     data = runs.make_dataset(tmp_path / "data", 2)
     adapters = []
     for name in ("first", "second"):
@@ -176,16 +176,16 @@ def test_59_a_run_over_a_damaged_cache_gives_the_same_adapter(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_60_non_finite_values_are_never_stored(tmp_path, value):
+def test_non_finite_values_are_never_stored(tmp_path, value):
     store = tensor_cache.TensorCache("latents", tmp_path)
     with pytest.raises(NumericError, match=r"a\.png") as caught:
-        store.put("ab", {"latent": torch.tensor([1.0, value])}, "a.png")
+        store.put("ab", {"latents": torch.tensor([1.0, value])}, "a.png")
     assert caught.value.exit_code == 6
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-def test_62_a_cache_that_takes_nothing_names_the_way_out(tmp_path, monkeypatch, code):
+def test_the_error_of_a_cache_that_cannot_be_written_names_a_remedy(tmp_path, monkeypatch, code):
     def refuse(name: str, path: Path) -> None:
         if name == "write":
             raise OSError(code, "x")
@@ -199,14 +199,14 @@ def test_62_a_cache_that_takes_nothing_names_the_way_out(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "link"])
-def test_62_a_cache_where_no_folder_can_be(tmp_path, place):
+def test_a_cache_folder_that_cannot_be_created_is_an_error(tmp_path, place):
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "link")
     with pytest.raises(DiskError, match="LORAKIT_CACHE"):
         tensor_cache.TensorCache("text", tmp_path / place).put("ab", {"x": torch.zeros(1)}, "a caption")
 
 
-def test_62_a_full_cache_ends_a_run_with_exit_code_5_and_the_same_command_goes_on(tmp_path, monkeypatch):
+def test_a_full_disk_ends_a_run_with_exit_code_5_and_the_same_command_resumes(tmp_path, monkeypatch):
     data = runs.make_dataset(tmp_path / "data", 2)
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-unet", data, tmp_path / "run")
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
@@ -222,8 +222,8 @@ def test_62_a_full_cache_ends_a_run_with_exit_code_5_and_the_same_command_goes_o
     assert (runs.train(file, "train.steps=1") / "adapter.safetensors").exists()
 
 
-def test_every_part_of_a_key_counts():
-    parts = {"pixels": "a", "crop": (0, 0, 8, 8), "vae": "h"}
+def test_every_part_changes_a_key():
+    parts = {"content_hash": "a", "crop": (0, 0, 8, 8), "vae": "h"}
     keys = {tensor_cache.cache_key(**parts)} | {
         tensor_cache.cache_key(**(parts | {name: "other"})) for name in parts
     }

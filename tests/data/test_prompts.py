@@ -1,4 +1,4 @@
-"""Prompt files in every format, and the error a reader gets for each thing that cannot be used."""
+"""Prompt files in every format, and the errors for files that cannot be used."""
 
 import json
 import subprocess
@@ -24,17 +24,17 @@ def test_jsonl_with_every_key(tmp_path: Path) -> None:
         "score_text": "a dog on a beach",
         "negative": "blurry",
         "seeds": [7, 3],
-        "kind": "other",
+        "kind": "unrelated",
     }
     path = write(tmp_path, "p.jsonl", json.dumps(row) + "\n\n" + json.dumps({"prompt": " a cat "}) + "\n")
     assert load_prompts(path) == [
-        Prompt("beach.1", "a sks dog on a beach", "a dog on a beach", "blurry", (7, 3), "other"),
-        Prompt("0002", "a cat", "a cat", "", DEFAULT_SEEDS, "concept"),
+        Prompt("beach.1", "a sks dog on a beach", "a dog on a beach", "blurry", (7, 3), "unrelated"),
+        Prompt("0002", "a cat", "a cat", "", DEFAULT_SEEDS, "subject"),
     ]
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml"])
-def test_yaml_takes_texts_and_mappings(tmp_path: Path, suffix: str) -> None:
+def test_yaml_lists_may_hold_strings_and_mappings(tmp_path: Path, suffix: str) -> None:
     text = (
         "# comment\n- a red dog\n- {id: cat, prompt: a cat, seeds: [5]}\n- prompt: >\n    a long\n    one\n"
     )
@@ -82,33 +82,33 @@ prompt_list = [
         (Subject(None, "dog"), [("a dog with a hat", "a dog with a hat")]),
     ],
 )
-def test_dreambooth_s_list_is_filled_with_the_subject(tmp_path: Path, subject: Subject, texts: list) -> None:
+def test_the_subject_is_filled_into_dreambooths_list(tmp_path: Path, subject: Subject, texts: list) -> None:
     found = load_prompts(write(tmp_path, "prompts_and_classes.txt", LIST), subject)
     assert [(p.prompt, p.score_text) for p in found] == texts
 
 
-def test_dreambooth_s_list_without_a_subject_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="places for a subject") as caught:
+def test_dreambooths_list_without_a_subject_is_an_error_that_names_the_option(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="placeholders for a subject") as caught:
         load_prompts(write(tmp_path, "p.txt", LIST))
     assert "--class-noun" in str(caught.value)
 
 
-def test_the_class_noun_is_scored_where_a_row_does_not_say(tmp_path: Path) -> None:
+def test_the_class_noun_replaces_the_trigger_where_a_row_has_no_score_text(tmp_path: Path) -> None:
     rows = ["a sks dog in snow", "SKS on a sofa", "a sksy dog"]
     texts = [
         p.score_text for p in load_prompts(write(tmp_path, "p.txt", "\n".join(rows)), Subject("sks", "dog"))
     ]
     assert texts == ["a dog in snow", "dog on a sofa", "a sksy dog"]
-    said = json.dumps({"prompt": "a sks dog", "score_text": "a puppy"})
-    assert load_prompts(write(tmp_path, "p.jsonl", said), Subject("sks", "dog"))[0].score_text == "a puppy"
+    row = json.dumps({"prompt": "a sks dog", "score_text": "a puppy"})
+    assert load_prompts(write(tmp_path, "p.jsonl", row), Subject("sks", "dog"))[0].score_text == "a puppy"
 
 
-def test_roles_by_kind_and_by_trigger() -> None:
+def test_the_role_of_a_prompt_depends_on_its_kind_and_on_the_trigger() -> None:
     kinds = {
-        "concept": "subject",
+        "subject": "subject",
+        "recontextualization": "subject",
         "view": "subject",
         "class": "class",
-        "other": "unrelated",
         "unrelated": "unrelated",
     }
     for kind, role in kinds.items():
@@ -118,11 +118,11 @@ def test_roles_by_kind_and_by_trigger() -> None:
     assert Prompt("a", "a boat", "a boat", kind="Animals").role(None) == "subject"
 
 
-def test_an_image_lies_beside_the_prompt_file(tmp_path: Path) -> None:
+def test_image_paths_are_relative_to_the_prompt_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/pose.png").write_bytes(b"any")
     path = write(tmp_path, "p.jsonl", json.dumps({"prompt": "a dog", "image": "sub/pose.png"}))
-    assert load_prompts(path)[0].image == tmp_path / "sub/pose.png"
+    assert load_prompts(path)[0].images == (tmp_path / "sub/pose.png",)
     path = write(tmp_path, "q.jsonl", json.dumps({"prompt": "a dog", "image": "gone.png"}))
     with pytest.raises(DataError, match=r"no image 'gone\.png'"):
         load_prompts(path)
@@ -132,62 +132,59 @@ def test_several_images_and_a_mask(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "m.png"):
         (tmp_path / name).write_bytes(b"any")
     row = {"prompt": "join them", "image": ["a.png", "b.png"], "mask": "m.png"}
-    (made,) = load_prompts(write(tmp_path, "p.jsonl", json.dumps(row)))
-    assert (made.image, made.further, made.mask) == (
-        tmp_path / "a.png",
-        (tmp_path / "b.png",),
-        tmp_path / "m.png",
-    )
-    assert load_prompts(write(tmp_path, "q.jsonl", json.dumps(prompt_to_row(made)))) == [made]
-    for wrong, said in (
+    (prompt,) = load_prompts(write(tmp_path, "p.jsonl", json.dumps(row)))
+    assert prompt.images == (tmp_path / "a.png", tmp_path / "b.png")
+    assert prompt.mask == tmp_path / "m.png"
+    assert load_prompts(write(tmp_path, "q.jsonl", json.dumps(prompt_to_row(prompt)))) == [prompt]
+    for wrong, message in (
         ({"image": [1]}, "list of paths"),
         ({"mask": "no.png"}, "no image"),
-        ({"image": 3}, "text"),
+        ({"image": 3}, "string"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             load_prompts(write(tmp_path, "r.jsonl", json.dumps({"prompt": "x"} | wrong)))
 
 
 def test_a_prompt_is_read_back_from_its_row(tmp_path: Path) -> None:
-    made = [Prompt("a", "a sks dog", "a dog", "blurry", (1, 2), "view"), Prompt("b", "x", "x")]
-    path = write(tmp_path, "p.jsonl", "\n".join(json.dumps(prompt_to_row(p)) for p in made))
-    assert load_prompts(path) == made
+    prompts = [Prompt("a", "a sks dog", "a dog", "blurry", (1, 2), "view"), Prompt("b", "x", "x")]
+    path = write(tmp_path, "p.jsonl", "\n".join(json.dumps(prompt_to_row(p)) for p in prompts))
+    assert load_prompts(path) == prompts
 
 
-def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:
+def test_plain_text_has_one_prompt_per_line(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffa dog\r\n\r\nein Haus, größer: ja\r\n".encode())
     assert [p.prompt for p in load_prompts(path)] == ["a dog", "ein Haus, größer: ja"]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "line", "said"),
+    ("name", "text", "line", "message"),
     [
         ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}\n', 2, "unknown key 'promt'"),
         ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": " "}\n', 3, "empty"),
         ("p.jsonl", '{"id": "x"}\n', 1, "empty"),
-        ("p.jsonl", '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "X"}\n', 2, "taken by line 1"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "id": "0001"}\n', 2, "taken by line 1"),
+        ("p.jsonl", '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "X"}\n', 2, "used in line 1"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "id": "0001"}\n', 2, "used in line 1"),
         ("p.jsonl", '{"prompt": "a"\n', 1, "not valid JSON"),
         ("p.jsonl", '["a"]\n', 1, "one JSON object"),
-        ("p.jsonl", '{"prompt": 5}\n', 1, "must be a text"),
-        ("p.jsonl", '{"prompt": "a", "negative": ["b"]}\n', 1, "negative must be a text"),
+        ("p.jsonl", '{"prompt": 5}\n', 1, "must be a string"),
+        ("p.jsonl", '{"prompt": "a", "negative": ["b"]}\n', 1, "negative must be a string"),
         ("p.yaml", "- a\n- prompt: b\n  sedes: [1]\n", 2, "unknown key 'sedes'"),
-        ("p.yaml", "- a\n- 5\n", 2, "a text or a mapping"),
+        ("p.yaml", "- a\n- 5\n", 2, "a string or a mapping"),
         ("p.yaml", "- ''\n", 1, "empty"),
         ("p.tsv", "Text\tCategory\na\tb\n", 1, "no column named Prompt"),
-        ("p.tsv", "Prompt\tCategory\na\tb\nc\n", 3, "1 cells under 2 heads"),
+        ("p.tsv", "Prompt\tCategory\na\tb\nc\n", 3, "1 cells under 2 column names"),
     ],
 )
-def test_errors_name_the_line(tmp_path: Path, name: str, text: str, line: int, said: str) -> None:
+def test_errors_name_file_and_line(tmp_path: Path, name: str, text: str, line: int, message: str) -> None:
     path = write(tmp_path, name, text)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         load_prompts(path)
     assert caught.value.where == f"{path}, line {line}"
 
 
 @pytest.mark.parametrize("seeds", ["[]", "4", "[1, 1]", "[-1]", "[1.5]", "[true]", '["1"]', f"[{2**63}]"])
-def test_seeds_must_be_different_whole_numbers(tmp_path: Path, seeds: str) -> None:
+def test_seeds_must_be_different_non_negative_integers(tmp_path: Path, seeds: str) -> None:
     path = write(tmp_path, "p.jsonl", f'{{"prompt": "a", "seeds": {seeds}}}\n')
     with pytest.raises(DataError, match="seeds") as caught:
         load_prompts(path)
@@ -203,7 +200,7 @@ def test_ids_that_cannot_name_a_file_are_refused(tmp_path: Path, name: object) -
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("p.txt", b"\n \n", "no prompt"),
         ("p.jsonl", b"", "no prompt"),
@@ -214,10 +211,10 @@ def test_ids_that_cannot_name_a_file_are_refused(tmp_path: Path, name: object) -
         ("p.txt", b"caf\xe9\n", "not UTF-8"),
     ],
 )
-def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         load_prompts(path)
     assert str(path) in str(caught.value)
 

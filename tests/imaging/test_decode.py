@@ -1,4 +1,4 @@
-"""The decode function against files a camera, a browser, a phone or an attacker would produce."""
+"""Decoding of files as cameras, browsers, phones or attackers produce them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lorakit.imaging import decode, image_reader, open_image
 from lorakit.imaging.decode import ImageError
 from lorakit.manifest import Record
 
-TURNS = {
+STORED_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -28,11 +28,11 @@ TURNS = {
     6: Image.Transpose.ROTATE_90,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
-}  # how a camera stores an upright picture under each orientation: the inverse of what a reader does
+}  # transposition by which a camera stores an upright image: the inverse of the reader's
 
 
-def picture(width: int = 48, height: int = 32, seed: int = 0) -> Image.Image:
-    """A smooth, asymmetric test picture."""
+def make_image(width: int = 48, height: int = 32, seed: int = 0) -> Image.Image:
+    """A smooth, asymmetric test image."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
@@ -48,28 +48,28 @@ def code_of(path: Path, **options: object) -> str:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "tiff", "webp", "jpg"])
-def test_07_exif_orientation_gives_the_upright_pixels(tmp_path: Path, orientation: int, suffix: str) -> None:
-    upright = picture()
-    stored = upright.transpose(TURNS[orientation]) if orientation > 1 else upright
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = make_image()
+    stored = upright.transpose(STORED_TRANSPOSITIONS[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"webp": {"lossless": True}, "jpg": {"quality": 95, "subsampling": 0}}.get(suffix, {})
     stored.save(tmp_path / f"a.{suffix}", exif=exif, **options)
     decoded = decode.decode_image(tmp_path / f"a.{suffix}")
-    if suffix == "jpg":  # the reference is the same JPEG without the tag, turned by hand
+    if suffix == "jpg":  # the reference is the same JPEG without the tag, transposed here
         stored.save(tmp_path / "plain.jpg", **options)
         with Image.open(tmp_path / "plain.jpg") as plain:
             back = {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
-            turn = back.get(orientation, TURNS.get(orientation))
+            turn = back.get(orientation, STORED_TRANSPOSITIONS.get(orientation))
             upright = plain.convert("RGB").transpose(turn) if turn is not None else plain.convert("RGB")
     assert decoded.size == (48, 32)
     assert decoded.tobytes() == upright.tobytes()
 
 
-def test_08_broken_exif_is_ignored_and_noted(tmp_path: Path) -> None:
+def test_broken_exif_is_ignored_with_a_note(tmp_path: Path) -> None:
     for number, exif in enumerate((b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", b"\x00")):
         path = tmp_path / f"{number}.jpg"
-        picture().save(path, exif=exif)
+        make_image().save(path, exif=exif)
         assert decode.decode_image(path).size == (48, 32)
     decoded = decode.decode_bytes((tmp_path / "0.jpg").read_bytes(), where="0.jpg")
     assert [note.split(":")[0] for note in decoded.notes] == ["broken_exif"]
@@ -107,7 +107,7 @@ def matrix_profile(primaries: tuple[tuple[float, float], ...], gamma: float) -> 
 
 
 def ink_profile(lightness: float) -> bytes:
-    """A CMYK profile: no ink is white, solid cyan a grey of this CIE lightness, anything more is black."""
+    """A CMYK profile: no ink is white, solid cyan a gray of this CIE lightness, anything more is black."""
     corners = bytearray(bytes([255, 128, 128]) + bytes([0, 128, 128]) * 15)
     corners[8 * 3] = round(lightness * 2.55)  # the first channel, cyan, varies slowest
     identity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
@@ -130,33 +130,33 @@ P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 SRGB = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 
 
-def test_13_display_p3_becomes_srgb_within_two_levels(tmp_path: Path) -> None:
-    values = np.asarray(picture(64, 64)).astype(np.float64)
+def test_display_p3_becomes_srgb_within_two_levels(tmp_path: Path) -> None:
+    values = np.asarray(make_image(64, 64)).astype(np.float64)
     Image.fromarray(values.astype(np.uint8)).save(tmp_path / "p3.png", icc_profile=matrix_profile(P3, 2.2))
     linear = (values / 255) ** (round(2.2 * 256) / 256)
     to_srgb = np.linalg.inv(rgb_to_xyz_d50(SRGB)) @ rgb_to_xyz_d50(P3)
     target = np.clip(linear @ to_srgb.T, 0, 1)
     encoded = np.where(target <= 0.0031308, 12.92 * target, 1.055 * target ** (1 / 2.4) - 0.055) * 255
     decoded = np.asarray(decode.decode_image(tmp_path / "p3.png")).astype(np.float64)
-    assert np.abs(decoded - values).max() > 10  # the profile matters for this picture
+    assert np.abs(decoded - values).max() > 10  # the profile matters for this image
     assert np.abs(decoded - encoded).max() <= 2
 
 
 def test_an_srgb_profile_changes_no_pixel(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture().save(tmp_path / "a.png", icc_profile=profile)
-    assert decode.decode_image(tmp_path / "a.png").tobytes() == picture().tobytes()
+    make_image().save(tmp_path / "a.png", icc_profile=profile)
+    assert decode.decode_image(tmp_path / "a.png").tobytes() == make_image().tobytes()
 
 
-def test_a_broken_profile_is_ignored_and_noted() -> None:
+def test_a_broken_profile_is_ignored_with_a_note() -> None:
     buffer = io.BytesIO()
-    picture().save(buffer, "PNG", icc_profile=b"nonsense" * 40)
+    make_image().save(buffer, "PNG", icc_profile=b"nonsense" * 40)
     decoded = decode.decode_bytes(buffer.getvalue(), where="a.png")
-    assert decoded.image.tobytes() == picture().tobytes()
+    assert decoded.image.tobytes() == make_image().tobytes()
     assert [note.split(":")[0] for note in decoded.notes] == ["broken_icc"]
 
 
-def test_09_hidden_colour_never_shows(tmp_path: Path) -> None:
+def test_colors_of_transparent_pixels_are_never_visible(tmp_path: Path) -> None:
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[..., 0] = 255  # red everywhere, visible only in the right half
     rgba[:, 4:, 3] = 255
@@ -196,7 +196,7 @@ def _keyed(mode: str, key: object) -> Image.Image:
     [_la, _palette, lambda: _keyed("L", 0), lambda: _keyed("RGB", (0, 0, 0)), lambda: _keyed("P", 0)],
     ids=["LA", "P+tRNS", "L+tRNS", "RGB+tRNS", "P from L"],
 )
-def test_10_every_kind_of_transparency_is_composited(tmp_path: Path, make: Callable[[], Image.Image]) -> None:
+def test_every_kind_of_transparency_is_composited(tmp_path: Path, make: Callable[[], Image.Image]) -> None:
     make().save(tmp_path / "a.png", transparency=make().info.get("transparency"))
     decoded = np.asarray(decode.decode_image(tmp_path / "a.png", background=(0, 255, 0)))
     diagonal = np.eye(4, dtype=bool)
@@ -205,7 +205,7 @@ def test_10_every_kind_of_transparency_is_composited(tmp_path: Path, make: Calla
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_11_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 256, 257, 32768, 65535, 511]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     decoded = np.asarray(decode.decode_image(tmp_path / f"a.{suffix}"))
@@ -217,8 +217,8 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
-    header = struct.pack(">2I5B", width, height, depth, colour, 0, 0, 0)
+def png(width: int, height: int, depth: int, color: int, rows: bytes, *extra: bytes) -> bytes:
+    header = struct.pack(">2I5B", width, height, depth, color, 0, 0, 0)
     chunks = [
         png_chunk(b"IHDR", header),
         *extra,
@@ -228,56 +228,54 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: b
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def test_11_sixteen_bit_colour_is_scaled(tmp_path: Path) -> None:
+def test_sixteen_bit_color_is_scaled(tmp_path: Path) -> None:
     row = struct.pack(">6H", 65535, 256, 0, 32768, 65535, 0)
     (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, b"\0" + row))
     assert np.asarray(decode.decode_image(tmp_path / "a.png")).tolist() == [[[255, 1, 0], [128, 255, 0]]]
 
 
-def test_12_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
-    for name, ink, colour in (
+def test_a_cmyk_jpeg_has_the_right_colors(tmp_path: Path) -> None:
+    for name, ink, color in (
         ("red", (0, 255, 255, 0), (255, 0, 0)),
         ("white", (0, 0, 0, 0), (255, 255, 255)),
     ):
         Image.new("CMYK", (16, 16), ink).save(tmp_path / f"{name}.jpg", quality=95)
         decoded = np.asarray(decode.decode_image(tmp_path / f"{name}.jpg")).astype(int)
-        assert np.abs(decoded - colour).max() <= 3, name
-    # Inks are stored inverted, as Adobe's marker says; so they are taken in files without the marker, too.
+        assert np.abs(decoded - color).max() <= 3, name
+    # Inks are stored inverted, as Adobe's marker states; files without the marker are read in the same way.
     data = (tmp_path / "red.jpg").read_bytes()
-    place = data.index(b"Adobe") - 4
+    offset = data.index(b"Adobe") - 4
     (tmp_path / "plain.jpg").write_bytes(
-        data[:place] + data[place + 2 + int.from_bytes(data[place + 2 : place + 4]) :]
+        data[:offset] + data[offset + 2 + int.from_bytes(data[offset + 2 : offset + 4]) :]
     )
     unmarked = np.asarray(decode.decode_image(tmp_path / "plain.jpg")).astype(int)
     assert np.abs(unmarked - (255, 0, 0)).max() <= 3
 
 
-def test_12_a_cmyk_profile_is_obeyed(tmp_path: Path) -> None:
+def test_a_cmyk_profile_is_applied(tmp_path: Path) -> None:
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
     cyan.save(tmp_path / "a.jpg", quality=95, icc_profile=ink_profile(60))
     luminance = ((60 + 16) / 116) ** 3  # CIE L* to Y, then sRGB's curve
-    grey = 255 * (1.055 * luminance ** (1 / 2.4) - 0.055)
-    assert np.abs(np.asarray(decode.decode_image(tmp_path / "a.jpg")).astype(float) - grey).max() <= 3
+    gray = 255 * (1.055 * luminance ** (1 / 2.4) - 0.055)
+    assert np.abs(np.asarray(decode.decode_image(tmp_path / "a.jpg")).astype(float) - gray).max() <= 3
     cyan.save(tmp_path / "plain.jpg", quality=95)
     assert np.asarray(decode.decode_image(tmp_path / "plain.jpg"))[0, 0, 0] < 5
 
 
 @pytest.mark.parametrize("tag", [{254: 1}, {50706: bytes([1, 4, 0, 0])}], ids=["preview", "dng"])
-def test_the_preview_of_a_raw_file_is_not_taken_for_the_picture(
-    tmp_path: Path, tag: dict[int, object]
-) -> None:
-    picture().save(tmp_path / "a.dng", "TIFF", tiffinfo=tag)
-    assert code_of(tmp_path / "a.dng") == "raw"
+def test_the_preview_in_a_raw_file_is_refused(tmp_path: Path, tag: dict[int, object]) -> None:
+    make_image().save(tmp_path / "a.dng", "TIFF", tiffinfo=tag)
+    assert code_of(tmp_path / "a.dng") == "camera_raw"
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_avif_is_turned_once(tmp_path: Path, orientation: int) -> None:
+def test_avif_is_rotated_once(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = picture().transpose(TURNS[orientation]) if orientation > 1 else picture()
+    stored = make_image().transpose(STORED_TRANSPOSITIONS[orientation]) if orientation > 1 else make_image()
     stored.save(tmp_path / "a.avif", exif=exif, quality=95)
-    difference = np.asarray(decode.decode_image(tmp_path / "a.avif")).astype(int) - np.asarray(picture())
+    difference = np.asarray(decode.decode_image(tmp_path / "a.avif")).astype(int) - np.asarray(make_image())
     assert np.abs(difference).mean() < 4
 
 
@@ -289,16 +287,16 @@ def test_lab_tiff_is_converted(tmp_path: Path) -> None:
 
 def test_float_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tiff")
-    assert code_of(tmp_path / "a.tiff") == "unsupported_depth"
+    assert code_of(tmp_path / "a.tiff") == "unsupported_bit_depth"
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.97])
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8, 0.97])
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_02_a_cut_file_is_found(tmp_path: Path, suffix: str, share: float) -> None:
+def test_a_truncated_file_is_detected(tmp_path: Path, suffix: str, fraction: float) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
     assert code_of(path) in ("truncated", "corrupt")
 
 
@@ -306,10 +304,10 @@ def test_02_a_cut_file_is_found(tmp_path: Path, suffix: str, share: float) -> No
     ("content", "code"),
     [
         (b"", "empty"),
-        (b"<!DOCTYPE html><html><body>404</body></html>", "markup"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "html_or_xml"),
         (b'\xef\xbb\xbf <?xml version="1.0"?><svg xmlns="x"><script>1</script></svg>', "svg"),
         (b"<svg onload=alert(1)>", "svg"),
-        (b'{"error": "rate limited"}', "json"),
+        (b'{"error": "rate limited"}', "json_file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "lfs_pointer"),
         (b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a" + bytes(64), "no_decoder"),
         (b"plain text", "unknown_format"),
@@ -322,7 +320,7 @@ def test_02_a_cut_file_is_found(tmp_path: Path, suffix: str, share: float) -> No
         "html",
         "svg",
         "bare-svg",
-        "json",
+        "json_file",
         "lfs",
         "jxl",
         "text",
@@ -331,13 +329,15 @@ def test_02_a_cut_file_is_found(tmp_path: Path, suffix: str, share: float) -> No
         "jpeg-header",
     ],
 )
-def test_impostors_are_named(tmp_path: Path, content: bytes, code: str) -> None:
+def test_files_that_are_no_images_have_their_own_codes(tmp_path: Path, content: bytes, code: str) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     assert code_of(path) == code
 
 
-def test_16_heic_without_decoder_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_heic_without_a_decoder_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(open_image, "decodable_formats", lambda: ("PNG", "JPEG"))
     (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(64))
     with pytest.raises(ImageError, match="pillow-heif") as caught:
@@ -345,16 +345,16 @@ def test_16_heic_without_decoder_names_the_package(tmp_path: Path, monkeypatch: 
     assert caught.value.code == "no_decoder"
 
 
-def test_04_content_decides_not_the_name(tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.png")
+def test_the_content_decides_about_the_format_not_the_name(tmp_path: Path) -> None:
+    make_image().save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", tmp_path / "a.jpg")
     decoded = decode.decode_bytes((tmp_path / "a.jpg").read_bytes(), where="a.jpg")
     assert decoded.format == "PNG"
-    assert decoded.image.tobytes() == picture().tobytes()
+    assert decoded.image.tobytes() == make_image().tobytes()
 
 
 def _animate(path: Path) -> None:
-    frames = [picture(seed=seed) for seed in range(3)]
+    frames = [make_image(seed=seed) for seed in range(3)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
@@ -362,51 +362,53 @@ def _animate(path: Path) -> None:
     ("name", "code"),
     [("a.gif", "animated"), ("a.webp", "animated"), ("a.png", "animated"), ("a.tiff", "multipage")],
 )
-def test_14_animations_are_refused_unless_the_first_frame_is_wanted(
+def test_animations_are_refused_unless_the_first_frame_is_requested(
     tmp_path: Path, name: str, code: str
 ) -> None:
     _animate(tmp_path / name)
     assert code_of(tmp_path / name) == code
     decoded = decode.decode_bytes((tmp_path / name).read_bytes(), where=name, first_frame=True)
-    assert decoded.first_of_many
-    difference = np.asarray(decoded.image).astype(int) - np.asarray(picture(seed=0))
-    assert np.abs(difference).mean() < 12  # GIF has 256 colours, WebP is lossy
+    assert decoded.is_multi_frame
+    difference = np.asarray(decoded.image).astype(int) - np.asarray(make_image(seed=0))
+    assert np.abs(difference).mean() < 12  # GIF has 256 colors, WebP is lossy
 
 
-def test_a_jpeg_with_a_second_picture_is_a_still(tmp_path: Path) -> None:
+def test_a_jpeg_with_a_second_image_is_a_still_image(tmp_path: Path) -> None:
     _animate(tmp_path / "a.mpo")
     assert decode.decode_image(tmp_path / "a.mpo").size == (48, 32)
 
 
-def test_17_a_pixel_bomb_is_refused_before_memory_is_taken(
+def test_a_decompression_bomb_is_refused_before_memory_is_allocated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = b"\0" + bytes(30000 // 8)
     (tmp_path / "bomb.png").write_bytes(png(30000, 30000, 1, 0, row * 30000))
-    # Where Pillow takes the memory; a process's peak would hide behind that of earlier tests.
-    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", lambda image: pytest.fail("memory was taken"))
+    # Pillow allocates here; the peak of the process would include that of earlier tests.
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load_prepare", lambda image: pytest.fail("memory was allocated")
+    )
     assert code_of(tmp_path / "bomb.png") == "too_many_pixels"
 
 
-def test_the_pixel_limit_is_ours_and_local(tmp_path: Path) -> None:
+def test_the_pixel_limit_is_not_left_in_pillow(tmp_path: Path) -> None:
     before = Image.MAX_IMAGE_PIXELS
     for suffix in ("png", "jpg", "webp", "gif", "tiff"):
         path = tmp_path / f"a.{suffix}"
-        picture(100, 100).save(path)
+        make_image(100, 100).save(path)
         assert code_of(path, max_pixels=9_999) == "too_many_pixels"
         assert decode.decode_image(path, max_pixels=10_000).size == (100, 100)
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-def test_18_a_huge_text_chunk_is_refused(tmp_path: Path) -> None:
+def test_a_huge_text_chunk_is_refused(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("Comment", "a" * (80 << 20), zip=True)
-    picture().save(tmp_path / "a.png", pnginfo=info)
+    make_image().save(tmp_path / "a.png", pnginfo=info)
     assert (tmp_path / "a.png").stat().st_size < 1 << 20
     assert code_of(tmp_path / "a.png") in ("corrupt", "truncated")
 
 
-def test_22_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
+def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     began = time.process_time()
     assert code_of(tmp_path / "pipe.png") == "not_a_file"
@@ -423,17 +425,17 @@ def test_22_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
     assert code_of(tmp_path / "absent.png") == "missing"
 
 
-def test_large_pictures_are_converted_in_strips_to_the_same_pixels(
+def test_converting_large_images_in_strips_gives_the_same_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exif = Image.Exif()
-    kinds = {
-        "rgba.png": picture().convert("RGBA").quantize(32),
-        "cmyk.tiff": picture().convert("CMYK"),
+    variants = {
+        "rgba.png": make_image().convert("RGBA").quantize(32),
+        "cmyk.tiff": make_image().convert("CMYK"),
         "grey16.png": Image.fromarray(np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 42),
-        "p3.png": picture(),
+        "p3.png": make_image(),
     }
-    for name, image in kinds.items():
+    for name, image in variants.items():
         for orientation in range(1, 9):
             exif[0x0112] = orientation
             profile = {"icc_profile": matrix_profile(P3, 2.2)} if name == "p3.png" else {}
@@ -441,57 +443,59 @@ def test_large_pictures_are_converted_in_strips_to_the_same_pixels(
             whole = decode.decode_image(tmp_path / name)
             monkeypatch.setattr(image_reader, "STRIP_PIXELS", 48 * 5)
             assert decode.decode_image(tmp_path / name).tobytes() == whole.tobytes(), (name, orientation)
-            assert look(tmp_path / name).pixels == decode.pixel_hash(whole)
+            assert inspect(tmp_path / name).content_hash == decode.pixel_hash(whole)
             monkeypatch.undo()
 
 
-def look(path: Path) -> decode.ImageInfo:
-    given = {"background": decode.WHITE, "max_pixels": decode.MAX_PIXELS, "first_frame": False}
-    return decode.inspect_image(decode.open_source(path.read_bytes(), where=str(path), **given))  # type: ignore[arg-type]
+def inspect(path: Path) -> decode.ImageInfo:
+    options = {"background": decode.WHITE, "max_pixels": decode.MAX_PIXELS, "first_frame": False}
+    return decode.inspect_image(decode.open_source(path.read_bytes(), where=str(path), **options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_one_look_tells_what_the_whole_decoding_does(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_inspecting_an_image_gives_the_facts_of_full_decoding(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    picture(2400, 1600).save(path, exif=exif)
-    seen, whole = look(path), decode.decode_image(path)
-    assert seen.size == whole.size
-    assert decode.THUMBNAIL_SIDE <= max(seen.small.size) < 2 * decode.THUMBNAIL_SIDE
-    reference = whole.resize(seen.small.size, Image.Resampling.BOX)
-    difference = np.asarray(seen.small).astype(int) - np.asarray(reference)
+    make_image(2400, 1600).save(path, exif=exif)
+    info, whole = inspect(path), decode.decode_image(path)
+    assert info.size == whole.size
+    assert decode.THUMBNAIL_SIDE <= max(info.thumbnail.size) < 2 * decode.THUMBNAIL_SIDE
+    reference = whole.resize(info.thumbnail.size, Image.Resampling.BOX)
+    difference = np.asarray(info.thumbnail).astype(int) - np.asarray(reference)
     assert np.abs(difference).mean() < 1
-    assert (seen.pixels == decode.pixel_hash(whole)) is (suffix == "png")
+    assert (info.content_hash == decode.pixel_hash(whole)) is (suffix == "png")
 
 
-def test_what_names_a_jpeg_is_what_decides_its_pixels(tmp_path: Path) -> None:
+def test_the_content_hash_of_a_jpeg_depends_on_the_data_that_determine_its_pixels(tmp_path: Path) -> None:
     plain = io.BytesIO()
-    picture(96, 64).save(plain, "JPEG", quality=90)
+    make_image(96, 64).save(plain, "JPEG", quality=90)
     data = plain.getvalue()
     comment = data[:2] + b"\xff\xfe\x00\x08edited" + data[2:]
-    exif, turned = Image.Exif(), Image.Exif()
-    exif[0x010E], turned[0x0112] = "a description", 6
-    variants = {"comment": comment, "behind": data + b"\xff\xd8trailer"}
+    exif, rotated = Image.Exif(), Image.Exif()
+    exif[0x010E], rotated[0x0112] = "a description", 6
+    variants = {"comment": comment, "trailing": data + b"\xff\xd8trailer"}
     for name, options in {
         "exif": {"exif": exif},
-        "turned": {"exif": turned},
+        "rotated": {"exif": rotated},
         "quality": {"quality": 91},
         "progressive": {"progressive": True},
         "profile": {"icc_profile": matrix_profile(P3, 2.2)},
     }.items():
         buffer = io.BytesIO()
-        picture(96, 64).save(buffer, "JPEG", **{"quality": 90, **options})
+        make_image(96, 64).save(buffer, "JPEG", **{"quality": 90, **options})
         variants[name] = buffer.getvalue()
-    identities = {}
+    hashes = {}
     for name, content in {"plain": data, **variants}.items():
         (tmp_path / f"{name}.jpg").write_bytes(content)
-        identities[name] = look(tmp_path / f"{name}.jpg").pixels
-    assert {name for name, value in identities.items() if value == identities["plain"]} == {
+        hashes[name] = inspect(tmp_path / f"{name}.jpg").content_hash
+    assert {name for name, value in hashes.items() if value == hashes["plain"]} == {
         "plain",
         "comment",
-        "behind",
+        "trailing",
         "exif",
     }
 
@@ -500,17 +504,17 @@ def test_what_names_a_jpeg_is_what_decides_its_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}]
 )
-def test_the_quick_jpeg_decoder_makes_pillows_pixels(
+def test_the_fast_jpeg_decoder_gives_the_pixels_of_pillow(
     tmp_path: Path, mode: str, options: dict[str, object]
 ) -> None:
-    picture(131, 97).convert(mode).save(tmp_path / "a.jpg", quality=85, **options)
+    make_image(131, 97).convert(mode).save(tmp_path / "a.jpg", quality=85, **options)
     with Image.open(tmp_path / "a.jpg") as plain:
         assert decode.decode_image(tmp_path / "a.jpg").tobytes() == plain.convert("RGB").tobytes()
 
 
-def test_a_jpeg_that_claims_thousands_of_scans_is_refused(tmp_path: Path) -> None:
+def test_a_jpeg_with_thousands_of_scans_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    picture().save(buffer, "JPEG", progressive=True)
+    make_image().save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
     last = data.rindex(b"\xff\xda")
     (tmp_path / "a.jpg").write_bytes(data[:-2] + data[last:-2] * 1000 + b"\xff\xd9")
@@ -519,8 +523,8 @@ def test_a_jpeg_that_claims_thousands_of_scans_is_refused(tmp_path: Path) -> Non
     assert time.process_time() - began < 2
 
 
-def test_pixel_hash_sees_pixels_and_shape_only(tmp_path: Path) -> None:
-    image = picture()
+def test_the_pixel_hash_depends_on_pixels_and_size_only(tmp_path: Path) -> None:
+    image = make_image()
     image.save(tmp_path / "a.png", compress_level=9)
     image.save(tmp_path / "b.tiff")
     first, second = (decode.pixel_hash(decode.decode_image(tmp_path / name)) for name in ("a.png", "b.tiff"))
@@ -531,8 +535,8 @@ def test_pixel_hash_sees_pixels_and_shape_only(tmp_path: Path) -> None:
     assert decode.pixel_hash(image) != first
 
 
-def test_fit_crops_then_resizes() -> None:
-    image = picture(60, 40)
+def test_images_are_cropped_then_resized() -> None:
+    image = make_image(60, 40)
     whole = decode.crop_and_resize(image, (10, 0, 50, 40), (16, 16))
     assert whole.tobytes() == image.crop((10, 0, 50, 40)).resize((16, 16), Image.Resampling.LANCZOS).tobytes()
     assert decode.crop_and_resize(image, None, None) is image
@@ -540,21 +544,21 @@ def test_fit_crops_then_resizes() -> None:
         decode.crop_and_resize(image, (0, 0, 61, 40), (16, 16))
 
 
-def test_27_read_repeats_the_recorded_decoding_and_notices_change(tmp_path: Path) -> None:
-    rgba = picture().convert("RGBA")
+def test_a_record_is_decoded_as_recorded_and_a_change_is_detected(tmp_path: Path) -> None:
+    rgba = make_image().convert("RGBA")
     rgba.putalpha(100)
     rgba.save(tmp_path / "a.png")
     shown = decode.decode_image(tmp_path / "a.png", background=(0, 0, 0))
     record = Record("a.png", "0" * 64, decode.pixel_hash(shown), 48, 32, background="#000000")
     assert decode.read_record_image(tmp_path, record).tobytes() == shown.tobytes()
-    picture(seed=5).save(tmp_path / "a.png")
+    make_image(seed=5).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match="changed") as caught:
         decode.read_record_image(tmp_path, record)
     assert caught.value.code == "changed"
 
 
 def natural(width: int, height: int) -> Image.Image:
-    """A picture with detail at every scale, like a photograph, and sensor noise."""
+    """An image with detail at every scale, like a photograph, and sensor noise."""
     rng = np.random.default_rng(3)
     total = np.zeros((height, width, 3))
     for level in range(2, 9):
@@ -568,28 +572,29 @@ def natural(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_jpeg_read_for_its_size_looks_as_from_the_whole(tmp_path: Path, orientation: int) -> None:
+def test_a_jpeg_decoded_at_reduced_size_gives_almost_the_same_image(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     natural(1600, 1200).save(tmp_path / "a.jpg", quality=92, exif=exif)
-    seen = look(tmp_path / "a.jpg")
-    record = Record("a.jpg", "0" * 64, seen.pixels, *seen.size)
-    box, size = (37, 21, seen.size[0] - 91, seen.size[1] - 13), (360, 380)
-    image, crop = decode.read_record_image_scaled(tmp_path, record, box, size)
-    assert max(image.shape) == 800  # halved: 1600 is more than twice 1.4 times what is wanted
-    resized = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, box=crop)
-    quick = np.asarray(resized).astype(float)
+    info = inspect(tmp_path / "a.jpg")
+    record = Record("a.jpg", "0" * 64, info.content_hash, *info.size)
+    box, size = (37, 21, info.size[0] - 91, info.size[1] - 13), (360, 380)
+    scaled = decode.read_record_image_scaled(tmp_path, record, box, size)
+    assert max(scaled.pixels.shape) == 800  # halved: 1600 is more than twice 1.4 times the needed size
+    image = Image.fromarray(scaled.pixels)
+    resized = image.resize(size, Image.Resampling.LANCZOS, box=scaled.crop)
+    fast = np.asarray(resized).astype(float)
     whole = np.asarray(decode.crop_and_resize(decode.read_record_image(tmp_path, record), box, size)).astype(
         float
     )
-    assert np.abs(quick - whole).mean() < 1.2
-    assert 10 * np.log10(255**2 / np.square(quick - whole).mean()) > 42
-    image, crop = decode.read_record_image_scaled(tmp_path, record, box, (1024, 1066))
-    assert (max(image.shape), crop) == (1600, box)  # no pixels to spare
+    assert np.abs(fast - whole).mean() < 1.2
+    assert 10 * np.log10(255**2 / np.square(fast - whole).mean()) > 42
+    scaled = decode.read_record_image_scaled(tmp_path, record, box, (1024, 1066))
+    assert (max(scaled.pixels.shape), scaled.crop) == (1600, box)  # too small to be halved
 
 
-def test_colours_by_name_or_number() -> None:
+def test_colors_are_names_or_numbers() -> None:
     assert decode.parse_color("#102030") == (16, 32, 48)
     assert decode.color_name(decode.parse_color("white")) == "#ffffff"
-    with pytest.raises(ConfigError, match="not a colour"):
+    with pytest.raises(ConfigError, match="not a color"):
         decode.parse_color("blueish-ish")

@@ -1,4 +1,4 @@
-"""Clips: examined, chosen from, turned upright; and what of a file is refused with which words."""
+"""Videos: examined, read by frame, rotated upright, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -26,53 +26,56 @@ from tests.imaging import videos
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.mp4", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.mkv", "ffv1")]
 )
-def test_examined_and_read_again(name, codec):
+def test_a_video_is_examined_and_its_frames_are_read(name, codec):
     data = videos.encode(7, name=name, codec=codec)
-    seen = video.inspect_video(data, name, 10_000)
-    assert seen.clip == VideoInfo(7, 8.0)
-    assert seen.first.size == (64, 48)
-    again = video.read_frames(data, name, [0, 2, 6])
-    assert [videos.number(frame) for frame in again] == [0, 2, 6]
-    assert np.array_equal(again[0], np.asarray(seen.first))
-    assert seen.pixels == video.inspect_video(data, name, 10_000).pixels
-    assert seen.pixels != video.inspect_video(videos.encode(6, name=name, codec=codec), name, 10_000).pixels
+    inspection = video.inspect_video(data, name, 10_000)
+    assert inspection.video == VideoInfo(7, 8.0)
+    assert inspection.first_frame.size == (64, 48)
+    frames = video.read_frames(data, name, [0, 2, 6])
+    assert [videos.frame_number(frame) for frame in frames] == [0, 2, 6]
+    assert np.array_equal(frames[0], np.asarray(inspection.first_frame))
+    assert inspection.content_hash == video.inspect_video(data, name, 10_000).content_hash
+    assert (
+        inspection.content_hash
+        != video.inspect_video(videos.encode(6, name=name, codec=codec), name, 10_000).content_hash
+    )
 
 
 @pytest.mark.parametrize(
-    ("clip", "fps", "most", "step", "kept"),
+    ("info", "fps", "max_frames", "multiple", "expected"),
     [
         (VideoInfo(9, 8.0), 8.0, 9, 4, (0, 1, 2, 3, 4, 5, 6, 7, 8)),
-        (VideoInfo(9, 8.0), 8.0, 8, 4, (0, 1, 2, 3, 4)),  # one more than a multiple of the step
+        (VideoInfo(9, 8.0), 8.0, 8, 4, (0, 1, 2, 3, 4)),  # one more than a multiple of 4
         (VideoInfo(4, 8.0), 8.0, 81, 4, (0,)),
-        (VideoInfo(9, 8.0), 8.0, 1, 4, (0,)),  # a still
+        (VideoInfo(9, 8.0), 8.0, 1, 4, (0,)),  # an image
         (VideoInfo(12, 32.0), 16.0, 81, 4, (0, 2, 4, 6, 8)),
         (VideoInfo(12, 24.0), 16.0, 81, 4, (0, 1, 3, 4, 6)),
-        (VideoInfo(6, 4.0), 16.0, 81, 4, (0, 1, 2, 3, 4)),  # no frame is shown twice
+        (VideoInfo(6, 4.0), 16.0, 81, 4, (0, 1, 2, 3, 4)),  # no frame is repeated
         (VideoInfo(100, 25.0), 25.0, 17, 8, tuple(range(17))),
         (VideoInfo(31, 29.97), 14.985, 13, 4, tuple(range(0, 25, 2))),
     ],
 )
-def test_frames_are_chosen_by_rate_and_step(clip, fps, most, step, kept):
-    assert video.frame_indices(clip, fps, most, step) == kept
+def test_frames_are_chosen_by_frame_rate_and_multiple(info, fps, max_frames, multiple, expected):
+    assert video.frame_indices(info, fps, max_frames, multiple) == expected
 
 
-def test_a_turned_clip_is_upright():
+def test_a_rotated_video_is_upright():
     data = videos.encode(2, rotation=90)
-    seen = video.inspect_video(data, "a.mp4", 10_000)
-    assert seen.first.size == (48, 64)
+    inspection = video.inspect_video(data, "a.mp4", 10_000)
+    assert inspection.first_frame.size == (48, 64)
     clockwise = np.rot90(video.read_frames(videos.encode(2), "a.mp4", [0])[0], -1)
-    assert np.array_equal(np.asarray(seen.first), clockwise)
+    assert np.array_equal(np.asarray(inspection.first_frame), clockwise)
 
 
-def test_colours_without_a_word_are_those_of_players():
-    """Small films by BT.601, large ones by BT.709, as players assume; a film that says so, as it says."""
-    colour = (200, 60, 20)
+def test_videos_without_a_color_space_have_the_colors_that_players_show():
+    """Players assume BT.601 for small videos and BT.709 for large ones."""
+    color = (200, 60, 20)
     for size, matrix in (((64, 48), "ITU601"), ((1280, 720), "ITU709")):
-        frame = video.read_frames(videos.plain(colour, size, matrix), "a.mp4", [0])[0]
-        assert np.abs(frame.reshape(-1, 3).mean(0) - colour).max() < 2, size
+        frame = video.read_frames(videos.encode_color(color, size, matrix), "a.mp4", [0])[0]
+        assert np.abs(frame.reshape(-1, 3).mean(0) - color).max() < 2, size
 
 
-def test_what_is_refused():
+def test_damaged_and_other_files_are_refused():
     data = videos.encode(9, codec="ffv1", name="a.mkv", size=(128, 96))
     for bytes_, name, code in (
         (data[: len(data) // 2], "a.mkv", "truncated"),
@@ -91,7 +94,7 @@ def test_what_is_refused():
         video.read_frames(videos.encode(3), "a.mp4", [0, 3])
 
 
-def test_without_pyav_the_extra_is_named(monkeypatch, tmp_path):
+def test_the_error_without_pyav_names_the_extra(monkeypatch, tmp_path):
     real = builtins.__import__
 
     def absent(name, *arguments):
@@ -106,17 +109,19 @@ def test_without_pyav_the_extra_is_named(monkeypatch, tmp_path):
         video.inspect_video(data, "a.mp4", 10_000)
     storage.write_bytes(tmp_path / "a.mp4", data)
     with pytest.raises(ConfigError, match=r"lorakit\[video\]"):
-        list_dataset(tmp_path, films=True)
+        list_dataset(tmp_path, include_videos=True)
 
 
 def _record(folder: Path) -> manifest.Record:
     file = storage.write_bytes(folder / "a.mp4", videos.encode(9))
-    seen = video.inspect_video(file.read_bytes(), "a.mp4", 10_000)
+    inspection = video.inspect_video(file.read_bytes(), "a.mp4", 10_000)
     sha256 = storage.sha256_file(file)
-    return manifest.Record("a.mp4", sha256, seen.pixels, *seen.first.size, clip=seen.clip)
+    return manifest.Record(
+        "a.mp4", sha256, inspection.content_hash, *inspection.first_frame.size, video=inspection.video
+    )
 
 
-def test_a_clips_picture_is_its_first_frame(tmp_path):
+def test_the_image_of_a_video_is_its_first_frame(tmp_path):
     record = _record(tmp_path)
     first = video.read_frames((tmp_path / "a.mp4").read_bytes(), "a.mp4", [0])[0]
     assert np.array_equal(np.asarray(decode.read_record_image(tmp_path, record)), first)
@@ -125,31 +130,31 @@ def test_a_clips_picture_is_its_first_frame(tmp_path):
         decode.read_record_image(tmp_path, replace(record, sha256="0" * 64))
 
 
-def test_frames_are_cropped_and_resized_as_pictures_are(tmp_path):
+def test_frames_are_cropped_and_resized_like_images(tmp_path):
     record, crop, size = _record(tmp_path), (8, 0, 56, 48), (32, 32)
-    film = resize.load_video_tensor(tmp_path, record, crop, size, (0, 4))
-    assert film.shape == (3, 2, 32, 32)
-    assert torch.equal(film[:, 0], resize.load_image_tensor(tmp_path, record, crop, size))
-    assert videos.number(film[:, 1].permute(1, 2, 0).numpy()) == 4
+    frames = resize.load_video_tensor(tmp_path, record, crop, size, (0, 4))
+    assert frames.shape == (3, 2, 32, 32)
+    assert torch.equal(frames[:, 0], resize.load_image_tensor(tmp_path, record, crop, size))
+    assert videos.frame_number(frames[:, 1].permute(1, 2, 0).numpy()) == 4
 
 
-def test_the_manifest_keeps_clips_and_says_nothing_of_them_in_pictures(tmp_path):
+def test_the_manifest_records_frames_and_rate_of_videos_only(tmp_path):
     record = _record(tmp_path)
     assert manifest.parse_record(manifest.manifest_bytes([record]), "x") == record
-    assert b'"clip": {"frames": 9, "fps": 8.0}' in manifest.manifest_bytes([record])
-    assert b"clip" not in manifest.manifest_bytes([replace(record, clip=None)])
+    assert b'"video": {"frames": 9, "fps": 8.0}' in manifest.manifest_bytes([record])
+    assert b"video" not in manifest.manifest_bytes([replace(record, video=None)])
     with pytest.raises(Exception, match="at least one frame"):
-        manifest.check_record(replace(record, clip=VideoInfo(0, 8.0)), "x")
+        manifest.check_record(replace(record, video=VideoInfo(0, 8.0)), "x")
 
 
-def test_strips_and_animations():
+def test_frames_become_a_strip_and_an_animation():
     frames = [Image.new("RGB", (8, 6), (20 * i, 0, 0)) for i in range(5)]
     strip = video.frame_strip(frames)
     assert strip.size == (24, 6)
     assert [strip.getpixel((x, 0))[0] for x in (0, 8, 16)] == [0, 40, 80]
     assert video.frame_strip(frames[:1]).tobytes() == frames[0].tobytes()
-    with Image.open(io.BytesIO(video.encode_webp(frames, 8.0))) as film:
-        assert film.n_frames == 5
-        film.seek(4)
-        assert film.convert("RGB").getpixel((0, 0)) == (80, 0, 0)
-        assert film.info["duration"] == 125
+    with Image.open(io.BytesIO(video.encode_webp(frames, 8.0))) as frames:
+        assert frames.n_frames == 5
+        frames.seek(4)
+        assert frames.convert("RGB").getpixel((0, 0)) == (80, 0, 0)
+        assert frames.info["duration"] == 125

@@ -1,4 +1,4 @@
-"""Small films for tests, encoded on the spot; each frame tells its number by its brightness."""
+"""Small videos for tests, encoded in memory; the brightness of a frame is its number."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ def encode(
     rotation: int = 0,
     seed: int = 0,
 ) -> bytes:
-    """A film of `count` frames of `size` (width, height): a coarse pattern that grows brighter."""
+    """Encode a video of `count` frames of `size` (width, height): a coarse pattern that becomes brighter."""
     rng = np.random.default_rng(seed)
     pattern = rng.integers(0, 24, (size[1] // 8, size[0] // 8, 3)).repeat(8, 0).repeat(8, 1)
     frames = [(pattern + _SHADE * i + 8 - pattern.mean()).clip(0, 255).astype(np.uint8) for i in range(count)]
-    return _muxed(frames, name, codec, rate, rotation)
+    return _mux(frames, name, codec, rate, rotation)
 
 
-def number(frame: NDArray[np.uint8]) -> int:
-    """The number of a frame of `encode`."""
+def frame_number(frame: NDArray[np.uint8]) -> int:
+    """Return the number of a frame of `encode`."""
     return round((float(frame.mean()) - 8) / _SHADE)
 
 
-def plain(colour: tuple[int, int, int], size: tuple[int, int], matrix: str) -> bytes:
-    """A film of one frame of one colour, coded by a rule that the file does not name."""
-    frame = np.full((size[1], size[0], 3), colour, np.uint8)
-    coded = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+def encode_color(color: tuple[int, int, int], size: tuple[int, int], matrix: str) -> bytes:
+    """Encode a video of one frame of one color, with a color matrix that the file does not name."""
+    frame = np.full((size[1], size[0], 3), color, np.uint8)
+    encoded = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
         format="yuv444p", dst_colorspace=matrix
     )
-    coded.colorspace = 2
-    return _muxed([coded], "a.mp4", "libx264", 8, 0, "yuv444p")
+    encoded.colorspace = 2
+    return _mux([encoded], "a.mp4", "libx264", 8, 0, "yuv444p")
 
 
-def _muxed(
+def _mux(
     frames: list[Any], name: str, codec: str, rate: int, rotation: int, pixels: str = "yuv420p"
 ) -> bytes:
     file = io.BytesIO()
@@ -58,21 +58,21 @@ def _muxed(
         )
         stream.pix_fmt = pixels
         for frame in frames:
-            coded = (
+            encoded = (
                 av.VideoFrame.from_ndarray(frame, format="rgb24") if isinstance(frame, np.ndarray) else frame
             )
-            container.mux(stream.encode(coded))
+            container.mux(stream.encode(encoded))
         container.mux(stream.encode())
     data = file.getvalue()
-    return _turned(data, rotation) if rotation else data
+    return _with_rotation(data, rotation) if rotation else data
 
 
-def _turned(data: bytes, rotation: int) -> bytes:
-    """The film with the matrix of an MP4's track header that turns it clockwise; PyAV writes none."""
-    place = data.index(b"tkhd") + 4 + 40  # version 0: times, ids and volume come before it
+def _with_rotation(data: bytes, rotation: int) -> bytes:
+    """Set the matrix of an MP4's track header that rotates it clockwise; PyAV writes none."""
+    offset = data.index(b"tkhd") + 4 + 40  # version 0: times, ids and volume come before it
     one = (1 << 16).to_bytes(4, "big", signed=True)
     minus = (-(1 << 16)).to_bytes(4, "big", signed=True)
     zero, last = bytes(4), (1 << 30).to_bytes(4, "big")
     assert rotation == 90
     matrix = zero + one + zero + minus + zero + zero + zero + zero + last
-    return data[:place] + matrix + data[place + 36 :]
+    return data[:offset] + matrix + data[offset + 36 :]

@@ -1,4 +1,4 @@
-"""Sampling under control: img2img, a ControlNet and an IP-Adapter on the embedded bases."""
+"""Image guidance: img2img, a ControlNet and an IP-Adapter on the embedded base models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEEDS = (0, 1)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("guides")
+    root = tmp_path_factory.mktemp("controls")
     for name, scene in (
         ("heart", shape_world.Scene("heart", "red", "white")),
         ("ring", shape_world.Scene("ring", "blue", "yellow")),
@@ -35,48 +35,56 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def prompts(place) -> list[Prompt]:
     return [
-        Prompt("a", "a red heart", "a red heart", seeds=SEEDS, image=place / "heart.png"),
-        Prompt("b", "a blue ring", "a blue ring", seeds=SEEDS, image=place / "ring.png"),
+        Prompt("a", "a red heart", "a red heart", seeds=SEEDS, images=(place / "heart.png",)),
+        Prompt("b", "a blue ring", "a blue ring", seeds=SEEDS, images=(place / "ring.png",)),
     ]
 
 
-def options(guide: controls.Control | None = None, batch: int = 4) -> pipeline.SamplingOptions:
+def options(control: controls.Control | None = None, batch_size: int = 4) -> pipeline.SamplingOptions:
     return pipeline.SamplingOptions(
-        steps=6, guidance=3.0, size=(64, 64), batch=batch, quiet=True, guide=guide
+        num_inference_steps=6,
+        guidance_scale=3.0,
+        size=(64, 64),
+        batch_size=batch_size,
+        quiet=True,
+        control=control,
     )
 
 
-def draw(
-    painter: pipeline.SamplingPipeline, prompts: list[Prompt], guide: controls.Control | None, batch: int = 4
+def sample(
+    sampling: pipeline.SamplingPipeline,
+    prompts: list[Prompt],
+    control: controls.Control | None,
+    batch_size: int = 4,
 ) -> np.ndarray:
-    shots = painter.draw(prompts, options(guide, batch), "x")
-    return np.stack([np.asarray(shot.image, np.int16) for shot in shots])
+    samples = sampling.sample(prompts, options(control, batch_size), "x")
+    return np.stack([np.asarray(one.image, np.int16) for one in samples])
 
 
 @pytest.fixture(scope="module", params=base_model.EMBEDDED_BASES)
-def painter(request) -> pipeline.SamplingPipeline:
+def sampling(request) -> pipeline.SamplingPipeline:
     return pipeline.SamplingPipeline(request.param)
 
 
-def given(prompts: list[Prompt]) -> np.ndarray:
-    """The guiding pictures at the size that is drawn, one for each seed."""
-    opened = [Image.open(p.image).convert("RGB").resize((64, 64)) for p in prompts for _ in SEEDS]
-    return np.stack([np.asarray(picture, np.int16) for picture in opened])
+def control_images(prompts: list[Prompt]) -> np.ndarray:
+    """The images of the prompts at the sampled size, one for each seed."""
+    images = [Image.open(p.images[0]).convert("RGB").resize((64, 64)) for p in prompts for _ in SEEDS]
+    return np.stack([np.asarray(image, np.int16) for image in images])
 
 
-def test_img2img_keeps_more_of_the_picture_at_a_lower_strength(painter, prompts):
-    other = [replace(prompts[0], image=prompts[1].image), replace(prompts[1], image=prompts[0].image)]
+def test_img2img_keeps_more_of_the_image_at_a_lower_strength(sampling, prompts):
+    other = [replace(prompts[0], images=prompts[1].images), replace(prompts[1], images=prompts[0].images)]
     distances = [
-        np.abs(draw(painter, other, controls.Control("img2img", strength)) - given(other)).mean()
+        np.abs(sample(sampling, other, controls.Control("img2img", strength)) - control_images(other)).mean()
         for strength in (0.34, 0.67, 1.0)
     ]
     assert distances[0] < 0.7 * min(distances[1:])
 
 
-def test_img2img_is_the_same_in_any_batch(painter, prompts):
-    guide = controls.Control("img2img", 0.67)
-    assert np.abs(draw(painter, prompts, guide, 4) - draw(painter, prompts, guide, 1)).max() <= 2
-    assert np.abs(draw(painter, prompts[1:], guide) - draw(painter, prompts, guide)[2:]).max() <= 2
+def test_img2img_does_not_depend_on_the_batch_size(sampling, prompts):
+    control = controls.Control("img2img", 0.67)
+    assert np.abs(sample(sampling, prompts, control, 4) - sample(sampling, prompts, control, 1)).max() <= 2
+    assert np.abs(sample(sampling, prompts[1:], control) - sample(sampling, prompts, control)[2:]).max() <= 2
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +94,19 @@ def unet() -> pipeline.SamplingPipeline:
 
 @pytest.fixture(scope="module")
 def controlnet(unet, tmp_path_factory) -> Path:
-    """As ControlNets begin: a copy of the U-Net whose outputs are zero."""
+    """An untrained ControlNet: a copy of the U-Net whose outputs are zero."""
     from diffusers import ControlNetModel
 
     folder = tmp_path_factory.mktemp("controlnet")
     torch.manual_seed(0)
-    made = ControlNetModel.from_unet(unet.pipe.unet, conditioning_embedding_out_channels=(16, 32, 96))
-    made.save_pretrained(folder)  # this autoencoder has four pixels to a latent, not eight
+    model = ControlNetModel.from_unet(unet.pipe.unet, conditioning_embedding_out_channels=(16, 32, 96))
+    model.save_pretrained(folder)  # this VAE has 4 pixels per latent, not 8
     return folder
 
 
 @pytest.fixture(scope="module")
-def taught(controlnet, tmp_path_factory) -> Path:
-    """The same with random outputs, which depend on the picture."""
+def trained_controlnet(controlnet, tmp_path_factory) -> Path:
+    """The same with random outputs, which depend on the image."""
     from diffusers import ControlNetModel
 
     model = ControlNetModel.from_pretrained(controlnet)
@@ -106,43 +114,46 @@ def taught(controlnet, tmp_path_factory) -> Path:
     for name, parameter in model.named_parameters():
         if "conv_out" in name or "controlnet_" in name:
             torch.nn.init.normal_(parameter, std=0.5 if "embedding" in name else 0.1)
-    folder = tmp_path_factory.mktemp("taught")
+    folder = tmp_path_factory.mktemp("trained_controlnet")
     model.save_pretrained(folder)
     return folder
 
 
-def test_a_controlnet_that_says_nothing_changes_nothing_and_one_that_does_follows_the_picture(
-    unet, prompts, controlnet, taught
+def test_a_zero_controlnet_changes_nothing_and_a_trained_one_follows_the_image(
+    unet, prompts, controlnet, trained_controlnet
 ):
-    plain = draw(unet, prompts, None)
-    assert np.abs(draw(unet, prompts, controls.Control("controlnet", 1.0, controlnet)) - plain).max() <= 1
-    guide = controls.Control("controlnet", 1.0, taught)
-    under = draw(unet, prompts, guide)
-    assert np.abs(under - plain).mean() > 1
-    swapped = [replace(prompts[0], image=prompts[1].image), prompts[1]]
-    other = draw(unet, swapped, guide)
-    assert np.abs(other[:2] - under[:2]).mean() > 0.5
-    assert np.abs(other[2:] - under[2:]).max() <= 2
-    assert np.abs(draw(unet, prompts, controls.Control("controlnet", 0.0, taught)) - plain).max() <= 1
-    assert np.abs(draw(unet, prompts, None) - plain).max() == 0  # the plain pipeline is as it was
+    plain = sample(unet, prompts, None)
+    assert np.abs(sample(unet, prompts, controls.Control("controlnet", 1.0, controlnet)) - plain).max() <= 1
+    control = controls.Control("controlnet", 1.0, trained_controlnet)
+    controlled = sample(unet, prompts, control)
+    assert np.abs(controlled - plain).mean() > 1
+    swapped = [replace(prompts[0], images=prompts[1].images), prompts[1]]
+    other = sample(unet, swapped, control)
+    assert np.abs(other[:2] - controlled[:2]).mean() > 0.5
+    assert np.abs(other[2:] - controlled[2:]).max() <= 2
+    assert (
+        np.abs(sample(unet, prompts, controls.Control("controlnet", 0.0, trained_controlnet)) - plain).max()
+        <= 1
+    )
+    assert np.abs(sample(unet, prompts, None) - plain).max() == 0  # the pipeline itself has not changed
 
 
-def test_an_adapter_is_seen_under_control(prompts, taught):
-    painter = pipeline.SamplingPipeline("tiny-unet")
-    adapters.inject_adapter(painter.denoiser, rank=2, alpha=2, targets=painter.family.targets)
+def test_an_adapter_has_an_effect_under_control(prompts, trained_controlnet):
+    sampling = pipeline.SamplingPipeline("tiny-unet")
+    adapters.inject_adapter(sampling.denoiser, rank=2, alpha=2, targets=sampling.family.target_modules)
     torch.manual_seed(2)
-    for _, parameter in adapters.trainable_parameters(painter.denoiser):
+    for _, parameter in adapters.trainable_parameters(sampling.denoiser):
         torch.nn.init.normal_(parameter, std=1.0)
-    guide = controls.Control("controlnet", 0.2, taught)
-    on = draw(painter, prompts, guide)
-    with adapters.adapters_disabled(painter.denoiser):
-        off = draw(painter, prompts, guide)
+    control = controls.Control("controlnet", 0.2, trained_controlnet)
+    on = sample(sampling, prompts, control)
+    with adapters.adapters_disabled(sampling.denoiser):
+        off = sample(sampling, prompts, control)
     assert np.abs(on - off).mean() > 1
 
 
 @pytest.fixture(scope="module")
 def ip_adapter(unet, tmp_path_factory) -> Path:
-    """A random IP-Adapter in the layout that they are published in."""
+    """A random IP-Adapter in the layout of published ones."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     folder = tmp_path_factory.mktemp("ip")
@@ -170,34 +181,34 @@ def ip_adapter(unet, tmp_path_factory) -> Path:
     return folder
 
 
-def test_an_ip_adapter_follows_the_picture(prompts, ip_adapter):
-    plain = draw(pipeline.SamplingPipeline("tiny-unet"), prompts, None)
-    painter = pipeline.SamplingPipeline("tiny-unet")
-    guide = controls.Control("ip-adapter", 1.0, ip_adapter)
-    under = draw(painter, prompts, guide)
-    assert np.abs(under - plain).mean() > 1
-    swapped = [replace(prompts[0], image=prompts[1].image), prompts[1]]
-    other = draw(painter, swapped, guide)
-    assert np.abs(other[:2] - under[:2]).mean() > 0.1
-    assert np.abs(other[2:] - under[2:]).max() <= 2
-    none = draw(
+def test_an_ip_adapter_follows_the_image(prompts, ip_adapter):
+    plain = sample(pipeline.SamplingPipeline("tiny-unet"), prompts, None)
+    sampling = pipeline.SamplingPipeline("tiny-unet")
+    control = controls.Control("ip-adapter", 1.0, ip_adapter)
+    controlled = sample(sampling, prompts, control)
+    assert np.abs(controlled - plain).mean() > 1
+    swapped = [replace(prompts[0], images=prompts[1].images), prompts[1]]
+    other = sample(sampling, swapped, control)
+    assert np.abs(other[:2] - controlled[:2]).mean() > 0.1
+    assert np.abs(other[2:] - controlled[2:]).max() <= 2
+    at_zero = sample(
         pipeline.SamplingPipeline("tiny-unet"), prompts, controls.Control("ip-adapter", 0.0, ip_adapter)
     )
-    assert np.abs(none - plain).max() <= 1
+    assert np.abs(at_zero - plain).max() <= 1
 
 
-def test_what_does_not_fit_is_one_error(unet, prompts, tmp_path, place):
+def test_a_network_that_does_not_fit_is_a_config_error(unet, prompts, tmp_path, place):
     with pytest.raises(ConfigError, match="has no image"):
-        draw(unet, [replace(prompts[0], image=None)], controls.Control("img2img", 0.5))
+        sample(unet, [replace(prompts[0], images=())], controls.Control("img2img", 0.5))
     with pytest.raises(ConfigError, match=r"config\.json"):
-        draw(unet, prompts, controls.Control("controlnet", 1.0, tmp_path))
+        sample(unet, prompts, controls.Control("controlnet", 1.0, tmp_path))
     storage.write_json(tmp_path / "config.json", {"_class_name": "UNet2DConditionModel"})
-    with pytest.raises(ConfigError, match="no ControlNet"):
-        draw(unet, prompts, controls.Control("controlnet", 1.0, tmp_path))
+    with pytest.raises(ConfigError, match="does not name a ControlNet"):
+        sample(unet, prompts, controls.Control("controlnet", 1.0, tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("values", "expected"),
     [
         ((None, None, None), None),
         ((0.5, None, None), controls.Control("img2img", 0.5)),
@@ -205,23 +216,23 @@ def test_what_does_not_fit_is_one_error(unet, prompts, tmp_path, place):
         ((None, None, "{folder}"), ("ip-adapter", 1.0)),
     ],
 )
-def test_the_options_are_read(tmp_path, given, expected):
-    texts = [text.format(folder=tmp_path) if isinstance(text, str) else text for text in given]
-    found = controls.parse_control(*texts)
+def test_control_options_are_parsed(tmp_path, values, expected):
+    texts = [text.format(folder=tmp_path) if isinstance(text, str) else text for text in values]
+    control = controls.parse_control(*texts)
     if isinstance(expected, tuple):
         expected = controls.Control(*expected, tmp_path)
-    assert found == expected
+    assert control == expected
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("values", "message"),
     [
         ((0.0, None, None), "not above 0"),
         ((None, "nowhere:x", None), "is not a scale"),
         ((None, None, "nowhere"), "no such folder"),
-        ((0.5, "a", None), "one kind"),
+        ((0.5, "a", None), "cannot be combined"),
     ],
 )
-def test_options_that_cannot_work_are_refused(given, said):
-    with pytest.raises(ConfigError, match=said):
-        controls.parse_control(*given)
+def test_wrong_control_options_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        controls.parse_control(*values)
