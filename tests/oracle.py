@@ -1,4 +1,4 @@
-"""The pipeline as oracle: what it hands to its own scheduler for a chosen noise, time and caption."""
+"""The pipeline as oracle: the input of its own scheduler for a given noise, timestep and caption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Caught(Exception):
 
 
 class OneStep:
-    """A scheduler of one step at a chosen time: it stops at the prediction, or passes latents through."""
+    """A scheduler of one step at a given timestep: it stops at the prediction, or keeps the latents."""
 
     order = 1
     init_noise_sigma = 1.0
@@ -39,19 +39,19 @@ class OneStep:
         mu: Any = None,
         timesteps: Any = None,
     ) -> None:
-        """The time is fixed."""
+        """Ignore all: the timestep is fixed."""
 
     def set_begin_index(self, index: int) -> None:
-        """There is only one."""
+        """Ignore it: there is only one."""
 
     def set_shift(self, shift: float) -> None:
-        """It would move the times."""
+        """Ignore it: it would change the timestep."""
 
     def scale_model_input(self, sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return sample
 
     def scale_noise(self, sample: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return noise if self.stop else sample  # a pipeline that paints into a picture starts from noise alone
+        return noise if self.stop else sample  # inpainting starts from pure noise
 
     def add_noise(self, sample: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return sample
@@ -59,23 +59,26 @@ class OneStep:
     def step(self, model_output: torch.Tensor, t: Any, sample: torch.Tensor, **options: Any) -> Any:
         if self.stop:
             raise Caught(model_output)
-        return SchedulerOutput(sample)  # read as a tuple, or by name
+        return SchedulerOutput(sample)  # pipelines use it as a tuple, or by name
 
 
 @contextlib.contextmanager
-def plain(pipe: Any, size: tuple[int, int]) -> Iterator[None]:
-    """While inside, the pipeline takes the mean of what its autoencoder gives, as training does, and pictures
-    that it is shown at `size` pixels where it would bring them to a megapixel."""
-    module, kind = sys.modules[type(pipe).__module__], DiagonalGaussianDistribution
-    own = getattr(module, "calculate_dimensions", None)
+def deterministic_inputs(pipe: Any, size: tuple[int, int]) -> Iterator[None]:
+    """Make the pipeline use the mean of its VAE, as training does, and conditioning images of `size` pixels
+    where it would resize them to a megapixel."""
+    module = sys.modules[type(pipe).__module__]
+    original = getattr(module, "calculate_dimensions", None)
 
     def dimensions(area: int, ratio: float) -> tuple[int | None, ...]:
-        real = own(area, ratio)
-        return (*size, None)[: len(real)] if area == 1024**2 else real
+        result = original(area, ratio)
+        return (*size, None)[: len(result)] if area == 1024**2 else result
+
+    def mode(self: DiagonalGaussianDistribution, generator: Any = None) -> torch.Tensor:
+        return self.mode()
 
     with contextlib.ExitStack() as changes:
-        changes.enter_context(mock.patch.object(kind, "sample", lambda self, generator=None: self.mode()))
-        if own is not None:
+        changes.enter_context(mock.patch.object(DiagonalGaussianDistribution, "sample", mode))
+        if original is not None:
             changes.enter_context(mock.patch.object(module, "calculate_dimensions", dimensions))
         yield
 
@@ -88,36 +91,41 @@ def prediction(
     t: torch.Tensor,
     width: int,
     height: int,
-    pictures: dict[str, torch.Tensor] | None = None,
+    images: dict[str, torch.Tensor] | None = None,
     **more: Any,
 ) -> torch.Tensor:
-    """The pipeline's own prediction (1, C, H, W) for one caption, with `noise` for what it would draw; `more`
-    are further arguments of its call."""
+    """Return the pipeline's own prediction (1, C, H, W) for one caption, from `noise` instead of its own.
+
+    `images` are conditioning images, `more` further arguments of its call.
+    """
     row = tiny.ROWS[name]
     if row.predict is not None:
         return row.predict(pipe, caption, noise, t, width, height, **more)
-    # without its no_grad decorator, so that gradients can be had too
+    # without its no_grad decorator, so that there are gradients too
     call = inspect.unwrap(type(pipe).__call__)
-    drawn, asked = row.drawn(pipe, noise), []
+    initial_noise, shapes = row.initial_noise(pipe, noise), []
 
     def randn_tensor(shape: Any, *_: Any, **__: Any) -> torch.Tensor:
-        asked.append(tuple(shape))
-        return drawn
+        shapes.append(tuple(shape))
+        return initial_noise
 
-    settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1} | more
-    settings |= row.shown(pictures) if row.shown and pictures else {}
+    settings = row.call_arguments | row.guidance_off
+    settings |= {"width": width, "height": height, "num_inference_steps": 1} | more
+    settings |= row.image_arguments(images) if row.image_arguments and images else {}
     module = sys.modules[type(pipe).__module__]
-    stub = OneStep(pipe.scheduler, row.clock(pipe, t, noise), stop=True)
-    drawing = mock.patch.object(module, "randn_tensor", randn_tensor)
-    with drawing, mock.patch.object(pipe, "scheduler", stub), plain(pipe, (width, height)):
+    stub = OneStep(pipe.scheduler, row.timestep(pipe, t, noise), stop=True)
+    fixed_noise = mock.patch.object(module, "randn_tensor", randn_tensor)
+    fixed_step = mock.patch.object(pipe, "scheduler", stub)
+    with fixed_noise, fixed_step, deterministic_inputs(pipe, (width, height)):
         try:
             call(pipe, prompt=caption, **settings)
         except Caught as caught:
             output = caught.args[0]
         else:
             raise AssertionError("the pipeline never reached its scheduler")
-    assert asked == [tuple(drawn.shape)], f"the pipeline draws {asked}, the row says {tuple(drawn.shape)}"
-    return row.unpacked(pipe, output, noise)
+    expected = tuple(initial_noise.shape)
+    assert shapes == [expected], f"the pipeline samples noise of {shapes}, the row says {expected}"
+    return row.unpack_prediction(pipe, output, noise)
 
 
 def decoded(
@@ -126,30 +134,26 @@ def decoded(
     latents: torch.Tensor,
     width: int,
     height: int,
-    pictures: Sequence[dict[str, torch.Tensor]] = (),
+    images: Sequence[dict[str, torch.Tensor]] = (),
     **more: Any,
 ) -> torch.Tensor:
-    """The pipeline's own picture (B, 3, H, W) in [0, 1] of final latents (B, C, H, W)."""
+    """Return the pipeline's own images (B, 3, H, W) in [0, 1] of final latents (B, C, H, W)."""
     row = tiny.ROWS[name]
     stub = OneStep(pipe.scheduler, torch.tensor(1.0), stop=False)
-    settings = row.call | row.off | {"width": width, "height": height, "num_inference_steps": 1}
-    with mock.patch.object(pipe, "scheduler", stub), plain(pipe, (width, height)):
-        return torch.cat(
-            [
-                row.draw(
-                    pipe,
-                    prompt=["a red circle"] * len(some),
-                    latents=row.given(pipe, some),
-                    output_type="pt",
-                    **settings | shown | more,
-                )
-                for some, shown in _shown(row, latents, pictures)
-            ]
-        )
+    settings = row.call_arguments | row.guidance_off
+    settings |= {"width": width, "height": height, "num_inference_steps": 1, "output_type": "pt"}
+    outputs = []
+    with mock.patch.object(pipe, "scheduler", stub), deterministic_inputs(pipe, (width, height)):
+        for some, arguments in _batches(row, latents, images):
+            settings["latents"] = row.latents_argument(pipe, some)
+            outputs.append(
+                row.sample(pipe, prompt=["a red circle"] * len(some), **settings | arguments | more)
+            )
+    return torch.cat(outputs)
 
 
-def _shown(row: Any, latents: torch.Tensor, pictures: Any) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """All at once, or, where each has pictures, one after the other."""
-    if row.shown is None:
+def _batches(row: Any, latents: torch.Tensor, images: Any) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """One batch, or one for each sample that has conditioning images."""
+    if row.image_arguments is None:
         return [(latents, {})]
-    return [(latents[i : i + 1], row.shown(one)) for i, one in enumerate(pictures)]
+    return [(latents[i : i + 1], row.image_arguments(inputs)) for i, inputs in enumerate(images)]

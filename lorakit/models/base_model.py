@@ -1,6 +1,7 @@
-"""Base models: from what a recipe names to a local diffusers folder and the hashes of its content.
+"""Base models: from a recipe's `base` to a local diffusers folder and the hashes of its content.
 
-Nothing here imports torch. A hub id is fetched whole (`hub`) before any work; from then on all is local.
+This module does not import torch. A hub id is downloaded completely (`hub`) before any work; everything after
+that is local.
 """
 
 from __future__ import annotations
@@ -18,37 +19,40 @@ EMBEDDED_BASES = ("tiny-unet", "tiny-dit")
 EMBEDDED_CLIP = EMBEDDED_FOLDER / "clip"
 MODEL_INDEX = single_file.INDEX
 MODULAR_INDEX = "modular_model_index.json"
-"""What a model that is published as modular blocks has instead."""
+"""Index of models that are published as modular blocks."""
 
 
 def is_embedded(spec: str) -> bool:
-    """Whether the base is one that ships with lorakit."""
+    """Return True if the base model ships with lorakit."""
     return spec in EMBEDDED_BASES
 
 
 def cache_folder() -> Path:
-    """What may be deleted at any time: $LORAKIT_CACHE, else lorakit in the user's cache folder."""
-    if own := os.environ.get("LORAKIT_CACHE"):
-        return Path(own)
+    """Return the folder of files that may be deleted at any time: $LORAKIT_CACHE, else the user's cache."""
+    if folder := os.environ.get("LORAKIT_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
 
 
 def absolute_spec(spec: str) -> str:
-    """The base with whole paths where it names local folders or files, and with its commit on a hub."""
+    """Make the paths of local folders and files absolute, and add the commit to a hub id."""
     if is_embedded(spec):
         return spec
-    file, parts = single_file.split_spec(spec)
-    if not Path(file).exists():
+    parsed = single_file.split_spec(spec)
+    if not Path(parsed.file).exists():
         return pin_revision(spec)
-    whole = str(Path(file).resolve())
-    if not parts:
-        return whole
-    return f"{whole}@{Path(parts).resolve() if Path(parts).is_dir() else parts}"
+    path = str(Path(parsed.file).resolve())
+    if not parsed.parts:
+        return path
+    return f"{path}@{Path(parsed.parts).resolve() if Path(parsed.parts).is_dir() else parsed.parts}"
 
 
 def resolve_base(spec: str) -> Path:
-    """The local folder of a base: embedded name, folder, single file (converted once), or hub id with an
-    optional @revision (fetched once)."""
+    """Return the local folder of a base model.
+
+    `spec` is an embedded name, a folder, a single file (converted once), or a hub id with an optional
+    @revision (downloaded once). Raises ConfigError if there is no such base model.
+    """
     if is_embedded(spec):
         folder = EMBEDDED_FOLDER / spec
     elif Path(spec).is_dir():
@@ -61,14 +65,14 @@ def resolve_base(spec: str) -> Path:
         raise ConfigError(
             "there is no such base model",
             where=f"base: {spec}",
-            remedy=f"give an embedded name ({', '.join(EMBEDDED_BASES)}), a diffusers folder, a .safetensors"
+            remedy=f"use an embedded name ({', '.join(EMBEDDED_BASES)}), a diffusers folder, a .safetensors"
             " checkpoint, or a hub id",
         )
     if not any((folder / name).is_file() for name in (MODEL_INDEX, MODULAR_INDEX)):
         raise ConfigError(
             f"not a diffusers folder: it has no {MODEL_INDEX}",
             where=f"base: {spec}",
-            remedy="give the folder that holds model_index.json with its unet/ or transformer/ beside it",
+            remedy="name the folder with model_index.json and its unet/ or transformer/ folder",
         )
     for weights in sorted(folder.glob("*/*.safetensors")):
         safetensors_header.check_safetensors(weights)
@@ -76,7 +80,7 @@ def resolve_base(spec: str) -> Path:
 
 
 def pin_revision(spec: str) -> str:
-    """A hub id with the commit that it stands for here (`id@<40 hex digits>`); any other spec as it is."""
+    """Add the commit of the local copy to a hub id (`id@<40 hex digits>`); other specs stay unchanged."""
     if is_embedded(spec) or Path(spec).exists():
         return spec
     folder = resolve_base(spec)
@@ -85,16 +89,21 @@ def pin_revision(spec: str) -> str:
 
 @lru_cache(maxsize=4)
 def component_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each component's files ({"vae": ..., "unet": ...}; "" for files beside the folders)."""
-    parts: dict[str, list[str]] = {}
+    """Return the SHA-256 of each component's files ({"vae": ..., "unet": ...}; "" for files beside them)."""
+    lines_by_component: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja") and file.is_file():
             relative = file.relative_to(folder)
-            part = relative.parts[0] if len(relative.parts) > 1 else ""
-            parts.setdefault(part, []).append(f"{relative.as_posix()} {storage.sha256_file(file)}")
-    return {part: storage.sha256_bytes("\n".join(lines).encode()) for part, lines in sorted(parts.items())}
+            component = relative.parts[0] if len(relative.parts) > 1 else ""
+            lines_by_component.setdefault(component, []).append(
+                f"{relative.as_posix()} {storage.sha256_file(file)}"
+            )
+    return {
+        component: storage.sha256_bytes("\n".join(lines).encode())
+        for component, lines in sorted(lines_by_component.items())
+    }
 
 
 def base_hash(folder: Path) -> str:
-    """SHA-256 of the whole base."""
+    """Return the SHA-256 of the whole base model."""
     return storage.sha256_bytes(storage.dump_json(component_hashes(folder)).encode())

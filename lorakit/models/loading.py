@@ -1,4 +1,4 @@
-"""Parts of a base in memory: text encoders for as long as they are needed, networks whole or in few bits."""
+"""Loading of a base model's components: text encoders while they are needed, quantized denoisers."""
 
 from __future__ import annotations
 
@@ -16,57 +16,61 @@ from lorakit.models.families.pipeline_folder import pipeline_components
 T = TypeVar("T")
 
 
-def text_components(family: Family, base: Path) -> set[str]:
-    """The components of a base that encode text."""
-    return {part for part in pipeline_components(base) if part.startswith(family.text_parts)}
+def text_components(family: Family, base_folder: Path) -> set[str]:
+    """Return the names of a base model's components that encode text."""
+    prefixes = family.text.component_prefixes
+    return {name for name in pipeline_components(base_folder) if name.startswith(prefixes)}
 
 
 def run_with_text_encoders(
     family: Family,
-    base: Path,
+    base_folder: Path,
     work: Callable[[Any], T],
     *,
     dtype: torch.dtype,
     device: torch.device,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> T:
-    """What `work` makes of a pipeline that has only text encoders, which are loaded for just this.
+    """Return `work(pipe)` for a pipeline with text encoders only, which are loaded for this call.
 
-    They are the largest part of some bases; where they do not fit `device`, the processor does the work,
-    which must be one that can be done again.
+    They are the largest part of some base models: if they do not fit `device`, `work` runs again on the CPU,
+    so it must be repeatable.
     """
-    parts = text_components(family, base)
+    components = text_components(family, base_folder)
     try:
-        return work(family.load(base, dtype=dtype, device=device, only=parts))
+        return work(family.load(base_folder, dtype=dtype, device=device, only=components))
     except torch.OutOfMemoryError:
         if device.type == "cpu":
             raise
     finally:
         free_memory(device)
-    say("the text encoders do not fit this device: the processor encodes the texts, once")
-    return work(family.load(base, dtype=dtype, only=parts))
+    log("the text encoders do not fit this device: the CPU encodes the texts, once")
+    return work(family.load(base_folder, dtype=dtype, only=components))
 
 
 def load_components(
     family: Family,
-    base: Path,
-    parts: Collection[str] | None,
+    base_folder: Path,
+    components: Collection[str] | None,
     *,
     dtype: torch.dtype,
     device: torch.device,
-    kind: str | None = None,
-    compute: torch.dtype | None = None,
+    quantization: str | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> Any:
-    """A pipeline of some `parts`; its denoiser in few bits of a `kind` that `quantize.swap` knows, whose
-    products are computed in `compute`. The device then never holds the whole of it."""
-    if not kind:
-        return family.load(base, dtype=dtype, device=device, only=parts)
-    pipe = family.load(base, dtype=dtype, only=parts)
-    quantize.quantize_linear_layers(family.denoiser(pipe), kind, device, compute or dtype)
+    """Load a pipeline with some components; None: all that sampling needs.
+
+    With a `quantization` ("nf4", "int8"), the denoiser is quantized layer by layer, so that the device never
+    holds all of it in full, and computes in `compute_dtype` (default: `dtype`).
+    """
+    if not quantization:
+        return family.load(base_folder, dtype=dtype, device=device, only=components)
+    pipe = family.load(base_folder, dtype=dtype, only=components)
+    quantize.quantize_linear_layers(family.denoiser(pipe), quantization, device, compute_dtype or dtype)
     return pipe.to(device)
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
+    """Free what is no longer referenced, on the device too."""
     gc.collect()
     memory.empty_device_cache(device)

@@ -1,4 +1,4 @@
-"""Samplers by name: another scheduler of diffusers on the same pipeline, its noise schedule kept."""
+"""Samplers by name: another diffusers scheduler for the same pipeline, with the same noise schedule."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAMPLERS: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 
 
 def check_sampler(objective: str, name: str) -> None:
-    """Refuse a sampler that does not exist for this kind of model."""
+    """Raise ConfigError for a sampler that does not exist for this objective ("ddpm" or "flow")."""
     if name not in SAMPLERS[objective]:
         raise ConfigError(
             f"there is no sampler {name!r} for {objective} models",
@@ -45,24 +45,26 @@ def check_sampler(objective: str, name: str) -> None:
 
 @contextmanager
 def use_sampler(pipe: Any, objective: str, name: str | None) -> Iterator[None]:
-    """The pipeline with another sampler for a while; None leaves it as the base was published."""
+    """Give the pipeline another sampler within the context; None keeps the published one."""
     if name is None:
         yield
         return
     check_sampler(objective, name)
     import diffusers
 
-    kind, settings = SAMPLERS[objective][name]
-    own = pipe.scheduler
-    shift = _shift_argument(own.config, "flow_shift" if "use_flow_sigmas" in settings else "shift", objective)
-    pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **settings, **shift)
+    class_name, settings = SAMPLERS[objective][name]
+    published = pipe.scheduler
+    shift = _shift_argument(
+        published.config, "flow_shift" if "use_flow_sigmas" in settings else "shift", objective
+    )
+    pipe.scheduler = getattr(diffusers, class_name).from_config(published.config, **settings, **shift)
     try:
         yield
     finally:
-        pipe.scheduler = own
+        pipe.scheduler = published
 
 
 def _shift_argument(config: Mapping[str, Any], name: str, objective: str) -> dict[str, Any]:
-    """The base's own shift of noise levels, which schedulers call by one of two names."""
-    known = config.get("shift", config.get("flow_shift"))
-    return {} if objective != "flow" or known is None else {name: known}
+    """Return the published shift of noise levels; schedulers have one of two names for it."""
+    shift = config.get("shift", config.get("flow_shift"))
+    return {} if objective != "flow" or shift is None else {name: shift}

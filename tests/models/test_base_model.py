@@ -1,4 +1,4 @@
-"""From what a recipe names to a local folder; the hub itself is in tests/network."""
+"""Resolving a recipe's base to a local folder; tests/network tests the hub."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def test_embedded_bases_and_folders_resolve():
         assert base_model.resolve_base(str(folder)) == folder
 
 
-def test_a_hub_id_that_cannot_be_fetched_names_the_remedy():
+def test_the_error_for_an_unreachable_hub_names_the_remedy():
     with pytest.raises(ConfigError, match="the hub cannot be reached") as caught:
         base_model.resolve_base("nobody/nothing@0123abc")
     assert "remedy: check the network" in str(caught.value)
 
 
-def test_hashes_follow_the_content_and_not_the_place(tmp_path):
+def test_hashes_depend_on_the_content_and_not_on_the_path(tmp_path):
     def write(folder, vae):
         (folder / "vae").mkdir(parents=True)
         (folder / "model_index.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""CLIP scores against plain open_clip, on a tiny random model saved as open_clip saves its own."""
+"""CLIP scores compared with plain open_clip, on a tiny random model in open_clip's own format."""
 
 import json
 from collections.abc import Callable
@@ -41,131 +41,131 @@ def save_clip(folder: Path, model_cfg: dict[str, Any], state: dict[str, torch.Te
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = open_clip.CLIP(**MODEL)
-    torch.nn.init.normal_(model.positional_embedding, std=0.5)  # so that the place of a token matters
+    torch.nn.init.normal_(model.positional_embedding, std=0.5)  # so that the position of a token matters
     return save_clip(tmp_path_factory.mktemp("clip") / "tiny", MODEL, model.state_dict())
 
 
 @pytest.fixture(scope="module")
 def scorer(folder: Path) -> ClipScorer:
-    return ClipScorer.local(folder)
+    return ClipScorer.from_folder(folder)
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     sizes = [(32, 32), (64, 36), (20, 50)]  # width, height
     return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
 
 
-def plain_cosines(folder: Path, pictures: list[Image.Image], texts: list[str], **options: Any) -> np.ndarray:
-    """CLIP-T as open_clip's own README computes it."""
+def plain_cosines(folder: Path, images: list[Image.Image], texts: list[str], **options: Any) -> np.ndarray:
+    """Compute CLIP-T as open_clip's own README does."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", **options)
     model.eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
     with torch.no_grad():
-        a = F.normalize(model.encode_image(torch.stack([preprocess(p) for p in pictures])), dim=-1)
+        a = F.normalize(model.encode_image(torch.stack([preprocess(image) for image in images])), dim=-1)
         b = F.normalize(model.encode_text(tokens), dim=-1)
     return (a * b).sum(-1).numpy()
 
 
-def test_clip_t_equals_plain_open_clip(folder: Path, scorer: ClipScorer, pictures: list[Image.Image]) -> None:
-    expected = plain_cosines(folder, pictures, TEXTS)
-    scores = scorer.clip_t(pictures, TEXTS)
-    assert np.ptp(expected) > 1e-3  # different enough to tell an error
+def test_clip_t_equals_plain_open_clip(folder: Path, scorer: ClipScorer, images: list[Image.Image]) -> None:
+    expected = plain_cosines(folder, images, TEXTS)
+    scores = scorer.clip_t(images, TEXTS)
+    assert np.ptp(expected) > 1e-3  # different enough to reveal an error
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("resize", ["shortest", "squash"])
-def test_resize_modes_are_those_of_open_clip(folder: Path, pictures: list[Image.Image], resize: Any) -> None:
-    scorer = ClipScorer.local(folder, resize=resize)
-    expected = plain_cosines(folder, pictures, TEXTS, image_resize_mode=resize)
-    np.testing.assert_allclose(scorer.clip_t(pictures, TEXTS), expected, atol=1e-6)
+def test_resize_modes_are_those_of_open_clip(folder: Path, images: list[Image.Image], resize: Any) -> None:
+    scorer = ClipScorer.from_folder(folder, resize=resize)
+    expected = plain_cosines(folder, images, TEXTS, image_resize_mode=resize)
+    np.testing.assert_allclose(scorer.clip_t(images, TEXTS), expected, atol=1e-6)
     assert scorer.describe()["resize"] == resize
 
 
-def test_padding_keeps_the_whole_picture_between_bars_of_the_mean_colour(
-    folder: Path, pictures: list[Image.Image]
+def test_padding_keeps_the_whole_image_between_bars_of_the_mean_color(
+    folder: Path, images: list[Image.Image]
 ) -> None:
-    scorer = ClipScorer.local(folder, resize="pad")
-    seen = scorer.preprocess(pictures[1])  # 64 x 36 into 32 x 32: bars of 7 rows above and below
-    assert seen.shape == (3, 32, 32)
-    assert seen[:, :7].abs().max() < 0.02  # the mean is zero after normalisation
-    assert seen[:, -7:].abs().max() < 0.02
-    assert seen[:, 8:24].abs().amax((0, 2)).min() > 0.5
+    scorer = ClipScorer.from_folder(folder, resize="pad")
+    padded = scorer.preprocess(images[1])  # 64 x 36 into 32 x 32: bars of 7 rows above and below
+    assert padded.shape == (3, 32, 32)
+    assert padded[:, :7].abs().max() < 0.02  # the mean is zero after normalization
+    assert padded[:, -7:].abs().max() < 0.02
+    assert padded[:, 8:24].abs().amax((0, 2)).min() > 0.5
     assert scorer.describe()["resize"] == "pad"
 
 
-def test_the_folder_decides_where_no_resize_is_asked(scorer: ClipScorer) -> None:
+def test_the_folders_own_resize_is_the_default(scorer: ClipScorer) -> None:
     assert scorer.describe()["resize"] == "squash"
 
 
 def test_features_are_unit_float32_and_independent_of_the_batch(
-    scorer: ClipScorer, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    scorer: ClipScorer, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, texts = scorer.image_features(pictures), scorer.text_features([*TEXTS, TEXTS[0]])
-    for features in (images, texts):
+    of_images, of_texts = scorer.image_features(images), scorer.text_features([*TEXTS, TEXTS[0]])
+    for features in (of_images, of_texts):
         assert features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(len(features)))
-    torch.testing.assert_close(texts[3], texts[0])
+    torch.testing.assert_close(of_texts[3], of_texts[0])
     monkeypatch.setattr("lorakit.models.clip_score.BATCH", 1)
-    torch.testing.assert_close(scorer.image_features(pictures), images, atol=1e-6, rtol=0)
-    torch.testing.assert_close(scorer.text_features(TEXTS), texts[:3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(scorer.image_features(images), of_images, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scorer.text_features(TEXTS), of_texts[:3], atol=1e-6, rtol=0)
     assert scorer.image_features([]).numel() == scorer.text_features([]).numel() == 0
 
 
-def test_other_colour_modes_score_like_their_rgb(scorer: ClipScorer, pictures: list[Image.Image]) -> None:
-    gray = pictures[1].convert("L")
+def test_other_color_modes_score_like_their_rgb(scorer: ClipScorer, images: list[Image.Image]) -> None:
+    gray = images[1].convert("L")
     np.testing.assert_allclose(
         scorer.clip_t([gray], ["a"]), scorer.clip_t([gray.convert("RGB")], ["a"]), atol=1e-7
     )
 
 
-def test_a_cut_text_keeps_its_end_and_is_listed(folder: Path) -> None:
-    scorer = ClipScorer.local(folder)
-    assert scorer.describe()["truncated"] == []
+def test_a_truncated_text_keeps_its_end_token_and_is_listed(folder: Path) -> None:
+    scorer = ClipScorer.from_folder(folder)
+    assert scorer.describe()["truncated_texts"] == []
     ids = scorer.tokenizer([LONG])[0]
     end = scorer.tokenizer.eot_token_id
     assert ids[-1] == end
     assert (ids == end).sum() == 1
     exact = "dog " * (CONTEXT - 2)  # one token each, and room for start and end: fits exactly
     scorer.text_features(["a dog", LONG, exact, LONG, exact + "dog"])
-    assert scorer.describe()["truncated"] == [LONG, exact + "dog"]
-    begins = scorer.tokenizer.decode(ids[1:-1].tolist())  # what fits, as a text of its own
-    assert LONG.startswith(begins.split(",")[0].strip())
-    cut, fits = scorer.text_features([LONG, begins])
-    torch.testing.assert_close(cut, fits)
+    assert scorer.describe()["truncated_texts"] == [LONG, exact + "dog"]
+    beginning = scorer.tokenizer.decode(ids[1:-1].tolist())  # the part that fits, as a text of its own
+    assert LONG.startswith(beginning.split(",")[0].strip())
+    truncated, fitting = scorer.text_features([LONG, beginning])
+    torch.testing.assert_close(truncated, fitting)
 
 
-def test_choose_takes_the_nearest_of_each_pictures_own_options(
-    scorer: ClipScorer, pictures: list[Image.Image]
+def test_nearest_text_selects_from_each_images_own_options(
+    scorer: ClipScorer, images: list[Image.Image]
 ) -> None:
     options = [["a red dog", "a blue cat"], ["one"], ["a blue cat", "a red dog", "a green tree"]]
-    images = scorer.image_features(pictures)
-    expected = [int((scorer.text_features(o) @ images[i]).argmax()) for i, o in enumerate(options)]
-    chosen = scorer.choose(pictures, options)
-    assert chosen.tolist() == expected
-    swapped = scorer.choose(pictures, [list(reversed(o)) for o in options])
+    features = scorer.image_features(images)
+    expected = [int((scorer.text_features(o) @ features[i]).argmax()) for i, o in enumerate(options)]
+    indices = scorer.nearest_text(images, options)
+    assert indices.tolist() == expected
+    swapped = scorer.nearest_text(images, [list(reversed(o)) for o in options])
     assert swapped.tolist() == [len(o) - 1 - e for o, e in zip(options, expected, strict=True)]
 
 
-def test_describe_says_what_the_numbers_depend_on(folder: Path) -> None:
-    described = ClipScorer.local(folder, dtype=torch.bfloat16, resize="pad").describe()
-    assert json.loads(json.dumps(described)) == described
-    assert described["model"] == folder.name
-    assert described["dtype"] == "bfloat16"
-    assert described["context"] == CONTEXT
-    assert described["size"] in (32, [32, 32])
-    assert len(described["weights_sha256"]) == 64
-    assert str(folder.parent) not in json.dumps(described)  # results travel; paths of a machine do not
+def test_describe_records_all_that_scores_depend_on(folder: Path) -> None:
+    description = ClipScorer.from_folder(folder, dtype=torch.bfloat16, resize="pad").describe()
+    assert json.loads(json.dumps(description)) == description
+    assert description["model"] == folder.name
+    assert description["dtype"] == "bfloat16"
+    assert description["context_length"] == CONTEXT
+    assert description["input_size"] in (32, [32, 32])
+    assert len(description["weights_sha256"]) == 64
+    assert str(folder.parent) not in json.dumps(description)  # results are shared, without paths of a machine
 
 
-def test_bfloat16_is_close_to_float32(folder: Path, scorer: ClipScorer, pictures: list[Image.Image]) -> None:
-    rough = ClipScorer.local(folder, dtype=torch.bfloat16).clip_t(pictures, TEXTS)
-    np.testing.assert_allclose(rough, scorer.clip_t(pictures, TEXTS), atol=0.02)
-    assert rough.dtype == np.float64
+def test_bfloat16_is_close_to_float32(folder: Path, scorer: ClipScorer, images: list[Image.Image]) -> None:
+    rounded = ClipScorer.from_folder(folder, dtype=torch.bfloat16).clip_t(images, TEXTS)
+    np.testing.assert_allclose(rounded, scorer.clip_t(images, TEXTS), atol=0.02)
+    assert rounded.dtype == np.float64
 
 
-def test_the_embedded_layout_with_its_own_tokenizer(tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_the_embedded_layout_with_its_own_tokenizer(tmp_path: Path, images: list[Image.Image]) -> None:
     from tests.pretraining import clip
     from tests.pretraining.tokenizer import build_tokenizer
 
@@ -173,16 +173,16 @@ def test_the_embedded_layout_with_its_own_tokenizer(tmp_path: Path, pictures: li
     tokenizer = build_tokenizer()
     model = clip.build_clip(len(tokenizer)).eval()
     clip.export_clip(model, tokenizer, tmp_path / "clip")
-    scorer = ClipScorer.local(tmp_path / "clip")
+    scorer = ClipScorer.from_folder(tmp_path / "clip")
     texts = ["a large red heart on a blue background", "a small green ring", "a striped circle"]
-    stored, own = clip.load_clip(tmp_path / "clip")
+    stored, own_tokenizer = clip.load_clip(tmp_path / "clip")
     with torch.no_grad():
-        expected = clip.encode_texts(stored, clip.tokenize(own, texts))
+        expected = clip.encode_texts(stored, clip.tokenize(own_tokenizer, texts))
     torch.testing.assert_close(scorer.text_features(texts), expected, atol=1e-5, rtol=0)
-    assert scorer.describe()["truncated"] == []
-    assert scorer.clip_t(pictures, texts).shape == (3,)
+    assert scorer.describe()["truncated_texts"] == []
+    assert scorer.clip_t(images, texts).shape == (3,)
     scorer.text_features(["red heart " * 40])
-    assert len(scorer.describe()["truncated"]) == 1
+    assert len(scorer.describe()["truncated_texts"]) == 1
 
 
 @pytest.mark.parametrize("suffix", [None, ".bin"])
@@ -193,7 +193,7 @@ def test_missing_weights_are_an_error(folder: Path, tmp_path: Path, suffix: str 
     if suffix:
         (bare / f"open_clip_model{suffix}").write_bytes(b"a pickle would be opened here")
     with pytest.raises(ConfigError, match="safetensors") as caught:
-        ClipScorer.local(bare)
+        ClipScorer.from_folder(bare)
     assert str(bare) in str(caught.value)
 
 
@@ -202,13 +202,13 @@ def test_weights_of_another_shape_are_an_error(folder: Path, tmp_path: Path) -> 
     torch.manual_seed(0)
     state = open_clip.CLIP(**MODEL).state_dict()
     with pytest.raises(ConfigError, match="cannot load CLIP"):
-        ClipScorer.local(save_clip(tmp_path / "wrong", wider, state))
+        ClipScorer.from_folder(save_clip(tmp_path / "wrong", wider, state))
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "words"),
     [
-        (lambda: ClipScorer("ViT-L-99"), "no model 'ViT-L-99'"),
+        (lambda: ClipScorer("ViT-L-99"), "open_clip has no model 'ViT-L-99'"),
         (lambda: ClipScorer("ViT-L-14", "opanai"), "openai"),
         (lambda: ClipScorer("ViT-L-14", "missing.safetensors"), "no weights 'missing.safetensors'"),
         (lambda: ClipScorer("ViT-L-14", None), "no weights None"),
@@ -216,34 +216,34 @@ def test_weights_of_another_shape_are_an_error(folder: Path, tmp_path: Path) -> 
         (lambda: ClipScorer(dtype=torch.float64), "float64"),
     ],
 )
-def test_wrong_arguments_are_readable(build: Callable[[], ClipScorer], said: str) -> None:
+def test_wrong_arguments_are_refused_with_the_reason(build: Callable[[], ClipScorer], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build()
-    assert said in str(caught.value)
+    assert words in str(caught.value)
 
 
-def test_openai_weights_are_run_with_the_activation_they_were_trained_with(
+def test_openai_weights_run_with_the_activation_of_their_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """open_clip builds "ViT-L-14" with GELU, and with OpenAI's QuickGELU weights it only warns."""
-    asked: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     def create(name: str, weights: str, **options: Any) -> None:
-        asked.update(options, weights=weights)
+        arguments.update(options, weights=weights)
         raise RuntimeError("no network")
 
     monkeypatch.setattr(open_clip, "create_model", create)
     with pytest.raises(ConfigError, match="no network"):
         ClipScorer()
-    assert asked["force_quick_gelu"] is True
-    assert asked["require_pretrained"] is True
+    assert arguments["force_quick_gelu"] is True
+    assert arguments["require_pretrained"] is True
     with pytest.raises(ConfigError, match="no network"):
         ClipScorer("ViT-B-32", "laion2b_s34b_b79k")
-    assert asked["force_quick_gelu"] is False
+    assert arguments["force_quick_gelu"] is False
 
 
-def test_mismatched_lengths_are_refused(scorer: ClipScorer, pictures: list[Image.Image]) -> None:
-    with pytest.raises(ValueError, match="3 pictures but 1 texts"):
-        scorer.clip_t(pictures, ["a"])
+def test_mismatched_lengths_are_refused(scorer: ClipScorer, images: list[Image.Image]) -> None:
+    with pytest.raises(ValueError, match="3 images but 1 texts"):
+        scorer.clip_t(images, ["a"])
     with pytest.raises(ValueError, match="at least one option"):
-        scorer.choose(pictures, [["a"], ["b"], []])
+        scorer.nearest_text(images, [["a"], ["b"], []])

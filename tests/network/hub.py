@@ -1,4 +1,4 @@
-"""A hub on loopback that speaks what huggingface_hub asks for, with faults to switch on."""
+"""A hub on loopback with the API that huggingface_hub uses, and faults that tests switch on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from tests.network import servers
 
-LARGE = ".safetensors"  # files that a hub keeps outside git, named by SHA-256
+LARGE = ".safetensors"  # suffix of files that a hub stores outside git, named by SHA-256
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Hub:
     names: dict[str, str] = field(default_factory=dict)
     repository: str = "team/base"
     refuse: dict[str, str] = field(default_factory=dict)  # status and X-Error-Code for every request
-    busy: int = 0  # requests still to be answered with 429
+    busy: int = 0  # number of further requests that get a 429
     cut: str = ""  # a file whose content ends early
     altered: str = ""  # a file whose content has one wrong byte
     requests: list[str] = field(default_factory=list)
@@ -37,13 +37,13 @@ class Hub:
         self.names[name] = commit
         return commit
 
-    def fetched(self) -> list[str]:
-        """Paths of the files that were asked for."""
+    def downloaded(self) -> list[str]:
+        """Return the paths of the files that were requested."""
         paths = [re.search(r"^GET /[^/]+/[^/]+/resolve/\w+/(.*)$", line) for line in self.requests]
         return sorted({match[1] for match in paths if match})
 
 
-def _identity(path: str, data: bytes) -> str:
+def _hash_name(path: str, data: bytes) -> str:
     if path.endswith(LARGE):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -83,9 +83,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 for path, data in hub.commits[commit].items():
                     row = {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
                     if path.endswith(LARGE):
-                        row["lfs"] = {"oid": _identity(path, data), "size": len(data), "pointerSize": 1}
+                        row["lfs"] = {"oid": _hash_name(path, data), "size": len(data), "pointerSize": 1}
                     else:
-                        row["oid"] = _identity(path, data)
+                        row["oid"] = _hash_name(path, data)
                     rows.append(row)
                 self.answer(200, json.dumps(rows).encode())
 
@@ -94,16 +94,16 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if data is None:
                 self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return
-            head = {"X-Repo-Commit": commit, "ETag": f'"{_identity(path, data)}"'}
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{_hash_name(path, data)}"'}
             if path == hub.altered:
                 data = data[:-1] + bytes([data[-1] ^ 1])
-            self.answer(200, data, head, cut=path == hub.cut and self.command == "GET")
+            self.answer(200, data, headers, cut=path == hub.cut and self.command == "GET")
 
         def answer(
-            self, status: int, body: bytes, head: dict[str, str] | None = None, *, cut: bool = False
+            self, status: int, body: bytes, headers: dict[str, str] | None = None, *, cut: bool = False
         ) -> None:
             self.send_response(status)
-            for name, value in {"Content-Type": "application/json", **(head or {})}.items():
+            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -119,6 +119,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 @contextlib.contextmanager
 def running(hub: Hub) -> Iterator[str]:
-    """The hub's address while it is up."""
+    """Run the hub and yield its address."""
     with servers.serving(_handler(hub)) as address:
         yield address

@@ -1,4 +1,4 @@
-"""Real servers on loopback that behave badly in one way each."""
+"""Real servers on loopback, each with one fault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Failing(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """A server's address while it runs."""
+    """Run a server and yield its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -40,14 +40,14 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def bad(kind: str) -> Iterator[str]:
-    """Address of a server that is `refused` (nobody listens), `500`, or `silent` (accepts, never answers)."""
-    if kind == "500":
+def faulty(fault: str) -> Iterator[str]:
+    """Yield the address of a server that is `refused` (no listener), `500`, or `silent` (never answers)."""
+    if fault == "500":
         with serving(_Failing) as address:
             yield address
         return
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        if kind == "silent":
+        if fault == "silent":
             listener.listen(64)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

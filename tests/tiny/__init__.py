@@ -1,8 +1,8 @@
 """Tiny random-weight pipelines, built offline in about a second each: the real classes, only small.
 
-`tiny_pipeline(name)` is shared by a whole test session: do not change it, use `build(name)` for a copy of
-your own. `tiny_folder(name)` is the same pipeline on disk. Zero-initialised layers are randomised, since
-behind a zero gate every mistake is invisible. A module of this package holds `ROWS`, one row a pipeline.
+`tiny_pipeline(name)` is shared by a whole test session: do not change it; build a copy with `build(name)`.
+`tiny_folder(name)` is the same pipeline on disk. Zero-initialized layers are randomized, because a zero gate
+hides every mistake. Each module of this package has `ROWS`, one row per pipeline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
     "bpe_tokenizer",
     "build",
     "clip_tokenizer",
-    "randomise",
+    "randomize",
     "t5_tokenizer",
     "tiny_folder",
     "tiny_pipeline",
@@ -35,10 +35,10 @@ __all__ = [
 
 def _rows() -> dict[str, Row]:
     rows: dict[str, Row] = {}
-    for found in pkgutil.iter_modules(__path__):
-        own = getattr(importlib.import_module(f"{__name__}.{found.name}"), "ROWS", {})
-        assert not rows.keys() & own.keys()
-        rows |= own
+    for info in pkgutil.iter_modules(__path__):
+        module_rows = getattr(importlib.import_module(f"{__name__}.{info.name}"), "ROWS", {})
+        assert not rows.keys() & module_rows.keys()
+        rows |= module_rows
     return rows
 
 
@@ -46,8 +46,8 @@ ROWS = _rows()
 BUILDERS = {name: row.build for name, row in ROWS.items()}
 
 
-def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every zero-initialised tensor small random values; evaluation mode, no gradients."""
+def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every zero-initialized tensor small random values; evaluation mode, no gradients."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         if not parameter.detach().any():
@@ -56,26 +56,26 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def build(name: str) -> Any:
-    """A fresh pipeline; the same weights at every call."""
+    """Build a pipeline; the weights are the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipe = BUILDERS[name]()
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
-            randomise(component)
+            randomize(component)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @functools.cache
 def tiny_pipeline(name: str) -> Any:
-    """The session's shared pipeline; read only."""
+    """Return the session's shared pipeline; read only."""
     return build(name)
 
 
 @functools.cache
 def tiny_folder(name: str) -> Path:
-    """The pipeline saved as diffusers does; read only, removed when the process ends."""
+    """Return the folder of the pipeline as diffusers saves it; read only, removed when the process ends."""
     folder = Path(SCRATCH.name) / name
     pipe = tiny_pipeline(name)
     pipe.save_pretrained(str(folder))

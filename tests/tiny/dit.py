@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers.processors import TemplateProcessing
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, shifted_clock
+from tests.tiny.row import FullNetwork, Row, unshifted_timestep
 
 
 def _pixart() -> Any:
@@ -252,47 +252,47 @@ ROWS = {
     "pixart-sigma": Row(
         _pixart,
         _CROSS,
-        call=_NO_BINS | {"clean_caption": False, "max_sequence_length": 32},
-        full=Full("PixArtTransformer2DModel", 224, 8.3, {"caption_channels": 4096, **_UNSIZED}),
+        call_arguments=_NO_BINS | {"clean_caption": False, "max_sequence_length": 32},
+        full=FullNetwork("PixArtTransformer2DModel", 224, 8.3, {"caption_channels": 4096, **_UNSIZED}),
     ),
     "hunyuan-dit": Row(
         functools.partial(_hunyuan_dit, True),
         _CROSS,
-        call=_NO_BINS,
-        full=Full("HunyuanDiT2DModel", 320, 13.9, _HUNYUAN),
+        call_arguments=_NO_BINS,
+        full=FullNetwork("HunyuanDiT2DModel", 320, 13.9, _HUNYUAN),
     ),
-    "hunyuan-dit-1.2": Row(functools.partial(_hunyuan_dit, False), _CROSS, call=_NO_BINS),
+    "hunyuan-dit-1.2": Row(functools.partial(_hunyuan_dit, False), _CROSS, call_arguments=_NO_BINS),
     "sana": Row(
         _sana,
         _CROSS,
         sizes=((64, 32), (32, 64)),
-        call=_NO_BINS | {"max_sequence_length": 32},
-        full=Full("SanaTransformer2DModel", 160, 11.5),
+        call_arguments=_NO_BINS | {"max_sequence_length": 32},
+        full=FullNetwork("SanaTransformer2DModel", 160, 11.5),
     ),
     "auraflow": Row(
         _aura_flow,
         8 + 2 * 4,
-        call={"max_sequence_length": 32},
-        full=Full("AuraFlowTransformer2DModel", 160, 15.7),
+        call_arguments={"max_sequence_length": 32},
+        full=FullNetwork("AuraFlowTransformer2DModel", 160, 15.7),
     ),
     "hidream": Row(
         _hidream,
         8 + 4,
         sizes=((32, 32), (64, 16)),
-        full=Full("HiDreamImageTransformer2DModel", 256, 21.0, _HIDREAM),
+        full=FullNetwork("HiDreamImageTransformer2DModel", 256, 21.0, _HIDREAM),
     ),
     "cogview4": Row(
         _cogview4,
         2 * 4,
-        clock=shifted_clock,
-        alone=True,
-        full=Full("CogView4Transformer2DModel", 112, 14.7, _COGVIEW4),
+        timestep=unshifted_timestep,
+        one_prompt_per_call=True,
+        full=FullNetwork("CogView4Transformer2DModel", 112, 14.7, _COGVIEW4),
     ),
     "ernie-image": Row(
         _ernie,
         2 * 4,
-        call={"use_pe": False},
-        attention=r"self_attention\.",
-        full=Full("ErnieImageTransformer2DModel", 96, 9.4),
+        call_arguments={"use_pe": False},
+        attention_layers=r"self_attention\.",
+        full=FullNetwork("ErnieImageTransformer2DModel", 96, 9.4),
     ),
 }

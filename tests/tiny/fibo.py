@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, Tensor
+from tests.tiny.row import FullNetwork, Row, Tensor
 
 
 def _fibo() -> Any:
@@ -17,7 +17,7 @@ def _fibo() -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=parts.bpe_tokenizer(["<pad>", "<eos>"]), pad_token="<pad>", eos_token="<eos>"
     )
-    # the pipeline writes the number of its empty caption's token out
+    # the pipeline has the id of its empty caption's token in its code
     config = SmolLM3Config(**parts.text_config(num_hidden_layers=2, vocab_size=128_001), pad_token_id=0)
     del config.head_dim
     vae = AutoencoderKLWan(
@@ -92,7 +92,7 @@ def _tokens(pipe: Any, noise: Tensor) -> Tensor:
     return noise.flatten(2).transpose(1, 2)
 
 
-def _picture(pipe: Any, output: Tensor, noise: Tensor) -> Tensor:
+def _unpack(pipe: Any, output: Tensor, noise: Tensor) -> Tensor:
     return output.transpose(1, 2).reshape(noise.shape)
 
 
@@ -110,17 +110,17 @@ ROWS = {
         _fibo,
         8 + 3 * 3,
         sizes=((128, 64), (64, 96)),
-        given=_tokens,
-        unpacked=_picture,
-        full=Full("BriaFiboTransformer2DModel", 266, 26.1, {"in_channels": 48}),
+        latents_argument=_tokens,
+        unpack_prediction=_unpack,
+        full=FullNetwork("BriaFiboTransformer2DModel", 266, 26.1, {"in_channels": 48}),
     ),
     "fibo2": Row(
         _fibo2,
-        (1 + 2 + 6 + 5) * 4,  # refiner, perceiver's two, layers, the text's ways into five of them
-        drawn=_shuffled,
-        given=_shuffled,
-        unpacked=_patchified,
-        attention=r"attention\.",
-        full=Full("BriaFibo2Transformer2DModel", 220, 26.1),
+        (1 + 2 + 6 + 5) * 4,  # refiner, two of the perceiver, layers, text injection into five of them
+        initial_noise=_shuffled,
+        latents_argument=_shuffled,
+        unpack_prediction=_patchified,
+        attention_layers=r"attention\.",
+        full=FullNetwork("BriaFibo2Transformer2DModel", 220, 26.1),
     ),
 }

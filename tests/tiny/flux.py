@@ -1,4 +1,4 @@
-"""Flux.1 and what grew out of it: Chroma, LongCat-Image, Bria 3.2."""
+"""Flux.1 and its descendants: Chroma, LongCat-Image, Bria 3.2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, Tensor, as_pictures, from_packed, packed, painted
+from tests.tiny.row import FullNetwork, Row, Tensor, from_packed, inpainting_arguments, packed, to_pil_images
 
 _SHAPE: dict[str, Any] = {
     "in_channels": 16,
@@ -76,7 +76,7 @@ def _longcat() -> Any:
         Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT
     )
     return LongCatImagePipeline(
-        vae=_vae(latent_channels=16),  # a number that the pipeline insists on
+        vae=_vae(latent_channels=16),  # the pipeline accepts no other number
         text_encoder=parts.qwen25_vl(tokenizer),
         tokenizer=tokenizer,
         text_processor=processor,
@@ -100,64 +100,75 @@ def _bria() -> Any:
     )
 
 
-def _kontext(pictures: dict[str, Tensor]) -> dict[str, Any]:
-    (source,) = as_pictures(pictures["source"])
+def _kontext(images: dict[str, Tensor]) -> dict[str, Any]:
+    (source,) = to_pil_images(images["source"])
     return {"image": source, "max_area": source.width * source.height, "_auto_resize": False}
 
 
-def _controlled(pictures: dict[str, Tensor]) -> dict[str, Any]:
-    return {"control_image": as_pictures(pictures["control"])}
+def _controlled(images: dict[str, Tensor]) -> dict[str, Any]:
+    return {"control_image": to_pil_images(images["control"])}
 
 
-def _tool(pipeline: str, channels: int, shown: Any, **full: Any) -> Row:
+def _tool(pipeline: str, channels: int, image_arguments: Any, **config: Any) -> Row:
     return Row(
         functools.partial(_flux1, True, pipeline, channels),
         _MODULES,
-        call={"max_sequence_length": 32},
-        shown=shown,
-        full=Full("FluxTransformer2DModel", 266, 26.1, _DEV | full),
+        call_arguments={"max_sequence_length": 32},
+        image_arguments=image_arguments,
+        full=FullNetwork("FluxTransformer2DModel", 266, 26.1, _DEV | config),
         **_PACKED,
     )
 
 
 _DEV = {"guidance_embeds": True}
 _MODULES = 8 + 2 * 3  # one double block, two single ones
-_PACKED: dict[str, Any] = {"given": packed, "unpacked": from_packed}
+_PACKED: dict[str, Any] = {"latents_argument": packed, "unpack_prediction": from_packed}
 ROWS = {
-    # its guidance is an input of the network, to which the published pipeline gives what it is called with
+    # its guidance is an input of the network, which the published pipeline sets to its guidance scale
     "flux1-dev": Row(
         functools.partial(_flux1, True),
         _MODULES,
-        call={"max_sequence_length": 32},
-        full=Full("FluxTransformer2DModel", 266, 26.1, {"guidance_embeds": True}),
+        call_arguments={"max_sequence_length": 32},
+        full=FullNetwork("FluxTransformer2DModel", 266, 26.1, {"guidance_embeds": True}),
         **_PACKED,
     ),
     "flux1-schnell": Row(
-        functools.partial(_flux1, False), _MODULES, on=None, call={"max_sequence_length": 32}, **_PACKED
+        functools.partial(_flux1, False),
+        _MODULES,
+        guidance_on=None,
+        call_arguments={"max_sequence_length": 32},
+        **_PACKED,
     ),
     "flux1-kontext": _tool("FluxKontextPipeline", 16, _kontext),
-    # of 4 x 4 pixels each: the picture's 4 channels and the mask's 16, both of four latents
-    "flux1-fill": _tool("FluxFillPipeline", 4 * (4 + 4 + 16), painted, in_channels=384, out_channels=64),
+    # 4 latents per token: noise of 4 channels, masked image of 4, mask of 16 (4 x 4 pixels per latent)
+    "flux1-fill": _tool(
+        "FluxFillPipeline", 4 * (4 + 4 + 16), inpainting_arguments, in_channels=384, out_channels=64
+    ),
     "flux1-control": replace(
         _tool("FluxControlPipeline", 32, _controlled),
-        modules=_MODULES + 1,  # and the first layer
-        attention=r"\.attn\.|^x_embedder",
-        full=Full("FluxTransformer2DModel", 267, 26.2, {"in_channels": 128, "out_channels": 64} | _DEV),
+        modules=_MODULES + 1,  # with the first layer
+        attention_layers=r"\.attn\.|^x_embedder",
+        full=FullNetwork(
+            "FluxTransformer2DModel", 267, 26.2, {"in_channels": 128, "out_channels": 64} | _DEV
+        ),
     ),
     "chroma": Row(
         _chroma,
         _MODULES,
-        call={"max_sequence_length": 32},
-        full=Full("ChromaTransformer2DModel", 266, 26.1),
+        call_arguments={"max_sequence_length": 32},
+        full=FullNetwork("ChromaTransformer2DModel", 266, 26.1),
         **_PACKED,
     ),
     "longcat-image": Row(
         _longcat,
         _MODULES,
-        call={"enable_prompt_rewrite": False},
-        on={"guidance_scale": 4.0, "negative_prompt": ["", ""]},  # one, its default, is too few for two
-        full=Full("LongCatImageTransformer2DModel", 266, 26.1),
+        call_arguments={"enable_prompt_rewrite": False},
+        guidance_on={
+            "guidance_scale": 4.0,
+            "negative_prompt": ["", ""],
+        },  # its default is a single one, too few for two prompts
+        full=FullNetwork("LongCatImageTransformer2DModel", 266, 26.1),
         **_PACKED,
     ),
-    "bria": Row(_bria, _MODULES, full=Full("BriaTransformer2DModel", 266, 26.1), **_PACKED),
+    "bria": Row(_bria, _MODULES, full=FullNetwork("BriaTransformer2DModel", 266, 26.1), **_PACKED),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, Tensor, as_pictures
+from tests.tiny.row import FullNetwork, Row, Tensor, to_pil_images
 
 
 def _common(guidance: bool, joint: int) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def _unpacked(pipe: Any, output: Tensor, noise: Tensor) -> Tensor:
     return pipe._unpack_latents_with_ids(output, pipe._prepare_latent_ids(noise))
 
 
-def _references(pictures: dict[str, Tensor]) -> dict[str, Any]:
-    return {"image": as_pictures(pictures["source"])}
+def _references(images: dict[str, Tensor]) -> dict[str, Any]:
+    return {"image": to_pil_images(images["source"])}
 
 
 _KLEIN = {
@@ -80,12 +80,21 @@ _KLEIN = {
     "joint_attention_dim": 7680,
     "guidance_embeds": False,
 }
-# a reference has at least 64 pixels a side
-_REFERENCES: dict[str, Any] = {"unpacked": _unpacked, "shown": _references, "sizes": ((96, 64), (64, 80))}
+# a reference has at least 64 pixels per side
+_REFERENCES: dict[str, Any] = {
+    "unpack_prediction": _unpacked,
+    "image_arguments": _references,
+    "sizes": ((96, 64), (64, 80)),
+}
 ROWS = {
-    "flux2-dev": Row(_dev, 8 + 2 * 2, unpacked=_unpacked, full=Full("Flux2Transformer2DModel", 160, 83.4)),
+    "flux2-dev": Row(
+        _dev, 8 + 2 * 2, unpack_prediction=_unpacked, full=FullNetwork("Flux2Transformer2DModel", 160, 83.4)
+    ),
     "flux2-klein": Row(
-        _klein, 8 + 2 * 2, unpacked=_unpacked, full=Full("Flux2Transformer2DModel", 80, 18.7, _KLEIN)
+        _klein,
+        8 + 2 * 2,
+        unpack_prediction=_unpacked,
+        full=FullNetwork("Flux2Transformer2DModel", 80, 18.7, _KLEIN),
     ),
     "flux2-klein-references": Row(_klein, 8 + 2 * 2, **_REFERENCES),
 }

@@ -1,4 +1,4 @@
-"""Flux.3, which is no pipeline of the usual kind but a chain of blocks."""
+"""Flux.3, which is a chain of blocks instead of a usual pipeline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, Tensor
+from tests.tiny.row import FullNetwork, Row, Tensor
 
 
 def _flux3() -> Any:
@@ -20,7 +20,9 @@ def _flux3() -> Any:
     pipe = Flux3ModularPipeline()
     pipe.update_components(
         vae=parts.kl_flux2(),
-        text_encoder=parts.qwen3_vl(tokenizer, num_hidden_layers=33),  # the 32nd is the last that is read
+        text_encoder=parts.qwen3_vl(
+            tokenizer, num_hidden_layers=33
+        ),  # the pipeline reads no layer after the 32nd
         tokenizer=Qwen3VLProcessor(
             Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=parts.CHAT
         ),
@@ -40,7 +42,7 @@ def _flux3() -> Any:
 
 
 def _published(pipe: Any, guidance_scale: float) -> Any:
-    """The blocks as they are published, but for the language model that rewrites prompts."""
+    """Return the published blocks without the language model that rewrites prompts."""
     from diffusers import ClassifierFreeGuidance, Flux3AutoBlocks
 
     blocks = Flux3AutoBlocks()
@@ -56,7 +58,7 @@ def _published(pipe: Any, guidance_scale: float) -> Any:
     return chain
 
 
-def _draw(
+def _sample(
     pipe: Any,
     *,
     prompt: list[str],
@@ -66,11 +68,11 @@ def _draw(
     **settings: Any,
 ) -> Any:
     chain = _published(pipe, guidance_scale)
-    made = [
+    outputs = [
         chain(prompt=text, latents=row[None], output="images", **settings)
         for text, row in zip(prompt, latents, strict=True)
     ]
-    return torch.cat(made) if isinstance(made[0], Tensor) else [pictures[0] for pictures in made]
+    return torch.cat(outputs) if isinstance(outputs[0], Tensor) else [images[0] for images in outputs]
 
 
 def _predict(pipe: Any, caption: str, noise: Tensor, t: Tensor, width: int, height: int) -> Tensor:
@@ -80,8 +82,8 @@ def _predict(pipe: Any, caption: str, noise: Tensor, t: Tensor, width: int, heig
 
     chain = _published(pipe, 1.0)
     chain.scheduler = OneStep(pipe.scheduler, t, stop=True)
-    noisy = mock.patch.object(before_denoise, "randn_tensor", return_value=noise)
-    with noisy, pytest.raises(Caught) as caught:
+    fixed_noise = mock.patch.object(before_denoise, "randn_tensor", return_value=noise)
+    with fixed_noise, pytest.raises(Caught) as caught:
         chain(prompt=caption, width=width, height=height, num_inference_steps=1)
     output: Tensor = caught.value.args[0]
     return output.transpose(1, 2).reshape(noise.shape)
@@ -90,10 +92,10 @@ def _predict(pipe: Any, caption: str, noise: Tensor, t: Tensor, width: int, heig
 ROWS = {
     "flux3": Row(
         _flux3,
-        4 * (1 + 1 + 1 + 2),  # text, picture, reference pictures, all together
-        dead=r"mode_blocks\.image_cond",  # there are no reference pictures in text to image
-        draw=_draw,
+        4 * (1 + 1 + 1 + 2),  # text, image, reference images, all together
+        no_gradient=r"mode_blocks\.image_cond",  # text to image has no reference images
+        sample=_sample,
         predict=_predict,
-        full=Full("Flux3Transformer2DModel", 172, 16.9),
+        full=FullNetwork("Flux3Transformer2DModel", 172, 16.9),
     ),
 }

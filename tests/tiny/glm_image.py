@@ -1,4 +1,4 @@
-"""GLM-Image: a language model that writes the picture coarsely, and a transformer that paints it."""
+"""GLM-Image: a language model that generates coarse image tokens, and a transformer conditioned on them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, shifted_clock
+from tests.tiny.row import FullNetwork, Row, unshifted_timestep
 
-_CODES = 64  # of the coarse picture's codebook
+_CODES = 64  # in the codebook of the coarse image tokens
 
 
 def _without_preview(_: Any, height: int, width: int) -> tuple[int, int, int, int]:
@@ -19,7 +19,7 @@ def _without_preview(_: Any, height: int, width: int) -> tuple[int, int, int, in
 def _processor() -> Any:
     from transformers import GlmImageImageProcessor, GlmImageProcessor, PreTrainedTokenizerFast
 
-    # of the class, so that a saved pipeline is as quick: 256 tokens of preview take seconds a caption
+    # on the class, so that a saved pipeline is as fast: 256 preview tokens take seconds per caption
     GlmImageProcessor._get_target_shape = _without_preview
     named = {"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"}
     tokenizer = PreTrainedTokenizerFast(
@@ -33,7 +33,7 @@ def _processor() -> Any:
     return GlmImageProcessor(GlmImageImageProcessor(), tokenizer, chat_template=parts.CHAT)
 
 
-def _writer(processor: Any) -> Any:
+def _language_model(processor: Any) -> Any:
     from transformers import GlmImageConfig, GlmImageForConditionalGeneration
 
     vision = {"depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 16, "image_size": 32}
@@ -52,7 +52,7 @@ def _writer(processor: Any) -> Any:
         )
     )
     model.generation_config.eos_token_id = None  # random weights would stop anywhere
-    for parameter in model.parameters():  # or the seed alone would decide what is written
+    for parameter in model.parameters():  # otherwise the tokens would depend on the seed alone
         parameter.data *= 20 if parameter.ndim == 2 else 1
     return model
 
@@ -62,7 +62,7 @@ def _glm_image() -> Any:
     from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
     glyphs, processor = ByT5Tokenizer(), _processor()
-    reader = T5Config(vocab_size=len(glyphs), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    glyph_config = T5Config(vocab_size=len(glyphs), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     transformer = GlmImageTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -78,9 +78,9 @@ def _glm_image() -> Any:
     return GlmImagePipeline(
         tokenizer=glyphs,
         processor=processor,
-        text_encoder=T5EncoderModel(reader),
-        vision_language_encoder=_writer(processor),
-        vae=parts.kl(4, scaling_factor=0.7, **statistics),  # 8 pixels a latent are taken for granted
+        text_encoder=T5EncoderModel(glyph_config),
+        vision_language_encoder=_language_model(processor),
+        vae=parts.kl(4, scaling_factor=0.7, **statistics),  # the pipeline assumes 8 pixels per latent
         transformer=transformer,
         scheduler=parts.flow_scheduler(
             shift=1.0, use_dynamic_shifting=True, time_shift_type="linear", base_shift=0.25, max_shift=0.75
@@ -93,9 +93,9 @@ ROWS = {
         _glm_image,
         4,
         sizes=((64, 32), (32, 96)),
-        call={"generator": torch.Generator().manual_seed(0)},  # of the coarse picture
-        clock=shifted_clock,
-        alone=True,
-        full=Full("GlmImageTransformer2DModel", 120, 9.8),
+        call_arguments={"generator": torch.Generator().manual_seed(0)},  # of the coarse image tokens
+        timestep=unshifted_timestep,
+        one_prompt_per_call=True,
+        full=FullNetwork("GlmImageTransformer2DModel", 120, 9.8),
     ),
 }

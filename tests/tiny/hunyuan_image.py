@@ -1,11 +1,11 @@
-"""HunyuanImage 2.1, guided by a component rather than by an argument."""
+"""HunyuanImage 2.1, with guidance by a component instead of an argument."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row
+from tests.tiny.row import FullNetwork, Row
 
 
 def _vae() -> Any:
@@ -33,7 +33,7 @@ def _hunyuan_image() -> Any:
 
     tokenizer = parts.qwen_tokenizer(*parts.VISION_TOKENS)
     glyphs = ByT5Tokenizer()
-    reader = T5Config(vocab_size=len(glyphs), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    glyph_config = T5Config(vocab_size=len(glyphs), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     transformer = HunyuanImageTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -51,7 +51,7 @@ def _hunyuan_image() -> Any:
         vae=_vae(),
         text_encoder=parts.qwen25_vl(tokenizer, num_hidden_layers=2),
         tokenizer=tokenizer,
-        text_encoder_2=T5EncoderModel(reader),
+        text_encoder_2=T5EncoderModel(glyph_config),
         tokenizer_2=glyphs,
         transformer=transformer,
         guider=AdaptiveProjectedMixGuidance(enabled=False),
@@ -62,8 +62,12 @@ def _hunyuan_image() -> Any:
 
 
 ROWS = {
-    # 8 in the double block, 4 in the text's, 3 in the single one, whose output layer is the MLP's as well
+    # 8 in the double block, 4 in the text block, 3 in the single block, whose output layer is the MLP's too
     "hunyuan-image": Row(
-        _hunyuan_image, 8 + 3 + 4, off={}, on=None, full=Full("HunyuanImageTransformer2DModel", 288, 33.0)
+        _hunyuan_image,
+        8 + 3 + 4,
+        guidance_off={},
+        guidance_on=None,
+        full=FullNetwork("HunyuanImageTransformer2DModel", 288, 33.0),
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row
+from tests.tiny.row import FullNetwork, Row
 
 
 def _ideogram4() -> Any:
@@ -28,7 +28,7 @@ def _ideogram4() -> Any:
     pipe = Ideogram4Pipeline(
         scheduler=parts.flow_scheduler(shift=1.0),
         vae=parts.kl_flux2(),
-        # the pipeline reads thirteen layers up to the 35th
+        # the pipeline reads thirteen layers, the last of which is the 35th
         text_encoder=parts.qwen3_vl(tokenizer, head=False, num_hidden_layers=36),
         tokenizer=tokenizer,
         transformer=transformer(),
@@ -41,11 +41,11 @@ ROWS = {
     "ideogram4": Row(
         _ideogram4,
         4,
-        call={"max_sequence_length": 32, "guidance_schedule": None},
-        drawn=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
-        given=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
-        unpacked=lambda pipe, output, noise: output.transpose(1, 2).reshape(noise.shape),
-        attention=r"\.attention\.",
-        full=Full("Ideogram4Transformer2DModel", 136, 20.1),
+        call_arguments={"max_sequence_length": 32, "guidance_schedule": None},
+        initial_noise=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
+        latents_argument=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
+        unpack_prediction=lambda pipe, output, noise: output.transpose(1, 2).reshape(noise.shape),
+        attention_layers=r"\.attention\.",
+        full=FullNetwork("Ideogram4Transformer2DModel", 136, 20.1),
     ),
 }

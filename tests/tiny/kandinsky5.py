@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row
+from tests.tiny.row import FullNetwork, Row
 
 _SIZES = ((64, 32), (32, 48))
 
@@ -29,7 +29,7 @@ def _kandinsky5() -> Any:
     )
     pipe = Kandinsky5T2IPipeline(
         transformer=transformer,
-        vae=parts.kl(4, scaling_factor=0.3611),  # the pipeline takes 8 pixels a latent for granted
+        vae=parts.kl(4, scaling_factor=0.3611),  # the pipeline assumes 8 pixels per latent
         text_encoder=parts.qwen25_vl(qwen),
         tokenizer=Qwen2VLProcessor(
             Qwen2VLImageProcessor(), qwen, Qwen2VLVideoProcessor(), chat_template=parts.CHAT
@@ -38,20 +38,20 @@ def _kandinsky5() -> Any:
         tokenizer_2=clip,
         scheduler=parts.flow_scheduler(),
     )
-    pipe.resolutions = list(_SIZES)  # other sizes are replaced by the nearest of these
+    pipe.resolutions = list(_SIZES)  # the pipeline replaces other sizes by the nearest of these
     return pipe
 
 
 ROWS = {
     "kandinsky5": Row(
         _kandinsky5,
-        4 * 3,  # self-attention of the text, self- and cross-attention of the picture
+        4 * 3,  # self-attention of the text, self- and cross-attention of the image
         sizes=_SIZES,
-        drawn=lambda pipe, noise: noise.permute(0, 2, 3, 1)[:, None],
-        given=lambda pipe, noise: noise.permute(0, 2, 3, 1)[:, None],
-        unpacked=lambda pipe, output, noise: output[:, 0].permute(0, 3, 1, 2),
-        attention=r"_attention\.",
-        alone=True,
-        full=Full("Kandinsky5Transformer3DModel", 264, 17.3),
+        initial_noise=lambda pipe, noise: noise.permute(0, 2, 3, 1)[:, None],
+        latents_argument=lambda pipe, noise: noise.permute(0, 2, 3, 1)[:, None],
+        unpack_prediction=lambda pipe, output, noise: output[:, 0].permute(0, 3, 1, 2),
+        attention_layers=r"_attention\.",
+        one_prompt_per_call=True,
+        full=FullNetwork("Kandinsky5Transformer3DModel", 264, 17.3),
     ),
 }

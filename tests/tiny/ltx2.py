@@ -1,4 +1,4 @@
-"""LTX-2, which makes films with sound."""
+"""LTX-2, which generates videos with sound."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from lorakit.models.families.family import noise_seed
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, still
+from tests.tiny.row import FullNetwork, Row, sample_still
 
 
 def _ltx2() -> Any:
@@ -107,8 +107,8 @@ def _ltx2() -> Any:
     return parts.with_text_length(pipe, 32)
 
 
-def _vae(kind: Any) -> Any:
-    vae = kind(
+def _vae(vae_class: Any) -> Any:
+    vae = vae_class(
         latent_channels=4,
         block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8),
@@ -143,7 +143,7 @@ class _Isolated(Exception):
 def _predict(
     pipe: Any, caption: str, noise: torch.Tensor, t: torch.Tensor, width: int, height: int, **more: Any
 ) -> torch.Tensor:
-    """What the network says when film and sound are kept apart, as the pipeline does to guide."""
+    """Return the network's output when video and sound are isolated, as the pipeline does for guidance."""
     from tests.oracle import OneStep
 
     module, network = sys.modules[type(pipe).__module__], pipe.transformer
@@ -151,11 +151,11 @@ def _predict(
     def randn_tensor(shape: Any, **_: Any) -> torch.Tensor:
         return noise if tuple(shape) == tuple(noise.shape) else torch.ones(shape)
 
-    def caught(_: Any, __: Any, given: dict[str, Any], output: Any) -> None:
-        if given["isolate_modalities"]:
+    def stop(_: Any, __: Any, arguments: dict[str, Any], output: Any) -> None:
+        if arguments["isolate_modalities"]:
             raise _Isolated(output[0])
 
-    hook = network.register_forward_hook(caught, with_kwargs=True)
+    hook = network.register_forward_hook(stop, with_kwargs=True)
     stub = OneStep(pipe.scheduler, t, stop=True)
     settings = _CALL | {"modality_scale": 3.0, "guidance_scale": 1.0, "num_inference_steps": 1} | more
     try:
@@ -164,29 +164,31 @@ def _predict(
             mock.patch.object(pipe, "scheduler", stub),
         ):
             type(pipe).__call__.__wrapped__(pipe, prompt=caption, width=width, height=height, **settings)
-    except _Isolated as found:
-        return found.args[0].transpose(1, 2).reshape(noise.shape)
+    except _Isolated as isolated:
+        return isolated.args[0].transpose(1, 2).reshape(noise.shape)
     finally:
         hook.remove()
-    raise AssertionError("film and sound were never kept apart")
+    raise AssertionError("video and sound were never isolated")
 
 
-def _drawn(pipe: Any, **settings: Any) -> Any:
-    """With the sound that each film has by its noise."""
+def _sample(pipe: Any, **settings: Any) -> Any:
+    """Sample with the sound that each video has by its noise."""
     seeds = [noise_seed(row.transpose(0, 1)) for row in settings["latents"]]
-    return still(pipe, **settings | {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]})
+    return sample_still(
+        pipe, **settings | {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
+    )
 
 
 ROWS = {
     "ltx2": Row(
         _ltx2,
-        2 * 2 * 4,  # of the film; the sound's attention is left as it is
+        2 * 2 * 4,  # of the video; the attention of the sound is not adapted
         sizes=((64, 32), (32, 64)),
-        call=_CALL,
-        given=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
-        draw=_drawn,
+        call_arguments=_CALL,
+        latents_argument=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
+        sample=_sample,
         predict=_predict,
-        attention=r"transformer_blocks\.\d+\.attn[12]\.",
-        full=Full("LTX2VideoTransformer3DModel", 384, 50.3),
+        attention_layers=r"transformer_blocks\.\d+\.attn[12]\.",
+        full=FullNetwork("LTX2VideoTransformer3DModel", 384, 50.3),
     ),
 }

@@ -1,11 +1,11 @@
-"""Lumina 2 and Z-Image, whose transformers put text and picture in one sequence."""
+"""Lumina 2 and Z-Image, whose transformers join text and image in one sequence."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row
+from tests.tiny.row import FullNetwork, Row
 
 
 def _lumina2() -> Any:
@@ -28,7 +28,7 @@ def _lumina2() -> Any:
     pipe = Lumina2Pipeline(
         transformer=transformer,
         scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
-        # the pipeline takes 8 pixels a latent for granted
+        # the pipeline assumes 8 pixels per latent
         vae=parts.kl(4, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=encoder,
         tokenizer=tokenizer,
@@ -66,15 +66,15 @@ ROWS = {
         _lumina2,
         4 * 3,
         sizes=((64, 32), (32, 48)),
-        call={"max_sequence_length": 120},
-        full=Full("Lumina2Transformer2DModel", 120, 7.4),
-    ),  # a block each for text, picture and both
+        call_arguments={"max_sequence_length": 120},
+        full=FullNetwork("Lumina2Transformer2DModel", 120, 7.4),
+    ),  # one block each for text, image and both
     "z-image": Row(
         _z_image,
         4 * 3,
-        off={"guidance_scale": 0.0},
-        call={"max_sequence_length": 64},
-        attention=r"\.attention\.",
-        full=Full("ZImageTransformer2DModel", 136, 16.7),
+        guidance_off={"guidance_scale": 0.0},
+        call_arguments={"max_sequence_length": 64},
+        attention_layers=r"\.attention\.",
+        full=FullNetwork("ZImageTransformer2DModel", 136, 16.7),
     ),
 }

@@ -1,4 +1,4 @@
-"""Parts that several tiny pipelines share: tokenizers made offline, small text encoders, autoencoders."""
+"""Parts that several tiny pipelines share: tokenizers built offline, small text encoders, VAEs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ CHAT = (
     "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-TEMPLATE = (  # Qwen's words around a caption, in one token each as the pipelines that cut them off count
+TEMPLATE = (  # Qwen's words around a caption, one token each, because pipelines cut a number of tokens
     "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships "
     "of the objects and background: You are a prompt engineer.\nsystem\nuser\nassistant\n"
 )
-VOCABULARY = 620  # of a tiny language model; `bpe_tokenizer` makes 600 tokens at most
+VOCABULARY = 620  # of a tiny language model; `bpe_tokenizer` has 600 tokens at most
 SCRATCH = tempfile.TemporaryDirectory(prefix="lorakit-tiny-")
 CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
 def clip_tokenizer(length: int = 77) -> Any:
-    """Bytes only, each with and without the end-of-word mark."""
+    """Build a tokenizer of bytes only, each with and without the end-of-word mark."""
     from transformers import CLIPTokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -39,7 +39,7 @@ def clip_tokenizer(length: int = 77) -> Any:
 
 
 def t5_tokenizer() -> Any:
-    """A unigram model of a few words."""
+    """Build a unigram model of single letters."""
     from transformers import T5Tokenizer
 
     letters = sorted(set(WORDS.replace(" ", "")))
@@ -54,7 +54,7 @@ def t5_tokenizer() -> Any:
 
 
 def bpe_tokenizer(special: list[str]) -> Tokenizer:
-    """Byte-level BPE trained on a sentence or two."""
+    """Train a byte-level BPE on two sentences."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -65,7 +65,7 @@ def bpe_tokenizer(special: list[str]) -> Tokenizer:
 
 
 def qwen_tokenizer(*special: str) -> Any:
-    """Qwen's chat tokenizer; `special` are added after the three it always has."""
+    """Build Qwen's chat tokenizer; `special` tokens follow the three that it always has."""
     from transformers import Qwen2TokenizerFast
 
     tokenizer = Qwen2TokenizerFast(tokenizer_object=bpe_tokenizer([*CHAT_TOKENS, *special]))
@@ -74,7 +74,7 @@ def qwen_tokenizer(*special: str) -> Any:
 
 
 def text_config(**changes: Any) -> dict[str, Any]:
-    """Settings of a language model of one layer."""
+    """Return the settings of a language model of one layer."""
     settings = {
         "hidden_size": 8,
         "intermediate_size": 16,
@@ -88,7 +88,7 @@ def text_config(**changes: Any) -> dict[str, Any]:
 
 
 def clip_text(tokenizer: Any, *, projection: bool, **changes: Any) -> Any:
-    """A CLIP text encoder of width 16."""
+    """Build a CLIP text encoder of width 16."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     settings: dict[str, Any] = {
@@ -108,7 +108,7 @@ def clip_text(tokenizer: Any, *, projection: bool, **changes: Any) -> Any:
 
 
 def t5(width: int = 32) -> tuple[Any, Any]:
-    """A T5 encoder of one layer and its tokenizer."""
+    """Build a T5 encoder of one layer and its tokenizer."""
     from transformers import T5Config, T5EncoderModel
 
     tokenizer = t5_tokenizer()
@@ -117,14 +117,14 @@ def t5(width: int = 32) -> tuple[Any, Any]:
 
 
 def kl(levels: int = 3, **changes: Any) -> Any:
-    """The usual autoencoder, which makes pictures 2^(levels - 1) times smaller."""
+    """Build the usual VAE, with 2^(levels - 1) pixels per side of a latent."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(**_convolutions(levels) | changes)
 
 
 def kl_flux2(levels: int = 3) -> Any:
-    """Flux.2's autoencoder, with batch statistics as if it had seen pictures."""
+    """Build Flux.2's VAE with random batch statistics."""
     from diffusers import AutoencoderKLFlux2
 
     vae = AutoencoderKLFlux2(**_convolutions(levels))
@@ -146,14 +146,14 @@ def _convolutions(levels: int) -> dict[str, Any]:
 
 
 def flow_scheduler(**settings: Any) -> Any:
-    """The scheduler most flow models are published with."""
+    """Build the scheduler that most flow models are published with."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | settings)
 
 
 def qwen25_vl(tokenizer: Any, **changes: Any) -> Any:
-    """Qwen2.5-VL with its parts for pictures, which text to image leaves idle."""
+    """Build Qwen2.5-VL with its image encoder, which text to image does not use."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     text = text_config(rope_parameters=mrope([1, 1, 0]), bos_token_id=None, eos_token_id=None, **changes)
@@ -165,7 +165,7 @@ def qwen25_vl(tokenizer: Any, **changes: Any) -> Any:
 
 
 def qwen3_vl(tokenizer: Any, *, head: bool = True, **changes: Any) -> Any:
-    """Qwen3-VL; without `head`, the bare model that some pipelines take."""
+    """Build Qwen3-VL; without `head`, the bare model that some pipelines use."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
 
     text = text_config(rope_parameters=mrope([1, 1, 0]), **changes)
@@ -177,7 +177,7 @@ def qwen3_vl(tokenizer: Any, *, head: bool = True, **changes: Any) -> Any:
 
 
 def mrope(section: list[int]) -> dict[str, Any]:
-    """Rotary positions on three axes; `section` shares out half a head among them."""
+    """Return the settings of rotary positions on three axes; `section` divides half a head among them."""
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
 
 
@@ -192,13 +192,13 @@ def _vision_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def with_text_length(pipe: Any, length: int) -> Any:
-    """The pipeline, as if its folder's lorakit.json named this text length: shorter ones are quicker."""
+    """Set the text length as the folder's lorakit.json would: shorter texts are faster."""
     pipe.lorakit_settings = {"max_sequence_length": length}
     return pipe
 
 
 def gemma2() -> tuple[Any, Any]:
-    """Gemma 2 of two layers and its tokenizer."""
+    """Build Gemma 2 of two layers and its tokenizer."""
     from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(

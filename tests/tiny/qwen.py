@@ -1,4 +1,4 @@
-"""Qwen-Image, Qwen-Image 2.1 and Krea 2, which share an autoencoder or a text encoder."""
+"""Qwen-Image, Qwen-Image 2.1 and Krea 2, which share a VAE or a text encoder."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import functools
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, as_pictures, from_packed, packed
+from tests.tiny.row import FullNetwork, Row, from_packed, packed, to_pil_images
 
-_GUIDANCE = {"off": {"true_cfg_scale": 1.0}, "on": {"true_cfg_scale": 4.0, "negative_prompt": ""}}
+_GUIDANCE = {
+    "guidance_off": {"true_cfg_scale": 1.0},
+    "guidance_on": {"true_cfg_scale": 4.0, "negative_prompt": ""},
+}
 
 
-def _vae(kind: str = "AutoencoderKLQwenImage", levels: int = 3, **changes: Any) -> Any:
-    """An autoencoder of films, used for pictures; `levels` - 1 times it halves them."""
+def _vae(class_name: str = "AutoencoderKLQwenImage", levels: int = 3, **changes: Any) -> Any:
+    """Build a video VAE, used for images, that halves them `levels` - 1 times."""
     import diffusers
 
     settings: dict[str, Any] = {
@@ -24,19 +27,19 @@ def _vae(kind: str = "AutoencoderKLQwenImage", levels: int = 3, **changes: Any) 
         "latents_mean": [0.1, -0.2, 0.3, -0.4],
         "latents_std": [0.5, 0.8, 1.1, 1.4],
     }
-    return getattr(diffusers, kind)(**settings | changes)
+    return getattr(diffusers, class_name)(**settings | changes)
 
 
-def _qwen_image(kind: str = "QwenImagePipeline") -> Any:
+def _qwen_image(pipeline: str = "QwenImagePipeline") -> Any:
     import diffusers
     from diffusers import QwenImageTransformer2DModel
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     tokenizer = parts.qwen_tokenizer(*parts.VISION_TOKENS)
-    more: dict[str, Any] = {}
-    if kind != "QwenImagePipeline":
+    edit_components: dict[str, Any] = {}
+    if pipeline != "QwenImagePipeline":
         small = Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112})
-        more["processor"] = Qwen2VLProcessor(
+        edit_components["processor"] = Qwen2VLProcessor(
             small, tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT
         )
     transformer = QwenImageTransformer2DModel(
@@ -48,27 +51,27 @@ def _qwen_image(kind: str = "QwenImagePipeline") -> Any:
         joint_attention_dim=8,
         axes_dims_rope=(4, 6, 6),
     )
-    return getattr(diffusers, kind)(
+    return getattr(diffusers, pipeline)(
         scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
         vae=_vae(),
         text_encoder=parts.qwen25_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer,
-        **more,
+        **edit_components,
     )
 
 
-def _edit(kind: str) -> Row:
+def _edit(pipeline: str) -> Row:
     return Row(
-        functools.partial(_qwen_image, kind),
+        functools.partial(_qwen_image, pipeline),
         8 * 2,
-        dead=r"transformer_blocks\.1\.attn\.(to_add_out|add_q_proj)",
-        drawn=lambda pipe, noise: noise[:, None],
-        given=packed,
-        unpacked=from_packed,
-        shown=lambda pictures: {"image": as_pictures(pictures["source"])},
+        no_gradient=r"transformer_blocks\.1\.attn\.(to_add_out|add_q_proj)",
+        initial_noise=lambda pipe, noise: noise[:, None],
+        latents_argument=packed,
+        unpack_prediction=from_packed,
+        image_arguments=lambda images: {"image": to_pil_images(images["source"])},
         **_GUIDANCE,
-        full=Full("QwenImageTransformer2DModel", 480, 47.2),
+        full=FullNetwork("QwenImageTransformer2DModel", 480, 47.2),
     )
 
 
@@ -91,7 +94,7 @@ def _qwen_image_21() -> Any:
     )
     return QwenImage21Pipeline(
         scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
-        # the pipeline takes 16 pixels a latent for granted
+        # the pipeline assumes 16 pixels per latent
         vae=_vae("AutoencoderKLQwenImage21", levels=5, decoder_base_dim=4, scale_factor_spatial=16),
         text_encoder=parts.qwen3_vl(tokenizer),
         processor=processor,
@@ -132,16 +135,16 @@ def _krea2() -> Any:
 
 
 ROWS = {
-    # the text that leaves the last block is thrown away
+    # the text output of the last block is discarded
     "qwen-image": Row(
         _qwen_image,
         8 * 2,
-        dead=r"transformer_blocks\.1\.attn\.(to_add_out|add_q_proj)",
-        drawn=lambda pipe, noise: noise[:, None],
-        given=packed,
-        unpacked=from_packed,
+        no_gradient=r"transformer_blocks\.1\.attn\.(to_add_out|add_q_proj)",
+        initial_noise=lambda pipe, noise: noise[:, None],
+        latents_argument=packed,
+        unpack_prediction=from_packed,
         **_GUIDANCE,
-        full=Full("QwenImageTransformer2DModel", 480, 47.2),
+        full=FullNetwork("QwenImageTransformer2DModel", 480, 47.2),
     ),
     "qwen-image-edit": _edit("QwenImageEditPipeline"),
     "qwen-image-edit-plus": _edit("QwenImageEditPlusPipeline"),
@@ -149,21 +152,21 @@ ROWS = {
         _qwen_image_21,
         4 * 2,
         sizes=((64, 32), (32, 96)),
-        drawn=lambda pipe, noise: noise[:, None],
-        given=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
-        unpacked=lambda pipe, output, noise: output.transpose(1, 2).reshape(noise.shape),
-        alone=True,
+        initial_noise=lambda pipe, noise: noise[:, None],
+        latents_argument=lambda pipe, noise: noise.flatten(2).transpose(1, 2),
+        unpack_prediction=lambda pipe, output, noise: output.transpose(1, 2).reshape(noise.shape),
+        one_prompt_per_call=True,
         **_GUIDANCE,
-        full=Full("QwenImage21Transformer2DModel", 128, 16.8),
+        full=FullNetwork("QwenImage21Transformer2DModel", 128, 16.8),
     ),
     "krea2": Row(
         _krea2,
-        5 * (1 + 1 + 1),  # with the gates; a layerwise and a refining block of the text, one of both
-        given=packed,
-        unpacked=from_packed,
-        off={"guidance_scale": 0.0},
-        call={"max_sequence_length": 64},
-        unsaved=("prompt_template_encode_start_idx", "prompt_template_encode_num_suffix_tokens"),
-        full=Full("Krea2Transformer2DModel", 160, 25.0),
+        5 * (1 + 1 + 1),  # with the gates; a layerwise and a refiner block for text, one block for both
+        latents_argument=packed,
+        unpack_prediction=from_packed,
+        guidance_off={"guidance_scale": 0.0},
+        call_arguments={"max_sequence_length": 64},
+        unsaved_attributes=("prompt_template_encode_start_idx", "prompt_template_encode_num_suffix_tokens"),
+        full=FullNetwork("Krea2Transformer2DModel", 160, 25.0),
     ),
 }

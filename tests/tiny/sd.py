@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, painted
+from tests.tiny.row import FullNetwork, Row, inpainting_arguments
 
 
-def _sd15(prediction: str = "epsilon", kind: str = "StableDiffusionPipeline", channels: int = 4) -> Any:
+def _sd15(prediction: str = "epsilon", pipeline: str = "StableDiffusionPipeline", channels: int = 4) -> Any:
     import diffusers
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -30,8 +30,8 @@ def _sd15(prediction: str = "epsilon", kind: str = "StableDiffusionPipeline", ch
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    # zero-terminal SNR goes with v: the last step is pure noise, from which epsilon says nothing
-    ending = (
+    # zero-terminal SNR needs v: the last step is pure noise, where epsilon contains no information
+    terminal = (
         {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if prediction != "epsilon" else {}
     )
     scheduler = DDIMScheduler(
@@ -42,9 +42,9 @@ def _sd15(prediction: str = "epsilon", kind: str = "StableDiffusionPipeline", ch
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        **ending,
+        **terminal,
     )
-    return getattr(diffusers, kind)(
+    return getattr(diffusers, pipeline)(
         vae=parts.kl(),
         text_encoder=parts.clip_text(tokenizer, projection=False),
         tokenizer=tokenizer,
@@ -85,11 +85,11 @@ def _euler(**settings: Any) -> Any:
     )
 
 
-def _sdxl(kind: str = "StableDiffusionXLPipeline", channels: int = 4, **vae: Any) -> Any:
+def _sdxl(pipeline: str = "StableDiffusionXLPipeline", channels: int = 4, **vae: Any) -> Any:
     import diffusers
 
     tokenizer = parts.clip_tokenizer()
-    return getattr(diffusers, kind)(
+    return getattr(diffusers, pipeline)(
         vae=parts.kl(4, scaling_factor=0.13025, **vae),
         text_encoder=parts.clip_text(tokenizer, projection=False),
         text_encoder_2=parts.clip_text(tokenizer, projection=True),
@@ -137,7 +137,7 @@ def _kolors() -> Any:
         original_rope=True,
     )
     encoder = ChatGLMModel(config)
-    for parameter in encoder.parameters():  # the class leaves its memory as it was
+    for parameter in encoder.parameters():  # the class does not initialize its memory
         torch.nn.init.normal_(parameter, std=0.2)
     return KolorsPipeline(
         vae=parts.kl(4, scaling_factor=0.13025),
@@ -150,7 +150,7 @@ def _kolors() -> Any:
 
 _MODULES = 4 * 2 * 4  # (1 down + 1 mid + 2 up) blocks x 2 attentions x 4
 _XL_MODULES = 4 * 2 * 2 * 4  # each of them with two layers
-_XL_SIZES = ((64, 32), (32, 48))  # 8 pixels a latent, and the U-Net halves once
+_XL_SIZES = ((64, 32), (32, 48))  # 8 pixels per latent, and the U-Net halves once
 _UNET = "UNet2DConditionModel"
 _SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
 _XL: dict[str, Any] = {
@@ -168,27 +168,29 @@ _XL: dict[str, Any] = {
 _KOLORS = {"projection_class_embeddings_input_dim": 5632, "encoder_hid_dim": 4096}
 _KOLORS |= {"encoder_hid_dim_type": "text_proj"}
 ROWS = {
-    "sd15": Row(_sd15, _MODULES, full=Full(_UNET, 128, 3.2, {"cross_attention_dim": 768})),
-    "sd15-v": Row(functools.partial(_sd15, "v_prediction"), _MODULES, full=Full(_UNET, 128, 3.3, _SD2)),
-    "sdxl": Row(_sdxl, _XL_MODULES, sizes=_XL_SIZES, full=Full(_UNET, 560, 23.2, _XL)),
-    # as in descendants of SDXL whose autoencoder was measured
+    "sd15": Row(_sd15, _MODULES, full=FullNetwork(_UNET, 128, 3.2, {"cross_attention_dim": 768})),
+    "sd15-v": Row(
+        functools.partial(_sd15, "v_prediction"), _MODULES, full=FullNetwork(_UNET, 128, 3.3, _SD2)
+    ),
+    "sdxl": Row(_sdxl, _XL_MODULES, sizes=_XL_SIZES, full=FullNetwork(_UNET, 560, 23.2, _XL)),
+    # as in descendants of SDXL whose VAE has statistics
     "sdxl-means": Row(
         functools.partial(_sdxl, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.8, 1.1, 0.9]),
         _XL_MODULES,
         sizes=_XL_SIZES,
     ),
     "sd15-inpaint": Row(
-        functools.partial(_sd15, kind="StableDiffusionInpaintPipeline", channels=9),
+        functools.partial(_sd15, pipeline="StableDiffusionInpaintPipeline", channels=9),
         _MODULES,
-        shown=painted,
-        full=Full(_UNET, 128, 3.2, {"in_channels": 9, "cross_attention_dim": 768}),
+        image_arguments=inpainting_arguments,
+        full=FullNetwork(_UNET, 128, 3.2, {"in_channels": 9, "cross_attention_dim": 768}),
     ),
     "sdxl-inpaint": Row(
         functools.partial(_sdxl, "StableDiffusionXLInpaintPipeline", 9),
         _XL_MODULES,
         sizes=_XL_SIZES,
-        shown=painted,
-        full=Full(_UNET, 560, 23.2, _XL | {"in_channels": 9}),
+        image_arguments=inpainting_arguments,
+        full=FullNetwork(_UNET, 560, 23.2, _XL | {"in_channels": 9}),
     ),
-    "kolors": Row(_kolors, _XL_MODULES, sizes=_XL_SIZES, full=Full(_UNET, 560, 23.2, _XL | _KOLORS)),
+    "kolors": Row(_kolors, _XL_MODULES, sizes=_XL_SIZES, full=FullNetwork(_UNET, 560, 23.2, _XL | _KOLORS)),
 }

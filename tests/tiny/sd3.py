@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row
+from tests.tiny.row import FullNetwork, Row
 
 
 def _sd3(t5: bool = True, dual: tuple[int, ...] = ()) -> Any:
@@ -44,19 +44,19 @@ def _sd3(t5: bool = True, dual: tuple[int, ...] = ()) -> Any:
     )
 
 
-# the last block throws its text away before the output: it has no text output, and its text query is unused
+# the last block discards its text: it has no text output, and its text query is unused
 _LAST_TEXT = r"transformer_blocks\.1\.attn\.add_q_proj"
 _CLASS = "SD3Transformer2DModel"
 _MEDIUM = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
 _LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"}
 ROWS = {
-    "sd3": Row(_sd3, 8 + 7, dead=_LAST_TEXT, full=Full(_CLASS, 191, 9.4, _MEDIUM)),
-    "sd3-no-t5": Row(functools.partial(_sd3, t5=False), 8 + 7, dead=_LAST_TEXT),
-    # one dual block: a second attention over the picture
+    "sd3": Row(_sd3, 8 + 7, no_gradient=_LAST_TEXT, full=FullNetwork(_CLASS, 191, 9.4, _MEDIUM)),
+    "sd3-no-t5": Row(functools.partial(_sd3, t5=False), 8 + 7, no_gradient=_LAST_TEXT),
+    # one dual block: a second attention over the image
     "sd35": Row(
         functools.partial(_sd3, t5=False, dual=(0,)),
         8 + 7 + 4,
-        dead=_LAST_TEXT,
-        full=Full(_CLASS, 303, 23.6, _LARGE),
+        no_gradient=_LAST_TEXT,
+        full=FullNetwork(_CLASS, 303, 23.6, _LARGE),
     ),
 }

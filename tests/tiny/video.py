@@ -6,10 +6,10 @@ import functools
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, still
+from tests.tiny.row import FullNetwork, Row, sample_still
 
 
-def _ltx(*, timed: bool = False) -> Any:
+def _ltx(*, timestep_conditioning: bool = False) -> Any:
     from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
 
     vae = AutoencoderKLLTXVideo(
@@ -21,7 +21,7 @@ def _ltx(*, timed: bool = False) -> Any:
         spatio_temporal_scaling=(True, True, False, False),
         decoder_spatio_temporal_scaling=(True, True, False, False),
         patch_size=2,
-        timestep_conditioning=timed,
+        timestep_conditioning=timestep_conditioning,
         scaling_factor=0.8,
     )
     vae.latents_mean.normal_(std=0.3)
@@ -85,7 +85,7 @@ def _hunyuan_video() -> Any:
         text_encoder_2=parts.clip_text(clip, projection=False),
         tokenizer_2=clip,
     )
-    return parts.with_text_length(pipe, 400)  # the template is long in so small a vocabulary
+    return parts.with_text_length(pipe, 400)  # the template is long in this small vocabulary
 
 
 def _hunyuan_video_15() -> Any:
@@ -107,7 +107,7 @@ def _hunyuan_video_15() -> Any:
         latent_channels=4, block_out_channels=(8, 16, 16), layers_per_block=1, spatial_compression_ratio=4
     )
     tokenizer, glyphs = parts.qwen_tokenizer(*parts.VISION_TOKENS), ByT5Tokenizer()
-    reader = T5Config(vocab_size=len(glyphs), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    glyph_config = T5Config(vocab_size=len(glyphs), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     settings = parts.text_config(
         num_hidden_layers=3, rope_parameters=parts.mrope([1, 1, 0]), bos_token_id=None, eos_token_id=None
     )
@@ -131,11 +131,11 @@ def _hunyuan_video_15() -> Any:
         transformer=transformer,
         vae=vae,
         scheduler=parts.flow_scheduler(shift=7.0),
-        text_encoder_2=T5EncoderModel(reader),
+        text_encoder_2=T5EncoderModel(glyph_config),
         tokenizer_2=glyphs,
         guider=ClassifierFreeGuidance(enabled=False),
     )
-    pipe.vae.enable_slicing()  # as the family does: it mixes up the masks of a batch
+    pipe.vae.enable_slicing()  # as the family does: it confuses the masks of a batch
     pipe.tokenizer_max_length, pipe.tokenizer_2_max_length = 300, 16  # instead of 1000 and 256
     return pipe
 
@@ -204,45 +204,45 @@ def _frames_first(pipe: Any, noise: Any) -> Any:
 
 _LTX: dict[str, Any] = {
     "sizes": ((64, 32), (32, 64)),
-    "given": _tokens,
-    "unpacked": _from_tokens,
-    "call": _SHORT,
-    "draw": still,
+    "latents_argument": _tokens,
+    "unpack_prediction": _from_tokens,
+    "call_arguments": _SHORT,
+    "sample": sample_still,
 }
 _COG: dict[str, Any] = {
-    "drawn": _frames_first,
-    "given": _frames_first,
-    "unpacked": lambda pipe, output, noise: output.transpose(1, 2),
-    "call": _SHORT,
-    "draw": still,
+    "initial_noise": _frames_first,
+    "latents_argument": _frames_first,
+    "unpack_prediction": lambda pipe, output, noise: output.transpose(1, 2),
+    "call_arguments": _SHORT,
+    "sample": sample_still,
 }
 ROWS = {
-    "ltx": Row(_ltx, 2 * 2 * 4, **_LTX, full=Full("LTXVideoTransformer3DModel", 224, 14.7)),
-    "ltx-0.9.5": Row(functools.partial(_ltx, timed=True), 2 * 2 * 4, **_LTX),
-    # 8 in the double block, 4 in the text's, 3 in the single one, whose output layer is the MLP's as well
+    "ltx": Row(_ltx, 2 * 2 * 4, **_LTX, full=FullNetwork("LTXVideoTransformer3DModel", 224, 14.7)),
+    "ltx-0.9.5": Row(functools.partial(_ltx, timestep_conditioning=True), 2 * 2 * 4, **_LTX),
+    # 8 in the double block, 4 in the text block, 3 in the single block, whose output layer is the MLP's too
     "hunyuan-video": Row(
         _hunyuan_video,
         8 + 3 + 4,
-        call=_STILL | {"max_sequence_length": 400},
-        draw=still,
-        full=Full("HunyuanVideoTransformer3DModel", 288, 28.3),
+        call_arguments=_STILL | {"max_sequence_length": 400},
+        sample=sample_still,
+        full=FullNetwork("HunyuanVideoTransformer3DModel", 288, 28.3),
     ),
-    # the text that leaves the last block is thrown away
+    # the text output of the last block is discarded
     "hunyuan-video-1.5": Row(
         _hunyuan_video_15,
         2 * 8 + 4,
-        dead=r"transformer_blocks\.1\.attn\.(to_add_out|add_q_proj)",
-        call=_STILL,
-        draw=still,
-        off={},
-        on=None,
-        full=Full("HunyuanVideo15Transformer3DModel", 440, 28.8),
+        no_gradient=r"transformer_blocks\.1\.attn\.(to_add_out|add_q_proj)",
+        call_arguments=_STILL,
+        sample=sample_still,
+        guidance_off={},
+        guidance_on=None,
+        full=FullNetwork("HunyuanVideo15Transformer3DModel", 440, 28.8),
     ),
     "cogvideox": Row(functools.partial(_cogvideox, rotary=True), 2 * 4, **_COG),
     "cogvideox-2b": Row(
         functools.partial(_cogvideox, rotary=False),
         2 * 4,
         **_COG,
-        full=Full("CogVideoXTransformer3DModel", 120, 7.4),
+        full=FullNetwork("CogVideoXTransformer3DModel", 120, 7.4),
     ),
 }

@@ -1,4 +1,4 @@
-"""Wan 2.1, 2.2 with two experts, and 2.2's small model whose tokens have a time each."""
+"""Wan 2.1, 2.2 with two experts, and 2.2's small model whose tokens have a timestep each."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import functools
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import Full, Row, still
+from tests.tiny.row import FullNetwork, Row, sample_still
 
 
 def _vae(levels: int, **changes: Any) -> Any:
-    """An autoencoder of films that halves their sides `levels` - 1 times, and their length twice at most."""
+    """Build a video VAE that halves the sides `levels` - 1 times, and the length twice at most."""
     from diffusers import AutoencoderKLWan
 
     settings: dict[str, Any] = {
@@ -42,7 +42,7 @@ def _transformer() -> Any:
 
 
 def _umt5() -> tuple[Any, Any]:
-    """The text encoder, with position weights in every layer, and its tokenizer."""
+    """Build the text encoder, with position weights in every layer, and its tokenizer."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     _, tokenizer = parts.t5()
@@ -76,22 +76,22 @@ ROWS = {
         _wan,
         _PROJECTIONS,
         sizes=((64, 32), (32, 48)),
-        call=_CALL,
-        draw=still,
-        full=Full("WanTransformer3DModel", 320, 52.4),
+        call_arguments=_CALL,
+        sample=sample_still,
+        full=FullNetwork("WanTransformer3DModel", 320, 52.4),
     ),
     "wan-2.2": Row(
         functools.partial(_wan, 2, boundary_ratio=0.5),
         2 * _PROJECTIONS,
         sizes=((64, 32), (32, 48)),
-        call=_CALL,
-        draw=still,
+        call_arguments=_CALL,
+        sample=sample_still,
     ),
     "wan-2.2-small": Row(
         functools.partial(_wan, expand_timesteps=True),
         _PROJECTIONS,
         sizes=((64, 32), (32, 48)),
-        call=_CALL,
-        draw=still,
+        call_arguments=_CALL,
+        sample=sample_still,
     ),
 }

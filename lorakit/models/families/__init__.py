@@ -1,4 +1,4 @@
-"""Families of models. `find` picks one by the pipeline class that a model folder names.
+"""Families of models. `detect_family` finds one by the pipeline class that a model folder names.
 
 Every module of this package that defines a `Family` adds it to `FAMILIES`: a new family is one new file.
 """
@@ -24,7 +24,6 @@ __all__ = [
     "detect_family",
     "family_for_adapter",
     "family_table",
-    "format_family_table",
     "get_family",
     "weight_shapes",
 ]
@@ -33,8 +32,8 @@ __all__ = [
 def _discover_families() -> Iterator[Family]:
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         for value in vars(importlib.import_module(module.name)).values():
-            own = inspect.isclass(value) and value.__module__ == module.name
-            if own and issubclass(value, Family) and not inspect.isabstract(value):
+            defined_here = inspect.isclass(value) and value.__module__ == module.name
+            if defined_here and issubclass(value, Family) and not inspect.isabstract(value):
                 yield value()
 
 
@@ -45,43 +44,31 @@ DERIVED_ROW: dict[str, Any] = {
     "name": "derived",
     "title": "any other text-to-image pipeline of diffusers",
     "pipelines": [],
-    "objective": "as its scheduler says",
+    "objective": "depends on its scheduler",
     "component": "transformer or unet",
     "targets": ATTENTION_TARGETS,
-    "rank16": "",
-    "licence": "see the model's page",
-    "tested": "on the model itself against its pipeline, before it is trained; refused where a check fails",
+    "rank16_parameters": "",
+    "license": "see the model's page",
+    "tested": "against its own pipeline on the model itself, before training; refused if a check fails",
 }
 
 
 def family_table() -> list[dict[str, Any]]:
-    """What is known of each family; the last row is for pipelines without one."""
+    """Return one row for each family; the last row is for pipelines without a family file."""
     return [*(family.describe() for family in FAMILIES), DERIVED_ROW]
 
 
-def format_family_table(rows: list[dict[str, Any]]) -> str:
-    """The table for people."""
-    lines = ["Numbers in an adapter of rank 16 take 4 bytes each in its file.", ""]
-    for row in rows:
-        own = "attention" if row["targets"] == ATTENTION_TARGETS else "attention, by names of its own"
-        size = f"; rank 16: {row['rank16']}" if row["rank16"] else ""
-        lines += [
-            f"{row['name']:15} {row['title']}",
-            f"{'':15} {row['objective']}; targets: {own}{size}",
-            f"{'':15} licence: {row['licence']}",
-            f"{'':15} tested: {row['tested']}",
-        ]
-    return "\n".join(lines)
+def detect_family(folder: str | Path, conditioning_kinds: Collection[str] = ()) -> Family:
+    """Return the family of a model folder: a family file's, or one derived from its pipeline.
 
-
-def detect_family(folder: str | Path, kinds: Collection[str] = ()) -> Family:
-    """The family of a model folder: its own, or one derived by probing; ConfigError when neither goes.
-
-    `kinds` are those of the pictures that a dataset gives: a family that widens the model for them is taken.
+    A dataset's `conditioning_kinds` ("source", "control", "mask") select a family that converts the model for
+    them. Raises ConfigError if there is no family and none can be derived.
     """
     name = pipeline_name(Path(folder))
     for family in FAMILIES:
-        if kinds and name in family.widens and set(kinds) <= set(family.takes):
+        spec = family.conditioning
+        accepted = set(conditioning_kinds) <= set(spec.accepted)
+        if conditioning_kinds and accepted and name in spec.converts_pipelines:
             return family
     for family in FAMILIES:
         if name in family.pipelines:
@@ -92,13 +79,15 @@ def detect_family(folder: str | Path, kinds: Collection[str] = ()) -> Family:
 
 
 def family_for_adapter(folder: str | Path, name: str | None) -> Family:
-    """The family of a model folder, or the one called `name` where that widens the model: an adapter's."""
-    widening = next((f for f in FAMILIES if f.name == name and pipeline_name(Path(folder)) in f.widens), None)
-    return widening or detect_family(folder)
+    """Return the family of a model folder, or the adapter's family `name` if that converts the model."""
+    for family in FAMILIES:
+        if family.name == name and pipeline_name(Path(folder)) in family.conditioning.converts_pipelines:
+            return family
+    return detect_family(folder)
 
 
 def get_family(name: str) -> Family:
-    """The family called `name`, as adapter files record it."""
+    """Return the family with this name, as adapter files record it."""
     for family in FAMILIES:
         if family.name == name:
             return family

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import ComponentSpec, LatentSpec
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +21,12 @@ class Chroma(Family):
     name = "chroma"
     title = "Chroma"
     pipelines = ("ChromaPipeline",)
-    rank16 = "26.1 M"
-    licence = "Apache-2.0"
-    left_out = ("image_encoder", "feature_extractor")
-    patch = 2
+    rank16_parameters = "26.1 M"
+    license = "Apache-2.0"
+    components = ComponentSpec(optional=("image_encoder", "feature_extractor"))
+    latents = LatentSpec(patch_size=2)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _, mask, *_ = pipe.encode_prompt(
             captions,
             device=pipe.text_encoder.device,
@@ -35,41 +36,41 @@ class Chroma(Family):
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 512, D), (1, 512)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         import torch
 
-        height, width = noisy.shape[2:]
-        text, tokens = cond["prompt_embeds"], pack_latents(noisy)
+        height, width = noisy_latents.shape[2:]
+        text, tokens = cond["prompt_embeds"], pack_latents(noisy_latents)
         ones = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         mask = torch.cat([cond["prompt_attention_mask"], ones], dim=1)
         with _mask_in_checkpoints(denoiser, mask):
             prediction = denoiser(
                 hidden_states=tokens,
-                timestep=t.to(noisy.dtype) / 1000,
+                timestep=timesteps.to(noisy_latents.dtype) / 1000,
                 encoder_hidden_states=text,
-                txt_ids=noisy.new_zeros(text.shape[1], 3),
-                img_ids=position_ids(1, height // 2, width // 2, device=noisy.device),
+                txt_ids=noisy_latents.new_zeros(text.shape[1], 3),
+                img_ids=position_ids(1, height // 2, width // 2, device=noisy_latents.device),
                 attention_mask=mask,
                 return_dict=False,
             )[0]
         return unpack_latents(prediction, height, width)
 
-    def _pack(self, noise: torch.Tensor) -> torch.Tensor:
+    def _pack_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return pack_latents(noise)
 
 
 @contextlib.contextmanager
 def _mask_in_checkpoints(denoiser: Any, mask: torch.Tensor) -> Iterator[None]:
-    """Hand the mask to the single blocks under gradient checkpointing, where diffusers 0.42 forgets it."""
+    """Pass the mask to the single blocks under gradient checkpointing, where diffusers 0.42 omits it."""
     if not denoiser.gradient_checkpointing:
         yield
         return
     checkpoint, single = denoiser._gradient_checkpointing_func, set(denoiser.single_transformer_blocks)
 
     def with_mask(block: Any, *inputs: Any) -> Any:
-        forgotten = block in single and len(inputs) == 3  # hidden states, modulation, positions
-        return checkpoint(block, *inputs, mask) if forgotten else checkpoint(block, *inputs)
+        omitted = block in single and len(inputs) == 3  # hidden states, modulation, positions
+        return checkpoint(block, *inputs, mask) if omitted else checkpoint(block, *inputs)
 
     denoiser._gradient_checkpointing_func = with_mask
     try:

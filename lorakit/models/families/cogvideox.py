@@ -1,4 +1,4 @@
-"""CogVideoX: a transformer of text and clip in one sequence, trained to predict v."""
+"""CogVideoX: a transformer over text and video in one sequence, trained to predict v."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.core.errors import ConfigError
 from lorakit.models.families.family import Conditioning
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import LatentSpec
 from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
@@ -21,25 +22,24 @@ class CogVideoX(VideoFamily):
     title = "CogVideoX"
     pipelines = ("CogVideoXPipeline",)
     objective = "ddpm"
-    rank16 = "7.4 M"
-    licence = "Apache-2.0 (2B); CogVideoX (5B)"
+    rank16_parameters = "7.4 M"
+    license = "Apache-2.0 (2B); CogVideoX (5B)"
+    latents = LatentSpec(patch_size=2)
     fps = 8.0
-    patch = 2
 
-    def _settle(self, pipe: Any) -> None:
-        super()._settle(pipe)
-        if self._config(pipe, "transformer")[1].get("patch_size_t"):
+    def _configure_pipeline(self, pipe: Any) -> None:
+        super()._configure_pipeline(pipe)
+        if self._component_config(pipe, "transformer").config.get("patch_size_t"):
             raise ConfigError(
-                "CogVideoX 1.5 joins latents of two frames, and a still or an odd number of them has none to"
-                " join: it is not trained here",
+                "CogVideoX 1.5 is not supported: it joins latents in pairs, and an image has only one",
                 remedy="use CogVideoX-2b or CogVideoX-5b",
             )
 
-    def frame_grid(self, pipe: Any) -> int:
-        # the autoencoder works through two latents at once after the first, and would draw frames too many
-        return 2 * self.frame_step(pipe)
+    def frame_multiple(self, pipe: Any) -> int:
+        # the VAE decodes two latents at once after the first, and would return too many frames
+        return 2 * self.temporal_compression(pipe)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -49,29 +49,29 @@ class CogVideoX(VideoFamily):
         return {"prompt_embeds": embeds}  # (1, 226, D)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
-            hidden_states=self._pack(noisy),
+            hidden_states=self._pack_latents(noisy_latents),
             encoder_hidden_states=cond["prompt_embeds"],
-            timestep=t,
-            image_rotary_emb=_positions(denoiser, noisy),
+            timestep=timesteps,
+            image_rotary_emb=_rotary_embeddings(denoiser, noisy_latents),
             return_dict=False,
         )[0]
         return prediction.transpose(1, 2)
 
-    def _pack(self, noise: torch.Tensor) -> torch.Tensor:
+    def _pack_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return noise.transpose(1, 2)  # (B, F, C, H, W)
 
 
-def _positions(denoiser: Any, noisy: torch.Tensor) -> Any:
-    """The pipeline's own angles, or None for the small model, which adds its positions itself."""
+def _rotary_embeddings(denoiser: Any, noisy_latents: torch.Tensor) -> Any:
+    """Return the pipeline's rotary embeddings; None for the small model, which adds its own positions."""
     if not denoiser.config.use_rotary_positional_embeddings:
         return None
     from diffusers import CogVideoXPipeline
 
-    frames, height, width = noisy.shape[2:]
-    asking = SimpleNamespace(vae_scale_factor_spatial=1, transformer=denoiser)
+    frames, height, width = noisy_latents.shape[2:]
+    pipe = SimpleNamespace(vae_scale_factor_spatial=1, transformer=denoiser)
     return CogVideoXPipeline._prepare_rotary_positional_embeddings(
-        asking, height, width, frames, noisy.device
+        pipe, height, width, frames, noisy_latents.device
     )

@@ -1,18 +1,19 @@
-"""CogView4: a joint transformer told the picture's size, conditioned on GLM-4."""
+"""CogView4: a joint transformer conditioned on the image's size and on GLM-4."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.by_length import TEXT_MASK, UnpaddedTextFamily
-from lorakit.models.families.family import NO_SHIFT, Conditioning
+from lorakit.models.families.family import Conditioning
 from lorakit.models.families.packing import unshift_timestep
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import NO_SHIFT, LatentSpec
+from lorakit.models.families.unpadded import TEXT_MASK, UnpaddedTextFamily
 
 if TYPE_CHECKING:
     import torch
 
-PIXELS = 8  # per latent and side, in the published autoencoder
+PIXELS = 8  # per side of one latent, in the published VAE
 
 
 class CogView4(UnpaddedTextFamily):
@@ -21,13 +22,11 @@ class CogView4(UnpaddedTextFamily):
     name = "cogview4"
     title = "CogView4"
     pipelines = ("CogView4Pipeline",)
-    rank16 = "14.7 M"
-    licence = "Apache-2.0"
-    patch = 2
-    own_shift = True
-    vae_settings = NO_SHIFT
+    rank16_parameters = "14.7 M"
+    license = "Apache-2.0"
+    latents = LatentSpec(patch_size=2, scheduler_shift=False, vae_overrides=NO_SHIFT)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -37,14 +36,18 @@ class CogView4(UnpaddedTextFamily):
         return {"prompt_embeds": embeds, TEXT_MASK: embeds.new_ones(embeds.shape[:2], dtype=bool)}
 
     def _predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         text = cond["prompt_embeds"]
-        size = text.new_tensor([PIXELS * side for side in noisy.shape[2:]]).expand(len(noisy), -1)
+        size = text.new_tensor([PIXELS * side for side in noisy_latents.shape[2:]]).expand(
+            len(noisy_latents), -1
+        )
         return denoiser(
-            hidden_states=noisy,
+            hidden_states=noisy_latents,
             encoder_hidden_states=text,
-            timestep=unshift_timestep(t, noisy.shape[2] * noisy.shape[3] // self.patch**2),
+            timestep=unshift_timestep(
+                timesteps, noisy_latents.shape[2] * noisy_latents.shape[3] // self.latents.patch_size**2
+            ),
             original_size=size,
             target_size=size,
             crop_coords=size * 0,

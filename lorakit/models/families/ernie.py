@@ -1,10 +1,11 @@
-"""ERNIE-Image: one stream of text and picture on Flux.2's latents, conditioned on Mistral 3."""
+"""ERNIE-Image: one stream of text and image on Flux.2's latents, conditioned on Mistral 3."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.specs import CallSpec, ComponentSpec, LatentSpec
 
 if TYPE_CHECKING:
     import torch
@@ -16,27 +17,29 @@ class ErnieImage(Family):
     name = "ernie-image"
     title = "ERNIE-Image"
     pipelines = ("ErnieImagePipeline",)
-    rank16 = "9.4 M"
-    licence = "Apache-2.0"
-    left_out = ("pe", "pe_tokenizer")  # a language model that rewrites captions
-    call: ClassVar = {"use_pe": False}
-    vae_settings: ClassVar = {"batch_norm_eps": 1e-5}  # written out in the pipeline
+    rank16_parameters = "9.4 M"
+    license = "Apache-2.0"
+    # `pe` is a language model that rewrites captions
+    components = ComponentSpec(optional=("pe", "pe_tokenizer"))
+    call = CallSpec(extra_arguments={"use_pe": False})
+    # the pipeline has this number in its code
+    latents = LatentSpec(vae_overrides={"batch_norm_eps": 1e-5})
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         (hidden,) = pipe.encode_prompt(captions, pipe.text_encoder.device)
         return {"prompt_embeds": hidden[None], "text_mask": hidden.new_ones(1, len(hidden), dtype=bool)}
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         return denoiser(
-            hidden_states=noisy,
-            timestep=t.to(noisy.dtype),
+            hidden_states=noisy_latents,
+            timestep=timesteps.to(noisy_latents.dtype),
             text_bth=cond["prompt_embeds"],
             text_lens=cond["text_mask"].sum(1),
             return_dict=False,
         )[0]
 
-    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
+    def _text_arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
         rows = zip(cond["prompt_embeds"], cond["text_mask"], strict=True)
         return {"prompt_embeds": [embeds[mask] for embeds, mask in rows]}

@@ -1,8 +1,8 @@
-"""Flux.1 with a control picture, whose latents are further channels of each token.
+"""Flux.1 with a control image, whose latents are additional channels of each token.
 
 Canny and Depth were published with a first layer of twice the width. On Flux.1 dev itself, a dataset with
-controls trains a Control LoRA: the layer is widened with zeros, and what it does with the control is learnt
-by its own part of the adapter, which loaders recognise by its width.
+control images trains a Control LoRA: the layer is widened with zeros, and an adapter of its own learns to use
+the control; loaders recognize it by its width.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lorakit.models.families.conditioned import ConditionedFamily, first_pil_ima
 from lorakit.models.families.family import ATTENTION_TARGETS, Conditioning, ConditioningTensors
 from lorakit.models.families.flux1 import Flux1
 from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
+from lorakit.models.families.specs import ConditioningSpec
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,12 @@ class Flux1Control(ConditionedFamily, Flux1):
     name = "flux1-control"
     title = "Flux.1 Canny / Depth / Control LoRA"
     pipelines = ("FluxControlPipeline",)
-    widens = ("FluxPipeline",)
-    licence = "FLUX.1 non-commercial"
-    rank16 = "26.2 M"
-    targets = [*ATTENTION_TARGETS, "x_embedder"]  # noqa: RUF012 - as in base.py
-    takes = needs = ("control",)
+    license = "FLUX.1 non-commercial"
+    rank16_parameters = "26.2 M"
+    target_modules = [*ATTENTION_TARGETS, "x_embedder"]  # noqa: RUF012 - as in family.py
+    conditioning = ConditioningSpec(
+        accepted=("control",), required=("control",), converts_pipelines=("FluxPipeline",)
+    )
 
     def load(
         self,
@@ -41,36 +43,40 @@ class Flux1Control(ConditionedFamily, Flux1):
         device: str | torch.device = "cpu",
         only: Collection[str] | None = None,
     ) -> Any:
-        """As `Family.load`; Flux.1 dev becomes the pipeline of controls, its first layer widened."""
+        """Load as `Family.load`; Flux.1 dev becomes the control pipeline, its first layer widened."""
         if folders.pipeline_name(Path(folder)) in self.pipelines:
             return super().load(folder, dtype=dtype, device=device, only=only)
         from diffusers import FluxControlPipeline
 
-        plain = Flux1().load(folder, dtype=dtype, only=only)
+        base = Flux1().load(folder, dtype=dtype, only=only)
         names = FluxControlPipeline._get_signature_keys(FluxControlPipeline)[0]
-        pipe = FluxControlPipeline(**{name: getattr(plain, name) for name in names})
-        pipe.lorakit_folder, pipe.lorakit_settings = plain.lorakit_folder, plain.lorakit_settings
+        pipe = FluxControlPipeline(**{name: getattr(base, name) for name in names})
+        pipe.lorakit_folder, pipe.lorakit_settings = base.lorakit_folder, base.lorakit_settings
         if pipe.transformer is not None:
             _widen(pipe.transformer)
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         import torch
 
-        height, width = noisy.shape[2:]
-        places = position_ids(1, height // 2, width // 2, device=noisy.device)
-        tokens = pack_latents(torch.cat([noisy, cond["control_latents"][:, 0]], dim=1))
-        return unpack_latents(self._tokens(denoiser, tokens, places, t, cond), height, width)
+        height, width = noisy_latents.shape[2:]
+        positions = position_ids(1, height // 2, width // 2, device=noisy_latents.device)
+        tokens = pack_latents(torch.cat([noisy_latents, cond["control_latents"][:, 0]], dim=1))
+        return unpack_latents(
+            self._forward_tokens(denoiser, tokens, positions, timesteps, cond), height, width
+        )
 
-    def _show(self, pictures: ConditioningTensors, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {"control_image": first_pil_images(pictures["control"])}
+    def _conditioning_arguments(
+        self, images: ConditioningTensors, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {"control_image": first_pil_images(images["control"])}
 
 
 def _widen(transformer: Any) -> None:
-    """Twice the channels into the first layer, the new ones without effect."""
+    """Double the input channels of the first layer; the new ones have no effect yet."""
     import torch
 
     narrow = transformer.x_embedder

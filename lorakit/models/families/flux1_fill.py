@@ -1,4 +1,4 @@
-"""Flux.1 Fill: paints into a picture; what lies around and the mask are further channels of each token."""
+"""Flux.1 Fill: inpainting; the masked image and the mask are additional channels of each token."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ class Flux1Fill(InpaintingFamily, Flux1):
     name = "flux1-fill"
     title = "Flux.1 Fill"
     pipelines = ("FluxFillPipeline",)
-    licence = "FLUX.1 non-commercial"
+    license = "FLUX.1 non-commercial"
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         import torch
 
-        height, width = noisy.shape[2:]
-        channels = [noisy, cond["around_latents"][:, 0], cond["mask_latents"][:, 0]]
-        places = position_ids(1, height // 2, width // 2, device=noisy.device)
+        height, width = noisy_latents.shape[2:]
+        channels = [noisy_latents, cond["masked_image_latents"][:, 0], cond["mask_latents"][:, 0]]
+        positions = position_ids(1, height // 2, width // 2, device=noisy_latents.device)
         tokens = pack_latents(torch.cat(channels, dim=1))
-        return unpack_latents(self._tokens(denoiser, tokens, places, t, cond), height, width)
+        return unpack_latents(
+            self._forward_tokens(denoiser, tokens, positions, timesteps, cond), height, width
+        )
 
-    def _mask(self, mask: torch.Tensor, step: int) -> torch.Tensor:
-        """Every pixel of the mask is a channel of the latent it lies in."""
+    def _mask_channels(self, mask: torch.Tensor, compression: int) -> torch.Tensor:
+        """Make every pixel of the mask a channel of the latent that covers it."""
         from torch.nn.functional import pixel_unshuffle
 
-        return pixel_unshuffle(mask, step)
+        return pixel_unshuffle(mask, compression)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.specs import NO_SHIFT, CallSpec, ComponentSpec, LatentSpec
 
 if TYPE_CHECKING:
     import torch
 
-PIXELS = 8  # per latent and side, written out in the pipeline too
-TRAINED = 1024  # pixels per side that pictures are said to have had
+PIXELS = 8  # per side of one latent; the pipeline has this number in its code
+ORIGINAL_SIZE = 1024  # pixels per side, as the pipeline states it for every image
 
 
 class HunyuanDiT(Family):
@@ -20,23 +21,22 @@ class HunyuanDiT(Family):
     name = "hunyuan-dit"
     title = "HunyuanDiT"
     pipelines = ("HunyuanDiTPipeline",)
-    rank16 = "13.9 M"
-    licence = "Tencent Hunyuan Community"
+    rank16_parameters = "13.9 M"
+    license = "Tencent Hunyuan Community"
+    components = ComponentSpec(optional=("safety_checker", "feature_extractor"))
+    call = CallSpec(extra_arguments={"use_resolution_binning": False})
+    latents = LatentSpec(patch_size=2, vae_overrides=NO_SHIFT)
     objective = "ddpm"
-    patch = 2
-    left_out = ("safety_checker", "feature_extractor")
-    call: ClassVar = {"use_resolution_binning": False}
-    vae_settings = NO_SHIFT
 
-    def recompute(self, denoiser: Any) -> None:
-        # diffusers offers none for this network
+    def enable_gradient_checkpointing(self, denoiser: Any) -> None:
+        # diffusers has none for this network
         from torch.utils.checkpoint import checkpoint
 
         for block in denoiser.blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         denoiser.gradient_checkpointing = True
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         cond: Conditioning = {}
         for index, suffix in enumerate(("", "_2")):  # CLIP of 77 tokens, T5 of 256
             embeds, _, mask, _ = pipe.encode_prompt(
@@ -49,32 +49,32 @@ class HunyuanDiT(Family):
         return cond
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        height, width = (PIXELS * side for side in noisy.shape[2:])
-        sizes = cond["prompt_embeds"].new_tensor([TRAINED, TRAINED, height, width, 0, 0])
+        height, width = (PIXELS * side for side in noisy_latents.shape[2:])
+        sizes = cond["prompt_embeds"].new_tensor([ORIGINAL_SIZE, ORIGINAL_SIZE, height, width, 0, 0])
         prediction: torch.Tensor = denoiser(
-            noisy,
-            t.to(noisy.dtype),
+            noisy_latents,
+            timesteps.to(noisy_latents.dtype),
             encoder_hidden_states=cond["prompt_embeds"],
             text_embedding_mask=cond["prompt_attention_mask"],
             encoder_hidden_states_t5=cond["prompt_embeds_2"],
             text_embedding_mask_t5=cond["prompt_attention_mask_2"],
-            image_meta_size=sizes.repeat(len(noisy), 1),
-            style=t.new_zeros(len(noisy)).long(),
-            image_rotary_emb=_rotary(denoiser, noisy),
+            image_meta_size=sizes.repeat(len(noisy_latents), 1),
+            style=timesteps.new_zeros(len(noisy_latents)).long(),
+            image_rotary_emb=_rotary_embeddings(denoiser, noisy_latents),
             return_dict=False,
         )[0]
-        return prediction[:, : noisy.shape[1]]  # the rest is a variance, which training leaves alone
+        return prediction[:, : noisy_latents.shape[1]]  # the rest is a variance, which is not trained
 
 
-def _rotary(denoiser: Any, noisy: torch.Tensor) -> Any:
-    """Positions stretched over the grid of a 512-pixel picture, which the model was first trained on."""
+def _rotary_embeddings(denoiser: Any, noisy_latents: torch.Tensor) -> Any:
+    """Return positions stretched over the grid of a 512-pixel image, the size of the first training."""
     from diffusers.models.embeddings import get_2d_rotary_pos_embed
     from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 
     patch = denoiser.config.patch_size
-    grid = tuple(side // patch for side in noisy.shape[2:])
+    grid = tuple(side // patch for side in noisy_latents.shape[2:])
     region = get_resize_crop_region_for_grid(grid, 512 // PIXELS // patch)
     dimension = denoiser.inner_dim // denoiser.num_heads
-    return get_2d_rotary_pos_embed(dimension, region, grid, device=noisy.device, output_type="pt")
+    return get_2d_rotary_pos_embed(dimension, region, grid, device=noisy_latents.device, output_type="pt")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.models.families import hunyuan
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.packing import pad_text
+from lorakit.models.families.specs import CallSpec, ComponentSpec
 
 if TYPE_CHECKING:
     import torch
@@ -21,24 +22,27 @@ class HunyuanImage(Family):
     name = "hunyuan-image"
     title = "HunyuanImage 2.1"
     pipelines = ("HunyuanImagePipeline",)
-    rank16 = "33.0 M"
-    licence = "Tencent Hunyuan community"
-    always = ("guider", "ocr_guider")
-    guidance = "distilled_guidance_scale"  # idle in this model, whose scale belongs to its guiders
+    rank16_parameters = "33.0 M"
+    license = "Tencent Hunyuan community"
+    components = ComponentSpec(always_loaded=("guider", "ocr_guider"))
+    # unused by this model, whose guidance scale is a setting of its guiders
+    call = CallSpec(guidance_argument="distilled_guidance_scale")
 
-    def _settle(self, pipe: Any) -> None:
-        super()._settle(pipe)
-        hunyuan.refuse_distilled(self._config(pipe, "transformer")[1], "HunyuanImage", self.title)
+    def _configure_pipeline(self, pipe: Any) -> None:
+        super()._configure_pipeline(pipe)
+        hunyuan.refuse_distilled(
+            self._component_config(pipe, "transformer").config, "HunyuanImage", self.title
+        )
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
-        return hunyuan.encode(pipe, captions)
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
+        return hunyuan.encode_without_padding(pipe, captions)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
-            hidden_states=noisy,
-            timestep=t.to(noisy.dtype),
+            hidden_states=noisy_latents,
+            timestep=timesteps.to(noisy_latents.dtype),
             encoder_hidden_states=cond["prompt_embeds"],
             encoder_attention_mask=cond["prompt_embeds_mask"],
             encoder_hidden_states_2=cond["prompt_embeds_2"],
@@ -51,35 +55,35 @@ class HunyuanImage(Family):
         self,
         pipe: Any,
         cond: Conditioning,
-        negative: Conditioning | None,
+        negative_cond: Conditioning | None,
         noise: torch.Tensor,
         **options: Any,
     ) -> list[Image.Image]:
-        with _guided(pipe, options["guidance"]):
-            return super().sample(pipe, cond, negative, noise, **options)
+        with _guidance(pipe, options["guidance_scale"]):
+            return super().sample(pipe, cond, negative_cond, noise, **options)
 
-    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
-        """The pipeline cannot reshape a quoted text of length zero."""
+    def _text_arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
+        """Pad quoted text of length zero, which the pipeline cannot reshape."""
         return {name: pad_text(value, 1) for name, value in cond.items()}
 
-    def _wants_negative(self, pipe: Any, scale: float) -> bool:
+    def _uses_negative(self, pipe: Any, scale: float) -> bool:
         guiders = (pipe.guider, pipe.ocr_guider)
         return any(guider is not None and guider._enabled and guider.num_conditions > 1 for guider in guiders)
 
 
 @contextlib.contextmanager
-def _guided(pipe: Any, scale: float | None) -> Iterator[None]:
-    """The pipeline with guiders of this scale; None leaves those it was published with."""
+def _guidance(pipe: Any, scale: float | None) -> Iterator[None]:
+    """Give the pipeline guiders of this scale within the context; None keeps the published ones."""
     from diffusers import AdaptiveProjectedMixGuidance
 
-    own = {name: getattr(pipe, name) for name in HunyuanImage.always}
+    published = {name: getattr(pipe, name) for name in HunyuanImage.components.always_loaded}
     if scale is not None:
-        for name, guider in own.items():
-            settings = dict(guider.config) if guider is not None else {}
-            settings |= {"guidance_scale": scale, "enabled": scale > 1}
-            setattr(pipe, name, AdaptiveProjectedMixGuidance.from_config(settings))
+        for name, guider in published.items():
+            config = dict(guider.config) if guider is not None else {}
+            config |= {"guidance_scale": scale, "enabled": scale > 1}
+            setattr(pipe, name, AdaptiveProjectedMixGuidance.from_config(config))
     try:
         yield
     finally:
-        for name, guider in own.items():
+        for name, guider in published.items():
             setattr(pipe, name, guider)

@@ -1,4 +1,4 @@
-"""HunyuanVideo: a joint transformer of text and clip, with guidance distilled into it."""
+"""HunyuanVideo: a joint transformer of text and video, with guidance distilled into it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import LatentSpec
 from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ class HunyuanVideo(VideoFamily):
     name = "hunyuan-video"
     title = "HunyuanVideo"
     pipelines = ("HunyuanVideoPipeline",)
-    rank16 = "28.3 M"
-    licence = "Tencent Hunyuan community"
+    rank16_parameters = "28.3 M"
+    license = "Tencent Hunyuan community"
+    latents = LatentSpec(patch_size=2)
     fps = 24.0
-    patch = 2
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, pooled, mask = pipe.encode_prompt(
             captions,
             device=pipe.text_encoder.device,
@@ -36,20 +37,22 @@ class HunyuanVideo(VideoFamily):
         }
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        # guidance is distilled into it, in thousandths, and 1 is none
-        guidance = noisy.new_full((len(noisy),), 1000.0) if denoiser.config.guidance_embeds else None
+        # guidance is distilled into it, times 1000, and 1 switches it off
+        guidance = (
+            noisy_latents.new_full((len(noisy_latents),), 1000.0) if denoiser.config.guidance_embeds else None
+        )
         prediction: torch.Tensor = denoiser(
-            hidden_states=noisy,
-            timestep=t,
+            hidden_states=noisy_latents,
+            timestep=timesteps,
             encoder_hidden_states=cond["prompt_embeds"],
-            encoder_attention_mask=cond["prompt_attention_mask"].to(noisy.dtype),
+            encoder_attention_mask=cond["prompt_attention_mask"].to(noisy_latents.dtype),
             pooled_projections=cond["pooled_prompt_embeds"],
             guidance=guidance,
             return_dict=False,
         )[0]
         return prediction
 
-    def _wants_negative(self, pipe: Any, scale: float) -> bool:
+    def _uses_negative(self, pipe: Any, scale: float) -> bool:
         return False  # guidance is an input of the network

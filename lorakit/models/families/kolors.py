@@ -6,6 +6,7 @@ from typing import Any
 
 from lorakit.models.families.family import Conditioning
 from lorakit.models.families.sdxl import StableDiffusionXL
+from lorakit.models.families.specs import TextSpec
 
 
 class Kolors(StableDiffusionXL):
@@ -14,11 +15,11 @@ class Kolors(StableDiffusionXL):
     name = "kolors"
     title = "Kolors"
     pipelines = ("KolorsPipeline",)
-    text_encoders = ()
-    rank16 = "23.2 M"
-    licence = "Kolors (commercial use by registration)"
+    rank16_parameters = "23.2 M"
+    license = "Kolors (commercial use by registration)"
+    text = TextSpec()  # ChatGLM stays frozen
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _, pooled, _ = pipe.encode_prompt(
             captions, pipe.text_encoder.device, do_classifier_free_guidance=False
         )

@@ -1,19 +1,20 @@
-"""LongCat-Image: Flux.1's transformer conditioned on Qwen2.5-VL, quoted words letter by letter."""
+"""LongCat-Image: Flux.1's transformer conditioned on Qwen2.5-VL, with quoted words letter by letter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families import text_encoder_replay
+from lorakit.models.families import prompt_override
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
+from lorakit.models.families.specs import CallSpec, LatentSpec
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-TEXT = 512  # tokens of a caption; picture positions start behind them
+TEXT_TOKENS = 512  # of a caption; image positions start after them
 
 
 class LongCatImage(Family):
@@ -22,48 +23,48 @@ class LongCatImage(Family):
     name = "longcat-image"
     title = "LongCat-Image"
     pipelines = ("LongCatImagePipeline",)
-    rank16 = "26.1 M"
-    licence = "Apache-2.0"
-    patch = 2
-    call: ClassVar = {"enable_prompt_rewrite": False}
+    rank16_parameters = "26.1 M"
+    license = "Apache-2.0"
+    call = CallSpec(extra_arguments={"enable_prompt_rewrite": False})
+    latents = LatentSpec(patch_size=2)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         return {"prompt_embeds": pipe.encode_prompt(captions)[0]}  # (1, 512, D)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        height, width = noisy.shape[2:]
-        start = noisy.new_tensor([1, TEXT, TEXT])
+        height, width = noisy_latents.shape[2:]
+        start = noisy_latents.new_tensor([1, TEXT_TOKENS, TEXT_TOKENS])
         prediction = denoiser(
-            hidden_states=pack_latents(noisy),
-            timestep=t.to(noisy.dtype) / 1000,
+            hidden_states=pack_latents(noisy_latents),
+            timestep=timesteps.to(noisy_latents.dtype) / 1000,
             encoder_hidden_states=cond["prompt_embeds"],
-            txt_ids=_text_positions(noisy.device),
-            img_ids=position_ids(1, height // 2, width // 2, device=noisy.device) + start,
+            txt_ids=_text_positions(noisy_latents.device),
+            img_ids=position_ids(1, height // 2, width // 2, device=noisy_latents.device) + start,
             return_dict=False,
         )[0]
         return unpack_latents(prediction, height, width)
 
-    def _run(
-        self, pipe: Any, cond: Conditioning, negative: Conditioning | None, settings: Mapping[str, Any]
+    def _call_pipeline(
+        self, pipe: Any, cond: Conditioning, negative_cond: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
-        # the pipeline announces `prompt_embeds` and then counts the prompts it does not have
+        # the pipeline accepts `prompt_embeds`, but then counts prompts that are None
         import torch
 
-        def give(rows: list[Conditioning], _: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        def encode_rows(rows: list[Conditioning], _: Any) -> tuple[torch.Tensor, torch.Tensor]:
             embeds = torch.stack([row["prompt_embeds"] for row in rows])
             return embeds, _text_positions(embeds.device)
 
-        with text_encoder_replay.lookup_encode_prompt(pipe, cond, negative, give) as captions:
+        with prompt_override.lookup_encode_prompt(pipe, cond, negative_cond, encode_rows) as captions:
             return pipe(**captions, **settings)[0]
 
-    def _pack(self, noise: torch.Tensor) -> torch.Tensor:
+    def _pack_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return pack_latents(noise)
 
 
 def _text_positions(device: torch.device) -> torch.Tensor:
-    """(512, 3): kind 0, and along the diagonal."""
+    """Return positions (512, 3): 0, and twice the token's number."""
     import torch
 
-    return torch.arange(TEXT, device=device)[:, None] * torch.tensor([0, 1, 1], device=device)
+    return torch.arange(TEXT_TOKENS, device=device)[:, None] * torch.tensor([0, 1, 1], device=device)

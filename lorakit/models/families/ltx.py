@@ -1,4 +1,4 @@
-"""LTX-Video: a transformer over the tokens of strongly compressed clips."""
+"""LTX-Video: a transformer over the tokens of strongly compressed videos."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ class LTX(VideoFamily):
     name = "ltx-video"
     title = "LTX-Video"
     pipelines = ("LTXPipeline",)
-    rank16 = "14.7 M"
-    licence = "LTX-Video open weights"
+    rank16_parameters = "14.7 M"
+    license = "LTX-Video open weights"
     fps = 25.0
 
     def denoiser(self, pipe: Any) -> torch.nn.Module:
-        """The network, which places tokens by the seconds and pixels that they stand for."""
-        from lorakit.models import vae
-
+        """Return the network, which positions tokens by their seconds and pixels."""
         network: Any = super().denoiser(pipe)
         if network is not None:
-            side = vae.spatial_compression(*self._config(pipe, "vae"))
-            network.token_extent = (self.frame_step(pipe) / self.fps, side, side)
+            side = self._spatial_compression(pipe)
+            network.token_extent = (self.temporal_compression(pipe) / self.fps, side, side)
         return network
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, mask, *_ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -43,13 +41,13 @@ class LTX(VideoFamily):
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 128, D), (1, 128)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        frames, height, width = noisy.shape[2:]
+        frames, height, width = noisy_latents.shape[2:]
         prediction = denoiser(
-            hidden_states=self._pack(noisy),
+            hidden_states=self._pack_latents(noisy_latents),
             encoder_hidden_states=cond["prompt_embeds"],
-            timestep=t,
+            timestep=timesteps,
             encoder_attention_mask=cond["prompt_attention_mask"],
             num_frames=frames,
             height=height,
@@ -57,7 +55,7 @@ class LTX(VideoFamily):
             rope_interpolation_scale=denoiser.token_extent,
             return_dict=False,
         )[0]
-        return unpack_video_latents(prediction, noisy)
+        return unpack_video_latents(prediction, noisy_latents)
 
-    def _pack(self, noise: torch.Tensor) -> torch.Tensor:
+    def _pack_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return noise.flatten(2).transpose(1, 2)  # (B, F*H*W, C)

@@ -1,4 +1,4 @@
-"""Lumina-Image 2.0: text and picture in one transformer, conditioned on Gemma 2."""
+"""Lumina-Image 2.0: text and image in one transformer, conditioned on Gemma 2."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.packing import pad_text
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import LatentSpec
 
 if TYPE_CHECKING:
     import torch
@@ -18,34 +19,34 @@ class Lumina2(Family):
     name = "lumina2"
     title = "Lumina-Image 2.0"
     pipelines = ("Lumina2Pipeline",)
-    rank16 = "7.4 M"
-    licence = "Apache-2.0"
-    patch = 2
-    own_shift = True  # it counts channels where others count tokens
+    rank16_parameters = "7.4 M"
+    license = "Apache-2.0"
+    # the pipeline's shift counts channels where others count tokens
+    latents = LatentSpec(patch_size=2, scheduler_shift=False)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         length = max_sequence_length(pipe, 256)
         embeds, mask, none, no_mask = pipe.encode_prompt(
             captions, negative_prompt=[""], device=pipe.text_encoder.device, max_sequence_length=length
         )
-        if captions == [""]:  # the pipeline's empty caption goes without the system prompt
+        if captions == [""]:  # the pipeline encodes the empty caption without the system prompt
             embeds, mask = none, no_mask
         kept = mask[0].bool()
         return {"prompt_embeds": embeds[:, kept], "prompt_attention_mask": mask[:, kept]}
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
-            hidden_states=noisy,
-            timestep=1 - t / 1000,  # the model's time runs from noise to picture, and so does its velocity
+            hidden_states=noisy_latents,
+            timestep=1 - timesteps / 1000,  # time and velocity run from noise to image
             encoder_hidden_states=cond["prompt_embeds"],
             encoder_attention_mask=cond["prompt_attention_mask"],
             return_dict=False,
         )[0]
         return -prediction
 
-    def _arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
-        """The pipeline wants the caption and the negative equally long."""
+    def _text_arguments(self, pipe: Any, cond: Conditioning) -> dict[str, Any]:
+        """Pad caption and negative to one length, which the pipeline needs."""
         length = max_sequence_length(pipe, 256)
         return {name: pad_text(value, length) for name, value in cond.items()}

@@ -1,4 +1,4 @@
-"""Latents and text as sequences, the way most transformers take them."""
+"""Latents and text as token sequences, in the layout of most transformers."""
 
 from __future__ import annotations
 
@@ -8,45 +8,47 @@ if TYPE_CHECKING:
     import torch
 
 
-def pack_latents(latents: torch.Tensor, patch: int = 2) -> torch.Tensor:
-    """(B, C, H, W) -> (B, H*W / patch^2, C * patch^2); a patch is ordered by channel, row, column."""
+def pack_latents(latents: torch.Tensor, patch_size: int = 2) -> torch.Tensor:
+    """Pack (B, C, H, W) into (B, H*W / patch_size^2, C * patch_size^2); a token is ordered by channel, row,
+    column."""
     from torch.nn.functional import pixel_unshuffle
 
-    return pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)
+    return pixel_unshuffle(latents, patch_size).flatten(2).transpose(1, 2)
 
 
-def unpack_latents(tokens: torch.Tensor, height: int, width: int, patch: int = 2) -> torch.Tensor:
-    """The way back; `height` and `width` are those of the latents."""
+def unpack_latents(tokens: torch.Tensor, height: int, width: int, patch_size: int = 2) -> torch.Tensor:
+    """Undo `pack_latents`; `height` and `width` are those of the latents."""
     from torch.nn.functional import pixel_shuffle
 
-    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // patch, width // patch)), patch)
+    grid = tokens.transpose(1, 2).unflatten(2, (height // patch_size, width // patch_size))
+    return pixel_shuffle(grid, patch_size)
 
 
 def position_ids(*sizes: int, device: torch.device) -> torch.Tensor:
-    """Coordinates (product of sizes, axes) of a grid in reading order, one axis for each size."""
+    """Return the coordinates (product of sizes, axes) of a grid in reading order, one axis for each size."""
     import torch
 
     return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))
 
 
 def pad_text(text: torch.Tensor, length: int) -> torch.Tensor:
-    """(B, L, ...) with zeros at the end, for pipelines that want caption and negative equally long."""
+    """Pad (B, L, ...) with zeros to `length`, for pipelines that need caption and negative equally long."""
     import torch
 
     missing = max(length - text.shape[1], 0)
     return torch.cat([text, text.new_zeros(len(text), missing, *text.shape[2:])], dim=1)
 
 
-def unshift_timestep(t: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The time that CogView4 and GLM-Image show their model at noise level t / 1000 (B,).
+def unshift_timestep(timesteps: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Return the timesteps (B,) that CogView4 and GLM-Image give their network at sigma = timesteps / 1000.
 
-    Their scheduler moves noise levels up with the number of image tokens, level = mu u / (1 + (mu - 1) u),
-    but the time stays u * 1000.
+    Their scheduler shifts sigmas by the number of image tokens, sigma = mu u / (1 + (mu - 1) u), but passes
+    u * 1000 to the network.
     """
-    mu, level = 0.75 * (tokens / 256) ** 0.5 + 0.25, t.double() / 1000
-    return (1000 * level / (mu - (mu - 1) * level)).to(t.dtype)
+    mu, sigma = 0.75 * (tokens / 256) ** 0.5 + 0.25, timesteps.double() / 1000
+    return (1000 * sigma / (mu - (mu - 1) * sigma)).to(timesteps.dtype)
 
 
 def unpack_video_latents(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(B, F*H*W, C) -> (B, C, F, H, W), the shape of `like`."""
+    """Unpack (B, F*H*W, C) into (B, C, F, H, W), the shape of `like`."""
     return tokens.transpose(1, 2).reshape(like.shape)

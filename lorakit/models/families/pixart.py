@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
+from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import NO_SHIFT, CallSpec, LatentSpec
 
 if TYPE_CHECKING:
     import torch
@@ -17,14 +18,13 @@ class PixArtSigma(Family):
     name = "pixart-sigma"
     title = "PixArt-Sigma"
     pipelines = ("PixArtSigmaPipeline",)
-    rank16 = "8.3 M"
-    licence = "CreativeML Open RAIL++-M"
+    rank16_parameters = "8.3 M"
+    license = "CreativeML Open RAIL++-M"
+    call = CallSpec(extra_arguments={"use_resolution_binning": False, "negative_prompt": None})
+    latents = LatentSpec(patch_size=2, vae_overrides=NO_SHIFT)
     objective = "ddpm"
-    patch = 2
-    call: ClassVar = {"use_resolution_binning": False, "negative_prompt": None}
-    vae_settings = NO_SHIFT
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, mask, _, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
@@ -34,14 +34,14 @@ class PixArtSigma(Family):
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 300, D), (1, 300)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
-            noisy,
+            noisy_latents,
             encoder_hidden_states=cond["prompt_embeds"],
             encoder_attention_mask=cond["prompt_attention_mask"],
-            timestep=t,
+            timestep=timesteps,
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]
-        return prediction[:, : noisy.shape[1]]  # the rest is a variance, which training leaves alone
+        return prediction[:, : noisy_latents.shape[1]]  # the rest is a variance, which is not trained

@@ -1,4 +1,4 @@
-"""Qwen-Image: a joint transformer of text and picture, conditioned on a vision-language model."""
+"""Qwen-Image: a joint transformer of text and image, conditioned on a vision-language model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.packing import pack_latents, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import CallSpec, LatentSpec
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +19,12 @@ class QwenImage(Family):
     name = "qwen-image"
     title = "Qwen-Image"
     pipelines = ("QwenImagePipeline",)
-    rank16 = "47.2 M"
-    licence = "Apache-2.0"
-    guidance = "true_cfg_scale"
-    patch = 2
+    rank16_parameters = "47.2 M"
+    license = "Apache-2.0"
+    call = CallSpec(guidance_argument="true_cfg_scale")
+    latents = LatentSpec(patch_size=2)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(
             captions, pipe.text_encoder.device, max_sequence_length=max_sequence_length(pipe, 512)
         )
@@ -31,24 +32,28 @@ class QwenImage(Family):
         return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}  # (1, L, D), (1, L)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        height, width = noisy.shape[2:]
+        height, width = noisy_latents.shape[2:]
         shapes = [(1, height // 2, width // 2)]
-        return unpack_latents(self._tokens(denoiser, pack_latents(noisy), shapes, t, cond), height, width)
+        return unpack_latents(
+            self._forward_tokens(denoiser, pack_latents(noisy_latents), shapes, timesteps, cond),
+            height,
+            width,
+        )
 
-    def _tokens(
+    def _forward_tokens(
         self,
         denoiser: Any,
         tokens: torch.Tensor,
         shapes: list[tuple[int, int, int]],
-        t: torch.Tensor,
+        timesteps: torch.Tensor,
         cond: Conditioning,
     ) -> torch.Tensor:
-        """The network's output (B, N, C) for the tokens (B, N, ...) of pictures of these shapes."""
+        """Return the network's output (B, N, C) for the tokens (B, N, ...) of images of these shapes."""
         output: torch.Tensor = denoiser(
             hidden_states=tokens,
-            timestep=t.to(tokens.dtype) / 1000,
+            timestep=timesteps.to(tokens.dtype) / 1000,
             encoder_hidden_states=cond["prompt_embeds"],
             encoder_hidden_states_mask=cond["prompt_embeds_mask"],
             img_shapes=[shapes] * len(tokens),
@@ -56,5 +61,5 @@ class QwenImage(Family):
         )[0]
         return output
 
-    def _pack(self, noise: torch.Tensor) -> torch.Tensor:
+    def _pack_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return pack_latents(noise)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import CallSpec
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +19,12 @@ class Sana(Family):
     name = "sana"
     title = "Sana 1.0 / 1.5"
     pipelines = ("SanaPipeline",)
-    rank16 = "11.5 M (1.6B)"
-    licence = "NVIDIA (NSCL v2-custom, non-commercial)"
-    call: ClassVar = {"use_resolution_binning": False, "negative_prompt": None}
+    rank16_parameters = "11.5 M (1.6B)"
+    license = "NVIDIA (NSCL v2-custom, non-commercial)"
+    call = CallSpec(extra_arguments={"use_resolution_binning": False, "negative_prompt": None})
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
-        # a caption follows a long instruction to the language model; the unconditional text stands alone
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
+        # a caption follows a long instruction to the language model; the empty caption has none
         instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
         embeds, mask, _, _ = pipe.encode_prompt(
             captions,
@@ -35,13 +36,13 @@ class Sana(Family):
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}  # (1, 300, D), (1, 300)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         prediction: torch.Tensor = denoiser(
-            noisy,
+            noisy_latents,
             encoder_hidden_states=cond["prompt_embeds"],
             encoder_attention_mask=cond["prompt_attention_mask"],
-            timestep=t * denoiser.config.timestep_scale,
+            timestep=timesteps * denoiser.config.timestep_scale,
             return_dict=False,
         )[0]
-        return prediction[:, : noisy.shape[1]]  # some bases predict a variance too
+        return prediction[:, : noisy_latents.shape[1]]  # some base models predict a variance too

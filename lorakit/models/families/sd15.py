@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.specs import NO_SHIFT, ComponentSpec, LatentSpec, TextSpec
 
 if TYPE_CHECKING:
     import torch
@@ -17,19 +18,22 @@ class StableDiffusion15(Family):
     title = "Stable Diffusion 1.5 / 2.x"
     pipelines = ("StableDiffusionPipeline",)
     objective = "ddpm"
-    component = "unet"
-    # The checker blackens pictures it mistakes, which would spoil samples and scores.
-    left_out = ("safety_checker", "feature_extractor", "image_encoder")
-    vae_settings = NO_SHIFT
-    text_encoders = ("text_encoder",)
-    rank16 = "3.2 M (1.5), 3.3 M (2.x)"
-    licence = "CreativeML Open RAIL-M (1.x); Open RAIL++-M (2.x)"
+    rank16_parameters = "3.2 M (1.5), 3.3 M (2.x)"
+    license = "CreativeML Open RAIL-M (1.x); Open RAIL++-M (2.x)"
+    # the safety checker would blacken samples by mistake, and spoil their scores
+    components = ComponentSpec(
+        denoiser="unet", optional=("safety_checker", "feature_extractor", "image_encoder")
+    )
+    text = TextSpec(trainable_encoders=("text_encoder",))
+    latents = LatentSpec(vae_overrides=NO_SHIFT)
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(captions, pipe.text_encoder.device, 1, False)
         return {"prompt_embeds": embeds}  # (B, L, D)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        return denoiser(noisy, t, encoder_hidden_states=cond["prompt_embeds"], return_dict=False)[0]
+        return denoiser(
+            noisy_latents, timesteps, encoder_hidden_states=cond["prompt_embeds"], return_dict=False
+        )[0]

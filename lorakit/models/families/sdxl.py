@@ -1,16 +1,16 @@
-"""SDXL: a U-Net told the picture's size, conditioned on two CLIP text encoders."""
+"""SDXL: a U-Net conditioned on the image's size and on two CLIP text encoders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.family import NO_SHIFT, Conditioning, Family
+from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.specs import NO_SHIFT, ComponentSpec, LatentSpec, TextSpec
 
 if TYPE_CHECKING:
     import torch
 
-PIXELS = 8  # per latent and side, in every published autoencoder of the family
+PIXELS = 8  # per side of one latent, in every published VAE of the family
 
 
 class StableDiffusionXL(Family):
@@ -19,16 +19,15 @@ class StableDiffusionXL(Family):
     name = "sdxl"
     title = "Stable Diffusion XL"
     pipelines = ("StableDiffusionXLPipeline",)
-    rank16 = "23.2 M"
-    licence = "CreativeML Open RAIL++-M"
+    rank16_parameters = "23.2 M"
+    license = "CreativeML Open RAIL++-M"
+    components = ComponentSpec(denoiser="unet", optional=("feature_extractor", "image_encoder"))
+    # the pooled embedding reads the second encoder's last layer
+    text = TextSpec(trainable_encoders=("text_encoder", "text_encoder_2"), skipped_layers={"text_encoder": 1})
+    latents = LatentSpec(vae_overrides=NO_SHIFT)
     objective = "ddpm"
-    component = "unet"
-    left_out = ("feature_extractor", "image_encoder")
-    vae_settings = NO_SHIFT
-    unread_layers: ClassVar[Mapping[str, int]] = {"text_encoder": 1}  # the second one's is pooled
-    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _, pooled, _ = pipe.encode_prompt(
             captions, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
         )
@@ -37,10 +36,15 @@ class StableDiffusionXL(Family):
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}  # (1, 77, D), (1, P)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         text = cond["prompt_embeds"]
-        height, width = (PIXELS * side for side in noisy.shape[2:])
+        height, width = (PIXELS * side for side in noisy_latents.shape[2:])
         sizes = text.new_tensor([height, width, 0, 0, height, width])  # original, corner of the crop, target
-        added = {"text_embeds": cond["pooled_prompt_embeds"], "time_ids": sizes.expand(len(noisy), -1)}
-        return denoiser(noisy, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
+        added = {
+            "text_embeds": cond["pooled_prompt_embeds"],
+            "time_ids": sizes.expand(len(noisy_latents), -1),
+        }
+        return denoiser(
+            noisy_latents, timesteps, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
+        )[0]

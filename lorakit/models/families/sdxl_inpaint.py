@@ -1,4 +1,4 @@
-"""SDXL inpainting: the U-Net has five more channels, the mask and what is around it."""
+"""SDXL inpainting: the U-Net has five more channels, the mask and the masked image."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class StableDiffusionXLInpaint(InpaintingFamily, StableDiffusionXL):
     pipelines = ("StableDiffusionXLInpaintPipeline",)
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        return super().predict(denoiser, self._channels(noisy, cond), t, cond)
+        return super().predict(denoiser, self._join_channels(noisy_latents, cond), timesteps, cond)

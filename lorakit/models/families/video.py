@@ -1,4 +1,4 @@
-"""What families of clips share: latents (C, F, H, W), in which a picture is a clip of one frame."""
+"""The parts that video families share: latents are (C, F, H, W), and an image is a video of one frame."""
 
 from __future__ import annotations
 
@@ -12,51 +12,53 @@ if TYPE_CHECKING:
 
 
 class VideoFamily(Family):
-    """A family whose `predict` takes and gives (B, C, F, H, W)."""
+    """A family whose `predict` gets and returns (B, C, F, H, W)."""
 
-    clips = True
     fps: ClassVar[float] = 16.0
 
-    def frame_step(self, pipe: Any) -> int:
-        """Frames that one latent stands for, but for the first, which has a frame of its own."""
+    def temporal_compression(self, pipe: Any) -> int:
+        """Return the number of frames of one latent; the first latent holds one frame only."""
         from lorakit.models import vae
 
-        return vae.temporal_compression(*self._config(pipe, "vae"))
+        config = self._component_config(pipe, "vae")
+        return vae.temporal_compression(config.class_name, config.config)
 
-    def frame_grid(self, pipe: Any) -> int:
-        """Clips have one frame more than a multiple of this."""
-        return self.frame_step(pipe)
+    def frame_multiple(self, pipe: Any) -> int:
+        """Return the number that frame counts are a multiple of, plus one."""
+        return self.temporal_compression(pipe)
 
     def latent_shape(self, pipe: Any, width: int, height: int, frames: int = 1) -> tuple[int, ...]:
-        """(C, F, H, W) of a clip's latents; frames beyond the grid are left out."""
+        """Return the shape (C, F, H, W) of a video's latents; frames beyond `frame_multiple` are dropped."""
         channels, *sides = super().latent_shape(pipe, width, height)
-        grid = self.frame_grid(pipe)
-        return channels, (frames - 1) // grid * grid // self.frame_step(pipe) + 1, *sides
+        multiple = self.frame_multiple(pipe)
+        latent_frames = (frames - 1) // multiple * multiple // self.temporal_compression(pipe) + 1
+        return channels, latent_frames, *sides
 
-    def films(
+    def sample_videos(
         self,
         pipe: Any,
         cond: Conditioning,
-        negative: Conditioning | None,
+        negative_cond: Conditioning | None,
         noise: torch.Tensor,
         **options: Any,
     ) -> list[list[Image.Image]]:
-        """One clip, as its frames, for each row of `noise` (B, C, F, H, W); options as in `sample`."""
-        made: list[Any] = super().sample(pipe, cond, negative, noise, **options)
-        return made
+        """Sample one video, as its frames, for each row of `noise` (B, C, F, H, W); see `Family.sample`."""
+        videos: list[Any] = super().sample(pipe, cond, negative_cond, noise, **options)
+        return videos
 
     def sample(
         self,
         pipe: Any,
         cond: Conditioning,
-        negative: Conditioning | None,
+        negative_cond: Conditioning | None,
         noise: torch.Tensor,
         **options: Any,
     ) -> list[Image.Image]:
-        """One picture for each row: the clip's only frame, or its first, middle and last side by side."""
+        """Sample one image for each row: the only frame, or the first, middle and last frame side by side."""
         from lorakit.imaging import video
 
-        return [video.frame_strip(film) for film in self.films(pipe, cond, negative, noise, **options)]
+        videos = self.sample_videos(pipe, cond, negative_cond, noise, **options)
+        return [video.frame_strip(frames) for frames in videos]
 
-    def _extent(self, pipe: Any, noise: torch.Tensor) -> dict[str, Any]:
-        return {"num_frames": (noise.shape[2] - 1) * self.frame_step(pipe) + 1}
+    def _shape_arguments(self, pipe: Any, noise: torch.Tensor) -> dict[str, Any]:
+        return {"num_frames": (noise.shape[2] - 1) * self.temporal_compression(pipe) + 1}

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2: a transformer over clips, or two that share the noise levels out between them."""
+"""Wan 2.1 and 2.2: a transformer over videos, or two experts, one for high and one for low noise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import ComponentSpec, LatentSpec
 from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
@@ -13,58 +14,65 @@ if TYPE_CHECKING:
 
 
 class Wan(VideoFamily):
-    """Wan Team 2025, https://arxiv.org/abs/2503.20314. Of 2.2, both experts are trained, each at its own
+    """Wan Team 2025, https://arxiv.org/abs/2503.20314. Both experts of 2.2 are trained, each at its own
     noise levels."""
 
     name = "wan"
     title = "Wan 2.1 and 2.2"
     pipelines = ("WanPipeline",)
-    rank16 = "52.4 M"
-    licence = "Apache-2.0"
-    experts = ("transformer_2",)
-    patch = 2
+    rank16_parameters = "52.4 M"
+    license = "Apache-2.0"
+    components = ComponentSpec(experts=("transformer_2",))
+    latents = LatentSpec(patch_size=2)
 
     def denoiser(self, pipe: Any) -> torch.nn.Module:
-        """The network, or both experts as one."""
-        # tokens of 2.2's small model have a time each, which only the pipeline knows
+        """Return the network, or both experts as one."""
+        # tokens of 2.2's small model have a timestep each, which only the pipeline's configuration says
         for network in (pipe.transformer, pipe.transformer_2):
             if network is not None:
-                network.timed_tokens = bool(pipe.config.expand_timesteps)
+                network.expand_timesteps = bool(pipe.config.expand_timesteps)
         if pipe.transformer_2 is None:
             return super().denoiser(pipe)
         from lorakit.models.families.networks.experts import NoiseLevelExperts
 
-        made: NoiseLevelExperts | None = getattr(pipe, "lorakit_experts", None)
-        if made is None or made.transformer is not pipe.transformer:
-            made = NoiseLevelExperts(pipe.transformer, pipe.transformer_2, pipe.config.boundary_ratio)
-            pipe.lorakit_experts = made
-        return made
+        experts: NoiseLevelExperts | None = getattr(pipe, "lorakit_experts", None)
+        if experts is None or experts.transformer is not pipe.transformer:
+            experts = NoiseLevelExperts(pipe.transformer, pipe.transformer_2, pipe.config.boundary_ratio)
+            pipe.lorakit_experts = experts
+        return experts
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         embeds, _ = pipe.encode_prompt(
             captions,
             do_classifier_free_guidance=False,
             max_sequence_length=max_sequence_length(pipe, 512),
             device=pipe.text_encoder.device,
         )
-        return {"prompt_embeds": embeds}  # (1, 512, D), zeros behind the caption
+        return {"prompt_embeds": embeds}  # (1, 512, D), zeros after the caption
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        if not hasattr(denoiser, "rows"):
-            return _predict(denoiser, noisy, t, cond["prompt_embeds"])
+        if not hasattr(denoiser, "split_rows"):
+            return _predict(denoiser, noisy_latents, timesteps, cond["prompt_embeds"])
         import torch
 
-        shares = list(denoiser.rows(t))
-        made = [_predict(one, noisy[rows], t[rows], cond["prompt_embeds"][rows]) for one, rows in shares]
-        return torch.cat(made)[torch.cat([rows for _, rows in shares]).argsort()]
+        parts = list(denoiser.split_rows(timesteps))
+        predictions = [
+            _predict(
+                part.network, noisy_latents[part.rows], timesteps[part.rows], cond["prompt_embeds"][part.rows]
+            )
+            for part in parts
+        ]
+        return torch.cat(predictions)[torch.cat([part.rows for part in parts]).argsort()]
 
 
-def _predict(network: Any, noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    if network.timed_tokens:
-        t = t[:, None].expand(-1, noisy[0, 0, :, ::2, ::2].numel())
+def _predict(
+    network: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor
+) -> torch.Tensor:
+    if network.expand_timesteps:
+        timesteps = timesteps[:, None].expand(-1, noisy_latents[0, 0, :, ::2, ::2].numel())
     prediction: torch.Tensor = network(
-        hidden_states=noisy, timestep=t, encoder_hidden_states=text, return_dict=False
+        hidden_states=noisy_latents, timestep=timesteps, encoder_hidden_states=text, return_dict=False
     )[0]
     return prediction

@@ -1,4 +1,4 @@
-"""Rename a checkpoint's tensors into one component of a pipeline, by diffusers' own tables, and write it."""
+"""Conversion of a checkpoint's tensors to one component of a pipeline, by diffusers' own tables."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ if TYPE_CHECKING:
 
 
 def convert_component(
-    tensors: Mapping[str, torch.Tensor], name: str, kind: str, settings: Path, out: Path, where: str
+    tensors: Mapping[str, torch.Tensor], name: str, class_name: str, settings: Path, out: Path, where: str
 ) -> None:
-    """Write `out/name`, the network of class `kind` with the settings in `settings/name` and the file's
-    numbers. Every one of its tensors must be in the file, and each of the file's must have a place."""
+    """Write `out/name`: the network of class `class_name` with the settings in `settings/name`.
+
+    Raises ConfigError if a tensor of the network is not in the file, or one of the file not in the network.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # lorakit shows its own
-    mine = {key: _upcast_fp8(value) for key, value in layout.component_tensors(tensors, name).items()}
+    own_tensors = {key: _upcast_fp8(value) for key, value in layout.component_tensors(tensors, name).items()}
     try:
         if name in (*layout.DENOISERS, "vae"):
-            model = _load_renamed(mine, kind, settings / name)
+            model = _load_renamed(own_tensors, class_name, settings / name)
         else:
-            model = _text_encoder(mine, name, kind, settings)
+            model = _text_encoder(own_tensors, name, class_name, settings)
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the {name} in the file does not fit the settings of {settings.name}: {error}",
             where=where,
-            remedy="name a diffusers folder or hub id of this very model after it: FILE.safetensors@PARTS",
+            remedy="add a diffusers folder or hub id of exactly this model: FILE.safetensors@PARTS",
         ) from error
     model.save_pretrained(out / name, safe_serialization=True)
     for file in (out / name).iterdir():
@@ -40,49 +42,49 @@ def convert_component(
 
 
 def _upcast_fp8(value: torch.Tensor) -> torch.Tensor:
-    """8-bit floating point, in which nothing can be computed, as the next wider type."""
+    """Convert 8-bit floating point, which supports no computation, to bfloat16."""
     import torch
 
     return value.to(torch.bfloat16) if value.is_floating_point() and value.element_size() == 1 else value
 
 
-def _load_renamed(tensors: dict[str, torch.Tensor], kind: str, settings: Path) -> Any:
+def _load_renamed(tensors: dict[str, torch.Tensor], class_name: str, settings: Path) -> Any:
     import diffusers
     import torch
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     config = storage.read_json(settings / "config.json")
     with torch.device("meta"):
-        model = getattr(diffusers, kind).from_config(config)
+        model = getattr(diffusers, class_name).from_config(config)
     if tensors.keys() != model.state_dict().keys():
-        mapping = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
+        mapping = SINGLE_FILE_LOADABLE_CLASSES[class_name]["checkpoint_mapping_fn"]
         tensors = mapping(checkpoint=tensors, config=model.config)
     missing, unknown = model.load_state_dict(tensors, strict=False, assign=True)
     if missing or unknown:
         raise ValueError(
-            f"{len(missing)} tensors are missing and {len(unknown)} have no place there,"
+            f"{len(missing)} tensors are missing and {len(unknown)} are unknown,"
             f" first {', '.join([*missing, *unknown][:3])}"
         )
     return model
 
 
-def _text_encoder(tensors: dict[str, torch.Tensor], name: str, kind: str, settings: Path) -> Any:
+def _text_encoder(tensors: dict[str, torch.Tensor], name: str, class_name: str, settings: Path) -> Any:
     import transformers
     from diffusers.loaders import single_file_utils as tables
 
     make = (
         tables.create_diffusers_t5_model_from_checkpoint
-        if kind == "T5EncoderModel"
+        if class_name == "T5EncoderModel"
         else tables.create_diffusers_clip_model_from_ldm
     )
     model = make(
-        getattr(transformers, kind),
+        getattr(transformers, class_name),
         checkpoint=tensors,
         subfolder=name,
         config=str(settings),
         local_files_only=True,
     )
-    model.tie_weights()  # a tensor of two names is stored under one
+    model.tie_weights()  # a tensor with two names is stored once
     if missing := [key for key, value in model.named_parameters() if value.is_meta]:
         raise ValueError(f"{len(missing)} tensors are missing, first {', '.join(missing[:3])}")
     return model

@@ -1,5 +1,5 @@
-"""Edit pairs, inpainting and control: what is shown to the base, and refusals; `tests/test_guides.py` has the
-whole way."""
+"""Edit pairs, inpainting and control: conditioning images, and refusals; `tests/test_guides.py` trains with
+them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from lorakit.training import run_plan
 from tests import oracle, runs, tiny
 from tests.models.families.common import (
     CAPTIONS,
-    conditions,
+    encode_all,
     family_of,
+    images_for,
     noise_for,
-    pictures_for,
-    times,
+    two_timesteps,
 )
 
 SIZES = [(80, 80), (96, 64), (80, 80)]
@@ -42,7 +42,7 @@ def _photo(seed: int, size: tuple[int, int]) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures, not yet prepared."""
+    """Return a folder of three images, not yet prepared."""
     folder = tmp_path_factory.mktemp("photos")
     for index, size in enumerate(SIZES):
         _photo(index, size).save(folder / f"{index}.png")
@@ -52,7 +52,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _sources(folder: Path) -> None:
     for index, (width, height) in enumerate(SIZES):
-        _photo(index + 10, (width // 2, height // 2)).save(folder / f"{index}.source.png")  # half as large
+        _photo(index + 10, (width // 2, height // 2)).save(folder / f"{index}.source.png")  # half the size
 
 
 def _prepare(folder: Path) -> None:
@@ -64,12 +64,12 @@ def _edits(folder: Path) -> None:
     _prepare(folder)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, row in tiny.ROWS.items() if row.shown))
-def test_the_pictures_matter_to_each_row_alone(name):
-    """Another picture moves a row's prediction, and its neighbour's picture does not."""
+@pytest.mark.parametrize("name", sorted(name for name, row in tiny.ROWS.items() if row.image_arguments))
+def test_conditioning_images_matter_to_their_own_row_only(name):
+    """Another image changes a row's prediction, and another row's image does not."""
     family, pipe = family_of(name), tiny.tiny_pipeline(name)
-    noise, t = noise_for(name, rows=2), times(family)
-    conds = conditions(name, pipe, CAPTIONS)
+    noise, t = noise_for(name, rows=2), two_timesteps(family)
+    conds = encode_all(name, pipe, CAPTIONS)
     latents = [key for key in conds[0] if key.endswith("_latents")]
     assert latents
     model = family.denoiser(pipe)
@@ -82,21 +82,21 @@ def test_the_pictures_matter_to_each_row_alone(name):
             assert (other[1] - both[1]).abs().max() <= 1e-5
 
 
-def test_a_wrong_source_is_found(monkeypatch):
-    """The oracle bites: what is shown to the pipeline is not what `predict` is told."""
+def test_the_oracle_detects_a_wrong_source(monkeypatch):
+    """When the pipeline gets another image than `predict`."""
     for name in ("flux1-kontext", "sd15-inpaint", "flux1-control"):
         size = tiny.ROWS[name].sizes[0]
         family, pipe, noise = family_of(name), tiny.tiny_pipeline(name), noise_for(name)
-        cond = family.collate(conditions(name, pipe, CAPTIONS[:1]))
-        t, other = times(family)[0], pictures_for(name, size, 1)
+        cond = family.collate(encode_all(name, pipe, CAPTIONS[:1]))
+        t, other = two_timesteps(family)[0], images_for(name, size, 1)
         with torch.no_grad():
             expected = oracle.prediction(name, pipe, CAPTIONS[0], noise, t, *size, other)
             ours = family.predict(family.denoiser(pipe), noise, t[None], cond)
         assert (ours - expected).abs().max() > 1e-3
 
 
-def test_a_control_lora_begins_as_the_base_and_loads_in_diffusers(tmp_path, caplog):
-    """Widened, the base predicts what it did; diffusers' loader widens it for the exported file."""
+def test_a_control_lora_starts_as_the_base_model_and_loads_in_diffusers(tmp_path, caplog):
+    """The widened base model predicts the same; diffusers' loader widens it for the exported file."""
     from diffusers import FluxControlPipeline
 
     from lorakit.adapters import formats
@@ -109,24 +109,26 @@ def test_a_control_lora_begins_as_the_base_and_loads_in_diffusers(tmp_path, capl
         is families.get_family("flux1")
     )
     pipe, plain = control.load(base, dtype=torch.float32), tiny.tiny_pipeline("flux1-dev")
-    pictures = pictures_for("flux1-control")
-    noise, t = noise_for("flux1-dev"), times(control)[:1]
-    text = control.collate(control.encode(pipe, CAPTIONS[:1]))
-    cond = text | control.collate([control.condition(pipe, pictures)])
+    images = images_for("flux1-control")
+    noise, t = noise_for("flux1-dev"), two_timesteps(control)[:1]
+    text = control.collate(control.encode_text(pipe, CAPTIONS[:1]))
+    cond = text | control.collate([control.encode_conditioning(pipe, images)])
     model = control.denoiser(pipe)
-    adapters.inject_adapter(model, rank=4, alpha=4, targets=control.targets)
+    adapters.inject_adapter(model, rank=4, alpha=4, targets=control.target_modules)
     with torch.no_grad():
-        begun = control.predict(model, noise, t, cond)
+        initial = control.predict(model, noise, t, cond)
         expected = families.get_family("flux1").predict(plain.transformer, noise, t, text)
-        assert (begun - expected).abs().max() <= 1e-6
+        assert (initial - expected).abs().max() <= 1e-6
         for name, parameter in adapters.trainable_parameters(model):
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
         trained = control.predict(model, noise, t, cond)
-    facts = {"rank": 4, "alpha": 4.0, "family": control.name, "type": "lora", "base_hash": ""}
+    metadata = {"rank": 4, "alpha": 4.0, "family": control.name, "type": "lora", "base_hash": ""}
     file = tmp_path / "adapter.safetensors"
-    storage.write_safetensors(file, adapters.state(model, "transformer"), adapters.pack_metadata(facts))
-    (made,) = formats.export_adapter(file, "diffusers", tmp_path / "out", base=base)
+    storage.write_safetensors(
+        file, adapters.adapter_state_dict({"transformer": model}), adapters.pack_metadata(metadata)
+    )
+    (exported,) = formats.export_adapter(file, "diffusers", tmp_path / "out", base=base)
     other = FluxControlPipeline(
         **{
             name: part
@@ -134,19 +136,19 @@ def test_a_control_lora_begins_as_the_base_and_loads_in_diffusers(tmp_path, capl
             if name not in ("image_encoder", "feature_extractor")
         }
     )
-    other.load_lora_weights(str(made.path.parent), weight_name=made.path.name)
+    other.load_lora_weights(str(exported.path.parent), weight_name=exported.path.name)
     assert other.transformer.config.in_channels == 32
     with torch.no_grad():
         loaded = control.predict(other.transformer, noise, t, cond)
     assert (loaded - trained).abs().max() <= 1e-4 * trained.abs().max()
-    assert (loaded - begun).abs().max() > 1e-3
+    assert (loaded - initial).abs().max() > 1e-3
 
 
 # ---- alignment and refusals -------------------------------------------------------------------------------
 
 
-def test_a_source_is_cropped_as_its_image_is(tmp_path):
-    """Red where the image is red, through a crop, another size, and rotation by EXIF."""
+def test_a_source_is_cropped_like_its_image(tmp_path):
+    """It is red where the image is red, after a crop, another size, and rotation by EXIF."""
     image = Image.new("RGB", (160, 96), (0, 0, 255))
     image.paste((255, 0, 0), (0, 0, 80, 96))
     image.save(tmp_path / "a.png")
@@ -156,48 +158,43 @@ def test_a_source_is_cropped_as_its_image_is(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     _prepare(tmp_path)
     (record,) = manifest.load_manifest(tmp_path)
-    (given,) = record.given
-    assert (given.kind, given.file, given.by) == ("source", "a.source.jpg", "sidecar")
-    assert (given.width, given.height) == (320, 192)
+    (source_image,) = record.conditioning_images
+    assert (source_image.type, source_image.file, source_image.origin) == ("source", "a.source.jpg", "file")
+    assert (source_image.width, source_image.height) == (320, 192)
     family = families.get_family("flux1-kontext")
-    seen = conditioning.record_conditioning(family, tmp_path, record, (40, 0, 120, 96), (40, 48))
-    (source,) = seen.read()["source"]
+    inputs = conditioning.record_conditioning(family, tmp_path, record, (40, 0, 120, 96), (40, 48))
+    (source,) = inputs.load_tensors()["source"]
     assert source.shape == (3, 48, 40)
     assert source[0, :, :18].min() > 200 > 60 > source[0, :, 22:].max()
-    assert (
-        seen.key != conditioning.record_conditioning(family, tmp_path, record, (41, 0, 121, 96), (40, 48)).key
-    )
+    shifted = conditioning.record_conditioning(family, tmp_path, record, (41, 0, 121, 96), (40, 48))
+    assert inputs.cache_key != shifted.cache_key
 
 
-def test_several_sources_and_columns(tmp_path):
+def test_a_column_may_name_several_sources(tmp_path):
     for index in range(3):
         _photo(index, (64, 64)).save(tmp_path / f"{'abc'[index]}.png")
     row = {"file_name": "a.png", "text": "join them", "source_file_name": ["c.png", "b.png"]}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     _prepare(tmp_path)
     (record,) = manifest.load_manifest(tmp_path)
-    assert [one.file for one in record.given] == ["c.png", "b.png"]
+    assert [image.file for image in record.conditioning_images] == ["c.png", "b.png"]
     assert manifest.dataset_fingerprint([record]) != manifest.dataset_fingerprint(
-        [dataclasses.replace(record, given=())]
+        [dataclasses.replace(record, conditioning_images=())]
     )
-    assert (
-        len(
-            conditioning.record_conditioning(
-                families.get_family("flux2"), tmp_path, record, (0, 0, 64, 64), (64, 64)
-            ).parts
-        )
-        == 2
+    inputs = conditioning.record_conditioning(
+        families.get_family("flux2"), tmp_path, record, (0, 0, 64, 64), (64, 64)
     )
-    with pytest.raises(DataError, match="has 2 pictures as source"):
+    assert len(inputs.images) == 2
+    with pytest.raises(DataError, match="has 2 images of type source"):
         conditioning.check_record_conditioning(families.get_family("flux1-kontext"), tmp_path, [record])
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row | {"source_file_name": "no.png"}) + "\n")
     with pytest.raises(DataError, match=r"no source 'no\.png'"):
         prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True))
 
 
-def _planned(row: str, data: Path, folder: Path) -> None:
-    made = runs.make_recipe(folder / "r.json", tiny.tiny_folder(row), data, folder / "run")
-    run_plan.plan_training(recipe.load_recipe(made), lambda text: None)
+def _plan(row: str, data: Path, folder: Path) -> None:
+    file = runs.make_recipe(folder / "r.json", tiny.tiny_folder(row), data, folder / "run")
+    run_plan.plan_training(recipe.load_recipe(file), lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -208,50 +205,51 @@ def _planned(row: str, data: Path, folder: Path) -> None:
         ("sd15-inpaint", r"no mask(.|\n)*masklabel"),
     ],
 )
-def test_a_base_without_its_pictures_is_refused_before_any_work(row, words, photos, tmp_path):
+def test_a_dataset_without_the_required_images_is_refused_before_any_work(row, words, photos, tmp_path):
     data = shutil.copytree(photos, tmp_path / "data")
     _prepare(data)
     with pytest.raises(DataError, match=words):
-        _planned(row, data, tmp_path)
+        _plan(row, data, tmp_path)
 
 
-def test_pictures_that_a_base_cannot_take_and_changed_ones_are_refused(photos, tmp_path):
+def test_conditioning_images_that_are_not_accepted_or_have_changed_are_refused(photos, tmp_path):
     data = shutil.copytree(photos, tmp_path / "data")
     _edits(data)
-    for row, kind in (("sd15", "source"), ("flux1-control", "no control")):
-        with pytest.raises(DataError, match=kind):
-            _planned(row, data, tmp_path)
-    _planned("flux1-kontext", data, tmp_path)
+    for row, words in (("sd15", "source"), ("flux1-control", "no control")):
+        with pytest.raises(DataError, match=words):
+            _plan(row, data, tmp_path)
+    _plan("flux1-kontext", data, tmp_path)
     _photo(99, (40, 40)).save(data / "1.source.png")
     with pytest.raises(DataError, match=r"source has changed(.|\n)*1\.source\.png"):
-        _planned("flux1-kontext", data, tmp_path)
+        _plan("flux1-kontext", data, tmp_path)
     (data / "1.source.png").unlink()
     _prepare(data)
-    for row in ("flux1-kontext", "flux2-klein"):  # one of them may do without, but not for some images only
+    # sources are optional for flux2, but not for some images only
+    for row in ("flux1-kontext", "flux2-klein"):
         with pytest.raises(DataError, match=r"1 of 3 images have no source: 1\.png"):
-            _planned(row, data, tmp_path)
+            _plan(row, data, tmp_path)
 
 
 def test_a_u_net_without_channels_for_a_mask_is_refused(tmp_path):
     shutil.copytree(tiny.tiny_folder("sd15"), tmp_path / "base")
     file = tmp_path / "base/model_index.json"
     file.write_text(file.read_text().replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"))
-    with pytest.raises(ConfigError, match="takes 4 channels"):
+    with pytest.raises(ConfigError, match="has 4 input channels"):
         families.detect_family(tmp_path / "base").load(
             tmp_path / "base", dtype=torch.float32, only=("scheduler",)
         )
 
 
-def test_prompts_without_pictures_are_refused(tmp_path):
+def test_prompts_without_the_required_images_are_refused(tmp_path):
     plain = prompts.Prompt("a", "make it red", "make it red")
-    image = dataclasses.replace(plain, image=tmp_path / "a.png")
-    masked = dataclasses.replace(image, mask=tmp_path / "m.png")
+    with_image = dataclasses.replace(plain, images=(tmp_path / "a.png",))
+    masked = dataclasses.replace(with_image, mask=tmp_path / "m.png")
     cases = [
-        ("flux1-kontext", plain, "draws from a source"),
-        ("sd15-inpaint", plain, "draws from a source"),
-        ("sd15-inpaint", image, "where to paint"),
+        ("flux1-kontext", plain, "needs a source image"),
+        ("sd15-inpaint", plain, "needs a source image"),
+        ("sd15-inpaint", with_image, "needs a mask"),
         ("flux1-kontext", masked, "takes no mask"),
-        ("flux1-kontext", dataclasses.replace(image, further=(tmp_path,)), "takes one image"),
+        ("flux1-kontext", dataclasses.replace(plain, images=(tmp_path, tmp_path)), "takes one image"),
     ]
     for name, prompt, words in cases:
         with pytest.raises(ConfigError, match=words):
@@ -259,7 +257,7 @@ def test_prompts_without_pictures_are_refused(tmp_path):
     for name, prompt in (
         ("flux2", plain),
         ("sd15", plain),
-        ("flux1-kontext", image),
+        ("flux1-kontext", with_image),
         ("sd15-inpaint", masked),
     ):
         conditioning.check_prompt_conditioning(families.get_family(name), [prompt])

@@ -1,7 +1,7 @@
-"""The recipes that ship, from plain photos to pictures with the adapter, on tiny pipelines of their families.
+"""The built-in recipes, from plain photos to samples with the adapter, on tiny pipelines of their families.
 
-Prepared, cached, trained, killed between two steps, gone on with, exported, sampled. Only what a tiny base
-cannot take is overridden: the numbers that say how much.
+Prepared, cached, trained, killed between two steps, resumed, exported, sampled. Only sizes and counts that
+are too large for a tiny base model are overridden.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ RECIPES = {
     "chroma": "chroma-low-memory",
     "sana": "sana",
     "krea2": "krea2-low-memory",
-    "glm-image": "krea2",  # its conditions belong to one size of picture
-    "kandinsky5": "krea2",  # has no export for everything
+    "glm-image": "krea2",  # its text embeddings belong to one image size
+    "kandinsky5": "krea2",  # has no export for some programs
 }
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures, prepared by the data tools."""
+    """Return a folder of four images, prepared by the data tools."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for index, size in enumerate([(80, 80), (96, 64), (80, 80), (64, 96)]):
@@ -64,49 +64,62 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _line(row: str, photos: Path, folder: Path, *more: str) -> list[str]:
-    """The command that trains a row's recipe into `folder`/run."""
+    """Return the command that trains a row's recipe into `folder`/run."""
     prompts = storage.write_jsonl(folder / "prompts.jsonl", [{"id": "a", "prompt": "a ring", "seeds": [0]}])
-    places = [f"base={tiny.tiny_folder(row)}", f"dataset={photos}", f"out={folder / 'run'}"]
-    looks = [f"samples.prompts={prompts}", "samples.every=4", "samples.steps=1", "samples.guidance=null"]
+    paths = [f"base={tiny.tiny_folder(row)}", f"dataset={photos}", f"out={folder / 'run'}"]
+    sampling = [
+        f"samples.prompts={prompts}",
+        "samples.every=4",
+        "samples.num_inference_steps=1",
+        "samples.guidance_scale=null",
+    ]
     file = str(recipe.builtin_recipes_folder() / f"{RECIPES[row]}.yaml")
     return [
         "train",
         file,
-        *places,
+        *paths,
         "resolution=64",
         "optimizer.warmup=0",
         *command_lines.FEWER,
-        *looks,
+        *sampling,
         *more,
     ]
 
 
 @pytest.mark.parametrize("row", RECIPES)
-def test_from_photos_to_pictures(row, photos, tmp_path):
+def test_from_photos_to_samples(row, photos, tmp_path):
     run, base = tmp_path / "run", str(tiny.tiny_folder(row))
     sample = ["sample", base, "--prompts", str(tmp_path / "prompts.jsonl"), "--adapter", f"{run}:0.8"]
-    sample += ["--steps", "1", "--size", "64x64", "--quiet", "--out", str(tmp_path / "pictures")]
-    told = [_line(row, photos, tmp_path, "export=[]"), ["export", str(run), "--for", "all"], sample]
-    command_lines.play(told, {}, launched=False, compared=row in ("qwen-image", "glm-image"))
-    facts = adapters.read_adapter_metadata(run / "adapter.safetensors")
-    assert (facts["family"], facts["rank"]) == (family_of(row).name, 16)
-    dead = tiny.ROWS[row].dead
+    sample += [
+        "--num-inference-steps",
+        "1",
+        "--size",
+        "64x64",
+        "--quiet",
+        "--out",
+        str(tmp_path / "samples"),
+    ]
+    lines = [_line(row, photos, tmp_path, "export=[]"), ["export", str(run), "--for", "all"], sample]
+    command_lines.play(lines, {}, launched=False, compared=row in ("qwen-image", "glm-image"))
+    metadata = adapters.read_adapter_metadata(run / "adapter.safetensors")
+    assert (metadata["family"], metadata["rank"]) == (family_of(row).name, 16)
+    no_gradient = tiny.ROWS[row].no_gradient
     for name, value in storage.read_safetensors(run / "adapter.safetensors").items():
-        assert value.any() or (dead and re.search(dead, name)), name
+        assert value.any() or (no_gradient and re.search(no_gradient, name)), name
     assert len(list((run / "samples/step-00000004").glob("*.png"))) == 1
     assert len(list((run / "exports").glob("*.safetensors"))) > 0
-    (file,) = (tmp_path / "pictures").glob("*.png")
-    with Image.open(file) as picture:
-        assert picture.size == (64, 64)
-        assert max(high - low for low, high in picture.getextrema()) > 0  # of one channel or another
+    (file,) = (tmp_path / "samples").glob("*.png")
+    with Image.open(file) as image:
+        assert image.size == (64, 64)
+        assert max(high - low for low, high in image.getextrema()) > 0  # in some channel
     shutil.rmtree(run)
 
 
-@pytest.mark.parametrize("row", RECIPES if command_lines.LONG else ["chroma"])
-def test_through_accelerate(row, photos, tmp_path):
-    """The whole `lorakit train`; a launch is mostly imports, so all of them are for the longer tier,
-    `LORAKIT_LONG=1 pytest tests/models/families/test_end_to_end.py`."""
-    known = [name for name in consumers.CONSUMERS if name in consumers.loader_rules(family_of(row).name)]
-    command_lines.say(_line(row, photos, tmp_path, f"export={json.dumps(known)}"))
+@pytest.mark.parametrize("row", RECIPES if command_lines.SLOW else ["chroma"])
+def test_recipes_train_through_accelerate(row, photos, tmp_path):
+    """The whole `lorakit train`; a launch is mostly imports, so all recipes run only in the slow tier,
+    `LORAKIT_SLOW_TESTS=1 pytest tests/models/families/test_end_to_end.py`."""
+    exports = [name for name in consumers.CONSUMERS if name in consumers.loader_rules(family_of(row).name)]
+    command_lines.run(_line(row, photos, tmp_path, f"export={json.dumps(exports)}"))
     assert storage.read_json(tmp_path / "run/run.json")["status"] == "done"
     assert len(list((tmp_path / "run/exports").glob("*.safetensors"))) > 0

@@ -1,4 +1,4 @@
-"""The default adapter on published networks, which are built without memory and without weights."""
+"""The size of the default adapter on published networks, built without memory or weights."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from lorakit.models.families import FAMILIES
 from tests import tiny
 from tests.models.families.common import family_of
 
-SIZED = sorted(name for name, row in tiny.ROWS.items() if row.full)
+FULL_SIZE = sorted(name for name, row in tiny.ROWS.items() if row.full)
 
 
-def _counted(kind, settings, targets):
-    """Some families share a network, which is built once."""
-    key = repr((kind, settings, targets))
-    if key not in _COUNTED:
+def _adapter_size(class_name, config, targets):
+    """Count adapted modules and parameters; some families share a network, which is built once."""
+    key = repr((class_name, config, targets))
+    if key not in _SIZES:
         with torch.device("meta"):
-            network = getattr(diffusers, kind)(**settings)
+            network = getattr(diffusers, class_name)(**config)
             adapters.inject_adapter(network, rank=16, alpha=16, targets=targets)
-        _COUNTED[key] = adapters.count_trainable(network)
-    return _COUNTED[key]
+        _SIZES[key] = adapters.count_trainable(network)
+    return _SIZES[key]
 
 
-_COUNTED: dict[str, tuple[int, int]] = {}
+_SIZES: dict[str, adapters.AdapterSize] = {}
 
 
-@pytest.mark.parametrize("name", SIZED)
-def test_targets_and_sizes(name):
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_the_default_adapter_has_the_stated_size(name):
     family, full = family_of(name), tiny.ROWS[name].full
-    modules, numbers = _counted(full.kind, full.settings, family.targets)
-    assert modules == full.modules
-    assert f"{numbers / 1e6:.1f}" == f"{full.millions:.1f}"
-    assert f"{full.millions:.1f} M" in family.rank16
+    size = _adapter_size(full.class_name, full.config, family.target_modules)
+    assert size.num_modules == full.modules
+    assert f"{size.num_parameters / 1e6:.1f}" == f"{full.millions_of_parameters:.1f}"
+    assert f"{full.millions_of_parameters:.1f} M" in family.rank16_parameters
 
 
 def test_every_family_is_measured():
-    assert {family_of(name).name for name in SIZED} == {family.name for family in FAMILIES}
+    assert {family_of(name).name for name in FULL_SIZE} == {family.name for family in FAMILIES}

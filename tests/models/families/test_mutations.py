@@ -1,6 +1,8 @@
-"""The contract bites: each likely mistake in a family, made on purpose, turns it red."""
+"""The contract tests fail for each likely mistake in a family."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tests.models.families.common import all_rows, family_of
 
 MISTAKES = {
     "sign": lambda predict, denoiser, noisy, t, cond: -predict(denoiser, noisy, t, cond),
-    "time scale": lambda predict, denoiser, noisy, t, cond: predict(denoiser, noisy, t // 2, cond),
+    "timestep scale": lambda predict, denoiser, noisy, t, cond: predict(denoiser, noisy, t // 2, cond),
     "rows for columns": lambda predict, denoiser, noisy, t, cond: predict(denoiser, noisy.mT, t, cond).mT,
     "order of channels": lambda predict, denoiser, noisy, t, cond: predict(denoiser, noisy.flip(1), t, cond),
     "no text": lambda predict, denoiser, noisy, t, cond: predict(
@@ -35,14 +37,13 @@ def test_a_wrong_denoiser_call_is_found(name, mistake, monkeypatch):
 @all_rows
 def test_wrong_latents_are_found(name, offset, scale, monkeypatch):
     def wrong(autoencoder):
-        shift, size = right(autoencoder)
-        return shift + offset, size * scale
+        statistics = right(autoencoder)
+        return vae.Statistics(statistics.offset + offset, statistics.scale * scale)
 
-    kind = type(test_vae.settled(name).vae).__name__
-    rule = vae.VAE_SPECS[kind]
-    right = rule.statistics
-    changed = vae.VaeSpec(**{**vars(rule), "statistics": wrong})
-    monkeypatch.setitem(vae.VAE_SPECS, kind, changed)
+    class_name = type(test_vae.configured_pipeline(name).vae).__name__
+    spec = vae.VAE_SPECS[class_name]
+    right = spec.statistics
+    monkeypatch.setitem(vae.VAE_SPECS, class_name, dataclasses.replace(spec, statistics=wrong))
     with pytest.raises(AssertionError):
         test_vae.test_decode_equals_the_pipeline(name)
 
@@ -51,9 +52,9 @@ def test_a_mixed_up_batch_is_found(monkeypatch):
     family = family_of("sd3")
     right = family.predict
 
-    def shared_time(denoiser, noisy, t, cond):
+    def shared_timestep(denoiser, noisy, t, cond):
         return right(denoiser, noisy, torch.full_like(t, t[0].item()), cond)
 
-    monkeypatch.setattr(family, "predict", shared_time, raising=False)
+    monkeypatch.setattr(family, "predict", shared_timestep, raising=False)
     with pytest.raises(AssertionError):
         test_oracle.test_batch_of_two_equals_two_singles("sd3")

@@ -1,4 +1,4 @@
-"""Opening model folders: what loads, and what is refused with which words."""
+"""Loading model folders: complete ones load, and others are refused with a reason."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.models import families
 from tests import tiny
-from tests.models.families.common import all_rows, pictures_for
+from tests.models.families.common import all_rows, images_for
 
 CAPTIONS = ["a red circle", "a small blue square"]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of a tiny SD3 folder without T5, to be damaged."""
+    """Return a copy of a tiny SD3 folder without T5, for damage."""
     return shutil.copytree(tiny.tiny_folder("sd3-no-t5"), tmp_path / "base")
 
 
@@ -47,63 +47,72 @@ def test_a_loaded_pipeline_is_the_saved_one_frozen(name):
                 assert torch.equal(value, loaded.state_dict()[key]), (part, key)
 
 
-def test_dtype_holds_for_every_component(folder):
+def test_every_component_gets_the_dtype(folder):
     family = families.detect_family(folder)
     pipe = family.load(folder, dtype=torch.bfloat16)
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     assert len(parts) == 4
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
-    conds = family.encode(pipe, CAPTIONS)
+    conds = family.encode_text(pipe, CAPTIONS)
     assert conds[0]["prompt_embeds"].dtype == torch.bfloat16
     shape = family.latent_shape(pipe, 32, 32)
-    pictures = family.sample(
-        pipe, family.collate(conds), None, torch.randn(2, *shape), steps=2, guidance=1.0, width=32, height=32
+    images = family.sample(
+        pipe,
+        family.collate(conds),
+        None,
+        torch.randn(2, *shape),
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        width=32,
+        height=32,
     )
-    assert len(pictures) == 2
+    assert len(images) == 2
 
 
 @all_rows
-def test_only_some_components(name):
-    """Captions are encoded without the network that learns, and without the autoencoder if that can be."""
+def test_captions_are_encoded_with_the_text_components_alone(name):
+    """Without the denoiser, and without the VAE unless the pipeline cannot be built without it."""
     path, size = tiny.tiny_folder(name), tiny.ROWS[name].sizes[0]
     family, whole = families.detect_family(path), tiny.tiny_pipeline(name)
-    parts = {part for part in whole.components if part.startswith(family.text_parts)}
+    parts = {part for part in whole.components if part.startswith(family.text.component_prefixes)}
     pipe = load(path, only={part for part in parts if getattr(whole, part) is not None})
-    for attribute in tiny.ROWS[name].unsaved:
+    for attribute in tiny.ROWS[name].unsaved_attributes:
         setattr(pipe, attribute, getattr(whole, attribute))
-    assert pipe.vae is None or "vae" in family.always
+    assert pipe.vae is None or "vae" in family.components.always_loaded
     assert family.denoiser(pipe) is None
-    pictures = pictures_for(name, size)
-    expected = family.encode(whole, CAPTIONS, size, pictures)
-    for ours, theirs in zip(family.encode(pipe, CAPTIONS, size, pictures), expected, strict=True):
+    images = images_for(name, size)
+    expected = family.encode_text(whole, CAPTIONS, size, images)
+    for ours, theirs in zip(family.encode_text(pipe, CAPTIONS, size, images), expected, strict=True):
         assert all(torch.allclose(ours[key].float(), theirs[key].float(), 0, 1e-6) for key in theirs)
     assert family.denoiser(pipe) is None
     assert family.latent_shape(pipe, *size) == family.latent_shape(whole, *size)
-    assert family.size_step(pipe) == family.size_step(whole)
+    assert family.size_multiple(pipe) == family.size_multiple(whole)
     assert load(path, only={"vae"}).vae is not None
 
 
 @all_rows
-def test_sizes_are_known_before_any_weight_is_read(name):
+def test_sizes_are_known_without_reading_weights(name):
     path, whole = tiny.tiny_folder(name), tiny.tiny_pipeline(name)
     family = families.detect_family(path)
     with torch.device("meta"):
         pipe = family.load(path, dtype=torch.float32, only=())
     assert family.denoiser(pipe) is None
-    assert family.size_step(pipe) == family.size_step(whole)
+    assert family.size_multiple(pipe) == family.size_multiple(whole)
     for width, height in tiny.ROWS[name].sizes:
-        assert width % family.size_step(pipe) == height % family.size_step(pipe) == 0
+        assert width % family.size_multiple(pipe) == height % family.size_multiple(pipe) == 0
         assert family.latent_shape(pipe, width, height) == family.latent_shape(whole, width, height)
 
 
-def test_a_base_states_its_own_text_length(folder):
+def test_a_base_model_can_state_its_own_text_length(folder):
     (folder / "lorakit.json").write_text('{"max_sequence_length": 16}')
     family = families.detect_family(folder)
-    assert family.encode(load(folder), CAPTIONS)[0]["prompt_embeds"].shape[0] == 77 + 16
-    assert family.encode(tiny.tiny_pipeline("sd3-no-t5"), CAPTIONS)[0]["prompt_embeds"].shape[0] == 77 + 256
+    assert family.encode_text(load(folder), CAPTIONS)[0]["prompt_embeds"].shape[0] == 77 + 16
+    assert (
+        family.encode_text(tiny.tiny_pipeline("sd3-no-t5"), CAPTIONS)[0]["prompt_embeds"].shape[0] == 77 + 256
+    )
 
 
-def test_half_precision_file_names(folder):
+def test_files_named_fp16_load(folder):
     for part in ("transformer", "vae"):
         plain = folder / part / "diffusion_pytorch_model.safetensors"
         plain.rename(plain.with_name("diffusion_pytorch_model.fp16.safetensors"))
@@ -115,7 +124,7 @@ def test_half_precision_file_names(folder):
     )
 
 
-def test_sharded_weights(tmp_path):
+def test_sharded_weights_load_and_a_missing_shard_is_refused(tmp_path):
     tiny.build("sd15").save_pretrained(tmp_path / "base", max_shard_size="40KB")
     assert len(list((tmp_path / "base/unet").glob("*.safetensors"))) > 1
     assert torch.equal(
@@ -129,7 +138,7 @@ def test_sharded_weights(tmp_path):
 @pytest.mark.parametrize(
     ("name", "size"), [("auraflow", (136, 64)), ("sd3", (64, 264)), ("hidream", (64, 32))]
 )
-def test_too_large_for_the_network(name, size):
+def test_sizes_that_are_too_large_for_the_network_are_refused(name, size):
     family, pipe = families.get_family(name), tiny.tiny_pipeline(name)
     with pytest.raises(ConfigError, match=f"{size[0]} x {size[1]} pixels"):
         family.latent_shape(pipe, *size)
@@ -214,13 +223,13 @@ def _bad_setting(folder):
         (_bad_setting, "max_sequence_length must be a positive whole number(.|\n)*lorakit.json"),
     ],
 )
-def test_refused(folder, damage, words):
+def test_a_damaged_folder_is_refused_with_the_reason(folder, damage, words):
     damage(folder)
     with pytest.raises(LorakitError, match=words):
         load(folder)
 
 
-def test_unknown_component_and_family(folder):
+def test_unknown_components_and_families_are_refused(folder):
     with pytest.raises(ConfigError, match="the model has no unet"):
         load(folder, only={"unet"})
     with pytest.raises(ConfigError, match=r"known: .*sd15"):
@@ -230,7 +239,7 @@ def test_unknown_component_and_family(folder):
 
 def test_families_are_found_without_torch(folder):
     code = (
-        "import sys; from lorakit import families; families.find(sys.argv[1]).describe(); "
+        "import sys; from lorakit.models import families; families.detect_family(sys.argv[1]).describe(); "
         "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0

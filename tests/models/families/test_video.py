@@ -1,4 +1,4 @@
-"""The contract of families of clips, for clips: stills are held to it beside all other families."""
+"""The contract of video families for videos; stills are tested with all other families."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from lorakit.models.families import detect_family
 from lorakit.models.families.family import noise_seed
 from lorakit.training import objective
 from tests import oracle, tiny
-from tests.models.families.common import CAPTIONS, encoded, family_of, times
+from tests.models.families.common import CAPTIONS, encoded, family_of, two_timesteps
 
-CLIPS = sorted(name for name in tiny.ROWS if family_of(name).clips)
-all_clips = pytest.mark.parametrize("name", CLIPS)
+VIDEOS = sorted(name for name in tiny.ROWS if family_of(name).is_video)
+all_videos = pytest.mark.parametrize("name", VIDEOS)
 
 
 def _frames(name: str) -> int:
-    """Frames of a short clip."""
-    return 1 + family_of(name).frame_grid(tiny.tiny_pipeline(name))
+    """Return the number of frames of a short video."""
+    return 1 + family_of(name).frame_multiple(tiny.tiny_pipeline(name))
 
 
 def _noise(name: str, rows: int = 1) -> torch.Tensor:
-    """Noise (rows, C, F, H, W)."""
+    """Return noise (rows, C, F, H, W)."""
     family, pipe = family_of(name), tiny.tiny_pipeline(name)
     shape = family.latent_shape(pipe, *tiny.ROWS[name].sizes[1], _frames(name))
     assert shape[1] in (2, 3)
     return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(4))
 
 
-@all_clips
+@all_videos
 def test_predict_equals_the_pipeline(name):
     family, pipe, size = family_of(name), tiny.tiny_pipeline(name), tiny.ROWS[name].sizes[1]
     noise, cond = _noise(name), family.collate(encoded(name, CAPTIONS[:1], size))
-    for t in times(family):
+    for t in two_timesteps(family):
         with torch.no_grad():
             expected = oracle.prediction(name, pipe, CAPTIONS[0], noise, t, *size, num_frames=_frames(name))
             ours = family.predict(family.denoiser(pipe), noise, t[None], cond)
@@ -48,60 +48,68 @@ def test_predict_equals_the_pipeline(name):
         assert (ours - expected).abs().max() <= 1e-6
 
 
-@all_clips
+@all_videos
 def test_batch_of_two_equals_two_singles_and_frames_matter(name):
     family, pipe, size = family_of(name), tiny.tiny_pipeline(name), tiny.ROWS[name].sizes[1]
-    noise, t, conds = _noise(name, 2), times(family), encoded(name, CAPTIONS, size)
+    noise, t, conds = _noise(name, 2), two_timesteps(family), encoded(name, CAPTIONS, size)
     model = family.denoiser(pipe)
     with torch.no_grad():
         both = family.predict(model, noise, t, family.collate(conds))
         for i in range(2):
             one = family.predict(model, noise[i, None], t[i, None], family.collate(conds[i : i + 1]))
             assert (both[i] - one[0]).abs().max() <= 1e-5
-        turned = family.predict(model, noise.flip(2), t, family.collate(conds)).flip(2)
-    assert (turned - both).abs().max() > 1e-4
+        reversed_frames = family.predict(model, noise.flip(2), t, family.collate(conds)).flip(2)
+    assert (reversed_frames - both).abs().max() > 1e-4
 
 
-@all_clips
-def test_latents_are_the_pipelines(name):
-    """Decoded as it decodes them, and encoded the other way round."""
+@all_videos
+def test_latents_are_decoded_as_by_the_pipeline_and_encoded_inversely(name):
     pipe, size = tiny.build(name), tiny.ROWS[name].sizes[1]
-    family_of(name)._settle(pipe)
+    family_of(name)._configure_pipeline(pipe)
     frames, latents = _frames(name), _noise(name, 2)
     expected = oracle.decoded(name, tiny.tiny_pipeline(name), latents, *size, num_frames=frames)
     ours = (vae.decode_latents(pipe.vae, latents) / 2 + 0.5).clamp(0, 1)
     assert ours.shape == expected.shape == (2, 3, frames, size[1], size[0])
     assert (ours - expected).abs().max() <= 5e-5
     pixels = torch.rand(2, 3, frames, size[1], size[0], generator=torch.Generator().manual_seed(5)) * 2 - 1
-    mean, std = vae.encode_latents(pipe.vae, pixels)
-    assert mean.shape == std.shape == latents.shape
+    posterior = vae.encode_latents(pipe.vae, pixels)
+    assert posterior.mean.shape == posterior.std.shape == latents.shape
     time = [torch.zeros(2)] if pipe.vae.config.get("timestep_conditioning") else []
     with torch.no_grad():
         again = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean, *time, return_dict=False)[0]
-    assert (vae.decode_latents(pipe.vae, mean) - again).abs().max() <= 1e-4
+    assert (vae.decode_latents(pipe.vae, posterior.mean) - again).abs().max() <= 1e-4
 
 
-@all_clips
-def test_films_equal_the_pipeline_called_with_text(name):
+@all_videos
+def test_videos_equal_the_pipeline_called_with_text(name):
     family, pipe, row = family_of(name), tiny.tiny_pipeline(name), tiny.ROWS[name]
     size, noise, frames = row.sizes[1], _noise(name), _frames(name)
     cond, negative = (family.collate(encoded(name, [text], size)) for text in (CAPTIONS[0], ""))
     options = {"width": size[0], "height": size[1]}
-    drawing = options | {"steps": 2, "guidance": 4.0 if row.on else family.unguided}
-    film = family.films(pipe, cond, negative, noise, **drawing)[0]
-    settings = {"output_type": "pil", "num_inference_steps": 2, **row.call, **(row.on or row.off), **options}
+    sampling = options | {
+        "num_inference_steps": 2,
+        "guidance_scale": 4.0 if row.guidance_on else family.call.guidance_off,
+    }
+    frames_ours = family.sample_videos(pipe, cond, negative, noise, **sampling)[0]
+    settings = {
+        "output_type": "pil",
+        "num_inference_steps": 2,
+        **row.call_arguments,
+        **(row.guidance_on or row.guidance_off),
+        **options,
+    }
     settings |= {"num_frames": frames, "generator": [torch.Generator().manual_seed(noise_seed(noise[0]))]}
-    theirs = pipe(prompt=CAPTIONS[:1], latents=row.given(pipe, noise), **settings)[0][0]
-    assert len(film) == len(theirs) == frames
-    for mine, other in zip(film, theirs, strict=True):
+    theirs = pipe(prompt=CAPTIONS[:1], latents=row.latents_argument(pipe, noise), **settings)[0][0]
+    assert len(frames_ours) == len(theirs) == frames
+    for mine, other in zip(frames_ours, theirs, strict=True):
         assert max(abs(a - b) for a, b in zip(mine.tobytes(), other.tobytes(), strict=True)) <= 1
-    strip = family.sample(pipe, cond, negative, noise, **drawing)[0]
-    assert strip.tobytes() == video.frame_strip(film).tobytes()
+    strip = family.sample(pipe, cond, negative, noise, **sampling)[0]
+    assert strip.tobytes() == video.frame_strip(frames_ours).tobytes()
     assert strip.size == (len({0, frames // 2, frames - 1}) * size[0], size[1])
 
 
 @pytest.mark.parametrize("scale", [None, 4.0])
-def test_hunyuan_video_15_is_guided_by_its_component(scale):
+def test_the_guidance_of_hunyuan_video_15_is_its_components(scale):
     from diffusers import ClassifierFreeGuidance
 
     name = "hunyuan-video-1.5"
@@ -109,12 +117,12 @@ def test_hunyuan_video_15_is_guided_by_its_component(scale):
     pipe.guider = published = ClassifierFreeGuidance(guidance_scale=2.0)
     noise = _noise(name)
     cond, negative = (family.collate(encoded(name, [caption], size)) for caption in ("small", ""))
-    options = {"steps": 3, "width": size[0], "height": size[1]}
-    ours = family.films(pipe, cond, negative, noise, guidance=scale, **options)[0]
-    plain = family.films(pipe, cond, negative, noise, guidance=1.0, **options)[0]
+    options = {"num_inference_steps": 3, "width": size[0], "height": size[1]}
+    ours = family.sample_videos(pipe, cond, negative, noise, guidance_scale=scale, **options)[0]
+    plain = family.sample_videos(pipe, cond, negative, noise, guidance_scale=1.0, **options)[0]
     assert pipe.guider is published
-    with pytest.raises(ValueError, match="needs the negative condition"):
-        family.films(pipe, cond, None, noise, guidance=scale, **options)
+    with pytest.raises(ValueError, match="needs negative embeddings"):
+        family.sample_videos(pipe, cond, None, noise, guidance_scale=scale, **options)
     pipe.guider = ClassifierFreeGuidance(guidance_scale=scale or 2.0)
     settings = {"width": size[0], "height": size[1], "num_inference_steps": 3, "output_type": "pil"}
     theirs = pipe(prompt="small", latents=noise.clone(), num_frames=_frames(name), **settings)[0][0]
@@ -125,11 +133,11 @@ def test_hunyuan_video_15_is_guided_by_its_component(scale):
 @pytest.mark.parametrize(
     ("name", "setting", "reason"),
     [
-        ("cogvideox", {"patch_size_t": 2}, "joins latents of two frames"),
-        ("hunyuan-video-1.5", {"use_meanflow": True}, "jumps between times"),
+        ("cogvideox", {"patch_size_t": 2}, "joins latents in pairs"),
+        ("hunyuan-video-1.5", {"use_meanflow": True}, "cannot be trained as a flow"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_on_loading(name, setting, reason, tmp_path):
+def test_models_that_cannot_be_trained_are_refused_on_loading(name, setting, reason, tmp_path):
     shutil.copytree(tiny.tiny_folder(name), tmp_path / "base")
     config = tmp_path / "base/transformer/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | setting))
@@ -137,8 +145,8 @@ def test_what_cannot_be_trained_is_refused_on_loading(name, setting, reason, tmp
         detect_family(tmp_path / "base").load(tmp_path / "base", dtype=torch.float32, only=())
 
 
-def test_the_published_scheduler_of_wan_is_read_and_drawn_with():
-    """It calls its shift by another name, and rounds times down to whole steps."""
+def test_the_published_scheduler_of_wan_trains_and_samples():
+    """It has another name for its shift, and rounds timesteps down to integers."""
     from diffusers import UniPCMultistepScheduler
 
     family, pipe = family_of("wan"), tiny.build("wan")
@@ -153,26 +161,26 @@ def test_the_published_scheduler_of_wan_is_read_and_drawn_with():
     assert torch.equal(pipe.scheduler.timesteps, (pipe.scheduler.sigmas[:-1] * 1000).long())
     for name in (None, "euler", "unipc"):
         with schedulers.use_sampler(pipe, family.objective, name):
-            known = dict(pipe.scheduler.config)
-            assert known.get("shift", known.get("flow_shift")) == 5.0
+            config = dict(pipe.scheduler.config)
+            assert config.get("shift", config.get("flow_shift")) == 5.0
             cond = family.collate(encoded("wan", ["small"]))
-            options = {"steps": 2, "guidance": 1.0, "width": 32, "height": 32}
+            options = {"num_inference_steps": 2, "guidance_scale": 1.0, "width": 32, "height": 32}
             noise = torch.randn(1, *family.latent_shape(pipe, 32, 32))
             assert family.sample(pipe, cond, None, noise, **options)[0].size == (32, 32)
 
 
-def test_experts_have_rows_of_their_own():
-    """At the boundary itself the first of them, as in the pipeline; nobody's rows are mixed up."""
+def test_each_expert_predicts_its_own_rows():
+    """The boundary itself belongs to the first expert, as in the pipeline."""
     family, pipe = family_of("wan-2.2"), tiny.tiny_pipeline("wan-2.2")
     model = family.denoiser(pipe)
     assert model is family.denoiser(pipe)
     t = torch.tensor([500.0, 100.0, 499.9, 900.0])
-    shares = {id(expert): rows.tolist() for expert, rows in model.rows(t)}
-    assert shares == {id(pipe.transformer): [0, 3], id(pipe.transformer_2): [1, 2]}
+    parts = {id(part.network): part.rows.tolist() for part in model.split_rows(t)}
+    assert parts == {id(pipe.transformer): [0, 3], id(pipe.transformer_2): [1, 2]}
     noise, cond = _noise("wan-2.2", 4), family.collate(encoded("wan-2.2", CAPTIONS * 2))
     with torch.no_grad():
-        every = family.predict(model, noise, t, cond)
+        batch = family.predict(model, noise, t, cond)
         for i in range(4):
             part = {name: value[i, None] for name, value in cond.items()}
             one = family.predict(model, noise[i, None], t[i, None], part)
-            assert (every[i] - one[0]).abs().max() <= 1e-5
+            assert (batch[i] - one[0]).abs().max() <= 1e-5

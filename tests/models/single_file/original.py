@@ -1,7 +1,8 @@
-"""Tiny pipelines written as their authors publish checkpoints: the way back from diffusers' names, by hand.
+"""Tiny pipelines in their authors' checkpoint layouts: diffusers' names converted back, by hand.
 
 Latent diffusion (SD 1.5, SDXL): https://github.com/CompVis/latent-diffusion; SD 3: `joint_blocks`; Flux:
-`double_blocks`. Fused queries, keys and values, other orders of shift and scale, convolutions for matrices.
+`double_blocks`. They have fused queries, keys and values, other orders of shift and scale, and convolutions
+for matrices.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _replaced(name: str, table: Mapping[str, str]) -> str:
 
 
 def unet(model: Any) -> State:
-    """A U-Net in latent diffusion's names."""
+    """Return a U-Net in latent diffusion's names."""
     each = model.config.layers_per_block + 1
     crossed = {i for i, kind in enumerate(model.config.up_block_types) if "CrossAttn" in kind}
 
@@ -49,26 +50,26 @@ def unet(model: Any) -> State:
             block, kind, layer, rest = int(match[1]), match[2], int(match[3]), match[4]
             if kind == "downsamplers":
                 return f"input_blocks.{(block + 1) * each}.0.op.{rest.removeprefix('conv.')}"
-            place = f"input_blocks.{1 + block * each + layer}.{int(kind == 'attentions')}"
+            position = f"input_blocks.{1 + block * each + layer}.{int(kind == 'attentions')}"
         elif match := re.match(r"up_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name):
             block, kind, layer, rest = int(match[1]), match[2], int(match[3]), match[4]
             if kind == "upsamplers":
                 return f"output_blocks.{(block + 1) * each - 1}.{1 + (block in crossed)}.{rest}"
-            place = f"output_blocks.{block * each + layer}.{int(kind == 'attentions')}"
+            position = f"output_blocks.{block * each + layer}.{int(kind == 'attentions')}"
         elif match := re.match(r"mid_block\.(\w+)\.(\d+)\.(.*)", name):
             kind, rest = match[1], match[3]
-            place = f"middle_block.{1 if kind == 'attentions' else 2 * int(match[2])}"
+            position = f"middle_block.{1 if kind == 'attentions' else 2 * int(match[2])}"
         else:
             return _replaced(name, _ENDS)
-        return f"{place}.{_replaced(rest, _RESNET) if kind == 'resnets' else rest}"
+        return f"{position}.{_replaced(rest, _RESNET) if kind == 'resnets' else rest}"
 
     return {f"model.diffusion_model.{rename(name)}": value for name, value in model.state_dict().items()}
 
 
 def vae(model: Any, prefix: str = "first_stage_model.") -> State:
-    """An autoencoder in latent diffusion's names; its attention's matrices are 1 x 1 convolutions."""
+    """Return a VAE in latent diffusion's names; its attention matrices are 1 x 1 convolutions."""
     last = len(model.config.block_out_channels) - 1
-    found = {}
+    tensors = {}
     for name, value in model.state_dict().items():
         old = re.sub(r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2", name)
         old = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", old)
@@ -81,52 +82,52 @@ def vae(model: Any, prefix: str = "first_stage_model.") -> State:
         if "mid_block.attentions.0" in old:
             old = _replaced(old.replace("mid_block.attentions.0", "mid.attn_1"), _ATTENTION)
             value = value[:, :, None, None] if value.ndim == 2 else value
-        found[prefix + old] = value
-    return found
+        tensors[prefix + old] = value
+    return tensors
 
 
 def clip(model: Any, prefix: str) -> State:
-    """OpenAI's CLIP under a prefix, in the names transformers had for it when checkpoints were made."""
-    found = {}
+    """Return OpenAI's CLIP under a prefix, in the names that transformers had when checkpoints were made."""
+    tensors = {}
     for name, value in model.state_dict().items():
-        whole = name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
-        found[prefix + whole] = value
-    return found
+        full_name = name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
+        tensors[prefix + full_name] = value
+    return tensors
 
 
 def open_clip(model: Any, prefix: str) -> State:
-    """open_clip's names: queries, keys and values in one matrix, the projection transposed."""
+    """Return open_clip's names: queries, keys and values in one matrix, the projection transposed."""
     state = {name.removeprefix("text_model."): value for name, value in model.state_dict().items()}
-    found = {
+    tensors = {
         "positional_embedding": state["embeddings.position_embedding.weight"],
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
         "text_projection": state["text_projection.weight"].T.contiguous(),
     }
     table = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "fc1": "c_fc", "fc2": "c_proj"}
     for end in ("weight", "bias"):
-        found[f"ln_final.{end}"] = state[f"final_layer_norm.{end}"]
+        tensors[f"ln_final.{end}"] = state[f"final_layer_norm.{end}"]
         for layer in range(model.config.num_hidden_layers):
-            own, new = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
-            fused = [state[f"{own}self_attn.{name}_proj.{end}"] for name in "qkv"]
-            found[f"{new}attn.in_proj_{end}"] = torch.cat(fused)
-            found[f"{new}attn.out_proj.{end}"] = state[f"{own}self_attn.out_proj.{end}"]
+            old, new = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+            fused = [state[f"{old}self_attn.{name}_proj.{end}"] for name in "qkv"]
+            tensors[f"{new}attn.in_proj_{end}"] = torch.cat(fused)
+            tensors[f"{new}attn.out_proj.{end}"] = state[f"{old}self_attn.out_proj.{end}"]
             for name in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"):
-                found[f"{new}{_replaced(name + '.', table)}{end}"] = state[f"{own}{name}.{end}"]
-    return {prefix + name: value for name, value in found.items()}
+                tensors[f"{new}{_replaced(name + '.', table)}{end}"] = state[f"{old}{name}.{end}"]
+    return {prefix + name: value for name, value in tensors.items()}
 
 
-def _swapped(value: torch.Tensor) -> torch.Tensor:
-    """(scale, shift) as (shift, scale)."""
+def _swap_halves(value: torch.Tensor) -> torch.Tensor:
+    """Turn (scale, shift) into (shift, scale)."""
     return torch.cat(value.chunk(2)[::-1])
 
 
-def _fused(state: State, names: list[str]) -> torch.Tensor:
+def _fuse(state: State, names: list[str]) -> torch.Tensor:
     return torch.cat([state.pop(name) for name in names])
 
 
-def _named(state: State, table: Mapping[str, str], swapped: tuple[str, ...]) -> State:
+def _rename(state: State, table: Mapping[str, str], swapped: tuple[str, ...]) -> State:
     """Rename module paths by regular expressions, and swap the halves of those listed (by their old path)."""
-    found = {}
+    tensors = {}
     for name, value in state.items():
         path, _, end = name.rpartition(".")
         old = next(
@@ -136,15 +137,15 @@ def _named(state: State, table: Mapping[str, str], swapped: tuple[str, ...]) -> 
         assert old is not None, name
         # norms have a scale in these files
         old_name = old if old == "pos_embed" else f"{old}.{'scale' if old.endswith('_norm') else end}"
-        found[old_name] = _swapped(value) if old.startswith(swapped) else value
-    return found
+        tensors[old_name] = _swap_halves(value) if old.startswith(swapped) else value
+    return tensors
 
 
 _FINAL = {r"proj_out": "final_layer.linear", r"norm_out\.linear": "final_layer.adaLN_modulation.1"}
 
 
 def sd3(model: Any) -> State:
-    """Stable Diffusion 3's transformer."""
+    """Return Stable Diffusion 3's transformer in its original names."""
     state, last = model.state_dict(), model.config.num_layers - 1
     for block in range(last + 1):
         own, new = f"transformer_blocks.{block}.", f"joint_blocks.{block}."
@@ -154,7 +155,7 @@ def sd3(model: Any) -> State:
             kinds["x_block.attn2"] = ("attn2.to_q", "attn2.to_k", "attn2.to_v")
         for end in ("weight", "bias"):
             for kind, names in kinds.items():
-                state[f"{new}{kind}.qkv.{end}"] = _fused(state, [f"{own}{name}.{end}" for name in names])
+                state[f"{new}{kind}.qkv.{end}"] = _fuse(state, [f"{own}{name}.{end}" for name in names])
     block = r"transformer_blocks\.(\d+)\."
     x, text = r"joint_blocks.\1.x_block.", r"joint_blocks.\1.context_block."
     table = {
@@ -179,23 +180,23 @@ def sd3(model: Any) -> State:
         **_FINAL,
     }
     swapped = ("final_layer.adaLN", f"joint_blocks.{last}.context_block.adaLN")
-    return {f"model.diffusion_model.{n}": v for n, v in _named(state, table, swapped).items()}
+    return {f"model.diffusion_model.{n}": v for n, v in _rename(state, table, swapped).items()}
 
 
 def flux(model: Any) -> State:
-    """Flux.1's transformer; such files hold nothing else and no prefix."""
+    """Return Flux.1's transformer in its original names; such files have no other component and no prefix."""
     state = model.state_dict()
     for end in ("weight", "bias"):
         for block in range(model.config.num_layers):
             own, new = f"transformer_blocks.{block}.attn.", f"double_blocks.{block}."
             names = [f"{own}to_{name}.{end}" for name in "qkv"]
-            state[f"{new}img_attn.qkv.{end}"] = _fused(state, names)
+            state[f"{new}img_attn.qkv.{end}"] = _fuse(state, names)
             names = [f"{own}add_{name}_proj.{end}" for name in "qkv"]
-            state[f"{new}txt_attn.qkv.{end}"] = _fused(state, names)
+            state[f"{new}txt_attn.qkv.{end}"] = _fuse(state, names)
         for block in range(model.config.num_single_layers):
             own = f"single_transformer_blocks.{block}."
             names = [*(f"{own}attn.to_{name}.{end}" for name in "qkv"), f"{own}proj_mlp.{end}"]
-            state[f"single_blocks.{block}.linear1.{end}"] = _fused(state, names)
+            state[f"single_blocks.{block}.linear1.{end}"] = _fuse(state, names)
     double, single = r"transformer_blocks\.(\d+)\.", r"single_transformer_blocks\.(\d+)\."
     image, text = r"double_blocks.\1.img_", r"double_blocks.\1.txt_"
     table = {
@@ -226,4 +227,4 @@ def flux(model: Any) -> State:
         r"((double|single)_blocks\..*)": r"\1",
         **_FINAL,
     }
-    return _named(state, table, ("final_layer.adaLN",))
+    return _rename(state, table, ("final_layer.adaLN",))

@@ -1,4 +1,4 @@
-"""Checkpoints in one file become folders that hold the very numbers, or are refused before any work."""
+"""Single-file checkpoints become folders with exactly the same weights, or are refused before any work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.network.test_hub import Client
 
 
 def _wide_clip() -> Any:
-    """A second text encoder of another width, by which the two are told apart."""
+    """Return a second text encoder of another width, which distinguishes the two."""
     return tiny.parts.clip_text(tiny.clip_tokenizer(), projection=True, hidden_size=24, projection_dim=24)
 
 
@@ -46,7 +46,7 @@ def _sdxl() -> tuple[Any, original.State]:
 def _sd35() -> tuple[Any, original.State]:
     pipe = tiny.build("sd35")
     pipe.text_encoder_2 = _wide_clip()
-    pipe.text_encoder.text_projection.weight.data.copy_(torch.eye(16))  # such files leave it out
+    pipe.text_encoder.text_projection.weight.data.copy_(torch.eye(16))  # such files omit it
     text = original.clip(pipe.text_encoder, "text_encoders.clip_l.transformer.")
     del text["text_encoders.clip_l.transformer.text_projection.weight"]
     text |= original.clip(pipe.text_encoder_2, "text_encoders.clip_g.transformer.")
@@ -68,16 +68,18 @@ def _flux() -> tuple[Any, original.State]:
 
 @pytest.fixture
 def narrow_flux(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers' table holds for any width, but the published one is written into it."""
+    """diffusers' table fits any width, but has the published one in its code."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     entry = SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
-    made = entry["checkpoint_mapping_fn"]
-    code = made.__code__
+    mapping = entry["checkpoint_mapping_fn"]
+    code = mapping.__code__
     narrow = code.replace(co_consts=tuple(16 if value == 3072 else value for value in code.co_consts))
     assert narrow != code
     monkeypatch.setitem(
-        entry, "checkpoint_mapping_fn", types.FunctionType(narrow, made.__globals__, closure=made.__closure__)
+        entry,
+        "checkpoint_mapping_fn",
+        types.FunctionType(narrow, mapping.__globals__, closure=mapping.__closure__),
     )
 
 
@@ -90,12 +92,12 @@ CASES = {
 }
 
 
-def _written(folder: Path, case: str, dtype: torch.dtype = torch.float32) -> tuple[Any, str]:
-    """(pipeline, base): the file, and a folder without weights of what is in the file."""
-    make, inside = CASES[case]
+def _write(folder: Path, case: str, dtype: torch.dtype = torch.float32) -> tuple[Any, str]:
+    """Write the file, and a folder without the weights that the file has; return (pipeline, base)."""
+    make, in_file = CASES[case]
     pipe, state = make()
     pipe.save_pretrained(folder / "parts")
-    for name in inside:
+    for name in in_file:
         for weights in (folder / "parts" / name).glob("*.safetensors"):
             weights.unlink()
     file = folder / "model.safetensors"
@@ -105,8 +107,8 @@ def _written(folder: Path, case: str, dtype: torch.dtype = torch.float32) -> tup
 
 @pytest.mark.usefixtures("narrow_flux")
 @pytest.mark.parametrize("case", CASES)
-def test_the_folder_holds_the_numbers_of_the_file(case, tmp_path):
-    pipe, spec = _written(tmp_path, case)
+def test_the_folder_has_the_weights_of_the_file(case, tmp_path):
+    pipe, spec = _write(tmp_path, case)
     folder = base_model.resolve_base(spec)
     loaded = families.detect_family(folder).load(folder, dtype=torch.float32)
     for name, part in pipe.components.items():
@@ -119,13 +121,13 @@ def test_the_folder_holds_the_numbers_of_the_file(case, tmp_path):
     assert settings[0] == settings[1]
 
 
-def test_a_file_is_converted_once_and_again_when_anything_changed(tmp_path):
-    _, spec = _written(tmp_path, "sd15")
+def test_a_file_is_converted_once_and_again_after_any_change(tmp_path):
+    _, spec = _write(tmp_path, "sd15")
     first = base_model.resolve_base(spec)
-    written = (first / "unet/diffusion_pytorch_model.safetensors").stat()
+    before = (first / "unet/diffusion_pytorch_model.safetensors").stat()
     assert base_model.resolve_base(spec) == first
-    assert (first / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
-    (first / base_model.MODEL_INDEX).unlink()  # as after a crash while it was made
+    assert (first / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+    (first / base_model.MODEL_INDEX).unlink()  # as after a crash during the conversion
     (first / "vae/config.json").write_text("{")
     assert base_model.resolve_base(spec) == first
     families.detect_family(first).load(first, dtype=torch.float32)
@@ -135,74 +137,74 @@ def test_a_file_is_converted_once_and_again_when_anything_changed(tmp_path):
     assert not list(tmp_path.glob("*.lock"))
 
 
-def test_half_precision_stays_and_8_bits_are_widened(tmp_path):
-    _, spec = _written(tmp_path, "sd15", torch.float16)
+def test_half_precision_stays_and_8_bits_become_bfloat16(tmp_path):
+    _, spec = _write(tmp_path, "sd15", torch.float16)
     weights = storage.read_safetensors(
         base_model.resolve_base(spec) / "unet/diffusion_pytorch_model.safetensors"
     )
     assert {value.dtype for value in weights.values()} == {torch.float16}
     (tmp_path / "eight").mkdir()
-    _, spec = _written(tmp_path / "eight", "sd15", torch.float8_e4m3fn)
+    _, spec = _write(tmp_path / "eight", "sd15", torch.float8_e4m3fn)
     folder = base_model.resolve_base(spec)
     weights = storage.read_safetensors(folder / "unet/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
     families.detect_family(folder).load(folder, dtype=torch.float32)
 
 
-def _refused(spec: str, words: str, kind: type[Exception] = ConfigError) -> str:
-    with pytest.raises(kind, match=words) as caught:
+def _refusal(spec: str, words: str, error: type[Exception] = ConfigError) -> str:
+    with pytest.raises(error, match=words) as caught:
         base_model.resolve_base(spec)
-    assert "remedy" in str(caught.value) or words == "no such file"
+    assert "remedy" in str(caught.value)
     return str(caught.value)
 
 
 def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path):
-    file, made = tmp_path / "model.ckpt", tmp_path / "made.safetensors"
+    file, converted = tmp_path / "model.ckpt", tmp_path / "converted.safetensors"
     torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, file)
-    command = _refused(str(file), "pickled files").partition("python -c ")[2].partition(" OLD")[0]
-    subprocess.run([sys.executable, "-c", shlex.split(command)[0], str(file), str(made)], check=True)
-    assert torch.equal(storage.read_safetensors(made)["a"], torch.ones(2))
+    command = _refusal(str(file), "pickled files").partition("python -c ")[2].partition(" OLD")[0]
+    subprocess.run([sys.executable, "-c", shlex.split(command)[0], str(file), str(converted)], check=True)
+    assert torch.equal(storage.read_safetensors(converted)["a"], torch.ones(2))
     for suffix in layout.PICKLE_SUFFIXES:
         (tmp_path / f"empty{suffix}").touch()
-        _refused(str(tmp_path / f"empty{suffix}"), "pickled files")
+        _refusal(str(tmp_path / f"empty{suffix}"), "pickled files")
 
 
 def test_other_files_are_refused_before_any_work(tmp_path):
-    _refused(str(tmp_path / "absent.safetensors"), "no such file")
+    _refusal(str(tmp_path / "absent.safetensors"), "no such file")
     (tmp_path / "q.gguf").write_bytes(b"GGUF")
-    _refused(str(tmp_path / "q.gguf"), "GGUF")
+    _refusal(str(tmp_path / "q.gguf"), "GGUF")
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense and more of it")
-    _refused(str(tmp_path / "bad.safetensors"), "not a safetensors file", DataError)
+    _refusal(str(tmp_path / "bad.safetensors"), "not a safetensors file", DataError)
     name = "double_blocks.0.img_attn.qkv.scale_weight"
     save_file({name: torch.ones(1)}, tmp_path / "scaled.safetensors")
-    assert "nf4" in _refused(str(tmp_path / "scaled.safetensors"), "quantised checkpoint")
+    assert "nf4" in _refusal(str(tmp_path / "scaled.safetensors"), "quantized checkpoint")
     save_file({"what.ever": torch.ones(1)}, tmp_path / "other.safetensors")
-    assert "@PARTS" in _refused(str(tmp_path / "other.safetensors"), "no known layout")
+    assert "@PARTS" in _refusal(str(tmp_path / "other.safetensors"), "layout is unknown")
 
 
-def test_the_wrong_settings_and_missing_parts_are_named(tmp_path):
-    _, spec = _written(tmp_path, "sd15")
+def test_wrong_settings_and_missing_components_are_reported(tmp_path):
+    _, spec = _write(tmp_path, "sd15")
     config = tmp_path / "parts/unet/config.json"
     right = config.read_text()
     config.write_text(json.dumps(json.loads(right) | {"cross_attention_dim": 8}))
-    _refused(spec, "does not fit the settings")
+    _refusal(spec, "does not fit the settings")
     config.write_text(json.dumps(json.loads(right) | {"layers_per_block": 2}))
-    _refused(spec, "does not fit the settings")
+    _refusal(spec, "does not fit the settings")
     config.write_text(right)
     state = storage.read_safetensors(tmp_path / "model.safetensors")
     del state["model.diffusion_model.out.2.weight"]
     save_file(state, tmp_path / "short.safetensors")
-    _refused(f"{tmp_path}/short.safetensors@{tmp_path}/parts", "1 tensors are missing.*conv_out.weight")
+    _refusal(f"{tmp_path}/short.safetensors@{tmp_path}/parts", "1 tensors are missing.*conv_out.weight")
     save_file({n: v for n, v in state.items() if "first_stage" not in n}, tmp_path / "bare.safetensors")
-    _refused(f"{tmp_path}/bare.safetensors@{tmp_path}/parts", "holds weights for vae")
-    _refused(f"{tmp_path}/model.safetensors@{tmp_path}", "no diffusers folder")
+    _refusal(f"{tmp_path}/bare.safetensors@{tmp_path}/parts", "has weights for vae")
+    _refusal(f"{tmp_path}/model.safetensors@{tmp_path}", "not a diffusers folder")
 
 
-def test_without_settings_they_come_from_where_diffusers_says(tmp_path):
-    """Without a network that is an error which says what to give instead."""
+def test_without_parts_the_settings_come_from_the_repository_that_diffusers_names(tmp_path):
+    """Without a network this is an error with a remedy."""
     names = {"model.diffusion_model.output_blocks.11.0.skip_connection.weight": torch.ones(1)}
     save_file(names, tmp_path / "v1.safetensors")
-    text = _refused(str(tmp_path / "v1.safetensors"), "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    text = _refusal(str(tmp_path / "v1.safetensors"), "stable-diffusion-v1-5/stable-diffusion-v1-5")
     assert "FILE.safetensors@FOLDER" in text
     for names, source in [
         (["conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"], "xl-base-1.0"),
@@ -212,12 +214,12 @@ def test_without_settings_they_come_from_where_diffusers_says(tmp_path):
         (["txt_in.text_norm.weight"], "Qwen-Image-2.1"),
         (["txtfusion.projector.weight"], "Krea-2-Raw"),
     ]:
-        outline = {name: torch.empty(2, 2, device="meta") for name in names}
-        assert layout.default_repo(outline, "x").endswith(source)
+        shapes = {name: torch.empty(2, 2, device="meta") for name in names}
+        assert layout.default_repo(shapes, "x").endswith(source)
 
 
-def test_a_run_remembers_where_the_file_lies(tmp_path, monkeypatch):
-    _, spec = _written(tmp_path, "sd15")
+def test_the_spec_of_a_single_file_becomes_absolute(tmp_path, monkeypatch):
+    _, spec = _write(tmp_path, "sd15")
     monkeypatch.chdir(tmp_path)
     assert base_model.absolute_spec("model.safetensors@parts") == spec
     assert (
@@ -226,7 +228,7 @@ def test_a_run_remembers_where_the_file_lies(tmp_path, monkeypatch):
     assert base_model.pin_revision(spec) == spec
 
 
-def test_only_what_the_file_lacks_is_fetched_from_the_hub(tmp_path):
+def test_only_missing_components_are_downloaded_from_the_hub(tmp_path):
     pipe, state = _sd15()
     pipe.save_pretrained(tmp_path / "parts")
     file = tmp_path / "no-text.safetensors"
@@ -237,7 +239,7 @@ def test_only_what_the_file_lacks_is_fetched_from_the_hub(tmp_path):
     with hubs.running(hub) as address:
         answer = Client(tmp_path / "home", address)(f"{file}@team/base@v1")
     assert answer.code == 0, answer.error
-    assert [path for path in hub.fetched() if path.endswith(".safetensors")] == [
+    assert [path for path in hub.downloaded() if path.endswith(".safetensors")] == [
         "text_encoder/model.safetensors"
     ]
     theirs = storage.read_safetensors(tmp_path / "parts/unet/diffusion_pytorch_model.safetensors")

@@ -1,4 +1,4 @@
-"""The family of a folder whose pipeline has no file of its own."""
+"""The family of a folder whose pipeline has no family file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,7 @@ from lorakit.models.families import pipeline_folder as folders
 from lorakit.models.families.derived import checks, pipeline_calls
 from lorakit.models.families.derived.pipeline_calls import UnsupportedPipeline
 from lorakit.models.families.family import Conditioning, ConditioningTensors, Family, noise_seed
+from lorakit.models.families.specs import ComponentSpec, LatentSpec, TextSpec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,278 +33,300 @@ _FIXED_ARGUMENTS = {
     "use_pe": False,
     "output_type": "pil",
 }
-"""Arguments of every call, where the pipeline takes them: sizes and captions as they are."""
+"""Arguments of every call, where the pipeline accepts them: sizes and captions stay unchanged."""
 _GUIDANCE_OFF_VALUES = (1.0, 0.0)
-"""Values that switch guidance off in one pipeline or another."""
+"""Guidance scales that switch guidance off in one pipeline or another."""
 
 
 def derive_family(folder: Path) -> Family:
-    """The family of one folder; ConfigError when its parts rule it out."""
-    kind, parts = folders.pipeline_name(folder), folders.pipeline_components(folder)
-    if not hasattr(diffusers, kind):
-        raise unsupported_pipeline_error(kind, "the installed diffusers has no such pipeline")
-    networks = [name for name in parts if folders.has_weights(parts[name])]
+    """Derive the family of one folder; ConfigError if its components make that impossible."""
+    pipeline, classes = folders.pipeline_name(folder), folders.pipeline_components(folder)
+    if not hasattr(diffusers, pipeline):
+        raise unsupported_pipeline_error(pipeline, "the installed diffusers has no such pipeline")
+    networks = [name for name in classes if classes[name].has_weights]
     denoisers = [name for name in networks if name.startswith(_DENOISERS)]
-    if len(denoisers) != 1 or not {"vae", "scheduler"} <= parts.keys():
+    if len(denoisers) != 1 or not {"vae", "scheduler"} <= classes.keys():
         raise unsupported_pipeline_error(
-            kind, f"it has no single denoiser, autoencoder and scheduler, but {', '.join(parts)}"
+            pipeline, f"it needs one denoiser, a VAE and a scheduler, and has {', '.join(classes)}"
         )
-    side = read_json(folder / denoisers[0] / "config.json").get("patch_size")
-    settings = {
+    denoiser = denoisers[0]
+    patch_size = read_json(folder / denoiser / "config.json").get("patch_size")
+    attributes = {
         "name": "derived",
-        "title": f"{kind}, derived by probing",
-        "pipelines": (kind,),
-        "component": denoisers[0],
-        "objective": _objective(kind, read_json(folder / "scheduler" / "scheduler_config.json")),
-        "encoders": tuple(name for name in networks if name not in (denoisers[0], "vae")),
-        "text_parts": tuple(name for name in parts if name not in (denoisers[0], "vae", "scheduler")),
-        # what the pipeline asks for its settings when it is made
-        "always": ("vae", *(name for name in parts if name not in networks)),
-        "own_shift": True,  # for all that is known
-        "patch": 1 if denoisers[0] == "unet" else math.lcm(2, side if isinstance(side, int) else 1),
+        "title": f"{pipeline}, derived from its call",
+        "pipelines": (pipeline,),
+        "objective": _objective(pipeline, read_json(folder / "scheduler" / "scheduler_config.json")),
+        "text_networks": tuple(name for name in networks if name not in (denoiser, "vae")),
+        "components": ComponentSpec(
+            denoiser=denoiser,
+            # the pipeline reads their settings when it is built
+            always_loaded=("vae", *(name for name in classes if name not in networks)),
+        ),
+        "text": TextSpec(
+            component_prefixes=tuple(name for name in classes if name not in (denoiser, "vae", "scheduler"))
+        ),
+        "latents": LatentSpec(
+            patch_size=1
+            if denoiser == "unet"
+            else math.lcm(2, patch_size if isinstance(patch_size, int) else 1),
+            scheduler_shift=False,  # nothing is known about it
+        ),
     }
-    made: Family = type("Derived", (DerivedFamily,), settings)()
-    return made
+    family: Family = type("Derived", (DerivedFamily,), attributes)()
+    return family
 
 
-def unsupported_pipeline_error(kind: str, reason: str) -> ConfigError:
-    """Why a pipeline cannot be trained without a family of its own."""
+def unsupported_pipeline_error(pipeline: str, reason: str) -> ConfigError:
+    """Build the error for a pipeline that cannot be trained without a family file."""
     return ConfigError(
-        f"no family for {kind}, and none can be derived from it: {reason}",
+        f"there is no family for {pipeline}, and none can be derived from it: {reason}",
         where=MODEL_INDEX,
         remedy="see `lorakit families`; to add one, see lorakit/models/families/README.md",
     )
 
 
-def _objective(kind: str, config: Mapping[str, Any]) -> str:
+def _objective(pipeline: str, config: Mapping[str, Any]) -> str:
     name = str(config.get("_class_name"))
     flow = "FlowMatch" in name or config.get("prediction_type") == "flow_prediction"
     if flow and config.get("num_train_timesteps", 1000) != 1000:
         raise unsupported_pipeline_error(
-            kind, f"its flow has {config['num_train_timesteps']} times instead of 1000"
+            pipeline, f"its scheduler has {config['num_train_timesteps']} timesteps instead of 1000"
         )
     if not flow and "beta_schedule" not in config:
-        raise unsupported_pipeline_error(kind, f"what is trained with a {name} is not known")
+        raise unsupported_pipeline_error(pipeline, f"the training objective of its {name} is unknown")
     return "flow" if flow else "ddpm"
 
 
-class DerivedFamily(Family):
-    """See the package; `derive` makes one for each folder."""
+@dataclass(frozen=True)
+class SchedulerInputs:
+    """Tensors that a pipeline passes to its scheduler, in its own layout."""
 
-    licence = "see the model's page"
-    encoders: ClassVar[tuple[str, ...]]
-    """Networks that nothing but text needs."""
+    prediction: torch.Tensor
+    latents: torch.Tensor
+
+
+class DerivedFamily(Family):
+    """A family derived from a pipeline's call, see the package; `derive_family` builds one per folder."""
+
+    license = "see the model's page"
+    text_networks: ClassVar[tuple[str, ...]]
+    """Networks that only text encoding needs."""
 
     def __init__(self) -> None:
-        # pipelines hold their networks, and must not be held by them in turn
-        self._pipes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self._unguided: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
-        self._outlines: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self._orders: dict[tuple[int, ...], torch.Tensor] = {}
+        # weak references, because a pipeline refers to its networks
+        self._pipeline_of: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._guidance_off: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        self._meta_denoisers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._latent_orders: dict[tuple[int, ...], torch.Tensor] = {}
 
     def describe(self) -> dict[str, Any]:
         tested = "against its own pipeline, on the model itself, before it is trained"
         return super().describe() | {"tested": tested}
 
     def denoiser(self, pipe: Any) -> torch.nn.Module:
-        """The network; `predict`, which is handed it alone, finds the pipeline by it."""
+        """Return the network, by which `predict` finds the pipeline."""
         network = super().denoiser(pipe)
-        self._pipes[network] = weakref.ref(pipe)
+        self._pipeline_of[network] = weakref.ref(pipe)
         return network
 
-    def size_step(self, pipe: Any) -> int:
-        """The smallest fit multiple of what the networks need."""
-        least = super().size_step(pipe)
-        for step in (least, 2 * least, 4 * least, 8 * least):
-            with self._refusing():
-                if pipeline_calls.accepts_arguments(
-                    pipe, self._asked(pipe, "", 3 * step, 5 * step, _GUIDANCE_OFF_VALUES[0])
-                ):
-                    return step
+    def size_multiple(self, pipe: Any) -> int:
+        """Return the smallest multiple of the networks' own that the pipeline accepts."""
+        minimum = super().size_multiple(pipe)
+        for multiple in (minimum, 2 * minimum, 4 * minimum, 8 * minimum):
+            width, height = 3 * multiple, 5 * multiple
+            with self._refuse_unsupported():
+                arguments = self._call_arguments(pipe, "", width, height, _GUIDANCE_OFF_VALUES[0])
+                if pipeline_calls.accepts_arguments(pipe, arguments):
+                    return multiple
         raise unsupported_pipeline_error(
-            self.pipelines[0], f"it takes no pictures of {3 * step} x {5 * step} pixels"
+            self.pipelines[0], f"it does not accept images of {width} x {height} pixels"
         )
 
-    def encode(
+    def encode_text(
         self,
         pipe: Any,
         captions: Sequence[str],
         size: tuple[int, int] | None = None,
-        pictures: ConditioningTensors | None = None,
+        images: ConditioningTensors | None = None,
     ) -> list[Conditioning]:
-        """What `encode_prompt` returns within the pipeline's call, without guidance and with its own."""
+        """Record `encode_prompt` within the pipeline's call, without guidance and with the default scale."""
         if not captions:
             return []
-        with torch.no_grad(), self._following(pipe) as follower:
-            if pipe not in self._unguided:
-                off = follower.unguided(_GUIDANCE_OFF_VALUES)
-                follower.check_replay(off)
-                follower.check_decoding(off)
-                self._unguided[pipe] = off
-            return [_condition(follower, caption, self._unguided[pipe]) for caption in captions]
+        with torch.no_grad(), self._tracing(pipe) as tracer:
+            if pipe not in self._guidance_off:
+                guidance = tracer.guidance_off_value(_GUIDANCE_OFF_VALUES)
+                tracer.check_replay(guidance)
+                tracer.check_decoding(guidance)
+                self._guidance_off[pipe] = guidance
+            return [_record_text(tracer, caption, self._guidance_off[pipe]) for caption in captions]
 
-    def _encode(self, pipe: Any, captions: list[str]) -> Conditioning:
-        return self.encode(pipe, captions)[0]
+    def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
+        return self.encode_text(pipe, captions)[0]
 
     @contextlib.contextmanager
-    def _following(self, pipe: Any) -> Iterator[checks.PipelineTracer]:
-        """A follower of the pipeline; what it cannot follow is a refusal."""
-        network = getattr(pipe, self.component) or self._outlines.get(pipe)
+    def _tracing(self, pipe: Any) -> Iterator[checks.PipelineTracer]:
+        """Yield a tracer of the pipeline, with a denoiser on the meta device if none is loaded."""
+        name = self.components.denoiser
+        network = getattr(pipe, name) or self._meta_denoisers.get(pipe)
         if network is None:
-            network = checks.meta_denoiser(pipe, *self._config(pipe, self.component))
-            self._outlines[pipe] = network
-        with self._refusing(), pipeline_calls.patched_attributes(pipe, **{self.component: network}):
-            yield checks.PipelineTracer(pipe, network, self.encoders, self._asked, self.size_step(pipe))
+            config = self._component_config(pipe, name)
+            network = checks.meta_denoiser(pipe, config.class_name, config.config)
+            self._meta_denoisers[pipe] = network
+        with self._refuse_unsupported(), pipeline_calls.patched_attributes(pipe, **{name: network}):
+            multiple = self.size_multiple(pipe)
+            yield checks.PipelineTracer(pipe, network, self.text_networks, self._call_arguments, multiple)
 
     @contextlib.contextmanager
-    def _refusing(self) -> Iterator[None]:
+    def _refuse_unsupported(self) -> Iterator[None]:
+        """Turn errors of the pipeline's call into one ConfigError."""
         try:
             yield
         except (UnsupportedPipeline, AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
-            told = (
-                str(error) if isinstance(error, UnsupportedPipeline) else f"{type(error).__name__}: {error}"
-            )
-            raise unsupported_pipeline_error(self.pipelines[0], told) from error
+            supported = not isinstance(error, UnsupportedPipeline)
+            reason = f"{type(error).__name__}: {error}" if supported else str(error)
+            raise unsupported_pipeline_error(self.pipelines[0], reason) from error
 
-    def _asked(
+    def _call_arguments(
         self, pipe: Any, caption: str, width: int, height: int, guidance: float | None
     ) -> dict[str, Any]:
-        """Arguments of a call; `guidance` None: the pipeline's own."""
-        accepted = inspect.signature(type(pipe).__call__).parameters
-        given: dict[str, Any] = {"prompt": caption, "width": width, "height": height}
-        if missing := [name for name in (*given, "num_inference_steps") if name not in accepted]:
-            raise UnsupportedPipeline(f"its call takes no {', '.join(missing)}")
-        wanted = _FIXED_ARGUMENTS | getattr(pipe, "lorakit_settings", {})
-        given |= {name: value for name, value in wanted.items() if name in accepted}
+        """Return the arguments of a call; `guidance` None: the pipeline's default."""
+        parameters = _call_parameters(pipe)
+        arguments: dict[str, Any] = {"prompt": caption, "width": width, "height": height}
+        if missing := [name for name in (*arguments, "num_inference_steps") if name not in parameters]:
+            raise UnsupportedPipeline(f"its call has no argument {', '.join(missing)}")
+        optional = _FIXED_ARGUMENTS | getattr(pipe, "lorakit_settings", {})
         if guidance is not None:
-            off = {"guidance_scale": guidance, "true_cfg_scale": 1.0, "guidance_schedule": None}
-            given |= {name: value for name, value in off.items() if name in accepted}
-        return given
+            optional |= {"guidance_scale": guidance, "true_cfg_scale": 1.0, "guidance_schedule": None}
+        return arguments | {name: value for name, value in optional.items() if name in parameters}
 
     def collate(self, conds: Sequence[Conditioning]) -> Conditioning:
-        """Rows stay apart: the pipeline is called for each of them."""
+        """Keep rows separate, as `row/name`: the pipeline is called for each of them."""
         return {f"{row}/{name}": value for row, cond in enumerate(conds) for name, value in cond.items()}
 
     def predict(
-        self, denoiser: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning
+        self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
-        pipe = self._pipes[denoiser]()
-        rows = [self._predict(pipe, noisy[i, None], t[i], _row(cond, i)) for i in range(len(noisy))]
-        made = torch.cat(rows)
-        learning = torch.is_grad_enabled() and any(p.requires_grad for p in denoiser.parameters())
-        if learning and not made.requires_grad:
+        pipe = self._pipeline_of[denoiser]()
+        rows = [
+            self._predict(pipe, noisy_latents[row, None], timesteps[row], _select_row(cond, row))
+            for row in range(len(noisy_latents))
+        ]
+        predictions = torch.cat(rows)
+        needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in denoiser.parameters())
+        if needs_grad and not predictions.requires_grad:
             raise unsupported_pipeline_error(self.pipelines[0], "no gradient passes through its call")
-        return made
+        return predictions
 
-    def _predict(self, pipe: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        with self._refusing():
-            order = self._order(pipe, noisy, t, cond)
-            output, _ = self._replayed(pipe, noisy, t, cond)
-            if output.numel() != noisy.numel():
+    def _predict(
+        self, pipe: Any, noisy_latents: torch.Tensor, timestep: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
+        """Predict for one row (1, C, H, W)."""
+        with self._refuse_unsupported():
+            order = self._latent_order(pipe, noisy_latents, timestep, cond)
+            prediction = self._replay_call(pipe, noisy_latents, timestep, cond).prediction
+            if prediction.numel() != noisy_latents.numel():
                 raise UnsupportedPipeline(
-                    f"it predicts {tuple(output.shape)} for latents {tuple(noisy.shape[1:])}"
+                    f"it predicts {tuple(prediction.shape)} for latents {tuple(noisy_latents.shape[1:])}"
                 )
-        return output.flatten()[order].view_as(noisy)
+        return prediction.flatten()[order].view_as(noisy_latents)
 
-    def _replayed(
-        self, pipe: Any, noise: torch.Tensor, t: torch.Tensor, cond: Conditioning
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(prediction, latents) as the pipeline hands them to its scheduler."""
-        width, height = self._pixels(pipe, noise)
-        arguments = self._asked(pipe, "", width, height, float(cond["unguided"]))
-        with pipeline_calls.replay_encode_prompt(
-            pipe, pipeline_calls.restore_nested(cond, "plain"), self.encoders, noise
-        ):
-            output, sample = pipeline_calls.call_until_intercepted(
-                pipe, arguments, t, pipeline_calls.noise_in_pipeline_layout(noise)
+    def _replay_call(
+        self, pipe: Any, noise: torch.Tensor, timestep: torch.Tensor, cond: Conditioning
+    ) -> SchedulerInputs:
+        """Call the pipeline with recorded text embeddings, up to its scheduler."""
+        compression = self._spatial_compression(pipe)
+        height, width = (compression * side for side in noise.shape[2:])
+        arguments = self._call_arguments(pipe, "", width, height, float(cond["guidance_off"]))
+        recorded = pipeline_calls.restore_nested(cond, "plain")
+        with pipeline_calls.replay_encode_prompt(pipe, recorded, self.text_networks, noise):
+            noise_fn = pipeline_calls.noise_in_pipeline_layout(noise)
+            return SchedulerInputs(
+                *pipeline_calls.call_until_intercepted(pipe, arguments, timestep, noise_fn)
             )
-        return output, sample
 
-    def _pixels(self, pipe: Any, noise: torch.Tensor) -> tuple[int, int]:
-        from lorakit.models import vae
+    def _latent_order(
+        self, pipe: Any, noisy_latents: torch.Tensor, timestep: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
+        """Return the position of each latent in the tensor that the pipeline denoises.
 
-        height, width = (
-            vae.spatial_compression(*self._config(pipe, "vae")) * side for side in noise.shape[2:]
-        )
-        return width, height
-
-    def _order(self, pipe: Any, noisy: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        """Where each number of the latents stands in what the pipeline loops over.
-
-        Found by sending the numbers' places through, in digits that half precision can hold.
+        The positions themselves are sent through the call, in digits that half precision can represent.
         """
-        key = tuple(noisy.shape)
-        if key in self._orders:
-            return self._orders[key].to(noisy.device)
-        index = torch.arange(noisy.numel(), device=noisy.device)
-        places, power = torch.zeros_like(index), 1
+        key = tuple(noisy_latents.shape)
+        if key in self._latent_orders:
+            return self._latent_orders[key].to(noisy_latents.device)
+        index = torch.arange(noisy_latents.numel(), device=noisy_latents.device)
+        positions, power = torch.zeros_like(index), 1
         while power < len(index):
-            digits = (index // power % 256).to(noisy.dtype).view_as(noisy)
-            with torch.no_grad(), pipeline_calls.count_denoiser_calls(getattr(pipe, self.component)) as calls:
-                _, sample = self._replayed(pipe, digits, t, cond)
+            digits = (index // power % 256).to(noisy_latents.dtype).view_as(noisy_latents)
+            with (
+                torch.no_grad(),
+                pipeline_calls.count_denoiser_calls(getattr(pipe, self.components.denoiser)) as calls,
+            ):
+                latents = self._replay_call(pipe, digits, timestep, cond).latents
             if len(calls) != 1:
                 raise UnsupportedPipeline(f"its network is called {len(calls)} times at each step")
-            if sample.numel() != len(index):
-                raise UnsupportedPipeline(f"its loop is over {tuple(sample.shape)}, with latents {key[1:]}")
-            places += sample.flatten().round().long() * power
+            if latents.numel() != len(index):
+                raise UnsupportedPipeline(f"it denoises {tuple(latents.shape)} for latents {key[1:]}")
+            positions += latents.flatten().round().long() * power
             power *= 256
-        if not torch.equal(places.sort().values, index):
-            raise UnsupportedPipeline("it does more to its noise than to reorder it")
-        self._orders[key] = places.argsort()
-        return self._orders[key]
+        if not torch.equal(positions.sort().values, index):
+            raise UnsupportedPipeline("it changes the values of its noise, not only their order")
+        self._latent_orders[key] = positions.argsort()
+        return self._latent_orders[key]
 
     def sample(
         self,
         pipe: Any,
         cond: Conditioning,
-        negative: Conditioning | None,
+        negative_cond: Conditioning | None,
         noise: torch.Tensor,
         *,
-        steps: int,
-        guidance: float | None,
+        num_inference_steps: int,
+        guidance_scale: float | None,
         width: int,
         height: int,
     ) -> list[Image.Image]:
-        """One picture after the other; against the pipeline's own negative."""
-        if negative is not None and any(len(v) for n, v in negative.items() if n.endswith("/caption")):
+        """Sample one image after the other, with the pipeline's default negative prompt."""
+        if negative_cond and any(len(v) for n, v in negative_cond.items() if n.endswith("/caption")):
             raise ConfigError(
-                f"{self.pipelines[0]} is not known well enough to draw with a negative prompt",
+                f"negative prompts are not supported for {self.pipelines[0]}, which has no family file",
                 where="negative",
-                remedy="leave it out: the pipeline's own is used",
+                remedy="leave it out: the pipeline's default is used",
             )
-        pictures = []
+        images = []
         for row in range(len(noise)):
-            own = _row(cond, row)
-            plain = guidance is not None and guidance <= float(own["unguided"])
-            asked = self._asked(pipe, "", width, height, float(own["unguided"]) if plain else None)
-            if guidance is not None and not plain and "guidance_scale" in _accepted(pipe):
-                asked["guidance_scale"] = guidance
+            row_cond = _select_row(cond, row)
+            guidance_off = float(row_cond["guidance_off"])
+            plain = guidance_scale is not None and guidance_scale <= guidance_off
+            arguments = self._call_arguments(pipe, "", width, height, guidance_off if plain else None)
+            if guidance_scale is not None and not plain and "guidance_scale" in _call_parameters(pipe):
+                arguments["guidance_scale"] = guidance_scale
             generator = torch.Generator(noise.device).manual_seed(noise_seed(noise[row]))
-            made = pipeline_calls.restore_nested(own, "plain" if plain else "guided")
-            one = noise[row, None].to(pipe.vae.dtype)
+            recorded = pipeline_calls.restore_nested(row_cond, "plain" if plain else "guided")
+            row_noise = noise[row, None].to(pipe.vae.dtype)
             with (
-                pipeline_calls.replay_encode_prompt(pipe, made, self.encoders, one),
-                pipeline_calls.fixed_noise(pipe, pipeline_calls.noise_in_pipeline_layout(one)),
+                pipeline_calls.replay_encode_prompt(pipe, recorded, self.text_networks, row_noise),
+                pipeline_calls.fixed_noise(pipe, pipeline_calls.noise_in_pipeline_layout(row_noise)),
             ):
-                drawn = pipe(**asked, num_inference_steps=steps, generator=generator)
-            pictures.append(drawn[0][0])
-        return pictures
+                output = pipe(**arguments, num_inference_steps=num_inference_steps, generator=generator)
+            images.append(output[0][0])
+        return images
 
 
-def _accepted(pipe: Any) -> Mapping[str, inspect.Parameter]:
+def _call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipe).__call__).parameters
 
 
-def _condition(follower: checks.PipelineTracer, caption: str, unguided: float) -> Conditioning:
-    """What a caption comes to: for training, and for drawing with the pipeline's own guidance."""
+def _record_text(tracer: checks.PipelineTracer, caption: str, guidance_off: float) -> Conditioning:
+    """Record a caption's embeddings: for training, and for sampling with the pipeline's guidance."""
     return {
         "caption": torch.tensor(list(caption.encode()), dtype=torch.uint8),
-        "unguided": torch.tensor(unguided),
-        **pipeline_calls.flatten_nested(follower.conditions(caption, unguided), "plain"),
-        **pipeline_calls.flatten_nested(follower.conditions(caption, None), "guided"),
+        "guidance_off": torch.tensor(guidance_off),
+        **pipeline_calls.flatten_nested(tracer.encode_prompt_outputs(caption, guidance_off), "plain"),
+        **pipeline_calls.flatten_nested(tracer.encode_prompt_outputs(caption, None), "guided"),
     }
 
 
-def _row(cond: Conditioning, row: int) -> Conditioning:
+def _select_row(cond: Conditioning, row: int) -> Conditioning:
     prefix = f"{row}/"
     return {name.removeprefix(prefix): value for name, value in cond.items() if name.startswith(prefix)}

@@ -1,7 +1,7 @@
-"""Run a pipeline's own call under control: with a chosen noise, at a chosen time, up to a chosen point.
+"""Controlled calls of a pipeline: with given noise, at a given timestep, up to a given point.
 
-The scheduler is stood in for, `randn_tensor` answers with the noise, text conditions are recorded or replayed
-in the place of `encode_prompt`, and an exception carries out what the network or the scheduler was handed.
+The scheduler and `randn_tensor` are replaced, text embeddings are recorded from `encode_prompt` or replayed
+in its place, and an exception carries the arguments of the network or the scheduler out of the call.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import torch
 
 _ABSENT = object()
 NoiseFn = Callable[[tuple[int, ...]], torch.Tensor]
-"""Noise of the shape that the pipeline asks for."""
+"""(shape that the pipeline requests) -> noise."""
 
 
 class Intercepted(Exception):
-    """What reached the point at which the call was stopped."""
+    """Arguments that reached the point at which the call was stopped."""
 
 
 class UnsupportedPipeline(Exception):
-    """The pipeline does something that cannot be followed; the text says what."""
+    """The pipeline does something that a derived family does not support; the message says what."""
 
 
 class SingleStepScheduler:
-    """A scheduler of one step at the time `t`, or of none: it hands the prediction out."""
+    """A scheduler of one step at timestep `t`, or of none, that raises `Intercepted` with the prediction."""
 
     order = 1
     init_noise_sigma = 1.0
@@ -53,28 +53,28 @@ class SingleStepScheduler:
         mu: Any = None,
         timesteps: Any = None,
     ) -> None:
-        """The time is given."""
+        """Ignore all: the timestep is fixed."""
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """There is only one."""
+        """Ignore it: there is only one."""
 
     def set_shift(self, shift: float) -> None:
-        """It would move the time."""
+        """Ignore it: it would change the timestep."""
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """Training noises latents as the objective says, not as a sampler does."""
+        """Return the sample unchanged: training adds noise as the objective says, not as a sampler does."""
         return sample
 
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *_: Any, **__: Any
     ) -> Any:
-        """Stop here."""
+        """Stop the call."""
         raise Intercepted(model_output, sample)
 
 
 @contextlib.contextmanager
 def patched_attributes(owner: Any, **values: Any) -> Iterator[None]:
-    """Attributes of an object or module replaced for a while."""
+    """Replace attributes of an object or module within the context."""
     before = {name: vars(owner).get(name, _ABSENT) for name in values}
     for name, value in values.items():
         owner.__dict__[name] = value
@@ -89,46 +89,49 @@ def patched_attributes(owner: Any, **values: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fixed_noise(pipe: Any, draw: NoiseFn) -> Iterator[None]:
-    """The pipeline's first draw of noise answered by `draw`; later ones are its own."""
-    modules = {sys.modules[kind.__module__] for kind in type(pipe).__mro__ if kind.__module__ in sys.modules}
-    drawers = [module for module in modules if hasattr(module, "randn_tensor")]
-    waiting = [draw]
+def fixed_noise(pipe: Any, noise_fn: NoiseFn) -> Iterator[None]:
+    """Answer the pipeline's first request for noise with `noise_fn`; later ones are its own."""
+    modules = {sys.modules[base.__module__] for base in type(pipe).__mro__ if base.__module__ in sys.modules}
+    unused = [noise_fn]
 
-    def answer(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def replacement(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def randn_tensor(shape: Any, *arguments: Any, **options: Any) -> torch.Tensor:
-            if not waiting:
-                return own(shape, *arguments, **options)
-            return waiting.pop()(tuple(shape)).to(options.get("device"), options.get("dtype"))
+            if not unused:
+                return original(shape, *arguments, **options)
+            return unused.pop()(tuple(shape)).to(options.get("device"), options.get("dtype"))
 
         return randn_tensor
 
     with contextlib.ExitStack() as stack:
-        for module in drawers:
-            stack.enter_context(patched_attributes(module, randn_tensor=answer(module.randn_tensor)))
+        for module in modules:
+            if hasattr(module, "randn_tensor"):
+                patch = patched_attributes(module, randn_tensor=replacement(module.randn_tensor))
+                stack.enter_context(patch)
         yield
 
 
 def noise_in_pipeline_layout(noise: torch.Tensor) -> NoiseFn:
-    """`noise` (1, C, H, W) in the shape that a pipeline draws it: with a frame, or channels last."""
+    """Return `noise` (1, C, H, W) in the shape that a pipeline requests: with a frame, or channels last."""
     channels, height, width = noise.shape[1:]
 
-    def draw(shape: tuple[int, ...]) -> torch.Tensor:
+    def noise_fn(shape: tuple[int, ...]) -> torch.Tensor:
         sides = [side for side in shape if side != 1]
         if sides == [channels, height, width]:
             return noise.reshape(shape)
         if sides == [height, width, channels]:
             return noise.permute(0, 2, 3, 1).reshape(shape)
-        raise UnsupportedPipeline(f"it draws noise of shape {shape} for latents {tuple(noise.shape[1:])}")
+        raise UnsupportedPipeline(
+            f"it uses noise of shape {shape} for latents of shape {tuple(noise.shape[1:])}"
+        )
 
-    return draw
+    return noise_fn
 
 
 @contextlib.contextmanager
 def intercept_denoiser(network: Any) -> Iterator[None]:
-    """The network hands out its arguments instead of computing."""
+    """Make the network raise `Intercepted` with its arguments instead of computing."""
 
-    @functools.wraps(network.forward)  # some pipelines pass what its signature names
+    @functools.wraps(network.forward)  # some pipelines inspect its signature
     def forward(*arguments: Any, **options: Any) -> Any:
         raise Intercepted(arguments, options)
 
@@ -138,37 +141,40 @@ def intercept_denoiser(network: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def count_denoiser_calls(network: Any) -> Iterator[list[None]]:
-    """Grows by one with every call of the network."""
+    """Yield a list that grows by one with every call of the network."""
     calls: list[None] = []
-    own = network.forward
+    original = network.forward
 
-    @functools.wraps(own)
+    @functools.wraps(original)
     def forward(*arguments: Any, **options: Any) -> Any:
         calls.append(None)
-        return own(*arguments, **options)
+        return original(*arguments, **options)
 
     with patched_attributes(network, forward=forward):
         yield calls
 
 
 def call_until_intercepted(
-    pipe: Any, arguments: Mapping[str, Any], t: torch.Tensor | None, draw: NoiseFn
+    pipe: Any, arguments: Mapping[str, Any], t: torch.Tensor | None, noise_fn: NoiseFn
 ) -> tuple[Any, ...]:
-    """Call the pipeline, with gradients where they are on, at one time or for no step at all (`t` None).
+    """Call the pipeline, with gradients where they are on, at timestep `t`, or for no step if it is None.
 
-    Returns what was handed to the point that stopped it; a call that comes to its end is an error.
+    Returns the arguments at the point that stopped the call. Raises UnsupportedPipeline if nothing stops it.
     """
     bare = inspect.unwrap(type(pipe).__call__)  # without its no_grad
-    with fixed_noise(pipe, draw), patched_attributes(pipe, scheduler=SingleStepScheduler(pipe.scheduler, t)):
+    with (
+        fixed_noise(pipe, noise_fn),
+        patched_attributes(pipe, scheduler=SingleStepScheduler(pipe.scheduler, t)),
+    ):
         try:
             bare(pipe, **arguments)
-        except Intercepted as handed:
-            return handed.args
+        except Intercepted as intercepted:
+            return intercepted.args
     raise UnsupportedPipeline("its call ends without a prediction")
 
 
 def accepts_arguments(pipe: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether a pipeline takes arguments, which it checks before it encodes text."""
+    """Return True if a pipeline accepts these arguments, which it checks before it encodes text."""
 
     def encode_prompt(*_: Any, **__: Any) -> Any:
         raise Intercepted
@@ -185,76 +191,76 @@ def accepts_arguments(pipe: Any, arguments: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def record_encode_prompt(pipe: Any) -> Iterator[list[Any]]:
-    """Collects what `encode_prompt` returns, call by call."""
-    made: list[Any] = []
-    own = getattr(pipe, "encode_prompt", None)
-    if own is None:
+    """Yield a list that collects the outputs of `encode_prompt`, call by call."""
+    outputs: list[Any] = []
+    original = getattr(pipe, "encode_prompt", None)
+    if original is None:
         raise UnsupportedPipeline("it has no encode_prompt")
 
     def encode_prompt(*arguments: Any, **options: Any) -> Any:
-        made.append(own(*arguments, **options))
-        return made[-1]
+        outputs.append(original(*arguments, **options))
+        return outputs[-1]
 
     with patched_attributes(pipe, encode_prompt=encode_prompt):
-        yield made
+        yield outputs
 
 
 @contextlib.contextmanager
 def replay_encode_prompt(
-    pipe: Any, made: Sequence[Any], parts: Sequence[str], like: torch.Tensor
+    pipe: Any, outputs: Sequence[Any], text_networks: Sequence[str], like: torch.Tensor
 ) -> Iterator[None]:
-    """`encode_prompt` returns what was recorded, and nothing else of `parts`, the text encoders, is there."""
-    waiting = list(made)
+    """Make `encode_prompt` return recorded `outputs`; of the text encoders only the configuration is left."""
+    remaining = list(outputs)
 
     def encode_prompt(*_: Any, **__: Any) -> Any:
-        if not waiting:
-            raise UnsupportedPipeline("it encodes text more often than before")
-        return waiting.pop(0)
+        if not remaining:
+            raise UnsupportedPipeline("it encodes text more often than when it was recorded")
+        return remaining.pop(0)
 
-    absent = {}
-    for name in parts:
+    stubs = {}
+    for name in text_networks:
         config = getattr(getattr(pipe, name), "config", None)
-        absent[name] = SimpleNamespace(dtype=like.dtype, device=like.device, config=config)
-    with patched_attributes(pipe, encode_prompt=encode_prompt, **absent):
+        stubs[name] = SimpleNamespace(dtype=like.dtype, device=like.device, config=config)
+    with patched_attributes(pipe, encode_prompt=encode_prompt, **stubs):
         yield
 
 
 def flatten_nested(values: Any, name: str) -> dict[str, torch.Tensor]:
-    """Nested tuples and lists of tensors and plain values as tensors `name.0` ..., and how they nest."""
+    """Flatten nested tuples and lists of tensors and values into tensors `name.0` ... and their nesting."""
     tensors: list[torch.Tensor] = []
 
-    def outline(value: Any) -> Any:
+    def structure(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             tensors.append(value.detach().clone())
             return {"tensor": len(tensors) - 1}
         if isinstance(value, tuple | list):
-            return {type(value).__name__: [outline(item) for item in value]}
+            return {type(value).__name__: [structure(item) for item in value]}
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
-        raise UnsupportedPipeline(f"its text conditions hold a {type(value).__name__}")
+        raise UnsupportedPipeline(f"its encode_prompt returns a {type(value).__name__}")
 
-    text = json.dumps(outline(values)).encode()
+    text = json.dumps(structure(values)).encode()
     nesting = torch.tensor(list(text), dtype=torch.uint8)
     return {f"{name}.nesting": nesting, **{f"{name}.{i}": tensor for i, tensor in enumerate(tensors)}}
 
 
-def restore_nested(packed: Mapping[str, torch.Tensor], name: str) -> Any:
-    """What `pack` was given under this name."""
+def restore_nested(tensors: Mapping[str, torch.Tensor], name: str) -> Any:
+    """Restore the values that `flatten_nested` stored under this name."""
 
     def build(node: dict[str, Any]) -> Any:
-        ((kind, content),) = node.items()
-        if kind == "tensor":
-            return packed[f"{name}.{content}"]
-        if kind == "value":
+        ((node_type, content),) = node.items()
+        if node_type == "tensor":
+            return tensors[f"{name}.{content}"]
+        if node_type == "value":
             return content
         items = [build(item) for item in content]
-        return tuple(items) if kind == "tuple" else items
+        return tuple(items) if node_type == "tuple" else items
 
-    return build(json.loads(bytes(packed[f"{name}.nesting"].tolist())))
+    return build(json.loads(bytes(tensors[f"{name}.nesting"].tolist())))
 
 
 def nested_tensors(value: Any) -> list[torch.Tensor]:
-    """All tensors in nested containers, in order."""
+    """Return all tensors in nested containers, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -265,7 +271,7 @@ def nested_tensors(value: Any) -> list[torch.Tensor]:
 
 
 def without_tensors(value: Any) -> Any:
-    """The same nesting with every tensor left out: settings such as sizes."""
+    """Return the same nesting without its tensors: settings such as sizes."""
     if isinstance(value, torch.Tensor):
         return None
     if isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""Networks that families put together; their modules load torch, and are imported when a model is touched."""
+"""Networks that families assemble; these modules import torch, and are imported when a model is used."""

@@ -1,18 +1,28 @@
-"""Two denoisers that share the noise levels out between them."""
+"""Two denoisers, each for its own noise levels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 
+@dataclass(frozen=True)
+class ExpertRows:
+    """Rows of a batch that one expert predicts."""
+
+    network: Any
+    rows: torch.Tensor
+    """Row numbers (n,)."""
+
+
 class NoiseLevelExperts(nn.Module):
     """`transformer` for noise levels from `boundary` (0..1) upwards, `transformer_2` for those below.
 
-    The parts keep the names of their components, so that an adapter's file tells them apart.
+    The parts keep the names of their components, so that an adapter file tells them apart.
     """
 
     def __init__(self, transformer: Any, transformer_2: Any, boundary: float) -> None:
@@ -21,13 +31,13 @@ class NoiseLevelExperts(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that both share."""
+        """Data type of both."""
         dtype: torch.dtype = self.transformer.dtype
         return dtype
 
     @property
     def config(self) -> Any:
-        """The settings that both share."""
+        """Configuration of both."""
         return self.transformer.config
 
     def enable_gradient_checkpointing(self, function: Any = None) -> None:
@@ -35,9 +45,9 @@ class NoiseLevelExperts(nn.Module):
         for expert in (self.transformer, self.transformer_2):
             expert.enable_gradient_checkpointing(function)
 
-    def rows(self, t: torch.Tensor) -> Iterator[tuple[Any, torch.Tensor]]:
-        """(expert, numbers of its rows) for times (B,) in thousandths; an expert without rows is left out."""
-        high = t >= self.boundary * 1000
-        for expert, mine in ((self.transformer, high), (self.transformer_2, ~high)):
-            if mine.any():
-                yield expert, mine.nonzero()[:, 0]
+    def split_rows(self, timesteps: torch.Tensor) -> Iterator[ExpertRows]:
+        """Assign rows to experts by their timesteps (B,) of 0 to 1000; experts without rows are left out."""
+        high = timesteps >= self.boundary * 1000
+        for expert, selected in ((self.transformer, high), (self.transformer_2, ~high)):
+            if selected.any():
+                yield ExpertRows(expert, selected.nonzero()[:, 0])

@@ -1,5 +1,5 @@
-"""A base of clips on stills and films: batches, both experts, refusals; `tests/test_guides.py` has the whole
-way."""
+"""A video base model on stills and videos: batches, both experts, refusals; `tests/test_guides.py` has a full
+run."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tests.imaging import videos
 WAN = recipe.builtin_recipes_folder() / "wan.yaml"
 
 
-def _folder(path: Path, *, clips: bool) -> Path:
-    """Two stills, and with `clips` three films, one shorter than the others and one that cannot be read."""
+def _folder(path: Path, *, with_videos: bool) -> Path:
+    """Write two stills, and with `with_videos` three videos, one of them short, and a broken file."""
     path.mkdir()
     for index, size in enumerate([(80, 80), (96, 64)]):
         photo(index, size).save(path / f"{index}.png")
         (path / f"{index}.txt").write_text(f"a sks picture number {index}")
-    if clips:
+    if with_videos:
         for name, count in {"a.mp4": 7, "b.webm": 6, "c.mkv": 3}.items():
             codec = "libvpx-vp9" if name == "b.webm" else "libx264"
             (path / name).write_bytes(videos.encode(count, size=(96, 64), rate=16, name=name, codec=codec))
-            (path / name).with_suffix(".txt").write_text(f"a sks film of {count} frames")
-        (path / "broken.mp4").write_bytes(b"no film")
+            (path / name).with_suffix(".txt").write_text(f"a sks video of {count} frames")
+        (path / "broken.mp4").write_bytes(b"not a video")
     return path
 
 
@@ -46,35 +46,40 @@ def _overrides(data: Path, out: Path, row: str = "wan", **more: object) -> list[
     settings = {
         **{"base": str(tiny.tiny_folder(row)), "dataset": str(data), "out": str(out), "resolution": 64},
         **{"optimizer.warmup": 0, "train.steps": 4, "train.save_every": 2, "train.accumulate": 2},
-        **{"samples.prompts": str(prompts), "samples.every": 4, "samples.steps": 1, "samples.guidance": None},
+        **{
+            "samples.prompts": str(prompts),
+            "samples.every": 4,
+            "samples.num_inference_steps": 1,
+            "samples.guidance_scale": None,
+        },
         **{"frames": 5, "train.precision": "fp32"},
         **more,
     }
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
-def test_what_was_prepared_is_known_and_a_broken_film_is_told(tmp_path):
-    data = _folder(tmp_path / "data", clips=True)
-    assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64"]) == 0
+def test_prepared_videos_stay_in_the_manifest_and_a_broken_one_is_reported(tmp_path):
+    data = _folder(tmp_path / "data", with_videos=True)
+    assert main.main(["data", "prepare", str(data), "--videos", "--resolution", "64"]) == 0
     records = {record.file: record for record in manifest.load_manifest(data)}
-    assert {file for file, record in records.items() if record.clip} == {"a.mp4", "b.webm", "c.mkv"}
-    assert records["broken.mp4"].reason.startswith("corrupt: no film")
+    assert {file for file, record in records.items() if record.video} == {"a.mp4", "b.webm", "c.mkv"}
+    assert records["broken.mp4"].reason.startswith("corrupt: ")
     before = (data / "manifest.jsonl").read_bytes()
-    assert main.main(["data", "prepare", str(data), "--resolution", "64"]) == 0  # known by now
+    assert main.main(["data", "prepare", str(data), "--resolution", "64"]) == 0  # known from the manifest
     assert (data / "manifest.jsonl").read_bytes() == before
 
 
-def test_films_and_stills_have_batches_of_their_own(tmp_path):
-    """The shortest film has no fifth frame, and trains as a still."""
-    from lorakit.data import dataset
+def test_videos_and_stills_have_separate_batches(tmp_path):
+    """The shortest video has no fifth frame, and trains as a still."""
+    from lorakit.data import caches
     from lorakit.training import run_plan
 
-    data = _folder(tmp_path / "data", clips=True)
-    assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64", "--quiet"]) == 0
+    data = _folder(tmp_path / "data", with_videos=True)
+    assert main.main(["data", "prepare", str(data), "--videos", "--resolution", "64", "--quiet"]) == 0
     plan = run_plan.plan_training(
         recipe.load_recipe(WAN, _overrides(data, tmp_path / "run")), lambda text: None
     )
-    frames = {item.record.file: item.frames for item in plan.items}
+    frames = {item.record.file: item.frame_indices for item in plan.items}
     assert frames == {
         **dict.fromkeys(("0.png", "1.png", "c.mkv"), (0,)),
         **dict.fromkeys(("a.mp4", "b.webm"), (0, 1, 2, 3, 4)),
@@ -82,15 +87,15 @@ def test_films_and_stills_have_batches_of_their_own(tmp_path):
     stills = run_plan.plan_training(
         recipe.load_recipe(WAN, _overrides(data, tmp_path / "r", frames=1)), lambda text: None
     )
-    assert {item.frames for item in stills.items} == {(0,)}
-    caches = [dataset.LatentCache(data, plan.base) for _ in range(2)]
-    film = next(item for item in plan.items if item.record.file == "a.mp4")
+    assert {item.frame_indices for item in stills.items} == {(0,)}
+    latents = caches.LatentCache(data, plan.base_folder)
+    video = next(item for item in plan.items if item.record.file == "a.mp4")
     still = next(item for item in stills.items if item.record.file == "a.mp4")
-    assert caches[0].key(film) != caches[1].key(still)
+    assert latents.key(video) != latents.key(still)
 
 
-def test_stills_alone_and_both_experts(tmp_path):
-    data, run = _folder(tmp_path / "data", clips=False), tmp_path / "run"
+def test_both_experts_train_on_stills_alone(tmp_path):
+    data, run = _folder(tmp_path / "data", with_videos=False), tmp_path / "run"
     assert main.main(["data", "prepare", str(data), "--resolution", "64", "--quiet"]) == 0
     more = {"frames": 1, "train.accumulate": 4}
     train_recipe(recipe.load_recipe(WAN, _overrides(data, run, "wan-2.2", **more)))
@@ -99,61 +104,59 @@ def test_stills_alone_and_both_experts(tmp_path):
     assert parts == {"transformer", "transformer_2"}
     assert all(value.any() for value in tensors.values())
     _assert_diffusers_reads_both(run)
-    with Image.open(run / "samples/step-00000004/a-0.png") as picture:
-        assert picture.size == (64, 64)
-    made = recipe.load_recipe(WAN, _overrides(data, tmp_path / "broken", "wan-2.2", **more))
+    with Image.open(run / "samples/step-00000004/a-0.png") as image:
+        assert image.size == (64, 64)
+    interrupted = recipe.load_recipe(WAN, _overrides(data, tmp_path / "broken", "wan-2.2", **more))
     with runs.killed_at(3):
-        train_recipe(made)
-    assert (
-        train_recipe(made).path.joinpath("adapter.safetensors").read_bytes()
-        == (run / "adapter.safetensors").read_bytes()
-    )
+        train_recipe(interrupted)
+    resumed = train_recipe(interrupted).path
+    assert (resumed / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
 
 
 def _assert_diffusers_reads_both(run):
-    """A file for each expert; diffusers' own pipeline with both predicts what the run's adapter does."""
+    """Load one file for each expert in diffusers' own pipeline: it predicts the same as the run's adapter."""
     base = tiny.tiny_folder("wan-2.2")
     ours = pipeline.SamplingPipeline(str(base), run / "adapter.safetensors")
     theirs = ours.family.load(base, dtype=torch.float32)
     for second, name in enumerate(("high-noise", "low-noise")):
         file = run / f"exports/adapter-{name}-diffusers.safetensors"
         theirs.load_lora_weights(str(file), load_into_transformer_2=bool(second))
-    conds = ours.with_text(lambda pipe: ours.family.encode(pipe, ["a red circle"]))
+    conds = ours.run_with_text_encoders(lambda pipe: ours.family.encode_text(pipe, ["a red circle"]))
     cond = ours.family.collate(conds)
     noise = torch.randn(1, *ours.family.latent_shape(ours.pipe, 64, 64))
     with torch.no_grad():
-        for time in (950.0, 50.0):
-            told = [
-                ours.family.predict(denoiser, noise, torch.tensor([time]), cond)
+        for timestep in (950.0, 50.0):
+            predictions = [
+                ours.family.predict(denoiser, noise, torch.tensor([timestep]), cond)
                 for denoiser in (ours.denoiser, ours.family.denoiser(theirs))
             ]
-            assert torch.allclose(*told, atol=1e-5)
-            with ours.without_adapter():
-                plain = ours.family.predict(ours.denoiser, noise, torch.tensor([time]), cond)
-            assert not torch.allclose(plain, told[0], atol=1e-5)
+            assert torch.allclose(*predictions, atol=1e-5)
+            with ours.adapter_disabled():
+                plain = ours.family.predict(ours.denoiser, noise, torch.tensor([timestep]), cond)
+            assert not torch.allclose(plain, predictions[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("row", ["sd3", "wan"])
-def test_what_does_not_go_together_is_refused_before_any_work(row, tmp_path):
+def test_unsuitable_data_is_refused_before_any_work(row, tmp_path):
     from lorakit.training import run_plan
 
-    data = _folder(tmp_path / "data", clips=True)
-    assert main.main(["data", "prepare", str(data), "--clips", "--resolution", "64", "--quiet"]) == 0
-    made = recipe.load_recipe(WAN, _overrides(data, tmp_path / "run", row))
+    data = _folder(tmp_path / "data", with_videos=True)
+    assert main.main(["data", "prepare", str(data), "--videos", "--resolution", "64", "--quiet"]) == 0
+    loaded = recipe.load_recipe(WAN, _overrides(data, tmp_path / "run", row))
     if row == "wan":
         (data / "a.mp4").write_bytes(videos.encode(2))
         with pytest.raises(DataError, match="has changed"):
-            run_plan.plan_training(made, lambda text: None)
+            run_plan.plan_training(loaded, lambda text: None)
         return
-    with pytest.raises(ConfigError, match="makes pictures, not clips of 5 frames"):
-        run_plan.plan_training(made, lambda text: None)
-    one = recipe.load_recipe(WAN, _overrides(data, tmp_path / "run", row, frames=1))
-    with pytest.raises(DataError, match=r"3 clips, and .* makes pictures: a\.mp4"):
-        run_plan.plan_training(one, lambda text: None)
+    with pytest.raises(ConfigError, match="makes images, not videos of 5 frames"):
+        run_plan.plan_training(loaded, lambda text: None)
+    single_frame = recipe.load_recipe(WAN, _overrides(data, tmp_path / "run", row, frames=1))
+    with pytest.raises(DataError, match=r"3 videos, but .* generates images: a\.mp4"):
+        run_plan.plan_training(single_frame, lambda text: None)
 
 
-def test_films_are_left_alone_unless_asked_for(tmp_path, capsys):
-    data = _folder(tmp_path / "data", clips=True)
+def test_videos_are_ignored_without_the_option(tmp_path, capsys):
+    data = _folder(tmp_path / "data", with_videos=True)
     assert main.main(["data", "prepare", str(data), "--resolution", "64", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
-    assert b"clip" not in (data / "manifest.jsonl").read_bytes()
+    assert b"video" not in (data / "manifest.jsonl").read_bytes()

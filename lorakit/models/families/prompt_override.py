@@ -1,4 +1,4 @@
-"""For pipelines that take nothing but text: answer for their text encoder while they draw."""
+"""Text embeddings for pipelines whose call accepts only text: their `encode_prompt` is replaced meanwhile."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from lorakit.models.families.family import Conditioning
 
 EncodePromptFn = Callable[[list["Conditioning"], "list[Conditioning] | None"], Any]
+"""(rows of the prompts, rows of the negative prompts or None) -> the output of `encode_prompt`."""
 
 
 @contextlib.contextmanager
 def override_encode_prompt(pipe: Any, encode_prompt: Callable[..., Any]) -> Iterator[None]:
-    """While inside, the pipeline calls this instead of its own `encode_prompt`."""
+    """Replace the pipeline's `encode_prompt` within the context."""
     pipe.__dict__["encode_prompt"] = encode_prompt
     try:
         yield
@@ -24,17 +25,17 @@ def override_encode_prompt(pipe: Any, encode_prompt: Callable[..., Any]) -> Iter
 
 @contextlib.contextmanager
 def lookup_encode_prompt(
-    pipe: Any, cond: Conditioning, negative: Conditioning | None, answer: EncodePromptFn
+    pipe: Any, cond: Conditioning, negative_cond: Conditioning | None, encode_rows: EncodePromptFn
 ) -> Iterator[dict[str, list[str]]]:
-    """While inside, `pipe.encode_prompt` looks captions up instead of encoding them.
+    """Make `pipe.encode_prompt` look captions up within the context instead of encoding them.
 
-    Yields the arguments `prompt` and, with a negative, `negative_prompt`: one caption for each row. Asked
-    for some of them, `encode_prompt` returns `answer(rows, rows of its negative_prompt)`; a row has no batch
-    dimension.
+    Yields the arguments `prompt` and, with a negative, `negative_prompt`: one made-up caption for each row.
+    For some of these captions `encode_prompt` returns `encode_rows(rows, negative rows)`, whose rows have no
+    batch dimension.
     """
     captions: dict[str, list[str]] = {}
     rows: dict[str, Conditioning] = {}
-    for name, batch in {"prompt": cond, "negative_prompt": negative or {}}.items():
+    for name, batch in {"prompt": cond, "negative_prompt": negative_cond or {}}.items():
         count = len(next(iter(batch.values()), []))
         texts = [f"{name} {i}" for i in range(count)]
         rows |= {text: {k: v[i] for k, v in batch.items()} for i, text in enumerate(texts)}
@@ -42,8 +43,8 @@ def lookup_encode_prompt(
             captions[name] = texts
 
     def encode_prompt(prompt: Any, *_: Any, negative_prompt: Any = None, **__: Any) -> Any:
-        look = [rows[text] for text in prompt]
-        return answer(look, [rows[text] for text in negative_prompt] if negative_prompt else None)
+        positive = [rows[text] for text in prompt]
+        return encode_rows(positive, [rows[text] for text in negative_prompt] if negative_prompt else None)
 
     with override_encode_prompt(pipe, encode_prompt):
         yield captions
