@@ -1,23 +1,21 @@
-"""Adapters in a network, through peft: which modules, of which kind, counted, saved, loaded, made weaker.
+"""Adapters in a network, through peft: target modules, methods, injection, files, strength.
 
-On disk: `<component>.<module path>.<part>` in float32, where the parts are peft's own (lora_A.weight,
-lokr_w1, ...), and one JSON value `lorakit` in the metadata, which holds type, rank and alpha.
+Keys of an adapter file: `<component>.<module>.<part>`, float32, where the parts are peft's own
+(lora_A.weight, lokr_w1, ...). The metadata has one JSON value under `lorakit`: type, rank, alpha and more.
 """
 
 from __future__ import annotations
 
 from lorakit.adapters.files import (
     METADATA_KEY,
+    AdapterSize,
     adapter_state_dict,
     count_trainable,
-    load,
     load_adapter,
     load_adapter_state_dict,
-    load_state,
     pack_metadata,
     read_adapter_metadata,
     resolve_adapter_file,
-    state,
 )
 from lorakit.adapters.injection import (
     ADAPTER_NAME,
@@ -39,6 +37,7 @@ __all__ = [
     "ADAPTER_NAME",
     "METADATA_KEY",
     "METHODS",
+    "AdapterSize",
     "AdapterSpec",
     "adapter_metadata",
     "adapter_state_dict",
@@ -47,15 +46,12 @@ __all__ = [
     "count_trainable",
     "denoiser_adapter_spec",
     "inject_adapter",
-    "load",
     "load_adapter",
     "load_adapter_state_dict",
-    "load_state",
     "pack_metadata",
     "read_adapter_metadata",
     "resolve_adapter_file",
     "set_adapter_strength",
-    "state",
     "text_encoder_adapter_spec",
     "trainable_parameters",
 ]

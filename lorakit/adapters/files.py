@@ -1,4 +1,4 @@
-"""Adapters as files: their tensors, and what a file says about itself."""
+"""Adapter files of lorakit: the tensors of injected adapters, and the metadata stored with them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,174 +30,211 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, NumericError
 
 METADATA_KEY = "lorakit"
+"""Key of the safetensors metadata under which lorakit stores its own, as JSON."""
 _PART = re.compile(r"\.(lora_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R)(\.weight)?$")
 
 
-def count_trainable(*networks: nn.Module) -> tuple[int, int]:
-    """(adapted modules, trained numbers)."""
+@dataclass(frozen=True)
+class AdapterSize:
+    """The size of injected adapters: adapted modules, and trainable parameters (elements)."""
+
+    num_modules: int
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class _StoredTensor:
+    """One tensor of a file: the parameters that are joined along `axis` when it is written."""
+
+    axis: int
+    parameters: list[torch.Tensor]
+
+    @property
+    def shape(self) -> torch.Size:
+        size = list(self.parameters[0].shape)
+        size[self.axis] = sum(parameter.shape[self.axis] for parameter in self.parameters)
+        return torch.Size(size)
+
+    def joined(self) -> torch.Tensor:
+        return torch.cat([parameter.detach() for parameter in self.parameters], self.axis).cpu().clone()
+
+    def copy_(self, tensor: torch.Tensor) -> None:
+        pieces = tensor.split([parameter.shape[self.axis] for parameter in self.parameters], self.axis)
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.copy_(piece)
+
+
+def count_trainable(*networks: nn.Module) -> AdapterSize:
+    """Count the adapted modules and the trainable parameters of networks."""
     parameters = [
-        (index, *one) for index, network in enumerate(networks) for one in trainable_parameters(network)
+        (index, *entry) for index, network in enumerate(networks) for entry in trainable_parameters(network)
     ]
-    modules = {(index, _stem(name)) for index, name, _ in parameters if not is_embedding_key(name)}
-    return len(modules), sum(p.numel() for _, _, p in parameters)
+    modules = {(index, _module_name(name)) for index, name, _ in parameters if not is_embedding_key(name)}
+    return AdapterSize(len(modules), sum(parameter.numel() for _, _, parameter in parameters))
 
 
-def _stem(key: str) -> str:
+def _module_name(key: str) -> str:
     return _PART.sub("", key)
 
 
-def _stored_pieces(denoiser: nn.Module) -> dict[str, tuple[int, list[torch.Tensor]]]:
-    """What makes each tensor on disk: the axis, and the pieces to be joined along it."""
-    starts = {
+def _stored_tensors(networks: Mapping[str, nn.Module]) -> dict[str, _StoredTensor]:
+    """Return the tensors of a file by key, each with the parameters that it consists of.
+
+    PiSSA and OLoRA: the trained factors, followed by the initial ones that are subtracted.
+    """
+    return {
+        f"{component}.{name}": tensor
+        for component, network in networks.items()
+        for name, tensor in _stored_tensors_of(network).items()
+    }
+
+
+def _stored_tensors_of(network: nn.Module) -> dict[str, _StoredTensor]:
+    initial = {
         id(getattr(layer, part)[ADAPTER_NAME].weight): (axis, getattr(layer, part)[INIT_ADAPTER].weight)
-        for layer in peft_layers(denoiser)
+        for layer in peft_layers(network)
         for axis, part in enumerate(("lora_A", "lora_B"))
         if INIT_ADAPTER in getattr(layer, part, {})
     }
-    found: dict[str, tuple[int, list[torch.Tensor]]] = {}
-    for name, parameter in trainable_parameters(denoiser):
-        axis, start = starts.get(id(parameter), (0, None))
-        found[name] = (axis, [parameter] if start is None else [parameter, start])
-    return found
-
-
-def state(denoiser: nn.Module, component: str) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by their name on disk, as copies on the CPU."""
-    return {
-        f"{component}.{name}": torch.cat([piece.detach() for piece in pieces], axis).cpu().clone()
-        for name, (axis, pieces) in _stored_pieces(denoiser).items()
-    }
+    stored: dict[str, _StoredTensor] = {}
+    for name, parameter in trainable_parameters(network):
+        axis, start = initial.get(id(parameter), (0, None))
+        stored[name] = _StoredTensor(axis, [parameter] if start is None else [parameter, start])
+    return stored
 
 
 def adapter_state_dict(networks: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """The tensors of several networks' adapters, by component."""
-    return {key: t for component, network in networks.items() for key, t in state(network, component).items()}
+    """Return the adapters' tensors by key `<component>.<module>.<part>`, as copies on the CPU.
 
-
-def load_state(denoiser: nn.Module, component: str, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Copy tensors into injected layers; names and shapes must match exactly."""
-    load_adapter_state_dict({component: denoiser}, tensors, where)
+    `networks` maps components, such as `unet`, to networks with an injected adapter.
+    """
+    return {key: tensor.joined() for key, tensor in _stored_tensors(networks).items()}
 
 
 def load_adapter_state_dict(
     networks: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], where: str
 ) -> None:
-    """Copy tensors into the adapters of several networks; names and shapes must match exactly."""
-    own = {
-        f"{component}.{name}": stored
-        for component, network in networks.items()
-        for name, stored in _stored_pieces(network).items()
-    }
-    wrong = [k for k in sorted(own.keys() | tensors.keys()) if k not in own or k not in tensors]
-    wrong += [k for k in own if k in tensors and _joined_size(*own[k]) != tensors[k].shape]
+    """Copy tensors into injected adapters; `where` names their file in errors.
+
+    Raises DataError if keys or shapes do not match exactly, NumericError for NaN or infinity.
+    """
+    stored = _stored_tensors(networks)
+    wrong = sorted(stored.keys() ^ tensors.keys())
+    wrong += [key for key in stored if key in tensors and stored[key].shape != tensors[key].shape]
     if wrong:
         raise DataError(
-            f"the adapter does not fit this base: {len(wrong)} tensors differ, first {', '.join(wrong[:5])}",
+            f"the adapter does not fit this base model: {len(wrong)} tensors differ, "
+            f"first {', '.join(wrong[:5])}",
             where=where,
-            remedy="use the base it was trained on",
+            remedy="use the base model that it was trained on",
         )
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise NumericError("the adapter holds NaN or infinity", where=f"{where}, {key}")
+            raise NumericError("the adapter contains NaN or infinity", where=f"{where}, {key}")
     with torch.no_grad():
-        for key, (axis, pieces) in own.items():
-            parts = tensors[key].split([piece.shape[axis] for piece in pieces], axis)
-            for piece, part in zip(pieces, parts, strict=True):
-                piece.copy_(part)
+        for key, target in stored.items():
+            target.copy_(tensors[key])
 
 
-def _joined_size(axis: int, pieces: list[torch.Tensor]) -> torch.Size:
-    size = list(pieces[0].shape)
-    size[axis] = sum(piece.shape[axis] for piece in pieces)
-    return torch.Size(size)
-
-
-def resolve_adapter_file(given: str | Path) -> Path:
-    """The adapter file of a run's folder, or the file itself; a missing one is a `ConfigError`."""
-    path = Path(given)
+def resolve_adapter_file(path: str | Path) -> Path:
+    """Return the adapter file of a run folder, or the file itself; ConfigError if it does not exist."""
+    path = Path(path)
     file = path / "adapter.safetensors" if path.is_dir() else path
     if not file.is_file():
-        remedy = "give a finished run's folder or an adapter file"
+        remedy = "give the folder of a finished run or an adapter file"
         raise ConfigError("there is no such adapter", where=str(file), remedy=remedy)
     return file
 
 
-def pack_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    """File metadata from plain values."""
-    return {"format": "pt", METADATA_KEY: json.dumps(facts, sort_keys=True, ensure_ascii=False)}
+def pack_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return the safetensors metadata that stores lorakit's own, which is plain JSON values."""
+    return {"format": "pt", METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)}
 
 
 def read_adapter_metadata(path: str | Path) -> dict[str, Any]:
-    """The facts lorakit stored beside an adapter; a file of other origin is a `ConfigError`."""
+    """Read lorakit's metadata of an adapter file.
+
+    Raises ConfigError for a file that lorakit did not write, DataError for damaged metadata.
+    """
     text = storage.read_safetensors_metadata(path).get(METADATA_KEY)
     if text is None:
         raise ConfigError(
-            "this adapter was not written by lorakit: its rank and alpha are not recorded",
+            "lorakit did not write this adapter, so its rank and alpha are unknown",
             where=str(path),
-            remedy="give a run's adapter.safetensors",
+            remedy="give the adapter.safetensors of a run",
         )
+    return parse_adapter_metadata(text, str(path))
+
+
+def parse_adapter_metadata(text: str, where: str) -> dict[str, Any]:
+    """Parse lorakit's metadata; DataError if it is damaged or holds impossible values."""
     try:
-        facts = dict(json.loads(text))
-        ranks = [facts["rank"], *dict(facts.get("ranks", {})).values()]
-        alphas = [facts["alpha"], *dict(facts.get("alphas", {})).values()]
-        sound = all(1 <= rank <= 2 * MAX_RANK for rank in ranks) and all(map(math.isfinite, alphas))
-        words = (facts.get(key, "") for key in ("family", "type", "base_hash"))
-        if not sound or not all(isinstance(word, str) for word in words):
+        metadata = dict(json.loads(text))
+        ranks = [metadata["rank"], *dict(metadata.get("rank_pattern", {})).values()]
+        alphas = [metadata["alpha"], *dict(metadata.get("alpha_pattern", {})).values()]
+        plausible = all(1 <= rank <= 2 * MAX_RANK for rank in ranks) and all(map(math.isfinite, alphas))
+        names = (metadata.get(key, "") for key in ("family", "type", "base_hash"))
+        if not plausible or not all(isinstance(name, str) for name in names):
             raise ValueError("impossible values")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"the adapter's record of itself is damaged: {error}", where=str(path)) from error
-    return facts
-
-
-def load(denoiser: nn.Module, component: str, path: str | Path, strength: float = 1.0) -> dict[str, Any]:
-    """Inject the adapter of a file written by lorakit, scaled by `strength`; returns its facts."""
-    return load_adapter({component: denoiser}, path, strength)
+        raise DataError(f"the metadata of the adapter is damaged: {error}", where=where) from error
+    return metadata
 
 
 def load_adapter(
     networks: Mapping[str, nn.Module], path: str | Path, strength: float = 1.0
 ) -> dict[str, Any]:
-    """Inject a file's adapters into the networks that they belong to; returns its facts.
+    """Inject the adapters of a file that lorakit wrote, scaled by `strength`; return its metadata.
 
-    A network of which the file holds nothing stays as it is; the first one must be in it, unless the file
-    holds nothing but a new word, which the networks were taught before.
+    `networks` maps components to networks. A network without tensors in the file is not changed. The first
+    network must have some, unless the file holds only the vectors of a new token, which must have been added
+    before. Raises what `read_adapter_metadata` and `load_adapter_state_dict` raise.
     """
-    facts = read_adapter_metadata(path)
+    metadata = read_adapter_metadata(path)
     tensors = storage.read_safetensors(path)
     first = next(iter(networks))
-    used = {
+    adapted = {
         component: network
         for component, network in networks.items()
         if component == first or any(key.startswith(f"{component}.") for key in tensors)
     }
-    for component, network in used.items():
-        shape = _spec_from_file(facts, tensors, component, str(path))
-        if not shape.modules and component != first:  # a new word and no more
-            shape = replace(shape, type=NO_ADAPTER)
-        inject_adapter(network, shape=shape)
-    load_adapter_state_dict(used, tensors, str(path))
+    for component, network in adapted.items():
+        spec = _spec_from_file(metadata, tensors, component, str(path))
+        if not spec.target_modules and component != first:  # only the vectors of a new token
+            spec = replace(spec, method=NO_ADAPTER)
+        inject_adapter(network, spec=spec)
+    load_adapter_state_dict(adapted, tensors, str(path))
     if strength != 1:
-        for network in used.values():
+        for network in adapted.values():
             set_adapter_strength(network, strength)
-    return facts
+    return metadata
 
 
 def _spec_from_file(
-    facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], component: str, where: str
+    metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], component: str, where: str
 ) -> AdapterSpec:
-    """The shape of the adapter of one network, from a file's facts and keys."""
-    kind = facts.get("type", "lora")
-    if kind not in (*METHODS, NO_ADAPTER):
-        raise ConfigError(f"adapters of type {kind!r} are not known", where=where, remedy="update lorakit")
-    start = f"{component}."
+    """Return the spec of one network's adapter from a file's metadata and keys."""
+    method = metadata.get("type", "lora")
+    if method not in (*METHODS, NO_ADAPTER):
+        raise ConfigError(f"unknown adapter type {method!r}", where=where, remedy="update lorakit")
+    prefix = f"{component}."
 
-    def own(key: str) -> dict[str, Any]:
-        told = facts.get(key, {})
-        return {name.removeprefix(start): value for name, value in told.items() if name.startswith(start)}
+    def pattern(key: str) -> dict[str, Any]:
+        values = metadata.get(key, {})
+        return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
 
-    own_keys = [key for key in tensors if key.startswith(start) and not is_embedding_key(key)]
-    modules = {_stem(key).removeprefix(start) for key in own_keys}
-    rank, alpha, factor = facts["rank"], facts["alpha"], facts.get("factor")
+    modules = {
+        _module_name(key).removeprefix(prefix)
+        for key in tensors
+        if key.startswith(prefix) and not is_embedding_key(key)
+    }
     return AdapterSpec(
-        kind, rank, alpha, tuple(sorted(modules)), "kaiming", factor, own("ranks"), own("alphas")
+        method,
+        metadata["rank"],
+        metadata["alpha"],
+        tuple(sorted(modules)),
+        "kaiming",
+        metadata.get("factor"),
+        pattern("rank_pattern"),
+        pattern("alpha_pattern"),
     )

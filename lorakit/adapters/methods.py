@@ -1,12 +1,13 @@
-"""The kinds of adapters: peft's settings of each, and the values that each one begins with.
+"""The adapter methods: peft's configuration of each, and the initial values of its parameters.
 
-LoRA: arXiv:2106.09685. rsLoRA: arXiv:2312.03732. DoRA: arXiv:2402.09353. LoKr and LoHa as LyCORIS begins
-them: arXiv:2309.14859. OFT: arXiv:2306.07280. PiSSA: arXiv:2404.02948. OLoRA: arXiv:2406.01775.
+LoRA: arXiv:2106.09685. rsLoRA: arXiv:2312.03732. DoRA: arXiv:2402.09353. LoKr and LoHa with the initial
+values of LyCORIS: arXiv:2309.14859. OFT: arXiv:2306.07280. PiSSA: arXiv:2404.02948. OLoRA: arXiv:2406.01775.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,41 +19,52 @@ from lorakit.core import rng
 METHODS = ("lora", "rslora", "dora", "lokr", "loha", "oft")
 
 
-def peft_config(shape: AdapterSpec) -> Any:
-    """peft's configuration of an adapter; initial values are `begin`'s."""
+@dataclass(frozen=True)
+class LowRankFactors:
+    """The two factors of a weight (out, in, ...): down (rank, in, ...) and up (out, rank, ...)."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+def peft_config(spec: AdapterSpec) -> Any:
+    """Return peft's configuration of an adapter; `init_parameter` sets the initial values."""
     import peft
 
-    common: dict[str, Any] = {"target_modules": list(shape.modules)}
-    exact: dict[str, Any] = {
-        "rank_pattern": {_exactly(name): rank for name, rank in shape.ranks.items()},
-        "alpha_pattern": {_exactly(name): alpha for name, alpha in shape.alphas.items()},
+    common: dict[str, Any] = {"target_modules": list(spec.target_modules)}
+    patterns: dict[str, Any] = {
+        "rank_pattern": {_exact_pattern(name): rank for name, rank in spec.rank_pattern.items()},
+        "alpha_pattern": {_exact_pattern(name): alpha for name, alpha in spec.alpha_pattern.items()},
     }
-    if shape.type == "oft":
-        return peft.OFTConfig(r=0, oft_block_size=shape.rank, init_weights=True, **common)
-    if shape.type == "loha":
-        return peft.LoHaConfig(r=shape.rank, alpha=shape.alpha, **common, **exact)
-    if shape.type == "lokr":
+    if spec.method == "oft":
+        return peft.OFTConfig(r=0, oft_block_size=spec.rank, init_weights=True, **common)
+    if spec.method == "loha":
+        return peft.LoHaConfig(r=spec.rank, alpha=spec.alpha, **common, **patterns)
+    if spec.method == "lokr":
         return peft.LoKrConfig(
-            r=shape.rank, alpha=shape.alpha, decompose_factor=shape.factor or -1, **common, **exact
+            r=spec.rank, alpha=spec.alpha, decompose_factor=spec.factor or -1, **common, **patterns
         )
     return peft.LoraConfig(
-        r=shape.rank,
-        lora_alpha=shape.alpha,
-        use_rslora=shape.type == "rslora",
-        use_dora=shape.type == "dora",
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        use_rslora=spec.method == "rslora",
+        use_dora=spec.method == "dora",
         init_lora_weights=False,
         **common,
-        **exact,
+        **patterns,
     )
 
 
-def _exactly(name: str) -> str:
-    return f"^{re.escape(name)}"  # peft adds the end
+def _exact_pattern(name: str) -> str:
+    return f"^{re.escape(name)}"  # peft appends the end of the expression
 
 
 def init_parameter(name: str, parameter: nn.Parameter, seed: int, init: str) -> None:
-    """The first value of a parameter, by a keyed generator; one half of each product is zero, so that the
-    adapter changes nothing. Magnitudes are not set here: they are the base's."""
+    """Set a parameter's initial value with a keyed generator.
+
+    One factor of each product is zero, so that a new adapter changes nothing. DoRA magnitudes are not set
+    here: they are norms of the base model's weights.
+    """
     part = re.search(r"(lora_[AB]|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|oft_R)(?:\.weight)?$", name)
     if part is None:
         return
@@ -70,18 +82,21 @@ def init_parameter(name: str, parameter: nn.Parameter, seed: int, init: str) -> 
     parameter.data = values.to(parameter.device)
 
 
-def principal_factors(
-    weight: torch.Tensor, rank: int, scale: float, init: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(A, B) of which scale * B @ A is the part of a weight (out, in, ...) that PiSSA or OLoRA begins with:
-    the largest singular values, shared evenly; or the first rows and columns of a QR decomposition."""
+def principal_factors(weight: torch.Tensor, rank: int, scale: float, init: str) -> LowRankFactors:
+    """Return the factors of which scale * up @ down is the part of a weight that PiSSA or OLoRA starts from.
+
+    PiSSA: the largest singular values, shared evenly between the factors. OLoRA: the first rows and columns
+    of a QR decomposition.
+    """
     flat = weight.detach().float().cpu().flatten(1)
     if init == "pissa":
         left, values, right = torch.linalg.svd(flat, full_matrices=False)
         root = (values[:rank] / scale).sqrt()
         down, up = root[:, None] * right[:rank], left[:, :rank] * root
-    else:  # as it stands in the paper: not divided by the scale, which is taken off with it
-        one, two = torch.linalg.qr(flat)
-        down, up = two[:rank], one[:, :rank]
+    else:  # as in the paper: not divided by the scale, which is subtracted with the same scale
+        q, r = torch.linalg.qr(flat)
+        down, up = r[:rank], q[:, :rank]
     kernel = weight.shape[2:]
-    return down.reshape(-1, *weight.shape[1:]), up.reshape(*up.shape, *[1] * len(kernel)).contiguous()
+    return LowRankFactors(
+        down.reshape(-1, *weight.shape[1:]), up.reshape(*up.shape, *[1] * len(kernel)).contiguous()
+    )

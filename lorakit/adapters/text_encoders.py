@@ -1,4 +1,4 @@
-"""Text encoders that are trained themselves: their conditions are computed anew each time, never cached."""
+"""Trained text encoders: their text embeddings change with every step, so they are never cached."""
 
 from __future__ import annotations
 
@@ -15,83 +15,100 @@ from lorakit.models.families.family import Conditioning, Family
 
 
 class UncachedTextEncoder:
-    """Text conditions by the encoders as they are now, with gradients; stands in for a `TextCache`."""
+    """Text embeddings by the current text encoders, with gradients; used like a `TextCache`."""
 
     def __init__(self, family: Family, pipe: Any) -> None:
         self.family, self._pipe = family, pipe
 
-    def get(self, text: str, size: tuple[int, int], pictures: object = None) -> Conditioning:
-        """The condition of a caption for a picture of `size` (width, height); CLIP encoders see none."""
-        return self.family.encode_live(self._pipe, [text], size)[0]
+    def get(self, text: str, size: tuple[int, int], images: object = None) -> Conditioning:
+        """Return the embeddings of a caption for an image of `size` (width, height).
+
+        `images` is ignored: CLIP text encoders see no conditioning images.
+        """
+        return self.family.encode_text_with_grad(self._pipe, [text], size)[0]
 
 
 def trains_text(recipe: Recipe) -> bool:
-    """Whether a run changes what captions mean to the base."""
-    return recipe.adapter.text_encoder or recipe.embedding is not None
+    """Return True if a run changes the text embeddings: it adapts text encoders or trains a new token."""
+    return recipe.adapter.text_encoder or recipe.textual_inversion is not None
 
 
 def check_text_training(recipe: Recipe, family: Family, captions: Iterable[str]) -> None:
-    """Refuse what the base's text encoders do not allow, and a new word that no caption has."""
-    if trains_text(recipe) and not family.text_encoders:
+    """Raise ConfigError if the family's text encoders cannot be trained, DataError if no caption contains the
+    new token."""
+    if trains_text(recipe) and not family.text.trainable_encoders:
         raise ConfigError(
-            f"the text encoders of {family.title} are not trained",
-            where="adapter.text_encoder" if recipe.adapter.text_encoder else "embedding",
-            remedy="leave it out; Stable Diffusion 1.5, 2 and XL have CLIP encoders that can be",
+            f"the text encoders of {family.title} cannot be trained",
+            where="adapter.text_encoder" if recipe.adapter.text_encoder else "textual_inversion",
+            remedy="leave it out; the CLIP text encoders of Stable Diffusion 1.5, 2 and XL can be trained",
         )
-    word = recipe.embedding.token if recipe.embedding else None
+    token = recipe.textual_inversion.token if recipe.textual_inversion else None
     texts = list(captions)
-    if word and texts and not any(word in caption.lower().split() for caption in texts):
+    if token and texts and not any(token in caption.lower().split() for caption in texts):
         raise DataError(
-            f"no caption has the new word {word!r}",
-            where="embedding.token",
-            remedy="write it into the captions, as a word of its own",
+            f"no caption contains the new token {token!r}",
+            where="textual_inversion.token",
+            remedy="write it into the captions as a separate word",
         )
 
 
 def adaptable_networks(family: Family, pipe: Any) -> dict[str, nn.Module]:
-    """What may carry an adapter by component: the denoiser first, then its experts, and text encoders that
-    can be trained."""
-    parts = [family.component, *family.experts, *family.text_encoders]
+    """Return the networks that can have an adapter, by component.
+
+    The denoiser comes first, then the other experts, then text encoders that can be trained.
+    """
+    parts = [family.components.denoiser, *family.components.experts, *family.text.trainable_encoders]
     return {name: getattr(pipe, name) for name in parts if getattr(pipe, name, None) is not None}
 
 
 def inject_adapters(recipe: Recipe, family: Family, pipe: Any) -> dict[str, adapters.AdapterSpec]:
-    """Put the recipe's adapters, and its new word, into a loaded pipeline; the shapes by component."""
-    if recipe.embedding:
-        new = recipe.embedding
-        textual_inversion.add_token(pipe, family.text_encoders, new.token, new.vectors, new.init)
-    shapes = {}
+    """Inject the recipe's adapters, and its new token, into a loaded pipeline; return specs by component."""
+    if settings := recipe.textual_inversion:
+        textual_inversion.add_token(
+            pipe,
+            family.text.trainable_encoders,
+            settings.token,
+            settings.num_vectors,
+            settings.initializer_token,
+        )
+    specs = {}
     for name, network in adaptable_networks(family, pipe).items():
-        if name not in family.text_encoders:
-            shapes[name] = adapters.denoiser_adapter_spec(network, recipe.adapter, family.targets)
+        if name not in family.text.trainable_encoders:
+            specs[name] = adapters.denoiser_adapter_spec(network, recipe.adapter, family.target_modules)
         elif trains_text(recipe):
-            shapes[name] = adapters.text_encoder_adapter_spec(
-                network, recipe.adapter, family.unread_layers.get(name, 0)
+            specs[name] = adapters.text_encoder_adapter_spec(
+                network, recipe.adapter, family.text.skipped_layers.get(name, 0)
             )
         else:
             continue
-        adapters.inject_adapter(network, shape=shapes[name], seed=recipe.train.seed)
-    return shapes
+        adapters.inject_adapter(network, spec=specs[name], seed=recipe.train.seed)
+    return specs
 
 
 def textual_inversion_metadata(recipe: Recipe) -> dict[str, Any]:
-    """What a file says about the word that it holds, if any."""
-    if recipe.embedding is None:
+    """Return the file metadata of the recipe's new token; empty without one."""
+    settings = recipe.textual_inversion
+    if settings is None:
         return {}
-    new = recipe.embedding
-    return {"embedding": {"token": new.token, "vectors": new.vectors, "init": new.init}}
+    entries = {"token": settings.token, "num_vectors": settings.num_vectors}
+    return {"textual_inversion": entries | {"initializer_token": settings.initializer_token}}
 
 
-def add_saved_token(family: Family, pipe: Any, told: Mapping[str, Any]) -> None:
-    """Make the word known that a file's facts tell of, before its tensors are loaded."""
-    if "embedding" in told:
-        new = told["embedding"]
-        textual_inversion.add_token(pipe, family.text_encoders, new["token"], new["vectors"], new["init"])
+def add_saved_token(family: Family, pipe: Any, metadata: Mapping[str, Any]) -> None:
+    """Add the new token that a file's metadata describes, if any; to do before its tensors are loaded."""
+    if entries := metadata.get("textual_inversion"):
+        textual_inversion.add_token(
+            pipe,
+            family.text.trainable_encoders,
+            entries["token"],
+            entries["num_vectors"],
+            entries["initializer_token"],
+        )
 
 
 def lr_multiplier(recipe: Recipe, name: str) -> float:
-    """The learning rate of a parameter over optimizer.lr."""
+    """Return the learning rate of a parameter divided by optimizer.lr."""
     if textual_inversion.is_embedding_key(name):
-        return recipe.embedding.lr / recipe.optimizer.lr if recipe.embedding else 1.0
-    rate = recipe.adapter.text_encoder_lr if name.startswith("text_encoder") else None
-    return rate / recipe.optimizer.lr if rate else 1.0
+        return recipe.textual_inversion.lr / recipe.optimizer.lr if recipe.textual_inversion else 1.0
+    text_encoder_lr = recipe.adapter.text_encoder_lr if name.startswith("text_encoder") else None
+    return text_encoder_lr / recipe.optimizer.lr if text_encoder_lr else 1.0

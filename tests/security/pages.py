@@ -1,4 +1,4 @@
-"""Whether an HTML page of ours can do nothing but be read."""
+"""Check that an HTML page has no active content."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _Reader(HTMLParser):
 
 
 def read(page: str) -> tuple[list[tuple[str, dict[str, str | None]]], str]:
-    """(elements with their attributes, the page's text)."""
+    """Return the elements with their attributes, and the text of a page."""
     reader = _Reader()
     reader.feed(page)
     reader.close()
@@ -55,7 +55,7 @@ def read(page: str) -> tuple[list[tuple[str, dict[str, str | None]]], str]:
 
 
 def faults(page: str) -> list[str]:
-    """Everything in a page that could run or load something; and the policy, when it is missing."""
+    """Return everything in a page that could execute or load something, and a missing policy."""
     elements, _ = read(page)
     found = [f"<{name}>" for name, _ in elements if name in ACTIVE]
     for name, attributes in elements:

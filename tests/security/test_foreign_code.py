@@ -1,4 +1,4 @@
-"""Nothing runs from a file: pickles are never opened, and a base's own code is never imported."""
+"""No code of a file is executed: pickles are never opened, and a base model's own code is never imported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def canary(tmp_path: Path) -> Path:
     return tmp_path / "canary"
 
 
-def test_the_payload_works(canary):
+def test_the_payload_is_executed_when_it_is_unpickled(canary):
     pickle.loads(pickle.dumps(Payload(canary)))
     assert canary.exists()
 
@@ -46,7 +46,7 @@ def sample(file: Path, folder: Path) -> list[str]:
 @pytest.mark.parametrize("archive", [True, False], ids=["zip", "pickle"])
 @pytest.mark.parametrize("command", [export, sample])
 @pytest.mark.parametrize("name", NAMES)
-def test_75_76_a_pickle_as_an_adapter(name, command, archive, canary, tmp_path, capsys):
+def test_a_pickle_as_an_adapter_is_refused(name, command, archive, canary, tmp_path, capsys):
     file = tmp_path / name
     file.write_bytes(pickled(canary, archive=archive))
     assert main.main(command(file, tmp_path)) == 3
@@ -55,7 +55,7 @@ def test_75_76_a_pickle_as_an_adapter(name, command, archive, canary, tmp_path, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_75_76_a_pickle_to_start_from_and_as_a_base(name, canary, tmp_path):
+def test_a_pickle_to_start_from_or_as_a_base_is_refused(name, canary, tmp_path):
     file = tmp_path / name
     file.write_bytes(pickled(canary, archive=True))
     data = runs.make_dataset(tmp_path / "data", 2)
@@ -82,12 +82,12 @@ def refused(base: Path) -> str:
     began = time.monotonic()
     with pytest.raises(LorakitError) as caught:
         load(base)
-    assert time.monotonic() - began < 10  # the libraries are imported on the way
+    assert time.monotonic() - began < 10  # includes the import of the libraries
     return str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt"])
-def test_75_a_pickle_as_the_only_weights_of_a_component(suffix, base, canary):
+def test_a_pickle_as_the_only_weights_of_a_component_is_refused(suffix, base, canary):
     weights = base / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     weights.with_suffix(suffix).write_bytes(pickled(canary, archive=True))
@@ -95,14 +95,14 @@ def test_75_a_pickle_as_the_only_weights_of_a_component(suffix, base, canary):
     assert not canary.exists()
 
 
-def test_75_a_pickle_beside_sound_weights_is_not_touched(base, canary):
+def test_a_pickle_beside_safetensors_is_not_opened(base, canary):
     for name in ("diffusion_pytorch_model.bin", "model.pt", "scheduler.pkl"):
         (base / "unet" / name).write_bytes(pickled(canary, archive=True))
     load(base)
     assert not canary.exists()
 
 
-def test_76_a_pickle_named_safetensors_as_a_component(base, canary):
+def test_a_pickle_named_safetensors_as_a_component_is_refused(base, canary):
     (base / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(pickled(canary, archive=False))
     assert "never opened" in refused(base)
     assert not canary.exists()
@@ -138,9 +138,7 @@ def _rewrite(file: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     "trick", [_own_pipeline, _own_component, _module_beside_the_command, _remote_tokenizer]
 )
-def test_75_code_that_a_base_brings_is_never_run(
-    trick: Callable[[Path, str], None], base, canary, tmp_path, monkeypatch
-):
+def test_code_of_a_base_is_never_run(trick: Callable[[Path, str], None], base, canary, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(str(tmp_path / "here"))  # as `python -m` has it

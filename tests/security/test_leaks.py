@@ -1,4 +1,4 @@
-"""What leaves the machine does not tell on it: no path, user, caption or secret in an exported byte."""
+"""Files to publish contain nothing private: no path, user name, caption or secret."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SECRETS = ("USER", "LOGNAME", "HOSTNAME", "HOME", "HF_TOKEN", "WANDB_API_KEY", "
 
 
 def marked_data(folder: Path) -> Path:
-    """Pictures whose folder, names and captions hold the canary."""
+    """Make images whose folder, names and captions contain the canary."""
     runs.make_dataset(folder, 3)
     records = []
     for record in manifest.load_manifest(folder):
         name = f"{CANARY}-{record.file}"
         (folder / record.file).rename(folder / name)
-        caption = manifest.Caption(f"a sks portrait of {CANARY}", "hand")
+        caption = manifest.Caption(f"a sks portrait of {CANARY}", "file")
         records.append(replace(record, file=name, captions=(caption,)))
     manifest.save_manifest(folder, records)
     return folder
@@ -36,16 +36,16 @@ def marked_data(folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=["tiny-unet", "tiny-dit"])
 def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished run with the canary in every place that a user fills."""
-    place = tmp_path_factory.mktemp("leaks") / f"home-{CANARY}"
-    base = Path(shutil.copytree(base_model.EMBEDDED_FOLDER / request.param, place / f"base-{CANARY}"))
-    prompts = storage.write_jsonl(place / "p.jsonl", [{"id": CANARY, "prompt": CANARY, "seeds": [0]}])
+    """A finished run with the canary in everything that a user enters."""
+    folder = tmp_path_factory.mktemp("leaks") / f"home-{CANARY}"
+    base = Path(shutil.copytree(base_model.EMBEDDED_FOLDER / request.param, folder / f"base-{CANARY}"))
+    prompts = storage.write_jsonl(folder / "p.jsonl", [{"id": CANARY, "prompt": CANARY, "seeds": [0]}])
     file = runs.make_recipe(
-        place / f"recipe-{CANARY}.yaml",
+        folder / f"recipe-{CANARY}.yaml",
         base,
-        marked_data(place / f"photos-{CANARY}"),
-        place / f"run-{CANARY}",
-        samples={"prompts": str(prompts), "every": 2, "steps": 1},
+        marked_data(folder / f"photos-{CANARY}"),
+        folder / f"run-{CANARY}",
+        samples={"prompts": str(prompts), "every": 2, "num_inference_steps": 1},
         class_noun=CANARY,
         trigger="sks",
         optimizer={"lr": 1e-2},
@@ -58,32 +58,32 @@ def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 
 def leaks(file: Path) -> list[str]:
-    """The canary in a file, in any encoding that a reader would try."""
+    """Find the canary in a file, in any encoding that a reader would try."""
     data = file.read_bytes().lower()
     spellings = {encoding: CANARY.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")}
     spellings["reversed"] = CANARY[::-1].encode()
-    return [f"{file.name} ({how})" for how, bytes_ in spellings.items() if bytes_ in data]
+    return [f"{file.name} ({encoding})" for encoding, text in spellings.items() if text in data]
 
 
-def test_80_nothing_private_is_in_any_exported_byte(run, tmp_path):
+def test_nothing_private_is_in_any_exported_byte(run, tmp_path):
     adapter = run / "adapter.safetensors"
     for consumer in (*formats.CONSUMERS, "all"):
         try:
-            made = formats.export_adapter(adapter, consumer, tmp_path / consumer, base=None)
+            exports = formats.export_adapter(adapter, consumer, tmp_path / consumer, base=None)
         except formats.consumers.ConfigError:
-            continue  # not for this family
-        assert [leak for exported in made for leak in leaks(exported.path)] == []
+            continue  # it reads no adapters of this family
+        assert [leak for exported in exports for leak in leaks(exported.path)] == []
     assert list(tmp_path.rglob("*.safetensors"))
 
 
-def test_80_nor_in_the_adapter_and_the_checkpoints(run):
+def test_nothing_private_is_in_the_adapter_and_the_checkpoints(run):
     files = [run / "adapter.safetensors", *(p for p in (run / "checkpoints").rglob("*") if p.is_file())]
     assert len(files) > 4
     assert [leak for file in files for leak in leaks(file)] == []
-    facts = json.loads(storage.read_safetensors_metadata(run / "adapter.safetensors")["lorakit"])
-    assert facts["trigger"] == "sks"  # said on request: it is the word to type
+    metadata = json.loads(storage.read_safetensors_metadata(run / "adapter.safetensors")["lorakit"])
+    assert metadata["trigger"] == "sks"  # public: users type it
 
 
-def test_80_the_scan_would_find_it(run):
+def test_the_search_for_private_text_finds_it(run):
     assert leaks(run / "recipe.yaml")
     assert leaks(run / "report.html")

@@ -1,4 +1,4 @@
-"""Our pages are inert: nothing loads, nothing runs, whatever stands in captions, names and prompts."""
+"""HTML reports are inert: they load and execute nothing, whatever captions, names and prompts contain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests import runs
 from tests.security import pages
 
 
-def test_96_the_policy_lets_nothing_in_but_its_own_styles_and_inlined_pictures():
+def test_the_content_policy_allows_only_inline_styles_and_images():
     rules = dict(rule.strip().split(" ", 1) for rule in CONTENT_SECURITY_POLICY.split(";"))
     assert rules.pop("default-src") == "'none'"
     assert rules == {
@@ -41,7 +41,7 @@ def test_96_the_policy_lets_nothing_in_but_its_own_styles_and_inlined_pictures()
         "<a href='javascript:x'>",
     ],
 )
-def test_the_check_finds_what_it_is_for(bad):
+def test_the_check_finds_active_content(bad):
     assert pages.faults(reports.html_page("t", [reports.Html(bad)]))
     assert pages.faults("<p>no policy")
 
@@ -51,24 +51,24 @@ def assert_inert(page: str, words: list[str]) -> None:
     elements, text = pages.read(page)
     shown = text + "".join(value or "" for _, attributes in elements for value in attributes.values())
     for word in words:
-        assert word in shown  # shown as it is, neither evaluated nor lost
+        assert word in shown  # shown unchanged, neither evaluated nor lost
     links = set(re.findall(r"(?:https?:)?//[\w.-]+/[\w./-]*", page.replace("base64,", "")))
     outside = {link for link in links if urllib.parse.urlparse(link).netloc and "w3.org" not in link}
     assert not {link for link in outside if link.startswith("http")}
 
 
-def test_40_96_the_report_of_a_dataset_with_hostile_names_and_captions(tmp_path):
+def test_hostile_names_and_captions_are_inert_in_the_dataset_report(tmp_path):
     attacks = [*pages.ATTACKS]
     for index, attack in enumerate(attacks):
         name = attack.replace("/", "∕")[:60]
         Image.new("RGB", (64 + index, 64), (index * 20, 0, 0)).save(tmp_path / f"{index}{name}.png")
         storage.write_text(tmp_path / f"{index}{name}.txt", f"a sks thing {attack}")
-    storage.write_bytes(tmp_path / '"><svg onload=alert(1)>.png', b"not a picture")
+    storage.write_bytes(tmp_path / '"><svg onload=alert(1)>.png', b"not an image")
     prepare_dataset(tmp_path, PrepareOptions(resolution=64))
     assert_inert((tmp_path / "report.html").read_text(encoding="utf-8"), attacks)
 
 
-def test_40_96_the_report_of_a_run_with_hostile_prompts_and_names(tmp_path):
+def test_hostile_prompts_and_names_are_inert_in_the_report_of_a_run(tmp_path):
     data = runs.make_dataset(tmp_path / "data", 2)
     tree = {
         "base": "tiny-dit",
@@ -76,9 +76,9 @@ def test_40_96_the_report_of_a_run_with_hostile_prompts_and_names(tmp_path):
         "out": str(tmp_path / "{{7*7}} &lt;b&gt; '"),
         "export": [],
     }
-    made = recipe.parse_recipe(tree)
-    run = RunFolder(Path(made.out))
-    run.begin(made, {"data": "d", "base": pages.ATTACKS[0]})
+    parsed = recipe.parse_recipe(tree)
+    run = RunFolder(Path(parsed.out))
+    run.start_or_resume(parsed, {"dataset": "d", "base": pages.ATTACKS[0]})
     storage.append_jsonl(run.metrics_file, {"step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 1e-4})
     folder = run.path / "samples" / "step-00000000"
     rows = []
@@ -86,5 +86,5 @@ def test_40_96_the_report_of_a_run_with_hostile_prompts_and_names(tmp_path):
         storage.save_image(folder / f"{index}.png", Image.new("RGB", (8, 8)))
         rows.append({"file": f"{index}.png", "prompt_id": str(index), "prompt": attack, "seed": 0})
     storage.write_json(folder / "samples.json", rows)
-    page = training_report.write_training_report(run, made, "done").read_text(encoding="utf-8")
+    page = training_report.write_training_report(run, parsed, "done").read_text(encoding="utf-8")
     assert_inert(page, [*pages.ATTACKS, "{{7*7}} &lt;b&gt; '"])

@@ -1,5 +1,4 @@
-"""What contradicts itself, the base or an earlier start is refused before any model loads, with the
-difference."""
+"""Contradictions in a recipe, to the base model or to an earlier start are refused before any model loads."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs.make_dataset(tmp_path_factory.mktemp("data"), 3)
 
 
-def made(data: Path, out: Path, base: str | Path = "tiny-dit", **changes: Any) -> recipe.Recipe:
+def parsed(data: Path, out: Path, base: str | Path = "tiny-dit", **changes: Any) -> recipe.Recipe:
     tree = {"base": str(base), "dataset": str(data), "out": str(out), "resolution": 64, "export": []}
     return recipe.parse_recipe(tree | changes)
 
@@ -42,10 +41,10 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(chosen: recipe.Recipe) -> None:
-    """What a run does before it loads a model."""
+    """Do what a run does before it loads a model."""
     run = RunFolder(chosen.out)
-    run.check_places(chosen)
-    run.begin(chosen, run_plan.plan_training(chosen, lambda text: None).inputs)
+    run.check_paths(chosen)
+    run.start_or_resume(chosen, run_plan.plan_training(chosen, lambda text: None).input_hashes)
 
 
 def refusal(chosen: recipe.Recipe) -> str:
@@ -56,28 +55,28 @@ def refusal(chosen: recipe.Recipe) -> str:
 
 
 @pytest.mark.parametrize("base", base_model.EMBEDDED_BASES)
-def test_47_a_resolution_that_the_base_cannot_draw(base, data, tmp_path, no_models):
-    text = refusal(made(data, tmp_path / "run", base, resolution=70))
+def test_a_resolution_that_the_base_cannot_generate_is_refused(base, data, tmp_path, no_models):
+    text = refusal(parsed(data, tmp_path / "run", base, resolution=70))
     assert "70 does not suit the base" in text
     assert "use 64 or" in text
     assert not (tmp_path / "run").exists()
 
 
-def test_48_an_export_that_no_one_could_load(data, tmp_path, no_models):
-    text = refusal(made(data, tmp_path / "run", str(tiny.tiny_folder("sana")), export=["a1111"]))
+def test_an_export_that_no_consumer_can_load_is_refused(data, tmp_path, no_models):
+    text = refusal(parsed(data, tmp_path / "run", str(tiny.tiny_folder("sana")), export=["a1111"]))
     assert "known to load in a1111" in text
     assert "remedy" in text
 
 
-def test_54_a_setting_that_contradicts_the_base(data, tmp_path, no_models):
-    """The kind of prediction is read from the base; there is no flag for it, and the one of the other kind of
-    model is refused."""
-    text = refusal(made(data, tmp_path / "run", "tiny-unet", objective={"shift": 3.0}))
-    assert "objective.shift belongs to flow matching, but the base is a ddpm model" in text
+def test_a_setting_that_contradicts_the_base_is_refused(data, tmp_path, no_models):
+    """The prediction type is read from the base model and has no key; keys of the other objective are
+    refused."""
+    text = refusal(parsed(data, tmp_path / "run", "tiny-unet", objective={"shift": 3.0}))
+    assert "objective.shift is for flow matching, but the base is a ddpm model" in text
     assert not (tmp_path / "run").exists()
-    start(made(data, tmp_path / "flow", "tiny-dit", objective={"shift": 3.0}))
+    start(parsed(data, tmp_path / "flow", "tiny-dit", objective={"shift": 3.0}))
     with pytest.raises(ConfigError, match=r"objective\.prediction_type: unknown key"):
-        made(data, tmp_path / "run", objective={"prediction_type": "v_prediction"})
+        parsed(data, tmp_path / "run", objective={"prediction_type": "v_prediction"})
 
 
 CHOICES = {
@@ -90,46 +89,46 @@ CHOICES = {
     "objective.logit_std": 0.5,
     "objective.mode_scale": 1.0,
     "objective.weighting": "debiased",
-    "objective.gamma": 3.0,
+    "objective.min_snr_gamma": 3.0,
     "objective.huber": {"c": 0.2},
-    "objective.mask": {"prior": 0.5},
-    "objective.preserve": 0.5,
+    "objective.masked_loss": {"output_preservation": 0.5},
+    "objective.output_preservation": 0.5,
     "adapter.targets": ["to_q"],
     "adapter.blocks": ["mid_block"],
     "adapter.conv_rank": 4,
     "adapter.factor": 4,
     "adapter.init": "gaussian",
     "adapter.text_encoder_lr": 1e-3,
-    "embedding": {"token": "blorp", "init": "dog"},
-    "slider": {"target": "a ring", "positive": "a big ring", "negative": "a small ring"},
+    "textual_inversion": {"token": "blorp", "initializer_token": "dog"},
+    "slider": {"target_prompt": "a ring", "positive_prompt": "a big ring", "negative_prompt": "a small ring"},
     "train.precision": "fp32",
-    "memory": {"checkpoint": 1},
+    "memory": {"gradient_checkpointing": 1},
     "trigger": "sks",
     "class_noun": "dog",
 }
-COMPANIONS: dict[str, dict[str, Any]] = {  # without which a key would be refused
+COMPANIONS: dict[str, dict[str, Any]] = {  # keys that another key needs
     "objective.mode_scale": {"objective": {"timesteps": "mode"}},
-    "objective.gamma": {"objective": {"weighting": "min-snr"}},
-    "objective.class_weight": {"class_images": "class"},
-    "objective.preserve": {"trigger": "sks", "class_noun": "dog"},
+    "objective.min_snr_gamma": {"objective": {"weighting": "min_snr"}},
+    "objective.prior_loss_weight": {"class_images": "class"},
+    "objective.output_preservation": {"trigger": "sks", "class_noun": "dog"},
     "adapter.factor": {"adapter": {"type": "lokr"}},
     "adapter.text_encoder_lr": {"adapter": {"text_encoder": True}},
 }
 ONE_VALUE = ("adapter.type", "adapter.text_encoder")
 
 
-def held_keys() -> list[str]:
-    """Every key that decides the adapter's bytes, of the whole recipe."""
+def training_keys() -> list[str]:
+    """Return every key of a recipe that decides the bytes of the adapter."""
     return sorted(
         recipe.training_settings(recipe.parse_recipe({"base": "tiny-dit", "dataset": "d", "out": "o"}))
     )
 
 
-@pytest.mark.parametrize("key", [key for key in held_keys() if key not in ONE_VALUE])
-def test_52_a_run_refuses_any_other_value_of_what_decides_its_bytes(key, data, tmp_path):
+@pytest.mark.parametrize("key", [key for key in training_keys() if key not in ONE_VALUE])
+def test_a_run_refuses_to_resume_with_a_setting_that_would_change_its_bytes(key, data, tmp_path):
     run, inputs = RunFolder(tmp_path / "run"), {"data": "d", "base": "b"}
-    plain = made(data, tmp_path / "run", train={"precision": "bf16"}, **COMPANIONS.get(key, {}))
-    run.begin(plain, inputs)
+    plain = parsed(data, tmp_path / "run", train={"precision": "bf16"}, **COMPANIONS.get(key, {}))
+    run.start_or_resume(plain, inputs)
     tree = plain.dump()
     *above, last = key.split(".")
     node = tree
@@ -144,7 +143,7 @@ def test_52_a_run_refuses_any_other_value_of_what_decides_its_bytes(key, data, t
         assert isinstance(old, int | float), f"{key}: give another value in CHOICES"
         node[last] = old + 16 if isinstance(old, int) else old / 2 + 0.01
     with pytest.raises(ConfigError, match="started with something else") as caught:
-        run.begin(recipe.parse_recipe(tree), inputs)
+        run.start_or_resume(recipe.parse_recipe(tree), inputs)
     assert f"{key}: " in str(caught.value) or f"{key}." in str(caught.value)  # a section, by its keys
     assert (
         recipe.load_recipe(run.path / "recipe.yaml").dump()[key.split(".")[0]]
@@ -152,8 +151,8 @@ def test_52_a_run_refuses_any_other_value_of_what_decides_its_bytes(key, data, t
     )
 
 
-def test_52_free_keys_change_no_byte(data, tmp_path):
-    """Places move, files are named otherwise, samples and validation are looked at: the same adapter."""
+def test_settings_that_may_change_do_not_change_a_byte(data, tmp_path):
+    """Other paths and file names, samples and validation: the adapter is the same."""
     first = runs.train(
         runs.make_recipe(tmp_path / "f.yaml", "tiny-dit", data, tmp_path / "first"), "train.steps=1"
     )
@@ -174,10 +173,10 @@ def test_52_free_keys_change_no_byte(data, tmp_path):
         "class_images": str(shutil.copytree(data, tmp_path / "elsewhere" / "class")),
         "out": str(tmp_path / "b"),
         "init_from": str(storage.copy_file(first / "adapter.safetensors", tmp_path / "mine.safetensors")),
-        "samples": {"prompts": str(prompts), "every": 1, "steps": 1},
+        "samples": {"prompts": str(prompts), "every": 1, "num_inference_steps": 1},
         "tracker": "wandb",
         "export": ["diffusers"],
-        "train": common["train"] | {"save_every": 1, "keep": 1},
+        "train": common["train"] | {"save_every": 1, "keep_checkpoints": 1},
         "validate": common["validate"] | {"every": 1},
     }
     assert {key.split(".")[0] for key in recipe.NON_TRAINING_KEYS} == set(other)
@@ -186,9 +185,9 @@ def test_52_free_keys_change_no_byte(data, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["vae", "transformer", "text_encoder", "scheduler"])
-def test_53_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_models):
+def test_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_models):
     base = Path(shutil.copytree(base_model.EMBEDDED_FOLDER / "tiny-dit", tmp_path / "base"))
-    chosen = made(data, tmp_path / "run", base)
+    chosen = parsed(data, tmp_path / "run", base)
     start(chosen)
     start(chosen)
     before = base_model.base_hash(base)
@@ -200,7 +199,7 @@ def test_53_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_mo
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-    base_model.component_hashes.cache_clear()  # it is computed once a process
+    base_model.component_hashes.cache_clear()  # it is computed once for each process
     text = refusal(chosen)
     assert f"base: {before} -> {base_model.base_hash(base)}" in text
     assert "choose another `out`" in text
@@ -209,14 +208,14 @@ def test_53_another_base_is_refused_with_both_hashes(part, data, tmp_path, no_mo
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lorakit.rundir import RunFolder
+from lorakit.training.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(600)
 """
 
 
-def test_55_a_second_process_is_refused_and_a_dead_ones_lock_is_free(data, tmp_path):
+def test_a_second_process_is_refused_and_the_lock_of_a_dead_one_is_taken_over(data, tmp_path):
     run = tmp_path / "run"
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, run)
     first = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE)
@@ -228,5 +227,5 @@ def test_55_a_second_process_is_refused_and_a_dead_ones_lock_is_free(data, tmp_p
     finally:
         first.kill()
         first.communicate()
-    assert (run / storage.LOCK).exists()  # stale, and in nobody's way
+    assert (run / storage.LOCK).exists()  # a stale file, which locks nothing
     assert (runs.train(file, "train.steps=1") / "adapter.safetensors").exists()

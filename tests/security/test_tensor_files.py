@@ -1,4 +1,4 @@
-"""Hostile tensor files are refused by their header: at once, in little memory, with a reason."""
+"""Hostile tensor files are refused by their header: fast, in little memory, with a reason."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_74_a_hostile_file_is_refused_fast_and_in_little_memory(name, reader, tmp_path):
-    data, words = HOSTILE[name]
+def test_a_hostile_file_is_refused_fast_and_in_little_memory(name, reader, tmp_path):
+    data, message = HOSTILE[name]
     file = tmp_path / "evil.safetensors"
     file.write_bytes(data)
     tracemalloc.start()
@@ -39,13 +39,13 @@ def test_74_a_hostile_file_is_refused_fast_and_in_little_memory(name, reader, tm
         seconds, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert seconds < 1
     assert peak < 40 << 20
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_74_76_as_a_part_of_a_base_it_is_refused_before_anything_loads(name, tmp_path):
+def test_a_hostile_file_in_a_base_is_refused_before_anything_loads(name, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(base_model.EMBEDDED_FOLDER / "tiny-dit", base)
     file = base / "vae" / "diffusion_pytorch_model.safetensors"
@@ -56,8 +56,8 @@ def test_74_76_as_a_part_of_a_base_it_is_refused_before_anything_loads(name, tmp
     assert HOSTILE[name][1] in str(caught.value)
 
 
-def test_74_what_the_limits_let_through_reads_back(tmp_path):
-    """The limits are wide enough: every type that torch has, empty and scalar tensors, 20,000 tensors."""
+def test_a_file_within_the_limits_is_read(tmp_path):
+    """The limits allow every dtype of torch, empty and scalar tensors, and 20,000 tensors."""
     file = tmp_path / "sound.safetensors"
     types = (torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
     types += (torch.uint16, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -73,15 +73,15 @@ def test_74_what_the_limits_let_through_reads_back(tmp_path):
     }
 
 
-def test_76_a_zip_inside_a_tensor_is_only_numbers(tmp_path):
+def test_a_zip_inside_a_tensor_is_only_numbers(tmp_path):
     data = archive()
     file = tmp_path / "numbers.safetensors"
     file.write_bytes(tensor_file({"a": entry([len(data)], 0, len(data), "U8")}, data))
     assert bytes(storage.read_safetensors(file)["a"].tolist()) == data
 
 
-def test_a_file_that_is_not_there_is_no_data_error(tmp_path):
-    """Only then may a cache compute anew in silence."""
+def test_a_missing_file_is_not_a_data_error(tmp_path):
+    """Only for a missing file may a cache compute its entry without a warning."""
     with pytest.raises(FileNotFoundError):
         storage.read_safetensors(Path(tmp_path / "missing.safetensors"))
     assert tensor_file({"a": WHOLE})

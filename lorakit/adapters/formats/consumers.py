@@ -1,9 +1,9 @@
-"""Which layout each consumer reads, and which modules it looks up, stated from its own tables.
+"""The layout that each consumer reads, and the modules that it looks up, from the consumer's own tables.
 
-ComfyUI only logs the keys it does not know, so an adapter with such keys would load in part and look right.
-Each pattern lists the module names of one family that a consumer's lookup table has, and nothing more than
-was checked: ComfyUI 0.19 (April 2026), Forge (June 2025), A1111 (May 2025), diffusers 0.42. `a1111` is A1111
-and Forge: what both do right of a family that both read, and what Forge does of the others.
+ComfyUI only logs unknown keys, so an adapter with such keys would load partly and seem to work. Each pattern
+lists the module names of one family in a consumer's lookup table, as far as they were checked: ComfyUI 0.19
+(April 2026), Forge (June 2025), A1111 (May 2025), diffusers 0.42. `a1111` means A1111 and Forge: the modules
+that both load, or for families that A1111 does not support, those that Forge loads.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ CONSUMERS = ("comfyui", "a1111", "diffusers")
 
 
 class LoaderRule(NamedTuple):
-    """How one consumer reads one family's adapters."""
+    """The rule by which one consumer reads the adapters of one family."""
 
     layout: str
     """kohya (underscores and alphas), diffusers (`transformer.`) or native (`diffusion_model.`)."""
-    modules: str
+    module_pattern: str
     """Regular expression for the denoiser's modules that it looks up."""
-    texts: tuple[str, ...] = ()
-    """Text encoders it looks up, of CLIP's shape."""
+    text_encoders: tuple[str, ...] = ()
+    """CLIP text encoders that it looks up."""
 
 
 _UNET = (
@@ -86,40 +86,40 @@ _CLIP, _CLIPS = ("text_encoder",), ("text_encoder", "text_encoder_2")
 _DIFFUSERS = {"diffusers": LoaderRule("diffusers", _ANY)}
 
 
-def _comfyui_and_diffusers(modules: str, texts: tuple[str, ...] = ()) -> dict[str, LoaderRule]:
-    """One file for ComfyUI and diffusers, in diffusers' layout."""
+def _comfyui_and_diffusers(module_pattern: str, text_encoders: tuple[str, ...] = ()) -> dict[str, LoaderRule]:
+    """Return rules for ComfyUI and diffusers that one file in the diffusers layout satisfies."""
     return {
-        "comfyui": LoaderRule("diffusers", modules, texts),
-        "diffusers": LoaderRule("diffusers", _ANY, texts),
+        "comfyui": LoaderRule("diffusers", module_pattern, text_encoders),
+        "diffusers": LoaderRule("diffusers", _ANY, text_encoders),
     }
 
 
-def _native(modules: str) -> dict[str, LoaderRule]:
-    return {"comfyui": LoaderRule("native", modules)}
+def _native(module_pattern: str) -> dict[str, LoaderRule]:
+    return {"comfyui": LoaderRule("native", module_pattern)}
 
 
-def _unet(texts: tuple[str, ...]) -> dict[str, LoaderRule]:
-    return {consumer: LoaderRule("kohya", _UNET, texts) for consumer in CONSUMERS}
+def _unet(text_encoders: tuple[str, ...]) -> dict[str, LoaderRule]:
+    return {consumer: LoaderRule("kohya", _UNET, text_encoders) for consumer in CONSUMERS}
 
 
 def _sdxl() -> dict[str, LoaderRule]:
-    """A1111 looks for one of its modules where Stable Diffusion 1.5 has it."""
+    """Return the rules of SDXL: A1111 looks for one upsampler where Stable Diffusion 1.5 has it."""
     return _unet(_CLIPS) | {"a1111": LoaderRule("kohya", rf"(?!up_blocks\.0\.upsamplers)({_UNET})", _CLIPS)}
 
 
-# No row means no layout that is known to load. A family that is not here has diffusers' loader.
+# A consumer without a row has no layout that is known to load. Families that are not listed: diffusers only.
 LOADER_RULES: dict[str, dict[str, LoaderRule]] = {
     "sd15": _unet(_CLIP),
     "sdxl": _sdxl(),
     "kolors": {"diffusers": LoaderRule("kohya", _UNET)},
     "sd3": _comfyui_and_diffusers(_SD3, _CLIPS) | {"a1111": LoaderRule("native", _SD3)},
     "flux1": _comfyui_and_diffusers(_FLUX1, _CLIP) | {"a1111": LoaderRule("diffusers", _FLUX1, _CLIP)},
-    # networks of the same names; only their first layer has other channels
+    # networks with the same names; only the first layer has other input channels
     "sd15-inpaint": _unet(_CLIP),
     "sdxl-inpaint": _sdxl(),
     "flux1-kontext": _comfyui_and_diffusers(_FLUX1, _CLIP),
     "flux1-fill": _comfyui_and_diffusers(_FLUX1, _CLIP),
-    "flux1-control": _DIFFUSERS,  # whose loader widens the first layer; other tools' were not looked at
+    "flux1-control": _DIFFUSERS,  # its loader widens the first layer; other programs were not checked
     "qwen-image-edit": _comfyui_and_diffusers(_QWEN),
     "qwen-image-edit-plus": _comfyui_and_diffusers(_QWEN),
     "chroma": _comfyui_and_diffusers(_CHROMA) | {"a1111": LoaderRule("native", _CHROMA)},
@@ -133,11 +133,11 @@ LOADER_RULES: dict[str, dict[str, LoaderRule]] = {
     "lumina2": _DIFFUSERS | _native(_LUMINA),
     "hunyuan-image": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
     "ernie-image": _DIFFUSERS | _native(_ERNIE),
-    # video: ComfyUI's own names; the names of diffusers load nothing there
+    # video: ComfyUI has its own names; keys with diffusers' names load nothing there
     "wan": _DIFFUSERS | _native(_WAN),
     "ltx-video": _DIFFUSERS | _native(_LTX),
     "hunyuan-video": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
-    # diffusers has no loader for these two; their networks take an adapter through peft alone
+    # diffusers has no loader for these two; their networks accept an adapter only through peft
     "pixart-sigma": {"comfyui": LoaderRule("diffusers", _PIXART)},
     "hunyuan-dit": _native(_HYDIT),
 } | dict.fromkeys(
@@ -146,22 +146,22 @@ LOADER_RULES: dict[str, dict[str, LoaderRule]] = {
     _DIFFUSERS,
 )  # fmt: skip
 GROUPED_QUERY_FAMILIES = ("lumina2",)
-"""Families whose keys and values are narrower than their queries."""
+"""Families with grouped-query attention: keys and values are narrower than queries."""
 
 
 def loader_rules(family: str) -> dict[str, LoaderRule]:
-    """What each consumer that reads a family's adapters looks up."""
+    """Return the rule of each consumer that reads the adapters of a family."""
     return LOADER_RULES.get(family, _DIFFUSERS)
 
 
 def divides_by_input_norm(family: str, consumer: str) -> bool:
-    """Whether DoRA is no DoRA there: A1111 divides by norms of inputs, whatever the magnitudes are of."""
+    """Return True if a consumer computes DoRA wrongly: A1111 always divides by the norms of the inputs."""
     rule = loader_rules(family).get(consumer)
     return consumer == "a1111" and rule is not None and rule.layout == "kohya"
 
 
 def unsupported_modules(family: str, consumer: str, modules: Iterable[str]) -> list[str]:
-    """The modules `<component>.<module>` of an adapter that a consumer would ignore."""
+    """Return the modules `<component>.<module>` of an adapter that a consumer would ignore."""
     rule = loader_rules(family).get(consumer)
     return sorted(module for module in modules if rule is None or not _is_supported(rule, module))
 
@@ -169,37 +169,37 @@ def unsupported_modules(family: str, consumer: str, modules: Iterable[str]) -> l
 def _is_supported(rule: LoaderRule, module: str) -> bool:
     component, path = module.split(".", 1)
     if component in ("unet", "transformer"):
-        return re.fullmatch(rule.modules, path) is not None
+        return re.fullmatch(rule.module_pattern, path) is not None
     clip = r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
-    return component in rule.texts and re.fullmatch(clip, path) is not None
+    return component in rule.text_encoders and re.fullmatch(clip, path) is not None
 
 
 def supporting_consumers(family: str, modules: Iterable[str]) -> tuple[str, ...]:
-    """The consumers that read every module of an adapter."""
+    """Return the consumers that read every module of an adapter."""
     names = list(modules)
     return tuple(consumer for consumer in CONSUMERS if not unsupported_modules(family, consumer, names))
 
 
 def check_consumer(family: str, consumer: str) -> None:
-    """Refuse a consumer that reads no adapter of the family, before anything is trained."""
+    """Raise ConfigError if a consumer reads no adapters of the family; for use before training."""
     if consumer not in loader_rules(family):
         raise unsupported_error(family, consumer, (), "export")
 
 
 def unsupported_error(family: str, consumer: str, modules: Iterable[str], where: str) -> ConfigError:
-    """Why a consumer is not served."""
-    known = loader_rules(family)
-    if consumer not in known:
+    """Return the error for a consumer that cannot read an adapter, or would ignore some of its modules."""
+    rules = loader_rules(family)
+    if consumer not in rules:
         return ConfigError(
             f"no layout of {family} adapters is known to load in {consumer}",
             where=where,
-            remedy=f"known for {family}: {', '.join(name for name in CONSUMERS if name in known)}",
+            remedy=f"consumers of {family}: {', '.join(name for name in CONSUMERS if name in rules)}",
         )
     ignored = unsupported_modules(family, consumer, modules)
-    short = [name.split(".", 1)[1] for name in ignored[:5]]
+    module_names = [name.split(".", 1)[1] for name in ignored[:5]]
     return ConfigError(
-        f"{consumer} would ignore {len(ignored)} modules, first {', '.join(short)}",
+        f"{consumer} would ignore {len(ignored)} modules, first {', '.join(module_names)}",
         where=where,
         remedy="train the default targets (attention), or export for diffusers"
-        + ("; Forge, unlike A1111, reads what is for comfyui" if consumer == "a1111" else ""),
+        + ("; Forge, unlike A1111, reads the file for comfyui" if consumer == "a1111" else ""),
     )

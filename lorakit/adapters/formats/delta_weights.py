@@ -1,4 +1,4 @@
-"""What an adapter does to one weight: the kinds of changes, their full matrices, and their low-rank forms.
+"""Delta weights: the change that an adapter makes to one weight, by method, and its dense form.
 
 LoRA: arXiv:2106.09685. LoHa: arXiv:2108.06098. LoKr and LyCORIS' conventions: arXiv:2309.14859. DoRA:
 arXiv:2402.09353. OFT: arXiv:2306.07280.
@@ -7,7 +7,8 @@ arXiv:2402.09353. OFT: arXiv:2306.07280.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -18,19 +19,19 @@ from lorakit.core.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class DeltaWeight(ABC):
-    """The change of one weight (out, in, ...); convolutions keep their kernel's axes."""
+    """The change of one weight (out, in, ...); convolutions keep the axes of their kernel."""
 
-    kind: ClassVar[str]
+    method: ClassVar[str]
 
     @property
     def needs_base(self) -> bool:
-        """Whether the change depends on the weight that it changes."""
+        """True if the change depends on the base model's weight."""
         return False
 
     @property
     @abstractmethod
     def rank(self) -> int:
-        """The rank that the kind states; 0 where it has none."""
+        """The rank of the factors; 0 for methods without one."""
 
     @property
     @abstractmethod
@@ -38,35 +39,35 @@ class DeltaWeight(ABC):
         """Shape of the weight."""
 
     @abstractmethod
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
-        """The difference (out, in, ...) in float32; `base` is the weight, for kinds that need it."""
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the difference (out, in, ...) in float32; `base` is the weight, for methods that need it."""
 
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """All stored numbers."""
+    def stored_tensors(self) -> Iterator[torch.Tensor]:
+        """Yield all tensors that the delta is made of."""
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, torch.Tensor):
                 yield value
             elif isinstance(value, DeltaWeight):
-                yield from value.tensors()
+                yield from value.stored_tensors()
 
     def scaled(self, factor: float) -> DeltaWeight:
-        """The same change, `factor` times as strong."""
+        """Return the same delta, `factor` times as strong."""
         return ScaledDelta(self, factor)
 
-    def rows(self, start: int, stop: int) -> DeltaWeight:
-        """The change of some of the weight's outputs."""
+    def slice_outputs(self, start: int, stop: int) -> DeltaWeight:
+        """Return the delta of the outputs `start` to `stop` of the weight."""
         return OutputSliceDelta(self, start, stop)
 
 
 @dataclass(frozen=True, eq=False)
 class LoraDelta(DeltaWeight):
-    """scale * up @ down."""
+    """LoRA: scale * up @ down."""
 
     down: torch.Tensor  # (rank, in, ...)
     up: torch.Tensor  # (out, rank, ...)
     scale: float = 1.0
-    kind = "lora"
+    method = "lora"
 
     @property
     def rank(self) -> int:
@@ -76,30 +77,30 @@ class LoraDelta(DeltaWeight):
     def shape(self) -> tuple[int, ...]:
         return (self.up.shape[0], *self.down.shape[1:])
 
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
         return (self.scale * product).reshape(self.shape)
 
     def scaled(self, factor: float) -> LoraDelta:
         return replace(self, scale=self.scale * factor)
 
-    def with_kernel(self, kernel: tuple[int, ...]) -> LoraDelta:
-        """A flat change (out, in * numbers of the kernel) as that of a convolution."""
+    def reshape_to_conv(self, kernel: tuple[int, ...]) -> LoraDelta:
+        """Return a flat delta (out, in * kernel size) as the delta of a convolution with this kernel."""
         if not kernel:
             return self
         up = self.up.reshape(*self.up.shape[:2], *[1] * len(kernel))
         return replace(self, down=self.down.reshape(self.rank, -1, *kernel), up=up)
 
-    def rows(self, start: int, stop: int) -> LoraDelta:
+    def slice_outputs(self, start: int, stop: int) -> LoraDelta:
         return replace(self, up=self.up[start:stop])
 
 
 @dataclass(frozen=True, eq=False)
 class FullDelta(DeltaWeight):
-    """The difference itself."""
+    """A dense difference, stored whole."""
 
     weight: torch.Tensor
-    kind = "full"
+    method = "full"
 
     @property
     def rank(self) -> int:
@@ -109,29 +110,29 @@ class FullDelta(DeltaWeight):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.weight.shape)
 
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
         return self.weight.float()
 
 
 @dataclass(frozen=True, eq=False)
 class LohaDelta(DeltaWeight):
-    """LoHa: the elementwise product of two low-rank matrices; `one` and `two` have scale 1."""
+    """LoHa: the elementwise product of two low-rank matrices, whose own scales are 1."""
 
-    one: LoraDelta
-    two: LoraDelta
+    first: LoraDelta
+    second: LoraDelta
     scale: float = 1.0
-    kind = "loha"
+    method = "loha"
 
     @property
     def rank(self) -> int:
-        return self.one.rank
+        return self.first.rank
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.one.shape
+        return self.first.shape
 
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
-        return self.scale * self.one.delta() * self.two.delta()
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
+        return self.scale * self.first.dense() * self.second.dense()
 
     def scaled(self, factor: float) -> LohaDelta:
         return replace(self, scale=self.scale * factor)
@@ -139,25 +140,25 @@ class LohaDelta(DeltaWeight):
 
 @dataclass(frozen=True, eq=False)
 class LokrDelta(DeltaWeight):
-    """LoKr: the Kronecker product of a small matrix (a, b) and another (c, d, ...), which has the kernel."""
+    """LoKr: the Kronecker product of a small matrix (a, b) and a second one (c, d, ...) with the kernel."""
 
-    one: DeltaWeight
-    two: DeltaWeight
+    first: DeltaWeight
+    second: DeltaWeight
     scale: float = 1.0
-    kind = "lokr"
+    method = "lokr"
 
     @property
     def rank(self) -> int:
-        return self.two.rank or self.one.rank
+        return self.second.rank or self.first.rank
 
     @property
     def shape(self) -> tuple[int, ...]:
-        (a, b), (c, d, *kernel) = self.one.shape, self.two.shape
+        (a, b), (c, d, *kernel) = self.first.shape, self.second.shape
         return (a * c, b * d, *kernel)
 
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
-        one, two = self.one.delta(), self.two.delta()
-        return self.scale * torch.kron(one.reshape(*one.shape, *[1] * (two.ndim - 2)), two)
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
+        first, second = self.first.dense(), self.second.dense()
+        return self.scale * torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second)
 
     def scaled(self, factor: float) -> LokrDelta:
         return replace(self, scale=self.scale * factor)
@@ -165,16 +166,16 @@ class LokrDelta(DeltaWeight):
 
 @dataclass(frozen=True, eq=False)
 class DoraDelta(DeltaWeight):
-    """A change of direction, and a magnitude for each output (out, 1, ...) or each input (1, in, ...).
+    """DoRA: a direction, and a magnitude for each output (out, 1, ...) or for each input (1, in, ...).
 
-    What the magnitude is divided by differs: the norm of the changed weight (peft, LyCORIS, `over` "merged")
-    or, for magnitudes of outputs, that of the base (ComfyUI and Forge, `over` "base").
+    The magnitude is divided by a norm: of the changed weight (`norm_of` "merged": peft, LyCORIS) or, for
+    magnitudes of outputs, of the base model's weight (`norm_of` "base": ComfyUI, Forge).
     """
 
-    inner: DeltaWeight
+    direction: DeltaWeight
     magnitude: torch.Tensor
-    over: str = "merged"
-    kind = "dora"
+    norm_of: str = "merged"
+    method = "dora"
 
     @property
     def needs_base(self) -> bool:
@@ -182,58 +183,63 @@ class DoraDelta(DeltaWeight):
 
     @property
     def rank(self) -> int:
-        return self.inner.rank
+        return self.direction.rank
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.inner.shape
+        return self.direction.shape
 
     @property
-    def by_output(self) -> bool:
-        """Whether there is a magnitude for each output."""
+    def is_per_output(self) -> bool:
+        """True if there is a magnitude for each output."""
         return self.magnitude.shape[0] == self.shape[0]
 
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
         base = _require_base(base, "DoRA")
-        merged = base + self.inner.delta(base).reshape(base.shape)
-        return self.magnitude.float() / self._norm(base, self.over) * merged - base
+        merged = base + self.direction.dense(base).reshape(base.shape)
+        return self.magnitude.float() / self._norm(base, self.norm_of) * merged - base
 
-    def _norm(self, base: torch.Tensor, over: str) -> torch.Tensor:
-        weight = (
-            base if over == "base" and self.by_output else base + self.inner.delta(base).reshape(base.shape)
-        )
-        kept = 0 if self.by_output else 1
-        axes = [axis for axis in range(weight.ndim) if axis != kept]
+    def _norm(self, base: torch.Tensor, norm_of: str) -> torch.Tensor:
+        if norm_of == "base" and self.is_per_output:
+            weight = base
+        else:
+            weight = base + self.direction.dense(base).reshape(base.shape)
+        kept_axis = 0 if self.is_per_output else 1
+        axes = [axis for axis in range(weight.ndim) if axis != kept_axis]
         return torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
 
-    def restated(self, over: str, base: torch.Tensor) -> DoraDelta:
-        """The same change with its magnitudes stated over another norm; exact, for this base."""
+    def with_norm_of(self, norm_of: str, base: torch.Tensor) -> DoraDelta:
+        """Return the same delta with magnitudes that are divided by another norm; exact for this base."""
         base = base.float()
         return replace(
             self,
-            magnitude=self.magnitude.float() * self._norm(base, over) / self._norm(base, self.over),
-            over=over,
+            magnitude=self.magnitude.float() * self._norm(base, norm_of) / self._norm(base, self.norm_of),
+            norm_of=norm_of,
         )
 
-    def rows(self, start: int, stop: int) -> DeltaWeight:
-        if not self.by_output:
-            return super().rows(start, stop)
-        return replace(self, inner=self.inner.rows(start, stop), magnitude=self.magnitude[start:stop])
+    def slice_outputs(self, start: int, stop: int) -> DeltaWeight:
+        if not self.is_per_output:
+            return super().slice_outputs(start, stop)
+        return replace(
+            self,
+            direction=self.direction.slice_outputs(start, stop),
+            magnitude=self.magnitude[start:stop],
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class OftDelta(DeltaWeight):
-    """OFT: blocks of the weight's inputs or outputs, turned by orthogonal matrices `turn` (blocks, b, b).
+    """OFT: blocks of the weight's inputs or outputs, rotated by orthogonal matrices (blocks, b, b).
 
-    A single block is shared by all. Inputs: W' = W @ diag(turn); outputs: W' = diag(turn) @ W.
-    With `backwards`, as OneTrainer trains, the kernels of convolutions are turned the other way.
+    One block alone is shared by all. Inputs: W' = W @ diag(rotation); outputs: W' = diag(rotation) @ W.
+    With `transpose_kernels`, the convention of OneTrainer, kernels of convolutions are rotated the other way.
     """
 
-    turn: torch.Tensor
+    rotation: torch.Tensor
     side: str = "inputs"
-    factors: torch.Tensor | None = None  # (out, 1, ...), of the outputs after they were turned
-    backwards: bool = False
-    kind = "oft"
+    output_scale: torch.Tensor | None = None  # (out, 1, ...), applied to the rotated outputs
+    transpose_kernels: bool = False
+    method = "oft"
 
     @property
     def needs_base(self) -> bool:
@@ -241,33 +247,33 @@ class OftDelta(DeltaWeight):
 
     @property
     def rank(self) -> int:
-        return self.turn.shape[0]
+        return self.rotation.shape[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Axes that a rotation does not tell are 0."""
-        size = 0 if len(self.turn) == 1 else self.turn.shape[0] * self.turn.shape[1]
+        """Shape of the weight; 0 for an axis that the rotation does not determine."""
+        size = 0 if len(self.rotation) == 1 else self.rotation.shape[0] * self.rotation.shape[1]
         return (0, size) if self.side == "inputs" else (size, 0)
 
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
         base = _require_base(base, "OFT")
         flat = base.flatten(1)
-        size, turn = self.turn.shape[-1], self.turn.float()
-        if self.backwards and base.ndim > 2:
-            turn = turn.mT
+        size, rotation = self.rotation.shape[-1], self.rotation.float()
+        if self.transpose_kernels and base.ndim > 2:
+            rotation = rotation.mT
         if self.side == "inputs":
             blocks = flat.reshape(len(flat), -1, size)  # (out, blocks, b)
-            turned = torch.einsum("onb,nbc->onc", blocks, turn.expand(blocks.shape[1], -1, -1))
+            rotated = torch.einsum("onb,nbc->onc", blocks, rotation.expand(blocks.shape[1], -1, -1))
         else:
             blocks = flat.reshape(-1, size, flat.shape[1])  # (blocks, b, in)
-            turned = turn.expand(len(blocks), -1, -1) @ blocks
-        turned = turned.reshape(base.shape)
-        return (turned if self.factors is None else self.factors.float() * turned) - base
+            rotated = rotation.expand(len(blocks), -1, -1) @ blocks
+        rotated = rotated.reshape(base.shape)
+        return (rotated if self.output_scale is None else self.output_scale.float() * rotated) - base
 
 
 @dataclass(frozen=True, eq=False)
 class _WrappedDelta(DeltaWeight):
-    """What is made of another change."""
+    """A delta that is computed from another one."""
 
     inner: DeltaWeight
 
@@ -286,36 +292,49 @@ class _WrappedDelta(DeltaWeight):
 
 @dataclass(frozen=True, eq=False)
 class ScaledDelta(_WrappedDelta):
-    """Another change, stronger or weaker."""
+    """Another delta times a factor."""
 
     factor: float
-    kind = "scaled"
+    method = "scaled"
 
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
-        return self.factor * self.inner.delta(base)
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
+        return self.factor * self.inner.dense(base)
 
 
 @dataclass(frozen=True, eq=False)
 class OutputSliceDelta(_WrappedDelta):
-    """Some outputs of a change whose form cannot be cut."""
+    """Some outputs of a delta whose factors cannot be sliced."""
 
     start: int
     stop: int
-    kind = "rows"
+    method = "output_slice"
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.stop - self.start, *self.inner.shape[1:])
 
-    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
+    def dense(self, base: torch.Tensor | None = None) -> torch.Tensor:
         if self.inner.needs_base:
-            raise ConfigError(f"{self.inner.kind} of a fused layer cannot be taken apart")
-        return self.inner.delta()[self.start : self.stop]
+            raise ConfigError(f"{self.inner.method} of a fused layer cannot be split")
+        return self.inner.dense()[self.start : self.stop]
 
 
-def _require_base(base: torch.Tensor | None, kind: str) -> torch.Tensor:
+def most_common_method(deltas: Mapping[str, DeltaWeight]) -> str:
+    """Return the method of most modules; `none` without any."""
+    methods = Counter(delta.method for delta in deltas.values())
+    return methods.most_common(1)[0][0] if methods else "none"
+
+
+def most_common_rank(deltas: Mapping[str, DeltaWeight]) -> int:
+    """Return the rank of most modules; 0 without any."""
+    ranks = Counter(delta.rank for delta in deltas.values())
+    return ranks.most_common(1)[0][0] if ranks else 0
+
+
+def _require_base(base: torch.Tensor | None, method: str) -> torch.Tensor:
     if base is None:
         raise ConfigError(
-            f"what {kind} changes depends on the base's weights", remedy="give the base it was trained on"
+            f"the delta weight of {method} depends on the weights of the base model",
+            remedy="give the base model that the adapter was trained on",
         )
     return base.float()

@@ -1,4 +1,4 @@
-"""Which family an adapter belongs to, where its file does not say: by metadata, names and widths."""
+"""Detect the model family of an adapter without lorakit's metadata: by other metadata, names and widths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from lorakit.adapters.formats import module_names, native_names
 from lorakit.adapters.formats.delta_weights import DeltaWeight
 
-# Beginnings of `modelspec.architecture`, `ss_base_model_version` and what trainers write beside them.
+# Prefixes of `modelspec.architecture`, `ss_base_model_version` and similar keys of other trainers.
 _FAMILY_BY_PREFIX = {
     word: family
     for family, words in {
@@ -48,7 +48,7 @@ _ONE_STREAM = re.compile(r"single_blocks[._]\d+[._]linear1$")
 _KEYS = ("modelspec.architecture", "ss_base_model_version", "base_model_version")
 
 _DOUBLE = r"(?<![a-z_])transformer_blocks\.\d+\.attn\."
-_MODULE_PATTERNS: list[tuple[str, str, str]] = [  # family, what its modules have, what they have not
+_MODULE_PATTERNS: list[tuple[str, str, str]] = [  # family, pattern of some module, pattern of no module
     ("sdxl", r"(down_blocks\.2\.attentions|text_encoder_2\.|mid_block\.\S+transformer_blocks\.[1-9])",
      r"(down_blocks\.0\.attentions|down_blocks\.3|transformer\.)"),
     ("kolors", r"mid_block\.\S+transformer_blocks\.[1-9]", r"down_blocks\.0\.attentions|text_encoder"),
@@ -87,9 +87,9 @@ _MODULE_PATTERNS: list[tuple[str, str, str]] = [  # family, what its modules hav
     ("glm-image", r"(?<![a-z_])transformer_blocks\.\d+\.attn1\.", r"attn2|unet"),
 ]  # fmt: skip
 
-# Widths of a layer's input on the published models; they decide where the names leave several.
 _SINGLE_BLOCK_COUNTS = {"longcat-image": 20, "flux1": 38, "chroma": 38}
-"""Blocks of one stream that families of the same names and widths have."""
+"""Number of single-stream blocks of families with the same names and widths."""
+# Number of inputs of a layer in the published models, for families with the same names.
 _WIDTHS: dict[str, tuple[str, tuple[int, ...]]] = {
     "sd15": (r"attn2\.to_k$", (768, 1024)),
     "sdxl": (r"attn2\.to_k$", (2048,)),
@@ -115,44 +115,45 @@ _WIDTHS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def family_from_metadata(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The family that the file's own words name, if any."""
+    """Return the family that the metadata of other programs names, if any."""
     for key in _KEYS:
-        said = metadata.get(key, "").lower()
-        for word, family in _FAMILY_BY_PREFIX.items():
-            if said.startswith(word):
+        value = metadata.get(key, "").lower()
+        for prefix, family in _FAMILY_BY_PREFIX.items():
+            if value.startswith(prefix):
                 return (family,)
     return ()
 
 
 def families_from_tensors(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> tuple[str, ...]:
-    """Families that a file's names, and the heights of its fused layers, point to.
+    """Return the families that fit the names of a file and the heights of its fused layers.
 
-    Flux.2 has Flux.1's names; but a block of one stream is 9 times as tall as wide there, not 7 times.
+    Flux.2 has the names of Flux.1, but its single-stream blocks have 9 times as many outputs as inputs,
+    not 7.
     """
-    found = families_from_keys(parts)
+    families = families_from_keys(parts)
     for stem, part in parts.items():
         down, up = part.get("down", part.get("hada_w1_b")), part.get("up", part.get("hada_w1_a"))
         if down is not None and up is not None and _ONE_STREAM.search(stem):
-            nine = up.shape[0] == 9 * down.shape[1]
-            return tuple(family for family in found if (family == "flux2") == nine) or found
-    return found
+            is_flux2_height = up.shape[0] == 9 * down.shape[1]
+            return tuple(family for family in families if (family == "flux2") == is_flux2_height) or families
+    return families
 
 
 def families_from_keys(stems: Iterable[str]) -> tuple[str, ...]:
-    """Families all of whose names are understood: those whose native names the file has, else those that
-    diffusers' names point to."""
-    given = list(stems)
-    plain = [
-        re.sub(r"^(model\.)?diffusion_model\.|^lora_unet_|^base_model\.model\.", "", stem) for stem in given
+    """Return the families whose native names fit most keys; without native names, those whose diffusers names
+    fit."""
+    stems = list(stems)
+    names = [
+        re.sub(r"^(model\.)?diffusion_model\.|^lora_unet_|^base_model\.model\.", "", stem) for stem in stems
     ]
-    held = {
-        family: sum(native_names.is_block_module(family, name) for name in plain)
+    matches = {
+        family: sum(native_names.is_block_module(family, name) for name in names)
         for family in native_names.NATIVE_NAMES
     }
-    most = max(held.values(), default=0)
+    most = max(matches.values(), default=0)
     if most:
-        return tuple(family for family, count in held.items() if count == most)
-    modules = [m for stem in given for m in module_names.resolve_key(stem, None) or ()]
+        return tuple(family for family, count in matches.items() if count == most)
+    modules = [module for stem in stems for module in module_names.resolve_key(stem, None) or ()]
     return _families_from_modules(modules)
 
 
@@ -160,32 +161,32 @@ def _families_from_modules(modules: Iterable[str]) -> tuple[str, ...]:
     text = "\n".join(sorted(modules))
     return tuple(
         family
-        for family, has, lacks in _MODULE_PATTERNS
-        if re.search(has, text, re.M) and (lacks == "^$" or not re.search(lacks, text, re.M))
+        for family, present, absent in _MODULE_PATTERNS
+        if re.search(present, text, re.M) and (absent == "^$" or not re.search(absent, text, re.M))
     )
 
 
-def narrow_by_shapes(possible: tuple[str, ...], changes: Mapping[str, DeltaWeight]) -> tuple[str, ...]:
-    """The candidates that fit the modules and their widths; all of them where none fits a published model."""
-    fitting = possible or _families_from_modules(changes)
+def narrow_by_shapes(candidates: tuple[str, ...], deltas: Mapping[str, DeltaWeight]) -> tuple[str, ...]:
+    """Return the candidates that fit the modules and their widths; all if none fits a published model."""
+    fitting = candidates or _families_from_modules(deltas)
     if len(fitting) > 1:
-        marked = _families_from_modules(changes)
-        fitting = tuple(name for name in fitting if name in marked) or fitting
+        by_modules = _families_from_modules(deltas)
+        fitting = tuple(name for name in fitting if name in by_modules) or fitting
     deepest = max(
-        (int(n) for n in re.findall(r"single_transformer_blocks\.(\d+)", "\n".join(changes))), default=0
+        (int(n) for n in re.findall(r"single_transformer_blocks\.(\d+)", "\n".join(deltas))), default=0
     )
-    fitting = (
-        tuple(family for family in fitting if deepest < _SINGLE_BLOCK_COUNTS.get(family, deepest + 1))
-        or fitting
-    )
-    exact = tuple(family for family in fitting if _has_known_width(family, changes) is True)
+    deep_enough = tuple(f for f in fitting if deepest < _SINGLE_BLOCK_COUNTS.get(f, deepest + 1))
+    fitting = deep_enough or fitting
+    exact = tuple(family for family in fitting if _has_known_width(family, deltas) is True)
     if exact:
         return exact
-    return tuple(family for family in fitting if _has_known_width(family, changes) is not False) or fitting
+    return tuple(family for family in fitting if _has_known_width(family, deltas) is not False) or fitting
 
 
-def _has_known_width(family: str, changes: Mapping[str, DeltaWeight]) -> bool | None:
-    """Whether the widths are a published model's; None where there is nothing to compare."""
+def _has_known_width(family: str, deltas: Mapping[str, DeltaWeight]) -> bool | None:
+    """Return True if the width is one of a published model; None if there is no layer to compare."""
     ending, widths = _WIDTHS.get(family, ("", ()))
-    found = [change.shape[1] for module, change in changes.items() if ending and re.search(ending, module)]
-    return found[0] in widths if found else None
+    widths_in_file = [
+        delta.shape[1] for module, delta in deltas.items() if ending and re.search(ending, module)
+    ]
+    return widths_in_file[0] in widths if widths_in_file else None

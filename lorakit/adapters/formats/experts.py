@@ -1,9 +1,9 @@
-"""Adapters of two experts, which other programs read as two files: each in the names of a single network."""
+"""Adapters of two experts, which other programs read as two files with the names of a single network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lorakit.adapters.formats.delta_weights import DeltaWeight
 from lorakit.adapters.formats.read import LoadedAdapter
@@ -11,19 +11,28 @@ from lorakit.adapters.formats.read import LoadedAdapter
 HIGH_NOISE, LOW_NOISE = "transformer", "transformer_2"
 
 
-def split_experts(source: LoadedAdapter) -> Iterator[tuple[str, str, LoadedAdapter]]:
-    """(what its file is called, component of the base, adapter) of each expert; a single network has no name.
+@dataclass(frozen=True)
+class ExpertAdapter:
+    """The adapter of one expert: the suffix of its file, and the base model's component it belongs to."""
 
-    The first works at high noise levels, the second at low ones.
+    suffix: str
+    component: str
+    adapter: LoadedAdapter
+
+
+def split_experts(adapter: LoadedAdapter) -> Iterator[ExpertAdapter]:
+    """Yield the adapter of each expert; a single network has an empty suffix.
+
+    The first expert denoises at high noise levels, the second at low ones.
     """
-    second = source.of(LOW_NOISE)
-    if not second:
-        yield "", HIGH_NOISE, source
+    low_noise = adapter.component_deltas(LOW_NOISE)
+    if not low_noise:
+        yield ExpertAdapter("", HIGH_NOISE, adapter)
         return
-    if first := source.of(HIGH_NOISE):
-        yield "high-noise", HIGH_NOISE, _as_single_network(source, first)
-    yield "low-noise", LOW_NOISE, _as_single_network(source, second)
+    if high_noise := adapter.component_deltas(HIGH_NOISE):
+        yield ExpertAdapter("high-noise", HIGH_NOISE, _as_single_network(adapter, high_noise))
+    yield ExpertAdapter("low-noise", LOW_NOISE, _as_single_network(adapter, low_noise))
 
 
-def _as_single_network(source: LoadedAdapter, changes: dict[str, DeltaWeight]) -> LoadedAdapter:
-    return replace(source, changes={f"{HIGH_NOISE}.{module}": change for module, change in changes.items()})
+def _as_single_network(adapter: LoadedAdapter, deltas: dict[str, DeltaWeight]) -> LoadedAdapter:
+    return replace(adapter, deltas={f"{HIGH_NOISE}.{module}": delta for module, delta in deltas.items()})

@@ -1,13 +1,14 @@
-"""The parts of one module's change as adapter files spell them, and the change that they make.
+"""The tensors of one module's delta weight by the suffix of their key, and the delta that they make.
 
-Every writer names the same few tensors in its own way; here they get one name each. What is in a file and
-not in this table is an error that names the key.
+Every trainer names the same few tensors in its own way; here each gets one name, its part. A key that is not
+in this table is an error that names it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -23,6 +24,7 @@ from lorakit.adapters.formats.delta_weights import (
 from lorakit.core.errors import DataError
 
 ModuleTensors = dict[str, torch.Tensor]
+"""Tensors of one module by part."""
 ScaleForRank = Callable[[int], float]
 """rank -> scale, for a file without `alpha` keys."""
 
@@ -40,7 +42,7 @@ _SUFFIXES = {
     "rotation": ("oft_R.weight", "oft_R.default.weight"),
     "rotation_scaled": ("oft_R.scaled_oft",),
     "blocks": ("oft_blocks",),
-    "blocks_factors": ("rescale",),
+    "blocks_scale": ("rescale",),
 }  # fmt: skip
 _SUFFIXES |= {f"hada_{part}": (f"hada_{part}",) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
 _SUFFIXES |= {
@@ -56,71 +58,84 @@ _KEY = re.compile(
 _LEGACY_KEY = re.compile(r"(.+)_lora\.(down|up)\.weight")  # attention processors of diffusers before 0.20
 
 
+@dataclass(frozen=True)
+class TensorKey:
+    """A key of an adapter file: the stem that names the module, and the part that the tensor is of it."""
+
+    stem: str
+    part: str
+
+
 def group_by_module(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, ModuleTensors]:
-    """Tensors by the stem of their key and the part that they are; DataError for a key that is unknown."""
-    found: dict[str, ModuleTensors] = {}
-    for key in sorted(tensors):
-        stem, part = _split_key(key, where)
-        if part in found.setdefault(stem, {}):
-            raise DataError(f"{key} says again what another key says", where=where)
-        found[stem][part] = tensors[key]
-    return found
+    """Group tensors by the stem of their key, then by part; DataError for an unknown or repeated key."""
+    by_module: dict[str, ModuleTensors] = {}
+    for name in sorted(tensors):
+        key = _split_key(name, where)
+        parts = by_module.setdefault(key.stem, {})
+        if key.part in parts:
+            raise DataError(f"two keys name the same tensor, one is {name}", where=where)
+        parts[key.part] = tensors[name]
+    return by_module
 
 
-def _split_key(key: str, where: str) -> tuple[str, str]:
-    if match := _KEY.fullmatch(key):
-        return match[1], _PART_BY_SUFFIX[match[2]]
-    if match := _LEGACY_KEY.fullmatch(key):
+def _split_key(name: str, where: str) -> TensorKey:
+    if match := _KEY.fullmatch(name):
+        return TensorKey(match[1], _PART_BY_SUFFIX[match[2]])
+    if match := _LEGACY_KEY.fullmatch(name):
         stem = match[1].replace(".processor", "")
-        return stem + (".0" if stem.endswith("to_out") else ""), match[2]
+        return TensorKey(stem + (".0" if stem.endswith("to_out") else ""), match[2])
     raise DataError(
-        f"a key that is not understood: {key[:200]}",
+        f"unknown key: {name[:200]}",
         where=where,
-        remedy="readable are LoRA, DoRA, LoHa, LoKr and OFT as diffusers, peft, kohya, ComfyUI and LyCORIS "
-        "write them; changes of biases and norms are not",
+        remedy="lorakit reads LoRA, DoRA, LoHa, LoKr and OFT as diffusers, peft, kohya, ComfyUI and LyCORIS "
+        "write them; it does not read deltas of biases and norms",
     )
 
 
 def looks_like_adapter(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether any key is one of an adapter."""
+    """Return True if any key is one of an adapter."""
     return any(_KEY.fullmatch(key) or _LEGACY_KEY.fullmatch(key) for key in tensors)
 
 
 def build_delta(parts: ModuleTensors, scaling: ScaleForRank, where: str) -> DeltaWeight:
-    """The change that a module's parts make; DataError where they are not whole or do not fit together."""
-    left = dict(parts)
-    alpha = left.pop("alpha", None)
+    """Build a module's delta weight from its tensors; DataError if they are incomplete or do not fit."""
+    remaining = dict(parts)
+    alpha = remaining.pop("alpha", None)
     if alpha is not None and alpha.numel() != 1:
-        raise DataError("alpha is not one number", where=where)
-    stated = None if alpha is None else float(alpha)
-    dora = left.pop("dora_scale", None)
-    magnitude = left.pop("magnitude", None)
-    maker = next((make for name, make in _BUILDERS.items() if any(p.startswith(name) for p in left)), None)
+        raise DataError("alpha must be a single number", where=where)
+    alpha_value = None if alpha is None else float(alpha)
+    magnitude = remaining.pop("dora_scale", None)
+    peft_magnitude = remaining.pop("magnitude", None)
+    builder = next(
+        (build for prefix, build in _BUILDERS.items() if any(p.startswith(prefix) for p in remaining)), None
+    )
     try:
-        if maker is None:
-            raise DataError("a magnitude or an alpha without the change it belongs to", where=where)
-        change = maker(left, stated, scaling, where)
-        if left:
-            raise DataError(f"a part that belongs to another kind of adapter: {sorted(left)[0]}", where=where)
-        if magnitude is not None:  # peft's: one number an output, whatever the shape
-            dora = magnitude.reshape(-1, *[1] * (len(change.shape) - 1))
-        if dora is not None:
-            change = _dora(change, dora, where)
+        if builder is None:
+            raise DataError("a magnitude or an alpha without the delta it belongs to", where=where)
+        delta = builder(remaining, alpha_value, scaling, where)
+        if remaining:
+            raise DataError(f"a tensor of another adapter method: {sorted(remaining)[0]}", where=where)
+        if peft_magnitude is not None:  # one number for each output, whatever its shape
+            magnitude = peft_magnitude.reshape(-1, *[1] * (len(delta.shape) - 1))
+        if magnitude is not None:
+            delta = _dora(delta, magnitude, where)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise DataError(f"shapes that do not go together: {error}", where=where) from error
-    return change
+        raise DataError(f"the shapes do not fit together: {error}", where=where) from error
+    return delta
 
 
 def _lora(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
     if "down" not in parts or "up" not in parts:
-        raise DataError("only one half of the adapter is there", where=where)
+        raise DataError("one of the two LoRA factors is missing", where=where)
     down, up, mid = parts.pop("down"), parts.pop("up"), parts.pop("mid", None)
     if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0] or not down.shape[0]:
-        raise DataError(f"shapes {tuple(down.shape)} and {tuple(up.shape)} do not multiply", where=where)
+        raise DataError(
+            f"the shapes {tuple(down.shape)} and {tuple(up.shape)} cannot be multiplied", where=where
+        )
     if mid is not None:  # LyCORIS' convolution in three steps: 1 x 1, the kernel, 1 x 1
         down = torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1))
     if any(size != 1 for size in up.shape[2:]):
-        raise DataError("the second factor of a convolution has a kernel", where=where)
+        raise DataError("the second factor of a convolution must have a 1 x 1 kernel", where=where)
     return LoraDelta(down, up, _scale(alpha, down.shape[0], scaling))
 
 
@@ -139,18 +154,18 @@ def _loha(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, wher
 
 
 def _lokr(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
-    one, two = _lokr_factor(parts, 1), _lokr_factor(parts, 2)
-    rank = two.rank or one.rank
+    first, second = _lokr_factor(parts, 1), _lokr_factor(parts, 2)
+    rank = second.rank or first.rank
     if rank:
-        return LokrDelta(one, two, _scale(alpha, rank, scaling))
-    # Two whole factors: LyCORIS ignores alpha then, and writes one all the same.
-    return LokrDelta(one, two, 1.0 if alpha is not None else scaling(0))
+        return LokrDelta(first, second, _scale(alpha, rank, scaling))
+    # Two dense factors: LyCORIS writes an alpha but ignores it.
+    return LokrDelta(first, second, 1.0 if alpha is not None else scaling(0))
 
 
 def _lokr_factor(parts: ModuleTensors, number: int) -> DeltaWeight:
-    whole = parts.pop(f"lokr_w{number}", None)
-    if whole is not None:
-        return FullDelta(whole)
+    dense = parts.pop(f"lokr_w{number}", None)
+    if dense is not None:
+        return FullDelta(dense)
     a, b = parts.pop(f"lokr_w{number}_a"), parts.pop(f"lokr_w{number}_b")
     core = parts.pop("lokr_t2", None) if number == 2 else None
     if core is None:
@@ -163,9 +178,10 @@ def _full(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, wher
 
 
 def _peft_oft(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
-    """peft's angles, as the upper triangle of a skew matrix; its transform is a series of five terms.
+    """Build peft's OFT: angles are the upper triangle of a skew matrix, its Cayley transform is a series of
+    five terms.
 
-    OneTrainer marks files whose angles are to be divided by 2 sqrt(size - 1).
+    OneTrainer marks files whose angles must be divided by 2 sqrt(size - 1).
     """
     angles = parts.pop("rotation").float()
     size = round((1 + (1 + 8 * angles.shape[1]) ** 0.5) / 2)
@@ -176,30 +192,36 @@ def _peft_oft(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, 
     skew[:, row, column] = angles
     skew = skew - skew.mT
     square = skew @ skew
-    turn = torch.eye(size) + 2 * skew + 2 * square + 2 * square @ skew + square @ square
-    return OftDelta(turn.mT.contiguous(), "inputs")
+    rotation = torch.eye(size) + 2 * skew + 2 * square + 2 * square @ skew + square @ square
+    return OftDelta(rotation.mT.contiguous(), "inputs")
 
 
 def _lycoris_oft(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:
-    """LyCORIS' blocks: the exact Cayley transform, on the outputs; alpha times the outputs bounds it."""
+    """Build LyCORIS' OFT: the exact Cayley transform of blocks of outputs; alpha times the number of outputs
+    bounds the norm."""
     blocks = parts.pop("blocks").float()
     if blocks.ndim != 3:
-        raise DataError("butterfly OFT (BOFT) is not read", where=where, remedy="diagonal OFT is")
+        raise DataError(
+            "lorakit cannot read butterfly OFT (BOFT)", where=where, remedy="train diagonal OFT instead"
+        )
     skew = blocks - blocks.mT
     if alpha:
         length = skew.norm() + 1e-8
         skew = skew * min(1.0, alpha * blocks.shape[0] * blocks.shape[1] / float(length))
-    one = torch.eye(blocks.shape[-1])
-    turn = torch.linalg.solve(one - skew, one + skew, left=False)
-    return OftDelta(turn.mT.contiguous(), "outputs", parts.pop("blocks_factors", None))
+    identity = torch.eye(blocks.shape[-1])
+    rotation = torch.linalg.solve(identity - skew, identity + skew, left=False)
+    return OftDelta(rotation.mT.contiguous(), "outputs", parts.pop("blocks_scale", None))
 
 
-def _dora(change: DeltaWeight, magnitude: torch.Tensor, where: str) -> DoraDelta:
-    """LyCORIS' magnitudes lie along the axis that they belong to."""
-    allowed = ((change.shape[0], 1), (1, change.shape[1]))
+def _dora(delta: DeltaWeight, magnitude: torch.Tensor, where: str) -> DoraDelta:
+    """Build a DoRA delta; LyCORIS stores magnitudes along the axis they belong to."""
+    allowed = ((delta.shape[0], 1), (1, delta.shape[1]))
     if tuple(magnitude.shape[:2]) not in allowed or any(size != 1 for size in magnitude.shape[2:]):
-        raise DataError(f"magnitude {tuple(magnitude.shape)} for {change.shape}", where=where)
-    return DoraDelta(change, magnitude)
+        raise DataError(
+            f"a magnitude of shape {tuple(magnitude.shape)} does not fit a weight of {delta.shape}",
+            where=where,
+        )
+    return DoraDelta(delta, magnitude)
 
 
 def _scale(alpha: float | None, rank: int, scaling: ScaleForRank) -> float:

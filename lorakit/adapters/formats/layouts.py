@@ -1,7 +1,7 @@
-"""Write changes as files spell them: dots with the scale multiplied in, or kohya's underscores and alphas.
+"""Write delta weights in a layout: dotted keys with the scale multiplied in, or kohya's with alphas.
 
-Writers and readers (`spelling`, `names`) are independent of each other, so that reading a written file back
-proves something.
+Writers share no code with the readers (`key_suffixes`, `module_names`), so that reading a written file back
+verifies it.
 """
 
 from __future__ import annotations
@@ -19,150 +19,166 @@ from lorakit.adapters.formats.delta_weights import (
     LokrDelta,
     LoraDelta,
 )
+from lorakit.adapters.formats.native_names import NativeModule
 from lorakit.core.errors import ConfigError
 
 Tensors = dict[str, torch.Tensor]
-Changes = Mapping[str, DeltaWeight]
+Deltas = Mapping[str, DeltaWeight]
+"""Delta weights by `<component>.<module>`."""
 
 
-def write_diffusers(changes: Changes, family: str) -> Tensors:
-    """`<component>.<module>.lora_A.weight` / `lora_B.weight`, scale multiplied into B."""
+def write_diffusers(deltas: Deltas, family: str) -> Tensors:
+    """Write `<component>.<module>.lora_A.weight` and `lora_B.weight`, the scale multiplied into B."""
     tensors: Tensors = {}
-    for module, change in changes.items():
-        _write_dotted(tensors, module, change)
+    for module, delta in deltas.items():
+        _write_dotted(tensors, module, delta)
     return tensors
 
 
-def write_native(changes: Changes, family: str) -> Tensors:
-    """`diffusion_model.<the published network's module>`, layers fused as it has them."""
+def write_native(deltas: Deltas, family: str) -> Tensors:
+    """Write `diffusion_model.<native module>`, with fused layers where the published network has them."""
     tensors: Tensors = {}
-    done: set[str] = set()
-    for module, change in changes.items():
+    written: set[str] = set()
+    for module, delta in deltas.items():
         component, path = module.split(".", 1)
         if component not in ("transformer", "unet"):
-            _write_dotted(tensors, module, change)
+            _write_dotted(tensors, module, delta)
             continue
-        name, parts = native_names.native_module(family, path) or (path, [path])
-        if name in done:
+        native = native_names.native_module(family, path) or NativeModule(path, [path])
+        if native.name in written:
             continue
-        done.add(name)
-        together = {
-            part: changes[f"{component}.{part}"] for part in parts if f"{component}.{part}" in changes
+        written.add(native.name)
+        members = {
+            member: deltas[f"{component}.{member}"]
+            for member in native.members
+            if f"{component}.{member}" in deltas
         }
-        whole = native_names.reorder_modulation(name, parts[0], _fuse_deltas(together, parts, family))
-        _write_dotted(tensors, f"diffusion_model.{name}", whole)
+        fused = _fuse_deltas(members, native.members, family)
+        fused = native_names.reorder_modulation(native.name, native.members[0], fused)
+        _write_dotted(tensors, f"diffusion_model.{native.name}", fused)
     return tensors
 
 
-def _fuse_deltas(changes: Changes, parts: list[str], family: str) -> DeltaWeight:
-    if len(parts) == 1:
-        return next(iter(changes.values()))
-    low = {part: change for part, change in changes.items() if isinstance(change, LoraDelta)}
-    if len(low) < len(changes):
+def _fuse_deltas(deltas: Deltas, members: list[str], family: str) -> DeltaWeight:
+    if len(members) == 1:
+        return next(iter(deltas.values()))
+    lora_deltas = {member: delta for member, delta in deltas.items() if isinstance(delta, LoraDelta)}
+    if len(lora_deltas) < len(deltas):
         raise ConfigError(
-            "only LoRA goes into a fused layer", where=", ".join(sorted(changes.keys() - low.keys()))
+            "only LoRA can be fused into one layer",
+            where=", ".join(sorted(deltas.keys() - lora_deltas.keys())),
         )
-    return native_names.fuse_low_rank(low, parts, family in consumers.GROUPED_QUERY_FAMILIES, family)
+    is_grouped_query = family in consumers.GROUPED_QUERY_FAMILIES
+    return native_names.fuse_low_rank(lora_deltas, members, is_grouped_query, family)
 
 
-def write_kohya(changes: Changes, family: str) -> Tensors:
-    """`lora_unet_<module, underscores>.lora_down.weight` / `lora_up.weight` / `alpha`.
+def write_kohya(deltas: Deltas, family: str) -> Tensors:
+    """Write `lora_unet_<module with underscores>.lora_down.weight`, `lora_up.weight` and `alpha`.
 
-    One alpha for the whole file, for diffusers takes the first one for all; what remains goes into `lora_up`.
+    The whole file has one alpha, because diffusers uses the first one for all modules; the rest of each scale
+    is multiplied into `lora_up`.
     """
-    plain = [change for change in changes.values() if isinstance(_direction(change), LoraDelta)]
-    first = _direction(plain[0]) if plain else None
-    alpha = first.scale * first.rank if isinstance(first, LoraDelta) else None
-    several = len(consumers.loader_rules(family)["diffusers"].texts) > 1
+    directions = [_direction(delta) for delta in deltas.values()]
+    first = next((delta for delta in directions if isinstance(delta, LoraDelta)), None)
+    alpha = first.scale * first.rank if first else None
+    has_two_text_encoders = len(consumers.loader_rules(family)["diffusers"].text_encoders) > 1
     prefixes = {"unet": "lora_unet", "transformer": "lora_unet", "text_encoder_2": "lora_te2"}
-    prefixes["text_encoder"] = "lora_te1" if several else "lora_te"
+    prefixes["text_encoder"] = "lora_te1" if has_two_text_encoders else "lora_te"
     tensors: Tensors = {}
-    for module, change in changes.items():
+    for module, delta in deltas.items():
         component, path = module.split(".", 1)
-        _write_kohya_module(tensors, f"{prefixes[component]}_{path.replace('.', '_')}", change, alpha)
+        _write_kohya_module(tensors, f"{prefixes[component]}_{path.replace('.', '_')}", delta, alpha)
     return tensors
 
 
-def _direction(change: DeltaWeight) -> DeltaWeight:
-    return change.inner if isinstance(change, DoraDelta) else change
+def _direction(delta: DeltaWeight) -> DeltaWeight:
+    return delta.direction if isinstance(delta, DoraDelta) else delta
 
 
-def _write_kohya_module(tensors: Tensors, stem: str, change: DeltaWeight, alpha: float | None) -> None:
-    if isinstance(change, DoraDelta):
-        tensors[f"{stem}.dora_scale"] = change.magnitude.float()
-        _write_kohya_module(tensors, stem, change.inner, alpha)
-    elif isinstance(change, LoraDelta):
-        # a file whose first module has no effect states an alpha of zero to nobody
-        whole = alpha or float(change.rank)
-        tensors[f"{stem}.lora_down.weight"] = change.down.float()
-        tensors[f"{stem}.lora_up.weight"] = change.up.float() * (change.scale * change.rank / whole)
-        tensors[f"{stem}.alpha"] = torch.tensor(whole, dtype=torch.float32)
+def _write_kohya_module(tensors: Tensors, stem: str, delta: DeltaWeight, alpha: float | None) -> None:
+    if isinstance(delta, DoraDelta):
+        tensors[f"{stem}.dora_scale"] = delta.magnitude.float()
+        _write_kohya_module(tensors, stem, delta.direction, alpha)
+    elif isinstance(delta, LoraDelta):
+        # an alpha of zero, from a first module without effect, would disable all modules
+        file_alpha = alpha or float(delta.rank)
+        tensors[f"{stem}.lora_down.weight"] = delta.down.float()
+        tensors[f"{stem}.lora_up.weight"] = delta.up.float() * (delta.scale * delta.rank / file_alpha)
+        tensors[f"{stem}.alpha"] = torch.tensor(file_alpha, dtype=torch.float32)
     else:
-        _write_factors(tensors, stem, change)
+        _write_factors(tensors, stem, delta)
 
 
-def _write_dotted(tensors: Tensors, stem: str, change: DeltaWeight) -> None:
-    if isinstance(change, DoraDelta):
-        if change.over == "base":
-            tensors[f"{stem}.dora_scale"] = change.magnitude.float()
+def _write_dotted(tensors: Tensors, stem: str, delta: DeltaWeight) -> None:
+    if isinstance(delta, DoraDelta):
+        if delta.norm_of == "base":
+            tensors[f"{stem}.dora_scale"] = delta.magnitude.float()
         else:
-            flat = change.magnitude.float().flatten()  # peft's shape: (out,), or (1, out, 1, 1)
-            kernel = len(change.shape) - 2
+            flat = delta.magnitude.float().flatten()  # peft's shape: (out,), or (1, out, 1, 1)
+            kernel = len(delta.shape) - 2
             name = f"{stem}.lora_magnitude_vector"
-            # transformers takes peft's present name only, diffusers the one before
+            # transformers reads only peft's current name, diffusers only the previous one
             name += ".weight" if stem.startswith("text_encoder") else ""
             tensors[name] = flat.reshape(1, -1, *[1] * kernel) if kernel else flat
-        _write_dotted(tensors, stem, change.inner)
-    elif isinstance(change, LoraDelta):
-        tensors[f"{stem}.lora_A.weight"] = change.down.float()
-        tensors[f"{stem}.lora_B.weight"] = change.up.float() * change.scale
+        _write_dotted(tensors, stem, delta.direction)
+    elif isinstance(delta, LoraDelta):
+        tensors[f"{stem}.lora_A.weight"] = delta.down.float()
+        tensors[f"{stem}.lora_B.weight"] = delta.up.float() * delta.scale
     else:
-        _write_factors(tensors, stem, change)
+        _write_factors(tensors, stem, delta)
 
 
-def _write_factors(tensors: Tensors, stem: str, change: DeltaWeight) -> None:
-    """LoHa, LoKr and whole differences in LyCORIS' names, no alpha: the scale is multiplied in."""
-    if isinstance(change, FullDelta):
-        tensors[f"{stem}.diff"] = change.weight.float()
-    elif isinstance(change, LohaDelta):
-        for number, side in enumerate((change.one, change.two), 1):
-            scale = side.scale * (change.scale if number == 1 else 1)
+def _write_factors(tensors: Tensors, stem: str, delta: DeltaWeight) -> None:
+    """Write LoHa, LoKr and dense differences with LyCORIS' names; the scale is multiplied in, no alpha."""
+    if isinstance(delta, FullDelta):
+        tensors[f"{stem}.diff"] = delta.weight.float()
+    elif isinstance(delta, LohaDelta):
+        for number, side in enumerate((delta.first, delta.second), 1):
+            scale = side.scale * (delta.scale if number == 1 else 1)
             tensors[f"{stem}.hada_w{number}_a"] = side.up.float() * scale
             tensors[f"{stem}.hada_w{number}_b"] = side.down.float()
-    elif isinstance(change, LokrDelta):
-        for number, factor in enumerate((change.one, change.two), 1):
-            scale = change.scale if number == 1 else 1.0
+    elif isinstance(delta, LokrDelta):
+        for number, factor in enumerate((delta.first, delta.second), 1):
+            scale = delta.scale if number == 1 else 1.0
             if isinstance(factor, LoraDelta):
                 tensors[f"{stem}.lokr_w{number}_a"] = factor.up.float() * factor.scale * scale
                 tensors[f"{stem}.lokr_w{number}_b"] = factor.down.float()
             else:
-                tensors[f"{stem}.lokr_w{number}"] = factor.delta() * scale
+                tensors[f"{stem}.lokr_w{number}"] = factor.dense() * scale
     else:
-        raise ConfigError(f"no layout spells a change of kind {change.kind}", where=stem)
+        raise ConfigError(
+            f"no layout can store the delta weight of {delta.method}",
+            where=stem,
+            remedy="export it: it becomes the nearest LoRA",
+        )
 
 
 def unshare_memory(tensors: Tensors) -> Tensors:
-    """Tensors that share no memory, as the file format wants them: members of a fused layer have one A."""
-    seen: set[int] = set()
-    own: Tensors = {}
+    """Return tensors that share no memory, as safetensors requires: members of a fused layer share one A."""
+    seen_pointers: set[int] = set()
+    unshared: Tensors = {}
     for key, tensor in tensors.items():
-        own[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return own
+        unshared[key] = tensor.clone() if tensor.data_ptr() in seen_pointers else tensor
+        seen_pointers.add(tensor.data_ptr())
+    return unshared
 
 
-def is_supported_method(change: DeltaWeight, family: str, consumer: str) -> bool:
-    """Whether a consumer reads this kind as it is, once its numbers are stated in the consumer's way."""
-    if isinstance(change, DoraDelta):
-        low, known = isinstance(change.inner, LoraDelta), change.by_output or consumer != "diffusers"
-        return low and known and not consumers.divides_by_input_norm(family, consumer)
-    if isinstance(change, LohaDelta):  # convolutions with a core have no names here
-        return consumer != "diffusers" and all(side.down.ndim == 2 for side in (change.one, change.two))
-    if isinstance(change, LokrDelta):
-        flat = all(not isinstance(f, LoraDelta) or f.down.ndim == 2 for f in (change.one, change.two))
-        return consumer != "diffusers" and flat
-    return isinstance(change, LoraDelta) or (isinstance(change, FullDelta) and consumer != "diffusers")
+def is_supported_method(delta: DeltaWeight, family: str, consumer: str) -> bool:
+    """Return True if a consumer reads this method without conversion to LoRA."""
+    if isinstance(delta, DoraDelta):
+        has_known_axis = delta.is_per_output or consumer != "diffusers"
+        return (
+            isinstance(delta.direction, LoraDelta)
+            and has_known_axis
+            and not consumers.divides_by_input_norm(family, consumer)
+        )
+    if isinstance(delta, LohaDelta):  # there are no names here for convolutions with a core tensor
+        return consumer != "diffusers" and all(side.down.ndim == 2 for side in (delta.first, delta.second))
+    if isinstance(delta, LokrDelta):
+        is_flat = all(not isinstance(f, LoraDelta) or f.down.ndim == 2 for f in (delta.first, delta.second))
+        return consumer != "diffusers" and is_flat
+    return isinstance(delta, LoraDelta) or (isinstance(delta, FullDelta) and consumer != "diffusers")
 
 
-Writer = Callable[[Changes, str], Tensors]
+Writer = Callable[[Deltas, str], Tensors]
 WRITERS: dict[str, Writer] = {"diffusers": write_diffusers, "native": write_native, "kohya": write_kohya}

@@ -1,7 +1,7 @@
-"""Which module a key of an adapter file means, in diffusers' names: `<component>.<module>`.
+"""Resolve the key of an adapter file to modules with diffusers' names: `<component>.<module>`.
 
-Writers of keys disagree about prefixes, dots and the names of blocks; everything is told apart by pattern,
-never by trying what loads.
+Programs use different prefixes, separators and block names; they are distinguished by patterns, never by
+trying what loads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DENOISERS = ("unet", "transformer", "transformer_2")
 """The last is the second of two experts."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
-# Names of diffusers' modules that contain an underscore themselves; every other underscore was a dot.
+# Names of diffusers' modules that contain an underscore; every other underscore of kohya was a dot.
 _UNDERSCORED_NAMES = """down_blocks up_blocks mid_block transformer_blocks single_transformer_blocks
 joint_transformer_blocks double_stream_blocks single_stream_blocks visual_transformer_blocks
 text_transformer_blocks mode_blocks txt_mode_blocks refiner_blocks layerwise_blocks noise_refiner
@@ -47,13 +47,13 @@ _CLIP = re.compile(
     r"(?:text_model_)?encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 )
 _COMFY_TEXT = re.compile(r"text_encoders\.(clip_l|clip_h|clip_g|t5xxl)\.transformer\.(.+)")
-_T5_PLACE = {"flux1": 1, "sd3": 2}
-"""Which text encoder T5 is, where it is not the only one."""
+_T5_INDEX = {"flux1": 1, "sd3": 2}
+"""Index of the T5 text encoder in families with several."""
 _UNET_FAMILIES = (None, "sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint", "kolors")
 _UNKNOWN_NATIVE = re.compile(
     r"(?:^|\.)(?:joint|double|single|context|x|input|output|middle)[._](?:blocks?|layers)\."
 )
-"""Published networks' blocks; what no table explains of them is no module of diffusers."""
+"""Names of native blocks; what no table resolves is not a module of diffusers."""
 _T5 = re.compile(r"encoder_block_(\d+)_layer_(\d+)_(SelfAttention|DenseReluDense)_(q|k|v|o|wi_0|wi_1|wi|wo)")
 _UNET = re.compile(r"down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding")
 _LDM_BLOCK = re.compile(
@@ -82,27 +82,27 @@ def kohya_to_dotted(name: str) -> str:
 
 
 def dotted_to_kohya(module: str) -> str:
-    """kohya's spelling of a module's path."""
+    """Return a module's path with kohya's underscores."""
     return module.replace(".", "_")
 
 
 def with_text_model_prefix(module: str) -> str:
-    """A CLIP module's path with the `text_model.` that published files have and new libraries dropped."""
+    """Return a CLIP module's path with `text_model.`, which files have and new libraries do not."""
     return f"text_model.{module}" if module.startswith("encoder.layers.") else module
 
 
 def resolve_key(stem: str, family: str | None) -> list[str] | None:
-    """The modules that a key's stem means, as `<component>.<module>`; None when it is not understood.
+    """Return the modules that the stem of a key names, as `<component>.<module>`; None if it is unknown.
 
-    `family` is needed for the names of a published network; several modules come of a fused layer.
+    `family` is needed for native names; a fused layer has several modules.
     """
     for prefix, number in (("lora_te_", 0), ("lora_te1_", 0), ("lora_te2_", 1), ("lora_te3_", 2)):
         if stem.startswith(prefix):
             module = _text_encoder_module(stem.removeprefix(prefix))
             return None if module is None else [f"{TEXT_ENCODERS[number]}.{module}"]
     if match := _COMFY_TEXT.fullmatch(stem):
-        place = {"clip_g": 1, "t5xxl": _T5_PLACE.get(family or "", 0)}.get(match[1], 0)
-        return [f"{TEXT_ENCODERS[place]}.{with_text_model_prefix(match[2])}"]
+        index = {"clip_g": 1, "t5xxl": _T5_INDEX.get(family or "", 0)}.get(match[1], 0)
+        return [f"{TEXT_ENCODERS[index]}.{with_text_model_prefix(match[2])}"]
     for component in TEXT_ENCODERS:
         if stem.startswith(f"{component}."):
             return [f"{component}.{with_text_model_prefix(stem.removeprefix(f'{component}.'))}"]
@@ -121,7 +121,7 @@ def resolve_key(stem: str, family: str | None) -> list[str] | None:
 
 
 def resolve_unprefixed_key(path: str, family: str | None) -> list[str] | None:
-    """A path without a component's name: peft's own files, and the published networks'."""
+    """Resolve a path without a component: files of peft, and native names."""
     if path.startswith(tuple(f"{part}." for part in (*DENOISERS, *TEXT_ENCODERS))):
         return resolve_key(path, family)
     if module := _ldm_unet_module(dotted_to_kohya(path)):
@@ -134,14 +134,12 @@ def _is_unet_name(name: str, family: str | None) -> bool:
 
 
 def _resolve_dotted(path: str, component: str, family: str | None) -> list[str] | None:
-    found = (
-        None
-        if component == "unet" or native_names.native_module(family, path)
-        else native_names.diffusers_modules(family, path)
-    )
-    if found is None and _UNKNOWN_NATIVE.search(path):
+    modules = None
+    if component != "unet" and not native_names.native_module(family, path):
+        modules = native_names.diffusers_modules(family, path)
+    if modules is None and _UNKNOWN_NATIVE.search(path):
         return None
-    return [f"{component}.{module}" for module in found or [path]]
+    return [f"{component}.{module}" for module in modules or [path]]
 
 
 def _resolve_underscored(name: str, family: str | None) -> list[str] | None:
@@ -149,11 +147,11 @@ def _resolve_underscored(name: str, family: str | None) -> list[str] | None:
         return [f"unet.{module}"]
     if _is_unet_name(name, family):
         return [f"unet.{kohya_to_dotted(name)}"]
-    if found := native_names.diffusers_modules(family, name):
-        return [f"transformer.{module}" for module in found]
+    if modules := native_names.diffusers_modules(family, name):
+        return [f"transformer.{module}" for module in modules]
     module = kohya_to_dotted(name)
-    known = dotted_to_kohya(module) == name and not _UNKNOWN_NATIVE.search(module)
-    return [f"transformer.{module}"] if known else None
+    is_resolved = dotted_to_kohya(module) == name and not _UNKNOWN_NATIVE.search(module)
+    return [f"transformer.{module}"] if is_resolved else None
 
 
 def _text_encoder_module(name: str) -> str | None:
@@ -165,7 +163,7 @@ def _text_encoder_module(name: str) -> str | None:
 
 
 def _ldm_unet_module(name: str) -> str | None:
-    """A U-Net's block in the numbering of the original Stable Diffusion, two resnets to a level."""
+    """Return the module of a U-Net key in Stable Diffusion's original numbering, two resnets a level."""
     if name in _LDM_OUTER_MODULES:
         return _LDM_OUTER_MODULES[name]
     match = _LDM_BLOCK.fullmatch(name)
@@ -191,11 +189,11 @@ def _ldm_unet_module(name: str) -> str | None:
     )
 
 
-def _unet_block_module(block: str, layer: int, kind: str, rest: str) -> str | None:
-    inner = kohya_to_dotted(rest) if kind == "attentions" else _LDM_RESNET_MODULES.get(rest)
-    return f"{block}.{kind}.{layer}.{inner}" if inner else None
+def _unet_block_module(block: str, layer: int, group: str, rest: str) -> str | None:
+    inner = kohya_to_dotted(rest) if group == "attentions" else _LDM_RESNET_MODULES.get(rest)
+    return f"{block}.{group}.{layer}.{inner}" if inner else None
 
 
 def component_names(modules: Iterable[str]) -> list[str]:
-    """The components that full module names belong to, sorted."""
+    """Return the components of full module names, sorted."""
     return sorted({module.split(".", 1)[0] for module in modules})

@@ -1,10 +1,10 @@
-"""A published network's module names to diffusers' and back, and fused layers cut apart and put together."""
+"""Module names of published networks to diffusers' and back, and their fused layers split and fused."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -16,12 +16,21 @@ from lorakit.core.errors import DataError
 __all__ = [
     "DIFFUSERS_NAMED_FAMILIES",
     "NATIVE_NAMES",
+    "NativeModule",
     "diffusers_modules",
     "fuse_low_rank",
     "native_module",
     "reorder_modulation",
     "split_fused",
 ]
+
+
+@dataclass(frozen=True)
+class NativeModule:
+    """A module of a published network, and the diffusers modules that it consists of, in order."""
+
+    name: str
+    members: list[str]
 
 
 def _regex(template: str) -> re.Pattern[str]:
@@ -31,93 +40,98 @@ def _regex(template: str) -> re.Pattern[str]:
 @cache
 def _patterns(family: str | None) -> list[tuple[re.Pattern[str], re.Pattern[str], NameRow]]:
     return [
-        (_regex(row[0]), _regex(row[0].replace(".", "_")), row) for row in NATIVE_NAMES.get(family or "", [])
+        (_regex(row.native), _regex(row.native.replace(".", "_")), row)
+        for row in NATIVE_NAMES.get(family or "", [])
     ]
 
 
 @cache
 def _owner_patterns(family: str | None) -> list[tuple[re.Pattern[str], NameRow]]:
-    return [(_regex(member), row) for row in NATIVE_NAMES.get(family or "", []) for member in row[1]]
+    return [(_regex(member), row) for row in NATIVE_NAMES.get(family or "", []) for member in row.members]
 
 
 def diffusers_modules(family: str | None, name: str) -> list[str] | None:
-    """The diffusers modules within a native module, given with dots or underscores; None when unknown."""
+    """Return the diffusers modules of a native module, named with dots or underscores; None if unknown."""
     for dotted, underscored, row in _patterns(family):
         if match := dotted.fullmatch(name) or underscored.fullmatch(name):
-            return _fill_block_number(match, row[1])
+            return _fill_block_number(match, row.members)
     return None
 
 
 def is_block_module(family: str, name: str) -> bool:
-    """Whether a native module lies in a numbered block; what lies around them is called alike by many."""
+    """Return True if a native module is in a numbered block; names outside blocks occur in many families."""
     return any(
-        "{}" in row[0] and bool(dotted.fullmatch(name) or underscored.fullmatch(name))
+        "{}" in row.native and bool(dotted.fullmatch(name) or underscored.fullmatch(name))
         for dotted, underscored, row in _patterns(family)
     )
 
 
-def native_module(family: str | None, module: str) -> tuple[str, list[str]] | None:
-    """The native module that holds a diffusers module, and all that lie in it."""
+def native_module(family: str | None, module: str) -> NativeModule | None:
+    """Return the native module that contains a diffusers module; None if the family has no such name."""
     for pattern, row in _owner_patterns(family):
         if match := pattern.fullmatch(module):
-            return _fill_block_number(match, row[:1])[0], _fill_block_number(match, row[1])
+            (name,) = _fill_block_number(match, [row.native])
+            return NativeModule(name, _fill_block_number(match, row.members))
     return None
 
 
 def _fill_block_number(match: re.Match[str], templates: Sequence[str]) -> list[str]:
-    """Templates with the block's number; modules outside the blocks have none."""
+    """Return templates with the number of the block; modules outside blocks have no number."""
     return [template.replace("{}", match[1]) if match.re.groups else template for template in templates]
 
 
-def is_modulation_swapped(native: str, module: str, change: DeltaWeight) -> bool:
-    """Whether a native module's two halves lie the other way round in the diffusers module it is."""
+def is_modulation_swapped(native: str, module: str, delta: DeltaWeight) -> bool:
+    """Return True if the two halves of a native module are in the other order in its diffusers module."""
     path = module.removeprefix("transformer.")
-    if native.replace(".", "_").endswith(path.replace(".", "_")):  # a file of diffusers' names
+    if native.replace(".", "_").endswith(path.replace(".", "_")):  # the file has diffusers' names
         return False
-    last = path.endswith(".norm1_context.linear") and change.shape[0] == 2 * change.shape[1]
-    return path == "norm_out.linear" or last
+    is_last_context = path.endswith(".norm1_context.linear") and delta.shape[0] == 2 * delta.shape[1]
+    return path == "norm_out.linear" or is_last_context
 
 
-def reorder_modulation(native: str, module: str, change: DeltaWeight) -> DeltaWeight:
-    """A change between a native module and the diffusers module it is: mostly the same.
+def reorder_modulation(native: str, module: str, delta: DeltaWeight) -> DeltaWeight:
+    """Convert a delta between a native module and its diffusers module, for most modules without change.
 
-    diffusers keeps scale and shift of the last modulation in the other order, and so those of a context that
-    ends in the last block (its layer makes two numbers for each, not six). Swapping twice changes nothing.
+    diffusers stores scale and shift of the last modulation in the other order, and also those of a context
+    stream that ends in the last block (its layer has two outputs for each channel, not six). The conversion
+    is its own inverse.
     """
-    if not is_modulation_swapped(native, module, change):
-        return change
-    height = change.shape[0]
-    if isinstance(change, LoraDelta):
-        return replace(change, up=change.up.roll(height // 2, 0))
-    if isinstance(change, OftDelta) and change.side == "inputs":
-        return change
-    if isinstance(change, DoraDelta):
-        magnitude = change.magnitude.roll(height // 2, 0) if change.by_output else change.magnitude
-        return replace(change, inner=reorder_modulation(native, module, change.inner), magnitude=magnitude)
-    if change.needs_base:
-        raise DataError(f"{change.kind} of a modulation cannot be reordered", where=module)
-    return FullDelta(change.delta().roll(height // 2, 0))
+    if not is_modulation_swapped(native, module, delta):
+        return delta
+    height = delta.shape[0]
+    if isinstance(delta, LoraDelta):
+        return replace(delta, up=delta.up.roll(height // 2, 0))
+    if isinstance(delta, OftDelta) and delta.side == "inputs":
+        return delta
+    if isinstance(delta, DoraDelta):
+        magnitude = delta.magnitude.roll(height // 2, 0) if delta.is_per_output else delta.magnitude
+        direction = reorder_modulation(native, module, delta.direction)
+        return replace(delta, direction=direction, magnitude=magnitude)
+    if delta.needs_base:
+        raise DataError(f"{delta.method} of a modulation cannot be reordered", where=module)
+    return FullDelta(delta.dense().roll(height // 2, 0))
 
 
-def split_fused(change: DeltaWeight, modules: Sequence[str], stem: str, where: str) -> dict[str, DeltaWeight]:
-    """The change of a native module, in its file called `stem`, as its members', cut along the outputs.
+def split_fused(delta: DeltaWeight, modules: Sequence[str], stem: str, where: str) -> dict[str, DeltaWeight]:
+    """Split the delta of a native module, whose key has the stem `stem`, into those of its members.
 
-    The query is as tall as the layer is wide; key and value share what is left, where a feed-forward
-    layer does not follow them. (Grouped attention has a shorter key and value.)
+    It is split along the outputs: the query has as many outputs as inputs, key and value share the rest
+    equally (fewer with grouped-query attention), and a feed-forward layer, if it follows them, has the rest.
+    Raises DataError if the number of outputs does not fit or the method cannot be split.
     """
     if len(modules) == 1:
-        return {modules[0]: reorder_modulation(stem, modules[0], change)}
-    if isinstance(change, OftDelta) and change.side == "inputs":
-        return dict.fromkeys(modules, change)
-    if change.needs_base and not (
-        isinstance(change, DoraDelta) and change.by_output and not change.inner.needs_base
+        return {modules[0]: reorder_modulation(stem, modules[0], delta)}
+    if isinstance(delta, OftDelta) and delta.side == "inputs":
+        return dict.fromkeys(modules, delta)
+    if delta.needs_base and not (
+        isinstance(delta, DoraDelta) and delta.is_per_output and not delta.direction.needs_base
     ):
         raise DataError(
-            f"{change.kind} of a fused layer, whose parts depend on each other, cannot be taken apart",
+            f"{delta.method} of a fused layer cannot be split, because its outputs depend on each other",
             where=where,
-            remedy="have its trainer write it in diffusers' layout, which keeps the parts",
+            remedy="let its trainer write the diffusers layout, which does not fuse layers",
         )
-    height, width = change.shape[0], change.shape[1]
+    height, width = delta.shape[0], delta.shape[1]
     match len(modules):
         case 2:
             sizes = [height // 2] * 2
@@ -127,37 +141,42 @@ def split_fused(change: DeltaWeight, modules: Sequence[str], stem: str, where: s
         case _:
             sizes = [width, width, width, height - 3 * width]
     if sum(sizes) != height or min(sizes) <= 0:
-        raise DataError(f"{height} outputs are not those of {', '.join(modules)}", where=where)
+        raise DataError(f"{height} outputs cannot be split into {', '.join(modules)}", where=where)
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return {m: change.rows(end - size, end) for m, size, end in zip(modules, sizes, ends, strict=True)}
+    return {
+        m: delta.slice_outputs(end - size, end) for m, size, end in zip(modules, sizes, ends, strict=True)
+    }
 
 
 def fuse_low_rank(
-    changes: Mapping[str, LoraDelta], modules: Sequence[str], grouped: bool, where: str
+    deltas: Mapping[str, LoraDelta], modules: Sequence[str], is_grouped_query: bool, where: str
 ) -> LoraDelta:
-    """The members' changes as one of the native module: the ranks add up, the outputs lie below each other.
+    """Return the deltas of a native module's members as one: the ranks add up, the outputs are stacked.
 
-    A member without a change gets zeros, where its height is known.
+    A member without a delta gets zeros. Raises DataError if its number of outputs is unknown.
     """
     if len(modules) == 1:
-        return changes[modules[0]]
-    there = [changes[m] for m in modules if m in changes]
-    width = there[0].shape[1]
+        return deltas[modules[0]]
+    present = [deltas[module] for module in modules if module in deltas]
+    width = present[0].shape[1]
     heights: list[int] = []
-    for place, module in enumerate(modules):
-        if module in changes:
-            heights.append(changes[module].shape[0])
-        elif grouped and place:
+    for index, module in enumerate(modules):
+        if module in deltas:
+            heights.append(deltas[module].shape[0])
+        elif is_grouped_query and index:
             raise DataError(
-                f"{module} is not adapted, so that its fused layer has an unknown height", where=where
+                f"{module} is not adapted, so the number of outputs of its fused layer is unknown",
+                where=where,
             )
+        elif index == 3:  # the feed-forward layer
+            heights.append(4 * width)
         else:
-            heights.append(4 * width if place == 3 else width if len(modules) > 2 else there[0].shape[0])
-    up = torch.zeros(sum(heights), sum(term.rank for term in there))
+            heights.append(width if len(modules) > 2 else present[0].shape[0])
+    up = torch.zeros(sum(heights), sum(delta.rank for delta in present))
     row = column = 0
     for height, module in zip(heights, modules, strict=True):
-        if (term := changes.get(module)) is not None:
-            up[row : row + height, column : column + term.rank] = term.up.float() * term.scale
-            column += term.rank
+        if (delta := deltas.get(module)) is not None:
+            up[row : row + height, column : column + delta.rank] = delta.up.float() * delta.scale
+            column += delta.rank
         row += height
-    return LoraDelta(torch.cat([term.down.float() for term in there]), up)
+    return LoraDelta(torch.cat([delta.down.float() for delta in present]), up)

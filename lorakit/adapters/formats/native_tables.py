@@ -1,23 +1,33 @@
-"""The published networks' own module names, which ComfyUI and the trainers built on them use.
+"""Module names of the published networks, which ComfyUI and trainers for these networks use.
 
-One row a module: its name, and the modules of diffusers that lie in it one after the other. `{}` is a block's
-number. Checked against ComfyUI 0.19 (its model classes) and diffusers 0.42 (the shapes).
+One row for each module: its native name, and the diffusers modules that it consists of, in order. `{}` is the
+number of a block. Checked against ComfyUI 0.19 (its model classes) and diffusers 0.42 (the shapes).
 """
 
 from __future__ import annotations
 
-NameRow = tuple[str, tuple[str, ...]]
+from typing import NamedTuple
+
+
+class NameRow(NamedTuple):
+    """A native module, and its diffusers modules."""
+
+    native: str
+    members: tuple[str, ...]
+
+
+_Row = tuple[str, tuple[str, ...]]
 
 _QKV = ("to_q", "to_k", "to_v")
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
-def _row(native: str, block: str, *members: str) -> NameRow:
+def _row(native: str, block: str, *members: str) -> _Row:
     return native, tuple(f"{block}.{member}" for member in members)
 
 
-def _double_stream_rows(feed: tuple[str, str]) -> list[NameRow]:
-    """Flux's blocks of two streams; `feed` names the feed-forward's layers."""
+def _double_stream_rows(feed_forward: tuple[str, str]) -> list[_Row]:
+    """Return the rows of Flux's double-stream blocks; `feed_forward` names the layers in diffusers."""
     block, ours = "double_blocks.{}", "transformer_blocks.{}"
     rows = [
         _row(f"{block}.img_attn.qkv", f"{ours}.attn", *_QKV),
@@ -26,19 +36,20 @@ def _double_stream_rows(feed: tuple[str, str]) -> list[NameRow]:
         _row(f"{block}.txt_attn.proj", f"{ours}.attn", "to_add_out"),
     ]
     for stream, ff in (("img_mlp", "ff"), ("txt_mlp", "ff_context")):
-        rows += [_row(f"{block}.{stream}.{n}", f"{ours}.{ff}", f) for n, f in zip((0, 2), feed, strict=True)]
+        for number, layer in zip((0, 2), feed_forward, strict=True):
+            rows.append(_row(f"{block}.{stream}.{number}", f"{ours}.{ff}", layer))
     return rows
 
 
-def _outer_rows(*pairs: tuple[str, str]) -> list[NameRow]:
-    """Modules outside the blocks, `native: ours`."""
+def _outer_rows(*pairs: tuple[str, str]) -> list[_Row]:
+    """Return the rows of modules outside blocks, from (native, diffusers) names."""
     return [(native, (ours,)) for native, ours in pairs]
 
 
-def _embedder_rows(room: str, layers: tuple[str, str], **names: str) -> list[NameRow]:
-    """Embedders of two layers, which diffusers keeps in one `room`."""
+def _embedder_rows(parent: str, layers: tuple[str, str], **names: str) -> list[_Row]:
+    """Return the rows of embedders with two layers, which are in one `parent` module in diffusers."""
     return [
-        (f"{native}.{layer}", (f"{room}.{ours}_embedder.linear_{number}",))
+        (f"{native}.{layer}", (f"{parent}.{ours}_embedder.linear_{number}",))
         for native, ours in names.items()
         for number, layer in enumerate(layers, 1)
     ]
@@ -90,7 +101,7 @@ _CHROMA = [
 _MLP = ("mlp.0", "mlp.2")
 
 
-def _sd3() -> list[NameRow]:
+def _sd3() -> list[_Row]:
     block, ours = "joint_blocks.{}", "transformer_blocks.{}"
     rows = [
         _row(f"{block}.x_block.attn.qkv", f"{ours}.attn", *_QKV),
@@ -114,10 +125,10 @@ def _sd3() -> list[NameRow]:
     )
 
 
-def _auraflow() -> list[NameRow]:
+def _auraflow() -> list[_Row]:
     double, single = "double_layers.{}.attn", "single_layers.{}.attn"
     ours, alone = "joint_transformer_blocks.{}", "single_transformer_blocks.{}"
-    rows: list[NameRow] = []
+    rows: list[_Row] = []
     for letter, own, added in (("q", "to_q", "add_q_proj"), ("k", "to_k", "add_k_proj"),
                                ("v", "to_v", "add_v_proj"), ("o", "to_out.0", "to_add_out")):  # fmt: skip
         rows += [
@@ -146,20 +157,21 @@ def _auraflow() -> list[NameRow]:
     )
 
 
-def _lumina(attention: str, feed: tuple[str, str, str]) -> list[NameRow]:
-    rows: list[NameRow] = []
+def _lumina(attention: str, feed_forward: tuple[str, str, str]) -> list[_Row]:
+    rows: list[_Row] = []
     for block in ("layers.{}", "context_refiner.{}", "noise_refiner.{}"):
         rows += [
             _row(f"{block}.attention.qkv", f"{block}.{attention}", *_QKV),
             _row(f"{block}.attention.out", f"{block}.{attention}", "to_out.0"),
         ]
         rows += [
-            (f"{block}.feed_forward.w{n}", (f"{block}.feed_forward.{own}",)) for n, own in enumerate(feed, 1)
+            (f"{block}.feed_forward.w{number}", (f"{block}.feed_forward.{layer}",))
+            for number, layer in enumerate(feed_forward, 1)
         ]
     return rows
 
 
-def _hunyuan_image() -> list[NameRow]:
+def _hunyuan_image() -> list[_Row]:
     native, ours = (
         "txt_in.individual_token_refiner.blocks.{}",
         "context_embedder.token_refiner.refiner_blocks.{}",
@@ -173,7 +185,7 @@ def _hunyuan_image() -> list[NameRow]:
     ]
 
 
-def _hunyuan_dit() -> list[NameRow]:
+def _hunyuan_dit() -> list[_Row]:
     block = "blocks.{}"
     return [
         _row(f"{block}.attn1.Wqkv", f"{block}.attn1", *_QKV),
@@ -186,7 +198,7 @@ def _hunyuan_dit() -> list[NameRow]:
     ]
 
 
-def _pixart() -> list[NameRow]:
+def _pixart() -> list[_Row]:
     native, ours = "blocks.{}", "transformer_blocks.{}"
     return [
         _row(f"{native}.attn.qkv", f"{ours}.attn1", *_QKV),
@@ -215,7 +227,7 @@ _IDEOGRAM4 = [
 ]
 
 
-def _krea2() -> list[NameRow]:
+def _krea2() -> list[_Row]:
     rows = _outer_rows(
         ("first", "img_in"),
         ("last.linear", "final_layer.linear"),
@@ -243,7 +255,7 @@ def _krea2() -> list[NameRow]:
     return rows
 
 
-def _wan() -> list[NameRow]:
+def _wan() -> list[_Row]:
     block = "blocks.{}"
     rows = [
         _row(f"{block}.ffn.0", f"{block}.ffn", "net.0.proj"),
@@ -267,7 +279,7 @@ def _wan() -> list[NameRow]:
     )
 
 
-def _ltx() -> list[NameRow]:
+def _ltx() -> list[_Row]:
     return _outer_rows(
         ("patchify_proj", "proj_in"),
         ("adaln_single.linear", "time_embed.linear"),
@@ -276,7 +288,7 @@ def _ltx() -> list[NameRow]:
     )
 
 
-NATIVE_NAMES: dict[str, list[NameRow]] = {
+_ROWS: dict[str, list[_Row]] = {
     "sd3": _sd3(),
     "flux1": _FLUX1_ROWS,
     "chroma": _CHROMA,
@@ -294,5 +306,7 @@ NATIVE_NAMES: dict[str, list[NameRow]] = {
     "ltx-video": _ltx(),
     "hunyuan-video": [*_hunyuan_image(), *_MODULATIONS],
 }
+NATIVE_NAMES = {family: [NameRow(*row) for row in rows] for family, rows in _ROWS.items()}
+"""Rows by family."""
 DIFFUSERS_NAMED_FAMILIES = ("qwen-image", "hidream", "kandinsky5", "ernie-image")
-"""Families whose own names are diffusers'."""
+"""Families whose native names are those of diffusers."""

@@ -1,4 +1,4 @@
-"""Read an adapter file of any origin as changes of weights."""
+"""Read an adapter file of any origin into delta weights."""
 
 from __future__ import annotations
 
@@ -12,121 +12,174 @@ from typing import Any
 
 import torch
 
-from lorakit.adapters.formats import detect_family, key_suffixes, module_names, native_names
+from lorakit.adapters.files import METADATA_KEY, parse_adapter_metadata
+from lorakit.adapters.formats import delta_weights, detect_family, key_suffixes, module_names, native_names
 from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, OftDelta
 from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, NumericError
 
-LORAKIT_KEY = "lorakit"
-"""Metadata key under which lorakit keeps what it knows about an adapter, as JSON."""
-PEFT_KEY = "lora_adapter_metadata"
-"""Metadata key under which diffusers keeps peft's configuration."""
+PEFT_METADATA_KEY = "lora_adapter_metadata"
+"""Metadata key under which diffusers stores peft's configuration."""
+ADAPTER_FILE_NAMES = (
+    "adapter.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+)
+"""Names of adapter files in a run folder, and in folders of peft and diffusers."""
+ScaleForModule = Callable[[str, int], float]
+"""(module, rank) -> scale."""
 
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """Changes by `<component>.<module>` in diffusers' names, whatever layout the file had."""
+    """An adapter in memory: delta weights by `<component>.<module>` in diffusers' names.
 
-    changes: dict[str, DeltaWeight]
+    The names do not depend on the layout of the file it was read from.
+    """
+
+    deltas: dict[str, DeltaWeight]
     layout: str
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What lorakit recorded: family, rank, alpha, trigger, ..."""
+    lorakit_metadata: dict[str, Any] = field(default_factory=dict)
+    """Metadata that lorakit wrote: family, rank, alpha, trigger, ..."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """The file's whole metadata."""
-    families: tuple[str, ...] = ()
-    """The families it can belong to, likeliest first; one where the file records it."""
-    words: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Vectors (tokens, width) of a new word by text encoder, where lorakit trained one with the adapter;
-    `facts["embedding"]` says which word."""
-    unsound: tuple[str, ...] = ()
-    """The file's tensors that hold NaN or infinity; empty unless they were asked for."""
+    """The whole metadata of the file."""
+    possible_families: tuple[str, ...] = ()
+    """Model families it can belong to, the likeliest first; one where the file names it."""
+    embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Vectors (num_vectors, width) of a new token by text encoder, where lorakit trained one with the
+    adapter; `lorakit_metadata["textual_inversion"]` names the token."""
+    nonfinite_tensors: tuple[str, ...] = ()
+    """Keys of the file's tensors with NaN or infinity; only an adapter read to be inspected has any."""
+    path: Path | None = None
+    """The file or folder it was read from; None for an adapter that was computed."""
 
     @property
     def family(self) -> str | None:
-        """The family's name, where it is certain."""
-        return self.families[0] if len(self.families) == 1 else None
+        """The name of the model family; None if several are possible."""
+        return self.possible_families[0] if len(self.possible_families) == 1 else None
+
+    @property
+    def method(self) -> str:
+        """The method of most modules, such as `lora` or `dora`; `none` if no module is adapted."""
+        return delta_weights.most_common_method(self.deltas)
+
+    @property
+    def rank(self) -> int:
+        """The rank of most modules; 0 for methods without a rank."""
+        return delta_weights.most_common_rank(self.deltas)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of elements of all stored tensors, without the vectors of a new token."""
+        return sum(tensor.numel() for delta in self.deltas.values() for tensor in delta.stored_tensors())
 
     @property
     def components(self) -> list[str]:
-        """The networks that are changed, such as `unet` and `text_encoder`."""
-        return module_names.component_names(self.changes)
+        """The adapted networks, such as `unet` and `text_encoder`."""
+        return module_names.component_names(self.deltas)
 
-    def of(self, component: str) -> dict[str, DeltaWeight]:
-        """Changes of one network, by its module names."""
-        start = f"{component}."
-        return {m.removeprefix(start): c for m, c in self.changes.items() if m.startswith(start)}
+    @property
+    def token(self) -> str | None:
+        """The new token whose vectors the file holds, if any."""
+        return str(self.lorakit_metadata["textual_inversion"]["token"]) if self.embeddings else None
+
+    def component_deltas(self, component: str) -> dict[str, DeltaWeight]:
+        """Return the delta weights of one network, by its module names."""
+        prefix = f"{component}."
+        return {m.removeprefix(prefix): delta for m, delta in self.deltas.items() if m.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class _PeftFolder:
+    """A folder in peft's layout: the file of weights, and adapter_config.json where it exists."""
+
+    weights_file: Path
+    config: dict[str, Any] | None
 
 
 def read_adapter_file(
-    path: str | Path, family: str | None = None, *, unsound: bool = False, word_alone: bool = False
+    path: str | Path,
+    family: str | None = None,
+    *,
+    allow_nonfinite: bool = False,
+    allow_embedding_only: bool = False,
 ) -> LoadedAdapter:
-    """Read an adapter file, or a folder as peft writes it; nothing of it is run.
+    """Read an adapter file, or a folder as peft or a run writes it; no code in it is executed.
 
-    `family` names the model's family where the file does not; else it is read from the keys and shapes.
-    `unsound` reads one with NaN or infinity too, to look at it; `word_alone` one that changes nothing and
-    has a new word.
-    Raises DataError for a damaged file, a key that is not understood, or halves that do not fit together,
-    and NumericError for NaN or infinity.
+    `family` names the model family; without it the family is read from metadata, keys and shapes.
+    `allow_nonfinite` accepts NaN and infinity, for inspection; `allow_embedding_only` accepts a file with the
+    vectors of a new token and no adapter.
+    Raises ConfigError for a path without an adapter, DataError for a damaged file, an unknown key or factors
+    that do not fit together, and NumericError for NaN or infinity.
     """
-    file = Path(path)
-    config = None
-    if file.is_dir():
-        file, config = _peft_folder(file)
+    source = Path(path)
+    folder = _find_in_folder(source) if source.is_dir() else _PeftFolder(source, None)
+    file = folder.weights_file
+    if not file.is_file():
+        raise ConfigError("there is no such adapter", where=str(file), remedy="give an adapter file")
     metadata = storage.read_safetensors_metadata(file)
     tensors = storage.read_safetensors(file)
-    damaged = _non_finite_keys(tensors)
-    if not unsound:
-        require_finite(damaged, str(file))
-    if word_alone and LORAKIT_KEY in metadata and all(map(is_embedding_key, tensors)):
-        facts = _read_lorakit_metadata(metadata, str(file))
+    nonfinite = _nonfinite_keys(tensors)
+    if not allow_nonfinite:
+        require_finite(nonfinite, str(file))
+    if allow_embedding_only and METADATA_KEY in metadata and all(map(is_embedding_key, tensors)):
+        own = _read_lorakit_metadata(metadata, str(file))
         return LoadedAdapter(
-            {}, detect_layout(tensors), facts, metadata, (facts["family"],), _embedding_tensors(tensors)
+            {},
+            detect_layout(tensors),
+            own,
+            metadata,
+            (own["family"],),
+            _embedding_tensors(tensors),
+            (),
+            source,
         )
-    return replace(_build_adapter(tensors, metadata, str(file), family, config), unsound=damaged)
+    adapter = _build_adapter(tensors, metadata, str(file), family, folder.config)
+    return replace(adapter, nonfinite_tensors=nonfinite, path=source)
 
 
 def parse_adapter(data: bytes, where: str, family: str | None = None) -> LoadedAdapter:
-    """Read an adapter from a file's bytes; `where` names it in errors."""
+    """Read an adapter from the bytes of a file; `where` names it in errors."""
     from safetensors.torch import load as load_bytes
 
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     tensors = load_bytes(data)
-    require_finite(_non_finite_keys(tensors), where)
+    require_finite(_nonfinite_keys(tensors), where)
     return _build_adapter(tensors, metadata, where, family, None)
 
 
-def require_finite(damaged: Sequence[str], where: str) -> None:
-    """NumericError that names the first of the tensors with NaN or infinity, if there are any."""
-    if damaged:
-        more = f", and {len(damaged) - 1} tensors more" if len(damaged) > 1 else ""
+def require_finite(nonfinite: Sequence[str], where: str) -> None:
+    """Raise NumericError if there are tensors with NaN or infinity; it names the first."""
+    if nonfinite:
+        others = f", and {len(nonfinite) - 1} more tensors" if len(nonfinite) > 1 else ""
         raise NumericError(
-            "the adapter holds NaN or infinity",
-            where=f"{where}, {damaged[0][:200]}{more}",
-            remedy="take an earlier checkpoint of its training; no strength mends it",
+            "the adapter contains NaN or infinity",
+            where=f"{where}, {nonfinite[0][:200]}{others}",
+            remedy="use an earlier checkpoint of its training; a lower strength does not help",
         )
 
 
-def _non_finite_keys(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    return tuple(key for key in sorted(tensors) if not _finite(tensors[key]))
+def _nonfinite_keys(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    return tuple(key for key in sorted(tensors) if not _is_finite(tensors[key]))
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    """Told by the extremes, to which NaN spreads: forty times quicker than to look at each number."""
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Check the minimum and maximum, to which NaN spreads: 40 times faster than checking each element."""
     if not tensor.is_floating_point() or not tensor.numel():
         return bool(tensor.isfinite().all())
-    wide = tensor if tensor.element_size() > 1 else tensor.float()  # 8-bit numbers have no extremes
+    wide = tensor if tensor.element_size() > 1 else tensor.float()  # aminmax does not support 8-bit floats
     return all(math.isfinite(value) for value in torch.aminmax(wide))
 
 
-def _peft_folder(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    for name in ("adapter.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"):
+def _find_in_folder(folder: Path) -> _PeftFolder:
+    for name in ADAPTER_FILE_NAMES:
         if (folder / name).is_file():
             config = folder / "adapter_config.json"
-            return folder / name, storage.read_json(config) if config.is_file() else None
+            return _PeftFolder(folder / name, storage.read_json(config) if config.is_file() else None)
     raise ConfigError(
-        "no adapter in this folder", where=str(folder), remedy="give the .safetensors file itself"
+        "there is no adapter in this folder", where=str(folder), remedy="give the .safetensors file itself"
     )
 
 
@@ -137,149 +190,149 @@ def _build_adapter(
     family: str | None,
     config: dict[str, Any] | None,
 ) -> LoadedAdapter:
-    words = _embedding_tensors(tensors) if LORAKIT_KEY in metadata else {}
-    if words:
+    embeddings = _embedding_tensors(tensors) if METADATA_KEY in metadata else {}
+    if embeddings:
         tensors = {key: tensor for key, tensor in tensors.items() if not is_embedding_key(key)}
         if not tensors:
             raise ConfigError(
-                "this file holds a new word and no adapter",
+                "this file contains the vectors of a new token and no adapter",
                 where=where,
-                remedy="`lorakit export` writes the word as the file that other programs read",
+                remedy="`lorakit export` writes them as a file that other programs read",
             )
     if not key_suffixes.looks_like_adapter(tensors):
         raise DataError(
-            f"no layout of adapters that lorakit reads; its keys begin {', '.join(sorted(tensors)[:3])}",
+            f"unknown adapter layout; its first keys are {', '.join(sorted(tensors)[:3])}",
             where=where,
-            remedy="readable: lorakit's own, diffusers, peft, kohya, ComfyUI and LyCORIS",
+            remedy="lorakit reads its own layout and those of diffusers, peft, kohya, ComfyUI and LyCORIS",
         )
-    facts = _read_lorakit_metadata(metadata, where)
+    own = _read_lorakit_metadata(metadata, where)
     parts = key_suffixes.group_by_module(tensors, where)
-    possible = (family,) if family else _families(facts, metadata, parts)
-    stated = any("alpha" in part for part in parts.values())
-    scaling = _unit_scale if stated else _scale_lookup(facts, metadata, config, where)
-    backwards = _is_onetrainer_oft(tensors, metadata)
-    changes: dict[str, DeltaWeight] = {}
+    families = (family,) if family else _possible_families(own, metadata, parts)
+    has_alpha = any("alpha" in part for part in parts.values())
+    scaling = _unit_scale if has_alpha else _scale_lookup(own, metadata, config, where)
+    transpose_kernels = _is_onetrainer_oft(tensors, metadata)
+    deltas: dict[str, DeltaWeight] = {}
     for stem in sorted(parts):
-        modules = module_names.resolve_key(stem, possible[0] if possible else None)
+        modules = module_names.resolve_key(stem, families[0] if families else None)
         if modules is None:
-            raise DataError(f"a key that is not understood: {stem[:200]}", where=where)
-        change = key_suffixes.build_delta(parts[stem], partial(scaling, modules[0]), f"{where}, {stem}")
-        change = _apply_writer_conventions(change, facts, backwards)
-        for module, part in native_names.split_fused(change, modules, stem, f"{where}, {stem}").items():
-            if module in changes:
-                raise DataError(f"{module} is changed twice", where=where)
-            changes[module] = part
-    ordered = dict(sorted(changes.items()))
-    if not possible or len(possible) > 1:
-        possible = detect_family.narrow_by_shapes(possible, ordered)
-    return LoadedAdapter(ordered, detect_layout(tensors), facts, metadata, possible, words)
+            raise DataError(f"unknown key: {stem[:200]}", where=where)
+        delta = key_suffixes.build_delta(parts[stem], partial(scaling, modules[0]), f"{where}, {stem}")
+        delta = _apply_writer_conventions(delta, own, transpose_kernels)
+        for module, part in native_names.split_fused(delta, modules, stem, f"{where}, {stem}").items():
+            if module in deltas:
+                raise DataError(f"the file has two deltas of {module}", where=where)
+            deltas[module] = part
+    deltas = dict(sorted(deltas.items()))
+    if len(families) != 1:
+        families = detect_family.narrow_by_shapes(families, deltas)
+    return LoadedAdapter(deltas, detect_layout(tensors), own, metadata, families, embeddings)
 
 
 def _embedding_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A new word's vectors by text encoder."""
+    """Return the vectors of a new token by text encoder."""
     return {key.split(".")[0]: tensor for key, tensor in tensors.items() if is_embedding_key(key)}
 
 
-def _apply_writer_conventions(change: DeltaWeight, facts: Mapping[str, Any], backwards: bool) -> DeltaWeight:
-    """A change with what its numbers do not say, but who wrote them."""
-    if isinstance(change, DoraDelta) and facts.get("magnitude_over") == "base":
-        return replace(change, over="base")
-    if isinstance(change, OftDelta) and change.side == "inputs":
-        return replace(change, backwards=backwards)
-    return change
+def _apply_writer_conventions(
+    delta: DeltaWeight, own: Mapping[str, Any], transpose_kernels: bool
+) -> DeltaWeight:
+    """Apply the conventions that depend on the program that wrote the file, not on its tensors."""
+    if isinstance(delta, DoraDelta) and own.get("dora_magnitude_norm") == "base":
+        return replace(delta, norm_of="base")
+    if isinstance(delta, OftDelta) and delta.side == "inputs":
+        return replace(delta, transpose_kernels=transpose_kernels)
+    return delta
 
 
 def _is_onetrainer_oft(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bool:
-    """Whether OneTrainer wrote peft's kind of OFT: only it writes it under kohya's or native names."""
-    known = any(key.startswith("ot_") for key in metadata) or any(k.endswith("scaled_oft") for k in tensors)
-    return known or detect_layout(tensors) in ("kohya", "native")
+    """Return True if OneTrainer wrote peft's OFT: only it writes it with kohya's or native names."""
+    marked = any(key.startswith("ot_") for key in metadata) or any(k.endswith("scaled_oft") for k in tensors)
+    return marked or detect_layout(tensors) in ("kohya", "native")
 
 
-def _families(facts: dict[str, Any], metadata: dict[str, str], parts: Mapping[str, Any]) -> tuple[str, ...]:
-    if "family" in facts:
-        return (str(facts["family"]),)
+def _possible_families(
+    own: dict[str, Any], metadata: dict[str, str], parts: Mapping[str, Any]
+) -> tuple[str, ...]:
+    if "family" in own:
+        return (str(own["family"]),)
     return detect_family.family_from_metadata(metadata) or detect_family.families_from_tensors(parts)
 
 
 def detect_layout(tensors: Mapping[str, torch.Tensor]) -> str:
-    """What the layout of a file is called, told by its keys: kohya, native, diffusers or peft."""
+    """Return the layout of a file by its keys: kohya, native, diffusers or peft."""
     keys = sorted(tensors)
     if any(key.startswith(("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")) for key in keys):
         return "kohya"
     if any(key.startswith(("diffusion_model.", "model.diffusion_model.")) for key in keys):
         return "native"
-    return (
-        "diffusers"
-        if any(key.startswith(("unet.", "transformer.", "text_encoder")) for key in keys)
-        else "peft"
-    )
+    if any(key.startswith(("unet.", "transformer.", "text_encoder")) for key in keys):
+        return "diffusers"
+    return "peft"
 
 
 def _read_lorakit_metadata(metadata: dict[str, str], where: str) -> dict[str, Any]:
-    if LORAKIT_KEY not in metadata:
+    if METADATA_KEY not in metadata:
         return {}
-    try:
-        facts = json.loads(metadata[LORAKIT_KEY])
-        ranks = [facts["rank"], *dict(facts.get("ranks", {})).values()]
-        alphas = [facts["alpha"], *dict(facts.get("alphas", {})).values()]
-        sound = min(ranks) >= 1 and all(map(math.isfinite, alphas)) and isinstance(facts["family"], str)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        sound = False
-    if not sound:
-        raise DataError("the adapter's record of rank, alpha and family is damaged", where=where)
-    return dict(facts)
+    own = parse_adapter_metadata(metadata[METADATA_KEY], where)
+    if "family" not in own:
+        raise DataError("the metadata of the adapter is damaged: it names no family", where=where)
+    return own
 
 
 def _unit_scale(module: str, rank: int) -> float:
-    """In a file that states alphas, a module without one has it multiplied in."""
+    """Return 1: in a file with alphas, the scale of a module without one is multiplied into its factors."""
     return 1.0
 
 
 def _scale_lookup(
-    facts: dict[str, Any], metadata: dict[str, str], config: dict[str, Any] | None, where: str
-) -> Callable[[str, int], float]:
-    """(module, rank) -> scale for files whose layout has no `alpha` keys.
+    own: dict[str, Any], metadata: dict[str, str], config: dict[str, Any] | None, where: str
+) -> ScaleForModule:
+    """Return the scale of each module for a file without `alpha` keys.
 
-    Where nobody states an alpha it is multiplied in. rsLoRA (arXiv:2312.03732) divides by the root.
+    Where neither metadata nor configuration has an alpha, the scale is multiplied into the factors. rsLoRA
+    (arXiv:2312.03732) divides by the square root of the rank.
     """
-    if facts:
-        root = facts.get("rslora", False) is True or facts.get("type") == "rslora"
-        ranks, alphas = facts.get("ranks", {}), facts.get("alphas", {})
-
-        def own(module: str, rank: int) -> float:
-            whole = ranks.get(module, facts["rank"])
-            return float(alphas.get(module, facts["alpha"]) / (math.sqrt(whole) if root else whole))
-
-        return own
+    if own:
+        return partial(_lorakit_scale, own)
     if config is not None:
         return lambda module, rank: _peft_scale(config, module.split(".", 1)[1], rank)
-    if PEFT_KEY not in metadata:
+    if PEFT_METADATA_KEY not in metadata:
         return _unit_scale
     try:
-        told = dict(json.loads(metadata[PEFT_KEY]))
+        peft_config = dict(json.loads(metadata[PEFT_METADATA_KEY]))
     except (ValueError, TypeError, RecursionError) as error:
-        raise DataError("the adapter's record of peft's settings is damaged", where=where) from error
+        raise DataError("the peft configuration in the metadata is damaged", where=where) from error
 
-    def scale(module: str, rank: int) -> float:
+    def module_scale(module: str, rank: int) -> float:
         component, name = module.split(".", 1)
-        own = {k.removeprefix(f"{component}."): v for k, v in told.items() if k.startswith(f"{component}.")}
-        return _peft_scale(own or told, name, rank)
+        prefix = f"{component}."
+        component_config = {k.removeprefix(prefix): v for k, v in peft_config.items() if k.startswith(prefix)}
+        return _peft_scale(component_config or peft_config, name, rank)
 
-    return scale
+    return module_scale
+
+
+def _lorakit_scale(own: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return alpha / rank of a module by lorakit's metadata, which has the rank as well."""
+    is_rslora = own.get("rslora", False) is True or own.get("type") == "rslora"
+    module_rank = own.get("rank_pattern", {}).get(module, own["rank"])
+    alpha = own.get("alpha_pattern", {}).get(module, own["alpha"])
+    return float(alpha / (math.sqrt(module_rank) if is_rslora else module_rank))
 
 
 def _peft_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / rank as peft's configuration states it for a module; patterns name the exceptions."""
+    """Return alpha / rank of a module by peft's configuration, whose patterns name the exceptions."""
 
-    def stated(key: str, default: Any) -> float:
+    def value_of(key: str, default: Any) -> float:
         for pattern, value in (config.get(key) or {}).items():
-            ending = str(pattern).lstrip("^")  # never run as an expression: a hostile one takes forever
+            # never used as a regular expression: a hostile one could run forever
+            ending = str(pattern).lstrip("^")
             if module == ending or module.endswith(f".{ending}"):
                 return float(value)
         return float(default)
 
-    whole = rank or stated("rank_pattern", config.get("r", 1))
-    alpha = stated("alpha_pattern", config.get("lora_alpha", config.get("alpha", whole)))
-    if not math.isfinite(alpha) or whole < 1:
+    module_rank = rank or value_of("rank_pattern", config.get("r", 1))
+    alpha = value_of("alpha_pattern", config.get("lora_alpha", config.get("alpha", module_rank)))
+    if not math.isfinite(alpha) or module_rank < 1:
         raise DataError("alpha and rank must be finite numbers", where=module)
-    return alpha / (math.sqrt(whole) if config.get("use_rslora") else whole)
+    return alpha / (math.sqrt(module_rank) if config.get("use_rslora") else module_rank)

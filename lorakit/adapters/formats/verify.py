@@ -1,4 +1,4 @@
-"""Prove a file by reading its bytes back, then write it."""
+"""Verify a file by reading its bytes back, then write it."""
 
 from __future__ import annotations
 
@@ -9,136 +9,171 @@ from typing import Any
 
 import torch
 
+from lorakit.adapters.files import METADATA_KEY
 from lorakit.adapters.formats import consumers, layouts, low_rank, metadata
 from lorakit.adapters.formats.base_weights import BaseWeights
 from lorakit.adapters.formats.delta_weights import DeltaWeight
-from lorakit.adapters.formats.read import LORAKIT_KEY, LoadedAdapter, parse_adapter
+from lorakit.adapters.formats.read import ADAPTER_FILE_NAMES, LoadedAdapter, parse_adapter
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, LorakitError
 
-TOLERANCE = 1e-5  # of the Frobenius norm of a weight's change
+TOLERANCE = 1e-5  # of the Frobenius norm of a delta weight
 
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One written file. `max_relative_error`: the worst module's error of the weight change, as read back."""
+    """One written file."""
 
     path: Path
     consumers: tuple[str, ...]
+    """The programs that read it."""
     layout: str
-    keys: int
+    num_tensors: int
     max_relative_error: float
-    approximated: int = 0
-    """Modules whose change the consumer cannot hold, and that became the nearest LoRA."""
+    """The largest error of a delta weight as it was read back, relative to its norm."""
+    approximated_modules: int = 0
+    """Number of modules whose method the consumer does not support, so that they became the nearest LoRA."""
     approximation_error: float = 0.0
-    """The worst relative error of those."""
+    """The largest relative error of those modules."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for scripts."""
-        row = {"path": str(self.path), "for": self.consumers, "layout": self.layout, "keys": self.keys}
-        return row | {"approximated": self.approximated, "approximation_error": self.approximation_error}
+        """Return the values that `--json` prints."""
+        return {
+            "path": str(self.path),
+            "consumers": self.consumers,
+            "layout": self.layout,
+            "num_tensors": self.num_tensors,
+            "approximated_modules": self.approximated_modules,
+            "approximation_error": self.approximation_error,
+        }
 
-    def text(self) -> str:
-        """One line for people; what could not be held exactly is said."""
-        line = f"{self.path}  for {', '.join(self.consumers)}, proven to {self.max_relative_error:.0e}"
-        if not self.approximated:
+    def summary(self) -> str:
+        """Return one line for people, with the approximation error if there is one."""
+        readers = f"for {', '.join(self.consumers)}" if self.consumers else self.layout
+        line = (
+            f"{self.path}  {readers}, {self.num_tensors} tensors, verified to {self.max_relative_error:.0e}"
+        )
+        if not self.approximated_modules:
             return line
-        worst = f"off by up to {100 * self.approximation_error:.2g} %"
-        return f"{line}; {self.approximated} modules became the nearest LoRA, {worst}"
+        error = f"with an error of up to {100 * self.approximation_error:.2g} %"
+        return f"{line}; {self.approximated_modules} modules became the nearest LoRA, {error}"
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """One file to write, and what it holds: `changes` as they will stand in it."""
+    """One file to write: the consumers, the layout, the suffix of its name, and the deltas to store."""
 
     consumers: tuple[str, ...]
     layout: str
     suffix: str
-    changes: dict[str, DeltaWeight]
+    deltas: dict[str, DeltaWeight]
 
 
-def base_weight_for(weights: BaseWeights | None, module: str, change: DeltaWeight) -> torch.Tensor | None:
-    """The base's weight in float32 where a change needs it, else None; ConfigError when it is not there."""
-    if not change.needs_base:
+def base_weight_for(base_weights: BaseWeights | None, module: str, delta: DeltaWeight) -> torch.Tensor | None:
+    """Return the base model's weight in float32 if a delta needs it, else None.
+
+    Raises ConfigError if it is needed and there is no base model.
+    """
+    if not delta.needs_base:
         return None
-    if weights is None:
+    if base_weights is None:
         raise ConfigError(
-            f"what {change.kind} changes depends on the base's weights",
+            f"the delta weight of {delta.method} depends on the weights of the base model",
             where=module,
-            remedy="give --base FOLDER, the base it was trained on",
+            remedy="give --base FOLDER, the base model that the adapter was trained on",
         )
-    return weights.read(module).float()
+    return base_weights.read_weight(module).float()
 
 
 def require_overwritable(target: Path, *sources: Path) -> None:
-    """Refuse to write over a file that was read, or that is not lorakit's."""
+    """Raise ConfigError if `target` exists and is one of the sources, or if lorakit did not write it."""
     if not target.exists():
         return
-    if any(target.resolve() == source.resolve() for source in sources):
-        raise ConfigError("an export never replaces the adapter it is made from", where=str(target))
-    if LORAKIT_KEY not in storage.read_safetensors_metadata(target):
+    files = [source / name for source in sources for name in ("", *ADAPTER_FILE_NAMES)]
+    if target.resolve() in {file.resolve() for file in files}:
         raise ConfigError(
-            "this file is not lorakit's, so it is kept", where=str(target), remedy="name another"
+            "the output must not replace the adapter that it is made from",
+            where=str(target),
+            remedy="give another name",
+        )
+    if METADATA_KEY not in storage.read_safetensors_metadata(target):
+        raise ConfigError(
+            "lorakit did not write this file, so it is not replaced",
+            where=str(target),
+            remedy="give another name",
         )
 
 
 def write_verified(
-    source: LoadedAdapter,
+    adapter: LoadedAdapter,
     family: str,
     plan: ExportPlan,
     target: Path,
-    weights: BaseWeights | None,
-    base: Path | None,
-    private: bool,
+    base_weights: BaseWeights | None,
+    base: Path | None = None,
+    include_names: bool = False,
 ) -> ExportedFile:
-    """Write `plan` as `target` after its bytes were read back and found equal; LorakitError otherwise."""
-    tensors = layouts.unshare_memory(layouts.WRITERS[plan.layout](plan.changes, family))
-    name = target.stem if private else None
+    """Write `plan` to `target` after its bytes were read back with the same delta weights.
+
+    `base`, the base model's folder, and `include_names` add metadata. Raises LorakitError if they differ.
+    """
+    tensors = layouts.unshare_memory(layouts.WRITERS[plan.layout](plan.deltas, family))
+    output_name = target.stem if include_names else None
     data = storage.safetensors_bytes(
-        tensors, metadata.build_metadata(source, family, plan.changes, tensors, base, name)
+        tensors, metadata.build_metadata(adapter, family, plan.deltas, tensors, base, output_name)
     )
-    error = _verify_bytes(family, plan, data, target, weights)
-    lossy = _approximation_errors(source.changes, plan.changes, weights)
+    error = _verify_bytes(family, plan, data, target, base_weights)
+    errors = _approximation_errors(adapter.deltas, plan.deltas, base_weights)
     storage.write_bytes(target, data)
     return ExportedFile(
-        target, plan.consumers, plan.layout, len(tensors), error, len(lossy), max(lossy, default=0.0)
+        target, plan.consumers, plan.layout, len(tensors), error, len(errors), max(errors, default=0.0)
     )
 
 
 def _approximation_errors(
-    source: Mapping[str, DeltaWeight], stated: Mapping[str, DeltaWeight], weights: BaseWeights | None
+    source: Mapping[str, DeltaWeight], written: Mapping[str, DeltaWeight], base_weights: BaseWeights | None
 ) -> list[float]:
-    """Errors of the modules whose form had to change, those that came out exact left out."""
+    """Return the errors of modules whose method was converted, without those that are exact."""
     errors = []
-    for module, change in source.items():
-        if type(stated[module]) is not type(change):
-            error = low_rank.relative_error(change, stated[module], base_weight_for(weights, module, change))
+    for module, delta in source.items():
+        if type(written[module]) is not type(delta):
+            base = base_weight_for(base_weights, module, delta)
+            error = low_rank.relative_error(delta, written[module], base)
             if error > TOLERANCE:
                 errors.append(error)
     return errors
 
 
 def _verify_bytes(
-    family: str, plan: ExportPlan, data: bytes, target: Path, weights: BaseWeights | None
+    family: str, plan: ExportPlan, data: bytes, target: Path, base_weights: BaseWeights | None
 ) -> float:
-    """Read the bytes as the consumers would; the worst relative error, or an error that names keys."""
-    copy = parse_adapter(data, str(target), family)
-    # fused layers give every member a change, that of one which was not trained being zero
-    extra = {m for m in copy.changes.keys() - plan.changes.keys() if copy.changes[m].delta().any()}
-    lost = sorted(extra | (plan.changes.keys() - copy.changes.keys()))
-    unread = [m for name in plan.consumers for m in consumers.unsupported_modules(family, name, copy.changes)]
+    """Read the bytes by the consumers' rules; return the largest relative error.
+
+    Raises LorakitError that names modules which are missing, ignored or different.
+    """
+    reread = parse_adapter(data, str(target), family)
+    # a fused layer has a delta for every member, which is zero for those that were not trained
+    unexpected = {
+        module for module in reread.deltas.keys() - plan.deltas.keys() if reread.deltas[module].dense().any()
+    }
+    missing = sorted(unexpected | (plan.deltas.keys() - reread.deltas.keys()))
+    ignored = [
+        module
+        for consumer in plan.consumers
+        for module in consumers.unsupported_modules(family, consumer, reread.deltas)
+    ]
     errors = {
         module: low_rank.relative_error(
-            change, copy.changes[module], base_weight_for(weights, module, change)
+            delta, reread.deltas[module], base_weight_for(base_weights, module, delta)
         )
-        for module, change in plan.changes.items()
-        if module in copy.changes and not (weights is None and change.needs_base)
+        for module, delta in plan.deltas.items()
+        if module in reread.deltas and not (base_weights is None and delta.needs_base)
     }
-    wrong = lost + unread + [module for module, error in errors.items() if not error <= TOLERANCE]
+    wrong = missing + ignored + [module for module, error in errors.items() if not error <= TOLERANCE]
     if wrong:
         raise LorakitError(
-            f"the export would not load as trained, so it is not written: {', '.join(wrong[:5])}",
+            f"the file would not load as trained, so it is not written: {', '.join(wrong[:5])}",
             where=str(target),
-            remedy="this is a defect of lorakit; please report it with these names",
+            remedy="this is a bug of lorakit; please report it with these names",
         )
     return max(errors.values(), default=0.0)

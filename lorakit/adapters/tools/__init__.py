@@ -1,1 +1,1 @@
-"""Work on finished adapters of any origin: inspect, check, convert, combine, resize, extract, merge."""
+"""Tools for finished adapters of any origin: inspect, check, combine, resize, extract, merge."""

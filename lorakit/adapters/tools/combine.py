@@ -1,110 +1,151 @@
-"""Several adapters as one, and one adapter at another rank.
+"""Combine several adapters into one, and resize an adapter to another rank.
 
 TIES: arXiv:2306.01708. DARE: arXiv:2311.03099.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from lorakit.adapters.formats import BaseWeights, DeltaWeight, LoadedAdapter, LoraDelta, low_rank
+from lorakit.adapters.formats.export import require_family
 from lorakit.adapters.formats.verify import base_weight_for
+from lorakit.adapters.tools.weighted import WeightedAdapter, WeightedDelta
 from lorakit.core import rng
 from lorakit.core.errors import ConfigError
 
 COMBINE_METHODS = ("concatenate", "svd", "ties", "dare")
 
 
+@dataclass(frozen=True)
+class ReducedAdapter:
+    """A LoRA of low rank, and the share of the squared norm that each module retained (0 to 1)."""
+
+    adapter: LoadedAdapter
+    retained_energy: dict[str, float]
+
+
 def combine_adapters(
-    adapters: Sequence[tuple[LoadedAdapter, float]],
+    adapters: Sequence[WeightedAdapter],
     method: str = "concatenate",
     *,
-    rank: int | None = None,
+    max_rank: int | None = None,
     density: float = 0.5,
     seed: int = 0,
-    weights: BaseWeights | None = None,
-) -> dict[str, DeltaWeight]:
-    """The weighted sum of adapters, by module.
+    base_weights: BaseWeights | None = None,
+) -> LoadedAdapter:
+    """Return the weighted sum of adapters of one family as a LoRA.
 
-    `concatenate` is exact and adds the ranks up; `svd` keeps the best `rank` of the exact sum; `ties` keeps
-    the largest `density` of each difference and lets the signs vote; `dare` drops all but `density` of it at
-    random and scales the rest up. The last three end in LoRA of at most `rank` (default: the largest given).
+    `concatenate` is exact, and its rank is the sum of the ranks; `svd` keeps the best `max_rank` of the exact
+    sum; `ties` keeps the largest `density` of each difference and elects signs; `dare` drops all but
+    `density` of it at random and rescales the rest. The last three have at most `max_rank` (default: the
+    largest rank of the adapters). `base_weights` are needed for DoRA and OFT.
+    Raises ConfigError for an unknown method, a density outside (0, 1], and adapters of different models.
     """
     if method not in COMBINE_METHODS:
         raise ConfigError(f"unknown method {method!r}", remedy=f"known: {', '.join(COMBINE_METHODS)}")
     if not 0 < density <= 1:
-        raise ConfigError("density must lie above 0 and at most at 1", where=f"density={density}")
-    names = sorted({module for adapter, _ in adapters for module in adapter.changes})
-    most = rank or max(change.rank for adapter, _ in adapters for change in adapter.changes.values())
+        raise ConfigError("density must be above 0 and at most 1", where=f"density={density}")
+    families = {require_family(weighted.adapter) for weighted in adapters}
+    if len(families) > 1:
+        raise ConfigError(
+            f"the adapters belong to different families: {', '.join(sorted(families))}",
+            remedy="combine adapters of one family",
+        )
+    all_deltas = [delta for weighted in adapters for delta in weighted.adapter.deltas.values()]
+    rank_limit = max_rank or max(delta.rank for delta in all_deltas)
     combined: dict[str, DeltaWeight] = {}
-    for module in names:
-        given = [(a.changes[module], s) for a, s in adapters if module in a.changes]
-        if len({_matrix_shape(change) for change, _ in given}) > 1:
-            raise ConfigError("the adapters belong to models of different widths", where=module)
+    for module in sorted({module for weighted in adapters for module in weighted.adapter.deltas}):
+        terms = [
+            WeightedDelta(weighted.adapter.deltas[module], weighted.strength)
+            for weighted in adapters
+            if module in weighted.adapter.deltas
+        ]
+        if len({_matrix_shape(term.delta) for term in terms}) > 1:
+            raise ConfigError(
+                "the adapters belong to models of different widths",
+                where=module,
+                remedy="combine adapters of one base model",
+            )
         if method in ("concatenate", "svd"):
-            terms = [_scaled_lora(c, s, base_weight_for(weights, module, c)) for c, s in given]
-            total = low_rank.concatenate(terms)
-            combined[module] = total if method == "concatenate" else low_rank.reduce_rank(total, most)
+            loras = [_scaled_lora(term, base_weight_for(base_weights, module, term.delta)) for term in terms]
+            total = low_rank.concatenate(loras)
+            combined[module] = total if method == "concatenate" else low_rank.reduce_rank(total, rank_limit)
         else:
-            deltas = [s * c.delta(base_weight_for(weights, module, c)) for c, s in given]
-            merged = _ties(deltas, density) if method == "ties" else _dare(deltas, density, seed, module)
-            combined[module] = low_rank.nearest_lora(merged, most)
-    return combined
+            matrices = [
+                term.strength * term.delta.dense(base_weight_for(base_weights, module, term.delta))
+                for term in terms
+            ]
+            merged = _ties(matrices, density) if method == "ties" else _dare(matrices, density, seed, module)
+            combined[module] = low_rank.nearest_lora(merged, rank_limit)
+    return LoadedAdapter(combined, "diffusers", possible_families=tuple(families))
 
 
-def _scaled_lora(change: DeltaWeight, strength: float, base: torch.Tensor | None) -> LoraDelta:
-    return low_rank.to_lora(change, base).scaled(strength)
+def _scaled_lora(term: WeightedDelta, base: torch.Tensor | None) -> LoraDelta:
+    return low_rank.to_lora(term.delta, base).scaled(term.strength)
 
 
-def _matrix_shape(change: DeltaWeight) -> tuple[int, int]:
-    return change.shape[0], int(torch.tensor(change.shape[1:]).prod())
+def _matrix_shape(delta: DeltaWeight) -> tuple[int, int]:
+    return delta.shape[0], int(torch.tensor(delta.shape[1:]).prod())
 
 
-def _ties(deltas: Sequence[torch.Tensor], density: float) -> torch.Tensor:
-    """Trim each to its largest entries, elect a sign for each entry by mass, average those that agree."""
-    stack = torch.stack([_trimmed(delta, density) for delta in deltas])
+def _ties(matrices: Sequence[torch.Tensor], density: float) -> torch.Tensor:
+    """Trim each matrix to its largest entries, elect a sign for each entry, average those that agree."""
+    stack = torch.stack([_trimmed(matrix, density) for matrix in matrices])
     sign = stack.sum(0).sign()
-    agree = (stack.sign() == sign) & (stack != 0)
-    return (stack * agree).sum(0) / agree.sum(0).clamp(min=1)
+    agrees = (stack.sign() == sign) & (stack != 0)
+    return (stack * agrees).sum(0) / agrees.sum(0).clamp(min=1)
 
 
-def _trimmed(delta: torch.Tensor, density: float) -> torch.Tensor:
-    kept = max(1, round(delta.numel() * density))
-    least = delta.abs().flatten().kthvalue(delta.numel() - kept + 1).values
-    return torch.where(delta.abs() >= least, delta, 0)
+def _trimmed(matrix: torch.Tensor, density: float) -> torch.Tensor:
+    num_kept = max(1, round(matrix.numel() * density))
+    threshold = matrix.abs().flatten().kthvalue(matrix.numel() - num_kept + 1).values
+    return torch.where(matrix.abs() >= threshold, matrix, 0)
 
 
-def _dare(deltas: Sequence[torch.Tensor], density: float, seed: int, module: str) -> torch.Tensor:
-    total = torch.zeros_like(deltas[0])
-    for number, delta in enumerate(deltas):
+def _dare(matrices: Sequence[torch.Tensor], density: float, seed: int, module: str) -> torch.Tensor:
+    total = torch.zeros_like(matrices[0])
+    for number, matrix in enumerate(matrices):
         generator = rng.generator(seed, "dare", module, number)
-        total += delta * (torch.rand(delta.shape, generator=generator) < density) / density
+        total += matrix * (torch.rand(matrix.shape, generator=generator) < density) / density
     return total
 
 
 def resize_adapter(
-    changes: Mapping[str, DeltaWeight],
+    adapter: LoadedAdapter,
     *,
-    rank: int | None = None,
+    max_rank: int | None = None,
     energy: float | None = None,
-    weights: BaseWeights | None = None,
-) -> tuple[dict[str, DeltaWeight], dict[str, float]]:
-    """Each change as the nearest LoRA of at most `rank`, or of the least that keeps `energy` (0 to 1) of its
-    squared norm; with the share that each module kept."""
-    if rank is None and energy is None:
-        raise ConfigError("say how small", remedy="give --rank N or --energy 0.95")
-    if energy is not None and not 0 < energy <= 1:
-        raise ConfigError("the energy kept must lie above 0 and at most at 1", where=f"energy={energy}")
-    smaller: dict[str, DeltaWeight] = {}
-    kept: dict[str, float] = {}
-    for module, change in changes.items():
-        base = base_weight_for(weights, module, change)
-        if isinstance(change, LoraDelta):
-            low = low_rank.reduce_rank(change, rank, energy or 1.0)
+    base_weights: BaseWeights | None = None,
+) -> ReducedAdapter:
+    """Return each delta as the nearest LoRA of at most `max_rank`, or of the smallest rank that retains
+    `energy` (0 to 1) of the squared norm.
+
+    Raises ConfigError without either, and for an energy outside (0, 1].
+    """
+    check_rank_or_energy(max_rank, energy)
+    deltas: dict[str, DeltaWeight] = {}
+    retained_energy: dict[str, float] = {}
+    for module, delta in adapter.deltas.items():
+        base = base_weight_for(base_weights, module, delta)
+        if isinstance(delta, LoraDelta):
+            lora = low_rank.reduce_rank(delta, max_rank, energy or 1.0)
         else:
-            low = low_rank.nearest_lora(change.delta(base), rank, energy or 1.0)
-        smaller[module] = low
-        kept[module] = 1 - low_rank.relative_error(change, low, base) ** 2
-    return smaller, kept
+            lora = low_rank.nearest_lora(delta.dense(base), max_rank, energy or 1.0)
+        deltas[module] = lora
+        retained_energy[module] = 1 - low_rank.relative_error(delta, lora, base) ** 2
+    resized = replace(adapter, deltas=deltas, layout="diffusers", metadata={}, embeddings={})
+    return ReducedAdapter(resized, retained_energy)
+
+
+def check_rank_or_energy(max_rank: int | None, energy: float | None) -> None:
+    """Raise ConfigError unless a rank or an energy above 0 and at most 1 is given."""
+    if max_rank is None and energy is None:
+        raise ConfigError(
+            "neither a rank nor an energy is given", remedy="give --max-rank N or --energy 0.95"
+        )
+    if energy is not None and not 0 < energy <= 1:
+        raise ConfigError("the energy must be above 0 and at most 1", where=f"energy={energy}")

@@ -1,116 +1,125 @@
-"""What an adapter file is, and which consumer would read how much of it."""
+"""Inspect an adapter: its content, and the consumers that would load it."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lorakit.adapters.formats import LoadedAdapter, LoraDelta, consumers, low_rank, read_adapter_file
+from lorakit.adapters.formats import LoadedAdapter, LoraDelta, consumers, low_rank
 from lorakit.adapters.formats.delta_weights import DeltaWeight
-from lorakit.core.errors import ConfigError
+from lorakit.adapters.formats.export import require_family
 
 _MAX_METADATA_CHARS = 400  # characters of one metadata value
 _NUMBER = re.compile(r"^(.*?\.\d+)(\..*)?$")
 
 
-def inspect_adapter(path: Path, family: str | None = None) -> dict[str, Any]:
-    """Everything worth knowing about a file, as plain values; the file is only read.
+@dataclass(frozen=True)
+class LoadCheck:
+    """The answer to whether a consumer loads a file with its full effect, and the reason."""
 
-    `unsound` lists the tensors with NaN or infinity; a block of which one changes has no norm.
+    loads: bool
+    reason: str
+
+
+def inspect_adapter(adapter: LoadedAdapter) -> dict[str, Any]:
+    """Return a description of an adapter as plain values.
+
+    `nonfinite_tensors` lists the tensors with NaN or infinity; a block with one of them has no norm.
     """
-    adapter = read_adapter_file(path, family, unsound=True)
-    kinds = Counter(change.kind for change in adapter.changes.values())
-    ranks = Counter(change.rank for change in adapter.changes.values())
-    scales = Counter(round(c.scale, 6) for c in adapter.changes.values() if isinstance(c, LoraDelta))
+    deltas = adapter.deltas.values()
+    ranks = Counter(delta.rank for delta in deltas)
+    scales = Counter(round(delta.scale, 6) for delta in deltas if isinstance(delta, LoraDelta))
+    norms = {
+        block: round(norm, 6) if math.isfinite(norm) else None for block, norm in _norms(adapter).items()
+    }
     return {
-        "path": str(path),
-        "families": list(adapter.families),
+        "path": str(adapter.path),
+        "families": list(adapter.possible_families),
         "layout": adapter.layout,
-        "components": {part: len(adapter.of(part)) for part in adapter.components},
-        "kinds": dict(kinds),
+        "components": {part: len(adapter.component_deltas(part)) for part in adapter.components},
+        "types": dict(Counter(delta.method for delta in deltas)),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "scales": {f"{scale:g}": count for scale, count in scales.most_common(8)},
-        "numbers": sum(tensor.numel() for c in adapter.changes.values() for tensor in c.tensors()),
-        "modules": dict(sorted(Counter(_module_type(module) for module in adapter.changes).items())),
-        "norms": {b: round(v, 6) if math.isfinite(v) else None for b, v in _norms(adapter).items()},
-        "sound": not adapter.unsound,
-        "unsound": list(adapter.unsound),
-        "loads_in": consumer_support(adapter),
+        "num_parameters": adapter.num_parameters,
+        "modules": dict(sorted(Counter(_module_type(module) for module in adapter.deltas).items())),
+        "norms": norms,
+        "finite": not adapter.nonfinite_tensors,
+        "nonfinite_tensors": list(adapter.nonfinite_tensors),
+        "consumers": consumer_support(adapter),
         "metadata": {key: value[:_MAX_METADATA_CHARS] for key, value in sorted(adapter.metadata.items())},
     }
 
 
 def consumer_support(adapter: LoadedAdapter) -> dict[str, str]:
-    """For each consumer what it would make of the file as it is, and what an export would give it."""
-    if adapter.unsound:
-        return dict.fromkeys(consumers.CONSUMERS, "no: it holds NaN or infinity")
-    if adapter.family is None:
-        return {name: "unknown: the family is not certain, give --family" for name in consumers.CONSUMERS}
-    return {name: _support_text(adapter, adapter.family, name) for name in consumers.CONSUMERS}
+    """Return for each consumer whether it loads the file: yes, partly, after export, no or unknown."""
+    if adapter.nonfinite_tensors:
+        return dict.fromkeys(consumers.CONSUMERS, "no: it contains NaN or infinity")
+    family = adapter.family
+    if family is None:
+        return dict.fromkeys(consumers.CONSUMERS, "unknown: the family is not certain, give --family")
+    return {name: _support_text(adapter, family, name) for name in consumers.CONSUMERS}
 
 
 def _support_text(adapter: LoadedAdapter, family: str, consumer: str) -> str:
     rule = consumers.loader_rules(family).get(consumer)
     if rule is None:
         return "no: it reads no adapters of this family"
-    ignored = consumers.unsupported_modules(family, consumer, adapter.changes)
+    ignored = consumers.unsupported_modules(family, consumer, adapter.deltas)
     if ignored:
-        return (
-            f"in part: {len(ignored)} of {len(adapter.changes)} modules would be ignored, first {ignored[0]}"
-        )
-    return "yes" if _loads_unchanged(adapter, rule, consumer) else f"after `lorakit export --for {consumer}`"
+        return f"partly: it would ignore {len(ignored)} of {len(adapter.deltas)} modules, first {ignored[0]}"
+    if _loads_unchanged(adapter, rule, consumer):
+        return "yes"
+    return f"after export: run `lorakit export --for {consumer}`"
 
 
 def _loads_unchanged(adapter: LoadedAdapter, rule: consumers.LoaderRule, consumer: str) -> bool:
-    """Whether layout and numbers are already the consumer's: in dotted layouts no alpha is read but by the
-    tool that wrote it."""
-    if adapter.layout != rule.layout or any(not isinstance(c, LoraDelta) for c in adapter.changes.values()):
+    """Return True if the layout and the scales are the consumer's own.
+
+    In dotted layouts only the program that wrote an alpha reads it, so the scales must be 1.
+    """
+    loras = [delta for delta in adapter.deltas.values() if isinstance(delta, LoraDelta)]
+    if adapter.layout != rule.layout or len(loras) < len(adapter.deltas):
         return False
-    changes = [change for change in adapter.changes.values() if isinstance(change, LoraDelta)]
     if rule.layout == "kohya":
-        return consumer != "diffusers" or len({round(c.scale * c.rank, 4) for c in changes}) == 1
-    return all(abs(change.scale - 1) < 1e-6 for change in changes)
+        return consumer != "diffusers" or len({round(lora.scale * lora.rank, 4) for lora in loras}) == 1
+    return all(abs(lora.scale - 1) < 1e-6 for lora in loras)
 
 
-def check_consumer_loads(path: Path, consumer: str, family: str | None = None) -> tuple[bool, str]:
-    """(whether a consumer loads the file as it is with its full effect, why)."""
-    adapter = read_adapter_file(path, family)
-    if adapter.family is None:
-        raise ConfigError(
-            f"the family is not certain: {', '.join(adapter.families) or 'none fits'}",
-            where=str(path),
-            remedy="give --family NAME",
-        )
-    verdict = _support_text(adapter, adapter.family, consumer)
-    return verdict == "yes", verdict
+def check_consumer_loads(adapter: LoadedAdapter, consumer: str) -> LoadCheck:
+    """Check whether a consumer loads a file without conversion and with its full effect.
+
+    Raises ConfigError if the family is not certain.
+    """
+    text = _support_text(adapter, require_family(adapter), consumer)
+    return LoadCheck(text == "yes", text)
 
 
 def _module_type(module: str) -> str:
-    """`unet.down_blocks.0.attentions.1...attn1.to_q` -> `attn1.to_q`."""
+    """Return the end of a module's name: `attn1.to_q` of `unet.down_blocks.0...attn1.to_q`."""
     parts = [part for part in module.split(".") if not part.isdigit()]
     return ".".join(parts[-2:])
 
 
 def _norms(adapter: LoadedAdapter) -> dict[str, float]:
-    """Frobenius norm of the change by block; kinds that need the base are left out."""
+    """Return the Frobenius norm of the deltas by block, without methods that need the base model."""
     squares: dict[str, float] = {}
-    for module, change in adapter.changes.items():
-        if not change.needs_base:
+    for module, delta in adapter.deltas.items():
+        if not delta.needs_base:
             block = _block(module)
-            squares[block] = squares.get(block, 0.0) + delta_norm(change) ** 2
+            squares[block] = squares.get(block, 0.0) + delta_norm(delta) ** 2
     return {block: value**0.5 for block, value in sorted(squares.items())}
 
 
-def delta_norm(change: DeltaWeight) -> float:
-    """Frobenius norm of a change that does not depend on the base."""
-    if isinstance(change, LoraDelta):
-        return low_rank.sum_norm([change])
-    return float(torch.linalg.vector_norm(change.delta()))
+def delta_norm(delta: DeltaWeight) -> float:
+    """Return the Frobenius norm of a delta weight that does not need the base model."""
+    if isinstance(delta, LoraDelta):
+        return low_rank.sum_norm([delta])
+    return float(torch.linalg.vector_norm(delta.dense()))
 
 
 def _block(module: str) -> str:

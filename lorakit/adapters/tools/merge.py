@@ -1,4 +1,4 @@
-"""Adapters written into a base: a copy of the model's folder with changed weights."""
+"""Merge adapters into a copy of a base model's folder."""
 
 from __future__ import annotations
 
@@ -10,83 +10,91 @@ from typing import Any, BinaryIO
 
 import torch
 
-from lorakit.adapters.formats import BaseWeights, DeltaWeight, LoadedAdapter
+from lorakit.adapters.formats import BaseWeights
 from lorakit.adapters.tools.merge_tokens import EmbeddingMerger
+from lorakit.adapters.tools.weighted import WeightedAdapter, WeightedDelta
 from lorakit.core import output_paths, safetensors_header, storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import track_progress
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
-_COPY_CHUNK_BYTES = 16 << 20  # bytes
+_PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
+_COPY_CHUNK_BYTES = 16 << 20
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_DeltasByTensor = Mapping[str, Sequence[WeightedDelta]]
 
 
-def merge_into_base(base: Path, adapters: Sequence[tuple[LoadedAdapter, float]], out: Path) -> int:
-    """Write base + adapters into the new folder `out`, each weight in its own precision, shards and index as
-    they are; returns how many weights were changed.
+def merge_into_base(base: Path, adapters: Sequence[WeightedAdapter], out: Path) -> int:
+    """Write base model + adapters into the new folder `out`; return the number of changed weights.
 
-    Sums are made in float32 and rounded once. A weight at a time is in memory. Pickled copies of the weights
-    are left out, for they would be unmerged. A new word that was trained with an adapter becomes one of the
-    tokenizers and text encoders. Raises ConfigError where an adapter does not fit the base.
+    Each weight keeps its precision, shards and index stay the same. Sums are computed in float32 and rounded
+    once; one weight at a time is in memory. Pickled copies of the weights are left out, because they would
+    not be merged. A new token that was trained with an adapter is added to the tokenizers and text encoders.
+    Raises ConfigError if an adapter does not fit the base model, or if `out` is not empty.
     """
     output_paths.check_output_path(out, "out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("this folder is not empty, so it is kept", where=str(out), remedy="name a new one")
+        raise ConfigError(
+            "this folder is not empty, so it is not replaced", where=str(out), remedy="give a new folder"
+        )
     if out.resolve().is_relative_to(base.resolve()):
-        raise ConfigError("the new folder must not lie within the base", where=str(out))
-    changes = _plan_terms(BaseWeights(base), adapters)
-    vocabulary = EmbeddingMerger(base, adapters)
+        raise ConfigError(
+            "the new folder must not be inside the base model's folder",
+            where=str(out),
+            remedy="give another folder",
+        )
+    deltas = _plan_terms(BaseWeights(base), adapters)
+    embedding_merger = EmbeddingMerger(base, adapters)
     files = [file for file in sorted(base.rglob("*")) if _is_copied(file, base)]
     for file in track_progress(files, "merging", len(files)):
         target = out / file.relative_to(base)
-        own = changes.get(file.parent.name, {}) if file.suffix == ".safetensors" else {}
+        file_deltas = deltas.get(file.parent.name, {}) if file.suffix == ".safetensors" else {}
         with open(file, "rb") as source, storage.open_atomic(target) as sink:
-            _copy(source, sink) if not own else _merge_file(file, source, sink, own)
-    vocabulary.write(out)
-    return sum(len(own) for own in changes.values())
-
-
-WeightedDeltas = list[tuple[DeltaWeight, float]]
+            _merge_file(file, source, sink, file_deltas) if file_deltas else _copy(source, sink)
+    embedding_merger.write(out)
+    return sum(len(component_deltas) for component_deltas in deltas.values())
 
 
 def _plan_terms(
-    weights: BaseWeights, adapters: Sequence[tuple[LoadedAdapter, float]]
-) -> dict[str, dict[str, WeightedDeltas]]:
-    """Component -> tensor name -> what is added to it; ConfigError before anything is written."""
-    planned: dict[str, dict[str, WeightedDeltas]] = {}
-    for adapter, strength in adapters:
-        for module, change in adapter.changes.items():
-            component, name = weights.key(module)
-            shape = weights.shape(module)
-            if change.shape[0] not in (0, shape[0]) or (
-                0 not in change.shape and math.prod(change.shape) != math.prod(shape)
+    base_weights: BaseWeights, adapters: Sequence[WeightedAdapter]
+) -> dict[str, dict[str, list[WeightedDelta]]]:
+    """Return component -> tensor name -> deltas to add; ConfigError before anything is written."""
+    planned: dict[str, dict[str, list[WeightedDelta]]] = {}
+    for weighted in adapters:
+        for module, delta in weighted.adapter.deltas.items():
+            key = base_weights.tensor_key(module)
+            shape = base_weights.shape(module)
+            if delta.shape[0] not in (0, shape[0]) or (
+                0 not in delta.shape and math.prod(delta.shape) != math.prod(shape)
             ):
                 raise ConfigError(
-                    f"{module} changes {change.shape}, the base has {shape}", where=str(weights.folder)
+                    f"the delta of {module} has the shape {delta.shape}, the base model's weight {shape}",
+                    where=str(base_weights.folder),
+                    remedy="give the base model that the adapter was trained on",
                 )
-            planned.setdefault(component, {}).setdefault(name, []).append((change, strength))
+            terms = planned.setdefault(key.component, {}).setdefault(key.tensor, [])
+            terms.append(WeightedDelta(delta, weighted.strength))
     return planned
 
 
 def _is_copied(file: Path, base: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
-    return file.is_file() and not hidden and file.suffix not in _PICKLED
+    is_hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
+    return file.is_file() and not is_hidden and file.suffix not in _PICKLED_SUFFIXES
 
 
 def _copy(source: BinaryIO, sink: BinaryIO) -> None:
-    while piece := source.read(_COPY_CHUNK_BYTES):
-        sink.write(piece)
+    while chunk := source.read(_COPY_CHUNK_BYTES):
+        sink.write(chunk)
 
 
-def _merge_file(file: Path, source: BinaryIO, sink: BinaryIO, changes: Mapping[str, WeightedDeltas]) -> None:
-    """The same file with other numbers: header, order and precision stay."""
+def _merge_file(file: Path, source: BinaryIO, sink: BinaryIO, deltas: _DeltasByTensor) -> None:
+    """Write the file with merged weights; header, order and precision stay the same."""
     safetensors_header.check_safetensors(file)
     length = int.from_bytes(source.read(8), "little")
-    text = source.read(length)
-    sink.write(length.to_bytes(8, "little") + text)
-    for name, entry in _tensors_by_offset(text):
+    header = source.read(length)
+    sink.write(length.to_bytes(8, "little") + header)
+    for name, entry in _tensors_by_offset(header):
         data = source.read(entry["data_offsets"][1] - entry["data_offsets"][0])
-        sink.write(_merge_tensor(data, entry, changes[name], f"{file}, {name}") if name in changes else data)
+        sink.write(_merge_tensor(data, entry, deltas[name], f"{file}, {name}") if name in deltas else data)
 
 
 def _tensors_by_offset(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -94,16 +102,16 @@ def _tensors_by_offset(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     return iter(sorted(entries.items(), key=lambda item: item[1]["data_offsets"]))
 
 
-def _merge_tensor(data: bytes, entry: dict[str, Any], terms: WeightedDeltas, where: str) -> bytes:
+def _merge_tensor(data: bytes, entry: dict[str, Any], terms: Sequence[WeightedDelta], where: str) -> bytes:
     if entry["dtype"] not in _DTYPES:
         raise ConfigError(
-            f"weights in {entry['dtype']} cannot be merged into",
+            f"weights in {entry['dtype']} cannot be merged",
             where=where,
-            remedy="use an unquantised base",
+            remedy="use a base model that is not quantized",
         )
     weight = torch.frombuffer(bytearray(data), dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    whole = weight.float()
-    total = whole.clone()
-    for change, strength in terms:
-        total += strength * change.delta(whole).reshape(whole.shape)
+    base = weight.float()
+    total = base.clone()
+    for term in terms:
+        total += term.strength * term.delta.dense(base).reshape(base.shape)
     return bytes(total.to(weight.dtype).contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,17 +1,18 @@
-"""New words that were trained with adapters, written into a copy of a base: tokens and their vectors."""
+"""Merge new tokens that were trained with adapters into a copy of a base model: tokens and vectors."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lorakit.adapters import textual_inversion
-from lorakit.adapters.formats import LoadedAdapter
+from lorakit.adapters import text_encoders, textual_inversion
+from lorakit.adapters.tools.weighted import WeightedAdapter
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.models import families
@@ -19,74 +20,80 @@ from lorakit.models import families
 _TOKEN_EMBEDDING_KEY = "token_embedding.weight"
 
 
+@dataclass(frozen=True)
+class _NewVectors:
+    """The vectors (N, width) that a text encoder gets, and the token id of the first."""
+
+    first_token_id: int
+    vectors: torch.Tensor
+
+
 class EmbeddingMerger:
-    """What tokenizers and text encoders of a base become with the adapters' words, if they bring any."""
+    """Tokenizers and text encoders of a base model with the new tokens of adapters, if they have any."""
 
-    def __init__(self, base: Path, adapters: Sequence[tuple[LoadedAdapter, float]]) -> None:
-        """Raises ConfigError where the base cannot learn a word, or two adapters bring the same one."""
-        self._tables: dict[str, tuple[int, torch.Tensor]] = {}  # text encoder: first new id, vectors
-        bringing = [(adapter, strength) for adapter, strength in adapters if adapter.words]
-        if not bringing:
+    def __init__(self, base: Path, adapters: Sequence[WeightedAdapter]) -> None:
+        """Raises ConfigError if the base model cannot add a token, or if two adapters have the same one."""
+        self._new_vectors: dict[str, _NewVectors] = {}  # by text encoder
+        with_embeddings = [weighted for weighted in adapters if weighted.adapter.embeddings]
+        if not with_embeddings:
             return
-        family = families.family_for_adapter(base, bringing[0][0].facts["family"])
-        tokenizers = {textual_inversion.tokenizer_for(name) for name in family.text_encoders}
-        self._pipe = family.load(base, dtype=torch.float32, only={*family.text_encoders, *tokenizers})
-        known: set[str] = set()
-        for adapter, strength in bringing:
-            new = adapter.facts["embedding"]
-            if new["token"] in known:
+        first_metadata = with_embeddings[0].adapter.lorakit_metadata
+        family = families.family_for_adapter(base, first_metadata["family"])
+        tokenizers = {textual_inversion.tokenizer_for(name) for name in family.text.trainable_encoders}
+        self._pipe = family.load(
+            base, dtype=torch.float32, only={*family.text.trainable_encoders, *tokenizers}
+        )
+        tokens: set[str] = set()
+        for weighted in with_embeddings:
+            adapter = weighted.adapter
+            if adapter.token in tokens:
                 raise ConfigError(
-                    f"two adapters bring the word {new['token']!r}", remedy="merge one of them only"
+                    f"two adapters have the new token {adapter.token!r}", remedy="merge only one of them"
                 )
-            known.add(new["token"])
-            textual_inversion.add_token(
-                self._pipe, family.text_encoders, new["token"], new["vectors"], new["init"]
-            )
-            for name in family.text_encoders:
-                self._learn(name, adapter.words[name], strength)
+            tokens.add(str(adapter.token))
+            text_encoders.add_saved_token(family, self._pipe, adapter.lorakit_metadata)
+            for name in family.text.trainable_encoders:
+                self._add_to_table(name, adapter.embeddings[name], weighted.strength)
 
-    def _learn(self, name: str, learned: torch.Tensor, strength: float) -> None:
-        """Make a word that was installed a part of the encoder's own table, for the next one to follow."""
+    def _add_to_table(self, name: str, learned: torch.Tensor, strength: float) -> None:
+        """Move an added token into the text encoder's own table, so that the next token can follow it."""
         encoder: Any = getattr(self._pipe, name)
-        word: Any = encoder.get_input_embeddings()  # a NewWord
-        word.learned.data.copy_(learned)
-        word.strength = strength
-        own, old = word.own().detach(), word.known.weight.detach()
-        table = old.new_zeros(max(len(old), word.first + len(own)), old.shape[1])
-        table[: len(old)] = old
-        table[word.first : word.first + len(own)] = own
+        embedding: Any = encoder.get_input_embeddings()  # a LearnedEmbedding
+        embedding.learned.data.copy_(learned)
+        embedding.strength = strength
+        first, vectors = embedding.first_token_id, embedding.scaled_vectors().detach()
+        base_table = embedding.base_embedding.weight.detach()
+        table = base_table.new_zeros(max(len(base_table), first + len(vectors)), base_table.shape[1])
+        table[: len(base_table)] = base_table
+        table[first : first + len(vectors)] = vectors
         encoder.set_input_embeddings(nn.Embedding.from_pretrained(table))
-        first, _ = self._tables.get(name, (word.first, own))
-        self._tables[name] = first, table[first : word.first + len(own)]
+        start = self._new_vectors[name].first_token_id if name in self._new_vectors else first
+        self._new_vectors[name] = _NewVectors(start, table[start : first + len(vectors)])
 
     def write(self, out: Path) -> None:
-        """Put the words into the merged folder, which has the base's tokenizers and text encoders."""
-        for name, (first, vectors) in self._tables.items():
+        """Write the tokens into a merged folder, which has the tokenizers and text encoders of the base."""
+        for name, new in self._new_vectors.items():
             tokenizer = getattr(self._pipe, textual_inversion.tokenizer_for(name))
             with tempfile.TemporaryDirectory(prefix="lorakit-") as folder:
                 tokenizer.save_pretrained(folder)
                 for file in sorted(Path(folder).iterdir()):
                     storage.copy_file(file, out / textual_inversion.tokenizer_for(name) / file.name)
-            sizes = [
-                _extend_token_table(file, first, vectors)
-                for file in sorted((out / name).glob("*.safetensors"))
-            ]
-            # With an end that is not named, CLIP takes the largest id for it, which would be the word's.
+            sizes = [_extend_token_table(file, new) for file in sorted((out / name).glob("*.safetensors"))]
+            # Without eos_token_id CLIP takes the largest id as the end token, which is now a new token.
             changed = {"vocab_size": max(sizes), "eos_token_id": tokenizer.eos_token_id}
             config = out / name / "config.json"
             storage.write_json(config, storage.read_json(config) | changed)
 
 
-def _extend_token_table(file: Path, first: int, vectors: torch.Tensor) -> int:
-    """Put vectors (N, width) into the table of tokens, where this file has it, from id `first` on; its
-    length then, else 0."""
+def _extend_token_table(file: Path, new: _NewVectors) -> int:
+    """Write new vectors into the token table of a file; return its number of rows, 0 if it is not there."""
     tensors = storage.read_safetensors(file)
     key = next((key for key in tensors if key.endswith(_TOKEN_EMBEDDING_KEY)), None)
     if key is None:
         return 0
-    table = tensors[key]
-    grown = table.new_zeros(max(len(table), first + len(vectors)), table.shape[1])
-    grown[: len(table)] = table
-    grown[first : first + len(vectors)] = vectors.to(table.dtype)
-    storage.write_safetensors(file, tensors | {key: grown}, storage.read_safetensors_metadata(file))
-    return len(grown)
+    table, stop = tensors[key], new.first_token_id + len(new.vectors)
+    extended = table.new_zeros(max(len(table), stop), table.shape[1])
+    extended[: len(table)] = table
+    extended[new.first_token_id : stop] = new.vectors.to(table.dtype)
+    storage.write_safetensors(file, tensors | {key: extended}, storage.read_safetensors_metadata(file))
+    return len(extended)

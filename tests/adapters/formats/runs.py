@@ -1,4 +1,4 @@
-"""Adapters as a finished run leaves them, random instead of trained."""
+"""Adapters like those of a finished run, with random weights instead of trained ones."""
 
 from __future__ import annotations
 
@@ -20,22 +20,27 @@ def family_of(name):
     return families.detect_family(tiny.tiny_folder(name))
 
 
-def train(name, path, *, targets=None, std=0.3, **facts):
-    """An adapter as a run leaves it, random instead of trained; returns the adapted pipeline."""
+def train(name, path, *, targets=None, std=0.3, **entries):
+    """Write a LoRA with random weights, as a run would; return the adapted pipeline.
+
+    `entries` are added to its metadata.
+    """
     family, pipe = family_of(name), tiny.build(name)
     model = family.denoiser(pipe)
-    adapters.inject_adapter(model, rank=RANK, alpha=ALPHA, targets=targets or family.targets)
+    adapters.inject_adapter(model, rank=RANK, alpha=ALPHA, targets=targets or family.target_modules)
     generator = torch.Generator().manual_seed(11)
     for key, parameter in adapters.trainable_parameters(model):
         if key.endswith("lora_B.weight"):
             parameter.data.normal_(std=std, generator=generator)
-    metadata = adapters.pack_metadata(record(name, pipe) | facts)
-    storage.write_safetensors(path, adapters.state(model, family.component), metadata)
+    metadata = adapters.pack_metadata(run_metadata(name, pipe) | entries)
+    storage.write_safetensors(
+        path, adapters.adapter_state_dict({family.components.denoiser: model}), metadata
+    )
     return pipe
 
 
-def record(name, pipe):
-    """What a run writes into its adapter."""
+def run_metadata(name, pipe):
+    """Return the metadata that a run writes into its adapter."""
     return {
         "type": "lora",
         "rank": RANK,
@@ -46,17 +51,17 @@ def record(name, pipe):
         "base_hash": "0" * 64,
         "resolution": 64,
         "trigger": "sks",
-        "steps": 300,
+        "step": 300,
         "recipe_hash": "1" * 64,
     }
 
 
-def peft_config(kind, targets):
-    """peft's configuration of each kind of adapter, alpha other than rank."""
+def peft_config(method, targets):
+    """Return peft's configuration of a method, with an alpha that differs from the rank."""
     import peft
 
     common = {"r": RANK, "target_modules": targets}
-    match kind:
+    match method:
         case "lora":
             return peft.LoraConfig(lora_alpha=ALPHA, **common)
         case "rslora":
@@ -67,27 +72,29 @@ def peft_config(kind, targets):
             return peft.LoHaConfig(alpha=ALPHA, **common)
         case "lokr":
             return peft.LoKrConfig(alpha=ALPHA, decompose_factor=2, **common)
-        case "lokr-whole":  # both factors undecomposed
+        case "lokr-dense":  # both factors are dense
             return peft.LoKrConfig(alpha=ALPHA, decompose_factor=8, **common | {"r": 100})
         case "oft":
             return peft.OFTConfig(r=0, oft_block_size=4, target_modules=targets)
-    raise ValueError(kind)
+    raise ValueError(method)
 
 
-def train_kind(name, path, kind, *, targets=None, texts=()):
-    """An adapter of any kind in the denoiser, and as LoRA in the text encoders; returns what peft's merge
-    adds to each weight, by `<component>.<module>`."""
+def train_method(name, path, method, *, targets=None, texts=()):
+    """Write an adapter of any method for the denoiser and the text encoders `texts`, with random weights.
+
+    Returns the difference that peft's merge adds to each weight, by `<component>.<module>`.
+    """
     import peft
     from peft.utils import get_peft_model_state_dict
 
     family, pipe = family_of(name), tiny.build(name)
     generator = torch.Generator().manual_seed(5)
     tensors, expected = {}, {}
-    parts = {family.component: (kind, targets or family.targets)} | {text: (kind, CLIP) for text in texts}
-    for component, (form, chosen) in parts.items():
+    target_modules = {family.components.denoiser: targets or family.target_modules}
+    for component, endings in (target_modules | dict.fromkeys(texts, CLIP)).items():
         model = getattr(pipe, component)
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        config = peft_config(form, chosen)
+        config = peft_config(method, endings)
         model = peft.inject_adapter_in_model(config, model)
         for parameter_name, parameter in model.named_parameters():
             if parameter.requires_grad and "magnitude" not in parameter_name:
@@ -97,21 +104,21 @@ def train_kind(name, path, kind, *, targets=None, texts=()):
         for module_name, module in model.named_modules():
             if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
                 stem = re.sub(r"^encoder\.layers", "text_model.encoder.layers", module_name)
-                if form in ("dora", "oft"):  # their change is not added, so it can only be seen in the sum
+                if method in ("dora", "oft"):  # they do not add to the weight, so compare the merged one
                     module.merge()
                     added = module.base_layer.weight - before[f"{module_name}.weight"]
                 else:
                     added = module.get_delta_weight("default")
                 expected[f"{component}.{stem}"] = added.detach()
-    facts = record(name, pipe) | {"type": kind.split("-")[0]}
-    if kind == "lokr-whole":
-        facts["rank"] = 100
-    storage.write_safetensors(path, tensors, adapters.pack_metadata(facts))
+    metadata = run_metadata(name, pipe) | {"type": method.split("-")[0]}
+    if method == "lokr-dense":
+        metadata["rank"] = 100
+    storage.write_safetensors(path, tensors, adapters.pack_metadata(metadata))
     return expected
 
 
 class _Peft:
-    """As much of a PeftModel as its saving looks at."""
+    """The part of a PeftModel that peft's saving reads."""
 
     def __init__(self, model, config):
         self.peft_config, self.active_adapter, self.base_model = {"default": config}, "default", model
@@ -128,7 +135,7 @@ def predict(name, pipe):
     family = family_of(name)
     shape = family.latent_shape(pipe, 64, 32)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
-    cond = family.collate(family.encode(tiny.tiny_pipeline(name), [CAPTION], (64, 32)))
+    cond = family.collate(family.encode_text(tiny.tiny_pipeline(name), [CAPTION], (64, 32)))
     t = torch.tensor([300 if family.objective == "ddpm" else 300.0])
     with torch.no_grad():
         return family.predict(family.denoiser(pipe), noise, t, cond)

@@ -1,4 +1,4 @@
-"""What is not exported: one clear error each, and no file."""
+"""Exports that are refused: each with a clear error, and without a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorakit.adapters.formats import consumers, layouts
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, LorakitError, NumericError
 from tests import tiny
-from tests.adapters.formats.runs import ALPHA, RANK, train, train_kind
+from tests.adapters.formats.runs import ALPHA, RANK, train, train_method
 
 
 def refused(error, words, path, consumer, out, **options):
@@ -22,33 +22,40 @@ def refused(error, words, path, consumer, out, **options):
     assert not list(out.rglob("*.safetensors")) if out.is_dir() else not out.exists()
 
 
-def test_untrained(tmp_path):
+def test_an_untrained_adapter_is_refused(tmp_path):
     path = tmp_path / "adapter.safetensors"
     train("sd3", path, std=0.0)
-    refused(NumericError, "the adapter changes nothing", path, "all", tmp_path / "out")
-    exported, *_ = formats.export_adapter(path, "all", tmp_path / "out", force=True)
+    refused(NumericError, "the adapter has no effect", path, "all", tmp_path / "out")
+    exported, *_ = formats.export_adapter(path, "all", tmp_path / "out", allow_untrained=True)
     assert exported.max_relative_error == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
-def test_non_finite(value, dtype, trained, tmp_path):
+def test_nan_and_infinity_are_refused_by_the_tensor_name(value, dtype, trained, tmp_path):
     tensors = storage.read_safetensors(trained)
     key = "transformer.transformer_blocks.1.attn.to_k.lora_B.weight"
     broken = tensors[key].clone()
     broken[-1, -1] = value
     metadata = storage.read_safetensors_metadata(trained)
     storage.write_safetensors(trained, tensors | {key: broken.to(dtype)}, metadata)
-    for force in (False, True):
-        refused(NumericError, r"NaN or infinity(.|\n)*to_k", trained, "all", tmp_path / "out", force=force)
+    for allow_untrained in (False, True):
+        refused(
+            NumericError,
+            r"NaN or infinity(.|\n)*to_k",
+            trained,
+            "all",
+            tmp_path / "out",
+            allow_untrained=allow_untrained,
+        )
     with pytest.raises(NumericError, match=rf"NaN or infinity(.|\n)*{key}\n"):
         formats.read_adapter_file(trained)
     with pytest.raises(NumericError, match=key):
         formats.parse_adapter(trained.read_bytes(), "its bytes")
-    assert formats.read_adapter_file(trained, unsound=True).unsound == (key,)
+    assert formats.read_adapter_file(trained, allow_nonfinite=True).nonfinite_tensors == (key,)
 
 
-def test_an_alpha_that_is_not_a_number(tmp_path):
+def test_an_alpha_that_is_nan_is_refused(tmp_path):
     path, stem = tmp_path / "x.safetensors", "lora_unet_mid_block_attentions_0_proj_in"
     tensors = {f"{stem}.lora_down.weight": torch.ones(2, 8), f"{stem}.lora_up.weight": torch.ones(8, 2)}
     storage.write_safetensors(path, tensors | {f"{stem}.alpha": torch.tensor(float("nan"))}, {})
@@ -61,8 +68,8 @@ def test_an_alpha_that_is_not_a_number(tmp_path):
     [("t{}", "100000 tensors, at most 30000"), ("transformer.blocks.{}.lora_A.weight", "MiB, at most 8")],
 )
 @pytest.mark.parametrize("hidden", [False, True])
-def test_100_000_tensors(name, words, hidden, tmp_path):
-    """Short names are stopped by the count, however JSON spells them; long ones by the bytes."""
+def test_a_file_of_100_000_tensors_is_refused_fast(name, words, hidden, tmp_path):
+    """Short names are refused by the number of tensors, however JSON escapes them; long ones by bytes."""
     entry = '"%s":{"dtype":"U8","shape":[],"data_offsets":[0,0]}'
     if hidden:
         entry = entry.replace("offsets", "\\u006fffsets")
@@ -75,7 +82,7 @@ def test_100_000_tensors(name, words, hidden, tmp_path):
     assert hidden or time.process_time() - began < 1
 
 
-def test_a_consumer_that_would_ignore_modules(tmp_path):
+def test_a_consumer_that_would_ignore_modules_is_refused(tmp_path):
     path = tmp_path / "adapter.safetensors"
     train("sd3", path, targets=["to_q", "context_embedder", "proj_out"])
     refused(
@@ -89,8 +96,8 @@ def test_a_consumer_that_would_ignore_modules(tmp_path):
     assert exported.consumers == ("diffusers",)
 
 
-def test_a_module_that_a1111_looks_for_elsewhere(tmp_path):
-    """Its names of that of Stable Diffusion 1.5 fit, of that of XL they do not."""
+def test_an_upsampler_that_a1111_does_not_find_is_refused(tmp_path):
+    """A1111 has the name of Stable Diffusion 1.5 for it, and looks for the same name in XL."""
     path, targets = tmp_path / "adapter.safetensors", ["to_q", "upsamplers.0.conv"]
     train("sdxl", path, targets=targets)
     words = r"a1111 would ignore 1 modules, first up_blocks\.0\.upsamplers\.0\.conv(.|\n)*Forge, unlike A1111"
@@ -102,35 +109,35 @@ def test_a_module_that_a1111_looks_for_elsewhere(tmp_path):
     assert exported.consumers == consumers.CONSUMERS
 
 
-@pytest.mark.parametrize(("name", "mixed"), [("sd15", True), ("flux1-dev", False)])
-def test_a_dora_that_a1111_would_misread_is_a_lora_there(name, mixed, tmp_path):
-    """Of families that only Forge reads, it is what Forge reads."""
+@pytest.mark.parametrize(("name", "becomes_lora"), [("sd15", True), ("flux1-dev", False)])
+def test_a_dora_becomes_a_lora_for_a1111_where_it_would_compute_it_wrongly(name, becomes_lora, tmp_path):
+    """Families that only Forge reads keep their DoRA."""
     path = tmp_path / "adapter.safetensors"
-    train_kind(name, path, "dora")
-    made = formats.export_adapter(path, "all", tmp_path / "o", base=tiny.tiny_folder(name))
-    found = {consumer: file for file in made for consumer in file.consumers}
-    for consumer, magnitudes in {"comfyui": True, "a1111": not mixed}.items():
+    train_method(name, path, "dora")
+    exported = formats.export_adapter(path, "all", tmp_path / "o", base=tiny.tiny_folder(name))
+    found = {consumer: file for file in exported for consumer in file.consumers}
+    for consumer, magnitudes in {"comfyui": True, "a1111": not becomes_lora}.items():
         keys = storage.read_safetensors(found[consumer].path)
         assert any(key.endswith(".dora_scale") for key in keys) == magnitudes
-    assert (found["a1111"] is found["comfyui"]) != mixed
-    if mixed:
+    assert (found["a1111"] is found["comfyui"]) != becomes_lora
+    if becomes_lora:
         assert found["a1111"].consumers == ("a1111",)
         rank = {
-            formats.read_adapter_file(found["a1111"].path).changes[m].rank
-            for m in formats.read_adapter_file(path).changes
+            formats.read_adapter_file(found["a1111"].path).deltas[m].rank
+            for m in formats.read_adapter_file(path).deltas
         }
-        assert max(rank) > 4  # than that of the DoRA
+        assert max(rank) > 4  # the rank of the DoRA
 
 
-def test_a_layout_nobody_has_checked(trained, tmp_path):
+def test_a_consumer_without_a_checked_layout_is_refused(trained, tmp_path):
     path = tmp_path / "sana.safetensors"
     train("sana", path)
-    words = r"no layout of sana adapters is known to load in a1111(.|\n)*known for sana: diffusers"
+    words = r"no layout of sana adapters is known to load in a1111(.|\n)*consumers of sana: diffusers"
     refused(ConfigError, words, path, "a1111", tmp_path / "out")
     refused(ConfigError, "unknown consumer 'fooocus'", trained, "fooocus", tmp_path / "out")
 
 
-def test_another_base(trained, tmp_path):
+def test_another_base_model_is_refused(trained, tmp_path):
     refused(
         ConfigError,
         "a sd3 adapter does not fit a sd15",
@@ -143,7 +150,7 @@ def test_another_base(trained, tmp_path):
     train("sd35", path)
     refused(
         ConfigError,
-        "4 modules do not fit the model, first transformer_blocks.0.attn2",
+        "4 modules do not fit the base model, first transformer_blocks.0.attn2",
         path,
         "all",
         tmp_path / "o",
@@ -152,11 +159,11 @@ def test_another_base(trained, tmp_path):
 
 
 @pytest.mark.parametrize("defect", ["scale", "module", "name"])
-def test_a_defective_writer_is_caught(defect, trained, tmp_path, monkeypatch):
-    """What the proof is for: each of these files would load without an error and draw something else."""
+def test_a_wrong_writer_is_detected(defect, trained, tmp_path, monkeypatch):
+    """Each of these files would load without an error and give other images."""
 
-    def write(changes, family):
-        tensors = layouts.write_diffusers(changes, family)
+    def write(deltas, family):
+        tensors = layouts.write_diffusers(deltas, family)
         if defect == "scale":
             return {key: value * (RANK / ALPHA if "lora_B" in key else 1) for key, value in tensors.items()}
         if defect == "module":
@@ -173,13 +180,13 @@ def test_a_defective_writer_is_caught(defect, trained, tmp_path, monkeypatch):
     )
 
 
-def test_nothing_is_overwritten(trained, tmp_path):
+def test_neither_the_adapter_nor_a_foreign_file_is_replaced(trained, tmp_path):
     before = trained.read_bytes()
-    with pytest.raises(ConfigError, match="never replaces the adapter"):
+    with pytest.raises(ConfigError, match="must not replace the adapter"):
         formats.export_adapter(trained, "comfyui", trained)
     foreign = tmp_path / "foreign.safetensors"
     storage.write_safetensors(foreign, {"a": torch.zeros(1)}, {"format": "pt"})
-    with pytest.raises(ConfigError, match="not lorakit's, so it is kept"):
+    with pytest.raises(ConfigError, match="lorakit did not write this file, so it is not replaced"):
         formats.export_adapter(trained, "comfyui", foreign)
     assert trained.read_bytes() == before
     first = formats.export_adapter(trained, "all", tmp_path / "out")
@@ -187,25 +194,25 @@ def test_nothing_is_overwritten(trained, tmp_path):
     assert first == second
 
 
-def test_files_that_are_no_adapters(trained, tmp_path):
+def test_files_that_are_not_adapters_are_refused(trained, tmp_path):
     path = tmp_path / "x.safetensors"
     storage.write_safetensors(path, {"conv_in.weight": torch.zeros(1)}, {"format": "pt"})
-    with pytest.raises(DataError, match=r"keys begin conv_in.weight"):
+    with pytest.raises(DataError, match=r"first keys are conv_in.weight"):
         formats.read_adapter_file(path)
     tensors = storage.read_safetensors(trained)
     storage.write_safetensors(path, tensors, {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"does not say which family it belongs to: it could be .*sd3"):
+    with pytest.raises(ConfigError, match=r"does not name its model family: it could be .*sd3"):
         formats.export_adapter(path, "all", tmp_path / "out")
     assert formats.export_adapter(path, "diffusers", tmp_path / "named", family="sd3")
     half = {key: value for key, value in tensors.items() if "0.attn.to_q.lora_B" not in key}
     storage.write_safetensors(path, half, storage.read_safetensors_metadata(trained))
-    with pytest.raises(DataError, match="only one half"):
+    with pytest.raises(DataError, match="one of the two LoRA factors is missing"):
         formats.read_adapter_file(path)
     storage.write_safetensors(path, tensors | {"transformer.x.bias": torch.zeros(1)}, {"format": "pt"})
-    with pytest.raises(DataError, match=r"not understood: transformer\.x\.bias"):
+    with pytest.raises(DataError, match=r"unknown key: transformer\.x\.bias"):
         formats.read_adapter_file(path)
-    for facts in ('{"rank": 0}', "[]", "{", '{"rank": 4, "alpha": "x", "family": "sd3"}'):
-        storage.write_safetensors(path, tensors, {"lorakit": facts})
+    for text in ('{"rank": 0}', "[]", "{", '{"rank": 4, "alpha": "x", "family": "sd3"}'):
+        storage.write_safetensors(path, tensors, {"lorakit": text})
         with pytest.raises(DataError, match="is damaged"):
             formats.read_adapter_file(path)
     shutil.copy(trained, path)

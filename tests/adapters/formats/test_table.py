@@ -1,4 +1,4 @@
-"""Every family, consumer and kind of adapter: what the consumer makes of the file is what peft trained."""
+"""Every family, consumer and method: the consumer adds to each weight what peft trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorakit.core import storage
 from lorakit.models import families
 from tests import tiny
 from tests.adapters.formats import webui
-from tests.adapters.formats.runs import family_of, predict, train, train_kind
+from tests.adapters.formats.runs import family_of, predict, train, train_method
 
 TEXTS = {
     "sd15": ("text_encoder",),
@@ -23,16 +23,16 @@ TEXTS = {
     "flux1-dev": ("text_encoder",),
 }
 TEXTS["sd3"] = TEXTS["sdxl"]
-KINDS = ["lora", "rslora", "dora", "loha", "lokr", "lokr-whole", "oft"]
-FORMS = [(name, kind) for name in ("sd15", "sd3", "lumina2", "flux1-dev") for kind in KINDS]
+METHODS = ["lora", "rslora", "dora", "loha", "lokr", "lokr-dense", "oft"]
+CASES = [(name, method) for name in ("sd15", "sd3", "lumina2", "flux1-dev") for method in METHODS]
 
 
 @functools.cache
 def weights(name):
-    """The tiny base's weights by `<component>.<module>`, in the names of published files."""
+    """Return the tiny base model's weights by `<component>.<module>`, with the names of published files."""
     pipe = tiny.tiny_pipeline(name)
     found = {}
-    for component in (family_of(name).component, *TEXTS.get(name, ())):
+    for component in (family_of(name).components.denoiser, *TEXTS.get(name, ())):
         for key, value in getattr(pipe, component).state_dict().items():
             if key.endswith(".weight"):
                 module = re.sub(r"^encoder\.layers", "text_model.encoder.layers", key.removesuffix(".weight"))
@@ -41,26 +41,26 @@ def weights(name):
 
 
 def check(found, expected, where):
-    for module, change in expected.items():
-        error = (found[module] - change.double()).norm() / change.norm()
+    for module, difference in expected.items():
+        error = (found[module] - difference.double()).norm() / difference.norm()
         assert error < 1e-5, f"{where}: {module} is off by {error}"
     for module in found.keys() - expected.keys():
         assert not found[module].any(), f"{where}: {module} was not trained"
 
 
 def as_webui(name, file):
-    return webui.changed(storage.read_safetensors(file), family_of(name).name, weights(name))
+    return webui.differences(storage.read_safetensors(file), family_of(name).name, weights(name))
 
 
 def as_diffusers(name, file):
-    """Load with diffusers' own loader into a fresh pipeline, and read what it adds to each weight."""
+    """Load with diffusers' loader into a new pipeline, and return the difference it adds to each weight."""
     pipe = tiny.build(name)
     if hasattr(pipe, "load_lora_weights"):
         pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     else:
         family_of(name).denoiser(pipe).load_lora_adapter(str(file.parent), weight_name=file.name)
     found = {}
-    for component in (family_of(name).component, *TEXTS.get(name, ())):
+    for component in (family_of(name).components.denoiser, *TEXTS.get(name, ())):
         for path, module in getattr(pipe, component).named_modules():
             if isinstance(module, BaseTunerLayer):
                 before = module.base_layer.weight.clone()
@@ -79,18 +79,18 @@ def as_diffusers(name, file):
 
 @pytest.mark.parametrize("name", tiny.ROWS)
 def test_every_family_loads_everywhere_as_trained(name, tmp_path, caplog):
-    expected = train_kind(name, tmp_path / "adapter.safetensors", "lora", texts=TEXTS.get(name, ()))
-    made = formats.export_adapter(
+    expected = train_method(name, tmp_path / "adapter.safetensors", "lora", texts=TEXTS.get(name, ()))
+    exported = formats.export_adapter(
         tmp_path / "adapter.safetensors", "all", tmp_path / "out", base=tiny.tiny_folder(name)
     )
-    readers = [consumer for file in made for consumer in file.consumers]
+    readers = [consumer for file in exported for consumer in file.consumers]
     assert sorted(readers) == sorted(set(readers) & set(consumers.loader_rules(family_of(name).name)))
     assert set(readers) >= set(consumers.loader_rules(family_of(name).name)) - {
         "a1111" if TEXTS.get(name) else ""
     }
-    for file in made:
+    for file in exported:
         assert file.max_relative_error < 1e-6
-        assert not file.approximated
+        assert not file.approximated_modules
         if {"comfyui", "a1111"} & set(file.consumers):
             check(as_webui(name, file.path), expected, file.path.name)
         if "diffusers" in file.consumers:
@@ -100,20 +100,20 @@ def test_every_family_loads_everywhere_as_trained(name, tmp_path, caplog):
             assert "missing keys" not in caplog.text
 
 
-@pytest.mark.parametrize(("name", "kind"), FORMS)
-def test_every_kind_loads_everywhere_as_trained(name, kind, tmp_path):
-    texts = TEXTS.get(name, ()) if kind in ("rslora", "dora") else ()
-    expected = train_kind(name, tmp_path / "adapter.safetensors", kind, texts=texts)
-    made = formats.export_adapter(
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_every_method_loads_everywhere_as_trained(name, method, tmp_path):
+    texts = TEXTS.get(name, ()) if method in ("rslora", "dora") else ()
+    expected = train_method(name, tmp_path / "adapter.safetensors", method, texts=texts)
+    exported = formats.export_adapter(
         tmp_path / "adapter.safetensors", "all", tmp_path / "out", base=tiny.tiny_folder(name)
     )
-    for file in made:
+    for file in exported:
         assert file.approximation_error < 1e-5
         read = as_diffusers if file.consumers == ("diffusers",) else as_webui
         check(read(name, file.path), expected, file.path.name)
 
 
-def test_convolutions_and_feed_forward_of_every_kind(tmp_path):
+def test_convolutions_and_feed_forward_layers_load_with_every_method(tmp_path):
     """Not only attention: convolutions, feed-forward and time projections too."""
     endings = [
         "to_q",
@@ -125,27 +125,27 @@ def test_convolutions_and_feed_forward_of_every_kind(tmp_path):
         "conv_in",
         "conv_out",
     ]
-    for kind in ("lora", "dora", "loha", "lokr"):
-        folder = tmp_path / kind
-        expected = train_kind("sd15", folder / "adapter.safetensors", kind, targets=endings)
-        made = formats.export_adapter(
+    for method in ("lora", "dora", "loha", "lokr"):
+        folder = tmp_path / method
+        expected = train_method("sd15", folder / "adapter.safetensors", method, targets=endings)
+        exported = formats.export_adapter(
             folder / "adapter.safetensors", "all", folder, base=tiny.tiny_folder("sd15")
         )
-        for file in made:
+        for file in exported:
             read = as_diffusers if "diffusers" in file.consumers else as_webui
             check(read("sd15", file.path), expected, file.path.name)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux1-dev", "z-image", "lumina2", "pixart-sigma"])
-def test_one_prediction_is_the_trained_one(name, tmp_path):
+def test_a_prediction_with_the_exported_file_is_the_trained_one(name, tmp_path):
     trained = predict(name, train(name, tmp_path / "adapter.safetensors"))
     before = predict(name, tiny.build(name))
-    made = formats.export_adapter(tmp_path / "adapter.safetensors", "all", tmp_path / "exports")
-    for file in made:
+    exported = formats.export_adapter(tmp_path / "adapter.safetensors", "all", tmp_path / "exports")
+    for file in exported:
         fresh = tiny.build(name)
-        for module, change in formats.read_adapter_file(file.path).changes.items():
+        for module, delta in formats.read_adapter_file(file.path).deltas.items():
             layer = family_of(name).denoiser(fresh).get_submodule(module.split(".", 1)[1])
-            layer.weight.data += change.delta().reshape(layer.weight.shape)
+            layer.weight.data += delta.dense().reshape(layer.weight.shape)
         assert (predict(name, fresh) - trained).abs().max() <= 1e-5 * before.abs().max()
         assert (trained - before).abs().max() > 1e-2 * before.abs().max()
 

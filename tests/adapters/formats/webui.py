@@ -1,5 +1,7 @@
-"""What ComfyUI and Forge do with an adapter file, stated in our own words: which weight each key is, and how
-the weight changes. Held against their own loaders outside the test suite; see the README's table."""
+"""A model of how ComfyUI and Forge load an adapter file: the weight of each key, and its change.
+
+It was compared with their own loaders outside the test suite; see the README's table.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import re
 
 import torch
 
-# Per family: a pattern of the program's own module, and what of diffusers lies in it, top to bottom.
+# By family: a pattern of the native module, and the diffusers modules in it, from top to bottom.
 QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
@@ -68,7 +70,7 @@ _ENDINGS = re.compile(
 
 
 def modules_of(stem, family, modules):
-    """The weights of diffusers that a key changes, by the program's own table; `modules` is what there is."""
+    """Return the diffusers modules that a key changes, by the program's table."""
     if stem.startswith("lora_"):
         kohya = {"unet": "lora_unet", "text_encoder": "lora_te1" if family == "sdxl" else "lora_te"}
         kohya["text_encoder_2"] = "lora_te2"
@@ -84,8 +86,11 @@ def modules_of(stem, family, modules):
     raise AssertionError(f"lora key not loaded: {stem}")
 
 
-def changed(tensors, family, weights):
-    """What a file adds to each weight; `weights` by `<component>.<module>`. Every key must be looked up."""
+def differences(tensors, family, weights):
+    """Return the difference that a file adds to each weight of `weights`, by `<component>.<module>`.
+
+    Every key must be used.
+    """
     grouped: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         match = _ENDINGS.fullmatch(key)
@@ -130,5 +135,5 @@ def _apply(parts, weight):
         return merged
     length = (
         weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
-    )  # of the base, not of `merged`
+    )  # of the base model, not of `merged`
     return merged * dora / length
