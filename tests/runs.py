@@ -17,12 +17,11 @@ from lorakit.config import recipe
 from lorakit.core import storage
 from lorakit.imaging import decode
 
-# Children are forked from a server that has imported everything once, so that a test can start (and kill)
-# many.
+# Children are forked from a server that has imported everything once: tests can start and kill many.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        "lorakit.training",
+        "lorakit.training.train",
         "bitsandbytes",
         "diffusers.pipelines.stable_diffusion",
         "diffusers.pipelines.stable_diffusion_3",
@@ -31,19 +30,19 @@ _CONTEXT.set_forkserver_preload(
 
 
 def make_dataset(folder: Path, count: int = 6) -> Path:
-    """Noise pictures of three shapes with captions, and their manifest without buckets."""
+    """Write noise images of three sizes with captions, and their manifest without buckets."""
     rng = np.random.default_rng(0)
     records = []
     for index in range(count):
         width, height = [(64, 64), (96, 64), (64, 96)][index % 3]
-        picture = Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
-        file = storage.save_image(folder / f"{index}.png", picture)
+        image = Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        file = storage.save_image(folder / f"{index}.png", image)
         captions = (manifest.Caption(f"a sks picture number {index}", "hand"),)
         records.append(
             manifest.Record(
                 file=file.name,
                 sha256=storage.sha256_file(file),
-                pixels=decode.pixel_hash(picture),
+                content_hash=decode.pixel_hash(image),
                 width=width,
                 height=height,
                 captions=captions,
@@ -54,7 +53,7 @@ def make_dataset(folder: Path, count: int = 6) -> Path:
 
 
 def make_prompts(path: Path) -> Path:
-    """Two prompts, three pictures."""
+    """Write two prompts with three seeds in all."""
     rows = [
         {"id": "a", "prompt": "a red circle", "seeds": [0, 1]},
         {"id": "b", "prompt": "a ring", "seeds": [0]},
@@ -63,7 +62,7 @@ def make_prompts(path: Path) -> Path:
 
 
 def make_recipe(path: Path, base: str | Path, dataset: Path, out: Path, /, **changes: Any) -> Path:
-    """A recipe of 12 steps that commits every 4; `changes` replace whole top-level keys."""
+    """Write a recipe of 12 steps with a checkpoint every 4; `changes` replace whole top-level keys."""
     tree: dict[str, Any] = {
         "base": str(base),
         "dataset": str(dataset),
@@ -78,7 +77,7 @@ def make_recipe(path: Path, base: str | Path, dataset: Path, out: Path, /, **cha
 
 
 def train(path: Path, *overrides: str) -> Path:
-    """Train in this process; returns the run's folder."""
+    """Train in this process and return the folder of the run."""
     from lorakit.training.train import train_recipe
 
     return train_recipe(recipe.load_recipe(path, list(overrides))).path
@@ -102,24 +101,24 @@ def start(path: Path, *overrides: str, **environment: str) -> Any:
 
 
 class _Killed(BaseException):
-    """What no code of ours catches."""
+    """An exception that no code of lorakit catches."""
 
 
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[None]:
-    """A training inside ends before this step (counted from 0) as a kill would end it, with nothing told."""
+    """End a training in this block before a step (counted from 0), as abruptly as a kill would."""
     from unittest import mock
 
-    from lorakit.training.trainer import Trainer
+    from lorakit.training.step import StepResult, TrainingStep
 
-    own = Trainer.step
+    run = TrainingStep.run
 
-    def stepped(self: Trainer) -> tuple[float, float]:
+    def run_or_die(self: TrainingStep) -> StepResult:
         if self.state.step == step:
             raise _Killed
-        return own(self)
+        return run(self)
 
-    with mock.patch.object(Trainer, "step", stepped), contextlib.suppress(_Killed):
+    with mock.patch.object(TrainingStep, "run", run_or_die), contextlib.suppress(_Killed):
         yield
         raise AssertionError("it was not killed")
 

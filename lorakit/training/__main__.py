@@ -1,4 +1,4 @@
-"""Entry point of `accelerate launch -m lorakit.training RECIPE [key=value ...]`."""
+"""Run `accelerate launch -m lorakit.training RECIPE [key=value ...]`."""
 
 import sys
 

@@ -1,152 +1,197 @@
-"""What images cost: noise keyed by position, the model's prediction, the objective's loss.
+"""The loss of a step: noise on the latents, the denoiser's prediction, the objective's loss.
 
-Besides the pictures' own loss, two that keep what the base knows: images of the class (DreamBooth's prior
+`DenoisingLoss` is the one definition of it: training, the validation loss and the evaluation use the same.
+`RegularizationLosses` are two terms that preserve what the base model knows: class images (DreamBooth's prior
 preservation, arXiv:2208.12242), and predictions for captions without the trigger held at those of the base
-without the adapter (differential output preservation).
+model (differential output preservation).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from lorakit import adapters
 from lorakit.adapters import text_encoders
+from lorakit.config.recipe import Recipe
 from lorakit.core import rng
 from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
-from lorakit.data.dataset import CaptionTransform
+from lorakit.data.dataset import CaptionTransform, TrainingSet
+from lorakit.models.families.family import Conditioning, Family
 from lorakit.training import regularization
-from lorakit.training.setup import Session
+from lorakit.training.objective import Objective
 
 OFFSET_PURPOSES = ("noise", "class noise")
-"""Purposes of noise that take the noise offset; looks and the probe measure without it."""
+"""Purposes of noise that take the noise offset; validation and the sanity check measure without it."""
 LossFn = Callable[[list[SampleIndex], list[float]], torch.Tensor]
+"""Losses (B,) of samples of one shape at uniform numbers (B,) in [0, 1)."""
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A share of a step's loss: `cost` gives losses (B,) of slots of one shape at uniform numbers that are
-    keyed by `clock`."""
+    """One term of a step's loss: `weight` times the mean of `loss_fn` over `samples` of `data`.
 
-    data: Any
-    slots: Sequence[SampleIndex]
-    cost: LossFn
-    clock: str
+    `timestep_purpose` keys the uniform numbers from which the timesteps come.
+    """
+
+    data: TrainingSet
+    samples: Sequence[SampleIndex]
+    loss_fn: LossFn
+    timestep_purpose: str
     weight: float
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """What the network is shown, `noisy` at `t` with `cond`, and what it should say."""
+    """The denoiser's inputs and its target: latents and noise (B, C, ..., H, W), timesteps (B,)."""
 
     latents: torch.Tensor
     noise: torch.Tensor
-    noisy: torch.Tensor
-    t: torch.Tensor
+    noisy_latents: torch.Tensor
+    timesteps: torch.Tensor
     target: torch.Tensor
-    cond: dict[str, torch.Tensor]
-    mask: torch.Tensor | None
-    encode: Callable[[], dict[str, torch.Tensor]]
-    """`cond` once more, by text encoders that may have changed meanwhile."""
+    cond: Conditioning
+    mask: torch.Tensor | None  # (B, 1, H, W) in [0, 1]
+    reencode_text: Callable[[], Conditioning]
+    """Compute `cond` again, with text encoders whose adapters may have been switched off since."""
 
 
-class TrainingLoss:
-    """The loss of a session's model, for training and for looking alike."""
+def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The mixed precision that a run trains, validates and samples in."""
+    if recipe.train.precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
 
-    def __init__(self, made: Session, accelerator: Accelerator) -> None:
-        self.made, self.accelerator = made, accelerator
-        self.class_seed = rng.derive_seed(made.recipe.train.seed, "class images")
-        self.live = text_encoders.trains_text(made.recipe)
-        # not any weight's: some stay in float32; asked once, as the answer walks through all modules
-        self.dtype: torch.dtype = made.denoiser.dtype
 
-    def __call__(self, data: Any, slots: list[SampleIndex], purpose: str, times: list[float]) -> torch.Tensor:
-        """Losses (B,) of slots that share one shape; `times` are uniform numbers, one a slot.
+class DenoisingLoss:
+    """The loss of a base model with adapters, loaded in `pipe`."""
 
-        `purpose` keys the noise: "noise" for training, another word for what must not share it.
+    def __init__(
+        self, recipe: Recipe, family: Family, pipe: Any, objective: Objective, device: torch.device
+    ) -> None:
+        self.recipe, self.family, self.objective, self.device = recipe, family, objective, device
+        denoiser: Any = family.denoiser(pipe)
+        self.denoiser = denoiser
+        self.networks = text_encoders.adaptable_networks(family, pipe)
+        self.trains_text = text_encoders.trains_text(recipe)
+        # not that of any one weight, for some stay in float32; read once, as it walks through all modules
+        self.dtype: torch.dtype = denoiser.dtype
+
+    def __call__(
+        self, data: TrainingSet, samples: Sequence[SampleIndex], purpose: str, uniforms: Sequence[float]
+    ) -> torch.Tensor:
+        """Losses (B,) of samples that share one shape; `uniforms` (B,) in [0, 1) give the timesteps.
+
+        `purpose` keys the noise: "noise" for training, another word for noise that must differ from it.
         """
-        objective, settings = self.made.objective, self.made.recipe.objective.mask
-        given = self.noised(data, slots, purpose, times)
-        if settings is None or given.mask is None:
-            return objective.loss(self.predict(given), given.target, given.t)
-        base = self.untrained(given) if settings.prior and purpose == "noise" else None
-        prediction = self.predict(given)
-        inside = given.mask + settings.outside * (1 - given.mask)
-        loss = objective.loss(prediction, given.target, given.t, inside)
-        if base is not None:
-            loss = loss + settings.prior * objective.loss(prediction, base, given.t, 1 - given.mask)
+        settings = self.recipe.objective.masked_loss
+        batch = self.add_noise(data, samples, purpose, uniforms)
+        if settings is None or batch.mask is None:
+            return self.objective.loss(self.predict(batch), batch.target, batch.timesteps)
+        preserve = settings.output_preservation and purpose == "noise"
+        base_prediction = self.predict_without_adapter(batch) if preserve else None
+        prediction = self.predict(batch)
+        weights = batch.mask + settings.unmasked_weight * (1 - batch.mask)
+        loss = self.objective.loss(prediction, batch.target, batch.timesteps, weights)
+        if base_prediction is not None:
+            unmasked = self.objective.loss(prediction, base_prediction, batch.timesteps, 1 - batch.mask)
+            loss = loss + settings.output_preservation * unmasked
         return loss
 
-    def extras(self, mine: Sequence[SampleIndex]) -> list[LossTerm]:
-        """What a step's slots cost besides their own loss."""
-        made, settings = self.made, self.made.recipe.objective
-        parts = []
-        if made.class_images is not None:
-            data = made.class_images
-            slots = [batch_sampler.sample_at(slot.position, data.captions, self.class_seed) for slot in mine]
-            parts.append(LossTerm(data, slots, self._of_class, "class time", settings.class_weight))
-        if settings.preserve:
-            subject = [
-                slot for slot in mine if regularization.replace_trigger(made.recipe, made.train.caption(slot))
-            ]
-            parts.append(LossTerm(made.train, subject, self._drift, "time", settings.preserve))
-        return parts
-
-    def _of_class(self, slots: list[SampleIndex], times: list[float]) -> torch.Tensor:
-        return self(self.made.class_images, slots, "class noise", times)
-
-    def _drift(self, slots: list[SampleIndex], times: list[float]) -> torch.Tensor:
-        """How far the adapter moves predictions for captions without the trigger (B,)."""
-        recipe = self.made.recipe
-        given = self.noised(
-            self.made.train,
-            slots,
-            "noise",
-            times,
-            lambda text: regularization.replace_trigger(recipe, text) or text,
-        )
-        base = self.untrained(given)
-        return self.made.objective.loss(self.predict(given), base, given.t)
-
-    def noised(
+    def add_noise(
         self,
-        data: Any,
-        slots: Sequence[SampleIndex],
+        data: TrainingSet,
+        samples: Sequence[SampleIndex],
         purpose: str,
-        times: Sequence[float],
-        change: CaptionTransform | None = None,
+        uniforms: Sequence[float],
+        transform: CaptionTransform | None = None,
     ) -> NoisedBatch:
-        """Noise on the latents of slots that share one shape; `change` is made to their captions."""
-        batch = data.batch(slots, self.accelerator.device, change)
-        noise = self._noise(tuple(batch.latents.shape[1:]), slots, purpose)
-        u = torch.tensor(times, dtype=torch.float32).to(self.accelerator.device)
-        noisy, t, target = self.made.objective.noise(batch.latents, noise, u)
-        again = lambda: data.batch(slots, self.accelerator.device, change).cond  # noqa: E731
-        return NoisedBatch(batch.latents, noise, noisy, t, target, batch.cond, batch.mask, again)
+        """Load samples that share one shape and add noise to their latents; `transform` changes captions."""
+        batch = data.batch(samples, self.device, transform)
+        noise = self._noise(tuple(batch.latents.shape[1:]), samples, purpose)
+        u = torch.tensor(uniforms, dtype=torch.float32).to(self.device)
+        noised = self.objective.add_noise(batch.latents, noise, u)
+        return NoisedBatch(
+            latents=batch.latents,
+            noise=noise,
+            noisy_latents=noised.noisy_latents,
+            timesteps=noised.timesteps,
+            target=noised.target,
+            cond=batch.cond,
+            mask=batch.mask,
+            reencode_text=lambda: data.batch(samples, self.device, transform).cond,
+        )
 
-    def _noise(self, shape: tuple[int, ...], slots: Sequence[SampleIndex], purpose: str) -> torch.Tensor:
-        """Noise (B, *shape); for training with the recipe's offset, a constant in each channel."""
-        seed, offset = self.made.recipe.train.seed, self.made.recipe.objective.noise_offset
-        noise = torch.stack([rng.keyed_normal(shape, seed, purpose, slot.position) for slot in slots])
+    def _noise(self, shape: tuple[int, ...], samples: Sequence[SampleIndex], purpose: str) -> torch.Tensor:
+        """Noise (B, *shape), keyed by position; in training with the recipe's offset of each channel."""
+        seed, offset = self.recipe.train.seed, self.recipe.objective.noise_offset
+        noise = torch.stack([rng.keyed_normal(shape, seed, purpose, s.position) for s in samples])
         if offset and purpose in OFFSET_PURPOSES:
-            level = (shape[0], *[1] * (len(shape) - 1))
-            levels = [rng.keyed_normal(level, seed, f"{purpose} offset", slot.position) for slot in slots]
-            noise = noise + offset * torch.stack(levels)
-        return noise.to(self.accelerator.device)
+            per_channel = (shape[0], *[1] * (len(shape) - 1))
+            offsets = [rng.keyed_normal(per_channel, seed, f"{purpose} offset", s.position) for s in samples]
+            noise = noise + offset * torch.stack(offsets)
+        return noise.to(self.device)
 
-    def untrained(self, given: NoisedBatch) -> torch.Tensor:
-        """The prediction of the base without the adapters, without gradient."""
-        with torch.no_grad(), adapters.adapters_disabled(*self.made.networks.values()):
-            return self.predict(replace(given, cond=given.encode()) if self.live else given)
+    def predict_without_adapter(self, batch: NoisedBatch) -> torch.Tensor:
+        """The base model's prediction, without gradient."""
+        with torch.no_grad(), adapters.adapters_disabled(*self.networks.values()):
+            return self.predict(replace(batch, cond=batch.reencode_text()) if self.trains_text else batch)
 
-    def predict(self, given: NoisedBatch) -> torch.Tensor:
-        """The model's prediction (B, C, H, W)."""
-        made, dtype = self.made, self.dtype
-        cond = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.cond.items()}
-        with self.accelerator.autocast():
-            return made.family.predict(made.denoiser, given.noisy.to(dtype), given.t, cond)
+    def predict(self, batch: NoisedBatch) -> torch.Tensor:
+        """The denoiser's prediction, of the latents' shape."""
+        cond = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in batch.cond.items()}
+        with autocast(self.recipe, self.device):
+            noisy_latents = batch.noisy_latents.to(self.dtype)
+            return self.family.predict(self.denoiser, noisy_latents, batch.timesteps, cond)
+
+
+class RegularizationLosses:
+    """The terms of a step's loss besides its samples' own: class images and output preservation."""
+
+    def __init__(
+        self, loss: DenoisingLoss, train_set: TrainingSet, class_image_set: TrainingSet | None
+    ) -> None:
+        self.loss, self.train_set, self.class_image_set = loss, train_set, class_image_set
+        self.class_image_seed = rng.derive_seed(loss.recipe.train.seed, "class images")
+
+    def terms(self, samples: Sequence[SampleIndex]) -> list[LossTerm]:
+        """The terms that the recipe asks for beside these samples."""
+        recipe, settings = self.loss.recipe, self.loss.recipe.objective
+        terms = []
+        if (data := self.class_image_set) is not None:
+            class_samples = [
+                batch_sampler.sample_at(s.position, data.captions_per_image, self.class_image_seed)
+                for s in samples
+            ]
+            weight = settings.prior_loss_weight
+            terms.append(LossTerm(data, class_samples, self._prior_preservation_loss, "class time", weight))
+        if weight := settings.output_preservation:
+            with_trigger = [
+                s for s in samples if regularization.replace_trigger(recipe, self.train_set.caption(s))
+            ]
+            terms.append(
+                LossTerm(self.train_set, with_trigger, self._output_preservation_loss, "time", weight)
+            )
+        return terms
+
+    def _prior_preservation_loss(self, samples: list[SampleIndex], uniforms: list[float]) -> torch.Tensor:
+        assert self.class_image_set is not None
+        return self.loss(self.class_image_set, samples, "class noise", uniforms)
+
+    def _output_preservation_loss(self, samples: list[SampleIndex], uniforms: list[float]) -> torch.Tensor:
+        """Losses (B,) of predictions for captions without the trigger, against those of the base model."""
+        recipe = self.loss.recipe
+        batch = self.loss.add_noise(
+            self.train_set,
+            samples,
+            "noise",
+            uniforms,
+            lambda caption: regularization.replace_trigger(recipe, caption) or caption,
+        )
+        base_prediction = self.loss.predict_without_adapter(batch)
+        return self.loss.objective.loss(self.loss.predict(batch), base_prediction, batch.timesteps)

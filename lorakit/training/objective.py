@@ -1,11 +1,12 @@
-"""The training objectives: flow matching and ddpm, read from the base's scheduler, never from a flag.
+"""The training objectives: flow matching and ddpm, read from the base model's scheduler, never from a flag.
 
-`noise` maps clean latents, noise and one uniform number a sample to (noisy latents, time, target); `loss`
-compares the model's prediction with the target. Both are pure. Time is in scheduler units: ddpm 0..T-1
-(integers), flow 0..1000.
+`add_noise` maps clean latents, noise and one uniform number a sample to noisy latents, timesteps and target;
+`loss` compares the model's prediction with the target. Both are pure. Timesteps are in scheduler units: ddpm
+0..T-1 (integers), flow 0..1000.
 
 Sources: DDPM, arXiv:2006.11239; v-prediction, arXiv:2202.00512; zero-terminal SNR, arXiv:2305.08891;
-rectified flow and logit-normal times, arXiv:2403.03206. Times are in `timesteps`, weights in `weighting`.
+rectified flow and logit-normal timesteps, arXiv:2403.03206. Their distribution is in `timesteps`, the weights
+in `loss_weighting`.
 """
 
 from __future__ import annotations
@@ -17,36 +18,42 @@ from typing import Any
 
 import torch
 
-from lorakit.config.recipe import ObjectiveConfig as Settings
+from lorakit.config.objective import ObjectiveConfig
 from lorakit.core.errors import ConfigError
 from lorakit.training import loss_weighting, timesteps
+from lorakit.training.loss_weighting import NoiseLevels
 
-Noised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Levels = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""(share, signal, spread), each (B,) in float64: place on the time axis, and x_t = signal x + spread n."""
+
+@dataclass(frozen=True)
+class NoisedLatents:
+    """Noisy latents (B, C, ..., H, W), timesteps (B,) in scheduler units, target (B, C, ..., H, W)."""
+
+    noisy_latents: torch.Tensor
+    timesteps: torch.Tensor
+    target: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """What a base is trained on."""
+    """A base model's training objective with the recipe's changes."""
 
-    settings: Settings
-    spread: timesteps.TimestepDistribution
-    weight: loss_weighting.LossWeight | None
-    prediction: str
-    """Which of `targets` the network predicts."""
-
-    @abstractmethod
-    def noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> Noised:
-        """`latents`, `noise` (B, C, ..., H, W); `u` (B,) uniform in [0, 1)."""
+    config: ObjectiveConfig
+    timestep_distribution: timesteps.TimestepDistribution
+    loss_weight: loss_weighting.LossWeight | None
+    prediction_type: str
+    """The name in `targets` of what the network predicts."""
 
     @abstractmethod
-    def levels(self, t: torch.Tensor) -> Levels:
-        """The noise levels of times (B,)."""
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> NoisedLatents:
+        """Mix `latents` and `noise` (B, C, ..., H, W) at timesteps given by `u` (B,) in [0, 1)."""
+
+    @abstractmethod
+    def noise_levels(self, t: torch.Tensor) -> NoiseLevels:
+        """The noise levels of timesteps (B,)."""
 
     @abstractmethod
     def targets(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What networks of this kind may predict, by name; one of them is this one's."""
+        """Everything that networks of this kind may predict, by name; `prediction_type` is one of them."""
 
     def loss(
         self,
@@ -56,43 +63,41 @@ class Objective(ABC):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean penalty per sample (B,), in float32; `mask` (B, 1, H, W) weighs positions, 0 ignores them."""
-        settings = self.settings
+        config = self.config
         error = loss_weighting.apply_mask(prediction.float() - target.float(), mask)
-        if settings.huber is None:
+        if config.huber is None:
             penalty = error.square()
         else:
-            penalty = loss_weighting.pseudo_huber(
-                error, loss_weighting.huber_c(settings.huber, *self.levels(t))
-            )
-        normalise = settings.mask is None or settings.mask.normalise
-        value = loss_weighting.masked_mean(penalty, mask, normalise=normalise)
-        if self.weight is None:
+            c = loss_weighting.huber_c(config.huber, self.noise_levels(t))
+            penalty = loss_weighting.pseudo_huber(error, c)
+        normalize_area = config.masked_loss is None or config.masked_loss.normalize_area
+        value = loss_weighting.masked_mean(penalty, mask, normalize_area=normalize_area)
+        if self.loss_weight is None:
             return value
-        _, signal, spread = self.levels(t)
-        return value * self.weight(signal, spread).to(value.dtype)
+        return value * self.loss_weight(self.noise_levels(t)).to(value.dtype)
 
 
 @dataclass(frozen=True)
 class FlowMatching(Objective):
-    """Rectified flow: x_s = (1 - s) x + s n, target n - x, time 1000 s."""
+    """Rectified flow: x_s = (1 - s) x + s n, target n - x, timestep 1000 s."""
 
     shift: float | timesteps.ResolutionShift
 
-    def noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> Noised:
-        """`latents`, `noise` (B, C, ..., H, W); `u` (B,) uniform in [0, 1)."""
-        u = self.spread(u).to(latents.dtype)
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> NoisedLatents:
+        """Mix `latents` and `noise` (B, C, ..., H, W) at timesteps given by `u` (B,) in [0, 1)."""
+        u = self.timestep_distribution(u).to(latents.dtype)
         shift = self.shift(latents.shape) if isinstance(self.shift, timesteps.ResolutionShift) else self.shift
         sigma = shift * u / (1 + (shift - 1) * u)
         s = sigma.view(-1, *[1] * (latents.ndim - 1))
-        return (1 - s) * latents + s * noise, sigma * 1000, noise - latents
+        return NoisedLatents((1 - s) * latents + s * noise, sigma * 1000, noise - latents)
 
-    def levels(self, t: torch.Tensor) -> Levels:
-        """The noise levels of times (B,)."""
+    def noise_levels(self, t: torch.Tensor) -> NoiseLevels:
+        """The noise levels of timesteps (B,)."""
         sigma = t.double() / 1000
-        return sigma, 1 - sigma, sigma
+        return NoiseLevels(fraction=sigma, alpha=1 - sigma, sigma=sigma)
 
     def targets(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What networks of this kind may predict, by name."""
+        """Everything that networks of this kind may predict, by name."""
         return {
             "flow": noise - latents,
             "flow, reversed": latents - noise,
@@ -107,61 +112,84 @@ class DDPM(Objective):
 
     alphas_cumprod: torch.Tensor  # (T,)
 
-    def noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> Noised:
-        """`latents`, `noise` (B, C, ..., H, W); `u` (B,) uniform in [0, 1)."""
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> NoisedLatents:
+        """Mix `latents` and `noise` (B, C, ..., H, W) at timesteps given by `u` (B,) in [0, 1)."""
         count = len(self.alphas_cumprod)
-        t = (self.spread(u) * count).long().clamp(max=count - 1)
-        signal, spread = self._parts(latents, t)
-        return signal * latents + spread * noise, t, self.targets(latents, noise, t)[self.prediction]
+        t = (self.timestep_distribution(u) * count).long().clamp(max=count - 1)
+        alpha, sigma = self._alpha_sigma(latents, t)
+        target = self.targets(latents, noise, t)[self.prediction_type]
+        return NoisedLatents(alpha * latents + sigma * noise, t, target)
 
-    def _parts(self, latents: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _alpha_sigma(self, latents: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(alpha, sigma) of x_t = alpha x + sigma n, each (B, 1, ..., 1)."""
         alpha_bar = self.alphas_cumprod.to(latents.device)[t].to(latents.dtype)
         alpha_bar = alpha_bar.view(-1, *[1] * (latents.ndim - 1))
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
-    def levels(self, t: torch.Tensor) -> Levels:
-        """The noise levels of times (B,)."""
+    def noise_levels(self, t: torch.Tensor) -> NoiseLevels:
+        """The noise levels of timesteps (B,)."""
         alpha_bar = self.alphas_cumprod.to(t.device)[t]
-        return t.double() / len(self.alphas_cumprod), alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        fraction = t.double() / len(self.alphas_cumprod)
+        return NoiseLevels(fraction, alpha=alpha_bar.sqrt(), sigma=(1 - alpha_bar).sqrt())
 
     def targets(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What networks of this kind may predict, by name."""
-        signal, spread = self._parts(latents, t)
-        return {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
+        """Everything that networks of this kind may predict, by name."""
+        alpha, sigma = self._alpha_sigma(latents, t)
+        return {"epsilon": noise, "v_prediction": alpha * noise - sigma * latents, "sample": latents}
 
 
 def objective_from_scheduler(
-    kind: str, config: Mapping[str, Any], settings: Settings, alphas: Any = None, patch: int | None = None
+    objective: str,
+    scheduler_config: Mapping[str, Any],
+    config: ObjectiveConfig,
+    alphas_cumprod: Any = None,
+    patch_size: int | None = None,
 ) -> Objective:
-    """The objective of a base: `kind` is the family's ("flow" or "ddpm"), `config` its scheduler's
-    configuration.
+    """The objective of a base model: `objective` is the family's ("flow" or "ddpm").
 
-    `alphas` are the scheduler's `alphas_cumprod` (T,), with its own beta schedule and zero-SNR rescaling
-    applied; `patch` is the number of latents per side of a token, None where the shift by resolution is not
-    the scheduler's. A setting that contradicts the base is a `ConfigError` that names both.
+    `alphas_cumprod` (T,) are the scheduler's, with its own beta schedule and zero-SNR rescaling applied;
+    `patch_size` is the number of latents per side of a token, None where the shift by resolution is not the
+    scheduler's. A setting that contradicts the base is a `ConfigError` that names both.
     """
-    return _flow(config, settings, patch) if kind == "flow" else _diffusion(config, settings, alphas)
+    if objective == "flow":
+        return _flow_matching(scheduler_config, config, patch_size)
+    return _ddpm(scheduler_config, config, alphas_cumprod)
 
 
-def _flow(config: Mapping[str, Any], settings: Settings, patch: int | None) -> FlowMatching:
+def _flow_matching(
+    scheduler_config: Mapping[str, Any], config: ObjectiveConfig, patch_size: int | None
+) -> FlowMatching:
     sigma = torch.linspace(loss_weighting.MIN_SIGMA, 1, 1000, dtype=torch.float64)
-    weight = loss_weighting.build_loss_weight(settings, "flow", 1 - sigma, sigma)
-    spread = timesteps.timestep_distribution(settings, "logit-normal")
-    if settings.shift == "resolution":
-        return FlowMatching(settings, spread, weight, "flow", timesteps.resolution_shift(config, patch))
-    own = float(config.get("shift", config.get("flow_shift", 1.0)))
-    base_shift = 1.0 if config.get("use_dynamic_shifting", False) else own
-    return FlowMatching(settings, spread, weight, "flow", settings.shift or base_shift)
+    levels = NoiseLevels(fraction=sigma, alpha=1 - sigma, sigma=sigma)
+    weight = loss_weighting.build_loss_weight(config, "flow", levels)
+    distribution = timesteps.timestep_distribution(config, "logit_normal")
+    shift: float | timesteps.ResolutionShift
+    if config.shift == "resolution":
+        shift = timesteps.resolution_shift(scheduler_config, patch_size)
+    else:
+        static = float(scheduler_config.get("shift", scheduler_config.get("flow_shift", 1.0)))
+        base_shift = 1.0 if scheduler_config.get("use_dynamic_shifting", False) else static
+        shift = config.shift or base_shift
+    return FlowMatching(config, distribution, weight, "flow", shift)
 
 
-def _diffusion(config: Mapping[str, Any], settings: Settings, alphas: Any) -> DDPM:
-    if settings.shift is not None:
+def _ddpm(scheduler_config: Mapping[str, Any], config: ObjectiveConfig, alphas_cumprod: Any) -> DDPM:
+    if config.shift is not None:
         raise ConfigError(
-            "objective.shift belongs to flow matching, but the base is a ddpm model", where="objective.shift"
+            "objective.shift is for flow matching, but the base is a ddpm model",
+            where="objective.shift",
+            remedy="leave it out",
         )
-    prediction = str(config.get("prediction_type", "epsilon"))
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ConfigError(f"the base's scheduler has an unknown prediction_type {prediction!r}")
-    alpha_bar = torch.as_tensor(alphas, dtype=torch.float64)
-    weight = loss_weighting.build_loss_weight(settings, prediction, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
-    return DDPM(settings, timesteps.timestep_distribution(settings, "uniform"), weight, prediction, alpha_bar)
+    prediction_type = str(scheduler_config.get("prediction_type", "epsilon"))
+    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+        raise ConfigError(
+            f"the base's scheduler has an unknown prediction_type {prediction_type!r}",
+            where="base: scheduler/scheduler_config.json",
+            remedy="use epsilon, v_prediction or sample",
+        )
+    alpha_bar = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+    fraction = torch.arange(len(alpha_bar), dtype=torch.float64) / len(alpha_bar)
+    levels = NoiseLevels(fraction, alpha=alpha_bar.sqrt(), sigma=(1 - alpha_bar).sqrt())
+    weight = loss_weighting.build_loss_weight(config, prediction_type, levels)
+    distribution = timesteps.timestep_distribution(config, "uniform")
+    return DDPM(config, distribution, weight, prediction_type, alpha_bar)

@@ -1,4 +1,4 @@
-"""The same run once more from what it stored, and whether the adapter came out the same byte for byte."""
+"""Train a run again from its stored recipe, and compare the two adapters byte for byte."""
 
 from __future__ import annotations
 
@@ -7,93 +7,115 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.config import recipe
+from lorakit.config import recipe as recipes
+from lorakit.config.recipe import Recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.training import run_folder
+from lorakit.training.run_folder import RunFolder
 
-# What changes no byte of the adapter is left out the second time.
 OUTPUT_ONLY_OVERRIDES = ("tracker=none", "export=[]", "samples.prompts=null")
+"""Settings that change no byte of the adapter, switched off the second time."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The recipe file, overrides and number of processes that train a run again."""
+
+    recipe_file: str
+    overrides: list[str]
+    num_processes: int
 
 
 @dataclass(frozen=True)
 class ReproductionResult:
-    """`differences` are of software and machine; `tensors` maps a tensor that differs to its largest
-    difference."""
+    """The comparison of a run's adapter file with that of its reproduction."""
 
-    equal: bool
-    first: str
-    second: str
-    tensors: dict[str, float]
-    differences: list[str]
+    identical: bool
+    original: str
+    reproduction: str
+    tensor_differences: dict[str, float]
+    """The largest absolute difference of each tensor that differs; infinity if the shapes differ."""
+    environment_differences: list[str]
+    """Versions and machine, one line for each that differs."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
-    def text(self) -> str:
-        """A verdict, with what may explain a difference."""
-        if self.equal:
-            return f"equal, byte for byte: {self.first} and {self.second}"
-        worst = max(self.tensors.values(), default=0.0)
-        lines = [f"NOT equal: {len(self.tensors)} tensors differ, by at most {worst:.3g}"]
+    def summary(self) -> str:
+        """The verdict, with the likely reasons of a difference."""
+        if self.identical:
+            return f"equal, byte for byte: {self.original} and {self.reproduction}"
+        largest = max(self.tensor_differences.values(), default=0.0)
+        lines = [f"NOT equal: {len(self.tensor_differences)} tensors differ, by at most {largest:.3g}"]
         same = "software and machine are the same: please report this"
-        return "\n  ".join([*lines, *(self.differences or [same])])
+        return "\n  ".join([*lines, *(self.environment_differences or [same])])
 
 
-def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> tuple[str, list[str], int]:
-    """(recipe file, overrides, processes) that train the run again; what cannot be the same is refused
-    here."""
+def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> Reproduction:
+    """Check that a run can be trained again; a ConfigError for settings or inputs that have changed."""
     file = run_folder.run_recipe_file(run)
-    record = storage.read_json(run / "run.json")
-    if not (run / "adapter.safetensors").is_file():
+    folder = RunFolder(run)
+    if not folder.adapter_file.is_file():
         raise ConfigError(
             "this run is not finished", where=str(run), remedy=f"finish it first: lorakit resume {run}"
         )
-    changes = [*OUTPUT_ONLY_OVERRIDES, *overrides, f"out={json.dumps(str(out))}"]
-    made = recipe.load_recipe(file, changes)
-    if recipe.training_settings(made) != record["identity"]:
+    record = folder.record()
+    overrides = [*OUTPUT_ONLY_OVERRIDES, *overrides, f"out={json.dumps(str(out))}"]
+    recipe = recipes.load_recipe(file, overrides)
+    if recipes.training_settings(recipe) != record["settings"]:
         raise ConfigError(
-            "recipe.yaml no longer says what this run was trained with",
+            "the settings in recipe.yaml are not those that this run was trained with",
             where=file,
-            remedy="restore it; the settings are in run.json under `identity`",
+            remedy="restore it; the settings are in run.json under `settings`",
         )
-    _check_inputs(made, record["inputs"])
-    return file, changes, int(record["inputs"]["processes"])
+    _check_inputs(recipe, record["inputs"])
+    return Reproduction(file, overrides, int(record["inputs"]["num_processes"]))
 
 
-def _check_inputs(made: recipe.Recipe, inputs: dict[str, str]) -> None:
+def _check_inputs(recipe: Recipe, inputs: dict[str, Any]) -> None:
     from lorakit import manifest
     from lorakit.data.items import load_training_records
     from lorakit.models import base_model
 
-    now = {"base": base_model.base_hash(base_model.resolve_base(made.base))}
-    folders = {"data": made.dataset} | ({"class_images": made.class_images} if made.class_images else {})
-    now |= {
-        name: manifest.dataset_fingerprint(load_training_records(folder)) for name, folder in folders.items()
-    }
-    wrong = [name for name, value in now.items() if inputs[name] != value]
-    if wrong:
+    hashes = {"base": base_model.base_hash(base_model.resolve_base(recipe.base))}
+    folders = {"dataset": recipe.dataset}
+    if recipe.class_images:
+        folders["class_images"] = recipe.class_images
+    for key, folder in folders.items():
+        hashes[key] = manifest.dataset_fingerprint(load_training_records(folder))
+    changed = [key for key, value in hashes.items() if inputs[key] != value]
+    if changed:
+        sources = {"base": recipe.base} | folders
         raise ConfigError(
-            f"not what this run was trained on: {', '.join(wrong)}",
-            where=", ".join(str(({"base": made.base} | folders)[name]) for name in wrong),
-            remedy="say where the original is now: lorakit reproduce RUN dataset=... base=...",
+            f"not the data or base that this run was trained on: {', '.join(changed)}",
+            where=", ".join(str(sources[key]) for key in changed),
+            remedy="give the path of the original: lorakit reproduce RUN dataset=... base=...",
         )
 
 
-def compare_runs(run: Path, again: Path) -> ReproductionResult:
+def compare_runs(original: Path, reproduction: Path) -> ReproductionResult:
     """Compare the finished adapters of two runs."""
-    files = [folder / "adapter.safetensors" for folder in (run, again)]
+    runs = [RunFolder(original), RunFolder(reproduction)]
+    files = [run.adapter_file for run in runs]
     hashes = [storage.sha256_file(file) for file in files]
-    records = [storage.read_json(folder / "run.json") for folder in (run, again)]
-    differences = run_folder.record_differences(*records, parts=("versions", "machine"))
-    tensors = {}
+    environment = run_folder.record_differences(
+        *[run.record() for run in runs], parts=("versions", "machine")
+    )
+    differences = {}
     if hashes[0] != hashes[1]:
         first, second = (storage.read_safetensors(file) for file in files)
         for name in sorted(first.keys() | second.keys()):
             a, b = first.get(name), second.get(name)
             if a is None or b is None or a.shape != b.shape:
-                tensors[name] = float("inf")
+                differences[name] = float("inf")
             elif not a.equal(b):
-                tensors[name] = float((a - b).abs().max())
-    return ReproductionResult(hashes[0] == hashes[1], str(files[0]), str(files[1]), tensors, differences)
+                differences[name] = float((a - b).abs().max())
+    return ReproductionResult(
+        identical=hashes[0] == hashes[1],
+        original=str(files[0]),
+        reproduction=str(files[1]),
+        tensor_differences=differences,
+        environment_differences=environment,
+    )

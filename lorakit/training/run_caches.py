@@ -1,106 +1,148 @@
-"""What a run reads again and again and computes once: captions, latents, pictures beside them, masks."""
+"""The caches of a run, filled before training and, where entries are missing, before its evaluation: text
+embeddings, latents, conditioning images, masks.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from lorakit.adapters import text_encoders
 from lorakit.config.recipe import Recipe
-from lorakit.data import caches, conditioning, dataset, mask_cache, prompts
+from lorakit.data import caches, conditioning, mask_cache, prompts
+from lorakit.data.dataset import TextSource, TrainingSet
 from lorakit.data.items import DatasetItem
+from lorakit.models import device as devices
 from lorakit.models import loading
+from lorakit.models.families.family import Conditioning, Family
 from lorakit.sampling import generate
 from lorakit.training import regularization
-from lorakit.training.run_plan import LogFn, TrainingPlan
+from lorakit.training.run_plan import DataPlan, LogFn
 
 
-class TrainingCaches:
-    """The caches of one run, filled one part of the base after the other."""
+class ImageCaches:
+    """The latents and conditioning images of one dataset folder."""
 
-    def __init__(self, recipe: Recipe, plan: TrainingPlan, device: torch.device, say: LogFn) -> None:
-        self.recipe, self.plan, self.device, self.say = recipe, plan, device, say
-        self.text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        family, base, mask = plan.family, plan.base, recipe.objective.mask
-        self.text = caches.TextCache(family, base, self.text_dtype)
-        settings, hide = family.vae_settings, mask is not None and mask.hide
-        self.latents = caches.LatentCache(recipe.dataset, base, settings=settings, hide=hide)
-        self.pictures = caches.ConditioningCache(family, recipe.dataset, base)
-        self.masks = mask_cache.MaskCache(recipe.dataset, plan.grids) if mask else None
-        others = recipe.class_images or recipe.dataset
-        self.class_latents = caches.LatentCache(others, base, settings=settings)
-        self.class_pictures = caches.ConditioningCache(family, others, base)
+    def __init__(
+        self, family: Family, base_folder: Path, folder: Path, *, gray_unmasked: bool = False
+    ) -> None:
+        self.family, self.base_folder = family, base_folder
+        vae_overrides = family.latents.vae_overrides
+        self.latents = caches.LatentCache(
+            folder, base_folder, vae_overrides=vae_overrides, gray_unmasked=gray_unmasked
+        )
+        self.conditioning = caches.ConditioningCache(family, folder, base_folder)
 
-    def fill(self) -> None:
-        """Compute what is missing."""
-        plan, mask = self.plan, self.recipe.objective.mask
+    def fill(self, items: Sequence[DatasetItem], device: torch.device) -> None:
+        """Encode missing images with the autoencoder, in float32, which is loaded only for this."""
+        latents, conditioned = self.latents.missing(items), self.conditioning.missing(items)
+        if not latents and not conditioned:
+            return
+        pipe = self.family.load(self.base_folder, dtype=torch.float32, device=device, only={"vae"})
+        if latents:
+            self.latents.fill(latents, pipe)
+        if conditioned:
+            self.conditioning.fill(conditioned, pipe)
+        del pipe
+        loading.free_memory(device)
+
+    def text_request(self, caption: str, item: DatasetItem) -> caches.TextRequest:
+        """The request for a caption's embeddings with an image."""
+        return caches.TextRequest(caption, item.bucket, self.conditioning.conditioning_inputs(item))
+
+
+class RunCaches:
+    """The caches of one run, filled with one part of the base model in memory at a time."""
+
+    def __init__(self, recipe: Recipe, plan: DataPlan, device: torch.device, log: LogFn) -> None:
+        self.recipe, self.plan, self.device, self.log = recipe, plan, device, log
+        self.text_dtype = devices.inference_dtype(device)
+        family, base_folder, masked_loss = plan.family, plan.base_folder, recipe.objective.masked_loss
+        self.text = caches.TextCache(family, base_folder, self.text_dtype)
+        gray_unmasked = masked_loss is not None and masked_loss.gray_unmasked
+        self.images = ImageCaches(family, base_folder, recipe.dataset, gray_unmasked=gray_unmasked)
+        self.class_images = ImageCaches(family, base_folder, recipe.class_images or recipe.dataset)
+        self.masks = mask_cache.MaskCache(recipe.dataset, plan.latent_sizes) if masked_loss else None
+
+    def fill(
+        self,
+        items: Sequence[DatasetItem],
+        class_items: Sequence[DatasetItem] = (),
+        sample_prompts: Sequence[prompts.Prompt] = (),
+        sample_resolution: int = 0,
+    ) -> None:
+        """Compute all entries that are missing for these images and prompts."""
         if not text_encoders.trains_text(self.recipe):
-            self._fill_text()
-        for items, latents, pictures in (
-            (plan.items, self.latents, self.pictures),
-            (plan.class_items, self.class_latents, self.class_pictures),
-        ):
-            self._fill_pixels(items, latents, pictures)
-        if mask and self.masks:
-            self.masks.fill(plan.items, empty=mask.outside + mask.prior > 0)
+            self.fill_text(items, class_items, sample_prompts, sample_resolution)
+        self.images.fill(items, self.device)
+        self.class_images.fill(class_items, self.device)
+        if self.masks and (masked_loss := self.recipe.objective.masked_loss):
+            outside_counts = masked_loss.unmasked_weight + masked_loss.output_preservation > 0
+            self.masks.fill(items, allow_empty=outside_counts)
 
-    def images(self, items: Sequence[DatasetItem], text: dataset.TextSource) -> dataset.TrainingSet:
-        """Some of the dataset's images, ready to train on."""
-        return dataset.TrainingSet(items, self.latents, text, self.pictures, self.masks)
-
-    def class_images(self, text: dataset.TextSource) -> dataset.TrainingSet | None:
-        """The images of the class, if there are any."""
-        items = self.plan.class_items
-        return dataset.TrainingSet(items, self.class_latents, text, self.class_pictures) if items else None
-
-    def encoded(self) -> generate.EncodedPrompts:
-        """The conditions of the prompts to sample."""
-        wanted = self.plan.prompts
-        asked = [self._asked(prompt, prompt.prompt) for prompt in wanted]
-        positive = [{**self.text.get(*one), **one[2].read()} for one in asked]
-        negative = [self.text.get(*self._asked(prompt, prompt.negative or "")) for prompt in wanted]
-        return generate.EncodedPrompts(wanted, positive, negative)
-
-    def _fill_text(self) -> None:
-        """Encode the captions, the prompts, and what else training meets."""
-        plan = self.plan
-        wanted: list[caches.Wanted] = []
-        for items, pictures in ((plan.items, self.pictures), (plan.class_items, self.class_pictures)):
-            pairs = [(caption.text, item) for item in items for caption in item.record.captions]
-            pairs += regularization.extra_captions(self.recipe, items)
-            wanted += [(caption, item.size, pictures.shown(item)) for caption, item in pairs]
-        for prompt in plan.prompts:
-            wanted += [self._asked(prompt, prompt.prompt), self._asked(prompt, prompt.negative or "")]
-        if missing := self.text.missing(wanted):
+    def fill_text(
+        self,
+        items: Sequence[DatasetItem],
+        class_items: Sequence[DatasetItem] = (),
+        sample_prompts: Sequence[prompts.Prompt] = (),
+        sample_resolution: int = 0,
+    ) -> None:
+        """Encode all captions and prompts that are missing, with the text encoders loaded only for this."""
+        requests = self._caption_requests(items, self.images)
+        requests += self._caption_requests(class_items, self.class_images)
+        for prompt in sample_prompts:
+            requests += self._prompt_requests(prompt, sample_resolution)
+        if missing := self.text.missing(requests):
             loading.run_with_text_encoders(
-                plan.family,
-                plan.base,
+                self.plan.family,
+                self.plan.base_folder,
                 functools.partial(self.text.fill, missing),
                 dtype=self.text_dtype,
                 device=self.device,
-                say=self.say,
+                log=self.log,
             )
 
-    def _asked(self, prompt: prompts.Prompt, text: str) -> caches.Wanted:
-        """A prompt's text, or that of its negative, for the pictures that are sampled."""
-        size = (self.plan.resolution, self.plan.resolution)
-        return text, size, conditioning.prompt_conditioning(self.plan.family, prompt, size)
+    def training_set(self, items: Sequence[DatasetItem], text: TextSource) -> TrainingSet:
+        """Images of the run's dataset, ready to train on."""
+        return TrainingSet(items, self.images.latents, text, self.images.conditioning, self.masks)
 
-    def _fill_pixels(
-        self,
-        items: Sequence[DatasetItem],
-        latents: caches.LatentCache,
-        pictures: caches.ConditioningCache,
-    ) -> None:
-        missing, unseen = latents.missing(items), pictures.missing(items)
-        if missing or unseen:
-            family, base = self.plan.family, self.plan.base
-            pipe = family.load(base, dtype=torch.float32, device=self.device, only={"vae"})
-            if missing:
-                latents.fill(missing, pipe)
-            if unseen:
-                pictures.fill(unseen, pipe)
-            del pipe
-            loading.free_memory(self.device)
+    def class_image_set(self, items: Sequence[DatasetItem], text: TextSource) -> TrainingSet | None:
+        """The class images, ready to train on; None if there are none."""
+        if not items:
+            return None
+        return TrainingSet(items, self.class_images.latents, text, self.class_images.conditioning)
+
+    def encoded_prompts(
+        self, sample_prompts: Sequence[prompts.Prompt], resolution: int
+    ) -> generate.EncodedPrompts:
+        """The cached embeddings of the prompts to sample."""
+        positive, negative = [], []
+        for prompt in sample_prompts:
+            request, negative_request = self._prompt_requests(prompt, resolution)
+            images = request.conditioning.load_tensors() if request.conditioning else {}
+            positive.append({**self._embeddings(request), **images})
+            negative.append(self._embeddings(negative_request))
+        return generate.EncodedPrompts(list(sample_prompts), positive, negative)
+
+    def _embeddings(self, request: caches.TextRequest) -> Conditioning:
+        return self.text.get(request.caption, request.size, request.conditioning)
+
+    def _caption_requests(
+        self, items: Sequence[DatasetItem], image_caches: ImageCaches
+    ) -> list[caches.TextRequest]:
+        """The captions of images, and those that the objective adds."""
+        requests = [image_caches.text_request(c.text, item) for item in items for c in item.record.captions]
+        extra = regularization.extra_captions(self.recipe, items)
+        return requests + [image_caches.text_request(one.caption, one.item) for one in extra]
+
+    def _prompt_requests(
+        self, prompt: prompts.Prompt, resolution: int
+    ) -> tuple[caches.TextRequest, caches.TextRequest]:
+        """The requests for a prompt's embeddings and its negative prompt's, for square samples."""
+        size = (resolution, resolution)
+        images = conditioning.prompt_conditioning(self.plan.family, prompt, size)
+        positive = caches.TextRequest(prompt.prompt, size, images)
+        return positive, caches.TextRequest(prompt.negative or "", size, images)

@@ -1,5 +1,6 @@
-"""From a plan to everything the loop needs, in stages, so that only one part of a model is in memory at a
-time."""
+"""From a plan to everything that training needs, in stages, so that only one part of a model is in memory at
+a time.
+"""
 
 from __future__ import annotations
 
@@ -17,55 +18,58 @@ from lorakit.adapters.formats.module_names import with_text_model_prefix
 from lorakit.adapters.text_encoders import UncachedTextEncoder
 from lorakit.config.recipe import MemoryConfig, Recipe, recipe_hash
 from lorakit.core import storage
-from lorakit.data import dataset
+from lorakit.data.dataset import TextSource, TrainingSet
+from lorakit.models import device as devices
 from lorakit.models import loading
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_name
 from lorakit.sampling import generate
-from lorakit.training import objective
-from lorakit.training.run_caches import TrainingCaches
-from lorakit.training.run_plan import LogFn, TrainingPlan, build_objective, split_held_out
+from lorakit.training.objective import Objective
+from lorakit.training.run_caches import RunCaches
+from lorakit.training.run_plan import LogFn, TrainingPlan, split_held_out
 
 
 @dataclass
 class Session:
-    """A run, ready to train: `networks` carry the adapters, `encoded` the prompts to sample (or None)."""
+    """A run that is ready to train: the model with its adapters, the data, the prompts to sample."""
 
     recipe: Recipe
-    base: Path
+    base_folder: Path
     family: Family
+    device: torch.device
     pipe: Any
     denoiser: Any
     networks: dict[str, torch.nn.Module]
-    shapes: dict[str, adapters.AdapterSpec]
-    train: dataset.TrainingSet
-    held_out: dataset.TrainingSet
-    class_images: dataset.TrainingSet | None
-    objective: objective.Objective
-    encoded: generate.EncodedPrompts | None
-    sampling: generate.SamplingSettings
-    inputs: dict[str, str]
+    """The networks that carry adapters, by component."""
+    adapter_specs: dict[str, adapters.AdapterSpec]
+    train_set: TrainingSet
+    held_out_set: TrainingSet
+    class_image_set: TrainingSet | None
+    objective: Objective
+    encoded_prompts: generate.EncodedPrompts | None
+    sampling_settings: generate.SamplingSettings
+    input_hashes: dict[str, str]
 
-    def facts(self) -> dict[str, Any]:
-        """What an adapter file says about itself; no path, no name of a person or machine."""
+    def adapter_metadata(self) -> dict[str, Any]:
+        """The metadata of the adapter's files; no path, no name of a person or machine."""
         return {
-            **adapters.adapter_metadata(self.shapes),
+            **adapters.adapter_metadata(self.adapter_specs),
             **text_encoders.textual_inversion_metadata(self.recipe),
             "family": self.family.name,
-            "pipeline": pipeline_name(self.base),
-            "base_hash": self.inputs["base"],
+            "pipeline": pipeline_name(self.base_folder),
+            "base_hash": self.input_hashes["base"],
             "resolution": self.recipe.resolution,
-            **({"frames": self.recipe.frames} if self.family.clips else {}),
+            **({"frames": self.recipe.frames} if self.family.is_video else {}),
             "trigger": self.recipe.trigger,
             "recipe_hash": recipe_hash(self.recipe),
         }
 
-    def encoded_now(self) -> generate.EncodedPrompts | None:
-        """The prompts to sample, by the text encoders as they are now."""
-        if self.encoded is None or not text_encoders.trains_text(self.recipe):
-            return self.encoded
-        size = (self.sampling.width, self.sampling.height)
-        return generate.encode_prompts(self.family, self.pipe, self.encoded.prompts, size)
+    def encode_prompts_now(self, encoded: generate.EncodedPrompts) -> generate.EncodedPrompts:
+        """Encode the prompts again if the text encoders are trained."""
+        if not text_encoders.trains_text(self.recipe):
+            return encoded
+        size = (self.sampling_settings.width, self.sampling_settings.height)
+        return generate.encode_prompts(self.family, self.pipe, encoded.prompts, size)
 
 
 def build_session(
@@ -74,88 +78,93 @@ def build_session(
     device: torch.device,
     *,
     main: bool,
-    wait: Callable[[], None],
-    say: LogFn = lambda text: None,
+    wait_for_everyone: Callable[[], None],
+    log: LogFn = lambda text: None,
 ) -> Session:
-    """Fill the caches (in the `main` process; the others `wait`), then load what is trained and inject the
-    adapters."""
-    family, stores = plan.family, TrainingCaches(recipe, plan, device, say)
+    """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters."""
+    family, run_caches = plan.family, RunCaches(recipe, plan, device, log)
     if main:
-        stores.fill()
-    wait()
-    pipe = _load_trained(recipe, plan, device)
+        run_caches.fill(plan.items, plan.class_image_items, plan.prompts, plan.sample_resolution)
+    wait_for_everyone()
+    pipe = _load_trained_components(recipe, plan, device)
     denoiser = family.denoiser(pipe)
-    shapes = text_encoders.inject_adapters(recipe, family, pipe)
-    _check_exports(recipe, family, shapes)
-    networks = {
-        name: part for name, part in text_encoders.adaptable_networks(family, pipe).items() if name in shapes
-    }
-    text = UncachedTextEncoder(family, pipe) if text_encoders.trains_text(recipe) else stores.text
+    specs = text_encoders.inject_adapters(recipe, family, pipe)
+    _check_exports(recipe, family, specs)
+    adaptable = text_encoders.adaptable_networks(family, pipe)
+    networks = {component: network for component, network in adaptable.items() if component in specs}
     if recipe.init_from:
         file = adapters.resolve_adapter_file(recipe.init_from)
         adapters.load_adapter_state_dict(networks, storage.read_safetensors(file), str(file))
     if _uses_gradient_checkpointing(recipe, device):
-        family.recompute(denoiser)
-    held, train = split_held_out(plan.items, recipe)
-    samples = recipe.samples
+        family.enable_gradient_checkpointing(denoiser)
+    text = text_source(recipe, family, pipe, run_caches)
+    split, samples = split_held_out(plan.items, recipe), recipe.samples
+    side = plan.sample_resolution
     return Session(
         recipe=recipe,
-        base=plan.base,
+        base_folder=plan.base_folder,
         family=family,
+        device=device,
         pipe=pipe,
         denoiser=denoiser,
         networks=networks,
-        shapes=shapes,
-        train=stores.images(train, text),
-        held_out=stores.images(held, text),
-        class_images=stores.class_images(text),
-        objective=build_objective(recipe, family, pipe),
-        encoded=_encoded(plan, stores, text) if plan.prompts else None,
-        sampling=generate.SamplingSettings(
-            plan.resolution, plan.resolution, samples.steps, samples.guidance, frames=recipe.frames
+        adapter_specs=specs,
+        train_set=run_caches.training_set(split.train, text),
+        held_out_set=run_caches.training_set(split.held_out, text),
+        class_image_set=run_caches.class_image_set(plan.class_image_items, text),
+        objective=plan.objective,
+        encoded_prompts=_encoded_prompts(plan, run_caches, text) if plan.prompts else None,
+        sampling_settings=generate.SamplingSettings(
+            side, side, samples.num_inference_steps, samples.guidance_scale, num_frames=recipe.frames
         ),
-        inputs=plan.inputs,
+        input_hashes=plan.input_hashes,
     )
 
 
-def _check_exports(recipe: Recipe, family: Family, shapes: Mapping[str, adapters.AdapterSpec]) -> None:
-    """Refuse what could not be exported as asked, before it is trained."""
+def text_source(recipe: Recipe, family: Family, pipe: Any, run_caches: RunCaches) -> TextSource:
+    """The source of text embeddings: the cache, or the text encoders in `pipe` if they are trained."""
+    if text_encoders.trains_text(recipe):
+        return UncachedTextEncoder(family, pipe)
+    return run_caches.text
+
+
+def _check_exports(recipe: Recipe, family: Family, specs: Mapping[str, adapters.AdapterSpec]) -> None:
+    """Refuse an adapter that could not be exported as asked, before it is trained."""
     modules = [
-        f"{family.component if part in family.experts else part}.{with_text_model_prefix(name)}"
-        for part, shape in shapes.items()
-        for name in shape.modules
+        f"{family.components.denoiser if component in family.components.experts else component}"
+        f".{with_text_model_prefix(name)}"
+        for component, spec in specs.items()
+        for name in spec.target_modules
     ]
     for consumer in recipe.export:
         if consumers.unsupported_modules(family.name, consumer, modules):
             raise consumers.unsupported_error(family.name, consumer, modules, "export")
 
 
-def _load_trained(recipe: Recipe, plan: TrainingPlan, device: torch.device) -> Any:
-    parts = {*plan.family.trained_parts(plan.base), "scheduler"}
-    parts |= {"vae", *plan.family.drawn_with} if plan.prompts else set()
+def _load_trained_components(recipe: Recipe, plan: TrainingPlan, device: torch.device) -> Any:
+    family = plan.family
+    components = {*family.denoiser_components(plan.base_folder), "scheduler"}
+    if plan.prompts:
+        components |= {"vae", *family.components.sampling_only}
     if text_encoders.trains_text(recipe):
-        parts |= loading.text_components(plan.family, plan.base)
-    on_gpu = device.type == "cuda" and recipe.train.precision == "bf16"
-    dtype = (
-        torch.bfloat16 if on_gpu else torch.float32
-    )  # on a CPU, autocast over fp32 weights is the fast way
+        components |= loading.text_components(family, plan.base_folder)
     return loading.load_components(
-        plan.family,
-        plan.base,
-        parts,
-        dtype=dtype,
+        family,
+        plan.base_folder,
+        components,
+        dtype=devices.weight_dtype(device, recipe.train.precision),
         device=device,
-        kind=recipe.quantized,
-        compute=torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32,
+        quantization=recipe.quantized,
+        compute_dtype=devices.compute_dtype(recipe.train.precision),
     )
 
 
-def _encoded(plan: TrainingPlan, stores: TrainingCaches, text: dataset.TextSource) -> generate.EncodedPrompts:
-    if isinstance(text, UncachedTextEncoder):  # they will be others by the time they are drawn
+def _encoded_prompts(plan: TrainingPlan, run_caches: RunCaches, text: TextSource) -> generate.EncodedPrompts:
+    if isinstance(text, UncachedTextEncoder):  # they are encoded when they are sampled
         return generate.EncodedPrompts(plan.prompts, [], [])
-    return stores.encoded()
+    return run_caches.encoded_prompts(plan.prompts, plan.sample_resolution)
 
 
 def _uses_gradient_checkpointing(recipe: Recipe, device: torch.device) -> bool:
     memory = recipe.memory
-    return bool(memory.checkpoint) if isinstance(memory, MemoryConfig) else device.type == "cuda"
+    return bool(memory.gradient_checkpointing) if isinstance(memory, MemoryConfig) else device.type != "cpu"

@@ -1,81 +1,91 @@
-"""Concept sliders: an adapter whose strength moves a picture between two opposite prompts, without any data.
+"""Concept sliders: an adapter whose strength moves an image between two opposite prompts, without any data.
 
-The target is the base's own prediction, pushed along the difference of its predictions for the two prompts:
-base(caption) + guidance * (base(positive) - base(negative)). arXiv:2311.12092, equation 7. There the noisy
-pictures come of denoising halfway; here the base draws some pictures first, whose noisy versions are spread
-the same way: they can be looked at, and are a dataset like any other.
+The target is the base model's own prediction, moved along the difference of its predictions for the two
+prompts: base(caption) + guidance_scale * (base(positive) - base(negative)). arXiv:2311.12092, equation 7.
+There the noisy images come from denoising halfway; here the base model samples some images first, and noise
+is added to these: they can be looked at, and are a dataset like any other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from lorakit import manifest
 from lorakit.config.recipe import Recipe, SliderConfig
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.data.batch_sampler import SampleIndex
+from lorakit.data.dataset import TrainingSet
 from lorakit.data.prompts import Prompt
 from lorakit.imaging import decode
 from lorakit.models import base_model
+from lorakit.models.families.family import Family
 from lorakit.sampling import pipeline
-from lorakit.training import losses
-from lorakit.training.losses import TrainingLoss
-from lorakit.training.setup import Session
+from lorakit.training.losses import DenoisingLoss, NoisedBatch
+from lorakit.training.objective import Objective
 
 SLIDER_FILE = "slider.json"  # written first: a folder that has it holds nothing of the user's
 
 
-class SliderLoss(TrainingLoss):
-    """The loss of a slider's adapter; the same noise and times as any other."""
+class SliderLoss(DenoisingLoss):
+    """The loss of a slider's adapter, at the same noise and timesteps as any other loss."""
 
-    def __init__(self, made: Session, accelerator: Accelerator, settings: SliderConfig) -> None:
-        super().__init__(made, accelerator)
-        self.settings = settings
+    def __call__(
+        self, data: TrainingSet, samples: Sequence[SampleIndex], purpose: str, uniforms: Sequence[float]
+    ) -> torch.Tensor:
+        """Losses (B,) of samples that share one shape."""
+        settings = self.recipe.slider
+        assert settings is not None
+        batch = self.add_noise(data, samples, purpose, uniforms)
 
-    def __call__(self, data: Any, slots: list[SampleIndex], purpose: str, times: list[float]) -> torch.Tensor:
-        """Losses (B,) of slots that share one shape."""
-        given = self.noised(data, slots, purpose, times)
-        device, sides = self.accelerator.device, self.settings.poles
-        more, less = (replace(given, cond=data.batch(slots, device, lambda _, t=t: t).cond) for t in sides)
-        difference = self.untrained(more).float() - self.untrained(less).float()
-        target = self.untrained(given).float() + self.settings.guidance * difference
-        return self.made.objective.loss(self.predict(given), target, given.t)
+        def with_prompt(prompt: str) -> NoisedBatch:
+            return replace(batch, cond=data.batch(samples, self.device, lambda _: prompt).cond)
+
+        positive, negative = (self.predict_without_adapter(with_prompt(p)).float() for p in settings.prompts)
+        base_prediction = self.predict_without_adapter(batch).float()
+        target = base_prediction + settings.guidance_scale * (positive - negative)
+        return self.objective.loss(self.predict(batch), target, batch.timesteps)
 
 
-def build_loss(made: Session, accelerator: Accelerator) -> TrainingLoss:
-    """The loss that a recipe asks for."""
-    settings = made.recipe.slider
-    return SliderLoss(made, accelerator, settings) if settings else losses.TrainingLoss(made, accelerator)
+def build_loss(
+    recipe: Recipe, family: Family, pipe: Any, objective: Objective, device: torch.device
+) -> DenoisingLoss:
+    """The loss that a recipe asks for, of a base model with adapters that is loaded in `pipe`."""
+    loss_class = SliderLoss if recipe.slider else DenoisingLoss
+    return loss_class(recipe, family, pipe, objective, device)
 
 
 def generate_slider_images(recipe: Recipe) -> Path | None:
-    """Let the base draw what a slider without a dataset trains on, once; the folder, or None where there is
-    nothing to draw.
+    """Let the base model sample the images that a slider without a dataset trains on, once.
 
-    A folder with pictures of the user's own is a dataset like any other and stays as it is. Raises
-    ConfigError for pictures that were drawn for another slider.
+    Returns their folder, or None where there is nothing to sample: a folder with images of the user's own is
+    a dataset like any other and is not changed. Raises ConfigError for images sampled for another slider.
     """
     settings, folder = recipe.slider, recipe.dataset
     if settings is None:
         return None
-    told = {"target": settings.target, "pictures": settings.pictures, "resolution": recipe.resolution}
-    told |= {"base": base_model.base_hash(base_model.resolve_base(recipe.base))}
-    told |= {"steps": recipe.samples.steps, "guidance": recipe.samples.guidance}
+    record = {
+        "base": base_model.base_hash(base_model.resolve_base(recipe.base)),
+        "resolution": recipe.resolution,
+        "target_prompt": settings.target_prompt,
+        "num_images": settings.num_images,
+        "num_inference_steps": recipe.samples.num_inference_steps,
+        "guidance_scale": recipe.samples.guidance_scale,
+    }
     if not (folder / SLIDER_FILE).is_file():
         if folder.is_dir() and any(folder.iterdir()):
             return None
-        storage.write_json(folder / SLIDER_FILE, told)
-    if storage.read_json(folder / SLIDER_FILE) != told:
+        storage.write_json(folder / SLIDER_FILE, record)
+    if storage.read_json(folder / SLIDER_FILE) != record:
         raise ConfigError(
-            "these pictures were drawn for another slider",
+            "these images were sampled for another slider",
             where=f"dataset: {folder}",
-            remedy="choose another `out`, or undo the change of target, base, resolution or samples",
+            remedy="choose another `out`, or undo the change of target prompt, base, resolution or samples",
         )
     if (folder / manifest.MANIFEST_FILE).is_file():
         return None
@@ -84,21 +94,28 @@ def generate_slider_images(recipe: Recipe) -> Path | None:
 
 
 def _generate_images(recipe: Recipe, settings: SliderConfig, folder: Path) -> None:
-    painter = pipeline.SamplingPipeline(recipe.base)
-    wanted = Prompt("target", settings.target, settings.target, seeds=tuple(range(settings.pictures)))
-    side = (recipe.resolution, recipe.resolution)
-    options = pipeline.SamplingOptions(recipe.samples.steps, recipe.samples.guidance, side)
+    prompt = Prompt(
+        id="target",  # keys the noise of the samples
+        prompt=settings.target_prompt,
+        score_text=settings.target_prompt,
+        seeds=tuple(range(settings.num_images)),
+    )
+    options = pipeline.SamplingOptions(
+        num_inference_steps=recipe.samples.num_inference_steps,
+        guidance_scale=recipe.samples.guidance_scale,
+        size=(recipe.resolution, recipe.resolution),
+    )
     records = []
-    for shot in painter.draw([wanted], options, "the slider's pictures"):
-        file = storage.save_image(folder / f"{shot.seed:04d}.png", shot.image)
+    for sample in pipeline.SamplingPipeline(recipe.base).sample([prompt], options, "slider images"):
+        file = storage.save_image(folder / f"{sample.seed:04d}.png", sample.image)
         records.append(
             manifest.Record(
                 file=file.name,
                 sha256=storage.sha256_file(file),
-                pixels=decode.pixel_hash(shot.image),
-                width=shot.image.width,
-                height=shot.image.height,
-                captions=(manifest.Caption(settings.target, "base"),),
+                content_hash=decode.pixel_hash(sample.image),
+                width=sample.image.width,
+                height=sample.image.height,
+                captions=(manifest.Caption(settings.target_prompt, "base"),),
             )
         )
-    manifest.save_manifest(folder, records)  # last: where it is, the pictures are complete
+    manifest.save_manifest(folder, records)  # last: if it is there, the images are complete

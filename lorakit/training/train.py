@@ -1,26 +1,28 @@
 """Train a recipe: `accelerate launch -m lorakit.training RECIPE [key=value ...]`.
 
-`lorakit train` starts exactly this. The command given again goes on with the run.
+`lorakit train` starts exactly this. The same command again resumes the run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from types import FrameType
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from lorakit import adapters
-from lorakit.config import recipe
+from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
 from lorakit.core import launch, progress, watchdog
 from lorakit.core.errors import (
@@ -32,134 +34,170 @@ from lorakit.core.errors import (
     first_line,
 )
 from lorakit.core.progress import format_duration
+from lorakit.models import device as devices
 from lorakit.training import regularization, run_plan, sanity_check, setup
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.trainer import Trainer
 
 
-def train_recipe(made_recipe: Recipe) -> RunFolder:
-    """Train a recipe to its end, or go on with it; returns the run's folder."""
-    run = RunFolder(made_recipe.out)
-    run.check_places(made_recipe)
-    _configure_torch(made_recipe)
-    # Others wait while one process fills caches or samples, which may take hours; a dead process is noticed
-    # by its closed connection or by the launcher, and the watchdog tells of a silent one.
-    patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
-    AcceleratorState._reset_state(reset_partial_state=True)  # or a process keeps its first run's precision
-    accelerator = Accelerator(
-        mixed_precision="bf16" if made_recipe.train.precision == "bf16" else "no",
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[patience],
-    )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(launch.handle_signals(_interrupt_setup))
-        if accelerator.is_main_process:
-            stack.enter_context(run.lock())
-            stack.enter_context(progress.progress_listener(run.heartbeat))
-        stacks = run.path / f"stacks-{accelerator.process_index}.txt"
-        dog = stack.enter_context(watchdog.Watchdog(stacks, run.say, watchdog.timeout_seconds()))
-        stack.enter_context(progress.progress_listener(dog.pat))
-        _train_locked(made_recipe, run, accelerator)
-        accelerator.wait_for_everyone()
-    accelerator.end_training()  # or the threads of its process group abort the process at exit
+def train_recipe(recipe: Recipe, *, handle_signals: bool = False) -> RunFolder:
+    """Train a recipe to its end, or resume it; returns the run's folder.
+
+    With `handle_signals`, SIGINT and SIGTERM stop the run after its state is saved, and raise Interrupted.
+    Seeds, torch's settings and accelerate's state are afterwards what they were before.
+    """
+    run = RunFolder(recipe.out)
+    run.check_paths(recipe)
+    with _torch_settings(recipe):
+        _train_with_accelerate(recipe, run, handle_signals)
     return run
 
 
-def _configure_torch(made_recipe: Recipe) -> None:
-    set_seed(made_recipe.train.seed)  # nothing of ours draws from it; a library might
-    if made_recipe.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch's documentation
-    torch.use_deterministic_algorithms(made_recipe.train.deterministic)
+def _train_with_accelerate(recipe: Recipe, run: RunFolder, handle_signals: bool) -> None:
+    # Others wait while one process fills caches or samples, which may take hours; a process that has died is
+    # noticed by its closed connection or by the launcher, and the watchdog reports one that hangs.
+    process_group = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
+    AcceleratorState._reset_state(reset_partial_state=True)  # or a process keeps its first run's precision
+    accelerator = Accelerator(
+        mixed_precision="bf16" if recipe.train.precision == "bf16" else "no",
+        cpu=devices.default_device().type == "cpu",
+        kwargs_handlers=[process_group],
+    )
+    with contextlib.ExitStack() as stack:
+        if handle_signals:
+            stack.enter_context(launch.handle_signals(_interrupt_setup))
+        if accelerator.is_main_process:
+            stack.enter_context(run.lock())
+            stack.enter_context(progress.progress_listener(run.heartbeat))
+        stack_traces = run.path / f"stack-traces-{accelerator.process_index}.txt"
+        watcher = watchdog.Watchdog(stack_traces, run.log, watchdog.timeout_seconds())
+        stack.enter_context(watcher)
+        stack.enter_context(progress.progress_listener(watcher.pat))
+        _train_locked(recipe, run, accelerator, handle_signals)
+        accelerator.wait_for_everyone()
+    accelerator.end_training()  # or the threads of its process group abort the process at exit
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextlib.contextmanager
+def _torch_settings(recipe: Recipe) -> Iterator[None]:
+    """Seed all generators and set determinism within the block; restore both afterwards.
+
+    lorakit uses keyed generators only, but a library might use a global one.
+    """
+    states = random.getstate(), np.random.get_state()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        set_seed(recipe.train.seed)
+        if recipe.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by torch's documentation
+        torch.use_deterministic_algorithms(recipe.train.deterministic)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _interrupt_setup(number: int, _: FrameType | None) -> None:
-    """While models load and caches fill there is nothing to commit: what is done is on disk already."""
+    """Stop while models load and caches fill: nothing has to be saved, as caches are on disk already."""
     raise Interrupted("stopped before the first step of this session", signal_number=number)
 
 
-def _train_locked(made_recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> None:
-    main = accelerator.is_main_process
-    say = run.say if main else (lambda text: None)
-    regularization.check_stratified_batch(made_recipe, accelerator.num_processes)
-    plan = run_plan.plan_training(made_recipe, say)
-    if main:
-        run.begin(made_recipe, plan.inputs | {"processes": str(accelerator.num_processes)})
+def _train_locked(recipe: Recipe, run: RunFolder, accelerator: Accelerator, handle_signals: bool) -> None:
+    is_main = accelerator.is_main_process
+    log = run.log if is_main else (lambda text: None)
+    regularization.check_stratified_batch(recipe, accelerator.num_processes)
+    plan = run_plan.plan_training(recipe, log)
+    if is_main:
+        run.start_or_resume(recipe, {**plan.input_hashes, "num_processes": accelerator.num_processes})
     accelerator.wait_for_everyone()
     if run.status == "done":
-        say(f"this run is finished: {run.path / 'adapter.safetensors'}")
+        log(f"this run is finished: {run.adapter_file}")
         return
     try:
-        _train_planned(made_recipe, plan, run, accelerator, say)
+        _train_planned(recipe, plan, run, accelerator, log, handle_signals)
     except Interrupted:
-        if main:
-            run.update(status="interrupted")
+        if is_main:
+            run.update_record(status="interrupted")
         raise
     except Exception as error:
-        if main:
+        if is_main:
             with contextlib.suppress(DiskError, OSError):  # it may be the disk that failed
-                run.update(status="failed", error=first_line(error))
+                run.update_record(status="failed", error=first_line(error))
         raise
 
 
 def _train_planned(
-    made_recipe: Recipe,
+    recipe: Recipe,
     plan: run_plan.TrainingPlan,
     run: RunFolder,
     accelerator: Accelerator,
-    say: run_plan.LogFn,
+    log: run_plan.LogFn,
+    handle_signals: bool,
 ) -> None:
-    main = accelerator.is_main_process
-    began = time.monotonic()
+    is_main, start = accelerator.is_main_process, time.monotonic()
     try:
-        made = setup.build_session(
-            made_recipe, plan, accelerator.device, main=main, wait=accelerator.wait_for_everyone, say=say
+        session = setup.build_session(
+            recipe,
+            plan,
+            accelerator.device,
+            main=is_main,
+            wait_for_everyone=accelerator.wait_for_everyone,
+            log=log,
         )
-        trainer = Trainer(made, accelerator, run)
-        modules, numbers = adapters.count_trainable(*made.networks.values())
-        say(
-            f"{plan.family.title}: {modules} modules, {numbers:,} trained numbers; {len(made.train.items)}"
-            f" images and {len(made.held_out.items)} held out; {made_recipe.train.steps} steps of"
-            f" {trainer.total_batch}"
-        )
-        if main:
-            run.update(images=len(plan.items), status="running", error=None)
+        trainer = Trainer(session, accelerator, run)
+        log(_overview(session, trainer))
+        if is_main:
+            run.update_record(num_images=len(plan.items), status="running", error=None)
         trainer.resume()
-        trainer.rehearse()
+        trainer.training_step.try_largest_batch()
         if trainer.state.step == 0:
-            found = sanity_check.check_objective(trainer.cost)
-            say(found.text)
-            if main:
-                run.update(probe=found.facts())
-        with launch.handle_signals(trainer.on_signal):
+            check = sanity_check.check_objective(trainer.training_step.loss, session.train_set)
+            log(check.summary)
+            if is_main:
+                run.update_record(objective_check=check.to_json())
+        with launch.handle_signals(trainer.on_signal) if handle_signals else contextlib.nullcontext():
             trainer.fit()
     except torch.OutOfMemoryError as error:  # outside a step: while loading, caching or saving
         raise MemoryLimitError(
             f"out of memory: {first_line(error)}",
             where=f"process {accelerator.process_index}, outside of a step: loading, caching or saving",
-            remedy="close what else uses the device; or a smaller base or resolution, in a new run",
+            remedy="close other programs on the device; or use a smaller base or resolution, in a new run",
         ) from error
-    say(f"done in {format_duration(time.monotonic() - began)}: {run.path / 'adapter.safetensors'}")
+    log(f"done in {format_duration(time.monotonic() - start)}: {run.adapter_file}")
+
+
+def _overview(session: setup.Session, trainer: Trainer) -> str:
+    """One line for the log: model, adapter, data, steps."""
+    size = adapters.count_trainable(*session.networks.values())
+    return (
+        f"{session.family.title}: {size.num_modules} modules, {size.num_parameters:,} trainable parameters;"
+        f" {len(session.train_set.items)} images and {len(session.held_out_set.items)} held out;"
+        f" {session.recipe.train.steps} steps of {trainer.training_step.total_batch_size}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `accelerate launch -m lorakit.training`; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     launch.configure_process()
-    launch.start_missing_processes(given)
+    launch.start_missing_processes(arguments)
     launch.write_pid_file()
-    code = _run(given)
+    code = _run(arguments)
     launch.write_exit_code(code)
     if code and "WORLD_SIZE" in os.environ:
         sys.stderr.flush()
-        os._exit(code)  # the others may be dead or waiting: nothing of this process's must wait for them
+        os._exit(code)  # other processes may be dead or waiting: no cleanup of this one may wait for them
     return code
 
 
-def _run(given: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> int:
     try:
-        if not given or given[0] in ("-h", "--help"):
+        if not arguments or arguments[0] in ("-h", "--help"):
             raise ConfigError("usage: accelerate launch -m lorakit.training RECIPE [key=value ...]")
-        train_recipe(recipe.load_recipe(given[0], list(given[1:])))
+        train_recipe(recipes.load_recipe(arguments[0], list(arguments[1:])), handle_signals=True)
     except LorakitError as error:
         with contextlib.suppress(OSError, ValueError):  # nobody may be reading
             print(f"error: {error}", file=sys.stderr, flush=True)

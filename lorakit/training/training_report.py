@@ -1,4 +1,4 @@
-"""RUN/report.html: what was trained, how the loss went, and the fixed prompts as the training went on."""
+"""The training report, RUN/report.html: settings, loss curves, and samples of the fixed prompts by step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from lorakit import manifest, reports
 from lorakit.config.recipe import Recipe
 from lorakit.core import storage
 from lorakit.reports import Html
-from lorakit.training import validation
+from lorakit.training import run_records, sample_sheet
 from lorakit.training.run_folder import RunFolder
 
-COLUMNS = 10  # sampled steps shown, first and last among them
-ROWS = 24
-CELL_PIXELS, ENLARGED = 128, 448  # pixels
+MAX_COLUMNS, MAX_ROWS = 10, 24  # sampled steps (the first and last among them), prompts and seeds
+CELL_PIXELS, ENLARGED_PIXELS = 128, 448  # sides of a sample, and after a click
 
 
 def write_training_report(run: RunFolder, recipe: Recipe, status: str) -> Path:
-    """Write the page from the files of the run; `status` is what the run comes to with it."""
-    record = storage.read_json(run.path / "run.json") | {"status": status}
+    """Write the report from the files of the run; `status` is that of the run when it is written."""
+    record = run.record() | {"status": status}
     body = [
-        reports.section("What was done", reports.html_table(["", ""], _overview_rows(run, recipe, record))),
+        reports.section("Settings", reports.html_table(["", ""], _overview_rows(run, recipe, record))),
         reports.section("Loss", *reports.training_curves(run.metrics())),
         _buckets(recipe),
         _samples(run.path),
@@ -31,52 +30,57 @@ def write_training_report(run: RunFolder, recipe: Recipe, status: str) -> Path:
         ),
     ]
     text = reports.html_page(run.path.name, [part for part in body if part])
-    return storage.write_text(run.path / "report.html", text)
+    return storage.write_text(run.path / run_records.REPORT_FILE, text)
 
 
 def _overview_rows(run: RunFolder, recipe: Recipe, record: dict[str, object]) -> list[tuple[str, str]]:
     train, optimizer = recipe.train, recipe.optimizer
     exports = sorted(file.name for file in (run.path / "exports").glob("*.safetensors"))
-    adapter = run.path / "adapter.safetensors"
+    adapter = run.adapter_file
     changed = recipe.objective.model_dump(exclude_defaults=True)
     size = f", {adapter.stat().st_size / 2**20:.1f} MiB" if adapter.exists() else ""
     return [
         ("Base", Path(recipe.base).name),
         ("Status", f"{record['status']}, {len(run.metrics())} rows of metrics"),
-        ("Data", f"{record.get('images', '?')} images at resolution {recipe.resolution}"),
+        ("Data", f"{record.get('num_images', '?')} images at resolution {recipe.resolution}"),
         (
             "Adapter",
             f"{recipe.adapter.type}, rank {recipe.adapter.rank}, alpha {recipe.adapter.alpha:g}{size}",
         ),
         ("Optimizer", f"{optimizer.name}, lr {optimizer.lr:g}, {optimizer.schedule}"),
-        ("Objective", ", ".join(f"{key} {value}" for key, value in changed.items()) or "as the base says"),
+        (
+            "Objective",
+            ", ".join(f"{key} {value}" for key, value in changed.items()) or "the base model's own",
+        ),
         ("Steps", f"{train.steps} of {recipe.effective_batch} images, {train.precision}, seed {train.seed}"),
         ("Exports", ", ".join(exports) or "none"),
     ]
 
 
 def _buckets(recipe: Recipe) -> Html:
-    """How many images have each shape, as the manifest plans it."""
+    """The number of images in each bucket of the manifest."""
     if not (recipe.dataset / manifest.MANIFEST_FILE).exists():
         return Html()
-    shapes: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for record in manifest.load_manifest(recipe.dataset):
         if record.keep and record.bucket:
             name = f"{record.bucket[0]}×{record.bucket[1]}"
-            shapes[name] = shapes.get(name, 0) + 1
-    if not shapes:
+            counts[name] = counts.get(name, 0) + 1
+    if not counts:
         return Html()
-    return reports.section("Shapes", reports.bar_chart(list(shapes), list(shapes.values()), y_label="images"))
+    return reports.section(
+        "Buckets", reports.bar_chart(list(counts), list(counts.values()), y_label="images")
+    )
 
 
 def _samples(run: Path) -> Html:
-    """Prompts and seeds down, sampled steps across."""
-    folders = validation.sampled_step_folders(run, COLUMNS)
+    """A row for each prompt and seed, a column for each sampled step."""
+    folders = sample_sheet.sampled_step_folders(run, MAX_COLUMNS)
     if not folders:
         return Html()
-    rows = storage.read_json(folders[-1] / "samples.json")[:ROWS]
+    rows = storage.read_json(folders[-1] / "samples.json")[:MAX_ROWS]
     cells = [[_cell(folder / row["file"], row["prompt"]) for folder in folders] for row in rows]
-    heads = [f"step {int(folder.name.removeprefix('step-'))}" for folder in folders]
+    heads = [sample_sheet.step_label(folder) for folder in folders]
     names = [f"{row['prompt']} (seed {row['seed']})" for row in rows]
     return reports.section("Samples", reports.html_grid(heads, names, cells))
 
@@ -84,5 +88,7 @@ def _samples(run: Path) -> Html:
 def _cell(file: Path, text: str) -> Html:
     if not file.exists():
         return Html()
-    with Image.open(file) as picture:
-        return reports.embed_image(picture.convert("RGB"), alt=text, width=CELL_PIXELS, enlarged=ENLARGED)
+    with Image.open(file) as image:
+        return reports.embed_image(
+            image.convert("RGB"), alt=text, width=CELL_PIXELS, zoom_width=ENLARGED_PIXELS
+        )

@@ -16,36 +16,41 @@ import time
 from pathlib import Path
 
 import tests.conftest  # noqa: F401 - one thread, no network
-from tests.reliability import kills, world
+from tests.reliability import kills, tiny_training
 
 IN_A_ROW = (3, 8)  # kills of one run
-SAMPLES = {"every": 5, "steps": 8, "guidance": 2.0}
+SAMPLES = {"every": 5, "num_inference_steps": 8, "guidance_scale": 2.0}
 
 
 def main() -> int:
-    """Returns 0 when every run ended in the same bytes."""
+    """Return 0 if every run ended in the same bytes."""
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="how many processes to kill (default 200)")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the moments")
-    given = parser.parse_args()
-    print(f"seed {given.seed}", flush=True)
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
     began = time.monotonic()
     done: list[kills.Chain] = []
     with tempfile.TemporaryDirectory(prefix="lorakit-reliability-") as scratch:
-        for number, base in enumerate(world.BASES):
-            done += _kill(Path(scratch) / base, base, given.kills // len(world.BASES), given.seed + number)
+        for number, base in enumerate(tiny_training.BASES):
+            done += _kill(
+                Path(scratch) / base,
+                base,
+                arguments.kills // len(tiny_training.BASES),
+                arguments.seed + number,
+            )
     return _report(done, time.monotonic() - began)
 
 
 def _kill(folder: Path, base: str, count: int, seed: int) -> list[kills.Chain]:
     draw = random.Random(seed)
-    made = world.make(folder, base, looks=True, samples=SAMPLES)
-    seconds = kills.life(made)
-    reference = made.finished()
+    training = tiny_training.make(folder, base, monitored=True, samples=SAMPLES)
+    seconds = kills.life(training)
+    reference = training.finished()
     done: list[kills.Chain] = []
     while (left := count - sum(len(chain.moments) for chain in done)) > 0:
         row = min(left, draw.randint(*IN_A_ROW))
-        done.append(kills.chain(made, reference, row, draw, seconds, cached=len(done) % 2 == 0))
+        done.append(kills.chain(training, reference, row, draw, seconds, cached=len(done) % 2 == 0))
         print(f"{base}: {len(done[-1].moments)} kills, {done[-1].problems or 'equal'}", flush=True)
     return done
 

@@ -1,4 +1,4 @@
-"""The worlds that the tests of this folder share: each is made once, its run recorded."""
+"""The trainings that the tests of this folder share: each is created once, and its run recorded."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lorakit.training import run_folder
-from tests.reliability import instants, world
+from tests.reliability import instants, tiny_training
 from tests.reliability.instants import Instant
-from tests.reliability.world import Finished, World
+from tests.reliability.tiny_training import Finished, TinyTraining
 
-Recorded = tuple[World, Finished, list[Instant]]
-"""A world, its finished run, and every instant of that run."""
+Recorded = tuple[TinyTraining, Finished, list[Instant]]
+"""A training, its finished run, and every instant of that run."""
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _quick() -> Iterator[None]:
-    """No waiting for the disk: a killed process loses nothing that it has written (what an fsync is good for,
+    """Do not wait for the disk: a killed process loses nothing that it has written (the effect of an fsync,
     `power_cut` shows). And the installed versions do not change meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
@@ -30,22 +30,22 @@ def _quick() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Recorded]]:
-    """(base, looks) -> a world with filled caches and its recorded run."""
+    """Record a training of a base, with or without samples and validation; its caches are filled before."""
     known: dict[tuple[str, bool], Recorded] = {}
 
-    def record(base: str, looks: bool) -> Recorded:
-        if (base, looks) not in known:
-            made = world.make(tmp_path_factory.mktemp(base), base, looks=looks)
-            made.train()  # fills the cache
-            made.forget()
-            # A training collects garbage twice, and need not look through what the imports left each time.
+    def record(base: str, monitored: bool) -> Recorded:
+        if (base, monitored) not in known:
+            training = tiny_training.make(tmp_path_factory.mktemp(base), base, monitored=monitored)
+            training.train()  # fills the cache
+            training.delete_run()
+            # A training collects garbage twice, and need not search the objects of the imports each time.
             gc.collect()
             gc.freeze()
-            with instants.recording(made.state) as recorder:
-                code, said = made.train()
-            assert code == 0, said
-            known[base, looks] = made, made.finished(), recorder.instants
-        return known[base, looks]
+            with instants.recording(training.state) as recorder:
+                code, output = training.train()
+            assert code == 0, output
+            known[base, monitored] = training, training.finished(), recorder.instants
+        return known[base, monitored]
 
     yield record
     gc.unfreeze()

@@ -1,4 +1,4 @@
-"""Damage to what lies on disk: the modes, and whether a run gets over them."""
+"""Damage to files of a run, and the check that the run survives it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from lorakit.training import checkpoint
 from tests.reliability import checks, instants
 from tests.reliability.instants import Instant
-from tests.reliability.world import SAVE_EVERY, Finished, World
+from tests.reliability.tiny_training import SAVE_EVERY, Finished, TinyTraining
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json", "files.json")
 MODES = ("cut", "flip", "zero", "missing", "empty")
@@ -25,21 +25,23 @@ def damage(file: Path, mode: str) -> None:
     file.write_bytes(kept.get(mode, data))
 
 
-def laid_out(made: World, seen: list[Instant], step: int) -> list[Path]:
-    """Put the world where it was some steps after the commit of `step`; its checkpoints, newest last."""
+def laid_out(training: TinyTraining, seen: list[Instant], step: int) -> list[Path]:
+    """Restore the disk as it was some steps after the commit of `step`; returns its checkpoint folders."""
     rows = [i for i in seen if i.committed == step and i.path.endswith("metrics.jsonl")]
-    instants.lay_out(rows[-2].tree, made.state)
-    return [made.run / checkpoint.FOLDER / f"step-{s:08d}" for s in checkpoint.checkpoint_steps(made.run)]
+    instants.lay_out(rows[-2].tree, training.state)
+    return [checkpoint.step_folder(training.run, s) for s in checkpoint.checkpoint_steps(training.run)]
 
 
-def survives(made: World, reference: Finished, seen: list[Instant], file: str, mode: str) -> list[str]:
-    """Damage one file of the newest of two checkpoints: the run must fall back, say so, and end as ever."""
-    *_, newest = laid_out(made, seen, 3 * SAVE_EVERY)
+def survives(
+    training: TinyTraining, reference: Finished, seen: list[Instant], file: str, mode: str
+) -> list[str]:
+    """Damage a file of the newest checkpoint: the run must fall back, log it, and end in the same bytes."""
+    *_, newest = laid_out(training, seen, 3 * SAVE_EVERY)
     damage(newest / file, mode)
-    found = checks.finish(made, reference)
-    if made.went_on_from() != 2 * SAVE_EVERY:
-        found.append(f"went on from step {made.went_on_from()}")
-    log = (made.run / "log.txt").read_text()
+    found = checks.finish(training, reference)
+    if training.resumed_from() != 2 * SAVE_EVERY:
+        found.append(f"resumed from step {training.resumed_from()}")
+    log = (training.run / "log.txt").read_text()
     if newest.name not in log or "falling back" not in log:
-        found.append("it does not say so")
+        found.append("the log does not mention it")
     return [f"{file} {mode}: {line}" for line in found]

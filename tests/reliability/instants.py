@@ -1,7 +1,7 @@
-"""Every instant of a run: what lies on disk just before each file-system operation, and between.
+"""Every instant of a run: the disk just before each file-system operation, and in the middle of it.
 
-SIGKILL keeps the page cache, so what a killed process leaves is what its folder held at that moment. A run is
-recorded once, and each instant can be laid out again later.
+SIGKILL keeps the page cache, so a killed process leaves the files that its folder had at that moment. A run
+is recorded once, and each instant can be restored later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Tree = dict[str, bytes | None]
 
 @dataclass(frozen=True)
 class Instant:
-    """What lies on disk before the `number`-th operation (`torn`: in the middle of the one before)."""
+    """The disk before the `number`-th operation (`torn`: in the middle of the one before)."""
 
     number: int
     name: str
@@ -56,7 +56,7 @@ def lay_out(tree: Tree, root: Path) -> None:
 
 
 class Recorder:
-    """Records the instants of what happens below `root`; put it in the place of `storage.operation`."""
+    """Records the instants of all operations below `root`, as `storage.io_hook`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -84,7 +84,7 @@ class Recorder:
             self._committed = max([self._committed, *steps])
 
     def end(self) -> None:
-        """Add what lies there when all is done."""
+        """Add the disk at the end."""
         self._note_commit()
         tree = self._captured()
         self.instants.append(Instant(len(self.instants), "end", "", tree, self._committed))
@@ -92,7 +92,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def recording(root: Path) -> Iterator[Recorder]:
-    """Record the operations below a folder for a while. Heartbeats come only with a new phase meanwhile, so
+    """Record the operations below a folder in a `with` block. Heartbeats come only with a new phase there, so
     that the operations of two runs are the same ones."""
     recorder = Recorder(root)
     before, every = storage.io_hook, run_folder.HEARTBEAT_EVERY
@@ -124,8 +124,8 @@ def torn(before: Instant, after: Instant) -> Instant | None:
 def distinct(instants: list[Instant], *, fold: bool = False) -> list[Instant]:
     """Each different content of the disk once, the torn ones included, in their order.
 
-    `fold` takes contents for the same that differ only in lorakit's unfinished hidden files, and keeps the
-    one where most of those lie about.
+    `fold` treats contents as equal that differ only in lorakit's incomplete internal files, and keeps the
+    one with most of those.
     """
     every = []
     for here, following in zip(instants, instants[1:] + instants[-1:], strict=True):
@@ -141,17 +141,17 @@ def distinct(instants: list[Instant], *, fold: bool = False) -> list[Instant]:
 
 
 def at_the_end(instant: Instant) -> bool:
-    """Whether the run already called itself finished."""
+    """True if run.json already says that the run is done."""
     return b'"status": "done"' in (instant.tree.get("run/run.json") or b"")
 
 
 def hidden(name: str) -> bool:
-    """Whether a path is, or lies in, something that only lorakit's storage knows of."""
+    """True if a path is, or is inside, an internal file of lorakit's storage."""
     return any(storage.is_internal_file(Path(part)) for part in Path(name).parts)
 
 
 def plain(tree: Tree) -> Tree:
-    """Without what differs between two equal processes: their numbers, and how long things took."""
+    """The tree without the differences between two equal processes: their ids, and durations."""
     names: dict[str, str] = {}
     for name in tree:
         parts = [re.sub(r"^(\.partial-)\d+-[0-9a-f]{8}$", r"\1", part) for part in name.split("/")]
@@ -163,4 +163,4 @@ def _timeless(content: bytes) -> bytes:
     page = b"<!doctype html>"
     if content.startswith(page):  # with a curve of the durations
         return page
-    return re.sub(rb'"(pid|seconds|seconds_left)": [0-9.]+|done in [0-9:]+', b"", content)
+    return re.sub(rb'"(pid|step_seconds|seconds_left)": [0-9.]+|done in [0-9:]+', b"", content)

@@ -1,4 +1,4 @@
-"""A disk that keeps only what was synced, and the worst that it can show after a power cut.
+"""A disk that keeps only synced data, and the worst states that it can have after a power cut.
 
 A file's content is durable only as far as an `fsync` of that file has seen it; a name in a folder, only as an
 `fsync` of that folder has seen it. What was not synced may have reached the disk or not, each thing by itself
@@ -24,7 +24,7 @@ Listing = dict[str, int]
 
 
 class Disk(Recorder):
-    """Follows what every `os.fsync` below `root` makes durable; `cuts` are what a power cut can leave.
+    """Follows the data that every `os.fsync` below `root` makes durable; `cuts` are states after a cut.
 
     Each inode that was seen is held open, so that its number is never used again.
     """
@@ -38,11 +38,11 @@ class Disk(Recorder):
         root.mkdir(parents=True, exist_ok=True)
         self._root = self._hold(root)
         self._look_around()
-        for inode in self._held:  # what lay there before is durable
+        for inode in self._held:  # the initial content is durable
             self._make_durable(inode)
 
     def sync(self, handle: int) -> None:
-        """What happens in the place of `os.fsync`."""
+        """Replaces `os.fsync`."""
         inode = os.fstat(handle).st_ino
         if inode not in self._held:
             self._hold(Path(f"/proc/self/fd/{handle}"))
@@ -55,7 +55,7 @@ class Disk(Recorder):
             self._cut(self.instants[-1])
 
     def end(self) -> None:
-        """Add what lies there when all is done."""
+        """Add the disk at the end."""
         super().end()
         self._cut(self.instants[-1])
         for handle in self._held.values():
@@ -89,7 +89,7 @@ class Disk(Recorder):
         handle = self._held[inode]
         return os.pread(handle, os.fstat(handle).st_size, 0)
 
-    # what a power cut can leave
+    # states after a power cut
 
     def _cut(self, instant: Instant) -> None:
         self._look_around()
@@ -121,7 +121,7 @@ class Disk(Recorder):
         return synced + bytes(max(0, len(now) - len(synced)))
 
     def _hole(self, inode: int) -> bytes:
-        """The end has arrived, what lies before it has not."""
+        """The end has arrived, the data before it has not."""
         synced, now = self._synced(inode), self._content(inode)
         middle = (len(synced) + len(now)) // 2
         return synced + bytes(max(0, middle - len(synced))) + now[max(middle, len(synced)) :]
@@ -160,7 +160,7 @@ def _partly(before: Listing, after: Listing) -> Iterator[Listing]:
 
 @contextlib.contextmanager
 def following(root: Path) -> Iterator[Disk]:
-    """Follow what happens below a folder for a while; nothing is really synced meanwhile."""
+    """Follow the operations below a folder in a `with` block; nothing is really synced there."""
     disk = Disk(root)
     before = storage.io_hook, os.fsync, run_folder.HEARTBEAT_EVERY
     storage.io_hook, os.fsync, run_folder.HEARTBEAT_EVERY = disk, disk.sync, float("inf")

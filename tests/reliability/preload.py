@@ -1,4 +1,4 @@
-"""What the server imports from which the tests' processes are forked; later collections skip all of it."""
+"""Imports of the server from which the tests' processes are forked; later garbage collections skip them."""
 
 from __future__ import annotations
 

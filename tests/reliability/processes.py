@@ -17,38 +17,39 @@ from lorakit.core import output_paths, storage
 from lorakit.training import run_folder
 from tests import runs  # noqa: F401 - it also names modules to preload, and the last one to do so counts
 from tests.reliability import instants
-from tests.reliability.world import World
+from tests.reliability.tiny_training import TinyTraining
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.reliability.preload"])
 
 
-def start(made: World, fault: Callable[..., None] | None = None, *given: Any) -> BaseProcess:
-    """Give the command in a process of its own, after `fault(*given)` there."""
-    process = _CONTEXT.Process(target=_train, args=(made, fault, given))
+def start(training: TinyTraining, fault: Callable[..., None] | None = None, *arguments: Any) -> BaseProcess:
+    """Run the command in a process of its own, after `fault(*arguments)` there."""
+    process = _CONTEXT.Process(target=_train, args=(training, fault, arguments))
     process.start()
     return process
 
 
-def train(made: World, fault: Callable[..., None] | None = None, *given: Any) -> tuple[int, str]:
-    """The same, and wait for its end; returns the exit code (minus the signal that killed it) and what it
-    said."""
-    made.said.unlink(missing_ok=True)
-    process = start(made, fault, *given)
+def train(
+    training: TinyTraining, fault: Callable[..., None] | None = None, *arguments: Any
+) -> tuple[int, str]:
+    """The same, and wait for its end; returns the exit code (or minus the signal) and the output."""
+    training.output.unlink(missing_ok=True)
+    process = start(training, fault, *arguments)
     process.join(120)
     assert process.exitcode is not None, "it hangs"
-    return process.exitcode, made.said.read_text(errors="replace")
+    return process.exitcode, training.output.read_text(errors="replace")
 
 
-def _train(made: World, fault: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
-    os.environ["LORAKIT_CACHE"] = str(made.cache)
-    said = os.open(made.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def _train(training: TinyTraining, fault: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    os.environ["LORAKIT_CACHE"] = str(training.cache)
+    output = os.open(training.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
-        os.dup2(said, stream)
-    os.close(said)
+        os.dup2(output, stream)
+    os.close(output)
     if fault:
-        fault(*given)
-    sys.exit(lorakit.training.train.main([str(made.recipe)]))
+        fault(*arguments)
+    sys.exit(lorakit.training.train.main([str(training.recipe)]))
 
 
 # faults
@@ -120,7 +121,7 @@ def _closed() -> None:
 
 
 def short_of_everything(files: int) -> None:
-    """Few open files, and no shared memory: semaphores cannot be made, and mapping any ends the process."""
+    """Few open files, and no shared memory: semaphores fail, and mapping shared memory ends the process."""
     import multiprocessing.synchronize
 
     few_files(files)
@@ -159,7 +160,7 @@ def out_of_files() -> None:
 NOT_PERMITTED = 77
 
 
-def small_disk(made: World, kilobytes: int) -> None:
+def small_disk(training: TinyTraining, kilobytes: int) -> None:
     """Put the state on a real file system of this size that only this process sees, and keep a copy of it
     when the process ends; exit code `NOT_PERMITTED` where the system has no such thing."""
     import ctypes
@@ -171,19 +172,19 @@ def small_disk(made: World, kilobytes: int) -> None:
         os._exit(NOT_PERMITTED)
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
         Path("/proc/self", name).write_text(text)
-    tree = instants.capture(made.state)
+    tree = instants.capture(training.state)
     options = f"size={kilobytes}k".encode()
-    if libc.mount(b"none", os.fsencode(made.state), b"tmpfs", 0, options):
+    if libc.mount(b"none", os.fsencode(training.state), b"tmpfs", 0, options):
         os._exit(NOT_PERMITTED)
-    instants.lay_out(tree, made.state)
+    instants.lay_out(tree, training.state)
     output_paths.MIN_FREE_BYTES = 0  # it is to be found full in the middle
     plain = lorakit.training.train.main
 
     def main(arguments: list[str]) -> int:
         code = plain(arguments)
-        left = instants.capture(made.state)
-        libc.umount2(os.fsencode(made.state), 2)
-        instants.lay_out(left, made.state)
+        left = instants.capture(training.state)
+        libc.umount2(os.fsencode(training.state), 2)
+        instants.lay_out(left, training.state)
         return code
 
     lorakit.training.train.main = main

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from tests.reliability import checks, instants, world
-from tests.reliability.world import DIT
+from tests.reliability import checks, instants, tiny_training
+from tests.reliability.tiny_training import DIT
 
 
-@pytest.mark.parametrize("looks", [False, True], ids=["plain", "looks"])
-@pytest.mark.parametrize("base", world.BASES)
-def test_65_a_crash_at_every_operation_ends_in_the_same_bytes(recorded, base, looks):
-    made, reference, seen = recorded(base, looks)
-    whole = base == DIT and not looks  # the others: once for each content of the visible files
+@pytest.mark.parametrize("monitored", [False, True], ids=["plain", "monitored"])
+@pytest.mark.parametrize("base", tiny_training.BASES)
+def test_a_crash_at_every_operation_ends_in_the_same_bytes(recorded, base, monitored):
+    training, reference, seen = recorded(base, monitored)
+    whole = base == DIT and not monitored  # the others: once for each content of the visible files
     crashed = [i for i in instants.distinct(seen, fold=not whole) if not instants.at_the_end(i)]
     assert len(crashed) > (100 if whole else 50)
-    found = checks.resumes(made, reference, crashed)
+    found = checks.resumes(training, reference, crashed)
     assert not found, "\n".join(found)
 
 
-def test_65_a_crash_near_the_end_leaves_no_page_behind(recorded):
-    """Report and contact sheet show what the run came to, though it was killed just before they were made."""
-    made, reference, seen = recorded(DIT, True)
+def test_a_crash_near_the_end_leaves_no_outdated_report(recorded):
+    """Report and contact sheet show the finished run, though it was killed just before they were written."""
+    training, reference, seen = recorded(DIT, True)
     found = []
-    for crashed in instants.distinct([i for i in seen if i.committed == world.STEPS], fold=True):
-        found += checks.resume(made, reference, crashed)
-        found += [f"{crashed}: {line}" for line in made.pages_missing(reference)]
+    for crashed in instants.distinct([i for i in seen if i.committed == tiny_training.STEPS], fold=True):
+        found += checks.resume(training, reference, crashed)
+        found += [f"{crashed}: {line}" for line in training.outdated_reports(reference)]
     assert not found, "\n".join(found)

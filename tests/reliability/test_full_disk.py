@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lorakit.core import storage
-from tests.reliability import checks, corruption, processes, world
-from tests.reliability.world import DIT
+from tests.reliability import checks, corruption, processes, tiny_training
+from tests.reliability.tiny_training import DIT
 
 PLACES = [  # each kind of operation of a run, in each place
     ("append", "metrics.jsonl"),
@@ -44,60 +44,60 @@ def refuse(kind: str, place: str, code: int, refused: list[Path]):
 
 
 @pytest.mark.parametrize(("kind", "place", "code"), CASES)
-def test_71_a_disk_that_refuses_is_exit_code_5_and_costs_nothing(recorded, monkeypatch, kind, place, code):
-    made, reference, seen = recorded(DIT, True)
-    corruption.laid_out(made, seen, 15)
+def test_a_failed_write_is_exit_code_5_and_loses_nothing(recorded, monkeypatch, kind, place, code):
+    training, reference, seen = recorded(DIT, True)
+    corruption.laid_out(training, seen, 15)
     refused: list[Path] = []
     with monkeypatch.context() as patch:
         patch.setattr(storage, "io_hook", refuse(kind, place, code, refused))
-        exit_code, said = made.train()
+        exit_code, output = training.train()
     assert refused
-    assert exit_code == 5, said
-    assert os.strerror(code) in said
-    assert "remedy:" in said
-    assert "Traceback" not in said
-    assert 15 in world.committed(made.run)
-    assert checks.finish(made, reference, at_least=15) == []
+    assert exit_code == 5, output
+    assert os.strerror(code) in output
+    assert "remedy:" in output
+    assert "Traceback" not in output
+    assert 15 in tiny_training.committed(training.run)
+    assert checks.finish(training, reference, at_least=15) == []
 
 
-def test_71_a_full_device_is_told_apart_by_the_system_itself(recorded):
-    made, reference, seen = recorded(DIT, True)
-    corruption.laid_out(made, seen, 15)
-    log = made.run / "log.txt"
+def test_a_full_device_is_a_disk_error(recorded):
+    training, reference, seen = recorded(DIT, True)
+    corruption.laid_out(training, seen, 15)
+    log = training.run / "log.txt"
     text = log.read_bytes()
     log.unlink()
     log.symlink_to("/dev/full")
-    code, said = made.train()
-    assert code == 5, said
-    assert "No space left on device" in said
-    assert "log.txt" in said
+    code, output = training.train()
+    assert code == 5, output
+    assert "No space left on device" in output
+    assert "log.txt" in output
     log.unlink()
     log.write_bytes(text)
-    assert checks.finish(made, reference, at_least=15) == []
+    assert checks.finish(training, reference, at_least=15) == []
 
 
-def test_71_a_limit_of_file_size_is_a_refusal_of_the_disk(recorded):
+def test_a_file_size_limit_is_a_disk_error(recorded):
     """A real one: the system refuses to let the optimizer's file grow (EFBIG)."""
-    made, reference, seen = recorded(DIT, True)
-    corruption.laid_out(made, seen, 5)
-    code, said = processes.train(made, processes.small_files, 16 << 10)
-    assert code == 5, said
-    assert "File too large" in said
-    assert checks.finish(made, reference, at_least=5) == []
+    training, reference, seen = recorded(DIT, True)
+    corruption.laid_out(training, seen, 5)
+    code, output = processes.train(training, processes.small_files, 16 << 10)
+    assert code == 5, output
+    assert "File too large" in output
+    assert checks.finish(training, reference, at_least=5) == []
 
 
-def test_71_a_real_disk_that_runs_full(recorded):
+def test_a_real_full_disk_loses_nothing(recorded):
     """A file system of some kilobytes for one process alone: room for two checkpoints, not for three."""
-    made, reference, seen = recorded(DIT, True)
-    corruption.laid_out(made, seen, 15)
-    blocks = [-(-file.stat().st_size // 4096) * 4 for file in made.state.rglob("*") if file.is_file()]
-    code, said = processes.train(made, processes.small_disk, made, sum(blocks) + 32)
+    training, reference, seen = recorded(DIT, True)
+    corruption.laid_out(training, seen, 15)
+    blocks = [-(-file.stat().st_size // 4096) * 4 for file in training.state.rglob("*") if file.is_file()]
+    code, output = processes.train(training, processes.small_disk, training, sum(blocks) + 32)
     if code == processes.NOT_PERMITTED:
         pytest.skip("this system lets nobody mount a file system of their own")
-    assert code == 5, said
-    assert "No space left on device" in said
-    assert world.committed(made.run) == [10, 15]
-    assert checks.finish(made, reference, at_least=15) == []
+    assert code == 5, output
+    assert "No space left on device" in output
+    assert tiny_training.committed(training.run) == [10, 15]
+    assert checks.finish(training, reference, at_least=15) == []
 
 
 def test_an_error_of_the_run_is_not_taken_for_one_of_its_lock(tmp_path):

@@ -1,132 +1,155 @@
-"""Each safety line taken away: the checkers must turn red, or they prove nothing."""
+"""Mutations of storage and checkpoints: with each safety measure removed, a checker must find a problem.
+
+A mutation replaces one operation (an fsync, a rename, the order of two writes) of the real code.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from lorakit.core import rng, storage
+from lorakit.core import platform, rng, storage
 from lorakit.training import checkpoint
 from tests.reliability import checks, corruption
-from tests.reliability.world import DIT
+from tests.reliability.tiny_training import DIT
+
+Patch = pytest.MonkeyPatch
 
 
-def _no_file_sync(path: Path, data: bytes) -> None:
-    storage.io_hook("write", path)
-    path.write_bytes(data)
-    storage.io_hook("sync", path)
+def replace_os(patch: Patch, **functions: Callable[..., Any]) -> None:
+    """Give storage an `os` module with other functions."""
+    patch.setattr(storage, "os", SimpleNamespace(**{**vars(os), **functions}))
 
 
-def _in_place(folder: Path, files: dict[str, bytes]) -> Path:
-    storage.make_dir(folder)
-    for name, data in sorted(files.items()):
-        storage._write_synced(folder / name, data)
-    manifest = {n: {"size": len(d), "sha256": storage.sha256_bytes(d)} for n, d in files.items()}
-    storage._write_synced(folder / storage.CHECKSUMS_FILE, storage.dump_json(manifest).encode())
-    storage._sync_folder(folder)
-    storage._sync_folder(folder.parent)
-    return folder
+def no_fsync_of_files(patch: Patch) -> None:
+    replace_os(patch, fsync=lambda handle: None)
 
 
-def _write_in_place(path: Path, data: bytes) -> Path:
-    storage.make_dir(path.parent)
-    storage._write_synced(path, data)
-    storage._sync_folder(path.parent)
-    return path
+def no_fsync_of_folders(patch: Patch) -> None:
+    patch.setattr(platform, "sync_folder", lambda folder: None)
 
 
-def _manifest_first(folder: Path, files: dict[str, bytes]) -> Path:
-    manifest = {n: {"size": len(d), "sha256": storage.sha256_bytes(d)} for n, d in files.items()}
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    storage.make_dir(partial)
-    storage._write_synced(partial / storage.CHECKSUMS_FILE, storage.dump_json(manifest).encode())
-    for name, data in sorted(files.items()):
-        storage._write_synced(partial / name, data)
-    storage._sync_folder(partial)
-    storage.io_hook("rename", folder)
-    partial.replace(folder)
-    storage._sync_folder(folder.parent)
-    return folder
+def no_fsync_of_metrics(patch: Patch) -> None:
+    patch.setattr(storage, "fsync_file", lambda path: None)
 
 
-_save = checkpoint.save_checkpoint
+def no_fsync_above_a_new_folder(patch: Patch) -> None:
+    def make_dir(path: Path) -> Path:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        return Path(path)
+
+    patch.setattr(storage, "make_dir", make_dir)
 
 
-def _prune_first(run: Path, made: checkpoint.Checkpoint, metadata: dict[str, str], *, keep: int) -> Path:
-    for old in checkpoint.checkpoint_steps(run)[: len(checkpoint.checkpoint_steps(run)) + 1 - keep]:
-        storage.remove_folder(run / checkpoint.FOLDER / f"step-{old:08d}")
-    return _save(run, made, metadata, keep=keep)
+def no_zeros_accepted_in_metrics(patch: Patch) -> None:
+    plain = storage.read_jsonl
+
+    def read_jsonl(path: Path, *, torn_tail: bool = False) -> list[dict[str, Any]]:
+        return plain(path, torn_tail=torn_tail and b"\0" not in path.read_bytes())
+
+    patch.setattr(storage, "read_jsonl", read_jsonl)
 
 
-def _unsynced_dir(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+def copy_instead_of_rename(patch: Patch) -> None:
+    def replace(source: Path, target: Path) -> None:
+        if Path(source).is_file():
+            _copy(Path(source), Path(target))
+            Path(source).unlink()
+            return
+        Path(target).mkdir()
+        for file in sorted(Path(source).iterdir()):
+            _copy(file, Path(target) / file.name)
+        shutil.rmtree(source)
+
+    replace_os(patch, replace=replace)
 
 
-def _only_a_cut_line(path: Path, *, torn_tail: bool = False) -> list[dict[str, object]]:
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file as an operation of its own, at which the disk is recorded."""
+    storage._write_synced(target, source.read_bytes())
 
 
-COMMITS = {
-    "fsync of files": (storage, "_write_synced", _no_file_sync),
-    "fsync of folders": (storage, "_sync_folder", lambda folder: storage.io_hook("sync_folder", folder)),
-    "fsync of the rows": (storage, "sync", lambda path: None),
-    "fsync above a new folder": (storage, "make_dir", _unsynced_dir),
-    "forgiving zeros in the rows": (storage, "read_jsonl", _only_a_cut_line),
-    "rename of a folder": (storage, "commit_folder", _in_place),
-    "manifest last": (storage, "commit_folder", _manifest_first),
-    "prune after the commit": (checkpoint, "save", _prune_first),
-}
+def checksums_first(patch: Patch) -> None:
+    plain = storage._write_synced
+    delayed: dict[Path, bytes] = {}
+
+    def write_synced(path: Path, data: bytes) -> None:
+        if "step-" not in path.parent.name:
+            plain(path, data)
+        elif path.name != storage.CHECKSUMS_FILE:
+            delayed[path] = data
+        else:
+            plain(path, data)
+            for file, content in delayed.items():
+                plain(file, content)
+            delayed.clear()
+
+    patch.setattr(storage, "_write_synced", write_synced)
 
 
-@pytest.mark.parametrize("line", COMMITS)
-def test_without_it_a_commit_can_be_lost(tmp_path, monkeypatch, line):
-    room, name, mutant = COMMITS[line]
-    monkeypatch.setattr(room, name, mutant)
-    assert checks.commits(tmp_path, keep=1)
+def old_checkpoints_removed_first(patch: Patch) -> None:
+    plain = storage.commit_folder
+
+    def commit_folder(folder: Path, files: dict[str, bytes]) -> Path:
+        for step in checkpoint.checkpoint_steps(folder.parent.parent):
+            storage.remove_folder(checkpoint.step_folder(folder.parent.parent, step))
+        return plain(folder, files)
+
+    patch.setattr(storage, "commit_folder", commit_folder)
 
 
-@pytest.mark.parametrize("mutant", ["rename", "fsync"])
-def test_without_it_a_replaced_file_can_be_torn(tmp_path, monkeypatch, mutant):
-    if mutant == "rename":
-        monkeypatch.setattr(storage, "write_bytes", _write_in_place)
-    else:
-        monkeypatch.setattr(storage, "_write_synced", _no_file_sync)
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        no_fsync_of_files,
+        no_fsync_of_folders,
+        no_fsync_of_metrics,
+        no_fsync_above_a_new_folder,
+        no_zeros_accepted_in_metrics,
+        copy_instead_of_rename,
+        checksums_first,
+        old_checkpoints_removed_first,
+    ],
+    ids=lambda mutate: mutate.__name__,
+)
+def test_a_checkpoint_can_be_lost_with(mutate, tmp_path, monkeypatch):
+    mutate(monkeypatch)
+    assert checks.commits(tmp_path, max_checkpoints=1)
+
+
+@pytest.mark.parametrize(
+    "mutate", [copy_instead_of_rename, no_fsync_of_files], ids=lambda mutate: mutate.__name__
+)
+def test_a_replaced_file_can_be_torn_with(mutate, tmp_path, monkeypatch):
+    mutate(monkeypatch)
     assert checks.rewritten(tmp_path)
 
 
-def _global_normal(shape: tuple[int, ...], *_: object) -> torch.Tensor:
-    return torch.randn(shape)
-
-
 def test_without_keyed_randomness_the_bytes_differ(recorded, monkeypatch):
-    made, _, seen = recorded(DIT, False)
-    monkeypatch.setattr(rng, "keyed_normal", _global_normal)
-    made.forget()
-    assert made.train()[0] == 0
-    other = made.finished()
-    crashed = next(instant for instant in reversed(seen) if instant.committed == 10)
-    assert any("other adapter" in line for line in checks.resume(made, other, crashed))
+    training, _, instants = recorded(DIT, False)
+    monkeypatch.setattr(rng, "keyed_normal", lambda shape, *_: torch.randn(shape))
+    training.delete_run()
+    assert training.train()[0] == 0
+    other = training.finished()
+    crashed = next(instant for instant in reversed(instants) if instant.committed == 10)
+    assert any("other adapter" in line for line in checks.resume(training, other, crashed))
 
 
 def test_without_verification_damage_is_not_noticed(recorded, monkeypatch):
-    made, reference, seen = recorded(DIT, False)
+    training, reference, instants = recorded(DIT, False)
     monkeypatch.setattr(storage, "find_folder_damage", lambda folder, names=(): None)
-    assert corruption.survives(made, reference, seen, "adapter.safetensors", "flip")
+    assert corruption.survives(training, reference, instants, "adapter.safetensors", "flip")
 
 
-def test_without_falling_back_damage_is_the_end(recorded, monkeypatch):
-    def newest(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
-        return checkpoint.load_checkpoint(
-            run / checkpoint.FOLDER / f"step-{checkpoint.checkpoint_steps(run)[-1]:08d}"
-        ), []
-
-    made, reference, seen = recorded(DIT, False)
-    monkeypatch.setattr(checkpoint, "latest_valid_checkpoint", newest)
-    assert corruption.survives(made, reference, seen, "adapter.safetensors", "missing")
+def test_without_falling_back_a_damaged_checkpoint_ends_the_run(recorded, monkeypatch):
+    plain = checkpoint.checkpoint_steps
+    training, reference, instants = recorded(DIT, False)
+    monkeypatch.setattr(checkpoint, "checkpoint_steps", lambda run: plain(run)[-1:])
+    assert corruption.survives(training, reference, instants, "adapter.safetensors", "missing")

@@ -9,8 +9,8 @@ import torch
 
 from lorakit.core import rng, storage
 from lorakit.training import checkpoint, objective
-from tests.reliability import checks, instants, world
-from tests.reliability.world import DIT
+from tests.reliability import checks, instants, tiny_training
+from tests.reliability.tiny_training import DIT
 
 Poison = Callable[[torch.Tensor], torch.Tensor]
 
@@ -59,9 +59,9 @@ def poison(monkeypatch):
     return install
 
 
-def at(made, step: int) -> checkpoint.Checkpoint:
+def at(training, step: int) -> checkpoint.Checkpoint:
     """The checkpoint of one step."""
-    return checkpoint.load_checkpoint(made.run / checkpoint.FOLDER / f"step-{step:08d}")
+    return checkpoint.load_checkpoint(checkpoint.step_folder(training.run, step))
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -69,75 +69,75 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return storage.safetensors_bytes(one) == storage.safetensors_bytes(other)
 
 
-@pytest.mark.parametrize("base", world.BASES)
+@pytest.mark.parametrize("base", tiny_training.BASES)
 @pytest.mark.parametrize("kind", POISONS)
-def test_94_a_bad_step_leaves_weights_and_optimizer_as_they_were(recorded, poison, kind, base):
-    made, _, _ = recorded(base, False)
-    made.forget()
+def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(recorded, poison, kind, base):
+    training, _, _ = recorded(base, False)
+    training.delete_run()
     poison(POISONS[kind], {7})
-    code, said = made.train("train.save_every=1", "train.keep=20")
-    assert code == 0, said
-    before, after = at(made, 7), at(made, 8)
+    code, output = training.train("train.save_every=1", "train.keep_checkpoints=20")
+    assert code == 0, output
+    before, after = at(training, 7), at(training, 8)
     assert same(before.adapter, after.adapter)
     assert same(before.optimizer, after.optimizer)
-    assert not same(after.adapter, at(made, 9).adapter)
-    assert (before.facts["skipped"], after.facts["skipped"]) == ([], [7])
-    line = next(line for line in said.splitlines() if line.startswith("step 7:"))
+    assert not same(after.adapter, at(training, 9).adapter)
+    assert (before.state["skipped_steps"], after.state["skipped_steps"]) == ([], [7])
+    line = next(line for line in output.splitlines() if line.startswith("step 7:"))
     assert "step skipped" in line
     assert ".png" in line
 
 
-def test_94_a_run_with_bad_steps_is_resumed_to_the_same_bytes(recorded, poison):
-    made, _, _ = recorded(DIT, False)
-    made.forget()
+def test_a_run_with_bad_steps_is_resumed_to_the_same_bytes(recorded, poison):
+    training, _, _ = recorded(DIT, False)
+    training.delete_run()
     poison(POISONS["NaN loss"], {6, 12, 17})
-    with instants.recording(made.state) as recorder:
-        assert made.train()[0] == 0
-    reference = made.finished()
-    assert at(made, 20).facts["skipped"] == [6, 12, 17]
+    with instants.recording(training.state) as recorder:
+        assert training.train()[0] == 0
+    reference = training.finished()
+    assert at(training, 20).state["skipped_steps"] == [6, 12, 17]
     crashed = [i for i in recorder.instants if i.name == "append" and not instants.at_the_end(i)]
-    found = checks.resumes(made, reference, crashed[1::4])
+    found = checks.resumes(training, reference, crashed[1::4])
     assert not found, "\n".join(found)
-    assert at(made, 20).facts["skipped"] == [6, 12, 17]
+    assert at(training, 20).state["skipped_steps"] == [6, 12, 17]
 
 
-def test_94_too_many_bad_steps_end_the_run_with_the_last_good_checkpoint(recorded, poison, monkeypatch):
-    made, _, _ = recorded(DIT, False)
-    made.forget()
+def test_too_many_bad_steps_end_the_run_with_the_last_good_checkpoint(recorded, poison, monkeypatch):
+    training, _, _ = recorded(DIT, False)
+    training.delete_run()
     with monkeypatch.context():
         poison(POISONS["infinite loss"], set(range(6, 20)))
-        code, said = made.train()
+        code, output = training.train()
         assert code == 6
-        assert "11 steps gave non-finite numbers" in said
-        assert "remedy:" in said
-        assert world.committed(made.run) == [10, 15]
-        assert same(at(made, 10).adapter, at(made, 15).adapter)
-        assert all(tensor.isfinite().all() for tensor in at(made, 15).adapter.values())
-        assert not (made.run / "adapter.safetensors").exists()
-        assert made.train()[0] == 6  # the same command comes to the same end
+        assert "11 steps gave non-finite numbers" in output
+        assert "remedy:" in output
+        assert tiny_training.committed(training.run) == [10, 15]
+        assert same(at(training, 10).adapter, at(training, 15).adapter)
+        assert all(tensor.isfinite().all() for tensor in at(training, 15).adapter.values())
+        assert not (training.run / "adapter.safetensors").exists()
+        assert training.train()[0] == 6  # the same command comes to the same end
     monkeypatch.undo()
-    code, said = made.train()  # and with the cause removed it goes on
-    assert code == 0, said
-    assert made.went_on_from() == 15
+    code, output = training.train()  # without the cause it is resumed
+    assert code == 0, output
+    assert training.resumed_from() == 15
 
 
-def test_94_a_loss_spike_is_clipped(recorded, poison):
-    made, _, _ = recorded(DIT, False)
-    made.forget()
+def test_a_loss_spike_is_clipped(recorded, poison):
+    training, _, _ = recorded(DIT, False)
+    training.delete_run()
     poison(lambda loss: loss * 1e6, {7})
-    assert made.train("train.save_every=1", "train.keep=20")[0] == 0
-    row = next(row for row in storage.read_jsonl(made.run / "metrics.jsonl") if row["step"] == 8)
+    assert training.train("train.save_every=1", "train.keep_checkpoints=20")[0] == 0
+    row = next(row for row in storage.read_jsonl(training.run / "metrics.jsonl") if row["step"] == 8)
     assert row["grad_norm"] > 1e3
     rate = row["lr"]
-    for name, before in at(made, 7).adapter.items():
-        assert (at(made, 8).adapter[name] - before).abs().max() < 5 * rate
-    assert at(made, 20).facts["skipped"] == []
+    for name, before in at(training, 7).adapter.items():
+        assert (at(training, 8).adapter[name] - before).abs().max() < 5 * rate
+    assert at(training, 20).state["skipped_steps"] == []
 
 
-def test_94_no_gradient_at_all_changes_nothing_and_breaks_nothing(recorded, poison):
-    made, _, _ = recorded(DIT, False)
-    made.forget()
+def test_zero_gradients_change_nothing(recorded, poison):
+    training, _, _ = recorded(DIT, False)
+    training.delete_run()
     poison(lambda loss: loss * 0, set(range(20)))
-    assert made.train()[0] == 0
-    assert at(made, 20).facts["skipped"] == []
-    assert not any(t.any() for name, t in at(made, 20).adapter.items() if "lora_B" in name)
+    assert training.train()[0] == 0
+    assert at(training, 20).state["skipped_steps"] == []
+    assert not any(t.any() for name, t in at(training, 20).adapter.items() if "lora_B" in name)

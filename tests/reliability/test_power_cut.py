@@ -1,4 +1,4 @@
-"""A replay that drops what was not synced: SIGKILL keeps it, so only this shows a missing fsync."""
+"""A replay without unsynced data: SIGKILL keeps it, so only this shows a missing fsync."""
 
 from __future__ import annotations
 
@@ -6,55 +6,55 @@ import pytest
 
 from lorakit.training import checkpoint
 from tests.reliability import checks, instants, power_cut
-from tests.reliability.world import DIT
+from tests.reliability.tiny_training import DIT
 
 STEPS_APART = 8  # of the many instants at which only a row was added, every eighth
 
 
-def cuts(recorded, *, looks: bool) -> list[instants.Instant]:
+def cuts(recorded, *, monitored: bool) -> list[instants.Instant]:
     """Every disk that a power cut can leave at any operation of a run of the DiT."""
-    made, reference, _ = recorded(DIT, looks)
-    made.forget()
-    with power_cut.following(made.state) as disk:
-        assert made.train()[0] == 0
-    assert made.mismatches(reference) == []
+    training, reference, _ = recorded(DIT, monitored)
+    training.delete_run()
+    with power_cut.following(training.state) as disk:
+        assert training.train()[0] == 0
+    assert training.mismatches(reference) == []
     return instants.distinct(disk.cuts, fold=True)
 
 
-def test_65_a_power_cut_at_every_operation_ends_in_the_same_bytes(recorded):
-    made, reference, _ = recorded(DIT, False)
-    found = cuts(recorded, looks=False)
+def test_a_power_cut_at_every_operation_ends_in_the_same_bytes(recorded):
+    training, reference, _ = recorded(DIT, False)
+    found = cuts(recorded, monitored=False)
     rows = sorted({cut.number for cut in found if cut.name == "append"})
     left_out = set(rows) - set(rows[::STEPS_APART])
     found = [cut for cut in found if cut.number not in left_out]
     assert len(found) > 120
-    problems = checks.resumes(made, reference, found)
+    problems = checks.resumes(training, reference, found)
     assert not problems, "\n".join(problems)
 
 
-def test_65_a_power_cut_after_the_end_loses_no_row(recorded):
-    made, reference, _ = recorded(DIT, True)
-    found = [cut for cut in cuts(recorded, looks=True) if instants.at_the_end(cut)]
-    problems = checks.resumes(made, reference, found)
+def test_a_power_cut_after_the_end_loses_no_row(recorded):
+    training, reference, _ = recorded(DIT, True)
+    found = [cut for cut in cuts(recorded, monitored=True) if instants.at_the_end(cut)]
+    problems = checks.resumes(training, reference, found)
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_72_commit_and_prune_always_leave_the_last_committed_one(tmp_path, keep):
-    assert checks.commits(tmp_path, keep) == []
+@pytest.mark.parametrize("max_checkpoints", [1, 2])
+def test_commit_and_prune_always_leave_the_last_committed_checkpoint(tmp_path, max_checkpoints):
+    assert checks.commits(tmp_path, max_checkpoints) == []
 
 
-def test_72_committing_the_same_step_again_leaves_no_moment_without_it(tmp_path):
+def test_committing_the_same_step_again_never_leaves_it_missing(tmp_path):
     """A stop between two steps commits a step that may be committed already."""
     run = tmp_path / "state/run"
-    checks.do_steps(run, 1, 2, keep=1)
+    checks.write_steps(run, 1, 2, max_checkpoints=1)
     with power_cut.following(tmp_path / "state") as disk:
-        checkpoint.save_checkpoint(run, checks.make_checkpoint(2), {"format": "pt"}, keep=1)
+        checkpoint.save_checkpoint(run, checks.make_checkpoint(2), {"format": "pt"}, max_checkpoints=1)
     for instant in [*instants.distinct(disk.instants), *instants.distinct(disk.cuts)]:
         instants.lay_out(instant.tree, tmp_path / "again")
-        found, problems = checkpoint.latest_valid_checkpoint(tmp_path / "again/run")
-        assert found.step == 2, instant
-        assert not problems
+        latest = checkpoint.latest_valid_checkpoint(tmp_path / "again/run")
+        assert latest.checkpoint.step == 2, instant
+        assert not latest.problems
 
 
 def test_a_replaced_file_is_the_old_one_or_the_new_one(tmp_path):

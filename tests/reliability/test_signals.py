@@ -12,8 +12,8 @@ import pytest
 
 from lorakit.core import storage
 from tests import runs
-from tests.reliability import checks, instants, processes, world
-from tests.reliability.world import DIT
+from tests.reliability import checks, instants, processes, tiny_training
+from tests.reliability.tiny_training import DIT
 
 LIMIT = 30.0  # seconds; a loaded machine may be slow, a hang is longer
 PHASES = {
@@ -29,44 +29,46 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 @pytest.mark.parametrize("number", CODES, ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_83_a_signal_stops_it_in_each_phase(recorded, phase, number):
-    made, reference, _ = recorded(DIT, phase != "step")  # a look appends rows too
-    made.forget()
+def test_a_signal_stops_training_in_each_phase(recorded, phase, number):
+    training, reference, _ = recorded(DIT, phase != "step")  # a look appends rows too
+    training.delete_run()
     if phase == "cache":
-        shutil.rmtree(made.cache)
+        shutil.rmtree(training.cache)
     began = time.monotonic()
-    code, said = processes.train(made, processes.signal_at, *PHASES[phase], number)
+    code, output = processes.train(training, processes.signal_at, *PHASES[phase], number)
     assert time.monotonic() - began < LIMIT
-    assert code == CODES[number], said
-    assert "give the same command again" in said
-    assert "Traceback" not in said
-    assert storage.read_json(made.run / "run.json")["status"] == "interrupted"
+    assert code == CODES[number], output
+    assert "run the same command again" in output
+    assert "Traceback" not in output
+    assert storage.read_json(training.run / "run.json")["status"] == "interrupted"
     if phase in ("step", "save", "rename"):
-        assert world.committed(made.run)[-1] == runs.steps_logged(made.run)
-    assert checks.finish(made, reference) == []
+        assert tiny_training.committed(training.run)[-1] == runs.steps_logged(training.run)
+    assert checks.finish(training, reference) == []
 
 
-def test_83_a_second_signal_stops_it_at_once(recorded):
-    made, reference, _ = recorded(DIT, False)
-    made.forget()
-    code, said = processes.train(made, processes.signal_at, "append", "metrics.jsonl", signal.SIGTERM, True)
-    assert code == 143, said
-    assert not (made.run / "checkpoints").exists()  # the first one alone would have committed
-    assert checks.finish(made, reference) == []
+def test_a_second_signal_stops_training_at_once(recorded):
+    training, reference, _ = recorded(DIT, False)
+    training.delete_run()
+    code, output = processes.train(
+        training, processes.signal_at, "append", "metrics.jsonl", signal.SIGTERM, True
+    )
+    assert code == 143, output
+    assert not (training.run / "checkpoints").exists()  # the first one alone would have committed
+    assert checks.finish(training, reference) == []
 
 
-def test_83_a_signal_at_any_operation_loses_nothing(recorded, monkeypatch):
+def test_a_signal_at_any_operation_loses_nothing(recorded, monkeypatch):
     """In this process, at every eleventh operation of a run."""
-    made, reference, seen = recorded(DIT, True)
+    training, reference, seen = recorded(DIT, True)
     for instant in [i for i in seen if not instants.at_the_end(i)][4::11]:
-        made.forget()
+        training.delete_run()
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "io_hook", _terminate_at(made.state, instant.number))
-            code, said = made.train()
-        assert code in (143, 0), f"{instant}: {said}"  # 0: it came when the last step was done
-        assert code == 143 or "done in" in said
-        assert "Traceback" not in said, f"{instant}: {said}"
-        assert checks.finish(made, reference, at_least=instant.committed) == [], instant
+            patch.setattr(storage, "io_hook", _terminate_at(training.state, instant.number))
+            code, output = training.train()
+        assert code in (143, 0), f"{instant}: {output}"  # 0: it came when the last step was done
+        assert code == 143 or "done in" in output
+        assert "Traceback" not in output, f"{instant}: {output}"
+        assert checks.finish(training, reference, at_least=instant.committed) == [], instant
 
 
 def _terminate_at(root: Path, number: int):

@@ -85,7 +85,7 @@ def test_schedules():
 
 def test_lora_plus_makes_b_learn_faster_by_the_ratio():
     values = parameters()
-    optimizer = optimizers.build_optimizer(values, OptimizerConfig(name="adamw", lora_plus_ratio=16.0))
+    optimizer = optimizers.build_optimizer(values, OptimizerConfig(name="adamw", loraplus_lr_ratio=16.0))
     optimizers.set_learning_rate(optimizer, 1e-3)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert [rates[id(p)] for _, p in values] == [1e-3, pytest.approx(1.6e-2)]

@@ -1,4 +1,4 @@
-"""Several processes: the loss curve of one, one commit for all, and all end when one does."""
+"""Several processes: the loss curve of one, one checkpoint for all, and all end when one does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorakit.config.recipe import Recipe
 from lorakit.core import storage
 from lorakit.models import families
 from lorakit.training import checkpoint
-from lorakit.training.trainer import Trainer
+from lorakit.training.step import TrainerState, TrainingStep
 from tests import runs, tiny
 from tests.training import two_processes
 
@@ -71,48 +71,50 @@ def test_two_processes_have_the_loss_curve_of_one(data, two, tmp_path):
 
 def _join(rank: int, port: int) -> None:
     """Make this process the `rank`-th of two, as a launcher would."""
-    place = {
+    variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": 2,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update({name: str(value) for name, value in variables.items()})
 
 
-def _both(target: Callable[..., object], *given: object) -> list[int | None]:
-    """Run `target(rank, port, *given)` in two processes without a launcher; returns their exit codes."""
+def _run_both(target: Callable[..., object], *arguments: object) -> list[int | None]:
+    """Run `target(rank, port, *arguments)` in two processes without a launcher; returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = [runs._CONTEXT.Process(target=target, args=(rank, port, *given)) for rank in range(2)]
-    for process in both:
+    processes = [runs._CONTEXT.Process(target=target, args=(rank, port, *arguments)) for rank in range(2)]
+    for process in processes:
         process.start()
-    for process in both:
+    for process in processes:
         process.join(200)
-    return [process.exitcode for process in both]
+    return [process.exitcode for process in processes]
 
 
-def _reduced(rank: int, port: int, out: Path) -> None:
-    """One process of two, each with the gradient of an expert of its own and of none."""
+def _reduce(rank: int, port: int, out: Path) -> None:
+    """Reduce the gradients of one process of two, each with the gradient of one expert."""
     from accelerate import Accelerator
 
     _join(rank, port)
-    made = Trainer.__new__(Trainer)
-    made.accelerator = Accelerator(cpu=True)
-    made.made = SimpleNamespace(family=families.get_family("wan"))
-    made.recipe = Recipe(base="b", dataset="d", out="o", optimizer={"clip": 100.0})
-    made.parameters = [(name, torch.nn.Parameter(torch.zeros(2))) for name in ("high", "low", "neither")]
-    made.parameters[rank][1].grad = torch.tensor([2.0, 4.0]) * (rank + 1)
-    norm, loss = made._reduce(torch.tensor(float(rank)))
-    found = {name: None if p.grad is None else p.grad.tolist() for name, p in made.parameters}
-    storage.write_json(out / f"{rank}.json", {"loss": loss, "norm": norm, "gradients": found})
+    step = TrainingStep.__new__(TrainingStep)
+    step.accelerator, step.state = Accelerator(cpu=True), TrainerState()
+    step.session = SimpleNamespace(family=families.get_family("wan"))
+    step.recipe = Recipe(base="b", dataset="d", out="o", optimizer={"max_grad_norm": 100.0})
+    step.parameters = [(name, torch.nn.Parameter(torch.zeros(2))) for name in ("high", "low", "neither")]
+    step.parameters[rank][1].grad = torch.tensor([2.0, 4.0]) * (rank + 1)
+    result = step.reduce_and_clip(torch.tensor(float(rank)))
+    gradients = {name: None if p.grad is None else p.grad.tolist() for name, p in step.parameters}
+    storage.write_json(
+        out / f"{rank}.json", {"loss": result.loss, "norm": result.grad_norm, "gradients": gradients}
+    )
 
 
 def test_processes_may_train_different_experts(tmp_path):
-    """At a step, the noise levels of one process may be those of an expert that the other has no share in."""
-    _both(_reduced, tmp_path)
+    """The noise levels of one process may be those of an expert that the other does not use at this step."""
+    _run_both(_reduce, tmp_path)
     first, second = (storage.read_json(tmp_path / f"{rank}.json") for rank in range(2))
     assert first == second
     assert first["gradients"] == {"high": [1.0, 2.0], "low": [2.0, 4.0], "neither": None}
@@ -121,40 +123,40 @@ def test_processes_may_train_different_experts(tmp_path):
 
 
 def _ended_soon(run: Path, ended: float) -> bool:
-    """Whether all had ended half a minute after the last step, whose commit is kept."""
+    """True if all had ended half a minute after the last step, and its checkpoint is there."""
     return ended - (run / "metrics.jsonl").stat().st_mtime < 30 and checkpoint.checkpoint_steps(run) == [4]
 
 
 def _train(rank: int, port: int, fault: str | None, file: Path) -> None:
-    """One process of two, the second perhaps with a fault; what it says goes beside the recipe."""
+    """Train in one process of two, the second perhaps with a fault; its output goes beside the recipe."""
     _join(rank, port)
-    said = os.open(file.with_name(f"said-{rank}"), os.O_WRONLY | os.O_CREAT)
-    os.dup2(said, 2)
+    output = os.open(file.with_name(f"output-{rank}"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 2)
     sys.exit(two_processes.main(fault, str(file)))
 
 
-def test_91_one_process_killed_ends_all_soon_and_the_run_goes_on_to_the_same_bytes(data, two, tmp_path):
+def test_one_killed_process_ends_all_soon_and_the_run_resumes_to_the_same_bytes(data, two, tmp_path):
     file, run = recipe(tmp_path, data), tmp_path / "run"
     command = [*TORCHRUN, "-m", "tests.training.two_processes", "kill", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert _ended_soon(run, time.time())
     assert done.returncode != 0
     assert "SIGKILL" in done.stderr
-    # the other says why it stops, unless the launcher was quicker to end it
+    # the other prints why it stops, unless the launcher ended it first
     assert "another process of this run has ended" in done.stderr or "closing signal" in done.stderr
-    assert _both(_train, None, file) == [0, 0]
-    assert "going on from step 4" in file.with_name("said-0").read_text()
+    assert _run_both(_train, None, file) == [0, 0]
+    assert "resuming from step 4" in file.with_name("output-0").read_text()
     assert (run / "adapter.safetensors").read_bytes() == (two / "adapter.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("fault", "cause"), [("refuse", "a fault of the second"), ("crash", "ZeroDivisionError: a bug")]
 )
-def test_91_without_a_launcher_to_end_it_the_other_ends_by_itself(data, tmp_path, fault, cause):
+def test_without_a_launcher_the_other_process_ends_by_itself(data, tmp_path, fault, cause):
     file = recipe(tmp_path, data)
-    codes = _both(_train, fault, file)
+    codes = _run_both(_train, fault, file)
     assert _ended_soon(tmp_path / "run", time.time())
     assert all(code is not None and code > 0 for code in codes), codes
-    first, second = (file.with_name(f"said-{rank}").read_text() for rank in range(2))
+    first, second = (file.with_name(f"output-{rank}").read_text() for rank in range(2))
     assert "another process of this run has ended" in first
     assert cause in second

@@ -11,34 +11,34 @@ import sys
 
 from lorakit.core.errors import NumericError
 from lorakit.training import train
-from lorakit.training.trainer import Trainer
+from lorakit.training.step import StepResult, TrainingStep
 
 
 def kill() -> None:
-    """As the system does to a process that takes too much memory."""
+    """Kill this process, as the system kills one that uses too much memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def refuse() -> None:
-    """An error of ours."""
+    """Raise an error of lorakit."""
     raise NumericError("a fault of the second process")
 
 
 def crash() -> None:
-    """An error of a library."""
+    """Raise an error of a library."""
     raise ZeroDivisionError("a bug in the second process")
 
 
 def main(fault: str | None, recipe: str) -> int:
     """Train, with the fault if there is one."""
-    plain = Trainer.step
+    plain = TrainingStep.run
 
-    def step(self: Trainer) -> tuple[float, float]:
+    def run(self: TrainingStep) -> StepResult:
         if fault and self.state.step == 5 and self.accelerator.process_index == 1:
             {"kill": kill, "refuse": refuse, "crash": crash}[fault]()
         return plain(self)
 
-    Trainer.step = step  # type: ignore[method-assign]
+    TrainingStep.run = run  # type: ignore[method-assign]
     return train.main([recipe])
 
 

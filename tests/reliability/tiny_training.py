@@ -1,6 +1,6 @@
-"""A tiny training that can be stopped anywhere and started again, and what must be the same afterwards.
+"""A tiny training that can be stopped anywhere and started again, and the results that must be equal.
 
-The state that a crash can hurt lies in one folder: the run (`state/run`) and the cache (`state/cache`).
+Everything that a crash can damage is in one folder: the run (`state/run`) and the cache (`state/cache`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import lorakit.training.train
 from lorakit.core import storage
-from lorakit.training import checkpoint
+from lorakit.training import checkpoint, sample_sheet
 from tests import runs, tiny
 
 STEPS = 20
 SAVE_EVERY = 5
-KEEP = 2
+MAX_CHECKPOINTS = 2
 BASES = {  # a U-Net and a DiT, and a few of their linear layers
     "sd15": ["attn2.to_q", "attn2.to_v"],
     "sd3-no-t5": ["to_q", "to_v"],
@@ -35,19 +35,19 @@ RECIPE: dict[str, Any] = {
         "steps": STEPS,
         "batch_size": 1,
         "save_every": SAVE_EVERY,
-        "keep": KEEP,
+        "keep_checkpoints": MAX_CHECKPOINTS,
         "precision": "fp32",
     },
 }
-LOOKS = {"every": 10, "steps": 1, "guidance": 1.0}
+SAMPLES = {"every": 10, "num_inference_steps": 1, "guidance_scale": 1.0}
 
 
 @dataclass(frozen=True)
-class World:
-    """`looks`: whether prompts are sampled and held-out images measured on the way."""
+class TinyTraining:
+    """With `monitored`, prompts are sampled and the validation loss is measured on the way."""
 
     root: Path
-    looks: bool
+    monitored: bool
 
     @property
     def recipe(self) -> Path:
@@ -56,7 +56,7 @@ class World:
 
     @property
     def state(self) -> Path:
-        """What a crash can hurt."""
+        """The folder that a crash can damage."""
         return self.root / "state"
 
     @property
@@ -70,75 +70,75 @@ class World:
         return self.state / "cache"
 
     @property
-    def said(self) -> Path:
-        """What processes of this world have printed."""
-        return self.root / "said.txt"
+    def output(self) -> Path:
+        """The output of the training's processes."""
+        return self.root / "output.txt"
 
     def train(self, *overrides: str) -> tuple[int, str]:
-        """The command, given once more in this process; returns the exit code and what it said."""
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), cache_at(self.cache):
+        """Run the command in this process; returns the exit code and the output."""
+        output = io.StringIO()
+        with contextlib.redirect_stderr(output), cache_at(self.cache):
             code = lorakit.training.train.main([str(self.recipe), *overrides])
-        return code, said.getvalue()
+        return code, output.getvalue()
 
     def finished(self) -> Finished:
-        """What the run has come to."""
+        """The results of the finished run."""
         rows = storage.read_jsonl(self.run / "metrics.jsonl", torn_tail=True)
         return Finished(
             adapter=(self.run / "adapter.safetensors").read_bytes(),
-            rows=[{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+            rows=[{k: v for k, v in row.items() if k != "step_seconds"} for row in rows],
             checkpoint=self._last_checkpoint(),
             samples={name: data for name, data in _contents(self.run / "samples").items() if "/" in name},
             sheet=self._sheet(),
         )
 
     def _sheet(self) -> bytes:
-        file = self.run / "samples/contact.png"
+        file = self.run / "samples" / sample_sheet.CONTACT_SHEET_FILE
         return file.read_bytes() if file.exists() else b""
 
     def _last_checkpoint(self) -> dict[str, bytes]:
-        """The others may be of other steps: a signal commits when it comes."""
+        """The newest; others may be of other steps, because a signal commits when it arrives."""
         steps = checkpoint.checkpoint_steps(self.run)
-        return _contents(self.run / checkpoint.FOLDER / f"step-{steps[-1]:08d}") if steps else {}
+        return _contents(checkpoint.step_folder(self.run, steps[-1])) if steps else {}
 
     def mismatches(self, reference: Finished) -> list[str]:
-        """What differs from an uninterrupted run; nothing when all is as it must be."""
+        """The differences from an uninterrupted run."""
         try:
             record = storage.read_json(self.run / "run.json")
-            mine = self.finished()
+            own = self.finished()
         except Exception as error:
             return [f"unfinished: {error}"]
-        found = [] if record["status"] == "done" else [f"status {record['status']}"]
-        if len(committed(self.run)) < KEEP:
-            found.append("fewer checkpoints than are to be kept")
+        problems = [] if record["status"] == "done" else [f"status {record['status']}"]
+        if len(committed(self.run)) < MAX_CHECKPOINTS:
+            problems.append("fewer checkpoints than train.keep_checkpoints")
         for part in ("adapter", "rows", "checkpoint", "samples"):
-            one, other = getattr(mine, part), getattr(reference, part)
+            one, other = getattr(own, part), getattr(reference, part)
             if one != other:
                 files = one.keys() | other.keys() if isinstance(one, dict) else ()
                 names = sorted(name for name in files if one.get(name) != other.get(name))
-                found.append(f"other {part} {' '.join(names)}".rstrip())
-        return found
+                problems.append(f"other {part} {' '.join(names)}".rstrip())
+        return problems
 
-    def pages_missing(self, reference: Finished) -> list[str]:
-        """What is made of a run's files and is not there, or not of the last ones."""
-        found = [] if (self.run / "report.html").is_file() else ["no report.html"]
-        return found if self._sheet() == reference.sheet else [*found, "an old contact.png"]
+    def outdated_reports(self, reference: Finished) -> list[str]:
+        """The report or contact sheet that is missing, or outdated."""
+        problems = [] if (self.run / "report.html").is_file() else ["no report.html"]
+        return problems if self._sheet() == reference.sheet else [*problems, "an outdated contact sheet"]
 
-    def went_on_from(self) -> int:
-        """The step from which the last training started, as the log tells it."""
-        found = re.findall(r"going on from step (\d+)", (self.run / "log.txt").read_text(errors="replace"))
-        return int(found[-1]) if found else 0
+    def resumed_from(self) -> int:
+        """The step from which the last process resumed, by the log."""
+        steps = re.findall(r"resuming from step (\d+)", (self.run / "log.txt").read_text(errors="replace"))
+        return int(steps[-1]) if steps else 0
 
-    def forget(self) -> None:
-        """Back to before the first start; the cache stays."""
+    def delete_run(self) -> None:
+        """Delete the run; the cache stays."""
         shutil.rmtree(self.run, ignore_errors=True)
 
-    def copy(self, root: Path) -> World:
-        """The same world elsewhere, with its cache, before the first start."""
+    def copy(self, root: Path) -> TinyTraining:
+        """The same training elsewhere, with its cache, before the first start."""
         shutil.copytree(self.cache, root / "state/cache")
         tree = json.loads(self.recipe.read_text()) | {"out": str(root / "state/run")}
         storage.write_json(root / "recipe.json", tree)
-        return World(root, self.looks)
+        return TinyTraining(root, self.monitored)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def cache_at(folder: Path) -> Iterator[None]:
-    """Put the cache elsewhere for a while."""
+    """Use another cache folder in a `with` block."""
     before = os.environ["LORAKIT_CACHE"]
     os.environ["LORAKIT_CACHE"] = str(folder)
     try:
@@ -171,20 +171,20 @@ def cache_at(folder: Path) -> Iterator[None]:
         os.environ["LORAKIT_CACHE"] = before
 
 
-def make(root: Path, base: str, *, looks: bool, **changes: Any) -> World:
-    """Build a world: four pictures and a recipe of 20 steps; one picture is held out to look at."""
+def make(root: Path, base: str, *, monitored: bool, **changes: Any) -> TinyTraining:
+    """Create a training: four images, one of them held out if `monitored`, and a recipe of 20 steps."""
     data = runs.make_dataset(root / "data", 4)
     prompts = storage.write_jsonl(root / "prompts.jsonl", [{"id": "a", "prompt": "a ring", "seeds": [0]}])
     tree = RECIPE | {"adapter": {"rank": 2, "alpha": 2, "targets": BASES[base]}}
-    if looks:
-        tree |= {"samples": {"prompts": str(prompts), **LOOKS}, "validate": {"fraction": 0.25, "every": 10}}
+    if monitored:
+        tree |= {"samples": {"prompts": str(prompts), **SAMPLES}, "validate": {"fraction": 0.25, "every": 10}}
     for key, value in changes.items():
         tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
     runs.make_recipe(root / "recipe.json", tiny.tiny_folder(base), data, root / "state/run", **tree)
-    return World(root, looks)
+    return TinyTraining(root, monitored)
 
 
 def committed(run: Path) -> list[int]:
-    """Steps whose checkpoint is whole."""
-    names = {step: run / checkpoint.FOLDER / f"step-{step:08d}" for step in checkpoint.checkpoint_steps(run)}
+    """Steps whose checkpoint is complete."""
+    names = {step: checkpoint.step_folder(run, step) for step in checkpoint.checkpoint_steps(run)}
     return [step for step, folder in names.items() if storage.find_folder_damage(folder) is None]

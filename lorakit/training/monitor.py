@@ -1,0 +1,96 @@
+"""Samples and validation between the steps of a run.
+
+They come after the checkpoint and change no state: a run with them gives the same adapter as one without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lorakit.core import storage
+from lorakit.core.errors import first_line
+from lorakit.data.prompts import Prompt, Sample, Subject
+from lorakit.models import clip_score, memory
+from lorakit.sampling import generate
+from lorakit.training import losses, trackers
+from lorakit.training.losses import DenoisingLoss
+from lorakit.training.run_folder import RunFolder
+from lorakit.training.sample_sheet import step_folder, write_contact_sheet
+from lorakit.training.setup import Session
+from lorakit.training.validation import ValidationLoss
+
+
+class TrainingMonitor:
+    """Samples images, scores them and measures the validation loss, in the writing process of a run."""
+
+    def __init__(
+        self, session: Session, run: RunFolder, loss: DenoisingLoss, tracker: trackers.TrackerProcess
+    ) -> None:
+        self.session, self.run, self.tracker = session, run, tracker
+        self.validation_loss = ValidationLoss(loss, session.held_out_set)
+        name = session.recipe.samples.clip_model if session.encoded_prompts else None
+        # on the CPU, where it takes no memory from training
+        self.clip_scorer = clip_score.load_clip_scorer(name, "samples.clip_model") if name else None
+
+    def run_if_due(self, step: int) -> None:
+        """Sample and validate if it is due at this step and not done yet."""
+        recipe = self.session.recipe
+        last = step == recipe.train.steps
+        try:
+            if step % recipe.samples.every == 0 or last:
+                self._sample(step)
+            if step % recipe.validate_.every == 0 or last:
+                self._validate(step)
+        except torch.OutOfMemoryError as error:
+            self.run.log(
+                f"step {step}: out of memory while sampling or validating, training continues;"
+                f" {first_line(error)}"
+            )
+
+    def _sample(self, step: int) -> None:
+        session, folder = self.session, step_folder(self.run.path, step)
+        if session.encoded_prompts is None or (folder / generate.SAMPLES_FILE).exists():
+            return
+        samples = generate.sample_images(
+            session.family,
+            session.pipe,
+            session.encode_prompts_now(session.encoded_prompts),
+            session.sampling_settings,
+            autocast=losses.autocast(session.recipe, session.device),
+        )
+        memory.empty_device_cache(session.device)
+        self._score_samples(step, samples)
+        files = generate.save_samples(folder, samples, session.family.fps)
+        write_contact_sheet(self.run.path)
+        self.tracker.log_images("samples", files, step)
+
+    def _score_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Log the CLIP-T of the samples, by the role of their prompts."""
+        if self.clip_scorer is None or self._is_logged(step, "clip_t"):
+            return
+        recipe = self.session.recipe
+        subject = Subject(recipe.trigger, recipe.class_noun)
+        texts = [_scoring_text(sample.prompt, subject) for sample in samples]
+        values = self.clip_scorer.clip_t([sample.image for sample in samples], texts)
+        scores: dict[str, list[float]] = {}
+        for sample, value in zip(samples, values, strict=True):
+            role = sample.prompt.role(recipe.trigger)
+            scores.setdefault("clip_t" if role == "subject" else f"clip_t_{role}", []).append(float(value))
+        self._log_metrics(step, {name: sum(values) / len(values) for name, values in scores.items()})
+
+    def _validate(self, step: int) -> None:
+        if self.session.held_out_set.items and not self._is_logged(step, "validation_loss"):
+            self._log_metrics(step, {"validation_loss": self.validation_loss.mean()})
+
+    def _is_logged(self, step: int, metric: str) -> bool:
+        return any(metric in row for row in self.run.metrics() if row["step"] == step)
+
+    def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        storage.append_jsonl(self.run.metrics_file, {"step": step, **metrics})
+        self.tracker.log_metrics(metrics, step)
+
+
+def _scoring_text(prompt: Prompt, subject: Subject) -> str:
+    return prompt.score_text if prompt.score_text != prompt.prompt else subject.replace_trigger(prompt.prompt)

@@ -1,0 +1,97 @@
+"""A run and its checkpoints, read from the run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.config.recipe import Recipe, load_recipe
+from lorakit.training.run_folder import RunFolder, run_recipe_file
+from lorakit.training.run_records import ADAPTER_FILE, CHECKPOINTS_FOLDER
+
+if TYPE_CHECKING:
+    from lorakit.adapters.formats import ExportedFile
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The adapter of a run after `step` training steps; `strength` is the strength to use it with."""
+
+    run: Path
+    """The folder of the run."""
+    step: int
+    adapter: Path
+    """The .safetensors file."""
+    strength: float = 1.0
+
+    def __fspath__(self) -> str:
+        """Return the adapter file, so that a checkpoint can be given wherever an adapter file can."""
+        return str(self.adapter)
+
+    def export(self, consumer: str = "all", out: Path | str | None = None) -> list[Path]:
+        """Write the adapter for `consumer` ("comfyui", "a1111", "diffusers" or "all"); returns the files.
+
+        `out` is a folder; the default is `exports/step-STEP` in the run. Raises ConfigError if the consumer
+        cannot load the adapter.
+        """
+        folder = Path(out) if out else self.run / "exports" / f"step-{self.step:08d}"
+        return [exported.path for exported in _export(self.run, self.adapter, consumer, folder)]
+
+
+class Run:
+    """One run, in the folder `path`."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open the run in `path`. Raises ConfigError if the folder is not a run."""
+        self.path = Path(path)
+        self._recipe_file = run_recipe_file(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, status={self.status!r}, step={self.step})"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as resolved."""
+        return load_recipe(self._recipe_file)
+
+    @property
+    def status(self) -> str:
+        """`running`, `interrupted`, `failed` or `done`."""
+        return RunFolder(self.path).status
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl: loss, grad_norm and lr of each step, validation_loss where measured."""
+        return RunFolder(self.path).metrics()
+
+    @property
+    def step(self) -> int:
+        """The number of training steps done so far."""
+        return max((int(row["step"]) for row in self.metrics), default=0)
+
+    @property
+    def adapter(self) -> Path:
+        """The file of the finished adapter; it exists when `status` is `done`."""
+        return self.path / ADAPTER_FILE
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The saved checkpoints, oldest first."""
+        folders = sorted((self.path / CHECKPOINTS_FOLDER).glob("step-*"))
+        steps = [(int(folder.name.removeprefix("step-")), folder / ADAPTER_FILE) for folder in folders]
+        return [Checkpoint(self.path, step, file) for step, file in steps if file.is_file()]
+
+    def export(self, consumer: str = "all", out: Path | str | None = None) -> list[Path]:
+        """Write the finished adapter for `consumer` as `Checkpoint.export` does, into `exports`."""
+        folder = Path(out) if out else self.path / "exports"
+        return [exported.path for exported in _export(self.path, self.adapter, consumer, folder)]
+
+
+def _export(run: Path, adapter: Path, consumer: str, out: Path) -> list[ExportedFile]:
+    from lorakit.adapters.formats import export_adapter
+    from lorakit.models import base_model
+
+    base = Run(run).recipe.base
+    is_local = base_model.is_embedded(base) or Path(base).is_dir()
+    return export_adapter(adapter, consumer, out, base=base_model.resolve_base(base) if is_local else None)
