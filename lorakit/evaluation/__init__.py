@@ -1,5 +1,6 @@
-"""Know that it worked: pictures of base and checkpoints scored, with intervals, alarms and a pick.
+"""Evaluation of adapters: images of the base model and of checkpoints, scored with intervals and alarms.
 
-The way through: `draw` makes pictures, `measure` turns them into an `Evaluation` (`table`), `judge` finds
-alarms and the checkpoint to take, `page` shows it. Everything after `measure` works from scores.json alone.
+The order of work: `checkpoints` samples the images, `measure` scores them into an `Evaluation`
+(`score_table`), `alarms` finds faults, `select` selects a checkpoint, and `report` writes the result.
+Everything after `measure` needs only scores.json.
 """

@@ -1,11 +1,14 @@
-"""What is wrong with an arm, beyond chance: it copies, learnt by heart, has lost diversity, drifts, does
-nothing, does not listen. Limits are calibrated on the base or the training images of the same evaluation."""
+"""Alarms: faults of a variant that exceed chance, such as copied images, drift or ignored prompts.
+
+The thresholds are calibrated on the base model's or the training images of the same evaluation.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,199 +17,234 @@ from lorakit.core.statistics import Interval, bootstrap
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.quality import NormalizedScores
 from lorakit.evaluation.report.number_format import format_percent
-from lorakit.evaluation.score_table import Evaluation, SampleKey, VariantScores, bootstrap_mean_interval
+from lorakit.evaluation.sample_files import SampleKey
+from lorakit.evaluation.score_table import Evaluation, VariantScores, bootstrap_mean_interval
 
-MIN_DIVERSITY_RATIO = 0.7  # of the base's
-SSCD_COPY_THRESHOLD = 0.5  # similarity at which a pair is a copy (Pizzi et al.)
-NO_EFFECT_THRESHOLD = 0.05  # of the way to another seed's picture
-MIN_ADHERENCE = 0.7  # of the base's adherence
-MIN_DRIFT_BUDGET_SHARE = 0.2  # of the way from one prompt's pictures to another's: the least drift budget
+MIN_DIVERSITY_RATIO = 0.7  # of the base model's diversity
+SSCD_COPY_THRESHOLD = 0.5  # similarity from which a pair counts as a copy (Pizzi et al., arXiv:2202.10261)
+NO_EFFECT_THRESHOLD = 0.05  # drift, as a share of the distance between two seeds of the base model
+MIN_PROMPT_ADHERENCE = 0.7  # of the base model's prompt adherence
+MIN_DRIFT_LIMIT_SHARE = 0.2  # of the distance between images of different prompts
 MAX_EXAMPLES = 5
+
+AlarmName = Literal["copied_images", "memorization", "prompt_ignored", "low_diversity", "drift", "no_effect"]
+ADVICE: dict[AlarmName, str] = {
+    "copied_images": "train fewer steps, add training images, or use a lower strength",
+    "memorization": "train fewer steps, add training images, or use a lower strength",
+    "prompt_ignored": "check that each caption belongs to its image, or use a lower learning rate",
+    "low_diversity": "train fewer steps or use a lower strength",
+    "drift": "use a lower strength, or train with class images or output preservation",
+    "no_effect": "train more steps or with a higher learning rate",
+}
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """`kind`: copy, rote, diversity, drift, nothing or deaf; `examples` are pictures that show it best."""
+    """A fault of a variant: the measured `value` beyond its `threshold`; `examples` show it best."""
 
-    kind: str
-    text: str
+    name: AlarmName
+    message: str
     value: Interval | None = None
-    limit: float | None = None
+    threshold: float | None = None
     examples: list[SampleKey] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """The name as a heading: `Copied images`."""
+        return self.name.replace("_", " ").capitalize()
+
+    @property
+    def advice(self) -> str:
+        """Steps that usually remove the fault."""
+        return ADVICE[self.name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `lorakit eval pick --json` and scores.json."""
+        return {
+            "name": self.name,
+            "message": self.message,
+            "value": self.value.to_json() if self.value else None,
+            "threshold": self.threshold,
+        }
 
 
 @dataclass(frozen=True)
-class DriftBudget:
-    """The drift that is tolerated, as 1 - cosine, and where it comes from."""
+class DriftLimit:
+    """The drift that is tolerated, as 1 - cosine, and the source of the number."""
 
     value: float
-    origin: str
+    source: str
 
 
-def drift_budget(evaluation: Evaluation, asked: float | None) -> DriftBudget | None:
-    """The drift asked for, or what another seed of the base changes on the prompts without the subject.
+def drift_limit(evaluation: Evaluation, requested: float | None) -> DriftLimit | None:
+    """Return the requested drift limit, or the change by another seed of the base model.
 
-    Where prompts leave a seed little freedom that is next to nothing, so it is at least a fifth of what
-    separates different prompts.
+    The second is measured on the prompts without the subject. Prompts that leave little freedom to a seed
+    would make it almost zero, so it is at least a fifth of the distance between different prompts.
     """
-    if asked is not None:
-        return DriftBudget(asked, "as asked")
-    base, prompts = evaluation.base, evaluation.of_role("class", "unrelated")
+    if requested is not None:
+        return DriftLimit(requested, "as requested")
+    base, prompts = evaluation.base, evaluation.prompts_of_role("class", "unrelated")
     if base is None or not prompts:
         return None
-    seeds = bootstrap_mean_interval(evaluation.column(base, "diversity", prompts))
-    apart = base.totals.get("between_prompts")
-    known = [(seeds.mean, "what another seed changes")] if seeds else []
-    if apart is not None:
-        known.append((MIN_DRIFT_BUDGET_SHARE * apart, "a fifth of the way to another prompt"))
-    return DriftBudget(*max(known)) if known else None
+    seed_distance = bootstrap_mean_interval(evaluation.prompt_means(base, "diversity", prompts))
+    prompt_distance = base.set_metrics.get("prompt_distance")
+    limits = []
+    if seed_distance:
+        limits.append(DriftLimit(seed_distance.mean, "the change by another seed of the base model"))
+    if prompt_distance is not None:
+        share = MIN_DRIFT_LIMIT_SHARE * prompt_distance
+        limits.append(DriftLimit(share, "a fifth of the distance between different prompts"))
+    return max(limits, key=lambda limit: (limit.value, limit.source)) if limits else None
 
 
-def find_alarms(evaluation: Evaluation, arm: VariantScores, budget: DriftBudget | None = None) -> list[Alarm]:
-    """All alarms of an arm, the gravest first."""
+def find_alarms(
+    evaluation: Evaluation, variant: VariantScores, max_drift: DriftLimit | None = None
+) -> list[Alarm]:
+    """Return all alarms of a variant, the most serious first."""
     checks: list[Callable[[], Alarm | None]] = [
-        lambda: _memorized_images(evaluation, arm),
-        lambda: _copy_detector_hits(evaluation, arm),
-        lambda: _memorization(evaluation, arm),
-        lambda: _prompt_ignored(evaluation, arm),
-        lambda: _low_diversity(evaluation, arm),
-        lambda: _drift(evaluation, arm, budget),
-        lambda: _no_effect(evaluation, arm),
+        lambda: _copied_images(evaluation, variant),
+        lambda: _copy_detector_hits(evaluation, variant),
+        lambda: _memorization(evaluation, variant),
+        lambda: _prompt_ignored(evaluation, variant),
+        lambda: _low_diversity(evaluation, variant),
+        lambda: _drift(evaluation, variant, max_drift),
+        lambda: _no_effect(evaluation, variant),
     ]
     return [alarm for check in checks if (alarm := check())]
 
 
-def _memorized_images(evaluation: Evaluation, arm: VariantScores) -> Alarm | None:
-    """More pictures near a training image than honest ones would be, and more than the base's."""
-    limit, prompts = evaluation.limit, evaluation.of_role("subject")
-    if limit is None or "nearest" not in arm.scores:
+def _copied_images(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
+    """More images close to a training image than chance explains, and more than for the base model."""
+    name, prompts = "nearest_train_similarity", evaluation.prompts_of_role("subject")
+    threshold = evaluation.copy_threshold
+    if threshold is None or name not in variant.scores:
         return None
-    shares = _shares_above(arm, "nearest", prompts, limit.similarity)
-    found = bootstrap_mean_interval(shares)
-    if found is None or not found.low > limit.rate:
+    shares = _shares_above(variant, name, prompts, threshold.similarity)
+    copied_share = bootstrap_mean_interval(shares)
+    if copied_share is None or not copied_share.ci_low > threshold.expected_rate:
         return None
     if evaluation.base:
-        gained = bootstrap_mean_interval(
-            shares - _shares_above(evaluation.base, "nearest", prompts, limit.similarity)
-        )
-        if gained is None or not gained.low > 0:
+        base_shares = _shares_above(evaluation.base, name, prompts, threshold.similarity)
+        increase = bootstrap_mean_interval(shares - base_shares)
+        if increase is None or not increase.ci_low > 0:
             return None
-    text = (
-        f"copies: {format_percent(found.mean)} of the pictures are nearer to a training image than these are to "
-        f"each other; by chance {format_percent(limit.rate)} would be"
+    message = (
+        f"{format_percent(copied_share.mean)} of the images are more similar to a training image than the "
+        f"training images are to each other; {format_percent(threshold.expected_rate)} are expected by chance"
     )
-    return Alarm("copy", text, found, limit.rate, _worst_examples(arm, "nearest", prompts, limit.similarity))
+    examples = _worst_examples(variant, name, prompts, threshold.similarity)
+    return Alarm("copied_images", message, copied_share, threshold.expected_rate, examples)
 
 
-def _copy_detector_hits(evaluation: Evaluation, arm: VariantScores) -> Alarm | None:
-    hits = _worst_examples(arm, "sscd", evaluation.prompts, SSCD_COPY_THRESHOLD)
-    if not hits:
+def _copy_detector_hits(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
+    examples = _worst_examples(variant, "sscd", evaluation.prompts, SSCD_COPY_THRESHOLD)
+    if not examples:
         return None
-    count = sum(value > SSCD_COPY_THRESHOLD for value in arm.scores["sscd"].values())
-    return Alarm(
-        "copy",
-        f"copies: SSCD is above {SSCD_COPY_THRESHOLD:g} for {count} pictures",
-        None,
-        SSCD_COPY_THRESHOLD,
-        hits,
+    count = sum(value > SSCD_COPY_THRESHOLD for value in variant.scores["sscd"].values())
+    message = f"the copy detector (SSCD) scores {count} images above {SSCD_COPY_THRESHOLD:g}"
+    return Alarm("copied_images", message, None, SSCD_COPY_THRESHOLD, examples)
+
+
+def _memorization(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
+    """Images of new scenes resemble the references more than the references resemble each other."""
+    prompts = evaluation.prompts_of_role("subject")
+    fidelity = NormalizedScores(evaluation, [variant], prompts).interval("fidelity", 0)
+    if fidelity is None or not fidelity.ci_low > 1:
+        return None
+    message = (
+        "images of new scenes are more similar to the reference images than these are to each other "
+        f"(fidelity {format_percent(fidelity.mean)})"
     )
+    examples = _worst_examples(variant, "nearest_train_similarity", prompts, 0.0)
+    return Alarm("memorization", message, fidelity, 1.0, examples)
 
 
-def _memorization(evaluation: Evaluation, arm: VariantScores) -> Alarm | None:
-    """Its pictures, of other things in other places, resemble the references more than these each other."""
-    scale = NormalizedScores(evaluation, [arm], evaluation.of_role("subject"))
-    found = scale.interval("fidelity", 0)
-    if found is None or not found.low > 1:
+def _low_diversity(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
+    """The seeds of a prompt resemble each other more than the base model's."""
+    ratio = diversity_ratio(evaluation, variant, evaluation.prompts)
+    if ratio is None or not ratio.mean < MIN_DIVERSITY_RATIO:
         return None
-    text = (
-        "learnt by heart: pictures of other scenes resemble the references more than these each other "
-        f"({format_percent(found.mean)} of the way from the base)"
-    )
-    keys = _worst_examples(arm, "nearest", evaluation.of_role("subject"), 0.0)
-    return Alarm("rote", text, found, 1.0, keys)
+    message = f"the seeds of a prompt differ only {format_percent(ratio.mean)} as much as for the base model"
+    return Alarm("low_diversity", message, ratio, MIN_DIVERSITY_RATIO)
 
 
-def _low_diversity(evaluation: Evaluation, arm: VariantScores) -> Alarm | None:
-    """The seeds of a prompt resemble each other more than the base's do."""
-    found = diversity_ratio(evaluation, arm, evaluation.prompts)
-    if found is None or not found.mean < MIN_DIVERSITY_RATIO:
-        return None
-    text = f"monotonous: the seeds of a prompt differ {format_percent(found.mean)} as much as the base's"
-    return Alarm("diversity", text, found, MIN_DIVERSITY_RATIO)
-
-
-def diversity_ratio(evaluation: Evaluation, arm: VariantScores, prompts: Sequence[Prompt]) -> Interval | None:
-    """Diversity of an arm over that of the base, both as means over prompts."""
+def diversity_ratio(
+    evaluation: Evaluation, variant: VariantScores, prompts: Sequence[Prompt]
+) -> Interval | None:
+    """Return the diversity of a variant over that of the base model, both as means over prompts."""
     base = evaluation.base
     if base is None or not prompts:
         return None
-    table = np.stack([evaluation.column(one, "diversity", prompts) for one in (arm, base)], 1)
+    table = np.stack([evaluation.prompt_means(one, "diversity", prompts) for one in (variant, base)], 1)
     table = table[np.isfinite(table).all(1)]
     if not len(table) or not table[:, 1].mean() > 0:
         return None
     return bootstrap(table, lambda means: means[..., 0] / means[..., 1])
 
 
-def _drift(evaluation: Evaluation, arm: VariantScores, budget: DriftBudget | None) -> Alarm | None:
-    """Prompts without the subject come out otherwise; the upper bound counts, for this is a budget."""
-    prompts = evaluation.of_role("class", "unrelated")
-    found = evaluation.interval(arm, "drift", prompts) if prompts else None
-    if budget is None or found is None or not found.high > budget.value:
+def _drift(evaluation: Evaluation, variant: VariantScores, max_drift: DriftLimit | None) -> Alarm | None:
+    """Prompts without the subject change too much; the interval's upper end counts, since it is a limit."""
+    prompts = evaluation.prompts_of_role("class", "unrelated")
+    drift = evaluation.interval(variant, "drift", prompts) if prompts else None
+    if max_drift is None or drift is None or not drift.ci_high > max_drift.value:
         return None
-    told = f"{100 * found.mean:.1f} (up to {100 * found.high:.1f})"
-    text = (
-        f"drifts: prompts without the subject change by {told}, over the budget of "
-        f"{100 * budget.value:.1f}, {budget.origin}; a lower strength drifts less"
+    message = (
+        f"prompts without the subject change by {100 * drift.mean:.1f} (up to {100 * drift.ci_high:.1f}), "
+        f"more than the limit of {100 * max_drift.value:.1f} ({max_drift.source})"
     )
-    worst = _worst_examples(arm, "drift", prompts, 0.0)
-    return Alarm("drift", text, found, budget.value, worst)
+    return Alarm("drift", message, drift, max_drift.value, _worst_examples(variant, "drift", prompts, 0.0))
 
 
-def _no_effect(evaluation: Evaluation, arm: VariantScores) -> Alarm | None:
-    """Its pictures of the subject are the base's."""
-    base, prompts = evaluation.base, evaluation.of_role("subject") or evaluation.prompts
-    if base is None or "drift" not in arm.scores:
+def _no_effect(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
+    """Images of the subject are almost those of the base model."""
+    base, prompts = evaluation.base, evaluation.prompts_of_role("subject") or evaluation.prompts
+    if base is None or "drift" not in variant.scores:
         return None
-    unit = bootstrap_mean_interval(evaluation.column(base, "diversity", prompts))
-    table = evaluation.column(arm, "drift", prompts) / (unit.mean if unit and unit.mean > 0 else 1.0)
-    found = bootstrap_mean_interval(table)
-    if found is None or not (
-        found.high < NO_EFFECT_THRESHOLD or (np.isnan(found.high) and found.mean < NO_EFFECT_THRESHOLD)
-    ):
+    seed_distance = bootstrap_mean_interval(evaluation.prompt_means(base, "diversity", prompts))
+    unit = seed_distance.mean if seed_distance and seed_distance.mean > 0 else 1.0
+    relative_drift = bootstrap_mean_interval(evaluation.prompt_means(variant, "drift", prompts) / unit)
+    if relative_drift is None:
         return None
-    return Alarm("nothing", "does nothing: it draws what the base draws", found, NO_EFFECT_THRESHOLD)
+    upper = relative_drift.mean if np.isnan(relative_drift.ci_high) else relative_drift.ci_high
+    if not upper < NO_EFFECT_THRESHOLD:
+        return None
+    message = "the adapter does nothing: its images are the base model's"
+    return Alarm("no_effect", message, relative_drift, NO_EFFECT_THRESHOLD)
 
 
-def _prompt_ignored(evaluation: Evaluation, arm: VariantScores) -> Alarm | None:
-    """Pictures of the subject fit their prompts much worse than the base's, beyond chance."""
-    scale = NormalizedScores(evaluation, [arm], evaluation.of_role("subject"))
-    found = scale.interval("adherence", 0)
-    if found is None or not (found.mean < MIN_ADHERENCE and found.high < 1):
+def _prompt_ignored(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
+    """Images of the subject match their prompts much worse than the base model's, beyond chance."""
+    prompts = evaluation.prompts_of_role("subject")
+    adherence = NormalizedScores(evaluation, [variant], prompts).interval("prompt_adherence", 0)
+    if adherence is None or not (adherence.mean < MIN_PROMPT_ADHERENCE and adherence.ci_high < 1):
         return None
-    text = (
-        f"does not listen: pictures fit their own prompts {format_percent(max(found.mean, 0))} as well as the base's"
-        " do, against 0 % for shuffled prompts; were captions mixed up?"
+    message = (
+        f"images match their prompts only {format_percent(max(adherence.mean, 0))} as well as the base "
+        "model's (0 % is the match with shuffled prompts)"
     )
-    return Alarm("deaf", text, found, MIN_ADHERENCE)
+    return Alarm("prompt_ignored", message, adherence, MIN_PROMPT_ADHERENCE)
 
 
 def _shares_above(
-    arm: VariantScores, name: str, prompts: Sequence[Prompt], limit: float
+    variant: VariantScores, name: str, prompts: Sequence[Prompt], threshold: float
 ) -> NDArray[np.float64]:
-    """For each prompt the share of its seeds above a limit."""
-    scores = arm.scores[name]
-    hits = {key: float(score > limit) for key, score in scores.items()}
-    rows = [[hits[p.id, s] for s in p.seeds if (p.id, s) in hits] or [math.nan] for p in prompts]
-    return np.array([float(np.mean(row)) for row in rows])
+    """Return for each prompt (G,) the share of its seeds above a threshold."""
+    above = {key: float(score > threshold) for key, score in variant.scores[name].items()}
+    shares = []
+    for prompt in prompts:
+        keys = [SampleKey(prompt.id, seed) for seed in prompt.seeds]
+        shares.append(float(np.mean([above[key] for key in keys if key in above] or [math.nan])))
+    return np.array(shares)
 
 
 def _worst_examples(
-    arm: VariantScores, name: str, prompts: Sequence[Prompt], limit: float
+    variant: VariantScores, name: str, prompts: Sequence[Prompt], threshold: float
 ) -> list[SampleKey]:
-    """The pictures that are furthest above a limit, one a prompt."""
+    """Return the images that are furthest above a threshold, one for each prompt."""
     worst: dict[str, tuple[float, SampleKey]] = {}
     ids = {prompt.id for prompt in prompts}
-    for key, value in arm.scores.get(name, {}).items():
-        if value > limit and key[0] in ids:
-            worst[key[0]] = max(worst.get(key[0], (value, key)), (value, key))
+    for key, value in variant.scores.get(name, {}).items():
+        if value > threshold and key.prompt_id in ids:
+            worst[key.prompt_id] = max(worst.get(key.prompt_id, (value, key)), (value, key))
     return [key for _, key in sorted(worst.values(), reverse=True)[:MAX_EXAMPLES]]

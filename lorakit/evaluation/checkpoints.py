@@ -1,9 +1,9 @@
-"""The arms of a run: its checkpoints and strengths, and their pictures, drawn once and kept by content."""
+"""The variants of a run (its checkpoints at some strengths) and their images, sampled once and reused."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.data import conditioning, tensor_cache
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.sample_files import SampleFile
+from lorakit.evaluation.sample_files import SampleFile, SampleKey
 from lorakit.evaluation.score_table import BASE
 from lorakit.models import base_model
 from lorakit.sampling import generate
@@ -20,8 +20,8 @@ from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline
 from lorakit.training import checkpoint
 from lorakit.training.run_folder import package_versions
 
-PNG_KEY = "lorakit"  # the PNG text that says what a picture was made from
-_SAMPLING_PACKAGES = ("torch", "diffusers", "transformers", "peft", "lorakit")  # what pictures depend on
+PNG_KEY = "lorakit"  # the PNG text with the hash of everything that the image depends on
+_SAMPLING_PACKAGES = ("torch", "diffusers", "transformers", "peft", "lorakit")  # images depend on them
 
 
 @dataclass(frozen=True)
@@ -34,149 +34,164 @@ class CheckpointVariant:
 
     @property
     def name(self) -> str:
-        """How reports call it."""
-        return f"step {self.step}" + ("" if self.strength == 1 else f" × {self.strength:g}")
+        """The name in reports and files: `step-200`, `step-200@0.7`."""
+        return f"step-{self.step}{self._suffix}"
 
     @property
     def folder(self) -> str:
-        """Where its pictures lie."""
-        return f"step-{self.step:08d}" + ("" if self.strength == 1 else f"@{self.strength:g}")
+        """The name of the folder of its images."""
+        return f"step-{self.step:08d}{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.strength == 1 else f"@{self.strength:g}"
+
+
+@dataclass
+class RunVariants:
+    """The variants of a run, and notes about checkpoints that cannot be used."""
+
+    variants: list[CheckpointVariant]
+    notes: list[str] = field(default_factory=list)
 
 
 def list_variants(
-    run: Path, asked: str = "all", strengths: Sequence[float] = (1.0,)
-) -> tuple[list[CheckpointVariant], list[str]]:
-    """The arms of a run, and what is wrong with checkpoints that are left out.
+    run: Path, steps: str | Sequence[int] = "all", strengths: Sequence[float] = (1.0,)
+) -> RunVariants:
+    """List the variants of a run, ordered by step and strength.
 
-    `asked` is "all", "last" or steps such as "200,400". A run without any adapter is a ConfigError.
+    `steps` is "all", "last", steps such as "200,400", or a list of steps. Raises ConfigError for a run
+    without an adapter and for a step without a checkpoint.
     """
-    files, problems = _adapter_files(run)
+    files, notes = _adapter_files(run)
     if not files:
-        remedy = "give the folder of a run that has saved a checkpoint"
+        remedy = "use a run that has saved a checkpoint"
         raise ConfigError("the run has no adapter yet", where=str(run), remedy=remedy)
-    if asked == "last":
+    if steps == "last":
         files = {max(files): files[max(files)]}
-    elif asked != "all":
-        steps = asked.split(",")
-        unknown = [step for step in steps if not step.isdigit() or int(step) not in files]
+    elif steps != "all":
+        requested = steps.split(",") if isinstance(steps, str) else [str(step) for step in steps]
+        unknown = [step for step in requested if not step.isdigit() or int(step) not in files]
         if unknown:
             remedy = f"all, last, or some of {', '.join(map(str, sorted(files)))}"
             raise ConfigError(f"no checkpoint of step {', '.join(unknown)}", where=str(run), remedy=remedy)
-        files = {int(step): files[int(step)] for step in steps}
-    made = [
+        files = {int(step): files[int(step)] for step in requested}
+    variants = [
         CheckpointVariant(step, file, strength)
         for step, file in sorted(files.items())
         for strength in sorted(strengths)
     ]
-    return made, problems
+    return RunVariants(variants, notes)
 
 
 def _adapter_files(run: Path) -> tuple[dict[int, Path], list[str]]:
+    """Return the usable adapter files by step, and a note for each damaged checkpoint."""
     files: dict[int, Path] = {}
-    problems = []
+    notes = []
     for step in checkpoint.checkpoint_steps(run):
-        folder = run / checkpoint.FOLDER / f"step-{step:08d}"
-        if problem := storage.find_folder_damage(folder, (checkpoint.ADAPTER,)):
-            problems.append(f"checkpoint of step {step} is left out: {problem}")
+        folder = checkpoint.step_folder(run, step)
+        if problem := storage.find_folder_damage(folder, (checkpoint.ADAPTER_FILE,)):
+            notes.append(f"The checkpoint of step {step} is left out: {problem}.")
         else:
-            files[step] = folder / checkpoint.ADAPTER
+            files[step] = folder / checkpoint.ADAPTER_FILE
     final = run / "adapter.safetensors"
     if final.is_file():
-        files[int(adapters.read_adapter_metadata(final).get("steps", 0))] = final
-    return files, problems
+        files[int(adapters.read_adapter_metadata(final).get("step", 0))] = final
+    return files, notes
 
 
 class CheckpointSampler:
-    """Draws the same prompts and noise with one loaded base and each adapter in turn."""
+    """Samples the same prompts with the same noise from the base model and one adapter after another."""
 
     def __init__(
-        self, painter: SamplingPipeline, prompts: Sequence[Prompt], options: SamplingOptions, root: Path
+        self, pipeline: SamplingPipeline, prompts: Sequence[Prompt], options: SamplingOptions, root: Path
     ) -> None:
-        self.painter, self.prompts, self.options, self.root = painter, list(prompts), options, root
-        guide = options.guide
-        self._about = {
-            "base": base_model.base_hash(painter.folder),
-            "settings": asdict(painter.settings(options)) | {"batch": None},
-            "guide": [guide.kind, guide.scale, _folder_hash(guide.folder)] if guide else None,
+        self.pipeline, self.prompts, self.options, self.root = pipeline, list(prompts), options, root
+        control = options.control
+        versions = package_versions()
+        self._common_key_parts = {
+            "base": base_model.base_hash(pipeline.base_folder),
+            "settings": asdict(pipeline.settings(options)) | {"batch_size": None},
+            "control": [control.type, control.scale, _folder_hash(control.folder)] if control else None,
             "noise": generate.NOISE_SEED,
-            "quantize": painter.quantize,
-            "device": painter.device.type,
-            "versions": {
-                name: value for name, value in package_versions().items() if name in _SAMPLING_PACKAGES
-            },
+            "quantize": pipeline.quantize,
+            "device": pipeline.device.type,
+            "versions": {name: versions[name] for name in versions if name in _SAMPLING_PACKAGES},
         }
 
-    def base(self) -> list[SampleFile]:
-        """The base's pictures, with whatever adapter is loaded switched off."""
-        with self.painter.without_adapter():
-            return self._draw(self.root / BASE, BASE, None, 0.0)
+    def sample_base(self) -> list[SampleFile]:
+        """Return the base model's images, sampled with the loaded adapter switched off."""
+        with self.pipeline.adapter_disabled():
+            return self._sample_missing(self.root / BASE, BASE, None, 0.0)
 
-    def arm(self, arm: CheckpointVariant) -> list[SampleFile]:
-        """The pictures of one arm."""
-        self.painter.swap(arm.file, arm.strength)
-        return self._draw(self.root / arm.folder, arm.name, storage.sha256_file(arm.file), arm.strength)
+    def sample_variant(self, variant: CheckpointVariant) -> list[SampleFile]:
+        """Return the images of one variant."""
+        self.pipeline.load_adapter(variant.file, variant.strength)
+        adapter_hash = storage.sha256_file(variant.file)
+        return self._sample_missing(self.root / variant.folder, variant.name, adapter_hash, variant.strength)
 
-    def _draw(self, folder: Path, label: str, adapter_hash: str | None, strength: float) -> list[SampleFile]:
-        """Draw what is not there yet; each file says by a hash what it was made from."""
-        keys: dict[tuple[str, int], str] = {}
-        found: dict[tuple[str, int], SampleFile] = {}
-        films = self.painter.settings(self.options).frames > 1
+    def _sample_missing(
+        self, folder: Path, label: str, adapter_hash: str | None, strength: float
+    ) -> list[SampleFile]:
+        """Sample the images that are missing or outdated; each PNG carries the hash of its origin."""
+        hashes: dict[SampleKey, str] = {}
+        samples: dict[SampleKey, SampleFile] = {}
+        is_video = self.pipeline.settings(self.options).num_frames > 1
         for prompt in self.prompts:
             for seed in prompt.seeds:
-                name = prompt.id, seed
                 path = folder / f"{prompt.id}-{seed}.png"
-                picture = SampleFile(prompt, seed, path, path.with_suffix(".webp") if films else None)
-                keys[name] = self._key(prompt, seed, adapter_hash, strength)
-                found[name] = picture
-        done = {name for name, picture in found.items() if _is_current(picture, keys[name])}
-        for batch in self.painter.batches(self.prompts, self.options, label, done):
-            for shot in batch:
-                name = shot.prompt.id, shot.seed
-                if name in done:
+                sample = SampleFile(prompt, seed, path, path.with_suffix(".webp") if is_video else None)
+                hashes[sample.key] = self._sample_hash(prompt, seed, adapter_hash, strength)
+                samples[sample.key] = sample
+        current = {key for key, sample in samples.items() if _is_current(sample, hashes[key])}
+        for batch in self.pipeline.sample_batches(self.prompts, self.options, label, current):
+            for image in batch:
+                key = SampleKey(image.prompt.id, image.seed)
+                if key in current:
                     continue
-                generate.save_video(shot, found[name].path, self.painter.family.fps)
-                storage.save_image(found[name].path, shot.image, pnginfo=_png_text(keys[name]))
+                generate.save_video(image, samples[key].path, self.pipeline.family.fps)
+                storage.save_image(samples[key].path, image.image, pnginfo=_png_text(hashes[key]))
         rows = [
-            {"file": p.path.name, "prompt_id": p.prompt.id, "prompt": p.prompt.prompt, "seed": p.seed}
-            | ({"clip": p.clip.name} if p.clip else {})
-            for p in found.values()
+            {"file": s.path.name, "prompt_id": s.prompt.id, "prompt": s.prompt.prompt, "seed": s.seed}
+            | ({"video": s.video.name} if s.video else {})
+            for s in samples.values()
         ]
         storage.write_json(folder / generate.SAMPLES_FILE, rows)
-        return list(found.values())
+        return list(samples.values())
 
-    def _key(self, prompt: Prompt, seed: int, adapter_hash: str | None, strength: float) -> str:
-        family = self.painter.family
-        image = storage.sha256_file(prompt.image) if prompt.image and self.options.guide else None
+    def _sample_hash(self, prompt: Prompt, seed: int, adapter_hash: str | None, strength: float) -> str:
+        family = self.pipeline.family
+        image = storage.sha256_file(prompt.images[0]) if prompt.images and self.options.control else None
         parts: dict[str, Any] = {"prompt": prompt.prompt, "negative": prompt.negative, "image": image}
-        if family.takes:
-            parts["shown"] = conditioning.prompt_conditioning(family, prompt, (0, 0)).key
+        if family.conditioning.accepted:
+            parts["conditioning"] = conditioning.prompt_conditioning(family, prompt, (0, 0)).cache_key
         parts |= {"id": prompt.id, "seed": seed, "adapter": adapter_hash, "strength": strength}
-        return tensor_cache.cache_key(**parts, **self._about)
+        return tensor_cache.cache_key(**parts, **self._common_key_parts)
 
 
-def _is_current(picture: SampleFile, key: str) -> bool:
-    """Whether a picture is there as it would be drawn; its clip is written before it."""
-    return sample_key(picture.path) == key and (picture.clip is None or picture.clip.is_file())
+def _is_current(sample: SampleFile, sample_hash: str) -> bool:
+    """Return True if the image exists with this hash; its video is written before it."""
+    return read_sample_hash(sample.path) == sample_hash and (sample.video is None or sample.video.is_file())
 
 
-def sample_key(path: Path) -> str | None:
-    """The hash that a picture of ours carries; None for a missing, damaged or foreign file."""
+def read_sample_hash(path: Path) -> str | None:
+    """Return the hash that an evaluation wrote into a PNG; None for a missing, damaged or other file."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            picture.load()  # a file that was cut off is not done
-            text = picture.info.get(PNG_KEY)
+        with Image.open(path) as image:
+            image.load()  # a truncated file is not complete
+            text = image.info.get(PNG_KEY)
             return text if isinstance(text, str) else None
     except (OSError, SyntaxError, ValueError):
         return None
 
 
-def _png_text(key: str) -> Any:
+def _png_text(sample_hash: str) -> Any:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_text(PNG_KEY, key)
+    info.add_text(PNG_KEY, sample_hash)
     return info
 
 

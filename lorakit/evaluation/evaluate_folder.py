@@ -1,4 +1,4 @@
-"""Evaluations of folders: pictures of any generator, two arms against each other, an old one told anew."""
+"""Evaluation of image folders, comparison of two evaluations, and reports written again."""
 
 from __future__ import annotations
 
@@ -9,138 +9,168 @@ from pathlib import Path
 
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data.prompts import Prompt, Subject, load_prompts
-from lorakit.evaluation import sample_files, score_table
-from lorakit.evaluation.evaluate_run import EvaluationResult
+from lorakit.evaluation.evaluate_run import find_selected_checkpoint
 from lorakit.evaluation.judges import DEFAULT_JUDGES, JudgeOptions, load_folder_references, load_judges
 from lorakit.evaluation.measure import VariantSamples, score_variants
 from lorakit.evaluation.report import write
 from lorakit.evaluation.report.page import comparison_page
-from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
+from lorakit.evaluation.result import EvaluationResult
+from lorakit.evaluation.sample_files import SampleKey, find_samples, prompts_with_seeds
+from lorakit.evaluation.score_table import (
+    BASE,
+    Evaluation,
+    VariantScores,
+    find_evaluation_folder,
+    load_evaluation,
+)
 from lorakit.evaluation.select import select_checkpoint
 from lorakit.training.run_folder import RunFolder
 
 NO_SUBJECT = Subject()
 
 
-@dataclass(frozen=True)
-class FolderEvaluationOptions:
-    """How to score a folder of pictures of any generator."""
+def evaluate_folder(
+    folder: str | Path,
+    *,
+    prompts: str | Path,
+    out: str | Path,
+    judges: JudgeOptions = DEFAULT_JUDGES,
+    pattern: str | None = None,
+    base_images: str | Path | None = None,
+    references: str | Path | None = None,
+    subject: Subject = NO_SUBJECT,
+    max_drift: float | None = None,
+    quiet: bool = False,
+) -> EvaluationResult:
+    """Score a folder of images of any generator against a prompt file and write the report to `out`.
 
-    prompts: Path
-    out: Path
-    judges: JudgeOptions = DEFAULT_JUDGES
-    pattern: str | None = None
-    base: Path | None = None
-    """The same prompts and seeds by the model without what is judged."""
-    references: Path | None = None
-    subject: Subject = NO_SUBJECT
-    drift_budget: float | None = None
-    quiet: bool = False
-
-
-def evaluate_folder(folder: Path, request: FolderEvaluationOptions) -> EvaluationResult:
-    """Score pictures against their prompts; with `base` and `references` as fully as a run's."""
-    wanted = load_prompts(request.prompts, request.subject)
-    found = sample_files.find_samples(folder, wanted, request.pattern)
-    arms = [VariantSamples(folder.resolve().name, found)]
-    if request.base:
-        keys = {picture.key for picture in found}
-        base = [p for p in sample_files.find_samples(request.base, wanted, request.pattern) if p.key in keys]
-        arms.append(VariantSamples(BASE, base))
-    judges = load_judges(request.judges)
-    references = load_folder_references(request.references, request.out) if request.references else None
+    `base_images` is a folder with images of the base model for the same prompts and seeds. With it and
+    `references` all scores and alarms of a run's evaluation are available. `pattern` describes the file names
+    (`find_samples`); `max_drift` is the drift (1 - cosine) tolerated on prompts without the subject.
+    """
+    folder, out = Path(folder), Path(out)
+    prompt_list = load_prompts(prompts, subject)
+    samples = find_samples(folder, prompt_list, pattern)
+    variants = [VariantSamples(folder.resolve().name, samples)]
+    if base_images:
+        keys = {sample.key for sample in samples}
+        base_samples = find_samples(base_images, prompt_list, pattern)
+        variants.append(VariantSamples(BASE, [sample for sample in base_samples if sample.key in keys]))
+    judge_models = load_judges(judges)
+    reference_images = load_folder_references(Path(references), out) if references else None
     evaluation = Evaluation(
         title=f"{folder.resolve().name}: scores",
-        prompts=sample_files.prompts_with_seeds(found),
-        arms=[],
-        trigger=request.subject.trigger,
-        settings={"drift budget": request.drift_budget},
+        prompts=prompts_with_seeds(samples),
+        variants=[],
+        trigger=subject.trigger,
+        settings={"max_drift": max_drift},
     )
-    if missing := len(wanted) - len(evaluation.prompts):
-        evaluation.notes.append(f"{missing} of {len(wanted)} prompts have no picture.")
-    score_variants(evaluation, arms, judges, references, root=request.out, quiet=request.quiet)
-    chosen = select_checkpoint(evaluation) if request.base and references else None
-    return EvaluationResult(evaluation, chosen, write.write_evaluation(request.out, evaluation, chosen))
+    if missing := len(prompt_list) - len(evaluation.prompts):
+        evaluation.notes.append(f"{missing} of {len(prompt_list)} prompts have no image.")
+    score_variants(evaluation, variants, judge_models, reference_images, root=out, quiet=quiet)
+    selection = select_checkpoint(evaluation) if base_images and references else None
+    return EvaluationResult(evaluation, selection, write.write_evaluation(out, evaluation, selection))
 
 
-def rebuild_evaluation_report(folder: Path, drift_budget: float | None = None) -> EvaluationResult:
-    """The pick and the page again from scores.json, perhaps with another drift budget."""
-    root, evaluation = score_table.load_evaluation(folder)
-    if drift_budget is not None:
-        evaluation.settings["drift budget"] = drift_budget
-    chosen = select_checkpoint(evaluation) if evaluation.base and evaluation.tuned else None
+def rebuild_evaluation_report(folder: str | Path, max_drift: float | None = None) -> EvaluationResult:
+    """Select again and write the report again from scores.json, possibly with another `max_drift`."""
+    root = find_evaluation_folder(folder)
+    evaluation = load_evaluation(root)
+    if max_drift is not None:
+        evaluation.settings["max_drift"] = max_drift
+    selection = select_checkpoint(evaluation) if evaluation.base and evaluation.adapter_variants else None
     run = root.parent
-    rows = RunFolder(run).metrics() if (run / "recipe.yaml").is_file() else []
-    return EvaluationResult(
-        evaluation, chosen, write.write_evaluation(root, evaluation, chosen, metrics=rows)
-    )
+    is_run = (run / "recipe.yaml").is_file()
+    metrics = RunFolder(run).metrics() if is_run else []
+    report = write.write_evaluation(root, evaluation, selection, metrics=metrics)
+    best = find_selected_checkpoint(run, selection) if is_run else None
+    return EvaluationResult(evaluation, selection, report, best)
 
 
-def compare_evaluations(first: str, second: str, out: Path) -> EvaluationResult:
-    """Two arms of evaluations, given as FOLDER or FOLDER:ARM, over the prompts and seeds that both have."""
-    (root_a, a, arm_a), (root_b, b, arm_b) = _select_variant(first), _select_variant(second)
-    names = [arm_a.name, arm_b.name]
+@dataclass(frozen=True)
+class _Side:
+    """One side of a comparison: a variant of an evaluation in a folder."""
+
+    text: str
+    folder: Path
+    evaluation: Evaluation
+    variant: VariantScores
+
+
+def compare_evaluations(first: str, second: str, out: str | Path) -> EvaluationResult:
+    """Compare two variants, each FOLDER or FOLDER:VARIANT, on the prompts and seeds that both have.
+
+    Raises DataError if they have none in common or were scored by different models.
+    """
+    out = Path(out)
+    sides = [_find_variant(first), _find_variant(second)]
+    names = [side.variant.name for side in sides]
     if names[0] == names[1]:
-        names = [
-            f"{name} of {Path(text).resolve().name}"
-            for name, text in zip(names, (first, second), strict=True)
-        ]
-    _check_comparable(a, b)
-    shared = sorted(arm_a.files.keys() & arm_b.files.keys())
-    prompts = [_with_seeds(prompt, shared) for prompt in a.prompts if any(k[0] == prompt.id for k in shared)]
-    texts = {prompt.id: prompt.score_text for prompt in b.prompts}
+        names = [f"{side.variant.name} of {Path(side.text).resolve().name}" for side in sides]
+    _check_same_judges(sides[0].evaluation, sides[1].evaluation)
+    keys = sorted(sides[0].variant.files.keys() & sides[1].variant.files.keys())
+    ids = {key.prompt_id for key in keys}
+    prompts = [_with_seeds(prompt, keys) for prompt in sides[0].evaluation.prompts if prompt.id in ids]
+    texts = {prompt.id: prompt.score_text for prompt in sides[1].evaluation.prompts}
     if not prompts or any(texts[prompt.id] != prompt.score_text for prompt in prompts):
         raise DataError(
             "the two have no prompts and seeds in common",
             where=f"{first}, {second}",
             remedy="evaluate both with the same prompt file",
         )
-    arms = [
-        _relocated(arm, name, root, out)
-        for arm, name, root in ((arm_a, names[0], root_a), (arm_b, names[1], root_b))
-    ]
+    variants = [_relocated(side, name, out) for side, name in zip(sides, names, strict=True)]
     evaluation = Evaluation(
-        f"{names[1]} against {names[0]}", prompts, arms, a.trigger, a.eye, settings=a.settings
+        f"{names[1]} compared with {names[0]}",
+        prompts,
+        variants,
+        sides[0].evaluation.trigger,
+        sides[0].evaluation.fidelity_metric,
+        settings=sides[0].evaluation.settings,
     )
-    text = comparison_page(evaluation, arms[0], arms[1], out, versions=write.package_versions())
-    return EvaluationResult(evaluation, None, write.write_comparison(out, evaluation, text))
+    page = comparison_page(evaluation, variants[0], variants[1], out, versions=write.package_versions())
+    return EvaluationResult(evaluation, None, write.write_comparison(out, evaluation, page))
 
 
-def _select_variant(text: str) -> tuple[Path, Evaluation, VariantScores]:
-    """An evaluation's folder and one arm: the one named, else the pick, else the only one."""
+def _find_variant(text: str) -> _Side:
+    """Find the named variant, else the selected one, else the last."""
     path, name = Path(text), ""
     if not path.exists():
         head, colon, name = text.rpartition(":")
         path = Path(head) if colon else path
-    root, evaluation = score_table.load_evaluation(path)
+    folder = find_evaluation_folder(path)
+    evaluation = load_evaluation(folder)
     if name:
-        found = next((arm for arm in evaluation.arms if name in (arm.name, str(arm.step))), None)
-    elif evaluation.base and evaluation.tuned:
-        found = select_checkpoint(evaluation).arm or evaluation.tuned[-1]
+        matches = [variant for variant in evaluation.variants if name in (variant.name, str(variant.step))]
+        if not matches:
+            remedy = f"one of {', '.join(variant.name for variant in evaluation.variants)}"
+            raise ConfigError(f"there is no variant {name!r}", where=text, remedy=remedy)
+        variant = matches[0]
+    elif evaluation.base and evaluation.adapter_variants:
+        variant = select_checkpoint(evaluation).variant or evaluation.adapter_variants[-1]
     else:
-        found = evaluation.arms[-1]
-    if found is None:
-        remedy = f"one of {', '.join(arm.name for arm in evaluation.arms)}"
-        raise ConfigError(f"there is no arm {name!r}", where=text, remedy=remedy)
-    return root, evaluation, found
+        variant = evaluation.variants[-1]
+    return _Side(text, folder, evaluation, variant)
 
 
-def _check_comparable(a: Evaluation, b: Evaluation) -> None:
-    for name in ("clip", "image model"):
-        one, two = ({**(e.settings.get(name) or {}), "truncated": None} for e in (a, b))
+def _check_same_judges(first: Evaluation, second: Evaluation) -> None:
+    for name in ("clip_model", "image_encoder"):
+        one, two = ({**(e.settings.get(name) or {}), "truncated_texts": None} for e in (first, second))
         if differing := [key for key in one.keys() | two.keys() if one.get(key) != two.get(key)]:
             raise DataError(
-                f"the two were scored by different settings of the {name}: {', '.join(sorted(differing))}",
-                where=f"{a.title}, {b.title}",
+                f"the two were scored with different settings of {name}: {', '.join(sorted(differing))}",
+                where=f"{first.title}, {second.title}",
                 remedy="evaluate both with the same models",
             )
 
 
-def _with_seeds(prompt: Prompt, shared: Sequence[score_table.SampleKey]) -> Prompt:
-    return replace(prompt, seeds=tuple(seed for name, seed in shared if name == prompt.id))
+def _with_seeds(prompt: Prompt, keys: Sequence[SampleKey]) -> Prompt:
+    return replace(prompt, seeds=tuple(key.seed for key in keys if key.prompt_id == prompt.id))
 
 
-def _relocated(arm: VariantScores, name: str, root: Path, out: Path) -> VariantScores:
-    """The arm under another name, its paths relative to another folder."""
-    files = {key: Path(os.path.relpath(root / file, out)).as_posix() for key, file in arm.files.items()}
-    return replace(arm, name=name, files=files)
+def _relocated(side: _Side, name: str, out: Path) -> VariantScores:
+    """Return the variant under another name, with its paths relative to `out`."""
+    files = {
+        key: Path(os.path.relpath(side.folder / file, out)).as_posix()
+        for key, file in side.variant.files.items()
+    }
+    return replace(side.variant, name=name, files=files)

@@ -1,4 +1,4 @@
-"""The evaluation of a run: every checkpoint and strength, from the same prompts and noise."""
+"""The evaluation of a run: every checkpoint at every strength, with the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lorakit import adapters
-from lorakit.config import recipe
-from lorakit.config.recipe import Recipe
+from lorakit.config.recipe import Recipe, load_recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, first_line
 from lorakit.data.prompts import Prompt, Subject, load_prompts
-from lorakit.evaluation import checkpoints
+from lorakit.evaluation.checkpoints import CheckpointSampler, CheckpointVariant, list_variants
 from lorakit.evaluation.judges import (
     DEFAULT_JUDGES,
     JudgeOptions,
@@ -23,167 +22,216 @@ from lorakit.evaluation.judges import (
 )
 from lorakit.evaluation.measure import ReferenceImages, VariantSamples, score_variants
 from lorakit.evaluation.report import write
+from lorakit.evaluation.result import EvaluationResult
 from lorakit.evaluation.score_table import BASE, Evaluation
 from lorakit.evaluation.select import Selection, select_checkpoint
-from lorakit.evaluation.validation_loss import ValidationLoss
+from lorakit.evaluation.validation_loss import RunValidation
 from lorakit.evaluation.word_choice import prompt_alternatives
+from lorakit.models import device as devices
 from lorakit.reports import Html
 from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline, resolve_quantization
+from lorakit.training.run import Checkpoint
 from lorakit.training.run_folder import RunFolder, run_recipe_file
 
-EVALUATION_FOLDER, IMAGES = "eval", "images"
-
-
-@dataclass(frozen=True)
-class RunEvaluationOptions:
-    """How to evaluate a run; None means the run's own prompts, data and sampling."""
-
-    prompts: Path | None = None
-    checkpoints: str = "all"
-    strengths: tuple[float, ...] = (1.0,)
-    judges: JudgeOptions = DEFAULT_JUDGES
-    references: Path | None = None
-    drift_budget: float | None = None
-    options: SamplingOptions | None = None
-    words: Sequence[str] = ()
-    """Alternatives among which CLIP picks the one of each prompt's `score_text`."""
-    title: str | None = None
-    validate: bool = True
-    extra: Sequence[Html] = ()
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """An evaluation with its pick and the page that shows both."""
-
-    evaluation: Evaluation
-    pick: Selection | None
-    report: Path
+EVALUATION_FOLDER, IMAGES_FOLDER = "eval", "images"
 
 
 @dataclass
 class _RunPlan:
-    """What is known before the base is loaded."""
+    """The run's recipe, prompts and variants, and notes about anything that cannot be measured."""
 
-    made: Recipe
+    recipe: Recipe
     prompts: list[Prompt]
-    arms: list[checkpoints.CheckpointVariant]
+    variants: list[CheckpointVariant]
     notes: list[str] = field(default_factory=list)
 
 
-def evaluate_run(run: Path, request: RunEvaluationOptions) -> EvaluationResult:
-    """Sample the base and every checkpoint and strength with the same noise, score, judge, report.
+def evaluate_run(
+    run: str | Path,
+    *,
+    prompts: str | Path | None = None,
+    checkpoints: str | Sequence[int] = "all",
+    strengths: Sequence[float] = (1.0,),
+    judges: JudgeOptions = DEFAULT_JUDGES,
+    references: str | Path | None = None,
+    max_drift: float | None = None,
+    sampling: SamplingOptions | None = None,
+    alternative_words: Sequence[str] = (),
+    validation_loss: bool = True,
+    title: str | None = None,
+    extra_sections: Sequence[Html] = (),
+) -> EvaluationResult:
+    """Sample and score the base model and the checkpoints of a run, and select one.
 
-    Everything lies in RUN/eval; pictures and features that are there and still right are not made again.
+    Writes report.html, scores.json, scores.csv and the images to RUN/eval. Images and scores that are there
+    and still valid are reused.
+
+    Args:
+        run: the run's folder.
+        prompts: a prompt file; None uses the prompts of the run's recipe.
+        checkpoints: "all", "last", steps such as "200,400", or a list of steps.
+        strengths: strengths of the adapter to evaluate each checkpoint at.
+        judges: the models and metrics that score.
+        references: a folder of reference images; None uses the run's training images of the subject.
+        max_drift: drift (1 - cosine) tolerated on prompts without the subject; None calibrates it.
+        sampling: None uses the sampling settings of the run's recipe.
+        alternative_words: words from which CLIP chooses the one in each prompt's `score_text`.
+        validation_loss: measure the loss of held-out images too, if the run has some.
+        title: heading of the report.
+        extra_sections: further sections of the report.
+
+    Raises ConfigError if the run has no prompts or no adapter, or a model is missing.
     """
-    plan = _plan(run, request)
-    root = run / EVALUATION_FOLDER
-    judges = load_judges(request.judges, plan.made.base)
-    references = _references(plan, request, root)
-    options = request.options or SamplingOptions(plan.made.samples.steps, plan.made.samples.guidance)
-    bits = resolve_quantization(options, plan.made.quantized)
-    painter = SamplingPipeline(plan.made.base, plan.arms[0].file, quantize=bits)
-    evaluation = Evaluation(
-        title=request.title or f"{run.resolve().name}: which checkpoint",
+    run, root = Path(run), Path(run) / EVALUATION_FOLDER
+    plan = _plan_evaluation(run, prompts, checkpoints, strengths)
+    recipe = plan.recipe
+    judge_models = load_judges(judges, recipe.base)
+    reference_images = _load_references(plan, references, root)
+    options = sampling or SamplingOptions(recipe.samples.num_inference_steps, recipe.samples.guidance_scale)
+    pipeline = load_run_pipeline(recipe, plan.variants[0].file, options)
+    evaluation = _empty_evaluation(run, plan, pipeline, options, title)
+    evaluation.settings |= {"max_drift": max_drift}
+    samples = _sample_variants(plan, pipeline, options, root / IMAGES_FOLDER, validation_loss)
+    alternatives = prompt_alternatives(plan.prompts, alternative_words) if alternative_words else None
+    score_variants(
+        evaluation,
+        samples,
+        judge_models,
+        reference_images,
+        root=root,
+        alternatives=alternatives,
+        quiet=options.quiet,
+    )
+    selection = select_checkpoint(evaluation)
+    metrics = RunFolder(run).metrics()
+    report = write.write_evaluation(root, evaluation, selection, metrics=metrics, extra=extra_sections)
+    return EvaluationResult(evaluation, selection, report, find_selected_checkpoint(run, selection))
+
+
+def _empty_evaluation(
+    run: Path, plan: _RunPlan, pipeline: SamplingPipeline, options: SamplingOptions, title: str | None
+) -> Evaluation:
+    return Evaluation(
+        title=title or f"{run.resolve().name}: checkpoint selection",
         prompts=plan.prompts,
-        arms=[],
-        trigger=plan.made.trigger,
-        settings=_settings(painter, options, request),
-        facts=_run_facts(run, plan, painter),
+        variants=[],
+        trigger=plan.recipe.trigger,
+        settings=_sampling_settings(pipeline, options),
+        details=_run_details(run, plan, pipeline),
         notes=plan.notes,
     )
-    taken = _sample_variants(run, plan, painter, options, request)
-    alternatives = prompt_alternatives(plan.prompts, list(request.words)) if request.words else None
-    score_variants(
-        evaluation, taken, judges, references, root=root, alternatives=alternatives, quiet=options.quiet
+
+
+def load_run_pipeline(recipe: Recipe, adapter_file: Path, options: SamplingOptions) -> SamplingPipeline:
+    """Load the base model in the precision of the run, so that the validation loss equals the training's."""
+    device, precision = devices.default_device(), recipe.train.precision
+    return SamplingPipeline(
+        recipe.base,
+        adapter_file,
+        quantize=resolve_quantization(options, recipe.quantized),
+        device=device,
+        dtype=devices.weight_dtype(device, precision),
+        compute_dtype=devices.compute_dtype(precision),
     )
-    chosen = select_checkpoint(evaluation)
-    rows = RunFolder(run).metrics()
-    page = write.write_evaluation(root, evaluation, chosen, metrics=rows, extra=request.extra)
-    return EvaluationResult(evaluation, chosen, page)
 
 
-def _plan(run: Path, request: RunEvaluationOptions) -> _RunPlan:
-    made = recipe.load_recipe(run_recipe_file(run))
-    file = request.prompts or made.samples.prompts
-    if file is None:
-        remedy = "give --prompts FILE; `lorakit eval prompts` makes one"
+def find_selected_checkpoint(run: Path, selection: Selection | None) -> Checkpoint | None:
+    """Return the checkpoint of the selected variant of a run; None if nothing is selected."""
+    variant = selection.variant if selection else None
+    if variant is None or variant.step is None:
+        return None
+    strength = 1.0 if variant.strength is None else variant.strength
+    (checkpoint,) = list_variants(run, [variant.step], [strength]).variants
+    return Checkpoint(run, checkpoint.step, checkpoint.file, checkpoint.strength)
+
+
+def _plan_evaluation(
+    run: Path,
+    prompts: str | Path | None,
+    checkpoints: str | Sequence[int],
+    strengths: Sequence[float],
+) -> _RunPlan:
+    """Check everything that can be checked before the base model is loaded."""
+    recipe = load_recipe(run_recipe_file(run))
+    prompt_file = prompts or recipe.samples.prompts
+    if prompt_file is None:
+        remedy = "use --prompts FILE; `lorakit eval prompts` creates such a file"
         raise ConfigError("the run has no prompts", where=str(run), remedy=remedy)
-    prompts = load_prompts(file, Subject(made.trigger, made.class_noun))
-    arms, problems = checkpoints.list_variants(run, request.checkpoints, request.strengths)
-    return _RunPlan(made, prompts, arms, problems)
+    prompt_list = load_prompts(prompt_file, Subject(recipe.trigger, recipe.class_noun))
+    listed = list_variants(run, checkpoints, strengths)
+    return _RunPlan(recipe, prompt_list, listed.variants, listed.notes)
 
 
-def _references(plan: _RunPlan, request: RunEvaluationOptions, root: Path) -> ReferenceImages | None:
-    """What to compare with; a dataset that has moved costs the scores that need it, and a note says so."""
-    if request.references:
-        return load_folder_references(request.references, root)
+def _load_references(plan: _RunPlan, folder: str | Path | None, root: Path) -> ReferenceImages | None:
+    """Load the reference images; without the run's dataset only the scores that need them are missing."""
+    if folder:
+        return load_folder_references(Path(folder), root)
     try:
-        return load_run_references(plan.made, root)
+        return load_run_references(plan.recipe, root)
     except (DataError, OSError) as error:
         reason = first_line(error)
-        plan.notes.append(f"No fidelity and no copy alarm: {reason} (give --references DIR).")
+        plan.notes.append(f"Fidelity and copies are not measured: {reason} (use --references DIR).")
         return None
 
 
 def _sample_variants(
-    run: Path,
     plan: _RunPlan,
-    painter: SamplingPipeline,
+    pipeline: SamplingPipeline,
     options: SamplingOptions,
-    request: RunEvaluationOptions,
+    images_folder: Path,
+    with_validation_loss: bool,
 ) -> list[VariantSamples]:
-    """The pictures of the base and of all arms, and the losses of held-out images."""
-    studio = checkpoints.CheckpointSampler(painter, plan.prompts, options, run / EVALUATION_FOLDER / IMAGES)
-    held = _validation_loss(plan, painter) if request.validate else None
-    taken = [VariantSamples(BASE, studio.base())]
-    if held:
-        with painter.without_adapter():
-            taken[0].losses = held.losses()
-    for arm in plan.arms:
-        drawn = studio.arm(arm)
-        losses = held.losses() if held else {}
-        taken.append(VariantSamples(arm.name, drawn, arm.step, arm.strength, losses))
-    return taken
+    """Sample the base model and all variants, and measure their losses on held-out images."""
+    sampler = CheckpointSampler(pipeline, plan.prompts, options, images_folder)
+    validation = _load_validation_loss(plan, pipeline) if with_validation_loss else None
+    base = VariantSamples(BASE, sampler.sample_base())
+    if validation:
+        with pipeline.adapter_disabled():
+            base.losses = validation.image_losses()
+    samples = [base]
+    for variant in plan.variants:
+        images = sampler.sample_variant(variant)
+        losses = validation.image_losses() if validation else {}
+        samples.append(VariantSamples(variant.name, images, variant.step, variant.strength, losses))
+    return samples
 
 
-def _validation_loss(plan: _RunPlan, painter: SamplingPipeline) -> ValidationLoss | None:
-    if not plan.made.validate_.fraction:
+def _load_validation_loss(plan: _RunPlan, pipeline: SamplingPipeline) -> RunValidation | None:
+    if not plan.recipe.validate_.fraction:
         return None
     try:
-        held = ValidationLoss(plan.made, painter)
+        validation = RunValidation(plan.recipe, pipeline)
     except (DataError, ConfigError) as error:
-        plan.notes.append(f"No validation loss: {first_line(error)}.")
+        plan.notes.append(f"The validation loss is not measured: {first_line(error)}.")
         return None
-    return None if held.empty else held
+    return None if validation.is_empty else validation
 
 
-def _settings(
-    painter: SamplingPipeline, options: SamplingOptions, request: RunEvaluationOptions
-) -> dict[str, Any]:
-    used = painter.settings(options)
-    guide = options.guide
+def _sampling_settings(pipeline: SamplingPipeline, options: SamplingOptions) -> dict[str, Any]:
+    settings = pipeline.settings(options)
+    control = options.control
     return {
-        "size": f"{used.width} × {used.height}",
-        "sampler": used.sampler or type(painter.pipe.scheduler).__name__,
-        "sampler steps": used.steps,
-        "base weights": painter.quantize or "whole",
-        "guidance": used.guidance if used.guidance is not None else "the pipeline's own",
-        "control": f"{guide.kind} at {guide.scale:g}" if guide else "none",
-        "drift budget": request.drift_budget,
+        "width": settings.width,
+        "height": settings.height,
+        "sampler": settings.sampler or type(pipeline.pipe.scheduler).__name__,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "quantize": pipeline.quantize,
+        "image_guidance": {"type": control.type, "scale": control.scale} if control else None,
     }
 
 
-def _run_facts(run: Path, plan: _RunPlan, painter: SamplingPipeline) -> list[tuple[str, str]]:
-    made, optimizer = plan.made, plan.made.optimizer
-    modules, numbers = adapters.count_trainable(*painter.networks.values())
+def _run_details(run: Path, plan: _RunPlan, pipeline: SamplingPipeline) -> list[tuple[str, str]]:
+    """Rows of the report about the run: base model, adapter, training, data and file size."""
+    recipe, optimizer = plan.recipe, plan.recipe.optimizer
+    size = adapters.count_trainable(*pipeline.networks.values())
     record = storage.read_json(run / "run.json")
-    shape = f"rank {made.adapter.rank}, alpha {made.adapter.alpha:g}, {modules} modules, {numbers:,} numbers"
-    how = f"{made.train.steps} steps of {made.effective_batch}, {optimizer.name}, lr {optimizer.lr:g}"
+    rank = f"rank {recipe.adapter.rank}, alpha {recipe.adapter.alpha:g}"
+    steps = f"{recipe.train.steps} steps of {recipe.effective_batch} images"
     return [
-        ("Base", f"{Path(made.base).name} ({painter.family.title})"),
-        ("Adapter", shape),
-        ("Training", how),
-        ("Data", f"{record.get('images', '?')} images at resolution {made.resolution}"),
-        ("File", f"{plan.arms[-1].file.stat().st_size / 2**20:.1f} MiB"),
+        ("Base model", f"{Path(recipe.base).name} ({pipeline.family.title})"),
+        ("Adapter", f"{rank}, {size.num_modules} modules, {size.num_parameters:,} parameters"),
+        ("Training", f"{steps}, {optimizer.name}, learning rate {optimizer.lr:g}"),
+        ("Data", f"{record.get('num_images', '?')} images at resolution {recipe.resolution}"),
+        ("File", f"{plan.variants[-1].file.stat().st_size / 2**20:.1f} MiB"),
     ]

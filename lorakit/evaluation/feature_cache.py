@@ -1,5 +1,7 @@
-"""Features and scores of pictures, computed once and kept by content: an evaluation that was stopped, or is
-asked for again with one more checkpoint, goes on where it was."""
+"""Cached features and scores of images, addressed by content.
+
+An evaluation that was stopped, or is repeated with one more checkpoint, computes only what is missing.
+"""
 
 from __future__ import annotations
 
@@ -26,108 +28,114 @@ if TYPE_CHECKING:
 
 Features = NDArray[np.float64]
 _CACHE_NAME = "evaluations"
-_NOT_APPLICABLE = -1e30  # stands for "not asked" in the cache, which takes only finite numbers
+_NOT_APPLICABLE = -1e30  # NaN in the cache, which takes only finite numbers
 
 
 class PromptScorer(Protocol):
-    """A further score of pictures against their prompts; NaN where a prompt does not ask for it."""
+    """A metric of images and their prompts; NaN for a prompt that it does not apply to."""
 
     name: str
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]: ...
-    def describe(self) -> dict[str, Any]: ...
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
+        """Return one score for each image (N,)."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that the scores depend on, as JSON."""
+        ...
 
 
 @dataclass(frozen=True)
 class FrameSource:
-    """A picture to look at, or a clip's frames, opened when they are looked at; `digest` addresses what was
-    seen."""
+    """An image, or the frames of a video, opened on demand; `digest` is the hash of the content."""
 
     digest: str
     open: Callable[[], Iterable[Image.Image]]
 
 
-def frame_source(path: Path, clip: Path | None = None) -> FrameSource:
-    """A picture's file as a source, or the file of the clip that it stands for."""
-    if clip:
-        return FrameSource(storage.sha256_file(clip), lambda: decode.iter_frames(clip))
+def frame_source(path: Path, video: Path | None = None) -> FrameSource:
+    """Return the source of an image file, or of the video that the image shows a frame of."""
+    if video:
+        return FrameSource(storage.sha256_file(video), lambda: decode.iter_frames(video))
     return FrameSource(storage.sha256_file(path), lambda: [decode.decode_image(path)])
 
 
 def cached_features(
-    eye: ImageEncoder, sources: Sequence[FrameSource], label: str, quiet: bool = False
+    image_encoder: ImageEncoder, sources: Sequence[FrameSource], label: str, quiet: bool = False
 ) -> Features:
-    """Unit vectors (N, D) of pictures, from the cache where they were looked at before; of a clip, the mean
-    of its frames' vectors, so that similarities to it are means over the frames."""
+    """Return unit vectors (N, D) of images, from the cache if they were encoded before.
+
+    A video has the mean of its frames' vectors, so that similarities to it are means over the frames.
+    """
 
     def compute() -> torch.Tensor:
-        return _mean_per_source(lambda some, rows: eye.image_features(some), sources, label, quiet)
+        return _mean_per_source(
+            lambda images, rows: image_encoder.image_features(images), sources, label, quiet
+        )
 
-    return _cached(compute, sources, eye.describe(), [], f"features of {label}")
+    return _cached(compute, sources, image_encoder.describe(), [], f"features of {label}")
 
 
 def normalize_rows(vectors: Features) -> Features:
-    """Directions (N, D): the mean of a clip's vectors is shorter than one of them."""
+    """Return vectors of length 1 (N, D); the mean of a video's vectors is shorter."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def cached_prompt_scores(
-    extra: PromptScorer,
+    scorer: PromptScorer,
     sources: Sequence[FrameSource],
     prompts: Sequence[Prompt],
     label: str,
     quiet: bool = False,
 ) -> Features:
-    """The further scores (N,) of pictures, of clips the mean of their frames', from the cache where they were
-    scored before."""
+    """Return the scores (N,) of images, for a video the mean over its frames, from the cache if possible."""
 
-    def see(some: list[Image.Image], rows: list[int]) -> torch.Tensor:
-        return torch.tensor(extra.score(some, [prompts[row] for row in rows]))
+    def score_batch(images: list[Image.Image], rows: list[int]) -> torch.Tensor:
+        return torch.tensor(scorer.score(images, [prompts[row] for row in rows]))
 
     def compute() -> torch.Tensor:
-        return _mean_per_source(see, sources, f"{label}: {extra.name}", quiet).nan_to_num(nan=_NOT_APPLICABLE)
+        scores = _mean_per_source(score_batch, sources, f"{label}: {scorer.name}", quiet)
+        return scores.nan_to_num(nan=_NOT_APPLICABLE)
 
     texts = [f"{prompt.prompt}\n{prompt.score_text}" for prompt in prompts]
-    found = _cached(compute, sources, extra.describe(), texts, f"{extra.name} of {label}")
-    return np.where(found < _NOT_APPLICABLE / 2, np.nan, found)
+    scores = _cached(compute, sources, scorer.describe(), texts, f"{scorer.name} of {label}")
+    return np.where(scores < _NOT_APPLICABLE / 2, np.nan, scores)
 
 
 def _mean_per_source(
-    see: Callable[[list[Image.Image], list[int]], torch.Tensor],
+    encode: Callable[[list[Image.Image], list[int]], torch.Tensor],
     sources: Sequence[FrameSource],
     label: str,
     quiet: bool,
 ) -> torch.Tensor:
-    """What `see` makes of (pictures, their rows), (B, ...), averaged over the pictures of each source."""
-    looks = ((row, picture) for row, one in enumerate(sources) for picture in one.open())
-    found: list[torch.Tensor] = []
+    """Return the outputs (N, ...) of `encode`, called with B images and their rows, as means over frames."""
+    frames = ((row, image) for row, source in enumerate(sources) for image in source.open())
+    outputs: list[torch.Tensor] = []
     rows: list[int] = []
     with Progress(label, len(sources), quiet=quiet) as progress:
-        while some := list(itertools.islice(looks, clip_score.BATCH)):
-            these = [row for row, _ in some]
-            found.append(see([picture for _, picture in some], these).double().cpu())
-            rows += these
+        while batch := list(itertools.islice(frames, clip_score.BATCH)):
+            batch_rows = [row for row, _ in batch]
+            outputs.append(encode([image for _, image in batch], batch_rows).double().cpu())
+            rows += batch_rows
             progress.update(rows[-1] + 1)
-    seen, place = torch.cat(found), torch.tensor(rows)
-    total = seen.new_zeros(len(sources), *seen.shape[1:]).index_add_(0, place, seen)
-    counts = torch.bincount(place, minlength=len(sources))
-    return total / counts.reshape(-1, *[1] * (seen.ndim - 1))
+    stacked, source_index = torch.cat(outputs), torch.tensor(rows)
+    total = stacked.new_zeros(len(sources), *stacked.shape[1:]).index_add_(0, source_index, stacked)
+    counts = torch.bincount(source_index, minlength=len(sources))
+    return total / counts.reshape(-1, *[1] * (stacked.ndim - 1))
 
 
 def _cached(
     compute: Callable[[], torch.Tensor],
     sources: Sequence[FrameSource],
-    about: dict[str, Any],
+    description: dict[str, Any],
     texts: list[str],
-    what: str,
+    label: str,
 ) -> Features:
-    settings = {name: value for name, value in about.items() if name != "truncated"}
-    digests = [one.digest for one in sources]
-    store, key = (
-        tensor_cache.TensorCache(_CACHE_NAME),
-        tensor_cache.cache_key(sources=digests, judge=settings, texts=texts, kind="1"),
-    )
-    if store.get(key) is None:
-        store.put(key, {"values": compute().float()}, what)
-    values: Features = store.need(key)["values"].double().numpy()
+    settings = {name: value for name, value in description.items() if name != "truncated_texts"}
+    digests = [source.digest for source in sources]
+    cache = tensor_cache.TensorCache(_CACHE_NAME)
+    key = tensor_cache.cache_key(sources=digests, judge=settings, texts=texts, version="1")
+    if cache.get(key) is None:
+        cache.put(key, {"values": compute().float()}, label)
+    values: Features = cache.require(key)["values"].double().numpy()
     return values

@@ -1,4 +1,4 @@
-"""From pictures to an `Evaluation`: every score that the prompts, references and models at hand allow."""
+"""From images to an `Evaluation`: every score that the prompts, references and models allow."""
 
 from __future__ import annotations
 
@@ -24,48 +24,50 @@ from lorakit.evaluation.feature_cache import (
 )
 from lorakit.evaluation.metrics import feature_metrics
 from lorakit.evaluation.metrics.image_encoders import ImageEncoder
-from lorakit.evaluation.sample_files import SampleFile
-from lorakit.evaluation.score_table import BASE, Evaluation, SampleKey, VariantScores
+from lorakit.evaluation.sample_files import SampleFile, SampleKey
+from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
 from lorakit.models import clip_score
+
+_SHOWN_KEYS = 5  # in an error message
 
 
 @dataclass(frozen=True)
 class JudgeModels:
-    """The models that score; without an `eye`, CLIP's image tower takes its place."""
+    """The models that score; without an `image_encoder`, CLIP's image tower is used for it."""
 
     clip: clip_score.ClipScorer
-    eye: ImageEncoder | None = None
-    detector: ImageEncoder | None = None
-    """A copy detector (SSCD)."""
-    extras: Sequence[PromptScorer] = ()
+    image_encoder: ImageEncoder | None = None
+    copy_detector: ImageEncoder | None = None
+    """SSCD."""
+    prompt_scorers: Sequence[PromptScorer] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Settings of every number, by whose it is."""
-        named: dict[str, Any] = {"clip": self.clip.describe()}
-        if self.eye:
-            named["image model"] = self.eye.describe()
-        if self.detector:
-            named["copy detector"] = self.detector.describe()
-        return named | {extra.name: extra.describe() for extra in self.extras}
+        """Return the settings that every score depends on, by the model or metric."""
+        settings: dict[str, Any] = {"clip_model": self.clip.describe()}
+        if self.image_encoder:
+            settings["image_encoder"] = self.image_encoder.describe()
+        if self.copy_detector:
+            settings["copy_detector"] = self.copy_detector.describe()
+        return settings | {scorer.name: scorer.describe() for scorer in self.prompt_scorers}
 
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Pictures of the subject; `trained` tells which of them the adapter saw."""
+    """Images of the subject, and for each of them True if the adapter was trained on it."""
 
     names: list[str]
     sources: list[FrameSource]
-    trained: list[bool]
+    trained_on: list[bool]
     folder: str | None = None
-    """Where they lie, relative to the evaluation."""
+    """Their folder, relative to the evaluation's folder."""
 
 
 @dataclass
 class VariantSamples:
-    """One arm before it is scored."""
+    """The images of one variant before they are scored."""
 
     name: str
-    pictures: list[SampleFile]
+    samples: list[SampleFile]
     step: int | None = None
     strength: float | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class VariantSamples:
 
 def score_variants(
     evaluation: Evaluation,
-    arms: Sequence[VariantSamples],
+    variants: Sequence[VariantSamples],
     judges: JudgeModels,
     references: ReferenceImages | None,
     *,
@@ -81,35 +83,35 @@ def score_variants(
     alternatives: Mapping[str, Sequence[str]] | None = None,
     quiet: bool = False,
 ) -> Evaluation:
-    """Score the arms, one named "base" first if there is one, into `evaluation`, with the controls.
+    """Score the variants into `evaluation`, the base model's ("base") first if there is one.
 
     `root` is the evaluation's folder, to which paths are relative. `alternatives` maps prompt ids to texts
-    among which CLIP shall pick each picture's own. Raises DataError where an arm lacks a picture that others
-    have: what is not paired is not compared.
+    from which CLIP chooses for each image. Raises DataError if a variant lacks an image that others have,
+    because scores are compared in pairs.
     """
-    _check_paired(arms)
-    work = _ScoringContext(evaluation, judges, root, alternatives or {}, quiet)
+    _check_paired(variants)
+    context = _ScoringContext(evaluation, judges, root, alternatives or {}, quiet)
     if references:
-        work.refer_to(references)
-    for taken in sorted(arms, key=lambda taken: taken.name != BASE):
-        evaluation.arms.append(work.score(taken))
+        context.set_references(references)
+    for variant in sorted(variants, key=lambda variant: variant.name != BASE):
+        evaluation.variants.append(context.score_variant(variant))
     evaluation.settings |= judges.describe()
     return evaluation
 
 
-def _check_paired(arms: Sequence[VariantSamples]) -> None:
-    keys = {taken.name: {picture.key for picture in taken.pictures} for taken in arms}
-    whole = set().union(*keys.values())
-    for name, own in keys.items():
-        if missing := sorted(whole - own):
-            shown = ", ".join(f"{prompt} seed {seed}" for prompt, seed in missing[:5])
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            remedy = "make all sets with the same prompts and seeds"
-            raise DataError(f"missing pictures: {shown}{more}", where=name, remedy=remedy)
+def _check_paired(variants: Sequence[VariantSamples]) -> None:
+    keys = {variant.name: {sample.key for sample in variant.samples} for variant in variants}
+    all_keys = set().union(*keys.values())
+    for name, own_keys in keys.items():
+        if missing := sorted(all_keys - own_keys):
+            names = ", ".join(f"{key.prompt_id} seed {key.seed}" for key in missing[:_SHOWN_KEYS])
+            more = f" and {len(missing) - _SHOWN_KEYS} more" if len(missing) > _SHOWN_KEYS else ""
+            remedy = "generate all folders with the same prompts and seeds"
+            raise DataError(f"missing images: {names}{more}", where=name, remedy=remedy)
 
 
 class _ScoringContext:
-    """What all arms share: the prompts' texts, the references, and the base's features to drift from."""
+    """State that all variants share: text features, references, and the base model's features."""
 
     def __init__(
         self,
@@ -122,134 +124,157 @@ class _ScoringContext:
         self.evaluation, self.judges, self.root = evaluation, judges, root
         self.alternatives, self.quiet = alternatives, quiet
         prompts = evaluation.prompts
-        self.rows = {prompt.id: row for row, prompt in enumerate(prompts)}
+        self.prompt_rows = {prompt.id: row for row, prompt in enumerate(prompts)}
         self.roles = [prompt.role(evaluation.trigger) for prompt in prompts]
-        self.texts = judges.clip.text_features([p.score_text for p in prompts]).double().numpy()  # (P, D)
+        self.text_features = (
+            judges.clip.text_features([p.score_text for p in prompts]).double().numpy()
+        )  # (P, D)
         self.references: dict[str, Features] = {}
-        self.trained: list[int] = []
-        self.names: list[str] = []
-        self.base: dict[SampleKey, Features] = {}
-        evaluation.eye = "dino_i" if judges.eye else "clip_i"
+        self.train_rows: list[int] = []
+        self.reference_names: list[str] = []
+        self.base_features: dict[SampleKey, Features] = {}
+        evaluation.fidelity_metric = "dino_i" if judges.image_encoder else "clip_i"
 
-    def refer_to(self, references: ReferenceImages) -> None:
-        """Look at the references, and find the ceiling of fidelity and the limit of copying."""
-        eyes = {"clip": self.judges.clip, "eye": self.judges.eye, "detector": self.judges.detector}
-        for name, eye in eyes.items():
-            if eye:
-                self.references[name] = cached_features(eye, references.sources, "references", self.quiet)
-        self.names = references.names
-        self.trained = [row for row, trained in enumerate(references.trained) if trained]
-        self.evaluation.training = references.folder
-        seen = self.references.get("eye", self.references["clip"])
-        if len(seen) > 1:
-            self.evaluation.ceiling = feature_metrics.leave_one_out_fidelity(seen).tolist()
-        if len(self.trained) > 2:
-            self.evaluation.limit = feature_metrics.copy_limit(seen[self.trained])
+    def set_references(self, references: ReferenceImages) -> None:
+        """Encode the references; measure their leave-one-out fidelity and the threshold for copies."""
+        encoders = {
+            "clip": self.judges.clip,
+            "image_encoder": self.judges.image_encoder,
+            "copy_detector": self.judges.copy_detector,
+        }
+        for name, encoder in encoders.items():
+            if encoder:
+                self.references[name] = cached_features(encoder, references.sources, "references", self.quiet)
+        self.reference_names = references.names
+        self.train_rows = [row for row, trained_on in enumerate(references.trained_on) if trained_on]
+        self.evaluation.train_images = references.folder
+        features = self.references.get("image_encoder", self.references["clip"])
+        if len(features) > 1:
+            self.evaluation.reference_fidelity = feature_metrics.leave_one_out_fidelity(features).tolist()
+        if len(self.train_rows) > 2:
+            self.evaluation.copy_threshold = feature_metrics.copy_threshold(features[self.train_rows])
 
-    def score(self, taken: VariantSamples) -> VariantScores:
-        """Every score of one arm; the one named "base" is what the others drift from."""
-        keys = [picture.key for picture in taken.pictures]
-        sources = [frame_source(picture.path, picture.clip) for picture in taken.pictures]
-        arm = VariantScores(taken.name, taken.step, taken.strength, losses=taken.losses)
-        arm.files = {p.key: Path(os.path.relpath(p.path, self.root)).as_posix() for p in taken.pictures}
-        clip = cached_features(self.judges.clip, sources, f"{arm.name}: CLIP", self.quiet)
-        seen = clip
-        if self.judges.eye:
-            seen = cached_features(self.judges.eye, sources, f"{arm.name}: image model", self.quiet)
-        self._adherence(arm, taken.pictures, clip)
-        clip, seen = normalize_rows(clip), normalize_rows(seen)
-        self._fidelity(arm, keys, clip, seen)
-        self._originality(arm, keys, seen, sources)
-        self._diversity(arm, keys, seen)
-        for extra in self.judges.extras:
-            prompts = [picture.prompt for picture in taken.pictures]
-            values = cached_prompt_scores(extra, sources, prompts, arm.name, self.quiet)
-            arm.scores[extra.name] = {
-                k: float(v) for k, v in zip(keys, values, strict=True) if np.isfinite(v)
-            }
-        return arm
+    def score_variant(self, images: VariantSamples) -> VariantScores:
+        """Compute every score of one variant; all others drift from the one named "base"."""
+        samples = images.samples
+        keys = [sample.key for sample in samples]
+        sources = [frame_source(sample.path, sample.video) for sample in samples]
+        variant = VariantScores(images.name, images.step, images.strength, losses=images.losses)
+        variant.files = {s.key: Path(os.path.relpath(s.path, self.root)).as_posix() for s in samples}
+        clip = cached_features(self.judges.clip, sources, f"{variant.name}: CLIP", self.quiet)
+        features = clip
+        if self.judges.image_encoder:
+            label = f"{variant.name}: image encoder"
+            features = cached_features(self.judges.image_encoder, sources, label, self.quiet)
+        self._prompt_adherence(variant, samples, clip)
+        clip, features = normalize_rows(clip), normalize_rows(features)
+        self._fidelity(variant, keys, clip, features)
+        self._drift(variant, keys, features)
+        self._copies(variant, keys, features, sources)
+        self._diversity(variant, keys, features)
+        for scorer in self.judges.prompt_scorers:
+            prompts = [sample.prompt for sample in samples]
+            values = cached_prompt_scores(scorer, sources, prompts, variant.name, self.quiet)
+            variant.scores[scorer.name] = _finite(_by_key(keys, values))
+        return variant
 
-    def _adherence(self, arm: VariantScores, pictures: Sequence[SampleFile], clip: Features) -> None:
-        """CLIP-T, the same with other prompts' texts, and the choice among alternatives."""
-        similarity = clip @ self.texts.T
-        own = np.array([self.rows[picture.prompt.id] for picture in pictures])
-        keys = [picture.key for picture in pictures]
-        arm.scores["clip_t"] = _by_key(keys, similarity[np.arange(len(own)), own])
-        arm.scores["shuffled"] = {}
+    def _prompt_adherence(
+        self, variant: VariantScores, samples: Sequence[SampleFile], clip: Features
+    ) -> None:
+        """CLIP-T, CLIP-T with the texts of other prompts, and the choice among alternatives."""
+        similarity = clip @ self.text_features.T
+        own_rows = np.array([self.prompt_rows[sample.prompt.id] for sample in samples])
+        keys = [sample.key for sample in samples]
+        variant.scores["clip_t"] = _by_key(keys, similarity[np.arange(len(own_rows)), own_rows])
+        shuffled = variant.scores["clip_t_shuffled"] = {}
         for role in sorted(set(self.roles)):
-            # Texts of other roles would tell the subject from the rest, not one prompt from another.
+            # Texts of other roles would separate the subject from the rest, not one prompt from another.
             columns = np.array([row for row, other in enumerate(self.roles) if other == role])
-            of_role = np.isin(own, columns)
-            places = np.searchsorted(columns, own[of_role])
-            values = feature_metrics.shuffled_prompt_similarity(similarity[of_role][:, columns], places)
-            some = [key for key, inside in zip(keys, of_role, strict=True) if inside]
-            arm.scores["shuffled"] |= {k: v for k, v in _by_key(some, values).items() if math.isfinite(v)}
-        self._choices(arm, pictures, clip)
+            has_role = np.isin(own_rows, columns)
+            own_columns = np.searchsorted(columns, own_rows[has_role])
+            values = feature_metrics.shuffled_prompt_similarity(similarity[has_role][:, columns], own_columns)
+            keys_of_role = [key for key, inside in zip(keys, has_role, strict=True) if inside]
+            shuffled |= _finite(_by_key(keys_of_role, values))
+        self._clip_choices(variant, samples, clip)
 
-    def _choices(self, arm: VariantScores, pictures: Sequence[SampleFile], clip: Features) -> None:
-        asked = [row for row, picture in enumerate(pictures) if picture.prompt.id in self.alternatives]
-        if not asked:
+    def _clip_choices(self, variant: VariantScores, samples: Sequence[SampleFile], clip: Features) -> None:
+        rows = [row for row, sample in enumerate(samples) if sample.prompt.id in self.alternatives]
+        if not rows:
             return
-        options = [self.alternatives[pictures[row].prompt.id] for row in asked]
-        chosen = self.judges.clip.choose(torch.from_numpy(clip[asked]), options)
-        arm.scores["right"] = {}
-        for row, texts, index in zip(asked, options, chosen, strict=True):
-            picture = pictures[row]
-            arm.choices[picture.key] = texts[index]
-            arm.scores["right"][picture.key] = float(texts[index] == picture.prompt.score_text)
+        options = [self.alternatives[samples[row].prompt.id] for row in rows]
+        choices = self.judges.clip.nearest_text(torch.from_numpy(clip[rows]), options)
+        accuracy = variant.scores["clip_accuracy"] = {}
+        for row, texts, index in zip(rows, options, choices, strict=True):
+            sample = samples[row]
+            variant.clip_choices[sample.key] = texts[index]
+            accuracy[sample.key] = float(texts[index] == sample.prompt.score_text)
 
     def _fidelity(
-        self, arm: VariantScores, keys: Sequence[SampleKey], clip: Features, seen: Features
+        self, variant: VariantScores, keys: Sequence[SampleKey], clip: Features, features: Features
     ) -> None:
         if not self.references:
             return
-        arm.scores["clip_i"] = _by_key(keys, feature_metrics.fidelity(clip, self.references["clip"]))
-        if "eye" in self.references:
-            arm.scores["dino_i"] = _by_key(keys, feature_metrics.fidelity(seen, self.references["eye"]))
-        subject = [row for row, key in enumerate(keys) if self.roles[self.rows[key[0]]] == "subject"]
-        if subject:
-            arm.totals["cmmd"] = feature_metrics.cmmd(clip[subject], self.references["clip"])
+        variant.scores["clip_i"] = _by_key(keys, feature_metrics.fidelity(clip, self.references["clip"]))
+        if "image_encoder" in self.references:
+            values = feature_metrics.fidelity(features, self.references["image_encoder"])
+            variant.scores["dino_i"] = _by_key(keys, values)
+        roles = [self.roles[self.prompt_rows[key.prompt_id]] for key in keys]
+        subject_rows = [row for row, role in enumerate(roles) if role == "subject"]
+        if subject_rows:
+            variant.set_metrics["cmmd"] = feature_metrics.cmmd(clip[subject_rows], self.references["clip"])
 
-    def _originality(
-        self, arm: VariantScores, keys: Sequence[SampleKey], seen: Features, sources: Sequence[FrameSource]
+    def _drift(self, variant: VariantScores, keys: Sequence[SampleKey], features: Features) -> None:
+        """Drift from the base model; for the base model itself the distance between prompts."""
+        if variant.name == BASE:
+            self.base_features = dict(zip(keys, features, strict=True))
+            groups = np.array([self.prompt_rows[key.prompt_id] for key in keys])
+            prompt_distance = feature_metrics.between_group_distance(features, groups)
+            if math.isfinite(prompt_distance):
+                variant.set_metrics["prompt_distance"] = prompt_distance
+        elif self.base_features:
+            base = np.array([self.base_features[key] for key in keys])
+            variant.scores["drift"] = _by_key(keys, feature_metrics.drift(features, base))
+
+    def _copies(
+        self,
+        variant: VariantScores,
+        keys: Sequence[SampleKey],
+        features: Features,
+        sources: Sequence[FrameSource],
     ) -> None:
-        """Drift from the base, and nearness to the training images."""
-        if arm.name == BASE:
-            self.base = dict(zip(keys, seen, strict=True))
-            apart = feature_metrics.between_group_distance(
-                seen, np.array([self.rows[prompt] for prompt, _ in keys])
-            )
-            if math.isfinite(apart):
-                arm.totals["between_prompts"] = apart
-        elif self.base:
-            others = np.array([self.base[key] for key in keys])
-            arm.scores["drift"] = _by_key(keys, feature_metrics.drift(seen, others))
-        if not self.trained:
+        """Similarity to the nearest training image, by the image encoder and by the copy detector."""
+        if not self.train_rows:
             return
-        training = self.references.get("eye", self.references.get("clip", seen))[self.trained]
-        similarity, index = feature_metrics.nearest_training_image(seen, training)
-        arm.scores["nearest"] = _by_key(keys, similarity)
-        arm.lookalikes = {
-            key: self.names[self.trained[i]] for key, i in zip(keys, index.tolist(), strict=True)
+        references = self.references.get("image_encoder", self.references.get("clip", features))
+        nearest = feature_metrics.nearest_training_image(features, references[self.train_rows])
+        variant.scores["nearest_train_similarity"] = _by_key(keys, nearest.similarity)
+        variant.nearest_train_images = {
+            key: self.reference_names[self.train_rows[index]]
+            for key, index in zip(keys, nearest.index.tolist(), strict=True)
         }
-        if self.judges.detector:
-            copied = normalize_rows(
-                cached_features(self.judges.detector, sources, f"{arm.name}: copies", self.quiet)
-            )
-            nearness, _ = feature_metrics.nearest_training_image(
-                copied, self.references["detector"][self.trained]
-            )
-            arm.scores["sscd"] = _by_key(keys, nearness)
+        if self.judges.copy_detector:
+            label = f"{variant.name}: copies"
+            descriptors = cached_features(self.judges.copy_detector, sources, label, self.quiet)
+            train_descriptors = self.references["copy_detector"][self.train_rows]
+            nearest = feature_metrics.nearest_training_image(normalize_rows(descriptors), train_descriptors)
+            variant.scores["sscd"] = _by_key(keys, nearest.similarity)
 
-    def _diversity(self, arm: VariantScores, keys: Sequence[SampleKey], seen: Features) -> None:
+    def _diversity(self, variant: VariantScores, keys: Sequence[SampleKey], features: Features) -> None:
         rows: dict[str, list[int]] = {}
-        for row, (prompt, _) in enumerate(keys):
-            rows.setdefault(prompt, []).append(row)
-        spreads = {prompt: feature_metrics.pairwise_diversity(seen[some]) for prompt, some in rows.items()}
-        if known := {prompt: value for prompt, value in spreads.items() if math.isfinite(value)}:
-            arm.by_prompt["diversity"] = known
-        arm.totals["vendi"] = feature_metrics.vendi_score(seen)
+        for row, key in enumerate(keys):
+            rows.setdefault(key.prompt_id, []).append(row)
+        diversity = {
+            prompt_id: feature_metrics.pairwise_diversity(features[prompt_rows])
+            for prompt_id, prompt_rows in rows.items()
+        }
+        if known := {prompt_id: value for prompt_id, value in diversity.items() if math.isfinite(value)}:
+            variant.per_prompt["diversity"] = known
+        variant.set_metrics["vendi"] = feature_metrics.vendi_score(features)
 
 
 def _by_key(keys: Sequence[SampleKey], values: Any) -> dict[SampleKey, float]:
     return {key: float(value) for key, value in zip(keys, values, strict=True)}
+
+
+def _finite(scores: dict[SampleKey, float]) -> dict[SampleKey, float]:
+    return {key: value for key, value in scores.items() if math.isfinite(value)}

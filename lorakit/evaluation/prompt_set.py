@@ -1,7 +1,7 @@
-"""A prompt set from a dataset's captions and the class noun: the subject in new places, with new properties,
-in new styles and views; then its class alone, and things that have nothing to do with it.
+"""A prompt set from a dataset's captions and the class noun.
 
-Places and properties that the captions already tell of are left out: to draw them again shows nothing.
+It has the subject in new places, with new properties, in new styles and views; its class alone; and unrelated
+things. Places and properties in the captions come last, because they test nothing new.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.data.prompts import LIVING_CLASS_NOUNS, Prompt, Subject, prompt_to_row
 
-SUBJECT_COUNT, OTHER_COUNT = 24, 6  # prompts of the subject; of its class, and of unrelated things
-SHARES = {"recontextualisation": 10, "property": 5, "style": 5, "view": 4}  # of the subject's prompts
+SUBJECT_COUNT, OTHER_COUNT = 24, 6  # prompts of the subject; of its class, and as many of unrelated things
+SHARES = {"recontextualization": 10, "property": 5, "style": 5, "view": 4}  # of the subject's prompts
 
-# One a line: "{}" is the subject with its article; behind the bar are words that a caption says where it is
-# nothing new.
+# One template on a line: "{}" is the subject with its article; after the bar are words by which a caption
+# shows that it is nothing new.
 _PLACES = """
 {} on a sandy beach|beach
 {} in deep snow|snow
@@ -104,55 +104,61 @@ a violin on a velvet chair
 
 
 def make_prompt_set(
-    captions: Iterable[str], subject: Subject, *, count: int = SUBJECT_COUNT, others: int = OTHER_COUNT
+    captions: Iterable[str],
+    subject: Subject,
+    *,
+    num_prompts: int = SUBJECT_COUNT,
+    num_others: int = OTHER_COUNT,
 ) -> list[Prompt]:
-    """`count` prompts of the subject, `others` of its class alone and as many of unrelated things.
+    """Return `num_prompts` of the subject, `num_others` of its class alone and as many of unrelated things.
 
     The same input gives the same set. Raises ConfigError without a class noun.
     """
-    noun = subject.noun
+    noun = subject.class_noun
     if not noun:
-        remedy = "say what it is: --class-noun dog (and --trigger sks)"
+        remedy = "name what the subject is: --class-noun dog (and --trigger sks)"
         raise ConfigError("a prompt set needs a class noun", where="--class-noun", remedy=remedy)
-    if count < 4 or others < 0:
-        raise ConfigError(f"{count} prompts are too few", where="--count", remedy="4 or more")
-    told = {word for caption in captions for word in re.findall(r"[\w-]+", caption.casefold())}
+    if num_prompts < 4 or num_others < 0:
+        raise ConfigError(f"{num_prompts} prompts are too few", where="--num-prompts", remedy="use 4 or more")
+    caption_words = {word for caption in captions for word in re.findall(r"[\w-]+", caption.casefold())}
     living = noun.split()[-1].casefold() in LIVING_CLASS_NOUNS
     lists = {
-        "recontextualisation": _PLACES,
+        "recontextualization": _PLACES,
         "property": _LIVING_PROPERTIES if living else _THING_PROPERTIES,
         "style": _STYLES,
         "view": _VIEWS,
     }
-    made = []
-    for kind, wanted in _count_per_kind(count).items():
-        for number, template in enumerate(_novel_templates(lists[kind], told, wanted), 1):
-            made.append(_prompt(f"{kind[:4]}-{number:02d}", kind, template, subject))
-    for number, template in enumerate(_novel_templates(_PLACES[::-1], set(), others), 1):
-        made.append(_prompt(f"class-{number:02d}", "class", template, Subject(None, noun)))
-    free = [text for text in _UNRELATED if noun.casefold() not in text][:others]
-    made += [Prompt(f"other-{n:02d}", text, text, kind="unrelated") for n, text in enumerate(free, 1)]
-    return made
+    prompts = []
+    for kind, count in _count_per_kind(num_prompts).items():
+        for number, template in enumerate(_novel_templates(lists[kind], caption_words, count), 1):
+            prompts.append(_prompt(f"{kind[:4]}-{number:02d}", kind, template, subject))
+    for number, template in enumerate(_novel_templates(_PLACES[::-1], set(), num_others), 1):
+        prompts.append(_prompt(f"class-{number:02d}", "class", template, Subject(None, noun)))
+    unrelated = [text for text in _UNRELATED if noun.casefold() not in text][:num_others]
+    prompts += [
+        Prompt(f"unrelated-{n:02d}", text, text, kind="unrelated") for n, text in enumerate(unrelated, 1)
+    ]
+    return prompts
 
 
-def _count_per_kind(count: int) -> dict[str, int]:
-    """How many prompts of each kind: by `SHARES`, the rest to the first."""
+def _count_per_kind(num_prompts: int) -> dict[str, int]:
+    """Return the number of prompts of each kind, in the proportion of `SHARES`."""
     total = sum(SHARES.values())
-    parts = {kind: max(1, count * share // total) for kind, share in SHARES.items()}
-    parts["recontextualisation"] += count - sum(parts.values())
-    return parts
+    counts = {kind: max(1, num_prompts * share // total) for kind, share in SHARES.items()}
+    counts["recontextualization"] += num_prompts - sum(counts.values())
+    return counts
 
 
-def _novel_templates(templates: Sequence[str], told: set[str], count: int) -> list[str]:
-    """Templates whose words no caption has, then the others, for a rich dataset may tell of them all."""
-    fresh = [t for t in templates if not told & set(t.partition("|")[2].split())]
-    ordered = [*fresh, *(t for t in templates if t not in fresh)]
+def _novel_templates(templates: Sequence[str], caption_words: set[str], count: int) -> list[str]:
+    """Return templates whose words no caption has, then others, since a rich dataset may contain them all."""
+    novel = [t for t in templates if not caption_words & set(t.partition("|")[2].split())]
+    ordered = [*novel, *(t for t in templates if t not in novel)]
     return [template.partition("|")[0] for template in ordered[:count]]
 
 
 def _prompt(name: str, kind: str, template: str, subject: Subject) -> Prompt:
-    plain = _with_article(str(subject.noun))
-    named = _with_article(f"{subject.trigger} {subject.noun}") if subject.trigger else plain
+    plain = _with_article(str(subject.class_noun))
+    named = _with_article(f"{subject.trigger} {subject.class_noun}") if subject.trigger else plain
     return Prompt(name, template.replace("{}", named), template.replace("{}", plain), kind=kind)
 
 
@@ -161,7 +167,7 @@ def _with_article(words: str) -> str:
 
 
 def write_prompt_set(path: Path, prompts: Sequence[Prompt]) -> Path:
-    """A JSONL prompt file; an existing file is a ConfigError, for somebody may have edited it."""
+    """Write a JSONL prompt file; ConfigError if the file exists, because somebody may have edited it."""
     if path.exists():
-        raise ConfigError("the file exists", where=str(path), remedy="choose another --out")
+        raise ConfigError("the file exists", where=str(path), remedy="use another --out")
     return storage.write_jsonl(path, [prompt_to_row(prompt) for prompt in prompts])

@@ -1,4 +1,4 @@
-"""Pictures with their prompts and seeds, found in a folder of any generator: paired by id, never by order."""
+"""Image files with their prompts and seeds, in a folder of any generator: matched by id, never by order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorakit.core import storage
 from lorakit.core.errors import DataError
@@ -15,68 +15,78 @@ from lorakit.data.prompts import Prompt
 
 LISTING_FILES = ("samples.json", "samples.jsonl", "samples.csv")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".bmp", ".tif", ".tiff"}
-_OWN_NAME = re.compile(r"(?P<id>.+)[-_](?P<seed>\d+)")
+_DEFAULT_NAME = re.compile(r"(?P<prompt_id>.+)[-_](?P<seed>\d+)")
 _ROW = "prompt_id (text), seed (whole number) and file (text)"
+_SHOWN_NAMES = 5  # in an error message
+
+
+class SampleKey(NamedTuple):
+    """Identity of an image within a variant; the images of all variants are paired by it."""
+
+    prompt_id: str
+    seed: int
 
 
 @dataclass(frozen=True)
 class SampleFile:
-    """A file with the prompt and seed that it was made from. Of a clip, `path` is a still to show, and `clip`
-    the animated picture that is scored."""
+    """An image file with its prompt and seed.
+
+    For a video, `path` is a still image to show, and `video` the file whose frames are scored.
+    """
 
     prompt: Prompt
     seed: int
     path: Path
-    clip: Path | None = None
+    video: Path | None = None
 
     @property
-    def key(self) -> tuple[str, int]:
-        """What pairs it with the pictures of other arms."""
-        return self.prompt.id, self.seed
+    def key(self) -> SampleKey:
+        """The identity that pairs it with the images of other variants."""
+        return SampleKey(self.prompt.id, self.seed)
 
 
 def find_samples(
     folder: str | Path, prompts: Iterable[Prompt], pattern: str | None = None
 ) -> list[SampleFile]:
-    """The pictures of a folder, by its list or by their names.
+    """Find the images of a folder by its sample list, or by their names.
 
-    The list is samples.json, .jsonl or .csv with prompt_id, seed and file, and clip where there is one.
-    `pattern` says how files are named, such as "{id}/{seed}.png" relative to the folder; without one, a name
-    is ID, ID-SEED or ID_SEED.
-    Raises DataError naming the row or file for anything that has no prompt, and for a file that is missing or
-    outside the folder.
+    The list is samples.json, samples.jsonl or samples.csv with prompt_id, seed, file, and video for a video.
+    `pattern` describes the file names relative to the folder, such as "{prompt_id}/{seed}.png"; without it a
+    name is ID, ID-SEED or ID_SEED. Raises DataError with the row or file for an image without a prompt, and
+    for a file that is missing or outside the folder.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError("there is no such folder", where=str(root))
-    known = {prompt.id: prompt for prompt in prompts}
+    prompts_by_id = {prompt.id: prompt for prompt in prompts}
     listing = next((root / name for name in LISTING_FILES if (root / name).is_file()), None)
     if pattern is None and listing:
-        found = [
-            _from_listing(row, known, root, f"{listing}, row {n}") for n, row in enumerate(_rows(listing), 1)
+        samples = [
+            _from_listing(row, prompts_by_id, root, f"{listing}, row {number}")
+            for number, row in enumerate(_read_listing(listing), 1)
         ]
     else:
-        found = _from_file_names(root, known, pattern)
-    seen: dict[tuple[str, int], Path] = {}
-    for picture in found:
-        if first := seen.get(picture.key):
-            text = f"prompt {picture.prompt.id!r} with seed {picture.seed} has two pictures"
-            raise DataError(text, where=f"{first.name}, {picture.path.name}")
-        seen[picture.key] = picture.path
-    return found
+        samples = _from_file_names(root, prompts_by_id, pattern)
+    paths: dict[SampleKey, Path] = {}
+    for sample in samples:
+        if first := paths.get(sample.key):
+            text = f"prompt {sample.prompt.id!r} with seed {sample.seed} has two images"
+            raise DataError(text, where=f"{first.name}, {sample.path.name}")
+        paths[sample.key] = sample.path
+    return samples
 
 
-def prompts_with_seeds(pictures: Sequence[SampleFile]) -> list[Prompt]:
-    """The prompts of these pictures, in order, with just the seeds that there are."""
+def prompts_with_seeds(samples: Sequence[SampleFile]) -> list[Prompt]:
+    """Return the prompts of the samples in their order, each with only the seeds that have an image."""
     seeds: dict[str, list[int]] = {}
     prompts: dict[str, Prompt] = {}
-    for picture in pictures:
-        prompts.setdefault(picture.prompt.id, picture.prompt)
-        seeds.setdefault(picture.prompt.id, []).append(picture.seed)
+    for sample in samples:
+        prompts.setdefault(sample.prompt.id, sample.prompt)
+        seeds.setdefault(sample.prompt.id, []).append(sample.seed)
     return [replace(prompt, seeds=tuple(sorted(seeds[prompt.id]))) for prompt in prompts.values()]
 
 
-def _rows(listing: Path) -> list[dict[str, Any]]:
+def _read_listing(listing: Path) -> list[Any]:
     if listing.suffix == ".jsonl":
         rows: Any = storage.read_jsonl(listing)
     elif listing.suffix == ".csv":
@@ -91,22 +101,25 @@ def _rows(listing: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _from_listing(row: Any, known: Mapping[str, Prompt], root: Path, where: str) -> SampleFile:
-    keys = {"prompt_id": str, "seed": int, "file": str}
-    if not isinstance(row, dict) or any(not isinstance(row.get(key), kind) for key, kind in keys.items()):
+def _from_listing(row: Any, prompts: Mapping[str, Prompt], root: Path, where: str) -> SampleFile:
+    types = {"prompt_id": str, "seed": int, "file": str}
+    if not isinstance(row, dict) or any(not isinstance(row.get(key), type_) for key, type_ in types.items()):
         raise DataError(f"a row needs {_ROW}", where=where)
-    if row["prompt_id"] not in known:
+    if row["prompt_id"] not in prompts:
         raise DataError(f"the prompt file has no id {row['prompt_id']!r}", where=where)
-    film = row.get("clip") or None
-    if film is not None and not isinstance(film, str):
-        raise DataError("`clip` names the file of a clip, or is left out", where=where)
-    path = resolve_sample_path(root, row["file"], where)
-    clip = resolve_sample_path(root, film, where) if film else None
-    return SampleFile(known[row["prompt_id"]], row["seed"], path, clip)
+    video = row.get("video") or None
+    if video is not None and not isinstance(video, str):
+        raise DataError("`video` must be the name of a file", where=where, remedy="or leave it out")
+    return SampleFile(
+        prompts[row["prompt_id"]],
+        row["seed"],
+        resolve_sample_path(root, row["file"], where),
+        resolve_sample_path(root, video, where) if video else None,
+    )
 
 
 def resolve_sample_path(root: Path, name: str, where: str) -> Path:
-    """A file below `root`, by its relative name."""
+    """Return the file with a relative name in `root`; DataError if it is missing or outside `root`."""
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         raise DataError(f"{name!r} lies outside the folder", where=where)
@@ -115,48 +128,53 @@ def resolve_sample_path(root: Path, name: str, where: str) -> Path:
     return path
 
 
-def _from_file_names(root: Path, known: Mapping[str, Prompt], pattern: str | None) -> list[SampleFile]:
+def _from_file_names(root: Path, prompts: Mapping[str, Prompt], pattern: str | None) -> list[SampleFile]:
     files = sorted(
         file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     )
     if pattern is None:
         files = [file for file in files if file.parent == root]
-    shape = _compile_pattern(pattern) if pattern else None
-    found, strangers = [], []
+    name_pattern = _compile_pattern(pattern) if pattern else None
+    samples, unmatched = [], []
     for file in files:
         name = file.relative_to(root).as_posix()
-        match = _match(name, known, shape)
-        if match is None:
-            strangers.append(name)
+        key = _match_name(name, prompts, name_pattern)
+        if key is None:
+            unmatched.append(name)
         else:
-            found.append(SampleFile(known[match[0]], match[1], file))
-    if strangers or not found:
+            samples.append(SampleFile(prompts[key.prompt_id], key.seed, file))
+    if unmatched or not samples:
         remedy = (
-            f"name them ID-SEED.png by the prompt file's ids ({', '.join(list(known)[:3])}, ...), give"
-            " --pattern, or list them in samples.json: [{prompt_id, seed, file}, ...]"
+            f"name them ID-SEED.png with the ids of the prompt file ({', '.join(list(prompts)[:3])}, ...), "
+            "use --pattern, or list them in samples.json: [{prompt_id, seed, file}, ...]"
         )
-        shown = ", ".join(strangers[:5]) + (f" and {len(strangers) - 5} more" if len(strangers) > 5 else "")
-        text = f"pictures without a prompt: {shown}" if strangers else "the folder holds no pictures"
+        more = len(unmatched) - _SHOWN_NAMES
+        names = ", ".join(unmatched[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+        text = f"images without a prompt: {names}" if unmatched else "the folder holds no images"
         raise DataError(text, where=str(root), remedy=remedy)
-    return found
+    return samples
 
 
 def _compile_pattern(pattern: str) -> re.Pattern[str]:
-    if "{id}" not in pattern:
-        raise DataError(f"the pattern {pattern!r} has no {{id}}", remedy='for instance "{id}/{seed}.png"')
-    escaped = re.escape(pattern).replace(r"\{id\}", "(?P<id>.+?)").replace(r"\{seed\}", r"(?P<seed>\d+)")
+    if "{prompt_id}" not in pattern:
+        remedy = 'for example "{prompt_id}/{seed}.png"'
+        raise DataError(f"the pattern {pattern!r} has no {{prompt_id}}", where="--pattern", remedy=remedy)
+    escaped = re.escape(pattern)
+    escaped = escaped.replace(r"\{prompt_id\}", "(?P<prompt_id>.+?)").replace(r"\{seed\}", r"(?P<seed>\d+)")
     return re.compile(escaped if Path(pattern).suffix else escaped + r"\.\w+")
 
 
-def _match(name: str, known: Mapping[str, Prompt], shape: re.Pattern[str] | None) -> tuple[str, int] | None:
-    """(prompt id, seed) of a file's name; None when no prompt has it."""
-    if shape is None:
+def _match_name(
+    name: str, prompts: Mapping[str, Prompt], name_pattern: re.Pattern[str] | None
+) -> SampleKey | None:
+    """Return the prompt id and seed that a file's name holds; None if no prompt has the id."""
+    if name_pattern is None:
         stem = Path(name).stem
-        if stem in known:
-            return stem, 0
-        found = _OWN_NAME.fullmatch(stem)
+        if stem in prompts:
+            return SampleKey(stem, 0)
+        match = _DEFAULT_NAME.fullmatch(stem)
     else:
-        found = shape.fullmatch(name)
-    if found is None or found["id"] not in known:
+        match = name_pattern.fullmatch(name)
+    if match is None or match["prompt_id"] not in prompts:
         return None
-    return found["id"], int(found.groupdict().get("seed") or 0)
+    return SampleKey(match["prompt_id"], int(match.groupdict().get("seed") or 0))

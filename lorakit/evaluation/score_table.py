@@ -1,7 +1,7 @@
-"""What an evaluation measured, as plain values: scores.json, and everything that is worked out from it.
+"""Measured scores of an evaluation as plain values: scores.json, and means and intervals computed from it.
 
-An arm is one way to make the pictures: the base, a checkpoint, another strength, another generator. Arms
-share prompts and seeds, so their scores are paired.
+A variant is one way to generate the images: the base model, a checkpoint at a strength, or another
+generator. All variants share prompts and seeds, so their scores are compared in pairs.
 """
 
 from __future__ import annotations
@@ -19,243 +19,271 @@ from lorakit.core import storage
 from lorakit.core.errors import DataError
 from lorakit.core.statistics import Interval, bootstrap
 from lorakit.data.prompts import Prompt, Role, prompt_to_row
-from lorakit.evaluation.metrics.feature_metrics import CopyLimit
+from lorakit.evaluation.metrics.feature_metrics import CopyThreshold
+from lorakit.evaluation.sample_files import SampleKey
 
 SCORES_FILE = "scores.json"
 FORMAT_VERSION = 1
 BASE = "base"
-SampleKey = tuple[str, int]  # prompt id and seed
+_ROW_KEYS = ("prompt_id", "seed", "file")  # of an image in scores.json; all other keys are scores and texts
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a score is named and shown: `better` is 1 for higher, -1 for lower, 0 for neither."""
+    """Title, direction and format of a metric; `direction` is 1 if higher is better, -1 if lower, else 0.
+
+    Reports show `scale` times the value with `digits` decimals. A description that starts with "%" marks a
+    percentage.
+    """
 
     title: str
-    better: int
-    note: str
+    direction: int
+    description: str
     scale: float = 100.0
     digits: int = 1
 
 
 METRICS: dict[str, Metric] = {
-    "clip_t": Metric("CLIP-T", 1, "100 x cosine of a picture and its text"),
+    "clip_t": Metric("CLIP-T", 1, "100 x cosine of an image and its text"),
     "dino_i": Metric(
-        "DINO-I", 1, "100 x mean cosine of a picture and all reference images, by the image model"
+        "DINO-I", 1, "100 x mean cosine of an image with all reference images, by the image encoder"
     ),
-    "clip_i": Metric("CLIP-I", 1, "100 x mean cosine of a picture and all reference images, by CLIP"),
-    "drift": Metric("Drift", -1, "100 x (1 - cosine) with the base's picture from the same noise"),
-    "nearest": Metric("Nearest image", 0, "100 x cosine with the training image it resembles most"),
-    "sscd": Metric("SSCD", -1, "100 x cosine with the nearest training image by the copy detector"),
-    "diversity": Metric("Diversity", 1, "100 x (1 - mean cosine over the pairs of a prompt's seeds)"),
-    "right": Metric(
-        "Right choice", 1, "% of pictures whose own text CLIP picks among alternatives", digits=0
+    "clip_i": Metric("CLIP-I", 1, "100 x mean cosine of an image with all reference images, by CLIP"),
+    "drift": Metric(
+        "Drift", -1, "100 x (1 - cosine) with the base model's image of the same prompt and noise"
     ),
-    "shuffled": Metric("CLIP-T, other prompts' texts", 0, "what a picture scores with texts not its own"),
-    "clipscore": Metric("CLIPScore", 1, "2.5 max(cosine, 0), texts prefixed 'A photo depicts '", 1.0, 3),
-    "vqascore": Metric("VQAScore", 1, "% probability of Yes to 'Does this figure show ...?'"),
-    "pickscore": Metric("PickScore", 1, "preference of people, by PickScore", 1.0, 2),
-    "hpsv2": Metric("HPSv2", 1, "preference of people, by HPSv2"),
-    "ocr": Metric(
-        "Text accuracy", 1, "% of the quoted text that an OCR engine reads in the picture", digits=0
+    "nearest_train_similarity": Metric(
+        "Nearest training image", 0, "100 x cosine with the most similar training image"
     ),
-    "vendi": Metric("Vendi", 1, "effective number of different pictures", 1.0, 1),
-    "cmmd": Metric("CMMD", -1, "1000 x squared discrepancy from the references' CLIP features", 1.0, 1),
-    "validation_loss": Metric("Validation loss", -1, "on held-out images, fixed noise", 1.0, 4),
-    "loss_gap": Metric(
-        "Loss gap", 0, "validation loss minus that of training images at the same noise", 1.0, 4
+    "sscd": Metric("SSCD", -1, "100 x cosine with the most similar training image, by the copy detector"),
+    "diversity": Metric("Diversity", 1, "100 x (1 - mean cosine over all pairs of a prompt's seeds)"),
+    "clip_accuracy": Metric(
+        "CLIP accuracy", 1, "% of images for which CLIP ranks the right text first", digits=0
+    ),
+    "clip_t_shuffled": Metric(
+        "CLIP-T, shuffled prompts", 0, "100 x mean cosine of an image with the texts of other prompts"
+    ),
+    "clipscore": Metric("CLIPScore", 1, "2.5 max(cosine, 0), texts prefixed with 'A photo depicts '", 1.0, 3),
+    "vqascore": Metric("VQAScore", 1, "% probability of the answer Yes to 'Does this figure show ...?'"),
+    "pickscore": Metric("PickScore", 1, "predicted human preference, by PickScore", 1.0, 2),
+    "hpsv2": Metric("HPSv2", 1, "predicted human preference, by HPSv2"),
+    "ocr_accuracy": Metric(
+        "Text accuracy", 1, "% of the text quoted in the prompt that OCR reads in the image", digits=0
+    ),
+    "vendi": Metric("Vendi", 1, "effective number of different images", 1.0, 1),
+    "cmmd": Metric("CMMD", -1, "1000 x squared distance from the references' CLIP features", 1.0, 1),
+    "validation_loss": Metric("Validation loss", -1, "loss on held-out images, same noise each time", 1.0, 4),
+    "generalization_gap": Metric(
+        "Generalization gap", 0, "validation loss minus the loss on training images", 1.0, 4
     ),
 }
 
 
 def metric_spec(name: str) -> Metric:
-    """The metric of a name; `clip_t@MODEL` is CLIP-T by a second model."""
-    plain, _, model = name.partition("@")
-    found = METRICS[plain]
-    return Metric(f"{found.title} ({model})", found.better, found.note) if model else found
+    """Return the metric of a name; `clip_t@MODEL` is CLIP-T by a second model."""
+    base_name, _, model = name.partition("@")
+    spec = METRICS[base_name]
+    return Metric(f"{spec.title} ({model})", spec.direction, spec.description) if model else spec
 
 
 @dataclass
 class VariantScores:
-    """Pictures of one origin and their scores: by picture, by prompt, and of all of them together."""
+    """Scores of one variant: for each image, for each prompt, and for all images together."""
 
     name: str
+    """`base`, `step-200`, `step-200@0.7`, or the name of another generator's folder."""
     step: int | None = None
     strength: float | None = None
     files: dict[SampleKey, str] = field(default_factory=dict)
     """Paths relative to the evaluation's folder."""
     scores: dict[str, dict[SampleKey, float]] = field(default_factory=dict)
-    by_prompt: dict[str, dict[str, float]] = field(default_factory=dict)
-    totals: dict[str, float] = field(default_factory=dict)
+    per_prompt: dict[str, dict[str, float]] = field(default_factory=dict)
+    set_metrics: dict[str, float] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
-    """"held out" and "trained on": the loss of each image, the same images for every arm."""
-    lookalikes: dict[SampleKey, str] = field(default_factory=dict)
-    """The training image that each picture resembles most."""
-    choices: dict[SampleKey, str] = field(default_factory=dict)
+    """"validation" and "train": the loss of each image, the same images for every variant."""
+    nearest_train_images: dict[SampleKey, str] = field(default_factory=dict)
+    """The most similar training image of each image."""
+    clip_choices: dict[SampleKey, str] = field(default_factory=dict)
+    """The text that CLIP ranks first for each image."""
 
     def to_json(self) -> dict[str, Any]:
+        """Plain values for scores.json."""
+        texts = {"nearest_train_image": self.nearest_train_images, "clip_choice": self.clip_choices}
         rows = []
         for key, file in self.files.items():
-            row: dict[str, Any] = {"prompt_id": key[0], "seed": key[1], "file": file}
+            row: dict[str, Any] = {"prompt_id": key.prompt_id, "seed": key.seed, "file": file}
             row |= {name: values[key] for name, values in self.scores.items() if key in values}
-            for name, texts in (("lookalike", self.lookalikes), ("choice", self.choices)):
-                if key in texts:
-                    row[name] = texts[key]
+            row |= {name: values[key] for name, values in texts.items() if key in values}
             rows.append(row)
         return {
             "name": self.name,
             "step": self.step,
             "strength": self.strength,
-            "totals": self.totals,
-            "by_prompt": self.by_prompt,
+            "set_metrics": self.set_metrics,
+            "per_prompt": self.per_prompt,
             "losses": self.losses,
-            "pictures": rows,
+            "images": rows,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> VariantScores:
-        arm = cls(value["name"], value["step"], value["strength"])
-        arm.totals, arm.by_prompt = dict(value["totals"]), dict(value["by_prompt"])
-        arm.losses = dict(value["losses"])
-        for row in value["pictures"]:
-            key = (row["prompt_id"], row["seed"])
-            arm.files[key] = row["file"]
+        """Read the values that `to_json` writes."""
+        variant = cls(value["name"], value["step"], value["strength"])
+        variant.set_metrics, variant.per_prompt = dict(value["set_metrics"]), dict(value["per_prompt"])
+        variant.losses = dict(value["losses"])
+        texts = {"nearest_train_image": variant.nearest_train_images, "clip_choice": variant.clip_choices}
+        for row in value["images"]:
+            key = SampleKey(row["prompt_id"], row["seed"])
+            variant.files[key] = row["file"]
             for name, score in row.items():
-                if name in ("prompt_id", "seed", "file"):
-                    continue
-                if name == "lookalike":
-                    arm.lookalikes[key] = score
-                elif name == "choice":
-                    arm.choices[key] = score
-                else:
-                    arm.scores.setdefault(name, {})[key] = score
-        return arm
+                if name in texts:
+                    texts[name][key] = score
+                elif name not in _ROW_KEYS:
+                    variant.scores.setdefault(name, {})[key] = score
+        return variant
 
 
 @dataclass
 class Evaluation:
-    """All arms, the base first where there is one, and what makes their numbers readable."""
+    """All variants, the base model first if there is one, and the anchors and settings of their scores."""
 
     title: str
     prompts: list[Prompt]
-    arms: list[VariantScores]
+    variants: list[VariantScores]
     trigger: str | None = None
-    eye: str = "clip_i"
-    """The fidelity metric that counts: by the image model where one was given, else by CLIP."""
-    ceiling: list[float] = field(default_factory=list)
-    """Fidelity of each reference, left out in turn, to the others."""
-    limit: CopyLimit | None = None
+    fidelity_metric: str = "clip_i"
+    """The metric that fidelity is computed from: `dino_i` with an image encoder, else `clip_i`."""
+    reference_fidelity: list[float] = field(default_factory=list)
+    """Leave-one-out fidelity: of each reference image to all others."""
+    copy_threshold: CopyThreshold | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    training: str | None = None
-    """Folder of the training images, relative to the evaluation's, to show lookalikes."""
+    details: list[tuple[str, str]] = field(default_factory=list)
+    """Rows of the report's section about the run."""
+    train_images: str | None = None
+    """Folder of the training images, relative to the evaluation's folder."""
     notes: list[str] = field(default_factory=list)
-    """What could not be measured, and why."""
+    """Scores that could not be measured, with the reason."""
 
     @property
     def base(self) -> VariantScores | None:
-        """The base model's arm."""
-        return next((arm for arm in self.arms if arm.name == BASE), None)
+        """The base model's variant."""
+        return next((variant for variant in self.variants if variant.name == BASE), None)
 
     @property
-    def tuned(self) -> list[VariantScores]:
-        """All arms but the base, by step, then strength."""
+    def adapter_variants(self) -> list[VariantScores]:
+        """All variants but the base model's, ordered by step and strength."""
         return sorted(
-            (arm for arm in self.arms if arm.name != BASE), key=lambda arm: (arm.step or 0, arm.strength or 1)
+            (variant for variant in self.variants if variant.name != BASE),
+            key=lambda variant: (variant.step or 0, variant.strength or 1),
         )
 
-    def of_role(self, *roles: Role) -> list[Prompt]:
-        """The prompts that have one of these roles."""
+    def prompts_of_role(self, *roles: Role) -> list[Prompt]:
+        """Return the prompts that have one of the roles."""
         return [prompt for prompt in self.prompts if prompt.role(self.trigger) in roles]
 
-    def column(self, arm: VariantScores, name: str, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
-        """One number a prompt (G,), its seeds' mean; NaN where nothing was measured."""
-        if name in arm.by_prompt:
-            values = arm.by_prompt[name]
+    def prompt_means(
+        self, variant: VariantScores, name: str, prompts: Sequence[Prompt]
+    ) -> NDArray[np.float64]:
+        """Return one value for each prompt (G,), the mean over its seeds; NaN if nothing was measured."""
+        if name in variant.per_prompt:
+            values = variant.per_prompt[name]
             return np.array([values.get(prompt.id, math.nan) for prompt in prompts])
-        scores = arm.scores.get(name, {})
-        rows = [
-            [scores[p.id, seed] for seed in p.seeds if (p.id, seed) in scores] or [math.nan] for p in prompts
-        ]
+        scores = variant.scores.get(name, {})
+        rows = []
+        for prompt in prompts:
+            keys = [SampleKey(prompt.id, seed) for seed in prompt.seeds]
+            rows.append([scores[key] for key in keys if key in scores] or [math.nan])
         return np.array([float(np.mean(row)) for row in rows])
 
-    def interval(self, arm: VariantScores, name: str, prompts: Sequence[Prompt]) -> Interval | None:
-        """The mean over prompts with its interval; None when none was measured."""
-        return bootstrap_mean_interval(self.column(arm, name, prompts))
+    def interval(self, variant: VariantScores, name: str, prompts: Sequence[Prompt]) -> Interval | None:
+        """Return the mean over prompts with its interval, or None if no prompt was measured."""
+        return bootstrap_mean_interval(self.prompt_means(variant, name, prompts))
 
-    def gain(
-        self, before: VariantScores, after: VariantScores, name: str, prompts: Sequence[Prompt]
+    def paired_difference(
+        self, first: VariantScores, second: VariantScores, name: str, prompts: Sequence[Prompt]
     ) -> Interval | None:
-        """The mean paired difference between two arms."""
-        return bootstrap_mean_interval(self.column(after, name, prompts) - self.column(before, name, prompts))
+        """Return the mean of `second` minus `first` over prompts, paired, with its interval."""
+        return bootstrap_mean_interval(
+            self.prompt_means(second, name, prompts) - self.prompt_means(first, name, prompts)
+        )
 
-    def measured(self) -> list[str]:
-        """The metrics by picture or prompt that some arm has, in the order they are shown."""
-        names = {name for arm in self.arms for name in (*arm.scores, *arm.by_prompt)}
+    def metric_names(self) -> list[str]:
+        """Return the metrics per image or prompt that at least one variant has, in the order of reports."""
+        names = {name for variant in self.variants for name in (*variant.scores, *variant.per_prompt)}
         order = list(METRICS)
         return sorted(names, key=lambda name: (order.index(name.partition("@")[0]), name))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values for scores.json."""
         return {
-            "format": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION,
             "title": self.title,
             "trigger": self.trigger,
             "prompts": [
                 {k: v for k, v in prompt_to_row(p).items() if k != "image"} | {"role": p.role(self.trigger)}
                 for p in self.prompts
             ],
-            "arms": [arm.to_json() for arm in self.arms],
-            "fidelity": self.eye,
-            "ceiling": self.ceiling,
-            "copy_limit": vars(self.limit) if self.limit else None,
+            "variants": [variant.to_json() for variant in self.variants],
+            "fidelity_metric": self.fidelity_metric,
+            "reference_fidelity": self.reference_fidelity,
+            "copy_threshold": vars(self.copy_threshold) if self.copy_threshold else None,
             "settings": self.settings,
-            "facts": [list(fact) for fact in self.facts],
-            "training": self.training,
+            "details": [list(row) for row in self.details],
+            "train_images": self.train_images,
             "notes": self.notes,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
-        limit = value["copy_limit"]
+        """Read the values that `to_json` writes."""
+        threshold = value["copy_threshold"]
         return cls(
             title=value["title"],
-            prompts=[_prompt(row) for row in value["prompts"]],
-            arms=[VariantScores.from_json(arm) for arm in value["arms"]],
+            prompts=[_prompt_from_json(row) for row in value["prompts"]],
+            variants=[VariantScores.from_json(variant) for variant in value["variants"]],
             trigger=value["trigger"],
-            eye=value["fidelity"],
-            ceiling=list(value["ceiling"]),
-            limit=CopyLimit(**limit) if limit else None,
+            fidelity_metric=value["fidelity_metric"],
+            reference_fidelity=list(value["reference_fidelity"]),
+            copy_threshold=CopyThreshold(**threshold) if threshold else None,
             settings=dict(value["settings"]),
-            facts=[(name, text) for name, text in value["facts"]],
-            training=value["training"],
+            details=[(name, text) for name, text in value["details"]],
+            train_images=value["train_images"],
             notes=list(value["notes"]),
         )
 
 
-def _prompt(row: Mapping[str, Any]) -> Prompt:
+def _prompt_from_json(row: Mapping[str, Any]) -> Prompt:
     text = row["prompt"]
     seeds, score_text = tuple(row["seeds"]), row.get("score_text", text)
     return Prompt(row["id"], text, score_text, row.get("negative", ""), seeds, row["kind"])
 
 
 def bootstrap_mean_interval(column: NDArray[np.float64]) -> Interval | None:
-    """The mean of the prompts (G,) that were measured."""
+    """Return the mean of the finite values of `column` (G,), one a prompt, or None if there are none."""
     known = column[np.isfinite(column)]
     return bootstrap(known[:, None], lambda row: row[..., 0]) if len(known) else None
 
 
-def load_evaluation(folder: str | Path) -> tuple[Path, Evaluation]:
-    """The evaluation in a folder, or in a run's, with its own folder; a DataError says how to make one."""
+def find_evaluation_folder(folder: str | Path) -> Path:
+    """Return the folder that holds scores.json: `folder` itself, or the evaluation of the run in `folder`.
+
+    Raises DataError if there is none.
+    """
     root = Path(folder)
-    file = next((f for f in (root / SCORES_FILE, root / "eval" / SCORES_FILE) if f.is_file()), None)
-    if file is None:
-        remedy = "make it with `lorakit eval run RUN` or `lorakit eval score DIR`"
-        raise DataError(f"the folder has no {SCORES_FILE}", where=str(root), remedy=remedy)
+    for candidate in (root, root / "eval"):
+        if (candidate / SCORES_FILE).is_file():
+            return candidate
+    remedy = "create it with `lorakit eval run RUN` or `lorakit eval score FOLDER`"
+    raise DataError(f"the folder has no {SCORES_FILE}", where=str(root), remedy=remedy)
+
+
+def load_evaluation(folder: str | Path) -> Evaluation:
+    """Read the evaluation in `folder`, or that of the run in `folder`; DataError if it cannot be read."""
+    file = find_evaluation_folder(folder) / SCORES_FILE
     value = storage.read_json(file)
-    if not isinstance(value, dict) or value.get("format") != FORMAT_VERSION:
-        raise DataError("written by another version", where=str(file), remedy="evaluate again")
+    if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION:
+        raise DataError("written by another version of lorakit", where=str(file), remedy="evaluate again")
     try:
-        return file.parent, Evaluation.from_json(value)
+        return Evaluation.from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"not an evaluation: {error!r}", where=str(file), remedy="evaluate again") from error

@@ -1,89 +1,53 @@
-"""The loss of held-out images, at noise that is the same for every checkpoint; beside it that of images that
-were trained on. The gap between them is what was learnt by heart."""
+"""The validation loss of a run's checkpoints, as it was measured during the training, and beside it the loss
+of images that were trained on. The gap between the two shows memorization.
+"""
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-
-from lorakit.adapters.text_encoders import UncachedTextEncoder
-from lorakit.config.recipe import Recipe, SamplingConfig
+from lorakit.config.recipe import Recipe
 from lorakit.core import rng
-from lorakit.data import batch_sampler, caches
-from lorakit.data.dataset import TrainingSet
+from lorakit.data.items import DatasetItem, load_training_records
 from lorakit.sampling.pipeline import SamplingPipeline
-from lorakit.training import run_plan, validation
+from lorakit.training import run_caches, run_plan, setup, slider
+from lorakit.training.validation import ValidationLoss
 
-MAX_VALIDATION_IMAGES = 32  # images of each kind
+MAX_TRAIN_IMAGES = 32  # images that were trained on, for comparison
 
 
-class ValidationLoss:
-    """The images that a run held out, and as many that it trained on, ready for any checkpoint."""
+class RunValidation:
+    """The validation loss of a run, for each checkpoint that is loaded in `pipeline`."""
 
-    def __init__(self, made: Recipe, painter: SamplingPipeline) -> None:
-        self.painter, self.seed = painter, made.train.seed
-        only_data: dict[str, Any] = {
-            "init_from": None,
-            "class_images": None,
-            "samples": SamplingConfig(),
-            "export": [],
+    def __init__(self, recipe: Recipe, pipeline: SamplingPipeline) -> None:
+        family, pipe = pipeline.family, pipeline.pipe
+        records = load_training_records(recipe.dataset)
+        plan = run_plan.plan_data(recipe, pipeline.base_folder, family, pipe, records, lambda text: None)
+        split = run_plan.split_held_out(plan.items, recipe)
+        parts = {"validation": split.held_out, "train": _train_images(recipe, split)}
+        filled = run_caches.RunCaches(recipe, plan, pipeline.device, lambda text: None)
+        filled.fill([item for items in parts.values() for item in items])
+        text = setup.text_source(recipe, family, pipe, filled)
+        loss = slider.build_loss(recipe, family, pipe, plan.objective, pipeline.device)
+        self.losses = {
+            name: ValidationLoss(loss, filled.training_set(items, text)) for name, items in parts.items()
         }
-        plan = run_plan.plan_training(made.model_copy(update=only_data), lambda text: None)
-        held, trained = run_plan.split_held_out(plan.items, made)
-        trained = sorted(trained, key=lambda i: rng.derive_seed(self.seed, "trained sample", i.record.pixels))
-        parts = {
-            "held out": held[:MAX_VALIDATION_IMAGES],
-            "trained on": trained[: min(len(held), MAX_VALIDATION_IMAGES)],
-        }
-        cached = caches.TextCache(plan.family, plan.base, painter.dtype)
-        text = UncachedTextEncoder(painter.family, painter.pipe) if painter.speaks_otherwise else cached
-        # whole pictures: what lies outside a mask is held out too
-        latents = caches.LatentCache(made.dataset, plan.base, settings=plan.family.vae_settings)
-        pictures = caches.ConditioningCache(plan.family, made.dataset, plan.base)
-        self.sets: dict[str, TrainingSet] = {}
-        for name, items in parts.items():
-            latents.fill(latents.missing(items), painter.pipe)
-            if unseen := pictures.missing(items):
-                pictures.fill(unseen, painter.pipe)
-            captions = [
-                (c.text, item.size, pictures.shown(item)) for item in items for c in item.record.captions
-            ]
-            if text is cached and (unknown := cached.missing(captions)):
-                painter.with_text(functools.partial(cached.fill, unknown))
-            self.sets[name] = TrainingSet(items, latents, text, pictures)
-        self.objective = run_plan.build_objective(made, plan.family, painter.pipe)
 
     @property
-    def empty(self) -> bool:
-        """Whether the run held nothing out."""
-        return not self.sets["held out"].items
+    def is_empty(self) -> bool:
+        """True if the run held no images out."""
+        return not self.losses["validation"].data.items
 
-    @torch.no_grad()
-    def losses(self) -> dict[str, list[float]]:
-        """The mean loss of each image of each kind, by the adapter that is loaded now."""
-        return {
-            name: [self._loss(images, index) for index in range(len(images.items))]
-            for name, images in self.sets.items()
-        }
+    def image_losses(self) -> dict[str, list[float]]:
+        """The loss of each held-out image and of each training image, with the adapter that is loaded now."""
+        return {name: loss.image_losses(quiet=True) for name, loss in self.losses.items()}
 
-    def _loss(self, images: TrainingSet, index: int) -> float:
-        """One image at a noise level in each quarter, the same as during training."""
-        painter, parts = self.painter, validation.NOISE_LEVELS_PER_IMAGE
-        slots = [batch_sampler.SampleIndex(index * parts + part, index, 0) for part in range(parts)]
-        batch = images.batch(slots, painter.device)
-        shape = tuple(batch.latents.shape[1:])
-        noise = torch.stack(
-            [rng.keyed_normal(shape, self.seed, "validation", slot.position) for slot in slots]
-        )
-        times = [
-            (part + rng.keyed_uniform(0, "validation time", slot.position)) / parts
-            for part, slot in enumerate(slots)
-        ]
-        u = torch.tensor(times, dtype=torch.float32, device=painter.device)
-        noisy, t, target = self.objective.noise(batch.latents, noise.to(painter.device), u)
-        dtype = painter.dtype
-        cond = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.cond.items()}
-        prediction = painter.family.predict(painter.denoiser, noisy.to(dtype), t, cond)
-        return float(self.objective.loss(prediction, target, t).mean())
+
+def _train_images(recipe: Recipe, split: run_plan.DataSplit) -> Sequence[DatasetItem]:
+    """As many training images as are held out, the same for every checkpoint; at most `MAX_TRAIN_IMAGES`."""
+
+    def keyed_order(item: DatasetItem) -> int:
+        return rng.derive_seed(recipe.train.seed, "trained sample", item.record.content_hash)
+
+    count = min(len(split.held_out), MAX_TRAIN_IMAGES)
+    return sorted(split.train, key=keyed_order)[:count]

@@ -1,1 +1,1 @@
-"""The embedded base model: a procedural picture world, its CLIP, autoencoder, U-Net and DiT."""
+"""`lorakit quickstart`: training and evaluation on the embedded base models, and their weights."""

@@ -1,4 +1,4 @@
-"""`lorakit quickstart`: the whole job on the embedded base, in minutes, without a network."""
+"""`lorakit quickstart`: prepare, train, evaluate and export on an embedded base model, offline."""
 
 from __future__ import annotations
 
@@ -21,88 +21,100 @@ if TYPE_CHECKING:
     from lorakit.evaluation.score_table import Evaluation
 
 CLOSING_TEXT = """
-{verdict}
+{summary}
 
-  report          {report}
-  pictures        {sheet}
-  dataset report  {data}
-  adapter         {adapter}
-  for ComfyUI and others
-                  {exports}
+  evaluation report  {report}
+  images             {contact_sheet}
+  dataset report     {dataset_report}
+  adapter            {adapter}
+  exported files     {exports}
 
-Your own photos, with any diffusers model (a folder or a hub id) as the base:
+Train on your own photos, with any diffusers model (a folder or a hub id) as the base model:
 
   lorakit data prepare PHOTOS --class-noun dog --trigger sks
-  lorakit train recipes/sd15.yaml dataset=PHOTOS out=runs/dog
+  lorakit train sd15 dataset=PHOTOS out=runs/dog
 """
 
 
 def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -> int:
-    """Make a dataset, prepare it, train, export, sample before and after, score, report; returns the exit
-    code."""
+    """Create a dataset, prepare it, train, export and evaluate; return the exit code.
+
+    `base` is an embedded base model (tiny-unet or tiny-dit), `concept` a style or shape that it has not seen,
+    `steps` the number of training steps, None for the recipe's.
+    """
     from data_tools.prepare import PrepareOptions, prepare_dataset
-    from lorakit.core.launch import launch_command, run_launcher
+    from lorakit.core.launch import run_training, training_command
 
-    began = time.monotonic()
-    taught = DemoConcept(concept)
-    data, folder = Path(out) / f"data-{concept}", Path(out) / f"{base}-{concept}"
-    wanted = make_prompts(taught)
-    prompts = write_prompt_file(Path(out) / f"prompts-{concept}.jsonl", wanted)
-    preview = write_prompt_file(Path(out) / f"preview-{concept}.jsonl", preview_prompts(wanted))
-    print(f"1/4  {concept!r} is new to {base}: {CONCEPT_IMAGES} pictures of it among others, in {data}")
-    make_dataset(data, taught)
-    prepare_dataset(data, PrepareOptions(resolution=64, step=16, batch=16, mode="square"))
-    print(f"2/4  training {base}")
-    file = recipe.builtin_recipes_folder() / f"quickstart-{base.removeprefix('tiny-')}.yaml"
-    overrides = [f"dataset={data}", f"out={folder}", f"samples.prompts={preview}", f"trigger={concept}"]
-    overrides += [f"train.steps={steps}"] if steps else []
-    recipe.load_recipe(file, overrides)
-    if code := run_launcher(launch_command(str(file), overrides)):
-        return code
-    print("3/4  the same prompts and noise, before and after")
-    from lorakit.evaluation.evaluate_run import RunEvaluationOptions, evaluate_run
-
-    request = RunEvaluationOptions(
-        prompts=prompts,
-        checkpoints="last",
-        words=taught.alternatives,
-        title=f"{base} learns {concept!r} from {CONCEPT_IMAGES} pictures",
+    started_at = time.monotonic()
+    demo = DemoConcept(concept)
+    dataset, run = Path(out) / f"data-{concept}", Path(out) / f"{base}-{concept}"
+    prompts = make_prompts(demo)
+    prompt_file = write_prompt_file(Path(out) / f"prompts-{concept}.jsonl", prompts)
+    sample_prompts = Path(out) / f"sample-prompts-{concept}.jsonl"
+    write_prompt_file(sample_prompts, preview_prompts(prompts))
+    print(f"1/4  dataset: {CONCEPT_IMAGES} images of {concept!r}, which {base} has not seen, in {dataset}")
+    make_dataset(dataset, demo)
+    prepare_dataset(
+        dataset, PrepareOptions(resolution=64, size_multiple=16, batch_size=16, bucket_mode="square")
     )
-    result = evaluate_run(folder, request)
-    report = result.report
-    print(f"4/4  done in {format_duration(time.monotonic() - began)}")
+    print(f"2/4  training {base}")
+    recipe_file = recipe.builtin_recipes_folder() / f"quickstart-{base.removeprefix('tiny-')}.yaml"
+    overrides = [f"dataset={dataset}", f"out={run}", f"trigger={concept}"]
+    overrides += [f"samples.prompts={sample_prompts}"]
+    overrides += [f"train.steps={steps}"] if steps else []
+    recipe.load_recipe(recipe_file, overrides)
+    if code := run_training(training_command(str(recipe_file), overrides)):
+        return code
+    print("3/4  evaluating: the same prompts and noise without and with the adapter")
+    from lorakit.evaluation.evaluate_run import evaluate_run
+
+    result = evaluate_run(
+        run,
+        prompts=prompt_file,
+        checkpoints="last",
+        alternative_words=demo.alternatives,
+        title=f"{base} learns {concept!r} from {CONCEPT_IMAGES} images",
+    )
+    print(f"4/4  done in {format_duration(time.monotonic() - started_at)}")
+    exports = [str(file) for file in sorted((run / "exports").glob("*.safetensors"))]
     print(
         CLOSING_TEXT.format(
-            verdict=format_summary(result.evaluation, concept),
-            report=report,
-            sheet=report.with_name("contact.png"),
-            data=data / "report.html",
-            adapter=folder / "adapter.safetensors",
-            exports="\n                  ".join(
-                str(f) for f in sorted((folder / "exports").glob("*.safetensors"))
-            ),
+            summary=format_summary(result.evaluation, concept),
+            report=result.report,
+            contact_sheet=result.report.with_name("contact-sheet.png"),
+            dataset_report=dataset / "report.html",
+            adapter=run / "adapter.safetensors",
+            exports=("\n" + " " * 21).join(exports),
         )
     )
     return 0
 
 
 def format_summary(evaluation: Evaluation, concept: str) -> str:
-    """What the figures say, in three lines."""
+    """Return three lines: CLIP-T with the concept's word, CLIP's choice of the word, CLIP-T without it."""
     from lorakit.evaluation.report.number_format import format_interval
-    from lorakit.evaluation.score_table import BASE, metric_spec
+    from lorakit.evaluation.score_table import metric_spec
 
-    base, after = evaluation.arms
-    assert base.name == BASE
-    taught, other = evaluation.of_role("subject"), evaluation.of_role("unrelated")
-    clip, right = metric_spec("clip_t"), metric_spec("right")
-    before, now = (format_interval(evaluation.interval(arm, "clip_t", taught), clip) for arm in (base, after))
-    gain = format_interval(evaluation.gain(base, after, "clip_t", taught), clip, signed=True)
-    rest = format_interval(evaluation.gain(base, after, "clip_t", other), clip, signed=True)
-    picks = [format_interval(evaluation.interval(arm, "right", taught), right) for arm in (base, after)]
+    base, adapter = evaluation.variants
+    subject, unrelated = evaluation.prompts_of_role("subject"), evaluation.prompts_of_role("unrelated")
+    clip_t, accuracy = metric_spec("clip_t"), metric_spec("clip_accuracy")
+    before, after = (
+        format_interval(evaluation.interval(variant, "clip_t", subject), clip_t)
+        for variant in (base, adapter)
+    )
+    chosen_before, chosen_after = (
+        format_interval(evaluation.interval(variant, "clip_accuracy", subject), accuracy)
+        for variant in (base, adapter)
+    )
+    gain, other_gain = (
+        format_interval(evaluation.paired_difference(base, adapter, "clip_t", prompts), clip_t, signed=True)
+        for prompts in (subject, unrelated)
+    )
     return "\n".join(
         [
-            f"CLIP-T on prompts with the word: {before} -> {now}, gain {gain} (brackets: 95 % intervals)",
-            f"CLIP picks {concept!r} in {picks[0]} of pictures before, {picks[1]} after",
-            f"prompts without it: {rest}",
+            f"CLIP-T on prompts with {concept!r}: {before} -> {after}, gain {gain} "
+            "(95 % intervals in brackets)",
+            f"CLIP recognizes {concept!r} in {chosen_before} of the images before, in {chosen_after} after",
+            f"CLIP-T on prompts without it: gain {other_gain}",
         ]
     )

@@ -1,4 +1,4 @@
-"""Building blocks of one self-contained HTML page, used by every report lorakit writes."""
+"""Building blocks of a self-contained HTML page, used by every report of lorakit."""
 
 from lorakit.reports.charts import bar_chart, line_chart
 from lorakit.reports.html import (

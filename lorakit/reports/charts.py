@@ -1,4 +1,4 @@
-"""Charts as inline SVG: axes with round ticks, legend, hover titles; colours come from the page's style."""
+"""Charts as inline SVG with axes, legend and tooltips; the colours are in the page's style sheet."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lorakit.reports.html import Html, join, paragraph, tag
 
-WIDTH, HALF, HEIGHT = 1000, 520, 300  # SVG user units; the drawing scales to the page, or to half of it
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, HEIGHT - 46  # margins of the plane inside its axes
+WIDTH, HALF, HEIGHT = 1000, 520, 300  # SVG user units; the chart scales to the page, or to half of it
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, HEIGHT - 46  # edges of the plot area
 COLOR_COUNT = 6  # --c1 ... --c6 in style.css, then again from the first
-MAX_POINTS = 400  # drawn points of a curve; a longer one keeps the extremes of each piece
-MAX_TOOLTIPS = 100  # points of a curve that show their value
+MAX_POINTS = 400  # of a curve; a longer one keeps the extremes of each piece
+MAX_DOTS = 30  # a curve of at most so many points shows them
+MAX_TOOLTIPS = 100  # of a curve
 
 Points = Sequence[tuple[float, float]]
 Band = Sequence[tuple[float, float, float]]
 
 
 def axis_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) that cover low..high in about `count` steps."""
+    """Return round numbers (1, 2 or 5 times a power of ten) that cover low..high in about `count` steps."""
     if not high > low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
@@ -37,7 +38,7 @@ def _tick_text(value: float, step: float) -> str:
 
 
 class ChartAxes:
-    """Maps data to the drawing and draws the axes."""
+    """Axes of a chart: maps data to SVG coordinates and draws ticks, labels and reference lines."""
 
     def __init__(
         self, xs: Sequence[float], ys: Sequence[float], width: int = WIDTH, height: int = HEIGHT
@@ -50,23 +51,27 @@ class ChartAxes:
             self.x_low, self.x_high = self.x_low - 0.5, self.x_high + 0.5
 
     def x(self, value: float) -> float:
+        """Return the horizontal SVG coordinate of a value."""
         return round(LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - LEFT), 2)
 
     def y(self, value: float) -> float:
+        """Return the vertical SVG coordinate of a value."""
         share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
         return round(self.bottom - share * (self.bottom - TOP), 2)
 
-    def axes(self, y_label: str) -> list[Html]:
+    def y_axis(self, y_label: str) -> list[Html]:
+        """Draw the vertical axis with its grid lines."""
         parts = []
         for value in self.y_ticks:
             y, label = self.y(value), _tick_text(value, self.y_ticks[1] - self.y_ticks[0])
             kind = "axis" if value == self.y_ticks[0] else "rule"
             parts.append(tag("line", class_=kind, x1=LEFT, x2=self.right, y1=y, y2=y))
             parts.append(tag("text", label, x=LEFT - 8, y=y + 4, text_anchor="end"))
-        turned = f"translate(13 {(TOP + self.bottom) / 2}) rotate(-90)"
-        return [*parts, tag("text", y_label, transform=turned, text_anchor="middle")]
+        rotation = f"translate(13 {(TOP + self.bottom) / 2}) rotate(-90)"
+        return [*parts, tag("text", y_label, transform=rotation, text_anchor="middle")]
 
     def x_axis(self, x_label: str) -> list[Html]:
+        """Draw the ticks and the label of the horizontal axis."""
         marks = axis_ticks(self.x_low, self.x_high, self.width // (125 if self.width > HALF else 85))
         step = marks[1] - marks[0]
         parts = [
@@ -77,24 +82,25 @@ class ChartAxes:
         middle = (LEFT + self.right) / 2
         return [*parts, tag("text", x_label, x=middle, y=self.height - 6, text_anchor="middle")]
 
-    def level(self, value: float, label: str) -> list[Html]:
-        """A dashed line across at a height, named at its right end."""
+    def horizontal_line(self, value: float, label: str) -> list[Html]:
+        """Draw a dashed line at a y value, with its label at the right end."""
         y = self.y(value)
-        name = tag("text", label, class_="note", x=self.right - 4, y=y - 5, text_anchor="end")
-        return [tag("line", class_="level", x1=LEFT, x2=self.right, y1=y, y2=y), name]
+        text = tag("text", label, class_="note", x=self.right - 4, y=y - 5, text_anchor="end")
+        return [tag("line", class_="level", x1=LEFT, x2=self.right, y1=y, y2=y), text]
 
-    def mark(self, value: float, label: str, kind: str = "mark") -> list[Html]:
-        """A dashed line upwards at a place of the x axis, named at its top; `kind` is its class."""
+    def vertical_line(self, value: float, label: str, css_class: str = "mark") -> list[Html]:
+        """Draw a dashed line at an x value, with its label at the top."""
         x = self.x(value)
-        late = x > (LEFT + self.right) / 2
-        place = {"x": x - 5 if late else x + 5, "y": TOP + 10, "text_anchor": "end" if late else "start"}
+        on_right = x > (LEFT + self.right) / 2
+        anchor = "end" if on_right else "start"
+        position = {"x": x - 5 if on_right else x + 5, "y": TOP + 10, "text_anchor": anchor}
         return [
-            tag("line", class_=kind, x1=x, x2=x, y1=TOP, y2=self.bottom),
-            tag("text", label, class_="note", **place),
+            tag("line", class_=css_class, x1=x, x2=x, y1=TOP, y2=self.bottom),
+            tag("text", label, class_="note", **position),
         ]
 
     def svg(self, parts: Iterable[Html], description: str) -> Html:
-        """The drawing."""
+        """Return the chart of the parts; `description` is its text for screen readers."""
         return tag(
             "svg",
             join(parts, "\n"),
@@ -110,7 +116,7 @@ def _finite(points: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def _downsample(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """A long curve by its ends and the lowest and highest point of each piece, so that spikes stay."""
+    """Thin a long curve to its ends and the lowest and highest point of each piece, so that spikes stay."""
     if len(points) <= MAX_POINTS:
         return points
     size = math.ceil(2 * len(points) / MAX_POINTS)
@@ -121,15 +127,15 @@ def _downsample(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
     return sorted(kept)
 
 
-def _curve(plane: ChartAxes, name: str, points: list[tuple[float, ...]], colour: int) -> list[Html]:
-    drawn = _downsample(points)
-    places = [(plane.x(x), plane.y(y)) for x, y in drawn]
-    path = " ".join(f"{x},{y}" for x, y in places)
+def _curve(axes: ChartAxes, name: str, points: list[tuple[float, ...]], colour: int) -> list[Html]:
+    downsampled = _downsample(points)
+    coordinates = [(axes.x(x), axes.y(y)) for x, y in downsampled]
+    path = " ".join(f"{x},{y}" for x, y in coordinates)
     parts = [tag("polyline", class_="curve", style=f"stroke:var(--c{colour})", points=path)]
-    if len(drawn) <= 30:
-        parts += [tag("circle", cx=x, cy=y, r=3, style=f"fill:var(--c{colour})") for x, y in places]
-    every = max(1, math.ceil(len(drawn) / MAX_TOOLTIPS))
-    for (x, y), (cx, cy) in list(zip(drawn, places, strict=True))[::every]:
+    if len(downsampled) <= MAX_DOTS:
+        parts += [tag("circle", cx=x, cy=y, r=3, style=f"fill:var(--c{colour})") for x, y in coordinates]
+    stride = max(1, math.ceil(len(downsampled) / MAX_TOOLTIPS))
+    for (x, y), (cx, cy) in list(zip(downsampled, coordinates, strict=True))[::stride]:
         title = tag("title", f"{name}: {y:.5g} at {x:g}")
         parts.append(
             tag("circle", title, class_="target", cx=cx, cy=cy, r=8, style=f"color:var(--c{colour})")
@@ -137,9 +143,9 @@ def _curve(plane: ChartAxes, name: str, points: list[tuple[float, ...]], colour:
     return parts
 
 
-def _band_polygon(plane: ChartAxes, band: list[tuple[float, ...]], colour: int) -> Html:
-    upper = [(plane.x(x), plane.y(high)) for x, _, high in band]
-    lower = [(plane.x(x), plane.y(low)) for x, low, _ in reversed(band)]
+def _band_polygon(axes: ChartAxes, band: list[tuple[float, ...]], colour: int) -> Html:
+    upper = [(axes.x(x), axes.y(high)) for x, _, high in band]
+    lower = [(axes.x(x), axes.y(low)) for x, low, _ in reversed(band)]
     path = " ".join(f"{x},{y}" for x, y in upper + lower)
     return tag("polygon", style=f"fill:var(--c{colour});opacity:.16", points=path)
 
@@ -150,70 +156,73 @@ def line_chart(
     x_label: str,
     y_label: str,
     bands: Mapping[str, Band] | None = None,
-    levels: Mapping[str, float] | None = None,
-    marks: Mapping[str, float] | None = None,
-    half: bool = False,
+    horizontal_lines: Mapping[str, float] | None = None,
+    vertical_lines: Mapping[str, float] | None = None,
+    half_width: bool = False,
 ) -> Html:
-    """Curves of (x, y) points; `bands` are (x, low, high) areas behind the curve of the same name.
+    """Draw curves of (x, y) points; `bands` are (x, low, high) areas behind the curve of the same name.
 
-    `levels` and `marks` are named dashed lines across at some y, and up at some x; `half` suits half a page.
-    Values that are not finite are left out, and a chart without any point says so.
+    The lines are dashed, by label: `horizontal_lines` at a y value, `vertical_lines` at an x value. With
+    `half_width` the chart fits half a page. Values that are not finite are left out, and a chart without any
+    point becomes a sentence.
     """
     curves = {name: _finite(points) for name, points in series.items()}
     areas = {name: _finite(band) for name, band in (bands or {}).items()}
-    across = {name: y for name, y in (levels or {}).items() if math.isfinite(y)}
+    heights = {name: y for name, y in (horizontal_lines or {}).items() if math.isfinite(y)}
     everything = [*curves.values(), *areas.values()]
     xs = [point[0] for points in everything for point in points]
     if not xs:
-        return tag("figure", paragraph(f"{y_label}: no points to draw."))
+        return tag("figure", paragraph(f"{y_label}: no data."))
     ys = [y for points in everything for point in points for y in point[1:]]
-    plane = ChartAxes([*xs, *(marks or {}).values()], [*ys, *across.values()], HALF if half else WIDTH)
+    vertical_lines = vertical_lines or {}
+    width = HALF if half_width else WIDTH
+    axes = ChartAxes([*xs, *vertical_lines.values()], [*ys, *heights.values()], width)
     colours = {name: i % COLOR_COUNT + 1 for i, name in enumerate(dict.fromkeys([*curves, *areas]))}
-    parts = plane.axes(y_label) + plane.x_axis(x_label)
-    for name, y in across.items():
-        parts += plane.level(y, name)
-    for name, x in (marks or {}).items():
-        parts += plane.mark(x, name)
-    parts += [_band_polygon(plane, band, colours[name]) for name, band in areas.items() if band]
+    parts = axes.y_axis(y_label) + axes.x_axis(x_label)
+    for name, y in heights.items():
+        parts += axes.horizontal_line(y, name)
+    for name, x in vertical_lines.items():
+        parts += axes.vertical_line(x, name)
+    parts += [_band_polygon(axes, band, colours[name]) for name, band in areas.items() if band]
     for name, points in curves.items():
-        parts += _curve(plane, name, points, colours[name]) if points else []
-    legend = [tag("li", tag("i", style=f"background:var(--c{c})"), name) for name, c in colours.items()]
-    listed = [tag("ul", *legend, class_="legend")] if len(colours) > 1 else []
-    return tag("figure", *listed, plane.svg(parts, f"{y_label} over {x_label}"))
+        parts += _curve(axes, name, points, colours[name]) if points else []
+    items = [tag("li", tag("i", style=f"background:var(--c{c})"), name) for name, c in colours.items()]
+    legend = [tag("ul", *items, class_="legend")] if len(colours) > 1 else []
+    return tag("figure", *legend, axes.svg(parts, f"{y_label} over {x_label}"))
 
 
 def bar_chart(labels: Sequence[str], values: Sequence[float], *, y_label: str) -> Html:
-    """One bar a label, from zero up or down; its value on hover, and above it when there is room."""
+    """Draw one bar for each label, from zero; the value is a tooltip, and above the bar if there is room."""
     pairs = [(label, float(v)) for label, v in zip(labels, values, strict=True) if math.isfinite(v)]
     if not pairs:
-        return tag("figure", paragraph(f"{y_label}: no values to draw."))
-    plane = ChartAxes([0.0, float(len(pairs))], [0.0, *(value for _, value in pairs)])
-    pitch = (plane.right - LEFT) / len(pairs)
-    every = math.ceil(26 / pitch)  # turned labels closer than 26 units overlap
-    turned = any(len(label) * 7 > pitch for label, _ in pairs)  # a letter is about 7 units wide
-    parts = plane.axes(y_label)
+        return tag("figure", paragraph(f"{y_label}: no data."))
+    axes = ChartAxes([0.0, float(len(pairs))], [0.0, *(value for _, value in pairs)])
+    pitch = (axes.right - LEFT) / len(pairs)
+    stride = math.ceil(26 / pitch)  # rotated labels closer than 26 units overlap
+    rotated = any(len(label) * 7 > pitch for label, _ in pairs)  # a letter is about 7 units wide
+    parts = axes.y_axis(y_label)
     for i, (label, value) in enumerate(pairs):
-        middle = plane.x(i + 0.5)
-        parts.append(_bar(plane, label, value, middle, min(pitch * 0.72, 80)))
+        middle = axes.x(i + 0.5)
+        parts.append(_bar(axes, label, value, middle, min(pitch * 0.72, 80)))
         if pitch > 36:
             parts.append(
-                tag("text", f"{value:g}", x=middle, y=plane.y(max(value, 0)) - 4, text_anchor="middle")
+                tag("text", f"{value:g}", x=middle, y=axes.y(max(value, 0)) - 4, text_anchor="middle")
             )
-        if i % every == 0:
-            parts.append(_bar_label(label, middle, turned))
-    return tag("figure", plane.svg(parts, y_label))
+        if i % stride == 0:
+            parts.append(_bar_label(label, middle, rotated))
+    return tag("figure", axes.svg(parts, y_label))
 
 
-def _bar(plane: ChartAxes, label: str, value: float, middle: float, width: float) -> Html:
-    top, foot = plane.y(max(value, 0.0)), plane.y(min(value, 0.0))
+def _bar(axes: ChartAxes, label: str, value: float, middle: float, width: float) -> Html:
+    top, bottom = axes.y(max(value, 0.0)), axes.y(min(value, 0.0))
     title = tag("title", f"{label}: {value:g}")
-    left, height = round(middle - width / 2, 2), round(max(foot - top, 0.75), 2)
-    place = {"x": left, "y": top, "width": round(width, 2), "height": height, "rx": 2}
-    return tag("rect", title, class_="bar", style="fill:var(--c1)", **place)
+    left, height = round(middle - width / 2, 2), round(max(bottom - top, 0.75), 2)
+    position = {"x": left, "y": top, "width": round(width, 2), "height": height, "rx": 2}
+    return tag("rect", title, class_="bar", style="fill:var(--c1)", **position)
 
 
-def _bar_label(label: str, x: float, turned: bool) -> Html:
-    if not turned:
+def _bar_label(label: str, x: float, rotated: bool) -> Html:
+    if not rotated:
         return tag("text", label, x=x, y=BOTTOM + 18, text_anchor="middle")
     short = label if len(label) <= 14 else label[:13] + "…"
     return tag("text", short, transform=f"translate({x} {BOTTOM + 14}) rotate(-28)", text_anchor="end")

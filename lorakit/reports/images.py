@@ -1,4 +1,4 @@
-"""Pictures inside a page, and many pictures as one contact sheet."""
+"""Images inside a page, and many images as one contact sheet."""
 
 from __future__ import annotations
 
@@ -13,69 +13,66 @@ from lorakit.reports.html import Html, tag
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-BACKGROUND_COLOR, TEXT_COLOR, LABEL_COLOR = (
-    (250, 250, 249),
-    (29, 33, 38),
-    (98, 106, 117),
-)  # the contact sheet's colours
+# Colours of a contact sheet.
+BACKGROUND_COLOR, TEXT_COLOR, LABEL_COLOR = (250, 250, 249), (29, 33, 38), (98, 106, 117)
 
 
 def embed_image(
-    picture: Image.Image,
+    image: Image.Image,
     *,
     alt: str,
     width: int | None = None,
     format: str = "JPEG",
-    enlarged: int | None = None,
+    zoom_width: int | None = None,
 ) -> Html:
-    """A picture as a data URI, shown `width` CSS pixels wide and stored at most twice as large.
+    """Return an image as a data URI, shown `width` CSS pixels wide and stored at most twice as large.
 
-    With `enlarged` it is stored up to that wide, and a click shows it large: by a check box, for the page's
-    policy allows no scripts.
+    With `zoom_width` it is stored up to that width, and a click enlarges it: with a check box, because the
+    page's policy allows no scripts.
     """
     from PIL import Image
 
     jpeg = format.upper() == "JPEG"
-    flat = _flatten(picture) if jpeg else picture
-    most = enlarged or (2 * width if width else flat.width)
-    if flat.width > most:
-        smaller = (most, max(1, round(flat.height * most / flat.width)))
-        flat = flat.resize(smaller, Image.Resampling.LANCZOS)
+    flat = _flatten(image) if jpeg else image
+    max_width = zoom_width or (2 * width if width else flat.width)
+    if flat.width > max_width:
+        size = (max_width, max(1, round(flat.height * max_width / flat.width)))
+        flat = flat.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     flat.save(buffer, format=format, **({"quality": 88} if jpeg else {}))
-    shown = width or flat.width
-    drawn = tag(
+    shown_width = width or flat.width
+    element = tag(
         "img",
         src=f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}",
-        width=shown,
-        height=max(1, round(shown * flat.height / flat.width)),
+        width=shown_width,
+        height=max(1, round(shown_width * flat.height / flat.width)),
         alt=alt,
         loading="lazy",
     )
-    if not enlarged:
-        return drawn
-    return tag("label", tag("input", type="checkbox", aria_label=f"enlarge {alt}"), drawn, class_="zoom")
+    if not zoom_width:
+        return element
+    return tag("label", tag("input", type="checkbox", aria_label=f"enlarge {alt}"), element, class_="zoom")
 
 
 def embed_image_file(path: str | Path, *, alt: str, width: int | None = None, format: str = "JPEG") -> Html:
-    """A picture file as `image`, read by the one decode function (upright, sRGB)."""
+    """Return an image file like `embed_image`, decoded upright and in sRGB."""
     from lorakit.imaging.decode import decode_image
 
     return embed_image(decode_image(Path(path)), alt=alt, width=width, format=format)
 
 
-def _flatten(picture: Image.Image) -> Image.Image:
-    """RGB without transparency, on white."""
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return the image as RGB, with white under transparency."""
     from PIL import Image
 
-    if picture.mode == "RGB":
-        return picture
-    upper = picture.convert("RGBA")
+    if image.mode == "RGB":
+        return image
+    upper = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> str:
-    """Break text into at most `lines` lines of `width` pixels; what does not fit ends in an ellipsis."""
+    """Break text into at most `lines` lines of `width` pixels; text that does not fit ends in an ellipsis."""
     wrapped = [""]
     for word in text.split():
         longer = f"{wrapped[-1]} {word}".strip()
@@ -99,7 +96,7 @@ def contact_sheet(
     row_heads: Sequence[str],
     cell: int = 160,
 ) -> Image.Image:
-    """One RGB picture of many, each fitted into `cell` x `cell` pixels, with drawn heads; None is a gap."""
+    """Return one RGB image of many, each fitted into `cell` x `cell` pixels, with heads; None is a gap."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     text_size = max(11, cell // 12)
@@ -117,10 +114,10 @@ def contact_sheet(
         top = head + gap + y * pitch
         label = _wrap(text, font, side - gap, max(1, cell // round(1.35 * text_size)))
         draw.text((gap, top), label, fill=TEXT_COLOR, font=font)
-        for x, picture in enumerate(row):
-            if picture is None:
+        for x, image in enumerate(row):
+            if image is None:
                 continue
-            fitted = ImageOps.contain(_flatten(picture), (cell, cell))
+            fitted = ImageOps.contain(_flatten(image), (cell, cell))
             left = side + gap + x * pitch
             sheet.paste(fitted, (left + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2))
     return sheet

@@ -1,4 +1,4 @@
-"""A scatter of points known to within an interval each way: two qualities traded against each other."""
+"""A scatter chart of points with an interval in each direction."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lorakit.reports.charts import LEFT, TOP, WIDTH, ChartAxes
 from lorakit.reports.html import Html, paragraph, tag
 
 SCATTER_HEIGHT = 440
-_EDGE = 0.06  # of the range, left free around the points
+_EDGE = 0.06  # free space around the points, as a share of the range
 
 
 @dataclass(frozen=True)
 class ScatterPoint:
     """A point with its intervals as (value, low, high); NaN for an end that is not known.
 
-    `good` True stands out as the choice, False is drawn as discarded; `note` is told on hover.
+    `good` True highlights it as selected, False draws it as rejected; `note` is its tooltip.
     """
 
     label: str
@@ -32,63 +32,67 @@ def scatter_chart(
     *,
     x_label: str,
     y_label: str,
-    levels: Mapping[str, float] | None = None,
-    marks: Mapping[str, float] | None = None,
-    path: Sequence[str] = (),
+    horizontal_lines: Mapping[str, float] | None = None,
+    vertical_lines: Mapping[str, float] | None = None,
+    connected_labels: Sequence[str] = (),
 ) -> Html:
-    """The points with their crosses; `path` joins those labels in order by a faint line.
+    """Draw the points as crosses of their intervals.
 
-    `levels` and `marks` are named dashed lines at some y and some x.
+    `horizontal_lines` and `vertical_lines` are dashed lines at y and x values by label. A faint line connects
+    the points of `connected_labels` in their order.
     """
-    drawn = [point for point in points if math.isfinite(point.x[0]) and math.isfinite(point.y[0])]
-    if not drawn:
-        return tag("figure", paragraph(f"{y_label}: no points to draw."))
-    xs = [value for point in drawn for value in point.x if math.isfinite(value)] + [*(marks or {}).values()]
-    ys = [value for point in drawn for value in point.y if math.isfinite(value)] + [*(levels or {}).values()]
-    room = (max(xs) - min(xs) or 1.0) * _EDGE
-    plane = ChartAxes([min(xs) - room, max(xs) + room], ys, WIDTH, SCATTER_HEIGHT)
-    parts = plane.axes(y_label) + plane.x_axis(x_label)
-    for name, value in (levels or {}).items():
-        parts += plane.level(value, name)
-    for name, value in (marks or {}).items():
-        parts += plane.mark(value, name, "level")
-    places = {point.label: f"{plane.x(point.x[0])},{plane.y(point.y[0])}" for point in drawn}
-    way = " ".join(places[label] for label in path if label in places)
-    parts.append(tag("polyline", class_="way", points=way))
-    for point in sorted(drawn, key=lambda point: point.good is True):  # the choice lies on top
-        parts += _cross(plane, point)
-    parts += _labels(plane, drawn)
-    return tag("figure", plane.svg(parts, f"{y_label} against {x_label}"))
+    horizontal_lines, vertical_lines = horizontal_lines or {}, vertical_lines or {}
+    finite_points = [point for point in points if math.isfinite(point.x[0]) and math.isfinite(point.y[0])]
+    if not finite_points:
+        return tag("figure", paragraph(f"{y_label}: no data."))
+    xs = [value for point in finite_points for value in point.x if math.isfinite(value)]
+    ys = [value for point in finite_points for value in point.y if math.isfinite(value)]
+    xs += vertical_lines.values()
+    ys += horizontal_lines.values()
+    edge = (max(xs) - min(xs) or 1.0) * _EDGE
+    axes = ChartAxes([min(xs) - edge, max(xs) + edge], ys, WIDTH, SCATTER_HEIGHT)
+    parts = axes.y_axis(y_label) + axes.x_axis(x_label)
+    for name, value in horizontal_lines.items():
+        parts += axes.horizontal_line(value, name)
+    for name, value in vertical_lines.items():
+        parts += axes.vertical_line(value, name, "level")
+    coordinates = {point.label: f"{axes.x(point.x[0])},{axes.y(point.y[0])}" for point in finite_points}
+    connected = " ".join(coordinates[label] for label in connected_labels if label in coordinates)
+    parts.append(tag("polyline", class_="path", points=connected))
+    for point in sorted(finite_points, key=lambda point: point.good is True):  # the selected one on top
+        parts += _cross(axes, point)
+    parts += _labels(axes, finite_points)
+    return tag("figure", axes.svg(parts, f"{y_label} against {x_label}"))
 
 
-def _cross(plane: ChartAxes, point: ScatterPoint) -> list[Html]:
-    x, y = plane.x(point.x[0]), plane.y(point.y[0])
-    kind = {True: "cross chosen", False: "cross discarded", None: "cross"}[point.good]
+def _cross(axes: ChartAxes, point: ScatterPoint) -> list[Html]:
+    x, y = axes.x(point.x[0]), axes.y(point.y[0])
+    css_class = {True: "cross selected", False: "cross rejected", None: "cross"}[point.good]
     parts = []
     if math.isfinite(point.x[1]):
-        parts.append(tag("line", x1=plane.x(point.x[1]), x2=plane.x(point.x[2]), y1=y, y2=y))
+        parts.append(tag("line", x1=axes.x(point.x[1]), x2=axes.x(point.x[2]), y1=y, y2=y))
     if math.isfinite(point.y[1]):
-        parts.append(tag("line", x1=x, x2=x, y1=plane.y(point.y[1]), y2=plane.y(point.y[2])))
+        parts.append(tag("line", x1=x, x2=x, y1=axes.y(point.y[1]), y2=axes.y(point.y[2])))
     title = tag("title", point.note or point.label)
     parts.append(tag("circle", title, cx=x, cy=y, r=7 if point.good else 5))
-    return [tag("g", *parts, class_=kind)]
+    return [tag("g", *parts, class_=css_class)]
 
 
-def _labels(plane: ChartAxes, points: Sequence[ScatterPoint]) -> list[Html]:
-    """Each point's name beside it, where neither a point nor another name lies; left out without room."""
-    taken = [(plane.x(p.x[0]) - 8, plane.x(p.x[0]) + 8, plane.y(p.y[0]) + 4) for p in points]
+def _labels(axes: ChartAxes, points: Sequence[ScatterPoint]) -> list[Html]:
+    """Place each point's label beside it where nothing else is; leave it out if there is no free place."""
+    occupied = [(axes.x(p.x[0]) - 8, axes.x(p.x[0]) + 8, axes.y(p.y[0]) + 4) for p in points]
     parts = []
     for point in sorted(points, key=lambda point: point.good is not True):
-        x, y = plane.x(point.x[0]), plane.y(point.y[0])
+        x, y = axes.x(point.x[0]), axes.y(point.y[0])
         width = 6.6 * len(point.label)
         places = [(x + 10, y - 9), (x - 10 - width, y - 9), (x + 10, y + 18), (x - 10 - width, y + 18)]
         places += [(x + 14, y + 4), (x - 14 - width, y + 4), (x - width / 2, y - 16), (x - width / 2, y + 26)]
         for left, foot in places:
             right = left + width
-            free = all(left > b or right < a or abs(foot - f) > 13 for a, b, f in taken)
-            if free and TOP < foot < plane.bottom and left > LEFT and right < plane.right:
-                taken.append((left, right, foot))
-                kind = "name chosen" if point.good else "name"
-                parts.append(tag("text", point.label, class_=kind, x=round(left, 1), y=round(foot, 1)))
+            free = all(left > b or right < a or abs(foot - f) > 13 for a, b, f in occupied)
+            if free and TOP < foot < axes.bottom and left > LEFT and right < axes.right:
+                occupied.append((left, right, foot))
+                css_class = "name selected" if point.good else "name"
+                parts.append(tag("text", point.label, class_=css_class, x=round(left, 1), y=round(foot, 1)))
                 break
     return parts

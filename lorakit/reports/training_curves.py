@@ -1,4 +1,4 @@
-"""Charts of a run's metrics.jsonl: the loss, and everything else that was measured on the way."""
+"""Charts of a run's metrics.jsonl: the loss and all other metrics over steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MIN_POINTS_TO_SMOOTH = 50
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
-    """Loss over steps with its running mean, and every other number of the metrics folded away.
+    """Return charts of the loss with its running mean, of the samples' CLIP-T, and hidden ones of the rest.
 
-    `metrics` are rows with "step" and numbers.
+    `metrics` are rows of metrics.jsonl, each with "step" and numbers.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in metrics:
@@ -23,16 +23,16 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
             if key != "step" and _number(value) and _number(row.get("step")):
                 curves.setdefault(key, []).append((float(row["step"]), float(value)))
     loss = {key: points for key, points in curves.items() if "loss" in key}
-    shown = dict(loss)
-    if len(shown.get("loss", [])) >= MIN_POINTS_TO_SMOOTH:
-        shown["loss, running mean"] = _running_mean(shown["loss"])
+    loss_curves = dict(loss)
+    if len(loss.get("loss", [])) >= MIN_POINTS_TO_SMOOTH:
+        loss_curves["loss, running mean"] = _running_mean(loss["loss"])
     scores = [key for key in curves if key.startswith("clip_t")]
     rest = [key for key in curves if key not in loss and key not in scores][:EXTRA_CURVES]
     charts = [line_chart({key: curves[key]}, x_label="step", y_label=key) for key in rest]
     return [
-        line_chart(shown, x_label="step", y_label="loss"),
+        line_chart(loss_curves, x_label="step", y_label="loss"),
         *(line_chart({key: curves[key]}, x_label="step", y_label="CLIP-T of samples") for key in scores),
-        *([details("Further curves", *charts)] if charts else []),
+        *([details("More curves", *charts)] if charts else []),
     ]
 
 
@@ -41,7 +41,7 @@ def _number(value: Any) -> bool:
 
 
 def _running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean of the last twentieth of the run at each of at most 100 steps."""
+    """Return the mean over the last twentieth of the run at each of at most 100 steps."""
     window, stride = max(2, len(points) // 20), max(1, len(points) // 100)
     ends = range(window, len(points) + 1, stride)
     return [(points[end - 1][0], sum(y for _, y in points[end - window : end]) / window) for end in ends]

@@ -1,1 +1,1 @@
-"""What performance.md promises, measured as ratios within one run: `python -m tests.benchmarks`."""
+"""Benchmarks that compare lorakit with baselines within one run: `python -m tests.benchmarks`."""

@@ -1,8 +1,8 @@
-"""A training step beside the bare floor: forward, backward, clip and optimizer on cached tensors, by hand.
+"""A training step compared with a bare one: forward, backward, clipping and optimizer on cached tensors.
 
-Both see the same latents, noise, times, conditions, adapter and optimizer; no speed counts unless their
-losses are equal. User and system CPU seconds, because machines are shared; rounds interleaved, medians
-compared.
+Both use the same latents, noise, timesteps, text embeddings, adapter and optimizer; a speed counts only if
+their losses are equal. Times are user and system CPU seconds, because machines are shared; rounds are
+interleaved and medians compared.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 import resource
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,96 +28,122 @@ from lorakit.training.run_folder import RunFolder
 from lorakit.training.trainer import Trainer
 from tests import runs
 
-GOAL = 1.10
-BATCH = 8
+GOAL = 1.10  # ratio to the bare step
+BATCH_SIZE = 8
 
 
 def cpu_seconds() -> float:
+    """Return the user and system CPU time of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
-def trainer(base: str, folder: Path) -> Trainer:
+def make_trainer(base: str, folder: Path) -> Trainer:
+    """Return a trainer on noise images of one shape."""
     data = folder / "data"
     if not data.exists():
         runs.make_dataset(data, 24)
-    changes = {"train": {"steps": 10_000, "batch_size": BATCH, "precision": "fp32"}, "adapter": {"rank": 16}}
-    made = recipe.load_recipe(runs.make_recipe(folder / f"{base}.yaml", base, data, folder / base, **changes))
-    plan = run_plan.plan_training(made, lambda text: None)
-    # One shape, so that a step is one forward pass for both contestants.
-    square = [item for item in plan.items if item.size == (64, 64)]
+    settings = {
+        "train": {"steps": 10_000, "batch_size": BATCH_SIZE, "precision": "fp32"},
+        "adapter": {"rank": 16},
+    }
+    file = runs.make_recipe(folder / f"{base}.yaml", base, data, folder / base, **settings)
+    loaded = recipe.load_recipe(file)
+    plan = run_plan.plan_training(loaded, lambda text: None)
+    # One shape, so that a step is one forward pass in both cases.
+    square = [item for item in plan.items if item.bucket == (64, 64)]
     plan = dataclasses.replace(plan, items=square)
     accelerator = Accelerator(cpu=True)
-    built = setup.build_session(made, plan, accelerator.device, main=True, wait=lambda: None)
+    session = setup.build_session(loaded, plan, accelerator.device, main=True, wait_for_everyone=lambda: None)
     run = RunFolder(folder / base)
-    run.begin(made, plan.inputs)
-    return Trainer(built, accelerator, run)
+    run.start_or_resume(loaded, plan.input_hashes)
+    return Trainer(session, accelerator, run)
 
 
-def floor(base: str, folder: Path, steps: int) -> Callable[[int], float]:
-    """The same step with nothing around it; everything that can be is computed beforehand."""
-    made = trainer(base, folder)
-    ready = [_prepared(made, number) for number in range(steps)]
-    parameters = [p for _, p in made.parameters]
-    optimizer = optimizers.build_optimizer(made.parameters, made.recipe.optimizer)
+@dataclass(frozen=True)
+class _PreparedStep:
+    """Everything that a step needs, computed beforehand."""
 
-    def one(number: int) -> float:
-        noisy, t, target, cond = ready[number]
-        prediction = made.made.family.predict(made.made.denoiser, noisy, t, cond)
-        loss = torch.nn.functional.mse_loss(prediction, target)
+    noisy_latents: torch.Tensor
+    timesteps: torch.Tensor
+    target: torch.Tensor
+    cond: dict[str, torch.Tensor]
+
+
+def bare_step(base: str, folder: Path, steps: int) -> Callable[[int], float]:
+    """Return a function that takes a numbered step without anything around it and returns its loss."""
+    trainer = make_trainer(base, folder)
+    prepared = [_prepare_step(trainer, number) for number in range(steps)]
+    session, parameters = trainer.session, trainer.training_step.parameters
+    optimizer = optimizers.build_optimizer(parameters, trainer.recipe.optimizer)
+
+    def take_step(number: int) -> float:
+        step = prepared[number]
+        prediction = session.family.predict(session.denoiser, step.noisy_latents, step.timesteps, step.cond)
+        loss = torch.nn.functional.mse_loss(prediction, step.target)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_([p for _, p in parameters], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    return one
+    return take_step
 
 
-def _prepared(made: Trainer, number: int) -> tuple[Any, ...]:
-    data, seed = made.made.train, made.settings.seed
-    slots = batch_sampler.step_samples(number, BATCH, data.captions, seed)
-    slots = batch_sampler.micro_batches(slots, data.shapes, BATCH)[0]
-    batch = data.batch(slots, torch.device("cpu"))
+def _prepare_step(trainer: Trainer, number: int) -> _PreparedStep:
+    train_set, seed = trainer.session.train_set, trainer.recipe.train.seed
+    samples = batch_sampler.step_samples(number, BATCH_SIZE, train_set.captions_per_image, seed)
+    samples = batch_sampler.micro_batches(samples, train_set.batch_shapes, BATCH_SIZE)[0]
+    batch = train_set.batch(samples, torch.device("cpu"))
     shape = tuple(batch.latents.shape[1:])
-    noise = torch.stack([rng.keyed_normal(shape, seed, "noise", slot.position) for slot in slots])
-    u = torch.tensor([rng.keyed_uniform(seed, "time", slot.position) for slot in slots])
-    return (*made.made.objective.noise(batch.latents, noise, u), batch.cond)
+    noise = torch.stack([rng.keyed_normal(shape, seed, "noise", sample.position) for sample in samples])
+    u = torch.tensor([rng.keyed_uniform(seed, "time", sample.position) for sample in samples])
+    noised = trainer.session.objective.add_noise(batch.latents, noise, u)
+    return _PreparedStep(noised.noisy_latents, noised.timesteps, noised.target, dict(batch.cond))
 
 
 def measure(base: str, *, rounds: int, steps: int) -> dict[str, Any]:
-    """One row: medians of `rounds` interleaved rounds of `steps` steps."""
+    """Return one row: medians of `rounds` interleaved rounds of `steps` steps."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours = trainer(base, folder)
-        bare = floor(base, folder, rounds * steps + 1)
-        remote = trackers.TrackerProcess("none", folder, {})
+        trainer = make_trainer(base, folder)
+        take_bare_step = bare_step(base, folder, rounds * steps + 1)
+        tracker = trackers.TrackerProcess("none", folder, {})
 
-        def whole(number: int) -> float:
-            """What the loop does every step: the step, its row of metrics, the heartbeat."""
-            loss, norm = ours.step()
-            ours.log(remote, loss, norm, 0.0)
-            ours.run.heartbeat("train", number, rounds * steps, 0.0)
-            return loss
+        def take_full_step(number: int) -> float:
+            """Do everything that the training loop does in a step: the step, its metrics, the heartbeat."""
+            result = trainer.training_step.run()
+            trainer.log_step(tracker, result, 0.0)
+            trainer.run.heartbeat("train", number, rounds * steps, 0.0)
+            return result.loss
 
-        losses: dict[str, list[float]] = {"ours": [whole(0)], "floor": [bare(0)]}  # also the warm-up
-        seconds: dict[str, list[float]] = {"ours": [], "floor": []}
-        for round_ in range(rounds):
-            span = range(1 + round_ * steps, 1 + (round_ + 1) * steps)
-            contestants = {"ours": whole, "floor": bare}
-            for who, act in contestants.items():
-                began = cpu_seconds()
-                losses[who] += [act(number) for number in span]
-                seconds[who].append((cpu_seconds() - began) / steps)
-        difference = max(abs(a - b) for a, b in zip(losses["ours"], losses["floor"], strict=True))
+        contestants = {"lorakit": take_full_step, "bare": take_bare_step}
+        losses = {key: [take_step(0)] for key, take_step in contestants.items()}  # also the warm-up
+        seconds: dict[str, list[float]] = {key: [] for key in contestants}
+        for round_index in range(rounds):
+            numbers = range(1 + round_index * steps, 1 + (round_index + 1) * steps)
+            for key, take_step in contestants.items():
+                start = cpu_seconds()
+                losses[key] += [take_step(number) for number in numbers]
+                seconds[key].append((cpu_seconds() - start) / steps)
+        difference = max(abs(a - b) for a, b in zip(losses["lorakit"], losses["bare"], strict=True))
         assert difference <= 1e-5, f"not the same training: losses differ by {difference}"
-        assert adapters.count_trainable(ours.made.denoiser)[0] > 0
-    ratio = statistics.median(a / b for a, b in zip(seconds["ours"], seconds["floor"], strict=True))
+        assert adapters.count_trainable(trainer.session.denoiser).num_modules > 0
+    ratio = statistics.median(a / b for a, b in zip(seconds["lorakit"], seconds["bare"], strict=True))
     return {
         "base": base,
-        "lorakit_ms": round(1000 * statistics.median(seconds["ours"]), 1),
-        "floor_ms": round(1000 * statistics.median(seconds["floor"]), 1),
+        "lorakit_ms": round(1000 * statistics.median(seconds["lorakit"]), 1),
+        "bare_ms": round(1000 * statistics.median(seconds["bare"]), 1),
         "ratio": round(ratio, 3),
         "goal": GOAL,
         "loss_difference": difference,
     }
+
+
+def format_report(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as text."""
+    return "\n".join(
+        f"{row['base']}: {row['lorakit_ms']} ms for a step, bare step {row['bare_ms']} ms, "
+        f"ratio {row['ratio']} (goal {row['goal']}), losses equal within {row['loss_difference']:.1e}"
+        for row in rows
+    )

@@ -1,4 +1,4 @@
-"""Runs of the embedded bases on the picture world, small enough for a test and large enough to learn."""
+"""Runs of the embedded base models on the shape world: small enough for a test, large enough to learn."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from lorakit.quickstart.concept import DemoConcept, regularization_scenes
 from tests import runs
 
 CONCEPT = DemoConcept("striped")
-UNSAID = [("size", "position"), ("size", "background"), ("size", "position", "background")]
-"""Prompts leave something open, so that seeds may differ."""
+OMITTED = [("size", "position"), ("size", "background"), ("size", "position", "background")]
+"""Prompts leave something open, so that seeds can differ."""
 
 
 def dataset(folder: Path, count: int, *, ordinary: int = 0, shuffled: bool = False) -> Path:
-    """`count` striped pictures with their captions, or, `shuffled`, with those of their neighbours."""
+    """Write `count` striped and `ordinary` other images; if `shuffled`, each with its neighbour's caption."""
     scenes = [*CONCEPT.scenes(count, seed=1), *regularization_scenes(ordinary, seed=1)]
     captions = [shape_world.scene_caption(scene) for scene in scenes]
     if shuffled:
         captions = captions[1:] + captions[:1]
     records = []
     for number, (scene, caption) in enumerate(zip(scenes, captions, strict=True)):
-        picture = shape_world.render_scene(scene)
-        file = storage.save_image(folder / f"{number:02d}.png", picture)
+        image = shape_world.render_scene(scene)
+        file = storage.save_image(folder / f"{number:02d}.png", image)
         records.append(
             manifest.Record(
                 file=file.name,
                 sha256=storage.sha256_file(file),
-                pixels=decode.pixel_hash(picture),
-                width=picture.width,
-                height=picture.height,
+                content_hash=decode.pixel_hash(image),
+                width=image.width,
+                height=image.height,
                 captions=(manifest.Caption(caption, "world"),),
             )
         )
@@ -43,28 +43,31 @@ def dataset(folder: Path, count: int, *, ordinary: int = 0, shuffled: bool = Fal
     return folder
 
 
-def prompts(subject: int, other: int, seeds: Sequence[int] = (0, 1)) -> list[Prompt]:
-    """New scenes with and without the concept."""
-    kinds = {"concept": CONCEPT.scenes(subject, seed=3), "unrelated": regularization_scenes(other, seed=3)}
-    made = []
-    for kind, scenes in kinds.items():
+def prompts(subject: int, unrelated: int, seeds: Sequence[int] = (0, 1)) -> list[Prompt]:
+    """Prompts of new scenes with (c0, c1, ...) and without (u0, u1, ...) the concept."""
+    kinds = {
+        "subject": ("c", CONCEPT.scenes(subject, seed=3)),
+        "unrelated": ("u", regularization_scenes(unrelated, seed=3)),
+    }
+    prompts = []
+    for kind, (prefix, scenes) in kinds.items():
         for number, scene in enumerate(scenes):
-            drop = UNSAID[number % len(UNSAID)]
+            omitted = OMITTED[number % len(OMITTED)]
             texts = (
-                shape_world.scene_caption(scene, drop=drop),
-                shape_world.scene_caption(scene, drop=drop, say_solid=True),
+                shape_world.scene_caption(scene, omit=omitted),
+                shape_world.scene_caption(scene, omit=omitted, include_solid=True),
             )
-            made.append(Prompt(f"{kind[0]}{number}", *texts, seeds=tuple(seeds), kind=kind))
-    return made
+            prompts.append(Prompt(f"{prefix}{number}", *texts, seeds=tuple(seeds), kind=kind))
+    return prompts
 
 
-def prompt_file(path: Path, made: Sequence[Prompt]) -> Path:
-    """The prompts as a file."""
-    return storage.write_jsonl(path, [prompt_to_row(prompt) for prompt in made])
+def prompt_file(path: Path, prompts: Sequence[Prompt]) -> Path:
+    """Write the prompts to a file."""
+    return storage.write_jsonl(path, [prompt_to_row(prompt) for prompt in prompts])
 
 
 def train(folder: Path, data: Path, *, steps: int, save_every: int, lr: float, **changes: Any) -> Path:
-    """Train the embedded DiT, keep every checkpoint; returns the run's folder."""
+    """Train tiny-dit and keep every checkpoint; return the run's folder."""
     settings: dict[str, Any] = {
         "adapter": {"rank": 16, "alpha": 16},
         "optimizer": {"name": "adamw", "lr": lr},
@@ -72,7 +75,7 @@ def train(folder: Path, data: Path, *, steps: int, save_every: int, lr: float, *
             "steps": steps,
             "batch_size": 8,
             "save_every": save_every,
-            "keep": 100,
+            "keep_checkpoints": 100,
             "precision": "fp32",
         },
         "trigger": CONCEPT.word,

@@ -1,4 +1,4 @@
-"""Evaluations made of numbers: checkpoints whose true quality is known, seen through noisy prompts."""
+"""Simulated evaluations: checkpoints with known quality, measured with noisy prompts."""
 
 from __future__ import annotations
 
@@ -8,89 +8,99 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.metrics.feature_metrics import CopyLimit
+from lorakit.evaluation.metrics.feature_metrics import CopyThreshold
+from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
 
-BASE_FIDELITY, CEILING, BASE_MARGIN, FLOOR = 0.40, 0.70, 0.10, 0.15
+BASE_FIDELITY, REFERENCE_FIDELITY, BASE_MARGIN, SHUFFLED = 0.40, 0.70, 0.10, 0.15
 SEEDS = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A checkpoint's shares of the controls, and its faults, as they are without noise."""
+    """A checkpoint's normalized scores and faults without noise."""
 
     step: int
     fidelity: float
-    adherence: float
+    prompt_adherence: float
     copies: float = 0.0
     drift: float = 0.05
     diversity: float = 1.0
 
     @property
     def quality(self) -> float:
-        """What the pick maximises."""
-        return float(np.sqrt(np.clip(self.fidelity, 0, 1) * np.clip(self.adherence, 0, 1)))
+        """The score that the selection maximizes."""
+        return float(np.sqrt(np.clip(self.fidelity, 0, 1) * np.clip(self.prompt_adherence, 0, 1)))
 
 
-def prompts(subject: int = 24, other: int = 24) -> list[Prompt]:
-    made = [Prompt(f"s{i}", f"a sks dog {i}", f"a dog {i}", seeds=SEEDS, kind="view") for i in range(subject)]
-    return made + [
-        Prompt(f"o{i}", f"a boat {i}", f"a boat {i}", seeds=SEEDS, kind="unrelated") for i in range(other)
+def make_prompts(subject: int = 24, unrelated: int = 24) -> list[Prompt]:
+    """`subject` prompts with the trigger and `unrelated` ones without it."""
+    texts = [(f"a sks dog {i}", f"a dog {i}") for i in range(subject)]
+    prompts = [Prompt(f"s{i}", *pair, seeds=SEEDS, kind="view") for i, pair in enumerate(texts)]
+    boats = [f"a boat {i}" for i in range(unrelated)]
+    return prompts + [
+        Prompt(f"o{i}", text, text, seeds=SEEDS, kind="unrelated") for i, text in enumerate(boats)
     ]
 
 
-def evaluation(
-    truths: Sequence[Truth], *, seed: int = 0, noise: float = 1.0, subject: int = 24, other: int = 24
+def simulate(
+    truths: Sequence[Truth], *, seed: int = 0, noise: float = 1.0, subject: int = 24, unrelated: int = 24
 ) -> Evaluation:
-    """What would be measured: prompts are easy or hard for all checkpoints alike, and each has noise of its
-    own; `noise` scales both."""
+    """Simulate measured scores.
+
+    A prompt is easy or hard for all checkpoints alike, and each image has noise of its own; `noise` scales
+    both.
+    """
     rng = np.random.default_rng(seed)
-    made = Evaluation("simulated", prompts(subject, other), [], eye="dino_i")
-    made.ceiling = [CEILING - 0.02, CEILING, CEILING + 0.02]
-    made.limit = CopyLimit(0.85, 0.05)
-    ease = {p.id: noise * rng.normal(0, 0.04, 2) for p in made.prompts}
+    evaluation = Evaluation("simulated", make_prompts(subject, unrelated), [], fidelity_metric="dino_i")
+    evaluation.reference_fidelity = [REFERENCE_FIDELITY - 0.02, REFERENCE_FIDELITY, REFERENCE_FIDELITY + 0.02]
+    evaluation.copy_threshold = CopyThreshold(0.85, 0.05)
+    ease = {p.id: noise * rng.normal(0, 0.04, 2) for p in evaluation.prompts}
     for truth in [Truth(0, 0.0, 1.0, drift=0.0), *truths]:
-        base = truth.step == 0
-        arm = VariantScores(BASE if base else f"step {truth.step}", truth.step or None, None if base else 1.0)
-        scores: dict[str, dict[tuple[str, int], float]] = {}
-        for prompt in made.prompts:
-            own = noise * rng.normal(0, 0.02, 2)
+        is_base = truth.step == 0
+        name = BASE if is_base else f"step-{truth.step}"
+        variant = VariantScores(name, truth.step or None, None if is_base else 1.0)
+        scores: dict[str, dict[SampleKey, float]] = {}
+        for prompt in evaluation.prompts:
+            prompt_noise = noise * rng.normal(0, 0.02, 2)
             for s in SEEDS:
-                key, shot = (prompt.id, s), noise * rng.normal(0, 0.02, 3)
-                fidelity = BASE_FIDELITY + truth.fidelity * (CEILING - BASE_FIDELITY)
-                clip = FLOOR + truth.adherence * BASE_MARGIN
+                key, image_noise = SampleKey(prompt.id, s), noise * rng.normal(0, 0.02, 3)
+                fidelity = BASE_FIDELITY + truth.fidelity * (REFERENCE_FIDELITY - BASE_FIDELITY)
+                clip_t = SHUFFLED + truth.prompt_adherence * BASE_MARGIN
                 values = {
-                    "dino_i": fidelity + ease[prompt.id][0] + own[0] + shot[0],
-                    "clip_t": clip + ease[prompt.id][1] + own[1] + shot[1],
-                    "shuffled": FLOOR + ease[prompt.id][1],
-                    "nearest": 0.95 if rng.random() < truth.copies + 0.02 else 0.6,
+                    "dino_i": fidelity + ease[prompt.id][0] + prompt_noise[0] + image_noise[0],
+                    "clip_t": clip_t + ease[prompt.id][1] + prompt_noise[1] + image_noise[1],
+                    "clip_t_shuffled": SHUFFLED + ease[prompt.id][1],
+                    "nearest_train_similarity": 0.95 if rng.random() < truth.copies + 0.02 else 0.6,
                 }
-                if not base:
-                    values["drift"] = max(0.0, truth.drift + shot[2])
-                for name, value in values.items():
-                    scores.setdefault(name, {})[key] = float(value)
-                arm.files[key] = f"{arm.name}/{prompt.id}-{s}.png"
-        arm.scores = scores
-        spread = truth.diversity * 0.3
-        arm.by_prompt["diversity"] = {p.id: float(spread + noise * rng.normal(0, 0.05)) for p in made.prompts}
-        made.arms.append(arm)
-    return made
+                if not is_base:
+                    values["drift"] = max(0.0, truth.drift + image_noise[2])
+                for metric, value in values.items():
+                    scores.setdefault(metric, {})[key] = float(value)
+                variant.files[key] = f"{name}/{prompt.id}-{s}.png"
+        variant.scores = scores
+        diversity = truth.diversity * 0.3
+        variant.per_prompt["diversity"] = {
+            p.id: float(diversity + noise * rng.normal(0, 0.05)) for p in evaluation.prompts
+        }
+        evaluation.variants.append(variant)
+    return evaluation
 
 
-def overfitting(count: int = 10) -> list[Truth]:
-    """A run that learns, is at its best, and then copies and drifts while fidelity goes on rising."""
+def overfitting_run(count: int = 10) -> list[Truth]:
+    """A run that learns, reaches its best, and then copies and drifts while fidelity keeps rising."""
     truths = []
     for number in range(1, count + 1):
         share = number / count
-        late = max(0.0, share - 0.55)
+        overfit = max(0.0, share - 0.55)
         truths.append(
             Truth(
                 100 * number,
                 fidelity=min(1.0, 0.2 + 1.1 * share),
-                adherence=1.0 - 1.1 * late,
-                copies=1.2 * late,
-                drift=0.1 + 0.5 * late,
-                diversity=1.0 - 0.5 * late,
+                prompt_adherence=1.0 - 1.1 * overfit,
+                copies=1.2 * overfit,
+                drift=0.1 + 0.5 * overfit,
+                diversity=1.0 - 0.5 * overfit,
             )
         )
     return truths

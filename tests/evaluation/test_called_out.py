@@ -1,7 +1,7 @@
-"""Adapters of the embedded base that are not what they should be are called out by the report: trained too
-long on few images, doing nothing, twice too strong, taught with the captions of other pictures.
+"""Faulty adapters of the embedded base models raise alarms: trained too long on few images, without effect,
+twice too strong, or trained with the captions of other images.
 
-`python -m tests.benchmarks.overfit` does the first at its full size: ten checkpoints, 48 prompts, four seeds.
+`python -m tests.benchmarks.overfit` runs the first at full size: ten checkpoints, 48 prompts, four seeds.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import pytest
 
 from lorakit import adapters
 from lorakit.core import storage
-from lorakit.evaluation.evaluate_run import EvaluationResult, RunEvaluationOptions, evaluate_run
-from lorakit.evaluation.report.verdict import selection_headline, selection_remarks
+from lorakit.evaluation.evaluate_run import evaluate_run
+from lorakit.evaluation.report.verdict import selection_headline, selection_notes
+from lorakit.evaluation.result import EvaluationResult
 from lorakit.sampling.pipeline import SamplingOptions
 from tests.evaluation import embedded
 
-OPTIONS = SamplingOptions(steps=6, guidance=4.0, batch=24, quiet=True)
+OPTIONS = SamplingOptions(num_inference_steps=6, guidance_scale=4.0, batch_size=24, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +28,24 @@ def prompts(tmp_path_factory) -> Path:
     return embedded.prompt_file(path, embedded.prompts(12, 12))
 
 
-def evaluate(run: Path, prompts: Path, **changes) -> EvaluationResult:
-    return evaluate_run(
-        run, RunEvaluationOptions(prompts=prompts, options=OPTIONS, validate=False, **changes)
-    )
+def evaluate(run: Path, prompts: Path, **options) -> EvaluationResult:
+    return evaluate_run(run, prompts=prompts, sampling=OPTIONS, validation_loss=False, **options)
 
 
 def train(folder: Path, data: Path, *, steps: int, save_every: int, batch: int, lr: float) -> Path:
-    made = {"steps": steps, "batch_size": batch, "save_every": save_every, "keep": 100, "precision": "fp32"}
-    return embedded.train(folder, data, steps=steps, save_every=save_every, lr=lr, train=made)
+    settings = {
+        "steps": steps,
+        "batch_size": batch,
+        "save_every": save_every,
+        "keep_checkpoints": 100,
+        "precision": "fp32",
+    }
+    return embedded.train(folder, data, steps=steps, save_every=save_every, lr=lr, train=settings)
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
-    """Stripes from six pictures beside six ordinary ones: an adapter with nothing to be said against."""
+    """Stripes from six images, with six ordinary ones: an adapter without faults."""
     folder = tmp_path_factory.mktemp("sound")
     data = embedded.dataset(folder / "data", 6, ordinary=6)
     return train(folder, data, steps=120, save_every=120, batch=8, lr=3e-3)
@@ -51,51 +56,52 @@ def doubled(sound, prompts) -> EvaluationResult:
     return evaluate(sound, prompts, strengths=(1.0, 2.0))
 
 
-def said(result: EvaluationResult) -> str:
-    evaluation, pick = result.evaluation, result.pick
-    return " ".join([selection_headline(evaluation, pick)[0], *selection_remarks(evaluation, pick)])
+def verdict_text(result: EvaluationResult) -> str:
+    evaluation, selection = result.evaluation, result.selection
+    headline = selection_headline(evaluation, selection)
+    return " ".join([headline.text, *selection_notes(evaluation, selection)])
 
 
-def test_at_double_strength_it_drifts_and_as_it_is_it_is_taken(doubled):
-    plain, double = doubled.pick.standings
+def test_double_strength_drifts_and_strength_one_is_selected(doubled):
+    plain, double = doubled.selection.candidates
     assert not plain.alarms
-    assert "drift" in [alarm.kind for alarm in double.alarms]
-    assert doubled.pick.arm is plain.arm
-    assert "Drifts: step 120 × 2" in said(doubled)
-    assert "Drifts: step 120 × 2" in doubled.report.read_text()
+    assert "drift" in [alarm.name for alarm in double.alarms]
+    assert doubled.selection.variant is plain.variant
+    assert "Drift: step-120@2" in verdict_text(doubled)
+    assert "Drift: step-120@2" in doubled.report.read_text()
 
 
-def test_an_adapter_that_does_nothing(sound, doubled, prompts, tmp_path):
+def test_an_adapter_without_effect_raises_the_alarm(sound, doubled, prompts, tmp_path):
     run = shutil.copytree(sound, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     file = run / "adapter.safetensors"
-    tensors, facts = storage.read_safetensors(file), adapters.read_adapter_metadata(file)
-    none = {name: t * 0 if ".lora_B." in name else t for name, t in tensors.items()}
-    storage.write_safetensors(file, none, adapters.pack_metadata(facts))
+    tensors, metadata = storage.read_safetensors(file), adapters.read_adapter_metadata(file)
+    zeroed = {name: t * 0 if ".lora_B." in name else t for name, t in tensors.items()}
+    storage.write_safetensors(file, zeroed, adapters.pack_metadata(metadata))
     result = evaluate(run, prompts)
-    assert [a.kind for s in result.pick.standings for a in s.alarms] == ["nothing"]
-    assert result.pick.arm is None
-    assert "does nothing" in said(result).lower()
-    assert "does nothing" in result.report.read_text().lower()
+    assert [alarm.name for c in result.selection.candidates for alarm in c.alarms] == ["no_effect"]
+    assert result.selection.variant is None
+    assert "the adapter does nothing" in verdict_text(result).lower()
+    assert "the adapter does nothing" in result.report.read_text().lower()
 
 
-def test_an_adapter_trained_on_shuffled_captions(prompts, tmp_path):
+def test_an_adapter_trained_with_shuffled_captions_ignores_prompts(prompts, tmp_path):
     data = embedded.dataset(tmp_path / "data", 12, shuffled=True)
     run = train(tmp_path, data, steps=60, save_every=60, batch=8, lr=6e-3)
     result = evaluate(run, prompts)
-    assert "deaf" in [alarm.kind for s in result.pick.standings for alarm in s.alarms]
-    assert result.pick.arm is None
-    assert "captions mixed up" in said(result)
-    assert "does not listen" in result.report.read_text().lower()
+    assert "prompt_ignored" in [alarm.name for s in result.selection.candidates for alarm in s.alarms]
+    assert result.selection.variant is None
+    assert "each caption belongs to its image" in verdict_text(result)
+    assert "prompt ignored" in result.report.read_text().lower()
 
 
-def test_trained_too_long_on_few_images_fidelity_rises_until_alarms_end_it(tmp_path):
-    """Six pictures, each shown two hundred times."""
+def test_training_too_long_on_few_images_raises_fidelity_and_then_alarms(tmp_path):
+    """Six images, each used two hundred times."""
     prompts = embedded.prompt_file(tmp_path / "p.jsonl", embedded.prompts(16, 8))
     run = train(tmp_path, embedded.dataset(tmp_path / "data", 6), steps=300, save_every=30, batch=4, lr=6e-3)
     result = evaluate(run, prompts, checkpoints="30,300")
-    first, last = result.pick.standings
+    first, last = result.selection.candidates
     assert first.fidelity.mean < last.fidelity.mean
-    assert {"copy", "rote", "drift"} & {alarm.kind for alarm in last.alarms}
-    assert result.pick.arm is first.arm
-    assert "step 300" in said(result)
+    assert {"copied_images", "memorization", "drift"} & {alarm.name for alarm in last.alarms}
+    assert result.selection.variant is first.variant
+    assert "step-300" in verdict_text(result)
     assert "Alarms" in result.report.read_text()

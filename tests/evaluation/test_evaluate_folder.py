@@ -1,5 +1,5 @@
-"""Folders of any generator against PartiPrompts-style prompts, two evaluations against each other, and the
-page and pick again from what was written."""
+"""Evaluation of image folders with PartiPrompts-style prompts, comparison of two evaluations, and reports
+written again."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SCENES = [
 
 
 def photos(folder: Path, style: str, seeds: int = 2) -> Path:
-    """What a generator would answer: pictures by prompt number and seed."""
+    """Images as another generator would name them: by prompt number and seed."""
     for number, scene in enumerate(SCENES, 1):
         for seed in range(seeds):
             rng = np.random.default_rng([number, seed])
-            drawn = shape_world.render_scene(
+            image = shape_world.render_scene(
                 shape_world.jitter_scene(rng, shape_world.with_attribute(scene, "style", style)), 128
             )
-            storage.save_image(folder / f"{number:04d}-{seed}.png", drawn)
+            storage.save_image(folder / f"{number:04d}-{seed}.png", image)
     return folder
 
 
@@ -48,30 +48,31 @@ def place(tmp_path_factory) -> Path:
     (root / "parti.tsv").write_text(PARTI)
     for style in ("solid", "striped"):
         photos(root / style, style)
-        given = ["eval", "score", str(root / style), "--prompts", str(root / "parti.tsv")]
-        assert main.main([*given, "--clip", "embedded", "--quiet"]) == 0
+        command = ["eval", "score", str(root / style), "--prompts", str(root / "parti.tsv")]
+        assert main.main([*command, "--clip-model", "embedded", "--quiet"]) == 0
     return root
 
 
-def test_a_folder_of_photos_is_scored_by_the_embedded_clip(place):
-    root, made = score_table.load_evaluation(place / "solid-scores")
-    (arm,) = made.arms
-    clip = clip_score.ClipScorer.local(base_model.EMBEDDED_CLIP)
+def test_a_folder_of_images_is_scored_by_the_embedded_clip(place):
+    root = place / "solid-scores"
+    evaluation = score_table.load_evaluation(root)
+    (variant,) = evaluation.variants
+    clip = clip_score.ClipScorer.from_folder(base_model.EMBEDDED_CLIP)
     from PIL import Image
 
-    for key, file in arm.files.items():
-        prompt = next(p for p in made.prompts if p.id == key[0])
-        with Image.open(root / file) as picture:
-            expected = clip.clip_t([picture], [prompt.prompt])[0]
-        assert arm.scores["clip_t"][key] == pytest.approx(expected, abs=1e-6)
-    assert [p.kind for p in made.prompts] == ["Abstract", "Arts", "Abstract", "Arts"]
+    for key, file in variant.files.items():
+        prompt = next(p for p in evaluation.prompts if p.id == key.prompt_id)
+        with Image.open(root / file) as image:
+            expected = clip.clip_t([image], [prompt.prompt])[0]
+        assert variant.scores["clip_t"][key] == pytest.approx(expected, abs=1e-6)
+    assert [p.kind for p in evaluation.prompts] == ["Abstract", "Arts", "Abstract", "Arts"]
     page = (root / "report.html").read_text()
     assert "Abstract" in page
     assert "a &quot;blue&quot; heart" in page
     rows = list(csv.DictReader((root / "scores.csv").open(encoding="utf-8")))
     assert len(rows) == 8
     assert {row["kind"] for row in rows} == {"Abstract", "Arts"}
-    assert not list((place / "solid").glob("*.json"))  # the user's folder is left as it was
+    assert not list((place / "solid").glob("*.json"))  # the user's folder is unchanged
 
 
 def test_two_evaluations_are_compared_prompt_by_prompt(place, capsys):
@@ -89,50 +90,48 @@ def test_two_evaluations_are_compared_prompt_by_prompt(place, capsys):
     )
     answer = json.loads(capsys.readouterr().out)
     assert code == 0
-    first, second = (
-        score_table.load_evaluation(place / f"{style}-scores")[1] for style in ("solid", "striped")
-    )
+    first, second = (score_table.load_evaluation(place / f"{style}-scores") for style in ("solid", "striped"))
     gains = [
         np.mean(
             [
-                second.arms[0].scores["clip_t"][p.id, s] - first.arms[0].scores["clip_t"][p.id, s]
+                second.variants[0].scores["clip_t"][p.id, s] - first.variants[0].scores["clip_t"][p.id, s]
                 for s in p.seeds
             ]
         )
         for p in first.prompts
     ]
     assert answer["differences"]["clip_t"]["mean"] == pytest.approx(np.mean(gains), abs=1e-9)
-    assert answer["before"] == "solid"
+    assert (answer["first"], answer["second"]) == ("solid", "striped")
     page = (out / "report.html").read_text()
     assert "Beyond chance" in page
     assert page.count("<img") == 16
-    assert score_table.load_evaluation(out)[1].arms[1].files["0001", 0] == "../striped/0001-0.png"
+    assert score_table.load_evaluation(out).variants[1].files["0001", 0] == "../striped/0001-0.png"
 
 
-def test_compared_with_itself_nothing_differs(place, capsys, tmp_path):
+def test_an_evaluation_does_not_differ_from_itself(place, capsys, tmp_path):
     one = str(place / "solid-scores")
     assert main.main(["eval", "compare", one, one, "--out", str(tmp_path)]) == 0
-    assert "cannot be told apart" in capsys.readouterr().out
+    assert "cannot be distinguished" in capsys.readouterr().out
 
 
-def test_other_settings_are_not_compared(place, tmp_path, capsys):
-    given = [
+def test_evaluations_with_other_settings_are_not_compared(place, tmp_path, capsys):
+    command = [
         "eval",
         "score",
         str(place / "solid"),
         "--prompts",
         str(place / "parti.tsv"),
-        "--clip",
+        "--clip-model",
         "embedded",
     ]
-    assert main.main([*given, "--resize", "pad", "--out", str(tmp_path / "pad"), "--quiet"]) == 0
+    assert main.main([*command, "--resize", "pad", "--out", str(tmp_path / "pad"), "--quiet"]) == 0
     code = main.main(["eval", "compare", str(place / "solid-scores"), str(tmp_path / "pad")])
     assert code == 3
     assert "resize" in capsys.readouterr().err
 
 
-def test_with_base_and_references_a_folder_is_judged_as_fully_as_a_run(place, tmp_path, capsys):
-    """Pictures that copy the references are called out, though no checkpoint of ours made them."""
+def test_with_base_images_and_references_a_folder_has_all_scores_of_a_run(place, tmp_path, capsys):
+    """Images that copy the references are called out, though no checkpoint of ours evaluation them."""
     style = "striped"
     for number in range(6):
         rng = np.random.default_rng(number)
@@ -140,23 +139,36 @@ def test_with_base_and_references_a_folder_is_judged_as_fully_as_a_run(place, tm
             tmp_path / f"refs/{number}.png",
             shape_world.render_scene(shape_world.random_scene(rng, styles=(style,))),
         )
-    given = ["eval", "score", str(place / style), "--prompts", str(place / "parti.tsv"), "--clip", "embedded"]
+    command = [
+        "eval",
+        "score",
+        str(place / style),
+        "--prompts",
+        str(place / "parti.tsv"),
+        "--clip-model",
+        "embedded",
+    ]
     more = [
-        "--base",
+        "--base-images",
         str(place / "solid"),
         "--references",
         str(tmp_path / "refs"),
         "--out",
         str(tmp_path / "out"),
     ]
-    assert main.main([*given, *more, "--json", "--quiet"]) == 0
+    assert main.main([*command, *more, "--json", "--quiet"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["pick"]["indicative"] is True
-    made = score_table.load_evaluation(tmp_path / "out")[1]
-    assert made.base is not None
-    assert made.limit is not None
-    assert made.tuned[0].name == "striped"
-    assert made.gain(made.base, made.tuned[0], "clip_i", made.prompts).low > 0
+    assert answer["selection"]["few_prompts"] is True
+    evaluation = score_table.load_evaluation(tmp_path / "out")
+    assert evaluation.base is not None
+    assert evaluation.copy_threshold is not None
+    assert evaluation.adapter_variants[0].name == "striped"
+    assert (
+        evaluation.paired_difference(
+            evaluation.base, evaluation.adapter_variants[0], "clip_i", evaluation.prompts
+        ).ci_low
+        > 0
+    )
 
 
 def test_the_report_is_written_again_from_the_numbers_alone(place, capsys):
@@ -168,35 +180,39 @@ def test_the_report_is_written_again_from_the_numbers_alone(place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
-        (["pick", "{solid}"], 2, "nothing to pick from"),
+        (["pick", "{solid}"], 2, "nothing to select from"),
         (["pick", "{root}"], 3, "lorakit eval run"),
-        (["compare", "{solid}:step 9", "{solid}"], 2, "no arm 'step 9'"),
+        (["compare", "{solid}:step-9", "{solid}"], 2, "no variant 'step-9'"),
         (["score", "{root}/solid", "--prompts", "{root}/nowhere.tsv"], 3, "cannot read the prompt file"),
-        (["score", "{root}", "--prompts", "{root}/parti.tsv"], 3, "no pictures"),
+        (["score", "{root}", "--prompts", "{root}/parti.tsv"], 3, "no images"),
         (
             [
                 "score",
                 "{root}/solid",
                 "--prompts",
                 "{root}/parti.tsv",
-                "--also",
+                "--metric",
                 "bleu",
-                "--clip",
+                "--clip-model",
                 "embedded",
             ],
             2,
             "bleu",
         ),
-        (["score", "{root}/solid", "--prompts", "{root}/parti.tsv", "--clip", "ViT"], 2, "--clip"),
+        (
+            ["score", "{root}/solid", "--prompts", "{root}/parti.tsv", "--clip-model", "ViT"],
+            2,
+            "--clip-model",
+        ),
         (["run", "{root}"], 2, "not a run"),
         (["prompts", "{root}"], 3, "no manifest"),
     ],
 )
-def test_mistakes_are_one_readable_error(place, capsys, arguments, code, said):
-    given = [text.format(root=place, solid=place / "solid-scores") for text in arguments]
-    assert main.main(["eval", *given]) == code
+def test_a_mistake_is_one_readable_error(place, capsys, arguments, code, message):
+    command = [text.format(root=place, solid=place / "solid-scores") for text in arguments]
+    assert main.main(["eval", *command]) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ")
-    assert said in err
+    assert message in err

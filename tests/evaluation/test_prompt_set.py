@@ -1,4 +1,4 @@
-"""A prompt set says what its kinds promise, and nothing that the captions already told."""
+"""A prompt set has the prompts of its kinds, and prefers those that the captions do not contain."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lorakit.evaluation.prompt_set import make_prompt_set, write_prompt_set
 DOG = Subject("sks", "dog")
 
 
-def test_the_kinds_their_numbers_and_their_roles():
-    made = make_prompt_set([], DOG)
-    kinds = Counter(prompt.kind for prompt in made)
+def test_a_prompt_set_has_a_fixed_number_of_each_kind_and_role():
+    prompts = make_prompt_set([], DOG)
+    kinds = Counter(prompt.kind for prompt in prompts)
     assert kinds == {
-        "recontextualisation": 10,
+        "recontextualization": 10,
         "property": 5,
         "style": 5,
         "view": 4,
         "class": 6,
         "unrelated": 6,
     }
-    roles = Counter(prompt.role("sks") for prompt in made)
+    roles = Counter(prompt.role("sks") for prompt in prompts)
     assert roles == {"subject": 24, "class": 6, "unrelated": 6}
-    assert len({prompt.id for prompt in made}) == len({prompt.prompt for prompt in made}) == 36
+    assert len({prompt.id for prompt in prompts}) == len({prompt.prompt for prompt in prompts}) == 36
 
 
 def test_only_prompts_of_the_subject_hold_the_trigger_and_no_score_text_does():
@@ -37,7 +37,7 @@ def test_only_prompts_of_the_subject_hold_the_trigger_and_no_score_text_does():
         assert "{" not in prompt.prompt + prompt.score_text
 
 
-def test_what_the_captions_tell_is_not_asked_again():
+def test_places_and_properties_in_the_captions_are_avoided():
     captions = ["a sks dog on the beach", "a sks dog in the snow wearing a hat", "sks dog, watercolour"]
     before, after = ({p.prompt for p in make_prompt_set(some, DOG)} for some in ([], captions))
     for word in ("beach", "snow", "hat", "watercolour"):
@@ -45,7 +45,7 @@ def test_what_the_captions_tell_is_not_asked_again():
         assert not any(has_word(text, word) for text in after if has_word(text, "sks"))
 
 
-def test_things_get_materials_and_the_living_get_clothes():
+def test_things_get_materials_and_living_beings_get_clothes():
     thing, animal = (
         [p.prompt for p in make_prompt_set([], s) if p.kind == "property"]
         for s in (Subject("sks", "teapot"), DOG)
@@ -55,7 +55,7 @@ def test_things_get_materials_and_the_living_get_clothes():
     assert not any("wearing" in text for text in thing)
 
 
-def test_articles_and_a_subject_without_a_trigger():
+def test_articles_fit_and_a_subject_needs_no_trigger():
     texts = [p.prompt for p in make_prompt_set([], Subject("ohwx", "owl"))]
     assert any(text.startswith("an ohwx owl") for text in texts)
     plain = make_prompt_set([], Subject(None, "owl"))
@@ -63,19 +63,19 @@ def test_articles_and_a_subject_without_a_trigger():
     assert all(p.prompt == p.score_text for p in plain)
 
 
-def test_it_is_written_as_a_prompt_file_and_never_over_one(tmp_path):
-    made = make_prompt_set(["a sks dog"], DOG, count=12, others=2)
-    path = write_prompt_set(tmp_path / "p.jsonl", made)
-    assert load_prompts(path) == made
-    assert len(made) == 16
+def test_a_prompt_set_is_written_as_a_prompt_file_and_never_over_one(tmp_path):
+    prompts = make_prompt_set(["a sks dog"], DOG, num_prompts=12, num_others=2)
+    path = write_prompt_set(tmp_path / "p.jsonl", prompts)
+    assert load_prompts(path) == prompts
+    assert len(prompts) == 16
     path.write_text(path.read_text() + "\n")
     with pytest.raises(ConfigError, match="exists"):
-        write_prompt_set(path, made)
+        write_prompt_set(path, prompts)
 
 
 @pytest.mark.parametrize(
-    ("subject", "count", "said"), [(Subject("sks"), 24, "class noun"), (DOG, 3, "too few")]
+    ("subject", "count", "message"), [(Subject("sks"), 24, "class noun"), (DOG, 3, "too few")]
 )
-def test_what_is_missing_is_said(subject, count, said):
-    with pytest.raises(ConfigError, match=said):
-        make_prompt_set([], subject, count=count)
+def test_a_missing_class_noun_or_too_few_prompts_is_an_error(subject, count, message):
+    with pytest.raises(ConfigError, match=message):
+        make_prompt_set([], subject, num_prompts=count)

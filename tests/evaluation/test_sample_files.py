@@ -1,4 +1,4 @@
-"""Pictures of any generator find their prompts: by a list, by a pattern, by name; and by nothing else."""
+"""Image files are matched with prompts by a list, a pattern or their names, and never by order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPTS = [Prompt("dog", "a dog", "a dog"), Prompt("0002", "a cat", "a cat"), Pr
 
 
 def folder(tmp_path: Path, *names: str) -> Path:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), "red").save(root / name)
@@ -28,14 +28,14 @@ def keys(root: Path, pattern: str | None = None) -> dict[tuple[str, int], str]:
     return {p.key: p.path.relative_to(root).as_posix() for p in find_samples(root, PROMPTS, pattern)}
 
 
-def test_by_name(tmp_path):
+def test_images_are_matched_by_name(tmp_path):
     root = folder(tmp_path, "dog-3.png", "dog_12.webp", "0002.jpg", "a-b-7.png", "a-b.PNG")
     expected = {("dog", 3): "dog-3.png", ("dog", 12): "dog_12.webp", ("0002", 0): "0002.jpg"}
     assert keys(root) == expected | {("a-b", 7): "a-b-7.png", ("a-b", 0): "a-b.PNG"}
 
 
-@pytest.mark.parametrize("pattern", ["{id}/{seed}.png", "{id}/{seed}"])
-def test_by_pattern(tmp_path, pattern):
+@pytest.mark.parametrize("pattern", ["{prompt_id}/{seed}.png", "{prompt_id}/{seed}"])
+def test_images_are_matched_by_a_pattern(tmp_path, pattern):
     root = folder(tmp_path, "dog/0.png", "dog/1.png", "0002/5.png")
     assert keys(root, pattern) == {
         ("dog", 0): "dog/0.png",
@@ -44,13 +44,13 @@ def test_by_pattern(tmp_path, pattern):
     }
 
 
-def test_a_pattern_without_a_seed_means_one_picture_a_prompt(tmp_path):
+def test_a_pattern_without_a_seed_means_one_image_for_each_prompt(tmp_path):
     root = folder(tmp_path, "out_dog.final.png", "out_0002.final.png")
-    assert set(keys(root, "out_{id}.final.png")) == {("dog", 0), ("0002", 0)}
+    assert set(keys(root, "out_{prompt_id}.final.png")) == {("dog", 0), ("0002", 0)}
 
 
 @pytest.mark.parametrize("listing", ["samples.json", "samples.jsonl", "samples.csv"])
-def test_by_list_in_any_order_and_under_any_name(tmp_path, listing):
+def test_images_are_matched_by_a_list_in_any_order_and_with_any_name(tmp_path, listing):
     root = folder(tmp_path, "z.png", "sub/y.png")
     rows = [
         {"prompt_id": "0002", "seed": 7, "file": "z.png", "model": "closed"},
@@ -66,7 +66,7 @@ def test_by_list_in_any_order_and_under_any_name(tmp_path, listing):
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([], "at least one"),
         ({"a": 1}, "at least one"),
@@ -75,34 +75,34 @@ def test_by_list_in_any_order_and_under_any_name(tmp_path, listing):
         ([{"prompt_id": "z", "seed": 0, "file": "one.png"}], "no id 'z'"),
         ([{"prompt_id": "dog", "seed": 0, "file": "two.png"}], "does not exist"),
         ([{"prompt_id": "dog", "seed": 0, "file": "../out.png"}], "outside the folder"),
-        ([{"prompt_id": "dog", "seed": 0, "file": "one.png"}] * 2, "two pictures"),
+        ([{"prompt_id": "dog", "seed": 0, "file": "one.png"}] * 2, "two images"),
     ],
 )
-def test_lists_that_cannot_be_used_are_refused(tmp_path, rows, said):
+def test_invalid_lists_are_refused(tmp_path, rows, message):
     root = folder(tmp_path, "one.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "out.png")
     (root / "samples.json").write_text(json.dumps(rows))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         find_samples(root, PROMPTS)
 
 
-def test_a_picture_without_a_prompt_is_named_never_guessed(tmp_path):
+def test_an_image_without_a_prompt_is_an_error_that_names_it(tmp_path):
     root = folder(tmp_path, "dog-0.png", "IMG_001.png", "00001.png")
     with pytest.raises(DataError, match=r"00001\.png, IMG_001\.png") as caught:
         find_samples(root, PROMPTS)
     assert "--pattern" in str(caught.value)
 
 
-def test_what_is_no_folder_or_has_no_pictures(tmp_path):
+def test_a_missing_or_empty_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find_samples(tmp_path / "none", PROMPTS)
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         find_samples(folder(tmp_path), PROMPTS)
-    with pytest.raises(DataError, match=r"has no \{id\}"):
+    with pytest.raises(DataError, match=r"has no \{prompt_id\}"):
         find_samples(folder(tmp_path, "x.png"), PROMPTS, "{seed}.png")
 
 
-def test_the_prompts_asked_have_just_the_seeds_that_there_are(tmp_path):
+def test_prompts_keep_only_the_seeds_that_have_an_image(tmp_path):
     root = folder(tmp_path, "dog-5.png", "dog-2.png", "a-b-0.png")
     assert {p.id: p.seeds for p in prompts_with_seeds(find_samples(root, PROMPTS))} == {
         "dog": (2, 5),
@@ -110,12 +110,12 @@ def test_the_prompts_asked_have_just_the_seeds_that_there_are(tmp_path):
     }
 
 
-def test_a_clip_lies_beside_its_picture(tmp_path):
+def test_a_video_is_listed_beside_its_still_image(tmp_path):
     root = folder(tmp_path, "a.png", "a.webp")
-    row = {"prompt_id": "dog", "seed": 1, "file": "a.png", "clip": "a.webp"}
-    (root / "samples.json").write_text(json.dumps([row, {**row, "seed": 2, "clip": None}]))
-    assert [p.clip and p.clip.name for p in find_samples(root, PROMPTS)] == ["a.webp", None]
-    for clip, words in (("../a.webp", "outside"), ("b.webp", "does not exist"), (3, "names the file")):
-        (root / "samples.json").write_text(json.dumps([row | {"clip": clip}]))
-        with pytest.raises(DataError, match=words):
+    row = {"prompt_id": "dog", "seed": 1, "file": "a.png", "video": "a.webp"}
+    (root / "samples.json").write_text(json.dumps([row, {**row, "seed": 2, "video": None}]))
+    assert [p.video and p.video.name for p in find_samples(root, PROMPTS)] == ["a.webp", None]
+    for video, message in (("../a.webp", "outside"), ("b.webp", "does not exist"), (3, "name of a file")):
+        (root / "samples.json").write_text(json.dumps([row | {"video": video}]))
+        with pytest.raises(DataError, match=message):
             find_samples(root, PROMPTS)

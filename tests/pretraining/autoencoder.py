@@ -1,4 +1,4 @@
-"""The world's autoencoder: pixels in [-1, 1] to four-channel latents at a quarter of the size, and back."""
+"""The autoencoder: pixels in [-1, 1] to four-channel latents at a quarter of the size, and back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lorakit.quickstart import shape_world
 from tests.pretraining.loop import PretrainJob, run_training_loop
 from tests.pretraining.muon import build_optimizers
 
-CROP = 32  # pixels of a training crop: the work is local, and half of the side costs a quarter
+CROP = 32  # side of a training crop: half of the side costs a quarter, and the task is local
 KL_WEIGHT = 1e-4  # per latent element; 2e-3 washed out small shapes
 
 
 def build_autoencoder(scaling_factor: float = 1.0) -> Any:
-    """An untrained `AutoencoderKL`. No shift: `StableDiffusionPipeline` would ignore it."""
+    """Return an untrained `AutoencoderKL`, without a shift, because `StableDiffusionPipeline` ignores it."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -36,13 +36,13 @@ def build_autoencoder(scaling_factor: float = 1.0) -> Any:
     )
 
 
-def to_pixels(pictures: NDArray[np.uint8], device: str | torch.device = "cpu") -> torch.Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_pixels(images: NDArray[np.uint8], device: str | torch.device = "cpu") -> torch.Tensor:
+    """Convert (N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def reconstruction_loss(output: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """L1 + L2 + L1 of the gradients, which keeps the edges sharp."""
+    """Return L1 + L2 + L1 of the image gradients, which keeps edges sharp."""
     error = output - pixels
     horizontal = (error[..., 1:] - error[..., :-1]).abs().mean()
     vertical = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
@@ -51,23 +51,23 @@ def reconstruction_loss(output: torch.Tensor, pixels: torch.Tensor) -> torch.Ten
 
 def _training_crops(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
     scenes = [shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES) for _ in range(count)]
-    pictures = shape_world.render_scenes(scenes)
-    # Places beyond the border are clipped to it, so that borders and corners get more than a chance share.
+    images = shape_world.render_scenes(scenes)
+    # Positions beyond the border are clipped to it, so that borders and corners are frequent.
     corners = np.clip(
         rng.integers(-8, shape_world.IMAGE_SIZE - CROP + 9, (count, 2)), 0, shape_world.IMAGE_SIZE - CROP
     )
-    return np.stack([p[y : y + CROP, x : x + CROP] for p, (y, x) in zip(pictures, corners, strict=True)])
+    return np.stack([p[y : y + CROP, x : x + CROP] for p, (y, x) in zip(images, corners, strict=True)])
 
 
 @torch.no_grad()
 def psnr(vae: Any, *, count: int = 128, seed: int = 1, styles: tuple[str, ...] = shape_world.STYLES) -> float:
-    """Decibels of the reconstructions of whole unseen pictures, all shapes included."""
+    """Return the decibels of reconstructions of whole images with all shapes."""
     rng = np.random.default_rng(seed)
-    pictures = shape_world.render_scenes(
+    images = shape_world.render_scenes(
         [shape_world.random_scene(rng, shape_world.SHAPES, styles) for _ in range(count)]
     )
     errors = []
-    for part in np.array_split(pictures, max(1, count // 32)):
+    for part in np.array_split(images, max(1, count // 32)):
         pixels = to_pixels(part, vae.device)
         output = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
         errors.append((output - pixels).square().mean().item() / 4)  # of pixels in [0, 1]
@@ -75,14 +75,14 @@ def psnr(vae: Any, *, count: int = 128, seed: int = 1, styles: tuple[str, ...] =
 
 
 @torch.no_grad()
-def encode_scene_latents(vae: Any, pictures: NDArray[np.uint8], batch: int = 64) -> torch.Tensor:
-    """Unscaled latent means (N, 4, H/4, W/4)."""
-    parts = (pictures[i : i + batch] for i in range(0, len(pictures), batch))
+def encode_scene_latents(vae: Any, images: NDArray[np.uint8], batch: int = 64) -> torch.Tensor:
+    """Return unscaled latent means (N, 4, H/4, W/4)."""
+    parts = (images[i : i + batch] for i in range(0, len(images), batch))
     return torch.cat([vae.encode(to_pixels(part, vae.device)).latent_dist.mode() for part in parts])
 
 
 def measure_scaling_factor(vae: Any, *, count: int = 512, seed: int = 2) -> float:
-    """One over the standard deviation of the base world's latents."""
+    """Return one over the standard deviation of the latents of base scenes."""
     rng = np.random.default_rng(seed)
     return 1.0 / float(
         encode_scene_latents(
@@ -92,7 +92,7 @@ def measure_scaling_factor(vae: Any, *, count: int = 512, seed: int = 2) -> floa
 
 
 def export_autoencoder(vae: Any, folder: Path) -> None:
-    """Write a diffusers folder in 16 bit, with its measured scaling factor."""
+    """Write a diffusers folder in 16 bit with the measured scaling factor."""
     vae.register_to_config(scaling_factor=round(measure_scaling_factor(vae), 4))
     tensors = {name: tensor.half() for name, tensor in vae.state_dict().items()}
     storage.write_text(folder / "config.json", vae.to_json_string())
@@ -100,14 +100,14 @@ def export_autoencoder(vae: Any, folder: Path) -> None:
 
 
 def load_autoencoder(folder: Path) -> Any:
-    """The trained autoencoder in float32."""
+    """Load the trained autoencoder in float32."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def pretrain_autoencoder(job: PretrainJob, folder: Path, *, batch: int = 48, lr: float = 2e-3) -> Any:
-    """Train and export to `folder`; returns the averaged model."""
+    """Train and export to `folder`; return the averaged model."""
     torch.manual_seed(job.seed)
     vae = build_autoencoder().to(job.device)
 
@@ -121,10 +121,10 @@ def pretrain_autoencoder(job: PretrainJob, folder: Path, *, batch: int = 48, lr:
         )
 
     def milestone(averaged: Any, note: str) -> None:
-        figures = {style: round(psnr(averaged, count=32, styles=(style,)), 2) for style in shape_world.STYLES}
-        figures["all"] = round(psnr(averaged, count=64), 2)
-        print(f"{job.name} {note}: PSNR {figures}", flush=True)
-        storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, **figures})
+        decibels = {s: round(psnr(averaged, count=32, styles=(s,)), 2) for s in shape_world.STYLES}
+        decibels["all"] = round(psnr(averaged, count=64), 2)
+        print(f"{job.name} {note}: PSNR {decibels}", flush=True)
+        storage.append_jsonl(job.out / f"{job.name}.jsonl", {"note": note, **decibels})
         export_autoencoder(averaged, folder)
 
     return run_training_loop(job, vae, build_optimizers(vae, lr), loss, milestone)

@@ -1,4 +1,4 @@
-"""The pre-training loop of all models: a budget of minutes, resumable, with an average of the weights."""
+"""The pre-training loop of all models: a time budget, resumable, with an average of the weights (EMA)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Loss = Callable[[np.random.Generator], torch.Tensor]
 
 @dataclass
 class PretrainJob:
-    """One model's pre-training. The same `out` goes on where it stopped; `minutes` counts all sessions."""
+    """The pre-training of one model; with the same `out` it resumes, and `minutes` counts all sessions."""
 
     name: str
     out: Path
     minutes: float
     device: str = "cpu"
     seed: int = 0
-    warmup: int = 100  # steps
-    decay: float = 0.3  # share of the minutes at the end, over which the learning rate falls to zero
-    average: float = 0.998  # decay of the weights' moving average
-    clip: float = 1.0  # largest norm of the gradient
+    warmup_steps: int = 100
+    lr_decay_fraction: float = 0.3  # share of the minutes at the end in which the learning rate falls to zero
+    ema_decay: float = 0.998
+    max_grad_norm: float = 1.0
     save_every: float = 120.0  # seconds
-    milestones: Sequence[float] = ()  # minutes at which `on_milestone` is called, besides the end
+    milestones: Sequence[float] = ()  # minutes at which `on_milestone` is called, and at the end
     quiet: bool = False
     max_steps: int | None = None
     losses: list[float] = field(default_factory=list)
@@ -47,33 +47,37 @@ def run_training_loop(
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     loss: Loss,
-    on_milestone: Callable[[torch.nn.Module, str], None] = lambda averaged, note: None,
+    on_milestone: Callable[[torch.nn.Module, str], None] = lambda ema_model, note: None,
 ) -> torch.nn.Module:
-    """Train `model` in place and return its averaged copy; `NumericError` when the loss is not finite."""
-    averaged = copy.deepcopy(model).eval().requires_grad_(False)
-    step, elapsed = _resume(job, model, averaged, optimizers)
+    """Train `model` in place and return its averaged copy; NumericError if the loss is not finite."""
+    ema_model = copy.deepcopy(model).eval().requires_grad_(False)
+    step, elapsed = _resume(job, model, ema_model, optimizers)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    began = saved = time.monotonic()
-    spent_before = elapsed
+    started_at = saved_at = time.monotonic()
+    elapsed_before = elapsed
     pending = [m for m in sorted(job.milestones) if m * 60 > elapsed]
     while elapsed < job.minutes * 60 and (job.max_steps is None or step < job.max_steps):
-        factor = min(1.0, (step + 1) / job.warmup, (1 - elapsed / (job.minutes * 60)) / max(job.decay, 1e-9))
+        factor = min(
+            1.0,
+            (step + 1) / job.warmup_steps,
+            (1 - elapsed / (job.minutes * 60)) / max(job.lr_decay_fraction, 1e-9),
+        )
         value = _one_step(job, step, model, optimizers, base_rates, factor, loss)
         step += 1
-        _update_ema(model, averaged, min(job.average, (1 + step) / (10 + step)))
+        _update_ema(model, ema_model, min(job.ema_decay, (1 + step) / (10 + step)))
         now = time.monotonic()
-        elapsed = spent_before + now - began
+        elapsed = elapsed_before + now - started_at
         job.losses.append(value)
         if step % 50 == 0:
-            _report(job, step, elapsed, (now - began) / max(1, len(job.losses)))
-        if now - saved > job.save_every:
-            _save(job, model, averaged, optimizers, step, elapsed)
-            saved = now
+            _report(job, step, elapsed, (now - started_at) / max(1, len(job.losses)))
+        if now - saved_at > job.save_every:
+            _save(job, model, ema_model, optimizers, step, elapsed)
+            saved_at = now
         if pending and elapsed > pending[0] * 60:
-            on_milestone(averaged, f"{pending.pop(0):.0f} min")
-    _save(job, model, averaged, optimizers, step, elapsed)
-    on_milestone(averaged, "end")
-    return averaged
+            on_milestone(ema_model, f"{pending.pop(0):.0f} min")
+    _save(job, model, ema_model, optimizers, step, elapsed)
+    on_milestone(ema_model, "end")
+    return ema_model
 
 
 def _one_step(
@@ -85,14 +89,16 @@ def _one_step(
     factor: float,
     loss: Loss,
 ) -> float:
-    # Every step has its own seed, so that a resumed run needs no generator's state.
+    # Every step has its own seed, so that a resumed run needs no generator state.
     torch.manual_seed(job.seed * 1_000_003 + step)
     with torch.autocast(job.device.split(":")[0], dtype=torch.bfloat16):
         value = loss(np.random.default_rng([job.seed, step]))
     value.backward()
     if not math.isfinite(value.item()):
-        raise NumericError(f"{job.name}: the loss is {value.item()} at step {step}", remedy="lower the rate")
-    torch.nn.utils.clip_grad_norm_(model.parameters(), job.clip)
+        raise NumericError(
+            f"{job.name}: the loss is {value.item()} at step {step}", remedy="lower the learning rate"
+        )
+    torch.nn.utils.clip_grad_norm_(model.parameters(), job.max_grad_norm)
     for optimizer, rates in zip(optimizers, base_rates, strict=True):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
@@ -102,9 +108,9 @@ def _one_step(
 
 
 @torch.no_grad()
-def _update_ema(model: torch.nn.Module, averaged: torch.nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
-    for kept, current in zip(averaged.buffers(), model.buffers(), strict=True):
+def _update_ema(model: torch.nn.Module, ema_model: torch.nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(ema_model.parameters()), list(model.parameters()), 1 - decay)
+    for kept, current in zip(ema_model.buffers(), model.buffers(), strict=True):
         kept.copy_(current)
 
 
@@ -124,13 +130,13 @@ def _report(job: PretrainJob, step: int, elapsed: float, seconds_per_step: float
 def _save(
     job: PretrainJob,
     model: torch.nn.Module,
-    averaged: torch.nn.Module,
+    ema_model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     elapsed: float,
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"averaged.{name}": value for name, value in averaged.state_dict().items()}
+    tensors |= {f"averaged.{name}": value for name, value in ema_model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, entries in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer{number}.{index}.{k}": torch.as_tensor(v) for k, v in entries.items()}
@@ -140,23 +146,23 @@ def _save(
 def _resume(
     job: PretrainJob,
     model: torch.nn.Module,
-    averaged: torch.nn.Module,
+    ema_model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> tuple[int, float]:
     if not job.checkpoint.exists():
         return 0, 0.0
     tensors = storage.read_safetensors(job.checkpoint)
     model.load_state_dict(_with_prefix("model.", tensors))
-    averaged.load_state_dict(_with_prefix("averaged.", tensors))
+    ema_model.load_state_dict(_with_prefix("averaged.", tensors))
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in _with_prefix(f"optimizer{number}.", tensors).items():
             index, entry = key.split(".", 1)
             state.setdefault(int(index), {})[entry] = value
-        # The groups stay this session's: the schedule multiplies the full rate, not the one of the stop.
+        # The parameter groups stay those of this session: the schedule multiplies the full learning rate.
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    facts = storage.read_safetensors_metadata(job.checkpoint)
-    return int(facts["step"]), float(facts["elapsed"])
+    metadata = storage.read_safetensors_metadata(job.checkpoint)
+    return int(metadata["step"]), float(metadata["elapsed"])
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """The two embedded pipelines, in the classes and folder formats of Stable Diffusion 1.5 and 3.
 
-Both take the CLIP's own text tower as text encoder (the trick of the real ones) and share the autoencoder.
+Both use the CLIP's text tower as text encoder, like the original models, and share the autoencoder.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from tests.pretraining import clip as clip_model
 from tests.pretraining.tokenizer import CONTEXT_LENGTH, save_tokenizer
 
 LATENT_SIDE = 16  # side of a latent
-T5_SEQUENCE_LENGTH = 1  # rows of zeros for the absent T5 (the pipeline's default is 256)
+T5_SEQUENCE_LENGTH = 1  # rows of zeros for the missing T5 (the pipeline's default is 256)
 PIPELINE_CLASSES = {"tiny-unet": "StableDiffusionPipeline", "tiny-dit": "StableDiffusion3Pipeline"}
 
 
 def build_unet() -> Any:
-    """An untrained U-Net of the Stable Diffusion 1.5 kind.
+    """Return an untrained U-Net like that of Stable Diffusion 1.5.
 
-    The level of 4 x 4 is there for positions: a U-Net has no positional encoding, and zero padding tells
-    where a cell lies only when the border is near. Attention at 16 x 16 costs a third of the speed, so only
-    the way up has it: without it adapters, which train attention, draw nothing finer than a cell of 8 x 8.
+    The 4 x 4 level is for positions: a U-Net has no positional encoding, and zero padding shows the position
+    of a cell only near the border. Attention at 16 x 16 costs a third of the speed, so only the up blocks
+    have it; without it adapters, which train attention, cannot change details smaller than an 8 x 8 cell.
     """
     from diffusers import UNet2DConditionModel
 
@@ -44,7 +44,7 @@ def build_unet() -> Any:
 
 
 def build_dit() -> Any:
-    """An untrained transformer of the Stable Diffusion 3 kind, with normalised queries and keys."""
+    """Return an untrained transformer like that of Stable Diffusion 3, with normalized queries and keys."""
     from diffusers import SD3Transformer2DModel
 
     heads, head = 4, 32
@@ -65,10 +65,10 @@ def build_dit() -> Any:
 
 
 def build_text_encoder(clip: Any, tokenizer: Any, *, projected: bool) -> Any:
-    """The CLIP's text tower as CLIPTextModel, or with `projected` as CLIPTextModelWithProjection.
+    """Return the CLIP's text tower as CLIPTextModel, or if `projected` as CLIPTextModelWithProjection.
 
-    The projection is zero: the pooled vector drives the transformer's modulation, and a word that was never
-    met in pre-training would blow it up; the words themselves arrive through attention.
+    The projection is zero: the pooled vector controls the transformer's modulation, and a word that is not in
+    the pre-training data would make it explode; the words still arrive through attention.
     """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -93,13 +93,13 @@ def build_text_encoder(clip: Any, tokenizer: Any, *, projected: bool) -> Any:
             target.pop(name).copy_(value)
         if projected:
             target.pop("text_projection.weight").zero_()
-    left = [name for name in target if "position_ids" not in name]
-    assert not left, f"the text encoder has weights that the CLIP does not: {left}"
+    unset = [name for name in target if "position_ids" not in name]
+    assert not unset, f"the text encoder has weights that the CLIP does not have: {unset}"
     return encoder.eval()
 
 
 def _tower_weights(clip: Any) -> dict[str, torch.Tensor]:
-    """open_clip's text tower under transformers' names; queries, keys and values are one matrix there."""
+    """Return open_clip's text tower with transformers' names; open_clip has one matrix for q, k and v."""
     weights = {
         "embeddings.token_embedding.weight": clip.token_embedding.weight,
         "embeddings.position_embedding.weight": clip.positional_embedding,
@@ -126,7 +126,7 @@ def _tower_weights(clip: Any) -> dict[str, torch.Tensor]:
 
 
 def build_pipeline(kind: str, denoiser: Any, vae: Any, clip: Any, tokenizer: Any) -> Any:
-    """A whole pipeline of one of `KINDS` around the given parts."""
+    """Return a pipeline of one of `PIPELINE_CLASSES` with these parts."""
     from diffusers import (
         DDIMScheduler,
         FlowMatchEulerDiscreteScheduler,
@@ -171,10 +171,9 @@ def build_pipeline(kind: str, denoiser: Any, vae: Any, clip: Any, tokenizer: Any
 
 
 def save_pipeline(pipe: Any, folder: Path) -> None:
-    """Write the pipeline's folder in 16 bit, in the layout of `save_pretrained`, through `storage`.
+    """Write the pipeline's folder in 16 bit in the layout of `save_pretrained`.
 
-    `lorakit.json` beside `model_index.json` holds what the pipeline's class cannot say: the arguments that
-    every call of `encode_prompt` and of the pipeline needs.
+    `lorakit.json` holds the arguments that every call of `encode_prompt` and of the pipeline needs.
     """
     for name, part in pipe.components.items():
         if part is None:
@@ -192,7 +191,7 @@ def save_pipeline(pipe: Any, folder: Path) -> None:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the folder that its model was loaded from."""
+    """Return a configuration without the folder that its model was loaded from."""
     return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
@@ -210,7 +209,7 @@ def _save_model(model: Any, folder: Path) -> None:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """An embedded pipeline in float32 on the CPU, without progress bars."""
+    """Load an embedded pipeline in float32 on the CPU, without progress bars."""
     import diffusers
 
     name = storage.read_json(folder / "model_index.json")["_class_name"]

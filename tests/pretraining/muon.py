@@ -1,8 +1,8 @@
-"""Muon: momentum whose every matrix is replaced by the nearest orthogonal one.
+"""Muon: momentum with every matrix replaced by the nearest orthogonal one.
 
-Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the step's size matches
-AdamW's as in J. Liu et al., "Muon is scalable for LLM training", 2025. torch's own Muon takes neither
-convolutions nor equal matrices in one stack.
+Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the size of a step matches
+AdamW's as in J. Liu et al., "Muon is scalable for LLM training", 2025. torch's own Muon supports neither
+convolutions nor a stack of equal matrices.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iterati
 
 
 def newton_schulz(stack: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrices, singular values within about 0.7-1.2: (N, rows, columns)."""
+    """Return the nearest (semi-)orthogonal matrices (N, rows, columns), singular values about 0.7-1.2."""
     a, b, c = COEFFICIENTS
     x = stack.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
@@ -29,7 +29,7 @@ def newton_schulz(stack: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two and more dimensions; a convolution counts as a matrix (outputs, all else)."""
+    """Optimizer for weights of two or more dimensions; a convolution counts as a matrix (outputs, rest)."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update; the learning rate means what it means for AdamW."""
+        """Update the weights; the learning rate is on the scale of AdamW's."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
-            for alike in by_shape.values():
-                self._update(alike, group)
+            for parameters in by_shape.values():
+                self._update(parameters, group)
 
     def _update(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
         directions = []
@@ -68,14 +68,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(
-    model: torch.nn.Module, lr: float, *, vectors_lr: float | None = None, plain: tuple[str, ...] = ()
+    model: torch.nn.Module, lr: float, *, vectors_lr: float | None = None, adamw_names: tuple[str, ...] = ()
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for vectors, tables and parameters whose name contains one of `plain`."""
+    """Return Muon for matrices, and AdamW for vectors and parameters whose name contains an `adamw_names`."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and min(parameter.flatten(1).shape) > 8
-            (matrices if is_matrix and not any(part in name for part in plain) else others).append(parameter)
-    adam = torch.optim.AdamW(others, lr=vectors_lr or lr, betas=(0.9, 0.98), weight_decay=0.0)
-    return [Muon(matrices, lr), adam] if matrices else [adam]
+            (matrices if is_matrix and not any(part in name for part in adamw_names) else others).append(
+                parameter
+            )
+    adamw = torch.optim.AdamW(others, lr=vectors_lr or lr, betas=(0.9, 0.98), weight_decay=0.0)
+    return [Muon(matrices, lr), adamw] if matrices else [adamw]

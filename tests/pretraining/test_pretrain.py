@@ -1,4 +1,4 @@
-"""A short rebuild of every part really learns, goes on where it stopped, and leaves folders that load."""
+"""A short pre-training of every part learns, resumes, and writes folders that load."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _one_thread() -> None:
 
 
 def job(name: str, out: Path, steps: int) -> PretrainJob:
-    return PretrainJob(name, out, BUDGET, max_steps=steps, warmup=5, average=0.9, quiet=True)
+    return PretrainJob(name, out, BUDGET, max_steps=steps, warmup_steps=5, ema_decay=0.9, quiet=True)
 
 
 def test_muon_makes_matrices_orthogonal() -> None:
@@ -36,7 +36,7 @@ def test_muon_makes_matrices_orthogonal() -> None:
     torch.testing.assert_close(tall, muon.newton_schulz(stack).mT, atol=0.02, rtol=0)
 
 
-def test_muon_serves_matrices_and_convolutions_and_adam_the_rest() -> None:
+def test_muon_updates_matrices_and_convolutions_and_adamw_the_rest() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3), torch.nn.Linear(16, 32), torch.nn.LayerNorm(32))
     matrices, others = muon.build_optimizers(model, 1e-3)
     assert isinstance(matrices, muon.Muon)
@@ -66,15 +66,15 @@ def small_vae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return folder / "vae", before
 
 
-def test_the_autoencoder_learns_and_measures_its_scale(small_vae: tuple[Path, float]) -> None:
+def test_the_autoencoder_learns_and_measures_its_scaling_factor(small_vae: tuple[Path, float]) -> None:
     folder, before = small_vae
     vae = autoencoder.load_autoencoder(folder)
     assert autoencoder.psnr(vae, count=32) > before + 5
-    pictures = shape_world.render_scenes(
+    images = shape_world.render_scenes(
         [shape_world.random_scene(np.random.default_rng(k)) for k in range(32)]
     )
     assert math.isclose(
-        float(autoencoder.encode_scene_latents(vae, pictures).std()) * vae.config.scaling_factor,
+        float(autoencoder.encode_scene_latents(vae, images).std()) * vae.config.scaling_factor,
         1,
         abs_tol=0.3,
     )
@@ -94,7 +94,7 @@ def test_a_denoiser_learns_and_its_folder_is_a_pipeline(
         vae=autoencoder.load_autoencoder(small_vae[0]),
         batch=16,
         compositions=60,
-        assessed=8,
+        assess_count=8,
     )
     assert np.mean(run.losses[-5:]) < 0.8 * np.mean(run.losses[:3])
     pipe = models.load_pipeline(tmp_path / kind)
@@ -108,7 +108,7 @@ def test_a_denoiser_learns_and_its_folder_is_a_pipeline(
 
 
 def fit_a_line(run: PretrainJob) -> torch.nn.Module:
-    """The loop on a model of no time: 12 inputs, 12 outputs, random targets."""
+    """Run the loop on a linear model: 12 inputs, 12 outputs, noisy targets."""
     torch.manual_seed(0)
     model = torch.nn.Linear(12, 12)
 
@@ -119,7 +119,7 @@ def fit_a_line(run: PretrainJob) -> torch.nn.Module:
     return run_training_loop(run, model, muon.build_optimizers(model, 1e-2), loss)
 
 
-def test_a_stopped_run_goes_on_exactly(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     straight = job("line", tmp_path / "straight", 40)
     whole = fit_a_line(straight)
     first, second = (job("line", tmp_path / "stopped", steps) for steps in (17, 40))
@@ -154,40 +154,39 @@ def test_no_unseen_composition_enters_the_latents(small_vae: tuple[Path, float],
     assert again.scenes == pool.scenes
 
 
-def test_stages_must_come_in_their_order(tmp_path: Path) -> None:
+def test_a_stage_needs_the_earlier_stages(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="stage clip must come first"):
         pretrain.run_stage("dit", tmp_path, 1, "cpu")
     assert pretrain.main(["--stage", "unet", "--out", str(tmp_path)]) == ConfigError.exit_code
 
 
-def test_judging_knows_right_from_wrong(small_clip: Path) -> None:
-    """With alternatives of one word everything is right; the joint share is never above its parts."""
+def test_the_joint_accuracy_is_not_above_that_of_its_attributes(small_clip: Path) -> None:
     scenes = assess.unseen_scenes(8, seed=1)
     assert len({shape_world.scene_caption(scene) for scene in scenes}) == 8
     assert all(shape_world.is_held_out(scene) for scene in scenes)
-    verdicts = assess.clip_choices(*clip.load_clip(small_clip), shape_world.render_scenes(scenes), scenes)
-    figures = assess.accuracy_by_attribute(verdicts)
-    assert figures["joint"] <= min(figures[name] for name in assess.JOINT_ATTRIBUTES)
+    correct = assess.clip_choices(*clip.load_clip(small_clip), shape_world.render_scenes(scenes), scenes)
+    shares = assess.accuracy_by_attribute(correct)
+    assert shares["joint"] <= min(shares[name] for name in assess.JOINT_ATTRIBUTES)
 
 
-def test_rough_pictures_train_the_image_tower_alone(small_clip: Path, tmp_path: Path) -> None:
+def test_degraded_images_train_only_the_image_tower(small_clip: Path, tmp_path: Path) -> None:
     before, tokenizer = clip.load_clip(small_clip)
     clip.pretrain_clip(
         job("rough", tmp_path, 2),
         tmp_path / "rough",
         batch=16,
-        groups=clip.STAGE3_WEIGHTS,
+        attribute_weights=clip.STAGE3_WEIGHTS,
         start=small_clip,
-        rough=True,
+        degrade=True,
     )
     after, _ = clip.load_clip(tmp_path / "rough")
     ids = clip.tokenize(tokenizer, ["a small dotted pink ring"])
     assert torch.equal(clip.encode_texts(before, ids), clip.encode_texts(after, ids))
-    pictures = shape_world.render_scenes(assess.unseen_scenes(2, seed=4))
-    assert not torch.equal(clip.encode_images(before, pictures), clip.encode_images(after, pictures))
+    images = shape_world.render_scenes(assess.unseen_scenes(2, seed=4))
+    assert not torch.equal(clip.encode_images(before, images), clip.encode_images(after, images))
 
 
-def test_rough_pictures_stay_near_the_true_ones() -> None:
+def test_degraded_images_stay_close_to_the_true_ones() -> None:
     rng = np.random.default_rng(6)
     scenes = [shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES) for _ in range(40)]
     error = np.abs(clip.degrade_images(rng, scenes).astype(int) - shape_world.render_scenes(scenes)).mean(

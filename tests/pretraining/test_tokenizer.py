@@ -1,4 +1,4 @@
-"""The tokenizer gives the same ids to every consumer, and the world's words are one token each."""
+"""The tokenizer gives the same ids in every library, and each word of the shape world is one token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_full_captions_with_fillers_fit_the_context(tokenizer) -> None:  # type:
     assert max(len(ids) for ids in tokenizer(captions).input_ids) <= tokens.CONTEXT_LENGTH
 
 
-def test_the_end_token_has_the_highest_id_and_pads(tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_the_end_token_has_the_highest_id_and_is_the_padding(tokenizer) -> None:  # type: ignore[no-untyped-def]
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == len(tokenizer) - 1
 
 
@@ -57,7 +57,7 @@ def test_open_clip_and_transformers_agree_on_a_saved_folder(tokenizer, tmp_path:
     assert open_clip.get_tokenizer(f"local-dir:{tmp_path}")(CAPTIONS).tolist() == expected
 
 
-def test_unknown_words_fall_into_pieces_and_come_back(tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_unknown_words_are_split_and_decoded_again(tokenizer) -> None:  # type: ignore[no-untyped-def]
     ids = tokenizer("zebra xylophone").input_ids
     assert len(ids) > 4
     assert tokenizer.decode(ids, skip_special_tokens=True).split() == ["zebra", "xylophone"]

@@ -1,4 +1,4 @@
-"""The base's tokenizer: CLIP's byte-pair encoding cut down to 1,000 merges and the world's own words."""
+"""The tokenizer: CLIP's byte-pair encoding with its first 1,000 merges and the words of the shape world."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Merge = tuple[str, str]
 
 
 def byte_symbols() -> list[str]:
-    """The 256 printable stand-ins for bytes, in the order of CLIP's vocabulary (byte-level BPE, GPT-2)."""
+    """Return the 256 printable symbols of bytes in the order of CLIP's vocabulary (byte-level BPE)."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -31,7 +31,7 @@ def byte_symbols() -> list[str]:
 
 
 def general_merges(count: int = GENERAL_MERGES) -> list[Merge]:
-    """The first merges of CLIP's vocabulary, read from the copy that open_clip installs."""
+    """Return the first merges of CLIP's vocabulary, from the copy that open_clip installs."""
     import open_clip
 
     path = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
@@ -40,13 +40,13 @@ def general_merges(count: int = GENERAL_MERGES) -> list[Merge]:
 
 
 def world_words() -> list[str]:
-    """Every word of the grammar, and the fillers with the trigger."""
+    """Return every word of the captions, and the filler words with the trigger."""
     named = [word for words in shape_world.ATTRIBUTES.values() for word in words]
     return list(dict.fromkeys([*GRAMMAR, *named, *shape_world.FILLER_WORDS]))
 
 
 def _byte_pair_encode(word: str, ranks: dict[Merge, int]) -> list[str]:
-    """Byte-pair encoding of one ASCII word."""
+    """Return the byte-pair encoding of one ASCII word."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     while len(pieces) > 1:
         pairs = list(itertools.pairwise(pieces))
@@ -59,7 +59,7 @@ def _byte_pair_encode(word: str, ranks: dict[Merge, int]) -> list[str]:
 
 
 def add_word_merges(merges: Sequence[Merge], words: Sequence[str]) -> list[Merge]:
-    """The merges and those that make each of the words one token."""
+    """Return the merges, with further ones that make each word a single token."""
     ranks = {merge: rank for rank, merge in enumerate(merges)}
     for word in words:
         pieces = _byte_pair_encode(word, ranks)
@@ -70,23 +70,20 @@ def add_word_merges(merges: Sequence[Merge], words: Sequence[str]) -> list[Merge
 
 
 def build_tokenizer() -> Any:
-    """A `transformers.CLIPTokenizer` with the same rules as Stable Diffusion's and about 1,600 tokens."""
+    """Return a `transformers.CLIPTokenizer` with Stable Diffusion's rules and about 1,600 tokens."""
     from transformers import CLIPTokenizer
 
     merges = add_word_merges(general_merges(), world_words())
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
-    tokens = [
-        *dict.fromkeys(tokens),
-        START,
-        END,
-    ]  # the end token must have the highest id: open_clip looks for it
+    # The end token must have the highest id: open_clip looks for it.
+    tokens = [*dict.fromkeys(tokens), START, END]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`, as `from_pretrained` of transformers reads them."""
+    """Write `tokenizer.json` and `tokenizer_config.json` for `from_pretrained` of transformers."""
     storage.write_text(folder / "tokenizer.json", tokenizer.backend_tokenizer.to_str(pretty=False))
     config = {
         "tokenizer_class": "CLIPTokenizer",

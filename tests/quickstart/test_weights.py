@@ -1,4 +1,4 @@
-"""The committed weights are whole, small, load in the formats they claim, and know the world."""
+"""The committed weights are complete and small, load in their formats, and know the shape world."""
 
 from __future__ import annotations
 
@@ -28,30 +28,29 @@ def test_everything_is_16_bit_and_small() -> None:
     files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 22e6
     tensors = [file for file in files if file.suffix == ".safetensors"]
-    assert (
-        len(tensors) == 8
-    )  # CLIP; U-Net, its autoencoder and text encoder; DiT, the same and a second encoder
+    # CLIP; U-Net with autoencoder and text encoder; DiT with autoencoder and two text encoders.
+    assert len(tensors) == 8
     for file in tensors:
         assert {tensor.dtype for tensor in storage.read_safetensors(file).values()} == {torch.float16}, file
 
 
-def test_the_licence_is_there_and_says_what_the_weights_are_made_of() -> None:
+def test_the_licence_names_the_training_data_of_the_weights() -> None:
     text = (HERE / "LICENSE-WEIGHTS").read_text(encoding="utf-8")
     assert "CC0" in text
-    assert "world.py" in text
+    assert "shape_world.py" in text
 
 
-def test_clip_retrieves_the_caption_of_unseen_pictures(judge: tuple) -> None:  # type: ignore[type-arg]
+def test_clip_retrieves_the_caption_of_unseen_images(judge: tuple) -> None:  # type: ignore[type-arg]
     assert clip.retrieval_recall(*judge, count=512, seed=11) >= 0.9
 
 
-def test_clip_tells_every_attribute(judge: tuple) -> None:  # type: ignore[type-arg]
+def test_clip_recognizes_every_attribute(judge: tuple) -> None:  # type: ignore[type-arg]
     rng = np.random.default_rng(12)
     scenes = [shape_world.random_scene(rng, shape_world.SHAPES, shape_world.STYLES) for _ in range(128)]
-    pictures = shape_world.render_scenes(scenes)
-    verdicts = assess.clip_choices(*judge, pictures, scenes, alternatives=shape_world.ATTRIBUTES)
+    images = shape_world.render_scenes(scenes)
+    correct = assess.clip_choices(*judge, images, scenes, alternatives=shape_world.ATTRIBUTES)
     assert {
-        name: right for name, right in assess.accuracy_by_attribute(verdicts).items() if right < 0.85
+        name: right for name, right in assess.accuracy_by_attribute(correct).items() if right < 0.85
     } == {}
 
 
@@ -72,40 +71,40 @@ def test_open_clip_loads_the_folder_and_agrees_with_the_project_loader(judge: tu
 
 
 @pytest.mark.parametrize("kind", models.PIPELINE_CLASSES)
-def test_a_base_loads_as_a_plain_pipeline_and_draws_what_it_is_asked(kind: str, judge: tuple) -> None:  # type: ignore[type-arg]
+def test_a_base_model_loads_as_a_plain_pipeline_and_follows_its_prompts(kind: str, judge: tuple) -> None:  # type: ignore[type-arg]
     pipe = models.load_pipeline(WEIGHTS / kind)
     assert type(pipe).__name__ == models.PIPELINE_CLASSES[kind]
     scenes = assess.unseen_scenes(8, seed=21)
-    pictures = assess.sample_prompts(pipe, [shape_world.scene_caption(scene) for scene in scenes], steps=10)
-    verdicts = assess.clip_choices(*judge, pictures, scenes)
-    assert verdicts["colour"].sum() >= 7
-    assert verdicts["shape"].sum() >= 5  # one in six by chance
+    images = assess.sample_prompts(pipe, [shape_world.scene_caption(scene) for scene in scenes], steps=10)
+    correct = assess.clip_choices(*judge, images, scenes)
+    assert correct["colour"].sum() >= 7
+    assert correct["shape"].sum() >= 5  # one in six by chance
     assert (
         np.abs(
-            pictures.astype(int)
+            images.astype(int)
             - assess.sample_prompts(pipe, [shape_world.scene_caption(s) for s in scenes], steps=10)
         ).max()
         == 0
     )
 
 
-def test_the_transformer_base_says_how_its_prompts_must_be_encoded() -> None:
-    rule = storage.read_json(WEIGHTS / "tiny-dit" / "lorakit.json")
-    assert rule == {"max_sequence_length": models.T5_SEQUENCE_LENGTH}
+def test_tiny_dit_records_its_sequence_length() -> None:
+    settings = storage.read_json(WEIGHTS / "tiny-dit" / "lorakit.json")
+    assert settings == {"max_sequence_length": models.T5_SEQUENCE_LENGTH}
 
 
 def test_an_unknown_trigger_is_harmless() -> None:
     pipe = models.load_pipeline(WEIGHTS / "tiny-dit")
-    plain = shape_world.scene_caption(SCENE, drop=("size",))
-    pictures = assess.sample_prompts(
+    plain = shape_world.scene_caption(SCENE, omit=("size",))
+    images = assess.sample_prompts(
         pipe, [plain, plain.replace("red", f"{shape_world.TRIGGER} red")], steps=10
     )
     red = np.array(shape_world.COLOURS["red"])
-    close = (np.abs(pictures.astype(int) - red).max(-1) < 60).mean(axis=(1, 2))
+    close = (np.abs(images.astype(int) - red).max(-1) < 60).mean(axis=(1, 2))
     assert close.min() > 0.05  # both show a red shape
     assert close.max() < 0.6
 
 
-def test_no_folder_of_the_machine_that_trained_them_is_named() -> None:
+def test_the_weights_name_no_folder_of_another_machine() -> None:
     for file in WEIGHTS.rglob("*.json"):
         assert "_name_or_path" not in file.read_text(encoding="utf-8"), file

@@ -1,4 +1,4 @@
-"""The page's building blocks: text is escaped, nothing outside is loaded, charts draw their data."""
+"""Building blocks of reports: text is escaped, nothing is loaded, charts show their data."""
 
 import base64
 import io
@@ -58,30 +58,32 @@ def read(markup: str) -> Reader:
     return reader
 
 
-def picture(width: int = 40, height: int = 20, mode: str = "RGB") -> Image.Image:
+def make_image(width: int = 40, height: int = 20, mode: str = "RGB") -> Image.Image:
     return Image.new(mode, (width, height), "red")
 
 
 def everything(text: str) -> str:
     """A page that puts `text` into every place that takes text."""
-    shot = reports.embed_image(picture(), alt=text)
+    image = reports.embed_image(make_image(), alt=text)
     parts = [
         reports.summary_banner(text, True),
         reports.section(text, reports.paragraph(text), reports.badge(text)),
         reports.html_table([text, "n"], [[text, "1"]]),
-        reports.html_grid([text], [text], [[reports.join([shot, text])]]),
+        reports.html_grid([text], [text], [[reports.join([image, text])]]),
         reports.line_chart({text: [(0, 1), (1, 2)], "b": [(0, 1)]}, x_label=text, y_label=text),
         reports.line_chart({text: []}, x_label=text, y_label=text),
         reports.bar_chart([text, "b"], [1, 2], y_label=text),
         reports.details(text, reports.paragraph(text)),
         reports.card(text, reports.columns(reports.paragraph(text)), good=False),
-        reports.embed_image(picture(), alt=text, enlarged=64),
-        reports.line_chart({text: [(0, 1)]}, x_label="x", y_label="y", levels={text: 1}, marks={text: 0}),
+        reports.embed_image(make_image(), alt=text, zoom_width=64),
+        reports.line_chart(
+            {text: [(0, 1)]}, x_label="x", y_label="y", horizontal_lines={text: 1}, vertical_lines={text: 0}
+        ),
         reports.scatter_chart(
             [reports.ScatterPoint(text, (0, -1, 1), (0, -1, 1), note=text)],
             x_label=text,
             y_label=text,
-            path=[text],
+            connected_labels=[text],
         ),
         *reports.training_curves([{"step": 0, "loss": 1.0, text: 2.0}]),
     ]
@@ -119,14 +121,16 @@ def test_page_is_self_contained_and_its_policy_forbids_the_rest() -> None:
     assert not re.search(r"url\(|@import|<script", document)
 
 
-def test_markup_passes_and_text_does_not() -> None:
+def test_markup_is_kept_and_text_is_escaped() -> None:
     assert reports.escape(reports.tag("b", "x<y")) == "<b>x&lt;y</b>"
     assert reports.escape("<b>") == "&lt;b&gt;"
     assert (
         reports.tag("i", data_x='a"b<c&', class_="k", id=None)
         == '<i data-x="a&quot;b&lt;c&amp;" class="k"></i>'
     )
-    assert not isinstance(reports.tag("b") + "<script>", reports.Html)  # joined by hand, it is text again
+    assert not isinstance(
+        reports.tag("b") + "<script>", reports.Html
+    )  # concatenation with + gives text again
 
 
 def test_number_columns_are_aligned_right() -> None:
@@ -149,7 +153,7 @@ def test_a_table_row_of_another_length_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("good", "kind"), [(True, "good"), (False, "bad"), (None, "note")])
-def test_verdict_says_it_by_sign_and_colour(good: bool | None, kind: str) -> None:
+def test_the_banner_shows_good_and_bad_by_sign_and_colour(good: bool | None, kind: str) -> None:
     reader = read(reports.summary_banner("gain", good))
     assert reader.elements[0] == ("div", {"class": f"verdict {kind}"})
     assert reader.text.endswith("gain")
@@ -164,14 +168,14 @@ def decoded(markup: str) -> tuple[Image.Image, dict[str, str | None]]:
 
 @pytest.mark.parametrize(("format", "name"), [("JPEG", "jpeg"), ("PNG", "png")])
 def test_image_is_inlined_at_most_twice_as_large_as_shown(format: str, name: str) -> None:
-    stored, attributes = decoded(reports.embed_image(picture(400, 200), alt="a", width=50, format=format))
+    stored, attributes = decoded(reports.embed_image(make_image(400, 200), alt="a", width=50, format=format))
     assert stored.size == (100, 50)
     assert stored.format == format
     assert str(attributes["src"]).startswith(f"data:image/{name};base64,")
     assert (attributes["width"], attributes["height"]) == ("50", "25")
 
 
-def test_transparent_pictures_lie_on_white() -> None:
+def test_transparent_images_are_placed_on_white() -> None:
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     stored, _ = decoded(reports.embed_image(clear, alt="a"))
     assert min(stored.convert("RGB").getpixel((4, 4))) > 250
@@ -181,26 +185,26 @@ def test_transparent_pictures_lie_on_white() -> None:
     ("low", "high"), [(0, 1), (0.1, 0.54), (-20, 20), (21.3, 21.4), (0, 12345), (3, 3), (0, 0), (1e-7, 3e-7)]
 )
 def test_ticks_cover_the_range_in_round_steps(low: float, high: float) -> None:
-    marks = axis_ticks(low, high)
-    assert marks[0] <= low + 1e-12
-    assert marks[-1] >= high - 1e-12
-    assert 3 <= len(marks) <= 9
-    step = marks[1] - marks[0]
+    ticks = axis_ticks(low, high)
+    assert ticks[0] <= low + 1e-12
+    assert ticks[-1] >= high - 1e-12
+    assert 3 <= len(ticks) <= 9
+    step = ticks[1] - ticks[0]
     assert f"{step:e}"[0] in "125" or math.isclose(step / 10 ** math.floor(math.log10(step)), 10)
 
 
 def polylines(markup: str) -> list[list[tuple[float, float]]]:
-    found = [str(a["points"]) for name, a in read(markup).elements if name == "polyline"]
-    return [[(float(x), float(y)) for x, y in (pair.split(",") for pair in path.split())] for path in found]
+    paths = [str(a["points"]) for name, a in read(markup).elements if name == "polyline"]
+    return [[(float(x), float(y)) for x, y in (pair.split(",") for pair in path.split())] for path in paths]
 
 
-def test_line_chart_draws_in_order_and_skips_what_is_not_finite() -> None:
+def test_a_line_chart_sorts_its_points_and_skips_values_that_are_not_finite() -> None:
     chart = reports.line_chart(
         {"loss": [(2, 1.0), (0, 3.0), (1, math.nan), (3, math.inf)]}, x_label="step", y_label="loss"
     )
     ((first, second),) = polylines(chart)
-    assert first[0] < second[0]  # steps from left to right
-    assert first[1] < second[1]  # the larger value higher up
+    assert first[0] < second[0]  # steps increase to the right
+    assert first[1] < second[1]  # the larger value is higher
     assert "loss: 3 at 0" in read(chart).text
 
 
@@ -223,13 +227,13 @@ def test_a_long_curve_is_thinned_and_keeps_its_spike() -> None:
     assert len(chart) < 60_000
 
 
-def test_levels_and_marks_lie_where_their_values_do() -> None:
+def test_horizontal_and_vertical_lines_are_at_their_values() -> None:
     chart = reports.line_chart(
         {"a": [(0, 1), (10, 3)]},
         x_label="x",
         y_label="y",
-        levels={"base": 3.0, "none": math.nan},
-        marks={"pick": 10},
+        horizontal_lines={"base": 3.0, "none": math.nan},
+        vertical_lines={"selected": 10},
     )
     reader = read(chart)
     lines = {
@@ -250,37 +254,39 @@ CROSSES = [
 ]
 
 
-def test_crosses_span_their_intervals_and_tell_the_choice_from_the_discarded() -> None:
-    chart = reports.scatter_chart(CROSSES, x_label="x", y_label="y", path=["one", "three", "two"])
+def test_crosses_span_their_intervals_and_show_the_selected_and_rejected_points() -> None:
+    chart = reports.scatter_chart(CROSSES, x_label="x", y_label="y", connected_labels=["one", "three", "two"])
     reader = read(chart)
     classes = [a["class"] for name, a in reader.elements if name == "g"]
-    assert sorted(map(str, classes)) == ["cross", "cross chosen", "cross discarded"]
-    assert classes[-1] == "cross chosen"  # drawn last, on top
+    assert sorted(map(str, classes)) == ["cross", "cross rejected", "cross selected"]
+    assert classes[-1] == "cross selected"  # drawn last, on top
     circles = [a for name, a in reader.elements if name == "circle"]
-    arms = [a for name, a in reader.elements if name == "line" and "class" not in a]
+    lines = [a for name, a in reader.elements if name == "line" and "class" not in a]
     assert len(circles) == 3
-    assert len(arms) == 5  # "three" has no interval across
-    across = [line for line in arms if line["y1"] == line["y2"]]
+    assert len(lines) == 5  # "three" has no horizontal interval
+    horizontal = [line for line in lines if line["y1"] == line["y2"]]
     centre = float(str(circles[0]["cx"]))
-    assert float(str(across[0]["x1"])) < centre < float(str(across[0]["x2"]))
-    assert centre == pytest.approx((float(str(across[0]["x1"])) + float(str(across[0]["x2"]))) / 2, abs=0.02)
+    assert float(str(horizontal[0]["x1"])) < centre < float(str(horizontal[0]["x2"]))
+    assert centre == pytest.approx(
+        (float(str(horizontal[0]["x1"])) + float(str(horizontal[0]["x2"]))) / 2, abs=0.02
+    )
     assert "an alarm" in reader.text
     assert "gone" not in reader.text
 
 
-def test_labels_of_points_that_lie_together_do_not_overlap() -> None:
+def test_labels_of_close_points_do_not_overlap() -> None:
     points = [reports.ScatterPoint(f"step {i}", (1 + i / 50, 0, 2), (1 + i / 50, 0, 2)) for i in range(12)]
     chart = reports.scatter_chart(points, x_label="x", y_label="y")
     names = [a for n, a in read(chart).elements if n == "text" and str(a.get("class", "")).startswith("name")]
-    places = [(float(str(a["x"])), float(str(a["y"]))) for a in names]
-    assert len(places) >= 4
-    for i, (x, y) in enumerate(places):
-        for u, v in places[:i]:
+    positions = [(float(str(a["x"])), float(str(a["y"]))) for a in names]
+    assert len(positions) >= 4
+    for i, (x, y) in enumerate(positions):
+        for u, v in positions[:i]:
             assert abs(x - u) > 40 or abs(y - v) > 12
 
 
-def test_a_picture_that_a_click_enlarges_needs_no_script() -> None:
-    markup = reports.embed_image(picture(400, 200), alt="a dog", width=50, enlarged=300)
+def test_an_image_that_a_click_enlarges_needs_no_script() -> None:
+    markup = reports.embed_image(make_image(400, 200), alt="a dog", width=50, zoom_width=300)
     reader = read(markup)
     assert reader.names() == ["label", "input", "img"]
     assert reader.elements[1][1]["aria-label"] == "enlarge a dog"
@@ -295,7 +301,7 @@ def metrics(steps: int) -> list[dict[str, object]]:
     ]
 
 
-def test_training_curves_show_the_loss_smoothed_and_fold_the_rest() -> None:
+def test_training_curves_show_the_smoothed_loss_and_hide_the_other_metrics() -> None:
     rows = [*metrics(120), {"step": 60, "validation_loss": 0.4}, {"step": 60, "clip_t": 0.7}]
     parts = reports.training_curves(rows)
     reader = read(reports.join(parts))
@@ -306,17 +312,17 @@ def test_training_curves_show_the_loss_smoothed_and_fold_the_rest() -> None:
     assert "running mean" not in read(reports.join(reports.training_curves(metrics(10)))).text
 
 
-def test_empty_charts_say_so() -> None:
+def test_a_chart_without_data_says_so() -> None:
     for chart in (
         reports.line_chart({"a": [(0, math.nan)]}, x_label="x", y_label="loss"),
         reports.bar_chart([], [], y_label="loss"),
         reports.scatter_chart([CROSSES[-1]], x_label="x", y_label="loss"),
     ):
-        assert "no" in read(chart).text
+        assert "no data" in read(chart).text
         assert "svg" not in read(chart).names()
 
 
-def test_bars_grow_from_zero() -> None:
+def test_bars_start_at_zero() -> None:
     chart = reports.bar_chart(["a", "b", "c"], [2.0, -1.0, 0.0], y_label="n")
     bars = [a for name, a in read(chart).elements if name == "rect"]
     heights = [float(str(a["height"])) for a in bars]
@@ -325,8 +331,8 @@ def test_bars_grow_from_zero() -> None:
     assert heights[2] < 1
 
 
-def test_contact_sheet_fits_pictures_and_draws_heads() -> None:
-    cells = [[picture(300, 100), None], [picture(50, 50, "RGBA"), picture(10, 90, "L")]]
+def test_a_contact_sheet_fits_images_and_draws_heads() -> None:
+    cells = [[make_image(300, 100), None], [make_image(50, 50, "RGBA"), make_image(10, 90, "L")]]
     heads = {
         "column_heads": ["seed 0", "a heading much longer than its column is wide"],
         "row_heads": ["before", "x"],
@@ -340,11 +346,11 @@ def test_contact_sheet_fits_pictures_and_draws_heads() -> None:
         for point in ((x, y) for x in range(sheet.width) for y in range(sheet.height))
         if sheet.getpixel(point) == (255, 0, 0)
     ]
-    assert len(red) == 96 * 32 + 96 * 96  # aspect kept, the gap left empty
+    assert len(red) == 96 * 32 + 96 * 96  # the aspect ratio is kept, the gap is empty
     head = sheet.crop((0, 0, sheet.width, 20)).getextrema()
-    assert min(low for low, _ in head) < 150  # the head's ink
+    assert min(low for low, _ in head) < 150  # the head's text
 
 
-def test_loads_without_torch() -> None:
+def test_reports_load_without_torch() -> None:
     code = "import sys, lorakit.reports; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

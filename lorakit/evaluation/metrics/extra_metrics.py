@@ -1,7 +1,7 @@
-"""Further scores by name: a second CLIP, CLIPScore, preference models, VQAScore, text in pictures.
+"""Further metrics by name: a second CLIP, CLIPScore, preference models, VQAScore, text in images.
 
-`--also NAME` or `--also NAME=MODEL`; a model is a hub id or a local folder or file. Each is an `Extra`: it
-scores pictures against prompts, and says what its numbers depend on.
+`--metric NAME` or `--metric NAME=MODEL`; a model is a hub id, or a local folder or file. Each is a
+`PromptScorer`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ PICKSCORE_REPO = "yuvalkirstain/PickScore_v1"
 
 
 class SecondClip:
-    """CLIP-T by another model, beside the first: a base that embeds one CLIP should be judged by two."""
+    """CLIP-T by a second model, because a base model that contains a CLIP should be scored by another one."""
 
     def __init__(self, clip: clip_score.ClipScorer, label: str) -> None:
         self.name, self.clip = f"clip_t@{label}", clip
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-        """The cosine of each picture with its text."""
+        """Return the cosine of each image with its text (N,)."""
         return [float(v) for v in self.clip.clip_t(images, [prompt.score_text for prompt in prompts])]
 
     def describe(self) -> dict[str, Any]:
+        """Return the settings that the scores depend on, as JSON."""
         return self.clip.describe()
 
 
@@ -52,17 +53,18 @@ class ClipScore:
         self.clip = clip
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-        """One number from 0 to 2.5 a picture."""
+        """Return a score from 0 to 2.5 for each image (N,)."""
         texts = [feature_metrics.CLIPSCORE_PREFIX + prompt.score_text for prompt in prompts]
         return [float(value) for value in feature_metrics.clipscore(self.clip.clip_t(images, texts))]
 
     def describe(self) -> dict[str, Any]:
+        """Return the settings that the scores depend on, as JSON."""
         metric = f"2.5 max(cosine, 0), texts prefixed {feature_metrics.CLIPSCORE_PREFIX!r}"
         return self.clip.describe() | {"metric": metric}
 
 
 class HpsV2:
-    """HPSv2 (Wu et al., arXiv:2306.09341): the cosine of an OpenCLIP ViT-H/14 trained on people's choices."""
+    """HPSv2 (Wu et al., arXiv:2306.09341): cosine of an OpenCLIP ViT-H/14 trained on human preferences."""
 
     name = "hpsv2"
 
@@ -70,15 +72,16 @@ class HpsV2:
         self.clip = clip
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-        """The cosine of each picture with its text."""
+        """Return the cosine of each image with its text (N,)."""
         return [float(v) for v in self.clip.clip_t(images, [prompt.score_text for prompt in prompts])]
 
     def describe(self) -> dict[str, Any]:
+        """Return the settings that the scores depend on, as JSON."""
         return self.clip.describe() | {"metric": "HPSv2: cosine by its ViT-H-14"}
 
 
 class PickScore:
-    """PickScore (Kirstain et al., arXiv:2305.01569): the scaled cosine of a CLIP trained on choices."""
+    """PickScore (Kirstain et al., arXiv:2305.01569): scaled cosine of a CLIP trained on preferences."""
 
     name = "pickscore"
 
@@ -86,7 +89,9 @@ class PickScore:
         from transformers import AutoProcessor, CLIPModel
 
         root = (
-            Path(model) if Path(model).is_dir() else hub.download_model(model, VQA_FILES, "--also pickscore")
+            Path(model)
+            if Path(model).is_dir()
+            else hub.download_model(model, VQA_FILES, "--metric pickscore")
         )
         loaded = CLIPModel.from_pretrained(root, local_files_only=True, use_safetensors=True)
         self.model = loaded.eval().to(device)
@@ -95,57 +100,58 @@ class PickScore:
 
     @torch.inference_mode()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-        """exp(logit scale) x cosine of each picture with its text."""
+        """Return exp(logit scale) x the cosine of each image with its text (N,)."""
         texts = [prompt.score_text for prompt in prompts]
         rgb = [image.convert("RGB") for image in images]
-        room = self.model.config.text_config.max_position_embeddings
-        given = self.processor(
-            text=texts, images=rgb, padding=True, truncation=True, max_length=room, return_tensors="pt"
+        max_length = self.model.config.text_config.max_position_embeddings
+        inputs = self.processor(
+            text=texts, images=rgb, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
         ).to(self.device)
-        answer = self.model(**given)
-        pictures = F.normalize(answer.image_embeds, dim=-1)
-        cosines = (pictures * F.normalize(answer.text_embeds, dim=-1)).sum(-1)
+        outputs = self.model(**inputs)
+        image_features = F.normalize(outputs.image_embeds, dim=-1)
+        cosines = (image_features * F.normalize(outputs.text_embeds, dim=-1)).sum(-1)
         return [float(value) for value in self.model.logit_scale.exp() * cosines]
 
     def describe(self) -> dict[str, Any]:
+        """Return the settings that the scores depend on, as JSON."""
         return {"metric": "PickScore: exp(logit scale) x cosine", "model": self.label, "dtype": "float32"}
 
 
 def _load_second_clip(model: str | None, device: str) -> PromptScorer:
     spec = model or "ViT-B-32/openai"
     label = Path(spec).name if Path(spec).is_dir() else spec
-    return SecondClip(load_clip_scorer(spec, "--also clip", device=device), label)
+    return SecondClip(load_clip_scorer(spec, "--metric clip_t", device=device), label)
 
 
 def _load_hpsv2(model: str | None, device: str) -> PromptScorer:
     if model is None:
         raise ConfigError(
             "HPSv2 needs its weights",
-            where="--also hpsv2",
-            remedy="--also hpsv2=FILE.safetensors (a ViT-H-14 of open_clip), or a folder of open_clip's",
+            where="--metric hpsv2",
+            remedy="use --metric hpsv2=FILE.safetensors (an open_clip ViT-H-14) or an open_clip folder",
         )
     spec = model if Path(model).is_dir() else f"ViT-H-14/{model}"
-    return HpsV2(load_clip_scorer(spec, "--also hpsv2", device=device))
+    return HpsV2(load_clip_scorer(spec, "--metric hpsv2", device=device))
 
 
 PROMPT_SCORERS: dict[str, Callable[[str | None, str], PromptScorer]] = {
-    "clip": _load_second_clip,
+    "clip_t": _load_second_clip,
     "clipscore": lambda model, device: ClipScore(
-        load_clip_scorer(model or "ViT-B-32/openai", "--also clipscore", device=device)
+        load_clip_scorer(model or "ViT-B-32/openai", "--metric clipscore", device=device)
     ),
     "hpsv2": _load_hpsv2,
-    "ocr": lambda model, device: OcrScorer(model),
+    "ocr_accuracy": lambda model, device: OcrScorer(model),
     "pickscore": lambda model, device: PickScore(model or PICKSCORE_REPO, device),
-    "vqascore": lambda model, device: VqaScore.open(model, device),
+    "vqascore": lambda model, device: VqaScore.load(model, device),
 }
-"""(model or None, device) -> the score."""
+"""By name: a function of (model or None, device) that loads the metric."""
 
 
 def load_prompt_scorer(text: str, device: str = "cpu") -> PromptScorer:
-    """An extra by NAME or NAME=MODEL; whatever keeps it from loading is one ConfigError."""
+    """Load a metric by NAME or NAME=MODEL; ConfigError if it cannot be loaded."""
     name, _, model = text.partition("=")
     if name not in PROMPT_SCORERS:
-        remedy = f"one of {', '.join(PROMPT_SCORERS)}, each perhaps with =MODEL"
-        raise ConfigError(f"there is no score {name!r}", where=f"--also {text}", remedy=remedy)
-    with as_config_error("the score's model", f"--also {text}"):
+        remedy = f"one of {', '.join(PROMPT_SCORERS)}, each optionally with =MODEL"
+        raise ConfigError(f"there is no metric {name!r}", where=f"--metric {text}", remedy=remedy)
+    with as_config_error("the model of the metric", f"--metric {text}"):
         return PROMPT_SCORERS[name](model or None, device)

@@ -1,8 +1,8 @@
-"""What looks at pictures besides CLIP: DINO and other backbones by name, for DINO-I, drift and copies.
+"""Image encoders besides CLIP, by name: DINO and other backbones, for DINO-I, drift and copies.
 
-An eye turns pictures into unit vectors and describes itself; `score.ClipScorer` is one too. All of them take
-pictures through the same resize (open_clip's, with antialiasing: a tensor resize without shifts features by
-4-30 %), with the mean, deviation and size of their own weights.
+An image encoder turns images into unit vectors and describes itself; `clip_score.ClipScorer` is one too. All
+of them use the same resize (open_clip's, with antialiasing: a tensor resize without it shifts features by
+4-30 %), with the mean, deviation and size that belong to their weights.
 """
 
 from __future__ import annotations
@@ -24,57 +24,62 @@ from lorakit.models import clip_score, hub
 if TYPE_CHECKING:
     from PIL import Image
 
-DEFAULT_DINO = "timm:vit_base_patch14_dinov2.lvd142m"
-DINOV2_SIDE = 224  # its own evaluation size; timm's configurations of it say 518
+DEFAULT_IMAGE_ENCODER = "timm:vit_base_patch14_dinov2.lvd142m"
+DINOV2_SIDE = 224  # size of its published evaluation; timm's configurations have 518
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SSCD_SIDE = 288
-CHECK_REMEDY = "check the name and its files; a hub name needs the network once"
+CHECK_REMEDY = "check the name and its files; a hub name needs the network the first time"
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError)
 
 
 class ImageEncoder(Protocol):
-    """Pictures to unit vectors (N, D), float32 on the CPU, and what they depend on, as JSON."""
+    """Encodes images as unit vectors."""
 
-    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor: ...
-    def describe(self) -> dict[str, Any]: ...
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return unit vectors (N, D), float32 on the CPU."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that the features depend on, as JSON."""
+        ...
 
 
 class Backbone:
-    """An image model as an eye: `forward` maps pixels (B, 3, H, W) to features (B, D)."""
+    """An image model as an encoder: `forward` maps pixels (B, 3, H, W) to features (B, D)."""
 
     def __init__(
         self,
         model: torch.nn.Module,
         forward: Callable[[torch.Tensor], torch.Tensor],
         preprocessing: Any,
-        facts: dict[str, Any],
+        description: dict[str, Any],
         device: str | torch.device = "cpu",
     ) -> None:
         from open_clip.transform import image_transform_v2
 
         self.model = model.eval().to(device)
-        self.forward, self.preprocessing, self.facts = forward, preprocessing, facts
+        self.forward, self.preprocessing, self.description = forward, preprocessing, description
         self.device = torch.device(device)
         self.preprocess = image_transform_v2(preprocessing, is_train=False)
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit vectors (N, D) of pictures of any size."""
-        pieces = []
+        """Return unit vectors (N, D) of images of any size."""
+        batches = []
         for start in range(0, len(images), clip_score.BATCH):
             batch = [
                 self.preprocess(image.convert("RGB")) for image in images[start : start + clip_score.BATCH]
             ]
-            pieces.append(self.forward(torch.stack(batch).to(self.device)).float().cpu())
-        return F.normalize(torch.cat(pieces), dim=-1) if pieces else torch.empty(0, 0)
+            batches.append(self.forward(torch.stack(batch).to(self.device)).float().cpu())
+        return F.normalize(torch.cat(batches), dim=-1) if batches else torch.empty(0, 0)
 
     def describe(self) -> dict[str, Any]:
-        """What the features depend on."""
+        """Return the settings that the features depend on, as JSON."""
         used = self.preprocessing
         return {
-            **self.facts,
+            **self.description,
             "resize": clip_score.resize_mode_name(used.resize_mode),
-            "size": used.size if isinstance(used.size, int) else list(used.size),
+            "input_size": used.size if isinstance(used.size, int) else list(used.size),
             "interpolation": used.interpolation,
             "dtype": "float32",
         }
@@ -83,37 +88,37 @@ class Backbone:
 def load_image_encoder(
     spec: str, *, resize: clip_score.Resize | None = None, device: str | torch.device = "cpu"
 ) -> Backbone:
-    """A backbone by `timm:NAME`, `transformers:HUB-ID`, `sscd:FILE`, or a local folder of either library.
+    """Load an encoder by `timm:NAME`, `transformers:HUB-ID`, `sscd:FILE`, or a local folder of the first two.
 
-    Whatever keeps it from loading is one ConfigError. Hub names are fetched once into the hub's own cache;
-    only safetensors are read, and no code of a model's is run.
+    Hub files are downloaded once into the hub's own cache; only safetensors are read, and no code of the
+    model is run. Raises ConfigError if it cannot be loaded.
     """
     library, colon, name = spec.partition(":")
-    makers = {"timm": _timm, "transformers": _transformers, "sscd": _sscd}
+    loaders = {"timm": _timm, "transformers": _transformers, "sscd": _sscd}
     if Path(spec).is_dir():
         library, name = _detect_library(Path(spec)), spec
-    elif not colon or library not in makers:
-        remedy = f"such as {DEFAULT_DINO}, transformers:facebook/dinov2-base, or a local folder"
-        raise ConfigError(f"{spec!r} names no image model", where="--dino", remedy=remedy)
-    with as_config_error("the image model", spec, "`--dino none` uses CLIP instead"):
-        return makers[library](name, resize, device)
+    elif not colon or library not in loaders:
+        remedy = f"such as {DEFAULT_IMAGE_ENCODER}, transformers:facebook/dinov2-base, or a local folder"
+        raise ConfigError(f"{spec!r} is not an image encoder", where="--image-encoder", remedy=remedy)
+    with as_config_error("the image encoder", spec, "`--image-encoder none` uses CLIP instead"):
+        return loaders[library](name, resize, device)
 
 
 def _detect_library(folder: Path) -> str:
-    """timm's config.json names an `architecture`, that of transformers a `model_type`."""
+    """Return the library: timm's config.json has an `architecture`, that of transformers a `model_type`."""
     file = folder / "config.json"
     if not file.is_file():
-        raise ConfigError("the image model has no config.json", where=str(folder))
+        raise ConfigError("the image encoder has no config.json", where=str(folder))
     return "timm" if "architecture" in json.loads(file.read_text(encoding="utf-8")) else "transformers"
 
 
 @contextlib.contextmanager
-def as_config_error(what: str, where: str, remedy: str = "") -> Iterator[None]:
-    """Whatever keeps a library from loading a model is one ConfigError."""
+def as_config_error(model: str, where: str, remedy: str = "") -> Iterator[None]:
+    """Raise any error of a library that loads `model` as a ConfigError."""
     try:
         yield
     except _LOAD_ERRORS as error:
-        reason = f"cannot load {what}: {first_line(error)}"
+        reason = f"cannot load {model}: {first_line(error)}"
         raise ConfigError(
             reason, where=where, remedy=f"{CHECK_REMEDY}; {remedy}" if remedy else CHECK_REMEDY
         ) from error
@@ -123,7 +128,7 @@ def _timm(name: str, resize: clip_score.Resize | None, device: str | torch.devic
     import timm
 
     folder = Path(name) if Path(name).is_dir() else None
-    # Some models have a fixed size and no `img_size`; DINOv2's is larger than it was evaluated at.
+    # Some models have a fixed size and no `img_size`; DINOv2's default is larger than in its evaluation.
     options = {"img_size": DINOV2_SIDE} if "dinov2" in name and folder is None else {}
     model = timm.create_model(
         f"local-dir:{folder}" if folder else name, pretrained=True, num_classes=0, **options
@@ -136,15 +141,17 @@ def _timm(name: str, resize: clip_score.Resize | None, device: str | torch.devic
         resize or "shortest",
         config["interpolation"],
     )
-    facts = _encoder_description("timm", name, folder, "pooled output")
-    return Backbone(model, model, preprocessing, facts, device)
+    description = _encoder_description("timm", name, folder, "pooled output")
+    return Backbone(model, model, preprocessing, description, device)
 
 
 def _transformers(name: str, resize: clip_score.Resize | None, device: str | torch.device) -> Backbone:
     from transformers import AutoImageProcessor, AutoModel
 
     root = (
-        Path(name) if Path(name).is_dir() else hub.download_model(name, ("*.json", "*.safetensors"), "--dino")
+        Path(name)
+        if Path(name).is_dir()
+        else hub.download_model(name, ("*.json", "*.safetensors"), "--image-encoder")
     )
     model = AutoModel.from_pretrained(root, local_files_only=True, use_safetensors=True)
     processor = AutoImageProcessor.from_pretrained(root, local_files_only=True)
@@ -169,23 +176,21 @@ def _transformers(name: str, resize: clip_score.Resize | None, device: str | tor
 
 
 def _sscd(name: str, resize: clip_score.Resize | None, device: str | torch.device) -> Backbone:
-    """The copy detector of Pizzi et al. (arXiv:2202.10261), which is published as a TorchScript file."""
+    """Load the copy detector of Pizzi et al. (arXiv:2202.10261), published as a TorchScript file."""
     if not Path(name).is_file():
-        raise ConfigError(
-            "there is no such file", where=f"sscd:{name}", remedy="give SSCD's TorchScript file"
-        )
+        raise ConfigError("there is no such file", where=f"sscd:{name}", remedy="use SSCD's TorchScript file")
     model = torch.jit.load(name, map_location="cpu")
     preprocessing = clip_score.preprocess_config(
         SSCD_SIDE, IMAGENET_MEAN, IMAGENET_STD, resize or "squash", "bilinear"
     )
-    facts = _encoder_description("sscd", Path(name).name, None, "descriptor") | {
+    description = _encoder_description("sscd", Path(name).name, None, "descriptor") | {
         "weights_sha256": sha256_file(name)
     }
-    return Backbone(model, model, preprocessing, facts, device)
+    return Backbone(model, model, preprocessing, description, device)
 
 
 def _encoder_description(library: str, name: str, folder: Path | None, output: str) -> dict[str, Any]:
-    """What `describe` says of the weights; of a local folder only its last name, for results travel."""
+    """Describe the weights; of a local folder only its name, because results are shared."""
     weights = sorted(folder.glob("*.safetensors")) if folder else []
     return {
         "metric": f"cosine of L2-normalised features: {output}",

@@ -1,10 +1,11 @@
-"""The pictures of a report: the grid of prompts and arms, copies beside their originals, a contact sheet."""
+"""The images of a report: grid of prompts and variants, copies beside their originals, contact sheet."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -14,184 +15,202 @@ from lorakit.core.errors import LorakitError
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.alarms import Alarm
 from lorakit.evaluation.report.number_format import format_count, format_score
-from lorakit.evaluation.score_table import Evaluation, SampleKey, VariantScores, metric_spec
+from lorakit.evaluation.sample_files import SampleKey
+from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
 from lorakit.evaluation.select import Selection
 from lorakit.imaging.decode import decode_image
 from lorakit.reports import Html
 
 MAX_PROMPTS = 48
-MAX_IMAGES = 480  # in a page, which holds them all
-STORED_WIDTHS = (
-    (100, 640),
-    (240, 448),
-    (MAX_IMAGES, 320),
-)  # pictures in the page: pixels that each is stored with
+MAX_IMAGES = 480  # in a page, which contains them all
+MAX_GRID_SEEDS = 4
+WIDE_GRID = 4  # from this number of variants on only one seed of a prompt is shown
+STORED_WIDTHS = ((100, 640), (240, 448), (MAX_IMAGES, 320))  # (up to so many images, pixels of each)
 THUMBNAIL = 104  # CSS pixels
-PAIR_WIDTH = 104  # five pairs fit a row
+PAIR_WIDTH = 104  # CSS pixels: five pairs fit a row
 SHEET_PROMPTS, SHEET_SEEDS, SHEET_CELL = 24, 8, 128
-_VISIBLE_DIFFERENCE = 0.0005  # a difference of cosines that is not shown
+_VISIBLE_DIFFERENCE = 0.0005  # a smaller difference of cosines vanishes in rounding
 
 
 class SampleImages:
-    """Opens an evaluation's pictures, or says in a cell that one is gone."""
+    """Opens an evaluation's images for a page with `count` of them; a missing one becomes a badge."""
 
     def __init__(self, root: Path, count: int) -> None:
         self.root = root
-        self.side = next((side for most, side in STORED_WIDTHS if count <= most), STORED_WIDTHS[-1][1])
+        self.stored_width = next(
+            (width for limit, width in STORED_WIDTHS if count <= limit), STORED_WIDTHS[-1][1]
+        )
 
     def cell(self, file: str, alt: str, width: int = THUMBNAIL) -> Html:
-        """A picture that a click enlarges."""
-        picture = self.open(file)
-        if picture is None:
+        """Return an image that a click enlarges."""
+        image = self.open(file)
+        if image is None:
             return reports.tag("span", reports.badge("missing"))
-        lossless = picture.width <= 2 * THUMBNAIL  # small ones would show the blocks of a JPEG
+        lossless = image.width <= 2 * THUMBNAIL  # a small image would show the blocks of a JPEG
         kind = "PNG" if lossless else "JPEG"
-        return reports.embed_image(picture, alt=alt, width=width, enlarged=self.side, format=kind)
+        return reports.embed_image(image, alt=alt, width=width, zoom_width=self.stored_width, format=kind)
 
     def open(self, file: str) -> Image.Image | None:
-        """The picture, or None when it cannot be had any more."""
+        """Return the image, or None if it cannot be read."""
         try:
-            return decode_image(
-                Path(os.path.normpath(self.root / file))
-            )  # `root` itself may not be there yet
+            return decode_image(Path(os.path.normpath(self.root / file)))  # `root` may not exist yet
         except (OSError, LorakitError):
             return None
 
 
 def sample_grid(
-    evaluation: Evaluation, arms: Sequence[VariantScores], root: Path, pick: Selection | None
+    evaluation: Evaluation, variants: Sequence[VariantScores], root: Path, selection: Selection | None
 ) -> list[Html]:
-    """Prompts down, arms across; the prompts that are worst come first."""
-    lead = pick.arm if pick and pick.arm else arms[-1]
-    before = evaluation.base if evaluation.base in arms and lead is not evaluation.base else None
-    ranked = rank_prompts(evaluation, before, lead)[:MAX_PROMPTS]
-    seeds = max(1, min(4, MAX_IMAGES // max(1, len(ranked) * len(arms))))
-    if len(arms) > 3:
-        seeds = 1
-    pictures = SampleImages(root, len(ranked) * len(arms) * seeds)
-    chosen = [_seeds(prompt, lead, seeds) for prompt in ranked]
-    heads = [_head(arm, pick) for arm in arms]
+    """Return a note and a grid with a row for each prompt, the worst first, and a column for each variant."""
+    best = selection.variant if selection and selection.variant else variants[-1]
+    base = evaluation.base if evaluation.base in variants and best is not evaluation.base else None
+    prompts = rank_prompts(evaluation, base, best)[:MAX_PROMPTS]
+    num_seeds = max(1, min(MAX_GRID_SEEDS, MAX_IMAGES // max(1, len(prompts) * len(variants))))
+    if len(variants) >= WIDE_GRID:
+        num_seeds = 1
+    images = SampleImages(root, len(prompts) * len(variants) * num_seeds)
+    seeds = [_worst_seeds(prompt, best, num_seeds) for prompt in prompts]
     cells = [
-        [_cell(evaluation, prompt, arm, row, pictures) for arm in arms]
-        for prompt, row in zip(ranked, chosen, strict=True)
+        [_cell(evaluation, prompt, variant, prompt_seeds, images) for variant in variants]
+        for prompt, prompt_seeds in zip(prompts, seeds, strict=True)
     ]
-    names = [_name(evaluation, prompt, before, lead) for prompt in ranked]
-    shown = sum(map(len, chosen)) * len(arms)
-    hidden = sum(len(arm.files) for arm in arms) - shown
-    more = f" {format_count(hidden, 'further picture')} are in the files alone." if hidden else ""
-    order = "gained least" if before else "score lowest"
-    note = f"Prompts that {order} come first. Numbers are CLIP-T. A click enlarges a picture.{more}"
-    return [reports.paragraph(note), reports.html_grid(heads, names, cells)]
+    column_heads = [_variant_head(variant, selection) for variant in variants]
+    row_heads = [_prompt_head(evaluation, prompt, base, best) for prompt in prompts]
+    num_hidden = sum(len(variant.files) for variant in variants) - sum(map(len, seeds)) * len(variants)
+    hidden = f" {format_count(num_hidden, 'more image')} only in the folder." if num_hidden else ""
+    order = "the smallest gain" if base else "the lowest score"
+    note = f"Prompts with {order} come first. The numbers are CLIP-T. Click an image to enlarge it.{hidden}"
+    return [reports.paragraph(note), reports.html_grid(column_heads, row_heads, cells)]
 
 
-def rank_prompts(evaluation: Evaluation, before: VariantScores | None, lead: VariantScores) -> list[Prompt]:
-    """Prompts by CLIP-T of `lead`, or by its gain over `before`; the lowest first."""
-    values = evaluation.column(lead, "clip_t", evaluation.prompts)
-    if before:
-        values = values - evaluation.column(before, "clip_t", evaluation.prompts)
+def rank_prompts(evaluation: Evaluation, base: VariantScores | None, variant: VariantScores) -> list[Prompt]:
+    """Return the prompts by the variant's CLIP-T, or by its gain over `base`, the lowest first."""
+    values = evaluation.prompt_means(variant, "clip_t", evaluation.prompts)
+    if base:
+        values = values - evaluation.prompt_means(base, "clip_t", evaluation.prompts)
     order = sorted(range(len(values)), key=lambda row: (not math.isfinite(values[row]), values[row]))
     return [evaluation.prompts[row] for row in order]
 
 
-def _seeds(prompt: Prompt, lead: VariantScores, most: int) -> list[int]:
-    """The seeds that are worst in `lead`, in their own order."""
-    scores = lead.scores.get("clip_t", {})
-    worst = sorted(prompt.seeds, key=lambda seed: scores.get((prompt.id, seed), math.inf))[:most]
+def _worst_seeds(prompt: Prompt, variant: VariantScores, count: int) -> list[int]:
+    scores = variant.scores.get("clip_t", {})
+    worst = sorted(prompt.seeds, key=lambda seed: scores.get(SampleKey(prompt.id, seed), math.inf))[:count]
     return sorted(worst)
 
 
-def _head(arm: VariantScores, pick: Selection | None) -> Html:
-    name = reports.escape(arm.name)
-    if pick and pick.arm is arm:
-        return reports.join([name, reports.tag("br"), reports.badge("pick", True)])
-    alarmed = pick and any(standing.arm is arm and standing.alarms for standing in pick.standings)
-    return reports.join([name, reports.tag("br"), reports.badge("alarm", False)]) if alarmed else name
+def _variant_head(variant: VariantScores, selection: Selection | None) -> Html:
+    name = reports.escape(variant.name)
+    if selection is None:
+        return name
+    if selection.variant is variant:
+        return reports.join([name, reports.tag("br"), reports.badge("selected", True)])
+    if any(candidate.variant is variant and candidate.alarms for candidate in selection.candidates):
+        return reports.join([name, reports.tag("br"), reports.badge("alarm", False)])
+    return name
 
 
-def _name(evaluation: Evaluation, prompt: Prompt, before: VariantScores | None, lead: VariantScores) -> Html:
-    value = float(evaluation.column(lead, "clip_t", [prompt])[0])
-    if before:
-        value -= float(evaluation.column(before, "clip_t", [prompt])[0])
-    label = format_score(value, metric_spec("clip_t"), signed=before is not None)
+def _prompt_head(
+    evaluation: Evaluation, prompt: Prompt, base: VariantScores | None, variant: VariantScores
+) -> Html:
+    value = float(evaluation.prompt_means(variant, "clip_t", [prompt])[0])
+    if base:
+        value -= float(evaluation.prompt_means(base, "clip_t", [prompt])[0])
+    label = format_score(value, metric_spec("clip_t"), signed=base is not None)
     return reports.join([prompt.prompt, reports.tag("br"), reports.badge(label)])
 
 
 def _cell(
-    evaluation: Evaluation, prompt: Prompt, arm: VariantScores, seeds: Sequence[int], pictures: SampleImages
+    evaluation: Evaluation,
+    prompt: Prompt,
+    variant: VariantScores,
+    seeds: Sequence[int],
+    images: SampleImages,
 ) -> Html:
     parts = []
     for seed in seeds:
-        key = (prompt.id, seed)
-        if key not in arm.files:
+        key = SampleKey(prompt.id, seed)
+        if key not in variant.files:
             continue
-        alt = f"{prompt.prompt}, seed {seed}, {arm.name}"
-        score = arm.scores.get("clip_t", {}).get(key, math.nan)
-        label = reports.badge(
-            format_score(score, metric_spec("clip_t")), _beats_base(evaluation, arm, key, score)
-        )
-        parts.append(reports.tag("div", pictures.cell(arm.files[key], alt), label, class_="shot"))
-    return reports.tag("div", *parts, class_="shots")
+        alt = f"{prompt.prompt}, seed {seed}, {variant.name}"
+        score = variant.scores.get("clip_t", {}).get(key, math.nan)
+        good = _beats_base(evaluation, variant, key, score)
+        label = reports.badge(format_score(score, metric_spec("clip_t")), good)
+        parts.append(reports.tag("div", images.cell(variant.files[key], alt), label, class_="sample"))
+    return reports.tag("div", *parts, class_="samples")
 
 
-def _beats_base(evaluation: Evaluation, arm: VariantScores, key: SampleKey, score: float) -> bool | None:
-    """Whether a picture scores visibly better or worse than the base's."""
+def _beats_base(evaluation: Evaluation, variant: VariantScores, key: SampleKey, score: float) -> bool | None:
+    """Return True or False if the image scores visibly better or worse than the base model's, else None."""
     base = evaluation.base
-    before = base.scores.get("clip_t", {}).get(key) if base and base is not arm else None
-    return None if before is None or abs(score - before) < _VISIBLE_DIFFERENCE else score > before
+    base_score = base.scores.get("clip_t", {}).get(key) if base and base is not variant else None
+    if base_score is None or abs(score - base_score) < _VISIBLE_DIFFERENCE:
+        return None
+    return score > base_score
 
 
-def alarm_examples(evaluation: Evaluation, arm: VariantScores, alarm: Alarm, root: Path) -> Html:
-    """The pictures that raised an alarm, each beside the training image or the base's picture."""
-    pictures = SampleImages(root, 100)
-    by_id = {prompt.id: prompt for prompt in evaluation.prompts}
-    parts = []
+@dataclass(frozen=True)
+class _Counterpart:
+    """The image to show beside an example of an alarm, and its caption."""
+
+    file: str
+    caption: str
+
+
+def alarm_examples(evaluation: Evaluation, variant: VariantScores, alarm: Alarm, root: Path) -> Html:
+    """Return the examples of an alarm, each beside the training image or the base model's image."""
+    images = SampleImages(root, 100)
+    prompts = {prompt.id: prompt.prompt for prompt in evaluation.prompts}
+    pairs = []
     for key in alarm.examples:
-        beside, about = _comparison_image(evaluation, arm, alarm, key)
-        if beside is None or key not in arm.files:
+        counterpart = _find_counterpart(evaluation, variant, alarm, key)
+        if counterpart is None or key not in variant.files:
             continue
-        prompt = by_id[key[0]].prompt
-        said = f"{prompt}, seed {key[1]}: {about}"
-        parts.append(
+        title = f"{prompts[key.prompt_id]}, seed {key.seed}"
+        pairs.append(
             reports.tag(
                 "div",
-                pictures.cell(arm.files[key], f"{prompt}, seed {key[1]}, {arm.name}", PAIR_WIDTH),
-                pictures.cell(beside, about, PAIR_WIDTH),
-                reports.tag("div", said, class_="said"),
+                images.cell(variant.files[key], f"{title}, {variant.name}", PAIR_WIDTH),
+                images.cell(counterpart.file, counterpart.caption, PAIR_WIDTH),
+                reports.tag("div", f"{title}: {counterpart.caption}", class_="caption"),
                 class_="pair",
             )
         )
-    return reports.tag("div", *parts, class_="pairs") if parts else Html()
+    return reports.tag("div", *pairs, class_="pairs") if pairs else Html()
 
 
-def _comparison_image(
-    evaluation: Evaluation, arm: VariantScores, alarm: Alarm, key: SampleKey
-) -> tuple[str | None, str]:
-    if alarm.kind in ("copy", "rote") and evaluation.training is not None and key in arm.lookalikes:
-        name = arm.lookalikes[key]
-        value = format_score(arm.scores["nearest"][key], metric_spec("nearest"))
-        return f"{evaluation.training}/{name}", f"training image {name} at the right, similarity {value}"
-    if alarm.kind == "drift" and evaluation.base:
-        value = format_score(arm.scores["drift"][key], metric_spec("drift"))
-        return evaluation.base.files.get(key), f"the base's picture at the right, drift {value}"
-    return None, ""
+def _find_counterpart(
+    evaluation: Evaluation, variant: VariantScores, alarm: Alarm, key: SampleKey
+) -> _Counterpart | None:
+    is_copy = alarm.name in ("copied_images", "memorization")
+    if is_copy and evaluation.train_images is not None and key in variant.nearest_train_images:
+        name = variant.nearest_train_images[key]
+        score = variant.scores["nearest_train_similarity"][key]
+        value = format_score(score, metric_spec("nearest_train_similarity"))
+        caption = f"training image {name} on the right, similarity {value}"
+        return _Counterpart(f"{evaluation.train_images}/{name}", caption)
+    if alarm.name == "drift" and evaluation.base and key in evaluation.base.files:
+        value = format_score(variant.scores["drift"][key], metric_spec("drift"))
+        return _Counterpart(evaluation.base.files[key], f"base model's image on the right, drift {value}")
+    return None
 
 
 def evaluation_contact_sheet(
-    evaluation: Evaluation, before: VariantScores | None, lead: VariantScores, root: Path
+    evaluation: Evaluation, base: VariantScores | None, variant: VariantScores, root: Path
 ) -> Image.Image:
-    """For each prompt a row: its seeds before at the left, if there is a before, and the same seeds after."""
-    pictures = SampleImages(root, 1)
-    ranked = rank_prompts(evaluation, before, lead)[:SHEET_PROMPTS]
-    width = max(min(len(prompt.seeds), SHEET_SEEDS) for prompt in ranked)
+    """Return a sheet with a row for each prompt: the base model's images if any, then the variant's."""
+    images = SampleImages(root, 1)
+    prompts = rank_prompts(evaluation, base, variant)[:SHEET_PROMPTS]
+    width = max(min(len(prompt.seeds), SHEET_SEEDS) for prompt in prompts)
     cells: list[list[Image.Image | None]] = []
-    for prompt in ranked:
+    for prompt in prompts:
         row: list[Image.Image | None] = []
-        for arm in [before, lead] if before else [lead]:
-            files = [arm.files.get((prompt.id, seed)) for seed in prompt.seeds[:SHEET_SEEDS]]
-            shots = [pictures.open(file) if file else None for file in files]
-            row += [*([None] if row else []), *shots, *[None] * (width - len(shots))]
+        for one in [base, variant] if base else [variant]:
+            files = [one.files.get(SampleKey(prompt.id, seed)) for seed in prompt.seeds[:SHEET_SEEDS]]
+            opened = [images.open(file) if file else None for file in files]
+            gap = [None] if row else []
+            row += [*gap, *opened, *[None] * (width - len(opened))]
         cells.append(row)
     blank = [""] * (width - 1)
-    heads = [before.name, *blank, "", lead.name, *blank] if before else [lead.name, *blank]
-    names = [prompt.prompt for prompt in ranked]
+    heads = [base.name, *blank, "", variant.name, *blank] if base else [variant.name, *blank]
+    names = [prompt.prompt for prompt in prompts]
     return reports.contact_sheet(cells, column_heads=heads, row_heads=names, cell=SHEET_CELL)

@@ -1,4 +1,4 @@
-"""report.html of an evaluation: one file, offline, the verdict first."""
+"""report.html of an evaluation: one file that works offline, with the verdict first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lorakit import reports
 from lorakit.core.statistics import MIN_PROMPTS
 from lorakit.evaluation.alarms import Alarm
 from lorakit.evaluation.report import figures, gallery, verdict
-from lorakit.evaluation.report.number_format import format_count, format_name_range
+from lorakit.evaluation.report.number_format import NO_VALUE, format_count, format_name_range
 from lorakit.evaluation.score_table import METRICS, Evaluation, VariantScores
 from lorakit.evaluation.select import Selection
 from lorakit.reports import Html
@@ -20,150 +20,170 @@ PAGE_CSS = """
 figure text.note, figure text.name { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 .pair { align-content: start; }
 """
+_TRUNCATED_TEXTS = "truncated_texts"  # in a CLIP model's settings
 
 
 def evaluation_page(
     evaluation: Evaluation,
-    pick: Selection | None,
+    selection: Selection | None,
     root: Path,
     *,
     metrics: Sequence[Mapping[str, Any]] = (),
     versions: Mapping[str, str],
     extra: Sequence[Html] = (),
 ) -> str:
-    """The whole document; `metrics` are rows of the run's metrics.jsonl, `extra` further sections."""
-    text, good = verdict.selection_headline(evaluation, pick)
-    body = [
-        reports.summary_banner(text, good),
-        *(reports.paragraph(remark) for remark in verdict.selection_remarks(evaluation, pick)),
-        *(
-            [reports.section("Fidelity and adherence", *parts)]
-            if pick and (parts := figures.fidelity_adherence_chart(evaluation, pick))
-            else []
-        ),
-        *_progress(evaluation, pick),
-        *_alarms(evaluation, pick, root),
-        reports.section("Scores", *_scores(evaluation, pick)),
-        reports.section("Pictures", *gallery.sample_grid(evaluation, evaluation.arms, root, pick)),
-        *(
-            [reports.section("What was done", reports.html_table(["", ""], evaluation.facts))]
-            if evaluation.facts
-            else []
-        ),
-        *([reports.section("Training", *reports.training_curves(metrics))] if metrics else []),
-        *extra,
-        reports.section("Settings and versions", *settings_section(evaluation.settings, versions)),
-    ]
+    """Return the whole document; `metrics` are rows of the run's metrics.jsonl, `extra` further sections."""
+    headline = verdict.selection_headline(evaluation, selection)
+    notes = verdict.selection_notes(evaluation, selection)
+    body = [reports.summary_banner(headline.text, headline.good), *map(reports.paragraph, notes)]
+    if selection and (chart := figures.fidelity_adherence_chart(evaluation, selection)):
+        body.append(reports.section("Fidelity and prompt adherence", *chart))
+    body += _charts_section(evaluation, selection)
+    body += _alarms_section(evaluation, selection, root)
+    body.append(reports.section("Scores", *_score_tables(evaluation, selection)))
+    grid = gallery.sample_grid(evaluation, evaluation.variants, root, selection)
+    body.append(reports.section("Images", *grid))
+    if evaluation.details:
+        body.append(reports.section("Run", reports.html_table(["", ""], evaluation.details)))
+    if metrics:
+        body.append(reports.section("Training", *reports.training_curves(metrics)))
+    body += extra
+    body.append(reports.section("Settings and versions", *settings_section(evaluation.settings, versions)))
     return reports.html_page(evaluation.title, body, style=PAGE_CSS)
 
 
 def comparison_page(
     evaluation: Evaluation,
-    before: VariantScores,
-    after: VariantScores,
+    first: VariantScores,
+    second: VariantScores,
     root: Path,
     *,
     versions: Mapping[str, str],
 ) -> str:
-    """The document of two arms side by side."""
-    text, good = verdict.comparison_summary(evaluation, before, after)
-    few = len(evaluation.prompts) < MIN_PROMPTS
-    body = [
-        reports.summary_banner(text, good),
-        reports.paragraph(f"Indicative: {format_count(len(evaluation.prompts), 'prompt')}.")
-        if few
-        else Html(),
+    """Return the document of two variants side by side."""
+    summary = verdict.comparison_summary(evaluation, first, second)
+    body = [reports.summary_banner(summary.text, summary.good)]
+    if len(evaluation.prompts) < MIN_PROMPTS:
+        count = format_count(len(evaluation.prompts), "prompt")
+        body.append(reports.paragraph(f"Indicative only: {count}, fewer than {MIN_PROMPTS}."))
+    grid = gallery.sample_grid(evaluation, [first, second], root, None)
+    body += [
         *(reports.paragraph(note) for note in evaluation.notes),
-        reports.section("Differences", figures.differences_table(evaluation, before, after), _note()),
-        reports.section("By kind of prompts", figures.gain_by_prompt_kind(evaluation, before, after)),
-        reports.section("Pictures", *gallery.sample_grid(evaluation, [before, after], root, None)),
+        reports.section(
+            "Differences", figures.differences_table(evaluation, first, second), _interval_note()
+        ),
+        reports.section("By kind of prompts", figures.gain_by_prompt_kind(evaluation, first, second)),
+        reports.section("Images", *grid),
         reports.section("Settings and versions", *settings_section(evaluation.settings, versions)),
     ]
     return reports.html_page(evaluation.title, body, style=PAGE_CSS)
 
 
-def _progress(evaluation: Evaluation, pick: Selection | None) -> list[Html]:
-    parts = figures.metric_charts(evaluation, pick) if pick else []
-    note = "Bands are 95 % intervals over prompts (over images for losses); the green line is the pick."
-    return [reports.section("As training went on", *parts, reports.paragraph(note))] if parts else []
+def _charts_section(evaluation: Evaluation, selection: Selection | None) -> list[Html]:
+    charts = figures.metric_charts(evaluation, selection) if selection else []
+    note = (
+        "Bands are 95 % intervals over prompts (over images for losses); the green line marks the selected "
+        "checkpoint."
+    )
+    return [reports.section("Scores over training", *charts, reports.paragraph(note))] if charts else []
 
 
-def _alarms(evaluation: Evaluation, pick: Selection | None, root: Path) -> list[Html]:
-    """A card for each kind of alarm: the arms that have it, and the pictures that raised it in the last."""
+def _alarms_section(evaluation: Evaluation, selection: Selection | None, root: Path) -> list[Html]:
+    """A card for each kind of alarm, with the variants that have it and the images that show it best."""
     raised: dict[str, list[tuple[VariantScores, Alarm]]] = {}
-    for standing in pick.standings if pick else []:
-        for alarm in standing.alarms:
-            raised.setdefault(alarm.kind, []).append((standing.arm, alarm))
+    for candidate in selection.candidates if selection else []:
+        for alarm in candidate.alarms:
+            raised.setdefault(alarm.name, []).append((candidate.variant, alarm))
     if not raised:
         return []
     note = (
-        "An arm with an alarm is not picked. Limits come from this evaluation itself: how alike the training "
-        "images are, how much another seed changes the base's pictures."
+        "A variant with an alarm is not selected. The thresholds are measured in this evaluation: the "
+        "similarity of the training images to each other, and the change by another seed of the base model."
     )
-    cards = [_alarm_card(evaluation, some, root) for some in raised.values()]
+    cards = [_alarm_card(evaluation, entries, root) for entries in raised.values()]
     return [reports.section("Alarms", reports.paragraph(note), *cards)]
 
 
-def _alarm_card(evaluation: Evaluation, raised: Sequence[tuple[VariantScores, Alarm]], root: Path) -> Html:
-    told = [f"{arm.name}: {alarm.text.partition(': ')[2] or alarm.text}." for arm, alarm in raised]
-    arm, alarm = raised[-1]
-    name = alarm.text.partition(":")[0]
-    heading = f"{name[:1].upper()}{name[1:]}: {format_name_range([arm.name for arm, _ in raised])}"
-    first = [reports.paragraph(told[-1])]
-    rest = [
-        reports.details(f"{format_count(len(told) - 1, 'earlier arm')}", *map(reports.paragraph, told[:-1]))
+def _alarm_card(evaluation: Evaluation, entries: Sequence[tuple[VariantScores, Alarm]], root: Path) -> Html:
+    messages = [reports.paragraph(f"{variant.name}: {alarm.message}.") for variant, alarm in entries]
+    variant, alarm = entries[-1]
+    names = list(dict.fromkeys(variant.name for variant, _ in entries))
+    parts = [
+        messages[-1],
+        reports.paragraph(f"What to do: {alarm.advice}."),
+        gallery.alarm_examples(evaluation, variant, alarm, root),
     ]
-    shown = gallery.alarm_examples(evaluation, arm, alarm, root)
-    return reports.card(heading, *first, shown, *(rest if len(told) > 1 else []), good=False)
+    if len(messages) > 1:
+        summary = f"{format_count(len(messages) - 1, 'earlier variant')}"
+        parts.append(reports.details(summary, *messages[:-1]))
+    return reports.card(f"{alarm.title}: {format_name_range(names)}", *parts, good=False)
 
 
-def _scores(evaluation: Evaluation, pick: Selection | None) -> list[Html]:
+def _score_tables(evaluation: Evaluation, selection: Selection | None) -> list[Html]:
     base = evaluation.base
-    parts = [figures.variants_table(evaluation, pick)]
-    if base and pick and (lead := pick.arm or (evaluation.tuned[-1] if evaluation.tuned else None)):
-        parts.append(figures.gain_by_prompt_kind(evaluation, base, lead))
-    elif len(evaluation.arms) == 1:
-        parts = [figures.scores_by_prompt_kind(evaluation, evaluation.arms[0])]
-    return [*parts, _note(), reports.details("What the numbers are", _definitions(evaluation))]
+    tables = [figures.variants_table(evaluation, selection)]
+    if base and selection and evaluation.adapter_variants:
+        best = selection.variant or evaluation.adapter_variants[-1]
+        tables.append(figures.gain_by_prompt_kind(evaluation, base, best))
+    elif len(evaluation.variants) == 1:
+        tables = [figures.scores_by_prompt_kind(evaluation, evaluation.variants[0])]
+    return [*tables, _interval_note(), reports.details("Definitions", _definitions(evaluation))]
 
 
-def _note() -> Html:
+def _interval_note() -> Html:
     return reports.paragraph(
-        "Brackets are 95 % intervals of a bootstrap over prompts, each with all its seeds; differences are "
-        f"paired by prompt and seed. With fewer than {MIN_PROMPTS} prompts they are indicative only."
+        "Brackets are 95 % intervals (bootstrap over prompts, each with all its seeds); differences are "
+        f"paired by prompt and seed. With fewer than {MIN_PROMPTS} prompts they are only indicative."
     )
 
 
 def _definitions(evaluation: Evaluation) -> Html:
-    names = dict.fromkeys(name.partition("@")[0] for name in evaluation.measured())
-    names |= dict.fromkeys(name for arm in evaluation.arms for name in arm.totals if name in METRICS)
-    return reports.html_table(["Score", ""], [[METRICS[name].title, METRICS[name].note] for name in names])
+    names = dict.fromkeys(name.partition("@")[0] for name in evaluation.metric_names())
+    for variant in evaluation.variants:
+        names |= dict.fromkeys(name for name in variant.set_metrics if name in METRICS)
+    rows = [[METRICS[name].title, METRICS[name].description] for name in names]
+    return reports.html_table(["Metric", "Definition"], rows)
 
 
-def settings_section(used: Mapping[str, Any], versions: Mapping[str, str]) -> list[Html]:
-    """What every number depends on, a table for each model that judged."""
-    used = dict(sorted(used.items()))  # as they come out of scores.json, so that the page is the same again
-    plain = [[name, format_setting(value)] for name, value in used.items() if not isinstance(value, Mapping)]
-    parts = [reports.html_table(["", ""], plain)] if plain else []
-    for name, value in used.items():
-        if not isinstance(value, Mapping):
-            continue
-        rows = [[key, format_setting(item)] for key, item in sorted(value.items()) if key != "truncated"]
-        parts.append(reports.html_table([name[:1].upper() + name[1:], ""], rows))
-        if cut := list(value.get("truncated") or []):
-            listed = reports.tag("ul", *(reports.tag("li", text) for text in cut))
-            told = (
-                f"{format_count(len(cut), 'text')} did not fit its context and scored by what they begin with"
-            )
-            parts.append(reports.details(told, listed))
-    parts.append(
-        reports.details("Versions", reports.html_table(["Package", "Version"], list(versions.items())))
-    )
+def settings_section(settings: Mapping[str, Any], versions: Mapping[str, str]) -> list[Html]:
+    """Return the settings that the scores depend on, with a table for each model."""
+    # Sorted as in scores.json, so that a report written again is the same.
+    settings = dict(sorted(settings.items()))
+    rows = [
+        [_setting_label(name), format_setting(value)]
+        for name, value in settings.items()
+        if not isinstance(value, Mapping)
+    ]
+    parts = [reports.html_table(["", ""], rows)] if rows else []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            parts += _model_settings(name, value)
+    table = reports.html_table(["Package", "Version"], list(versions.items()))
+    return [*parts, reports.details("Versions", table)]
+
+
+def _model_settings(name: str, settings: Mapping[str, Any]) -> list[Html]:
+    rows = [
+        [_setting_label(key), format_setting(value)]
+        for key, value in sorted(settings.items())
+        if key != _TRUNCATED_TEXTS
+    ]
+    parts = [reports.html_table([_setting_label(name), ""], rows)]
+    if texts := list(settings.get(_TRUNCATED_TEXTS) or []):
+        items = reports.tag("ul", *(reports.tag("li", text) for text in texts))
+        count = format_count(len(texts), "text")
+        parts.append(reports.details(f"{count} too long for the model, scored only by the beginning", items))
     return parts
 
 
+def _setting_label(name: str) -> str:
+    if name.partition("@")[0] in METRICS:
+        return name
+    return name[:1].upper() + name[1:].replace("_", " ")
+
+
 def format_setting(value: Any) -> str:
-    """A setting as text."""
+    """Return a setting as text."""
     if isinstance(value, list):
         return " × ".join(map(str, value))
-    return "none" if value is None else str(value)
+    return NO_VALUE if value is None else str(value)

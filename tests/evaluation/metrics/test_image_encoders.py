@@ -1,4 +1,4 @@
-"""Image models by name: tiny ones built from configurations, in the folders that their libraries write."""
+"""Image encoders by name: tiny models in the folders that their libraries write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 32
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     sizes = [(32, 32), (64, 36), (90, 120)]
     return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
@@ -66,85 +66,87 @@ def dino_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_timm_features_are_the_models_own(timm_folder, pictures):
-    eye = load_image_encoder(str(timm_folder))
+def test_timm_features_equal_the_models_own(timm_folder, images):
+    encoder = load_image_encoder(str(timm_folder))
     model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True, num_classes=0).eval()
     transform = timm.data.create_transform(
         **timm.data.resolve_model_data_config(model) | {"crop_pct": 1.0}, is_training=False
     )
     with torch.no_grad():
-        expected = F.normalize(model(torch.stack([transform(p) for p in pictures])), dim=-1)
-    found = eye.image_features(pictures)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert (expected[0] - expected[1]).abs().max() > 1e-3  # else equality would say nothing
-    assert eye.describe()["model"] == "timm:tiny-vit"
-    assert len(eye.describe()["weights_sha256"]) == 64
+        expected = F.normalize(model(torch.stack([transform(p) for p in images])), dim=-1)
+    features = encoder.image_features(images)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3  # otherwise equality would prove nothing
+    assert encoder.describe()["model"] == "timm:tiny-vit"
+    assert len(encoder.describe()["weights_sha256"]) == 64
 
 
-def test_transformers_features_are_the_class_token(dino_folder, pictures):
+def test_transformers_features_are_the_class_token(dino_folder, images):
     from transformers import AutoImageProcessor, AutoModel
 
-    eye = load_image_encoder(str(dino_folder))
+    encoder = load_image_encoder(str(dino_folder))
     model, processor = AutoModel.from_pretrained(dino_folder), AutoImageProcessor.from_pretrained(dino_folder)
-    square = pictures[:1]
+    square = images[:1]
     with torch.no_grad():
         output = model(**processor(square, return_tensors="pt")).last_hidden_state[:, 0]
-    torch.testing.assert_close(eye.image_features(square), F.normalize(output, dim=-1), atol=2e-3, rtol=0)
-    assert eye.image_features(pictures).shape == (3, 32)
-    assert eye.describe()["metric"].endswith("class token")
+    torch.testing.assert_close(encoder.image_features(square), F.normalize(output, dim=-1), atol=2e-3, rtol=0)
+    assert encoder.image_features(images).shape == (3, 32)
+    assert encoder.describe()["metric"].endswith("class token")
 
 
 @pytest.mark.parametrize("spec", ["timm_folder", "dino_folder"])
-def test_another_resize_gives_other_features_and_is_told(spec, request, pictures):
-    """What a wrong preprocessing would do: a picture that is not square is seen otherwise."""
+def test_another_resize_gives_other_features_and_is_described(spec, request, images):
+    """An image that is not square has other features with another preprocessing."""
     folder = str(request.getfixturevalue(spec))
-    eyes = {mode: load_image_encoder(folder, resize=mode) for mode in ("shortest", "squash", "pad")}
-    seen = {mode: eye.image_features(pictures) for mode, eye in eyes.items()}
-    for mode, eye in eyes.items():
-        assert eye.describe()["resize"] == mode
-        torch.testing.assert_close(seen[mode][0], seen["shortest"][0])  # square: nothing to decide
-    assert (seen["shortest"][1] - seen["squash"][1]).abs().max() > 1e-3
-    assert (seen["pad"][1] - seen["squash"][1]).abs().max() > 1e-3
+    encoders = {mode: load_image_encoder(folder, resize=mode) for mode in ("shortest", "squash", "pad")}
+    features = {mode: encoder.image_features(images) for mode, encoder in encoders.items()}
+    for mode, encoder in encoders.items():
+        assert encoder.describe()["resize"] == mode
+        torch.testing.assert_close(
+            features[mode][0], features["shortest"][0]
+        )  # a square image is not cropped
+    assert (features["shortest"][1] - features["squash"][1]).abs().max() > 1e-3
+    assert (features["pad"][1] - features["squash"][1]).abs().max() > 1e-3
 
 
-def test_pictures_shrink_with_antialiasing(timm_folder):
-    """Stripes as fine as a pixel become gray; without antialiasing they would stay stripes."""
+def test_images_are_downscaled_with_antialiasing(timm_folder):
+    """Stripes of one pixel become gray; without antialiasing they would stay stripes."""
     stripes = np.zeros((320, 320, 3), np.uint8)
     stripes[:, ::2] = 255
     pixels = load_image_encoder(str(timm_folder)).preprocess(Image.fromarray(stripes))
     assert pixels.std(dim=(1, 2)).max() < 0.02
 
 
-def test_sscd_is_a_torchscript_file(tmp_path, pictures):
+def test_sscd_is_a_torchscript_file(tmp_path, images):
     class Descriptor(torch.nn.Module):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return pixels[:, :, ::36, ::36].flatten(1)
 
     file = tmp_path / "sscd.pt"
     torch.jit.script(Descriptor()).save(str(file))
-    eye = load_image_encoder(f"sscd:{file}")
-    found = eye.image_features(pictures)
-    pixels = torch.stack([eye.preprocess(p) for p in pictures])
+    encoder = load_image_encoder(f"sscd:{file}")
+    features = encoder.image_features(images)
+    pixels = torch.stack([encoder.preprocess(p) for p in images])
     assert pixels.shape == (3, 3, 288, 288)
-    torch.testing.assert_close(found, F.normalize(pixels[:, :, ::36, ::36].flatten(1), dim=-1))
-    assert str(tmp_path) not in json.dumps(eye.describe())
+    torch.testing.assert_close(features, F.normalize(pixels[:, :, ::36, ::36].flatten(1), dim=-1))
+    assert str(tmp_path) not in json.dumps(encoder.describe())
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
-        ("dinov2", "names no image model"),
-        ("keras:dino", "names no image model"),
-        ("timm:no_such_model", "cannot load the image model"),
+        ("dinov2", "is not an image encoder"),
+        ("keras:dino", "is not an image encoder"),
+        ("timm:no_such_model", "cannot load the image encoder"),
         ("sscd:nowhere.pt", "no such file"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_error(spec, said):
-    with pytest.raises(ConfigError, match=said):
+def test_an_encoder_that_cannot_be_loaded_is_a_config_error(spec, message):
+    with pytest.raises(ConfigError, match=message):
         load_image_encoder(spec)
 
 
-def test_a_folder_without_a_config_or_weights_says_so(tmp_path, dino_folder):
+def test_a_folder_without_a_config_or_weights_is_a_config_error(tmp_path, dino_folder):
     with pytest.raises(ConfigError, match=r"config\.json"):
         load_image_encoder(str(tmp_path))
     (tmp_path / "config.json").write_bytes((dino_folder / "config.json").read_bytes())

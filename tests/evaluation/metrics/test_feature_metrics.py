@@ -1,0 +1,158 @@
+"""Each metric is compared with an independent computation of its definition or with a closed form."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lorakit.evaluation.metrics import feature_metrics
+
+
+def unit(rows: int, columns: int, seed: int = 0, mean: float = 0.0) -> NDArray[np.float64]:
+    values = np.random.default_rng(seed).normal(mean, 1, (rows, columns))
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    return sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+
+
+IMAGES, REFERENCES = unit(7, 5, 1), unit(4, 5, 2, 0.5)
+
+
+def test_fidelity_is_the_mean_over_all_pairs():
+    values = feature_metrics.fidelity(IMAGES, REFERENCES)
+    assert values == pytest.approx([np.mean([cosine(p, r) for r in REFERENCES]) for p in IMAGES])
+    assert values.mean() == pytest.approx(
+        np.mean([cosine(p, r) for p, r in itertools.product(IMAGES, REFERENCES)])
+    )
+
+
+def test_leave_one_out_never_compares_an_image_with_itself():
+    expected = [
+        np.mean([cosine(r, other) for j, other in enumerate(REFERENCES) if j != i])
+        for i, r in enumerate(REFERENCES)
+    ]
+    assert feature_metrics.leave_one_out_fidelity(REFERENCES) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="two references"):
+        feature_metrics.leave_one_out_fidelity(REFERENCES[:1])
+
+
+def test_drift_is_zero_for_the_same_and_two_for_the_opposite():
+    assert feature_metrics.drift(IMAGES, IMAGES) == pytest.approx(np.zeros(7))
+    assert feature_metrics.drift(IMAGES, -IMAGES) == pytest.approx(np.full(7, 2.0))
+    other = unit(7, 5, 9)
+    assert feature_metrics.drift(IMAGES, other)[3] == pytest.approx(1 - cosine(IMAGES[3], other[3]))
+
+
+def test_diversity_is_one_minus_the_mean_over_pairs():
+    expected = 1 - np.mean([cosine(a, b) for a, b in itertools.combinations(IMAGES, 2)])
+    assert feature_metrics.pairwise_diversity(IMAGES) == pytest.approx(expected)
+    assert feature_metrics.pairwise_diversity(np.eye(4)) == pytest.approx(1.0)
+    assert feature_metrics.pairwise_diversity(np.repeat(IMAGES[:1], 3, 0)) == pytest.approx(0.0)
+    assert math.isnan(feature_metrics.pairwise_diversity(IMAGES[:1]))
+
+
+def test_the_distance_of_groups_uses_only_pairs_of_different_groups():
+    groups = np.array([0, 0, 1, 1, 1, 2, 2])
+    pairs = [(i, j) for i, j in itertools.combinations(range(7), 2) if groups[i] != groups[j]]
+    expected = 1 - np.mean([cosine(IMAGES[i], IMAGES[j]) for i, j in pairs])
+    assert feature_metrics.between_group_distance(IMAGES, groups) == pytest.approx(expected)
+    assert math.isnan(feature_metrics.between_group_distance(IMAGES, np.zeros(7, int)))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(7, 5), (3, 9)])
+def test_vendi_is_the_exponential_of_the_entropy_of_all_eigenvalues(rows, columns):
+    images = unit(rows, columns, 3)
+    values = np.linalg.eigvals(images @ images.T / rows).real
+    expected = math.exp(-sum(v * math.log(v) for v in values if v > 1e-12))
+    assert feature_metrics.vendi_score(images) == pytest.approx(expected, rel=1e-9)
+
+
+def test_vendi_is_the_number_of_different_images():
+    assert feature_metrics.vendi_score(np.eye(6)) == pytest.approx(6)
+    assert feature_metrics.vendi_score(np.repeat(np.eye(6)[:2], 5, 0)) == pytest.approx(2)
+
+
+def test_cmmd_equals_its_sums_and_its_closed_form():
+    def kernel(a, b):
+        return math.exp(-sum((a - b) ** 2) / (2 * 10.0**2))
+
+    def mean(left, right):
+        return np.mean([kernel(a, b) for a in left for b in right])
+
+    expected = 1000 * (mean(IMAGES, IMAGES) + mean(REFERENCES, REFERENCES) - 2 * mean(IMAGES, REFERENCES))
+    assert feature_metrics.cmmd(IMAGES, REFERENCES) == pytest.approx(expected, rel=1e-9)
+    assert feature_metrics.cmmd(IMAGES, IMAGES) == pytest.approx(0.0, abs=1e-9)
+    one, other = np.eye(2)[:1], np.eye(2)[1:]  # a distance of sqrt 2
+    assert feature_metrics.cmmd(one, other) == pytest.approx(1000 * (2 - 2 * math.exp(-2 / 200)))
+
+
+def test_clipscore_is_cut_at_zero():
+    assert feature_metrics.clipscore(np.array([0.3, -0.1])) == pytest.approx([0.75, 0.0])
+
+
+def test_the_similarity_to_shuffled_prompts_excludes_the_own_text():
+    similarity = np.random.default_rng(4).normal(size=(5, 3))
+    own = np.array([0, 0, 1, 2, 2])
+    expected = [np.mean([similarity[row, text] for text in range(3) if text != own[row]]) for row in range(5)]
+    assert feature_metrics.shuffled_prompt_similarity(similarity, own) == pytest.approx(expected)
+    assert np.isnan(feature_metrics.shuffled_prompt_similarity(similarity[:, :1], np.zeros(5, int))).all()
+
+
+def test_the_nearest_training_image_is_the_most_similar_one():
+    nearest = feature_metrics.nearest_training_image(IMAGES, REFERENCES)
+    for row, image in enumerate(IMAGES):
+        similarities = [cosine(image, reference) for reference in REFERENCES]
+        assert nearest.similarity[row] == pytest.approx(max(similarities))
+        assert nearest.index[row] == similarities.index(max(similarities))
+
+
+@pytest.mark.parametrize("count", [40, 100])
+def test_the_copy_threshold_of_many_images_is_an_order_statistic_of_the_nearest_others(count):
+    training = unit(count, 12, count)
+    threshold = feature_metrics.copy_threshold(training)
+    nearest = sorted(
+        max(cosine(a, b) for j, b in enumerate(training) if j != i) for i, a in enumerate(training)
+    )
+    above = sum(value > threshold.similarity + 1e-9 for value in nearest)
+    assert threshold.similarity == pytest.approx(nearest[-1 - above])
+    assert threshold.similarity >= np.quantile(nearest, 0.95, method="lower") - 1e-12
+    assert above <= 0.05 * (count + 1)
+
+
+def test_the_copy_threshold_of_few_images_is_a_prediction_interval():
+    """Three pairs of known similarity: the nearest others are .6, .6, .5, .5, .4, .4."""
+    angles = np.zeros((6, 6))
+    for pair, value in enumerate((0.6, 0.5, 0.4)):
+        angles[2 * pair, 2 * pair] = 1
+        angles[2 * pair + 1, 2 * pair : 2 * pair + 2] = value, math.sqrt(1 - value**2)
+    threshold = feature_metrics.copy_threshold(angles)
+    values = np.arctanh([0.6, 0.6, 0.5, 0.5, 0.4, 0.4])
+    student = 2.015  # the 95th percentile for 5 degrees of freedom, from tables
+    expected = math.tanh(np.mean(values) + student * np.std(values, ddof=1) * math.sqrt(7 / 6))
+    assert threshold.similarity == pytest.approx(expected, rel=2e-3)
+    assert threshold.expected_rate == pytest.approx(0.05 + 0.5 / 6)
+    with pytest.raises(ValueError, match="three training"):
+        feature_metrics.copy_threshold(angles[:2])
+
+
+@pytest.mark.parametrize("count", [4, 8, 24, 60])
+@pytest.mark.parametrize("kind", ["even", "clusters"])
+def test_new_images_exceed_the_copy_threshold_no_more_often_than_expected(count, kind):
+    """New images from the distribution of the training images, uniform or in three clusters."""
+    rng = np.random.default_rng(count)
+    shares = []
+    for _ in range(400):
+        values = rng.normal(0.3, 1, (count + 20, 24))
+        if kind == "clusters":
+            values = 1.7 * rng.normal(0, 1, (3, 24))[rng.integers(0, 3, count + 20)] + values
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+        threshold = feature_metrics.copy_threshold(values[:count])
+        nearest = feature_metrics.nearest_training_image(values[count:], values[:count])
+        shares.append(float((nearest.similarity > threshold.similarity).mean()))
+    assert 0.2 * threshold.expected_rate <= np.mean(shares) <= 1.2 * threshold.expected_rate
