@@ -1,4 +1,4 @@
-"""What each way of choosing shapes costs on the images at hand: crop, shapes, batches that do not fill."""
+"""Costs of each bucket mode on a dataset: crop, number of buckets, incomplete batches."""
 
 from __future__ import annotations
 
@@ -15,88 +15,76 @@ from lorakit.manifest import Record
 
 @dataclass(frozen=True)
 class BucketCost:
-    """Shares (0..1) are of the images as an epoch shows them, repeats counted.
+    """Costs of one bucket mode; shares (0..1) are of the images of an epoch, repeats counted.
 
-    `crop` and `worst` are the mean and largest share of an image that is cut off, `incomplete` the share of
-    images in batches that one shape cannot fill, `pixels` the mean of bucket over resolution squared,
-    `enlarged` the share of images with fewer pixels than their bucket.
+    `mean_crop` and `max_crop` are shares of an image's area that are cropped off, `incomplete_batches` is the
+    share of images in batches that their bucket cannot fill, `pixel_budget` the mean bucket area over
+    resolution squared, `upscaled` the share of images with fewer pixels than their bucket.
     """
 
-    mode: str
-    shapes: int
-    crop: float
-    worst: float
-    incomplete: float
-    pixels: float
-    enlarged: float
+    bucket_mode: str
+    num_buckets: int
+    mean_crop: float
+    max_crop: float
+    incomplete_batches: float
+    pixel_budget: float
+    upscaled: float
 
 
 def bucket_cost(records: Sequence[Record], mode: str, resolution: int, batch: int) -> BucketCost:
-    """The price of the buckets that the records have; images without one do not count."""
-    placed = [record for record in records if record.keep and record.bucket]
+    """Return the costs of the records' buckets; images without one do not count."""
+    bucketed = [record for record in records if record.keep and record.bucket]
     counts: Counter[buckets.ImageSize] = Counter()
-    for record in placed:
+    for record in bucketed:
         counts[record.bucket] += record.repeats  # type: ignore[index]
     total = max(1, counts.total())
-    lost = [(crops.cropped_fraction(record), record.repeats) for record in placed]
+    crop_shares = [(crops.cropped_fraction(record), record.repeats) for record in bucketed]
     return BucketCost(
         mode,
         len(counts),
-        sum(share * times for share, times in lost) / total,
-        max((share for share, _ in lost), default=0.0),
+        sum(share * times for share, times in crop_shares) / total,
+        max((share for share, _ in crop_shares), default=0.0),
         sum(number % batch for number in counts.values()) / total,
         sum(w * h * number for (w, h), number in counts.items()) / total / resolution**2,
-        sum(r.repeats for r in placed if crops.upscale_factor(r) > MAX_UNNOTICED_UPSCALE) / total,
+        sum(r.repeats for r in bucketed if crops.upscale_factor(r) > MAX_UNNOTICED_UPSCALE) / total,
     )
 
 
 def compare_bucket_modes(records: Sequence[Record], options: BucketOptions) -> list[BucketCost]:
-    """Every mode's price for these images; a mode that the step rules out is left out."""
+    """Return the costs of every mode that is possible with this size_multiple."""
     kept = [record for record in records if record.keep]
-    found = []
+    costs = []
     for mode in buckets.MODES:
         try:
-            placed = crops.assign_buckets_and_crops(
+            bucketed = crops.assign_buckets_and_crops(
                 kept,
                 options.resolution,
-                options.step,
+                options.size_multiple,
                 mode=mode,
-                batch=options.batch,
-                tiers=options.tiers,
+                batch_size=options.batch_size,
+                resolutions=options.resolutions,
                 upscale=options.upscale,
             )
         except ConfigError:
             continue
-        found.append(bucket_cost(placed, mode, options.resolution, options.batch))
-    return found
+        costs.append(bucket_cost(bucketed, mode, options.resolution, options.batch_size))
+    return costs
 
 
 COST_HEADERS = (
     "mode",
-    "shapes",
+    "buckets",
     "mean crop, %",
-    "worst crop, %",
+    "max crop, %",
     "in incomplete batches, %",
     "of the pixel budget, %",
-    "enlarged, %",
+    "upscaled, %",
 )
 
 
-def cost_cells(found: BucketCost) -> list[str]:
-    """The cells of one line under `HEADERS`."""
-    shares = (found.crop, found.worst, found.incomplete, found.pixels, found.enlarged)
+def cost_cells(cost: BucketCost) -> list[str]:
+    """Return the cells of one row under `COST_HEADERS`."""
+    shares = (cost.mean_crop, cost.max_crop, cost.incomplete_batches, cost.pixel_budget, cost.upscaled)
     decimals = (2, 1, 0, 0, 0)
     parts = [f"{100 * share:.{places}f}" for share, places in zip(shares, decimals, strict=True)]
-    return [found.mode, str(found.shapes), *parts]
-
-
-def format_cost_table(records: Sequence[Record], options: BucketOptions) -> str:
-    """A table for the terminal, the chosen mode marked."""
-    rows = [list(COST_HEADERS), *(cost_cells(found) for found in compare_bucket_modes(records, options))]
-    widths = [max(len(line[column]) for line in rows) for column in range(len(COST_HEADERS))]
-    lines = []
-    for line in rows:
-        mark = ">" if line[0] == options.mode else " "
-        cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        lines.append(f"{mark} {'  '.join(cells)}")
-    return "\n".join([f"batch {options.batch}, resolution {options.resolution}", *lines])
+    return [cost.bucket_mode, str(cost.num_buckets), *parts]

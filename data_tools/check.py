@@ -1,4 +1,4 @@
-"""Everything worth knowing before training, worst first: defects, duplicates, sizes, names and captions."""
+"""Checks before training, worst findings first: defects, duplicates, sizes, names and captions."""
 
 from __future__ import annotations
 
@@ -14,38 +14,47 @@ from data_tools.listing import Listing
 from data_tools.scan import SCAN_REASONS, note_code
 from lorakit.manifest import Record
 
-# Notes of the manifest that deserve more than a mention, and what to say of all images that carry one.
+# Level and message of the finding for all images that carry a note.
 _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
-    "alpha": ("note", "transparent parts show the background colour"),
+    "transparency": ("note", "transparent parts show the background color"),
     "blurry": ("warning", "probably out of focus or enlarged"),
-    "border": ("warning", "uniform bars at two sides; the model will learn to draw them"),
+    "letterbox": ("warning", "uniform bars at two sides; the model would learn them"),
     "broken_exif": ("note", "damaged EXIF block ignored"),
-    "broken_icc": ("warning", "unusable colour profile ignored; colours may be off"),
-    "caption_cut": ("warning", "the end of a caption is read by no text encoder; the notes name the words"),
-    "caption_cut_partly": ("note", "one of the text encoders does not read a caption to its end"),
-    "caption_failed": ("warning", "the captioner failed; give the command again to ask once more"),
-    "captions_replaced": ("note", "a model's captions count instead of the caption files"),
+    "broken_icc": ("warning", "the color profile cannot be used and is ignored; colors may be wrong"),
+    "caption_truncated": (
+        "warning",
+        "no text encoder reads a caption to its end; the notes quote the lost words",
+    ),
+    "caption_truncated_partly": ("note", "not all text encoders read a caption to its end"),
+    "caption_failed": ("warning", "the captioner failed; run the command again to retry"),
+    "captions_replaced": ("note", "a model's captions are used instead of the caption files"),
     "caption_empty": ("warning", "an empty caption file"),
-    "caption_joined": ("note", "several caption lines joined into one caption"),
-    "caption_stripped": ("warning", "control characters left out of a caption"),
-    "caption_unused": ("warning", "the metadata file and the caption file disagree; the caption file counts"),
-    "given_unreadable": ("error", "a source or control that cannot be read; it is not used"),
-    "given_other_shape": ("note", "a source or control of another shape than its image"),
-    "clipped": ("note", "mostly pure black or white"),
-    "cmyk": ("note", "CMYK without a usable profile; colours are approximate"),
-    "cropped": ("warning", "loses more than a tenth to the crop"),
-    "depth": ("note", "16 bits a channel scaled to 8"),
-    "flat": ("warning", "one colour all over; is that a picture?"),
+    "caption_lines_joined": ("note", "several caption lines joined into one caption"),
+    "caption_control_characters": ("warning", "control characters removed from a caption"),
+    "caption_conflict": (
+        "warning",
+        "the metadata file and the caption file disagree; the caption file is used",
+    ),
+    "conditioning_image_unreadable": ("error", "a conditioning image that cannot be read; it is not used"),
+    "conditioning_image_aspect_mismatch": (
+        "note",
+        "a conditioning image with another aspect ratio than its image; its middle is used",
+    ),
+    "clipped_tones": ("note", "mostly pure black or white"),
+    "cmyk": ("note", "CMYK without a usable profile; colors are approximate"),
+    "cropped": ("warning", "more than a tenth of the image is cropped off"),
+    "bit_depth": ("note", "16 bits a channel scaled to 8"),
+    "single_color": ("warning", "one color all over; is this an image?"),
     "first_frame": ("note", "only the first frame is used"),
-    "icc": ("note", "converted from its colour profile to sRGB"),
-    "mask_ambiguous": ("warning", "a mask beside a turned picture; look whether it lies right"),
-    "mask_empty": ("warning", "a mask that is black throughout; it is not used"),
-    "mask_not_found": ("warning", "nothing to mask was found"),
-    "mask_unfit": ("warning", "a mask that does not fit its picture; it is not used"),
-    "metadata": ("note", "captioned in the user's own metadata file, which stays as it is"),
-    "rotated": ("note", "turned upright by its EXIF orientation"),
-    "suffix": ("note", "the content is not what the name says; used all the same"),
-    "upscaled": ("note", "smaller than its bucket, so it is enlarged"),
+    "icc_converted": ("note", "converted from its color profile to sRGB"),
+    "mask_orientation_ambiguous": ("warning", "the mask of a rotated image; check that it fits"),
+    "mask_empty": ("warning", "a mask that is black all over; it is not used"),
+    "mask_prompt_not_found": ("warning", "the word to mask was not found in the image"),
+    "mask_size_mismatch": ("warning", "a mask that does not fit its image; it is not used"),
+    "user_metadata": ("note", "captioned in your own metadata file, which is not changed"),
+    "exif_rotated": ("note", "rotated by its EXIF orientation"),
+    "wrong_extension": ("note", "the file extension does not match the content; used anyway"),
+    "upscaled": ("note", "smaller than its bucket, so it is upscaled"),
 }
 
 
@@ -54,23 +63,23 @@ def check_dataset(
     records: Sequence[Record],
     *,
     trigger: str | None = None,
-    counted: bool = False,
+    tokens_counted: bool = False,
     held_out: Sequence[Record] = (),
 ) -> list[Finding]:
-    """All findings, worst first; `counted` as in `lint.lint`.
+    """Return all findings, worst first; `tokens_counted` as in `lint.lint_captions`.
 
-    `held_out` are images of another folder that must not be trained on, their names starting with it.
+    `held_out` are images of another folder that must not be trained on; their names start with that folder.
     """
-    found = [
+    findings = [
         *_rejected_images(records),
         *_missing_captions(records),
         *_manifest_notes(records),
         *_duplicates(records, held_out),
         *_name_collisions(listing, records),
         *_unused_files(listing),
-        *lint.lint_captions(records, trigger, counted=counted),
+        *lint.lint_captions(records, trigger, tokens_counted=tokens_counted),
     ]
-    return sort_findings(found)
+    return sort_findings(findings)
 
 
 def _rejected_images(records: Sequence[Record]) -> Iterator[Finding]:
@@ -79,10 +88,10 @@ def _rejected_images(records: Sequence[Record]) -> Iterator[Finding]:
         if not record.keep:
             groups[record.reason or ""].append(record)
     for reason, group in groups.items():
-        own = note_code(reason) not in SCAN_REASONS
-        level: Level = "note" if own else "error"
-        code = "set_aside" if own else note_code(reason)
-        text = reason if own else reason.partition(":")[2].strip()
+        by_user = note_code(reason) not in SCAN_REASONS
+        level: Level = "note" if by_user else "error"
+        code = "excluded_by_user" if by_user else note_code(reason)
+        text = reason if by_user else reason.partition(":")[2].strip()
         yield Finding(level, code, text, tuple(record.file for record in group))
 
 
@@ -109,59 +118,61 @@ def _duplicates(records: Sequence[Record], held_out: Sequence[Record]) -> Iterat
     exact, near = duplicates.find_exact_duplicates(every), duplicates.find_near_duplicates(every)
     for cluster in exact:
         if own & set(cluster.files):
-            yield Finding("warning", "duplicate", "the same picture, pixel for pixel", cluster.files)
+            yield Finding("warning", "duplicate", "the same image, pixel for pixel", cluster.files)
     for cluster in near:
         if own & set(cluster.files):
-            message = "nearly the same picture" + (", some of it mirrored" if cluster.mirrored else "")
+            message = "nearly the same image" + (", partly mirrored" if cluster.mirrored else "")
             yield Finding("warning", "near_duplicate", message, cluster.files)
     for cluster, splits in duplicates.find_split_leaks([*exact, *near]):
-        message = f"in {' and '.join(splits)}: what is measured on one was learnt in the other"
-        yield Finding("warning", "leak", message, cluster.files)
+        message = f"in {' and '.join(splits)}: a measurement on one would test images that were trained on"
+        yield Finding("warning", "split_leak", message, cluster.files)
     for cluster in (*exact, *near):
         if own & set(cluster.files) and not set(cluster.files) <= own:
-            message = "also among the images that are held out: what is measured on them was learnt"
-            yield Finding("warning", "leak", message, cluster.files)
+            message = (
+                "also among the held-out images: a measurement on them would test images that were trained on"
+            )
+            yield Finding("warning", "split_leak", message, cluster.files)
 
 
 def _name_collisions(listing: Listing, records: Sequence[Record]) -> Iterator[Finding]:
-    """Names that are distinct here and would not be on another disk."""
+    """Find names that are different here but equal on another file system."""
     folded: dict[str, list[str]] = defaultdict(list)
     stems: dict[PurePosixPath, list[str]] = defaultdict(list)
     for file in listing.images:
         folded[unicodedata.normalize("NFC", file).casefold()].append(file)
         stems[PurePosixPath(file).with_suffix("")].append(file)
-    refused = {record.file for record in records if note_code(record.reason) == "name_collision"}
+    excluded = {record.file for record in records if note_code(record.reason) == "shared_caption_file"}
     for files in folded.values():
         if len(files) > 1:
-            message = "names that differ only in case or accents; other disks cannot hold both"
-            yield Finding("warning", "name_clash", message, tuple(files))
+            message = "names that differ only in case or accents; some file systems cannot hold both"
+            yield Finding("warning", "name_differs_by_case", message, tuple(files))
     for files in stems.values():
-        if len(files) > 1 and not set(files) <= refused:
+        if len(files) > 1 and not set(files) <= excluded:
             yield Finding("note", "same_stem", "would share one caption file", tuple(files))
 
 
 def _unused_files(listing: Listing) -> Iterator[Finding]:
-    """Files of the folder that nothing uses."""
+    """Find files of the folder that are not used."""
     if listing.unusable_names:
         message = "names that are not UTF-8, or lead out of the folder on some system; rename them"
-        yield Finding("error", "bad_name", message, listing.unusable_names)
+        yield Finding("error", "unusable_name", message, listing.unusable_names)
     if listing.unreadable_folders:
-        message = "folders that cannot be opened; what is in them is not used"
+        message = "folders that cannot be opened; their files are not used"
         yield Finding("error", "unreadable_folder", message, listing.unreadable_folders)
     owners = {str(PurePosixPath(file).with_suffix("")) for file in listing.images} | listing.image_set
-    owners |= {listing.normalise(owner) for owner in owners}
+    owners |= {listing.normalize_name(owner) for owner in owners}
     orphans = [name for name in sorted(listing.sidecars) if not _has_image(name, owners, listing)]
     if orphans:
         yield Finding("warning", "orphan_caption", "a caption file without an image", tuple(orphans))
     if listing.hidden_images:
-        yield Finding("note", "hidden", "hidden images are not used", listing.hidden_images)
+        yield Finding("note", "hidden_file", "hidden images are not used", listing.hidden_images)
     if listing.linked_folders:
-        message = "linked folders are not followed; copy them in if they belong here"
+        message = "linked folders are not followed; copy them here if they belong to the dataset"
         yield Finding("warning", "linked_folder", message, listing.linked_folders)
-    if listing.others:
-        yield Finding("note", "other_files", "not images, not used", listing.others)
+    if listing.other_files:
+        yield Finding("note", "unused_files", "not images; not used", listing.other_files)
 
 
 def _has_image(name: str, owners: set[str], listing: Listing) -> bool:
     stem = str(PurePosixPath(name).with_suffix(""))
-    return stem in owners or listing.normalise(stem) in owners
+    return stem in owners or listing.normalize_name(stem) in owners

@@ -1,316 +1,295 @@
-"""`lorakit data <command>`: the arguments, and what each command prints and returns.
-
-Registering loads nothing heavy; each command imports what it needs when it runs.
-"""
+"""The `lorakit data` commands: each parses its options, calls one function and prints the result."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from data_tools import cli_options
-from data_tools.cli_options import positive_int as _positive
+from data_tools.cli_options import Values, parse_prepare_options, pick_fields
+from lorakit.core.command_line import (
+    FILE,
+    FOLDER,
+    POSITIVE,
+    Group,
+    LazyCommand,
+    command,
+    is_quiet,
+    option,
+    print_answer,
+    print_summary,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from data_tools.assign_buckets import BucketOptions
+    from data_tools.dataset import Dataset
     from data_tools.formats.import_export import TransferResult
-    from data_tools.prepare import PrepareOptions, PrepareResult
-
-    Handler = Callable[[argparse.Namespace], int]
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXIT_DATA = 3
-
-
-def register_data_commands(subparsers: Subparsers) -> None:
-    """Add `data` with its commands to the program's own."""
-    text = "prepare and check a folder of images"
-    data = subparsers.add_parser("data", help=text, description=text)
-    commands = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    prepare = _add_command(commands, "prepare", _prepare, "all of it: scan, caption, bucket, check, report")
-    for group in (
-        _add_decoding_options,
-        _add_caption_options,
-        cli_options.add_caption_edit_options,
-        cli_options.add_captioner_options,
-        cli_options.add_bucket_options,
-    ):
-        group(prepare)
-    prepare.add_argument("--no-report", action="store_true", help="write no report.html and report.json")
-    scan = _add_command(commands, "scan", _scan, "measure the images and write the manifest")
-    _add_decoding_options(scan)
-    scan.add_argument("--shard", metavar="I/N", help="only this part, for `merge`: 1/8 to 8/8")
-    ray = "by Ray Data: here, or on the cluster at ADDRESS"
-    scan.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help=ray)
-    _add_decoding_options(
-        _add_command(commands, "merge", _merge, "write the manifest from the shards of a scan")
+COMMANDS = {
+    name: LazyCommand(f"data_tools.cli:{name}_command", text, section)
+    for name, text, section in (
+        ("prepare", "Do all steps: scan, caption, bucket, check and report.", "All steps"),
+        ("scan", "Measure the images and write the manifest.", "Single steps"),
+        ("merge", "Write the manifest from the shards of a scan.", "Single steps"),
+        ("caption", "Give each image a caption in the manifest.", "Single steps"),
+        ("bucket", "Choose buckets and crops again.", "Single steps"),
+        ("check", "Find problems without writing anything.", "Single steps"),
+        ("report", "Write report.html and report.json again.", "Single steps"),
+        ("mask", "Make masks of objects that a word names, with a segmentation model.", "Additional images"),
+        ("control", "Make conditioning images: Canny edges, depth maps, masks.", "Additional images"),
+        ("import", "Fill a folder from archives, tables or other folders.", "Formats"),
+        ("export", "Write the images and captions for other tools.", "Formats"),
     )
-    check = _add_command(
-        commands, "check", _check, "find what is wrong; writes nothing, answers with an exit code"
-    )
-    _add_decoding_options(check)
-    _add_caption_options(check)
-    cli_options.add_caption_edit_options(check)
-    check.add_argument(
-        "--fail-on",
-        choices=["error", "warning", "never"],
-        default="error",
-        help="exit with 3 for findings of this level or worse (default: error)",
-    )
-    check.add_argument("--against", metavar="DIR", help="held-out images: name those that are here too")
-    caption = _add_command(commands, "caption", _caption, "pair images with captions in the manifest")
-    _add_decoding_options(caption)
-    _add_caption_options(caption)
-    cli_options.add_caption_edit_options(caption)
-    cli_options.add_captioner_options(caption)
-    shapes = _add_command(commands, "bucket", _bucket, "choose the training shapes again")
-    cli_options.add_bucket_options(shapes)
-    cli_options.add_bucket_command_options(shapes)
-    cli_options.add_mask_options(
-        _add_command(commands, "mask", _mask, "mask what a word names, with a model")
-    )
-    text = "make edges, depth or masks that a conditioned model learns by"
-    cli_options.add_control_options(_add_command(commands, "control", _control, text))
-    report = _add_command(commands, "report", _report, "write report.html and report.json again")
-    report.add_argument("--trigger", help="the word to mark in captions")
-    report.add_argument("--base", metavar="BASE", help="count tokens as this model does")
-    text = "fill a folder from zips, tars, parquet files, saved datasets or other folders"
-    sources = _add_command(commands, "import", _import, text).add_argument
-    sources("sources", nargs="+", metavar="SOURCE", help="what to read; only read, never changed")
-    text = "make larger JPEG and PNG pictures smaller, to a shorter side of this; others stay as they are"
-    sources("--short-side", type=_positive, metavar="PX", help=text)
-    _add_export_options(_add_command(commands, "export", _export, "write the kept images for other tools"))
+}
 
 
-def _add_command(commands: Subparsers, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
-    example = f"example: lorakit data {name} photos"
-    extras = dict.fromkeys(("prepare", "caption"), " --class-noun dog --trigger sks")
-    extras |= {
-        "mask": " --model CIDAS/clipseg-rd64-refined --prompt dog",
-        "import": " shards/*.tar",
-        "control": " --kind canny",
-    }
-    extras |= {"export": " --to kohya --out for-kohya"}
-    parser = commands.add_parser(name, help=text, description=text, epilog=example + extras.get(name, ""))
-    parser.add_argument("folder", metavar="DIR", help="the folder of images; only read, never changed")
-    parser.add_argument("--json", action="store_true", help="answer as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    parser.set_defaults(handler=handler)
-    return parser
+@click.group("data", cls=Group, lazy=COMMANDS)
+def data_group() -> None:
+    """Prepare and check a folder of images for training. Images are only read, never changed."""
 
 
-def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    kinds = ["imagefolder", "kohya", "webdataset", "parquet", "zip"]
-    parser.add_argument("--to", required=True, choices=kinds, help="the format")
-    parser.add_argument("--out", required=True, metavar="PATH", help="a new folder, or the zip file")
-    parser.add_argument("--name", metavar="TEXT", help="kohya: what folders are called after their number")
-    metadata, text = ["jsonl", "csv", "parquet", "kohya"], "kind of the metadata file (default: jsonl)"
-    parser.add_argument("--metadata", choices=metadata, default="jsonl", help=text)
-    text = "size of one tar or parquet file (default: 256)"
-    parser.add_argument("--shard-mb", type=_positive, default=256, metavar="MB", help=text)
+_folder = click.argument("folder", type=FOLDER, metavar="DIR", required=True, help="Folder of images.")
 
 
-def _add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("decoding")
-    group.add_argument("--background", default="white", metavar="COLOUR", help="shown through transparency")
-    group.add_argument("--first-frame", action="store_true", help="use the first frame of animations")
-    group.add_argument("--clips", action="store_true", help="take films too, for bases that make clips")
-    group.add_argument("--max-pixels", type=_positive, metavar="N", help="refuse larger pictures")
-    group.add_argument("--min-side", type=_positive, default=16, metavar="PX", help="refuse smaller ones")
-    group.add_argument("--max-aspect", type=float, default=8.0, metavar="A", help="refuse narrower ones")
-    group.add_argument("--workers", type=_positive, metavar="N", help="processes (default: all processors)")
-    group.add_argument("--fresh", action="store_true", help="measure everything again")
-    group.add_argument("--alpha-mask", action="store_true", help="take transparency as a mask")
+@command(
+    "prepare",
+    _folder,
+    cli_options.decoding_options,
+    cli_options.caption_options,
+    cli_options.caption_edit_options,
+    cli_options.captioner_options,
+    cli_options.bucket_options,
+    option("--no-report", is_flag=True, help="Do not write report.html and report.json."),
+    example="lorakit data prepare photos --class-noun dog --trigger sks --resolution 1024",
+)
+def prepare_command(folder: Path, no_report: bool, **values: Any) -> int:
+    """Do all steps: scan, caption, bucket, check and report.
 
-
-def _add_caption_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("captions")
-    group.add_argument("--class-noun", metavar="NOUN", help="what the images show, such as dog")
-    group.add_argument("--trigger", metavar="WORD", help="the word to learn, such as sks")
-    group.add_argument("--folder-names", action="store_true", help="caption by the folder's name")
-    group.add_argument("--overwrite", action="store_true", help="replace captions found (files stay as is)")
-    group.add_argument("--allow-missing", action="store_true", help="accept images without a caption")
-    group.add_argument("--caption-encoding", default="utf-8", metavar="NAME", help="of caption files")
-    group.add_argument("--caption-suffix", metavar=".txt", help="read only caption files of this kind")
-
-
-# ---- commands ----------------------------------------------------------------------------------------------
-
-
-def _prepare(args: argparse.Namespace) -> int:
+    Writes manifest.jsonl, metadata.jsonl, report.html and report.json to the folder. Can be repeated at any
+    time: only new and changed images are measured again.
+    """
     from data_tools.prepare import prepare_dataset
 
-    code = _print_result(args, prepare_dataset(args.folder, _prepare_options(args)))
-    if not args.no_report:
-        _print_report_path(args)
+    options = parse_prepare_options(values | {"report": not no_report}, quiet=is_quiet())
+    code = _print_result(prepare_dataset(folder, options), values)
+    if not no_report:
+        _print_report_path(folder)
     return code
 
 
-def _scan(args: argparse.Namespace) -> int:
+@command(
+    "scan",
+    _folder,
+    cli_options.decoding_options,
+    option("--shard", metavar="I/N", help="Scan one part only, such as 1/8; `lorakit data merge` joins all."),
+    option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]",
+           help="Scan with Ray Data on this machine, or on the cluster at ADDRESS."),
+    example="lorakit data scan photos",
+)  # fmt: skip
+def scan_command(folder: Path, shard: str | None, ray: str | None, **values: Any) -> int:
+    """Measure the images and write the manifest."""
     from data_tools.prepare import scan_dataset, scan_dataset_shard
 
-    if args.shard:
-        return _print_result(args, scan_dataset_shard(args.folder, _prepare_options(args), args.shard))
-    return _print_result(args, scan_dataset(args.folder, _prepare_options(args), ray=args.ray))
+    options = parse_prepare_options(values, quiet=is_quiet())
+    if shard:
+        return _print_result(scan_dataset_shard(folder, options, shard))
+    return _print_result(scan_dataset(folder, options, ray_address=ray))
 
 
-def _merge(args: argparse.Namespace) -> int:
+@command("merge", _folder, cli_options.decoding_options, example="lorakit data merge photos")
+def merge_command(folder: Path, **values: Any) -> int:
+    """Write the manifest from the shards of a scan."""
     from data_tools.prepare import merge_scan_shards
 
-    return _print_result(args, merge_scan_shards(args.folder, _prepare_options(args)))
+    return _print_result(merge_scan_shards(folder, parse_prepare_options(values, quiet=is_quiet())))
 
 
-def _import(args: argparse.Namespace) -> int:
-    from data_tools.formats.import_export import import_dataset
+@command(
+    "caption",
+    _folder,
+    cli_options.decoding_options,
+    cli_options.caption_options,
+    cli_options.caption_edit_options,
+    cli_options.captioner_options,
+    example="lorakit data caption photos --class-noun dog --trigger sks",
+)
+def caption_command(folder: Path, **values: Any) -> int:
+    """Give each image a caption in the manifest.
 
-    return _print_transfer(
-        args, import_dataset(args.folder, args.sources, short_side=args.short_side, quiet=args.quiet)
-    )
-
-
-def _export(args: argparse.Namespace) -> int:
-    from data_tools.formats.import_export import export_dataset
-
-    done = export_dataset(
-        args.folder,
-        args.to,
-        args.out,
-        name=args.name,
-        metadata=args.metadata,
-        shard_bytes=args.shard_mb << 20,
-        quiet=args.quiet,
-    )
-    return _print_transfer(args, done)
-
-
-def _print_transfer(args: argparse.Namespace, done: TransferResult) -> int:
-    if args.json:
-        print(json.dumps(done.to_json(), ensure_ascii=False, indent=2))
-    elif not args.quiet:
-        print(done.summary())
-    return 0
-
-
-def _caption(args: argparse.Namespace) -> int:
+    Captions come from caption files, metadata files, a model, or the template "a photo of TRIGGER NOUN".
+    """
     from data_tools.prepare import caption_dataset
 
-    return _print_result(args, caption_dataset(args.folder, _prepare_options(args)))
+    return _print_result(caption_dataset(folder, parse_prepare_options(values, quiet=is_quiet())), values)
 
 
-def _bucket(args: argparse.Namespace) -> int:
+@command(
+    "bucket",
+    _folder,
+    cli_options.bucket_options,
+    cli_options.crop_file_options,
+    example="lorakit data bucket photos --resolution 768 --preview preview",
+)
+def bucket_command(folder: Path, crops_file: Path | None, preview: Path | None, **values: Any) -> int:
+    """Choose buckets and crops again.
+
+    Also prints what each bucket mode would cost: image area that is cropped, and batches that are not full.
+    """
     from data_tools import crop_preview
     from data_tools.prepare import bucket_dataset
 
-    options = cli_options.parse_bucket_options(args)
-    if args.preview:
-        crop_preview.check_preview_folder(args.folder, args.preview)
-    result = bucket_dataset(args.folder, options, boxes=args.boxes, quiet=args.quiet)
-    if args.preview:
-        crop_preview.write_previews(result.folder, result.records, args.preview, quiet=args.quiet)
-    if not (args.quiet or args.json):
-        from data_tools import bucket_costs
-
-        print(bucket_costs.format_cost_table(result.records, options))
-    return _print_result(args, result)
+    options = cli_options.parse_bucket_options(values)
+    if preview:
+        crop_preview.check_preview_folder(folder, preview)
+    result = bucket_dataset(folder, options, crops_file=crops_file, quiet=is_quiet())
+    if preview:
+        crop_preview.write_previews(result.folder, result.records, preview, quiet=is_quiet())
+    print_summary(lambda: _print_bucket_costs(result, options))
+    return _print_result(result)
 
 
-def _mask(args: argparse.Namespace) -> int:
-    from data_tools.prepare import mask_dataset
+def _print_bucket_costs(result: Dataset, options: BucketOptions) -> None:
+    """Print a table of the bucket modes with the chosen one marked."""
+    from data_tools import bucket_costs
+    from lorakit.core.tables import print_table
 
-    options = cli_options.parse_segment_options(args)
-    return _print_result(args, mask_dataset(args.folder, options, again=args.again, quiet=args.quiet))
-
-
-def _control(args: argparse.Namespace) -> int:
-    from data_tools.prepare import generate_dataset_controls
-
-    options = cli_options.parse_control_options(args)
-    return _print_result(
-        args, generate_dataset_controls(args.folder, options, again=args.again, quiet=args.quiet)
-    )
+    costs = bucket_costs.compare_bucket_modes(result.records, options)
+    rows = [
+        [">" if cost.bucket_mode == options.bucket_mode else "", *bucket_costs.cost_cells(cost)]
+        for cost in costs
+    ]
+    print(f"batch size {options.batch_size}, resolution {options.resolution}")
+    print_table(("", *bucket_costs.COST_HEADERS), rows, numeric=bucket_costs.COST_HEADERS[1:])
 
 
-def _check(args: argparse.Namespace) -> int:
+@command(
+    "check",
+    _folder,
+    cli_options.decoding_options,
+    cli_options.caption_options,
+    cli_options.caption_edit_options,
+    option("--fail-on", type=click.Choice(["error", "warning", "never"]), default="error",
+           help="Exit with code 3 for findings of this level or worse."),
+    option("--held-out", type=FOLDER, metavar="DIR",
+           help="Report images that are also in this folder of held-out images."),
+    example="lorakit data check photos --fail-on warning",
+)  # fmt: skip
+def check_command(folder: Path, fail_on: str, held_out: Path | None, **values: Any) -> int:
+    """Find problems without writing anything: damaged files, duplicates, sizes, names and captions."""
     from data_tools import findings
     from data_tools.prepare import check_dataset_folder
 
-    result = check_dataset_folder(args.folder, _prepare_options(args), against=args.against)
-    if args.json:
-        value = {"counts": result.counts(), "findings": [finding.to_json() for finding in result.findings]}
-        print(json.dumps(value, ensure_ascii=False, indent=2))
-    elif not args.quiet:
-        for finding in result.findings:
-            print(finding)
-        levels = findings.count_by_level(result.findings).items()
-        counts = ", ".join(findings.pluralize(number, level) for level, number in levels)
-        print(f"{args.folder}: {findings.pluralize(len(result.records), 'image')}; {counts}")
-    return EXIT_DATA if findings.any_at_level(result.findings, args.fail_on) else 0
+    options = parse_prepare_options(values, quiet=is_quiet())
+    result = check_dataset_folder(folder, options, held_out=held_out)
+
+    def summary() -> str | None:
+        if is_quiet():
+            return None
+        counts = [
+            findings.pluralize(number, level)
+            for level, number in findings.count_by_level(result.findings).items()
+        ]
+        images = findings.pluralize(len(result.records), "image")
+        return "\n".join([*map(str, result.findings), f"{folder}: {images}; {', '.join(counts)}"])
+
+    rows = [finding.to_json() for finding in result.findings]
+    print_answer({"counts": result.counts(), "findings": rows}, summary)
+    return EXIT_DATA if findings.any_at_level(result.findings, fail_on) else 0
 
 
-def _report(args: argparse.Namespace) -> int:
+@command(
+    "report",
+    _folder,
+    option("--trigger", metavar="WORD", help="Word to highlight in captions."),
+    option("--base", metavar="BASE", help="Count the tokens of captions with this base model's tokenizers."),
+    example="lorakit data report photos",
+)
+def report_command(folder: Path, trigger: str | None, base: str | None) -> None:
+    """Write report.html and report.json again."""
     from data_tools.prepare import rebuild_dataset_report
 
-    _print_result(
-        args, rebuild_dataset_report(args.folder, trigger=args.trigger, base=args.base, quiet=args.quiet)
-    )
-    _print_report_path(args)
-    return 0
+    _print_result(rebuild_dataset_report(folder, trigger=trigger, base=base, quiet=is_quiet()))
+    _print_report_path(folder)
 
 
-def _print_report_path(args: argparse.Namespace) -> None:
+@command(
+    "mask",
+    _folder,
+    cli_options.mask_options,
+    example="lorakit data mask photos --model CIDAS/clipseg-rd64-refined --prompt dog",
+)
+def mask_command(folder: Path, regenerate: bool, **values: Any) -> int:
+    """Make masks of objects that a word names, with a segmentation model.
+
+    Images that come with their own mask keep it.
+    """
+    from data_tools.conditioning.segment import SegmentOptions
+    from data_tools.prepare import mask_dataset
+
+    options = pick_fields(SegmentOptions, values)
+    return _print_result(mask_dataset(folder, options, regenerate=regenerate, quiet=is_quiet()))
+
+
+@command("control", _folder, cli_options.control_options, example="lorakit data control photos --type canny")
+def control_command(folder: Path, regenerate: bool, **values: Any) -> int:
+    """Make conditioning images: Canny edges, depth maps, masks.
+
+    Images that come with their own conditioning image keep it.
+    """
+    from data_tools.conditioning.controls import ControlOptions
+    from data_tools.prepare import generate_dataset_controls
+
+    options = pick_fields(ControlOptions, values)
+    return _print_result(generate_dataset_controls(folder, options, regenerate=regenerate, quiet=is_quiet()))
+
+
+@command(
+    "import",
+    _folder,
+    click.argument("sources", nargs=-1, required=True, type=FILE, metavar="SOURCE...",
+                   help="Zip, tar and parquet files, saved Hugging Face datasets, or other folders."),
+    option("--short-side", type=POSITIVE, metavar="PX",
+           help="Downscale JPEG and PNG images whose shorter side is larger."),
+    example="lorakit data import photos shards/*.tar",
+)  # fmt: skip
+def import_command(folder: Path, sources: tuple[Path, ...], short_side: int | None) -> None:
+    """Fill a folder from archives, tables or other folders. The sources are only read."""
+    from data_tools.formats.import_export import import_dataset
+
+    _print_transfer(import_dataset(folder, sources, short_side=short_side, quiet=is_quiet()))
+
+
+@command(
+    "export",
+    _folder,
+    cli_options.export_options,
+    example="lorakit data export photos --to kohya --out for-kohya",
+)
+def export_command(folder: Path, format: str, out: Path, shard_size_mb: int, **values: Any) -> None:
+    """Write the images and captions for other tools. Excluded images are left out."""
+    from data_tools.formats.import_export import export_dataset
+
+    result = export_dataset(folder, format, out, shard_bytes=shard_size_mb << 20, quiet=is_quiet(), **values)
+    _print_transfer(result)
+
+
+def _print_transfer(result: TransferResult) -> None:
+    print_answer(result.to_json(), None if is_quiet() else result.summary())
+
+
+def _print_report_path(folder: Path) -> None:
     from data_tools import report
 
-    if not (args.quiet or args.json):
-        print(f"  report     {os.path.join(args.folder, report.HTML_FILE)}")
+    print_summary(f"  report     {os.path.join(folder, report.HTML_FILE)}")
 
 
-def _print_result(args: argparse.Namespace, result: PrepareResult) -> int:
-    """Print what came of it; EXIT_DATA when a model left images without a caption."""
-    if args.json:
-        print(json.dumps({"folder": str(result.folder), **result.counts()}, ensure_ascii=False, indent=2))
-    elif not args.quiet:
-        print(result.summary())
-        sys.stdout.flush()
-    asked = bool(getattr(args, "server", None) or getattr(args, "model", None))
-    silent = any(finding.code == "no_caption" for finding in result.findings)
-    return EXIT_DATA if asked and silent and not getattr(args, "allow_missing", True) else 0
-
-
-def _prepare_options(args: argparse.Namespace) -> PrepareOptions:
-    """The options given, by the names that the command has."""
-    from data_tools.prepare import PrepareOptions
-    from lorakit.imaging import decode
-
-    given: dict[str, Any] = {
-        "background": decode.parse_color(args.background),
-        "first_frame": args.first_frame,
-        "max_pixels": args.max_pixels or decode.MAX_PIXELS,
-        "min_side": args.min_side,
-        "max_aspect": args.max_aspect,
-        "workers": args.workers,
-        "fresh": args.fresh,
-        "quiet": args.quiet,
-        "report": not getattr(args, "no_report", False),
-        "alpha_mask": args.alpha_mask,
-        "clips": args.clips,
-    }
-    if hasattr(args, "class_noun"):
-        given |= {
-            "class_noun": args.class_noun,
-            "trigger": args.trigger,
-            "folder_names": args.folder_names,
-            "overwrite_captions": args.overwrite,
-            "allow_missing_captions": args.allow_missing,
-            "caption_encoding": args.caption_encoding,
-            "caption_suffix": args.caption_suffix,
-            **cli_options.parse_edit_fields(args),
-        }
-    if hasattr(args, "server"):
-        given |= cli_options.parse_captioner_fields(args)
-    if hasattr(args, "resolution"):
-        given |= cli_options.parse_bucket_fields(args)
-    return PrepareOptions(**given)
+def _print_result(result: Dataset, values: Values | None = None) -> int:
+    """Print the result; return EXIT_DATA if a model was asked and left images without a caption."""
+    print_answer({"folder": str(result.folder), **result.counts()}, None if is_quiet() else result.summary())
+    if not values or values["allow_missing_captions"] or not (values.get("model") or values.get("server")):
+        return 0
+    return EXIT_DATA if any(finding.code == "no_caption" for finding in result.findings) else 0

@@ -1,181 +1,233 @@
-"""Arguments of captioners, shapes and masks on the command line, and the options they make.
+"""Options of the `lorakit data` commands by section, and the option objects that they become.
 
-Like `commands`, this loads nothing heavy until a command runs.
+The name of an option is the name of the field that it sets. Loads nothing heavy until a command runs.
 """
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lorakit.core.command_line import FILE, FOLDER, POSITIVE, add_options, option
 
 if TYPE_CHECKING:
     from data_tools.assign_buckets import BucketOptions
-    from data_tools.conditioning.controls import ControlOptions
-    from data_tools.conditioning.segment import SegmentOptions
+    from data_tools.captions.generate import CaptioningOptions
+    from data_tools.options import PrepareOptions
+
+T = TypeVar("T")
+Values = dict[str, Any]
+_DEVICE = "Device of the model, such as cuda or cpu; by default a GPU if there is one."
 
 
-def positive_int(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+def _parse_resolutions(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, ...]:
+    try:
+        sizes = {int(part) for part in text.split(",")} if text else set()
+    except ValueError:
+        sizes = {0}
+    if not all(size > 0 for size in sizes):
+        raise click.BadParameter(f"{text!r} is not a list of sizes such as 512,768,1024", ctx, param)
+    return tuple(sorted(sizes))
 
 
-def add_captioner_options(parser: argparse.ArgumentParser) -> None:
-    """What a model that captions is asked, and where it runs."""
-    group = parser.add_argument_group("captions by a model")
-    group.add_argument("--model", metavar="M", help="folder or hub id: image-to-text model or WD tagger")
-    group.add_argument(
-        "--server", metavar="URL", help="an OpenAI-compatible server: http://127.0.0.1:8000/v1"
-    )
-    group.add_argument(
-        "--key-env", default="LORAKIT_CAPTION_KEY", metavar="NAME", help="variable with its key"
-    )
-    group.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="again for another variant"
-    )
-    group.add_argument("--variants", type=positive_int, default=1, metavar="N", help="answers to each prompt")
-    group.add_argument("--add", action="store_true", help="also where a person wrote a caption, as a variant")
-    group.add_argument("--again", action="store_true", help="also where this model answered before")
-    group.add_argument("--tokens", type=positive_int, default=300, metavar="N", help="of the longest answer")
-    group.add_argument("--temperature", type=float, metavar="T", help="0: the likeliest answer (default)")
-    group.add_argument(
-        "--at-once", type=positive_int, default=4, metavar="N", help="questions at once (default 4)"
-    )
-    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds an answer may take")
-    group.add_argument(
-        "--side", type=positive_int, default=1024, metavar="PX", help="longest side that is shown"
-    )
-    group.add_argument("--threshold", type=float, default=0.35, metavar="P", help="of a tagger's tags")
-    group.add_argument(
-        "--character-threshold", type=float, default=0.85, metavar="P", help="of its characters"
-    )
-    group.add_argument("--device", metavar="NAME", help="cuda, cpu, ... (default: cuda when there is one)")
+_IMAGES = "Images"
+decoding_options = add_options(
+    option("--background", default="white", metavar="COLOR", section=_IMAGES,
+           help="Color behind transparent pixels."),
+    option("--first-frame", is_flag=True, section=_IMAGES,
+           help="Use the first frame of animated images, which are excluded otherwise."),
+    option("--videos", is_flag=True, section=_IMAGES,
+           help="Also use videos, for base models that generate video."),
+    option("--max-pixels", type=POSITIVE, metavar="N", section=_IMAGES,
+           help="Exclude images with more pixels than this."),
+    option("--min-side", type=POSITIVE, default=16, metavar="PX", section=_IMAGES,
+           help="Exclude images with a side shorter than this."),
+    option("--max-aspect-ratio", type=float, default=8.0, metavar="RATIO", section=_IMAGES,
+           help="Exclude images with a larger ratio of the long to the short side."),
+    option("--workers", type=POSITIVE, metavar="N", section=_IMAGES,
+           help="Number of processes; by default one for each processor core."),
+    option("--rescan", is_flag=True, section=_IMAGES,
+           help="Measure all images again, not only new and changed ones."),
+    option("--alpha-mask", is_flag=True, section=_IMAGES,
+           help="Use transparency as a mask: with masked loss, transparent pixels do not count."),
+)  # fmt: skip
+
+_CAPTIONS = "Captions"
+caption_options = add_options(
+    option("--class-noun", metavar="NOUN", section=_CAPTIONS, help="What the images show, such as dog."),
+    option("--trigger", metavar="WORD", section=_CAPTIONS,
+           help="Word that will stand for the subject in prompts, such as sks."),
+    option("--caption-from-folder", is_flag=True, section=_CAPTIONS,
+           help="Use the name of an image's folder as its caption."),
+    option("--overwrite-captions", is_flag=True, section=_CAPTIONS,
+           help="Replace existing captions in the manifest; caption files are not changed."),
+    option("--allow-missing-captions", is_flag=True, section=_CAPTIONS,
+           help="Accept images without a caption."),
+    option("--caption-encoding", default="utf-8", metavar="NAME", section=_CAPTIONS,
+           help="Text encoding of the caption files."),
+    option("--caption-extension", metavar="EXT", section=_CAPTIONS,
+           help="Read caption files with this extension only, such as .txt."),
+)  # fmt: skip
+
+_EDITS = "Caption edits"
+caption_edit_options = add_options(
+    option("--caption-edit", "caption_edits", multiple=True, metavar="EDIT", section=_EDITS,
+           help="Edit captions; repeat for several edits, applied in order: strip-preamble (remove "
+           "\"the image shows\"), trigger=sks, prefix=TEXT, suffix=TEXT, replace=/A/B/, alias=a:b, "
+           "drop=a,b (remove tags), dedupe (remove repeated tags), shuffle=N (shuffle the tags after the "
+           "first N), max-sentences=N, max-words=N. `none` restores the original captions."),
+    option("--base", metavar="BASE", section=_EDITS,
+           help="Warn about captions that are too long for this base model's text encoders."),
+)  # fmt: skip
+
+_MODEL = "Captions by a model"
+captioner_options = add_options(
+    option("--model", metavar="MODEL", section=_MODEL,
+           help="Folder or hub id of an image-to-text model or a WD tagger."),
+    option("--server", metavar="URL", section=_MODEL,
+           help="OpenAI-compatible server, such as http://127.0.0.1:8000/v1."),
+    option("--api-key-env", default="LORAKIT_CAPTION_API_KEY", metavar="NAME", section=_MODEL,
+           help="Environment variable that holds the server's API key."),
+    option("--prompt", "prompts", multiple=True, metavar="TEXT", section=_MODEL,
+           help="Instruction for the model; repeat for several captions of each image."),
+    option("--captions-per-prompt", type=POSITIVE, default=1, metavar="N", section=_MODEL,
+           help="Number of captions for each prompt."),
+    option("--append", is_flag=True, section=_MODEL,
+           help="Keep the captions of images that have some, and add the model's as another one."),
+    option("--regenerate", is_flag=True, section=_MODEL,
+           help="Ask again for images that this model has captioned before."),
+    option("--max-tokens", type=POSITIVE, default=300, metavar="N", section=_MODEL,
+           help="Length limit of a caption."),
+    option("--temperature", type=float, metavar="T", section=_MODEL,
+           help="Sampling temperature; by default 0 (the most likely caption), or 0.7 with several "
+           "captions for each prompt."),
+    option("--concurrency", type=POSITIVE, default=4, metavar="N", section=_MODEL,
+           help="Images captioned at the same time."),
+    option("--timeout", type=float, default=120.0, metavar="SECONDS", section=_MODEL,
+           help="Time limit of one answer of the server."),
+    option("--max-side", type=POSITIVE, default=1024, metavar="PX", section=_MODEL,
+           help="Downscale images with a longer side to this before captioning."),
+    option("--threshold", type=float, default=0.35, metavar="P", section=_MODEL,
+           help="Minimum probability of a tag (taggers)."),
+    option("--character-threshold", type=float, default=0.85, metavar="P", section=_MODEL,
+           help="Minimum probability of the name of a character (taggers)."),
+    option("--device", metavar="NAME", section=_MODEL, help=_DEVICE),
+)  # fmt: skip
+
+_BUCKETS = "Resolution, buckets and crops"
+bucket_options = add_options(
+    option("--resolution", type=POSITIVE, default=1024, metavar="PX", section=_BUCKETS,
+           help="Side of a square training image; other shapes have about the same area."),
+    option("--resolutions", callback=_parse_resolutions, metavar="PX,PX", section=_BUCKETS,
+           help="Several training resolutions; each image gets the largest that needs no upscaling."),
+    option("--upscale", is_flag=True, section=_BUCKETS,
+           help="Upscale images that are smaller than the lowest of several resolutions; they are excluded "
+           "otherwise."),
+    option("--size-multiple", type=POSITIVE, default=16, metavar="PX", section=_BUCKETS,
+           help="Sides of buckets are multiples of this."),
+    option("--bucket-mode", type=click.Choice(["auto", "native", "square", "kohya"]), default="auto",
+           section=_BUCKETS,
+           help="Choice of bucket sizes: auto (few, fitted to the images), native (the nearest for each "
+           "image), square (one), kohya (its list)."),
+    option("--batch-size", type=POSITIVE, default=1, metavar="N", section=_BUCKETS,
+           help="Batch size of the training; buckets are chosen so that batches are full."),
+    option("--crop", type=click.Choice(["center", "saliency", "face"]), default="center", section=_BUCKETS,
+           help="Part of the image that the crop keeps."),
+)  # fmt: skip
+
+mask_options = add_options(
+    option("--model", required=True, metavar="MODEL", help="Folder or hub id of a CLIPSeg or SAM 3 model."),
+    option("--prompt", required=True, metavar="WORD", help="What the mask covers, such as dog."),
+    option("--threshold", type=float, default=0.4, metavar="P",
+           help="Minimum probability of a pixel of the mask."),
+    option("--dilate", type=float, default=0.01, metavar="SHARE",
+           help="Widen the mask by this share of the image's longer side."),
+    option("--regenerate", is_flag=True, help="Also replace masks that were generated before."),
+    option("--device", metavar="NAME", help=_DEVICE),
+)  # fmt: skip
+
+control_options = add_options(
+    option("--type", "type", required=True, type=click.Choice(["canny", "depth", "mask"]),
+           help="Conditioning image to make: Canny edges, a depth map or an inpainting mask."),
+    option("--model", metavar="MODEL", help="Folder or hub id of a depth estimation model (depth)."),
+    option("--low-threshold", type=POSITIVE, default=100, metavar="N",
+           help="Gradient from which a pixel may continue an edge (canny)."),
+    option("--high-threshold", type=POSITIVE, default=200, metavar="N",
+           help="Gradient from which a pixel starts an edge (canny)."),
+    option("--seed", type=int, default=0, metavar="N", help="Seed of the random masks (mask)."),
+    option("--regenerate", is_flag=True, help="Also replace images that were generated before."),
+    option("--device", metavar="NAME", help=_DEVICE),
+)  # fmt: skip
+
+export_options = add_options(
+    option("--to", "format", required=True, help="Format to write.",
+           type=click.Choice(["imagefolder", "kohya", "webdataset", "parquet", "zip"])),
+    option("--out", required=True, type=FILE, metavar="PATH", help="New folder, or the zip file."),
+    option("--folder-name", metavar="TEXT",
+           help="Name of the image folders after their number of repeats (kohya)."),
+    option("--metadata-format", type=click.Choice(["jsonl", "csv", "parquet", "kohya"]), default="jsonl",
+           help="Format of the metadata file."),
+    option("--shard-size-mb", type=POSITIVE, default=256, metavar="MB",
+           help="Size of one tar or parquet file."),
+)  # fmt: skip
+
+crop_file_options = add_options(
+    option("--crops", "crops_file", type=FILE, metavar="FILE",
+           help='Crops set by hand, JSON lines such as {"file_name": "a.jpg", "crop": [left, top, right, '
+           "bottom]}."),
+    option("--preview", type=FOLDER, metavar="DIR",
+           help="Write each training image, cropped and resized, to this folder."),
+)  # fmt: skip
 
 
-def add_caption_edit_options(parser: argparse.ArgumentParser) -> None:
-    """What is done to captions, and how they are counted."""
-    group = parser.add_argument_group("edits and tokens")
-    group.add_argument(
-        "--edit",
-        action="append",
-        metavar="EDIT",
-        help="in order: strip-preamble, trigger=sks, prefix=, suffix=, replace=/A/B/, alias=a:b, drop=a,b, "
-        "dedupe, shuffle=N, sentences=N, words=N; none: the captions as they were written",
-    )
-    group.add_argument("--base", metavar="BASE", help="count tokens as this model does, and name lost words")
+def pick_fields(kind: type[T], values: Values) -> T:
+    """Return an options dataclass from the values that carry the names of its fields."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in names if name in values})
 
 
-def add_bucket_options(parser: argparse.ArgumentParser) -> None:
-    """Resolution, buckets and crops."""
-    group = parser.add_argument_group("shapes")
-    group.add_argument("--resolution", type=positive_int, default=1024, metavar="PX", help="default 1024")
-    group.add_argument(
-        "--tiers", type=_parse_resolutions, default=(), metavar="PX,PX", help="several, without enlarging"
-    )
-    group.add_argument("--upscale", action="store_true", help="enlarge what is below the smallest tier")
-    group.add_argument(
-        "--step", type=positive_int, default=16, metavar="PX", help="sides are multiples of it"
-    )
-    modes = ["auto", "native", "square", "kohya"]
-    group.add_argument("--mode", choices=modes, default="auto", help="default auto")
-    group.add_argument("--batch", type=positive_int, default=1, metavar="N", help="batch size to fill")
-    crops = ["centre", "saliency", "face"]
-    group.add_argument("--crop", choices=crops, default="centre", help="around what to crop; default centre")
-
-
-def add_bucket_command_options(parser: argparse.ArgumentParser) -> None:
-    """What only `lorakit data bucket` has."""
-    parser.add_argument("--boxes", metavar="FILE", help='JSON lines {"file_name": ..., "crop": [l, t, r, b]}')
-    parser.add_argument("--preview", metavar="OUT", help="write every image there as training will see it")
-
-
-def add_mask_options(parser: argparse.ArgumentParser) -> None:
-    """What a segmenter marks."""
-    parser.add_argument("--model", required=True, metavar="M", help="folder or hub id of a CLIPSeg or SAM 3")
-    parser.add_argument("--prompt", required=True, metavar="WORD", help="what counts, such as dog")
-    parser.add_argument("--threshold", type=float, default=0.4, metavar="P", help="likelihood; default 0.4")
-    parser.add_argument("--grow", type=float, default=0.01, metavar="S", help="widen, share of the long side")
-    parser.add_argument("--again", action="store_true", help="also where it was asked before")
-    parser.add_argument("--device", metavar="NAME", help="cuda, cpu, ... (default: cuda when there is one)")
-
-
-def add_control_options(parser: argparse.ArgumentParser) -> None:
-    """What is made of the images, and how."""
-    parser.add_argument("--kind", required=True, choices=["canny", "depth", "mask"], help="what to make")
-    parser.add_argument("--model", metavar="M", help="depth: folder or hub id of a depth estimator")
-    parser.add_argument(
-        "--low", type=positive_int, default=100, metavar="G", help="canny: weak edges; default 100"
-    )
-    parser.add_argument(
-        "--high", type=positive_int, default=200, metavar="G", help="canny: strong ones; default 200"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="mask: of random boxes and strokes")
-    parser.add_argument("--again", action="store_true", help="also where it was made before")
-    parser.add_argument("--device", metavar="NAME", help="cuda, cpu, ... (default: cuda when there is one)")
-
-
-def parse_control_options(args: argparse.Namespace) -> ControlOptions:
-    """The options of `add_control`."""
-    from data_tools.conditioning.controls import ControlOptions
-
-    return ControlOptions(args.kind, args.model, args.low, args.high, args.seed, args.device)
-
-
-def _parse_resolutions(text: str) -> tuple[int, ...]:
-    return tuple(sorted({positive_int(part) for part in text.split(",")}))
-
-
-def parse_bucket_options(args: argparse.Namespace) -> BucketOptions:
-    """The options of `add_shapes`."""
+def parse_bucket_options(values: Values) -> BucketOptions:
+    """Return the options of `bucket_options`; of several resolutions the largest is the main one."""
     from data_tools.assign_buckets import BucketOptions
 
-    resolution = max(args.tiers, default=args.resolution)
-    return BucketOptions(resolution, args.step, args.batch, args.mode, args.tiers, args.upscale, args.crop)
+    resolutions = values["resolutions"]
+    return pick_fields(BucketOptions, values | {"resolution": max(resolutions, default=values["resolution"])})
 
 
-def parse_bucket_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """The same, as `PrepareOptions` calls them."""
-    from dataclasses import asdict
+def parse_prepare_options(values: Values, *, quiet: bool) -> PrepareOptions:
+    """Return the options of a command that scans, captions or prepares; those it does not have are the
+    defaults."""
+    from data_tools.options import PrepareOptions
+    from lorakit.imaging import decode
 
-    return asdict(parse_bucket_options(args))
+    changes: Values = {
+        "background": decode.parse_color(values["background"]),
+        "max_pixels": values["max_pixels"] or decode.MAX_PIXELS,
+        "quiet": quiet,
+    }
+    if "resolutions" in values:
+        changes["resolution"] = max(values["resolutions"], default=values["resolution"])
+    if "caption_edits" in values:
+        edits = values["caption_edits"]
+        changes["caption_edits"] = () if edits == ("none",) else edits or None
+    if values.get("model") or values.get("server"):
+        changes |= _captioner_fields(values)
+    return pick_fields(PrepareOptions, values | changes)
 
 
-def parse_captioner_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """`captioner` and `describe` of `PrepareOptions`; nothing when no captioner is named."""
-    if not (args.model or args.server):
-        return {}
+def _captioner_fields(values: Values) -> Values:
     from data_tools.captioners import CaptionerOptions
     from data_tools.captions.generate import CaptioningOptions
 
-    drawn = args.variants > 1 and args.temperature is None  # one prompt, several answers: they must differ
-    captioner = CaptionerOptions(
-        model=args.model,
-        server=args.server,
-        key=args.key_env,
-        tokens=args.tokens,
-        temperature=0.7 if drawn else args.temperature or 0.0,
-        at_once=args.at_once,
-        timeout=args.timeout,
-        threshold=args.threshold,
-        character_threshold=args.character_threshold,
-        device=args.device,
-    )
-    which = "overwrite" if args.overwrite else "add" if args.add else "missing"
-    asked = CaptioningOptions(tuple(args.prompt), args.variants, which, args.side, args.again)
-    # What --overwrite replaces, the model's words replace, not a template.
-    return {"captioner": captioner, "describe": asked, "overwrite_captions": False}
-
-
-def parse_edit_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """`edits` and `base` of `PrepareOptions`."""
-    given = args.edit
-    return {"edits": None if given is None else () if given == ["none"] else tuple(given), "base": args.base}
-
-
-def parse_segment_options(args: argparse.Namespace) -> SegmentOptions:
-    """The options of `add_mask`."""
-    from data_tools.conditioning.segment import SegmentOptions
-
-    return SegmentOptions(args.model, args.prompt, args.threshold, args.grow, args.device)
+    temperature = values["temperature"]
+    if temperature is None:  # several captions of one prompt must differ
+        temperature = 0.7 if values["captions_per_prompt"] > 1 else 0.0
+    policy = "overwrite" if values["overwrite_captions"] else "append" if values["append"] else "missing"
+    captioning: CaptioningOptions = pick_fields(CaptioningOptions, values | {"write_policy": policy})
+    return {
+        "captioner": pick_fields(CaptionerOptions, values | {"temperature": temperature}),
+        "captioning": captioning,
+        "overwrite_captions": False,  # the model replaces the captions, not a template
+    }

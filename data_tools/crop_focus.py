@@ -1,10 +1,10 @@
-"""Where the eye goes in a picture: the point around which a crop is laid, by saliency or by faces.
+"""Center crops on the subject of an image, found by saliency or by face detection.
 
-Saliency is the spectral residual of Hou and Zhang (CVPR 2007): what remains of the log amplitude spectrum
-when its smooth part is taken away shows, transformed back, what stands out. On 120 off-centre windows of
-photographs its point is 0.12 of a side from the subject's middle on average, the picture's own middle 0.15;
-on the 30 photographs themselves, subjects in the middle, 0.07 and 0.045: so `centre` is the default. Faces
-need OpenCV (`lorakit[faces]`), whose cascades come with it; without a face, saliency decides.
+Saliency is the spectral residual of Hou and Zhang (CVPR 2007): the log amplitude spectrum minus its smooth
+part, transformed back, is large where the image stands out. On 120 off-center windows of photographs its
+point is on average 0.12 of a side from the subject's center, the image's own center 0.15; on the 30
+photographs themselves, with centered subjects, 0.07 and 0.045: so `center` is the default. Face detection
+needs OpenCV (`lorakit[faces]`), which includes the cascades; without a face, saliency is used.
 """
 
 from __future__ import annotations
@@ -25,97 +25,99 @@ from lorakit.imaging import crops, decode
 from lorakit.imaging.buckets import CropBox, Point
 from lorakit.manifest import Record
 
-CROP_CENTERS = (crops.CENTRE, "saliency", "face")
-NO_FACE = "no_face"  # faces were looked for, there was none: saliency
-_SALIENCY_SIDE = 64  # long side of the copy whose spectrum is taken; Hou and Zhang's scale
-_CENTER_PRIOR_SIGMA = 0.3  # how far from the middle subjects are, as a share of the side
-_FACE_SIDE = 640  # long side of the copy in which faces are looked for
+CROP_CENTERS = (crops.CENTER, "saliency", "face")
+NO_FACE = "saliency_no_face"  # faces were looked for, there was none: saliency
+_SALIENCY_SIDE = 64  # long side in pixels of the copy whose spectrum is computed; Hou and Zhang's scale
+_CENTER_PRIOR_SIGMA = 0.3  # of the distance of subjects from the center, as a share of the side
+_FACE_SIDE = 640  # long side in pixels of the copy in which faces are detected
 Detector = Callable[[Image.Image], list[CropBox]]
 
 
-def check_crop_center(kind: str) -> None:
-    """Raise `ConfigError` for a kind that is unknown or cannot work here."""
-    if kind not in CROP_CENTERS:
+def check_crop_center(crop: str) -> None:
+    """Raise `ConfigError` for a value that is unknown or cannot work here."""
+    if crop not in CROP_CENTERS:
         raise ConfigError(
-            f"unknown crop {kind!r}", where="crop", remedy=f"use one of {', '.join(CROP_CENTERS)}"
+            f"unknown crop {crop!r}", where="crop", remedy=f"use one of {', '.join(CROP_CENTERS)}"
         )
-    if kind == "face":
+    if crop == "face":
         _face_detector()
 
 
 def find_crop_centers(
     root: Path,
     records: Sequence[Record],
-    kind: str,
+    crop: str,
     *,
     detector: Detector | None = None,
     quiet: bool = True,
 ) -> list[Record]:
-    """The records with `focus` and `crop_by` by kind; crops set by hand are left alone.
+    """Return the records with `focal_point` and `crop_source`; crops set by hand are not changed.
 
-    What an earlier run found for an unchanged picture is used again.
+    The point of an earlier run is used again for an unchanged image.
     """
-    check_crop_center("saliency" if detector else kind)
+    check_crop_center("saliency" if detector else crop)
     todo = [record for record in records if not crops.has_user_crop(record)]
-    if kind == crops.CENTRE:
-        found = {record.file: _with_crop_center(record, None, None) for record in todo}
+    if crop == crops.CENTER:
+        updated = {record.file: _with_crop_center(record, None, None) for record in todo}
     else:
-        faces = (detector or _face_detector()) if kind == "face" else None
-        known = (kind, NO_FACE) if faces else (kind,)
-        new = [record for record in todo if record.focus is None or record.crop_by not in known]
-        found = {}
-        for record in track_progress(new, "looking where to crop", len(new), quiet=quiet):
+        faces = (detector or _face_detector()) if crop == "face" else None
+        reusable = (crop, NO_FACE) if faces else (crop,)
+        new = [record for record in todo if record.focal_point is None or record.crop_source not in reusable]
+        updated = {}
+        for record in track_progress(new, "crop centers", len(new), quiet=quiet):
             by, point = _locate_subject(decode.record_thumbnail(root, record, _FACE_SIDE), record, faces)
-            found[record.file] = _with_crop_center(record, by, point)
-    return [found.get(record.file, record) for record in records]
+            updated[record.file] = _with_crop_center(record, by, point)
+    return [updated.get(record.file, record) for record in records]
 
 
 def _with_crop_center(record: Record, by: str | None, point: Point | None) -> Record:
-    """The record to be cropped anew: an old crop around another point would look hand-set."""
-    return replace(record, focus=point, crop_by=by, crop=None)
+    """Return the record without its crop: a crop around another point would count as set by hand."""
+    return replace(record, focal_point=point, crop_source=by, crop=None)
 
 
-def _locate_subject(picture: Image.Image, record: Record, faces: Detector | None) -> tuple[str, Point]:
-    """Who found it, and the point in pixels of the whole image."""
-    boxes = faces(picture) if faces else []
+def _locate_subject(image: Image.Image, record: Record, faces: Detector | None) -> tuple[str, Point]:
+    """Return the source (face, saliency) and the point in pixels of the whole image."""
+    boxes = faces(image) if faces else []
     if boxes:
-        # Around all faces, so that of a couple neither is cut.
+        # The center of all faces, so that none of several is cut off.
         left, top = (min(box[i] for box in boxes) for i in (0, 1))
         right, bottom = (max(box[i] for box in boxes) for i in (2, 3))
-        share = (left + right) / 2 / picture.width, (top + bottom) / 2 / picture.height
+        relative_center = (left + right) / 2 / image.width, (top + bottom) / 2 / image.height
     else:
-        share = salient_point(picture)
-    point = tuple(min(side - 1, int(part * side)) for part, side in zip(share, record.size, strict=True))
+        relative_center = salient_point(image)
+    point = tuple(
+        min(side - 1, int(part * side)) for part, side in zip(relative_center, record.size, strict=True)
+    )
     by = "face" if boxes else NO_FACE if faces else "saliency"
     return by, (point[0], point[1])
 
 
-def salient_point(picture: Image.Image) -> tuple[float, float]:
-    """The centre of what stands out, as shares (0..1) of width and height; the middle of a flat picture."""
-    found = saliency(picture)
-    height, width = found.shape
+def salient_point(image: Image.Image) -> tuple[float, float]:
+    """Return the center of saliency as shares (0..1) of width and height; (0.5, 0.5) for a single color."""
+    saliency_map = saliency(image)
+    height, width = saliency_map.shape
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
-    # Photographers put the subject near the middle; without that, a busy background wins.
-    found = found * np.exp(
+    # Photographers put the subject near the center; without this prior, a busy background wins.
+    saliency_map = saliency_map * np.exp(
         -((x[None, :] - 0.5) ** 2 + (y[:, None] - 0.5) ** 2) / (2 * _CENTER_PRIOR_SIGMA**2)
     )
-    weight = np.maximum(found - found.mean(), 0) ** 3  # cubed, because the weak background is large
+    weight = np.maximum(saliency_map - saliency_map.mean(), 0) ** 3  # cubed: the weak background is large
     total = float(weight.sum())
     if total <= 0:
         return 0.5, 0.5
     return float((weight.sum(axis=0) * x).sum()) / total, float((weight.sum(axis=1) * y).sum()) / total
 
 
-def saliency(picture: Image.Image) -> NDArray[np.float64]:
-    """The spectral residual's map of lightness and two opponent colours, `_SIDE` along the long side."""
-    small = picture.convert("RGB")
+def saliency(image: Image.Image) -> NDArray[np.float64]:
+    """Return the spectral residual of lightness and two opponent colors; long side _SALIENCY_SIDE."""
+    small = image.convert("RGB")
     small.thumbnail((_SALIENCY_SIDE, _SALIENCY_SIDE), Image.Resampling.BOX)
     red, green, blue = np.moveaxis(np.asarray(small, np.float64), 2, 0)
     total = np.zeros(red.shape)
     for channel in ((red + green + blue) / 3, red - green, blue - (red + green) / 2):
         if channel.std() >= 1.0:
-            found = _spectral_residual(channel)
-            total += found / found.max()
+            residual = _spectral_residual(channel)
+            total += residual / residual.max()
     return total
 
 
@@ -128,17 +130,17 @@ def _spectral_residual(channel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _gaussian_kernel(sigma: float) -> NDArray[np.float64]:
-    reach = np.arange(-int(3 * sigma), int(3 * sigma) + 1)
-    kernel = np.exp(-(reach**2) / (2 * sigma**2))
+    radius = np.arange(-int(3 * sigma), int(3 * sigma) + 1)
+    kernel = np.exp(-(radius**2) / (2 * sigma**2))
     return kernel / kernel.sum()
 
 
 def _convolve_separable(
     values: NDArray[np.float64], kernel: NDArray[np.float64], *, wrap: bool
 ) -> NDArray[np.float64]:
-    """Convolve rows and columns; a spectrum goes on at its other side, a picture with its edge."""
-    reach = len(kernel) // 2
-    padded = np.pad(values, reach, mode="wrap" if wrap else "edge")
+    """Convolve rows and columns; beyond the border, the array wraps around, or the edge repeats."""
+    radius = len(kernel) // 2
+    padded = np.pad(values, radius, mode="wrap" if wrap else "edge")
     rows = sum(weight * padded[i : i + len(values)] for i, weight in enumerate(kernel))
     columns = values.shape[1]
     return np.asarray(sum(weight * rows[:, i : i + columns] for i, weight in enumerate(kernel)))
@@ -146,7 +148,7 @@ def _convolve_separable(
 
 @functools.cache
 def _face_detector() -> Detector:
-    """OpenCV's frontal and profile cascades; OpenCV 5 has none any more."""
+    """Load OpenCV's cascades for frontal and profile faces; OpenCV 5 no longer has them."""
     try:
         import cv2
 
@@ -158,11 +160,11 @@ def _face_detector() -> Detector:
     names = ("haarcascade_frontalface_default.xml", "haarcascade_profileface.xml")
     cascades: list[Any] = [cv2.CascadeClassifier(str(folder / name)) for name in names]
 
-    def detect(picture: Image.Image) -> list[CropBox]:
-        grey = np.asarray(picture.convert("L"))
-        least = max(24, min(grey.shape) // 16)
+    def detect(image: Image.Image) -> list[CropBox]:
+        gray = np.asarray(image.convert("L"))
+        min_size = max(24, min(gray.shape) // 16)
         for cascade in cascades:
-            boxes = cascade.detectMultiScale(grey, 1.1, 6, minSize=(least, least))
+            boxes = cascade.detectMultiScale(gray, 1.1, 6, minSize=(min_size, min_size))
             if len(boxes):
                 return [(int(x), int(y), int(x + w), int(y + h)) for x, y, w, h in boxes]
         return []

@@ -1,4 +1,4 @@
-"""Every image as training will see it, as files to look through."""
+"""Previews: every image cropped and resized as training uses it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lorakit.manifest import Record
 
 
 def check_preview_folder(root: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Raise `ConfigError` for a place inside the dataset, where the previews would be taken for images."""
+    """Raise `ConfigError` for a folder inside the dataset, where the previews would count as images."""
     if Path(out).resolve().is_relative_to(Path(root).resolve()):
-        remedy = "name a folder beside the dataset"
+        remedy = "name a folder outside the dataset"
         raise ConfigError("previews inside the dataset would be trained on", where=str(out), remedy=remedy)
 
 
 def write_previews(
     root: Path, records: Sequence[Record], out: str | os.PathLike[str], *, quiet: bool = True
 ) -> list[Path]:
-    """One JPEG an image in `out`, cropped and resized to its bucket; `out` lies outside the dataset."""
+    """Write one JPEG for each image to `out`, a folder outside the dataset; return their paths."""
     check_preview_folder(root, out)
-    placed = [record for record in records if record.keep and record.bucket]
-    made = []
-    for record in track_progress(placed, "previews", len(placed), quiet=quiet):
-        picture = decode.crop_and_resize(
+    bucketed = [record for record in records if record.keep and record.bucket]
+    paths = []
+    for record in track_progress(bucketed, "previews", len(bucketed), quiet=quiet):
+        image = decode.crop_and_resize(
             decode.read_record_image(root, record), crops.training_crop(record), record.bucket
         )
-        made.append(storage.save_image(Path(out) / f"{record.file}.jpg", picture, quality=92))
-    return made
+        paths.append(storage.save_image(Path(out) / f"{record.file}.jpg", image, quality=92))
+    return paths

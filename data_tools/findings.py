@@ -1,4 +1,4 @@
-"""One thing that a check found: how bad, what, and in which files."""
+"""Findings of the checks: level, code, message and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """`code` is stable, for scripts; `files` are relative paths."""
+    """Something that a check found. `code` is stable, for scripts; `files` are relative paths."""
 
     level: Level
     code: str
@@ -20,7 +20,7 @@ class Finding:
     files: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as a JSON object."""
+        """Return the finding as a JSON object."""
         return {**asdict(self), "files": list(self.files)}
 
     def __str__(self) -> str:
@@ -32,28 +32,28 @@ class Finding:
 
 
 def escape_for_terminal(name: str) -> str:
-    """A file's name for a terminal: what would move the cursor or start a new line is escaped."""
+    """Return a file name for a terminal: characters that move the cursor or start a new line are escaped."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Worst first, then by code and files, so that equal data give equal reports."""
+    """Sort by level (worst first), code and files, so that equal data give equal reports."""
     return sorted(findings, key=lambda f: (LEVELS.index(f.level), f.code, f.message, f.files))
 
 
 def count_by_level(findings: Iterable[Finding]) -> dict[str, int]:
-    """How many findings there are of each level."""
+    """Return the number of findings of each level."""
     levels = [finding.level for finding in findings]
     return {level: levels.count(level) for level in LEVELS}
 
 
 def pluralize(number: int, noun: str) -> str:
-    """ "1 note", "2 notes"."""
+    """Return the number and the noun: "1 note", "2 notes"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def any_at_level(findings: Iterable[Finding], level: str) -> bool:
-    """Whether any finding is at least as bad as `level` ("never": none is)."""
+    """Return True if any finding is at least as bad as `level`; always False for "never"."""
     if level not in LEVELS:
         return False
     worst = LEVELS[: LEVELS.index(level) + 1]

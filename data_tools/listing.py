@@ -1,6 +1,6 @@
-"""Find the files of a dataset folder without opening any of them further than its first bytes.
+"""List the files of a dataset folder, reading at most the first bytes of any of them.
 
-Links are never followed out of the folder, linked folders are never walked, special files are never opened.
+Links out of the folder and linked folders are not followed, and special files are not opened.
 """
 
 from __future__ import annotations
@@ -38,48 +38,48 @@ class Listing:
     images: tuple[str, ...]
     sidecars: frozenset[str]
     metadata: tuple[str, ...]
-    others: tuple[str, ...]
+    other_files: tuple[str, ...]
     hidden_images: tuple[str, ...]
     linked_folders: tuple[str, ...]
-    # As ASCII: names that are not UTF-8, or that lead out of the folder on some system.
+    # Escaped as ASCII: names that are not UTF-8, or that lead out of the folder on some system.
     unusable_names: tuple[str, ...] = ()
     unreadable_folders: tuple[str, ...] = ()
-    kohya: tuple[str, ...] = ()  # JSON in which kohya's scripts collect captions, such as meta_cap.json
+    kohya_metadata: tuple[str, ...] = ()  # JSON files with captions of kohya's scripts, such as meta_cap.json
 
     @functools.cached_property
     def image_set(self) -> frozenset[str]:
-        """The images, for membership."""
+        """The images as a set."""
         return frozenset(self.images)
 
     @functools.cached_property
-    def normal(self) -> dict[str, str]:
-        """Images and caption files by their normalised (NFC) name."""
-        return {self.normalise(name): name for name in (*self.images, *sorted(self.sidecars))}
+    def by_normalized_name(self) -> dict[str, str]:
+        """Images and caption files by their normalized (NFC) name."""
+        return {self.normalize_name(name): name for name in (*self.images, *sorted(self.sidecars))}
 
     @staticmethod
-    def normalise(name: str) -> str:
-        """One spelling for names that differ only in how accents are encoded."""
+    def normalize_name(name: str) -> str:
+        """Return one spelling for names that differ only in how accents are encoded (NFC)."""
         return unicodedata.normalize("NFC", name)
 
 
 @dataclass
 class _FileGroups:
-    films: bool = False
+    include_videos: bool = False
     images: list[str] = field(default_factory=list)
     sidecars: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    other_files: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-    kohya: list[str] = field(default_factory=list)
+    kohya_metadata: list[str] = field(default_factory=list)
 
 
-def list_dataset(folder: str | os.PathLike[str], *, films: bool = False) -> Listing:
-    """List a dataset folder; a missing folder or one without images is an error.
+def list_dataset(folder: str | os.PathLike[str], *, include_videos: bool = False) -> Listing:
+    """List a dataset folder; a missing folder is a `ConfigError`, one without images a `DataError`.
 
-    With `films`, or where the manifest has clips already, clips are listed among the images.
+    With `include_videos`, or if the manifest has videos already, videos are listed among the images.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -87,38 +87,38 @@ def list_dataset(folder: str | os.PathLike[str], *, films: bool = False) -> List
         raise ConfigError(
             f"the dataset folder {what}", where=str(root), remedy="give the folder of your images"
         )
-    found = _FileGroups(films=films or _has_clips(root))
-    for name, entry in _walk(root, found):
-        _classify(name, entry, found)
-    if found.films and any(video.is_video(name) for name in found.images):
-        video.import_av()  # says now what is missing, not file by file
-    if not found.images:
-        rest = sorted(found.others) + sorted(found.unusable)
-        some = f"; it holds {', '.join(rest[:3])}" if rest else ""
-        message = f"the folder has no images{some}"
+    groups = _FileGroups(include_videos=include_videos or _has_videos(root))
+    for name, entry in _walk(root, groups):
+        _classify(name, entry, groups)
+    if groups.include_videos and any(video.is_video(name) for name in groups.images):
+        video.import_av()  # report a missing library once, not for each file
+    if not groups.images:
+        rest = sorted(groups.other_files) + sorted(groups.unusable)
+        examples = f"; it holds {', '.join(rest[:3])}" if rest else ""
+        message = f"the folder has no images{examples}"
         raise DataError(message, where=str(root), remedy="put .jpg, .png or .webp files into it")
     return Listing(
         root,
-        tuple(sorted(found.images)),
-        frozenset(found.sidecars),
-        tuple(sorted(found.metadata)),
-        tuple(sorted(found.others)),
-        tuple(sorted(found.hidden)),
-        tuple(sorted(found.links)),
-        tuple(sorted(found.unusable)),
-        tuple(sorted(found.unreadable)),
-        tuple(sorted(found.kohya)),
+        tuple(sorted(groups.images)),
+        frozenset(groups.sidecars),
+        tuple(sorted(groups.metadata)),
+        tuple(sorted(groups.other_files)),
+        tuple(sorted(groups.hidden)),
+        tuple(sorted(groups.links)),
+        tuple(sorted(groups.unusable)),
+        tuple(sorted(groups.unreadable)),
+        tuple(sorted(groups.kohya_metadata)),
     )
 
 
-def _has_clips(root: Path) -> bool:
-    """Whether an earlier manifest lists clips; in captions, the same words would have other quotes."""
+def _has_videos(root: Path) -> bool:
+    """Return True if the earlier manifest lists videos. (In a caption, the quotes would be escaped.)"""
     file = root / manifest.MANIFEST_FILE
-    return file.is_file() and b', "clip": {' in file.read_bytes()
+    return file.is_file() and b', "video": {' in file.read_bytes()
 
 
-def _walk(root: Path, found: _FileGroups) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """All entries below `root` that are not folders, with their relative names; linked folders are noted."""
+def _walk(root: Path, groups: _FileGroups) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield all entries below `root` that are not folders, with their relative names."""
     pending = [""]
     while pending:
         base = pending.pop()
@@ -126,19 +126,19 @@ def _walk(root: Path, found: _FileGroups) -> Iterator[tuple[str, os.DirEntry[str
             entries = sorted(os.scandir(root / base), key=lambda entry: entry.name)
         except OSError as error:
             if base:
-                found.unreadable.append(base)
+                groups.unreadable.append(base)
                 continue
             message = f"cannot list the folder: {error.strerror}"
             raise DataError(message, where=str(root), remedy="make it readable") from error
         for entry in entries:
             name = f"{base}{entry.name}"
             if not _is_portable_name(name):
-                found.unusable.append(ascii(name)[1:-1])
+                groups.unusable.append(ascii(name)[1:-1])
             elif entry.is_dir(follow_symlinks=False):
                 if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
                     pending.append(f"{name}/")
             elif _links_to_folder(entry):
-                found.links.append(name)
+                groups.links.append(name)
             elif not (base == "" and entry.name in OWN_FILES):
                 yield name, entry
 
@@ -146,33 +146,33 @@ def _walk(root: Path, found: _FileGroups) -> Iterator[tuple[str, os.DirEntry[str
 def _links_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_symlink() and entry.is_dir()
-    except OSError:  # a link to itself: a file like others, of which the scan says so
+    except OSError:  # a link to itself: listed, and excluded by the scan
         return False
 
 
-def _classify(name: str, entry: os.DirEntry[str], found: _FileGroups) -> None:
+def _classify(name: str, entry: os.DirEntry[str], groups: _FileGroups) -> None:
     suffix = os.path.splitext(entry.name)[1].lower()
     if entry.name.startswith("."):
         if suffix in IMAGE_SUFFIXES:
-            found.hidden.append(name)
+            groups.hidden.append(name)
     elif entry.name in manifest.METADATA_FILES:
-        found.metadata.append(name)
+        groups.metadata.append(name)
     elif _KOHYA_JSON.fullmatch(entry.name):
-        found.kohya.append(name)
+        groups.kohya_metadata.append(name)
     elif suffix in CAPTION_SUFFIXES:
-        found.sidecars.append(name)
+        groups.sidecars.append(name)
     elif (
-        (found.films and suffix in video.VIDEO_SUFFIXES)
+        (groups.include_videos and suffix in video.VIDEO_SUFFIXES)
         or suffix in IMAGE_SUFFIXES
         or (suffix not in _NEVER_IMAGES and _starts_like_an_image(entry))
     ):
-        found.images.append(name)
+        groups.images.append(name)
     else:
-        found.others.append(name)
+        groups.other_files.append(name)
 
 
 def _starts_like_an_image(entry: os.DirEntry[str]) -> bool:
-    """Look into a regular file of unknown ending: a picture without an ending must not go missing."""
+    """Return True if a regular file of unknown extension has the header of an image."""
     try:
         if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
             return False
@@ -183,7 +183,7 @@ def _starts_like_an_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_portable_name(name: str) -> bool:
-    """Whether a manifest can hold the name and every system takes it for the same file."""
+    """Return True if the manifest can store the name and it is the same file on every system."""
     try:
         name.encode("utf-8")
         manifest.check_dataset_path(name, "")

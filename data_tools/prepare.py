@@ -1,6 +1,6 @@
-"""From a folder of images to a manifest that training can trust: scan, caption, bucket, check, report.
+"""Prepare a dataset folder for training: scan, caption, bucket, check, report.
 
-The same command again does only what is new, and without changes writes the same bytes. The user's files are
+A repeated command does only what is new, and without changes writes the same bytes. The user's files are
 read, never written.
 """
 
@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-from data_tools import assign_buckets, captioners, check, report, scan, shards
+from data_tools import assign_buckets, captioners, check, report, scan, scan_shards
 from data_tools.assign_buckets import BucketOptions
 from data_tools.captioners import Captioner
 from data_tools.captions import collect, generate, tokens
 from data_tools.conditioning import attach, controls, masks, segment
 from data_tools.conditioning.controls import ControlOptions
 from data_tools.conditioning.segment import SegmentOptions
+from data_tools.dataset import Dataset
 from data_tools.listing import Listing, list_dataset
 from data_tools.options import PrepareOptions
-from data_tools.result import PrepareResult
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError, DiskError
 from lorakit.manifest import Record
 
 __all__ = [
+    "Dataset",
     "PrepareOptions",
-    "PrepareResult",
     "bucket_dataset",
     "caption_dataset",
     "check_dataset_folder",
@@ -43,62 +42,66 @@ __all__ = [
 ]
 
 
-def prepare_dataset(folder: str | os.PathLike[str], options: PrepareOptions | None = None) -> PrepareResult:
-    """Prepare a dataset folder: manifest.jsonl, metadata.jsonl, report.html and report.json appear in it.
+def prepare_dataset(folder: str | os.PathLike[str], options: PrepareOptions | None = None) -> Dataset:
+    """Prepare a dataset folder: write manifest.jsonl, metadata.jsonl, report.html and report.json into it.
 
     Raises `ConfigError` for options that cannot work, `DataError` for a folder without usable images, missing
-    captions or unreadable text, `DiskError` where nothing can be written.
+    captions or unreadable text, `DiskError` if the folder cannot be written.
     """
-    chosen = options or PrepareOptions()
-    chosen.check()
-    listing, found = _list_and_separate(folder, chosen)
-    captioner = captioners.load_captioner(chosen.captioner) if chosen.captioner else None
-    records = _scan_and_caption(_require_writable(listing), chosen)
-    records = assign_buckets.bucket_records(listing.root, records, chosen.bucket(), quiet=chosen.quiet)
-    records = _attach_sidecars(listing, records, found, chosen)
-    records = _run_captioner(listing, records, captioner, chosen)
-    return _save(listing, records, chosen, with_report=chosen.report)
+    options = options or PrepareOptions()
+    options.check()
+    files = _list_files(folder, options)
+    listing = _require_writable(files.listing)
+    captioner = captioners.load_captioner(options.captioner) if options.captioner else None
+    records = _scan_and_caption(listing, options)
+    records = assign_buckets.bucket_records(
+        listing.root, records, options.bucket_options(), quiet=options.quiet
+    )
+    records = _attach_files(files, records, options)
+    records = _run_captioner(listing, records, captioner, options)
+    return _save(listing, records, options, with_report=options.report)
 
 
 def scan_dataset(
-    folder: str | os.PathLike[str], options: PrepareOptions, *, ray: str | None = None
-) -> PrepareResult:
-    """Measure the images and write the manifest; captions and buckets stay as they were.
+    folder: str | os.PathLike[str], options: PrepareOptions, *, ray_address: str | None = None
+) -> Dataset:
+    """Measure the images and write the manifest; captions and buckets do not change.
 
-    With `ray`, the address of a cluster or "local", Ray Data does the work.
+    With `ray_address`, the address of a cluster or "local", Ray Data does the work.
     """
     options.check()
-    listing, found = _list_and_separate(folder, options)
-    _require_writable(listing)
-    if ray is not None:
-        records = shards.scan_with_ray(listing, options.scan(), None if ray == "local" else ray)
+    files = _list_files(folder, options)
+    _require_writable(files.listing)
+    if ray_address is not None:
+        address = None if ray_address == "local" else ray_address
+        records = scan_shards.scan_with_ray(files.listing, options.scan_options(), address)
     else:
-        records = scan.scan_images(listing, options.scan(), journal=True)
-    return _save(listing, _attach_sidecars(listing, records, found, options), options)
+        records = scan.scan_images(files.listing, options.scan_options(), journal=True)
+    return _save(files.listing, _attach_files(files, records, options), options)
 
 
-def scan_dataset_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: str) -> PrepareResult:
-    """Measure one part of the images, `shard` being "2/8"; the manifest is written by `merge_shards`."""
+def scan_dataset_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: str) -> Dataset:
+    """Measure one shard of the images, such as "2/8"; `merge_scan_shards` writes the manifest."""
     options.check()
-    part = shards.Shard.parse(shard)
-    listing, _ = _list_and_separate(folder, options)
-    records = shards.scan_shard(_require_writable(listing), options.scan(), part)
-    return PrepareResult(listing.root, tuple(records), ())
+    parsed_shard = scan_shards.Shard.parse(shard)
+    listing = _require_writable(_list_files(folder, options).listing)
+    records = scan_shards.scan_shard(listing, options.scan_options(), parsed_shard)
+    return Dataset(listing.root, tuple(records), ())
 
 
-def merge_scan_shards(folder: str | os.PathLike[str], options: PrepareOptions) -> PrepareResult:
-    """Write the manifest from the parts of a scan."""
-    listing, found = _list_and_separate(folder, options)
-    records = _attach_sidecars(listing, shards.join_scan_shards(_require_writable(listing)), found, options)
-    result = _save(listing, records, options)
-    shards.remove_scan_shards(listing.root)
+def merge_scan_shards(folder: str | os.PathLike[str], options: PrepareOptions) -> Dataset:
+    """Write the manifest from the shards of a scan, and remove their files."""
+    files = _list_files(folder, options)
+    records = scan_shards.join_scan_shards(_require_writable(files.listing))
+    result = _save(files.listing, _attach_files(files, records, options), options)
+    scan_shards.remove_scan_shards(files.listing.root)
     return result
 
 
-def caption_dataset(folder: str | os.PathLike[str], options: PrepareOptions) -> PrepareResult:
-    """Measure what is new, caption, and write the manifest."""
+def caption_dataset(folder: str | os.PathLike[str], options: PrepareOptions) -> Dataset:
+    """Measure new images, caption, and write the manifest."""
     options.check()
-    listing, _ = _list_and_separate(folder, options)
+    listing = _list_files(folder, options).listing
     captioner = captioners.load_captioner(options.captioner) if options.captioner else None
     records = _scan_and_caption(_require_writable(listing), options)
     return _save(listing, _run_captioner(listing, records, captioner, options), options)
@@ -108,122 +111,113 @@ def check_dataset_folder(
     folder: str | os.PathLike[str],
     options: PrepareOptions,
     *,
-    against: str | os.PathLike[str] | None = None,
-) -> PrepareResult:
-    """Find what is wrong without writing anything; missing captions are a finding, not an exception.
+    held_out: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Run all checks without writing anything; missing captions are a finding, not an exception.
 
-    `against` is a folder of held-out images, whose duplicates here are named.
+    `held_out` is a folder of held-out images: images that are in both are reported.
     """
     options.check()
-    listing, found = _list_and_separate(folder, options)
-    records = collect.collect_captions(listing, scan.scan_images(listing, options.scan()), options.captions())
-    records = _attach_sidecars(listing, records, found, options)
-    held_out = _held_out(Path(against), options) if against is not None else []
-    return _result(listing, tokens.annotate_token_counts(records, options.base), options, held_out)
+    files = _list_files(folder, options)
+    records = scan.scan_images(files.listing, options.scan_options())
+    records = collect.collect_captions(files.listing, records, options.caption_options())
+    records = tokens.annotate_token_counts(_attach_files(files, records, options), options.base)
+    held_out_records = _held_out_records(Path(held_out), options) if held_out is not None else []
+    return _result(files.listing, records, options, held_out_records)
 
 
-def _held_out(folder: Path, options: PrepareOptions) -> list[Record]:
-    """The images of another folder, under names that say so."""
-    known = scan.read_previous_records(folder).values() or scan.scan_images(
-        list_dataset(folder), options.scan()
+def _held_out_records(folder: Path, options: PrepareOptions) -> list[Record]:
+    """Return the images of another folder, whose names start with that folder."""
+    records = scan.read_previous_records(folder).values() or scan.scan_images(
+        list_dataset(folder), options.scan_options()
     )
-    return [replace(record, file=f"{folder}/{record.file}") for record in known]
+    return [replace(record, file=f"{folder}/{record.file}") for record in records]
 
 
 def bucket_dataset(
     folder: str | os.PathLike[str],
     options: BucketOptions,
     *,
-    boxes: str | os.PathLike[str] | None = None,
+    crops_file: str | os.PathLike[str] | None = None,
     quiet: bool = True,
-) -> PrepareResult:
-    """Choose shapes again for the images of the manifest; `boxes` is a file of hand-set crops."""
+) -> Dataset:
+    """Choose buckets and crops again for the images of the manifest; `crops_file` has crops set by hand."""
     options.check()
     records = manifest.load_manifest(folder)
-    if boxes is not None:
-        records = assign_buckets.apply_crop_boxes(
-            records, assign_buckets.read_crop_boxes(Path(boxes), records)
-        )
-    chosen = PrepareOptions(quiet=quiet)
-    listing, _ = _list_and_separate(folder, chosen)
-    return _save(
-        _require_writable(listing),
-        assign_buckets.bucket_records(listing.root, records, options, quiet=quiet),
-        chosen,
-    )
+    if crops_file is not None:
+        boxes = assign_buckets.read_crop_boxes(Path(crops_file), records)
+        records = assign_buckets.apply_crop_boxes(records, boxes)
+    prepare_options = PrepareOptions(quiet=quiet)
+    listing = _require_writable(_list_files(folder, prepare_options).listing)
+    records = assign_buckets.bucket_records(listing.root, records, options, quiet=quiet)
+    return _save(listing, records, prepare_options)
 
 
 def mask_dataset(
-    folder: str | os.PathLike[str], options: SegmentOptions, *, again: bool = False, quiet: bool = True
-) -> PrepareResult:
-    """Have a model mask what a word names, in the images of the manifest that have no mask of their own."""
+    folder: str | os.PathLike[str], options: SegmentOptions, *, regenerate: bool = False, quiet: bool = True
+) -> Dataset:
+    """Mask with a model what a word names, in the images of the manifest that have no mask of the user's."""
     options.check()
-    chosen = PrepareOptions(quiet=quiet)
-    listing, _ = _list_and_separate(folder, chosen)
+    prepare_options = PrepareOptions(quiet=quiet)
+    listing = _require_writable(_list_files(folder, prepare_options).listing)
     records = segment.segment_images(
-        _require_writable(listing).root, manifest.load_manifest(folder), options, again=again, quiet=quiet
+        listing.root, manifest.load_manifest(folder), options, regenerate=regenerate, quiet=quiet
     )
-    return _save(listing, records, chosen)
+    return _save(listing, records, prepare_options)
 
 
 def generate_dataset_controls(
-    folder: str | os.PathLike[str], options: ControlOptions, *, again: bool = False, quiet: bool = True
-) -> PrepareResult:
-    """Make edges, depth or masks of the images of the manifest that have none of their own."""
+    folder: str | os.PathLike[str], options: ControlOptions, *, regenerate: bool = False, quiet: bool = True
+) -> Dataset:
+    """Make edges, depth maps or masks for the images of the manifest that have none of the user's."""
     options.check()
-    chosen = PrepareOptions(quiet=quiet)
-    listing, _ = _list_and_separate(folder, chosen)
-    root = _require_writable(listing).root
+    prepare_options = PrepareOptions(quiet=quiet)
+    listing = _require_writable(_list_files(folder, prepare_options).listing)
     records = controls.generate_conditioning(
-        root, manifest.load_manifest(folder), options, again=again, quiet=quiet
+        listing.root, manifest.load_manifest(folder), options, regenerate=regenerate, quiet=quiet
     )
-    return _save(listing, records, chosen)
+    return _save(listing, records, prepare_options)
 
 
 def rebuild_dataset_report(
     folder: str | os.PathLike[str], *, trigger: str | None, base: str | None = None, quiet: bool
-) -> PrepareResult:
+) -> Dataset:
     """Write the report again from the manifest."""
-    chosen = PrepareOptions(trigger=trigger, base=base, quiet=quiet)
+    options = PrepareOptions(trigger=trigger, base=base, quiet=quiet)
     records = manifest.load_manifest(folder)
-    listing, _ = _list_and_separate(folder, chosen)
-    result = _result(
-        _require_writable(listing), tokens.annotate_token_counts(records, base) if base else records, chosen
-    )
-    _report(result, chosen)
+    if base is not None:
+        records = tokens.annotate_token_counts(records, base)
+    result = _result(_require_writable(_list_files(folder, options).listing), records, options)
+    _report(result, options)
     return result
 
 
-class _SidecarFiles(NamedTuple):
-    """What lies beside the images, by image: (mask file, where it is named), and the pictures given."""
+@dataclass(frozen=True)
+class _DatasetFiles:
+    """The files of a folder: the images to train on, and the masks and conditioning files of each image."""
 
-    masks: dict[str, tuple[str, str]]
-    given: dict[str, list[attach.ConditioningFile]]
-
-
-def _list_and_separate(
-    folder: str | os.PathLike[str], options: PrepareOptions
-) -> tuple[Listing, _SidecarFiles]:
-    """(the folder's files that are trained on, those beside them)."""
-    listing, found = masks.separate_mask_files(
-        list_dataset(folder, films=options.clips), options.caption_encoding
-    )
-    listing, pictures = attach.separate_conditioning_files(listing, options.caption_encoding)
-    return listing, _SidecarFiles(found, pictures)
+    listing: Listing
+    mask_files: dict[str, masks.MaskFile]
+    conditioning: dict[str, list[attach.ConditioningFile]]
 
 
-def _attach_sidecars(
-    listing: Listing, records: Sequence[Record], found: _SidecarFiles, options: PrepareOptions
-) -> list[Record]:
-    """The records with their masks and the pictures they come with."""
-    masked = masks.attach_masks(listing, records, found.masks, alpha=options.alpha_mask)
-    return attach.attach_conditioning(listing, masked, found.given)
+def _list_files(folder: str | os.PathLike[str], options: PrepareOptions) -> _DatasetFiles:
+    listing = list_dataset(folder, include_videos=options.videos)
+    listing, mask_files = masks.separate_mask_files(listing, options.caption_encoding)
+    listing, conditioning = attach.separate_conditioning_files(listing, options.caption_encoding)
+    return _DatasetFiles(listing, mask_files, conditioning)
+
+
+def _attach_files(files: _DatasetFiles, records: Sequence[Record], options: PrepareOptions) -> list[Record]:
+    """Return the records with their masks and conditioning images."""
+    masked = masks.attach_masks(files.listing, records, files.mask_files, alpha=options.alpha_mask)
+    return attach.attach_conditioning(files.listing, masked, files.conditioning)
 
 
 def _scan_and_caption(listing: Listing, options: PrepareOptions) -> list[Record]:
-    """Measured and captioned records; none usable or none captioned is an error."""
-    measured = scan.scan_images(listing, options.scan(), journal=True)
-    records = collect.collect_captions(listing, measured, options.captions())
+    """Measure and caption the images; if none can be used or captions are missing, raise `DataError`."""
+    measured = scan.scan_images(listing, options.scan_options(), journal=True)
+    records = collect.collect_captions(listing, measured, options.caption_options())
     _require_images(listing.root, records)
     if not (options.allow_missing_captions or options.captioner):
         collect.require_captions(records, listing.root)
@@ -233,21 +227,21 @@ def _scan_and_caption(listing: Listing, options: PrepareOptions) -> list[Record]
 def _run_captioner(
     listing: Listing, records: Sequence[Record], captioner: Captioner | None, options: PrepareOptions
 ) -> list[Record]:
-    """Captioned by the captioner, if any; tokens counted for the base, if any.
+    """Caption with the captioner, if any, and count tokens for the base, if any.
 
-    An image that the model fails at is a finding, not an exception: what it said of the others is kept.
+    An image at which the model fails is a finding, not an exception: the other captions are kept.
     """
     if captioner is not None:
         records = generate.caption_images(
-            listing.root, records, captioner, options.describe, quiet=options.quiet
+            listing.root, records, captioner, options.captioning, quiet=options.quiet
         )
-        records = collect.apply_edits_to_records(records, options.captions())
+        records = collect.apply_edits_to_records(records, options.caption_options())
     return tokens.annotate_token_counts(records, options.base)
 
 
 def _require_writable(listing: Listing) -> Listing:
     if not os.access(listing.root, os.W_OK):
-        remedy = "make the folder writable; the manifest belongs beside the images"
+        remedy = "make the folder writable: the manifest is stored beside the images"
         raise DiskError("the dataset folder is read-only", where=str(listing.root), remedy=remedy)
     return listing
 
@@ -257,17 +251,22 @@ def _result(
     records: Sequence[Record],
     options: PrepareOptions,
     held_out: Sequence[Record] = (),
-) -> PrepareResult:
-    counted = options.base is not None
-    found = check.check_dataset(listing, records, trigger=options.trigger, counted=counted, held_out=held_out)
-    gone = tuple(sorted(_previous_files(listing.root) - listing.image_set))
-    return PrepareResult(listing.root, tuple(records), tuple(found), gone)
+) -> Dataset:
+    findings = check.check_dataset(
+        listing,
+        records,
+        trigger=options.trigger,
+        tokens_counted=options.base is not None,
+        held_out=held_out,
+    )
+    removed_files = tuple(sorted(_previous_files(listing.root) - listing.image_set))
+    return Dataset(listing.root, tuple(records), tuple(findings), removed_files)
 
 
 def _save(
     listing: Listing, records: Sequence[Record], options: PrepareOptions, *, with_report: bool = False
-) -> PrepareResult:
-    """Write the manifest, and the report unless it would say the same again."""
+) -> Dataset:
+    """Write the manifest, and the report if requested; remove the journals."""
     result, root = _result(listing, records, options), listing.root
     manifest.save_manifest(root, records)
     storage.remove_file(root / scan.SCAN_JOURNAL)
@@ -278,7 +277,7 @@ def _save(
     return result
 
 
-def _report(result: PrepareResult, options: PrepareOptions) -> None:
+def _report(result: Dataset, options: PrepareOptions) -> None:
     report.write_report(
         result.folder,
         result.records,
@@ -291,7 +290,7 @@ def _report(result: PrepareResult, options: PrepareOptions) -> None:
 
 
 def _previous_files(root: Path) -> set[str]:
-    """The files that an earlier manifest lists."""
+    """Return the files that the earlier manifest lists."""
     if not (root / manifest.MANIFEST_FILE).is_file():
         return set()
     return {record.file for record in manifest.iter_manifest(root)}
@@ -300,8 +299,8 @@ def _previous_files(root: Path) -> set[str]:
 def _require_images(root: Path, records: Sequence[Record]) -> None:
     if any(record.keep for record in records):
         return
-    shown = "; ".join(f"{record.file}: {record.reason}" for record in records[:3])
-    message = f"none of the {len(records)} images can be used: {shown}"
+    examples = "; ".join(f"{record.file}: {record.reason}" for record in records[:3])
+    message = f"none of the {len(records)} images can be used: {examples}"
     raise DataError(
-        message, where=str(root), remedy="repair or replace the files, then give the command again"
+        message, where=str(root), remedy="repair or replace the files, then run the command again"
     )

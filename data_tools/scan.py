@@ -1,7 +1,7 @@
-"""Measure every image of a folder: hashes, size, what decoding it took, and why it cannot be used if so.
+"""Measure every image of a folder: hashes, size, how it was decoded, and the reason if it cannot be used.
 
-A bad file never stops the scan: it gets a record with `keep: false` and a reason. What an earlier manifest
-says of an unchanged file is used again; an interrupted scan goes on from its journal.
+A bad file never stops the scan: it gets a record with `keep: false` and a reason. The record of an unchanged
+file is taken from the earlier manifest; an interrupted scan continues from its journal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from data_tools import quality, workers
+from data_tools import image_quality, process_pool
 from data_tools.listing import Listing
 from lorakit import manifest
 from lorakit.core import storage
@@ -29,19 +29,21 @@ from lorakit.imaging.decode import ImageError
 from lorakit.manifest import Record
 
 SCAN_JOURNAL = ".lorakit-scan.jsonl"
-MIN_FILES_FOR_POOL = 64  # below that many new images, starting processes takes longer than the work
-CRASHED_REASON = "crashed: decoding it ended the process, or memory ran out (convert it to PNG)"
+MIN_FILES_FOR_POOL = 64  # new images; for fewer, starting processes takes longer than the work
+CRASHED_REASON = "decoder_crashed: decoding ended the process, or memory ran out (convert it to PNG)"
 BIG_FILE_BYTES = 64 << 20  # bytes
-BIG_IMAGE_PIXELS = 24_000_000  # pixels; beyond these, one worker at a time holds such a file
+BIG_IMAGE_PIXELS = 24_000_000  # above these two limits, one worker at a time holds such a file
 _CODES = (
-    "animated below_tiers changed corrupt crashed dangling_symlink empty json lfs_pointer markup missing"
-    " multipage name_collision no_decoder not_a_file raw symlink_outside svg too_large too_many_pixels"
-    " too_narrow too_small truncated unknown_format unreadable unsupported_depth"
+    "animated below_resolution camera_raw changed corrupt dangling_symlink decoder_crashed empty"
+    " extreme_aspect_ratio file_too_large html_or_xml json_file lfs_pointer missing multipage no_decoder"
+    " not_a_file shared_caption_file svg symlink_outside too_many_pixels too_small truncated unknown_format"
+    " unreadable unsupported_bit_depth"
 )
 _NOTE_CODES = (
-    "alpha blurry border broken_exif broken_icc clipped cmyk depth first_frame flat icc rotated suffix"
+    "bit_depth blurry broken_exif broken_icc clipped_tones cmyk exif_rotated first_frame icc_converted"
+    " letterbox single_color transparency wrong_extension"
 )
-# Reasons that the scan gives and may take back; any other reason is the user's decision and stays.
+# Reasons that the scan sets and may remove again; any other reason is the user's decision and stays.
 SCAN_REASONS = frozenset(_CODES.split())
 NOTES = frozenset(_NOTE_CODES.split())
 _FORMAT_SUFFIXES = {
@@ -55,38 +57,40 @@ _FORMAT_SUFFIXES = {
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How images are decoded and which are refused; sides in pixels, `max_aspect` long over short."""
+    """Options of decoding, and limits of size: sides in pixels, `max_aspect_ratio` long side over short."""
 
     background: Color = decode.WHITE
     max_pixels: int = decode.MAX_PIXELS
     first_frame: bool = False
     min_side: int = 16
-    max_aspect: float = 8.0
-    workers: int | None = None  # processes; None: as many as there are processors
-    fresh: bool = False  # measure again what an earlier manifest already says
+    max_aspect_ratio: float = 8.0
+    workers: int | None = None  # processes; None: one for each processor
+    rescan: bool = False  # measure unchanged files again, too
     quiet: bool = True
 
     def check(self) -> None:
         """Raise `ConfigError` for limits that cannot work, before any file is read."""
-        if not 1 <= self.max_aspect < math.inf:
-            message = f"max_aspect must be a number from 1, not {self.max_aspect:g}"
-            raise ConfigError(message, where="max-aspect", remedy="use 8, for up to 8 to 1")
+        if not 1 <= self.max_aspect_ratio < math.inf:
+            message = f"max_aspect_ratio must be a number from 1, not {self.max_aspect_ratio:g}"
+            raise ConfigError(message, where="max-aspect-ratio", remedy="use 8: sides of up to 8 to 1")
 
 
 class ScanJob(NamedTuple):
-    """One file to measure, and what is known of it already."""
+    """A file to measure, and its record in the earlier manifest."""
 
     file: str
-    prior: Record | None
+    previous: Record | None
 
 
 def scan_images(listing: Listing, options: ScanOptions, *, journal: bool = False) -> list[Record]:
-    """One record for every image of the listing, in its order; with `journal`, a stopped scan goes on."""
+    """Return one record for each image of the listing, in its order.
+
+    With `journal`, a stopped scan continues where it was.
+    """
     path = listing.root / SCAN_JOURNAL
-    done = {} if options.fresh else read_scan_journal(path)
-    known = (
-        read_previous_records(listing.root) | done
-    )  # with `fresh` too: what the user decided or had captioned stays
+    done = {} if options.rescan else read_scan_journal(path)
+    # With `rescan`, too: captions and the user's decisions stay.
+    known = read_previous_records(listing.root) | done
     keep_journal = journal and len(listing.images) >= MIN_FILES_FOR_POOL
     records = []
     for record in scan_files(listing, listing.images, options, known):
@@ -101,30 +105,30 @@ def scan_images(listing: Listing, options: ScanOptions, *, journal: bool = False
 def scan_files(
     listing: Listing, files: Sequence[str], options: ScanOptions, known: Mapping[str, Record]
 ) -> Iterator[Record]:
-    """The records of `files` in their order, measured in processes when there is enough to do."""
+    """Yield the records of `files` in their order, measured in processes if there are many."""
     count = min(options.workers or os.cpu_count() or 1, max(1, len(files) // 8))
-    new = len(files) if options.fresh else sum(file not in known for file in files)
-    if new + len(files) // 16 < MIN_FILES_FOR_POOL:  # what is known is only hashed again
+    new = len(files) if options.rescan else sum(file not in known for file in files)
+    if new + len(files) // 16 < MIN_FILES_FOR_POOL:  # files of the earlier manifest are only hashed
         count = 1
     function = functools.partial(scan_file, str(listing.root), options)
     jobs = (ScanJob(file, known.get(file)) for file in files)
     with Progress("images", len(files), quiet=options.quiet) as progress:
         for number, record in enumerate(
-            workers.OrderedProcessPool(function, _crashed_record, count).run(jobs), 1
+            process_pool.OrderedProcessPool(function, _crashed_record, count).run(jobs), 1
         ):
             yield record
             progress.update(number)
 
 
 def read_previous_records(root: Path) -> dict[str, Record]:
-    """The records of an earlier manifest by file."""
+    """Return the records of the earlier manifest by file."""
     if not (root / manifest.MANIFEST_FILE).is_file():
         return {}
     return {record.file: record for record in manifest.load_manifest(root)}
 
 
 def read_scan_journal(path: Path) -> dict[str, Record]:
-    """Records of an interrupted scan; a line that a crash cut off is measured again."""
+    """Return the records of an interrupted scan by file; a line that a crash cut off is left out."""
     records = {}
     if path.is_file():
         with open(path, "rb") as file:
@@ -136,19 +140,19 @@ def read_scan_journal(path: Path) -> dict[str, Record]:
 
 
 def note_code(line: str | None) -> str:
-    """The code of a `code: text` reason or note."""
+    """Return the code of a reason or note `code: text`."""
     return (line or "").partition(":")[0]
 
 
-def replace_notes(record: Record, owned: Iterable[str], new: Sequence[str]) -> Record:
-    """The record with the notes of the `owned` codes replaced by `new`; other notes stay."""
-    codes = frozenset(owned)
+def replace_notes(record: Record, owned_codes: Iterable[str], new_notes: Sequence[str]) -> Record:
+    """Return the record with the notes of `owned_codes` replaced by `new_notes`; other notes stay."""
+    codes = frozenset(owned_codes)
     kept = tuple(note for note in record.notes if note_code(note) not in codes)
-    return replace(record, notes=kept + tuple(new))
+    return replace(record, notes=kept + tuple(new_notes))
 
 
 def resolve_inside(root: Path, file: str) -> Path:
-    """The file's path, once it is certain that it does not lead out of the dataset folder."""
+    """Return the file's path; a link that leads nowhere or out of the dataset folder is an `ImageError`."""
     path = root / file
     if path.is_symlink():
         try:
@@ -166,30 +170,34 @@ def resolve_inside(root: Path, file: str) -> Path:
     return path
 
 
-# ---- the work on one file ----------------------------------------------------------------------------------
+# ---- one file ----------------------------------------------------------------------------------------------
 
 
 def scan_file(root: str, options: ScanOptions, job: ScanJob) -> Record:
-    """Measure one file; runs in a worker process, on this machine or another."""
+    """Measure one file. Runs in a worker process, on this machine or another."""
     digest = ""
     try:
         path = resolve_inside(Path(root), job.file)
-        with workers.exclusive(_file_size(path) > BIG_FILE_BYTES):
+        with process_pool.exclusive(_file_size(path) > BIG_FILE_BYTES):
             data = decode.read_file(path)
             digest = hashlib.sha256(data).hexdigest()
-            if job.prior is not None and not options.fresh and _is_unchanged(job.prior, digest, options):
-                return _apply_size_limits(job.prior, options)
+            if (
+                job.previous is not None
+                and not options.rescan
+                and _is_unchanged(job.previous, digest, options)
+            ):
+                return _apply_size_limits(job.previous, options)
             return _apply_size_limits(_decode_and_measure(data, digest, options, job), options)
     except ImageError as error:
         return _rejected_record(job, digest, error.reason)
 
 
 def _decode_and_measure(data: bytes, digest: str, options: ScanOptions, job: ScanJob) -> Record:
-    """Decode once and take everything from that."""
-    clip = None
+    """Decode the file once, and measure everything on that."""
+    inspected_video = None
     if video.is_video(job.file) and not signatures.is_image_header(data[:16]):
-        clip = video.inspect_video(data, job.file, options.max_pixels)
-        data = video.frame_to_ppm(clip.first)
+        inspected_video = video.inspect_video(data, job.file, options.max_pixels)
+        data = video.frame_to_ppm(inspected_video.first_frame)
     source = decode.open_source(
         data,
         where=job.file,
@@ -197,105 +205,110 @@ def _decode_and_measure(data: bytes, digest: str, options: ScanOptions, job: Sca
         max_pixels=options.max_pixels,
         first_frame=options.first_frame,
     )
-    with workers.exclusive(source.image.width * source.image.height > BIG_IMAGE_PIXELS):
-        seen = decode.inspect_image(source)
-    carried = job.prior or Record(job.file, digest, "", 0, 0)
+    with process_pool.exclusive(source.image.width * source.image.height > BIG_IMAGE_PIXELS):
+        measured = decode.inspect_image(source)
+    base_record = job.previous or Record(job.file, digest, "", 0, 0)
     record = replace(
-        carried,
+        base_record,
         sha256=digest,
-        pixels=clip.pixels if clip else seen.pixels,
-        clip=clip.clip if clip else None,
-        width=seen.size[0],
-        height=seen.size[1],
-        **_kept_crop_fields(carried, seen.size),
-        phash=quality.phash(seen.small),
-        background=decode.color_name(options.background) if seen.transparent else None,
-        first_frame=seen.first_of_many,
+        content_hash=inspected_video.content_hash if inspected_video else measured.content_hash,
+        video=inspected_video.video if inspected_video else None,
+        width=measured.size[0],
+        height=measured.size[1],
+        **_kept_crop_fields(base_record, measured.size),
+        phash=image_quality.phash(measured.thumbnail),
+        background=decode.color_name(options.background) if measured.transparent else None,
+        first_frame=measured.is_multi_frame,
     )
-    suffix = [] if clip else _suffix_note(job.file, seen.format)
-    found = [*suffix, *seen.notes, *quality.quality_notes(seen.small)]
-    return replace_notes(record, NOTES, found)
+    extension_note = [] if inspected_video else _extension_note(job.file, measured.format)
+    notes = [*extension_note, *measured.notes, *image_quality.quality_notes(measured.thumbnail)]
+    return replace_notes(record, NOTES, notes)
 
 
 def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return 0  # reading it will say why
+        return 0  # reading the file reports the error
 
 
-def _kept_crop_fields(earlier: Record, size: tuple[int, int]) -> dict[str, Any]:
-    """What a new picture under an old name keeps: the crop that a person set, when it has the same size."""
-    if crops.has_user_crop(earlier) and earlier.size == size:
-        return {"bucket": None, "crop_by": crops.USER}
-    return {"bucket": None, "crop": None, "crop_by": None, "focus": None}
+def _kept_crop_fields(previous: Record, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the crop fields of a new file: a crop set by hand stays if the size is the same."""
+    if crops.has_user_crop(previous) and previous.size == size:
+        return {"bucket": None, "crop_source": crops.USER}
+    return {"bucket": None, "crop": None, "crop_source": None, "focal_point": None}
 
 
-def _is_unchanged(prior: Record, digest: str, options: ScanOptions) -> bool:
-    """Whether the file is the same and would be decoded the same way."""
+def _is_unchanged(previous: Record, digest: str, options: ScanOptions) -> bool:
+    """Return True if the file is the same and would be decoded in the same way."""
     background = decode.color_name(options.background)
     return (
-        prior.sha256 == digest
-        and prior.pixels != ""
-        and prior.background in (None, background)
-        and (options.first_frame or not prior.first_frame)
-        and prior.width * prior.height <= options.max_pixels
+        previous.sha256 == digest
+        and previous.content_hash != ""
+        and previous.background in (None, background)
+        and (options.first_frame or not previous.first_frame)
+        and previous.width * previous.height <= options.max_pixels
     )
 
 
 def _apply_size_limits(record: Record, options: ScanOptions) -> Record:
-    """Keep or refuse by size; a `keep: false` that the user gave stays."""
+    """Exclude the image if its size is outside the limits; a `keep: false` of the user stays."""
     if not record.keep and note_code(record.reason) not in SCAN_REASONS:
         return record
     width, height = record.size
     reason = None
     if min(width, height) < options.min_side:
         reason = f"too_small: {width}x{height}, the shorter side is below {options.min_side} (--min-side)"
-    elif max(width, height) > options.max_aspect * min(width, height):
-        reason = f"too_narrow: {width}x{height} is beyond {options.max_aspect:g} to 1 (--max-aspect)"
+    elif max(width, height) > options.max_aspect_ratio * min(width, height):
+        limit = f"{options.max_aspect_ratio:g} to 1 (--max-aspect-ratio)"
+        reason = f"extreme_aspect_ratio: {width}x{height} is beyond {limit}"
     return replace(record, keep=reason is None, reason=reason)
 
 
 def _rejected_record(job: ScanJob, digest: str, reason: str) -> Record:
-    """A record for a file that gives no picture; captions and the user's own decision are carried along."""
-    carried = job.prior or Record(job.file, "", "", 0, 0)
-    if job.prior is not None and not job.prior.keep and note_code(job.prior.reason) not in SCAN_REASONS:
-        reason = job.prior.reason or reason
-    blank = replace(carried, sha256=digest, pixels="", width=0, height=0, keep=False, reason=reason)
+    """Return a record for a file that cannot be decoded; captions and the user's own reason are kept."""
+    base_record = job.previous or Record(job.file, "", "", 0, 0)
+    if (
+        job.previous is not None
+        and not job.previous.keep
+        and note_code(job.previous.reason) not in SCAN_REASONS
+    ):
+        reason = job.previous.reason or reason
+    blank = replace(base_record, sha256=digest, content_hash="", width=0, height=0, keep=False, reason=reason)
     blank = replace(blank, crop=None, bucket=None, phash=None, background=None, first_frame=False)
-    blank = replace(blank, crop_by=None, focus=None, clip=None)
+    blank = replace(blank, crop_source=None, focal_point=None, video=None)
     return replace_notes(blank, NOTES, [])
 
 
 def _crashed_record(job: ScanJob) -> Record:
-    """A record for a file that killed the process that read it."""
+    """Return a record for a file that ended the process that read it."""
     return _rejected_record(job, "", CRASHED_REASON)
 
 
-def _suffix_note(file: str, format_name: str) -> list[str]:
+def _extension_note(file: str, format_name: str) -> list[str]:
     suffix = PurePosixPath(file).suffix.lower()
     expected = _FORMAT_SUFFIXES.get(format_name, ())
     usual = any(suffix in suffixes for suffixes in _FORMAT_SUFFIXES.values())
     if (expected and suffix not in expected) or (not expected and usual):
-        return [f"suffix: the content is {format_name}, whatever the name says"]
+        return [f"wrong_extension: the content is {format_name}"]
     return []
 
 
 def reject_name_collisions(listing: Listing, records: Sequence[Record]) -> list[Record]:
-    """Refuse images that would share one caption file (`a.jpg` and `a.png` beside `a.txt`)."""
+    """Exclude images that would share one caption file (`a.jpg` and `a.png` beside `a.txt`)."""
     by_stem: dict[str, list[str]] = defaultdict(list)
     for record in records:
         by_stem[_stem(record.file)].append(record.file)
     shared = {_stem(name) for name in listing.sidecars}
-    judged = []
+    checked = []
     for record in records:
         stem = _stem(record.file)
         if stem in shared and record.keep and len(by_stem[stem]) > 1:
             others = ", ".join(file for file in by_stem[stem] if file != record.file)
-            reason = f"name_collision: shares its caption file with {others} (rename one of them)"
+            reason = f"shared_caption_file: its caption file is also that of {others} (rename one of them)"
             record = replace(record, keep=False, reason=reason)
-        judged.append(record)
-    return judged
+        checked.append(record)
+    return checked
 
 
 def _stem(file: str) -> str:

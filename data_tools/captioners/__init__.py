@@ -1,7 +1,7 @@
-"""Captions by a model: one interface, and what can stand behind it.
+"""Captions by a model: one interface with three implementations.
 
-transformers    any image-and-text-to-text model of the library (vlm.py)
-server          anything that speaks OpenAI's chat protocol (server.py)
+transformers    image-text-to-text models of the library (vision_language.py)
+server          servers that speak OpenAI's chat protocol (server.py)
 tagger          WD taggers and other timm models with a list of tags (tagger.py)
 """
 

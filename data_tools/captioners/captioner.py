@@ -1,4 +1,4 @@
-"""What every captioner offers: pictures and prompts in, texts out, and failures that name themselves."""
+"""The interface of captioners: images and prompts in, texts out, and failures with a code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 from PIL import Image
 
 from lorakit.core import storage
-from lorakit.core.errors import ConfigError
+from lorakit.core.errors import ConfigError, first_line
 from lorakit.models import hub
 
-CAPTIONER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.csv")  # of a model on the hub
+# Downloaded from the hub.
+CAPTIONER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.csv")
 
 CHAT_PROMPT = (
     "Describe this image in one or two sentences for training a text-to-image model: subject, setting, "
@@ -24,31 +25,31 @@ CHAT_PROMPT = (
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """One question: a picture (RGB, upright, cropped), what to ask, and the seed where an answer is drawn."""
+    """An image (RGB, upright, cropped), a prompt, and the seed for sampled answers."""
 
-    picture: Image.Image
+    image: Image.Image
     prompt: str
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class CaptionResponse:
-    """A text, the tags it was made of if any, and whether the model was cut off before its end."""
+    """An answer, its tags if the model gives tags, and True if it reached the length limit (`truncated`)."""
 
     text: str
     tags: tuple[str, ...] = ()
-    cut: bool = False
+    truncated: bool = False
 
 
 class CaptionFailure(Exception):
-    """One image without an answer: `code` is stable, for scripts and for the manifest's note.
+    """A request without an answer. `code` is stable, for scripts and for the note in the manifest.
 
-    `hopeless` when the other images would fail in the same way (a wrong key, an unknown model).
+    `fatal` means that all other images would fail in the same way (a wrong key, an unknown model).
     """
 
-    def __init__(self, code: str, message: str, *, hopeless: bool = False) -> None:
+    def __init__(self, code: str, message: str, *, fatal: bool = False) -> None:
         super().__init__(message)
-        self.code, self.message, self.hopeless = code, message, hopeless
+        self.code, self.message, self.fatal = code, message, fatal
 
     @property
     def reason(self) -> str:
@@ -57,74 +58,77 @@ class CaptionFailure(Exception):
 
 
 class Captioner(ABC):
-    """Something that describes pictures. `describe` is called from `workers` threads, `batch` asks a call."""
+    """A model that captions images; `num_workers` threads call `caption` with `batch_size` requests each."""
 
     name: str
-    """What the manifest records as the caption's model."""
+    """The name of the model in the manifest."""
     prompts: tuple[str, ...]
-    """What is asked when the user asks nothing."""
-    batch: int = 1
-    workers: int = 1
+    """The prompts if the user gives none."""
+    batch_size: int = 1
+    num_workers: int = 1
 
     @abstractmethod
-    def describe(self, asks: Sequence[CaptionRequest]) -> list[CaptionResponse]:
-        """One answer an ask; `CaptionFailure` when there is none for any of them."""
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        """Return one response for each request; raise `CaptionFailure` if any of them has none."""
 
-    def stop(self) -> None:
-        """Nobody waits for answers any more: calls that still run need not be patient."""
+    def cancel(self) -> None:
+        """Tell calls in progress, from another thread, not to retry any more."""
         return None
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's folder and the name that the manifest records: the hub's id with the commit, or the folder's
-    own name."""
+    """A model's folder, and its name in the manifest: the hub id with the commit, or the folder's name."""
 
     folder: Path
     name: str
 
     @classmethod
-    def find(cls, spec: str, what: str = "captioner") -> ModelFolder:
-        """From a local folder, or a hub id with an optional @revision (fetched once, no pickles, no code)."""
+    def resolve(cls, spec: str, role: str = "captioner") -> ModelFolder:
+        """Return a local folder, or download a hub id (with optional @revision): no pickles, no code."""
         folder = Path(spec).expanduser()
         if folder.is_dir():
             return cls(folder, folder.resolve().name)
         if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
             raise ConfigError(
-                "there is no such model",
-                where=f"{what}: {spec}",
+                "the model does not exist",
+                where=f"{role}: {spec}",
                 remedy="give a folder or a hub id (owner/name)",
             )
-        fetched = hub.download_model(spec, CAPTIONER_FILES, what)
-        return cls(fetched, f"{spec.partition('@')[0]}@{fetched.name[:12]}")
+        downloaded = hub.download_model(spec, CAPTIONER_FILES, role)
+        return cls(downloaded, f"{spec.partition('@')[0]}@{downloaded.name[:12]}")
 
-    def config(self) -> dict[str, object]:
-        """Its config.json; a folder without one is a `ConfigError`."""
+    def read_config(self) -> dict[str, object]:
+        """Read config.json; a folder without it, or without safetensors weights, is a `ConfigError`."""
         path = self.folder / "config.json"
         if not path.is_file():
             raise ConfigError(
-                "not a model's folder: it has no config.json", where=str(path.parent), remedy="check the path"
+                "not a model folder: it has no config.json", where=str(path.parent), remedy="check the path"
             )
         value = storage.read_json(path)
         if not isinstance(value, dict):
-            raise ConfigError("config.json holds no object", where=str(path), remedy="fetch the model again")
+            raise ConfigError(
+                "config.json is not a JSON object", where=str(path), remedy="download the model again"
+            )
         if not list(self.folder.glob("*.safetensors")):
             remedy = "use a model with *.safetensors; pickles are never loaded"
             raise ConfigError("the model has no safetensors weights", where=str(path.parent), remedy=remedy)
         return value
 
-    def load(self, kind: Any, what: str = "captioner", **more: Any) -> Any:
-        """`kind.from_pretrained` of transformers: from this folder alone, no code of its own, no pickles."""
+    def load_pretrained(self, model_class: Any, role: str = "captioner", **kwargs: Any) -> Any:
+        """Call `model_class.from_pretrained` of transformers on this folder, without code of the model."""
         from transformers.utils import logging
 
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # the progress that matters is ours
+        progress_bars_enabled = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # lorakit shows its own progress
         try:
-            return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False, **more)
+            return model_class.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False, **kwargs
+            )
         except (ValueError, OSError, KeyError, ImportError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            where, remedy = f"{what}: {self.name}", "fetch it again, or use another model"
+            reason = first_line(error)
+            where, remedy = f"{role}: {self.name}", "download it again, or use another model"
             raise ConfigError(f"the model cannot be loaded: {reason}", where=where, remedy=remedy) from error
         finally:
-            if bars:
+            if progress_bars_enabled:
                 logging.enable_progress_bar()

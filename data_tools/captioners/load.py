@@ -1,4 +1,4 @@
-"""Load a captioner: a server when an address is given, else a model by what its folder says."""
+"""Load a captioner: a server if an address is given, else the kind of model that config.json names."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from lorakit.core.errors import ConfigError
 
 
 def load_captioner(options: CaptionerOptions) -> Captioner:
-    """The captioner, ready to be asked; loads torch only when a model runs here."""
+    """Return the captioner; torch is loaded only for a model that runs here."""
     options.check()
     if options.server:
         from data_tools.captioners.server import OpenAICaptioner
 
         return OpenAICaptioner(options)
-    model = ModelFolder.find(str(options.model))
-    config = model.config()
+    model = ModelFolder.resolve(str(options.model))
+    config = model.read_config()
     if "model_type" in config:
-        from data_tools.captioners.vlm import VisionLanguageCaptioner
+        from data_tools.captioners.vision_language import VisionLanguageCaptioner
 
         return VisionLanguageCaptioner(model, options)
     if "architecture" in config:

@@ -9,19 +9,20 @@ from lorakit.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class CaptionerOptions:
-    """`model` is a folder, a hub id, or the name that a server knows it by; `server` is the server's address.
+    """`model` is a folder, a hub id, or a name on the server; `server` is the server's address.
 
-    `key` names the environment variable that holds the server's key. `tokens` is the longest answer,
-    `temperature` 0 the likeliest one, `at_once` the number of questions in one batch (a model here) or on
-    their way (a server). `threshold` and `character_threshold` (0..1) are for taggers.
+    `api_key_env` names the environment variable with the server's key. `max_tokens` limits an answer.
+    `temperature` 0 gives the most likely answer. `concurrency` is the batch size of a local model, or the
+    number of requests in flight to a server. `timeout` is in seconds for each try. `threshold` and
+    `character_threshold` (0..1) are for taggers.
     """
 
     model: str | None = None
     server: str | None = None
-    key: str = "LORAKIT_CAPTION_KEY"
-    tokens: int = 300
+    api_key_env: str = "LORAKIT_CAPTION_API_KEY"
+    max_tokens: int = 300
     temperature: float = 0.0
-    at_once: int = 4
+    concurrency: int = 4
     timeout: float = 120.0
     threshold: float = 0.35
     character_threshold: float = 0.85
@@ -30,11 +31,11 @@ class CaptionerOptions:
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work, before any image is opened."""
         if not (self.model or self.server):
-            raise ConfigError("no captioner is named", where="model", remedy="give --model or --server")
-        for name in ("tokens", "at_once", "timeout"):
-            if not getattr(self, name) > 0:  # false for "not a number" too
+            raise ConfigError("no captioner is given", where="model", remedy="give --model or --server")
+        for name in ("max_tokens", "concurrency", "timeout"):
+            if not getattr(self, name) > 0:  # false for NaN, too
                 raise ConfigError(
-                    f"{name} must be above 0, not {getattr(self, name)}", where=name, remedy="use 1"
+                    f"{name} must be above 0, not {getattr(self, name)}", where=name, remedy="use 1 or more"
                 )
         for name in ("threshold", "character_threshold"):
             if not 0 <= getattr(self, name) <= 1:

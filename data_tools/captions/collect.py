@@ -1,7 +1,7 @@
-"""Pair every image with its captions: from files beside it, metadata, its folder's name, or a template.
+"""Collect the captions of each image: from files beside it, metadata, its folder's name, or a template.
 
-What a person wrote comes first and is never replaced unless asked to. Nothing is cut or skipped silently:
-text that cannot be read is an error with its place, a change (joined lines, stripped characters) is a note.
+Captions of the user come first and are replaced only on request. Nothing is changed silently: text that
+cannot be read is an error with its position, a change (joined lines, removed characters) is a note.
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import decode
 from lorakit.manifest import USER_METADATA_NOTE, Caption, Record
 
-REREAD_SOURCES = ("sidecar", "metadata", "folder", "template")  # read again from their origin every time
-NOTES = frozenset({"caption_joined", "caption_stripped", "caption_unused", "caption_empty", "metadata"})
-CAPTIONS_REPLACED = "captions_replaced"  # the note of images whose written captions a model's have replaced
+REREAD_SOURCES = ("file", "metadata", "folder", "template")  # collected again in every run
+NOTES = frozenset(
+    {
+        "caption_lines_joined",
+        "caption_control_characters",
+        "caption_conflict",
+        "caption_empty",
+        "user_metadata",
+    }
+)
+CAPTIONS_REPLACED = "captions_replaced"  # note of images whose own captions a model's have replaced
 MAX_BYTES = 1 << 20
 _TEXT_KEYS = ("caption", "text", "prompt")
 _JSON_REMEDY = 'write {"caption": "..."}, {"captions": ["...", "..."]} or {"tags": ["...", "..."]}'
@@ -31,40 +39,46 @@ _JSON_REMEDY = 'write {"caption": "..."}, {"captions": ["...", "..."]} or {"tags
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """Where captions come from. `class_noun` and `trigger` give "a photo of <trigger> <class_noun>".
+    """Sources of captions. `class_noun` and `trigger` give the template "a photo of <trigger> <class_noun>".
 
-    With `suffix` (".txt"), only such files count. `edits` (edits.py) apply to every caption; None: those that
-    the manifest records.
+    With `caption_extension` (".txt"), only such caption files are read. `caption_edits` (edits.py) apply to
+    every caption; None means the edits that the manifest records.
     """
 
     class_noun: str | None = None
     trigger: str | None = None
-    folder_names: bool = False
-    overwrite: bool = False
-    allow_missing: bool = False
-    encoding: str = "utf-8"
-    suffix: str | None = None
-    edits: tuple[str, ...] | None = None
+    caption_from_folder: bool = False
+    overwrite_captions: bool = False
+    allow_missing_captions: bool = False
+    caption_encoding: str = "utf-8"
+    caption_extension: str | None = None
+    caption_edits: tuple[str, ...] | None = None
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work, before any file is read."""
-        if self.overwrite and self.template() is None:
-            remedy = "give --class-noun or --trigger, whose caption shall replace the others"
-            raise ConfigError("--overwrite without a new caption", where="overwrite", remedy=remedy)
-        if self.suffix is not None and self.suffix not in CAPTION_SUFFIXES:
+        if self.overwrite_captions and self.template_caption() is None:
+            remedy = "give --class-noun or --trigger for the caption that replaces the others"
+            raise ConfigError(
+                "--overwrite-captions without a new caption", where="overwrite-captions", remedy=remedy
+            )
+        if self.caption_extension is not None and self.caption_extension not in CAPTION_SUFFIXES:
             remedy = f"use one of {', '.join(CAPTION_SUFFIXES)}"
-            raise ConfigError(f"no such caption file: {self.suffix!r}", where="caption-suffix", remedy=remedy)
-        edits.check_edits(self.edits or ())
+            raise ConfigError(
+                f"{self.caption_extension!r} is not an extension of caption files",
+                where="caption-extension",
+                remedy=remedy,
+            )
+        edits.check_edits(self.caption_edits or ())
 
-    def template(self) -> str | None:
-        """The caption for images that have none, or None."""
+    def template_caption(self) -> str | None:
+        """Return the caption for images without one, or None."""
         words = [word.strip() for word in (self.trigger or "", self.class_noun or "") if word.strip()]
         return f"a photo of {' '.join(words)}" if words else None
 
 
 @dataclass
 class _ImageCaptions:
-    """What was found for one image."""
+    """Captions, tags, notes and repeats of one image."""
 
     captions: list[Caption] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
@@ -73,40 +87,40 @@ class _ImageCaptions:
 
 
 def collect_captions(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:
-    """The records with captions, tags and repeats; raises `DataError` for text that cannot be read."""
+    """Return the records with captions, tags and repeats; raise `DataError` for text that cannot be read."""
     options.check()
-    if options.suffix is not None:
-        _require_suffix(listing, options.suffix)
-    metadata = read_metadata_captions(listing, options.encoding)
-    kohya = read_kohya_captions(listing, options.encoding)
+    if options.caption_extension is not None:
+        _require_extension(listing, options.caption_extension)
+    metadata = read_metadata_captions(listing, options.caption_encoding)
+    kohya = read_kohya_captions(listing, options.caption_encoding)
     return [
         _collect_for_record(listing, r, metadata.get(r.file), kohya.get(r.file), options) for r in records
     ]
 
 
-def _require_suffix(listing: Listing, suffix: str) -> None:
-    """Caption files of another kind beside the images, and none of this: the user means those."""
-    others = [name for name in sorted(listing.sidecars) if not name.endswith(suffix)]
+def _require_extension(listing: Listing, extension: str) -> None:
+    """Raise `DataError` if there are caption files, but none with this extension."""
+    others = [name for name in sorted(listing.sidecars) if not name.endswith(extension)]
     if others and len(others) == len(listing.sidecars):
-        found = PurePosixPath(others[0]).suffix
+        other = PurePosixPath(others[0]).suffix
         raise DataError(
-            f"there are no {suffix} files, but {len(others)} with {found}: {', '.join(others[:3])}",
+            f"there are no {extension} files, but {len(others)} with {other}: {', '.join(others[:3])}",
             where=str(listing.root),
-            remedy=f"give --caption-suffix {found}, or leave it out to read them all",
+            remedy=f"give --caption-extension {other}, or leave it out to read them all",
         )
 
 
 def apply_edits_to_records(records: Sequence[Record], options: CaptionOptions) -> list[Record]:
-    """The records after the edits, for captions that were made since `collect`."""
-    made = []
+    """Return the records with edited captions, for captions that were made after `collect_captions`."""
+    edited = []
     for record in records:
-        kept, notes = _apply_edits(record.captions, record, options)
-        made.append(replace(record, captions=tuple(kept), notes=(*record.notes, *notes)))
-    return made
+        captions, notes = _apply_edits(record.captions, record, options)
+        edited.append(replace(record, captions=tuple(captions), notes=(*record.notes, *notes)))
+    return edited
 
 
 def files_without_caption(records: Sequence[Record]) -> list[str]:
-    """The kept images without a caption."""
+    """Return the kept images without a caption."""
     return [record.file for record in records if record.keep and not record.caption]
 
 
@@ -117,128 +131,145 @@ def require_captions(records: Sequence[Record], root: Path) -> None:
         return
     kept = sum(record.keep for record in records)
     empty = sum(any(note.startswith("caption_empty") for note in r.notes) for r in records if r.keep)
-    shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+    examples = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
     raise DataError(
         f"{len(without)} of {kept} images have no caption"
         + (f" ({empty} caption files are empty)" if empty else "")
-        + f": {shown}",
+        + f": {examples}",
         where=str(root),
-        remedy="write a .txt file beside each image, or name what they show: --class-noun dog --trigger sks",
+        remedy="write a .txt file beside each image, or name the subject: --class-noun dog --trigger sks",
     )
 
 
 def _collect_for_record(
-    listing: Listing, record: Record, row: str | None, other: str | None, options: CaptionOptions
+    listing: Listing,
+    record: Record,
+    metadata_caption: str | None,
+    kohya_caption: str | None,
+    options: CaptionOptions,
 ) -> Record:
-    """`row` is what the user's metadata file says, `other` what the JSON of kohya's scripts does."""
-    found = _from_sidecars(listing, record.file, options)
-    if row is not None:
-        found.notes.append(USER_METADATA_NOTE)
-    if row and not found.captions:
-        found.captions = [Caption(row, "metadata")]
-    elif row and row not in [caption.text for caption in found.captions]:
-        found.notes.append("caption_unused: the metadata file says otherwise, the caption file counts")
-    if other and not found.captions:
-        found.captions = [Caption(other, "metadata")]
-    _from_folder(record.file, found, named=options.folder_names)
-    captions = _select_sources(found.captions, record, options)
+    """Collect for one image; its captions in the user's metadata file and in kohya's JSON are given."""
+    collected = _from_sidecars(listing, record.file, options)
+    if metadata_caption is not None:
+        collected.notes.append(USER_METADATA_NOTE)
+    if metadata_caption and not collected.captions:
+        collected.captions = [Caption(metadata_caption, "metadata")]
+    elif metadata_caption and metadata_caption not in [caption.text for caption in collected.captions]:
+        collected.notes.append(
+            "caption_conflict: the metadata file has another caption; the caption file is used"
+        )
+    if kohya_caption and not collected.captions:
+        collected.captions = [Caption(kohya_caption, "metadata")]
+    _from_folder(record.file, collected, use_folder_names=options.caption_from_folder)
+    captions = _select_sources(collected.captions, record, options)
     captions, emptied = _apply_edits(captions, record, options)
-    found.notes += emptied
-    with_notes = replace_notes(record, NOTES, found.notes)
+    collected.notes += emptied
+    with_notes = replace_notes(record, NOTES, collected.notes)
     return replace(
         with_notes,
         captions=tuple(captions),
-        tags=tuple(found.tags) or record.tags,
-        repeats=found.repeats if found.repeats > 1 else record.repeats,
+        tags=tuple(collected.tags) or record.tags,
+        repeats=collected.repeats if collected.repeats > 1 else record.repeats,
     )
 
 
-def _select_sources(found: list[Caption], record: Record, options: CaptionOptions) -> list[Caption]:
-    """What counts, given the captions found now and those of an earlier manifest."""
+def _select_sources(current: list[Caption], record: Record, options: CaptionOptions) -> list[Caption]:
+    """Return the captions to use, out of those collected now and those of the earlier manifest."""
     earlier = record.captions
-    template = options.template()
-    said = {
-        clean_caption(caption.text, "")[0]: caption for caption in earlier
-    }  # an exported dataset says all in file and manifest
-    written = [said.get(caption.text, caption) for caption in found if caption.source != "folder"]
-    others = [c for c in earlier if c.source not in REREAD_SOURCES and c not in written]
+    template = options.template_caption()
+    # An exported dataset has the same captions in files and manifest.
+    previous_by_text = {clean_caption(caption.text, "")[0]: caption for caption in earlier}
+    written_by_user = [
+        previous_by_text.get(caption.text, caption) for caption in current if caption.source != "folder"
+    ]
+    others = [c for c in earlier if c.source not in REREAD_SOURCES and c not in written_by_user]
     if others and any(note_code(note) == CAPTIONS_REPLACED for note in record.notes):
-        written = []  # the user had a model's words put in their place
-    if template and (options.overwrite or not (written or others)):
+        written_by_user = []  # the user replaced them by a model's captions
+    if template and (options.overwrite_captions or not (written_by_user or others)):
         return [Caption(template, "template")]
-    if written or others:
-        return [*written, *others]
-    return found or [caption for caption in earlier if caption.source == "template"]
+    if written_by_user or others:
+        return [*written_by_user, *others]
+    return current or [caption for caption in earlier if caption.source == "template"]
 
 
 def _apply_edits(
     captions: Sequence[Caption], record: Record, options: CaptionOptions
 ) -> tuple[list[Caption], list[str]]:
-    """(the captions after the edits, notes): after those given now, else those recorded for their source."""
+    """Return the edited captions and notes; the edits are those of the options, else the recorded ones."""
     recorded = {(c.source, c.model): c.edits for c in reversed(record.captions)}
-    kept, notes = [], []
-    for variant, caption in enumerate(captions):
-        specs = recorded.get((caption.source, caption.model), ()) if options.edits is None else options.edits
+    edited, notes = [], []
+    for caption_index, caption in enumerate(captions):
+        specs = (
+            recorded.get((caption.source, caption.model), ())
+            if options.caption_edits is None
+            else options.caption_edits
+        )
         changed = (
-            edits.edit_caption(caption, specs, record.file, variant) if specs or caption.edits else caption
+            edits.edit_caption(caption, specs, record.file, caption_index)
+            if specs or caption.edits
+            else caption
         )
         if changed.text:
-            kept.append(changed)
+            edited.append(changed)
         else:
             notes.append(f"caption_empty: the edits leave nothing of {caption.text[:60]!r}")
-    return kept, notes
+    return edited, notes
 
 
-def _from_folder(file: str, found: _ImageCaptions, *, named: bool) -> None:
-    """kohya's `10_name` folders give repeats and a caption; other folder names give one when asked for."""
+def _from_folder(file: str, collected: _ImageCaptions, *, use_folder_names: bool) -> None:
+    """Take repeats and a caption from a kohya folder (`10_name`), or a caption from any folder name."""
     folder = PurePosixPath(file).parent.name
     if counted := parse_kohya_folder(folder):
-        found.repeats, folder = counted
-    elif not named:
+        collected.repeats, folder = counted
+    elif not use_folder_names:
         return
-    if folder and not found.captions:
-        found.captions = [Caption(clean_caption(folder.replace("_", " "), folder)[0], "folder")]
+    if folder and not collected.captions:
+        collected.captions = [Caption(clean_caption(folder.replace("_", " "), folder)[0], "folder")]
 
 
 # ---- files beside the image --------------------------------------------------------------------------------
 
 
 def _from_sidecars(listing: Listing, file: str, options: CaptionOptions) -> _ImageCaptions:
-    """Captions of `a.txt`, `a.caption` and `a.json` beside `a.jpg`; different texts are variants."""
-    found = _ImageCaptions()
-    for name in _sidecars(listing, file, options.suffix):
+    """Read the captions of `a.txt`, `a.caption` and `a.json` beside `a.jpg`; all different texts count."""
+    collected = _ImageCaptions()
+    for name in _sidecars(listing, file, options.caption_extension):
         path = resolve_inside(listing.root, name)
         data = decode.read_file(path)
         if len(data) > MAX_BYTES:
-            message = f"{len(data)} bytes are too many for a caption (limit {MAX_BYTES})"
-            raise DataError(message, where=str(path), remedy="is this the right file?")
-        text = decode_text(data, str(path), options.encoding)
+            message = f"a caption file of {len(data)} bytes (limit {MAX_BYTES})"
+            raise DataError(message, where=str(path), remedy="replace it by a caption file, or move it away")
+        text = decode_text(data, str(path), options.caption_encoding)
         texts, tags = _read_json(text, str(path)) if name.endswith(".json") else ([text], [])
-        found.tags += [tag for tag in tags if tag not in found.tags]
+        collected.tags += [tag for tag in tags if tag not in collected.tags]
         for raw in texts:
             cleaned, notes = clean_caption(raw, name)
-            found.notes += notes
+            collected.notes += notes
             if not cleaned:
-                found.notes.append(f"caption_empty: {PurePosixPath(name).name}")
-            elif cleaned not in [caption.text for caption in found.captions]:
-                found.captions.append(Caption(cleaned, "sidecar"))
-    return found
+                collected.notes.append(f"caption_empty: {PurePosixPath(name).name}")
+            elif cleaned not in [caption.text for caption in collected.captions]:
+                collected.captions.append(Caption(cleaned, "file"))
+    return collected
 
 
-def _sidecars(listing: Listing, file: str, only: str | None) -> list[str]:
-    """The caption files of an image: `a.txt` or `a.jpg.txt`, whichever exist."""
+def _sidecars(listing: Listing, file: str, only_extension: str | None) -> list[str]:
+    """Return the existing caption files of an image, such as `a.txt` or `a.jpg.txt`."""
     stem = str(PurePosixPath(file).with_suffix(""))
-    suffixes = CAPTION_SUFFIXES if only is None else (only,)
+    suffixes = CAPTION_SUFFIXES if only_extension is None else (only_extension,)
     names = [f"{base}{suffix}" for suffix in suffixes for base in (stem, file)]
-    found = [name for name in dict.fromkeys(names) if name in listing.sidecars]
-    if found:
-        return found
-    # A pair made on two systems may spell an accent differently (NFC and NFD): compare normalised.
-    return [listing.normal[name] for name in map(listing.normalise, names) if name in listing.normal]
+    existing = [name for name in dict.fromkeys(names) if name in listing.sidecars]
+    if existing:
+        return existing
+    # Files from two systems may encode an accent differently (NFC and NFD): compare normalized names.
+    return [
+        listing.by_normalized_name[name]
+        for name in map(listing.normalize_name, names)
+        if name in listing.by_normalized_name
+    ]
 
 
 def _read_json(text: str, where: str) -> tuple[list[str], list[str]]:
-    """(captions, tags) of a JSON caption file."""
+    """Return the captions and the tags of a JSON caption file."""
     try:
         value = json.loads(text) if text.strip() else {}
     except json.JSONDecodeError as error:

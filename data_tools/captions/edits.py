@@ -1,17 +1,17 @@
-"""What is done to a caption after it was written: a list of small pure functions, recorded with the caption.
+"""Edits of captions: small pure functions, applied in order and recorded with the caption.
 
-An edit is text, `name` or `name=value`, applied in order:
+An edit is written as `name` or `name=value`:
 
     strip-preamble          "The image shows a dog." -> "A dog."
-    replace=/PATTERN/TEXT/  a regular expression; any character may stand for the slash
+    replace=/PATTERN/TEXT/  a regular expression; any character may be used instead of the slash
     alias=cat:feline        tags renamed, several with commas
-    drop=solo,1girl         tags left out
-    dedupe                  tags said twice said once
-    shuffle=2               tags shuffled but the first 2; the order depends on the image alone
-    sentences=2             the first 2 sentences
-    words=60                as many whole sentences as have at most 60 words together, at least one
+    drop=solo,1girl         tags removed
+    dedupe                  repeated tags removed
+    shuffle=2               tags shuffled except the first 2; the order depends only on the image
+    max-sentences=2         the first 2 sentences
+    max-words=60            the first whole sentences with at most 60 words together, at least one sentence
     prefix=TEXT  suffix=TEXT
-    trigger=sks             "sks, " in front, unless the caption has the word
+    trigger=sks             "sks, " in front, unless the caption contains the word
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from lorakit.core.errors import ConfigError
 from lorakit.manifest import Caption
 
 Edit = Callable[[str, int], str]
-"""(text, a number that depends on image and variant) -> text"""
+"""(text, random seed of this image and caption) -> text"""
 
-NONE = "none"  # on the command line: no edits any more
+NONE = "none"  # on the command line: no edits, also none of the recorded ones
 _IMAGE_PHRASE = r"(?:the|this) (?:image|picture|photo|photograph)"
 _PREAMBLE = re.compile(
     r"^\s*(?:sure|certainly|of course|okay|ok)?[!,.:]?\s*"
@@ -42,14 +42,14 @@ _SENTENCE = re.compile(r".*?(?:[.!?…。！？](?=[\"'”’)\]]*(?:\s|$))[\"'�
 
 
 def parse_edit(spec: str) -> Edit:
-    """The function that an edit names; `ConfigError` for one that nobody knows or that has no sense."""
+    """Return the function of an edit; `ConfigError` if it is unknown or its value is invalid."""
     name, _, value = spec.partition("=")
     if name in _EDITS and not value:
         return _EDITS[name]
     if name in _EDIT_FACTORIES and value:
         return _EDIT_FACTORIES[name](value)
     known = ", ".join([*_EDITS, *(f"{known}=..." for known in _EDIT_FACTORIES)])
-    raise ConfigError(f"no such edit: {spec!r}", where="edit", remedy=f"use {known}")
+    raise ConfigError(f"unknown edit {spec!r}", where="caption-edit", remedy=f"use {known}")
 
 
 def check_edits(specs: Sequence[str]) -> None:
@@ -59,26 +59,26 @@ def check_edits(specs: Sequence[str]) -> None:
 
 
 def apply_edits(text: str, specs: Sequence[str], key: int = 0) -> str:
-    """The text after all edits, in order."""
+    """Apply all edits in order."""
     for spec in specs:
         text = parse_edit(spec)(text, key).strip()
     return text
 
 
-def edit_caption(caption: Caption, specs: Sequence[str], file: str, variant: int) -> Caption:
-    """The caption with these edits of what was first written, which stays in `raw`; without edits, that."""
-    raw = caption.raw if caption.raw is not None else caption.text
-    text = apply_edits(raw, specs, rng.derive_seed(0, "edit", file, variant))
-    return replace(caption, text=text, raw=raw if specs else None, edits=tuple(specs))
+def edit_caption(caption: Caption, specs: Sequence[str], file: str, caption_index: int) -> Caption:
+    """Return the caption with these edits of its original text; without edits, the original text itself."""
+    raw = caption.original_text if caption.original_text is not None else caption.text
+    text = apply_edits(raw, specs, rng.derive_seed(0, "edit", file, caption_index))
+    return replace(caption, text=text, original_text=raw if specs else None, edits=tuple(specs))
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, each with its mark; what follows the last mark is one too."""
-    return [found.strip() for found in _SENTENCE.findall(text) if found.strip()]
+    """Split a text into sentences with their punctuation; a rest without punctuation is one, too."""
+    return [sentence.strip() for sentence in _SENTENCE.findall(text) if sentence.strip()]
 
 
 def whole_sentences(text: str) -> str:
-    """The text without a last sentence that breaks off; "" when there is no whole one."""
+    """Return the text without an incomplete last sentence; "" if no sentence is complete."""
     parts = split_sentences(text)
     if parts and not re.search(r"[.!?…。！？][\"'”’)\]]*$", parts[-1]):
         parts = parts[:-1]
@@ -86,18 +86,18 @@ def whole_sentences(text: str) -> str:
 
 
 def contains_word(text: str, word: str) -> bool:
-    """Whether a text has a word (or words) as such, not as a part of another; case does not count."""
+    """Return True if a text contains a whole word (or words), ignoring case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def strip_preamble(text: str) -> str:
-    """The text without what a model says before it begins: "The image shows ..."."""
+    """Remove an introduction such as "The image shows ..." from a model's answer."""
     rest = _PREAMBLE.sub("", text, count=1).strip()
     return rest[:1].upper() + rest[1:] if rest and rest != text.strip() else text
 
 
 def _tag_edit(change: Callable[[list[str], int], list[str]]) -> Edit:
-    """An edit of comma-separated tags."""
+    """Return an edit of comma-separated tags."""
 
     def edit(text: str, key: int) -> str:
         return ", ".join(change([tag.strip() for tag in text.split(",") if tag.strip()], key))
@@ -120,13 +120,15 @@ def _drop(value: str) -> Edit:
 def _alias(value: str) -> Edit:
     pairs = [part.partition(":") for part in value.split(",")]
     if not all(old.strip() and new.strip() for old, _, new in pairs):
-        raise ConfigError(f"alias={value} names no pair", where="edit", remedy="write alias=old:new,...")
+        raise ConfigError(
+            f"alias={value} has no pair of tags", where="caption-edit", remedy="write alias=old:new,..."
+        )
     names = {old.strip().casefold(): new.strip() for old, _, new in pairs}
     return _tag_edit(lambda tags, key: [names.get(tag.casefold(), tag) for tag in tags])
 
 
 def _shuffle(value: str) -> Edit:
-    keep = _parse_count("shuffle", value, least=0)
+    keep = _parse_count("shuffle", value, minimum=0)
 
     def change(tags: list[str], key: int) -> list[str]:
         rest = tags[keep:]
@@ -136,18 +138,18 @@ def _shuffle(value: str) -> Edit:
     return _tag_edit(change)
 
 
-def _sentences(value: str) -> Edit:
-    count = _parse_count("sentences", value)
+def _max_sentences(value: str) -> Edit:
+    count = _parse_count("max-sentences", value)
     return lambda text, key: " ".join(split_sentences(text)[:count])
 
 
-def _words(value: str) -> Edit:
-    most = _parse_count("words", value)
+def _max_words(value: str) -> Edit:
+    max_words = _parse_count("max-words", value)
 
     def edit(text: str, key: int) -> str:
         kept: list[str] = []
         for part in split_sentences(text):
-            if kept and len(" ".join([*kept, part]).split()) > most:
+            if kept and len(" ".join([*kept, part]).split()) > max_words:
                 break
             kept.append(part)
         return " ".join(kept)
@@ -159,21 +161,21 @@ def _replace(value: str) -> Edit:
     parts = value[1:].split(value[0]) if value else []
     if len(parts) != 3 or parts[2]:
         raise ConfigError(
-            f"replace={value} is not complete", where="edit", remedy="write replace=/PATTERN/TEXT/"
+            f"replace={value} is not complete", where="caption-edit", remedy="write replace=/PATTERN/TEXT/"
         )
     try:
         pattern = re.compile(parts[0])
         pattern.sub(parts[1], "")
     except re.error as error:
-        remedy = "see Python's re module; \\ before signs that are meant as such"
-        raise ConfigError(f"replace={value}: {error}", where="edit", remedy=remedy) from error
+        remedy = "see Python's re module; write \\ before special characters"
+        raise ConfigError(f"replace={value}: {error}", where="caption-edit", remedy=remedy) from error
     return lambda text, key: pattern.sub(parts[1], text)
 
 
-def _parse_count(name: str, value: str, least: int = 1) -> int:
-    if not value.isdecimal() or int(value) < least:
+def _parse_count(name: str, value: str, minimum: int = 1) -> int:
+    if not value.isdecimal() or int(value) < minimum:
         raise ConfigError(
-            f"{name}={value} needs a number from {least}", where="edit", remedy=f"write {name}=2"
+            f"{name}={value} needs a number from {minimum}", where="caption-edit", remedy=f"write {name}=2"
         )
     return int(value)
 
@@ -191,8 +193,8 @@ _EDIT_FACTORIES: dict[str, Callable[[str], Edit]] = {
     "alias": _alias,
     "drop": _drop,
     "shuffle": _shuffle,
-    "sentences": _sentences,
-    "words": _words,
+    "max-sentences": _max_sentences,
+    "max-words": _max_words,
     "prefix": lambda value: lambda text, key: value + text,
     "suffix": lambda value: lambda text, key: text + value,
     "trigger": _trigger,

@@ -1,7 +1,7 @@
-"""Have a model caption the images: cropped as they will be trained, resumable, and no failure stops the rest.
+"""Caption images with a model: cropped as for training, resumable, and no failure stops the rest.
 
-Every answer goes into a journal at once, so a stopped run asks only what is still open. An image whose asking
-fails keeps what captions it has and gets a note with the reason.
+Each answer is written to a journal at once, so a stopped run requests only the missing ones. An image without
+an answer keeps its other captions and gets a note with the reason.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from data_tools.captioners import Captioner, CaptionFailure, CaptionRequest, Cap
 from data_tools.captions import edits
 from data_tools.captions.collect import CAPTIONS_REPLACED
 from data_tools.captions.lint import is_refusal
+from data_tools.captions.text import clean_caption
 from data_tools.scan import note_code, replace_notes
 from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError, DataError
@@ -28,55 +29,57 @@ from lorakit.manifest import Caption, Record
 
 JOURNAL = ".lorakit-captions.jsonl"
 MODEL_SOURCE = "model"
+MAX_CAPTION_LENGTH = 20_000  # characters of a model's answer
+WRITE_POLICIES = ("missing", "append", "overwrite")
 CAPTION_FAILED = "caption_failed"
 NOTES = frozenset({CAPTION_FAILED, CAPTIONS_REPLACED})
-USER_SOURCES = ("sidecar", "metadata")  # by a person
-PLACEHOLDER_SOURCES = ("template", "folder")  # until something describes the picture
-_MAX_IDENTICAL_FAILURES = (
-    20  # images that fail alike, and none that does not, after which the others are not asked
-)
+USER_SOURCES = ("file", "metadata")  # written by the user
+PLACEHOLDER_SOURCES = ("template", "folder")  # replaced by a description of the image
+_MAX_IDENTICAL_FAILURES = 20  # with nothing else in between: the rest is not requested
 CaptionResult = CaptionResponse | CaptionFailure
 
 
 @dataclass(frozen=True)
 class CaptioningOptions:
-    """`prompts` (default: the captioner's own) give a variant each, `variants` as many answers to each.
+    """Prompts, and the images to caption.
 
-    `which`: `missing` leaves images alone that a person has captioned, `add` gives them further variants,
-    `overwrite` puts the model's captions in place of theirs (their files stay as they are). `side` is the
-    longest side, in pixels, that the model is shown. `again` asks where the answer is known, too.
+    Each of `prompts` (default: the captioner's own) gives `captions_per_prompt` captions. `write_policy`:
+    `missing` skips images that the user has captioned, `append` adds captions to theirs, `overwrite` uses the
+    model's captions instead of theirs (the user's files do not change). `max_side` limits the image for the
+    model, in pixels. With `regenerate`, known answers are requested again.
     """
 
     prompts: tuple[str, ...] = ()
-    variants: int = 1
-    which: str = "missing"
-    side: int = 1024
-    again: bool = False
+    captions_per_prompt: int = 1
+    write_policy: str = "missing"
+    max_side: int = 1024
+    regenerate: bool = False
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work."""
-        if self.which not in ("missing", "add", "overwrite"):
-            remedy = "use missing, add or overwrite"
-            raise ConfigError(f"unknown choice {self.which!r}", where="which", remedy=remedy)
-        if self.variants < 1 or self.side < 32:
+        if self.write_policy not in WRITE_POLICIES:
+            remedy = f"use {', '.join(WRITE_POLICIES)}"
             raise ConfigError(
-                "variants must be at least 1 and side 32", where="variants", remedy="use 1 and 1024"
+                f"unknown write policy {self.write_policy!r}", where="write_policy", remedy=remedy
             )
+        if self.captions_per_prompt < 1 or self.max_side < 32:
+            message = "captions_per_prompt must be at least 1, and max_side at least 32"
+            raise ConfigError(message, where="captions-per-prompt", remedy="use 1 and 1024")
 
 
 @dataclass(frozen=True)
 class _CaptionJob:
-    """What is asked about one image; `key` is where the answer is kept."""
+    """A request about one image; `key` identifies its answer in the journal."""
 
     record: Record
     prompt: str
-    variant: int
-    seen: str
+    answer_index: int
+    image_hash: str
     key: str
 
     @property
     def seed(self) -> int:
-        return rng.derive_seed(self.variant, "caption", self.record.pixels, self.prompt) % 2**31
+        return rng.derive_seed(self.answer_index, "caption", self.record.content_hash, self.prompt) % 2**31
 
 
 def caption_images(
@@ -87,32 +90,32 @@ def caption_images(
     *,
     quiet: bool = True,
 ) -> list[Record]:
-    """The records with the captioner's words; those it failed at carry a note."""
+    """Return the records with the captioner's captions; where it failed, a note says why."""
     options.check()
-    questions = {record.file: list(_jobs_for_record(record, captioner, options)) for record in records}
-    known = {} if options.again else _journal_answers(root)
-    # Equal pictures are one question, and get one answer.
-    asked = {q.key: q for group in questions.values() for q in group if q.key not in known}
-    fresh = _run_jobs(root, list(asked.values()), captioner, options, quiet)
-    answers = known | fresh
+    jobs_by_file = {record.file: list(_jobs_for_record(record, captioner, options)) for record in records}
+    journaled = {} if options.regenerate else _journal_answers(root)
+    # Equal images share a key: they are requested once, and get one answer.
+    pending = {job.key: job for jobs in jobs_by_file.values() for job in jobs if job.key not in journaled}
+    new_answers = _run_jobs(root, list(pending.values()), captioner, options, quiet)
+    answers = journaled | new_answers
     return [
-        _record_with_answers(record, questions[record.file], answers, captioner, options)
+        _record_with_answers(record, jobs_by_file[record.file], answers, captioner, options)
         for record in records
     ]
 
 
 def remove_caption_journal(root: Path) -> None:
-    """Remove the journal, once the manifest holds what it says."""
+    """Remove the journal, after its answers are in the manifest."""
     storage.remove_file(root / JOURNAL)
 
 
-def captioner_view(root: Path, record: Record, side: int) -> Image.Image:
-    """What the model is shown: the upright picture's part that training keeps, at most `side` pixels long."""
+def captioner_view(root: Path, record: Record, max_side: int) -> Image.Image:
+    """Return the image for the model: upright, with the crop of training, and at most `max_side` pixels."""
     left, top, right, bottom = crops.training_crop(record)
-    scale = min(1.0, side / max(right - left, bottom - top))
+    scale = min(1.0, max_side / max(right - left, bottom - top))
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
-    picture = decode.read_record_image(root, record)
-    return decode.crop_and_resize(picture, (left, top, right, bottom), size)
+    image = decode.read_record_image(root, record)
+    return decode.crop_and_resize(image, (left, top, right, bottom), size)
 
 
 def _jobs_for_record(
@@ -120,29 +123,30 @@ def _jobs_for_record(
 ) -> Iterator[_CaptionJob]:
     if not record.keep or not record.width:
         return
-    by_hand = any(caption.source in USER_SOURCES for caption in record.captions)
-    if by_hand and options.which == "missing":
+    user_captioned = any(caption.source in USER_SOURCES for caption in record.captions)
+    if user_captioned and options.write_policy == "missing":
         return
-    seen = crops.crop_hash(record)
+    image_hash = crops.crop_hash(record)
     for prompt in options.prompts or captioner.prompts:
-        has = [
+        existing = [
             c
             for c in record.captions
             if (c.source, c.model, c.prompt) == (MODEL_SOURCE, captioner.name, prompt)
         ]
-        fresh = not options.again and has and all(caption.seen in (None, seen) for caption in has)
-        if fresh and len(has) >= options.variants:
+        is_current = all(caption.image_hash in (None, image_hash) for caption in existing)
+        up_to_date = not options.regenerate and existing and is_current
+        if up_to_date and len(existing) >= options.captions_per_prompt:
             continue
-        for variant in range(options.variants):
-            parts = f"{seen} {captioner.name} {options.side} {variant} {prompt}"
-            yield _CaptionJob(record, prompt, variant, seen, storage.sha256_bytes(parts.encode()))
+        for answer_index in range(options.captions_per_prompt):
+            parts = f"{image_hash} {captioner.name} {options.max_side} {answer_index} {prompt}"
+            yield _CaptionJob(record, prompt, answer_index, image_hash, storage.sha256_bytes(parts.encode()))
 
 
-# ---- asking ------------------------------------------------------------------------------------------------
+# ---- requests ----------------------------------------------------------------------------------------------
 
 
 def _journal_answers(root: Path) -> dict[str, CaptionResponse]:
-    """The answers of an interrupted run; failures are asked again."""
+    """Return the answers of an interrupted run by key; failed requests are repeated."""
     path = root / JOURNAL
     if not path.is_file():
         return {}
@@ -156,118 +160,121 @@ def _journal_answers(root: Path) -> dict[str, CaptionResponse]:
 
 def _run_jobs(
     root: Path,
-    questions: Sequence[_CaptionJob],
+    jobs: Sequence[_CaptionJob],
     captioner: Captioner,
     options: CaptioningOptions,
     quiet: bool,
 ) -> dict[str, CaptionResult]:
-    """Answers and failures by key, from `workers` threads with a bounded number of pictures in memory."""
+    """Return answers and failures by key; `num_workers` threads hold a bounded number of images in memory."""
     results: dict[str, CaptionResult] = {}
-    failed = _FailureTracker()
-    waiting = iter(questions)
-    flying: set[Future[list[tuple[_CaptionJob, CaptionResult]]]] = set()
-    pool = ThreadPoolExecutor(captioner.workers)
+    tracker = _FailureTracker()
+    pending = iter(jobs)
+    in_flight: set[Future[list[tuple[_CaptionJob, CaptionResult]]]] = set()
+    pool = ThreadPoolExecutor(captioner.num_workers)
     try:
-        with Progress("captions", len(questions), quiet=quiet) as progress:
+        with Progress("captions", len(jobs), quiet=quiet) as progress:
             while True:
-                while len(flying) < 2 * captioner.workers and (
-                    chunk := list(islice(waiting, captioner.batch))
+                while len(in_flight) < 2 * captioner.num_workers and (
+                    chunk := list(islice(pending, captioner.batch_size))
                 ):
-                    flying.add(pool.submit(_run_batch, root, chunk, captioner, options))
-                if not flying:
+                    in_flight.add(pool.submit(_run_batch, root, chunk, captioner, options))
+                if not in_flight:
                     return results
-                done, flying = wait(flying, return_when=FIRST_COMPLETED)
-                for question, result in (pair for future in done for pair in future.result()):
-                    results[question.key] = result
-                    failed.count(result)
-                    _append_to_journal(root, question, result)
+                done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
+                for job, result in (pair for future in done for pair in future.result()):
+                    results[job.key] = result
+                    tracker.add(result)
+                    _append_to_journal(root, job, result)
                 progress.update(len(results))
-                if reason := failed.verdict:
-                    return results | {q.key: reason for q in questions if q.key not in results}
+                if reason := tracker.stop_reason:
+                    return results | {job.key: reason for job in jobs if job.key not in results}
     finally:
-        captioner.stop()
+        captioner.cancel()
         pool.shutdown(cancel_futures=True)
 
 
 class _FailureTracker:
-    """Whether there is any sense in asking on."""
+    """Decides when to stop: after a fatal failure, or if every image fails in the same way."""
 
     def __init__(self) -> None:
-        self.verdict: CaptionFailure | None = None
-        self._alike = 0
+        self.stop_reason: CaptionFailure | None = None
+        self._consecutive_failures = 0
         self._code: str | None = None
 
-    def count(self, result: CaptionResult) -> None:
-        """Take one more result into account."""
-        if isinstance(result, CaptionFailure) and result.hopeless:
-            self.verdict = result
+    def add(self, result: CaptionResult) -> None:
+        """Count one more result."""
+        if isinstance(result, CaptionFailure) and result.fatal:
+            self.stop_reason = result
         if (
             isinstance(result, CaptionResponse)
             or result.code == "unreadable"
             or self._code not in (None, result.code)
         ):
-            self._code, self._alike = "", 0
+            self._code, self._consecutive_failures = "", 0
         elif self._code != "":
-            self._code, self._alike = result.code, self._alike + 1
-            self.verdict = self.verdict or (result if self._alike >= _MAX_IDENTICAL_FAILURES else None)
+            self._code, self._consecutive_failures = result.code, self._consecutive_failures + 1
+            if self.stop_reason is None and self._consecutive_failures >= _MAX_IDENTICAL_FAILURES:
+                self.stop_reason = result
 
 
 def _run_batch(
-    root: Path, chunk: list[_CaptionJob], captioner: Captioner, options: CaptioningOptions
+    root: Path, jobs: list[_CaptionJob], captioner: Captioner, options: CaptioningOptions
 ) -> list[tuple[_CaptionJob, CaptionResult]]:
-    """Answers in the order of the questions; when a batch fails, each is asked alone."""
-    asks: list[CaptionRequest] = []
-    found: dict[str, CaptionResult] = {}
-    for question in chunk:
+    """Return the results in the order of the jobs; if a batch fails, each job is requested alone."""
+    requests: list[CaptionRequest] = []
+    results: dict[str, CaptionResult] = {}
+    for job in jobs:
         try:
-            asks.append(
-                CaptionRequest(
-                    captioner_view(root, question.record, options.side), question.prompt, question.seed
-                )
-            )
+            image = captioner_view(root, job.record, options.max_side)
+            requests.append(CaptionRequest(image, job.prompt, job.seed))
         except DataError as error:
-            found[question.key] = CaptionFailure("unreadable", error.message)
-    open_ = [question for question in chunk if question.key not in found]
-    for group, pictures in _batches_then_singles(open_, asks):
-        if all(question.key in found for question in group):
+            results[job.key] = CaptionFailure("unreadable", error.message)
+    remaining = [job for job in jobs if job.key not in results]
+    for batch, batch_requests in _batches_then_singles(remaining, requests):
+        if all(job.key in results for job in batch):
             continue
         try:
-            answers = captioner.describe(pictures)
-            found |= {q.key: _validated(answer) for q, answer in zip(group, answers, strict=True)}
+            responses = captioner.caption(batch_requests)
+            results |= {job.key: _validated(response) for job, response in zip(batch, responses, strict=True)}
         except CaptionFailure as failure:
-            if len(group) == 1 or failure.hopeless:
-                found |= {question.key: failure for question in group}
-    return [(question, found[question.key]) for question in chunk]
+            if len(batch) == 1 or failure.fatal:
+                results |= {job.key: failure for job in batch}
+    return [(job, results[job.key]) for job in jobs]
 
 
 def _batches_then_singles(
-    questions: list[_CaptionJob], asks: list[CaptionRequest]
+    jobs: list[_CaptionJob], requests: list[CaptionRequest]
 ) -> Iterator[tuple[list[_CaptionJob], list[CaptionRequest]]]:
-    """All at once, then one by one."""
-    if questions:
-        yield questions, asks
-    if len(questions) > 1:
-        yield from (([question], [ask]) for question, ask in zip(questions, asks, strict=True))
+    """Yield all jobs with their requests as one batch, then each alone."""
+    if jobs:
+        yield jobs, requests
+    if len(jobs) > 1:
+        yield from (([job], [request]) for job, request in zip(jobs, requests, strict=True))
 
 
-def _validated(answer: CaptionResponse) -> CaptionResult:
-    """The answer if it describes anything: of one that was cut off, its whole sentences."""
-    text = edits.whole_sentences(answer.text) if answer.cut else answer.text
-    if not answer.text:
-        return CaptionFailure("empty", "the model said nothing")
-    if is_refusal(text or answer.text):
-        return CaptionFailure("refused", answer.text[:120])
+def _validated(response: CaptionResponse) -> CaptionResult:
+    """Return the response as one line if it is a description; of a truncated one, the complete sentences."""
+    answer, _ = clean_caption(response.text, "")
+    text = edits.whole_sentences(answer) if response.truncated else answer
+    if not answer:
+        return CaptionFailure("empty_response", "the model returned no text")
+    if len(answer) > MAX_CAPTION_LENGTH:
+        message = f"the answer has {len(answer)} characters (limit {MAX_CAPTION_LENGTH})"
+        return CaptionFailure("invalid_response", message)
+    if is_refusal(text or answer):
+        return CaptionFailure("refused", answer[:120])
     if not text:
-        return CaptionFailure("cut_off", "the answer was cut off within its first sentence (raise --tokens)")
-    return replace(answer, text=" ".join(text.split()), cut=False)
+        message = "the answer was truncated within its first sentence (raise --max-tokens)"
+        return CaptionFailure("truncated_response", message)
+    return replace(response, text=" ".join(text.split()), truncated=False)
 
 
-def _append_to_journal(root: Path, question: _CaptionJob, result: CaptionResult) -> None:
-    row: dict[str, Any] = {"key": question.key, "file": question.record.file}
+def _append_to_journal(root: Path, job: _CaptionJob, result: CaptionResult) -> None:
+    row: dict[str, Any] = {"key": job.key, "file": job.record.file}
     if isinstance(result, CaptionResponse):
         row |= {"text": result.text, "tags": list(result.tags)}
     else:
-        row |= {"failure": result.reason}
+        row |= {"error": result.reason}
     storage.append_jsonl(root / JOURNAL, row)
 
 
@@ -276,32 +283,34 @@ def _append_to_journal(root: Path, question: _CaptionJob, result: CaptionResult)
 
 def _record_with_answers(
     record: Record,
-    questions: Sequence[_CaptionJob],
+    jobs: Sequence[_CaptionJob],
     answers: Mapping[str, CaptionResult],
     captioner: Captioner,
     options: CaptioningOptions,
 ) -> Record:
-    if not questions:
+    if not jobs:
         return record
-    made: list[Caption] = []
+    new_captions: list[Caption] = []
     tags: tuple[str, ...] = ()
     failures: list[str] = []
-    for question in questions:
-        answer = answers[question.key]
+    for job in jobs:
+        answer = answers[job.key]
         if isinstance(answer, CaptionFailure):
             failures.append(f"{CAPTION_FAILED}: {captioner.name}: {answer.reason}")
         else:
-            made.append(
-                Caption(answer.text, MODEL_SOURCE, captioner.name, question.prompt, seen=question.seen)
+            caption = Caption(
+                answer.text, MODEL_SOURCE, captioner.name, job.prompt, image_hash=job.image_hash
             )
+            new_captions.append(caption)
             tags = tags or answer.tags
     replaced = any(note_code(note) == CAPTIONS_REPLACED for note in record.notes)
-    replaced = replaced or bool(made and options.which == "overwrite")
-    notes = [f"{CAPTIONS_REPLACED}: a model's words count instead of the caption file's"] if replaced else []
-    noted = replace_notes(record, NOTES, [*notes, *dict.fromkeys(failures)])
-    if not made:
-        return noted
-    prompts = {caption.prompt for caption in made}
+    replaced = replaced or bool(new_captions and options.write_policy == "overwrite")
+    text = f"{CAPTIONS_REPLACED}: a model's captions are used instead of the caption file's"
+    notes = [text] if replaced else []
+    with_notes = replace_notes(record, NOTES, [*notes, *dict.fromkeys(failures)])
+    if not new_captions:
+        return with_notes
+    prompts = {caption.prompt for caption in new_captions}
     kept = [
         caption
         for caption in record.captions
@@ -309,6 +318,7 @@ def _record_with_answers(
         and not (caption.source in USER_SOURCES and replaced)
         and not (caption.model == captioner.name and caption.prompt in prompts)
     ]
-    texts = {caption.text: caption for caption in reversed([*kept, *made])}  # the same words count once
-    captions = tuple(caption for caption in [*kept, *made] if texts[caption.text] is caption)
-    return replace(noted, captions=captions, tags=record.tags or tags)
+    # Of captions with equal texts, the first one counts.
+    by_text = {caption.text: caption for caption in reversed([*kept, *new_captions])}
+    captions = tuple(caption for caption in [*kept, *new_captions] if by_text[caption.text] is caption)
+    return replace(with_notes, captions=captions, tags=record.tags or tags)

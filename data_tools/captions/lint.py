@@ -1,4 +1,4 @@
-"""What captions alone can get wrong: no trigger, refusals, sameness, words that no encoder will read."""
+"""Checks of caption texts: missing trigger, refusals, repetition, words that no encoder reads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from data_tools.findings import Finding
 from lorakit.imaging.crops import crop_hash
 from lorakit.manifest import Record
 
-CLIP_MAX_TOKENS = 75  # 77 with the two marks that begin and end a text
+CLIP_MAX_TOKENS = 75  # 77 with the start and end tokens
 COMMON_PHRASE_SHARE = 0.8
-COMMON_PHRASE_MIN_CAPTIONS = 5  # captions; with fewer, every phrase is in most of them
-_TOKENS = re.compile(r"[^\W\d_]+|\d|[^\w\s]+")  # CLIP spends at least one token on each of these
+COMMON_PHRASE_MIN_CAPTIONS = 5  # with fewer captions, every phrase is in most of them
+_TOKENS = re.compile(r"[^\W\d_]+|\d|[^\w\s]+")  # CLIP uses at least one token for each of these
 _WORDS = re.compile(r"[\w'-]+")
-_REFUSAL = re.compile(  # at the beginning of a sentence: a sign in the picture may say "I'm sorry", too
+_REFUSAL = re.compile(  # only at the start of a sentence: text in the image may say "I'm sorry", too
     r"(?:^|[.!?]\s+)(?:(?:i|we) (?:cannot|can't|can’t|could not|am unable|apologi[sz]e|won't)"
     r"|(?:i'm|i’m|i am) (?:sorry|unable|not able)|sorry, (?:but )?i|as an ai\b"
     r"|unable to (?:assist|help|describe))",
@@ -30,22 +30,25 @@ _STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 
 
 def lint_captions(
-    records: Sequence[Record], trigger: str | None = None, *, counted: bool = False
+    records: Sequence[Record], trigger: str | None = None, *, tokens_counted: bool = False
 ) -> list[Finding]:
-    """Findings on the captions of kept images; `counted`: tokens.py has counted tokens for the base."""
+    """Return findings on the captions of kept images.
+
+    `tokens_counted` means that tokens.py has counted the tokens for the base, so they are not estimated here.
+    """
     kept = [record for record in records if record.keep and record.caption]
-    found = [
+    findings = [
         *_missing_trigger(kept, trigger),
         *_single_caption_findings(kept),
         *_identical_captions(kept),
         *_common_phrase_findings(kept, trigger),
         *_stale_captions(kept),
     ]
-    return found if counted else [*found, *_too_long_for_clip(kept)]
+    return findings if tokens_counted else [*findings, *_too_long_for_clip(kept)]
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a captioner refused instead of describing."""
+    """Return True if a captioner refused instead of describing the image."""
     return _REFUSAL.search(text.strip()) is not None
 
 
@@ -59,14 +62,14 @@ def _missing_trigger(records: Sequence[Record], trigger: str | None) -> Iterator
 
 
 def _single_caption_findings(records: Sequence[Record]) -> Iterator[Finding]:
-    """Findings that one caption shows by itself."""
+    """Yield findings that concern one caption alone."""
     tests = (
-        ("warning", "refusal", "the captioner refused instead of describing", is_refusal),
+        ("warning", "captioner_refusal", "the captioner refused instead of describing the image", is_refusal),
         ("note", "short_caption", "a caption of one word", lambda text: len(_WORDS.findall(text)) < 2),
         (
             "note",
-            "preamble",
-            "begins with words about the picture as such (--edit strip-preamble)",
+            "caption_preamble",
+            "starts with words such as 'The image shows' (--caption-edit strip-preamble)",
             lambda text: strip_preamble(text) != text,
         ),
     )
@@ -77,27 +80,29 @@ def _single_caption_findings(records: Sequence[Record]) -> Iterator[Finding]:
 
 
 def _too_long_for_clip(records: Sequence[Record]) -> Iterator[Finding]:
-    """What surely does not fit CLIP; with a base named, its own tokenizers say it exactly."""
+    """Find captions that are certainly too long for CLIP; a base's own tokenizers would count exactly."""
     files = tuple(
         r.file for r in records if any(len(_TOKENS.findall(c.text)) > CLIP_MAX_TOKENS for c in r.captions)
     )
     if files:
         message = (
-            f"longer than the {CLIP_MAX_TOKENS} tokens that CLIP reads; only T5 and LLM encoders see the end"
+            f"longer than the {CLIP_MAX_TOKENS} tokens that CLIP reads; only T5 and LLM encoders read the end"
         )
         yield Finding("warning", "long_caption", f"{message} (--base counts exactly)", files)
 
 
 def _stale_captions(records: Sequence[Record]) -> Iterator[Finding]:
-    """A model described the picture before it, or its crop, changed."""
-    files = tuple(r.file for r in records if any(c.seen not in (None, crop_hash(r)) for c in r.captions))
+    """Find captions of a model whose image or crop changed afterwards."""
+    files = tuple(
+        r.file for r in records if any(c.image_hash not in (None, crop_hash(r)) for c in r.captions)
+    )
     if files:
-        message = "described before the picture or its crop changed; have them captioned again"
+        message = "the image or its crop changed after the captioner described it; caption it again"
         yield Finding("warning", "stale_caption", message, files)
 
 
 def _identical_captions(records: Sequence[Record]) -> Iterator[Finding]:
-    """The same words under several images; a template repeats by design and is left out."""
+    """Find equal captions of several images; a template repeats by design and does not count."""
     groups: dict[str, list[str]] = defaultdict(list)
     for record in records:
         if record.captions[0].source not in ("template", "folder"):
@@ -111,36 +116,36 @@ def _identical_captions(records: Sequence[Record]) -> Iterator[Finding]:
 
 
 def _common_phrase_findings(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
-    """Phrases said nearly everywhere take up what the trigger should learn."""
+    """Find phrases in nearly all captions, which absorb what the trigger should learn."""
     written = [r for r in records if r.captions[0].source not in ("template", "folder")]
     if len(written) < COMMON_PHRASE_MIN_CAPTIONS:
         return
     for phrase, number in common_phrases(written, trigger):
         share = number / len(written)
-        message = f"{phrase!r} is in {share:.0%} of the captions and takes up what the trigger should learn"
+        message = f"{phrase!r} is in {share:.0%} of the captions and absorbs what the trigger should learn"
         yield Finding("note", "common_phrase", message)
 
 
 def common_phrases(records: Sequence[Record], trigger: str | None) -> list[tuple[str, int]]:
-    """(phrase of two to eight words, captions with it), the longest ones in at least 80 % of captions."""
-    least = COMMON_PHRASE_SHARE * len(records)
+    """Return the longest phrases (2 to 8 words) in at least 80 % of the captions, and their counts."""
+    min_count = COMMON_PHRASE_SHARE * len(records)
     single = Counter(word for record in records for word in set(_words(record.caption)))
-    often = {word for word, number in single.items() if number >= least}
+    often = {word for word, number in single.items() if number >= min_count}
     counts: Counter[tuple[str, ...]] = Counter()
     for record in records:
         words = _words(record.caption)
         grams = {tuple(words[i : i + n]) for n in range(2, 9) for i in range(len(words) - n + 1)}
-        counts.update(gram for gram in grams if often.issuperset(gram))  # the others would fill the memory
-    marks = set((trigger or "").casefold().split())
-    found = [
+        counts.update(gram for gram in grams if often.issuperset(gram))  # the others would fill memory
+    trigger_words = set((trigger or "").casefold().split())
+    frequent = [
         (gram, number)
         for gram, number in counts.items()
-        if number >= least and not marks & set(gram) and not set(gram) <= _STOP_WORDS
+        if number >= min_count and not trigger_words & set(gram) and not set(gram) <= _STOP_WORDS
     ]
     longest = [
         (" ".join(gram), number)
-        for gram, number in found
-        if not any(gram != other and _within(gram, other) for other, _ in found)
+        for gram, number in frequent
+        if not any(gram != other and _within(gram, other) for other, _ in frequent)
     ]
     return sorted(longest, key=lambda pair: (-pair[1], pair[0]))
 
@@ -149,29 +154,30 @@ def _words(text: str) -> list[str]:
     return [word.casefold() for word in _WORDS.findall(text)]
 
 
-def frequent_phrases(records: Sequence[Record], most: int = 20) -> list[tuple[str, int]]:
-    """(phrase of one to four words, captions with it), the most frequent that are in two captions or more.
+def frequent_phrases(records: Sequence[Record], limit: int = 20) -> list[tuple[str, int]]:
+    """Return the most frequent phrases (1 to 4 words, in at least 2 captions), and their number of captions.
 
-    Phrases begin and end with words that say something; one that is never seen without a longer one is left
-    out for the longer.
+    Phrases do not start or end with a stop word. A phrase that occurs only inside a longer one is left out.
     """
     counts: Counter[tuple[str, ...]] = Counter()
     for record in records:
         words = [word.casefold() for word in _WORDS.findall(record.caption)]
         grams = {tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1)}
         counts.update(gram for gram in grams if gram[0] not in _STOP_WORDS and gram[-1] not in _STOP_WORDS)
-    alike: dict[int, list[tuple[str, ...]]] = defaultdict(list)
+    by_count: dict[int, list[tuple[str, ...]]] = defaultdict(list)
     for gram, number in counts.items():
-        alike[number].append(gram)
-    shown: list[tuple[str, int]] = []
-    for number in sorted(alike.keys() - {1}, reverse=True):
+        by_count[number].append(gram)
+    phrases: list[tuple[str, int]] = []
+    for number in sorted(by_count.keys() - {1}, reverse=True):
         longest = [
-            g for g in alike[number] if not any(len(o) > len(g) and _within(g, o) for o in alike[number])
+            g
+            for g in by_count[number]
+            if not any(len(o) > len(g) and _within(g, o) for o in by_count[number])
         ]
-        shown += [(" ".join(gram), number) for gram in sorted(longest)]
-        if len(shown) >= most:
+        phrases += [(" ".join(gram), number) for gram in sorted(longest)]
+        if len(phrases) >= limit:
             break
-    return shown[:most]
+    return phrases[:limit]
 
 
 def _within(short: tuple[str, ...], long: tuple[str, ...]) -> bool:

@@ -22,56 +22,56 @@ CAPTION_COLUMNS = ("text", "caption", "prompt")
 MASK_COLUMN = "mask_file_name"
 CONDITIONING_COLUMNS = {"source": "source_file_name", "control": "control_file_name"}
 FILE_COLUMNS = (MASK_COLUMN, *CONDITIONING_COLUMNS.values())
-MAX_REPEATS = 1000  # kohya's `10_name`; above it the number is rather a year or an id
+MAX_REPEATS = 1000  # in kohya's `10_name`; a larger number is a year or an id
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 def escape_csv_cell(text: str) -> str:
-    """A CSV value that no spreadsheet runs: what could be a formula gets an apostrophe (see `plain`)."""
+    """Return a CSV value that no spreadsheet runs: a possible formula gets an apostrophe in front."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def unescape_csv_cell(text: Any) -> Any:
-    """A CSV value without the apostrophe that keeps it from being run."""
+    """Return a CSV value without the apostrophe of `escape_csv_cell`."""
     return text[1:] if isinstance(text, str) and text[:1] == "'" and text[1:].startswith(_FORMULA) else text
 
 
 def parse_kohya_folder(name: str) -> tuple[int, str] | None:
-    """(repeats, name) of a folder called as kohya's scripts want it, `10_sks dog`; None for any other."""
+    """Return (repeats, name) of a folder named like `10_sks dog` for kohya's scripts; None for any other."""
     match = _KOHYA.fullmatch(name)
     return (int(match[1]), match[2]) if match and int(match[1]) <= MAX_REPEATS else None
 
 
 def read_metadata_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
-    """The caption by image from every metadata file of the user; the twin that lorakit wrote is left out.
+    """Read the captions by image from the user's metadata files, without the one that lorakit wrote.
 
-    A row that names no image of the folder, names one twice or leads outside is a `DataError` with its line.
+    A row without an image of the folder, or a second row for one, is a `DataError` with its line.
     """
-    found: dict[str, str] = {}
+    captions: dict[str, str] = {}
     first: dict[str, str] = {}
     for name, where, row in _user_metadata_rows(listing, encoding):
         file = _row_image(listing, PurePosixPath(name).parent, row, where)
-        if file in found:
+        if file in captions:
             remedy = "delete one of the two rows"
             raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
         text = _row_caption(row, where)
         if text is not None:
-            found[file] = clean_caption(text, name)[0]
+            captions[file] = clean_caption(text, name)[0]
             first[file] = where
-    return found
+    return captions
 
 
 def read_kohya_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
-    """The caption by image from the JSON of kohya's scripts: `{"path": {"caption": ..., "tags": ...}, ...}`.
+    """Read the captions by image from kohya's JSON: `{"path": {"caption": ..., "tags": ...}, ...}`.
 
-    Paths are those of the machine that wrote it, with or without an ending: as much of a path's end counts as
-    names an image here. Nothing is opened by such a path. Tags follow the caption, as kohya trains them.
+    Paths are those of the machine that wrote the file, with or without extension: the longest end of a path
+    that names an image here is used. No such path is opened. Tags follow the caption, as kohya trains them.
     """
     names = {str(PurePosixPath(file).with_suffix("")): file for file in listing.images}
     names |= {file: file for file in listing.images}
-    found: dict[str, str] = {}
-    for name in listing.kohya:
+    captions: dict[str, str] = {}
+    for name in listing.kohya_metadata:
         where = str(listing.root / name)
         text = decode_text(decode.read_file(resolve_inside(listing.root, name)), where, encoding)
         try:
@@ -81,57 +81,59 @@ def read_kohya_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, 
             message = f"not the JSON of kohya's scripts: {error}"
             raise DataError(message, where=where, remedy="repair it, or move it away") from error
         for key, parts in pairs.items():
-            steps = key.replace("\\", "/").split("/")
-            ends = [str(PurePosixPath(name).parent.joinpath(*steps[i:])) for i in range(len(steps))]
-            file = next((names[end] for end in ends if end in names), None)
+            parts_of_path = key.replace("\\", "/").split("/")
+            path_suffixes = [
+                str(PurePosixPath(name).parent.joinpath(*parts_of_path[i:]))
+                for i in range(len(parts_of_path))
+            ]
+            file = next((names[suffix] for suffix in path_suffixes if suffix in names), None)
             if file is None:
                 raise DataError(
                     f"there is no image {key!r}", where=where, remedy="correct or delete the entry"
                 )
             caption = ", ".join(part for part in parts if isinstance(part, str) and part.strip())
             if caption:
-                found[file] = clean_caption(caption, name)[0]
-    return found
+                captions[file] = clean_caption(caption, name)[0]
+    return captions
 
 
 def read_mask_column(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
-    """The mask by image from the column `mask_file_name`; a mask that is not there is a `DataError`."""
+    """Read the mask by image from the column `mask_file_name`; a missing file is a `DataError`."""
     return {image: files[0] for image, files in read_file_column(listing, MASK_COLUMN, encoding).items()}
 
 
 def read_file_column(listing: Listing, column: str, encoding: str = "utf-8") -> dict[str, list[str]]:
-    """The files that a column such as `mask_file_name` names, by image; one, or a list of several.
+    """Read the files by image from a column such as `mask_file_name`: one file, or a list of several.
 
-    A file that is not there is a `DataError`.
+    A missing file is a `DataError`.
     """
-    found: dict[str, list[str]] = {}
+    files_by_image: dict[str, list[str]] = {}
     for name, where, row in _user_metadata_rows(listing, encoding):
         value = row.get(column)
-        several = value if isinstance(value, list) else [value]
-        named = [one for one in several if isinstance(one, str) and one]
-        named = [
-            one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one
-        ]
-        if named:
+        values = value if isinstance(value, list) else [value]
+        file_names = [file for file in values if isinstance(file, str) and file]
+        if file_names:
             folder = PurePosixPath(name).parent
             image = _row_image(listing, folder, row, where)
-            found[image] = [_referenced_file(listing, folder, one, column, where) for one in named]
-    return found
+            files_by_image[image] = [
+                _referenced_file(listing, folder, file, column, where) for file in file_names
+            ]
+    return files_by_image
 
 
 def _user_metadata_rows(listing: Listing, encoding: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(metadata file, where, row) of every metadata file but the twin that lorakit wrote."""
+    """Yield (metadata file, where, row) of the user's metadata files."""
     folders = {PurePosixPath(file).parent for file in listing.images}
-    users = {path.resolve() for path in manifest.user_metadata_files(listing.root, folders)}
+    user_files = {path.resolve() for path in manifest.user_metadata_files(listing.root, folders)}
     for name in listing.metadata:
         path = listing.root / name
-        if path.resolve() in users:
+        if path.resolve() in user_files:
             resolve_inside(listing.root, name)
             yield from ((name, where, row) for where, row in _rows(path, encoding))
 
 
 def _referenced_file(listing: Listing, folder: PurePosixPath, name: str, column: str, where: str) -> str:
-    """A file that a row names, as a path of the dataset."""
+    """Return a file that a row names, relative to the dataset folder."""
     manifest.check_dataset_path(name, where)
     file = str(folder / PurePosixPath(name))
     if not resolve_inside(listing.root, file).is_file():
@@ -141,7 +143,7 @@ def _referenced_file(listing: Listing, folder: PurePosixPath, name: str, column:
 
 
 def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, row) of one metadata file."""
+    """Yield (where, row) of one metadata file."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -160,20 +162,20 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _row_image(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], where: str) -> str:
-    """The image that a row names, as a path of the listing."""
+    """Return the image that a row names, as in the listing."""
     name = row.get("file_name")
     if not isinstance(name, str):
-        remedy = f"name the column file_name; this row has {', '.join(map(str, row))}"
+        remedy = f"name the column file_name; this row has the columns {', '.join(map(str, row))}"
         raise DataError("a row without file_name", where=where, remedy=remedy)
     manifest.check_dataset_path(name, where)
     file = str(folder / PurePosixPath(name))
     if file in listing.image_set:
         return file
-    spelt = listing.normal.get(listing.normalise(file))
-    if spelt is None:
+    normalized = listing.by_normalized_name.get(listing.normalize_name(file))
+    if normalized is None:
         message = f"there is no image {name!r}"
         raise DataError(message, where=where, remedy="correct file_name, or delete the row")
-    return spelt
+    return normalized
 
 
 def _row_caption(row: Mapping[str, Any], where: str) -> str | None:
@@ -182,6 +184,6 @@ def _row_caption(row: Mapping[str, Any], where: str) -> str | None:
         if isinstance(value, str):
             return value
     if any(row.get(key) for key in FILE_COLUMNS):
-        return None  # a row that names a mask need not caption too
-    remedy = f"name the caption's column one of {', '.join(CAPTION_COLUMNS)}"
+        return None  # a row with a mask needs no caption
+    remedy = f"name the column of captions {' or '.join(CAPTION_COLUMNS)}"
     raise DataError("a row without a caption", where=where, remedy=remedy)

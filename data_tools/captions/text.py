@@ -1,4 +1,4 @@
-"""Caption text: bytes to one clean line, with every change named."""
+"""Decode caption files, and clean captions to one line; each change is noted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BYTE_ORDER_MARKS = (
 
 
 def decode_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
-    """Text of a file, without a byte order mark; bytes that do not fit are named by their offset."""
+    """Decode the text of a file without its byte order mark; a byte that does not fit is a `DataError`."""
     try:
         name = codecs.lookup(encoding).name
     except LookupError as error:
@@ -25,8 +25,8 @@ def decode_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
             f"unknown encoding {encoding!r}", where="caption-encoding", remedy=remedy
         ) from error
     if name == "utf-8":
-        for mark, guess in _BYTE_ORDER_MARKS:
-            if data.startswith(mark):
+        for bom, guess in _BYTE_ORDER_MARKS:
+            if data.startswith(bom):
                 message = f"the text is {guess}, not UTF-8 (byte order mark at byte 0)"
                 raise DataError(message, where=where, remedy=f"give --caption-encoding {guess}")
         name = "utf-8-sig"
@@ -40,14 +40,15 @@ def decode_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
 
 
 def clean_caption(text: str, name: str) -> tuple[str, list[str]]:
-    """(one line of text, notes): lines joined by a space, control characters and blank ends left out."""
+    """Return one line of text and notes: lines are joined by spaces, control characters removed."""
     notes = []
     lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     lines = [line for line in lines if line]
     if len(lines) > 1:
-        notes.append(f"caption_joined: {len(lines)} lines of {name} joined into one")
+        notes.append(f"caption_lines_joined: {len(lines)} lines of {name} joined into one")
     joined = " ".join(lines).replace("\t", " ")
     kept = "".join(letter for letter in joined if unicodedata.category(letter) != "Cc")
     if kept != joined:
-        notes.append(f"caption_stripped: {len(joined) - len(kept)} control characters of {name} left out")
+        removed = len(joined) - len(kept)
+        notes.append(f"caption_control_characters: {removed} control characters of {name} removed")
     return kept.strip(), notes

@@ -1,8 +1,8 @@
-"""Find the pictures that images come with, what they were edited from or are controlled by, and record them.
+"""Find the conditioning images of each image (sources of an edit, controls), and attach them to the records.
 
-A source is a file `a.source.png` beside `a.jpg` (several: `a.source1.png`, `a.source2.png`) or a column
-`source_file_name` of a metadata file, one path or a list; a control is `a.control.png` or
-`control_file_name`. They are not trained on themselves. What lorakit made lies in a hidden folder.
+A source is a file `a.source.png` beside `a.jpg` (several: `a.source1.png`, `a.source2.png`) or is named in
+the column `source_file_name` of a metadata file, as one path or a list; a control is `a.control.png` or named
+in `control_file_name`. These files are not trained on as images. Generated ones are in a hidden folder.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from data_tools.captions import metadata
 from data_tools.conditioning.masks import GENERATED
@@ -23,101 +22,111 @@ from lorakit.imaging import decode, masks
 from lorakit.imaging.decode import ImageError
 from lorakit.manifest import ConditioningImage, Record
 
-CONTROL_FOLDER = (
-    ".lorakit-control"  # controls that lorakit made; hidden, so that no tool takes them for images
-)
-NOTES = frozenset({"given_unreadable", "given_other_shape"})
-_SIDECAR_NAME = re.compile(r"(?P<stem>.+)\.(?P<kind>source|control)(?P<number>\d*)")
+CONTROL_FOLDER = ".lorakit-controls"  # of generated controls; hidden, so that no tool uses them as images
+NOTES = frozenset({"conditioning_image_unreadable", "conditioning_image_aspect_mismatch"})
+_SIDECAR_NAME = re.compile(r"(?P<stem>.+)\.(?P<type>source|control)(?P<number>\d*)")
 
 
-class ConditioningFile(NamedTuple):
-    """A picture that belongs to an image, not yet opened."""
+@dataclass(frozen=True, order=True)
+class ConditioningFile:
+    """A conditioning image of an image, not yet opened: its type (source, control), and metadata or file."""
 
-    kind: str
+    type: str
     file: str
-    by: str
+    origin: str
 
 
 def separate_conditioning_files(
     listing: Listing, encoding: str = "utf-8"
 ) -> tuple[Listing, dict[str, list[ConditioningFile]]]:
-    """(the listing without such pictures, what each image comes with)."""
-    found: dict[str, list[ConditioningFile]] = defaultdict(list)
-    for kind, column in metadata.CONDITIONING_COLUMNS.items():
+    """Return the listing without conditioning images, and the conditioning images of each image."""
+    by_image: dict[str, list[ConditioningFile]] = defaultdict(list)
+    for image_type, column in metadata.CONDITIONING_COLUMNS.items():
         for image, files in metadata.read_file_column(listing, column, encoding).items():
-            found[image] += [ConditioningFile(kind, file, "metadata") for file in files]
-    named = {one.file for some in found.values() for one in some}
-    stems = {str(PurePosixPath(name).with_suffix("")): name for name in listing.images if name not in named}
-    lying: dict[str, list[tuple[str, int, ConditioningFile]]] = defaultdict(list)
+            by_image[image] += [ConditioningFile(image_type, file, "metadata") for file in files]
+    in_metadata = {file.file for files in by_image.values() for file in files}
+    stems = {
+        str(PurePosixPath(name).with_suffix("")): name for name in listing.images if name not in in_metadata
+    }
+    sidecars: dict[str, list[tuple[str, int, ConditioningFile]]] = defaultdict(list)
     orphans = []
     for name in listing.images:
         match = _SIDECAR_NAME.fullmatch(str(PurePosixPath(name).with_suffix("")))
-        if match is None or name in named:
+        if match is None or name in in_metadata:
             continue
         owner = stems.get(match["stem"])
         if owner is None:
             orphans.append(name)
             continue
-        kind = match["kind"]
-        lying[owner].append((kind, int(match["number"] or 0), ConditioningFile(kind, name, "sidecar")))
-    for image, some in lying.items():
-        told = {one.kind for one in found[image]}  # what metadata says goes before what lies about
-        found[image] += [one for kind, _, one in sorted(some) if kind not in told]
-    apart = named | {one.file for some in lying.values() for _, _, one in some} | set(orphans)
-    pictures = tuple(name for name in listing.images if name not in apart)
-    others = tuple(sorted({*listing.others, *orphans}))
-    return replace(listing, images=pictures, others=others), {k: v for k, v in found.items() if v}
+        file = ConditioningFile(match["type"], name, "file")
+        sidecars[owner].append((file.type, int(match["number"] or 0), file))
+    for image, numbered in sidecars.items():
+        metadata_types = {file.type for file in by_image[image]}  # metadata goes before files
+        by_image[image] += [
+            file for image_type, _, file in sorted(numbered) if image_type not in metadata_types
+        ]
+    excluded = in_metadata | set(orphans) | {file.file for group in sidecars.values() for *_, file in group}
+    images = tuple(name for name in listing.images if name not in excluded)
+    other_files = tuple(sorted({*listing.other_files, *orphans}))
+    separated = replace(listing, images=images, other_files=other_files)
+    return separated, {image: files for image, files in by_image.items() if files}
 
 
 def attach_conditioning(
-    listing: Listing, records: Sequence[Record], found: Mapping[str, Sequence[ConditioningFile]]
+    listing: Listing, records: Sequence[Record], files_by_image: Mapping[str, Sequence[ConditioningFile]]
 ) -> list[Record]:
-    """The records with the pictures they come with; one that cannot be read is named in a note, not used."""
-    return [_attach_to_record(listing, record, found.get(record.file, ())) for record in records]
+    """Return the records with their conditioning images; one that cannot be read is noted and not used."""
+    return [_attach_to_record(listing, record, files_by_image.get(record.file, ())) for record in records]
 
 
 def generated_stem(record: Record) -> str:
-    """What a control that lorakit makes of a picture is called, but for its kind and ending."""
-    return record.pixels[:16]
+    """Return the first part of the name of a control generated from the image; its type follows."""
+    return record.content_hash[:16]
 
 
-def with_generated_control(record: Record, one: ConditioningImage) -> Record:
-    """The record with a control that lorakit made in place of an earlier one."""
-    kept = [other for other in record.given if not other.by.startswith(GENERATED)]
-    return replace(record, given=(*kept, one))
+def with_generated_control(record: Record, control: ConditioningImage) -> Record:
+    """Return the record with a generated control instead of an earlier generated one."""
+    kept = [image for image in record.conditioning_images if not image.origin.startswith(GENERATED)]
+    return replace(record, conditioning_images=(*kept, control))
 
 
-def read_conditioning_image(root: Path, name: ConditioningFile) -> ConditioningImage:
-    """The entry of a file; raises `ImageError` for what is no picture."""
-    path = resolve_inside(root, name.file)
+def read_conditioning_image(root: Path, file: ConditioningFile) -> ConditioningImage:
+    """Open a file and return its entry for the record; raises `ImageError` if it is not an image."""
+    path = resolve_inside(root, file.file)
     width, height = decode.decode_image(path).size
-    return ConditioningImage(name.kind, name.file, storage.sha256_file(path), width, height, name.by)
+    return ConditioningImage(file.type, file.file, storage.sha256_file(path), width, height, file.origin)
 
 
-def _attach_to_record(listing: Listing, record: Record, found: Sequence[ConditioningFile]) -> Record:
-    plain, notes, given = replace_notes(record, NOTES, []), [], []
+def _attach_to_record(listing: Listing, record: Record, files: Sequence[ConditioningFile]) -> Record:
+    plain = replace_notes(record, NOTES, [])
     if not record.keep:
-        return replace(plain, given=())
-    known = {(one.kind, one.file, one.sha256): one for one in record.given}
-    for name in found:
+        return replace(plain, conditioning_images=())
+    notes: list[str] = []
+    attached: list[ConditioningImage] = []
+    known = {(image.type, image.file, image.sha256): image for image in record.conditioning_images}
+    for file in files:
         try:
-            digest = storage.sha256_file(resolve_inside(listing.root, name.file))
-            one = known.get((name.kind, name.file, digest)) or read_conditioning_image(listing.root, name)
+            digest = storage.sha256_file(resolve_inside(listing.root, file.file))
+            image = known.get((file.type, file.file, digest)) or read_conditioning_image(listing.root, file)
         except ImageError as error:
-            notes.append(f"given_unreadable: {name.file}: {error.reason}; not used")
+            notes.append(f"conditioning_image_unreadable: {file.file}: {error.reason}; not used")
             continue
-        if not masks.same_aspect((one.width, one.height), record.size):
-            size = f"{one.width}x{one.height}"
-            notes.append(f"given_other_shape: {name.file} measures {size}; its middle is used")
-        given.append(replace(one, by=name.by))
-    told = {one.kind for one in given}
-    given += [
-        one for one in record.given if one.kind not in told and _generated_is_current(listing, record, one)
+        if not masks.same_aspect((image.width, image.height), record.size):
+            size = f"{image.width}x{image.height}"
+            text = f"{file.file} measures {size}; its middle is used"
+            notes.append(f"conditioning_image_aspect_mismatch: {text}")
+        attached.append(replace(image, origin=file.origin))
+    attached_types = {image.type for image in attached}
+    attached += [
+        image
+        for image in record.conditioning_images
+        if image.type not in attached_types and _generated_is_current(listing, record, image)
     ]
-    return replace_notes(replace(plain, given=tuple(given)), NOTES, notes)
+    return replace_notes(replace(plain, conditioning_images=tuple(attached)), NOTES, notes)
 
 
-def _generated_is_current(listing: Listing, record: Record, one: ConditioningImage) -> bool:
-    """Whether lorakit made it, of the picture as it is now."""
-    own = one.by.startswith(GENERATED) and PurePosixPath(one.file).name.startswith(generated_stem(record))
-    return own and (listing.root / one.file).is_file()
+def _generated_is_current(listing: Listing, record: Record, control: ConditioningImage) -> bool:
+    """Return True if the control was generated from the present image."""
+    named_for_image = PurePosixPath(control.file).name.startswith(generated_stem(record))
+    is_generated = control.origin.startswith(GENERATED) and named_for_image
+    return is_generated and (listing.root / control.file).is_file()

@@ -1,14 +1,15 @@
-"""Find the masks that a user laid beside the images, and tie them to the records.
+"""Find the user's masks and attach them to the records.
 
-A mask is a column `mask_file_name` in a metadata file, a file `a-masklabel.png` beside `a.jpg` (OneTrainer's
-convention), or, when asked for, the picture's alpha channel; in that order. Mask files are not trained on.
+A mask is named in the column `mask_file_name` of a metadata file, is a file `a-masklabel.png` beside `a.jpg`
+(OneTrainer's convention) or, if requested, the image's alpha channel; in that order. Mask files are not
+trained on.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from PIL import Image
@@ -23,89 +24,97 @@ from lorakit.manifest import Record
 
 SIDECAR_SUFFIX = "-masklabel"
 SEGMENTED = "segmented"
-GENERATED = (
-    "made: "  # how the source of masks and controls begins that lorakit made without being told of what
-)
-MASK_FOLDER = ".lorakit-masks"  # masks that lorakit made; hidden, so that no tool takes them for images
-NOTES = frozenset({"mask_unfit", "mask_ambiguous", "mask_empty"})
-_ORIENTATION = re.compile(r"rotated: EXIF orientation (\d)")
+GENERATED = "generated: "  # prefix of the source of masks and controls that need no prompt
+MASK_FOLDER = ".lorakit-masks"  # of generated masks; hidden, so that no tool uses them as images
+NOTES = frozenset({"mask_size_mismatch", "mask_orientation_ambiguous", "mask_empty"})
+_ORIENTATION = re.compile(r"exif_rotated: EXIF orientation (\d)")
 _ROTATED_90 = (5, 6, 7, 8)
 
 
-def separate_mask_files(
-    listing: Listing, encoding: str = "utf-8"
-) -> tuple[Listing, dict[str, tuple[str, str]]]:
-    """(the listing without mask files, (mask file, source) by image)."""
-    named = {
-        image: (mask, "metadata") for image, mask in metadata.read_mask_column(listing, encoding).items()
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask file of an image, not yet opened; `source` is metadata or file."""
+
+    file: str
+    source: str
+
+
+def separate_mask_files(listing: Listing, encoding: str = "utf-8") -> tuple[Listing, dict[str, MaskFile]]:
+    """Return the listing without mask files, and the mask file of each image that has one."""
+    from_metadata = {
+        image: MaskFile(mask, "metadata")
+        for image, mask in metadata.read_mask_column(listing, encoding).items()
     }
+    named = {mask.file for mask in from_metadata.values()}
     labels = {name for name in listing.images if PurePosixPath(name).stem.endswith(SIDECAR_SUFFIX)}
-    files = labels | {mask for mask, _ in named.values()}
-    pictures = tuple(name for name in listing.images if name not in files)
+    images = tuple(name for name in listing.images if name not in labels | named)
     by_stem = {str(PurePosixPath(name).with_suffix("")): name for name in sorted(labels)}
-    beside = {
-        image: (by_stem[stem], "sidecar")
-        for image in pictures
+    from_sidecars = {
+        image: MaskFile(by_stem[stem], "file")
+        for image in images
         if (stem := str(PurePosixPath(image).with_suffix("")) + SIDECAR_SUFFIX) in by_stem
     }
-    owned = {mask for mask, _ in beside.values()}
-    orphans = tuple(sorted(labels - owned - {mask for mask, _ in named.values()}))
-    apart = replace(listing, images=pictures, others=tuple(sorted({*listing.others, *orphans})))
-    return apart, beside | named
+    owned = {mask.file for mask in from_sidecars.values()}
+    other_files = tuple(sorted({*listing.other_files, *(labels - owned - named)}))
+    return replace(listing, images=images, other_files=other_files), from_sidecars | from_metadata
 
 
 def attach_masks(
     listing: Listing,
     records: Sequence[Record],
-    found: Mapping[str, tuple[str, str]],
+    mask_files: Mapping[str, MaskFile],
     *,
     alpha: bool = False,
 ) -> list[Record]:
-    """The records with their masks; one that does not fit or shows nothing is named in a note, not used."""
-    return [_attach(listing, record, found.get(record.file), alpha) for record in records]
+    """Return the records with their masks; one that does not fit or is black is noted and not used."""
+    return [_attach(listing, record, mask_files.get(record.file), alpha) for record in records]
 
 
-def with_mask(record: Record, mask: Image.Image, file: str, source: str, turn: int = 1) -> Record:
-    """The record with a mask that lies in `file`."""
-    values = {"mask": file, "mask_source": source, "mask_turn": turn, "mask_pixels": masks.mask_hash(mask)}
-    return replace(record, **values)  # type: ignore[arg-type]
+def with_mask(record: Record, mask: Image.Image, file: str, source: str, orientation: int = 1) -> Record:
+    """Return the record with `mask`, which is stored in `file`."""
+    return replace(
+        record,
+        mask=file,
+        mask_source=source,
+        mask_orientation=orientation,
+        mask_content_hash=masks.mask_hash(mask),
+    )
 
 
 def without_mask(record: Record) -> Record:
-    """The record without a mask."""
-    return replace(record, mask=None, mask_source=None, mask_turn=1, mask_pixels=None)
+    """Return the record without a mask."""
+    return replace(record, mask=None, mask_source=None, mask_orientation=1, mask_content_hash=None)
 
 
-def _attach(listing: Listing, record: Record, found: tuple[str, str] | None, alpha: bool) -> Record:
+def _attach(listing: Listing, record: Record, mask_file: MaskFile | None, alpha: bool) -> Record:
     plain = replace_notes(record, NOTES, [])
     if not record.keep:
         return without_mask(plain)
-    if found is None:
-        if alpha and any(note.startswith("alpha:") for note in record.notes):
+    if mask_file is None:
+        if alpha and any(note.startswith("transparency:") for note in record.notes):
             mask = masks.mask_from_alpha(
                 resolve_inside(listing.root, record.file), first_frame=record.first_frame
             )
             return with_mask(plain, mask, record.file, "alpha")
-        # A mask that lorakit segmented stays while its picture does; one from a file went with the file.
-        ours = (record.mask_source or "").startswith((SEGMENTED, GENERATED))
-        return _keep_if_current(listing, plain) if ours else without_mask(plain)
-    file, source = found
+        # A generated mask stays while its image does not change; a mask from a file goes with the file.
+        is_generated = (record.mask_source or "").startswith((SEGMENTED, GENERATED))
+        return _keep_if_current(listing, plain) if is_generated else without_mask(plain)
+    file = mask_file.file
     path = resolve_inside(listing.root, file)
     try:
-        turn, notes = _mask_orientation(decode.decode_image(path).size, record)
-        mask = masks.load_mask_file(path, record.size, turn)
+        orientation, notes = _mask_orientation(decode.decode_image(path).size, record)
+        mask = masks.load_mask_file(path, record.size, orientation)
     except ImageError as error:
-        code = error.reason if error.code == "mask_unfit" else f"mask_unfit: {file}: {error.reason}"
-        return replace_notes(without_mask(plain), NOTES, [f"{code}; not used"])
+        is_mismatch = error.code == "mask_size_mismatch"
+        note = error.reason if is_mismatch else f"mask_size_mismatch: {file}: {error.reason}"
+        return replace_notes(without_mask(plain), NOTES, [f"{note}; not used"])
     if not mask.getbbox():
-        return replace_notes(
-            without_mask(plain), NOTES, [f"mask_empty: {file} is black throughout; not used"]
-        )
-    return replace_notes(with_mask(plain, mask, file, source, turn), NOTES, notes)
+        return replace_notes(without_mask(plain), NOTES, [f"mask_empty: {file} is black all over; not used"])
+    return replace_notes(with_mask(plain, mask, file, mask_file.source, orientation), NOTES, notes)
 
 
 def _keep_if_current(listing: Listing, record: Record) -> Record:
-    """A mask that lorakit made is named by the picture it was made of."""
+    """Return the record with its generated mask if it was generated from the present image, else without."""
     try:
         if record.mask is None or PurePosixPath(record.mask).stem != generated_mask_stem(record):
             return without_mask(record)
@@ -116,21 +125,24 @@ def _keep_if_current(listing: Listing, record: Record) -> Record:
 
 
 def generated_mask_stem(record: Record) -> str:
-    """What a mask that lorakit makes of a picture is called."""
-    return record.pixels[:16]
+    """Return the name, without extension, of a mask generated from the image."""
+    return record.content_hash[:16]
 
 
 def _mask_orientation(size: tuple[int, int], record: Record) -> tuple[int, list[str]]:
-    """(EXIF orientation that makes the mask upright, notes).
+    """Return the EXIF orientation that makes the mask upright, and notes.
 
-    Tools that ignore EXIF make masks of the stored picture, others of the upright one. Sizes tell them apart
-    when the picture was turned on its side; otherwise the mask counts as upright, and a note says so.
+    Tools that ignore EXIF make masks of the stored image, others of the upright one. The sizes differ if the
+    image was rotated by 90 degrees; otherwise the mask counts as upright, and a note says so.
     """
     note = next((match for text in record.notes if (match := _ORIENTATION.match(text))), None)
-    turn = int(note[1]) if note else 1
-    upright, lying = masks.same_aspect(size, record.size), masks.same_aspect(size, record.size[::-1])
-    if turn == 1 or (upright and turn in _ROTATED_90 and not lying):
+    orientation = int(note[1]) if note else 1
+    fits_upright = masks.same_aspect(size, record.size)
+    fits_rotated = masks.same_aspect(size, record.size[::-1])
+    if orientation == 1 or (fits_upright and orientation in _ROTATED_90 and not fits_rotated):
         return 1, []
-    if lying and not upright and turn in _ROTATED_90:
-        return turn, []
-    return 1, ["mask_ambiguous: the picture is turned by EXIF; its mask is taken as already upright"]
+    if fits_rotated and not fits_upright and orientation in _ROTATED_90:
+        return orientation, []
+    return 1, [
+        "mask_orientation_ambiguous: the image is rotated by EXIF; its mask is used as already upright"
+    ]

@@ -1,7 +1,7 @@
-"""Masks from a word: CLIPSeg or SAM 3 (transformers) marks what a text names, such as "dog".
+"""Masks by text segmentation: CLIPSeg or SAM 3 (transformers) marks what a prompt names, such as "dog".
 
-The masks lie in a hidden folder beside the images, so that no tool takes them for images; an image's own mask
-(a file of the user's, or its alpha channel) is never replaced.
+The masks are stored in a hidden folder beside the images, so that no tool uses them as images. A mask of the
+user's (a file, or the alpha channel) is never replaced.
 """
 
 from __future__ import annotations
@@ -23,95 +23,108 @@ from lorakit.core.progress import track_progress
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
 
-MASK_NOT_FOUND = "mask_not_found"
-_SIDE = 1024  # long side of what the model is shown; its own input is smaller
+MASK_NOT_FOUND = "mask_prompt_not_found"
+_MAX_SIDE = 1024  # long side in pixels of the image for the model, whose own input is smaller
 
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """`prompt` names what counts; a pixel does from a likelihood of `threshold` (0..1) on. `grow` widens the
-    mask by that share of the longer side, because masks that cut into the subject teach its edge."""
+    """`prompt` names the subject; pixels with a probability of at least `threshold` (0..1) are in the mask.
+
+    `dilate` widens the mask by that share of its longer side, because a mask that cuts into the subject would
+    be learned as its edge.
+    """
 
     model: str
     prompt: str
     threshold: float = 0.4
-    grow: float = 0.01
+    dilate: float = 0.01
     device: str | None = None
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work."""
         if not self.prompt.strip():
-            raise ConfigError("what shall be masked?", where="prompt", remedy="give a word, such as dog")
-        if not 0 < self.threshold < 1 or not 0 <= self.grow <= 0.2:
-            remedy = "use --threshold 0.4 --grow 0.01"
+            raise ConfigError("the prompt is empty", where="prompt", remedy="name the subject, such as dog")
+        if not 0 < self.threshold < 1 or not 0 <= self.dilate <= 0.2:
+            remedy = "use --threshold 0.4 --dilate 0.01"
             raise ConfigError(
-                "threshold is between 0 and 1, grow between 0 and 0.2", where="threshold", remedy=remedy
+                "threshold must be between 0 and 1, dilate between 0 and 0.2",
+                where="threshold",
+                remedy=remedy,
             )
 
 
 class Segmenter:
-    """A model that gives every pixel a likelihood to be what a text names."""
+    """A model that gives each pixel the probability that it is what a prompt names."""
 
     def __init__(self, model: ModelFolder, device: str | None = None) -> None:
-        import torch
         import transformers
 
-        kinds = {
+        from lorakit.models.device import default_device
+
+        model_classes = {
             "clipseg": "CLIPSegForImageSegmentation",
             "sam3": "Sam3Model",
             "sam3_lite_text": "Sam3LiteTextModel",
         }
-        self.name, self.kind = model.name, str(model.config().get("model_type"))
-        if self.kind not in kinds:
-            remedy = f"use a model of type {', '.join(kinds)}"
+        self.name, self.model_type = model.name, str(model.read_config().get("model_type"))
+        if self.model_type not in model_classes:
+            remedy = f"use a model of type {', '.join(model_classes)}"
             raise ConfigError(
-                f"{self.kind} segments by no text", where=f"segmenter: {model.name}", remedy=remedy
+                f"{self.model_type} cannot segment by a text", where=f"segmenter: {model.name}", remedy=remedy
             )
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.processor: Any = model.load(transformers.AutoProcessor, "segmenter")
-        made = model.load(getattr(transformers, kinds[self.kind]), "segmenter", use_safetensors=True)
-        self.model: Any = made.eval().requires_grad_(False).to(self.device)
+        self.device = device or default_device().type
+        self.processor: Any = model.load_pretrained(transformers.AutoProcessor, "segmenter")
+        network = model.load_pretrained(
+            getattr(transformers, model_classes[self.model_type]), "segmenter", use_safetensors=True
+        )
+        self.model: Any = network.eval().requires_grad_(False).to(self.device)
 
-    def likelihood(self, picture: Image.Image, prompt: str) -> Any:
-        """(height, width) float32 of the picture's size, 0..1."""
+    def probability_map(self, image: Image.Image, prompt: str) -> Any:
+        """Return probabilities as (height, width) float32 of the image's size."""
         import torch
 
-        inputs = self.processor(text=[prompt], images=[picture], return_tensors="pt").to(self.device)
+        inputs = self.processor(text=[prompt], images=[image], return_tensors="pt").to(self.device)
         with torch.inference_mode():
             output = self.model(**{k: v for k, v in inputs.items() if k != "original_sizes"})
-        if self.kind == "clipseg":
+        if self.model_type == "clipseg":
             logits = output.logits.reshape(1, 1, *output.logits.shape[-2:])
-            found = logits.float().sigmoid()
+            probabilities = logits.float().sigmoid()
         else:
-            # Every instance with its score; a pixel is as likely as the best instance that has it.
+            # Each instance has a score; a pixel gets the probability of its best instance.
             score = output.pred_logits.float().sigmoid().reshape(1, -1, 1, 1)
             if output.presence_logits is not None:
                 score = score * output.presence_logits.float().sigmoid().reshape(1, 1, 1, 1)
-            found = (score * output.pred_masks.float().sigmoid()).amax(dim=1, keepdim=True)
-        size = picture.height, picture.width
+            probabilities = (score * output.pred_masks.float().sigmoid()).amax(dim=1, keepdim=True)
+        size = image.height, image.width
         return (
-            torch.nn.functional.interpolate(found, size, mode="bilinear", align_corners=False)[0, 0]
+            torch.nn.functional.interpolate(probabilities, size, mode="bilinear", align_corners=False)[0, 0]
             .cpu()
             .numpy()
         )
 
 
 def segment_images(
-    root: Path, records: Sequence[Record], options: SegmentOptions, *, again: bool = False, quiet: bool = True
+    root: Path,
+    records: Sequence[Record],
+    options: SegmentOptions,
+    *,
+    regenerate: bool = False,
+    quiet: bool = True,
 ) -> list[Record]:
-    """The records with masks of what `options.prompt` names; where nothing is found, a note says so."""
+    """Return the records with masks of what `options.prompt` names; if nothing is found, a note says so."""
     options.check()
-    segmenter = Segmenter(ModelFolder.find(options.model, "segmenter"), options.device)
+    segmenter = Segmenter(ModelFolder.resolve(options.model, "segmenter"), options.device)
     label = f"{SEGMENTED}: {options.prompt} ({segmenter.name})"
     todo = [
         r
         for r in records
-        if r.keep and (r.mask is None or (_has_segmented_mask(r) and (again or r.mask_source != label)))
+        if r.keep and (r.mask is None or (_has_segmented_mask(r) and (regenerate or r.mask_source != label)))
     ]
-    made: dict[str, Record] = {}
+    updated: dict[str, Record] = {}
     for record in track_progress(todo, "masks", len(todo), quiet=quiet):
-        made[record.file] = _segment(root, record, segmenter, options, label)
-    return [made.get(record.file, record) for record in records]
+        updated[record.file] = _segment(root, record, segmenter, options, label)
+    return [updated.get(record.file, record) for record in records]
 
 
 def _has_segmented_mask(record: Record) -> bool:
@@ -119,25 +132,27 @@ def _has_segmented_mask(record: Record) -> bool:
 
 
 def _segment(root: Path, record: Record, segmenter: Segmenter, options: SegmentOptions, label: str) -> Record:
-    plain = replace_notes(record, (MASK_NOT_FOUND,), [])
+    without_note = replace_notes(record, (MASK_NOT_FOUND,), [])
     try:
-        picture = decode.record_thumbnail(root, record, _SIDE)
+        image = decode.record_thumbnail(root, record, _MAX_SIDE)
     except DataError as error:
-        return replace_notes(without_mask(plain), (MASK_NOT_FOUND,), [f"{MASK_NOT_FOUND}: {error.message}"])
-    marked = segmenter.likelihood(picture, options.prompt) >= options.threshold
-    if not marked.any():
+        return replace_notes(
+            without_mask(without_note), (MASK_NOT_FOUND,), [f"{MASK_NOT_FOUND}: {error.message}"]
+        )
+    selected = segmenter.probability_map(image, options.prompt) >= options.threshold
+    if not selected.any():
         note = f"{MASK_NOT_FOUND}: nothing like {options.prompt!r} was found"
-        return replace_notes(without_mask(plain), (MASK_NOT_FOUND,), [note])
-    small = _dilate(Image.fromarray(marked * np.uint8(255)), options.grow)
+        return replace_notes(without_mask(without_note), (MASK_NOT_FOUND,), [note])
+    small = _dilate(Image.fromarray(selected * np.uint8(255)), options.dilate)
     mask = small.resize(record.size, Image.Resampling.BILINEAR)
     file = f"{MASK_FOLDER}/{generated_mask_stem(record)}.png"
     storage.save_image(root / file, mask)
-    return with_mask(plain, masks.load_mask_file(root / file, record.size), file, label)
+    return with_mask(without_note, masks.load_mask_file(root / file, record.size), file, label)
 
 
 def _dilate(mask: Image.Image, share: float) -> Image.Image:
-    """The mask widened by a share of its longer side."""
+    """Return the mask widened by a share of its longer side."""
     from PIL import ImageFilter
 
-    reach = round(share * max(mask.size))
-    return mask.filter(ImageFilter.MaxFilter(2 * reach + 1)) if reach else mask
+    radius = round(share * max(mask.size))
+    return mask.filter(ImageFilter.MaxFilter(2 * radius + 1)) if radius else mask

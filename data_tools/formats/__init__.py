@@ -1,7 +1,7 @@
-"""Datasets as others keep them: archives, webdataset tars, tables, folders in kohya's layout.
+"""Dataset formats: archives, webdataset tars, tables, and folders in kohya's layout.
 
-Everything is read and written piece by piece. What comes from outside is bounded (`bounded`) and ends up as
-files of an ordinary dataset folder, which `scan` and `captions` then read like any other.
+Everything is read and written piece by piece. Input has limits (`archives`) and becomes files of an ordinary
+dataset folder, which `scan` and `captions` read like any other.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from lorakit.manifest import USER_METADATA_NOTE, Record
 
 
 class DatasetFile(NamedTuple):
-    """One file of a dataset on its way into a folder; `record` when the source tells all about the image.
+    """A file to write to a dataset folder; `record` if the source has the image's manifest record.
 
-    `settled` says that the name is a record's (an image or a mask) and must stay.
+    `keep_name` means that a record contains the name (of an image or a mask), so it must not change.
     """
 
     name: str  # relative, POSIX
     data: bytes
     record: Record | None = None
-    settled: bool = False
+    keep_name: bool = False
 
 
 def read_verified_bytes(folder: Path, record: Record) -> bytes:
-    """The image's bytes, which must be those that were prepared."""
+    """Return the image's bytes; an `ImageError` if they changed since it was prepared."""
     data = decode.read_file(folder / record.file)
     if hashlib.sha256(data).hexdigest() != record.sha256:
         message, remedy = (
@@ -41,10 +41,10 @@ def read_verified_bytes(folder: Path, record: Record) -> bytes:
 
 
 def separate_mask_path(record: Record) -> str | None:
-    """The record's mask, when it is a file of its own."""
+    """Return the record's mask if it is a separate file."""
     return record.mask if record.mask != record.file else None
 
 
 def for_export(record: Record) -> Record:
-    """The record as it travels: away from the metadata file that it came with."""
+    """Return the record for an export: without the note about the user's metadata file."""
     return replace(record, notes=tuple(note for note in record.notes if note != USER_METADATA_NOTE))

@@ -1,7 +1,7 @@
-"""Datasets as files in folders, or zipped: images with caption files, metadata and the manifest beside them.
+"""Datasets as folders or zips: images with caption files, metadata and the manifest beside them.
 
-A written folder serves everyone: ImageFolder reads metadata.jsonl, kohya and its kin the .txt files, lorakit
-the manifest, which alone holds everything.
+All tools can read an exported folder: ImageFolder uses metadata.jsonl, kohya's scripts and similar trainers
+the .txt files, and lorakit the manifest, which is the only complete one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from data_tools.captions.metadata import escape_csv_cell, parse_kohya_folder
-from data_tools.conditioning.masks import MASK_FOLDER as MADE_MASKS
+from data_tools.conditioning.masks import MASK_FOLDER as GENERATED_MASKS
 from data_tools.conditioning.masks import SIDECAR_SUFFIX
 from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
 from data_tools.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES
@@ -28,29 +28,29 @@ from lorakit.manifest import Record
 
 
 class RenamedRecord(NamedTuple):
-    """A record and what it becomes where it goes."""
+    """A record, and the record that it becomes in the export."""
 
     old: Record
     new: Record
 
 
 def belongs_in_dataset(name: str, data: bytes) -> bool:
-    """Whether a file belongs into a dataset folder: images, captions, metadata, the manifest."""
+    """Return True for files of a dataset: images, captions, metadata, the manifest."""
     path = PurePosixPath(name)
-    hidden = [part for part in path.parts if part.startswith(".") and part != MADE_MASKS]
+    hidden = [part for part in path.parts if part.startswith(".") and part != GENERATED_MASKS]
     if hidden or "__MACOSX" in path.parts:
         return False
     suffix = path.suffix.lower()
-    known = suffix in IMAGE_SUFFIXES or suffix in CAPTION_SUFFIXES
+    is_known = suffix in IMAGE_SUFFIXES or suffix in CAPTION_SUFFIXES
     return (
-        known
+        is_known
         or path.name in (manifest.MANIFEST_FILE, *manifest.METADATA_FILES)
         or signatures.is_image_header(data[:16])
     )
 
 
 def read_folder(folder: Path) -> Iterator[DatasetFile]:
-    """The files below a folder, without following links."""
+    """Yield the files of a folder and its subfolders; links are not followed."""
     for base, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
@@ -62,20 +62,22 @@ def read_folder(folder: Path) -> Iterator[DatasetFile]:
             yield DatasetFile(relative, decode.read_file(path))
 
 
-def export_files(folder: Path, moves: Sequence[RenamedRecord]) -> Iterator[DatasetFile]:
-    """Images, masks and given pictures as they are, and a caption file for each image, by the new records."""
-    for old, new in moves:
-        yield DatasetFile(new.file, read_verified_bytes(folder, old), new, settled=True)
+def export_files(folder: Path, renamed: Sequence[RenamedRecord]) -> Iterator[DatasetFile]:
+    """Yield images, masks and conditioning images unchanged, and a caption file for each image."""
+    for old, new in renamed:
+        yield DatasetFile(new.file, read_verified_bytes(folder, old), new, keep_name=True)
         source, target = separate_mask_path(old), separate_mask_path(new)
         if source and target:
-            yield DatasetFile(target, decode.read_file(folder / source), settled=True)
-        for one in new.given:  # under their own names, which only a copy as it is keeps
-            yield DatasetFile(one.file, decode.read_file(folder / one.file), settled=True)
-    yield from caption_files([move.new for move in moves])
+            yield DatasetFile(target, decode.read_file(folder / source), keep_name=True)
+        for (
+            image
+        ) in new.conditioning_images:  # they keep their names, so only layouts without renaming have them
+            yield DatasetFile(image.file, decode.read_file(folder / image.file), keep_name=True)
+    yield from caption_files([pair.new for pair in renamed])
 
 
 def caption_files(records: Sequence[Record]) -> Iterator[DatasetFile]:
-    """A caption file for each image that has captions; `a.jpg.txt` where an `a.png` is too."""
+    """Yield a caption file for each image with captions; `a.jpg.txt` if there is also an `a.png`."""
     stems = Counter(_stem(record.file) for record in records)
     for record in records:
         if record.captions:
@@ -83,7 +85,7 @@ def caption_files(records: Sequence[Record]) -> Iterator[DatasetFile]:
 
 
 def _caption_file(record: Record, stem: str) -> DatasetFile:
-    """`a.txt` with the caption, `a.json` for several or tags."""
+    """Return `a.txt` with one caption, or `a.json` with several captions or tags."""
     if len(record.captions) == 1 and not record.tags:
         return DatasetFile(f"{stem}.txt", record.caption.encode("utf-8"))
     value: dict[str, Any] = {"captions": [caption.text for caption in record.captions]}
@@ -94,44 +96,44 @@ def _caption_file(record: Record, stem: str) -> DatasetFile:
 
 
 def keep_layout(records: Sequence[Record]) -> list[RenamedRecord]:
-    """Every file under its own name."""
+    """Return the records for an export without renaming."""
     return [RenamedRecord(record, for_export(record)) for record in records]
 
 
 def kohya_layout(records: Sequence[Record], name: str) -> list[RenamedRecord]:
-    """kohya's layout: `<repeats>_<name>/a.jpg`; a folder that is already called so keeps its name."""
-    moves: list[RenamedRecord] = []
-    taken: set[str] = set()
+    """Return the records in kohya's layout, `<repeats>_<name>/a.jpg`; such a folder keeps its name."""
+    renamed: list[RenamedRecord] = []
+    used_stems: set[str] = set()
     for record in records:
         path = PurePosixPath(record.file)
-        own = parse_kohya_folder(path.parent.name) is not None
-        flat = path.name if own or len(path.parts) == 1 else "_".join(path.parts)
-        folder = path.parent.name if own else f"{record.repeats}_{name}"
-        target, number = f"{folder}/{flat}", 1
-        while _stem(target) in taken:
+        is_kohya_folder = parse_kohya_folder(path.parent.name) is not None
+        flat_name = path.name if is_kohya_folder or len(path.parts) == 1 else "_".join(path.parts)
+        folder = path.parent.name if is_kohya_folder else f"{record.repeats}_{name}"
+        target, number = f"{folder}/{flat_name}", 1
+        while _stem(target) in used_stems:
             number += 1
-            target = f"{folder}/{PurePosixPath(flat).stem}_{number}{path.suffix}"
-        taken.add(_stem(target))
+            target = f"{folder}/{PurePosixPath(flat_name).stem}_{number}{path.suffix}"
+        used_stems.add(_stem(target))
         mask = record.mask
         if record.mask == record.file:
             mask = target
-        elif mask and not mask.startswith(MADE_MASKS):
+        elif mask and not mask.startswith(GENERATED_MASKS):
             mask = f"{_stem(target)}{SIDECAR_SUFFIX}{PurePosixPath(mask).suffix}"
-        moves.append(RenamedRecord(record, replace(for_export(record), file=target, mask=mask)))
-    return moves
+        renamed.append(RenamedRecord(record, replace(for_export(record), file=target, mask=mask)))
+    return renamed
 
 
-def metadata_file(records: Sequence[Record], kind: str) -> DatasetFile:
-    """`metadata.csv` or `.parquet` for ImageFolder, or kohya's `meta_cap.json`.
+def metadata_file(records: Sequence[Record], format: str) -> DatasetFile:
+    """Return `metadata.csv` or `.parquet` for ImageFolder, or kohya's `meta_cap.json`.
 
-    Nothing in the CSV can run in a spreadsheet.
+    A spreadsheet cannot run anything in the CSV.
     """
-    if kind == "kohya":
+    if format == "kohya":
         pairs = {_stem(r.file): {"caption": r.caption, "tags": ", ".join(r.tags)} for r in records}
         return DatasetFile("meta_cap.json", json.dumps(pairs, ensure_ascii=False, indent=1).encode("utf-8"))
     rows = [(record.file, record.caption) for record in records]
     buffer = io.BytesIO()
-    if kind == "parquet":
+    if format == "parquet":
         import pyarrow.parquet
 
         table = pyarrow.table({"file_name": [r[0] for r in rows], "text": [r[1] for r in rows]})
@@ -142,11 +144,11 @@ def metadata_file(records: Sequence[Record], kind: str) -> DatasetFile:
         writer.writerow(("file_name", "text"))
         writer.writerows((escape_csv_cell(file), escape_csv_cell(caption)) for file, caption in rows)
         buffer.write(text.getvalue().encode("utf-8"))
-    return DatasetFile(f"metadata.{kind}", buffer.getvalue())
+    return DatasetFile(f"metadata.{format}", buffer.getvalue())
 
 
 def write_zip(file: Any, entries: Iterator[DatasetFile]) -> int:
-    """A zip of the entries, stored (pictures do not compress), the same bytes for the same data."""
+    """Write a zip, uncompressed because images do not compress; equal data give equal bytes."""
     number = 0
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for entry in entries:

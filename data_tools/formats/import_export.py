@@ -1,7 +1,7 @@
-"""Bring a dataset in from archives and tables, and take one out for other tools. Files keep their bytes.
+"""Import a dataset from archives and tables, and export one for other tools. Files keep their bytes.
 
-Nothing is overwritten: a file that is there already with the same content is passed over, so a stopped
-transfer goes on when the command is given again; one with other content is an error.
+Nothing is overwritten: an existing file with the same content is skipped, so a stopped transfer continues
+when the command is repeated; one with other content is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from data_tools.findings import escape_for_terminal, pluralize
 from data_tools.formats import DatasetFile, archives, folders, separate_mask_path, tables, webdataset
 from data_tools.formats.archives import ArchiveLimits
-from data_tools.formats.shrink import resize_entries
+from data_tools.formats.resize_on_import import resize_entries
 from data_tools.listing import CAPTION_SUFFIXES
 from lorakit import manifest
 from lorakit.core import storage
@@ -24,53 +24,56 @@ from lorakit.core.progress import track_progress
 from lorakit.manifest import Record
 
 EXPORT_FORMATS = ("imagefolder", "kohya", "webdataset", "parquet", "zip")
-BATCH_FILES, BATCH_BYTES = 256, 64 << 20  # written with one sync
-_TEXTS = (*CAPTION_SUFFIXES, ".jsonl", ".csv", ".parquet")
+BATCH_FILES, BATCH_BYTES = 256, 64 << 20  # files written with one sync
+_TEXT_SUFFIXES = (*CAPTION_SUFFIXES, ".jsonl", ".csv", ".parquet")
 
 
 @dataclass
 class TransferResult:
-    """What was moved: images, how many of them made smaller, which files were not and why, other
-    files, files of a shared container (tars, tables), what was left out."""
+    """The files that were written.
 
-    target: Path
-    images: int = 0
-    smaller: int = 0
-    texts: int = 0
-    containers: int = 0
-    refused: dict[str, str] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
+    `num_shards` counts files of a shared container (tars, tables, zip); `resize_errors` gives the reason for
+    each image that was copied unchanged instead; `excluded` are files that were left out.
+    """
+
+    path: Path
+    num_images: int = 0
+    num_resized: int = 0
+    num_text_files: int = 0
+    num_shards: int = 0
+    resize_errors: dict[str, str] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Return the result as JSON, for scripts."""
         return {
-            "target": str(self.target),
-            "images": self.images,
-            "smaller": self.smaller,
-            "texts": self.texts,
-            "containers": self.containers,
-            "refused": self.refused,
-            "skipped": self.skipped,
+            "path": str(self.path),
+            "num_images": self.num_images,
+            "num_resized": self.num_resized,
+            "num_text_files": self.num_text_files,
+            "num_shards": self.num_shards,
+            "resize_errors": self.resize_errors,
+            "excluded": self.excluded,
         }
 
     def summary(self) -> str:
-        """For people."""
-        parts = [pluralize(self.images, "image")]
-        parts += [f"{self.smaller} of them made smaller"] if self.smaller else []
-        parts += [pluralize(self.texts, "caption or metadata file")] if self.texts else []
-        parts += [f"in {pluralize(self.containers, 'file')}"] if self.containers else []
-        lines = [f"{self.target}: {', '.join(parts)}"]
+        """Return the result as text, for people."""
+        parts = [pluralize(self.num_images, "image")]
+        parts += [f"{self.num_resized} of them resized"] if self.num_resized else []
+        parts += [pluralize(self.num_text_files, "caption or metadata file")] if self.num_text_files else []
+        parts += [f"in {pluralize(self.num_shards, 'file')}"] if self.num_shards else []
+        lines = [f"{self.path}: {', '.join(parts)}"]
         lines += [
-            f"  refused    {escape_for_terminal(name)}, copied as it is: {reason}"
-            for name, reason in self.refused.items()
+            f"  unreadable {escape_for_terminal(name)}, copied unchanged: {reason}"
+            for name, reason in self.resize_errors.items()
         ]
-        if self.skipped:
-            more = f" and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
-            lines.append(f"  left out   {', '.join(map(escape_for_terminal, self.skipped[:5]))}{more}")
+        if self.excluded:
+            more = f" and {len(self.excluded) - 5} more" if len(self.excluded) > 5 else ""
+            lines.append(f"  excluded   {', '.join(map(escape_for_terminal, self.excluded[:5]))}{more}")
         return "\n".join(lines)
 
 
-# ---- in ----------------------------------------------------------------------------------------------------
+# ---- import ------------------------------------------------------------------------------------------------
 
 
 def import_dataset(
@@ -84,52 +87,54 @@ def import_dataset(
     """Fill a dataset folder from zips, tars, parquet files, saved Hugging Face datasets or other folders.
 
     Images keep their bytes, captions become caption files; where a source carries lorakit's own records, the
-    manifest is written from them. Files of several foreign sources go to a subfolder for each. With
-    `short_side`, larger pictures are made smaller (`shrink`). Raises `DataError` for a hostile or damaged
-    archive before anything of it is written.
+    manifest is written from them. Several other sources get a subfolder each. With `short_side`, larger
+    images are resized (`resize_on_import`). Raises `DataError` for a hostile or damaged archive before any of
+    its files is written.
     """
     root, bounds = Path(folder), limits or ArchiveLimits()
     for source in map(Path, sources):
         if source.is_dir() and (_within(source, root) or _within(root, source)):
-            remedy = "choose a folder beside it"
-            raise ConfigError("the dataset and its source lie in each other", where=str(root), remedy=remedy)
-    found = [part for source in sources for part in _source_files(Path(source))]
-    done = TransferResult(root)
+            remedy = "choose a folder outside the source"
+            raise ConfigError("the dataset and its source overlap", where=str(root), remedy=remedy)
+    parts = [part for source in sources for part in _source_files(Path(source))]
+    result = TransferResult(root)
     records: dict[str, Record] = {}
-    for part in track_progress(found, "sources", len(found), quiet=quiet):
-        below = (
+    for part in track_progress(parts, "sources", len(parts), quiet=quiet):
+        subfolder = (
             PurePosixPath(_archive_stem(part))
-            if len(found) > 1 and not tables.is_table(part)
+            if len(parts) > 1 and not tables.is_table(part)
             else PurePosixPath()
         )
-        entries = _filter_entries(_with_progress(part, _entries(part, bounds), quiet), below, done, records)
-        _write_files(
-            root, entries if short_side is None else _resize_and_count(entries, short_side, done), part
+        entries = _filter_entries(
+            _with_progress(part, _entries(part, bounds), quiet), subfolder, result, records
         )
-    if not done.images:
+        _write_files(
+            root, entries if short_side is None else _resize_and_count(entries, short_side, result), part
+        )
+    if not result.num_images:
         where = ", ".join(str(source) for source in sources)
         raise DataError(
-            "no image in it", where=where, remedy="give the archive or table that holds the images"
+            "the source has no image", where=where, remedy="give the archive or table that holds the images"
         )
     if records:
         texts = list(folders.caption_files(list(records.values())))
         _write_files(root, texts, root)
-        done.texts += len(texts)
+        result.num_text_files += len(texts)
         earlier = manifest.load_manifest(root) if (root / manifest.MANIFEST_FILE).is_file() else []
         manifest.save_manifest(root, [*(r for r in earlier if r.file not in records), *records.values()])
-    return done
+    return result
 
 
 def _source_files(source: Path) -> list[Path]:
-    """The archives of a folder of tars, else the source itself."""
+    """Return the tars of a folder, or else the source itself."""
     if not source.exists():
-        raise ConfigError("there is no such file or folder", where=str(source), remedy="correct the path")
+        raise ConfigError("the file or folder does not exist", where=str(source), remedy="correct the path")
     tars = sorted(path for path in source.glob("*.tar*") if path.is_file()) if source.is_dir() else []
     return tars or [source]
 
 
 def _entries(source: Path, limits: ArchiveLimits) -> Iterator[DatasetFile]:
-    """The files of one source, by what it is."""
+    """Yield the files of one source: table, folder, zip or tar."""
     if tables.is_table(source):
         return tables.read_tables(source)
     if source.is_dir():
@@ -139,11 +144,11 @@ def _entries(source: Path, limits: ArchiveLimits) -> Iterator[DatasetFile]:
     if archives.is_tar(source):
         return webdataset.read_webdataset(source, limits)
     remedy = "give a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .parquet file or a saved dataset"
-    raise ConfigError("not an archive or table that lorakit reads", where=str(source), remedy=remedy)
+    raise ConfigError("lorakit cannot read this archive or table", where=str(source), remedy=remedy)
 
 
 def _with_progress(source: Path, entries: Iterator[DatasetFile], quiet: bool) -> Iterator[DatasetFile]:
-    """The entries with progress, where it is known how many they are."""
+    """Yield the entries, with progress if their number is known."""
     if not source.is_dir() or tables.is_table(source):
         return entries
     total = sum(len(names) for *_, names in os.walk(source))
@@ -151,111 +156,113 @@ def _with_progress(source: Path, entries: Iterator[DatasetFile], quiet: bool) ->
 
 
 def _filter_entries(
-    entries: Iterable[DatasetFile], below: PurePosixPath, done: TransferResult, records: dict[str, Record]
+    entries: Iterable[DatasetFile],
+    subfolder: PurePosixPath,
+    result: TransferResult,
+    records: dict[str, Record],
 ) -> Iterator[DatasetFile]:
-    """The entries that belong into a dataset, under the names that they get; the others are counted."""
+    """Yield the entries that belong to a dataset, with their new names; list the others as excluded."""
     for entry in entries:
         if not folders.belongs_in_dataset(entry.name, entry.data):
-            done.skipped.append(entry.name)
+            result.excluded.append(entry.name)
             continue
         if entry.record is not None:
             records[entry.name] = entry.record
-        if PurePosixPath(entry.name).suffix.lower() in _TEXTS:
-            done.texts += 1
-        elif entry.record is not None or not entry.settled:
-            done.images += 1
-        yield entry if entry.settled else entry._replace(name=str(below / entry.name))
+        if PurePosixPath(entry.name).suffix.lower() in _TEXT_SUFFIXES:
+            result.num_text_files += 1
+        elif entry.record is not None or not entry.keep_name:
+            result.num_images += 1
+        yield entry if entry.keep_name else entry._replace(name=str(subfolder / entry.name))
 
 
 def _resize_and_count(
-    entries: Iterable[DatasetFile], short_side: int, done: TransferResult
+    entries: Iterable[DatasetFile], short_side: int, result: TransferResult
 ) -> Iterator[DatasetFile]:
-    """The entries made smaller, and counted; those that cannot be read are named, and come as they are."""
-    for entry, made in resize_entries(entries, short_side):
-        done.smaller += made.data is not None
-        if made.reason:
-            done.refused[entry.name] = made.reason
+    """Yield the entries resized; those that cannot be read are reported, and yielded unchanged."""
+    for entry, resized in resize_entries(entries, short_side):
+        result.num_resized += resized.data is not None
+        if resized.reason:
+            result.resize_errors[entry.name] = resized.reason
         yield entry
 
 
 def _archive_stem(path: Path) -> str:
-    """The name of an archive without its endings."""
+    """Return the name of an archive without its extensions."""
     return path.name.partition(".")[0] or path.name
 
 
-# ---- out ---------------------------------------------------------------------------------------------------
+# ---- export ------------------------------------------------------------------------------------------------
 
 
 def export_dataset(
     folder: str | os.PathLike[str],
-    kind: str,
+    format: str,
     out: str | os.PathLike[str],
     *,
-    name: str | None = None,
-    metadata: str = "jsonl",
+    folder_name: str | None = None,
+    metadata_format: str = "jsonl",
     shard_bytes: int = webdataset.SHARD_BYTES,
     quiet: bool = True,
 ) -> TransferResult:
     """Write the kept images of a prepared folder for other tools; `out` is a folder, or a file for "zip".
 
-    `name` is what kohya's folders are called after their number; `metadata` the kind of the metadata file
-    beside the images (jsonl, csv, parquet, kohya). Raises `ConfigError` for a place that cannot be used,
-    `DataError` for an image that changed since it was prepared.
+    `folder_name` is used in the names of kohya's folders; `metadata_format` is jsonl, csv, parquet or kohya.
+    Raises `ConfigError` if `out` cannot be used, `DataError` for an image that changed since it was prepared.
     """
     source, target = Path(folder), Path(out)
-    if kind not in EXPORT_FORMATS:
+    if format not in EXPORT_FORMATS:
         raise ConfigError(
-            f"unknown format {kind!r}", where="to", remedy=f"use one of {', '.join(EXPORT_FORMATS)}"
+            f"unknown format {format!r}", where="to", remedy=f"use one of {', '.join(EXPORT_FORMATS)}"
         )
     if _within(target, source):
-        remedy = "choose a place beside it"
-        raise ConfigError("the export would lie inside the dataset", where=str(target), remedy=remedy)
+        remedy = "choose a path outside the dataset"
+        raise ConfigError("the export would be inside the dataset", where=str(target), remedy=remedy)
     records = manifest.load_manifest(source)
     kept = [record for record in records if record.keep]
-    done = TransferResult(target, images=len(kept))
-    done.skipped = [record.file for record in records if not record.keep]
+    result = TransferResult(target, num_images=len(kept))
+    result.excluded = [record.file for record in records if not record.keep]
     if not kept:
-        raise DataError("no image is kept", where=str(source), remedy="see report.html in the folder")
-    if kind not in ("imagefolder", "zip") and any(record.given for record in kept):
-        message = f"{kind} has no place for sources and controls, which these images come with"
+        raise DataError("all images are excluded", where=str(source), remedy="see report.html in the folder")
+    if format not in ("imagefolder", "zip") and any(record.conditioning_images for record in kept):
+        message = f"{format} cannot store conditioning images, which this dataset has"
         raise ConfigError(message, where="to", remedy="use imagefolder or zip")
-    if kind in ("webdataset", "parquet"):
+    if format in ("webdataset", "parquet"):
         _require_empty(target)
-        writer = webdataset.write_webdataset if kind == "webdataset" else tables.write_parquet
-        done.containers = writer(source, kept, target, shard_bytes)
-        return done
-    moves = (
-        folders.kohya_layout(kept, name or source.resolve().name)
-        if kind == "kohya"
+        writer = webdataset.write_webdataset if format == "webdataset" else tables.write_parquet
+        result.num_shards = writer(source, kept, target, shard_bytes)
+        return result
+    renamed = (
+        folders.kohya_layout(kept, folder_name or source.resolve().name)
+        if format == "kohya"
         else folders.keep_layout(kept)
     )
-    entries = folders.export_files(source, moves)
-    if kind == "zip":
-        _write_zip(target, entries, [move.new for move in moves])
-        done.containers = 1
-        return done
+    entries = folders.export_files(source, renamed)
+    if format == "zip":
+        _write_zip(target, entries, [pair.new for pair in renamed])
+        result.num_shards = 1
+        return result
     total = sum(1 + bool(record.captions) + bool(separate_mask_path(record)) for record in kept)
     _write_files(target, track_progress(entries, "files", total, quiet=quiet), source)
-    if metadata != "jsonl":
-        _write_files(target, [folders.metadata_file([move.new for move in moves], metadata)], source)
-    manifest.save_manifest(target, [move.new for move in moves])
-    done.texts = sum(bool(record.captions) for record in kept)
-    return done
+    if metadata_format != "jsonl":
+        _write_files(target, [folders.metadata_file([pair.new for pair in renamed], metadata_format)], source)
+    manifest.save_manifest(target, [pair.new for pair in renamed])
+    result.num_text_files = sum(bool(record.captions) for record in kept)
+    return result
 
 
 def _write_zip(target: Path, entries: Iterator[DatasetFile], records: Sequence[Record]) -> None:
     if target.exists():
         raise ConfigError("the file exists", where=str(target), remedy="choose another name")
-    own = [
+    dataset_files = [
         DatasetFile(manifest.MANIFEST_FILE, manifest.manifest_bytes(records)),
         DatasetFile(manifest.METADATA_FILE, manifest.imagefolder_metadata(records)),
     ]
     with storage.open_atomic(target) as file:
-        folders.write_zip(file, (entry for group in (entries, own) for entry in group))
+        folders.write_zip(file, (entry for group in (entries, dataset_files) for entry in group))
 
 
 def _require_empty(target: Path) -> None:
-    """Shards of another export among these would be read with them."""
+    """Raise `ConfigError` if the folder has files, because old shards would be read with the new ones."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         remedy = "choose a new folder, or empty this one"
         raise ConfigError("the folder for the export is not empty", where=str(target), remedy=remedy)
@@ -265,14 +272,14 @@ def _require_empty(target: Path) -> None:
 
 
 def _write_files(root: Path, entries: Iterable[DatasetFile], source: Path) -> None:
-    """Write files below `root`, many at a time; equal ones stay, different ones are an error."""
+    """Write files into `root` in batches; an equal file stays, a different one is a `DataError`."""
     batch: dict[Path, bytes] = {}
     size = 0
     for entry in entries:
         manifest.check_dataset_path(entry.name, str(source))
         path = root / entry.name
         if path in batch or (_exists_as_file(path) and path.read_bytes() != entry.data):
-            message = "another file of this name is there, or the source names it twice"
+            message = "another file has this name, or the source has two files of this name"
             raise DataError(message, where=str(path), remedy="choose an empty folder, or move the file away")
         if not _exists_as_file(path):
             batch[path] = entry.data
@@ -289,5 +296,5 @@ def _within(path: Path, folder: Path) -> bool:
 
 def _exists_as_file(path: Path) -> bool:
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise DataError("a link or folder of this name is there", where=str(path), remedy="move it away")
+        raise DataError("a link or folder has this name", where=str(path), remedy="move it away")
     return path.exists()

@@ -1,7 +1,7 @@
-"""Tables that hold the pictures themselves: parquet files and the arrow folders of Hugging Face datasets.
+"""Tables with the images inside: parquet files, and the arrow folders of Hugging Face datasets.
 
 Read and written batch by batch with pyarrow alone. An image column is what `datasets` writes: a struct of
-`bytes` and `path`, or plain bytes. Rows that lorakit wrote carry the manifest's line and come back whole.
+`bytes` and `path`, or plain bytes. Rows that lorakit wrote contain the manifest's line, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -25,49 +25,51 @@ if TYPE_CHECKING:
 
 RECORD_KEY = "lorakit"
 SHARD_BYTES = 256 << 20
-ROW_GROUP_BYTES = 32 << 20  # pictures of one row group, and in memory at a time
+ROW_GROUP_BYTES = 32 << 20  # images of one row group, and in memory at a time
 _IMAGE_KEYS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _SPLIT = re.compile(r"([A-Za-z][A-Za-z_]*)-\d+(-of-\d+)?\.parquet")
 
 
 def is_table(path: Path) -> bool:
-    """Whether this is a parquet file, or a folder of them or of a saved dataset."""
+    """Return True for a parquet file, a folder of them, or a saved dataset."""
     return bool(list_table_files(path))
 
 
 def list_table_files(path: Path) -> list[tuple[str, Path]]:
-    """(split or "", file) of all parquet or arrow files, in order; only several splits have names."""
+    """Return (split, file) of all parquet or arrow files in order; the split is "" if there is only one."""
     if path.is_file():
         return [("", path)] if path.suffix == ".parquet" else []
-    found = []
+    table_files = []
     for file in sorted([*path.rglob("*.parquet"), *path.rglob("*.arrow")]):
         if file.name.startswith(("metadata", "cache-")):
             continue
         if file.suffix == ".arrow" and not (file.parent / "state.json").is_file():
             continue
         match = _SPLIT.fullmatch(file.name)
-        found.append((match[1] if match else file.parent.name if file.parent != path else "", file))
-    several = len({split for split, _ in found}) > 1
-    return [(split if several else "", file) for split, file in found]
+        table_files.append((match[1] if match else file.parent.name if file.parent != path else "", file))
+    several = len({split for split, _ in table_files}) > 1
+    return [(split if several else "", file) for split, file in table_files]
 
 
 def read_tables(path: Path) -> Iterator[DatasetFile]:
-    """One image, its caption file or its record, for every row."""
-    taken: set[str] = set()
+    """Yield each row's image, and its caption file or record."""
+    used_names: set[str] = set()
     for split, file in list_table_files(path):
         for number, row in enumerate(_iter_rows(file), 1):
             where = f"{file}, row {number}"
-            for entry in _entries(row, where, split, len(taken)):
-                if entry.name in taken:
+            for entry in _entries(row, where, split, len(used_names)):
+                if entry.name in used_names:
                     raise DataError(
-                        f"{entry.name!r} comes twice", where=where, remedy="rename one of the two"
+                        f"two rows have the file name {entry.name!r}",
+                        where=where,
+                        remedy="rename one of the two",
                     )
-                taken.add(entry.name)
+                used_names.add(entry.name)
                 yield entry
 
 
 def write_parquet(folder: Path, records: Sequence[Record], out: Path, shard_bytes: int = SHARD_BYTES) -> int:
-    """Write `data/train-00000-of-00003.parquet`, ...; returns how many. `load_dataset(out)` reads them."""
+    """Write `data/train-00000-of-00003.parquet`, ..., for `load_dataset(out)`; return their number."""
     shards = _plan_shards(folder, records, shard_bytes)
     for number, shard in enumerate(shards):
         name = f"train-{number:05d}-of-{len(shards):05d}.parquet"
@@ -94,7 +96,7 @@ def _iter_rows(file: Path) -> Iterator[Mapping[str, Any]]:
                         yield from batch.slice(start, 16).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"cannot read the table: {error}", where=str(file), remedy="fetch it again"
+            f"cannot read the table: {error}", where=str(file), remedy="download it again"
         ) from error
 
 
@@ -102,11 +104,11 @@ def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> lis
     data, path = _row_image(row, where)
     if row.get(RECORD_KEY):
         record = manifest.parse_record(str(row[RECORD_KEY]).encode("utf-8"), where)
-        made = [DatasetFile(record.file, data, record, settled=True)]
-        mask, inside = separate_mask_path(record), row.get("mask")
-        if mask and isinstance(inside, Mapping) and isinstance(inside.get("bytes"), bytes):
-            made.append(DatasetFile(mask, inside["bytes"], settled=True))
-        return made
+        files = [DatasetFile(record.file, data, record, keep_name=True)]
+        mask, mask_cell = separate_mask_path(record), row.get("mask")
+        if mask and isinstance(mask_cell, Mapping) and isinstance(mask_cell.get("bytes"), bytes):
+            files.append(DatasetFile(mask, mask_cell["bytes"], keep_name=True))
+        return files
     stem = PurePosixPath(path).stem if path else ""
     suffix = PurePosixPath(path).suffix or signatures.image_suffix(data)
     name = str(PurePosixPath(split) / f"{number:08d}{'-' if stem else ''}{stem}{suffix}")
@@ -119,16 +121,16 @@ def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> lis
 
 
 def _row_image(row: Mapping[str, Any], where: str) -> tuple[bytes, str]:
-    """(bytes, file name or "") of a row's image."""
+    """Return the bytes and the file name ("" if unknown) of a row's image."""
     columns = [key for key in _IMAGE_KEYS if key in row] or list(row)
     for key in columns:
         value = row[key]
-        inside = value if isinstance(value, Mapping) else {"bytes": value}
-        if isinstance(inside.get("bytes"), bytes):
-            name = str(inside.get("path") or "").replace("\\", "/")
-            return inside["bytes"], PurePosixPath(name).name
-    remedy = f"the table must hold the pictures themselves; its columns are {', '.join(map(str, row))}"
-    raise DataError("a row without a picture's bytes", where=where, remedy=remedy)
+        cell = value if isinstance(value, Mapping) else {"bytes": value}
+        if isinstance(cell.get("bytes"), bytes):
+            name = str(cell.get("path") or "").replace("\\", "/")
+            return cell["bytes"], PurePosixPath(name).name
+    remedy = f"the table must contain the image files; its columns are {', '.join(map(str, row))}"
+    raise DataError("a row without an image", where=where, remedy=remedy)
 
 
 # ---- writing -----------------------------------------------------------------------------------------------
@@ -179,14 +181,14 @@ def _to_row(folder: Path, record: Record) -> dict[str, Any]:
 
 
 def _schema() -> pyarrow.Schema:
-    """The columns, and what `datasets` needs to know them by (its key "huggingface")."""
+    """Return the columns, with the metadata from which `datasets` knows their types (key "huggingface")."""
     import pyarrow
 
-    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     texts = pyarrow.list_(pyarrow.string())
     text = pyarrow.string()
     columns = {
-        "image": picture,
+        "image": image,
         "text": text,
         "file_name": text,
         "captions": texts,
@@ -194,8 +196,8 @@ def _schema() -> pyarrow.Schema:
         RECORD_KEY: text,
     }
     value = {"dtype": "string", "_type": "Value"}
-    kinds = {picture: {"_type": "Image"}, text: value, texts: {"feature": value, "_type": "List"}}
-    columns["mask"] = picture
-    features = {name: kinds[kind] for name, kind in columns.items()}
+    feature_types = {image: {"_type": "Image"}, text: value, texts: {"feature": value, "_type": "List"}}
+    columns["mask"] = image
+    features = {name: feature_types[column_type] for name, column_type in columns.items()}
     info = json.dumps({"info": {"features": features}}).encode()
     return pyarrow.schema(list(columns.items()), metadata={b"huggingface": info})

@@ -1,8 +1,8 @@
-"""webdataset: tars in which the files of one sample follow each other and share a key.
+"""webdataset: tars in which the files of one sample are adjacent and share a key.
 
-`000000007.jpg`, `000000007.txt`, `000000007.json`: what stands before the first dot of the name is the key
-(https://github.com/webdataset/webdataset). lorakit's own tars carry the manifest's line in the JSON, so that
-nothing is lost on the way back; those of others become images with caption files.
+`000000007.jpg`, `000000007.txt`, `000000007.json`: the key is the part before the first dot of the name
+(https://github.com/webdataset/webdataset). lorakit's own tars have the manifest's line in the JSON, so that
+nothing is lost in an import; other tars become images with caption files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MASK_EXTENSION = ".mask"
 
 
 def read_webdataset(path: Path, limits: ArchiveLimits) -> Iterator[DatasetFile]:
-    """The files of a tar, sample by sample; a sample of ours gets its own name and its record back."""
+    """Yield the files of a tar; a sample that lorakit wrote gets its original name and record."""
     for sample in _samples(read_tar(path, limits)):
         yield from _restore_own_sample(path, sample) or (
             DatasetFile(member.name, member.data) for member in sample
@@ -38,7 +38,7 @@ def read_webdataset(path: Path, limits: ArchiveLimits) -> Iterator[DatasetFile]:
 def write_webdataset(
     folder: Path, records: Sequence[Record], out: Path, shard_bytes: int = SHARD_BYTES
 ) -> int:
-    """Write `00000.tar`, `00001.tar`, ... of about `shard_bytes`; returns how many.
+    """Write `00000.tar`, `00001.tar`, ... of about `shard_bytes`; return their number.
 
     Equal data give equal bytes.
     """
@@ -54,7 +54,7 @@ def write_webdataset(
 
 
 def _add_sample(archive: tarfile.TarFile, key: str, folder: Path, record: Record) -> None:
-    """One sample: the image as it is, its first caption, and everything else as JSON."""
+    """Add one sample: the unchanged image, its first caption, and its record as JSON."""
     data = read_verified_bytes(folder, record)
     value = {"caption": record.caption, RECORD_KEY: manifest.record_to_json(for_export(record))}
     parts = {
@@ -71,7 +71,7 @@ def _add_sample(archive: tarfile.TarFile, key: str, folder: Path, record: Record
 
 
 def _samples(members: Iterator[ArchiveMember]) -> Iterator[list[ArchiveMember]]:
-    """Members with one key that follow each other."""
+    """Group adjacent members with the same key."""
     sample: list[ArchiveMember] = []
     for member in members:
         if sample and (
@@ -85,14 +85,14 @@ def _samples(members: Iterator[ArchiveMember]) -> Iterator[list[ArchiveMember]]:
 
 
 def _split_key(name: str) -> tuple[str, str]:
-    """(key, extension): the extension begins at the first dot of the last part."""
+    """Return key and extension; the extension starts at the first dot of the file name."""
     path = PurePosixPath(name)
     stem, dot, extension = path.name.partition(".")
     return str(path.with_name(stem)) if stem else name, dot + extension
 
 
 def _restore_own_sample(path: Path, sample: list[ArchiveMember]) -> list[DatasetFile]:
-    """The files of a sample that lorakit wrote, under the names its record gives; [] for others."""
+    """Return the files of a sample that lorakit wrote, with the names of its record; [] for others."""
     parts = {_split_key(member.name)[1].lower(): member for member in sample}
     try:
         value = json.loads(parts[".json"].data)[RECORD_KEY]
@@ -101,13 +101,15 @@ def _restore_own_sample(path: Path, sample: list[ArchiveMember]) -> list[Dataset
     where = f"{path}, {parts['.json'].name}"
     record = manifest.parse_record(json.dumps(value).encode("utf-8"), where)
     masks = [data for extension, (_, data) in parts.items() if extension.startswith(_MASK_EXTENSION)]
-    rest = [
+    image_bytes = [
         data
         for ending, (_, data) in parts.items()
         if not ending.startswith((_MASK_EXTENSION, ".json", ".txt"))
     ]
-    if len(rest) != 1:
-        raise DataError("a sample must hold one image", where=where, remedy="export the dataset again")
-    made = [DatasetFile(record.file, rest[0], record, settled=True)]
+    if len(image_bytes) != 1:
+        raise DataError(
+            "a sample must have exactly one image", where=where, remedy="export the dataset again"
+        )
+    files = [DatasetFile(record.file, image_bytes[0], record, keep_name=True)]
     mask = separate_mask_path(record)
-    return [*made, DatasetFile(mask, masks[0], settled=True)] if mask and masks else made
+    return [*files, DatasetFile(mask, masks[0], keep_name=True)] if mask and masks else files

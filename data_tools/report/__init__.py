@@ -1,4 +1,4 @@
-"""The dataset's report: one HTML page that shows what the model will see, and its JSON twin."""
+"""The dataset report: report.html shows the images as training uses them, report.json has the same data."""
 
 from data_tools.report.page import HTML_FILE, JSON_FILE, write_report
 

@@ -1,4 +1,4 @@
-"""The page and its JSON twin, put together and written."""
+"""Build and write report.html and report.json."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.findings import Finding
-from data_tools.report import cards, facts, problems, shapes
-from data_tools.report.gallery import Thumbnails
+from data_tools.report import data as report_data
+from data_tools.report import findings as findings_sections
+from data_tools.report import image_cards, statistics
+from data_tools.report.data import ReportData
+from data_tools.report.thumbnails import Thumbnails
 from lorakit.core import storage
 from lorakit.imaging import crops
 from lorakit.manifest import Record
@@ -29,20 +32,20 @@ def write_report(
     base: str | None = None,
     quiet: bool = True,
 ) -> bool:
-    """Write report.json and report.html; False when both already say exactly this."""
-    gathered = facts.collect_report_data(records, findings, counts, trigger=trigger, base=base)
-    value = facts.to_json(gathered)
-    twin, html = root / JSON_FILE, root / HTML_FILE
-    if html.is_file() and twin.is_file() and _file_equals(twin, value):
+    """Write report.json and report.html; return False if both exist with exactly this content."""
+    data = report_data.collect_report_data(records, findings, counts, trigger=trigger, base=base)
+    value = report_data.to_json(data)
+    json_path, html_path = root / JSON_FILE, root / HTML_FILE
+    if html_path.is_file() and json_path.is_file() and _file_equals(json_path, value):
         return False
-    storage.write_text(html, render_report(root, gathered, quiet=quiet))
-    with storage.open_atomic(twin) as file:
+    storage.write_text(html_path, render_report(root, data, quiet=quiet))
+    with storage.open_atomic(json_path) as file:
         file.writelines(_json_chunks(value))
     return True
 
 
 def _json_chunks(value: Any) -> Iterator[bytes]:
-    """`storage.dump_json` piece by piece: whole, it takes half a gigabyte for 100,000 images."""
+    """Yield JSON in pieces: for 100,000 images, the whole text takes half a gigabyte."""
     chunks = json.JSONEncoder(ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False).iterencode(value)
     while piece := "".join(islice(chunks, 10_000)):
         yield piece.encode("utf-8")
@@ -50,46 +53,46 @@ def _json_chunks(value: Any) -> Iterator[bytes]:
 
 
 def _file_equals(path: Path, value: Any) -> bool:
-    """Whether a file holds exactly this value."""
+    """Return True if a file contains exactly this value."""
     with open(path, "rb") as file:
         return all(file.read(len(piece)) == piece for piece in _json_chunks(value)) and not file.read(1)
 
 
-def render_report(root: Path, data: facts.ReportData, *, quiet: bool = True) -> str:
-    """The whole page: problems first."""
-    gallery = Thumbnails(root, data.records)
+def render_report(root: Path, data: ReportData, *, quiet: bool = True) -> str:
+    """Return the whole page, findings first."""
+    thumbnails = Thumbnails(root, data.records)
     body = [
-        problems.summary_line(data),
+        findings_sections.summary_line(data),
         _key_figures(data),
-        problems.findings_section(data, gallery),
-        problems.duplicates_section(data, gallery),
-        shapes.buckets_section(data),
-        shapes.captions_section(data),
-        cards.image_cards(data, gallery, JSON_FILE, quiet=quiet),
+        findings_sections.findings_section(data, thumbnails),
+        findings_sections.duplicates_section(data, thumbnails),
+        statistics.buckets_section(data),
+        statistics.captions_section(data),
+        image_cards.image_cards(data, thumbnails, JSON_FILE, quiet=quiet),
     ]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     title = f"Dataset {root.resolve().name}"
     return html_page(title, [part for part in body if part], subtitle=_subtitle(data), style=style)
 
 
-def _subtitle(data: facts.ReportData) -> str:
-    aside = len(data.records) - len(data.kept)
+def _subtitle(data: ReportData) -> str:
+    excluded = len(data.records) - len(data.kept)
     about = f", trigger {data.trigger}" if data.trigger else ""
-    return f"{len(data.records)} images, {len(data.kept)} for training, {aside} set aside{about}"
+    return f"{len(data.records)} images, {len(data.kept)} for training, {excluded} excluded{about}"
 
 
-def _key_figures(data: facts.ReportData) -> Html:
-    """The figures that one wants to know first."""
-    kept, aside = data.kept, len(data.records) - len(data.kept)
-    placed = [record for record in kept if record.bucket]
+def _key_figures(data: ReportData) -> Html:
+    """Return tiles with the most important numbers."""
+    kept, excluded = data.kept, len(data.records) - len(data.kept)
+    bucketed = [record for record in kept if record.bucket]
     tiles = [(str(len(kept)), "images to train on")]
-    tiles += [(str(aside), "set aside")] if aside else []
-    if data.epoch != len(kept):
-        tiles.append((str(data.epoch), "shown in an epoch, repeats counted"))
-    if placed:
-        lost = sum(crops.cropped_fraction(record) for record in placed) / len(placed)
-        tiles.append((str(len({record.bucket for record in placed})), "shapes"))
-        tiles.append((f"{lost:.1%}", "cropped off, on average"))
+    tiles += [(str(excluded), "excluded")] if excluded else []
+    if data.images_per_epoch != len(kept):
+        tiles.append((str(data.images_per_epoch), "images in an epoch, with repeats"))
+    if bucketed:
+        mean_crop = sum(crops.cropped_fraction(record) for record in bucketed) / len(bucketed)
+        tiles.append((str(len({record.bucket for record in bucketed})), "buckets"))
+        tiles.append((f"{mean_crop:.1%}", "cropped off, on average"))
     captions = sum(len(record.captions) for record in kept)
     tiles.append((str(captions), "captions" if captions != 1 else "caption"))
     masked = sum(record.mask is not None for record in kept)

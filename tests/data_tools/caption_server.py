@@ -1,4 +1,4 @@
-"""A real server on loopback that speaks OpenAI's chat protocol, well or badly, as a test says."""
+"""A real server on loopback that speaks OpenAI's chat protocol, correctly or not, as a test needs."""
 
 from __future__ import annotations
 
@@ -17,93 +17,95 @@ from PIL import Image
 
 
 @dataclass
-class Heard:
-    """One question as it arrived."""
+class ReceivedRequest:
+    """A request as it arrived."""
 
     body: dict[str, Any]
     headers: dict[str, str]
-    number: int  # among all questions, from 0
+    number: int  # among all requests, from 0
 
     @property
-    def picture(self) -> Image.Image:
-        """The picture that was sent."""
-        uri = self.body["messages"][0]["content"][1]["image_url"]["url"]
+    def image(self) -> Image.Image:
+        """The image of the request."""
+        uri = self.body["messages"][0]["content"][0]["image_url"]["url"]
         assert uri.startswith("data:image/jpeg;base64,")
         return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
     @property
     def prompt(self) -> str:
-        """What was asked."""
-        return str(self.body["messages"][0]["content"][0]["text"])
+        """The prompt of the request."""
+        return str(self.body["messages"][0]["content"][1]["text"])
 
     @property
-    def colour(self) -> str:
-        """red, green or blue: what the middle of the picture is."""
-        pixel = self.picture.convert("RGB").resize((3, 3)).getpixel((1, 1))
+    def color(self) -> str:
+        """The color of the image's center: red, green or blue."""
+        pixel = self.image.convert("RGB").resize((3, 3)).getpixel((1, 1))
         return ("red", "green", "blue")[max(range(3), key=lambda i: pixel[i])]  # type: ignore[index]
 
 
-Reply = Callable[[Heard], Any]
-"""Says what to answer: text, (text, finish reason), status, (status, headers), bytes, or seconds to drip."""
+Reply = Callable[[ReceivedRequest], Any]
+"""Returns the answer: text, (text, finish reason), status, (status, headers[, body]), bytes, or seconds
+between the bytes of a slow answer."""
 
 
 @dataclass
-class Talker:
-    """The server's address and all that it heard."""
+class CaptionServer:
+    """The server's address, and the requests that it received."""
 
     url: str = ""
-    heard: list[Heard] = field(default_factory=list)
-    at_once: int = 0
-    models: list[str] = field(default_factory=lambda: ["talker"])
+    requests: list[ReceivedRequest] = field(default_factory=list)
+    max_concurrency: int = 0
+    models: list[str] = field(default_factory=lambda: ["served-model"])
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _now: int = 0
+    _in_progress: int = 0
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Counts how many questions are answered at once."""
+        """Count the requests in progress."""
         with self._lock:
-            self._now += 1
-            self.at_once = max(self.at_once, self._now)
+            self._in_progress += 1
+            self.max_concurrency = max(self.max_concurrency, self._in_progress)
         yield
         with self._lock:
-            self._now -= 1
+            self._in_progress -= 1
 
 
 def completion(text: Any, reason: str = "stop") -> bytes:
-    """A chat completion."""
+    """Return a chat completion."""
     message = {"role": "assistant", "content": text}
     return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": reason}]}).encode()
 
 
-def _handler(talker: Talker, reply: Reply) -> type[BaseHTTPRequestHandler]:
+def _handler(server: CaptionServer, reply: Reply) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, json.dumps({"data": [{"id": name} for name in talker.models]}).encode())
+            self._send(200, json.dumps({"data": [{"id": name} for name in server.models]}).encode())
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with talker.busy():
-                heard = Heard(body, dict(self.headers), len(talker.heard))
-                talker.heard.append(heard)
-                said = reply(heard)
-            self._say(said)  # who has the answer may ask again before this thread goes on
+            with server.busy():
+                request = ReceivedRequest(body, dict(self.headers), len(server.requests))
+                server.requests.append(request)
+                answer = reply(request)
+            self._answer(answer)  # outside: a client with its answer may send the next request at once
 
-        def _say(self, said: Any) -> None:
-            if isinstance(said, str):
-                self._send(200, completion(said))
-            elif isinstance(said, int):
-                self._send(said, b'{"error": {"message": "as the test wants"}}')
-            elif isinstance(said, bytes):
-                self._send(200, said)
-            elif isinstance(said, float):
-                self._drip(said)
-            elif isinstance(said[0], int):
-                self._send(said[0], b"{}", said[1])
+        def _answer(self, answer: Any) -> None:
+            if isinstance(answer, str):
+                self._send(200, completion(answer))
+            elif isinstance(answer, int):
+                self._send(answer, b'{"error": {"message": "refused by the test"}}')
+            elif isinstance(answer, bytes):
+                self._send(200, answer)
+            elif isinstance(answer, float):
+                self._drip(answer)
+            elif isinstance(answer[0], int):
+                status, headers, *body = answer
+                self._send(status, body[0] if body else b"{}", headers)
             else:
-                self._send(200, completion(*said))
+                self._send(200, completion(*answer))
 
         def _drip(self, seconds: float) -> None:
-            """An answer that comes a byte at a time, each soon enough for a socket's own timeout."""
+            """Send an answer byte by byte, each within the timeout of a socket."""
             self.send_response(200)
             self.end_headers()
             with contextlib.suppress(OSError):
@@ -128,17 +130,17 @@ def _handler(talker: Talker, reply: Reply) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def talking(reply: Reply) -> Iterator[Talker]:
-    """The server while it runs."""
-    talker = Talker()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(talker, reply))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+def serving_captions(reply: Reply) -> Iterator[CaptionServer]:
+    """Yield the server while it runs."""
+    server = CaptionServer()
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server, reply))
+    http_server.daemon_threads = True
+    thread = threading.Thread(target=http_server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
-    talker.url = f"http://127.0.0.1:{server.server_port}/v1"
+    server.url = f"http://127.0.0.1:{http_server.server_port}/v1"
     try:
-        yield talker
+        yield server
     finally:
-        server.shutdown()
-        server.server_close()
+        http_server.shutdown()
+        http_server.server_close()
         thread.join()

@@ -1,4 +1,4 @@
-"""Folders of pictures for the tests, drawn on the spot."""
+"""Folders of generated images for the tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OWN = {"manifest.jsonl", "metadata.jsonl", "report.html", "report.json"}
 
 
 def photo(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
-    """A picture with structure at several scales, different for every seed."""
+    """Return an image with structure at several scales, different for every seed."""
     rng = np.random.default_rng(seed)
     total = np.zeros((size[1], size[0], 3))
     for cells, weight in ((4, 0.6), (12, 0.3), (48, 0.2)):
@@ -23,7 +23,7 @@ def photo(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
 
 
 def fill(folder: Path, names: dict[str, str | None], **options: object) -> Path:
-    """Save one picture a name; a text becomes its caption file."""
+    """Save one image for each name; a text becomes its caption file."""
     for seed, (name, caption) in enumerate(names.items()):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def fill(folder: Path, names: dict[str, str | None], **options: object) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that is the user's."""
+    """Return the SHA-256 of each of the user's files."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -43,5 +43,5 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """The files that lorakit wrote."""
+    """Return the files that lorakit wrote."""
     return {name: (folder / name).read_bytes() for name in sorted(OWN) if (folder / name).exists()}

@@ -1,4 +1,4 @@
-"""A folder of files that a dataset should never hold, made from a seed.
+"""A folder of hostile files, generated from a seed.
 
 Every format and mode that Pillow writes, cut and flipped files, bombs, links, impostors, odd names.
 """
@@ -39,7 +39,7 @@ _SUFFIX_OF = {"jpg": "JPEG", "tiff": "TIFF", "jp2": "JPEG2000"}
 
 
 def fill(folder: Path, count: int, *, seed: int = 0, bombs: bool = True) -> Path:
-    """Make `folder` with about `count` files; `bombs` adds the few that take seconds to decode."""
+    """Make `folder` with about `count` files; `bombs` adds a few that take seconds to decode."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
     _specials(folder)
@@ -48,12 +48,12 @@ def fill(folder: Path, count: int, *, seed: int = 0, bombs: bool = True) -> Path
     for number, data in enumerate(_bombs(large=bombs)):
         (folder / f"bomb{number}.png").write_bytes(data)
     for number, name in enumerate(_NAMES):
-        (folder / f"{name}.png").write_bytes(_encoded(_picture(number, rng), "PNG"))
+        (folder / f"{name}.png").write_bytes(_encoded(_image(number, rng), "PNG"))
     for (form, mode), data in _formats().items():
         suffix = next((s for s, f in Image.registered_extensions().items() if f == form), ".png")
         (folder / f"{form}-{mode.replace(';', '_')}{suffix}").write_bytes(data)
     sources = {
-        kind: _encoded(_picture(7, rng, (96, 64)), _SUFFIX_OF.get(kind, kind.upper())) for kind in _PLAIN
+        kind: _encoded(_image(7, rng, (96, 64)), _SUFFIX_OF.get(kind, kind.upper())) for kind in _PLAIN
     }
     number = 0
     while sum(len(files) for *_, files in os.walk(folder)) < count:
@@ -65,7 +65,7 @@ def fill(folder: Path, count: int, *, seed: int = 0, bombs: bool = True) -> Path
     return folder
 
 
-def _picture(seed: int, rng: random.Random, size: tuple[int, int] = (64, 48)) -> Image.Image:
+def _image(seed: int, rng: random.Random, size: tuple[int, int] = (64, 48)) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
@@ -77,7 +77,7 @@ def _encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def _formats() -> dict[tuple[str, str], bytes]:
-    """Every pair of format and mode that this Pillow can write."""
+    """Yield each pair of format and mode that this Pillow can write."""
     Image.init()
     made = {}
     for form in sorted(Image.SAVE):
@@ -89,7 +89,7 @@ def _formats() -> dict[tuple[str, str], bytes]:
 
 
 def _in_mode(mode: str) -> Image.Image:
-    base = _picture(3, random.Random(0))
+    base = _image(3, random.Random(0))
     if mode == "I;16":
         return Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
     if mode == "LAB":
@@ -98,7 +98,7 @@ def _in_mode(mode: str) -> Image.Image:
 
 
 def _damaged(data: bytes, number: int, rng: random.Random) -> bytes:
-    """Whole, cut, flipped bits, zeroed, doubled or with rubbish behind, in turn."""
+    """Return the data unchanged, truncated, with flipped bits, zeroed, doubled or extended, in turn."""
     flipped = bytearray(data)
     for _ in range(rng.choice((1, 3, 40))):
         flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -136,9 +136,9 @@ def _impostors() -> Iterator[tuple[str, bytes]]:
 
 
 def _specials(folder: Path) -> None:
-    """What is no regular file."""
+    """Make links, pipes, sockets and folders with image names."""
     outside = folder.with_name(f"{folder.name}-outside.png")
-    outside.write_bytes(_encoded(_picture(1, random.Random(0)), "PNG"))
+    outside.write_bytes(_encoded(_image(1, random.Random(0)), "PNG"))
     links: dict[str, str | Path] = {
         "out.png": outside,
         "gone.png": "nothing.png",
@@ -166,7 +166,7 @@ def _specials(folder: Path) -> None:
 
 
 def _bombs(*, large: bool) -> Iterator[bytes]:
-    """Small files that ask for much memory or time."""
+    """Return small files that need much memory or time."""
     yield png(30_000, 30_000, 1, 0, bytes(1 + 30_000 // 8), 30_000)
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", "a" * (70 << 20), zip=True)
@@ -205,28 +205,28 @@ def _bombs(*, large: bool) -> Iterator[bytes]:
             yield make()
 
 
-def png(width: int, height: int, depth: int, colour: int, row: bytes, rows: int) -> bytes:
-    """A PNG of one repeated row, made without ever holding its pixels."""
+def png(width: int, height: int, depth: int, color: int, row: bytes, rows: int) -> bytes:
+    """Return a PNG of one repeated row, without ever holding its pixels in memory."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(row) for _ in range(rows)) + packer.flush()
-    header = struct.pack(">2I5B", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">2I5B", width, height, depth, color, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def _many_scans() -> bytes:
-    """A progressive JPEG whose last scan comes five thousand times."""
+    """Return a progressive JPEG whose last scan is repeated five thousand times."""
     data = _encoded(Image.effect_noise((64, 64), 60), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * 5_000 + b"\xff\xd9"
 
 
 def _tiff_loop() -> bytes:
-    """A TIFF whose second directory is its first."""
+    """Return a TIFF whose second directory is its first one."""
     data = bytearray(_encoded(Image.new("L", (32, 32)), "TIFF"))
     place = struct.unpack_from("<I", data, 4)[0]
     entries = struct.unpack_from("<H", data, place)[0]

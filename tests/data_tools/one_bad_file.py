@@ -1,6 +1,6 @@
-"""One bad file through `prepare`, beside a good picture.
+"""One bad file through `prepare`, beside a good image.
 
-Set aside means: named in the manifest with its reason, counted, untouched, and the good picture is kept.
+Excluded means: in the manifest with its reason, counted, unchanged, and the good image is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from data_tools import scan
-from data_tools.prepare import PrepareOptions, PrepareResult, prepare_dataset
+from data_tools.prepare import Dataset, PrepareOptions, prepare_dataset
 from lorakit import manifest
 from lorakit.imaging import decode
 from lorakit.manifest import Record
@@ -20,8 +20,8 @@ from tests.data_tools.folders import hashes, photo
 GOOD = "good.png"
 
 
-def run(folder: Path, **changes: object) -> PrepareResult:
-    """Prepare, with a good picture among the rest; the user's files are as before."""
+def run(folder: Path, **changes: object) -> Dataset:
+    """Prepare a folder with a good image; check that the user's files do not change."""
     folder.mkdir(exist_ok=True)
     photo(99).save(folder / GOOD)
     before = hashes(folder)
@@ -32,22 +32,22 @@ def run(folder: Path, **changes: object) -> PrepareResult:
     return result
 
 
-def set_aside(folder: Path, name: str, data: bytes | None = None, **changes: object) -> str:
-    """The reason for which a file is set aside; it is in the manifest, counted, and told in the summary."""
+def exclusion_reason(folder: Path, name: str, data: bytes | None = None, **changes: object) -> str:
+    """Return the reason why a file is excluded; it is in the manifest, the counts and the summary."""
     folder.mkdir(exist_ok=True)
     if data is not None:
         (folder / name).write_bytes(data)
     result = run(folder, **changes)
     (record,) = [record for record in manifest.load_manifest(folder) if record.file == name]
     assert not record.keep
-    assert result.counts()["quarantined"] == {scan.note_code(record.reason): 1}
+    assert result.counts()["excluded"] == {scan.note_code(record.reason): 1}
     assert f"{name}: {record.reason}" in result.summary()
     assert scan.note_code(record.reason) in scan.SCAN_REASONS
     return record.reason or ""
 
 
 def kept(folder: Path, name: str, data: bytes | None = None, **changes: object) -> Record:
-    """The record of a file that is used."""
+    """Return the record of a file that is used."""
     folder.mkdir(exist_ok=True)
     if data is not None:
         (folder / name).write_bytes(data)

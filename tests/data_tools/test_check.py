@@ -1,4 +1,4 @@
-"""What the check finds: duplicates, defects of pictures, names and captions."""
+"""Checks of a dataset: duplicates, defects of images, names and captions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from data_tools import duplicates, quality
+from data_tools import duplicates, image_quality
 from data_tools.captions import lint
 from data_tools.findings import Finding, any_at_level, sort_findings
 from data_tools.prepare import PrepareOptions, check_dataset_folder
@@ -18,23 +18,21 @@ from lorakit.manifest import Caption, Record
 from tests.data_tools.folders import fill, photo
 
 
-def record(name: str, picture: Image.Image | None = None, caption: str = "x", **changes: object) -> Record:
-    phash = quality.phash(picture) if picture else None
-    plain = Record(
-        name, "0" * 64, f"{hash(name) % 10**8:064d}", 64, 64, captions=(Caption(caption, "sidecar"),)
-    )
+def record(name: str, image: Image.Image | None = None, caption: str = "x", **changes: object) -> Record:
+    phash = image_quality.phash(image) if image else None
+    plain = Record(name, "0" * 64, f"{hash(name) % 10**8:064d}", 64, 64, captions=(Caption(caption, "file"),))
     return dataclasses.replace(plain, phash=phash, **changes)  # type: ignore[arg-type]
 
 
-def jpeg(picture: Image.Image, quality: int = 40) -> Image.Image:
+def jpeg(image: Image.Image, quality: int = 40) -> Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
-def cut(picture: Image.Image, share: float) -> Image.Image:
-    dx, dy = round(picture.width * share / 2), round(picture.height * share / 2)
-    return picture.crop((dx, dy, picture.width - dx, picture.height - dy))
+def cut(image: Image.Image, share: float) -> Image.Image:
+    dx, dy = round(image.width * share / 2), round(image.height * share / 2)
+    return image.crop((dx, dy, image.width - dx, image.height - dy))
 
 
 @pytest.mark.parametrize(
@@ -50,24 +48,24 @@ def cut(picture: Image.Image, share: float) -> Image.Image:
 )
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_near_duplicates_are_found(change, mirrored: bool) -> None:  # type: ignore[no-untyped-def]
-    pictures = [photo(seed) for seed in range(12)]
-    changed = change(ImageOps.mirror(pictures[5]) if mirrored else pictures[5])
-    records = [record(f"{index}.png", picture) for index, picture in enumerate(pictures)]
+    images = [photo(seed) for seed in range(12)]
+    changed = change(ImageOps.mirror(images[5]) if mirrored else images[5])
+    records = [record(f"{index}.png", image) for index, image in enumerate(images)]
     clusters = duplicates.find_near_duplicates([*records, record("copy.png", changed)])
     assert [cluster.files for cluster in clusters] == [("5.png", "copy.png")]
     assert clusters[0].mirrored is mirrored
 
 
-def test_different_pictures_are_no_duplicates() -> None:
+def test_different_images_are_not_duplicates() -> None:
     records = [record(f"{seed:03}.png", photo(seed, (96, 96))) for seed in range(150)]
     assert duplicates.find_near_duplicates(records) == []
 
 
 def test_exact_duplicates_are_by_pixels_and_chains_are_one_cluster() -> None:
     base = photo(1)
-    same = [record(name, base, pixels="a" * 64) for name in ("a.png", "b.png")]
+    same = [record(name, base, content_hash="a" * 64) for name in ("a.png", "b.png")]
     assert [c.files for c in duplicates.find_exact_duplicates(same)] == [("a.png", "b.png")]
-    assert duplicates.find_near_duplicates(same) == []  # told once is enough
+    assert duplicates.find_near_duplicates(same) == []  # reported once
     chain = [record("c.png", jpeg(base)), record("d.png", base.resize((200, 150)))]
     assert [c.files for c in duplicates.find_near_duplicates([*same, *chain])] == [
         ("a.png", "c.png", "d.png")
@@ -76,49 +74,49 @@ def test_exact_duplicates_are_by_pixels_and_chains_are_one_cluster() -> None:
     assert duplicates.find_exact_duplicates(refused) == []
 
 
-def test_flat_pictures_have_no_hash() -> None:
-    assert quality.phash(Image.new("RGB", (64, 64), "red")) is None
+def test_images_of_one_color_have_no_hash() -> None:
+    assert image_quality.phash(Image.new("RGB", (64, 64), "red")) is None
 
 
-def test_blur_is_seen_at_any_size() -> None:
+def test_blur_is_detected_at_any_size() -> None:
     for size in (300, 900):
         noise = np.random.default_rng(0).integers(0, 256, (size // 3, size // 3), dtype=np.uint8)
         sharp = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
         soft = sharp.filter(ImageFilter.GaussianBlur(size / 60))
-        assert not any(note.startswith("blurry") for note in quality.quality_notes(sharp))
-        assert any(note.startswith("blurry") for note in quality.quality_notes(soft))
+        assert not any(note.startswith("blurry") for note in image_quality.quality_notes(sharp))
+        assert any(note.startswith("blurry") for note in image_quality.quality_notes(soft))
 
 
 @pytest.mark.parametrize("size", [(48, 48), (640, 480)])
-def test_a_picture_of_one_colour_is_named_and_not_called_blurred(size: tuple[int, int]) -> None:
-    found = {note.split(":")[0] for note in quality.quality_notes(Image.new("RGB", size, (90, 90, 90)))}
-    assert found == {"flat"}
+def test_an_image_of_one_color_is_noted_and_not_called_blurry(size: tuple[int, int]) -> None:
+    found = {note.split(":")[0] for note in image_quality.quality_notes(Image.new("RGB", size, (90, 90, 90)))}
+    assert found == {"single_color"}
 
 
-def test_letterbox_bars_are_seen_and_plain_grounds_are_not() -> None:
-    film = Image.new("RGB", (640, 480))
-    film.paste(photo(2, (640, 360)), (0, 60))
-    assert "border: uniform bars at top and bottom" in quality.quality_notes(film)
-    assert "border: uniform bars at left and right" in quality.quality_notes(
-        film.transpose(Image.Transpose.ROTATE_90)
+def test_letterbox_bars_are_detected_and_plain_backgrounds_are_not() -> None:
+    video = Image.new("RGB", (640, 480))
+    video.paste(photo(2, (640, 360)), (0, 60))
+    assert "letterbox: uniform bars at top and bottom" in image_quality.quality_notes(video)
+    assert "letterbox: uniform bars at left and right" in image_quality.quality_notes(
+        video.transpose(Image.Transpose.ROTATE_90)
     )
     product = Image.new("RGB", (640, 480), "white")
     product.paste(photo(2, (200, 200)), (220, 140))
-    assert not any(note.startswith("border") for note in quality.quality_notes(product))
-    assert not any(note.startswith("border") for note in quality.quality_notes(photo(2, (640, 480))))
+    assert not any(note.startswith("letterbox") for note in image_quality.quality_notes(product))
+    assert not any(note.startswith("letterbox") for note in image_quality.quality_notes(photo(2, (640, 480))))
 
 
-def test_clipping_is_noted() -> None:
+def test_clipped_tones_are_noted() -> None:
     mostly_white = Image.new("RGB", (300, 300), "white")
     mostly_white.paste(photo(1, (100, 300)), (0, 0))
-    assert any("67% of the picture is pure white" in note for note in quality.quality_notes(mostly_white))
+    assert any("67% of the image is pure white" in note for note in image_quality.quality_notes(mostly_white))
 
 
 def codes(records: list[Record], trigger: str | None = None) -> dict[str, tuple[str, ...]]:
     return {finding.code: finding.files for finding in lint.lint_captions(records, trigger)}
 
 
-def test_captions_are_linted() -> None:
+def test_caption_texts_are_checked() -> None:
     found = codes(
         [
             record("a", caption="a photo of sks dog"),
@@ -132,14 +130,14 @@ def test_captions_are_linted() -> None:
         "sks",
     )
     assert found["trigger_missing"] == ("b", "c", "g")
-    assert found["refusal"] == ("c",)
+    assert found["captioner_refusal"] == ("c",)
     assert found["identical_captions"] == ("a", "d")
     assert found["short_caption"] == ("e",)
     assert found["long_caption"] == ("f",)
     assert "common_phrase" not in found
 
 
-def test_phrases_that_every_caption_repeats_are_named() -> None:
+def test_phrases_in_every_caption_are_reported() -> None:
     scenes = ["on grass", "in snow", "by a lake", "at home", "in a car", "on a sofa"]
     records = [
         record(str(i), caption=f"sks fluffy orange corgi with blue collar, {s}") for i, s in enumerate(scenes)
@@ -150,13 +148,13 @@ def test_phrases_that_every_caption_repeats_are_named() -> None:
     assert lint.lint_captions(records[:2], "sks") == []
 
 
-def test_template_captions_are_not_scolded_for_sameness() -> None:
+def test_equal_template_captions_are_not_reported() -> None:
     same = Caption("a photo of sks dog", "template")
     records = [dataclasses.replace(record(str(i)), captions=(same,)) for i in range(8)]
     assert lint.lint_captions(records, "sks") == []
 
 
-def test_the_whole_check_of_a_folder_writes_nothing(tmp_path: Path) -> None:
+def test_a_check_writes_nothing(tmp_path: Path) -> None:
     folder = fill(
         tmp_path, {"a.png": "one thing", "b.png": None, "c.jpg": "other thing", "C.JPG": "third thing"}
     )
@@ -172,17 +170,17 @@ def test_the_whole_check_of_a_folder_writes_nothing(tmp_path: Path) -> None:
     assert found["empty"].level == "error"
     assert found["no_caption"].files == ("b.png",)
     assert found["duplicate"].files == ("a.png", "copy.png")
-    assert found["name_clash"].files == ("C.JPG", "c.jpg")
+    assert found["name_differs_by_case"].files == ("C.JPG", "c.jpg")
     assert found["orphan_caption"].files == ("lonely.txt",)
-    assert found["hidden"].files == (".hidden.png",)
-    assert found["other_files"].files == ("notes.md",)
+    assert found["hidden_file"].files == (".hidden.png",)
+    assert found["unused_files"].files == ("notes.md",)
     assert [finding.level for finding in result.findings] == sorted(
         (finding.level for finding in result.findings), key=["error", "warning", "note"].index
     )
     assert sorted(folder.rglob("*")) == before
 
 
-def test_levels_decide_the_exit() -> None:
+def test_the_level_decides_the_exit_code() -> None:
     warning, error = Finding("warning", "w", "x"), Finding("error", "e", "x")
     assert sort_findings([warning, error])[0] is error
     assert any_at_level([warning], "warning")

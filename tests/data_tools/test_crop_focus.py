@@ -1,4 +1,4 @@
-"""Crops around what the eye goes to: saliency, faces where a detector is installed, boxes of the user."""
+"""Crops centered on the subject: by saliency, by faces if a detector is installed, and by hand."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from tests.data_tools.folders import fill, photo
 
 
 def scene(x: float, y: float, size: tuple[int, int] = (480, 320)) -> Image.Image:
-    """A patch of noise and colour on a smooth sky, its middle at the shares x and y."""
+    """Return a patch of noise and color on a smooth sky; its center is at the shares x and y."""
     ramp = np.linspace(120, 180, size[1])[:, None, None] * np.ones((1, size[0], 3))
-    picture = Image.fromarray(ramp.astype(np.uint8))
+    image = Image.fromarray(ramp.astype(np.uint8))
     patch = photo(5, (90, 90))
-    picture.paste(patch, (round(x * size[0]) - 45, round(y * size[1]) - 45))
-    return picture
+    image.paste(patch, (round(x * size[0]) - 45, round(y * size[1]) - 45))
+    return image
 
 
 @pytest.mark.parametrize("place", [(0.2, 0.3), (0.8, 0.3), (0.5, 0.5), (0.75, 0.8), (0.2, 0.8)])
-def test_the_eye_goes_to_what_stands_out(place: tuple[float, float]) -> None:
+def test_saliency_finds_what_stands_out(place: tuple[float, float]) -> None:
     found = crop_focus.salient_point(scene(*place))
     assert found == pytest.approx(place, abs=0.12)
 
 
-def test_a_flat_picture_has_its_middle() -> None:
+def test_an_image_of_one_color_has_its_own_center() -> None:
     assert crop_focus.salient_point(Image.new("RGB", (300, 100), "grey")) == (0.5, 0.5)
     assert crop_focus.salient_point(Image.new("RGB", (1, 1))) == (0.5, 0.5)
 
 
 def options(**changes: object) -> PrepareOptions:
-    return PrepareOptions(**{"resolution": 64, "mode": "square", "quiet": True, **changes})  # type: ignore[arg-type]
+    return PrepareOptions(**{"resolution": 64, "bucket_mode": "square", "quiet": True, **changes})  # type: ignore[arg-type]
 
 
 def folder(tmp_path: Path, x: float = 0.8) -> Path:
@@ -50,29 +50,31 @@ def folder(tmp_path: Path, x: float = 0.8) -> Path:
     return tmp_path
 
 
-def test_the_crop_follows_and_the_manifest_says_why(tmp_path: Path) -> None:
+def test_the_crop_is_centered_on_the_subject_and_its_source_recorded(tmp_path: Path) -> None:
     (centred,) = prepare_dataset(folder(tmp_path), options()).records
-    assert (centred.crop, centred.crop_by, centred.focus) == ((80, 0, 400, 320), "centre", None)
+    assert (centred.crop, centred.crop_source, centred.focal_point) == ((80, 0, 400, 320), "center", None)
     (salient,) = prepare_dataset(tmp_path, options(crop="saliency")).records
     assert salient.crop == (160, 0, 480, 320)
-    assert salient.crop_by == "saliency"
-    assert salient.focus is not None
-    assert salient.focus[0] == pytest.approx(0.8 * 480, abs=45)
+    assert salient.crop_source == "saliency"
+    assert salient.focal_point is not None
+    assert salient.focal_point[0] == pytest.approx(0.8 * 480, abs=45)
     (back,) = prepare_dataset(tmp_path, options()).records
     assert back == centred
 
 
-def test_nothing_is_looked_at_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crop_centers_of_unchanged_images_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = prepare_dataset(folder(tmp_path), options(crop="saliency")).records
     looks: list[Image.Image] = []
-    monkeypatch.setattr(crop_focus, "salient_point", lambda picture: looks.append(picture) or (0.5, 0.5))
+    monkeypatch.setattr(crop_focus, "salient_point", lambda image: looks.append(image) or (0.5, 0.5))
     assert prepare_dataset(tmp_path, options(crop="saliency")).records == (first,)
     assert (
-        bucket_dataset(tmp_path, options(crop="saliency", resolution=32).bucket()).records[0].focus
-        == first.focus
+        bucket_dataset(tmp_path, options(crop="saliency", resolution=32).bucket_options())
+        .records[0]
+        .focal_point
+        == first.focal_point
     )
     assert not looks
-    scene(0.2, 0.5).save(tmp_path / "a.png")  # another picture
+    scene(0.2, 0.5).save(tmp_path / "a.png")  # another image
     prepare_dataset(tmp_path, options(crop="saliency"))
     assert len(looks) == 1
 
@@ -85,72 +87,74 @@ def test_a_crop_set_by_hand_survives_every_command(tmp_path: Path) -> None:
     row["crop"] = [200, 10, 480, 290]
     path.write_text(json.dumps(row) + "\n")
     for made in (
-        bucket_dataset(tmp_path, options(resolution=128).bucket()),
-        bucket_dataset(tmp_path, options(crop="saliency").bucket()),
-        prepare_dataset(tmp_path, options(mode="auto", batch=4)),
-        prepare_dataset(tmp_path, options(fresh=True)),
+        bucket_dataset(tmp_path, options(resolution=128).bucket_options()),
+        bucket_dataset(tmp_path, options(crop="saliency").bucket_options()),
+        prepare_dataset(tmp_path, options(bucket_mode="auto", batch_size=4)),
+        prepare_dataset(tmp_path, options(rescan=True)),
     ):
         (record,) = made.records
         assert record.crop == (200, 10, 480, 290)
-        assert record.crop_by == "user"
+        assert record.crop_source == "user"
 
 
-def test_boxes_come_from_a_file_and_can_be_taken_back(tmp_path: Path) -> None:
+def test_crops_are_read_from_a_file_and_can_be_removed(tmp_path: Path) -> None:
     (centred,) = (
         prepare_dataset(folder(tmp_path / "d"), options()).records if (tmp_path / "d").mkdir() is None else ()
     )
     boxes = tmp_path / "boxes.jsonl"
     boxes.write_text('{"file_name": "a.png", "crop": [0, 0, 100, 100]}\n')
-    (record,) = bucket_dataset(tmp_path / "d", options().bucket(), boxes=boxes).records
-    assert (record.crop, record.crop_by) == ((0, 0, 100, 100), "user")
+    (record,) = bucket_dataset(tmp_path / "d", options().bucket_options(), crops_file=boxes).records
+    assert (record.crop, record.crop_source) == ((0, 0, 100, 100), "user")
     boxes.write_text('{"file_name": "a.png", "crop": null}\n')
-    (record,) = bucket_dataset(tmp_path / "d", options().bucket(), boxes=boxes).records
+    (record,) = bucket_dataset(tmp_path / "d", options().bucket_options(), crops_file=boxes).records
     assert record == centred
     for line, words in (
         ('{"file_name": "b.png", "crop": null}', "no image 'b.png'"),
         ('{"file_name": "a.png", "crop": [0, 0, 1000, 10]}', "does not lie inside"),
-        ('{"file_name": "a.png", "crop": [0, 0, 10]}', "is no crop"),
-        ('{"file_name": "a.png", "crop": [0, 0, 1.5, 2]}', "is no crop"),
-        ('{"file_name": "a.png"}', "is no crop"),
+        ('{"file_name": "a.png", "crop": [0, 0, 10]}', "is not a crop"),
+        ('{"file_name": "a.png", "crop": [0, 0, 1.5, 2]}', "is not a crop"),
+        ('{"file_name": "a.png"}', "is not a crop"),
         ("{", "not valid JSON"),
     ):
         boxes.write_text(line + "\n")
         before = (tmp_path / "d" / manifest.MANIFEST_FILE).read_bytes()
         with pytest.raises(DataError, match=words):
-            bucket_dataset(tmp_path / "d", options().bucket(), boxes=boxes)
+            bucket_dataset(tmp_path / "d", options().bucket_options(), crops_file=boxes)
         assert (tmp_path / "d" / manifest.MANIFEST_FILE).read_bytes() == before
 
 
 def detector(*boxes: CropBox) -> crop_focus.Detector:
-    return lambda picture: [
-        tuple(round(side * picture.width / 480) for side in box)  # type: ignore[misc]
+    return lambda image: [
+        tuple(round(side * image.width / 480) for side in box)  # type: ignore[misc]
         for box in boxes
     ]
 
 
-def test_faces_decide_before_saliency_does(tmp_path: Path) -> None:
+def test_faces_go_before_saliency(tmp_path: Path) -> None:
     (record,) = prepare_dataset(folder(tmp_path), options()).records
     (one,) = crop_focus.find_crop_centers(tmp_path, [record], "face", detector=detector((40, 40, 80, 80)))
-    assert (one.crop_by, one.focus) == ("face", (60, 60))
+    assert (one.crop_source, one.focal_point) == ("face", (60, 60))
     (both,) = crop_focus.find_crop_centers(
         tmp_path, [record], "face", detector=detector((40, 40, 80, 80), (200, 60, 240, 100))
     )
-    assert both.focus == (140, 70)
+    assert both.focal_point == (140, 70)
     (none,) = crop_focus.find_crop_centers(tmp_path, [record], "face", detector=detector())
-    assert none.crop_by == "no_face"
-    assert none.focus is not None
-    assert none.focus[0] > 300
-    by_hand = dataclasses.replace(record, crop=(0, 0, 50, 50), crop_by="user")
+    assert none.crop_source == "saliency_no_face"
+    assert none.focal_point is not None
+    assert none.focal_point[0] > 300
+    by_hand = dataclasses.replace(record, crop=(0, 0, 50, 50), crop_source="user")
     assert crop_focus.find_crop_centers(tmp_path, [by_hand], "face", detector=detector((40, 40, 80, 80))) == [
         by_hand
     ]
     again: list[Record] = crop_focus.find_crop_centers(
-        tmp_path, [none], "face", detector=lambda picture: pytest.fail("twice")
+        tmp_path, [none], "face", detector=lambda image: pytest.fail("twice")
     )
     assert again == [none]
 
 
-def test_without_a_detector_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_face_detector_is_an_error_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     crop_focus._face_detector.cache_clear()
     with pytest.raises(ConfigError, match="no face detector") as caught:
@@ -160,7 +164,7 @@ def test_without_a_detector_the_remedy_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_installed_detector_runs(tmp_path: Path) -> None:
-    """No photograph of a person ships with the tests: this holds the call, not the finding."""
+    """The tests have no photograph of a person: this checks the call, not the detection."""
     crop_focus._face_detector.cache_clear()
     try:
         detect = crop_focus._face_detector()
@@ -169,25 +173,30 @@ def test_an_installed_detector_runs(tmp_path: Path) -> None:
     assert detect(Image.new("RGB", (320, 240), "grey")) == []
 
 
-def test_tiers_set_aside_what_they_would_enlarge_and_take_it_back(tmp_path: Path) -> None:
+def test_resolutions_exclude_small_images_until_a_smaller_one_is_added(tmp_path: Path) -> None:
     fill(tmp_path, {"small.png": "one", "large.png": "two"}, size=(96, 96))
     photo(3, (300, 200)).save(tmp_path / "large.png")
-    tiers = options(mode="auto", tiers=(128, 224), resolution=224)
+    tiers = options(bucket_mode="auto", resolutions=(128, 224), resolution=224)
     result = prepare_dataset(tmp_path, tiers)
     large, small = result.records
     assert (small.keep, small.bucket, small.crop) == (False, None, None)
     assert (
-        small.reason == "below_tiers: 96x96 would be enlarged to fill 128 (add a smaller tier, or --upscale)"
+        small.reason
+        == "below_resolution: 96x96 would be upscaled to fill 128 (add a smaller resolution, or --upscale)"
     )
     assert large.bucket is not None
-    assert "below_tiers" in result.counts()["quarantined"]
-    assert bucket_dataset(tmp_path, tiers.bucket()).records == result.records
+    assert "below_resolution" in result.counts()["excluded"]
+    assert bucket_dataset(tmp_path, tiers.bucket_options()).records == result.records
     assert all(
-        record.keep for record in prepare_dataset(tmp_path, options(mode="auto", tiers=(64, 224))).records
+        record.keep
+        for record in prepare_dataset(tmp_path, options(bucket_mode="auto", resolutions=(64, 224))).records
     )
     prepare_dataset(tmp_path, tiers)
-    assert all(record.keep for record in bucket_dataset(tmp_path, options(mode="auto").bucket()).records)
+    assert all(
+        record.keep
+        for record in bucket_dataset(tmp_path, options(bucket_mode="auto").bucket_options()).records
+    )
     prepare_dataset(tmp_path, tiers)
-    enlarged = bucket_dataset(tmp_path, dataclasses.replace(tiers, upscale=True).bucket()).records[1]
+    enlarged = bucket_dataset(tmp_path, dataclasses.replace(tiers, upscale=True).bucket_options()).records[1]
     assert enlarged.keep
     assert any(note.startswith("upscaled") for note in enlarged.notes)

@@ -1,4 +1,4 @@
-"""The fault catalogue's entries on files and names (22-31), each through `prepare` beside a good picture."""
+"""Faults of files and names (22 to 31 of fault_catalogue.md), each through `prepare` beside a good image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lorakit.core.errors import DataError
 from lorakit.imaging import decode
 from lorakit.imaging.decode import ImageError
 from tests.data_tools.folders import fill, photo
-from tests.data_tools.one_bad_file import GOOD, encoded, kept, run, set_aside
+from tests.data_tools.one_bad_file import GOOD, encoded, exclusion_reason, kept, run
 
 
 def _pipe(path: Path) -> None:
@@ -46,31 +46,33 @@ def _device(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_pipe, _socket, _device])
-def test_22_pipes_sockets_and_devices_do_not_block(tmp_path: Path, make: object) -> None:
+def test_pipes_sockets_and_devices_do_not_block(tmp_path: Path, make: object) -> None:
     make(tmp_path / "x.png")  # type: ignore[operator]
     began = time.monotonic()
-    assert set_aside(tmp_path, "x.png").split(":")[0] in ("not_a_file", "unreadable")
+    assert exclusion_reason(tmp_path, "x.png").split(":")[0] in ("not_a_file", "unreadable")
     assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("target", ["nothing.png", "x.png"], ids=["dangling", "itself"])
-def test_23_a_link_to_nowhere(tmp_path: Path, target: str) -> None:
+def test_a_dangling_link_is_excluded(tmp_path: Path, target: str) -> None:
     (tmp_path / "x.png").symlink_to(target)
-    assert set_aside(tmp_path, "x.png").startswith("dangling_symlink:")
+    assert exclusion_reason(tmp_path, "x.png").startswith("dangling_symlink:")
 
 
-def test_24_a_link_out_of_the_folder(tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_excluded(tmp_path: Path) -> None:
     photo(3).save(tmp_path / "secret.png")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/x.png").symlink_to(tmp_path / "secret.png")
-    assert set_aside(tmp_path / "data", "x.png").startswith("symlink_outside:")
+    assert exclusion_reason(tmp_path / "data", "x.png").startswith("symlink_outside:")
     (tmp_path / "data/x.png").unlink()
     photo(4).save(tmp_path / "data/real.png")
     (tmp_path / "data/inside.png").symlink_to("real.png")
-    assert kept(tmp_path / "data", "inside.png").pixels  # within the folder, a link is as good as a file
+    assert kept(
+        tmp_path / "data", "inside.png"
+    ).content_hash  # within the folder, a link is as good as a file
 
 
-def test_25_a_folder_that_links_to_itself(tmp_path: Path) -> None:
+def test_a_folder_that_links_to_itself_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "data/sub").mkdir(parents=True)
     (tmp_path / "data/sub/loop").symlink_to(tmp_path / "data")
     result = run(tmp_path / "data")
@@ -80,7 +82,7 @@ def test_25_a_folder_that_links_to_itself(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """A folder and a user who may not read everything, also when the tests run as root."""
+    """A folder, and a user without permission to read all of it, also if the tests run as root."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     was = os.geteuid()
@@ -93,7 +95,7 @@ def nobody() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_26_a_file_that_may_not_be_read(nobody: Path) -> None:
+def test_an_unreadable_file_is_excluded(nobody: Path) -> None:
     photo(1).save(nobody / "x.png")
     (nobody / "x.png").chmod(0)
     photo(99).save(nobody / GOOD)
@@ -103,7 +105,7 @@ def test_26_a_file_that_may_not_be_read(nobody: Path) -> None:
     assert {r.file: scan.note_code(r.reason) for r in result.records} == {"x.png": "unreadable", GOOD: ""}
 
 
-def test_26_a_folder_that_may_not_be_read(nobody: Path) -> None:
+def test_an_unreadable_folder_is_reported(nobody: Path) -> None:
     (nobody / "closed").mkdir(0)
     photo(99).save(nobody / GOOD)
     result = prepare_dataset(
@@ -115,32 +117,30 @@ def test_26_a_folder_that_may_not_be_read(nobody: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_27_a_file_that_changed_since_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
+def test_a_changed_file_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
     photo(1).save(tmp_path / f"a.{suffix}")
     record = kept(tmp_path, f"a.{suffix}")
     photo(2).save(tmp_path / f"a.{suffix}")
-    with pytest.raises(ImageError, match="changed since it was prepared") as caught:
+    with pytest.raises(ImageError, match="has changed since the dataset was prepared") as caught:
         decode.read_record_image(tmp_path, record)
     assert (caught.value.code, caught.value.exit_code) == ("changed", 3)
     assert f"a.{suffix}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("change", "words"), [("edit", "has changed since"), ("remove", "cannot read")])
-def test_27_28_training_does_not_begin_on_other_files_than_prepared(
-    tmp_path: Path, change: str, words: str
-) -> None:
-    from lorakit.data import dataset
+def test_training_does_not_start_on_changed_or_missing_files(tmp_path: Path, change: str, words: str) -> None:
+    from lorakit.data import items
 
     record = kept(tmp_path, "a.png", encoded(photo(1), "PNG"))
-    dataset.check_files(tmp_path, [record])
+    items.check_unchanged(tmp_path, [record])
     (tmp_path / "a.png").unlink() if change == "remove" else photo(2).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=words) as caught:
-        dataset.check_files(tmp_path, [record])
+        items.check_unchanged(tmp_path, [record])
     assert "a.png" in str(caught.value.where)
     assert caught.value.exit_code == 3
 
 
-def test_27_another_comment_is_no_change(tmp_path: Path) -> None:
+def test_another_jpeg_comment_is_not_a_change(tmp_path: Path) -> None:
     photo(1).save(tmp_path / "a.jpg")
     record = kept(tmp_path, "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
@@ -150,22 +150,22 @@ def test_27_another_comment_is_no_change(tmp_path: Path) -> None:
     )
 
 
-def test_28_a_file_that_went_away_is_an_error_with_its_name(tmp_path: Path) -> None:
+def test_a_removed_file_is_an_error_with_its_name(tmp_path: Path) -> None:
     record = kept(tmp_path, "a.png", encoded(photo(1), "PNG"))
     (tmp_path / "a.png").unlink()
     with pytest.raises(ImageError) as caught:
         decode.read_record_image(tmp_path, record)
     assert (caught.value.code, caught.value.exit_code) == ("missing", 3)
-    assert run(tmp_path).gone == ("a.png",)
+    assert run(tmp_path).removed_files == ("a.png",)
 
 
-def test_29_names_that_share_a_caption_file(tmp_path: Path) -> None:
+def test_images_that_share_a_caption_file_are_excluded(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None, "a.jpg": None, "A.JPG": None})
     (tmp_path / "a.txt").write_text("whose?")
     result = run(tmp_path)
     refused = {record.file: scan.note_code(record.reason) for record in result.records if not record.keep}
-    assert refused == {"a.png": "name_collision", "a.jpg": "name_collision"}
-    assert [f.files for f in result.findings if f.code == "name_clash"] == [("A.JPG", "a.jpg")]
+    assert refused == {"a.png": "shared_caption_file", "a.jpg": "shared_caption_file"}
+    assert [f.files for f in result.findings if f.code == "name_differs_by_case"] == [("A.JPG", "a.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_29_names_that_share_a_caption_file(tmp_path: Path) -> None:
         "'; rm -rf",
     ],
 )
-def test_30_odd_names(tmp_path: Path, stem: str) -> None:
+def test_unusual_names_work_and_are_escaped_in_the_summary(tmp_path: Path, stem: str) -> None:
     name = f"{stem}.png"
     photo(1).save(tmp_path / name)
     result = run(tmp_path)
@@ -197,11 +197,12 @@ def test_30_odd_names(tmp_path: Path, stem: str) -> None:
     assert len(shown.splitlines()) == len([line for line in shown.splitlines() if line.strip()])
 
 
-def test_31_memory_does_not_grow_with_tiny_files(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
     data = encoded(Image.effect_noise((16, 16), 90), "PNG")
     program = (
         "import re, sys; from data_tools import listing, scan;"
-        "records = scan.scan(listing.find(sys.argv[1]), scan.ScanOptions(workers=1));"
+        "files = listing.list_dataset(sys.argv[1]);"
+        "records = scan.scan_images(files, scan.ScanOptions(workers=1));"
         "status = open('/proc/self/status').read();"  # ru_maxrss would start with the size of the tests
         "print(len(records), re.search(r'VmHWM:\\s+(\\d+)', status)[1])"
     )

@@ -1,6 +1,6 @@
-"""Three hundred hostile files through `prepare`: each is used or named, and memory stays bounded.
+"""Three hundred hostile files through `prepare`: each is used or reported, and memory stays bounded.
 
-The whole thousand, with pictures at the limits: `python -m tests.benchmarks hostile`.
+The whole thousand, with images at the limits: `python -m tests.benchmarks hostile`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lorakit.imaging import decode
 from tests.data_tools import hostile
 
 PROGRAM = (
-    "import re, sys\nfrom lorakit import cli\n"
-    "code = cli.main(['data', 'prepare', sys.argv[1], *sys.argv[2:]])\n"
+    "import re, sys\nfrom lorakit.cli import main\n"
+    "code = main.main(['data', 'prepare', sys.argv[1], *sys.argv[2:]])\n"
     "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
     "print(peak, file=sys.stderr)\nsys.exit(code)\n"
 )
@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     return folder, subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_every_file_is_accounted_for(prepared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_every_file_is_used_or_reported(prepared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, ran = prepared
     assert ran.returncode == 0, ran.stderr
     records = {record.file: record for record in manifest.load_manifest(folder)}
@@ -47,10 +47,10 @@ def test_every_file_is_accounted_for(prepared: tuple[Path, subprocess.CompletedP
             file = os.path.relpath(os.path.join(base, name), folder)
             assert file in named or ascii(file)[1:-1] in named, file
     counts = json.loads(ran.stdout)
-    assert counts["kept"] + sum(counts["quarantined"].values()) == counts["images"] == len(records)
+    assert counts["kept"] + sum(counts["excluded"].values()) == counts["images"] == len(records)
 
 
-def test_reasons_are_known_and_what_is_kept_can_be_read(
+def test_reasons_are_known_and_kept_images_can_be_read(
     prepared: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, _ = prepared
@@ -63,6 +63,6 @@ def test_reasons_are_known_and_what_is_kept_can_be_read(
         assert decode.read_record_image(folder, record).size == record.size
 
 
-def test_it_takes_little_memory(prepared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_preparation_needs_little_memory(prepared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     _, ran = prepared
     assert int(ran.stderr.splitlines()[-1]) < 1_500_000  # KiB

@@ -1,4 +1,4 @@
-"""Preparing whole folders: nothing lost, nothing changed, nothing done twice."""
+"""Preparation of whole folders: nothing is lost, changed or done twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_tools import scan
-from data_tools.prepare import PrepareOptions, PrepareResult, prepare_dataset
+from data_tools.prepare import Dataset, PrepareOptions, prepare_dataset
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError, LorakitError
 from lorakit.imaging import decode
@@ -26,13 +26,13 @@ def options(**changes: object) -> PrepareOptions:
     )  # type: ignore[arg-type]
 
 
-def reasons(result: PrepareResult) -> dict[str, str]:
+def reasons(result: Dataset) -> dict[str, str]:
     return {r.file: scan.note_code(r.reason) for r in result.records if not r.keep}
 
 
 @pytest.fixture
 def ugly(tmp_path: Path) -> Path:
-    """Two good pictures among every kind of bad file."""
+    """Two good images among every kind of bad file."""
     folder = fill(tmp_path / "ugly", {"good.png": None, "sub/wide.jpg": None}, size=(400, 200))
     data = (folder / "sub/wide.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(data[: len(data) * 8 // 10])
@@ -54,18 +54,18 @@ def ugly(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_file_is_used_or_named(ugly: Path) -> None:
+def test_every_file_is_used_or_reported(ugly: Path) -> None:
     before = hashes(ugly)
     result = prepare_dataset(ugly, options())
     assert reasons(result) == {
         "cut.jpg": "truncated",
         "zero.jpg": "empty",
-        "page.jpg": "markup",
+        "page.jpg": "html_or_xml",
         "lfs.png": "lfs_pointer",
         "draw.svg": "svg",
         "new.jxl": "no_decoder",
         "dot.png": "too_small",
-        "line.png": "too_narrow",
+        "line.png": "extreme_aspect_ratio",
         "film.gif": "animated",
         "pipe.png": "not_a_file",
         "out.png": "symlink_outside",
@@ -79,7 +79,7 @@ def test_every_file_is_used_or_named(ugly: Path) -> None:
     assert tuple(manifest.load_manifest(ugly)) == tuple(sorted(result.records, key=lambda r: r.file))
 
 
-def test_twice_gives_the_same_bytes_and_decodes_nothing_again(
+def test_a_second_run_gives_the_same_bytes_and_decodes_nothing(
     ugly: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_dataset(ugly, options())
@@ -95,12 +95,12 @@ def test_twice_gives_the_same_bytes_and_decodes_nothing_again(
     prepare_dataset(ugly, options())
     assert written(ugly) == first
     assert not {"good.png", "sub/wide.jpg"} & set(again)
-    prepare_dataset(ugly, options(fresh=True))
+    prepare_dataset(ugly, options(rescan=True))
     assert written(ugly) == first
     assert {"good.png", "sub/wide.jpg"} <= set(again)
 
 
-def test_only_the_changed_image_changes(tmp_path: Path) -> None:
+def test_only_the_record_of_a_changed_image_changes(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
     first = {record.file: record for record in prepare_dataset(folder, QUIET).records}
     stat = os.stat(folder / "a.png")
@@ -108,11 +108,11 @@ def test_only_the_changed_image_changes(tmp_path: Path) -> None:
     os.utime(folder / "a.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # an edit that hides its time
     second = {record.file: record for record in prepare_dataset(folder, QUIET).records}
     assert second["b.png"] == first["b.png"]
-    assert second["a.png"].pixels != first["a.png"].pixels
+    assert second["a.png"].content_hash != first["a.png"].content_hash
     assert decode.read_record_image(folder, second["a.png"]).size == (320, 240)
 
 
-def test_the_record_describes_what_training_sees(tmp_path: Path) -> None:
+def test_the_record_describes_the_image_for_training(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one"}, size=(288, 224))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -124,19 +124,19 @@ def test_the_record_describes_what_training_sees(tmp_path: Path) -> None:
     for record in (plain, turned):
         assert record.crop is not None
         assert record.bucket is not None
-        picture = decode.crop_and_resize(decode.read_record_image(folder, record), record.crop, record.bucket)
-        assert picture.size == record.bucket
-    assert [note.split(":")[0] for note in turned.notes] == ["rotated"]
+        image = decode.crop_and_resize(decode.read_record_image(folder, record), record.crop, record.bucket)
+        assert image.size == record.bucket
+    assert [note.split(":")[0] for note in turned.notes] == ["exif_rotated"]
 
 
-def test_small_images_are_used_and_noted(tmp_path: Path) -> None:
+def test_small_images_are_used_with_a_note(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one"}, size=(64, 64))
     (record,) = prepare_dataset(folder, QUIET).kept
     assert record.bucket == (128, 128)
-    assert "upscaled: enlarged 2.00 times" in " ".join(record.notes)
+    assert "upscaled: 2.00 times" in " ".join(record.notes)
 
 
-def test_a_decision_of_the_user_outlives_the_next_run(tmp_path: Path) -> None:
+def test_a_decision_of_the_user_stays_in_the_next_run(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
     records = list(prepare_dataset(folder, QUIET).records)
     path = folder / manifest.MANIFEST_FILE
@@ -149,7 +149,7 @@ def test_a_decision_of_the_user_outlives_the_next_run(tmp_path: Path) -> None:
     assert again[1] == records[1]
 
 
-def test_a_repaired_file_is_taken_back(tmp_path: Path) -> None:
+def test_a_repaired_file_is_used_again(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
     good = (folder / "a.png").read_bytes()
     (folder / "a.png").write_bytes(good[:2000])
@@ -158,34 +158,37 @@ def test_a_repaired_file_is_taken_back(tmp_path: Path) -> None:
     assert reasons(prepare_dataset(folder, QUIET)) == {}
 
 
-def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
+def test_a_removed_file_is_reported(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
     prepare_dataset(folder, QUIET)
     (folder / "b.png").unlink()
     result = prepare_dataset(folder, QUIET)
-    assert result.gone == ("b.png",)
+    assert result.removed_files == ("b.png",)
     assert "b.png" in result.summary()
 
 
-def test_transparency_shows_the_declared_background(tmp_path: Path) -> None:
+def test_transparent_parts_show_the_background_color(tmp_path: Path) -> None:
     rgba = photo(0).convert("RGBA")
     rgba.putalpha(0)
     rgba.save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("x")
-    for colour in ((255, 255, 255), (0, 0, 0)):
-        (record,) = prepare_dataset(tmp_path, options(background=colour)).kept
-        assert record.background == decode.color_name(colour)
+    for color in ((255, 255, 255), (0, 0, 0)):
+        (record,) = prepare_dataset(tmp_path, options(background=color)).kept
+        assert record.background == decode.color_name(color)
         assert decode.read_record_image(tmp_path, record).getextrema() == tuple(
-            (value, value) for value in colour
+            (value, value) for value in color
         )
 
 
 def test_shared_caption_files_are_refused(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": None, "a.jpg": "whose?", "b.png": "mine"})
-    assert reasons(prepare_dataset(folder, QUIET)) == {"a.png": "name_collision", "a.jpg": "name_collision"}
+    assert reasons(prepare_dataset(folder, QUIET)) == {
+        "a.png": "shared_caption_file",
+        "a.jpg": "shared_caption_file",
+    }
 
 
-def test_odd_names_work(tmp_path: Path) -> None:
+def test_unusual_names_work(tmp_path: Path) -> None:
     names = [
         "a b.png",
         "\U0001f600.png",
@@ -201,19 +204,19 @@ def test_odd_names_work(tmp_path: Path) -> None:
         photo(seed).save(tmp_path / name, format="PNG")
     result = prepare_dataset(tmp_path, options())
     assert {record.file for record in result.kept} == set(names)
-    assert "name_clash" in {finding.code for finding in result.findings}
+    assert "name_differs_by_case" in {finding.code for finding in result.findings}
 
 
-def test_workers_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_give_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path, {f"{index}.png": f"picture {index}" for index in range(24)}, size=(96, 64))
     (folder / "bad.png").write_bytes(b"GIF89a")
     monkeypatch.setattr(scan, "MIN_FILES_FOR_POOL", 8)
-    parallel = prepare_dataset(folder, options(workers=2, fresh=True))
-    assert parallel.records == prepare_dataset(folder, options(workers=1, fresh=True)).records
+    parallel = prepare_dataset(folder, options(workers=2, rescan=True))
+    assert parallel.records == prepare_dataset(folder, options(workers=1, rescan=True)).records
     assert len(parallel.kept) == 24
 
 
-def test_an_interrupted_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_scan_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path, {f"{index}.png": f"picture {index}" for index in range(6)}, size=(64, 64))
     monkeypatch.setattr(scan, "MIN_FILES_FOR_POOL", 1)
     seen: list[str] = []
@@ -237,21 +240,21 @@ def test_an_interrupted_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not journal.exists()
     resumed = written(folder)
     monkeypatch.undo()
-    prepare_dataset(folder, options(fresh=True, report=False))
+    prepare_dataset(folder, options(rescan=True, report=False))
     assert written(folder) == resumed
 
 
-def test_the_summary_counts(ugly: Path) -> None:
+def test_the_summary_has_the_counts(ugly: Path) -> None:
     result = prepare_dataset(ugly, options())
     counts = result.counts()
-    assert (counts["images"], counts["kept"], sum(counts["quarantined"].values())) == (14, 2, 12)
+    assert (counts["images"], counts["kept"], sum(counts["excluded"].values())) == (14, 2, 12)
     assert counts["captions"] == {"template": 2}
     assert sum(counts["buckets"].values()) == 2
-    assert "14 images, 2 kept, 12 set aside" in result.summary()
+    assert "14 images, 2 kept, 12 excluded" in result.summary()
     assert "cut.jpg: truncated" in result.summary()
 
 
-def test_silence_when_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare_dataset(fill(tmp_path, {"a.png": "one"}), QUIET)
     assert capfd.readouterr() == ("", "")
 
@@ -264,7 +267,7 @@ def _fails(folder: Path, kind: type[LorakitError], words: str, **changes: object
     assert (sorted(folder.rglob("*")) if folder.exists() else []) == before
 
 
-def test_what_cannot_work_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_impossible_options_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     _fails(tmp_path / "absent", ConfigError, "does not exist")
     _fails(fill(tmp_path / "x", {"a.png": None}) / "a.png", ConfigError, "is not a folder")
     (tmp_path / "empty").mkdir()
@@ -274,8 +277,8 @@ def test_what_cannot_work_is_said_before_anything_is_written(tmp_path: Path) -> 
     (tmp_path / "empty" / "a.jpg").write_bytes(b"")
     _fails(tmp_path / "empty", DataError, "none of the 1 images can be used")
     _fails(tmp_path / "x", ConfigError, "multiple", resolution=100)
-    _fails(tmp_path / "x", ConfigError, "bucket mode", mode="best")
-    _fails(tmp_path / "x", ConfigError, "batch", batch=0)
+    _fails(tmp_path / "x", ConfigError, "bucket mode", bucket_mode="best")
+    _fails(tmp_path / "x", ConfigError, "batch", batch_size=0)
 
 
 def test_a_damaged_manifest_is_not_overwritten(tmp_path: Path) -> None:
@@ -286,23 +289,23 @@ def test_a_damaged_manifest_is_not_overwritten(tmp_path: Path) -> None:
     assert (folder / manifest.MANIFEST_FILE).read_text() == "{broken\n"
 
 
-def test_30_a_name_that_is_not_utf8_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_reported_and_the_others_are_prepared(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": "one", "b.png": "two"})
     os.rename(folder / "a.png", os.fsencode(folder) + b"/\xff.png")
     os.rename(folder / "a.txt", os.fsencode(folder) + b"/\xff.txt")
     (folder / "C:\\x.png").write_bytes((folder / "b.png").read_bytes())  # another folder, to Windows
     result = prepare_dataset(folder, QUIET)
     assert [record.file for record in result.records] == ["b.png"]
-    (finding,) = [finding for finding in result.findings if finding.code == "bad_name"]
+    (finding,) = [finding for finding in result.findings if finding.code == "unusable_name"]
     assert finding.level == "error"
     assert finding.files == ("C:\\\\x.png", "\\udcff.png", "\\udcff.txt")
-    assert "bad_name" in result.summary()
+    assert "unusable_name" in result.summary()
     (folder / "b.png").unlink()
     with pytest.raises(DataError, match=r"no images; it holds .*udcff"):
         prepare_dataset(folder, QUIET)
 
 
-def test_image_folder_reads_what_is_written(ugly: Path, tmp_path: Path) -> None:
+def test_image_folder_reads_the_prepared_dataset(ugly: Path, tmp_path: Path) -> None:
     import datasets
 
     prepare_dataset(ugly, options())

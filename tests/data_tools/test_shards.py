@@ -1,4 +1,4 @@
-"""A scan in parts, by processes that may die, and by Ray: all give what one process gives."""
+"""A scan in shards, in processes that may die, and by Ray: all give the result of one process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import scan, shards, workers
+from data_tools import process_pool, scan, scan_shards
 from data_tools.listing import list_dataset
 from data_tools.prepare import (
     PrepareOptions,
@@ -22,7 +22,7 @@ from data_tools.prepare import (
     scan_dataset_shard,
 )
 from data_tools.scan import ScanOptions
-from data_tools.shards import Shard
+from data_tools.scan_shards import Shard
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
 from tests.data_tools.folders import fill, photo, written
@@ -61,11 +61,11 @@ def test_shards_and_merge_give_what_one_scan_gives(folder: Path) -> None:
 def test_every_image_is_in_exactly_one_shard(folder: Path) -> None:
     listing = list_dataset(folder)
     for count in (1, 2, 5, 20):
-        parts = [file for number in range(1, count + 1) for file in Shard(number, count).of(listing)]
+        parts = [file for number in range(1, count + 1) for file in Shard(number, count).files(listing)]
         assert sorted(parts) == sorted(listing.images)
 
 
-def test_a_missing_or_stopped_shard_is_named(folder: Path) -> None:
+def test_a_missing_or_unfinished_shard_is_an_error(folder: Path) -> None:
     with pytest.raises(DataError, match="no shards to merge"):
         merge_scan_shards(folder, OPTIONS)
     scan_dataset_shard(folder, OPTIONS, "1/2")
@@ -73,7 +73,7 @@ def test_a_missing_or_stopped_shard_is_named(folder: Path) -> None:
         merge_scan_shards(folder, OPTIONS)
     assert "--shard 2/2" in str(caught.value)
     scan_dataset_shard(folder, OPTIONS, "2/2")
-    path = folder / Shard(2, 2).name
+    path = folder / Shard(2, 2).file_name
     path.write_bytes(path.read_bytes()[:-30])  # a crash tore the last line
     with pytest.raises(DataError, match="lacks 1 images"):
         merge_scan_shards(folder, OPTIONS)
@@ -83,9 +83,9 @@ def test_a_missing_or_stopped_shard_is_named(folder: Path) -> None:
         merge_scan_shards(folder, OPTIONS)
 
 
-def test_a_shard_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_shard_continues(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan_dataset_shard(folder, OPTIONS, "1/2")
-    path = folder / Shard(1, 2).name
+    path = folder / Shard(1, 2).file_name
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]))
     seen: list[str] = []
@@ -102,7 +102,7 @@ def test_a_shard_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
-def test_what_is_no_shard_is_refused(folder: Path, text: str) -> None:
+def test_an_invalid_shard_is_refused(folder: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="1/8, 2/8"):
         scan_dataset_shard(folder, OPTIONS, text)
 
@@ -120,24 +120,24 @@ def crashed(number: int) -> int:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_results_come_in_order(count: int) -> None:
-    assert list(workers.OrderedProcessPool(double, crashed, count).run(iter(range(300)))) == [
+    assert list(process_pool.OrderedProcessPool(double, crashed, count).run(iter(range(300)))) == [
         2 * n for n in range(300)
     ]
 
 
-def test_a_job_that_kills_its_process_is_named_and_the_rest_is_done() -> None:
+def test_a_job_that_kills_its_process_is_reported_and_the_others_are_done() -> None:
     jobs = [-1 if number == 70 else number for number in range(100)]
-    assert list(workers.OrderedProcessPool(double, crashed, 2).run(jobs)) == [
+    assert list(process_pool.OrderedProcessPool(double, crashed, 2).run(jobs)) == [
         n if n < 0 else 2 * n for n in jobs
     ]
 
 
-def test_a_file_that_kills_the_decoder_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_kills_the_decoder_is_excluded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path, {f"{index:02d}.png": None for index in range(16)}, size=(64, 48))
     monkeypatch.setattr(scan, "MIN_FILES_FOR_POOL", 1)
     monkeypatch.setattr(scan, "scan_file", deadly)
     records = scan.scan_images(list_dataset(folder), ScanOptions(workers=2))
-    assert {r.file: scan.note_code(r.reason) for r in records if not r.keep} == {"09.png": "crashed"}
+    assert {r.file: scan.note_code(r.reason) for r in records if not r.keep} == {"09.png": "decoder_crashed"}
     assert len(records) == 16
 
 
@@ -155,7 +155,8 @@ def test_a_script_without_a_main_guard_still_works(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nfrom data_tools import listing, scan\n"
-        "records = scan.scan(listing.find(sys.argv[1]), scan.ScanOptions(workers=2))\nprint(len(records))\n"
+        "files = listing.list_dataset(sys.argv[1])\n"
+        "print(len(scan.scan_images(files, scan.ScanOptions(workers=2))))\n"
     )
     ran = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True)
     assert ran.stdout.strip() == "70", ran.stderr
@@ -171,7 +172,7 @@ def workers_of(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("part", "count"), [(0.1, 1), (0.6, 2)])
-def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path: Path, part: float, count: int) -> None:
+def test_a_killed_prepare_continues_to_the_same_bytes(tmp_path: Path, part: float, count: int) -> None:
     import psutil
 
     names = {f"{index:03d}.jpg": f"picture {index}" for index in range(90)}
@@ -205,7 +206,7 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path: Path, part: float,
 
 @pytest.mark.skipif(find_spec("ray") is None, reason='needs the extra: pip install "lorakit[ray]"')
 def test_ray_gives_the_same_manifest(folder: Path) -> None:
-    scan_dataset(folder, OPTIONS, ray="local")
+    scan_dataset(folder, OPTIONS, ray_address="local")
     by_ray = written(folder)
     for name in by_ray:
         (folder / name).unlink()
@@ -213,10 +214,10 @@ def test_ray_gives_the_same_manifest(folder: Path) -> None:
     assert written(folder) == by_ray
 
 
-def test_without_ray_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"lorakit\[ray\]"):
-        shards.scan_with_ray(list_dataset(folder), ScanOptions())
+        scan_shards.scan_with_ray(list_dataset(folder), ScanOptions())
 
 
 def test_a_sharded_scan_can_be_prepared(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Masks: found where users lay them, turned and cropped with their picture, made from a word by a model."""
+"""Masks: found beside images, rotated and cropped with them, or segmented by a model from a word."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools import cli
 from data_tools.conditioning import segment
 from data_tools.conditioning.segment import SegmentOptions
 from data_tools.prepare import (
+    Dataset,
     PrepareOptions,
-    PrepareResult,
     check_dataset_folder,
     mask_dataset,
     prepare_dataset,
@@ -26,23 +25,24 @@ from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
+from tests.commands import call_data
 from tests.data_tools.folders import fill, hashes, photo
 from tests.tiny import parts
 
 
-def prepared(folder: Path, **changes: object) -> PrepareResult:
+def prepared(folder: Path, **changes: object) -> Dataset:
     return prepare_dataset(
         folder, PrepareOptions(**{"resolution": 64, "quiet": True, "class_noun": "x", **changes})
     )  # type: ignore[arg-type]
 
 
-def only(result: PrepareResult) -> Record:
+def only(result: Dataset) -> Record:
     (record,) = result.records
     return record
 
 
 def corner(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """White in the box, black elsewhere."""
+    """Return a mask that is white in the box, black elsewhere."""
     mask = Image.new("L", size)
     mask.paste(255, box)
     return mask
@@ -56,13 +56,13 @@ def read(folder: Path, record: Record) -> np.ndarray:
     return np.asarray(mask)
 
 
-def test_a_mask_label_beside_the_image(tmp_path: Path) -> None:
+def test_a_mask_label_beside_the_image_is_its_mask(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None, "sub/b.png": None}, size=(160, 120))
     corner((160, 120), (0, 0, 80, 60)).save(tmp_path / "a-masklabel.png")
     corner((80, 60), (0, 0, 80, 30)).save(tmp_path / "sub" / "b-masklabel.png")  # half as large
     before = hashes(tmp_path)
     first, second = prepared(tmp_path).records
-    assert (first.file, first.mask, first.mask_source) == ("a.png", "a-masklabel.png", "sidecar")
+    assert (first.file, first.mask, first.mask_source) == ("a.png", "a-masklabel.png", "file")
     assert read(tmp_path, first)[:60, :80].min() == 255
     assert read(tmp_path, first).mean() == pytest.approx(255 / 4)
     assert read(tmp_path, second).mean() == pytest.approx(255 / 2, abs=1)
@@ -71,14 +71,14 @@ def test_a_mask_label_beside_the_image(tmp_path: Path) -> None:
     assert prepared(tmp_path).counts()["masks"] == 2
 
 
-def test_a_column_of_the_metadata(tmp_path: Path) -> None:
+def test_a_mask_is_named_in_the_metadata(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "a thing", "masks/m.png": None}, size=(64, 48))
     corner((64, 48), (0, 0, 32, 48)).save(tmp_path / "masks" / "m.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "mask_file_name": "masks/m.png"}\n')
     record = only(prepared(tmp_path))
     assert (record.mask, record.mask_source, record.caption) == ("masks/m.png", "metadata", "a thing")
     for row, words in (
-        ('{"file_name": "a.png", "mask_file_name": "../m.png"}', "inside the dataset"),
+        ('{"file_name": "a.png", "mask_file_name": "../m.png"}', "in the dataset folder"),
         ('{"file_name": "a.png", "mask_file_name": "no.png"}', "no mask 'no.png'"),
         ('{"file_name": "b.png", "mask_file_name": "masks/m.png"}', "no image 'b.png'"),
     ):
@@ -87,11 +87,11 @@ def test_a_column_of_the_metadata(tmp_path: Path) -> None:
             prepared(tmp_path)
 
 
-def test_transparency_is_a_mask_when_asked_for(tmp_path: Path) -> None:
-    picture = photo(0, (64, 48)).convert("RGBA")
+def test_transparency_is_a_mask_on_request(tmp_path: Path) -> None:
+    image = photo(0, (64, 48)).convert("RGBA")
     alpha = Image.fromarray(np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8))
-    picture.putalpha(alpha)
-    picture.save(tmp_path / "a.png")
+    image.putalpha(alpha)
+    image.save(tmp_path / "a.png")
     assert only(prepared(tmp_path)).mask is None
     record = only(prepared(tmp_path, alpha_mask=True))
     assert (record.mask, record.mask_source) == ("a.png", "alpha")
@@ -102,10 +102,8 @@ def test_transparency_is_a_mask_when_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("stored", [True, False], ids=["as stored", "upright"])
-def test_a_mask_lies_right_whatever_the_picture_was_turned(
-    tmp_path: Path, orientation: int, stored: bool
-) -> None:
-    """The picture is red where the mask is white, and stays so through rotation, crop and resizing."""
+def test_a_mask_fits_an_image_of_any_exif_orientation(tmp_path: Path, orientation: int, stored: bool) -> None:
+    """The image is red where the mask is white, also after rotation, crop and resizing."""
     upright = Image.new("RGB", (160, 96), (0, 0, 255))
     upright.paste((255, 0, 0), (0, 0, 60, 40))
     mask = corner((160, 96), (0, 0, 60, 40))
@@ -117,11 +115,11 @@ def test_a_mask_lies_right_whatever_the_picture_was_turned(
     turned = mask.transpose(Image.Transpose(back[orientation])) if orientation > 1 else mask
     sideways = orientation >= 5
     (turned if stored and sideways else mask).save(tmp_path / "a-masklabel.png")
-    record = only(prepared(tmp_path, mode="square"))
+    record = only(prepared(tmp_path, bucket_mode="square"))
     assert record.size == (160, 96)
     whole = np.asarray(decode.read_record_image(tmp_path, record))
     assert np.array_equal(read(tmp_path, record) > 127, whole[..., 0] > 127)
-    ambiguous = any(note.startswith("mask_ambiguous") for note in record.notes)
+    ambiguous = any(note.startswith("mask_orientation_ambiguous") for note in record.notes)
     assert ambiguous == (orientation in (2, 3, 4))
     mask_read = masks.read_record_mask(tmp_path, record)
     assert mask_read is not None
@@ -133,27 +131,27 @@ def test_a_mask_lies_right_whatever_the_picture_was_turned(
     assert np.abs(small.astype(int) - seen[..., 0]).max() <= 2
 
 
-def test_a_mask_with_an_exif_of_its_own_is_turned_by_it(tmp_path: Path) -> None:
+def test_a_mask_with_its_own_exif_orientation_is_rotated(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(0, (96, 160)).save(tmp_path / "a.png")
     mask = corner((96, 160), (0, 0, 96, 40))
     mask.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a-masklabel.png", exif=exif)
     record = only(prepared(tmp_path))
-    assert (record.size, record.mask_turn) == ((96, 160), 1)
+    assert (record.size, record.mask_orientation) == ((96, 160), 1)
     assert np.array_equal(read(tmp_path, record), np.asarray(mask))
 
 
 @pytest.mark.parametrize(
     ("mask", "code"),
     [
-        (Image.new("L", (100, 100), 255), "mask_unfit"),
+        (Image.new("L", (100, 100), 255), "mask_size_mismatch"),
         (Image.new("L", (64, 48), 0), "mask_empty"),
-        (b"<html>", "mask_unfit"),
+        (b"<html>", "mask_size_mismatch"),
     ],
     ids=["other aspect", "black", "no picture"],
 )
-def test_a_mask_that_cannot_be_used_is_named_and_not_used(tmp_path: Path, mask: Any, code: str) -> None:
+def test_an_unusable_mask_is_noted_and_not_used(tmp_path: Path, mask: Any, code: str) -> None:
     fill(tmp_path, {"a.png": None}, size=(64, 48))
     path = tmp_path / "a-masklabel.png"
     path.write_bytes(mask) if isinstance(mask, bytes) else mask.save(path)
@@ -163,13 +161,13 @@ def test_a_mask_that_cannot_be_used_is_named_and_not_used(tmp_path: Path, mask: 
     assert ("warning", code) in [(finding.level, finding.code) for finding in result.findings]
 
 
-def test_a_changed_mask_is_refused_at_reading_and_taken_anew(tmp_path: Path) -> None:
+def test_a_changed_mask_is_refused_until_the_next_preparation(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None}, size=(64, 48))
     corner((64, 48), (0, 0, 32, 48)).save(tmp_path / "a-masklabel.png")
     record = only(prepared(tmp_path))
     fingerprint = manifest.dataset_fingerprint([record])
     corner((64, 48), (0, 0, 16, 48)).save(tmp_path / "a-masklabel.png")
-    with pytest.raises(decode.ImageError, match="mask changed"):
+    with pytest.raises(decode.ImageError, match="mask has changed"):
         masks.read_record_mask(tmp_path, record)
     again = only(prepared(tmp_path))
     assert read(tmp_path, again).mean() == pytest.approx(255 / 4)
@@ -178,7 +176,7 @@ def test_a_changed_mask_is_refused_at_reading_and_taken_anew(tmp_path: Path) -> 
     assert only(prepared(tmp_path)).mask is None
 
 
-def test_a_mask_without_its_image_is_no_image(tmp_path: Path) -> None:
+def test_a_mask_without_its_image_is_not_used_as_an_image(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None}, size=(64, 48))
     Image.new("L", (64, 48), 255).save(tmp_path / "gone-masklabel.png")
     result = check_dataset_folder(tmp_path, PrepareOptions(quiet=True, class_noun="x"))
@@ -253,18 +251,18 @@ def sam3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["clipseg", "sam3"])
-def test_every_pixel_gets_a_likelihood(name: str, request: pytest.FixtureRequest) -> None:
+def test_every_pixel_gets_a_probability(name: str, request: pytest.FixtureRequest) -> None:
     from data_tools.captioners import ModelFolder
 
     folder: Path = request.getfixturevalue(name)
-    segmenter = segment.Segmenter(ModelFolder.find(str(folder)))
-    pictures = [photo(seed, (90, 60)) for seed in (1, 2)]
-    first, second = (segmenter.likelihood(picture, "dog") for picture in pictures)
+    segmenter = segment.Segmenter(ModelFolder.resolve(str(folder)))
+    images = [photo(seed, (90, 60)) for seed in (1, 2)]
+    first, second = (segmenter.probability_map(image, "dog") for image in images)
     assert first.shape == (60, 90)
     assert 0 <= first.min() < first.max() <= 1
     assert not np.allclose(first, second)
-    assert not np.allclose(first, segmenter.likelihood(pictures[0], "a red circle"))
-    assert np.array_equal(first, segmenter.likelihood(pictures[0], "dog"))
+    assert not np.allclose(first, segmenter.probability_map(images[0], "a red circle"))
+    assert np.array_equal(first, segmenter.probability_map(images[0], "dog"))
 
 
 @pytest.mark.parametrize("name", ["clipseg", "sam3"])
@@ -278,55 +276,52 @@ def test_a_word_becomes_masks_in_the_manifest(
     corner((90, 60), (0, 0, 45, 60)).save(tmp_path / "c-masklabel.png")
     result = prepared(tmp_path)
     before = hashes(tmp_path)
-    found = segment.Segmenter(ModelFolder.find(str(folder))).likelihood(
+    found = segment.Segmenter(ModelFolder.resolve(str(folder))).probability_map(
         decode.read_record_image(tmp_path, result.records[0]), "dog"
     )
-    options = SegmentOptions(str(folder), "dog", threshold=float(np.median(found)), grow=0.0)
+    options = SegmentOptions(str(folder), "dog", threshold=float(np.median(found)), dilate=0.0)
     first, _, third = mask_dataset(tmp_path, options).records
     assert first.mask_source == f"segmented: dog (tiny-{name})"
-    assert (third.mask, third.mask_source) == ("c-masklabel.png", "sidecar")
+    assert (third.mask, third.mask_source) == ("c-masklabel.png", "file")
     assert np.array_equal(read(tmp_path, first) == 255, found >= options.threshold)
     assert {name: digest for name, digest in hashes(tmp_path).items() if not name.startswith(".")} == before
     assert prepared(tmp_path).records[0] == first  # a later prepare keeps it, and finds no new images
-    grown = dataclasses.replace(options, grow=0.1, prompt="cat")
+    grown = dataclasses.replace(options, dilate=0.1, prompt="cat")
     assert mask_dataset(tmp_path, grown).records[0].mask_source == f"segmented: cat (tiny-{name})"
     photo(9, (90, 60)).save(tmp_path / "a.png")
-    assert prepared(tmp_path).records[0].mask is None  # of another picture
+    assert prepared(tmp_path).records[0].mask is None  # of another image
 
 
-def test_what_is_not_found_is_said(sam3: Path, tmp_path: Path) -> None:
+def test_a_prompt_that_is_not_found_is_noted(sam3: Path, tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None}, size=(90, 60))
     prepared(tmp_path)
     result = mask_dataset(tmp_path, SegmentOptions(str(sam3), "unicorn", threshold=0.999))
     assert only(result).mask is None
-    assert "mask_not_found" in {finding.code for finding in result.findings}
+    assert "mask_prompt_not_found" in {finding.code for finding in result.findings}
 
 
-def test_segmenting_is_refused_before_anything_is_done(tmp_path: Path, clipseg: Path) -> None:
+def test_invalid_segmentation_options_are_refused_first(tmp_path: Path, clipseg: Path) -> None:
     fill(tmp_path / "d", {"a.png": None})
     prepared(tmp_path / "d")
     (tmp_path / "vlm").mkdir()
     (tmp_path / "vlm" / "config.json").write_text(json.dumps({"model_type": "blip"}))
     (tmp_path / "vlm" / "model.safetensors").write_bytes(b"")
     for options, words in (
-        (SegmentOptions(str(clipseg), " "), "what shall be masked"),
+        (SegmentOptions(str(clipseg), " "), "the prompt is empty"),
         (SegmentOptions(str(clipseg), "dog", threshold=1.5), "between 0 and 1"),
-        (SegmentOptions(str(tmp_path / "vlm"), "dog"), "segments by no text"),
-        (SegmentOptions(str(tmp_path / "none"), "dog"), "no such model"),
+        (SegmentOptions(str(tmp_path / "vlm"), "dog"), "cannot segment by a text"),
+        (SegmentOptions(str(tmp_path / "none"), "dog"), "the model does not exist"),
     ):
         with pytest.raises(ConfigError, match=words):
             mask_dataset(tmp_path / "d", options)
 
 
-def test_the_mask_command(clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import argparse
-
+def test_the_mask_command_makes_masks(
+    clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill(tmp_path, {"a.png": None}, size=(90, 60))
     prepared(tmp_path)
-    parser = argparse.ArgumentParser()
-    cli.register_data_commands(parser.add_subparsers(required=True))
     words = [
-        "data",
         "mask",
         str(tmp_path),
         "--model",
@@ -337,6 +332,5 @@ def test_the_mask_command(clipseg: Path, tmp_path: Path, capsys: pytest.CaptureF
         "0.01",
         "--json",
     ]
-    args = parser.parse_args([*words, "--quiet"])
-    assert args.handler(args) == 0
+    assert call_data(*words, "--quiet") == 0
     assert json.loads(capsys.readouterr().out)["masks"] == 1

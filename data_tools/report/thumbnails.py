@@ -1,4 +1,4 @@
-"""Thumbnails of the dataset's images, with the kept crop and the mask laid over them."""
+"""Thumbnails of the images, with the crop and the mask drawn over them."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from lorakit.imaging import crops, decode, masks
 from lorakit.manifest import Record
 from lorakit.reports import Html, embed_image, tag
 
-CARD_SIDE = 252  # long side of a card's picture, in CSS pixels
-FINDING_SIDE = 64  # of those beside a finding
-MIN_CROP_FRAME = 0.02  # a crop that cuts off less gets no frame, which would be wider than what it shows
+CARD_SIDE = 252  # long side of an image on a card, in CSS pixels
+FINDING_SIDE = 64  # beside a finding
+MIN_CROP_FRAME = 0.02  # a smaller crop gets no frame, which would be wider than the part cut off
 _PIXEL_RATIO = 1.5  # stored pixels per CSS pixel
-_HIGH_RES_LIMIT = 120  # pictures, from which on they are stored without reserve to keep the page small
-_MASK_COLOR = (196, 64, 160)  # over what a mask leaves out
+_HIGH_RES_LIMIT = 120  # images; with more, one stored pixel per CSS pixel keeps the page small
+_MASK_COLOR = (196, 64, 160)  # over the part outside the mask
 
 
 class Thumbnails:
-    """The pictures of one report; each file is decoded once where memory allows."""
+    """The thumbnails of one report; recently decoded images are cached."""
 
     def __init__(self, root: Path, records: Sequence[Record]) -> None:
         self.root = root
         self.records = {record.file: record for record in records}
         self.anchors = {record.file: f"image-{number}" for number, record in enumerate(records, 1)}
         self._stored = round(CARD_SIDE * (_PIXEL_RATIO if len(records) <= _HIGH_RES_LIMIT else 1))
-        self._picture = functools.lru_cache(maxsize=128)(self._decoded)
+        self._image = functools.lru_cache(maxsize=128)(self._decoded)
 
-    def shot(self, file: str, side: int = CARD_SIDE, *, overlay: bool = True) -> Html:
-        """A picture with what the crop and the mask leave out shaded; the reason where there is none."""
+    def thumbnail(self, file: str, side: int = CARD_SIDE, *, overlay: bool = True) -> Html:
+        """Return a thumbnail with the area outside crop and mask shaded, or a text if there is none."""
         record = self.records.get(file)
         if record is None or not record.width:
-            return tag("div", "no picture", class_="look none", style=f"width:{side}px")
+            return tag("div", "no image", class_="thumbnail none", style=f"width:{side}px")
         try:
-            picture = self._picture(file)
+            image = self._image(file)
         except DataError as error:
-            return tag("div", error.message, class_="look none", style=f"width:{side}px")
+            return tag("div", error.message, class_="thumbnail none", style=f"width:{side}px")
         width = max(1, round(side * record.width / max(record.size)))
-        parts = [embed_image(picture, alt=file, width=width)]
+        parts = [embed_image(image, alt=file, width=width)]
         if overlay:
-            parts += [self._mask(record, picture.size), _crop(record)]
-        return tag("div", *parts, class_="look", style=f"width:{width}px")
+            parts += [self._mask(record, image.size), _crop(record)]
+        return tag("div", *parts, class_="thumbnail", style=f"width:{width}px")
 
     def link(self, file: str) -> Html:
-        """The file's name, leading to its card when there is one."""
+        """Return the file's name, linked to its card if there is one."""
         anchor = self.anchors.get(file)
         return tag("a", file, href=f"#{anchor}") if anchor else tag("span", file)
 
@@ -57,7 +57,7 @@ class Thumbnails:
         return decode.record_thumbnail(self.root, self.records[file], self._stored)
 
     def _mask(self, record: Record, size: tuple[int, int]) -> Html:
-        """What the mask leaves out, tinted."""
+        """Return a tinted layer over the area outside the mask."""
         try:
             mask = masks.read_record_mask(self.root, record)
         except DataError:
@@ -74,7 +74,7 @@ class Thumbnails:
 
 
 def _crop(record: Record) -> Html:
-    """A frame around what is kept; nothing when that is the whole picture."""
+    """Return a frame around the crop; nothing if it is the whole image."""
     left, top, right, bottom = crops.training_crop(record)
     if not record.bucket or (left, top, right, bottom) == (0, 0, *record.size):
         return Html("")
@@ -83,4 +83,4 @@ def _crop(record: Record) -> Html:
     style = ";".join(f"{name}:{100 * share:.2f}%" for name, share in place.items())
     outside = 1 - place["width"] * place["height"]
     kind = "crop" if outside >= MIN_CROP_FRAME else "crop slight"
-    return tag("span", class_=kind, style=style, title="what training sees")
+    return tag("span", class_=kind, style=style, title="the crop for training")

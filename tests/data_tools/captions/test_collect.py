@@ -1,4 +1,4 @@
-"""Captions from every source, in order, with nothing lost or replaced in silence."""
+"""Captions from every source, in order; nothing is lost or replaced silently."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_each_kind_of_caption_file(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_text("short")
     (tmp_path / "f.caption").write_text("a longer description")
     found = run(tmp_path)
-    assert texts(found["a.png"]) == [("from txt", "sidecar")]
-    assert texts(found["b.png"]) == [("from caption", "sidecar")]
-    assert texts(found["c.png"]) == [("first", "sidecar"), ("second", "sidecar")]
+    assert texts(found["a.png"]) == [("from txt", "file")]
+    assert texts(found["b.png"]) == [("from caption", "file")]
+    assert texts(found["c.png"]) == [("first", "file"), ("second", "file")]
     assert found["c.png"].tags == ("x", "y")
-    assert texts(found["d.png"]) == [("1girl, solo", "sidecar")]
-    assert texts(found["e.jpg"]) == [("from the long name", "sidecar")]
-    assert texts(found["f.png"]) == [("short", "sidecar"), ("a longer description", "sidecar")]
+    assert texts(found["d.png"]) == [("1girl, solo", "file")]
+    assert texts(found["e.jpg"]) == [("from the long name", "file")]
+    assert texts(found["f.png"]) == [("short", "file"), ("a longer description", "file")]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_each_kind_of_caption_file(tmp_path: Path) -> None:
         ("metadata.csv", '\ufefffile_name,caption,extra\r\na.png,"one",1\r\nb.png,"two",2\r\n'),
     ],
 )
-def test_metadata_of_the_user_is_read_and_left_alone(tmp_path: Path, name: str, content: str) -> None:
+def test_metadata_of_the_user_is_read_and_not_changed(tmp_path: Path, name: str, content: str) -> None:
     fill(tmp_path, {"a.png": None, "b.png": None})
     (tmp_path / name).write_bytes(content.encode())
     for _ in range(2):  # the second time the manifest is there too
@@ -64,7 +64,7 @@ def test_metadata_of_the_user_is_read_and_left_alone(tmp_path: Path, name: str, 
     assert len(list(tmp_path.glob("metadata.*"))) == 1
 
 
-def test_metadata_parquet_and_folders_of_their_own(tmp_path: Path) -> None:
+def test_metadata_in_parquet_and_in_subfolders_is_read(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -76,7 +76,7 @@ def test_metadata_parquet_and_folders_of_their_own(tmp_path: Path) -> None:
     assert not (tmp_path / manifest.METADATA_FILE).exists()
 
 
-def test_an_edit_of_the_twin_is_neither_lost_nor_taken_in_silence(tmp_path: Path) -> None:
+def test_an_edited_metadata_jsonl_of_lorakit_is_neither_lost_nor_used_silently(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None})
     run(tmp_path, class_noun="dog")
     twin = tmp_path / manifest.METADATA_FILE
@@ -88,17 +88,17 @@ def test_an_edit_of_the_twin_is_neither_lost_nor_taken_in_silence(tmp_path: Path
     assert "my own words" in twin.read_text()
 
 
-def test_the_caption_file_beats_the_metadata_and_says_so(tmp_path: Path) -> None:
+def test_a_caption_file_goes_before_metadata_with_a_note(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "beside"})
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "elsewhere"}\n')
     theirs = (tmp_path / "metadata.jsonl").read_bytes()
     run(tmp_path)
     record = run(tmp_path)["a.png"]
-    assert texts(record) == [("beside", "sidecar")]
+    assert texts(record) == [("beside", "file")]
     assert texts(run(tmp_path, class_noun="dog", overwrite_captions=True)["a.png"])[0][1] == "template"
-    assert texts(run(tmp_path)["a.png"]) == [("beside", "sidecar")]
+    assert texts(run(tmp_path)["a.png"]) == [("beside", "file")]
     assert (tmp_path / "metadata.jsonl").read_bytes() == theirs
-    assert any(note.startswith("caption_unused") for note in record.notes)
+    assert any(note.startswith("caption_conflict") for note in record.notes)
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,23 @@ def test_the_caption_file_beats_the_metadata_and_says_so(tmp_path: Path) -> None
         ("{broken", "line 2"),
         ('{"file_name": "absent.png", "text": "x"}', "no image 'absent.png'"),
         ('{"file_name": "a.png", "text": "again"}', "two rows"),
-        ('{"file_name": "../a.png", "text": "x"}', "inside the dataset"),
-        ('{"file_name": "../../etc/passwd", "text": "x"}', "inside the dataset"),
-        ('{"file_name": "/etc/passwd", "text": "x"}', "inside the dataset"),
-        ('{"file_name": "C:\\\\x.png", "text": "x"}', "inside the dataset"),
-        ('{"file_name": "\\\\\\\\host\\\\share\\\\x.png", "text": "x"}', "inside the dataset"),
-        ('{"file_name": "http://169.254.169.254/x.png", "text": "x"}', "inside the dataset"),
+        ('{"file_name": "../a.png", "text": "x"}', "not the path of a file in the dataset folder"),
+        ('{"file_name": "../../etc/passwd", "text": "x"}', "not the path of a file in the dataset folder"),
+        ('{"file_name": "/etc/passwd", "text": "x"}', "not the path of a file in the dataset folder"),
+        ('{"file_name": "C:\\\\x.png", "text": "x"}', "not the path of a file in the dataset folder"),
+        (
+            '{"file_name": "\\\\\\\\host\\\\share\\\\x.png", "text": "x"}',
+            "not the path of a file in the dataset folder",
+        ),
+        (
+            '{"file_name": "http://169.254.169.254/x.png", "text": "x"}',
+            "not the path of a file in the dataset folder",
+        ),
         ('{"image": "a.png", "text": "x"}', "file_name"),
         ('{"file_name": "b.png"}', "without a caption"),
     ],
 )
-def test_42_bad_metadata_rows_are_refused_with_their_place(tmp_path: Path, row: str, words: str) -> None:
+def test_bad_metadata_rows_are_refused_with_their_line(tmp_path: Path, row: str, words: str) -> None:
     fill(tmp_path, {"a.png": None, "b.png": None})
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one"}\n' + row + "\n")
     with pytest.raises(DataError, match=words) as caught:
@@ -131,26 +137,26 @@ def test_kohya_folders_give_repeats_and_a_caption(tmp_path: Path) -> None:
     fill(tmp_path, {"10_sks dog/a.png": None, "10_sks dog/b.png": "hand-written", "2024_trip/c.png": "x"})
     found = run(tmp_path)
     assert texts(found["10_sks dog/a.png"]) == [("sks dog", "folder")]
-    assert texts(found["10_sks dog/b.png"]) == [("hand-written", "sidecar")]
+    assert texts(found["10_sks dog/b.png"]) == [("hand-written", "file")]
     assert [record.repeats for record in found.values()] == [10, 10, 1]
 
 
-def test_folder_names_when_asked_for(tmp_path: Path) -> None:
+def test_folder_names_are_captions_on_request(tmp_path: Path) -> None:
     fill(tmp_path, {"red_fox/a.png": None})
-    assert texts(run(tmp_path, folder_names=True)["red_fox/a.png"]) == [("red fox", "folder")]
+    assert texts(run(tmp_path, caption_from_folder=True)["red_fox/a.png"]) == [("red fox", "folder")]
 
 
-def test_the_template_fills_gaps_only(tmp_path: Path) -> None:
+def test_the_template_is_only_for_images_without_a_caption(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "by hand", "b.png": None})
     before = hashes(tmp_path)
     found = run(tmp_path, class_noun="dog", trigger="sks")
-    assert texts(found["a.png"]) == [("by hand", "sidecar")]
+    assert texts(found["a.png"]) == [("by hand", "file")]
     assert texts(found["b.png"]) == [("a photo of sks dog", "template")]
     assert texts(run(tmp_path)["b.png"]) == [("a photo of sks dog", "template")]  # remembered
     found = run(tmp_path, class_noun="cat", overwrite_captions=True)
     assert {texts(record)[0] for record in found.values()} == {("a photo of cat", "template")}
     assert hashes(tmp_path) == before
-    assert texts(run(tmp_path)["a.png"]) == [("by hand", "sidecar")]  # the file is still there, and counts
+    assert texts(run(tmp_path)["a.png"]) == [("by hand", "file")]  # the file is still there, and counts
 
 
 def test_captions_of_a_model_are_kept(tmp_path: Path) -> None:
@@ -166,10 +172,10 @@ def test_captions_of_a_model_are_kept(tmp_path: Path) -> None:
     (tmp_path / manifest.METADATA_FILE).unlink()
     found = run(tmp_path, class_noun="dog")
     assert texts(found["a.png"]) == [("a corgi on grass", "model")]
-    assert texts(found["b.png"]) == [("by hand", "sidecar"), ("a corgi on grass", "model")]
+    assert texts(found["b.png"]) == [("by hand", "file"), ("a corgi on grass", "model")]
 
 
-def test_32_33_missing_and_empty_captions_are_an_error_with_the_remedy(tmp_path: Path) -> None:
+def test_missing_and_empty_captions_are_an_error_with_the_remedy(tmp_path: Path) -> None:
     fill(tmp_path, {**{f"{index}.png": None for index in range(7)}, "ok.png": "fine", "void.png": " \n"})
     with pytest.raises(
         DataError, match=r"8 of 9 images have no caption \(1 caption files are empty\)"
@@ -189,7 +195,9 @@ def test_32_33_missing_and_empty_captions_are_an_error_with_the_remedy(tmp_path:
         ("a dog".encode("utf-16"), "byte 0", "--caption-encoding utf-16"),
     ],
 )
-def test_35_other_encodings_are_named_by_offset(tmp_path: Path, data: bytes, offset: str, hint: str) -> None:
+def test_text_in_another_encoding_is_refused_with_the_byte_offset(
+    tmp_path: Path, data: bytes, offset: str, hint: str
+) -> None:
     fill(tmp_path, {"a.png": None})
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(DataError) as caught:
@@ -199,7 +207,7 @@ def test_35_other_encodings_are_named_by_offset(tmp_path: Path, data: bytes, off
     assert "a.txt" in str(caught.value)
 
 
-def test_35_the_encoding_can_be_given(tmp_path: Path) -> None:
+def test_the_encoding_can_be_given(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None})
     (tmp_path / "a.txt").write_bytes("it’s".encode("cp1252"))
     assert run(tmp_path, caption_encoding="cp1252")["a.png"].caption == "it’s"
@@ -210,7 +218,7 @@ def test_35_the_encoding_can_be_given(tmp_path: Path) -> None:
 
 
 def captioned(folder: Path, data: bytes) -> Record:
-    """The record of an image with these bytes as its caption file, which stay as they are."""
+    """Return the record of an image with these bytes as its caption file, which does not change."""
     fill(folder, {"a.png": None})
     (folder / "a.txt").write_bytes(data)
     record = run(folder)["a.png"]
@@ -222,79 +230,79 @@ def codes(record: Record) -> list[str]:
     return [note.split(":")[0] for note in record.notes if note.startswith("caption")]
 
 
-def test_34_a_byte_order_mark_is_stripped(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_removed(tmp_path: Path) -> None:
     record = captioned(tmp_path, b"\xef\xbb\xbfa caf\xc3\xa9")
     assert (record.caption, codes(record)) == ("a café", [])
     assert decode_text(b"\xef\xbb\xbfx", "a.txt") == "x"
 
 
-def test_36_control_characters_are_left_out_and_it_is_noted(tmp_path: Path) -> None:
+def test_control_characters_are_removed_with_a_note(tmp_path: Path) -> None:
     record = captioned(tmp_path, b"a\x00 dog\x07 on\tgrass\x1b[31m")
     assert record.caption == "a dog on grass[31m"
-    assert codes(record) == ["caption_stripped"]
+    assert codes(record) == ["caption_control_characters"]
     assert "3 control characters" in "".join(record.notes)
     assert clean_caption("one", "a.txt") == ("one", [])
 
 
-def test_37_lines_are_joined_and_none_is_lost(tmp_path: Path) -> None:
+def test_lines_are_joined_and_none_is_lost(tmp_path: Path) -> None:
     record = captioned(tmp_path, b" first line \n\nsecond line\n third")
     assert record.caption == "first line second line third"
-    assert codes(record) == ["caption_joined"]
+    assert codes(record) == ["caption_lines_joined"]
 
 
 @pytest.mark.parametrize("base", [None, "tiny-dit"])
-def test_38_three_hundred_tokens_are_kept_whole(tmp_path: Path, base: str | None) -> None:
-    """What the encoders of a base lose of them, to the word: test_tokens.py."""
+def test_a_caption_of_300_tokens_is_kept_whole(tmp_path: Path, base: str | None) -> None:
+    """Truncation by the encoders of a base is tested in test_tokens.py."""
     text = " ".join(["word"] * 300)
     fill(tmp_path, {"a.png": text})
     result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True, base=base))
     assert result.records[0].caption == text
-    assert ("long_caption" if base is None else "caption_cut") in {
+    assert ("long_caption" if base is None else "caption_truncated") in {
         finding.code for finding in result.findings
     }
 
 
-def test_39_a_caption_of_a_megabyte_is_refused(tmp_path: Path) -> None:
+def test_a_caption_of_a_megabyte_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None})
     (tmp_path / "a.txt").write_text("x" * (1 << 20) + "y")
-    with pytest.raises(DataError, match="too many for a caption") as caught:
+    with pytest.raises(DataError, match="a caption file of") as caught:
         run(tmp_path)
     assert "a.txt" in str(caught.value.where)
     (tmp_path / "a.txt").write_text("x" * (1 << 20))
     assert len(run(tmp_path)["a.png"].caption) == 1 << 20
 
 
-def test_41_a_caption_without_the_trigger_is_a_warning(tmp_path: Path) -> None:
+def test_a_caption_without_the_trigger_is_a_warning(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "a photo of sks", "b.png": "a photo of sksy", "c.png": "SKS, seen from above"})
     result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True, trigger="sks"))
     (found,) = [finding for finding in result.findings if finding.code == "trigger_missing"]
     assert (found.level, found.files) == ("warning", ("b.png",))
 
 
-def test_43_windows_line_ends_are_line_ends(tmp_path: Path) -> None:
+def test_windows_line_ends_are_line_ends(tmp_path: Path) -> None:
     record = captioned(tmp_path, b"one\r\ntwo\rthree\r\n")
-    assert (record.caption, codes(record)) == ("one two three", ["caption_joined"])
+    assert (record.caption, codes(record)) == ("one two three", ["caption_lines_joined"])
     assert codes(captioned(tmp_path, b"one\r\n")) == []
 
 
-def test_44_files_of_another_kind_than_the_one_named_are_refused_with_a_hint(tmp_path: Path) -> None:
+def test_caption_files_of_another_extension_are_refused_with_a_hint(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": None, "b.png": None})
     (tmp_path / "a.caption").write_text("a dog")
     (tmp_path / "b.caption").write_text("a cat")
     with pytest.raises(DataError, match=r"no \.txt files, but 2 with \.caption: a\.caption") as caught:
-        run(tmp_path, caption_suffix=".txt")
-    assert "--caption-suffix .caption" in str(caught.value.remedy)
+        run(tmp_path, caption_extension=".txt")
+    assert "--caption-extension .caption" in str(caught.value.remedy)
     assert not (tmp_path / manifest.MANIFEST_FILE).exists()
-    assert [record.caption for record in run(tmp_path, caption_suffix=".caption").values()] == [
+    assert [record.caption for record in run(tmp_path, caption_extension=".caption").values()] == [
         "a dog",
         "a cat",
     ]
     (tmp_path / "a.txt").write_text("a wolf")
-    found = run(tmp_path, caption_suffix=".txt", allow_missing_captions=True)
-    assert texts(found["a.png"]) == [("a wolf", "sidecar")]
+    found = run(tmp_path, caption_extension=".txt", allow_missing_captions=True)
+    assert texts(found["a.png"]) == [("a wolf", "file")]
     assert texts(found["b.png"]) == []
-    with pytest.raises(ConfigError, match="no such caption file"):
-        run(tmp_path, caption_suffix=".text")
+    with pytest.raises(ConfigError, match="is not an extension of caption files"):
+        run(tmp_path, caption_extension=".text")
 
 
 def test_bad_json_captions_are_refused(tmp_path: Path) -> None:
@@ -311,30 +319,33 @@ def test_a_caption_file_is_found_across_accent_spellings(tmp_path: Path) -> None
     assert run(tmp_path)["caf\u00e9.png"].caption == "a café"
 
 
-def test_edits_of_written_captions_outlive_a_change_of_the_file(tmp_path: Path) -> None:
+def test_edits_are_applied_again_after_the_file_changed(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "1girl, solo, cat", "b.png": "dog, solo"})
-    first = run(tmp_path, edits=("drop=solo", "trigger=sks"))
+    first = run(tmp_path, caption_edits=("drop=solo", "trigger=sks"))
     assert [record.caption for record in first.values()] == ["sks, 1girl, cat", "sks, dog"]
-    assert first["a.png"].captions[0].raw == "1girl, solo, cat"
+    assert first["a.png"].captions[0].original_text == "1girl, solo, cat"
     assert run(tmp_path) == first
     (tmp_path / "a.txt").write_text("solo, bird")
     again = run(tmp_path)
-    assert (again["a.png"].caption, again["a.png"].captions[0].raw) == ("sks, bird", "solo, bird")
+    assert (again["a.png"].caption, again["a.png"].captions[0].original_text) == ("sks, bird", "solo, bird")
     assert again["b.png"] == first["b.png"]
-    assert [record.caption for record in run(tmp_path, edits=()).values()] == ["solo, bird", "dog, solo"]
+    assert [record.caption for record in run(tmp_path, caption_edits=()).values()] == [
+        "solo, bird",
+        "dog, solo",
+    ]
     assert (tmp_path / "b.txt").read_text() == "dog, solo"
 
 
-def test_an_edit_that_leaves_nothing_is_said(tmp_path: Path) -> None:
+def test_an_edit_that_leaves_no_text_is_noted(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "solo", "b.png": "dog"})
-    found = run(tmp_path, edits=("drop=solo",), allow_missing_captions=True)
+    found = run(tmp_path, caption_edits=("drop=solo",), allow_missing_captions=True)
     assert found["a.png"].captions == ()
     assert any("leave nothing of 'solo'" in note for note in found["a.png"].notes)
-    with pytest.raises(ConfigError, match="no such edit"):
-        run(tmp_path, edits=("polish",))
+    with pytest.raises(ConfigError, match="unknown edit"):
+        run(tmp_path, caption_edits=("polish",))
 
 
-def test_steps_alone_keep_what_the_others_did(tmp_path: Path) -> None:
+def test_single_commands_keep_the_results_of_the_others(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "one", "b.png": "two"})
     run(tmp_path)
     before = (tmp_path / manifest.MANIFEST_FILE).read_bytes()
@@ -345,11 +356,11 @@ def test_steps_alone_keep_what_the_others_did(tmp_path: Path) -> None:
     first, second = manifest.load_manifest(tmp_path)
     assert (first.caption, second.caption) == ("new words", "two")
     assert first.bucket is not None
-    bucket_dataset(tmp_path, PrepareOptions(resolution=256, mode="square").bucket())
+    bucket_dataset(tmp_path, PrepareOptions(resolution=256, bucket_mode="square").bucket_options())
     assert {record.bucket for record in manifest.load_manifest(tmp_path)} == {(256, 256)}
 
 
-def test_overwrite_needs_something_to_write(tmp_path: Path) -> None:
+def test_overwrite_needs_a_new_caption(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "one"})
     with pytest.raises(ConfigError, match="overwrite"):
         run(tmp_path, overwrite_captions=True)

@@ -1,4 +1,4 @@
-"""What captions alone show: phrases, preambles, refusals, and words of an earlier picture."""
+"""Checks of caption texts: phrases, preambles, refusals, and captions of an earlier image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HASH = "ab" * 32
 
 def captioned(*texts: str) -> list[Record]:
     return [
-        Record(f"{number}.png", HASH, HASH, 64, 64, captions=(Caption(text, "sidecar"),))
+        Record(f"{number}.png", HASH, HASH, 64, 64, captions=(Caption(text, "file"),))
         for number, text in enumerate(texts)
     ]
 
@@ -35,28 +35,28 @@ def codes(*texts: str) -> set[str]:
         "There is a picture. I’m unable to identify the person.",
     ],
 )
-def test_a_refusal_is_told_from_a_description(text: str) -> None:
+def test_a_refusal_is_recognized(text: str) -> None:
     assert lint.is_refusal(text)
-    assert "refusal" in codes(text, "a dog")
+    assert "captioner_refusal" in codes(text, "a dog")
 
 
 @pytest.mark.parametrize(
     "text", ['a sign that says "I\'m sorry"', "a man who cannot swim", "an AI as an art form", "", "a dog"]
 )
-def test_a_description_is_no_refusal(text: str) -> None:
+def test_a_description_is_not_a_refusal(text: str) -> None:
     assert not lint.is_refusal(text)
 
 
-def test_words_about_the_picture_as_such_are_a_note() -> None:
+def test_a_preamble_is_noted() -> None:
     (found,) = [
         f
         for f in lint.lint_captions(captioned("The image shows a dog.", "a dog on grass"))
-        if f.code == "preamble"
+        if f.code == "caption_preamble"
     ]
     assert (found.level, found.files) == ("note", ("0.png",))
 
 
-def test_phrases_are_counted_by_caption_and_the_longest_told() -> None:
+def test_phrases_are_counted_by_caption_and_only_the_longest_are_returned() -> None:
     records = captioned(
         "a brown clay teapot on a table, brown clay teapot",
         "the brown clay teapot in a shelf",
@@ -65,19 +65,19 @@ def test_phrases_are_counted_by_caption_and_the_longest_told() -> None:
         "something else",
     )
     assert lint.frequent_phrases(records) == [("brown clay teapot", 3), ("red cup", 2)]
-    assert lint.frequent_phrases(records, most=1) == [("brown clay teapot", 3)]
+    assert lint.frequent_phrases(records, limit=1) == [("brown clay teapot", 3)]
     assert lint.frequent_phrases([]) == []
 
 
-def test_a_description_of_an_earlier_picture_is_a_warning() -> None:
+def test_a_caption_of_an_earlier_image_is_a_warning() -> None:
     (record,) = captioned("a dog")
-    now = replace(record, captions=(Caption("a dog", "model", "m", seen=crops.crop_hash(record)),))
+    now = replace(record, captions=(Caption("a dog", "model", "m", image_hash=crops.crop_hash(record)),))
     assert not [f for f in lint.lint_captions([now]) if f.code == "stale_caption"]
-    changed = replace(now, pixels="cd" * 32)
+    changed = replace(now, content_hash="cd" * 32)
     assert [f.files for f in lint.lint_captions([changed]) if f.code == "stale_caption"] == [("0.png",)]
 
 
-def test_the_rule_of_thumb_for_tokens_ends_where_they_are_counted() -> None:
+def test_token_counts_replace_the_estimate_of_tokens() -> None:
     records = captioned("word " * 80)
     assert "long_caption" in {f.code for f in lint.lint_captions(records)}
-    assert "long_caption" not in {f.code for f in lint.lint_captions(records, counted=True)}
+    assert "long_caption" not in {f.code for f in lint.lint_captions(records, tokens_counted=True)}

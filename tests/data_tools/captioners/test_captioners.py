@@ -1,4 +1,4 @@
-"""The models that run here: tiny ones of the real classes, with random weights, built from configuration."""
+"""Captioners that run here: tiny models of the real classes, with random weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = parts.qwen25_vl(tokenizer)
-    for parameter in model.parameters():  # or tiny random weights would hardly look at the picture
+    for parameter in model.parameters():  # or tiny random weights would hardly depend on the image
         parameter.data.mul_(4)
     images = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56)
     processor = Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
@@ -49,7 +49,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """BLIP: a model that takes a beginning of the caption, or nothing."""
+    """BLIP: a model whose prompt is the start of the caption, or empty."""
     from transformers import (
         BertTokenizer,
         BlipConfig,
@@ -88,70 +88,68 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pictures(count: int) -> list[Image.Image]:
+def images(count: int) -> list[Image.Image]:
     return [photo(seed, (64, 48)) for seed in range(count)]
 
 
 def asks(captioner: Any, count: int = 2) -> list[CaptionRequest]:
-    return [
-        CaptionRequest(picture, captioner.prompts[0], seed) for seed, picture in enumerate(pictures(count))
-    ]
+    return [CaptionRequest(image, captioner.prompts[0], seed) for seed, image in enumerate(images(count))]
 
 
 def test_a_chat_model_answers_through_its_template(chat_model: Path) -> None:
-    captioner = load_captioner(CaptionerOptions(model=str(chat_model), tokens=8))
+    captioner = load_captioner(CaptionerOptions(model=str(chat_model), max_tokens=8))
     assert captioner.name == "tiny-chat"
     assert captioner.prompts == (CHAT_PROMPT,)
-    answers = captioner.describe(asks(captioner))
+    answers = captioner.caption(asks(captioner))
     assert len(answers) == 2
-    assert all(answer.text and answer.cut for answer in answers)  # random weights find no end
+    assert all(answer.text and answer.truncated for answer in answers)  # random weights find no end
     assert not any("assistant" in answer.text or "Describe" in answer.text for answer in answers)
-    assert captioner.describe(asks(captioner)) == answers
+    assert captioner.caption(asks(captioner)) == answers
 
 
-def test_a_batch_says_what_each_says_alone(chat_model: Path) -> None:
-    captioner = load_captioner(CaptionerOptions(model=str(chat_model), tokens=6, at_once=3))
-    questions = [CaptionRequest(p, f"what is {'very ' * n}red?") for n, p in enumerate(pictures(3))]
-    together = captioner.describe(questions)
-    assert together == [answer for question in questions for answer in captioner.describe([question])]
+def test_a_batch_gives_the_same_captions_as_single_images(chat_model: Path) -> None:
+    captioner = load_captioner(CaptionerOptions(model=str(chat_model), max_tokens=6, concurrency=3))
+    questions = [CaptionRequest(p, f"what is {'very ' * n}red?") for n, p in enumerate(images(3))]
+    together = captioner.caption(questions)
+    assert together == [answer for question in questions for answer in captioner.caption([question])]
     assert len({answer.text for answer in together}) > 1
 
 
-def test_drawn_answers_depend_on_the_seed_alone(chat_model: Path) -> None:
-    captioner = load_captioner(CaptionerOptions(model=str(chat_model), tokens=6, temperature=1.0))
-    picture = pictures(1)[0]
+def test_sampled_answers_depend_only_on_the_seed(chat_model: Path) -> None:
+    captioner = load_captioner(CaptionerOptions(model=str(chat_model), max_tokens=6, temperature=1.0))
+    image = images(1)[0]
     state = torch.random.get_rng_state()
-    first = captioner.describe([CaptionRequest(picture, "what?", seed) for seed in (1, 2)])
+    first = captioner.caption([CaptionRequest(image, "what?", seed) for seed in (1, 2)])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first[0] != first[1]
-    assert captioner.describe([CaptionRequest(picture, "what?", 2)]) == [first[1]]
+    assert captioner.caption([CaptionRequest(image, "what?", 2)]) == [first[1]]
 
 
 def test_a_model_without_a_template_takes_plain_text(plain_model: Path) -> None:
-    captioner = load_captioner(CaptionerOptions(model=str(plain_model), tokens=5))
+    captioner = load_captioner(CaptionerOptions(model=str(plain_model), max_tokens=5))
     assert captioner.prompts == ("",)
-    (bare,) = captioner.describe([CaptionRequest(pictures(1)[0], "")])
-    (begun,) = captioner.describe([CaptionRequest(pictures(1)[0], "a photo of")])
+    (bare,) = captioner.caption([CaptionRequest(images(1)[0], "")])
+    (begun,) = captioner.caption([CaptionRequest(images(1)[0], "a photo of")])
     assert bare.text
     assert begun.text
     assert not bare.text.startswith("[")
 
 
-def test_the_manifest_gets_what_the_model_says(chat_model: Path, tmp_path: Path) -> None:
+def test_a_truncated_answer_is_noted_in_the_manifest(chat_model: Path, tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": None, "b.png": None}, size=(64, 48))
     options = PrepareOptions(
         quiet=True,
-        captioner=CaptionerOptions(model=str(chat_model), tokens=6),
-        describe=CaptioningOptions(prompts=("what?",)),
+        captioner=CaptionerOptions(model=str(chat_model), max_tokens=6),
+        captioning=CaptioningOptions(prompts=("what?",)),
     )
     result = caption_dataset(folder, options)
-    # Random weights never end a sentence, and so each answer is a failure that is told.
+    # Random weights never end a sentence, and so each answer is truncated, which is noted.
     notes = [note for record in result.records for note in record.notes]
     assert [note.partition(" ")[0] for note in notes] == ["caption_failed:"] * 2
-    assert all("cut_off" in note or "empty" in note for note in notes)
+    assert all("truncated_response" in note or "empty" in note for note in notes)
 
 
-def test_what_is_no_captioner_is_refused_before_anything_loads(tmp_path: Path) -> None:
+def test_an_unsuitable_model_is_refused_before_anything_loads(tmp_path: Path) -> None:
     def folder(name: str, config: dict[str, object] | None, *, weights: bool = True) -> str:
         made = tmp_path / name
         made.mkdir()
@@ -163,11 +161,14 @@ def test_what_is_no_captioner_is_refused_before_anything_loads(tmp_path: Path) -
 
     for given, words in (
         (folder("bare", None), "no config.json"),
-        (folder("text", {"model_type": "bert"}), "makes no text of images"),
-        (folder("own", {"model_type": "mine", "auto_map": {"AutoModel": "x.Y"}}), "makes no text of images"),
+        (folder("text", {"model_type": "bert"}), "is not an image-text-to-text model"),
+        (
+            folder("own", {"model_type": "mine", "auto_map": {"AutoModel": "x.Y"}}),
+            "is not an image-text-to-text model",
+        ),
         (folder("pickled", {"model_type": "blip"}, weights=False), "no safetensors"),
         (folder("odd", {"kind": "?"}), "neither a transformers model"),
-        (str(tmp_path / "absent"), "no such model"),
+        (str(tmp_path / "absent"), "the model does not exist"),
     ):
         with pytest.raises(ConfigError, match=words) as caught:
             load_captioner(CaptionerOptions(model=given))
@@ -190,7 +191,7 @@ TAGS = [
 
 @pytest.fixture(scope="session")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny vision transformer of timm whose head answers to the mean of the blue and the red channel."""
+    """A tiny vision transformer of timm with a list of tags."""
     import timm
     from safetensors.torch import save_file
 
@@ -221,9 +222,9 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tags_above_their_threshold_likeliest_first_characters_before(tagger: Path) -> None:
+def test_tags_are_sorted_by_probability_with_characters_first(tagger: Path) -> None:
     captioner = load_captioner(CaptionerOptions(model=str(tagger), threshold=0.0, character_threshold=0.0))
-    (answer,) = captioner.describe(asks(captioner, 1))
+    (answer,) = captioner.caption(asks(captioner, 1))
     assert answer.tags[0] == "some one"
     assert set(answer.tags) == {
         "1girl",
@@ -235,21 +236,21 @@ def test_tags_above_their_threshold_likeliest_first_characters_before(tagger: Pa
         "blue",
     }  # and no rating
     assert answer.text == ", ".join(answer.tags)
-    captioner.limits = {0: 0.5, 4: 2.0}  # type: ignore[attr-defined]
-    (fewer,) = captioner.describe(asks(captioner, 1))
+    captioner.thresholds = {0: 0.5, 4: 2.0}  # type: ignore[attr-defined]
+    (fewer,) = captioner.caption(asks(captioner, 1))
     assert set(fewer.tags) < set(answer.tags)
     assert captioner.prompts == ("general>=0 character>=0",)
 
 
-def test_a_tagger_sees_a_white_square_in_the_order_it_was_trained_with(tagger: Path) -> None:
-    """The same scores as the model gives for a square padded by hand, channels blue, green, red."""
+def test_a_tagger_gets_a_white_square_in_blue_green_red_order(tagger: Path) -> None:
+    """The scores equal those of the model for a square padded by hand, with channels blue, green, red."""
     import timm
 
     captioner = load_captioner(CaptionerOptions(model=str(tagger), threshold=0.0))
-    picture = Image.new("RGB", (64, 32), (250, 20, 10))
+    image = Image.new("RGB", (64, 32), (250, 20, 10))
     seen: list[torch.Tensor] = []
     captioner.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))  # type: ignore[attr-defined]
-    captioner.describe([CaptionRequest(picture, "")])
+    captioner.caption([CaptionRequest(image, "")])
     (pixels,) = seen
     assert pixels.shape == (1, 3, 32, 32)
     red, blue = (250 / 255 - 0.5) / 0.5, (10 / 255 - 0.5) / 0.5
@@ -258,7 +259,7 @@ def test_a_tagger_sees_a_white_square_in_the_order_it_was_trained_with(tagger: P
     reference = timm.create_model(f"local-dir:{tagger}", pretrained=True).eval()
     with torch.no_grad():
         scores = reference(pixels).sigmoid()[0]
-    (answer,) = captioner.describe([CaptionRequest(picture, "")])
+    (answer,) = captioner.caption([CaptionRequest(image, "")])
     general = [(float(scores[i]), name) for i, (name, category) in enumerate(TAGS) if category == 0]
     likeliest = [
         name.replace("_", " ") if len(name) > 3 else name for _, name in sorted(general, reverse=True)
@@ -269,7 +270,7 @@ def test_a_tagger_sees_a_white_square_in_the_order_it_was_trained_with(tagger: P
 def test_tags_reach_the_manifest(tagger: Path, tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": None}, size=(64, 48))
     captioner = CaptionerOptions(model=str(tagger), threshold=0.0, character_threshold=1.0)
-    options = PrepareOptions(quiet=True, captioner=captioner, edits=("drop=1girl", "trigger=sks"))
+    options = PrepareOptions(quiet=True, captioner=captioner, caption_edits=("drop=1girl", "trigger=sks"))
     (record,) = caption_dataset(folder, options).records
     assert set(record.tags) == {"1girl", "long hair", "^_^", "x_x", "red", "blue"}
     assert record.caption.startswith("sks, ")
@@ -277,7 +278,7 @@ def test_tags_reach_the_manifest(tagger: Path, tmp_path: Path) -> None:
     assert record.captions[0].model == "tiny-tagger"
 
 
-def test_a_tagger_whose_tags_do_not_match_is_told(tagger: Path, tmp_path: Path) -> None:
+def test_a_tagger_with_a_wrong_list_of_tags_is_refused(tagger: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = Path(shutil.copytree(tagger, tmp_path / "broken"))
@@ -285,8 +286,8 @@ def test_a_tagger_whose_tags_do_not_match_is_told(tagger: Path, tmp_path: Path) 
     (broken / "selected_tags.csv").write_text("\n".join(lines[:-1]))
     captioner = load_captioner(CaptionerOptions(model=str(broken)))
     with pytest.raises(CaptionFailure, match="8 classes") as caught:
-        captioner.describe(asks(captioner, 1))
-    assert caught.value.hopeless
+        captioner.caption(asks(captioner, 1))
+    assert caught.value.fatal
     (broken / "selected_tags.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="unreadable"):
         load_captioner(CaptionerOptions(model=str(broken)))

@@ -1,4 +1,4 @@
-"""Entry 95 of the fault catalogue: archives that mean harm are refused whole, and nothing is written."""
+"""Hostile archives are refused as a whole, and nothing is written (fault 95 of fault_catalogue.md)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tarred(path: Path, *members: tuple[str, bytes | None], mode: str = "w", **of
 
 
 def refused(folder: Path, archive: Path, words: str, limits: ArchiveLimits | None = None) -> None:
-    """Refused with its name and a remedy; nothing is written, inside the folder or out of it."""
+    """Check that it is refused with its name and a remedy, and that nothing is written anywhere."""
     before = sorted(folder.rglob("*"))
     with pytest.raises(DataError, match=words) as caught:
         import_dataset(folder / "data", [archive], limits=limits)
@@ -69,12 +69,20 @@ EVIL = [
 
 
 @pytest.mark.parametrize("name", EVIL)
-def test_95_names_that_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    refused(tmp_path, zipped(tmp_path / "a.zip", {"fine.jpg": JPEG, name: JPEG}), "inside the dataset")
-    refused(tmp_path, tarred(tmp_path / "a.tar", ("fine.jpg", JPEG), (name, JPEG)), "inside the dataset")
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    refused(
+        tmp_path,
+        zipped(tmp_path / "a.zip", {"fine.jpg": JPEG, name: JPEG}),
+        "not the path of a file in the dataset folder",
+    )
+    refused(
+        tmp_path,
+        tarred(tmp_path / "a.tar", ("fine.jpg", JPEG), (name, JPEG)),
+        "not the path of a file in the dataset folder",
+    )
 
 
-def test_95_links_and_devices_in_a_tar(tmp_path: Path) -> None:
+def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path) -> None:
     kinds = {
         "link": tarfile.SYMTYPE,
         "hard": tarfile.LNKTYPE,
@@ -87,13 +95,13 @@ def test_95_links_and_devices_in_a_tar(tmp_path: Path) -> None:
         refused(tmp_path, archive, "not a plain file")
 
 
-def test_95_links_and_devices_in_a_zip(tmp_path: Path) -> None:
+def test_links_and_devices_in_a_zip_are_refused(tmp_path: Path) -> None:
     for kind in (0o120777, 0o020666):
         archive = zipped(tmp_path / f"{kind}.zip", {"x.jpg": b"/etc/passwd"}, external_attr=kind << 16)
         refused(tmp_path, archive, "a link or a device")
 
 
-def test_95_encrypted_and_doubled_members(tmp_path: Path) -> None:
+def test_encrypted_and_repeated_members_are_refused(tmp_path: Path) -> None:
     data = bytearray(zipped(tmp_path / "locked.zip", {"x.jpg": JPEG}).read_bytes())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(signature) + offset] |= 1
@@ -107,8 +115,8 @@ def test_95_encrypted_and_doubled_members(tmp_path: Path) -> None:
     refused(tmp_path, tarred(tmp_path / "t.tar", ("x.jpg", JPEG), ("./x.jpg", JPEG)), "twice")
 
 
-def test_95_a_bomb_is_refused_by_its_ratio(tmp_path: Path) -> None:
-    limits = ArchiveLimits(harmless_bytes=1 << 20)
+def test_a_bomb_is_refused_by_its_ratio(tmp_path: Path) -> None:
+    limits = ArchiveLimits(ratio_free_bytes=1 << 20)
     zeros = bytes(8 << 20)
     refused(tmp_path, zipped(tmp_path / "a.zip", {"x.jpg": zeros}), "200 times its size", limits)
     for ending, packed in (("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)):
@@ -119,8 +127,8 @@ def test_95_a_bomb_is_refused_by_its_ratio(tmp_path: Path) -> None:
         refused(tmp_path, archive, "200 times its size", limits)
 
 
-def test_95_overlapping_members_count_as_often_as_they_unpack(tmp_path: Path) -> None:
-    """The bomb of one file that every entry of the table points to."""
+def test_overlapping_members_count_as_often_as_they_unpack(tmp_path: Path) -> None:
+    """A bomb of one file to which every entry of the directory points."""
     archive = zipped(tmp_path / "a.zip", {"0.jpg": bytes(4 << 20)})
     data = archive.read_bytes()
     start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
@@ -128,24 +136,32 @@ def test_95_overlapping_members_count_as_often_as_they_unpack(tmp_path: Path) ->
     table = b"".join(entries)
     tail = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, len(entries), len(entries), len(table), start, 0)
     archive.write_bytes(data[:start] + table + tail)
-    refused(tmp_path, archive, "200 times its size", ArchiveLimits(harmless_bytes=1 << 20))
+    refused(tmp_path, archive, "200 times its size", ArchiveLimits(ratio_free_bytes=1 << 20))
 
 
-def test_95_a_member_too_large_or_too_many(tmp_path: Path) -> None:
+def test_too_large_and_too_many_members_are_refused(tmp_path: Path) -> None:
     refused(
-        tmp_path, zipped(tmp_path / "a.zip", {"x.jpg": JPEG}), "bytes large", ArchiveLimits(member_bytes=100)
+        tmp_path,
+        zipped(tmp_path / "a.zip", {"x.jpg": JPEG}),
+        "bytes large",
+        ArchiveLimits(max_member_bytes=100),
     )
     refused(
-        tmp_path, tarred(tmp_path / "a.tar", ("x.jpg", JPEG)), "bytes large", ArchiveLimits(member_bytes=100)
+        tmp_path,
+        tarred(tmp_path / "a.tar", ("x.jpg", JPEG)),
+        "bytes large",
+        ArchiveLimits(max_member_bytes=100),
     )
     many = {f"{number}.jpg": b"" for number in range(40)}
     refused(
-        tmp_path, zipped(tmp_path / "b.zip", many), "40 files, the limit is 30", ArchiveLimits(members=30)
+        tmp_path, zipped(tmp_path / "b.zip", many), "40 files; the limit is 30", ArchiveLimits(max_members=30)
     )
-    refused(tmp_path, tarred(tmp_path / "b.tar", *many.items()), "too many files", ArchiveLimits(members=30))
+    refused(
+        tmp_path, tarred(tmp_path / "b.tar", *many.items()), "too many files", ArchiveLimits(max_members=30)
+    )
 
 
-def test_95_a_million_entries_are_refused_before_the_table_is_read(tmp_path: Path) -> None:
+def test_a_million_entries_are_refused_before_the_directory_is_read(tmp_path: Path) -> None:
     entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0)
     table = b"".join(entry + b"%07d" % number for number in range(1_000_000))
     large = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 10**6, 10**6, len(table), 0)
@@ -155,12 +171,12 @@ def test_95_a_million_entries_are_refused_before_the_table_is_read(tmp_path: Pat
     path.write_bytes(table + large + locator + tail)
     del table
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match="1000000 files, the limit is 500000"):
+    with pytest.raises(DataError, match="1000000 files; the limit is 500000"):
         next(read_zip(path, ArchiveLimits()))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10  # KiB
 
 
-def test_95_a_header_that_claims_a_gigabyte_is_refused(tmp_path: Path) -> None:
+def test_a_header_that_claims_a_gigabyte_is_refused(tmp_path: Path) -> None:
     for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
         info = tarfile.TarInfo("x")
         info.type, info.size = kind, 1 << 30
@@ -168,7 +184,7 @@ def test_95_a_header_that_claims_a_gigabyte_is_refused(tmp_path: Path) -> None:
         refused(tmp_path, tmp_path / "a.tar", "an extended header of 1073741824 bytes")
 
 
-def test_95_damaged_archives_are_one_error(tmp_path: Path) -> None:
+def test_damaged_archives_are_one_error(tmp_path: Path) -> None:
     whole = zipped(tmp_path / "a.zip", {f"{n}.jpg": JPEG for n in range(4)}).read_bytes()
     (tmp_path / "a.zip").write_bytes(whole[: len(whole) // 2])
     refused(tmp_path, tmp_path / "a.zip", "cut off")
@@ -181,13 +197,13 @@ def test_95_damaged_archives_are_one_error(tmp_path: Path) -> None:
     refused(tmp_path, tmp_path / "a.tar.gz", "damaged|cannot be read")
 
 
-def test_what_is_no_archive_is_said_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.rar").write_bytes(b"Rar!" + bytes(600))
-    with pytest.raises(ConfigError, match="not an archive or table"):
+    with pytest.raises(ConfigError, match="cannot read this archive or table"):
         import_dataset(tmp_path / "data", [tmp_path / "a.rar"])
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="file or folder does not exist"):
         import_dataset(tmp_path / "data", [tmp_path / "absent.zip"])
-    with pytest.raises(DataError, match="no image in it"):
+    with pytest.raises(DataError, match="the source has no image"):
         import_dataset(tmp_path / "data", [zipped(tmp_path / "a.zip", {"notes.md": b"x"})])
 
 

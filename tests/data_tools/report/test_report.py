@@ -1,4 +1,4 @@
-"""The report: one page, inert whatever the captions say, equal for equal data."""
+"""The dataset report: one page, inert whatever the captions are, equal for equal data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def folder(tmp_path: Path) -> Path:
     fill(tmp_path, {"a.png": HOSTILE, "<b onclick=x>.png": "a photo of sks cat"}, size=(400, 200))
     (tmp_path / "bad.png").write_bytes(b"<html>" + HOSTILE.encode())
     prepare_dataset(
-        tmp_path, PrepareOptions(resolution=128, mode="square", trigger="sks", class_noun="cat", quiet=True)
+        tmp_path,
+        PrepareOptions(resolution=128, bucket_mode="square", trigger="sks", class_noun="cat", quiet=True),
     )
     return tmp_path
 
@@ -52,7 +53,7 @@ def parse(folder: Path) -> Page:
     return page
 
 
-def test_40_nothing_in_the_page_runs_or_loads(folder: Path) -> None:
+def test_nothing_in_the_page_runs_or_loads(folder: Path) -> None:
     page = parse(folder)
     assert {tag for tag, _ in page.tags} & {"script", "iframe", "link", "object", "form"} == set()
     for tag, attributes in page.tags:
@@ -67,7 +68,7 @@ def test_40_nothing_in_the_page_runs_or_loads(folder: Path) -> None:
 
 def test_the_page_shows_problems_first_and_every_image(folder: Path) -> None:
     page = parse(folder)
-    assert page.text.index("markup") < page.text.index("128 × 128")
+    assert page.text.index("html_or_xml") < page.text.index("128 × 128")
     for name in ("a.png", "<b onclick=x>.png", "bad.png"):
         assert name in page.text
     assert {attributes["alt"] for tag, attributes in page.tags if tag == "img"} == {
@@ -75,11 +76,11 @@ def test_the_page_shows_problems_first_and_every_image(folder: Path) -> None:
         "a.png",
     }
     cards = [attributes["class"] for tag, attributes in page.tags if tag == "article"]
-    assert cards == ["picture aside flagged", "picture flagged", "picture flagged"]
-    assert sum(tag == "mark" for tag, _ in page.tags) == 2  # of what is set aside, no caption is shown
+    assert cards == ["image-card excluded flagged", "image-card flagged", "image-card flagged"]
+    assert sum(tag == "mark" for tag, _ in page.tags) == 2  # captions of excluded images are not shown
 
 
-def test_the_trigger_is_marked_as_a_word_and_lost_words_are_struck(tmp_path: Path) -> None:
+def test_the_trigger_is_marked_and_truncated_words_are_struck_through(tmp_path: Path) -> None:
     text = "a photo of SKS in Sksland, " + "and on " * 40
     fill(tmp_path, {"a.png": text.strip()}, size=(96, 64))
     prepare_dataset(tmp_path, PrepareOptions(resolution=64, trigger="sks", base="tiny-dit", quiet=True))
@@ -88,8 +89,8 @@ def test_the_trigger_is_marked_as_a_word_and_lost_words_are_struck(tmp_path: Pat
     assert "<mark>SKS</mark> in Sksland" in html
     struck = re.findall(r"<s [^>]*>(.*?)</s>", html)
     (count, _) = json.loads((tmp_path / report.JSON_FILE).read_text())["images"][0]["captions"][0]["tokens"]
-    assert struck == [count["lost"]]
-    assert f"{count['tokens']}/30 tokens" in html
+    assert struck == [count["truncated_text"]]
+    assert f"{count['num_tokens']}/30 tokens" in html
 
 
 def test_a_cluster_across_splits_is_shown_once_with_the_leak_named(tmp_path: Path) -> None:
@@ -102,30 +103,33 @@ def test_a_cluster_across_splits_is_shown_once_with_the_leak_named(tmp_path: Pat
     clusters = [attributes for _, attributes in page.tags if attributes.get("class") == "cluster"]
     assert len(clusters) == 2
     duplicates = page.text[page.text.index("Duplicates") :]
-    assert duplicates.index("in train and validation") < duplicates.index("again.png")  # the graver first
+    assert duplicates.index("in train and validation") < duplicates.index(
+        "again.png"
+    )  # the more serious one first
     assert duplicates.count("in train and validation") == 1
 
 
-def test_the_twin_says_the_same_to_a_script(folder: Path) -> None:
+def test_the_json_report_has_the_same_data(folder: Path) -> None:
     text = (folder / report.JSON_FILE).read_text(encoding="utf-8")
     value = json.loads(text)
-    assert text == storage.dump_json(value)  # though written piece by piece
+    assert text == storage.dump_json(value)  # although it is written in pieces
     assert value["counts"]["kept"] == 2
     assert [image["keep"] for image in value["images"]] == [True, True, False]
-    assert value["images"][1]["captions"] == [{"text": HOSTILE, "source": "sidecar"}]
-    assert value["epoch"] == 2
-    assert [price["mode"] for price in value["prices"]] == ["in use", "auto", "native", "square", "kohya"]
-    in_use, _, native, square, _ = value["prices"]
-    assert (in_use["crop"], in_use["worst"], in_use["shapes"]) == (0.5, 0.5, 1)
-    assert in_use == square | {"mode": "in use"}
-    assert native["crop"] < 0.1
-    assert value["phrases"] == [{"phrase": "sks", "captions": 2}]
-    assert value["images"][1]["cropped"] == 0.5
-    assert {"markup", "cropped"} <= {finding["code"] for finding in value["findings"]}
+    assert value["images"][1]["captions"] == [{"text": HOSTILE, "source": "file"}]
+    assert value["images_per_epoch"] == 2
+    costs = value["bucket_costs"]
+    assert [cost["bucket_mode"] for cost in costs] == ["current", "auto", "native", "square", "kohya"]
+    current, _, native, square, _ = costs
+    assert (current["mean_crop"], current["max_crop"], current["num_buckets"]) == (0.5, 0.5, 1)
+    assert current == square | {"bucket_mode": "current"}
+    assert native["mean_crop"] < 0.1
+    assert value["phrases"] == [{"phrase": "sks", "num_captions": 2}]
+    assert value["images"][1]["crop_fraction"] == 0.5
+    assert {"html_or_xml", "cropped"} <= {finding["code"] for finding in value["findings"]}
     assert str(folder) not in json.dumps(value)
 
 
-def test_the_report_alone_gives_the_same_page(folder: Path) -> None:
+def test_the_rebuilt_report_is_the_same(folder: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in (report.HTML_FILE, report.JSON_FILE)}
     (folder / report.HTML_FILE).unlink()
     rebuild_dataset_report(folder, trigger="sks", quiet=True)
@@ -142,7 +146,7 @@ BOX = "(e => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.wid
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with something of everything that the report can show."""
+    """A dataset with an example of everything that the report can show."""
     folder = tmp_path_factory.mktemp("rich")
     names = {
         "a.png": HOSTILE,
@@ -156,11 +160,13 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = Image.new("L", (400, 200))
     mask.paste(255, (0, 0, 200, 200))
     mask.save(folder / "c-masklabel.png")
-    options = PrepareOptions(resolution=128, mode="square", trigger="sks", class_noun="barn", quiet=True)
+    options = PrepareOptions(
+        resolution=128, bucket_mode="square", trigger="sks", class_noun="barn", quiet=True
+    )
     prepare_dataset(folder, options)
     boxes = folder.with_name("boxes.jsonl")
     boxes.write_text('{"file_name": "sub/b.png", "crop": [20, 40, 180, 200]}\n')
-    bucket_dataset(folder, options.bucket(), boxes=boxes)
+    bucket_dataset(folder, options.bucket_options(), crops_file=boxes)
     rebuild_dataset_report(folder, trigger="sks", base="tiny-dit", quiet=True)
     return folder
 
@@ -173,7 +179,7 @@ def tab(rich: Path) -> Iterator[Browser]:
         yield made
 
 
-def test_a_browser_loads_nothing_and_complains_of_nothing(tab: Browser, rich: Path) -> None:
+def test_a_browser_loads_nothing_and_reports_no_error(tab: Browser, rich: Path) -> None:
     files = [address for address in tab.requests if not address.startswith("data:")]
     assert files == [(rich / report.HTML_FILE).resolve().as_uri()]
     assert tab.complaints == []
@@ -182,10 +188,10 @@ def test_a_browser_loads_nothing_and_complains_of_nothing(tab: Browser, rich: Pa
 
 
 @pytest.mark.parametrize("width", [1300, 760, 390])
-def test_it_fits_the_window(tab: Browser, width: int) -> None:
+def test_the_page_fits_the_window(tab: Browser, width: int) -> None:
     tab.resize(width, 900)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    for inner, outer in ((".frame", ".picture"), (".look", ".frame")):
+    for inner, outer in ((".frame", ".image-card"), (".thumbnail", ".frame")):
         found = f"[...document.querySelectorAll('{outer} {inner}')]"
         boxes = tab.evaluate(f"{found}.map(e => [{BOX}(e), {BOX}(e.closest('{outer}'))])")
         for (left, top, wide, high), (x, y, w, h) in boxes:
@@ -194,12 +200,12 @@ def test_it_fits_the_window(tab: Browser, width: int) -> None:
     tab.resize(1300, 900)
 
 
-def test_the_frame_lies_where_the_crop_is(tab: Browser, rich: Path) -> None:
+def test_the_frame_is_at_the_position_of_the_crop(tab: Browser, rich: Path) -> None:
     for record in manifest.load_manifest(rich):
         if not record.keep:
             continue
         assert record.crop is not None
-        cards = "[...document.querySelectorAll('.picture')]"
+        cards = "[...document.querySelectorAll('.image-card')]"
         card = f"{cards}.find(c => c.querySelector('img[alt=\"{record.file}\"]'))"
         image = tab.evaluate(f"{BOX}({card}.querySelector('img'))")
         frame = tab.evaluate(f"{BOX}({card}.querySelector('.crop'))")
@@ -214,10 +220,10 @@ def test_the_frame_lies_where_the_crop_is(tab: Browser, rich: Path) -> None:
         assert frame == pytest.approx(expected, abs=1.0)
 
 
-def test_what_is_outside_the_crop_is_dark_and_what_the_mask_leaves_out_tinted(
+def test_the_area_outside_the_crop_is_dark_and_outside_the_mask_tinted(
     tab: Browser, rich: Path, tmp_path: Path
 ) -> None:
-    tab.evaluate("document.querySelector('img.mask').closest('.picture').scrollIntoView()")
+    tab.evaluate("document.querySelector('img.mask').closest('.image-card').scrollIntoView()")
     left, top, width, height = map(
         round, tab.evaluate(f"{BOX}(document.querySelector('img.mask').parentElement)")
     )
@@ -234,18 +240,18 @@ def test_what_is_outside_the_crop_is_dark_and_what_the_mask_leaves_out_tinted(
     assert np.abs(seen[right] - tint).mean() < 0.7 * np.abs(whole[right] - tint).mean()
 
 
-def test_the_filter_shows_what_it_says_without_a_script(tab: Browser) -> None:
-    shown = "[...document.querySelectorAll('.picture')].filter(c => c.offsetParent !== null).length"
+def test_the_filter_works_without_a_script(tab: Browser) -> None:
+    shown = "[...document.querySelectorAll('.image-card')].filter(c => c.offsetParent !== null).length"
     total = tab.evaluate(shown)
     assert total == 5
-    for kind, number in (("aside", 1), ("masked", 1), ("hand", 1), ("flagged", 5), ("all", 5)):
+    for kind, number in (("excluded", 1), ("masked", 1), ("user-crop", 1), ("flagged", 5), ("all", 5)):
         label = f"document.getElementById('show-{kind}').parentElement"
         assert tab.evaluate(f"+{label}.querySelector('b').textContent") == number
         tab.evaluate(f"{label}.click()")
         assert tab.evaluate(shown) == number
 
 
-def test_a_finding_leads_to_its_card(tab: Browser) -> None:
+def test_a_finding_links_to_its_card(tab: Browser) -> None:
     target = "document.querySelector('.findings a[href^=\"#image-\"]')"
     name = tab.evaluate(f"{target}.textContent || {target}.title")
     tab.evaluate(f"{target}.click()")
@@ -253,16 +259,16 @@ def test_a_finding_leads_to_its_card(tab: Browser) -> None:
     assert tab.complaints == []
 
 
-def test_it_says_what_a_person_wants_to_know(tab: Browser) -> None:
+def test_the_page_shows_the_important_numbers(tab: Browser) -> None:
     text = tab.evaluate("document.body.innerText")
     for words in (
         "4 images to train on",
-        "1 set aside",
-        "An epoch shows 4 images: 4 steps at batch 1, 2 at 2, 1 at 4, 1 at 8.",
-        "nearly the same picture",
+        "1 excluded",
+        "An epoch has 4 images: 4 steps at batch size 1, 2 at 2, 1 at 4, 1 at 8.",
+        "nearly the same image",
         "red barn",
         "by hand",
-        "captions cut",
-        "What each way of choosing shapes costs on these images",
+        "captions truncated",
+        "Costs of each bucket mode on these images",
     ):
         assert words in re.sub(r"\s+", " ", text)

@@ -1,7 +1,7 @@
-"""One scan by several machines that share the folder: each measures its part, `merge` joins the parts.
+"""One scan on several machines that share the folder: each measures one shard, `merge` joins the shards.
 
-A part is an append-only file of records, `.lorakit-shard-2-of-8.jsonl`, that a stopped scan goes on from.
-Nothing else is needed; Ray Data does the same with a cluster that is there already.
+A shard is an append-only file of records, `.lorakit-shard-2-of-8.jsonl`, from which a stopped scan continues.
+Nothing else is needed; with an existing cluster, Ray Data does the same.
 """
 
 from __future__ import annotations
@@ -27,111 +27,111 @@ _NAME = re.compile(r"\.lorakit-shard-(\d+)-of-(\d+)\.jsonl")
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `number` (from 1) of `count`: every `count`-th image."""
+    """Shard `number` (from 1) of `count`: every `count`-th image."""
 
     number: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """`2/8`; anything else is a `ConfigError`."""
+        """Parse `2/8`; anything else is a `ConfigError`."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise ConfigError(f"{text!r} is no shard", where="shard", remedy="write 1/8, 2/8, ... 8/8")
+            raise ConfigError(f"{text!r} is not a shard", where="shard", remedy="write 1/8, 2/8, ... 8/8")
         return cls(int(match[1]), int(match[2]))
 
     @property
-    def name(self) -> str:
-        """The file that this part is written to, in the dataset folder."""
+    def file_name(self) -> str:
+        """The name of the shard's file in the dataset folder."""
         return f".lorakit-shard-{self.number}-of-{self.count}.jsonl"
 
-    def of(self, listing: Listing) -> tuple[str, ...]:
-        """The images of this part."""
+    def files(self, listing: Listing) -> tuple[str, ...]:
+        """Return the images of this shard."""
         return listing.images[self.number - 1 :: self.count]
 
 
 def scan_shard(listing: Listing, options: ScanOptions, shard: Shard) -> list[Record]:
-    """Measure one part into its file, and return its records; what is measured already is not read again."""
-    path = listing.root / shard.name
-    if options.fresh:
+    """Measure one shard into its file, and return its records; images in that file are not read again."""
+    path = listing.root / shard.file_name
+    if options.rescan:
         storage.remove_file(path)
     done = scan.read_scan_journal(path)
-    prior = {} if options.fresh else scan.read_previous_records(listing.root)
-    files = [file for file in shard.of(listing) if file not in done]
-    for record in scan.scan_files(listing, files, options, prior):
+    previous = {} if options.rescan else scan.read_previous_records(listing.root)
+    files = [file for file in shard.files(listing) if file not in done]
+    for record in scan.scan_files(listing, files, options, previous):
         storage.append_jsonl(path, manifest.record_to_json(record))
         done[record.file] = record
-    return [done[file] for file in shard.of(listing)]
+    return [done[file] for file in shard.files(listing)]
 
 
 def join_scan_shards(listing: Listing) -> list[Record]:
-    """The records of all parts, in the listing's order; a part that is missing or unfinished is an error."""
+    """Return the records of all shards in the listing's order; an unfinished shard is a `DataError`."""
     names = sorted(path.name for path in listing.root.iterdir() if _NAME.fullmatch(path.name))
     if not names:
         remedy = f"first run `lorakit data scan {listing.root} --shard 1/8`, 2/8, ... on as many machines"
         raise DataError("there are no shards to merge", where=str(listing.root), remedy=remedy)
-    counts = {int(found[2]) for name in names if (found := _NAME.fullmatch(name))}
+    counts = {int(match[2]) for name in names if (match := _NAME.fullmatch(name))}
     if len(counts) > 1:
         remedy = "delete the .lorakit-shard files that do not belong to this scan"
         raise DataError(
             f"shards of different scans: {', '.join(names)}", where=str(listing.root), remedy=remedy
         )
     count = counts.pop()
-    known: dict[str, Record] = {}
+    records: dict[str, Record] = {}
     for name in names:
-        known |= scan.read_scan_journal(listing.root / name)
+        records |= scan.read_scan_journal(listing.root / name)
     for number in range(1, count + 1):
-        part = Shard(number, count)
-        missing = [file for file in part.of(listing) if file not in known]
+        shard = Shard(number, count)
+        missing = [file for file in shard.files(listing) if file not in records]
         if missing:
-            message = f"shard {number}/{count} lacks {len(missing)} images, {missing[0]!r} for one"
+            message = f"shard {number}/{count} lacks {len(missing)} images, for example {missing[0]!r}"
             remedy = f"run `lorakit data scan {listing.root} --shard {number}/{count}`"
-            raise DataError(message, where=str(listing.root / part.name), remedy=remedy)
-    return scan.reject_name_collisions(listing, [known[file] for file in listing.images])
+            raise DataError(message, where=str(listing.root / shard.file_name), remedy=remedy)
+    return scan.reject_name_collisions(listing, [records[file] for file in listing.images])
 
 
 def remove_scan_shards(root: Path) -> None:
-    """Remove the parts, once the manifest holds them."""
+    """Remove the shards' files, after the manifest was written."""
     for path in list(root.iterdir()):
         if _NAME.fullmatch(path.name):
             storage.remove_file(path)
 
 
 def scan_with_ray(listing: Listing, options: ScanOptions, address: str | None = None) -> list[Record]:
-    """`scan.scan` by Ray Data: on the cluster at `address`, which must see the folder, or on this machine."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    """Scan with Ray Data: on the cluster at `address`, which must have the folder, or on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have lorakit installed
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise ConfigError("Ray is not installed", where="ray", remedy='pip install "lorakit[ray]"') from error
-    known = {} if options.fresh else scan.read_previous_records(listing.root)
+    records = {} if options.rescan else scan.read_previous_records(listing.root)
     root = str(listing.root.resolve())
 
     def measure(row: dict[str, Any]) -> dict[str, Any]:
-        line = row["prior"].encode("utf-8")
+        line = row["previous"].encode("utf-8")
         job = ScanJob(row["file"], manifest.parse_record(line, root) if line else None)
         return {"line": manifest.manifest_bytes([scan.scan_file(root, options, job)]).decode("utf-8")}
 
     def rows() -> Iterator[dict[str, str]]:
         for file in listing.images:
-            prior = manifest.manifest_bytes([known[file]]).decode("utf-8") if file in known else ""
-            yield {"file": file, "prior": prior}
+            previous = manifest.manifest_bytes([records[file]]).decode("utf-8") if file in records else ""
+            yield {"file": file, "previous": previous}
 
-    ours = not ray.is_initialized()
-    if ours:
+    started_here = not ray.is_initialized()
+    if started_here:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     try:
-        found: dict[str, Record] = {}
+        scanned: dict[str, Record] = {}
         ray.data.DataContext.get_current().enable_progress_bars = False
         data = ray.data.from_items(list(rows())).map(measure)
         with Progress("images", len(listing.images), quiet=options.quiet) as progress:
             for number, row in enumerate(data.iter_rows(), 1):
                 record = manifest.parse_record(row["line"].encode("utf-8"), root)
-                found[record.file] = record
+                scanned[record.file] = record
                 progress.update(number)
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
-    return scan.reject_name_collisions(listing, [found[file] for file in listing.images])
+    return scan.reject_name_collisions(listing, [scanned[file] for file in listing.images])

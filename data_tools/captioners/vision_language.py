@@ -1,0 +1,124 @@
+"""Captions by image-text-to-text models of transformers.
+
+Chat models get the prompt through their own chat template, others (BLIP, Florence-2 with its task prompts) as
+plain text. Only safetensors and the library's own classes are loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from data_tools.captioners.captioner import (
+    CHAT_PROMPT,
+    Captioner,
+    CaptionFailure,
+    CaptionRequest,
+    CaptionResponse,
+    ModelFolder,
+)
+from data_tools.captioners.options import CaptionerOptions
+from lorakit.core.errors import ConfigError, first_line
+
+_TASK_PROMPTS = {"florence2": "<DETAILED_CAPTION>", "kosmos-2": "<grounding>An image of"}
+
+
+class VisionLanguageCaptioner(Captioner):
+    """A model that runs here; its weights are loaded for the first image."""
+
+    def __init__(self, model: ModelFolder, options: CaptionerOptions) -> None:
+        from transformers import AutoProcessor
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        self.name, self.batch_size, self._model_folder = model.name, options.concurrency, model
+        self.max_new_tokens, self.temperature = options.max_tokens, options.temperature
+        model_type = str(model.read_config().get("model_type"))
+        if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            remedy = "use an image-text-to-text model that is part of transformers"
+            raise ConfigError(
+                f"{model_type} is not an image-text-to-text model",
+                where=f"captioner: {self.name}",
+                remedy=remedy,
+            )
+        self.processor: Any = model.load_pretrained(AutoProcessor)
+        self.has_chat_template = bool(getattr(self.processor, "chat_template", None))
+        self.prompts = (CHAT_PROMPT if self.has_chat_template else _TASK_PROMPTS.get(model_type, ""),)
+        self._device = options.device
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The model, on its device."""
+        from transformers import AutoModelForImageTextToText
+
+        from lorakit.models.device import default_device, inference_dtype
+
+        device = self._device or default_device().type
+        dtype = inference_dtype(device)
+        model = self._model_folder.load_pretrained(
+            AutoModelForImageTextToText, dtype=dtype, use_safetensors=True
+        )
+        if hasattr(self.processor, "tokenizer") and not model.config.is_encoder_decoder:
+            self.processor.tokenizer.padding_side = "left"  # so that each prompt ends where its answer starts
+        return model.to(device).eval().requires_grad_(False)
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        import torch
+
+        from lorakit.models.device import default_device
+        from lorakit.models.memory import empty_device_cache
+
+        try:
+            with torch.inference_mode(), torch.random.fork_rng(enabled=self.temperature > 0):
+                return self._generate(requests)
+        except torch.OutOfMemoryError as error:
+            empty_device_cache(default_device())
+            raise CaptionFailure("out_of_memory", "too large for this device") from error
+        except (ValueError, RuntimeError, IndexError) as error:  # of processors and models, for one input
+            raise CaptionFailure("model_error", first_line(error)) from error
+
+    def _generate(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        import torch
+
+        if self.temperature > 0 and len(requests) > 1:  # an answer must not depend on its batch
+            return [answer for request in requests for answer in self._generate([request])]
+        model = self.model  # loaded first: it sets the padding side
+        inputs = self._inputs(requests).to(model.device, model.dtype)
+        generation_kwargs: dict[str, Any] = {"do_sample": False, "num_beams": 1}
+        if self.temperature > 0:
+            torch.manual_seed(requests[0].seed)
+            generation_kwargs = {"do_sample": True, "temperature": self.temperature}
+        output = model.generate(**inputs, max_new_tokens=self.max_new_tokens, **generation_kwargs)
+        return self._decode_responses(inputs.get("input_ids"), output)
+
+    def _inputs(self, requests: Sequence[CaptionRequest]) -> Any:
+        if not self.has_chat_template:
+            images, texts = [request.image for request in requests], [request.prompt for request in requests]
+            text_kwargs = {"text": texts} if any(texts) else {}
+            return self.processor(images=images, return_tensors="pt", padding=True, **text_kwargs)
+        conversations = [[{"role": "user", "content": _content(request)}] for request in requests]
+        return self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+
+    def _decode_responses(self, prompt_ids: Any, output: Any) -> list[CaptionResponse]:
+        """Decode the generated tokens (B, T); an answer without an end token is truncated."""
+        generated, length = output, 0 if prompt_ids is None else prompt_ids.shape[1]
+        if length <= output.shape[1] and bool((output[:, :length] == prompt_ids).all() if length else False):
+            generated = output[:, length:]  # decoder-only models repeat the prompt
+        eos_ids = self.model.generation_config.eos_token_id
+        eos_ids = set(eos_ids if isinstance(eos_ids, list) else [eos_ids]) - {None}
+        texts = self.processor.batch_decode(generated, skip_special_tokens=True)
+        truncated = [len(row) >= self.max_new_tokens and not eos_ids & set(row.tolist()) for row in generated]
+        return [
+            CaptionResponse(text.strip(), truncated=cut) for text, cut in zip(texts, truncated, strict=True)
+        ]
+
+
+def _content(request: CaptionRequest) -> list[dict[str, Any]]:
+    return [{"type": "image", "image": request.image}, {"type": "text", "text": request.prompt}]
