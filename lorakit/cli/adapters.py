@@ -1,304 +1,301 @@
-"""`lorakit inspect|check|convert|combine|resize|extract|merge`: the arguments, and what each prints.
+"""`lorakit export`, `inspect`, `check`, `convert`, `combine`, `resize`, `extract` and `merge`.
 
-Registering loads nothing heavy; each command imports what it needs when it runs.
+Each parses its options, calls one function of `lorakit.adapters` and prints the result.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from lorakit.core.command_line import FILE, FOLDER, POSITIVE, add_options, command, option, print_answer
+from lorakit.core.errors import DataError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from lorakit.adapters.formats import BaseWeights, LoadedAdapter
+    from lorakit.adapters.tools.combine import ReducedAdapter
+    from lorakit.adapters.tools.weighted import WeightedAdapter
 
-    from lorakit.adapters.formats import ExportedFile, LoadedAdapter
+CONSUMERS = ["comfyui", "a1111", "diffusers"]
 
-    Handler = Callable[[argparse.Namespace], int]
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-EXIT_DATA = 3
-CONSUMERS = ("comfyui", "a1111", "diffusers")
-
-
-def register_adapter_commands(commands: Subparsers) -> None:
-    """Add the commands to the program's own."""
-    look = _add_command(
-        commands, "inspect", _inspect, "what an adapter file is, and what would load it", "dog.safetensors"
-    )
-    look.add_argument("file", help="an adapter file, a run's folder or peft's folder")
-    test = _add_command(commands, "check", _check, "whether a program loads a file as it is; exit code 3 if not",
-                "dog.safetensors --for comfyui")  # fmt: skip
-    test.add_argument("file")
-    test.add_argument("--for", dest="consumer", required=True, choices=CONSUMERS)
-    turn = _add_command(
-        commands,
-        "convert",
-        _convert,
-        "write a file in another layout",
-        "dog.safetensors --to kohya dog-k.safetensors",
-    )
-    turn.add_argument("file")
-    turn.add_argument("out", help="the .safetensors file to write")
-    turn.add_argument("--to", dest="layout", required=True, choices=["diffusers", "kohya", "native"])
-    turn.add_argument("--base", help="the base's folder; DoRA and OFT need it")
-    _add_combine_and_resize(commands)
-    _add_extract_and_merge(commands)
+_file = click.argument("file", type=FILE, metavar="FILE", help="Adapter file, run or peft folder.")
+_files = click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    metavar="FILE[:STRENGTH]...",
+    help="Adapter files, runs or peft folders, each with an optional strength.",
+)
+_family = option("--family", metavar="NAME", help="Model family, if the file does not record it.")
+_base = option(
+    "--base", type=FOLDER, metavar="DIR", help="Base model folder; needed to convert DoRA and OFT."
+)
+_base_argument = click.argument(
+    "base", type=FOLDER, metavar="BASE", help="Base model folder; it is only read."
+)
+_out = option("--out", required=True, type=FILE, metavar="FILE", help="The .safetensors file to write.")
+_rank_options = add_options(
+    option("--max-rank", type=POSITIVE, metavar="N", help="Largest rank of the result."),
+    option("--energy", type=float, metavar="SHARE",
+           help="Share of the squared norm (SVD energy) to keep, such as 0.95."),
+)  # fmt: skip
 
 
-def _add_combine_and_resize(commands: Subparsers) -> None:
-    mix = _add_command(
-        commands,
-        "combine",
-        _combine,
-        "several adapters as one",
-        "a.safetensors:0.7 b.safetensors:0.5 --out ab.safetensors",
-    )
-    mix.add_argument("files", nargs="+", metavar="FILE[:STRENGTH]")
-    mix.add_argument("--out", required=True)
-    mix.add_argument("--method", default="concatenate", choices=["concatenate", "svd", "ties", "dare"],
-                     help="concatenate is exact, and its rank is the sum of the ranks")  # fmt: skip
-    mix.add_argument("--rank", type=int, help="largest rank of the result (default: the largest given)")
-    mix.add_argument(
-        "--density", type=float, default=0.5, help="share of each difference that ties and dare keep"
-    )
-    mix.add_argument("--base", help="the base's folder; DoRA and OFT need it")
-    less = _add_command(
-        commands,
-        "resize",
-        _resize,
-        "a lower rank, by SVD",
-        "dog.safetensors --rank 8 --out dog-8.safetensors",
-    )
-    less.add_argument("file")
-    _add_rank_options(less)
-    less.add_argument("--base", help="the base's folder; DoRA and OFT need it")
+@command(
+    "export",
+    click.argument("source", type=FILE, metavar="SOURCE", help="A run or an adapter file."),
+    option("--for", "consumer", type=click.Choice([*CONSUMERS, "all"]), default="all",
+           help="Program that will load the file; a1111 is also for Forge."),
+    option("--out", type=FOLDER, metavar="DIR",
+           help="Folder of the files; by default `exports` beside the adapter."),
+    option("--base", metavar="DIR", help="Base model folder; needed to convert DoRA and OFT."),
+    _family,
+    option("--max-rank", type=POSITIVE, metavar="N",
+           help="Largest rank of the LoRA that other methods become for a program that loads only LoRA; by "
+           "default 128."),
+    option("--include-names", is_flag=True,
+           help="Write the names of the adapter file and the base model into the metadata."),
+    example="lorakit export runs/dog --for comfyui",
+)  # fmt: skip
+def export_command(source: Path, consumer: str, out: Path | None, base: str | None, **values: Any) -> None:
+    """Write an adapter for ComfyUI, A1111 or diffusers.
 
-
-def _add_extract_and_merge(commands: Subparsers) -> None:
-    took = _add_command(commands, "extract", _extract, "the difference of a fine-tuned model from its base, as LoRA",
-                "BASE TUNED --rank 32 --out style.safetensors")  # fmt: skip
-    took.add_argument("base", help="the base's folder")
-    took.add_argument("tuned", help="the fine-tuned model's folder")
-    took.add_argument(
-        "--targets", help="regular expression for the modules to look at (default: all matrices)"
-    )
-    _add_rank_options(took)
-    into = _add_command(
-        commands,
-        "merge",
-        _merge,
-        "write adapters into a copy of a base",
-        "BASE dog.safetensors:0.8 --out dog-model",
-    )
-    into.add_argument("base", help="the base's folder; it is only read")
-    into.add_argument("files", nargs="+", metavar="FILE[:STRENGTH]")
-    into.add_argument("--out", required=True, help="new folder")
-
-
-def _add_command(
-    commands: Subparsers, name: str, handler: Handler, text: str, example: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: lorakit {name} {example}"
-    )
-    parser.add_argument("--json", action="store_true", help="answer as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--family", help="the model's family, where the file does not say")
-    parser.set_defaults(handler=handler)
-    return parser
-
-
-def _add_rank_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rank", type=int, help="largest rank")
-    parser.add_argument("--energy", type=float, help="share of the squared norm to keep, such as 0.95")
-    parser.add_argument("--out", required=True)
-
-
-def _print_json_or_text(arguments: argparse.Namespace, value: Any, text: str) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False) if arguments.json else text)
-
-
-def _adapter_path(given: str) -> Path:
-    """A run's or peft's folder, or the file itself, which must be there."""
+    Each file is read back and compared with the trained weights before it is written.
+    """
     from lorakit import adapters
+    from lorakit.adapters.formats import export_adapter
 
-    path = Path(given)
-    return path if (path / "adapter_model.safetensors").is_file() else adapters.resolve_adapter_file(path)
-
-
-def _parse_strength(given: str) -> tuple[Path, float]:
-    """FILE or FILE:STRENGTH."""
-    name, _, strength = given.rpartition(":")
-    try:
-        return (_adapter_path(name), float(strength)) if name else (_adapter_path(given), 1.0)
-    except ValueError:
-        return _adapter_path(given), 1.0
+    file = adapters.resolve_adapter_file(source)
+    exported = export_adapter(
+        file, consumer, out or file.parent / "exports", base=_find_export_base(source, base), **values
+    )
+    print_answer([one.to_json() for one in exported], "\n".join(one.summary() for one in exported))
 
 
-def _inspect(arguments: argparse.Namespace) -> int:
+def _find_export_base(source: Path, base: str | None) -> Path | None:
+    """Return the folder of `base`, else of the run's base model if it is on this machine."""
+    from lorakit.config.recipe import load_recipe
+    from lorakit.models import base_model
+
+    stored = source / "recipe.yaml"
+    if base is None and stored.is_file():
+        spec = load_recipe(stored).base
+        base = spec if base_model.is_embedded(spec) or Path(spec).is_dir() else None
+    if base is None:
+        return None
+    return base_model.resolve_base(base) if base_model.is_embedded(base) else Path(base)
+
+
+@command("inspect", _file, _family, example="lorakit inspect dog.safetensors")
+def inspect_command(file: Path, family: str | None) -> None:
+    """Show an adapter's family, type, ranks and norms, and which programs load it."""
+    from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.formats.read import require_finite
     from lorakit.adapters.tools.inspect import inspect_adapter
 
-    file = _adapter_path(arguments.file)
-    found = inspect_adapter(file, arguments.family)
-    lines = [f"{key}: {value}" for key, value in found.items() if not isinstance(value, dict)]
-    for key, value in found.items():
+    adapter = read_adapter_file(file, family, allow_nonfinite=True)
+    properties = inspect_adapter(adapter)
+    print_answer(properties, lambda: _print_properties(properties))
+    require_finite(adapter.nonfinite_tensors, str(file))
+
+
+def _print_properties(properties: dict[str, Any]) -> None:
+    from lorakit.core.tables import print_table
+
+    rows: list[tuple[object, ...]] = []
+    for key, value in properties.items():
         if isinstance(value, dict):
-            lines += [f"{key}:", *(f"    {name}: {entry}" for name, entry in value.items())]
-    _print_json_or_text(arguments, found, "\n".join(lines))
-    require_finite(found["unsound"], str(file))
-    return 0
+            rows += [(key if index == 0 else "", *entry) for index, entry in enumerate(value.items())]
+        else:
+            rows.append((key, ", ".join(map(str, value)) if isinstance(value, list) else value, ""))
+    print_table(("property", "value", "details"), rows)
 
 
-def _check(arguments: argparse.Namespace) -> int:
+@command(
+    "check",
+    _file,
+    option("--for", "consumer", required=True, type=click.Choice(CONSUMERS),
+           help="Program to check."),
+    _family,
+    example="lorakit check dog.safetensors --for comfyui",
+)  # fmt: skip
+def check_command(file: Path, consumer: str, family: str | None) -> int:
+    """Check whether a program loads an adapter file. The exit code is 3 if it does not."""
+    from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.tools.inspect import check_consumer_loads
 
-    fits, why = check_consumer_loads(_adapter_path(arguments.file), arguments.consumer, arguments.family)
-    _print_json_or_text(arguments, {"loads": fits, "why": why}, f"{arguments.consumer}: {why}")
-    return 0 if fits else EXIT_DATA
+    check = check_consumer_loads(read_adapter_file(file, family), consumer)
+    print_answer({"loads": check.loads, "reason": check.reason}, f"{consumer}: {check.reason}")
+    return 0 if check.loads else DataError.exit_code
 
 
-def _save(
-    arguments: argparse.Namespace,
-    source: LoadedAdapter,
-    family: str,
-    changes: dict[str, Any],
-    layout: str = "diffusers",
-) -> ExportedFile:
-    """Write changes as one file, proven like an export; never over what was read or is not lorakit's."""
-    from lorakit.adapters.formats import BaseWeights, verify
-    from lorakit.core import output_paths
-    from lorakit.core.errors import ConfigError
+@command(
+    "convert",
+    _file,
+    click.argument("out", type=FILE, metavar="OUT", help="The .safetensors file to write."),
+    option("--to", "layout", required=True, type=click.Choice(["diffusers", "kohya", "native"]),
+           help="File layout: diffusers (dotted peft keys), kohya (sd-scripts) or native (the model authors' "
+           "names)."),
+    _base,
+    _family,
+    example="lorakit convert dog.safetensors dog-kohya.safetensors --to kohya",
+)  # fmt: skip
+def convert_command(file: Path, out: Path, layout: str, base: Path | None, family: str | None) -> None:
+    """Write an adapter in another file layout."""
+    from lorakit.adapters.formats import read_adapter_file
+    from lorakit.adapters.formats.export import save_adapter
 
-    out = Path(arguments.out)
-    output_paths.check_output_path(out, "out")
-    if out.suffix != ".safetensors":
-        raise ConfigError("name a .safetensors file", where=f"out: {out}")
-    verify.require_overwritable(out, *(Path(given) for given in getattr(arguments, "read", ())))
-    base = getattr(arguments, "base", None)
-    weights = BaseWeights(Path(base)) if base else None
-    return verify.write_verified(
-        source, family, verify.ExportPlan((), layout, "", changes), out, weights, None, False
-    )
+    adapter = read_adapter_file(file, family)
+    written = save_adapter(adapter, out, layout, base=base)
+    print_answer(written.to_json(), written.summary())
+    _warn_about_token(adapter)
 
 
-def _warn_about_embeddings(*sources: LoadedAdapter) -> None:
-    """A word is no change of a weight: it is not in the file that was written."""
-    for source in sources:
-        if source.words:
-            word = source.facts["embedding"]["token"]
-            print(f"the new word {word} is not in it: `lorakit export` writes it", file=sys.stderr)
-
-
-def _weights(arguments: argparse.Namespace) -> Any:
-    from lorakit.adapters.formats import BaseWeights
-
-    return BaseWeights(Path(arguments.base)) if arguments.base else None
-
-
-def _convert(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import export, read_adapter_file
-
-    file = _adapter_path(arguments.file)
-    source, arguments.read = read_adapter_file(file, arguments.family), [file]
-    family = export.require_family(source, str(file))
-    changes = export.convert_deltas(source, family, arguments.layout, _weights(arguments))
-    made = _save(arguments, source, family, changes, arguments.layout)
-    row = {"path": str(made.path), "layout": made.layout, "keys": made.keys}
-    row |= {"approximated": made.approximated, "approximation_error": made.approximation_error}
-    note = (
-        f", {made.approximated} modules approximated, off by up to {made.approximation_error:.2g}"
-        if made.approximated
-        else ""
-    )
-    _print_json_or_text(arguments, row, f"{made.path}  {made.layout}, {made.keys} keys{note}")
-    _warn_about_embeddings(source)
-    return 0
-
-
-def _combine(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import export, read_adapter_file
+@command(
+    "combine",
+    _files,
+    _out,
+    option("--method", type=click.Choice(["concatenate", "svd", "ties", "dare"]), default="concatenate",
+           help="concatenate is exact, and its rank is the sum of the ranks; svd, ties (keeps the largest "
+           "entries) and dare (drops entries at random) are limited to --max-rank."),
+    option("--max-rank", type=POSITIVE, metavar="N",
+           help="Largest rank of svd, ties and dare; by default the largest rank of the adapters."),
+    option("--density", type=float, default=0.5, metavar="SHARE",
+           help="Fraction of the entries of each delta weight that ties and dare keep."),
+    _base,
+    _family,
+    example="lorakit combine a.safetensors:0.7 b.safetensors:0.5 --out ab.safetensors",
+)  # fmt: skip
+def combine_command(
+    files: tuple[str, ...], out: Path, base: Path | None, family: str | None, **values: Any
+) -> None:
+    """Combine several adapters into one."""
+    from lorakit.adapters.formats.export import save_adapter
     from lorakit.adapters.tools.combine import combine_adapters
-    from lorakit.core.errors import ConfigError
 
-    given = [_parse_strength(text) for text in arguments.files]
-    arguments.read = [file for file, _ in given]
-    adapters = [(read_adapter_file(file, arguments.family), strength) for file, strength in given]
-    found = {
-        export.require_family(adapter, str(file))
-        for (adapter, _), (file, _) in zip(adapters, given, strict=True)
-    }
-    if len(found) > 1:
-        raise ConfigError(f"the adapters belong to different families: {', '.join(sorted(found))}")
-    changes = combine_adapters(adapters, arguments.method, rank=arguments.rank, density=arguments.density,
-                      weights=_weights(arguments))  # fmt: skip
-    source = type(adapters[0][0])(changes, "diffusers")
-    arguments.base = None
-    made = _save(arguments, source, found.pop(), changes)
-    _print_json_or_text(
-        arguments, {"path": str(made.path), "keys": made.keys}, f"{made.path}  {made.keys} keys"
+    inputs = [_read_weighted_adapter(text, family) for text in files]
+    combined = combine_adapters(inputs, base_weights=_base_weights(base), **values)
+    sources = [weighted.adapter.path for weighted in inputs if weighted.adapter.path]
+    written = save_adapter(combined, out, sources=sources)
+    print_answer(
+        {"path": str(written.path), "num_tensors": written.num_tensors},
+        f"{written.path}  {written.num_tensors} tensors",
     )
-    _warn_about_embeddings(*(adapter for adapter, _ in adapters))
-    return 0
+    for weighted in inputs:
+        _warn_about_token(weighted.adapter)
 
 
-def _resize(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import export, read_adapter_file
+@command(
+    "resize",
+    _file,
+    _rank_options,
+    _out,
+    _base,
+    _family,
+    example="lorakit resize dog.safetensors --max-rank 8 --out dog-8.safetensors",
+)
+def resize_command(
+    file: Path, out: Path, base: Path | None, family: str | None, max_rank: int | None, energy: float | None
+) -> None:
+    """Reduce the rank of an adapter.
+
+    Give --max-rank, --energy or both. Each delta weight becomes its nearest LoRA (singular value
+    decomposition).
+    """
+    from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.tools.combine import resize_adapter
 
-    file = _adapter_path(arguments.file)
-    source, arguments.read = read_adapter_file(file, arguments.family), [file]
-    family = export.require_family(source, str(file))
-    changes, kept = resize_adapter(
-        source.changes, rank=arguments.rank, energy=arguments.energy, weights=_weights(arguments)
+    adapter = read_adapter_file(file, family)
+    _save_reduced(
+        resize_adapter(adapter, max_rank=max_rank, energy=energy, base_weights=_base_weights(base)), out
     )
-    arguments.base = None
-    made = _save(arguments, type(source)(changes, "diffusers", source.facts), family, changes)
-    _warn_about_embeddings(source)
-    return _print_written(arguments, made, changes, kept)
+    _warn_about_token(adapter)
 
 
-def _extract(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import LoadedAdapter
+@command(
+    "extract",
+    _base_argument,
+    click.argument("model", type=FOLDER, metavar="MODEL", help="Folder of the fine-tuned model."),
+    option("--targets", metavar="REGEX",
+           help="Regular expression of the modules to compare; by default all matrices of the denoiser."),
+    _rank_options,
+    _out,
+    example="lorakit extract base-model my-model --max-rank 32 --out style.safetensors",
+)  # fmt: skip
+def extract_command(base: Path, model: Path, out: Path, **values: Any) -> None:
+    """Extract a LoRA from a fine-tuned model: its difference from the base model.
+
+    Give --max-rank, --energy or both.
+    """
     from lorakit.adapters.tools.extract import extract_adapter
 
-    changes, kept, family = extract_adapter(Path(arguments.base), Path(arguments.tuned), rank=arguments.rank,
-                                    energy=arguments.energy, targets=arguments.targets)  # fmt: skip
-    arguments.base = None
-    made = _save(arguments, LoadedAdapter(changes, "diffusers"), family, changes)
-    return _print_written(arguments, made, changes, kept)
+    _save_reduced(extract_adapter(base, model, **values), out)
 
 
-def _print_written(
-    arguments: argparse.Namespace, made: ExportedFile, changes: dict[str, Any], kept: dict[str, float]
-) -> int:
-    ranks = [change.rank for change in changes.values()]
-    least, worst = min((share, module) for module, share in kept.items())
-    row = {
-        "path": str(made.path),
-        "modules": len(changes),
-        "ranks": [min(ranks), max(ranks)],
-        "least_energy": least,
-    }
-    text = f"{made.path}  {len(changes)} modules, ranks {min(ranks)} to {max(ranks)}"
-    _print_json_or_text(arguments, row, f"{text}, energy kept at least {least:.4f} ({worst})")
-    return 0
-
-
-def _merge(arguments: argparse.Namespace) -> int:
-    from lorakit.adapters.formats import read_adapter_file
+@command(
+    "merge",
+    _base_argument,
+    _files,
+    option("--out", required=True, type=FOLDER, metavar="DIR", help="New folder of the merged model."),
+    _family,
+    example="lorakit merge base-model dog.safetensors:0.8 --out dog-model",
+)
+def merge_command(base: Path, files: tuple[str, ...], out: Path, family: str | None) -> None:
+    """Merge adapters into a copy of a base model."""
     from lorakit.adapters.tools.merge import merge_into_base
 
-    given = [_parse_strength(text) for text in arguments.files]
-    adapters = [
-        (read_adapter_file(file, arguments.family, word_alone=True), strength) for file, strength in given
-    ]
-    count = merge_into_base(Path(arguments.base), adapters, Path(arguments.out))
-    words = [adapter.facts["embedding"]["token"] for adapter, _ in adapters if adapter.words]
-    told = "".join(f", the word {word} added" for word in words)
-    row = {"path": arguments.out, "weights": count, "words": words}
-    _print_json_or_text(arguments, row, f"{arguments.out}  {count} weights changed{told}")
-    return 0
+    inputs = [_read_weighted_adapter(text, family, allow_embedding_only=True) for text in files]
+    num_weights = merge_into_base(base, inputs, out)
+    tokens = [weighted.adapter.token for weighted in inputs if weighted.adapter.token]
+    added = "".join(f", token {token} added" for token in tokens)
+    print_answer(
+        {"path": str(out), "num_weights": num_weights, "tokens": tokens},
+        f"{out}  {num_weights} weights changed{added}",
+    )
+
+
+def _read_weighted_adapter(text: str, family: str | None, **options: bool) -> WeightedAdapter:
+    """Read FILE or FILE:STRENGTH."""
+    from lorakit.adapters.formats import read_adapter_file
+    from lorakit.adapters.tools.weighted import WeightedAdapter
+
+    path, strength = Path(text), 1.0
+    head, colon, tail = text.rpartition(":")
+    if colon and not path.exists():
+        with suppress(ValueError):  # not a number: part of the path
+            path, strength = Path(head), float(tail)
+    return WeightedAdapter(read_adapter_file(path, family, **options), strength)
+
+
+def _base_weights(base: Path | None) -> BaseWeights | None:
+    from lorakit.adapters.formats import BaseWeights
+
+    return BaseWeights(base) if base else None
+
+
+def _save_reduced(reduced: ReducedAdapter, out: Path) -> None:
+    from lorakit.adapters.formats.export import save_adapter
+
+    path = save_adapter(reduced.adapter, out).path
+    ranks = [delta.rank for delta in reduced.adapter.deltas.values()]
+    energy, module = min((energy, module) for module, energy in reduced.retained_energy.items())
+    answer = {
+        "path": str(path),
+        "num_modules": len(ranks),
+        "ranks": [min(ranks), max(ranks)],
+        "min_energy": energy,
+    }
+    text = f"{path}  {len(ranks)} modules of rank {min(ranks)} to {max(ranks)}"
+    print_answer(answer, f"{text}; each keeps at least {energy:.4f} of its energy ({module} the least)")
+
+
+def _warn_about_token(adapter: LoadedAdapter) -> None:
+    """Say that the vectors of a new token are not in the written file: they are not the weight of a
+    module."""
+    if adapter.token:
+        message = f"note: the new token {adapter.token} is not in this file; `lorakit export` writes it"
+        print(message, file=sys.stderr)

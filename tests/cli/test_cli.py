@@ -1,4 +1,4 @@
-"""The command line as a user meets it: each mistake is one clear error with the right exit code."""
+"""Training from the command line: each mistake is one clear error with the right exit code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def data(tmp_path):
         ({"dataset": "nowhere"}, 2, "nowhere"),
     ],
 )
-def test_a_wrong_recipe(capsys, tmp_path, data, changes, code, words):
+def test_a_wrong_recipe_is_refused_before_anything_is_written(capsys, tmp_path, data, changes, code, words):
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, tmp_path / "run", **changes)
     got, out, err = run(capsys, "train", str(file))
     assert got == code
@@ -50,13 +50,13 @@ def test_a_wrong_recipe(capsys, tmp_path, data, changes, code, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_recipe(capsys):
+def test_a_missing_recipe_is_refused(capsys):
     code, _, err = run(capsys, "train", "nowhere.yaml")
     assert code == 2
     assert "nowhere.yaml" in err
 
 
-def test_a_base_without_an_index(capsys, tmp_path, data):
+def test_a_base_model_without_an_index_is_refused(capsys, tmp_path, data):
     (tmp_path / "base").mkdir()
     file = runs.make_recipe(tmp_path / "r.yaml", tmp_path / "base", data, tmp_path / "run")
     code, _, err = run(capsys, "train", str(file))
@@ -64,10 +64,10 @@ def test_a_base_without_an_index(capsys, tmp_path, data):
     assert "model_index.json" in err
 
 
-def test_a_folder_without_images_and_one_with_only_a_corrupt_one(capsys, tmp_path):
+def test_a_dataset_without_a_usable_image_is_refused(capsys, tmp_path):
     for name in ("empty", "corrupt"):
         (tmp_path / name).mkdir()
-    (tmp_path / "corrupt/a.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    (tmp_path / "corrupt/a.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
     (tmp_path / "corrupt/a.txt").write_text("a dog")
     for name in ("empty", "corrupt"):
         file = runs.make_recipe(tmp_path / f"{name}.yaml", "tiny-dit", tmp_path / name, tmp_path / "run")
@@ -78,7 +78,7 @@ def test_a_folder_without_images_and_one_with_only_a_corrupt_one(capsys, tmp_pat
 
 
 @pytest.mark.parametrize("place", ["data", "data/run", "full"])
-def test_an_output_folder_that_would_mix_with_other_files(capsys, tmp_path, data, place):
+def test_an_output_folder_that_would_mix_with_other_files_is_refused(capsys, tmp_path, data, place):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, tmp_path / place)
@@ -89,8 +89,7 @@ def test_an_output_folder_that_would_mix_with_other_files(capsys, tmp_path, data
 
 
 def test_a_plain_folder_of_photos_is_prepared_trained_and_exported(capfd, tmp_path):
-    """`lorakit train` as a user gives it, through `accelerate launch`; then what it says when an image
-    changed."""
+    """`lorakit train` with its child process; then a new run after an image has changed."""
     photos = tmp_path / "photos"
     photos.mkdir()
     rng = np.random.default_rng(0)
@@ -104,7 +103,7 @@ def test_a_plain_folder_of_photos_is_prepared_trained_and_exported(capfd, tmp_pa
     assert (tmp_path / "run/report.html").is_file()
     assert len(list((tmp_path / "run/exports").glob("*.safetensors"))) == 1
     record = storage.read_json(tmp_path / "run/run.json")
-    assert (record["status"], record["images"]) == ("done", 3)
+    assert (record["status"], record["num_images"]) == ("done", 3)
     assert {r.caption for r in manifest.load_manifest(photos)} == {"a photo of sks dog"}
     assert len({r.bucket for r in manifest.load_manifest(photos)}) == 3
     Image.new("RGB", (80, 80)).save(photos / "1.jpg")
@@ -114,7 +113,7 @@ def test_a_plain_folder_of_photos_is_prepared_trained_and_exported(capfd, tmp_pa
     assert "Traceback" not in err
 
 
-def test_resuming_what_is_no_run(capsys, tmp_path):
+def test_resuming_a_folder_that_is_not_a_run_is_refused(capsys, tmp_path):
     code, _, err = run(capsys, "resume", str(tmp_path))
     assert code == 2
     assert "not a run" in err
@@ -142,35 +141,30 @@ def test_families_recipes_and_doctor_answer_as_json(capsys):
     found = json.loads(out)
     assert code == 0, found
     assert found["packages"]["torch"]
-    assert found["embedded"] == {"tiny-unet": True, "tiny-dit": True}
+    assert found["embedded_bases"] == {"tiny-unet": True, "tiny-dit": True}
+    assert found["memory_gib"] > 0
     code, out, _ = run(capsys, "doctor")
-    assert "everything that lorakit needs is here" in out
+    assert "nothing is missing" in out
 
 
-def test_doctor_names_what_is_missing_and_the_remedy(monkeypatch):
+def test_doctor_names_what_is_missing_with_the_remedy(monkeypatch, capsys):
     from lorakit.cli import doctor
 
-    found = doctor.inspect_environment()
-    found["packages"]["peft"] = None
-    found["free_gib"] = 0.5
-    lines = doctor.find_problems(found)
+    environment = doctor.inspect_environment()
+    environment["packages"]["peft"] = None
+    environment["free_gib"] = 0.5
+    lines = doctor.find_problems(environment)
     assert any("peft is not installed" in line for line in lines)
     assert any("LORAKIT_CACHE" in line for line in lines)
-
-
-def test_version_and_help(capsys):
-    for argument in ("--version", "--help"):
-        with pytest.raises(SystemExit) as caught:
-            main.main([argument])
-        assert caught.value.code == 0
-    out = capsys.readouterr().out
-    for command in ("quickstart", "data", "train", "resume", "sample", "eval", "export", "doctor"):
-        assert command in out
+    monkeypatch.setattr(doctor, "inspect_environment", lambda: environment)
+    code, out, _ = run(capsys, "doctor")
+    assert code == 2
+    assert "PROBLEM: peft is not installed" in out
 
 
 def test_a_signal_to_lorakit_train_reaches_the_trainer_which_commits(tmp_path, data):
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-unet", data, tmp_path / "run")
-    command = [sys.executable, "-m", "lorakit.cli.main", "train", str(file), "train.steps=5000"]
+    command = [sys.executable, "-m", "lorakit", "train", str(file), "train.steps=5000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while runs.steps_logged(tmp_path / "run") < 2:
