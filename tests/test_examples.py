@@ -1,4 +1,4 @@
-"""The commands of examples/README.md, in order, as they stand there; and the script."""
+"""The commands of examples/README.md in order, and the Python script."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ COMMANDS = [
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder like the checkout's top, with photos of three sizes, one of them sideways."""
+    """Change into a folder like the top of the checkout, with photos of three sizes, one stored sideways."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "PHOTOS").mkdir()
     rng = np.random.default_rng(1)
     for index, (width, height) in enumerate([(90, 60), (60, 90), (80, 80), (90, 60)]):
         small = rng.integers(0, 255, (5, 7, 3), dtype=np.uint8)
-        picture = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+        image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
         exif = Image.Exif()
         exif[0x0112] = 6 if index == 3 else 1
-        picture.save(tmp_path / f"PHOTOS/{index}.jpg", exif=exif)
+        image.save(tmp_path / f"PHOTOS/{index}.jpg", exif=exif)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_the_commands_of_the_page_work_in_order(place):
+def test_the_commands_of_the_readme_work_in_order(place):
     assert [command[0] for command in COMMANDS] == ["lorakit"] * len(COMMANDS)
     before = {file: file.read_bytes() for file in (place / "PHOTOS").iterdir()}
     for command in COMMANDS:
@@ -50,7 +50,7 @@ def test_the_commands_of_the_page_work_in_order(place):
     assert (place / "runs/dog/report.html").is_file()
     assert (place / "runs/dog/eval/report.html").is_file()
     assert list((place / "runs/dog/exports").glob("*.safetensors"))
-    assert len(list((place / "pictures").glob("*.png"))) == 28
+    assert len(list((place / "images").glob("*.png"))) == 28
 
 
 def test_the_script_works(place):
@@ -58,4 +58,6 @@ def test_the_script_works(place):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "4 photos are used" in done.stdout
-    assert "modules, " in done.stdout
+    assert "parameters in " in done.stdout
+    assert (place / "runs/dog/sample.png").is_file()
+    assert list((place / "runs/dog/exports").glob("step-*/*.safetensors"))
