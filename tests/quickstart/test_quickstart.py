@@ -13,7 +13,7 @@ def test_quickstart_trains_stripes_on_tiny_dit(tmp_path, capsys):
     for path in ("eval/report.html", "eval/contact-sheet.png", "adapter.safetensors", "report.html"):
         assert (run / path).is_file()
     assert str(run / "eval/report.html") in out
-    assert "lorakit train recipes/sd15.yaml" in out
+    assert "lorakit train sd15" in out
     summary = storage.read_json(run / "eval/scores.json")["summary"]
     rows = {(row["variant"] == "base", row["kind"]): row for row in summary}
     base, subject, unrelated = rows[True, "subject"], rows[False, "subject"], rows[False, "unrelated"]
