@@ -82,12 +82,9 @@ def _find_export_base(source: Path, base: str | None) -> Path | None:
     from lorakit.models import base_model
 
     stored = source / "recipe.yaml"
-    if base is None and stored.is_file():
-        spec = load_recipe(stored).base
-        base = spec if base_model.is_embedded(spec) or Path(spec).is_dir() else None
-    if base is None:
-        return None
-    return base_model.resolve_base(base) if base_model.is_embedded(base) else Path(base)
+    if base is not None:
+        return base_model.local_base_folder(base) or Path(base)
+    return base_model.local_base_folder(load_recipe(stored).base) if stored.is_file() else None
 
 
 @command("inspect", _file, _family, example="lorakit inspect dog.safetensors")

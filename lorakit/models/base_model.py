@@ -47,6 +47,13 @@ def absolute_spec(spec: str) -> str:
     return f"{path}@{Path(parsed.parts).resolve() if Path(parsed.parts).is_dir() else parsed.parts}"
 
 
+def local_base_folder(spec: str) -> Path | None:
+    """Return the folder of a base model that is embedded or a local folder; None if it is anything else."""
+    if is_embedded(spec):
+        return resolve_base(spec)
+    return Path(spec) if Path(spec).is_dir() else None
+
+
 def resolve_base(spec: str) -> Path:
     """Return the local folder of a base model.
 

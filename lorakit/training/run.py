@@ -92,6 +92,5 @@ def _export(run: Path, adapter: Path, consumer: str, out: Path) -> list[Exported
     from lorakit.adapters.formats import export_adapter
     from lorakit.models import base_model
 
-    base = Run(run).recipe.base
-    is_local = base_model.is_embedded(base) or Path(base).is_dir()
-    return export_adapter(adapter, consumer, out, base=base_model.resolve_base(base) if is_local else None)
+    base = base_model.local_base_folder(Run(run).recipe.base)
+    return export_adapter(adapter, consumer, out, base=base)
