@@ -21,103 +21,18 @@ from lorakit.config.builtin_recipes import builtin_recipes_folder as builtin_rec
 from lorakit.config.builtin_recipes import find_recipe
 from lorakit.config.fields import MAX_RANK as MAX_RANK
 from lorakit.config.fields import (
-    Fraction,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     RecipeSection,
     StrippedPath,
     StrippedStr,
 )
+from lorakit.config.monitoring import SamplingConfig as SamplingConfig
+from lorakit.config.monitoring import ValidationConfig as ValidationConfig
 from lorakit.config.objective import ObjectiveConfig as ObjectiveConfig
+from lorakit.config.training import MemoryConfig as MemoryConfig
+from lorakit.config.training import OptimizerConfig as OptimizerConfig
+from lorakit.config.training import TrainConfig as TrainConfig
 from lorakit.core.errors import ConfigError
 from lorakit.core.storage import dump_json, sha256_bytes
-
-
-class OptimizerConfig(RecipeSection):
-    """Optimizer and learning-rate schedule."""
-
-    name: Literal["adamw8bit", "adamw"] = "adamw8bit"
-    """`adamw8bit` stores its moments in 8 bits (bitsandbytes), `adamw` in 32."""
-    lr: PositiveFloat = 1e-4
-    """Peak learning rate."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning-rate schedule after the warmup; cosine and linear end at zero."""
-    warmup: NonNegativeInt = 0
-    """Steps of linear warmup."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of the first and second moments."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping: gradients with a larger global norm are scaled down to it."""
-    loraplus_lr_ratio: PositiveFloat = 1.0
-    """Learning rate of LoRA's B divided by that of A (LoRA+, arXiv:2402.12354, uses 16)."""
-
-
-class TrainConfig(RecipeSection):
-    """Length, batch size, checkpoints and precision of the training."""
-
-    steps: PositiveInt = 1500
-    """Number of optimizer steps."""
-    batch_size: PositiveInt = 1
-    """Images per forward pass and process."""
-    accumulate: PositiveInt = 1
-    """Forward passes per optimizer step."""
-    seed: NonNegativeInt = 0
-    """Seed of all randomness."""
-    save_every: PositiveInt = 250
-    """Steps between checkpoints: a crash costs at most this many."""
-    keep_checkpoints: PositiveInt = 3
-    """Number of newest checkpoints to keep."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of the frozen base model; the adapter itself is trained in fp32."""
-    deterministic: Annotated[bool, Field(strict=True)] = False
-    """On a GPU, use only deterministic algorithms of torch; a CPU is deterministic anyway."""
-
-
-class MemoryConfig(RecipeSection):
-    """Memory settings: less memory for more time."""
-
-    gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
-    """1 recomputes activations in the backward pass, 0 keeps them in memory."""
-    quantize: Literal["nf4", "int8"] | None = None
-    """Quantization of the frozen base model's linear layers: `nf4` takes a quarter of the memory of bf16,
-    `int8` half; null does not quantize."""
-
-    @model_validator(mode="after")
-    def _check_gradient_checkpointing(self) -> MemoryConfig:
-        if self.gradient_checkpointing not in (0.0, 1.0):
-            raise ValueError(
-                "gradient_checkpointing must be 0 or 1: a fraction of the blocks is not supported yet"
-            )
-        return self
-
-
-class SamplingConfig(RecipeSection):
-    """Samples during training, from fixed prompts with fixed noise."""
-
-    prompts: StrippedPath | None = None
-    """Prompt file (JSONL, YAML, TSV or text); null generates no samples."""
-    every: PositiveInt = 250
-    """Training steps between samples."""
-    num_inference_steps: PositiveInt = 20
-    """Denoising steps of each sample."""
-    guidance_scale: NonNegativeFloat | None = None
-    """Classifier-free guidance scale; null means the default of the pipeline."""
-    clip_model: StrippedStr | None = None
-    """CLIP model that scores the samples during training: `embedded`, a folder written by open_clip, or
-    NAME/PRETRAINED such as ViT-L-14/openai; null does not score."""
-
-
-class ValidationConfig(RecipeSection):
-    """Validation loss: the loss on images that are held out from training."""
-
-    fraction: Fraction = 0.0
-    """Fraction of the images that are held out."""
-    every: PositiveInt = 250
-    """Training steps between measurements."""
 
 
 class Recipe(RecipeSection):
