@@ -18,6 +18,7 @@ from typing import Any
 
 from lorakit.core import storage
 from lorakit.core.errors import DataError
+from lorakit.core.strict_json import parse_json
 
 MANIFEST_FILE = "manifest.jsonl"
 METADATA_FILE = "metadata.jsonl"
@@ -317,6 +318,7 @@ def parse_record(line: bytes, where: str) -> Record:
     """Parse one manifest line strictly: unknown keys and wrong types are a DataError."""
     from pydantic import ValidationError
 
+    parse_json(line, where, remedy="correct or delete the line")  # pydantic accepts duplicate keys
     try:
         record = _adapter().validate_json(line)
     except ValidationError as error:

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lorakit.core import platform, safetensors_header
+from lorakit.core import platform, safetensors_header, strict_json, text_input
 from lorakit.core.errors import DataError, DiskError
+from lorakit.core.strict_json import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 CHECKSUMS_FILE = "files.json"
 _PARTIAL = ".partial-"
 LOCK = ".lock"
+MAX_JSONL_BYTES, MAX_JSONL_VALUES = 256 << 20, 20_000_000  # of one JSONL file
 
 # Tests replace this with a function that raises or kills at the n-th call: (operation name, path).
 io_hook: Callable[[str, Path], None] = lambda name, path: None  # noqa: E731
@@ -245,11 +247,8 @@ def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> P
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file. Raises DataError, with file and line, for invalid JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"not valid JSON: {error}", where=str(path)) from error
+    """Read a JSON file strictly (`strict_json`). Raises DataError, with file and line, for invalid JSON."""
+    return parse_json(text_input.read_regular(path, strict_json.MAX_BYTES), str(path))
 
 
 def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list[dict[str, Any]]:
@@ -259,18 +258,22 @@ def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list
     where lines never reached the disk, and everything after them.
     """
     rows: list[dict[str, Any]] = []
-    lines = Path(path).read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
+    num_values = 0
+    for number, line in enumerate(io.BytesIO(text_input.read_regular(path, MAX_JSONL_BYTES)), 1):
+        num_values += strict_json.count_values(line)
+        if num_values > MAX_JSONL_VALUES:
+            message = f"more than {MAX_JSONL_VALUES // 1_000_000} million values"
+            raise DataError(message, where=f"{path}, line {number}", remedy="split the file")
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            row = parse_json(line, f"{path}, line {number}")
             if not isinstance(row, dict):
-                raise ValueError("a line must hold one JSON object")
-        except ValueError as error:
-            if torn_tail and (number == len(lines) or b"\0" in line):
+                raise DataError("a line must hold one JSON object", where=f"{path}, line {number}")
+        except DataError:
+            if torn_tail and (not line.endswith(b"\n") or b"\0" in line):
                 break
-            raise DataError(f"not valid JSON: {error}", where=f"{path}, line {number}") from error
+            raise
         rows.append(row)
     return rows
 
