@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools import assign_buckets, findings, scan
-from data_tools.findings import Finding, escape_for_terminal
+from data_tools.findings import Finding
+from lorakit.core.visible_text import escape_name
 from lorakit.manifest import Record
 
 
@@ -49,12 +50,10 @@ class Dataset:
         excluded = [record for record in self.records if not record.keep]
         images = findings.pluralize(counts["images"], "image")
         lines = [f"{self.folder}: {images}, {counts['kept']} kept, {len(excluded)} excluded"]
-        lines += [
-            f"  excluded   {escape_for_terminal(record.file)}: {record.reason}" for record in excluded[:10]
-        ]
+        lines += [f"  excluded   {escape_name(record.file)}: {record.reason}" for record in excluded[:10]]
         lines += [f"  ... and {len(excluded) - 10} more, see report.html"] if len(excluded) > 10 else []
         lines += [
-            f"  removed    {escape_for_terminal(file)}: was in the earlier manifest"
+            f"  removed    {escape_name(file)}: was in the earlier manifest"
             for file in self.removed_files[:10]
         ]
         lines.append(f"  captions   {_listed(counts['captions'])}")

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lorakit.core.visible_text import escape_name
+
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
@@ -24,16 +26,11 @@ class Finding:
         return {**asdict(self), "files": list(self.files)}
 
     def __str__(self) -> str:
-        files = ", ".join(map(escape_for_terminal, self.files[:4]))
+        files = ", ".join(map(escape_name, self.files[:4]))
         more = f" and {len(self.files) - 4} more" if len(self.files) > 4 else ""
-        return f"{self.level:7} {self.code}: {escape_for_terminal(self.message)}" + (
+        return f"{self.level:7} {self.code}: {escape_name(self.message)}" + (
             f" [{files}{more}]" if files else ""
         )
-
-
-def escape_for_terminal(name: str) -> str:
-    """Return a file name for a terminal: characters that move the cursor or start a new line are escaped."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_tools.findings import escape_for_terminal, pluralize
+from data_tools.findings import pluralize
 from data_tools.formats import DatasetFile, archives, folders, separate_mask_path, tables, webdataset
 from data_tools.formats.archives import ArchiveLimits
 from data_tools.formats.resize_on_import import resize_entries
@@ -21,6 +21,7 @@ from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.progress import track_progress
+from lorakit.core.visible_text import escape_name
 from lorakit.manifest import Record
 
 EXPORT_FORMATS = ("imagefolder", "kohya", "webdataset", "parquet", "zip")
@@ -64,12 +65,12 @@ class TransferResult:
         parts += [f"in {pluralize(self.num_shards, 'file')}"] if self.num_shards else []
         lines = [f"{self.path}: {', '.join(parts)}"]
         lines += [
-            f"  unreadable {escape_for_terminal(name)}, copied unchanged: {reason}"
+            f"  unreadable {escape_name(name)}, copied unchanged: {reason}"
             for name, reason in self.resize_errors.items()
         ]
         if self.excluded:
             more = f" and {len(self.excluded) - 5} more" if len(self.excluded) > 5 else ""
-            lines.append(f"  excluded   {', '.join(map(escape_for_terminal, self.excluded[:5]))}{more}")
+            lines.append(f"  excluded   {', '.join(map(escape_name, self.excluded[:5]))}{more}")
         return "\n".join(lines)
 
 

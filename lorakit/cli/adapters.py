@@ -5,7 +5,6 @@ Each parses its options, calls one function of `lorakit.adapters` and prints the
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import click
 
 from lorakit.core.command_line import FILE, FOLDER, POSITIVE, add_options, command, option, print_answer
 from lorakit.core.errors import DataError
+from lorakit.core.progress import print_line
 
 if TYPE_CHECKING:
     from lorakit.adapters.formats import BaseWeights, LoadedAdapter
@@ -295,4 +295,4 @@ def _warn_about_token(adapter: LoadedAdapter) -> None:
     module."""
     if adapter.token:
         message = f"note: the new token {adapter.token} is not in this file; `lorakit export` writes it"
-        print(message, file=sys.stderr)
+        print_line(message)

@@ -17,6 +17,7 @@ import click
 
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.core.progress import QUIET_VARIABLE
+from lorakit.core.visible_text import escape_controls, escape_json_controls
 
 if TYPE_CHECKING:
     from pathlib import Path  # imported where it is used: it takes a tenth of the time of `lorakit --help`
@@ -243,11 +244,11 @@ def print_answer(value: Any, text: str | Callable[[], str | None] | None) -> Non
     if wants_json():
         import json
 
-        print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        print(escape_json_controls(json.dumps(value, indent=2, ensure_ascii=False, default=str)))
         return
     output = text() if callable(text) else text
     if output is not None:
-        print(output, flush=True)
+        print(escape_controls(output), flush=True)
 
 
 def print_summary(text: str | Callable[[], str | None]) -> None:
@@ -265,9 +266,10 @@ def uses_color(stream: TextIO) -> bool:
 
 def print_error(error: LorakitError) -> None:
     """Print `error: ...` with its place and remedy on stderr."""
-    text = f"error: {error}"
+    message = escape_controls(str(error))
+    text = f"error: {message}"
     if uses_color(sys.stderr):
-        first, *others = str(error).split("\n")
+        first, *others = message.split("\n")
         label = click.style("error:", fg="red", bold=True)
         text = "\n".join([f"{label} {click.style(first, bold=True)}", *others])
     with suppress(OSError, ValueError):  # a closed terminal

@@ -6,6 +6,8 @@ Exit codes of the command line: 1 unexpected, 2 configuration or usage, 3 data, 
 
 from __future__ import annotations
 
+from lorakit.core.visible_text import escape_name
+
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -24,7 +26,7 @@ class LorakitError(Exception):
     def __str__(self) -> str:
         parts = [self.message]
         if self.where:
-            parts.append(f"  where: {self.where}")
+            parts.append(f"  where: {escape_name(self.where)}")
         if self.remedy:
             parts.append(f"  remedy: {self.remedy}")
         return "\n".join(parts)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from lorakit.core.visible_text import escape_controls, escape_name
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -64,7 +66,7 @@ def print_line(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         if _open_bars:
             _open_bars[-1].erase()
-        print(text, file=sys.stderr, flush=True)
+        print(escape_controls(text), file=sys.stderr, flush=True)
         if _open_bars:
             _open_bars[-1].redraw()
 
@@ -75,7 +77,8 @@ class Progress:
     def __init__(
         self, label: str, total: int, *, start: int = 0, quiet: bool = False, stream: TextIO | None = None
     ) -> None:
-        self.label, self.total, self.start, self.done = label, total, start, start
+        self.label = escape_name(label)
+        self.total, self.start, self.done = total, start, start
         self.quiet = quiet or bool(_silent or os.environ.get(QUIET_VARIABLE))
         self.stream = stream or sys.stderr
         self.started_at = self.printed_at = time.monotonic()
@@ -119,7 +122,7 @@ class Progress:
     def _print(self, note: str) -> None:
         rate = f"{self.rate:.1f}/s" if self.rate >= 1 else f"{1 / max(self.rate, 1e-9):.1f} s each"
         parts = [f"{self.done}/{self.total}", note, rate, f"{format_duration(self.seconds_left)} left"]
-        text = "  ".join(part for part in parts if part)
+        text = escape_name("  ".join(part for part in parts if part))
         try:
             if self.terminal:
                 self._text = text

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from lorakit.core.visible_text import escape_name
+
 Row = Sequence[object]
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Row], *, numeric: Sequence[str] = ()) -> str:
     """Return a table as aligned plain text, one line a row; `numeric` columns are aligned to the right."""
-    cells = [list(columns), *([str(value) for value in row] for row in rows)]
+    cells = [list(columns), *([escape_name(str(value)) for value in row] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     return "\n".join(
         "  ".join(
@@ -35,5 +37,5 @@ def print_table(columns: Sequence[str], rows: Sequence[Row], *, numeric: Sequenc
     for name in columns:
         table.add_column(Text(name), justify="right" if name in numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row))
+        table.add_row(*(Text(escape_name(str(value))) for value in row))
     Console().print(table)

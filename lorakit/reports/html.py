@@ -1,6 +1,6 @@
 """Markup for one self-contained page: no scripts, no network, light and dark, readable without colour.
 
-Every function escapes text; only `Html` is inserted unchanged, and only this package creates `Html`. The
+Every function escapes text, also control characters and marks that change its direction; only `Html` is inserted unchanged, and only this package creates `Html`. The
 page's content security policy forbids everything but its own styles and inlined images, so that even markup
 that got through could neither run nor load anything.
 """
@@ -11,6 +11,8 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from lorakit.core.visible_text import escape_controls
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -29,7 +31,7 @@ class Html(str):
 
 def escape(text: object) -> Html:
     """Escape text for content and quoted attributes; `Html` is returned unchanged."""
-    return text if isinstance(text, Html) else Html(html.escape(str(text), quote=True))
+    return text if isinstance(text, Html) else Html(html.escape(escape_controls(str(text)), quote=True))
 
 
 def join(parts: Iterable[object], separator: str = "") -> Html:
@@ -42,7 +44,7 @@ def tag(name: str, /, *parts: object, **attributes: object) -> Html:
     opening = f"<{name}"
     for key, value in attributes.items():
         if value is not None:
-            quoted = html.escape(str(value), quote=False).replace('"', "&quot;")
+            quoted = html.escape(escape_controls(str(value)), quote=False).replace('"', "&quot;")
             opening += f' {key.rstrip("_").replace("_", "-")}="{quoted}"'
     closing = "" if name in ("br", "img", "input", "meta") else f"</{name}>"
     return Html(f"{opening}>{join(parts)}{closing}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from lorakit import adapters
 from lorakit.adapters import text_encoders
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
+from lorakit.core.progress import print_line
 from lorakit.data import conditioning
 from lorakit.data.prompts import Prompt, Sample, load_prompts
 from lorakit.models import base_model, loading, schedulers
@@ -158,7 +158,7 @@ class SamplingPipeline:
         if self._has_text_encoders:
             return work(self.pipe)
         return loading.run_with_text_encoders(
-            self.family, self.base_folder, work, dtype=self.dtype, device=self.device, log=_print_to_stderr
+            self.family, self.base_folder, work, dtype=self.dtype, device=self.device, log=print_line
         )
 
     def _read_checked_metadata(self, file: Path) -> dict[str, Any]:
@@ -260,10 +260,6 @@ class SamplingPipeline:
 def resolve_quantization(options: SamplingOptions, trained: str | None = None) -> str | None:
     """Return the quantization of a sampling pipeline: that of the options, otherwise that of the run."""
     return None if options.quantize == "none" else options.quantize or trained
-
-
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def sample_to_folder(

@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from lorakit import adapters
 from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
-from lorakit.core import launch, progress, watchdog
+from lorakit.core import command_line, launch, progress, watchdog
 from lorakit.core.errors import (
     ConfigError,
     DiskError,
@@ -35,6 +35,7 @@ from lorakit.core.errors import (
 )
 from lorakit.core.progress import format_duration
 from lorakit.models import device as devices
+from lorakit.models import memory
 from lorakit.training import regularization, run_plan, sanity_check, setup
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.trainer import Trainer
@@ -59,7 +60,7 @@ def _train_with_accelerate(recipe: Recipe, run: RunFolder, handle_signals: bool)
     process_group = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
     AcceleratorState._reset_state(reset_partial_state=True)  # or a process keeps its first run's precision
     accelerator = Accelerator(
-        mixed_precision="bf16" if recipe.train.precision == "bf16" else "no",
+        mixed_precision="no",  # `losses.autocast` and `loss_scale` do it
         cpu=devices.default_device().type == "cpu",
         kwargs_handlers=[process_group],
     )
@@ -160,11 +161,13 @@ def _train_planned(
                 run.update_record(objective_check=check.to_json())
         with launch.handle_signals(trainer.on_signal) if handle_signals else contextlib.nullcontext():
             trainer.fit()
-    except torch.OutOfMemoryError as error:  # outside a step: while loading, caching or saving
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):  # outside a step: while loading, caching or saving
+            raise
         raise MemoryLimitError(
             f"out of memory: {first_line(error)}",
             where=f"process {accelerator.process_index}, outside of a step: loading, caching or saving",
-            remedy="close other programs on the device; or use a smaller base or resolution, in a new run",
+            remedy="close other programs that use this memory; or use a smaller base model, in a new run",
         ) from error
     log(f"done in {format_duration(time.monotonic() - start)}: {run.adapter_file}")
 
@@ -199,8 +202,7 @@ def _run(arguments: Sequence[str]) -> int:
             raise ConfigError("usage: accelerate launch -m lorakit.training RECIPE [key=value ...]")
         train_recipe(recipes.load_recipe(arguments[0], list(arguments[1:])), handle_signals=True)
     except LorakitError as error:
-        with contextlib.suppress(OSError, ValueError):  # nobody may be reading
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        command_line.print_error(error)
         return error.exit_code
     except Exception:
         with contextlib.suppress(OSError, ValueError):
