@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,6 +66,11 @@ class ConditioningImage:
     origin: str
 
     __pydantic_config__ = _STRICT
+
+    @property
+    def is_generated(self) -> bool:
+        """True if lorakit made the image from the training image, False if the user supplied it."""
+        return self.origin not in ("file", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +264,20 @@ def dataset_fingerprint(records: Iterable[Record]) -> str:
             ]
             digest.update(_line(used))
     return digest.hexdigest()
+
+
+def dataset_fingerprints(records: Sequence[Record]) -> tuple[str, str]:
+    """Return the fingerprint with all conditioning images, and the one without generated ones.
+
+    The second is that of a run whose base model takes no such images (`conditioning.without_unused_images`).
+    """
+    user_images = [
+        replace(
+            record, conditioning_images=tuple(i for i in record.conditioning_images if not i.is_generated)
+        )
+        for record in records
+    ]
+    return dataset_fingerprint(records), dataset_fingerprint(user_images)
 
 
 def check_dataset_path(path: str, where: str) -> None:

@@ -7,7 +7,7 @@ that names the key and the nearest valid spelling, raised before anything is loa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,8 @@ from lorakit.config.adapter import SliderConfig as SliderConfig
 from lorakit.config.adapter import TextualInversionConfig as TextualInversionConfig
 from lorakit.config.builtin_recipes import builtin_recipes_folder as builtin_recipes_folder
 from lorakit.config.builtin_recipes import find_recipe
+from lorakit.config.concepts import Concept as Concept
+from lorakit.config.concepts import Dataset, concept_to_change, find_contradictions, unique_triggers
 from lorakit.config.fields import MAX_RANK as MAX_RANK
 from lorakit.config.fields import (
     RecipeSection,
@@ -41,25 +43,29 @@ class Recipe(RecipeSection):
     base: StrippedStr
     """Base model: an embedded name (tiny-unet, tiny-dit), a local diffusers folder, a single .safetensors
     checkpoint, or a hub id, best as id@revision."""
-    dataset: StrippedPath
-    """A folder with manifest.jsonl, or a plain folder of images, which is then prepared first. With `slider`
-    it may be left out: the base model generates the images into a folder beside `out`."""
+    dataset: Dataset
+    """A folder with manifest.jsonl, or a plain folder of images, which is then prepared first; or a list of
+    concepts, each with a folder. With `slider` it may be left out: the base model generates the images into a
+    folder beside `out`."""
     out: StrippedPath
     """The run's folder."""
     init_from: StrippedPath | None = None
     """Adapter whose weights the training starts from: a file written by lorakit, or the folder of a run."""
     class_images: StrippedPath | None = None
     """A second dataset, of the class without the subject, for prior preservation (DreamBooth,
-    arXiv:2208.12242): each step also trains on as many class images."""
+    arXiv:2208.12242): each step also trains on as many class images. With a list of concepts, a key of each
+    concept."""
     resolution: Annotated[int, Field(ge=16, le=16384, strict=True)] = 1024
     """Side of a square training image in pixels; other buckets have about the same area."""
     frames: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """Frames of a video, for base models that generate video; 1 trains and samples still images. Rounded down
     to a number of frames that the base model can encode."""
     trigger: StrippedStr | None = None
-    """Trigger word of the concept; used in captions that lorakit writes, and recorded in exports."""
+    """Trigger word of the concept; used in captions that lorakit writes, and recorded in exports. With a list
+    of concepts, a key of each concept."""
     class_noun: StrippedStr | None = None
-    """Class noun of the subject, such as `dog`; used in captions that lorakit writes."""
+    """Class noun of the subject, such as `dog`; used in captions that lorakit writes. With a list of concepts,
+    a key of each concept."""
     adapter: AdapterConfig = AdapterConfig()
     textual_inversion: TextualInversionConfig | None = None
     """Learn a new token, with or without an adapter (textual inversion); null does not."""
@@ -68,8 +74,11 @@ class Recipe(RecipeSection):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    use_generated_controls: bool = False
+    """Train a Control LoRA on a base that has no control input of its own (Flux.1 dev), from the controls of
+    `lorakit data control`. Bases with such an input use them always, others never."""
     memory: Literal["auto"] | MemoryConfig = "auto"
-    """`auto` (gradient checkpointing on a GPU only), or a section."""
+    """`auto`, or a section; keys that it leaves out are automatic."""
     samples: SamplingConfig = SamplingConfig()
     validate_: ValidationConfig = Field(default=ValidationConfig(), alias="validate")
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
@@ -100,10 +109,7 @@ class Recipe(RecipeSection):
                 f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"
                 " the learning rate would never be reached"
             )
-        if self.objective.prior_loss_weight != 1.0 and not self.class_images:
-            yield "objective.prior_loss_weight needs `class_images`: set `class_images` to a folder"
-        if self.objective.output_preservation and not (self.trigger and self.class_noun):
-            yield "objective.output_preservation needs both names: set `trigger` and `class_noun`"
+        yield from self._concept_contradictions()
         if method == "none" and self.textual_inversion is None:
             yield "adapter.type none trains nothing: set `textual_inversion`, or choose another type"
         if self.optimizer.loraplus_lr_ratio != 1 and not is_low_rank:
@@ -121,12 +127,60 @@ class Recipe(RecipeSection):
                 f"slider has a loss of its own: leave out {key}" for key in self._keys_without_slider()
             )
 
+    def _concept_contradictions(self) -> Iterator[str]:
+        concepts = self.concepts
+        if isinstance(self.dataset, tuple):
+            for key in ("trigger", "class_noun", "class_images"):
+                if getattr(self, key) is not None:
+                    yield (
+                        f"`{key}` belongs to each concept of a list: set it there, and leave `{key}` out"
+                        f" (on the command line: {key}=null)"
+                    )
+            yield from find_contradictions(concepts)
+        if self.objective.prior_loss_weight != 1.0 and not any(c.class_images for c in concepts):
+            yield "objective.prior_loss_weight needs `class_images`: set `class_images` to a folder"
+        if self.objective.output_preservation and not (
+            self.triggers and all(c.class_noun for c in concepts if c.trigger)
+        ):
+            yield "objective.output_preservation needs both names: set `trigger` and `class_noun`"
+
     def _keys_without_slider(self) -> list[str]:
         parts = ("masked_loss", "output_preservation", "caption_dropout")
         values = {f"objective.{part}": getattr(self.objective, part) for part in parts}
         values |= {"class_images": self.class_images, "textual_inversion": self.textual_inversion}
         values |= {"adapter.text_encoder": self.adapter.text_encoder}
+        values |= {"the list of concepts": isinstance(self.dataset, tuple)}
         return [key for key, value in values.items() if value]
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """The concepts of the dataset; one if the dataset is a folder."""
+        if isinstance(self.dataset, tuple):
+            return self.dataset
+        return (
+            Concept(
+                folder=self.dataset,
+                trigger=self.trigger,
+                class_noun=self.class_noun,
+                class_images=self.class_images,
+            ),
+        )
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The trigger words of all concepts."""
+        return unique_triggers(self.concepts)
+
+    @property
+    def data_folders(self) -> dict[str, Path]:
+        """The folders of images that decide the adapter, by the recipe key that names them."""
+        if not isinstance(self.dataset, tuple):
+            folders = {"dataset": self.dataset, "class_images": self.class_images}
+        else:
+            keys = ("folder", "class_images")
+            concepts = enumerate(self.dataset)
+            folders = {f"dataset.{i}.{key}": getattr(concept, key) for i, concept in concepts for key in keys}
+        return {key: folder for key, folder in folders.items() if folder is not None}
 
     def dump(self) -> dict[str, Any]:
         """Return the recipe as plain values, as they are written into recipe.yaml and run.json."""
@@ -136,6 +190,12 @@ class Recipe(RecipeSection):
     def quantized(self) -> Literal["nf4", "int8"] | None:
         """Quantization of the frozen base model; None if it is not quantized."""
         return self.memory.quantize if isinstance(self.memory, MemoryConfig) else None
+
+    @property
+    def gradient_checkpointing(self) -> bool | None:
+        """True or False if the recipe says so; None to use it on a GPU only."""
+        setting = self.memory.gradient_checkpointing if isinstance(self.memory, MemoryConfig) else None
+        return None if setting is None else bool(setting)
 
     @property
     def effective_batch(self) -> int:
@@ -162,15 +222,23 @@ NON_TRAINING_KEYS = (
     "tracker",
     "export",
     "train.save_every",
-    "train.keep_checkpoints",
+    "train.keep_optimizer_states",
     "validate.every",
+    "validate.folder",
 )
+CONCEPT_PATHS = ("folder", "class_images")  # keys of a concept that may move, too
 
 
 def training_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the flat settings that determine the adapter: {"optimizer.lr": 0.0001, ...}."""
     flat = _flatten(recipe.dump())
-    return {
+    concepts = recipe.dataset if isinstance(recipe.dataset, tuple) else ()
+    flat_concepts = {
+        f"dataset.{number}.{key}": value
+        for number, concept in enumerate(concepts)
+        for key, value in concept.model_dump(mode="json", exclude=set(CONCEPT_PATHS)).items()
+    }
+    return flat_concepts | {
         key: flat[key]
         for key in flat
         if not any(key == f or key.startswith(f + ".") for f in NON_TRAINING_KEYS)
@@ -225,6 +293,14 @@ def resolve_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, 
     return parse_recipe(tree, where)
 
 
+def change_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe with overrides such as `optimizer.lr=2e-4`; ConfigError if they do not suit it."""
+    tree = recipe.dump()
+    for override in overrides:
+        _override(tree, override)
+    return parse_recipe(tree)
+
+
 def _read_tree(file: Path) -> dict[str, Any]:
     tree = strict_yaml.read_yaml(file)
     if not isinstance(tree, dict):
@@ -251,12 +327,17 @@ def _override(tree: dict[str, Any], text: str) -> None:
         raise ConfigError(f"{text!r} is not of the form key=value", remedy="for instance optimizer.lr=2e-4")
     *parents, last = key.split(".")
     node = tree
+    if parents and parents[0] == "dataset":
+        node, parents = concept_to_change(tree.get("dataset"), key), []
     for parent in parents:
         below = node.setdefault(parent, {})
         if not isinstance(below, dict):
             node[parent] = below = {}
         node = below
-    node[last] = strict_yaml.parse_yaml(value, f"override {key}")
+    parsed, before = strict_yaml.parse_yaml(value, f"override {key}"), node.get(last)
+    if node is tree and isinstance(parsed, dict) and isinstance(before, dict):
+        parsed = {**before, **parsed}  # the other keys of the section keep their values
+    node[last] = parsed
 
 
 def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:

@@ -6,9 +6,9 @@ center. No file is decoded before its tensor is needed: `cache_key` tells which 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,32 @@ def prompt_conditioning(family: Family, prompt: Prompt, size: Size) -> Condition
 
 
 # ---- checks before any work -------------------------------------------------------------------------------
+
+
+def conditioning_types(records: Sequence[Record], *, generated: bool) -> set[str]:
+    """Return the types of the user's conditioning images and, with `generated`, of the generated ones."""
+    images = (image for record in records for image in record.conditioning_images)
+    return {image.type for image in images if generated or not image.is_generated}
+
+
+def without_unused_images(
+    family: Family, records: Sequence[Record], log: Callable[[str], None] = lambda text: None
+) -> list[Record]:
+    """Return the records without generated conditioning images of a type that the family does not take.
+
+    Their number is logged. The user's own images stay: `check_record_conditioning` refuses them.
+    """
+    accepted, unused = family.conditioning.accepted, Counter[str]()
+    kept = []
+    for record in records:
+        images = tuple(
+            image for image in record.conditioning_images if image.type in accepted or not image.is_generated
+        )
+        unused.update(image.type for image in record.conditioning_images if image not in images)
+        kept.append(replace(record, conditioning_images=images))
+    for image_type, number in sorted(unused.items()):
+        log(f"{number} generated images of type {image_type} are not used: {family.title} takes none")
+    return kept
 
 
 def check_record_conditioning(family: Family, folder: Path, records: Sequence[Record]) -> None:

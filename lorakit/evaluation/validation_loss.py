@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lorakit.config.recipe import Recipe
 from lorakit.core import rng
+from lorakit.data.conditioning import without_unused_images
 from lorakit.data.items import DatasetItem, load_training_records
 from lorakit.sampling.pipeline import SamplingPipeline
 from lorakit.training import run_caches, run_plan, setup, slider
@@ -21,7 +22,7 @@ class RunValidation:
 
     def __init__(self, recipe: Recipe, pipeline: SamplingPipeline) -> None:
         family, pipe = pipeline.family, pipeline.pipe
-        records = load_training_records(recipe.dataset)
+        records = without_unused_images(family, load_training_records(recipe.dataset))
         plan = run_plan.plan_data(recipe, pipeline.base_folder, family, pipe, records, lambda text: None)
         split = run_plan.split_held_out(plan.items, recipe)
         parts = {"validation": split.held_out, "train": _train_images(recipe, split)}

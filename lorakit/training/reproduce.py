@@ -11,7 +11,7 @@ from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
-from lorakit.training import run_folder
+from lorakit.training import run_folder, run_identity
 from lorakit.training.run_folder import RunFolder
 
 OUTPUT_ONLY_OVERRIDES = ("tracker=none", "export=[]", "samples.prompts=null")
@@ -62,6 +62,13 @@ def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> Reproduc
             "this run is not finished", where=str(run), remedy=f"finish it first: lorakit resume {run}"
         )
     record = folder.record()
+    if changes := record.get("changes"):
+        raise ConfigError(
+            f"this run went on with changes from step {changes[0]['step']} on, so it cannot be trained again"
+            f" in one piece: {'; '.join(changes[0]['differences'])}",
+            where=str(run),
+            remedy="train its recipe.yaml with another `out` for a new run with the last settings",
+        )
     overrides = [*OUTPUT_ONLY_OVERRIDES, *overrides, f"out={json.dumps(str(out))}"]
     recipe = recipes.load_recipe(file, overrides)
     if recipes.training_settings(recipe) != record["settings"]:
@@ -79,13 +86,15 @@ def _check_inputs(recipe: Recipe, inputs: dict[str, Any]) -> None:
     from lorakit.data.items import load_training_records
     from lorakit.models import base_model
 
-    hashes = {"base": base_model.base_hash(base_model.resolve_base(recipe.base))}
+    hashes: dict[str, tuple[str, ...]] = {
+        "base": (base_model.base_hash(base_model.resolve_base(recipe.base)),)
+    }
     folders = {"dataset": recipe.dataset}
     if recipe.class_images:
         folders["class_images"] = recipe.class_images
     for key, folder in folders.items():
-        hashes[key] = manifest.dataset_fingerprint(load_training_records(folder))
-    changed = [key for key, value in hashes.items() if inputs[key] != value]
+        hashes[key] = manifest.dataset_fingerprints(load_training_records(folder))
+    changed = [key for key, values in hashes.items() if inputs[key] not in values]
     if changed:
         sources = {"base": recipe.base} | folders
         raise ConfigError(
@@ -100,9 +109,8 @@ def compare_runs(original: Path, reproduction: Path) -> ReproductionResult:
     runs = [RunFolder(original), RunFolder(reproduction)]
     files = [run.adapter_file for run in runs]
     hashes = [storage.sha256_file(file) for file in files]
-    environment = run_folder.record_differences(
-        *[run.record() for run in runs], parts=("versions", "machine")
-    )
+    records = [run.record() for run in runs]
+    environment = run_identity.differences(records[0], records[1], parts=("versions", "machine"))
     differences = {}
     if hashes[0] != hashes[1]:
         first, second = (storage.read_safetensors(file) for file in files)
@@ -117,5 +125,5 @@ def compare_runs(original: Path, reproduction: Path) -> ReproductionResult:
         original=str(files[0]),
         reproduction=str(files[1]),
         tensor_differences=differences,
-        environment_differences=environment,
+        environment_differences=[str(difference) for difference in environment],
     )

@@ -66,7 +66,9 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     base_folder = base_model.resolve_base(recipe.base)
     sample_prompts = prompts.load_prompts(recipe.samples.prompts) if recipe.samples.prompts else []
     records = load_training_records(recipe.dataset)
-    family = detect_family(base_folder, {i.type for record in records for i in record.conditioning_images})
+    kinds = conditioning.conditioning_types(records, generated=recipe.use_generated_controls)
+    family = detect_family(base_folder, kinds)
+    records = conditioning.without_unused_images(family, records, log)
     for consumer in recipe.export:
         check_consumer(family.name, consumer)
     conditioning.check_prompt_conditioning(family, sample_prompts)
@@ -79,6 +81,7 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     class_items: list[DatasetItem] = []
     if recipe.class_images:
         class_records = regularization.load_class_records(recipe, recipe.class_images)
+        class_records = conditioning.without_unused_images(family, class_records)
         conditioning.check_record_conditioning(family, recipe.class_images, class_records)
         class_items = _plan_images(recipe, family, pipe, class_records, max_frames=1)
         input_hashes["class_images"] = manifest.dataset_fingerprint(class_records)

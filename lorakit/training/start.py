@@ -6,17 +6,19 @@ The Python API calls the same functions and then trains in its own process.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from lorakit import manifest
 from lorakit.config.recipe import Recipe, load_recipe, training_settings
-from lorakit.core import launch
-from lorakit.core.errors import LorakitError
+from lorakit.core import launch, storage
+from lorakit.core.errors import ConfigError, LorakitError
+from lorakit.core.progress import print_line
 from lorakit.models import base_model
-from lorakit.training import run_folder
+from lorakit.training import run_changes, run_folder, run_identity, run_results
 from lorakit.training.run_folder import RunFolder
 
 PrepareFn = Callable[[Path, Recipe, str | None], object]
@@ -53,8 +55,32 @@ def prepare_training(recipe: Recipe, prepare: PrepareFn) -> None:
         prepare(folder.path, recipe, folder.trigger)
 
 
+def start_fresh(recipe: Recipe, file: str = "") -> str:
+    """Rename an earlier run in the folder `out` to `OUT-old-1`, or the next free number, to start a new one.
+
+    Returns the path of the recipe `file`, which may lie in that folder. Raises ConfigError if a process is
+    working on the run.
+    """
+    run = RunFolder(recipe.out)
+    if not run.exists:
+        return file
+    with run.lock():
+        numbers = itertools.count(1)
+        path = next(p for n in numbers if not (p := run.path.with_name(f"{run.path.name}-old-{n}")).exists())
+    storage.rename_folder(run.path, path)
+    print_line(f"the earlier run is now in {path}")
+    inside = file and Path(file).resolve().parent == run.path.resolve()
+    return str(path / Path(file).name) if inside else file
+
+
 def train_in_child(
-    recipe: Recipe, file: str, overrides: list[str], prepare: PrepareFn, *, num_processes: int = 1
+    recipe: Recipe,
+    file: str,
+    overrides: list[str],
+    prepare: PrepareFn,
+    *,
+    num_processes: int = 1,
+    accept_changes: bool = False,
 ) -> int:
     """Prepare and train a recipe in child processes; return their exit code.
 
@@ -62,26 +88,56 @@ def train_in_child(
     imported, and signals are forwarded to it.
     """
     prepare_training(recipe, prepare)
-    return launch.run_training(launch.training_command(file, overrides, num_processes=num_processes))
+    options = [launch.ACCEPT_CHANGES] if accept_changes else []
+    command = launch.training_command(file, [*overrides, *options], num_processes=num_processes)
+    return launch.run_training(command)
+
+
+def recorded_num_processes(run: Path) -> int:
+    """Return the number of processes that a run was trained with; 1 if it does not say."""
+    with contextlib.suppress(LorakitError, OSError):
+        return int(RunFolder(run).record()["inputs"]["num_processes"])
+    return 1
+
+
+def extension_overrides(run: Path, steps: int) -> list[str]:
+    """Return the recipe overrides that extend a run to `steps` steps in all.
+
+    With a constant schedule the longer run has the bytes of one that was started with `steps`. Any other
+    schedule ends at the old last step and starts again there. Raises ConfigError if `steps` is not more than
+    the run has.
+    """
+    recipe = load_recipe(run_folder.run_recipe_file(run))
+    if steps < recipe.train.steps:
+        raise ConfigError(
+            f"this run has {recipe.train.steps} steps already, and --extend gives the number of steps in all",
+            where=str(run),
+            remedy=f"give a larger number, for example --extend {recipe.train.steps + steps}",
+        )
+    overrides = [f"train.steps={steps}"]
+    if steps > recipe.train.steps and recipe.optimizer.schedule != "constant":
+        starts = [*recipe.train.extended_at, recipe.train.steps]
+        overrides.append(f"train.extended_at={json.dumps(starts)}")
+    return overrides
 
 
 def finished_adapter(recipe: Recipe, num_processes: int = 1) -> Path | None:
-    """Return the adapter of a finished run of this recipe, or None if there is something to train.
+    """Return the adapter of a finished run of this recipe, or None if there is something to do.
 
-    Also None if the run was trained with other settings, software or inputs: the training process then
-    refuses, and names the differences. Base model and initial adapter are compared by path, because hashing
-    them takes long.
+    Also None if the run was trained with other settings or inputs, or if a result is missing or damaged: the
+    training process then refuses, and names the differences, or writes the result again. Base model and
+    initial adapter are compared by path, because hashing them takes long.
     """
     run = RunFolder(recipe.out)
-    with contextlib.suppress(LorakitError, OSError, KeyError, TypeError, PackageNotFoundError):
+    with contextlib.suppress(LorakitError, OSError, KeyError, TypeError):
         record = run.record()
+        inputs = record["inputs"] | {"num_processes": num_processes}
+        new = {"settings": training_settings(recipe), "inputs": inputs, "versions": record["versions"]}
+        comparison = run_identity.compare_identities(record, new)
         if (
-            record["status"] == "done"
-            and run.adapter_file.is_file()
-            and record["settings"] == training_settings(recipe)
-            and record["versions"] == run_folder.package_versions()
-            and int(record["inputs"]["num_processes"]) == num_processes
+            run_changes.is_finished_with(record, comparison)
             and _has_same_inputs(recipe, record["inputs"])
+            and not run_results.find_damaged_results(run, record, recipe.export)
         ):
             return run.adapter_file
     return None
@@ -90,15 +146,15 @@ def finished_adapter(recipe: Recipe, num_processes: int = 1) -> Path | None:
 def _has_same_inputs(recipe: Recipe, inputs: Mapping[str, str]) -> bool:
     stored = load_recipe(run_folder.run_recipe_file(recipe.out))
     folders = {"dataset": recipe.dataset, "class_images": recipe.class_images}
-    fingerprints = {key: _fingerprint(folder) for key, folder in folders.items() if folder}
+    fingerprints = {key: _fingerprints(folder) for key, folder in folders.items() if folder}
     init_from = recipe.init_from.resolve() if recipe.init_from else None
     same_base = recipe.base == stored.base or stored.base.startswith(f"{recipe.base}@")
     return (
         (same_base or base_model.absolute_spec(recipe.base) == stored.base)
         and init_from == stored.init_from
-        and all(inputs.get(key) == value for key, value in fingerprints.items())
+        and all(inputs.get(key) in values for key, values in fingerprints.items())
     )
 
 
-def _fingerprint(folder: Path) -> str:
-    return manifest.dataset_fingerprint([record for record in manifest.load_manifest(folder) if record.keep])
+def _fingerprints(folder: Path) -> tuple[str, str]:
+    return manifest.dataset_fingerprints([record for record in manifest.load_manifest(folder) if record.keep])
