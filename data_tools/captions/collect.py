@@ -6,7 +6,6 @@ cannot be read is an error with its position, a change (joined lines, removed ch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from data_tools.captions.text import clean_caption, decode_text
 from data_tools.listing import CAPTION_SUFFIXES, Listing
 from data_tools.scan import note_code, replace_notes, resolve_inside
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.strict_json import parse_json
 from lorakit.imaging import decode
 from lorakit.manifest import USER_METADATA_NOTE, Caption, Record
 
@@ -270,10 +270,7 @@ def _sidecars(listing: Listing, file: str, only_extension: str | None) -> list[s
 
 def _read_json(text: str, where: str) -> tuple[list[str], list[str]]:
     """Return the captions and the tags of a JSON caption file."""
-    try:
-        value = json.loads(text) if text.strip() else {}
-    except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error}", where=where, remedy=_JSON_REMEDY) from error
+    value = parse_json(text, where, remedy=_JSON_REMEDY) if text.strip() else {}
     if not isinstance(value, Mapping):
         raise DataError("a JSON caption file must hold an object", where=where, remedy=_JSON_REMEDY)
     tags = _string_list(value.get("tags", []), "tags", where)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -14,8 +11,10 @@ from data_tools.captions.text import clean_caption, decode_text
 from data_tools.listing import Listing
 from data_tools.scan import resolve_inside
 from lorakit import manifest
-from lorakit.core import storage
+from lorakit.core import storage, text_input
 from lorakit.core.errors import DataError
+from lorakit.core.strict_csv import read_csv
+from lorakit.core.strict_json import parse_json
 from lorakit.imaging import decode
 
 CAPTION_COLUMNS = ("text", "caption", "prompt")
@@ -23,6 +22,7 @@ MASK_COLUMN = "mask_file_name"
 CONDITIONING_COLUMNS = {"source": "source_file_name", "control": "control_file_name"}
 FILE_COLUMNS = (MASK_COLUMN, *CONDITIONING_COLUMNS.values())
 MAX_REPEATS = 1000  # in kohya's `10_name`; a larger number is a year or an id
+MAX_METADATA_BYTES = 128 << 20  # of one metadata.csv
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
@@ -74,12 +74,12 @@ def read_kohya_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, 
     for name in listing.kohya_metadata:
         where = str(listing.root / name)
         text = decode_text(decode.read_file(resolve_inside(listing.root, name)), where, encoding)
+        remedy = "repair it, or move it away"
+        entries = parse_json(text, where, remedy=remedy)
         try:
-            entries = json.loads(text)
             pairs = {key: [value.get(part) for part in ("caption", "tags")] for key, value in entries.items()}
-        except (ValueError, AttributeError) as error:
-            message = f"not the JSON of kohya's scripts: {error}"
-            raise DataError(message, where=where, remedy="repair it, or move it away") from error
+        except AttributeError as error:
+            raise DataError("not the JSON of kohya's scripts", where=where, remedy=remedy) from error
         for key, parts in pairs.items():
             parts_of_path = key.replace("\\", "/").split("/")
             path_suffixes = [
@@ -150,12 +150,10 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
             yield f"{path}, row {number}", row
     elif path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(decode_text(path.read_bytes(), str(path), encoding), newline=""))
-        for row in reader:
-            yield (
-                f"{path}, line {reader.line_num}",
-                {key: unescape_csv_cell(value) for key, value in row.items()},
-            )
+        text = decode_text(text_input.read_bytes(path, MAX_METADATA_BYTES), str(path), encoding)
+        for number, row in read_csv(text, str(path)):
+            cells = {name: unescape_csv_cell(value) for name, value in row.items()}
+            yield f"{path}, line {number}", cells
     else:
         for number, row in enumerate(storage.read_jsonl(path), 1):
             yield f"{path}, row {number}", row

@@ -1,7 +1,8 @@
 """Strict YAML: text, decimal numbers, booleans, lists and mappings only.
 
-PyYAML reads YAML 1.1, where `1e-4` is text, `010` is eight and `1:30` is ninety; here numbers are decimal.
-Aliases (expansion bombs), tags, duplicate keys and keys that are not text are refused.
+PyYAML reads YAML 1.1, where `1e-4` is text, `010` is eight and `1:30` is ninety; here numbers are decimal,
+and a date is text. Aliases (expansion bombs), tags, duplicate keys and keys that are not text are refused.
+Recipes and prompt files are read by this loader.
 """
 
 from __future__ import annotations
@@ -12,28 +13,42 @@ from typing import Any
 
 import yaml
 
-from lorakit.core.errors import ConfigError
+from lorakit.core import text_input
+from lorakit.core.errors import ConfigError, DataError
 
 SIZE_LIMIT = 256 << 10  # bytes; a recipe is a page, not a data set
+MAX_DEPTH = 32  # lists and mappings inside each other
 _NUMBER_PATTERNS = {
     "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9]\d*)$",
     "tag:yaml.org,2002:float": r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$",
 }
+_PLAIN_TAGS = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")
 
 
 class StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with decimal numbers, without aliases and duplicate keys."""
+    """PyYAML's safe loader with decimal numbers, without aliases, tags and duplicate keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - how PyYAML declares it
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBER_PATTERNS]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN_TAGS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node; refuse an alias."""
-        if self.check_event(yaml.events.AliasEvent):
-            raise _yaml_error("aliases (*name) are not accepted", self.peek_event())
-        return super().compose_node(parent, index)
+        """Compose a node; refuse an alias, a tag and deep nesting."""
+        event = self.peek_event()
+        if isinstance(event, yaml.events.AliasEvent):
+            raise _yaml_error(
+                "aliases (*name) are not accepted; put text that begins with * in quotes", event
+            )
+        if getattr(event, "tag", None) is not None:
+            raise _yaml_error("tags (!name) are not accepted; put text that begins with ! in quotes", event)
+        if self.depth >= MAX_DEPTH:
+            raise _yaml_error(f"more than {MAX_DEPTH} lists and mappings are inside each other", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping; refuse duplicate keys and keys that are not text."""
@@ -58,23 +73,40 @@ def _yaml_error(text: str, place: Any) -> yaml.constructor.ConstructorError:
 
 def read_yaml(path: str | Path) -> Any:
     """Parse a small UTF-8 file. Every error is one ConfigError that names the file."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(SIZE_LIMIT + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read the file: {error.strerror}", where=str(path)) from error
-    if len(data) > SIZE_LIMIT:
-        raise ConfigError(f"the file is larger than {SIZE_LIMIT >> 10} KiB", where=str(path))
-    try:
-        return parse_yaml(data.decode("utf-8").removeprefix("\ufeff"), str(path))
-    except UnicodeDecodeError as error:
-        remedy = "save the file as UTF-8"
-        raise ConfigError(f"not UTF-8 at byte {error.start}", where=str(path), remedy=remedy) from error
+    return parse_yaml(text_input.read_text(path, SIZE_LIMIT, error=ConfigError), str(path))
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML text; `where` names it in errors."""
+    loader = StrictLoader(_checked(text, where, ConfigError))
     try:
-        return yaml.load(text, Loader=StrictLoader)
+        return loader.get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"not valid YAML: {error}", where=where) from error
+        raise ConfigError(f"not valid YAML: {_one_problem(error)}", where=where) from error
+
+
+def parse_yaml_list(text: str, where: str) -> list[tuple[int, Any]]:
+    """Parse a YAML list as (line, item) pairs. Raises DataError, also if the text is not a list."""
+    loader = StrictLoader(_checked(text, where, DataError))
+    try:
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.SequenceNode):
+            raise DataError("not a YAML list", where=where, remedy="start each item with '- '")
+        # Nodes, not values, because nodes have line numbers.
+        return [(node.start_mark.line + 1, loader.construct_object(node, deep=True)) for node in root.value]
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise DataError(f"not valid YAML: {_one_problem(error)}", where=where) from error
+
+
+def _checked(text: str, where: str, error: type[ConfigError | DataError]) -> str:
+    """Return text that the loader can read in seconds, and that has no characters it would not accept."""
+    if len(text.encode("utf-8", "surrogatepass")) > SIZE_LIMIT:
+        remedy = "use a .jsonl file for more" if error is DataError else None
+        raise error(f"the YAML text is larger than {SIZE_LIMIT >> 10} KiB", where=where, remedy=remedy)
+    if match := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        raise error(f"not valid YAML: the character {ascii(match[0])[1:-1]} is not accepted", where=where)
+    return text
+
+
+def _one_problem(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

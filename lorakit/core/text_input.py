@@ -28,7 +28,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-_CONTROL_CHARACTER = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\U0010ffff]")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 class NotAFileError(OSError):
@@ -106,12 +106,12 @@ def read_text(
 
 
 def decode_text(data: bytes, where: str, *, error: type[ConfigError | DataError] = DataError) -> str:
-    """Decode UTF-8 text without its byte order mark; see `read_text`."""
+    """Decode UTF-8 text without its byte order mark, with `\\n` as the end of each line; see `read_text`."""
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             raise error(f"the text is {encoding}, not UTF-8", where=where, remedy="save the file as UTF-8")
     try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
+        text = data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as problem:
         message = f"byte {problem.start} (0x{data[problem.start]:02x}) is not UTF-8"
         raise error(message, where=where, remedy="save the file as UTF-8") from problem

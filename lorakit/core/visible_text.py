@@ -1,7 +1,7 @@
 """Text from files, made visible before a person sees it: characters that control a terminal are escaped.
 
 A file name or a tensor name may contain an escape sequence that clears the screen, or a right-to-left
-override that makes `gpj.exe` look like `exe.jpg`. Everything that prints, and every report, escapes them here.
+override that makes `gpj.exe` look like `exe.jpg`. All that is printed passes through here, and all reports.
 """
 
 from __future__ import annotations

@@ -7,17 +7,18 @@ class_token)` is DreamBooth's prompts_and_classes.txt (Ruiz et al., 2022); other
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
+from lorakit.config import strict_yaml
+from lorakit.core import text_input
 from lorakit.core.errors import DataError
+from lorakit.core.strict_csv import read_csv
+from lorakit.core.strict_json import parse_json
+from lorakit.core.words import has_word
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +33,8 @@ CLASS_KINDS, UNRELATED_KINDS = ("class",), ("unrelated",)
 LIVING_CLASS_NOUNS = {"animal", "baby", "bird", "boy", "cat", "child", "dog", "face", "girl", "horse"}
 LIVING_CLASS_NOUNS |= {"kitten", "man", "person", "puppy", "woman"}
 Role = Literal["subject", "class", "unrelated"]
-_ID = re.compile(r"[\w][\w.-]{0,99}")  # an id becomes a file name
+MAX_ID_BYTES = 100  # an id becomes part of a file name, which has at most 255 bytes
+_ID = re.compile(r"[\w][\w.-]*")
 _DREAMBOOTH = re.compile(r"""['"](.*\{0\}.*\{1\}.*)['"]\.format\(unique_token, *class_token\)""")
 
 
@@ -66,11 +68,6 @@ class Prompt:
         if self.kind in UNRELATED_KINDS or (trigger and not has_word(self.prompt, trigger)):
             return "unrelated"
         return "subject"
-
-
-def has_word(text: str, word: str) -> bool:
-    """Return True if a text contains a word or phrase, not as part of a longer word."""
-    return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def load_prompts(path: str | Path, subject: Subject | None = None) -> list[Promp
     repeated id, a seed that is not a non-negative integer, or a file without prompts.
     """
     file = Path(path)
-    text = _read_text(file)
+    text = text_input.read_text(file)
     readers = {".jsonl": _read_jsonl, ".yaml": _read_yaml, ".yml": _read_yaml, ".tsv": _read_tsv}
     reader = readers.get(file.suffix.lower(), _read_lines)
     subject = subject or Subject()
@@ -152,39 +149,18 @@ def prompt_to_row(prompt: Prompt) -> dict[str, Any]:
     return row | {"seeds": list(prompt.seeds), "kind": prompt.kind}
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: {error}", where=str(file), remedy="save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read the prompt file: {error.strerror}", where=str(file)) from error
-
-
 def _read_jsonl(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"not valid JSON: {error}", where=f"{file}, line {number}") from error
+        row = parse_json(line, f"{file}, line {number}")
         if not isinstance(row, dict):
             raise DataError("a line must contain one JSON object", where=f"{file}, line {number}")
         yield number, row
 
 
 def _read_yaml(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.SequenceNode):
-            raise DataError("not a YAML list", where=str(file), remedy="start each prompt with '- '")
-        # Nodes, not values, because nodes have line numbers.
-        rows = [(node.start_mark.line + 1, loader.construct_object(node, deep=True)) for node in root.value]
-    except yaml.YAMLError as error:
-        raise DataError(f"not valid YAML: {error}", where=str(file)) from error
-    for line, value in rows:
+    for line, value in strict_yaml.parse_yaml_list(text, str(file)):
         if not isinstance(value, str | dict):
             where = f"{file}, line {line}"
             raise DataError("an item must be a string or a mapping", where=where, remedy="quote the prompt")
@@ -192,19 +168,10 @@ def _read_yaml(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_tsv(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
-    names = next(rows, [])
-    if "Prompt" not in names:
-        remedy = "PartiPrompts' first line is: Prompt, Category, Challenge, Note (separated by tabs)"
-        raise DataError("no column named Prompt", where=f"{file}, line 1", remedy=remedy)
-    for number, cells in enumerate(rows, 2):
-        if not any(cells):
-            continue
-        if len(cells) != len(names):
-            raise DataError(
-                f"{len(cells)} cells under {len(names)} column names", where=f"{file}, line {number}"
-            )
-        row = dict(zip(names, cells, strict=True))
+    for number, row in read_csv(text, str(file), delimiter="\t", has_quotes=False):
+        if "Prompt" not in row:
+            remedy = "PartiPrompts' first line is: Prompt, Category, Challenge, Note (separated by tabs)"
+            raise DataError("no column named Prompt", where=f"{file}, line 1", remedy=remedy)
         yield number, {"prompt": row["Prompt"], "kind": row.get("Category") or DEFAULT_KIND}
 
 
@@ -215,7 +182,7 @@ def _read_dreambooth(text: str, file: Path, subject: Subject) -> Iterator[tuple[
         raise DataError("the prompts have placeholders for a subject", where=str(file), remedy=remedy)
     living = subject.class_noun.split()[-1].lower() in LIVING_CLASS_NOUNS
     list_number = 0
-    for line, content in enumerate(text.splitlines(), 1):
+    for line, content in enumerate(text.split("\n"), 1):
         if "prompt_list" in content:
             list_number += 1
         match = _DREAMBOOTH.search(content)
@@ -228,7 +195,7 @@ def _read_dreambooth(text: str, file: Path, subject: Subject) -> Iterator[tuple[
 
 
 def _read_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, {"prompt": line}
 
@@ -256,10 +223,17 @@ def _parse_prompt(row: dict[str, Any], default_id: str, file: Path, where: str) 
 
 def _prompt_id(value: Any, where: str) -> str:
     name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(name, str) or not _ID.fullmatch(name):
-        remedy = "use up to 100 letters, digits, dots, dashes and underscores: it becomes a file name"
-        raise DataError(f"id {name!r} cannot be used", where=where, remedy=remedy)
+    if not isinstance(name, str) or not _ID.fullmatch(name) or len(name.encode()) > MAX_ID_BYTES:
+        remedy = f"use letters, digits, dots, dashes and underscores, at most {MAX_ID_BYTES} bytes as UTF-8"
+        raise DataError(
+            f"id {_shortened(name)} cannot be used: it becomes a file name", where=where, remedy=remedy
+        )
     return name
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _image_paths(row: dict[str, Any], file: Path, where: str) -> tuple[Path, ...]:

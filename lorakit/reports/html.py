@@ -1,8 +1,9 @@
 """Markup for one self-contained page: no scripts, no network, light and dark, readable without colour.
 
-Every function escapes text, also control characters and marks that change its direction; only `Html` is inserted unchanged, and only this package creates `Html`. The
-page's content security policy forbids everything but its own styles and inlined images, so that even markup
-that got through could neither run nor load anything.
+Every function escapes text, also control characters and marks that change its direction; only `Html` is
+inserted unchanged, and only this package creates `Html`. The page's content security policy forbids
+everything but its own styles and inlined images, so that even markup that got through could neither run nor
+load anything.
 """
 
 from __future__ import annotations

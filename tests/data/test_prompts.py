@@ -220,7 +220,7 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes, m
 
 
 def test_a_missing_file_is_a_readable_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="does not exist"):
         load_prompts(tmp_path / "none.jsonl")
 
 
