@@ -91,7 +91,7 @@ def read_crop_boxes(path: Path, records: Sequence[Record]) -> dict[str, CropBox 
     boxes: dict[str, CropBox | None] = {}
     for number, row in enumerate(storage.read_jsonl(path), 1):
         where, name, box = f"{path}, row {number}", row.get("file_name"), row.get("crop", "")
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise DataError(f"there is no image {name!r}", where=where, remedy="correct file_name")
         is_int_box = isinstance(box, list) and len(box) == 4 and all(type(side) is int for side in box)
         if box is not None and not is_int_box:

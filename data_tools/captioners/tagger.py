@@ -6,7 +6,6 @@ normalization are in the model's own config.json.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from data_tools.captioners.captioner import (
     ModelFolder,
 )
 from data_tools.captioners.options import CaptionerOptions
+from lorakit.core import input_files
 from lorakit.core.errors import ConfigError, first_line
+from lorakit.core.strict_csv import read_csv
 
 TAGS_FILE = "selected_tags.csv"
 GENERAL_CATEGORY, CHARACTER_CATEGORY = 0, 4  # 9 is the rating, which is not used
@@ -98,16 +99,15 @@ def _read_tags(model: ModelFolder) -> list[_Tag]:
     if not path.is_file():
         remedy = "use a tagger with a list of its tags, such as the WD taggers v3"
         raise ConfigError(f"the tagger has no {TAGS_FILE}", where=str(model.folder), remedy=remedy)
-    with open(path, encoding="utf-8", newline="") as file:
-        try:
-            rows = [_Tag(_display_name(row["name"]), int(row["category"])) for row in csv.DictReader(file)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"unreadable {TAGS_FILE}: {error}",
-                where=str(path),
-                remedy="it needs the columns name and category",
-            ) from error
-    return rows
+    try:
+        rows = [row for _, row in read_csv(input_files.read_text(path), str(path))]
+        return [_Tag(_display_name(row["name"]), int(row["category"])) for row in rows]
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"unreadable {TAGS_FILE}: {error}",
+            where=str(path),
+            remedy="it needs the columns name and category",
+        ) from error
 
 
 def _display_name(name: str) -> str:

@@ -11,7 +11,7 @@ from data_tools.captions.text import clean_caption, decode_text
 from data_tools.listing import Listing
 from data_tools.scan import resolve_inside
 from lorakit import manifest
-from lorakit.core import storage, text_input
+from lorakit.core import input_files, storage
 from lorakit.core.errors import DataError
 from lorakit.core.strict_csv import read_csv
 from lorakit.core.strict_json import parse_json
@@ -150,7 +150,7 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
             yield f"{path}, row {number}", row
     elif path.suffix == ".csv":
-        text = decode_text(text_input.read_bytes(path, MAX_METADATA_BYTES), str(path), encoding)
+        text = decode_text(input_files.read_bytes(path, MAX_METADATA_BYTES), str(path), encoding)
         for number, row in read_csv(text, str(path)):
             cells = {name: unescape_csv_cell(value) for name, value in row.items()}
             yield f"{path}, line {number}", cells

@@ -18,6 +18,7 @@ from data_tools.formats.archives import ArchiveLimits, ArchiveMember, read_tar
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError
+from lorakit.core.strict_json import parse_json
 from lorakit.imaging import decode, signatures
 from lorakit.manifest import Record
 
@@ -94,12 +95,16 @@ def _split_key(name: str) -> tuple[str, str]:
 def _restore_own_sample(path: Path, sample: list[ArchiveMember]) -> list[DatasetFile]:
     """Return the files of a sample that lorakit wrote, with the names of its record; [] for others."""
     parts = {_split_key(member.name)[1].lower(): member for member in sample}
-    try:
-        value = json.loads(parts[".json"].data)[RECORD_KEY]
-    except (KeyError, ValueError, TypeError):
+    if ".json" not in parts:
         return []
     where = f"{path}, {parts['.json'].name}"
-    record = manifest.parse_record(json.dumps(value).encode("utf-8"), where)
+    try:
+        sample_json = parse_json(parts[".json"].data, where)
+    except DataError:  # somebody else's, which stays as it is
+        return []
+    if not isinstance(sample_json, dict) or RECORD_KEY not in sample_json:
+        return []
+    record = manifest.parse_record(json.dumps(sample_json[RECORD_KEY]).encode("utf-8"), where)
     masks = [data for extension, (_, data) in parts.items() if extension.startswith(_MASK_EXTENSION)]
     image_bytes = [
         data

@@ -27,7 +27,8 @@ from lorakit.adapters.targets import AdapterSpec
 from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.config.recipe import MAX_RANK
 from lorakit.core import storage
-from lorakit.core.errors import ConfigError, DataError, NumericError
+from lorakit.core.errors import ConfigError, DataError, NumericError, first_line
+from lorakit.core.strict_json import parse_json
 
 METADATA_KEY = "lorakit"
 """Key of the safetensors metadata under which lorakit stores its own, as JSON."""
@@ -169,15 +170,16 @@ def read_adapter_metadata(path: str | Path) -> dict[str, Any]:
 def parse_adapter_metadata(text: str, where: str) -> dict[str, Any]:
     """Parse lorakit's metadata; DataError if it is damaged or holds impossible values."""
     try:
-        metadata = dict(json.loads(text))
+        metadata = dict(parse_json(text, where))
         ranks = [metadata["rank"], *dict(metadata.get("rank_pattern", {})).values()]
         alphas = [metadata["alpha"], *dict(metadata.get("alpha_pattern", {})).values()]
         plausible = all(1 <= rank <= 2 * MAX_RANK for rank in ranks) and all(map(math.isfinite, alphas))
         names = (metadata.get(key, "") for key in ("family", "type", "base_hash"))
         if not plausible or not all(isinstance(name, str) for name in names):
             raise ValueError("impossible values")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"the metadata of the adapter is damaged: {error}", where=where) from error
+    except (DataError, ValueError, KeyError, TypeError, OverflowError) as error:
+        message = f"the metadata of the adapter is damaged: {first_line(error)}"
+        raise DataError(message, where=where) from error
     return metadata
 
 
@@ -186,12 +188,14 @@ def load_adapter(
 ) -> dict[str, Any]:
     """Inject the adapters of a file that lorakit wrote, scaled by `strength`; return its metadata.
 
-    `networks` maps components to networks. A network without tensors in the file is not changed. The first
-    network must have some, unless the file holds only the vectors of a new token, which must have been added
-    before. Raises what `read_adapter_metadata` and `load_adapter_state_dict` raise.
+    `networks` maps components to networks. A network without tensors in the file gets no adapter: the file may
+    be of text encoders alone, or hold only the vectors of a new token, which must have been added before.
+    Raises what `read_adapter_metadata` and `load_adapter_state_dict` raise, and DataError for an empty file.
     """
     metadata = read_adapter_metadata(path)
     tensors = storage.read_safetensors(path)
+    if not tensors:
+        raise DataError("the adapter contains no tensors", where=str(path), remedy="use another file")
     first = next(iter(networks))
     adapted = {
         component: network
@@ -200,7 +204,7 @@ def load_adapter(
     }
     for component, network in adapted.items():
         spec = _spec_from_file(metadata, tensors, component, str(path))
-        if not spec.target_modules and component != first:  # only the vectors of a new token
+        if not spec.target_modules:  # only the vectors of a new token, or nothing
             spec = replace(spec, method=NO_ADAPTER)
         inject_adapter(network, spec=spec)
     load_adapter_state_dict(adapted, tensors, str(path))

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lorakit.core import text_input
+from lorakit.core import input_files
 from lorakit.core.errors import ConfigError, DataError
 
 SIZE_LIMIT = 256 << 10  # bytes; a recipe is a page, not a data set
@@ -73,7 +73,7 @@ def _yaml_error(text: str, place: Any) -> yaml.constructor.ConstructorError:
 
 def read_yaml(path: str | Path) -> Any:
     """Parse a small UTF-8 file. Every error is one ConfigError that names the file."""
-    return parse_yaml(text_input.read_text(path, SIZE_LIMIT, error=ConfigError), str(path))
+    return parse_yaml(input_files.read_text(path, SIZE_LIMIT, error=ConfigError), str(path))
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -7,13 +7,14 @@ duplicate names and any number of tensors.
 
 from __future__ import annotations
 
-import json
+import io
 import math
 import os
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
+from lorakit.core import input_files
 from lorakit.core.errors import DataError
+from lorakit.core.strict_json import parse_json
 
 MAX_HEADER_BYTES = 8 << 20  # bytes
 MAX_TENSORS = 30_000  # in one file
@@ -34,44 +35,69 @@ _BITS_PER_DTYPE |= {"BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64
 _BITS_PER_DTYPE |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 
 
+class Header(NamedTuple):
+    """A checked header: the entry (dtype, shape, data_offsets) of each tensor by name, and the metadata."""
+
+    tensors: dict[str, dict[str, Any]]
+    metadata: dict[str, str]
+
+
 def check_safetensors(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Check the header of a file and return its metadata. Raises DataError for a damaged or hostile file.
+    """Check the header of a file and return its metadata; see `read_header`."""
+    return read_header(path).metadata
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read and check the header of a file. Raises DataError for a damaged or hostile file.
 
     Only the header is read. Each tensor must have bytes of its own, as many as its shape needs, and together
     they must fill the rest of the file.
     """
-    file = Path(path)
     try:
-        text, rest = _header(file)
-        tree = json.loads(text, object_pairs_hook=_unique_dict)
+        with input_files.open_regular(path) as file:
+            return _checked_header(file, os.fstat(file.fileno()).st_size, str(path))
+    except input_files.NotAFileError as error:
+        raise _damaged(f"it is {error.strerror}", str(path)) from error
+
+
+def parse_header(data: bytes, where: str) -> Header:
+    """Check the header of the bytes of a file; see `read_header`."""
+    return _checked_header(io.BytesIO(data), len(data), where)
+
+
+def _checked_header(file: BinaryIO, size: int, where: str) -> Header:
+    try:
+        text, rest = _header_text(file, size)
+        tree = parse_json(text, where)
         metadata = tree.pop("__metadata__", {})
-        _check_count(len(tree))  # again: JSON escapes can hide a key from the count above
+        _check_count(len(tree))  # again: JSON escapes can hide a key from the first count
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata must be text")
         _check_spans([_tensor_span(name, entry) for name, entry in tree.items()], rest)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"not a safetensors file, or a damaged one: {error}",
-            where=str(file),
-            remedy="use an intact .safetensors file; pickled .ckpt/.bin/.pt files are never opened",
-        ) from error
-    return dict(metadata)
+    except DataError as error:
+        raise _damaged(error.message, where) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(str(error), where) from error
+    return Header(tree, metadata)
 
 
-def _header(file: Path) -> tuple[bytes, int]:
+def _damaged(problem: str, where: str) -> DataError:
+    remedy = "use an intact .safetensors file; pickled .ckpt/.bin/.pt files are never opened"
+    return DataError(f"not a safetensors file, or a damaged one: {problem}", where=where, remedy=remedy)
+
+
+def _header_text(file: BinaryIO, size: int) -> tuple[bytes, int]:
     """Return the text of the header and the number of bytes after it."""
-    size = file.stat().st_size
-    with open(file, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        if size < 10:
-            raise ValueError("the file is too short")
-        if handle.read(1) != b"{":
-            raise ValueError("it has no header")
-        if length > size - 8:
-            raise ValueError("it ends inside its header")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"its header has {length >> 20} MiB, at most {MAX_HEADER_BYTES >> 20} are read")
-        text = b"{" + handle.read(length - 1)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 10:
+        raise ValueError("the file is too short")
+    if file.read(1) != b"{":
+        raise ValueError("it has no header")
+    if length > size - 8:
+        raise ValueError("it ends inside its header")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length >> 20} MiB, at most {MAX_HEADER_BYTES >> 20} are read")
+    text = b"{" + file.read(length - 1)
     _check_count(text.count(b'"data_offsets"'))
     return text, size - 8 - length
 
@@ -81,17 +107,10 @@ def _check_count(count: int) -> None:
         raise ValueError(f"it has {count} tensors, at most {MAX_TENSORS} are read")
 
 
-def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice[:80]!r} occurs twice")
-    return unique
-
-
 def _tensor_span(name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
     """Return (begin, end, name) of the bytes of a tensor; they must fit its shape and dtype."""
+    if not isinstance(entry, dict) or sorted(entry) != ["data_offsets", "dtype", "shape"]:
+        raise ValueError(f"{name[:80]!r} must have dtype, shape and data_offsets, and nothing else")
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
     whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     if (

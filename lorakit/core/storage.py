@@ -15,11 +15,12 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lorakit.core import platform, safetensors_header, strict_json, text_input
+from lorakit.core import file_locks, input_files, platform, safetensors_header, strict_json
 from lorakit.core.errors import DataError, DiskError
 from lorakit.core.strict_json import parse_json
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CHECKSUMS_FILE = "files.json"
 _PARTIAL = ".partial-"
 LOCK = ".lock"
+_ABANDONED_AFTER = 3600.0  # seconds; a process id says nothing about writers on other machines
 MAX_JSONL_BYTES, MAX_JSONL_VALUES = 256 << 20, 20_000_000  # of one JSONL file
 
 # Tests replace this with a function that raises or kills at the n-th call: (operation name, path).
@@ -77,14 +79,30 @@ def make_dir(path: str | os.PathLike[str]) -> Path:
 
 def is_internal_file(path: Path) -> bool:
     """Return True for a file of this module: an incomplete write after a crash, or a lock."""
-    return path.name.startswith(_PARTIAL) or path.name == LOCK
+    return path.name.startswith((_PARTIAL, LOCK))
 
 
-def remove_partial_files(folder: str | os.PathLike[str]) -> None:
-    """Remove incomplete writes below a folder that this process has locked."""
-    for entry in list(Path(folder).rglob(f"{_PARTIAL}*")):
+def remove_partial_files(folder: str | os.PathLike[str], *, owned: str) -> None:
+    """Remove incomplete writes of earlier processes below a folder.
+
+    Only this process writes into the subfolder `owned`, which it has locked. Elsewhere others may be writing:
+    there, a file is removed when its writer has ended and it is older than `_ABANDONED_AFTER`.
+    """
+    root = Path(folder)
+    for entry in list(root.rglob(f"{_PARTIAL}*")):
         with contextlib.suppress(OSError):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if owned in entry.relative_to(root).parts or _is_abandoned(entry):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Return True if nobody writes a partial file any more; its name starts with the writer's process id."""
+    import psutil
+
+    pid = partial.name.removeprefix(_PARTIAL).partition("-")[0]
+    if pid.isdigit() and psutil.pid_exists(int(pid)):
+        return False
+    return time.time() - partial.stat().st_mtime > _ABANDONED_AFTER
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -97,7 +115,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         try:
             _write_synced(partial, data)
             io_hook("rename", target)
-            os.replace(partial, target)
+            platform.replace_file(partial, target)
             _sync_folder(target.parent)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -120,7 +138,7 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 io_hook("sync", partial)
                 os.fsync(file.fileno())
             io_hook("rename", target)
-            os.replace(partial, target)
+            platform.replace_file(partial, target)
             _sync_folder(target.parent)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -142,7 +160,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         for path, partial in partials.items():
             with _disk_errors(path):
                 io_hook("rename", path)
-                os.replace(partial, path)
+                platform.replace_file(partial, path)
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
@@ -248,7 +266,7 @@ def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> P
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file strictly (`strict_json`). Raises DataError, with file and line, for invalid JSON."""
-    return parse_json(text_input.read_regular(path, strict_json.MAX_BYTES), str(path))
+    return parse_json(input_files.read_regular(path, strict_json.MAX_BYTES), str(path))
 
 
 def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list[dict[str, Any]]:
@@ -259,7 +277,7 @@ def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list
     """
     rows: list[dict[str, Any]] = []
     num_values = 0
-    for number, line in enumerate(io.BytesIO(text_input.read_regular(path, MAX_JSONL_BYTES)), 1):
+    for number, line in enumerate(io.BytesIO(input_files.read_regular(path, MAX_JSONL_BYTES)), 1):
         num_values += strict_json.count_values(line)
         if num_values > MAX_JSONL_VALUES:
             message = f"more than {MAX_JSONL_VALUES // 1_000_000} million values"
@@ -330,7 +348,7 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
         if target.exists():
             remove_folder(target)
         io_hook("rename", target)
-        os.replace(partial, target)
+        platform.replace_file(partial, target)
         _sync_folder(target.parent)
     return target
 
@@ -338,15 +356,15 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
 def find_folder_damage(folder: str | os.PathLike[str], names: Iterable[str] = ()) -> str | None:
     """Return the damage of a committed folder as text, or None if every file has its recorded size and hash.
 
-    The list must contain `names`; additional files are ignored.
+    With `names`, only these files are checked; files that are not in the list are ignored.
     """
     root = Path(folder)
     try:
         manifest = read_json(root / CHECKSUMS_FILE)
         if absent := [name for name in names if name not in manifest]:
             return f"{CHECKSUMS_FILE} does not list {', '.join(absent)}"
-        for name, entry in manifest.items():
-            file = root / name
+        for name in names or manifest:
+            file, entry = root / name, manifest[name]
             if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
                 return f"{name} is damaged"
     except (OSError, DataError, KeyError, TypeError, AttributeError) as error:
@@ -362,9 +380,18 @@ def remove_folder(folder: str | os.PathLike[str]) -> None:
         if doomed.exists():
             shutil.rmtree(doomed)
         io_hook("rename", doomed)
-        os.replace(target, doomed)
+        platform.replace_file(target, doomed)
         io_hook("remove", doomed)
-        shutil.rmtree(doomed)
+        platform.retry_while_open(lambda: shutil.rmtree(doomed))
+
+
+def rename_folder(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Rename a folder durably; `path` must not exist."""
+    source, target = Path(folder), Path(path)
+    with _disk_errors(target):
+        io_hook("rename", target)
+        platform.retry_while_open(lambda: os.rename(source, target))
+        _sync_folder(target.parent)
 
 
 def remove_file(path: str | os.PathLike[str]) -> None:
@@ -374,11 +401,26 @@ def remove_file(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def file_lock(path: str | os.PathLike[str]) -> Iterator[bool]:
-    """Hold an exclusive lock; yields False if another process holds it. It is released when the process
-    ends."""
+def file_lock(
+    path: str | os.PathLike[str], *, wait_seconds: float = 0.0, on_wait: Callable[[], None] | None = None
+) -> Iterator[bool]:
+    """Hold an exclusive lock; yields False if another process still holds it after `wait_seconds`.
+
+    The lock is released when the process ends, however it ends. `on_wait` is called once before waiting.
+    """
     make_dir(Path(path).parent)
-    with _disk_errors(Path(path)):
-        file = open(path, "a+b")  # noqa: SIM115 - errors of the caller under the lock are not errors of the lock
-    with file:
-        yield platform.lock_file(file)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        with _disk_errors(Path(path)):
+            lock = file_locks.acquire_lock(Path(path))
+        if lock is not None or time.monotonic() >= deadline:
+            break
+        if on_wait:
+            on_wait()
+            on_wait = None
+        time.sleep(0.2)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()

@@ -8,13 +8,14 @@ class_token)` is DreamBooth's prompts_and_classes.txt (Ruiz et al., 2022); other
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorakit.config import strict_yaml
-from lorakit.core import text_input
+from lorakit.config.concepts import Concept
+from lorakit.core import input_files
 from lorakit.core.errors import DataError
 from lorakit.core.strict_csv import read_csv
 from lorakit.core.strict_json import parse_json
@@ -56,33 +57,59 @@ class Prompt:
     images: tuple[Path, ...] = ()
     mask: Path | None = None
 
-    def role(self, trigger: str | None) -> Role:
-        """Return the prompt's role in an evaluation: the trained subject, its class, or something unrelated.
+    def role(self, triggers: Collection[str]) -> Role:
+        """Return the prompt's role in an evaluation: a trained subject, its class, or something unrelated.
 
-        The kind decides; for kinds of other prompt lists, the prompt is unrelated if it lacks the trigger.
+        The kind decides; for kinds of other prompt lists, the prompt is unrelated if it lacks all triggers.
         """
         if self.kind in SUBJECT_KINDS:
             return "subject"
         if self.kind in CLASS_KINDS:
             return "class"
-        if self.kind in UNRELATED_KINDS or (trigger and not has_word(self.prompt, trigger)):
+        has_trigger = any(has_word(self.prompt, trigger) for trigger in triggers)
+        if self.kind in UNRELATED_KINDS or (triggers and not has_trigger):
             return "unrelated"
         return "subject"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The subject to fill into prompt lists such as DreamBooth's: "a {trigger} {class_noun} in snow"."""
+    """A subject to fill into prompt lists such as DreamBooth's: "a {trigger} {class_noun} in snow"."""
 
     trigger: str | None = None
     class_noun: str | None = None
 
-    def replace_trigger(self, text: str) -> str:
-        """Return the text with the class noun instead of the trigger, which scoring models do not know."""
-        if not (self.trigger and self.class_noun):
-            return text
-        trigger, noun = re.escape(self.trigger), re.escape(self.class_noun)
-        return re.sub(rf"(?<!\w){trigger}(\s+{noun})?(?!\w)", self.class_noun, text, flags=re.IGNORECASE)
+
+Subjects = Sequence[Subject]
+
+
+def concept_subjects(concepts: Iterable[Concept]) -> tuple[Subject, ...]:
+    """Return the subjects that the concepts of a recipe name, each once."""
+    named = (Subject(concept.trigger, concept.class_noun) for concept in concepts)
+    return tuple(dict.fromkeys(subject for subject in named if subject != Subject()))
+
+
+def subject_triggers(subjects: Subjects) -> tuple[str, ...]:
+    """Return the trigger words of the subjects, each once."""
+    return tuple(dict.fromkeys(subject.trigger for subject in subjects if subject.trigger))
+
+
+def replace_triggers(text: str, subjects: Subjects) -> str:
+    """Return the text with class nouns instead of triggers, which scoring models do not know."""
+    named = {s.trigger.casefold(): s for s in subjects if s.trigger and s.class_noun}
+    if not named:
+        return text
+    longest_first = sorted(named.values(), key=lambda s: len(s.trigger or ""), reverse=True)
+    # one pattern for all: a class noun that was filled in is not searched again
+    pattern = "|".join(
+        rf"(?<!\w)({re.escape(s.trigger or '')})(?:\s+{re.escape(s.class_noun or '')})?(?!\w)"
+        for s in longest_first
+    )
+
+    def class_noun(match: re.Match[str]) -> str:
+        return longest_first[(match.lastindex or 1) - 1].class_noun or ""
+
+    return re.sub(pattern, class_noun, text, flags=re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -98,20 +125,19 @@ class Sample:
     frames: tuple[Image.Image, ...] = ()
 
 
-def load_prompts(path: str | Path, subject: Subject | None = None) -> list[Prompt]:
+def load_prompts(path: str | Path, subjects: Subjects = ()) -> list[Prompt]:
     """Read a prompt file by its extension (.jsonl, .yaml/.yml, .tsv, otherwise text).
 
-    `subject` fills the placeholders of DreamBooth's list; elsewhere its class noun replaces the trigger in
+    The subjects fill the placeholders of DreamBooth's list; elsewhere class nouns replace their triggers in
     rows without a `score_text`. Raises DataError with file and line for an unknown key, an empty prompt, a
     repeated id, a seed that is not a non-negative integer, or a file without prompts.
     """
     file = Path(path)
-    text = text_input.read_text(file)
+    text = input_files.read_text(file)
     readers = {".jsonl": _read_jsonl, ".yaml": _read_yaml, ".yml": _read_yaml, ".tsv": _read_tsv}
     reader = readers.get(file.suffix.lower(), _read_lines)
-    subject = subject or Subject()
     if reader is _read_lines and _DREAMBOOTH.search(text):
-        rows = _read_dreambooth(text, file, subject)
+        rows = _read_dreambooth(text, file, subjects)
     else:
         rows = reader(text, file)
     prompts: list[Prompt] = []
@@ -119,7 +145,7 @@ def load_prompts(path: str | Path, subject: Subject | None = None) -> list[Promp
     for line, row in rows:
         prompt = _parse_prompt(row, default_prompt_id(len(prompts) + 1), file, f"{file}, line {line}")
         if prompt.score_text == prompt.prompt:
-            prompt = replace(prompt, score_text=subject.replace_trigger(prompt.prompt))
+            prompt = replace(prompt, score_text=replace_triggers(prompt.prompt, subjects))
         first = line_of_id.setdefault(prompt.id.casefold(), line)  # some file systems ignore case
         if first != line:
             raise DataError(f"id {prompt.id!r} is used in line {first} already", where=f"{file}, line {line}")
@@ -175,11 +201,19 @@ def _read_tsv(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, {"prompt": row["Prompt"], "kind": row.get("Category") or DEFAULT_KIND}
 
 
-def _read_dreambooth(text: str, file: Path, subject: Subject) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read one of the two lists of DreamBooth's file: the first is for things, the second for the living."""
-    if not subject.class_noun:
+def _read_dreambooth(text: str, file: Path, subjects: Subjects) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read DreamBooth's file for each subject."""
+    named = [subject for subject in subjects if subject.class_noun]
+    if not named:
         remedy = "name it, for example with --class-noun dog (and --trigger sks)"
         raise DataError("the prompts have placeholders for a subject", where=str(file), remedy=remedy)
+    for subject in named:
+        yield from _dreambooth_rows(text, subject)
+
+
+def _dreambooth_rows(text: str, subject: Subject) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield one of the two lists of DreamBooth's file: the first is for things, the second for the living."""
+    assert subject.class_noun
     living = subject.class_noun.split()[-1].lower() in LIVING_CLASS_NOUNS
     list_number = 0
     for line, content in enumerate(text.split("\n"), 1):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorakit.core import storage
+from lorakit.core import input_files, storage
 from lorakit.core.errors import DataError
+from lorakit.core.strict_csv import read_csv
 from lorakit.data.prompts import Prompt
 
 LISTING_FILES = ("samples.json", "samples.jsonl", "samples.csv")
@@ -90,8 +90,7 @@ def _read_listing(listing: Path) -> list[Any]:
     if listing.suffix == ".jsonl":
         rows: Any = storage.read_jsonl(listing)
     elif listing.suffix == ".csv":
-        with open(listing, encoding="utf-8-sig", newline="") as file:
-            rows = [dict(row) for row in csv.DictReader(file)]
+        rows = [dict(row) for _, row in read_csv(input_files.read_text(listing), str(listing))]
         for row in rows:
             row["seed"] = int(row["seed"]) if str(row.get("seed")).isdigit() else row.get("seed")
     else:

@@ -11,18 +11,20 @@ import contextlib
 import email.utils
 import io
 import ipaddress
-import json
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 from PIL import Image
 
-from lorakit.core.errors import ConfigError
+from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.secret_text import mask_secrets, mask_value
+from lorakit.core.strict_json import parse_json
 
 RETRY_DELAYS = (1.0, 3.0, 9.0, 27.0)  # seconds before each further try
 MAX_RETRY_DELAY = 60.0  # limit of the delay that a server asks for
@@ -30,12 +32,14 @@ RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 MAX_RESPONSE_BYTES = 1 << 22
 MAX_ERROR_BYTES = 1 << 14
 JPEG_QUALITY = 92
-MASKED_KEY = "[key]"
 _FATAL_STATUS = {
     401: "the server refuses the key",
     403: "the server refuses access",
     404: "the server has no such address or model",
 }
+
+
+T = TypeVar("T")
 
 
 class ChatError(Exception):
@@ -88,8 +92,9 @@ class ChatClient:
         parts = httpx2.URL(self.url)
         self.host, self.is_local = parts.host, _is_loopback(parts.host)
         headers = {"User-Agent": "lorakit", "Accept-Encoding": "identity"}
-        self._key = os.environ.get(api_key_env, "")
+        self._key = os.environ.get(api_key_env, "").strip()
         if self._key:
+            _check_key(self._key, api_key_env)
             if not self.is_local and parts.scheme == "http":
                 remedy = "use https, or a server on this machine"
                 raise ConfigError(
@@ -133,19 +138,23 @@ class ChatClient:
             body["seed"] = seed
         if top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
-        return _parse_completion(self._request("POST", "chat/completions", body))
+        return self._masked(lambda: _parse_completion(self._request("POST", "chat/completions", body)))
 
     def list_models(self) -> list[str]:
         """Return the names of the models that the server offers. Raises `ChatError`."""
-        value = self._request("GET", "models", None)
-        try:
-            return [str(model["id"]) for model in value["data"]]
-        except (KeyError, TypeError) as error:
-            raise ChatError("invalid_response", "the answer has no list of models") from error
+        return self._masked(lambda: _parse_models(self._request("GET", "models", None)))
 
     def cancel(self) -> None:
         """Stop waiting between tries: requests in progress end at their next failure."""
         self._cancelled.set()
+
+    def _masked(self, request: Callable[[], T]) -> T:
+        """Return the result of a request; the message of its error has no key."""
+        try:
+            return request()
+        except ChatError as error:
+            message = mask_secrets(error.message, self._key)
+            raise ChatError(error.code, message, fatal=error.fatal) from None  # the cause may have the key
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         """Return the JSON answer; try again, with growing delays, where that may help."""
@@ -165,7 +174,8 @@ class ChatClient:
         try:
             with self._http.stream(method, f"{self.url}/{path}", json=body) as response:
                 if not response.is_success:
-                    raise _status_error(response, self._read_text(response, MAX_ERROR_BYTES, deadline))
+                    body = self._read_text(response, MAX_ERROR_BYTES, deadline)
+                    raise _status_error(response, body, self._key)
                 text = self._read_text(response, MAX_RESPONSE_BYTES, deadline)
         except httpx2.TimeoutException as error:
             failure = ChatError("timeout", f"no answer within {self.timeout:g} s")
@@ -174,12 +184,12 @@ class ChatClient:
             failure = ChatError("unreachable", f"the server cannot be reached: {error}")
             raise _RetryableError(failure) from error
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
+            return mask_value(parse_json(text, self.url), self._key)
+        except DataError as error:
             raise _RetryableError(ChatError("invalid_response", "the answer is not JSON")) from error
 
     def _read_text(self, response: httpx2.Response, max_bytes: int, deadline: float) -> str:
-        """Read the body, with the key masked; give up if it is too long, or arrives after the deadline."""
+        """Read the body; give up if it is too long, or arrives after the deadline."""
         content = bytearray()
         for chunk in response.iter_bytes():
             content += chunk
@@ -187,8 +197,7 @@ class ChatClient:
                 raise httpx2.ReadTimeout("the answer arrives too slowly", request=response.request)
             if len(content) > max_bytes:
                 raise ChatError("invalid_response", f"the answer is longer than {max_bytes} bytes")
-        text = content.decode("utf-8", errors="replace")
-        return text.replace(self._key, MASKED_KEY) if self._key else text
+        return content.decode("utf-8", errors="replace")
 
 
 # ---- addresses and images ----------------------------------------------------------------------------------
@@ -203,9 +212,22 @@ def _base_url(url: str, option: str) -> str:
     if parts.userinfo:
         remedy = f"put the key into an environment variable, and take it out of {option}"
         raise ConfigError("a server's address must not contain a password", where=option, remedy=remedy)
+    if parts.query or parts.fragment:
+        remedy = f"put a key into an environment variable, and take everything from the ? on out of {option}"
+        raise ConfigError("a server's address must end before the question mark", where=option, remedy=remedy)
     if parts.scheme not in ("http", "https") or not parts.host:
         raise ConfigError(f"{url!r} is not a server's address", where=option, remedy=remedy)
     return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def _check_key(key: str, variable: str) -> None:
+    """Raise ConfigError for a key that no header can carry, without the key."""
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(
+            "the key has a blank, a control character or a letter that is not ASCII",
+            where=f"environment variable {variable}",
+            remedy="set it to the key alone",
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -227,11 +249,11 @@ def _data_uri(image: Image.Image, lossless: bool) -> str:
 # ---- responses ---------------------------------------------------------------------------------------------
 
 
-def _status_error(response: httpx2.Response, body: str) -> Exception:
-    """Return the error for a failed status, with the server's own words."""
+def _status_error(response: httpx2.Response, body: str, key: str) -> Exception:
+    """Return the error for a failed status, with the server's own words but without the key."""
     status, detail = response.status_code, ""
-    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
-        error = json.loads(body)["error"]
+    with contextlib.suppress(DataError, KeyError, TypeError):
+        error = mask_value(parse_json(body, "the answer"), key)["error"]
         text = error["message"] if isinstance(error, dict) else error
         detail = f": {_one_line(text)}"
     if status in _FATAL_STATUS:
@@ -257,6 +279,13 @@ def _retry_after(header: str | None) -> float | None:
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     return None
+
+
+def _parse_models(value: Any) -> list[str]:
+    try:
+        return [_one_line(model["id"]) for model in value["data"]]
+    except (KeyError, TypeError) as error:
+        raise ChatError("invalid_response", "the answer has no list of models") from error
 
 
 def _parse_completion(value: Any) -> ChatReply:

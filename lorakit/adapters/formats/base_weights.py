@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lorakit.core import safetensors_header
-from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,4 @@ class BaseWeights:
 
 def tensor_names(file: Path) -> list[str]:
     """Return the names of a file's tensors; DataError for a damaged header."""
-    safetensors_header.check_safetensors(file)
-    with open(file, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        names = json.loads(handle.read(length))
-    if not isinstance(names, dict):
-        raise DataError("not a safetensors file", where=str(file))
-    return [name for name in names if name != "__metadata__"]
+    return list(safetensors_header.read_header(file).tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,9 @@ from lorakit.adapters.files import METADATA_KEY, parse_adapter_metadata
 from lorakit.adapters.formats import delta_weights, detect_family, key_suffixes, module_names, native_names
 from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, OftDelta
 from lorakit.adapters.textual_inversion import is_embedding_key
-from lorakit.core import storage
-from lorakit.core.errors import ConfigError, DataError, NumericError
+from lorakit.core import safetensors_header, storage
+from lorakit.core.errors import ConfigError, DataError, NumericError, first_line
+from lorakit.core.strict_json import parse_json
 
 PEFT_METADATA_KEY = "lora_adapter_metadata"
 """Metadata key under which diffusers stores peft's configuration."""
@@ -143,8 +143,7 @@ def parse_adapter(data: bytes, where: str, family: str | None = None) -> LoadedA
     """Read an adapter from the bytes of a file; `where` names it in errors."""
     from safetensors.torch import load as load_bytes
 
-    length = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    metadata = safetensors_header.parse_header(data, where).metadata
     tensors = load_bytes(data)
     require_finite(_nonfinite_keys(tensors), where)
     return _build_adapter(tensors, metadata, where, family, None)
@@ -299,9 +298,10 @@ def _scale_lookup(
     if PEFT_METADATA_KEY not in metadata:
         return _unit_scale
     try:
-        peft_config = dict(json.loads(metadata[PEFT_METADATA_KEY]))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DataError("the peft configuration in the metadata is damaged", where=where) from error
+        peft_config = dict(parse_json(metadata[PEFT_METADATA_KEY], where))
+    except (DataError, ValueError, TypeError) as error:
+        message = f"the peft configuration in the metadata is damaged: {first_line(error)}"
+        raise DataError(message, where=where) from error
 
     def module_scale(module: str, rank: int) -> float:
         component, name = module.split(".", 1)

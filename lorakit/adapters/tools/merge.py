@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,18 +87,12 @@ def _copy(source: BinaryIO, sink: BinaryIO) -> None:
 
 def _merge_file(file: Path, source: BinaryIO, sink: BinaryIO, deltas: _DeltasByTensor) -> None:
     """Write the file with merged weights; header, order and precision stay the same."""
-    safetensors_header.check_safetensors(file)
+    entries = safetensors_header.read_header(file).tensors
     length = int.from_bytes(source.read(8), "little")
-    header = source.read(length)
-    sink.write(length.to_bytes(8, "little") + header)
-    for name, entry in _tensors_by_offset(header):
+    sink.write(length.to_bytes(8, "little") + source.read(length))
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         data = source.read(entry["data_offsets"][1] - entry["data_offsets"][0])
         sink.write(_merge_tensor(data, entry, deltas[name], f"{file}, {name}") if name in deltas else data)
-
-
-def _tensors_by_offset(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-    return iter(sorted(entries.items(), key=lambda item: item[1]["data_offsets"]))
 
 
 def _merge_tensor(data: bytes, entry: dict[str, Any], terms: Sequence[WeightedDelta], where: str) -> bytes:

@@ -8,7 +8,6 @@ of them use the same resize (open_clip's, with antialiasing: a tensor resize wit
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from lorakit.core.errors import ConfigError, first_line
-from lorakit.core.storage import sha256_file
+from lorakit.core.storage import read_json, sha256_file
 from lorakit.models import clip_score, hub
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def _detect_library(folder: Path) -> str:
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError("the image encoder has no config.json", where=str(folder))
-    return "timm" if "architecture" in json.loads(file.read_text(encoding="utf-8")) else "transformers"
+    return "timm" if "architecture" in read_json(file) else "transformers"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from lorakit.core.strict_json import parse_json
+
 _ABSENT = object()
 NoiseFn = Callable[[tuple[int, ...]], torch.Tensor]
 """(shape that the pipeline requests) -> noise."""
@@ -256,7 +258,7 @@ def restore_nested(tensors: Mapping[str, torch.Tensor], name: str) -> Any:
         items = [build(item) for item in content]
         return tuple(items) if node_type == "tuple" else items
 
-    return build(json.loads(bytes(tensors[f"{name}.nesting"].tolist())))
+    return build(parse_json(bytes(tensors[f"{name}.nesting"].tolist()), name))
 
 
 def nested_tensors(value: Any) -> list[torch.Tensor]:
