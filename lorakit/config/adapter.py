@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lorakit.config.fields import (
+    LearningRate,
     PositiveFloat,
     PositiveInt,
     Rank,
@@ -28,7 +29,14 @@ def _pattern(value: Any) -> Any:
     return value
 
 
+def _distinct_names(names: list[str]) -> list[str]:
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{repeated} is named twice")
+    return names
+
+
 ModulePattern = Annotated[str, BeforeValidator(_pattern)]
+TextEncoderNames = Annotated[list[StrippedStr], Field(min_length=1), AfterValidator(_distinct_names)]
 
 
 class AdapterConfig(RecipeSection):
@@ -57,19 +65,42 @@ class AdapterConfig(RecipeSection):
     rank."""
     factor: PositiveInt | None = None
     """lokr: size of the small factor; null makes both factors about equal."""
-    text_encoder: Annotated[bool, Field(strict=True)] = False
+    text_encoder: Annotated[bool, Field(strict=True)] | TextEncoderNames = False
     """Also adapt the attention of the CLIP text encoders (Stable Diffusion 1.5, 2 and XL), with the same
-    type, rank and alpha."""
-    text_encoder_lr: PositiveFloat | None = None
+    type, rank and alpha: true adapts all, a list only some: `[text_encoder]`, `[text_encoder_2]` (XL)."""
+    text_encoder_lr: LearningRate | None = None
     """Peak learning rate of the text encoders; null means optimizer.lr."""
+    denoiser: Annotated[bool, Field(strict=True)] = True
+    """False adapts only the text encoders of `text_encoder`."""
+
+    def adapts_text_encoder(self, component: str) -> bool:
+        """Return True if the text encoder with this name gets an adapter."""
+        chosen = self.text_encoder
+        return chosen if isinstance(chosen, bool) else component in chosen
+
+    @model_validator(mode="after")
+    def _check_denoiser(self) -> AdapterConfig:
+        if self.denoiser:
+            return self
+        if not self.text_encoder:
+            raise ValueError(
+                "denoiser false leaves nothing to adapt: set text_encoder, or leave denoiser out"
+                " (type none trains only textual_inversion)"
+            )
+        chosen = {"targets": self.targets != "attention", "blocks": self.blocks, "conv_rank": self.conv_rank}
+        chosen |= {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
+        if keys := [key for key, is_set in chosen.items() if is_set]:
+            raise ValueError(
+                f"{keys[0]} chooses modules of the denoiser, which denoiser false does not adapt"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_method(self) -> AdapterConfig:
         low_rank = ("lora", "rslora")
         unsupported = {
             f"init {self.init}": self.init != "kaiming" and self.type not in low_rank,
-            "text_encoder": self.text_encoder and self.type == "none",
-            "text_encoder_lr": self.text_encoder_lr is not None and not self.text_encoder,
+            "text_encoder": bool(self.text_encoder) and self.type == "none",
             "factor": self.factor is not None and self.type != "lokr",
             "alpha": self.alpha != 16 and self.type == "oft",
             "conv_rank": self.conv_rank is not None and self.type == "oft",
@@ -78,6 +109,10 @@ class AdapterConfig(RecipeSection):
         }
         if keys := [key for key, is_set in unsupported.items() if is_set]:
             raise ValueError(f"type {self.type} has no {keys[0]}: leave it out, or choose another type")
+        if self.text_encoder_lr is not None and not self.text_encoder:
+            raise ValueError(
+                "text_encoder_lr has no effect without text_encoder: set text_encoder, or leave it out"
+            )
         return self
 
 
@@ -90,7 +125,7 @@ class TextualInversionConfig(RecipeSection):
     """A word that the base model knows, such as `dog`; its embedding is the initial value."""
     num_vectors: Annotated[int, Field(gt=0, le=32, strict=True)] = 1
     """Number of vectors; each takes one token of the prompt."""
-    lr: PositiveFloat = 5e-3
+    lr: LearningRate = 5e-3
     """Peak learning rate of the vectors."""
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lorakit.core.errors import NumericError
 from lorakit.core.progress import track_progress
 from lorakit.data import mask_cache, tensor_cache
 from lorakit.data.conditioning import ConditioningInputs, record_conditioning
 from lorakit.data.items import DatasetItem
 from lorakit.imaging import resize
-from lorakit.models import base_model, vae
+from lorakit.models import base_model, non_finite, vae
 from lorakit.models.families.family import Conditioning, Family
 
 Size = tuple[int, int]
@@ -42,13 +43,13 @@ class TextCache:
         hashes = base_model.component_hashes(base)
         prefixes = family.text.component_prefixes
         self._encoders = {k: v for k, v in hashes.items() if k.startswith(prefixes) or not k}
-        self._dtype = str(dtype)
+        self.dtype = dtype
 
     def key(self, request: TextRequest) -> str:
         """Return the key of a caption's text embeddings."""
         parts: dict[str, Any] = {
             "encoders": self._encoders,
-            "dtype": self._dtype,
+            "dtype": str(self.dtype),
             "family": self.family.name,
             "version": "text-1",
         }
@@ -63,14 +64,44 @@ class TextCache:
         by_key = {self.key(request): request for request in requests}
         return [request for key, request in by_key.items() if self._store.get(key) is None]
 
-    def fill(self, requests: Sequence[TextRequest], pipe: Any, *, quiet: bool = False) -> None:
-        """Encode captions and store their text embeddings."""
+    def fill(
+        self,
+        requests: Sequence[TextRequest],
+        pipe: Any,
+        dtype: torch.dtype = torch.float32,
+        *,
+        quiet: bool = False,
+    ) -> list[TextRequest]:
+        """Encode captions with text encoders of data type `dtype` and store their embeddings.
+
+        Returns the requests that overflow in half precision, which are not stored: encode them in float32.
+        Embeddings that are not finite in float32 are a NumericError.
+        """
+        overflowing = []
         for request in track_progress(requests, "text", len(requests), quiet=quiet):
-            images = None
-            if request.conditioning and self.family.conditioning.read_by_text_encoder:
-                images = request.conditioning.load_tensors()
-            embeddings = self.family.encode_text(pipe, [request.caption], request.size, images)[0]
-            self._store.put(self.key(request), embeddings, f"caption {request.caption[:80]!r}")
+            embeddings = self._encode(pipe, request)
+            if non_finite.all_finite(embeddings.values()):
+                self._store.put(self.key(request), embeddings, f"caption {request.caption[:80]!r}")
+            elif dtype != torch.float32:
+                overflowing.append(request)
+            else:
+                raise self._error(pipe, request)
+        return overflowing
+
+    def _encode(self, pipe: Any, request: TextRequest) -> Conditioning:
+        images = None
+        if request.conditioning and self.family.conditioning.read_by_text_encoder:
+            images = request.conditioning.load_tensors()
+        return self.family.encode_text(pipe, [request.caption], request.size, images)[0]
+
+    def _error(self, pipe: Any, request: TextRequest) -> NumericError:
+        prefixes = self.family.text.component_prefixes
+        networks = {name: part for name, part in pipe.components.items() if name.startswith(prefixes)}
+        return non_finite.text_error(
+            networks,
+            lambda: self._encode(pipe, replace(request, caption="")).values(),
+            f"caption {request.caption[:80]!r}",
+        )
 
     def get(self, caption: str, size: Size, conditioning: ConditioningInputs | None = None) -> Conditioning:
         """Return text embeddings that were stored before."""
@@ -82,7 +113,6 @@ class LatentCache:
 
     def __init__(
         self,
-        folder: Path,
         base: Path,
         cache_folder: Path | None = None,
         vae_overrides: Mapping[str, Any] | None = None,
@@ -90,7 +120,7 @@ class LatentCache:
     ) -> None:
         """`vae_overrides` are the family's own VAE settings, which change latents of the same weights;
         `gray_unmasked` replaces the pixels outside an image's mask with gray."""
-        self.folder, self._gray_unmasked = folder, gray_unmasked
+        self._gray_unmasked = gray_unmasked
         self._vae_overrides = dict(vae_overrides or {})
         self._store = tensor_cache.TensorCache("latents", cache_folder)
         self._vae_hash = base_model.component_hashes(base).get("vae", "")
@@ -103,7 +133,7 @@ class LatentCache:
         if item.frame_indices:
             parts["frames"] = item.frame_indices
         if self._gray_unmasked and item.record.mask is not None:
-            parts["gray_unmasked"] = mask_cache.record_mask_hash(self.folder, item.record)
+            parts["gray_unmasked"] = mask_cache.record_mask_hash(item.folder, item.record)
         return tensor_cache.cache_key(
             content_hash=item.record.content_hash, crop=item.crop, size=item.bucket, **parts
         )
@@ -118,15 +148,17 @@ class LatentCache:
             pixels = self._load_pixels(item)[None].float() / 127.5 - 1
             with torch.no_grad():
                 mean = vae.encode_latents(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype)).mean
+            if not non_finite.all_finite([mean]):
+                raise non_finite.vae_error(pipe.vae, item.record.file)
             self._store.put(self.key(item), {"latents": mean[0].float()}, item.record.file)
 
     def _load_pixels(self, item: DatasetItem) -> torch.Tensor:
         """Return uint8 (3, H, W), or (3, F, H, W) for base models that generate videos."""
         record, crop, bucket = item.record, item.crop, item.bucket
         if record.video and item.frame_indices:
-            return resize.load_video_tensor(self.folder, record, crop, bucket, item.frame_indices)
+            return resize.load_video_tensor(item.folder, record, crop, bucket, item.frame_indices)
         load = mask_cache.load_image_gray_unmasked if self._gray_unmasked else resize.load_image_tensor
-        image = load(self.folder, record, crop, bucket)
+        image = load(item.folder, record, crop, bucket)
         return image[:, None] if item.frame_indices else image
 
     def __getitem__(self, item: DatasetItem) -> torch.Tensor:
@@ -136,8 +168,8 @@ class LatentCache:
 class ConditioningCache:
     """The denoiser's inputs from conditioning images, addressed by their content."""
 
-    def __init__(self, family: Family, folder: Path, base: Path, cache_folder: Path | None = None) -> None:
-        self.family, self.folder = family, folder
+    def __init__(self, family: Family, base: Path, cache_folder: Path | None = None) -> None:
+        self.family = family
         self._store = tensor_cache.TensorCache("conditioning", cache_folder)
         self._key_parts = {
             "vae": base_model.component_hashes(base).get("vae", ""),
@@ -147,7 +179,7 @@ class ConditioningCache:
 
     def conditioning_inputs(self, item: DatasetItem) -> ConditioningInputs:
         """Return the conditioning images of an item; none in most families."""
-        return record_conditioning(self.family, self.folder, item.record, item.crop, item.bucket)
+        return record_conditioning(self.family, item.folder, item.record, item.crop, item.bucket)
 
     def _key(self, item: DatasetItem) -> str:
         inputs = self.conditioning_inputs(item)
@@ -164,6 +196,8 @@ class ConditioningCache:
             images = self.conditioning_inputs(item).load_tensors()
             tensors = self.family.encode_conditioning(pipe, images)
             tensors = {name: value.float() for name, value in tensors.items()}
+            if pipe.vae is not None and not non_finite.all_finite(tensors.values()):
+                raise non_finite.vae_error(pipe.vae, f"conditioning images of {item.record.file}")
             self._store.put(self._key(item), tensors, item.record.file)
 
     def __getitem__(self, item: DatasetItem) -> Conditioning:

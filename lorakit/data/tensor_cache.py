@@ -60,9 +60,9 @@ class TensorCache:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise NumericError(
-                    f"the model returned non-finite {name}",
+                    f"the model returned {name} with NaN or infinity",
                     where=source,
-                    remedy="look at this file; if it is intact, use `train.precision: fp32`",
+                    remedy="look at this input, or download the model again: one of them may be damaged",
                 )
         try:
             storage.write_safetensors(self.entry_path(key), tensors, {"sha256": _tensors_hash(tensors)})

@@ -4,25 +4,80 @@ from __future__ import annotations
 
 import torch
 
+from lorakit.core.errors import ConfigError
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Data type of computations, by the recipe's `train.precision`."""
+
 
 def default_device() -> torch.device:
     """Return the accelerator of this machine (CUDA, ROCm, XPU, MPS), else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def supported_precisions(device: torch.device | str) -> tuple[str, ...]:
+    """Return the values of `train.precision` that a device computes in hardware, the preferred one first.
+
+    Turing GPUs (T4, RTX 20xx) and older ones have no bfloat16: torch emulates it there, slowly.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        return ("bf16", "fp16", "fp32")
+    if device.type == "cuda":  # ROCm too
+        with torch.cuda.device(device):
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "xpu":
+        with torch.xpu.device(device):
+            has_bf16 = torch.xpu.is_bf16_supported(including_emulation=False)
+    elif device.type == "mps":
+        has_bf16 = torch.backends.mps.is_macos_or_newer(14, 0)
+    else:  # an accelerator that nobody has tried
+        return ("fp32",)
+    return ("bf16", "fp16", "fp32") if has_bf16 else ("fp16", "fp32")
+
+
+def check_precision(device: torch.device | str, precision: str) -> None:
+    """Raise ConfigError, with the precision to use instead, if a device does not support `precision`."""
+    supported = supported_precisions(device)
+    if precision not in supported:
+        raise ConfigError(
+            f"{_device_name(torch.device(device))} cannot compute in {precision}",
+            where="train.precision",
+            remedy=f"set train.precision={supported[0]}",
+        )
+
+
+def nearest_precision(device: torch.device | str, precision: str) -> str:
+    """Return `precision` if a device supports it, else the one that the device prefers."""
+    supported = supported_precisions(device)
+    return precision if precision in supported else supported[0]
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda" and torch.cuda.is_available():
+        return f"this GPU ({torch.cuda.get_device_name(device)})"
+    return f"this device ({device.type})"
+
+
 def inference_dtype(device: torch.device | str) -> torch.dtype:
-    """Return bfloat16 for GPUs that compute it fast (CUDA, ROCm, XPU), else float32."""
-    return torch.bfloat16 if torch.device(device).type in ("cuda", "xpu") else torch.float32
+    """Return a half precision for GPUs that compute it fast (CUDA, ROCm, XPU), else float32.
+
+    It is bfloat16, or float16 where the GPU has no bfloat16.
+    """
+    if torch.device(device).type not in ("cuda", "xpu"):
+        return torch.float32
+    return PRECISIONS[supported_precisions(device)[0]]
 
 
 def weight_dtype(device: torch.device | str, precision: str) -> torch.dtype:
-    """Return the data type of frozen weights for a training `precision` ("bf16" or "fp32").
+    """Return the data type of frozen weights for a training `precision` ("bf16", "fp16" or "fp32").
 
-    On a CPU, autocast over float32 weights is faster than bfloat16 weights.
+    On a CPU, autocast over float32 weights is faster than weights in half precision.
     """
-    return inference_dtype(device) if precision == "bf16" else torch.float32
+    is_half = precision != "fp32" and torch.device(device).type in ("cuda", "xpu")
+    return PRECISIONS[precision] if is_half else torch.float32
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """Return the data type of computations for a training `precision` ("bf16" or "fp32")."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    """Return the data type of computations for a training `precision` ("bf16", "fp16" or "fp32")."""
+    return PRECISIONS[precision]

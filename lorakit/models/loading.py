@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lorakit.models import memory, quantize
+from lorakit.models import memory, quantize, vae
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
 
@@ -39,8 +39,8 @@ def run_with_text_encoders(
     components = text_components(family, base_folder)
     try:
         return work(family.load(base_folder, dtype=dtype, device=device, only=components))
-    except torch.OutOfMemoryError:
-        if device.type == "cpu":
+    except (RuntimeError, MemoryError) as error:
+        if device.type == "cpu" or not memory.is_out_of_memory(error):
             raise
     finally:
         free_memory(device)
@@ -61,13 +61,16 @@ def load_components(
     """Load a pipeline with some components; None: all that sampling needs.
 
     With a `quantization` ("nf4", "int8"), the denoiser is quantized layer by layer, so that the device never
-    holds all of it in full, and computes in `compute_dtype` (default: `dtype`).
+    holds all of it in full, and computes in `compute_dtype` (default: `dtype`). With float16, the VAE
+    computes in float32 nevertheless.
     """
-    if not quantization:
-        return family.load(base_folder, dtype=dtype, device=device, only=components)
-    pipe = family.load(base_folder, dtype=dtype, only=components)
-    quantize.quantize_linear_layers(family.denoiser(pipe), quantization, device, compute_dtype or dtype)
-    return pipe.to(device)
+    pipe = family.load(base_folder, dtype=dtype, device="cpu" if quantization else device, only=components)
+    if quantization:
+        quantize.quantize_linear_layers(family.denoiser(pipe), quantization, device, compute_dtype or dtype)
+        pipe = pipe.to(device)
+    if torch.float16 in (dtype, compute_dtype) and getattr(pipe, "vae", None) is not None:
+        vae.compute_in_float32(pipe.vae)
+    return pipe
 
 
 def free_memory(device: torch.device) -> None:

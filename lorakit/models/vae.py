@@ -7,6 +7,7 @@ tested against each pipeline's own decoding and image encoding.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -161,6 +162,60 @@ def encode_latents(vae: Any, pixels: torch.Tensor) -> LatentDistribution:
             (_patchify(mean, spec.patch, vae) - statistics.offset) / statistics.scale,
             _patchify(std, spec.patch, vae) / statistics.scale,
         )
+
+
+def encode_gray(vae: Any) -> LatentDistribution:
+    """Encode a small gray image, or a video of one such frame."""
+    side = 2 * spatial_compression(type(vae).__name__, vae.config)
+    return encode_latents(vae, torch.zeros(1, 3, side, side, device=vae.device))
+
+
+def find_bad_statistics(vae: Any) -> str | None:
+    """Return the first value of the normalization that makes latents infinite; None if there is none."""
+    statistics = _spec(type(vae).__name__).statistics(vae)
+    offset, scale = (torch.as_tensor(value).float() for value in (statistics.offset, statistics.scale))
+    if not torch.isfinite(offset).all():
+        return f"offset {offset[~torch.isfinite(offset)][0]:g}"
+    if not (torch.isfinite(scale) & (scale != 0)).all():
+        return f"scale {scale[~torch.isfinite(scale) | (scale == 0)][0]:g}"
+    return None
+
+
+def compute_in_float32(vae: Any) -> None:
+    """Let a VAE encode and decode in float32, in place, whatever its data type and an autocast around it.
+
+    Some VAEs, SDXL's among them, overflow in float16. Encodings are returned in the data type of the pixels.
+    """
+    for name in ("encode", "decode"):
+        setattr(vae, name, _in_float32(vae, getattr(vae, name), keep_dtype=name == "encode"))
+
+
+def _in_float32(vae: Any, method: Callable[..., Any], *, keep_dtype: bool) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def compute(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        dtype: torch.dtype = vae.dtype
+        vae.to(torch.float32)
+        try:
+            with torch.autocast(values.device.type, enabled=False):
+                output = method(values.float(), *args, **kwargs)
+        finally:
+            vae.to(dtype)
+        return _cast_encoding(output, values.dtype) if keep_dtype else output
+
+    return compute
+
+
+def _cast_encoding(output: Any, dtype: torch.dtype) -> Any:
+    """Cast what a VAE's `encode` returns: a posterior, latents, or a tuple of them."""
+    if isinstance(output, torch.Tensor):
+        return output.to(dtype)
+    if isinstance(output, tuple):
+        return tuple(_cast_encoding(part, dtype) for part in output)
+    if hasattr(output, "parameters"):  # a posterior
+        return type(output)(output.parameters.to(dtype))
+    for name, value in output.items():
+        output[name] = _cast_encoding(value, dtype)
+    return output
 
 
 def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:

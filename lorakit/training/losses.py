@@ -22,6 +22,7 @@ from lorakit.core import rng
 from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
 from lorakit.data.dataset import CaptionTransform, TrainingSet
+from lorakit.models import device as devices
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.training import regularization
 from lorakit.training.objective import Objective
@@ -63,9 +64,9 @@ class NoisedBatch:
 
 def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """The mixed precision that a run trains, validates and samples in."""
-    if recipe.train.precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    if recipe.train.precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=devices.compute_dtype(recipe.train.precision))
 
 
 class DenoisingLoss:

@@ -15,6 +15,7 @@ from lorakit.config.recipe import OptimizerConfig
 from lorakit.core.errors import DataError
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
+_LORA_B = "lora_B.weight"
 
 
 def build_optimizer(
@@ -43,22 +44,52 @@ def _param_groups(
     """Parameters grouped by the multiplier of their learning rate, those of 1 first."""
     groups: dict[float, list[torch.nn.Parameter]] = {1.0: []}
     for name, parameter in parameters:
-        ratio = config.loraplus_lr_ratio if name.endswith("lora_B.weight") else 1.0
+        ratio = config.loraplus_lr_ratio if name.endswith(_LORA_B) else 1.0
         groups.setdefault(ratio * lr_multiplier(name), []).append(parameter)
     return [{"params": group, "lr_multiplier": multiplier} for multiplier, group in groups.items() if group]
 
 
-def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """The learning rate of a step, counted from 0."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, total_steps - config.warmup)
+def learning_rate(step: int, stage: range, config: OptimizerConfig) -> float:
+    """The learning rate of a step, counted from 0, in the `stage` of the schedule that it belongs to.
+
+    A run has one stage, and one more for each time that it was extended; only the first has the warmup.
+    """
+    warmup = config.warmup if stage.start == 0 else 0
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - stage.start - warmup) / max(1, len(stage) - warmup)
     factor = {
         "constant": 1.0,
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
     }[config.schedule]
     return config.lr * factor
+
+
+def groups_by_name(
+    optimizer: torch.optim.Optimizer, parameters: NamedParameters, lr_name: Callable[[str], str]
+) -> dict[str, dict[str, Any]]:
+    """Return the parameter groups to log, by the name of their learning rate: `lr` first.
+
+    `lr_name` maps a parameter to a name such as `lr_text_encoder`; that of a matrix B, where LoRA+ gives it
+    another rate, ends in `_lora_b`. Without parameters of the name `lr`, the first group gets it. Groups with
+    the learning rate of `lr` are left out.
+    """
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in parameters:
+        suffix = "_lora_b" if name.endswith(_LORA_B) else ""
+        groups.setdefault(lr_name(name) + suffix, group_of[id(parameter)])
+    ordered = sorted(groups, key=lambda name: (name.removesuffix("_lora_b") != "lr", name))
+    first, *others = ordered
+    named = {"lr": groups[first]}
+    for name in others:
+        like = (
+            groups.get(name.removesuffix("_lora_b"), named["lr"]) if name.endswith("_lora_b") else named["lr"]
+        )
+        if groups[name]["lr_multiplier"] != like["lr_multiplier"]:
+            named[name] = groups[name]
+    return named
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from lorakit import adapters
 from lorakit.adapters import text_encoders
-from lorakit.core.errors import LorakitError, NumericError, first_line
+from lorakit.core.errors import LorakitError, first_line
 from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
 from lorakit.models import memory
-from lorakit.training import optimizers, slider, timesteps
+from lorakit.training import memory_remedies, numeric_errors, optimizers, slider, timesteps
+from lorakit.training.loss_scale import LossScale
 from lorakit.training.losses import LossTerm, RegularizationLosses
 from lorakit.training.setup import Session
 
@@ -36,6 +38,13 @@ class TrainerState:
     skipped_steps: list[int] = field(default_factory=list)
     micro_batch_size: int = 1
     """Images per forward pass; halved when memory runs out, while the effective batch size stays."""
+    loss_scale: LossScale | None = None
+    """Only with train.precision fp16."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the step as plain values."""
+        values = {"skipped_steps": self.skipped_steps, "micro_batch_size": self.micro_batch_size}
+        return values | ({"loss_scale": asdict(self.loss_scale)} if self.loss_scale else {})
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,10 @@ def collective(accelerator: Accelerator, step: int) -> Iterator[None]:
     """Turn the failure of an operation of all processes, because one has ended, into a readable error."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        raise LorakitError(
+        if memory.is_out_of_memory(error):
+            raise
+        raise ProcessEndedError(
             "another process of this run has ended, so this one stops too",
             where=f"process {accelerator.process_index}, step {step}",
             remedy="read the other process's error; the same command resumes from the last checkpoint",
@@ -74,12 +83,28 @@ class TrainingStep:
         self.parameters = adapters.all_trainable_parameters(session.networks)
         lr_multiplier = functools.partial(text_encoders.lr_multiplier, self.recipe)
         self.optimizer = optimizers.build_optimizer(self.parameters, self.recipe.optimizer, lr_multiplier)
-        self.state = TrainerState(micro_batch_size=self.recipe.train.batch_size)
+        self._rate_groups = optimizers.groups_by_name(self.optimizer, self.parameters, text_encoders.lr_name)
+        self.state = self._new_state()
         self.total_batch_size = self.recipe.effective_batch * accelerator.num_processes
         self.loss = slider.build_loss(
             self.recipe, session.family, session.pipe, session.objective, session.device
         )
         self.regularization = RegularizationLosses(self.loss, session.train_set, session.class_image_set)
+
+    def _new_state(self) -> TrainerState:
+        train = self.recipe.train
+        scale = LossScale() if train.precision == "fp16" else None
+        return TrainerState(micro_batch_size=train.batch_size, loss_scale=scale)
+
+    def restore_state(self, step: int, values: Mapping[str, Any]) -> None:
+        """Restore the state of a checkpoint, from what `TrainerState.to_json` returned."""
+        state = self._new_state()
+        state.step = step
+        state.skipped_steps = list(values["skipped_steps"])
+        state.micro_batch_size = values["micro_batch_size"]
+        if state.loss_scale and "loss_scale" in values:
+            state.loss_scale = LossScale(**values["loss_scale"])
+        self.state = state
 
     def run(self) -> StepResult:
         """Take one step over the whole batch; a step with non-finite numbers changes no weight."""
@@ -92,9 +117,9 @@ class TrainingStep:
             self.recipe.objective.caption_dropout,
         )
         own = batch_sampler.shard(samples, self.accelerator.process_index, self.accelerator.num_processes)
-        lr = optimizers.learning_rate(state.step, train.steps, self.recipe.optimizer)
+        lr = optimizers.learning_rate(state.step, train.schedule_stage(state.step), self.recipe.optimizer)
         optimizers.set_learning_rate(self.optimizer, lr)
-        result = self.reduce_and_clip(self.compute_gradients(own))
+        result = self._compute_step(own)
         if result.is_finite:
             self.optimizer.step()
         else:
@@ -102,6 +127,35 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         return result
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the learning rates of this step: `lr`, and by name those of parameters with another one."""
+        return {name: group["lr"] for name, group in self._rate_groups.items()}
+
+    def _compute_step(self, samples: Sequence[SampleIndex]) -> StepResult:
+        """Compute and reduce the gradients of this process's samples.
+
+        With a loss scale they are computed again with a smaller one while they overflow. If no scale helps,
+        or the loss itself is not finite, scaling is not the cause: the scale stays as it was. All processes
+        decide alike, because the numbers are reduced before.
+        """
+        scale = self.state.loss_scale
+        if scale is None:
+            return self.reduce_and_clip(self.compute_gradients(samples))
+        before = replace(scale)
+        while True:
+            result = self.reduce_and_clip(self.compute_gradients(samples))
+            if result.is_finite:
+                scale.count_good_step()
+                return result
+            if not math.isfinite(result.loss) or not scale.shrink():
+                self.state.loss_scale = before
+                return result
+            self.optimizer.zero_grad(set_to_none=True)
+            self.log(
+                f"step {self.state.step}: gradients overflow in fp16, computed again with loss scale"
+                f" {scale.value:g}"
+            )
 
     def try_largest_batch(self) -> None:
         """Compute gradients of the largest shape before step 1, so that memory runs out then if at all."""
@@ -117,7 +171,9 @@ class TrainingStep:
         while True:
             try:
                 return self._accumulate_gradients(samples)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
                 reason = first_line(error)
             self.optimizer.zero_grad(set_to_none=True)
             memory.empty_device_cache(self.accelerator.device)
@@ -125,19 +181,22 @@ class TrainingStep:
 
     def _accumulate_gradients(self, samples: Sequence[SampleIndex]) -> torch.Tensor:
         total = torch.zeros((), device=self.accelerator.device)
+        scale = self.state.loss_scale
         own = LossTerm(self.session.train_set, samples, self.sample_losses, "time", 1.0)
         for term in (own, *self.regularization.terms(samples)):
             size = self.state.micro_batch_size
             for batch in batch_sampler.micro_batches(term.samples, term.data.batch_shapes, size):
                 losses = term.loss_fn(batch, self._uniforms(batch, term.timestep_purpose))
                 loss = losses.sum() * term.weight / len(samples)
-                self.accelerator.backward(loss)
+                self.accelerator.backward(loss if scale is None else loss * scale.value)
                 total += loss.detach()
         return total
 
     def sample_losses(self, samples: list[SampleIndex], uniforms: list[float]) -> torch.Tensor:
-        """Losses (B,) of training samples that share one shape, without regularization."""
-        return self.loss(self.session.train_set, samples, "noise", uniforms)
+        """Losses (B,) of training samples that share one shape, weighted, without regularization."""
+        losses = self.loss(self.session.train_set, samples, "noise", uniforms)
+        weights = self.session.train_set.loss_weights(samples)
+        return losses if weights is None else losses * losses.new_tensor(weights)
 
     def _uniforms(self, samples: Sequence[SampleIndex], purpose: str) -> list[float]:
         return timesteps.sample_uniforms(
@@ -152,10 +211,7 @@ class TrainingStep:
         """Use half as many images at once from now on; raises MemoryLimitError if it is one already."""
         step, size = self.state.step, self.state.micro_batch_size
         if size == 1:
-            estimate = memory.estimate_memory(
-                self.session.denoiser, self.recipe.optimizer.name, self._largest_forward
-            )
-            raise memory.memory_limit_error(self.recipe, estimate, step, reason)
+            raise memory_remedies.memory_limit_error(self.session, self._largest_forward, step, reason)
         self.state.micro_batch_size = (size + 1) // 2
         self.log(
             f"step {step}: out of memory with {size} images at once, continuing with"
@@ -186,6 +242,9 @@ class TrainingStep:
             parts = rest.split([g.numel() for g in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
+        if scale := self.state.loss_scale:
+            for gradient in gradients:
+                gradient.div_(scale.value)
         max_grad_norm = self.recipe.optimizer.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], max_grad_norm)
         values = torch.stack([loss, norm.detach()]).tolist()  # the step's one wait for the device
@@ -209,8 +268,4 @@ class TrainingStep:
         files = sorted({items[sample.image_index].record.file for sample in samples})
         self.log(f"step {state.step}: loss or gradient not finite, step skipped; images: {', '.join(files)}")
         if len(state.skipped_steps) > MAX_SKIPPED_STEPS:
-            raise NumericError(
-                f"{len(state.skipped_steps)} steps gave non-finite numbers",
-                where=f"step {state.step}",
-                remedy="lower optimizer.lr, or use train.precision: fp32, in a new run; checkpoints are kept",
-            )
+            raise numeric_errors.skipped_steps_error(self.session, len(state.skipped_steps), state.step)
