@@ -6,6 +6,7 @@ Exit codes of the command line: 1 unexpected, 2 configuration or usage, 3 data, 
 
 from __future__ import annotations
 
+from lorakit.core.secret_text import mask_secrets
 from lorakit.core.visible_text import escape_name
 
 EXIT_INTERRUPTED = 130
@@ -18,10 +19,11 @@ class LorakitError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        message = mask_secrets(message)  # of a server or library, which may repeat a key
         super().__init__(message)
         self.message = message
-        self.where = where
-        self.remedy = remedy
+        self.where = mask_secrets(where) if where else where
+        self.remedy = mask_secrets(remedy) if remedy else remedy
 
     def __str__(self) -> str:
         parts = [self.message]
@@ -62,14 +64,25 @@ class NumericError(LorakitError):
     exit_code = 6
 
 
-class Interrupted(LorakitError):
-    """Run stopped by a signal after its state was saved; the same command resumes it."""
+class ProcessEndedError(LorakitError):
+    """Another process of the same run has ended; its own error is the cause."""
+
+
+class Interrupted(BaseException):
+    """Run stopped by a signal; what is saved stays, and the same command resumes it.
+
+    Not an `Exception`: signal handlers raise it in the middle of any code, and libraries catch exceptions.
+    """
 
     def __init__(self, message: str, *, signal_number: int) -> None:
-        super().__init__(message, remedy="run the same command again to resume")
+        super().__init__(message)
+        self.message = message
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return f"{self.message}; run the same command again to go on"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error message; the name of its class if the message is empty."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """Return the first line of an error message without secrets; its class if the message is empty."""
+    return mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__

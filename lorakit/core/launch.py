@@ -1,8 +1,8 @@
 """Start the training in a child process, forward signals to it and return its exit code.
 
-One process is started directly (`python -m lorakit.training`), several through `accelerate launch`. The
-launcher turns every exit code into 1, so the trainers record their process ids and exit codes in a temporary
-folder.
+One process is started directly (`python -m lorakit.training`), several through `lorakit.training.launcher`.
+The child is connected to this process as `supervision` describes: it stops when this process ends, and
+reports how it ended, which is printed here, last and once.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 
-from lorakit.core import platform, storage
+from lorakit.core import platform, supervision
+from lorakit.core.errors import LorakitError
+from lorakit.core.process_reports import Report, ReportReader
+from lorakit.core.progress import QUIET_VARIABLE, print_line
 
-FOLDER_VARIABLE = "LORAKIT_LAUNCH_FOLDER"
-RANK_VARIABLE = "RANK"
+ACCEPT_CHANGES = "--accept-changes"  # option of `python -m lorakit.training`, as of `lorakit train`
+MAX_SIGNALS = 3  # the first lets a step end, the second ends a process itself, the third kills it
+STARTING = "starting: loading torch and diffusers"
+_STARTED = time.monotonic()
+
+ExplainFn = Callable[[Report], LorakitError]
+"""Called with the report of a killed process; returns the error to print."""
 
 
 def configure_process() -> None:
@@ -37,46 +44,108 @@ def configure_process() -> None:
 
 
 def training_command(recipe: str, overrides: list[str], *, num_processes: int = 1) -> list[str]:
-    """Return the command line that trains a recipe file in `num_processes` processes.
-
-    One process needs no launcher, which takes about 4 s to import. For several, the launcher's module is
-    named directly, because the command `accelerate` imports all of its other commands first, and every
-    option is given, because the launcher warns about those that are missing.
-    """
-    training = ["-m", "lorakit.training", recipe, *overrides]
+    """Return the command line that trains a recipe file in `num_processes` processes."""
     if num_processes == 1:
-        return [sys.executable, *training]
-    options = ["--num_processes", str(num_processes), "--num_machines", "1", "--mixed_precision", "no"]
-    options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", _num_threads(num_processes)]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options, *training]
+        return [sys.executable, "-m", "lorakit.training", recipe, *overrides]
+    return [sys.executable, "-m", "lorakit.training.launcher", str(num_processes), recipe, *overrides]
 
 
 def _num_threads(num_processes: int) -> str:
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_processes))
 
 
-def run_training(command: list[str]) -> int:
-    """Run a training command to its end and return the exit code of the trainers.
+def run_training(command: list[str], explain: ExplainFn | None = None) -> int:
+    """Run a training command to its end, print why it ended early, and return its exit code.
 
-    SIGINT and SIGTERM are forwarded to the trainers, which save a checkpoint and stop.
+    SIGINT and SIGTERM are forwarded to the training processes, which save a checkpoint and stop. `explain`
+    makes the error of a process that was killed, for example by the system when memory runs out.
     """
-    with tempfile.TemporaryDirectory(prefix="lorakit-") as name:
-        folder = Path(name)
-        environment = {"OMP_NUM_THREADS": _num_threads(1)} | os.environ | {FOLDER_VARIABLE: name}
-        # In its own group: Ctrl-C must reach the trainers through `forward`, not end the launcher above them.
-        child = platform.start_in_own_group(command, env=environment)
-        received: list[int] = []
+    if not os.environ.get(QUIET_VARIABLE):
+        print_line(STARTING)
+    child = _Child(command)
+    with handle_signals(child.on_signal):
+        code = child.wait()
+    if code == 0:
+        return 0
+    end = child.reader.end() or _unreported_end(code, child.received)
+    if end is None:  # it printed its error itself
+        return exit_code(code)
+    if end.kind == "crash":
+        error = (explain or describe_killed)(end)
+        end = Report("error", end.rank, end.code, text=str(error))
+    supervision.print_report(end)
+    return end.code
 
-        def forward(number: int, _: FrameType | None) -> None:
-            received.append(number)
-            _forward_signal(child, folder, number)
 
-        with handle_signals(forward):
-            code = child.wait()
-        if codes := [int(file.read_text()) for file in sorted(folder.glob("exit-*"))]:
-            return max(codes)
-        # The trainers did not get as far as recording a code: stopped while starting, or killed.
-        return 128 + received[0] if received else code if code >= 0 else 128 - code
+def exit_code(code: int) -> int:
+    """Return the exit code of a shell for the return code of a process: 128 and the signal that killed it."""
+    if platform.describe_crash(code) is None:
+        return code
+    return 128 - code if code < 0 else 1
+
+
+def _unreported_end(code: int, received: list[int]) -> Report | None:
+    """Return the report of a process that sent none: it was killed, perhaps by this one while it started."""
+    how = platform.describe_crash(code)
+    if received and (how is not None or code in (128 + number for number in received)):
+        message = "stopped before the first step of this session; run the same command again to go on"
+        return Report("stopped", 0, 128 + received[0], text=message)
+    return Report("crash", 0, exit_code(code), text=how) if how is not None else None
+
+
+def describe_killed(crash: Report) -> LorakitError:
+    """Return the error of a killed process; `crash.text` is the signal's name."""
+    return LorakitError(
+        f"the training process was ended by {crash.text}", remedy="run the same command again to go on"
+    )
+
+
+class _Child:
+    """The training process, or the launcher of several, and the connection to it."""
+
+    def __init__(self, command: list[str]) -> None:
+        environment = {"OMP_NUM_THREADS": _num_threads(_count(command))} | os.environ
+        environment |= {supervision.VARIABLE: "1"}
+        environment.setdefault(supervision.STARTED_VARIABLE, repr(_STARTED))
+        # In its own group: Ctrl-C must reach the trainers through `on_signal`, not end the launcher above them.
+        pipe = subprocess.PIPE
+        self.process = platform.start_in_own_group(
+            command, env=environment, stdin=pipe, stdout=pipe, bufsize=0
+        )
+        self.reader, self.received = ReportReader(), list[int]()
+        assert self.process.stdout is not None
+        reports = iter(self.process.stdout.readline, b"")
+        self._thread = threading.Thread(target=self.reader.read, args=(reports,), daemon=True)
+        self._thread.start()
+
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        """Forward a signal to the training processes."""
+        self.received.append(number)
+        pids = self.reader.pids()
+        if len(self.received) >= MAX_SIGNALS:
+            for pid in pids:
+                platform.end_process(pid)
+            platform.end_group(self.process, force=True)
+        elif pids:
+            platform.forward_signal(self.process, pids, number)
+        else:  # still importing: there is nothing to save
+            platform.end_group(self.process)
+
+    def wait(self) -> int:
+        """Wait for the end of the child and of all training processes; return the child's code."""
+        code = self.process.wait()
+        if self.process.stdin is not None:  # a launcher may be dead, and its processes not: they stop now
+            self.process.stdin.close()
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            if not any(map(platform.is_process_alive, self.reader.pids())):
+                self._thread.join(1.0)
+                break
+        return code
+
+
+def _count(command: list[str]) -> int:
+    return int(command[3]) if "lorakit.training.launcher" in command[:3] else 1
 
 
 @contextlib.contextmanager
@@ -97,47 +166,21 @@ def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator
             signal.signal(number, before)
 
 
-def _forward_signal(child: subprocess.Popen[bytes], folder: Path, number: int) -> None:
-    trainers = [int(file.read_text()) for file in folder.glob("pid-*")]
-    if trainers:
-        platform.forward_signal(child, trainers, number)
-    else:  # still importing: there is nothing to save
-        platform.end_group(child)
-
-
 def start_missing_processes(arguments: list[str]) -> None:
     """Start all processes of `accelerate launch --num_processes N` where it starts only one.
 
     Without GPUs that launcher starts one process and leaves the others to MPI; this process is then replaced
-    by torch's own launcher, which starts N. Returns only if no process is missing.
+    by lorakit's own launcher, which starts N. Returns only if no process is missing.
     """
     num_processes = _requested_processes()
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc_per_node", str(num_processes), "-m", "lorakit.training"]
+        launcher = [sys.executable, "-m", "lorakit.training.launcher", str(num_processes)]
         platform.replace_process([*launcher, *arguments])
 
 
 def _requested_processes() -> int:
     """N of the `accelerate launch --num_processes N` that started this process; 1 without a launcher."""
-    import psutil
-
-    try:
-        words = " ".join((psutil.Process().parent() or psutil.Process()).cmdline())
-    except psutil.Error:
-        return 1
+    words = " ".join(supervision.parent_command_line())
     match = re.search(r"accelerate.*[ .]launch .*?--num[_-]processes[ =](\d+).* lorakit\.training", words)
     return int(match[1]) if match else 1
-
-
-def write_pid_file() -> None:
-    """Record this trainer's process id, so that the parent process can forward signals to it."""
-    if folder := os.environ.get(FOLDER_VARIABLE):
-        storage.write_text(Path(folder) / f"pid-{os.environ.get(RANK_VARIABLE, '0')}", str(os.getpid()))
-
-
-def write_exit_code(code: int) -> None:
-    """Record this trainer's exit code for the parent process."""
-    if folder := os.environ.get(FOLDER_VARIABLE):
-        storage.write_text(Path(folder) / f"exit-{os.environ.get(RANK_VARIABLE, '0')}", str(code))

@@ -9,29 +9,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 if sys.platform == "win32":
     import ctypes
     import msvcrt
-    import time
-else:
-    import fcntl
-    import select
 
-if sys.platform == "win32":
-    STOP_SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
-    """Signals that ask a process to save its work and stop."""
-    HANGUP_SIGNALS: tuple[signal.Signals, ...] = ()
-    """Signals of a closed terminal, which does not stop a training."""
-else:
-    STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    HANGUP_SIGNALS = (signal.SIGHUP,)
+
+def _signals(*names: str) -> tuple[signal.Signals, ...]:
+    return tuple(signal.Signals[name] for name in names if hasattr(signal, name))
+
+
+STOP_SIGNALS = _signals("SIGINT", "SIGTERM", "SIGBREAK")
+"""Signals that ask a process to save its work and stop."""
+HANGUP_SIGNALS = _signals("SIGHUP")
+"""Signals of a closed terminal, which does not stop a training."""
 
 
 # ---- processes ---------------------------------------------------------------------------------------------
@@ -42,14 +42,19 @@ def start_in_own_group(
     *,
     env: Mapping[str, str] | None = None,
     stdin: int | None = None,
+    stdout: int | None = None,
     bufsize: int = -1,
 ) -> subprocess.Popen[bytes]:
     """Start a child process that Ctrl-C in the terminal does not reach; `end_group` ends it with its
     children."""
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP
-        return subprocess.Popen(command, env=env, stdin=stdin, bufsize=bufsize, creationflags=flags)
-    return subprocess.Popen(command, env=env, stdin=stdin, bufsize=bufsize, start_new_session=True)
+        return subprocess.Popen(
+            command, env=env, stdin=stdin, stdout=stdout, bufsize=bufsize, creationflags=flags
+        )
+    return subprocess.Popen(
+        command, env=env, stdin=stdin, stdout=stdout, bufsize=bufsize, start_new_session=True
+    )
 
 
 def forward_signal(child: subprocess.Popen[bytes], pids: Sequence[int], number: int) -> None:
@@ -60,24 +65,58 @@ def forward_signal(child: subprocess.Popen[bytes], pids: Sequence[int], number: 
     if sys.platform == "win32":
         with contextlib.suppress(OSError):
             child.send_signal(signal.CTRL_BREAK_EVENT)
-        return
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+    else:
+        send_signal(pids, number)
+
+
+def send_signal(pids: Sequence[int], number: int) -> None:
+    """Send a signal to processes; on Windows do nothing, because there it would end them at once."""
+    if sys.platform != "win32":
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def signal_self(number: int) -> None:
+    """Send a signal to the main thread of this process, from any thread."""
+    if sys.platform == "win32":  # there os.kill ends a process at once
+        signal.raise_signal(number)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def end_group(child: subprocess.Popen[bytes], *, force: bool = False) -> None:
     """End a process of `start_in_own_group` and its children; with `force` they cannot refuse."""
-    if sys.platform == "win32":
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(child.pid).children(recursive=True):
-                process.kill()
-        child.kill()
-    else:
+    kill_group = getattr(os, "killpg", None)
+    if kill_group:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL if force else signal.SIGTERM)
+            # 9 is SIGKILL, which Windows does not name
+            kill_group(child.pid, 9 if force else signal.SIGTERM)
+        return
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(child.pid)
+        for process in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.Error):
+                process.kill() if force else process.terminate()
+
+
+def end_process(pid: int) -> None:
+    """End a process at once, whatever it is doing; do nothing if it has ended."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(pid).kill()
+
+
+def is_process_alive(pid: int) -> bool:
+    """Return True while a process is running; one that has ended and waits for its parent is not."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def is_parent_alive(pid: int) -> bool:
@@ -96,22 +135,43 @@ def replace_process(command: Sequence[str]) -> NoReturn:
     os.execv(command[0], list(command))
 
 
+def describe_crash(code: int) -> str | None:
+    """Return how a process was ended from outside by its return code: a signal, or an error of Windows.
+
+    None for a process that ended by itself.
+    """
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+        return f"signal {-code}"
+    if code >= 0xC0000000:  # Windows: NTSTATUS, severity error
+        return {0xC0000005: "an access violation"}.get(code, f"Windows error 0x{code:08X}")
+    return None
+
+
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def lock_file(file: BinaryIO) -> bool:
-    """Lock an open file for this process until it is closed; return False when another process holds it."""
-    try:
-        if sys.platform == "win32":
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        return False
-    return True
+def retry_while_open(operation: Callable[[], object], *, seconds: float = 3.0) -> None:
+    """Run an operation on a file; on Windows, repeat it while another process has the file open.
+
+    There a file that somebody reads, a virus scanner for example, can be neither replaced nor removed.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            operation()
+            return
+        except PermissionError as error:
+            # Windows: access denied, sharing violation, lock violation; other systems have no such number
+            if getattr(error, "winerror", None) not in (5, 32, 33) or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.05)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file or folder in one step, in place of a file of that name."""
+    retry_while_open(lambda: os.replace(source, target))
 
 
 def sync_folder(folder: Path) -> None:
