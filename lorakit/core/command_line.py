@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
 import click
 
-from lorakit.core.errors import ConfigError, LorakitError
+from lorakit.core.errors import LorakitError
 from lorakit.core.progress import QUIET_VARIABLE
 from lorakit.core.visible_text import escape_controls, escape_json_controls
 
@@ -31,7 +31,8 @@ CONTEXT: dict[str, Any] = {
     "show_default": True,
 }
 _OPTIONS, _GENERAL = "Options", "General options"
-_JSON, _QUIET = "lorakit.json", "lorakit.quiet"
+_JSON, _QUIET, _WORDS = "lorakit.json", "lorakit.quiet", "lorakit.words"
+SuggestOption = Callable[[str, Sequence[str], bool], "tuple[str | None, str | None] | None"]
 
 
 class Option(click.Option):
@@ -100,7 +101,8 @@ POSITIVE = PositiveInt()
 class Command(click.Command):
     """A command with an example in its help, `--quiet`, and `--json` if it prints an answer.
 
-    `suggest` maps an unknown option to a sentence about what to write instead, or to None.
+    `suggest(option, words, similar)` returns what to write instead of an unknown option, and a remedy; with
+    `similar`, also for names that are only similar to one it knows.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Command(click.Command):
         *args: Any,
         example: str,
         answers: bool = True,
-        suggest: Callable[[str], str | None] | None = None,
+        suggest: SuggestOption | None = None,
         **attrs: Any,
     ) -> None:
         super().__init__(*args, **attrs, context_settings=CONTEXT)  # type: ignore[misc]
@@ -116,6 +118,11 @@ class Command(click.Command):
         if answers:
             self.params.append(_flag("--json", _JSON, "Print the answer as JSON."))
         self.params.append(_flag("--quiet", _QUIET, "Print no progress and no summary."))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words, and keep them for the message about an unknown one."""
+        ctx.meta[_WORDS] = list(args)
+        return super().parse_args(ctx, args)
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the arguments that have a help text."""
@@ -175,6 +182,11 @@ class LazyCommand(NamedTuple):
     help: str
     section: str = "Commands"
 
+    @property
+    def is_group(self) -> bool:
+        """Return True for a group of commands."""
+        return self.target.endswith("_group")
+
 
 class Group(click.Group):
     """A group whose help lists the commands by section without importing them; alone it prints its help."""
@@ -205,6 +217,13 @@ class Group(click.Group):
         for section, rows in sections.items():
             with formatter.section(section):
                 formatter.write_dl(rows)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words; `help COMMAND` is `COMMAND --help`."""
+        if args and args[0] == "help":
+            args = [*args[1:], "--help"]
+        ctx.meta[_WORDS] = list(args)
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -276,19 +295,15 @@ def print_error(error: LorakitError) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def usage_error(error: click.UsageError) -> ConfigError:
-    """Return click's error in lorakit's form: one sentence, the nearest match, and where the help is."""
-    is_unknown = isinstance(error, click.NoSuchOption | click.NoSuchCommand)
-    message = (error.message if is_unknown else error.format_message()).rstrip(".").replace("\n", " ")
-    message = message[:1].lower() + message[1:]
-    context = error.ctx
-    remedy = f"{context.command_path} --help" if context else "lorakit --help"
-    if close := getattr(error, "possibilities", None):
-        message += f"; did you mean {close[0]!r}?"
-    elif isinstance(error, click.NoSuchOption) and context and isinstance(context.command, Command):
-        suggest = context.command.suggest
-        remedy = (suggest(error.option_name) if suggest else None) or remedy
-    return ConfigError(message, remedy=remedy)
+def print_text(text: str) -> None:
+    """Print text on stderr as it is, but for control characters; a closed terminal is ignored."""
+    with suppress(OSError, ValueError):
+        print(escape_controls(text), file=sys.stderr, flush=True)
+
+
+def words_of(context: click.Context) -> list[str]:
+    """Return the words after the command that is being parsed."""
+    return list(context.meta.get(_WORDS, ()))
 
 
 def command(
@@ -296,7 +311,7 @@ def command(
     *decorators: Callable[[F], F],
     example: str | Sequence[str],
     answers: bool = True,
-    suggest: Callable[[str], str | None] | None = None,
+    suggest: SuggestOption | None = None,
 ) -> Callable[[Callable[..., Any]], Command]:
     """Declare a command from a function, its arguments and options; the docstring is the help.
 

@@ -1,8 +1,25 @@
 """Run `accelerate launch -m lorakit.training RECIPE [key=value ...]`."""
 
+import os
 import sys
 
-from lorakit.training.train import main
+from lorakit.core import launch, supervision
+from lorakit.core.progress import QUIET_VARIABLE, print_line
+
+
+def main() -> int:
+    """Train in this process, or in all processes that a launcher was asked for; return the exit code."""
+    launch.configure_process()
+    launch.start_missing_processes(sys.argv[1:])
+    supervision.start()
+    if not (supervision.is_connected() or supervision.rank() or os.environ.get(QUIET_VARIABLE)):
+        print_line(launch.STARTING)
+    from lorakit.training import train
+
+    code = train.main()
+    supervision.end_quietly()
+    return code
+
 
 if __name__ == "__main__":
     sys.exit(main())
