@@ -92,12 +92,21 @@ def prepare(
         return prepare_dataset(folder, PrepareOptions.from_fields(fields))
 
 
-def train(recipe: PathLike | Mapping[str, Any] | Recipe, *, verbose: bool = False, **settings: Any) -> Run:
+def train(
+    recipe: PathLike | Mapping[str, Any] | Recipe,
+    *,
+    verbose: bool = False,
+    fresh: bool = False,
+    accept_changes: bool = False,
+    **settings: Any,
+) -> Run:
     """Train an adapter in this process, or resume the run in the folder `out`; returns the run.
 
     Args:
         recipe: name of a built-in recipe such as "sd15", a YAML file, a mapping, or a `Recipe`.
         verbose: print progress and log as `lorakit train` does.
+        fresh: start a new run; an earlier one in the folder `out` is renamed to OUT-old-1.
+        accept_changes: go on with a run although its settings, data, base model or the software changed.
         settings: top-level keys of the recipe: `dataset`, `out`, `base`, ...; a mapping changes some keys of
             a section, such as `optimizer={"lr": 2e-4}`.
 
@@ -109,13 +118,15 @@ def train(recipe: PathLike | Mapping[str, Any] | Recipe, *, verbose: bool = Fals
     from lorakit.config.recipe import resolve_recipe
     from lorakit.core import progress
     from lorakit.training.run import Run
-    from lorakit.training.start import prepare_training
+    from lorakit.training.start import prepare_training, start_fresh
     from lorakit.training.train import train_recipe
 
     resolved = resolve_recipe(recipe, **settings)
     with progress.silent(not verbose):
+        if fresh:
+            start_fresh(resolved)
         prepare_training(resolved, prepare_for_training)
-        train_recipe(resolved)
+        train_recipe(resolved, accept_changes=accept_changes)
     return Run(resolved.out)
 
 

@@ -8,26 +8,32 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorakit.cli.completion import complete_recipe_words, is_override
+from lorakit.cli.completion import complete_recipe_words
 from lorakit.core.command_line import FOLDER, POSITIVE, command, option, print_answer
 
 if TYPE_CHECKING:
+    from lorakit.config.concepts import Concept
+    from collections.abc import Sequence
+
     from lorakit.config.recipe import Recipe
+    from lorakit.config.suggest_key import Suggestion
 
 
-def _suggest_recipe_key(name: str) -> str | None:
-    """Return how to set a recipe key that was written as an option."""
-    from lorakit.config.recipe import Recipe
-    from lorakit.config.suggest_key import suggest_key
-    from lorakit.config.validation_errors import known_keys
+def _suggest_recipe_key(option: str, words: Sequence[str], similar: bool) -> Suggestion | None:
+    """Return what to write instead of an unknown option."""
+    from lorakit.config.recipe_words import explain_option
 
-    key = suggest_key(name.lstrip("-"), known_keys(Recipe))
-    return f"recipe keys are written as key=value, without dashes: {key}=..." if key else None
+    return explain_option(option, words, similar=similar)
 
 
 _num_processes = option(
-    "--num-processes", type=POSITIVE, default=1, metavar="N", help="Number of processes, one for each GPU."
-)
+    "--num-processes", type=POSITIVE, metavar="N",
+    help="Number of processes, one for each GPU; by default as before in this run, or 1.",
+)  # fmt: skip
+_accept_changes = option(
+    "--accept-changes", is_flag=True,
+    help="Go on with a run although settings, data, base model or software changed; run.json records it.",
+)  # fmt: skip
 
 
 @command(
@@ -56,41 +62,70 @@ def quickstart_command(out: Path, base: str, concept: str, steps: int | None) ->
 @command(
     "train",
     click.argument("recipe", metavar="RECIPE", shell_complete=complete_recipe_words,
-                   help="A YAML file, or the name of a built-in recipe (see `lorakit recipes`)."),
+                   help="A YAML file, the name of a built-in recipe (see `lorakit recipes`), or a run."),
     click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete_recipe_words,
                    help="Keys of the recipe to change, for example optimizer.lr=2e-4."),
     _num_processes,
-    example="lorakit train sd15 dataset=photos out=runs/dog optimizer.lr=2e-4",
+    _accept_changes,
+    option("--extend", "extend_to", type=POSITIVE, metavar="STEPS",
+           help="Train a run on, to STEPS steps in all; RECIPE is then the run's folder."),
+    option("--fresh", is_flag=True,
+           help="Start a new run; an earlier one in the folder `out` is renamed to OUT-old-1."),
+    example=[
+        "lorakit train sd15 dataset=photos out=runs/dog optimizer.lr=2e-4",
+        "lorakit train runs/dog --extend 2000",
+    ],
     answers=False,
     suggest=_suggest_recipe_key,
 )  # fmt: skip
-def train_command(recipe: str, overrides: tuple[str, ...], num_processes: int) -> int:
+def train_command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    num_processes: int | None,
+    accept_changes: bool,
+    extend_to: int | None,
+    fresh: bool,
+) -> int:
     """Train from a recipe, or continue the run if it was interrupted.
 
     A folder of images that is not prepared yet is prepared first. The run is in the folder `out`; the same
     command continues it.
     """
+    import json
+
     from lorakit.config.builtin_recipes import find_recipe
     from lorakit.config.recipe import load_recipe
+    from lorakit.config.recipe_words import split_recipe_words
+    from lorakit.core.errors import ConfigError
+    from lorakit.training.run_folder import is_run_folder, run_recipe_file
+    from lorakit.training.start import extension_overrides
 
-    words = [recipe, *overrides]
-    names = [word for word in words if not is_override(word)]
-    if len(names) != 1:
-        problem = f"more than one recipe: {', '.join(names)}" if names else "missing argument 'RECIPE'"
-        raise click.UsageError(problem, click.get_current_context())
-    words.remove(names[0])
-    file = str(find_recipe(names[0]))
-    return _train(load_recipe(file, words), file, words, num_processes)
+    name, words = split_recipe_words([recipe, *overrides])
+    run = Path(name)
+    if extend_to is not None and fresh:
+        raise click.UsageError("--extend goes on with a run, --fresh starts a new one: leave one of them out")
+    if is_run_folder(run):
+        words.append(f"out={json.dumps(str(run))}")
+        words += extension_overrides(run, extend_to) if extend_to is not None else []
+        file = run_recipe_file(run)
+    elif extend_to is not None:
+        remedy = f"lorakit train RUN --extend {extend_to}, with the folder of the run"
+        raise ConfigError(f"--extend needs a run, and {name!r} is not one", remedy=remedy)
+    else:
+        file = str(find_recipe(name))
+    loaded = load_recipe(file, words)
+    return _train(loaded, file, words, num_processes, accept_changes=accept_changes, fresh=fresh)
 
 
 @command(
     "resume",
     click.argument("run", type=FOLDER, metavar="RUN", help="The run's folder."),
     _num_processes,
+    _accept_changes,
     example="lorakit resume runs/dog",
     answers=False,
 )
-def resume_command(run: Path, num_processes: int) -> int:
+def resume_command(run: Path, num_processes: int | None, accept_changes: bool) -> int:
     """Resume an interrupted run from its last checkpoint."""
     import json
 
@@ -98,7 +133,8 @@ def resume_command(run: Path, num_processes: int) -> int:
     from lorakit.training.run_folder import run_recipe_file
 
     file, overrides = run_recipe_file(run), [f"out={json.dumps(str(run))}"]
-    return _train(load_recipe(file, overrides), file, overrides, num_processes)
+    loaded = load_recipe(file, overrides)
+    return _train(loaded, file, overrides, num_processes, accept_changes=accept_changes)
 
 
 @command(
@@ -128,18 +164,37 @@ def reproduce_command(run: Path, overrides: tuple[str, ...], out: Path | None) -
     return 0 if result.identical else NumericError.exit_code
 
 
-def _train(recipe: Recipe, file: str, overrides: list[str], num_processes: int) -> int:
+def _train(
+    recipe: Recipe,
+    file: str,
+    overrides: list[str],
+    num_processes: int | None,
+    *,
+    accept_changes: bool = False,
+    fresh: bool = False,
+) -> int:
     """Prepare and train in child processes; answer at once if the run is finished."""
     from lorakit.training import start
 
-    if adapter := start.finished_adapter(recipe, num_processes):
+    if num_processes is None:
+        num_processes = 1 if fresh else start.recorded_num_processes(recipe.out)
+    if fresh:
+        file = start.start_fresh(recipe, file)
+    elif adapter := start.finished_adapter(recipe, num_processes):
         print(f"this run is finished: {adapter}", file=sys.stderr)
         return 0
-    return start.train_in_child(recipe, file, overrides, _prepare_folder, num_processes=num_processes)
+    return start.train_in_child(
+        recipe,
+        file,
+        overrides,
+        _prepare_folder,
+        num_processes=num_processes,
+        accept_changes=accept_changes,
+    )
 
 
-def _prepare_folder(folder: Path, recipe: Recipe, trigger: str | None) -> None:
+def _prepare_folder(concept: Concept, recipe: Recipe) -> None:
     from data_tools.prepare_for_training import prepare_for_training
 
-    print(f"preparing {folder}", flush=True)
-    prepare_for_training(folder, recipe, trigger)
+    print(f"preparing {concept.folder}", flush=True)
+    prepare_for_training(concept, recipe)

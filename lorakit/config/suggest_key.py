@@ -1,82 +1,39 @@
-"""The recipe key that an unknown key was probably meant to be."""
+"""The recipe key that an unknown key, option or word was probably meant to be."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from lorakit.config.other_trainers import EPOCH_NAMES, EXPLANATIONS, OTHER_NAMES, OTHER_SWITCHES
 from lorakit.core.nearest import nearest_name
 
-OTHER_NAMES = {
-    "base_model": "base",
-    "model": "base",
-    "model_name_or_path": "base",
-    "pretrained_model_name_or_path": "base",
-    "instance_data_dir": "dataset",
-    "train_data_dir": "dataset",
-    "data": "dataset",
-    "class_data_dir": "class_images",
-    "reg_data_dir": "class_images",
-    "output_dir": "out",
-    "output": "out",
-    "network_weights": "init_from",
-    "size": "resolution",
-    "num_frames": "frames",
-    "trigger_word": "trigger",
-    "instance_token": "trigger",
-    "network_module": "adapter.type",
-    "lora_rank": "adapter.rank",
-    "network_dim": "adapter.rank",
-    "network_rank": "adapter.rank",
-    "dim": "adapter.rank",
-    "r": "adapter.rank",
-    "lora_alpha": "adapter.alpha",
-    "network_alpha": "adapter.alpha",
-    "target_modules": "adapter.targets",
-    "conv_dim": "adapter.conv_rank",
-    "train_text_encoder": "adapter.text_encoder",
-    "placeholder_token": "textual_inversion.token",
-    "optimizer_type": "optimizer.name",
-    "learning_rate": "optimizer.lr",
-    "unet_lr": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "lr_scheduler": "optimizer.schedule",
-    "lr_scheduler_type": "optimizer.schedule",
-    "scheduler": "optimizer.schedule",
-    "lr_warmup_steps": "optimizer.warmup",
-    "warmup_steps": "optimizer.warmup",
-    "clip_grad_norm": "optimizer.max_grad_norm",
-    "gradient_clipping": "optimizer.max_grad_norm",
-    "max_steps": "train.steps",
-    "max_train_steps": "train.steps",
-    "epoch": "train.steps",
-    "epochs": "train.steps",
-    "max_train_epochs": "train.steps",
-    "num_epochs": "train.steps",
-    "num_train_epochs": "train.steps",
-    "batch": "train.batch_size",
-    "train_batch_size": "train.batch_size",
-    "per_device_train_batch_size": "train.batch_size",
-    "gradient_accumulation": "train.accumulate",
-    "gradient_accumulation_steps": "train.accumulate",
-    "save_every_n_steps": "train.save_every",
-    "save_steps": "train.save_every",
-    "checkpointing_steps": "train.save_every",
-    "checkpoints_total_limit": "train.keep_checkpoints",
-    "save_total_limit": "train.keep_checkpoints",
-    "mixed_precision": "train.precision",
-    "dtype": "train.precision",
-    "weighting_scheme": "objective.weighting",
-    "timestep_sampling": "objective.timesteps",
-    "snr_gamma": "objective.min_snr_gamma",
-    "caption_dropout_rate": "objective.caption_dropout",
-    "checkpoint": "memory.gradient_checkpointing",
-    "sample_prompts": "samples.prompts",
-    "validation_prompt": "samples.prompts",
-    "sample_every": "samples.every",
-    "sample_every_n_steps": "samples.every",
-    "validation_split": "validate.fraction",
-    "report_to": "tracker",
-    "log_with": "tracker",
-}
-"""Names of the same settings in other trainers (kohya sd-scripts, diffusers, OneTrainer, transformers)."""
+EPOCH_FORMULA = "steps = epochs x images x repeats / (train.batch_size x train.accumulate)"
+
+
+class Suggestion(NamedTuple):
+    """What to write instead of a word, and a sentence about it; either may be missing."""
+
+    write: str | None
+    explanation: str | None = None
+
+
+def explain_setting(name: str, value: str | None, known: list[str]) -> Suggestion | None:
+    """Return what to write for a setting named in the words of lorakit or of another trainer.
+
+    None if the name is not known; see `suggest_key` for names that are only similar.
+    """
+    name = name.lower().replace("-", "_").strip("_")
+    shown_value = "..." if value is None else value
+    if name in EPOCH_NAMES:
+        return Suggestion("train.steps=...", EPOCH_FORMULA)
+    if name in known:
+        return Suggestion(f"{name}={shown_value}")
+    if name in OTHER_SWITCHES:
+        return Suggestion(OTHER_SWITCHES[name])
+    if name in EXPLANATIONS:
+        return Suggestion(None, EXPLANATIONS[name])
+    key = OTHER_NAMES.get(name) or next((one for one in known if one.rpartition(".")[2] == name), None)
+    return Suggestion(f"{key}={shown_value}") if key in known else None
 
 
 def suggest_key(key: str, known: list[str]) -> str | None:
@@ -87,7 +44,9 @@ def suggest_key(key: str, known: list[str]) -> str | None:
     """
     section, _, last = key.rpartition(".")
     name = last.lower().replace("-", "_").strip("_")
-    if (other := OTHER_NAMES.get(name)) in known and other != key:
+    others = {other.replace("_", ""): target for other, target in OTHER_NAMES.items()}
+    other = OTHER_NAMES.get(name) or others.get(name.replace("_", ""))
+    if other in known and other != key:
         return other
     same_name = [one for one in known if one.rpartition(".")[2] == name and one != key]
     if same_name:
@@ -97,4 +56,6 @@ def suggest_key(key: str, known: list[str]) -> str | None:
     if close := nearest_name(name, [one.rpartition(".")[2] for one in siblings]):
         return f"{section}.{close}" if section else close
     close = nearest_name(name, names)
+    if close is None and (similar := nearest_name(name, OTHER_NAMES, cutoff=0.8)):
+        return OTHER_NAMES[similar]
     return names[close] if close else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lorakit.config.fields import (
     Fraction,
+    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -21,7 +24,7 @@ class OptimizerConfig(RecipeSection):
 
     name: Literal["adamw8bit", "adamw"] = "adamw8bit"
     """`adamw8bit` stores its moments in 8 bits (bitsandbytes), `adamw` in 32."""
-    lr: PositiveFloat = 1e-4
+    lr: LearningRate = 1e-4
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning-rate schedule after the warmup; cosine and linear end at zero."""
@@ -50,26 +53,48 @@ class TrainConfig(RecipeSection):
     """Seed of all randomness."""
     save_every: PositiveInt = 250
     """Steps between checkpoints: a crash costs at most this many."""
-    keep_checkpoints: PositiveInt = 3
-    """Number of newest checkpoints to keep."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of the frozen base model; the adapter itself is trained in fp32."""
+    keep_optimizer_states: PositiveInt = 3
+    """Number of newest checkpoints that keep their optimizer state, so that they can be resumed from; the
+    adapters of all checkpoints are kept."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Precision of the frozen base model; the adapter itself is trained in fp32. `fp16`, with automatic loss
+    scaling, is for GPUs without bf16: Turing (T4, RTX 20xx) and older."""
     deterministic: Annotated[bool, Field(strict=True)] = False
     """On a GPU, use only deterministic algorithms of torch; a CPU is deterministic anyway."""
+    extended_at: list[PositiveInt] = Field(default=[])
+    """Steps at which the run was extended: the learning-rate schedule starts again there, without warmup.
+    Written by `lorakit train RUN --extend STEPS`."""
+
+    @model_validator(mode="after")
+    def _check_extensions(self) -> TrainConfig:
+        ends = [*self.extended_at, self.steps]
+        if any(end <= start for start, end in pairwise(ends)):
+            raise ValueError(
+                f"train.extended_at {self.extended_at} must hold increasing steps, below train.steps"
+                f" ({self.steps})"
+            )
+        return self
+
+    def schedule_stage(self, step: int) -> range:
+        """Return the steps, counted from 0, that share the learning-rate schedule of `step`."""
+        ends = [0, *self.extended_at, self.steps]
+        index = min(bisect.bisect_right(ends, step), len(ends) - 1)
+        return range(ends[index - 1], ends[index])
 
 
 class MemoryConfig(RecipeSection):
-    """Memory settings: less memory for more time."""
+    """Memory settings: less memory for more time. A key that is left out keeps its automatic value."""
 
-    gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
-    """1 recomputes activations in the backward pass, 0 keeps them in memory."""
+    gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    """1 recomputes activations in the backward pass, 0 keeps them in memory; null recomputes them on a GPU
+    only."""
     quantize: Literal["nf4", "int8"] | None = None
     """Quantization of the frozen base model's linear layers: `nf4` takes a quarter of the memory of bf16,
     `int8` half; null does not quantize."""
 
     @model_validator(mode="after")
     def _check_gradient_checkpointing(self) -> MemoryConfig:
-        if self.gradient_checkpointing not in (0.0, 1.0):
+        if self.gradient_checkpointing not in (None, 0.0, 1.0):
             raise ValueError(
                 "gradient_checkpointing must be 0 or 1: a fraction of the blocks is not supported yet"
             )

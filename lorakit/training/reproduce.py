@@ -14,7 +14,7 @@ from lorakit.core.errors import ConfigError
 from lorakit.training import run_folder, run_identity
 from lorakit.training.run_folder import RunFolder
 
-OUTPUT_ONLY_OVERRIDES = ("tracker=none", "export=[]", "samples.prompts=null")
+OUTPUT_ONLY_OVERRIDES = ("tracker=none", "export=[]", "samples.prompts=null", "validate.folder=null")
 """Settings that change no byte of the adapter, switched off the second time."""
 
 
@@ -82,25 +82,18 @@ def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> Reproduc
 
 
 def _check_inputs(recipe: Recipe, inputs: dict[str, Any]) -> None:
-    from lorakit import manifest
-    from lorakit.data.items import load_training_records
     from lorakit.models import base_model
+    from lorakit.training import data_folders
 
-    hashes: dict[str, tuple[str, ...]] = {
-        "base": (base_model.base_hash(base_model.resolve_base(recipe.base)),)
-    }
-    folders = {"dataset": recipe.dataset}
-    if recipe.class_images:
-        folders["class_images"] = recipe.class_images
-    for key, folder in folders.items():
-        hashes[key] = manifest.dataset_fingerprints(load_training_records(folder))
-    changed = [key for key, values in hashes.items() if inputs[key] not in values]
+    hashes = {"base": (base_model.base_hash(base_model.resolve_base(recipe.base)),)}
+    hashes |= data_folders.possible_fingerprints(recipe)
+    changed = [key for key, values in hashes.items() if inputs.get(key) not in values]
     if changed:
-        sources = {"base": recipe.base} | folders
+        sources = {"base": recipe.base} | recipe.data_folders
         raise ConfigError(
             f"not the data or base that this run was trained on: {', '.join(changed)}",
             where=", ".join(str(sources[key]) for key in changed),
-            remedy="give the path of the original: lorakit reproduce RUN dataset=... base=...",
+            remedy=f"give the path of the original: lorakit reproduce RUN {'=... '.join(changed)}=...",
         )
 
 

@@ -1,7 +1,6 @@
 """A run's folder: its settings, inputs, progress and log. Needs no torch.
 
-A run is resumed only with the settings, data and base model that it was started with; anything else is
-refused with the difference.
+`run_changes` decides with which settings, data, base model and software it is resumed.
 """
 
 from __future__ import annotations
@@ -10,37 +9,24 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lorakit.config.recipe import Recipe, training_settings
-from lorakit.core import output_paths, storage
-from lorakit.core.errors import ConfigError
+from lorakit.config.recipe import Recipe
+from lorakit.core import file_locks, output_paths, storage
+from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.progress import print_line
+from lorakit.core.secret_text import mask_secrets
+from lorakit.core.strict_json import parse_json
+from lorakit.core.visible_text import escape_controls
 from lorakit.models import base_model
-from lorakit.training import run_records
+from lorakit.training import data_folders, run_records
 
 HEARTBEAT_EVERY = 5.0  # seconds
-PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "safetensors",
-    "numpy",
-)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide a run's numbers."""
-    own = {"python": platform.python_version(), "lorakit": metadata.version("lorakit")}
-    return own | {name: metadata.version(name) for name in PACKAGES}
+LOCK_WAIT = 15.0  # seconds that a start waits for another process on the same run to end
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -51,13 +37,17 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 
     changes: dict[str, Any] = {
         "base": base_model.absolute_spec(recipe.base),
-        "dataset": recipe.dataset.resolve(),
         "out": recipe.out.resolve(),
         "init_from": absolute(recipe.init_from),
-        "class_images": absolute(recipe.class_images),
+        **data_folders.absolute_data_folders(recipe),
         "samples": recipe.samples.model_copy(update={"prompts": absolute(recipe.samples.prompts)}),
     }
     return recipe.model_copy(update=changes)
+
+
+def is_run_folder(path: str | os.PathLike[str]) -> bool:
+    """Return True if a path is the folder of a run."""
+    return (Path(path) / run_records.RECIPE_FILE).is_file()
 
 
 def run_recipe_file(run: str | os.PathLike[str]) -> str:
@@ -66,17 +56,6 @@ def run_recipe_file(run: str | os.PathLike[str]) -> str:
     if not file.is_file():
         raise ConfigError("not a run: it has no recipe.yaml", where=str(run), remedy="give a run's folder")
     return str(file)
-
-
-def record_differences(old: Mapping[str, Any], new: Mapping[str, Any], *, parts: Sequence[str]) -> list[str]:
-    """One line, `key: before -> after`, for each value that differs in `parts` of two run.json."""
-    lines = []
-    for part in parts:
-        before, after = old[part], new[part]
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key):
-                lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
-    return lines
 
 
 class RunFolder:
@@ -89,25 +68,33 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the system releases it when the process ends, however it ends."""
-        with storage.file_lock(self.path / storage.LOCK) as held:
+        """Hold the run for this process; the lock is free when the process ends, however it ends.
+
+        A process that was asked to stop may still be saving its last step: it is waited for.
+        """
+        file = self.path / storage.LOCK
+
+        def say_waiting() -> None:
+            print_line(f"another process is working on this run; waiting up to {LOCK_WAIT:g} s for its end")
+
+        with storage.file_lock(file, wait_seconds=LOCK_WAIT, on_wait=say_waiting) as held:
             if not held:
+                marker = file_locks.lock_owner(file)
+                elsewhere = f"; if it ran on another machine and has ended, remove {marker}" if marker else ""
                 raise ConfigError(
                     "another process is working on this run",
                     where=str(self.path),
-                    remedy="wait for it, stop it, or choose another `out`",
+                    remedy=f"wait for it, stop it, or choose another `out`{elsewhere}",
                 )
             yield
 
     def check_paths(self, recipe: Recipe) -> None:
         """Refuse a missing dataset, and an `out` that cannot be written or would mix with other files."""
         output_paths.check_output_path(self.path, "out")
-        for key, folder in (("dataset", recipe.dataset), ("class_images", recipe.class_images)):
-            if folder:
-                self._check_disjoint(key, folder)
+        data_folders.check_data_folders(recipe, self.path)
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError("`out` is a file", where=f"out: {self.path}", remedy="choose a new folder")
-        if self._exists or not self.path.is_dir():
+        if self.exists or not self.path.is_dir():
             return
         if any(not storage.is_internal_file(entry) for entry in self.path.iterdir()):
             raise ConfigError(
@@ -116,44 +103,16 @@ class RunFolder:
                 remedy="choose a new folder",
             )
 
-    def _check_disjoint(self, key: str, folder: Path) -> None:
-        out, data = self.path.resolve(), folder.resolve()
-        if not data.is_dir():
-            raise ConfigError(
-                "there is no such dataset folder",
-                where=f"{key}: {folder}",
-                remedy="give the folder that holds your images",
-            )
-        if out.is_relative_to(data) or data.is_relative_to(out):
-            raise ConfigError(
-                "one of `out` and the dataset is inside the other",
-                where=f"out: {self.path}, {key}: {folder}",
-                remedy="choose two separate folders",
-            )
+    def write_new_record(self, recipe: Recipe, identity: Mapping[str, Any]) -> None:
+        """Record a run that starts with these settings, inputs and versions."""
+        machine = {"platform": platform.platform(), "processor": platform.machine()}
+        storage.write_json(self.record_file, {**identity, "machine": machine, "status": "running"})
+        self.write_recipe(recipe)
 
-    def start_or_resume(self, recipe: Recipe, inputs: Mapping[str, Any]) -> None:
-        """Record a new run, or check that an existing one is the same; `inputs` are hashes, mostly."""
-        record = {
-            "settings": training_settings(recipe),
-            "inputs": dict(inputs),
-            "versions": package_versions(),
-        }
-        if self._exists:
-            storage.remove_partial_files(self.path)
-            self._check_same_run(self.record(), record)
-        else:
-            machine = {"platform": platform.platform(), "processor": platform.machine()}
-            storage.write_json(self.record_file, {**record, "machine": machine, "status": "running"})
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write recipe.yaml, with which `lorakit resume` goes on from any folder."""
         text = yaml.safe_dump(_with_absolute_paths(recipe).dump(), sort_keys=False, allow_unicode=True)
         storage.write_text(self.path / run_records.RECIPE_FILE, text)
-
-    def _check_same_run(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        if lines := record_differences(old, new, parts=("settings", "inputs", "versions")):
-            raise ConfigError(
-                "this run was started with something else:\n    " + "\n    ".join(lines),
-                where=str(self.path),
-                remedy="undo the change to resume this run, or choose another `out` for a new one",
-            )
 
     @property
     def record_file(self) -> Path:
@@ -171,14 +130,20 @@ class RunFolder:
         return self.path / run_records.METRICS_FILE
 
     @property
-    def _exists(self) -> bool:
+    def exists(self) -> bool:
         """True if the folder is a run; before that nothing is written, for the start may be refused."""
         return self.record_file.exists()
 
     def record(self) -> dict[str, Any]:
-        """The content of run.json."""
-        values: dict[str, Any] = storage.read_json(self.record_file)
-        return values
+        """Read run.json. Raises DataError if it is not the record of a run."""
+        values = storage.read_json(self.record_file)
+        if problem := run_records.find_record_problem(values):
+            raise DataError(
+                f"{run_records.RUN_FILE} is not the record of a run: {problem}",
+                where=str(self.record_file),
+                remedy="restore the file from a backup, or start over with --fresh",
+            )
+        return dict(values)
 
     def update_record(self, **values: Any) -> None:
         """Change values of run.json; None removes one."""
@@ -188,20 +153,20 @@ class RunFolder:
     @property
     def status(self) -> str:
         """running, interrupted, failed or done; empty for a new run."""
-        return str(self.record()["status"]) if self._exists else ""
+        return str(self.record()["status"]) if self.exists else ""
 
     def log(self, text: str) -> None:
         """Print a line and append it to log.txt; a closed terminal does not stop the run."""
         print_line(text)
-        self._pending_log.append(text + "\n")
-        if self._exists:
+        self._pending_log.append(escape_controls(mask_secrets(text)) + "\n")
+        if self.exists:
             storage.append_text(self.path / run_records.LOG_FILE, "".join(self._pending_log))
             self._pending_log.clear()
 
     def heartbeat(self, phase: str, done: int, total: int, seconds_left: float) -> None:
         """Write heartbeat.json: at once in a new phase, otherwise every few seconds."""
         now = time.monotonic()
-        if self._exists and (phase != self._phase or now - self._last_heartbeat >= HEARTBEAT_EVERY):
+        if self.exists and (phase != self._phase or now - self._last_heartbeat >= HEARTBEAT_EVERY):
             self._last_heartbeat, self._phase = now, phase
             values = {
                 "phase": phase,
@@ -213,11 +178,35 @@ class RunFolder:
             storage.write_json(self.path / run_records.HEARTBEAT_FILE, values)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read all rows of metrics.jsonl."""
-        return storage.read_jsonl(self.metrics_file, torn_tail=True) if self.metrics_file.exists() else []
+        """Read all rows of metrics.jsonl that can be read; see `unreadable_metrics` for the others."""
+        return self._read_metrics()[0]
+
+    def _read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return the rows, and the lines that are not rows. The last line may be torn by a crash."""
+        rows, unreadable = [], []
+        data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        lines = data.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line, f"{self.metrics_file}, line {number}")
+            except DataError:
+                row = None
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
+            elif number < len(lines) and b"\0" not in line:
+                unreadable.append(line.decode("utf-8", "backslashreplace"))
+        return rows, unreadable
 
     def rewind_metrics(self, step: int) -> None:
         """Drop rows after `step`: the steps since the last checkpoint are repeated, with equal results."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        if self.metrics_file.exists():
-            storage.write_jsonl(self.metrics_file, rows)
+        if not self.metrics_file.exists():
+            return
+        rows, unreadable = self._read_metrics()
+        if unreadable:
+            file = self.path / run_records.UNREADABLE_METRICS_FILE
+            storage.append_text(file, "".join(f"{line}\n" for line in unreadable))
+            name = self.metrics_file.name
+            self.log(f"warning: {len(unreadable)} lines of {name} cannot be read; moved to {file}")
+        storage.write_jsonl(self.metrics_file, [row for row in rows if row["step"] <= step])

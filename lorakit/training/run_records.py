@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 RUN_FILE, HEARTBEAT_FILE, METRICS_FILE, LOG_FILE = "run.json", "heartbeat.json", "metrics.jsonl", "log.txt"
 RECIPE_FILE, ADAPTER_FILE, REPORT_FILE = "recipe.yaml", "adapter.safetensors", "report.html"
-CHECKPOINTS_FOLDER = "checkpoints"  # of folders step-00000250
+CHECKPOINTS_FOLDER, SAMPLES_FOLDER = "checkpoints", "samples"  # of folders step-00000250
+TRACKER_FILE = "tracker.json"
+UNREADABLE_METRICS_FILE = "metrics-unreadable.txt"  # lines of metrics.jsonl that were damaged
 
 STATUSES = ("running", "interrupted", "failed", "done")
 """Values of `status` in run.json."""
@@ -24,9 +28,40 @@ RUN_KEYS = {
     "num_images": "images of the dataset, held-out ones included",
     "objective_check": "the sanity check before step 1: prediction_type, relative_errors, passed",
     "step": "the last step, of a finished run",
+    "checkpoint_step": "step of the newest saved checkpoint",
+    "changes": "changes between sessions: step, differences, and the identity of the checkpoints before",
+    "results": "of a finished run: SHA-256 of adapter, report and exports, and the programs exported for",
+    "final_loss": "mean loss of the same images without the adapter (base) and with it (adapter), at the end",
     "error": "first line of the error, of a failed run",
 }
 """run.json."""
+
+
+def find_record_problem(record: Any) -> str | None:
+    """Return why a value cannot be the content of run.json, or None."""
+    if not isinstance(record, dict):
+        return "it is not an object"
+    for part in ("settings", "inputs", "versions"):
+        if not isinstance(record.get(part), dict):
+            return f"`{part}` is not an object"
+    if record.get("status") not in STATUSES:
+        return f"`status` must be one of {', '.join(STATUSES)}"
+    settings, inputs = record["settings"], record["inputs"]
+    counts = {key: settings.get(key) for key in ("train.steps", "train.batch_size", "train.accumulate")}
+    counts |= {"num_processes": inputs.get("num_processes")}
+    for key, value in counts.items():
+        if type(value) is not int or value < 1:
+            return f"`{key}` must be a positive number"
+    for key, kind in (("changes", list), ("results", dict), ("checkpoint_step", int)):
+        if key in record and not isinstance(record[key], kind):
+            return f"`{key}` has the wrong type"
+    if not all(isinstance(c, dict) and isinstance(c.get("identity"), str) for c in record.get("changes", [])):
+        return "`changes` holds something that is not a change"
+    files = record.get("results", {}).get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        return "`results.files` must hold hashes by file"
+    return None
+
 
 HEARTBEAT_KEYS = {
     "phase": "the work being done: text, latents, conditioning, masks, train, validation or samples",
@@ -50,9 +85,23 @@ METRICS_KEYS = {
 }
 """A row of metrics.jsonl; rows of validation and of samples hold the step and their own metrics only."""
 
+TRACKER_KEYS = {
+    "tracker": "name of the tracker",
+    "project, entity, server": "where the run is sent; null or empty for the tracker's defaults",
+    "id": "identity of the run there: a resumed run continues it",
+    "url": "address or folder of the results",
+    "settings_hash": "hash of the settings that were sent",
+    "last_index": "number of the last row (wandb's own step)",
+    "complete": "true if a finished run was sent to its end",
+    "updated": "time of the last change, in seconds since 1970",
+    "sent": "steps that were sent, by metric, as ranges [first, last]; `samples` are the images",
+}
+"""An entry of `runs` in tracker.json: one for each tracker and project that the run was sent to."""
+
 STATE_KEYS = {
     "format_version": "version of the checkpoint's format",
     "step": "optimizer steps done",
+    "identity": "hash of the run's settings and inputs, so that a checkpoint of another run is not used",
     "state": "skipped_steps (those with non-finite numbers), micro_batch_size (images per forward pass)",
 }
 """state.json of a checkpoint."""

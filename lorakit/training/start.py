@@ -6,38 +6,23 @@ The Python API calls the same functions and then trains in its own process.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lorakit import manifest
+from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe, load_recipe, training_settings
 from lorakit.core import launch, storage
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.core.progress import print_line
 from lorakit.models import base_model
-from lorakit.training import run_changes, run_folder, run_identity, run_results
+from lorakit.training import crashes, data_folders, run_changes, run_folder, run_identity, run_results
 from lorakit.training.run_folder import RunFolder
 
-PrepareFn = Callable[[Path, Recipe, str | None], object]
-"""Called with (folder, recipe, trigger word) to prepare a plain folder of images."""
-
-
-@dataclass(frozen=True)
-class PlainFolder:
-    """A folder of images without a manifest; class images have no trigger word."""
-
-    path: Path
-    trigger: str | None
-
-
-def plain_folders(recipe: Recipe) -> Iterator[PlainFolder]:
-    """Yield the folders of a recipe that have to be prepared before training."""
-    for path, trigger in ((recipe.dataset, recipe.trigger), (recipe.class_images, None)):
-        if path and path.is_dir() and not (path / manifest.MANIFEST_FILE).exists():
-            yield PlainFolder(path, trigger)
+PrepareFn = Callable[[Concept, Recipe], object]
+"""Called to prepare a concept's plain folder of images."""
 
 
 def prepare_training(recipe: Recipe, prepare: PrepareFn) -> None:
@@ -51,8 +36,8 @@ def prepare_training(recipe: Recipe, prepare: PrepareFn) -> None:
         slider.generate_slider_images(recipe)
     RunFolder(recipe.out).check_paths(recipe)
     base_model.resolve_base(recipe.base)
-    for folder in plain_folders(recipe):
-        prepare(folder.path, recipe, folder.trigger)
+    for concept in data_folders.unprepared_concepts(recipe):
+        prepare(concept, recipe)
 
 
 def start_fresh(recipe: Recipe, file: str = "") -> str:
@@ -90,7 +75,7 @@ def train_in_child(
     prepare_training(recipe, prepare)
     options = [launch.ACCEPT_CHANGES] if accept_changes else []
     command = launch.training_command(file, [*overrides, *options], num_processes=num_processes)
-    return launch.run_training(command)
+    return launch.run_training(command, functools.partial(crashes.explain_crash, recipe.out))
 
 
 def recorded_num_processes(run: Path) -> int:
@@ -145,16 +130,10 @@ def finished_adapter(recipe: Recipe, num_processes: int = 1) -> Path | None:
 
 def _has_same_inputs(recipe: Recipe, inputs: Mapping[str, str]) -> bool:
     stored = load_recipe(run_folder.run_recipe_file(recipe.out))
-    folders = {"dataset": recipe.dataset, "class_images": recipe.class_images}
-    fingerprints = {key: _fingerprints(folder) for key, folder in folders.items() if folder}
     init_from = recipe.init_from.resolve() if recipe.init_from else None
     same_base = recipe.base == stored.base or stored.base.startswith(f"{recipe.base}@")
     return (
         (same_base or base_model.absolute_spec(recipe.base) == stored.base)
         and init_from == stored.init_from
-        and all(inputs.get(key) in values for key, values in fingerprints.items())
+        and data_folders.has_same_data(recipe, inputs)
     )
-
-
-def _fingerprints(folder: Path) -> tuple[str, str]:
-    return manifest.dataset_fingerprints([record for record in manifest.load_manifest(folder) if record.keep])

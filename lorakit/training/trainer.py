@@ -13,11 +13,21 @@ from accelerate import Accelerator
 
 from lorakit import adapters
 from lorakit.adapters.formats import export_adapter
+from lorakit.config.recipe import TrackerConfig
 from lorakit.core import storage
 from lorakit.core.errors import Interrupted
 from lorakit.core.progress import Progress
-from lorakit.training import checkpoint, optimizers, sample_sheet, trackers, training_report
+from lorakit.training import (
+    checkpoint,
+    optimizers,
+    run_identity,
+    run_results,
+    sample_sheet,
+    trackers,
+    training_report,
+)
 from lorakit.training.monitor import TrainingMonitor
+from lorakit.training.run_changes import SessionChanges
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.setup import Session
 from lorakit.training.step import StepResult, TrainerState, TrainingStep, collective
@@ -31,6 +41,7 @@ class Trainer:
         self.recipe = session.recipe
         self.training_step = TrainingStep(session, accelerator, self.log)
         self.metadata = adapters.pack_metadata(session.adapter_metadata())
+        self.identity = ""
         self.stop_signal = 0
         self.monitoring = False
 
@@ -51,9 +62,15 @@ class Trainer:
 
     # checkpoints and results
 
-    def resume(self) -> None:
-        """Load the newest valid checkpoint; a run starts at step 0 only if it never had one."""
-        latest = checkpoint.latest_valid_checkpoint(self.run.path)
+    def resume(self, changes: SessionChanges | None = None) -> None:
+        """Load the newest valid checkpoint, and record the changes with which this session goes on.
+
+        A run starts at step 0 only if it never had a checkpoint.
+        """
+        record = self.run.record()
+        latest = checkpoint.latest_valid_checkpoint(
+            self.run.path, run_identity.known_identities(record), saved_step=record.get("checkpoint_step")
+        )
         for problem in latest.problems:
             self.log(f"{problem}; falling back to the one before")
         if (saved := latest.checkpoint) is not None:
@@ -62,10 +79,15 @@ class Trainer:
             )
             step = self.training_step
             optimizers.load_optimizer_state_dict(step.optimizer, step.parameters, saved.optimizer)
-            step.state = TrainerState(saved.step, **saved.state)
+            step.restore_state(saved.step, saved.state)
+            # another number of processes may divide the batch in another way
+            self.state.micro_batch_size = min(self.state.micro_batch_size, self.recipe.train.batch_size)
             self.log(f"resuming from step {saved.step}")
         if self.is_main_process:
             self.run.rewind_metrics(self.state.step)
+            if changes:
+                changes.record(self.run, self.state.step)
+            self.identity = run_identity.identity_hash(self.run.record())
 
     def save_checkpoint(self) -> None:
         """Write the whole state."""
@@ -76,13 +98,15 @@ class Trainer:
             step=self.state.step,
             adapter=adapters.adapter_state_dict(self.session.networks),
             optimizer=optimizers.optimizer_state_dict(step.optimizer, step.parameters),
-            state={
-                "skipped_steps": self.state.skipped_steps,
-                "micro_batch_size": self.state.micro_batch_size,
-            },
+            state=self.state.to_json(),
+            identity=self.identity,
         )
-        max_checkpoints = self.recipe.train.keep_checkpoints
-        checkpoint.save_checkpoint(self.run.path, saved, self.metadata, max_checkpoints=max_checkpoints)
+        checkpoint.save_checkpoint(self.run.path, saved, self.metadata)
+        self.run.update_record(checkpoint_step=self.state.step)
+        keep = self.recipe.train.keep_optimizer_states
+        if removed := checkpoint.remove_optimizer_states(self.run.path, keep):
+            steps = ", ".join(map(str, removed))
+            self.log(f"optimizer state of step {steps} removed (train.keep_optimizer_states); adapter kept")
 
     def save_results(self) -> None:
         """Write the finished adapter, its exports and the training report."""
@@ -90,30 +114,41 @@ class Trainer:
             return
         tensors = adapters.adapter_state_dict(self.session.networks)
         metadata = adapters.pack_metadata(self.session.adapter_metadata() | {"step": self.state.step})
-        file = storage.write_safetensors(self.run.adapter_file, tensors, metadata)
-        self._export(file)
+        adapter = storage.write_safetensors(self.run.adapter_file, tensors, metadata)
+        exports, consumers = self._export(adapter)
         sample_sheet.refresh_contact_sheet(self.run.path)
-        training_report.write_training_report(self.run, self.recipe, "done")
+        report = training_report.write_training_report(self.run, self.recipe, "done")
         storage.fsync_file(self.run.metrics_file)
-        self.run.update_record(status="done", step=self.state.step)  # last: a crash before repeats all this
+        # last: a crash before repeats all this
+        run_results.record_results(self.run, self.state.step, [adapter, *exports, report], consumers)
 
-    def _export(self, file: Path) -> None:
-        """Export the adapter for each consumer that the recipe names; one file may serve several."""
-        served: set[str] = set()
+    def _export(self, file: Path) -> tuple[list[Path], list[str]]:
+        """Export the adapter for each consumer that the recipe names; return the files and all consumers.
+
+        One file may serve several.
+        """
+        files, served = dict[Path, None](), set[str]()
         for consumer in self.recipe.export:
             if consumer not in served:
                 folder = self.run.path / "exports"
                 exports = export_adapter(file, consumer, folder, base=self.session.base_folder)
-                served |= {name for exported in exports for name in exported.consumers}
+                files |= dict.fromkeys(exported.path for exported in exports)
+                served |= {consumer, *(name for exported in exports for name in exported.consumers)}
+        return list(files), sorted(served)
 
     # the loop
 
     def fit(self) -> None:
         """Train to the last step, with checkpoints, samples and validation on the way."""
-        name = self.recipe.tracker if self.is_main_process else "none"
-        tracker = trackers.TrackerProcess(name, self.run.path, self.recipe.dump())
-        monitor = TrainingMonitor(self.session, self.run, self.training_step.loss, tracker)
+        config = self.recipe.tracker_config if self.is_main_process else TrackerConfig(name="none")
+        with trackers.TrackerProcess(config, self.run.path, self.log) as tracker:
+            self._train_steps(tracker)
+            self.save_results()
+
+    def _train_steps(self, tracker: trackers.TrackerProcess) -> None:
+        monitor = TrainingMonitor(self.session, self.run, self.training_step.loss)
         self._run_monitor(monitor)
+        tracker.report(self.state.step)
         total_steps = self.recipe.train.steps
         smoothed: float | None = None
         quiet = not self.is_main_process
@@ -121,29 +156,30 @@ class Trainer:
             while self.state.step < total_steps:
                 start = time.monotonic()
                 result = self.training_step.run()
-                self.log_step(tracker, result, time.monotonic() - start)
+                self.log_step(result, time.monotonic() - start)
                 if smoothed is None or math.isnan(smoothed):
                     smoothed = result.loss
                 smoothed = 0.95 * smoothed + 0.05 * result.loss
                 progress.update(self.state.step, f"loss {smoothed:.4f}")
-                self._after_step(monitor)
-        self.save_results()
-        tracker.close()
+                try:
+                    self._after_step(monitor)
+                finally:
+                    tracker.report(self.state.step)
 
-    def log_step(self, tracker: trackers.TrackerProcess, result: StepResult, seconds: float) -> None:
+    def log_step(self, result: StepResult, seconds: float) -> None:
         """Append a finished step's row to metrics.jsonl; numbers that are not finite are null."""
         if not self.is_main_process:
             return
         values = {
             "loss": result.loss,
             "grad_norm": result.grad_norm,
-            "lr": self.training_step.optimizer.param_groups[0]["lr"],
+            **self.training_step.learning_rates(),
             "step_seconds": round(seconds, 4),
         }
+        if self.state.loss_scale:
+            values["loss_scale"] = self.state.loss_scale.value
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
         storage.append_jsonl(self.run.metrics_file, {"step": self.state.step, **row})
-        finite = {name: value for name, value in row.items() if value is not None}
-        tracker.log_metrics(finite, self.state.step)
 
     def _after_step(self, monitor: TrainingMonitor) -> None:
         """Save a checkpoint if one is due, then stop if asked to, else sample and validate."""

@@ -23,7 +23,7 @@ from lorakit import adapters
 from lorakit.config import recipe
 from lorakit.core import rng
 from lorakit.data import batch_sampler
-from lorakit.training import optimizers, run_plan, setup, trackers
+from lorakit.training import optimizers, run_changes, run_plan, setup
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.trainer import Trainer
 from tests import runs
@@ -56,7 +56,7 @@ def make_trainer(base: str, folder: Path) -> Trainer:
     accelerator = Accelerator(cpu=True)
     session = setup.build_session(loaded, plan, accelerator.device, main=True, wait_for_everyone=lambda: None)
     run = RunFolder(folder / base)
-    run.start_or_resume(loaded, plan.input_hashes)
+    run_changes.start_or_resume(run, loaded, {**plan.input_hashes, "num_processes": 1})
     return Trainer(session, accelerator, run)
 
 
@@ -108,12 +108,11 @@ def measure(base: str, *, rounds: int, steps: int) -> dict[str, Any]:
         folder = Path(name)
         trainer = make_trainer(base, folder)
         take_bare_step = bare_step(base, folder, rounds * steps + 1)
-        tracker = trackers.TrackerProcess("none", folder, {})
 
         def take_full_step(number: int) -> float:
             """Do everything that the training loop does in a step: the step, its metrics, the heartbeat."""
             result = trainer.training_step.run()
-            trainer.log_step(tracker, result, 0.0)
+            trainer.log_step(result, 0.0)
             trainer.run.heartbeat("train", number, rounds * steps, 0.0)
             return result.loss
 

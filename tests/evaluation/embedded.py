@@ -75,7 +75,7 @@ def train(folder: Path, data: Path, *, steps: int, save_every: int, lr: float, *
             "steps": steps,
             "batch_size": 8,
             "save_every": save_every,
-            "keep_checkpoints": 100,
+            "keep_optimizer_states": 100,
             "precision": "fp32",
         },
         "trigger": CONCEPT.word,

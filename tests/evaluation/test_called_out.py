@@ -37,7 +37,7 @@ def train(folder: Path, data: Path, *, steps: int, save_every: int, batch: int, 
         "steps": steps,
         "batch_size": batch,
         "save_every": save_every,
-        "keep_checkpoints": 100,
+        "keep_optimizer_states": 100,
         "precision": "fp32",
     }
     return embedded.train(folder, data, steps=steps, save_every=save_every, lr=lr, train=settings)

@@ -51,36 +51,35 @@ def make_checkpoint(step: int) -> checkpoint.Checkpoint:
         {"unet.a.lora_A.weight": torch.full((2, 3), float(step))},
         {"a|state1": torch.arange(6, dtype=torch.uint8) + step, "a|step": torch.tensor(step)},
         {"skipped_steps": []},
+        "run",
     )
 
 
-def write_steps(run: Path, first: int, last: int, max_checkpoints: int) -> None:
+def write_steps(run: Path, first: int, last: int, keep: int) -> None:
     """Write what a run writes at each step: a row, and a checkpoint at every second one."""
     for step in range(first, last + 1):
         storage.append_jsonl(run / "metrics.jsonl", {"step": step})
         if step % 2 == 0:
-            checkpoint.save_checkpoint(
-                run, make_checkpoint(step), {"format": "pt"}, max_checkpoints=max_checkpoints
-            )
+            checkpoint.save_checkpoint(run, make_checkpoint(step), {"format": "pt"})
+            checkpoint.remove_optimizer_states(run, keep)
 
 
-def commits(root: Path, max_checkpoints: int) -> list[str]:
+def commits(root: Path, keep: int) -> list[str]:
     """Write three checkpoints, stopped by a crash or a power cut at every operation: the last committed one,
     or a later one, must be left, with all rows up to it, and it must be possible to resume from it."""
     with power_cut.following(root / "first") as disk:
-        write_steps(root / "first/run", 1, 6, max_checkpoints)
+        write_steps(root / "first/run", 1, 6, keep)
     problems = protocol(disk.instants)
     for kind, seen in (("crash", disk.instants), ("power cut", disk.cuts)):
         for instant in instants.distinct(seen):
             instants.lay_out(instant.tree, root / "again")
             problems += [
-                f"{kind} {instant}: {line}"
-                for line in _problems_of(root / "again/run", instant, max_checkpoints)
+                f"{kind} {instant}: {line}" for line in _problems_of(root / "again/run", instant, keep)
             ]
     return problems
 
 
-def _problems_of(run: Path, instant: Instant, max_checkpoints: int) -> list[str]:
+def _problems_of(run: Path, instant: Instant, keep: int) -> list[str]:
     try:
         saved = checkpoint.latest_valid_checkpoint(run).checkpoint
         step = saved.step if saved else 0
@@ -92,7 +91,7 @@ def _problems_of(run: Path, instant: Instant, max_checkpoints: int) -> list[str]
         rows = storage.read_jsonl(file, torn_tail=True) if file.exists() else []
         if [row["step"] for row in rows[:step]] != list(range(1, step + 1)):
             return [f"rows up to step {step} are missing"]
-        write_steps(run, step + 1, 8, max_checkpoints)
+        write_steps(run, step + 1, 8, keep)
         latest = checkpoint.latest_valid_checkpoint(run)
         complete = latest.checkpoint and latest.checkpoint.step == 8 and not latest.problems
         return [] if complete else ["cannot be resumed"]
@@ -102,7 +101,7 @@ def _problems_of(run: Path, instant: Instant, max_checkpoints: int) -> list[str]
 
 def protocol(seen: list[Instant]) -> list[str]:
     """Check the order of a commit: every file written and synced, the checksums last, the folder renamed, old
-    checkpoints removed. (Power cuts show that the folder and its parent are synced.)"""
+    optimizer states removed. (Power cuts show that the folder and its parent are synced.)"""
     problems, folder, written, pending = [], "", list[str](), 0
     for instant in seen:
         parent, _, name = instant.path.rpartition("/")

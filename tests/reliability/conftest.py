@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lorakit.training import run_folder
+from lorakit.training import run_identity
 from tests.reliability import instants, tiny_training
 from tests.reliability.instants import Instant
 from tests.reliability.tiny_training import Finished, TinyTraining
@@ -24,7 +24,7 @@ def _quick() -> Iterator[None]:
     `power_cut` shows). And the installed versions do not change meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
-        patch.setattr(run_folder, "package_versions", functools.cache(run_folder.package_versions))
+        patch.setattr(run_identity, "package_versions", functools.cache(run_identity.package_versions))
         yield
 
 

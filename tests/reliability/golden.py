@@ -34,8 +34,8 @@ def make(run: Path) -> Path:
         optimizer.step()
     adapter = {f"unet.{name}": parameter.detach().clone() for name, parameter in trained}
     moments = optimizers.optimizer_state_dict(optimizer, trained)
-    saved = checkpoint.Checkpoint(2, adapter, moments, {"skipped_steps": [1], "micro_batch_size": 1})
-    return checkpoint.save_checkpoint(run, saved, {"format": "pt", "lorakit": "{}"}, max_checkpoints=1)
+    saved = checkpoint.Checkpoint(2, adapter, moments, {"skipped_steps": [1], "micro_batch_size": 1}, "run")
+    return checkpoint.save_checkpoint(run, saved, {"format": "pt", "lorakit": "{}"})
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ FORMATS = sorted(path.name for path in golden.FOLDER.glob("format-*"))
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("part", ["adapter", "optimizer"])
 def test_a_non_finite_tensor_is_refused_and_nothing_is_written(tmp_path, part, value):
-    checks.write_steps(tmp_path, 1, 2, max_checkpoints=1)
+    checks.write_steps(tmp_path, 1, 2, keep=1)
     before = instants.capture(tmp_path)
     bad = checks.make_checkpoint(4)
     getattr(bad, part)["bad"] = torch.tensor([1.0, value])
     with pytest.raises(NumericError, match="not finite") as caught:
-        checkpoint.save_checkpoint(tmp_path, bad, {}, max_checkpoints=1)
+        checkpoint.save_checkpoint(tmp_path, bad, {})
     assert "bad" in str(caught.value)
     assert instants.capture(tmp_path) == before
 
@@ -54,7 +54,7 @@ def test_the_current_format_is_written_unchanged(tmp_path):
     """Reading the golden file and writing it again gives the same bytes."""
     run = golden.FOLDER / f"format-{checkpoint.FORMAT_VERSION}"
     saved = checkpoint.latest_valid_checkpoint(run).checkpoint
-    checkpoint.save_checkpoint(tmp_path, saved, {"format": "pt", "lorakit": "{}"}, max_checkpoints=1)
+    checkpoint.save_checkpoint(tmp_path, saved, {"format": "pt", "lorakit": "{}"})
     assert instants.capture(tmp_path / "checkpoints") == instants.capture(run / "checkpoints")
 
 

@@ -121,7 +121,7 @@ def old_checkpoints_removed_first(patch: Patch) -> None:
 )
 def test_a_checkpoint_can_be_lost_with(mutate, tmp_path, monkeypatch):
     mutate(monkeypatch)
-    assert checks.commits(tmp_path, max_checkpoints=1)
+    assert checks.commits(tmp_path, keep=1)
 
 
 @pytest.mark.parametrize(

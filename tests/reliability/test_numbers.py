@@ -75,7 +75,7 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(recorded, poison, 
     training, _, _ = recorded(base, False)
     training.delete_run()
     poison(POISONS[kind], {7})
-    code, output = training.train("train.save_every=1", "train.keep_checkpoints=20")
+    code, output = training.train("train.save_every=1", "train.keep_optimizer_states=20")
     assert code == 0, output
     before, after = at(training, 7), at(training, 8)
     assert same(before.adapter, after.adapter)
@@ -125,7 +125,7 @@ def test_a_loss_spike_is_clipped(recorded, poison):
     training, _, _ = recorded(DIT, False)
     training.delete_run()
     poison(lambda loss: loss * 1e6, {7})
-    assert training.train("train.save_every=1", "train.keep_checkpoints=20")[0] == 0
+    assert training.train("train.save_every=1", "train.keep_optimizer_states=20")[0] == 0
     row = next(row for row in storage.read_jsonl(training.run / "metrics.jsonl") if row["step"] == 8)
     assert row["grad_norm"] > 1e3
     rate = row["lr"]

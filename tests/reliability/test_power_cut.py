@@ -39,17 +39,17 @@ def test_a_power_cut_after_the_end_loses_no_row(recorded):
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("max_checkpoints", [1, 2])
-def test_commit_and_prune_always_leave_the_last_committed_checkpoint(tmp_path, max_checkpoints):
-    assert checks.commits(tmp_path, max_checkpoints) == []
+@pytest.mark.parametrize("keep", [1, 2])
+def test_commit_and_prune_always_leave_the_last_committed_checkpoint(tmp_path, keep):
+    assert checks.commits(tmp_path, keep) == []
 
 
 def test_committing_the_same_step_again_never_leaves_it_missing(tmp_path):
     """A stop between two steps commits a step that may be committed already."""
     run = tmp_path / "state/run"
-    checks.write_steps(run, 1, 2, max_checkpoints=1)
+    checks.write_steps(run, 1, 2, keep=1)
     with power_cut.following(tmp_path / "state") as disk:
-        checkpoint.save_checkpoint(run, checks.make_checkpoint(2), {"format": "pt"}, max_checkpoints=1)
+        checkpoint.save_checkpoint(run, checks.make_checkpoint(2), {"format": "pt"})
     for instant in [*instants.distinct(disk.instants), *instants.distinct(disk.cuts)]:
         instants.lay_out(instant.tree, tmp_path / "again")
         latest = checkpoint.latest_valid_checkpoint(tmp_path / "again/run")

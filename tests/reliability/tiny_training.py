@@ -23,7 +23,7 @@ from tests import runs, tiny
 
 STEPS = 20
 SAVE_EVERY = 5
-MAX_CHECKPOINTS = 2
+KEPT_STATES = 2
 BASES = {  # a U-Net and a DiT, and a few of their linear layers
     "sd15": ["attn2.to_q", "attn2.to_v"],
     "sd3-no-t5": ["to_q", "to_v"],
@@ -35,7 +35,7 @@ RECIPE: dict[str, Any] = {
         "steps": STEPS,
         "batch_size": 1,
         "save_every": SAVE_EVERY,
-        "keep_checkpoints": MAX_CHECKPOINTS,
+        "keep_optimizer_states": KEPT_STATES,
         "precision": "fp32",
     },
 }
@@ -109,8 +109,8 @@ class TinyTraining:
         except Exception as error:
             return [f"unfinished: {error}"]
         problems = [] if record["status"] == "done" else [f"status {record['status']}"]
-        if len(committed(self.run)) < MAX_CHECKPOINTS:
-            problems.append("fewer checkpoints than train.keep_checkpoints")
+        if len(committed(self.run)) < KEPT_STATES:
+            problems.append("fewer optimizer states than train.keep_optimizer_states")
         for part in ("adapter", "rows", "checkpoint", "samples"):
             one, other = getattr(own, part), getattr(reference, part)
             if one != other:
@@ -185,6 +185,6 @@ def make(root: Path, base: str, *, monitored: bool, **changes: Any) -> TinyTrain
 
 
 def committed(run: Path) -> list[int]:
-    """Steps whose checkpoint is complete."""
+    """Steps whose checkpoint is complete, with its optimizer state."""
     names = {step: checkpoint.step_folder(run, step) for step in checkpoint.checkpoint_steps(run)}
     return [step for step, folder in names.items() if storage.find_folder_damage(folder) is None]

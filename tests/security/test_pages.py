@@ -14,7 +14,7 @@ from lorakit import reports
 from lorakit.config import recipe
 from lorakit.core import storage
 from lorakit.reports.html import CONTENT_SECURITY_POLICY
-from lorakit.training import training_report
+from lorakit.training import run_changes, training_report
 from lorakit.training.run_folder import RunFolder
 from tests import runs
 from tests.security import pages
@@ -78,7 +78,7 @@ def test_hostile_prompts_and_names_are_inert_in_the_report_of_a_run(tmp_path):
     }
     parsed = recipe.parse_recipe(tree)
     run = RunFolder(Path(parsed.out))
-    run.start_or_resume(parsed, {"dataset": "d", "base": pages.ATTACKS[0]})
+    run_changes.start_or_resume(run, parsed, {"dataset": "d", "base": pages.ATTACKS[0], "num_processes": 1})
     storage.append_jsonl(run.metrics_file, {"step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 1e-4})
     folder = run.path / "samples" / "step-00000000"
     rows = []

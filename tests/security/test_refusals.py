@@ -15,7 +15,7 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.models import base_model
 from lorakit.models.families import pipeline_folder as folders
-from lorakit.training import run_plan
+from lorakit.training import run_changes, run_plan
 from lorakit.training.run_folder import RunFolder
 from tests import runs, tiny
 
@@ -44,7 +44,9 @@ def start(chosen: recipe.Recipe) -> None:
     """Do what a run does before it loads a model."""
     run = RunFolder(chosen.out)
     run.check_paths(chosen)
-    run.start_or_resume(chosen, run_plan.plan_training(chosen, lambda text: None).input_hashes)
+    inputs = run_plan.plan_training(chosen, lambda text: None).input_hashes
+    run_changes.start_or_resume(run, chosen, {**inputs, "num_processes": 1})
+    run.update_record(checkpoint_step=1)
 
 
 def refusal(chosen: recipe.Recipe) -> str:
@@ -102,11 +104,13 @@ CHOICES = {
     "textual_inversion": {"token": "blorp", "initializer_token": "dog"},
     "slider": {"target_prompt": "a ring", "positive_prompt": "a big ring", "negative_prompt": "a small ring"},
     "train.precision": "fp32",
+    "train.extended_at": [1],
     "memory": {"gradient_checkpointing": 1},
     "trigger": "sks",
     "class_noun": "dog",
 }
 COMPANIONS: dict[str, dict[str, Any]] = {  # keys that another key needs
+    "train.steps": {"optimizer": {"schedule": "cosine"}},
     "objective.mode_scale": {"objective": {"timesteps": "mode"}},
     "objective.min_snr_gamma": {"objective": {"weighting": "min_snr"}},
     "objective.prior_loss_weight": {"class_images": "class"},
@@ -126,9 +130,10 @@ def training_keys() -> list[str]:
 
 @pytest.mark.parametrize("key", [key for key in training_keys() if key not in ONE_VALUE])
 def test_a_run_refuses_to_resume_with_a_setting_that_would_change_its_bytes(key, data, tmp_path):
-    run, inputs = RunFolder(tmp_path / "run"), {"data": "d", "base": "b"}
+    run, inputs = RunFolder(tmp_path / "run"), {"data": "d", "base": "b", "num_processes": 1}
     plain = parsed(data, tmp_path / "run", train={"precision": "bf16"}, **COMPANIONS.get(key, {}))
-    run.start_or_resume(plain, inputs)
+    run_changes.start_or_resume(run, plain, inputs)
+    run.update_record(checkpoint_step=1)
     tree = plain.dump()
     *above, last = key.split(".")
     node = tree
@@ -142,8 +147,8 @@ def test_a_run_refuses_to_resume_with_a_setting_that_would_change_its_bytes(key,
     else:
         assert isinstance(old, int | float), f"{key}: give another value in CHOICES"
         node[last] = old + 16 if isinstance(old, int) else old / 2 + 0.01
-    with pytest.raises(ConfigError, match="started with something else") as caught:
-        run.start_or_resume(recipe.parse_recipe(tree), inputs)
+    with pytest.raises(ConfigError, match=r"started with something else|cannot go on") as caught:
+        run_changes.start_or_resume(run, recipe.parse_recipe(tree), inputs)
     assert f"{key}: " in str(caught.value) or f"{key}." in str(caught.value)  # a section, by its keys
     assert (
         recipe.load_recipe(run.path / "recipe.yaml").dump()[key.split(".")[0]]
@@ -176,7 +181,7 @@ def test_settings_that_may_change_do_not_change_a_byte(data, tmp_path):
         "samples": {"prompts": str(prompts), "every": 1, "num_inference_steps": 1},
         "tracker": "wandb",
         "export": ["diffusers"],
-        "train": common["train"] | {"save_every": 1, "keep_checkpoints": 1},
+        "train": common["train"] | {"save_every": 1, "keep_optimizer_states": 1},
         "validate": common["validate"] | {"every": 1},
     }
     assert {key.split(".")[0] for key in recipe.NON_TRAINING_KEYS} == set(other)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lorakit.config.recipe import OptimizerConfig
+from lorakit.config.recipe import OptimizerConfig, TrainConfig
 from lorakit.core.errors import DataError
 from lorakit.training import optimizers
 
@@ -75,12 +75,20 @@ def test_a_state_of_another_adapter_is_refused():
 
 
 def test_schedules():
-    rate = lambda step, **s: optimizers.learning_rate(step, 100, OptimizerConfig(lr=2.0, **s))  # noqa: E731
+    rate = lambda step, **s: optimizers.learning_rate(step, range(100), OptimizerConfig(lr=2.0, **s))  # noqa: E731
     assert [rate(k) for k in (0, 50, 99)] == [2, 2, 2]
     assert [rate(k, warmup=4) for k in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert rate(50, schedule="linear") == pytest.approx(1.0)
     assert rate(25, schedule="cosine") == pytest.approx(1 + math.cos(math.pi / 4))
     assert rate(99, schedule="cosine", warmup=10) < 0.01
+
+
+def test_an_extension_starts_the_schedule_again_without_warmup():
+    config = OptimizerConfig(lr=2.0, schedule="linear", warmup=2)
+    train = TrainConfig(steps=8, extended_at=[4])
+    rates = [optimizers.learning_rate(step, train.schedule_stage(step), config) for step in range(8)]
+    assert rates == [1.0, 2.0, 2.0, 1.0, 2.0, 1.5, 1.0, 0.5]
+    assert train.schedule_stage(8) == range(4, 8)  # after the last step
 
 
 def test_lora_plus_makes_b_learn_faster_by_the_ratio():

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import itertools
+import os
+import threading
+import time
+
+import psutil
 import pytest
 import yaml
 
 from lorakit.config import recipe as recipes
 from lorakit.core import storage
-from lorakit.core.errors import ConfigError
+from lorakit.core.errors import ConfigError, DataError
+from lorakit.training.run_changes import start_or_resume
 from lorakit.training.run_folder import RunFolder
 
 INPUTS = {"dataset": "d" * 64, "base": "b" * 64, "num_processes": 1}
@@ -19,26 +26,10 @@ def recipe(tmp_path):
     )
 
 
-def test_a_run_is_resumed_with_the_same_settings_and_inputs_only_and_names_any_difference(recipe):
-    run = RunFolder(recipe.out)
-    run.start_or_resume(recipe, INPUTS)
-    run.start_or_resume(recipe, INPUTS)
-    other_output = recipes.parse_recipe(recipe.dump() | {"tracker": "wandb", "train": {"save_every": 7}})
-    run.start_or_resume(other_output, INPUTS)
-    with pytest.raises(ConfigError, match=r"dataset: d+ -> e+"):
-        run.start_or_resume(recipe, INPUTS | {"dataset": "e" * 64})
-    with pytest.raises(ConfigError, match=r"adapter\.rank: 16 -> 8"):
-        run.start_or_resume(recipes.parse_recipe(recipe.dump() | {"adapter": {"rank": 8}}), INPUTS)
-    record = storage.read_json(run.path / "run.json")
-    storage.write_json(run.path / "run.json", record | {"versions": record["versions"] | {"torch": "1.0"}})
-    with pytest.raises(ConfigError, match=r"torch: 1\.0 -> "):
-        run.start_or_resume(recipe, INPUTS)
-
-
 def test_the_stored_recipe_has_absolute_paths_and_loads(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = recipes.parse_recipe(recipe.dump() | {"dataset": "data", "out": "run"})
-    RunFolder(relative.out).start_or_resume(relative, INPUTS)
+    start_or_resume(RunFolder(relative.out), relative, INPUTS)
     monkeypatch.chdir("/")
     stored = recipes.load_recipe(tmp_path / "run/recipe.yaml")
     assert stored.dataset == tmp_path / "data"
@@ -66,7 +57,7 @@ def test_the_heartbeat_has_the_phase_and_the_progress(recipe):
     run = RunFolder(recipe.out)
     run.heartbeat("latents", 3, 10, 12.6)
     assert not run.path.exists()  # nothing is written before the run exists
-    run.start_or_resume(recipe, INPUTS)
+    start_or_resume(run, recipe, INPUTS)
     run.heartbeat("train", 3, 10, 12.6)
     beat = storage.read_json(run.path / "heartbeat.json")
     assert (beat["phase"], beat["step"], beat["total_steps"], beat["seconds_left"]) == ("train", 3, 10, 13)
@@ -93,10 +84,95 @@ def test_a_refused_or_crashed_start_leaves_a_usable_folder(recipe):
     run.log("before the run exists")
     with run.lock():
         pass
-    (run.path / ".partial-1-run.json").write_text("{")  # a crash in the middle of the first write
+    (run.path / ".partial-0-run.json").write_text("{")  # a crash in the middle of the first write
     RunFolder(recipe.out).check_paths(recipe)
-    run.start_or_resume(recipe, INPUTS)
+    start_or_resume(run, recipe, INPUTS)
     run.log("later")
     assert (run.path / "log.txt").read_text() == "before the run exists\nlater\n"
-    run.start_or_resume(recipe, INPUTS)
-    assert not list(run.path.glob(".partial-*"))
+    start_or_resume(run, recipe, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "stays"),
+    [
+        ("eval/.partial-{alive}-a", 9000, True),  # its writer is running
+        ("exports/.partial-{dead}-a", 60, True),  # perhaps a writer on another machine
+        (".partial-{dead}-a", 9000, False),
+        ("eval/images/.partial-{dead}-a", 9000, False),
+        ("checkpoints/.partial-step-00000004", 0, False),  # only the holder of the lock writes there
+        ("checkpoints/.partial-{alive}-a", 0, False),
+    ],
+)
+def test_a_start_removes_only_files_that_nobody_is_writing(recipe, name, age, stays):
+    run = RunFolder(recipe.out)
+    start_or_resume(run, recipe, INPUTS)
+    dead = next(pid for pid in range(100_000, 200_000) if not psutil.pid_exists(pid))
+    file = storage.write_text(run.path / name.format(alive=os.getpid(), dead=dead), "x")
+    moment = time.time() - age
+    os.utime(file, (moment, moment))
+    start_or_resume(run, recipe, INPUTS)
+    assert file.exists() == stays
+
+
+def test_others_may_write_below_a_run_while_it_is_started_again(recipe):
+    run = RunFolder(recipe.out)
+    start_or_resume(run, recipe, INPUTS)
+    stop, failures, count = threading.Event(), [], itertools.count()
+
+    def write():
+        while not stop.is_set():
+            try:
+                storage.write_text(run.path / f"eval/{next(count) % 7}.txt", "x" * 1000)
+            except Exception as error:
+                failures.append(error)
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for _ in range(20):
+        start_or_resume(run, recipe, INPUTS)
+    stop.set()
+    for writer in writers:
+        writer.join()
+    assert next(count) > 20
+    assert failures == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        "null",
+        '{"settings": [], "inputs": {}, "versions": {}, "status": "done"}',
+        '{"settings": {}, "inputs": {}, "versions": {}, "status": "finished"}',
+        '{"settings": {"train.steps": "x"}, "inputs": {}, "versions": {}, "status": "done"}',
+        '{"a": 1, "a": 2}',
+        "{",
+        "[" * 3000,
+        '"\\ud800"',
+    ],
+)
+def test_an_edited_record_is_an_error_that_names_the_file(recipe, content):
+    run = RunFolder(recipe.out)
+    start_or_resume(run, recipe, INPUTS)
+    (run.path / "run.json").write_text(content)
+    with pytest.raises(DataError, match=r"run\.json") as caught:
+        start_or_resume(run, recipe, INPUTS)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b'{"loss": 1}', b'{"step": "2"}', b"\xff\xfe", b'{"step": 2, "step": 3}', b"null"]
+)
+def test_an_unreadable_line_of_the_metrics_is_moved_away_and_stops_nothing(recipe, line):
+    run = RunFolder(recipe.out)
+    start_or_resume(run, recipe, INPUTS)
+    run.metrics_file.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n{"step": 4}\n')
+    assert [row["step"] for row in run.metrics()] == [1, 3, 4]
+    run.rewind_metrics(3)
+    assert [row["step"] for row in storage.read_jsonl(run.metrics_file)] == [1, 3]
+    assert "1 lines of metrics.jsonl cannot be read" in (run.path / "log.txt").read_text()
+    assert (run.path / "metrics-unreadable.txt").read_bytes().count(b"\n") == 1
+    run.rewind_metrics(3)
+    assert (run.path / "metrics-unreadable.txt").read_bytes().count(b"\n") == 1

@@ -14,7 +14,7 @@ from lorakit.cli import main
 from lorakit.config.recipe import load_recipe
 from lorakit.core import launch, storage
 from lorakit.models import base_model
-from lorakit.training import run_folder, start
+from lorakit.training import run_changes, run_results, start
 from lorakit.training.run_folder import RunFolder
 from tests import runs
 
@@ -31,9 +31,12 @@ def finished(tmp_path):
         "num_processes": 1,
     }
     run = RunFolder(tmp_path / "run")
-    run.start_or_resume(recipe, inputs)
-    storage.write_bytes(run.adapter_file, b"adapter")
-    run.update_record(status="done")
+    run_changes.start_or_resume(run, recipe, inputs)
+    files = [
+        storage.write_bytes(run.adapter_file, b"adapter"),
+        storage.write_text(run.path / "exports/a", "a"),
+    ]
+    run_results.record_results(run, 12, files, ["comfyui"])
     return file
 
 
@@ -66,14 +69,30 @@ def test_a_finished_run_may_change_what_decides_no_weight(finished):
     assert start.finished_adapter(load_recipe(finished, ["tracker=wandb", "train.save_every=2"]))
 
 
-def test_other_software_or_a_missing_adapter_is_left_to_the_training_process(finished, monkeypatch):
+def test_other_software_changes_nothing_in_a_finished_run(finished):
     recipe = load_recipe(finished)
-    with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "package_versions", lambda: {"torch": "0.1"})
-        assert start.finished_adapter(recipe) is None
+    run = RunFolder(recipe.out)
+    run.update_record(versions=run.record()["versions"] | {"torch": "0.1"})
     assert start.finished_adapter(recipe)
-    (recipe.out / "adapter.safetensors").unlink()
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "exports/a"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_a_missing_or_damaged_result_is_left_to_the_training_process(finished, name, damage):
+    recipe = load_recipe(finished)
+    file = recipe.out / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[0] ^= 1
+        file.write_bytes(content if damage == "flipped" else b"")
     assert start.finished_adapter(recipe) is None
+
+
+def test_an_export_that_a_finished_run_has_not_made_is_left_to_the_training_process(finished):
+    assert start.finished_adapter(load_recipe(finished, ["export=[comfyui]"]))
+    assert start.finished_adapter(load_recipe(finished, ["export=[comfyui,diffusers]"])) is None
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"status": "done"}', "[]"])

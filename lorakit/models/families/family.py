@@ -125,6 +125,11 @@ class Family(ABC):
         module: torch.nn.Module = getattr(pipe, self.components.denoiser)
         return module
 
+    def meta_network(self, folder: str | Path, component: str) -> torch.nn.Module:
+        """Build a component as `load` does, but without weights (on the meta device): its modules and shapes
+        are known before gigabytes are read."""
+        return folders.build_meta_network(folder, component)
+
     def denoiser_components(self, folder: str | Path) -> set[str]:
         """Return the names of the components that `denoiser` needs."""
         present = folders.pipeline_components(Path(folder))
@@ -244,6 +249,12 @@ class Family(ABC):
         config = self._component_config(pipe, self.components.denoiser).config
         levels = len(config.get("down_block_types", [""]))
         return self._spatial_compression(pipe) * self.latents.patch_size * 2 ** (levels - 1)
+
+    def native_side(self, pipe: Any) -> int | None:
+        """Return the side in pixels of the square images that the base model says it generates, or None."""
+        config = self._component_config(pipe, self.components.denoiser).config
+        side = config.get("sample_size") or getattr(pipe, "default_sample_size", None)
+        return side * self._spatial_compression(pipe) if isinstance(side, int) else None
 
     def sample(
         self,
