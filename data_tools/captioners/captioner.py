@@ -34,11 +34,15 @@ class CaptionRequest:
 
 @dataclass(frozen=True)
 class CaptionResponse:
-    """An answer, its tags if the model gives tags, and True if it reached the length limit (`truncated`)."""
+    """An answer, its tags if the model gives tags, and True if it reached the length limit (`truncated`).
+
+    `notes` say what was removed from the answer.
+    """
 
     text: str
     tags: tuple[str, ...] = ()
     truncated: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class CaptionFailure(Exception):
@@ -105,7 +109,7 @@ class ModelFolder:
             raise ConfigError(
                 "not a model folder: it has no config.json", where=str(path.parent), remedy="check the path"
             )
-        value = storage.read_json(path)
+        value = storage.read_json(path, allow_infinity=True)
         if not isinstance(value, dict):
             raise ConfigError(
                 "config.json is not a JSON object", where=str(path), remedy="download the model again"

@@ -264,9 +264,10 @@ def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> P
     return write_bytes(path, Path(source).read_bytes())
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file strictly (`strict_json`). Raises DataError, with file and line, for invalid JSON."""
-    return parse_json(input_files.read_regular(path, strict_json.MAX_BYTES), str(path))
+def read_json(path: str | os.PathLike[str], *, allow_infinity: bool = False) -> Any:
+    """Read a JSON file; see `parse_json`. Raises DataError, with file and line, for invalid JSON."""
+    data = input_files.read_regular(path, strict_json.MAX_BYTES)
+    return parse_json(data, str(path), allow_infinity=allow_infinity)
 
 
 def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list[dict[str, Any]]:

@@ -22,14 +22,17 @@ MAX_NUMBER_LENGTH = 400  # characters of a number with a fraction or an exponent
 _MAX_INTEGER_LENGTH = 20  # 64 bits have at most 20 digits
 
 
-def parse_json(text: str | bytes, where: str, *, remedy: str | None = None) -> Any:
+def parse_json(
+    text: str | bytes, where: str, *, remedy: str | None = None, allow_infinity: bool = False
+) -> Any:
     """Parse a JSON text. Raises DataError, with `where` and `remedy`, for anything that is not plain JSON.
 
     Refused are duplicate keys, more than `MAX_DEPTH` levels, integers of more than 64 bits, numbers too large
     for a float, NaN, lone surrogates, and bytes that are not UTF-8. A byte order mark is skipped.
+    `allow_infinity` accepts NaN and Infinity, which diffusers writes into configurations.
     """
     try:
-        return _parse(_decode(text))
+        return _parse(_decode(text), _LENIENT_DECODER if allow_infinity else _DECODER)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         message = error.msg.removesuffix(" at")
@@ -64,12 +67,12 @@ def count_values(text: str | bytes) -> int:
     return text.count(",") + 4 * (text.count("{") + text.count("["))
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, decoder: json.JSONDecoder) -> Any:
     if count_values(text) > MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES // 1_000_000} million values")
     if not text.strip():
         raise ValueError("the text is empty")
-    value = _DECODER.decode(text)
+    value = decoder.decode(text)
     if text.count("{") + text.count("[") > MAX_DEPTH:
         _check_depth(value)
     if "\\ud" in text or "\\uD" in text:  # usually the two halves of one character
@@ -104,6 +107,7 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
 
 
+_LENIENT_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer, parse_float=_float)
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_integer, parse_float=_float, parse_constant=_constant
 )

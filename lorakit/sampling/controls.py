@@ -63,7 +63,7 @@ class Control:
         import diffusers
 
         folder = self._require_files("config.json")
-        name = str(read_json(folder / "config.json").get("_class_name", ""))
+        name = str(read_json(folder / "config.json", allow_infinity=True).get("_class_name", ""))
         if not name.endswith("ControlNetModel") or not hasattr(diffusers, name):
             raise ValueError(f"{name or 'config.json'} does not name a ControlNet of diffusers")
         denoiser = next(pipe.components[key] for key in ("unet", "transformer") if key in pipe.components)

@@ -22,6 +22,7 @@ from lorakit.adapters.formats.delta_weights import (
 )
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
+from lorakit.core.secret_text import mask_secrets
 from lorakit.models import families
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def build_metadata(
         entries["ss_output_name"] = output_name
         if isinstance(base_name := adapter.lorakit_metadata.get("base"), str):
             entries["ss_sd_model_name"] = PureWindowsPath(base_name).name
-    return entries
+    return {key: mask_secrets(text) for key, text in entries.items()}
 
 
 def _method_summary(deltas: Mapping[str, DeltaWeight], tensors: Mapping[str, torch.Tensor]) -> MethodSummary:
@@ -154,5 +155,7 @@ def _tensor_hash(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _prediction_type(base: Path) -> str:
-    config: dict[str, Any] = storage.read_json(base / "scheduler" / "scheduler_config.json")
+    config: dict[str, Any] = storage.read_json(
+        base / "scheduler" / "scheduler_config.json", allow_infinity=True
+    )
     return "v" if config.get("prediction_type") == "v_prediction" else "epsilon"

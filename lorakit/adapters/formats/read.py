@@ -176,7 +176,9 @@ def _find_in_folder(folder: Path) -> _PeftFolder:
     for name in ADAPTER_FILE_NAMES:
         if (folder / name).is_file():
             config = folder / "adapter_config.json"
-            return _PeftFolder(folder / name, storage.read_json(config) if config.is_file() else None)
+            return _PeftFolder(
+                folder / name, storage.read_json(config, allow_infinity=True) if config.is_file() else None
+            )
     raise ConfigError(
         "there is no adapter in this folder", where=str(folder), remedy="give the .safetensors file itself"
     )

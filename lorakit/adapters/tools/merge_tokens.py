@@ -82,7 +82,7 @@ class EmbeddingMerger:
             # Without eos_token_id CLIP takes the largest id as the end token, which is now a new token.
             changed = {"vocab_size": max(sizes), "eos_token_id": tokenizer.eos_token_id}
             config = out / name / "config.json"
-            storage.write_json(config, storage.read_json(config) | changed)
+            storage.write_json(config, storage.read_json(config, allow_infinity=True) | changed)
 
 
 def _extend_token_table(file: Path, new: _NewVectors) -> int:

@@ -108,7 +108,7 @@ def _detect_library(folder: Path) -> str:
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError("the image encoder has no config.json", where=str(folder))
-    return "timm" if "architecture" in read_json(file) else "transformers"
+    return "timm" if "architecture" in read_json(file, allow_infinity=True) else "transformers"
 
 
 @contextlib.contextmanager

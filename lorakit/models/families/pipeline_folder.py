@@ -132,7 +132,7 @@ def _assemble(
 
 def read_component_config(pipe: Any, component: str) -> ComponentConfig:
     """Read class and configuration of a component that was not loaded, from its JSON."""
-    config = read_json(pipe.lorakit_folder / component / "config.json")
+    config = read_json(pipe.lorakit_folder / component / "config.json", allow_infinity=True)
     return ComponentConfig(config["_class_name"], config)
 
 
@@ -141,19 +141,34 @@ def max_sequence_length(pipe: Any, default: int) -> int:
     return int(getattr(pipe, "lorakit_settings", {}).get("max_sequence_length", default))
 
 
-def weight_shapes(folder: str | Path, component: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each module's weight in a component, from its configuration alone."""
+def build_meta_network(folder: str | Path, component: str) -> torch.nn.Module:
+    """Build a component's network without weights (on the meta device), from its configuration alone.
+
+    Raises ConfigError for a class that neither diffusers nor transformers has.
+    """
     import diffusers
     import torch
+    import transformers
 
-    config = read_json(Path(folder) / component / "config.json")
-    network_class = getattr(diffusers, str(config.get("_class_name")), None)
-    if network_class is None:
-        raise ConfigError(
-            "the network's class is unknown to diffusers", where=str(Path(folder) / component / "config.json")
-        )
-    with torch.device("meta"):
-        network = network_class.from_config(config)
+    path = Path(folder) / component
+    config = read_json(path / "config.json", allow_infinity=True)
+    network: torch.nn.Module
+    if name := config.get("_class_name"):
+        if (network_class := getattr(diffusers, str(name), None)) is not None:
+            with torch.device("meta"):
+                network = network_class.from_config(config)
+            return network
+    elif architectures := config.get("architectures"):
+        if (network_class := getattr(transformers, str(architectures[0]), None)) is not None:
+            with torch.device("meta"):
+                network = network_class(network_class.config_class.from_pretrained(path))
+            return network
+    raise ConfigError("the network's class is unknown to diffusers", where=str(path / "config.json"))
+
+
+def weight_shapes(folder: str | Path, component: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each module's weight in a component, from its configuration alone."""
+    network = build_meta_network(folder, component)
     return {
         key[: -len(".weight")]: tuple(p.shape)
         for key, p in network.named_parameters()

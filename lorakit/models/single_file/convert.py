@@ -53,7 +53,7 @@ def _load_renamed(tensors: dict[str, torch.Tensor], class_name: str, settings: P
     import torch
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    config = storage.read_json(settings / "config.json")
+    config = storage.read_json(settings / "config.json", allow_infinity=True)
     with torch.device("meta"):
         model = getattr(diffusers, class_name).from_config(config)
     if tensors.keys() != model.state_dict().keys():

@@ -50,12 +50,14 @@ def derive_family(folder: Path) -> Family:
             pipeline, f"it needs one denoiser, a VAE and a scheduler, and has {', '.join(classes)}"
         )
     denoiser = denoisers[0]
-    patch_size = read_json(folder / denoiser / "config.json").get("patch_size")
+    patch_size = read_json(folder / denoiser / "config.json", allow_infinity=True).get("patch_size")
     attributes = {
         "name": "derived",
         "title": f"{pipeline}, derived from its call",
         "pipelines": (pipeline,),
-        "objective": _objective(pipeline, read_json(folder / "scheduler" / "scheduler_config.json")),
+        "objective": _objective(
+            pipeline, read_json(folder / "scheduler" / "scheduler_config.json", allow_infinity=True)
+        ),
         "text_networks": tuple(name for name in networks if name not in (denoiser, "vae")),
         "components": ComponentSpec(
             denoiser=denoiser,
