@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from data_tools import duplicates
 from data_tools.captions import collect, lint
+from data_tools.captions.columns import CAPTION_COLUMNS, COLUMNS_UNREAD
 from data_tools.findings import Finding, Level, sort_findings
 from data_tools.listing import Listing
 from data_tools.scan import SCAN_REASONS, note_code
@@ -28,7 +29,14 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "caption_truncated_partly": ("note", "not all text encoders read a caption to its end"),
     "caption_failed": ("warning", "the captioner failed; run the command again to retry"),
     "captions_replaced": ("note", "a model's captions are used instead of the caption files"),
-    "caption_empty": ("warning", "an empty caption file"),
+    "caption_empty": ("warning", "an empty caption"),
+    "answer_cleaned": ("note", "control characters removed from a model's answer"),
+    "caption_parentheses_unescaped": (
+        "note",
+        r"escaped parentheses \( and \) are read as ( and ): the text that the model sees",
+    ),
+    "caption_trigger_filled": ("note", "the trigger word is in place of [trigger] or {trigger}"),
+    "caption_tags_unused": ("note", "tags beside a caption in a JSON file are not trained"),
     "caption_lines_joined": ("note", "several caption lines joined into one caption"),
     "caption_control_characters": ("warning", "control characters removed from a caption"),
     "caption_conflict": (
@@ -74,6 +82,7 @@ def check_dataset(
         *_rejected_images(records),
         *_missing_captions(records),
         *_manifest_notes(records),
+        *_unread_columns(records),
         *_duplicates(records, held_out),
         *_name_collisions(listing, records),
         *_unused_files(listing),
@@ -101,12 +110,26 @@ def _missing_captions(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding("error", "no_caption", f"{len(files)} images have no caption", files)
 
 
+def _unread_columns(records: Sequence[Record]) -> Iterator[Finding]:
+    """Find columns and keys that look like captions and are not read, by their names."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for note in record.notes if record.keep else ():
+            if note_code(note) == COLUMNS_UNREAD:
+                groups[note.partition(": ")[2]].append(record.file)
+    names = " or ".join(CAPTION_COLUMNS)
+    for columns, files in groups.items():
+        message = f"looks like captions and is not read: {columns}; rename what should be trained to {names}"
+        yield Finding("warning", COLUMNS_UNREAD, message, tuple(files))
+
+
 def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
     groups: dict[str, list[str]] = defaultdict(list)
     for record in records:
         if record.keep:
             for code in dict.fromkeys(map(note_code, record.notes)):
                 groups[code].append(record.file)
+    groups.pop(COLUMNS_UNREAD, None)
     for code, files in groups.items():
         level, message = _NOTE_MESSAGES.get(code, ("note", "noted in the manifest"))
         yield Finding(level, code, message, tuple(files))

@@ -1,24 +1,31 @@
 """Collect the captions of each image: from files beside it, metadata, its folder's name, or a template.
 
-Captions of the user come first and are replaced only on request. Nothing is changed silently: text that
-cannot be read is an error with its position, a change (joined lines, removed characters) is a note.
+The order is: caption files, metadata, captions of a model, folder names, template. Captions of the user are
+replaced only on request. Nothing is changed silently: text that cannot be read is an error with its position,
+a change (joined lines, removed characters) is a note.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from data_tools.captions import edits
-from data_tools.captions.metadata import parse_kohya_folder, read_kohya_captions, read_metadata_captions
-from data_tools.captions.text import clean_caption, decode_text
+from data_tools.captions.columns import COLUMNS_UNREAD
+from data_tools.captions.metadata import (
+    MetadataCaption,
+    parse_kohya_folder,
+    read_kohya_captions,
+    read_metadata_captions,
+)
+from data_tools.captions.sidecars import TAGS_UNUSED, ImageCaptions, read_sidecars
+from data_tools.captions.text import UNESCAPED, clean_caption
 from data_tools.listing import CAPTION_SUFFIXES, Listing
-from data_tools.scan import note_code, replace_notes, resolve_inside
+from data_tools.scan import note_code, replace_notes
+from lorakit.config.concepts import default_caption
+from lorakit.core import prompt_syntax
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.core.strict_json import parse_json
-from lorakit.imaging import decode
 from lorakit.manifest import USER_METADATA_NOTE, Caption, Record
 
 REREAD_SOURCES = ("file", "metadata", "folder", "template")  # collected again in every run
@@ -28,18 +35,21 @@ NOTES = frozenset(
         "caption_control_characters",
         "caption_conflict",
         "caption_empty",
+        UNESCAPED,
+        TAGS_UNUSED,
+        COLUMNS_UNREAD,
+        "caption_trigger_filled",
         "user_metadata",
     }
 )
 CAPTIONS_REPLACED = "captions_replaced"  # note of images whose own captions a model's have replaced
-MAX_BYTES = 1 << 20
-_TEXT_KEYS = ("caption", "text", "prompt")
-_JSON_REMEDY = 'write {"caption": "..."}, {"captions": ["...", "..."]} or {"tags": ["...", "..."]}'
+TRIGGER_FILLED = "caption_trigger_filled"
 
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """Sources of captions. `class_noun` and `trigger` give the template "a photo of <trigger> <class_noun>".
+    """Sources of captions. The `template` is the caption of images that have none; by default it is
+    "a photo of <trigger> <class_noun>".
 
     With `caption_extension` (".txt"), only such caption files are read. `caption_edits` (edits.py) apply to
     every caption; None means the edits that the manifest records.
@@ -47,6 +57,7 @@ class CaptionOptions:
 
     class_noun: str | None = None
     trigger: str | None = None
+    template: str | None = None
     caption_from_folder: bool = False
     overwrite_captions: bool = False
     allow_missing_captions: bool = False
@@ -56,8 +67,8 @@ class CaptionOptions:
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work, before any file is read."""
-        if self.overwrite_captions and self.template_caption() is None:
-            remedy = "give --class-noun or --trigger for the caption that replaces the others"
+        if self.overwrite_captions and self.template_caption() is None and not self.caption_from_folder:
+            remedy = "give --class-noun, --trigger or --caption-from-folder for the new caption"
             raise ConfigError(
                 "--overwrite-captions without a new caption", where="overwrite-captions", remedy=remedy
             )
@@ -72,18 +83,7 @@ class CaptionOptions:
 
     def template_caption(self) -> str | None:
         """Return the caption for images without one, or None."""
-        words = [word.strip() for word in (self.trigger or "", self.class_noun or "") if word.strip()]
-        return f"a photo of {' '.join(words)}" if words else None
-
-
-@dataclass
-class _ImageCaptions:
-    """Captions, tags, notes and repeats of one image."""
-
-    captions: list[Caption] = field(default_factory=list)
-    tags: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    repeats: int = 1
+        return self.template or default_caption(self.trigger, self.class_noun)
 
 
 def collect_captions(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:
@@ -144,27 +144,26 @@ def require_captions(records: Sequence[Record], root: Path) -> None:
 def _collect_for_record(
     listing: Listing,
     record: Record,
-    metadata_caption: str | None,
-    kohya_caption: str | None,
+    metadata_caption: MetadataCaption | None,
+    kohya_caption: MetadataCaption | None,
     options: CaptionOptions,
 ) -> Record:
     """Collect for one image; its captions in the user's metadata file and in kohya's JSON are given."""
-    collected = _from_sidecars(listing, record.file, options)
+    collected = read_sidecars(listing, record.file, options.caption_extension, options.caption_encoding)
     if metadata_caption is not None:
         collected.notes.append(USER_METADATA_NOTE)
-    if metadata_caption and not collected.captions:
-        collected.captions = [Caption(metadata_caption, "metadata")]
-    elif metadata_caption and metadata_caption not in [caption.text for caption in collected.captions]:
-        collected.notes.append(
-            "caption_conflict: the metadata file has another caption; the caption file is used"
-        )
-    if kohya_caption and not collected.captions:
-        collected.captions = [Caption(kohya_caption, "metadata")]
-    _from_folder(record.file, collected, use_folder_names=options.caption_from_folder)
-    captions = _select_sources(collected.captions, record, options)
-    captions, emptied = _apply_edits(captions, record, options)
-    collected.notes += emptied
-    with_notes = replace_notes(record, NOTES, collected.notes)
+    for caption in filter(None, (metadata_caption, kohya_caption)):
+        collected.notes += caption.notes
+        if not collected.captions:
+            collected.captions = [Caption(text, "metadata") for text in caption.texts]
+        elif not set(caption.texts) <= {known.text for known in collected.captions}:
+            source = collected.captions[0].source
+            used = "the caption file" if source == "file" else "the other metadata file"
+            collected.notes.append(f"caption_conflict: a metadata file has another caption; {used} is used")
+    folder_caption = _from_folder(record.file, collected, use_folder_names=options.caption_from_folder)
+    captions = _select_sources(collected.captions, folder_caption, record, options)
+    captions, notes = _apply_edits(captions, record, options)
+    with_notes = replace_notes(record, NOTES, list(dict.fromkeys([*collected.notes, *notes])))
     return replace(
         with_notes,
         captions=tuple(captions),
@@ -173,23 +172,34 @@ def _collect_for_record(
     )
 
 
-def _select_sources(current: list[Caption], record: Record, options: CaptionOptions) -> list[Caption]:
-    """Return the captions to use, out of those collected now and those of the earlier manifest."""
+def _select_sources(
+    written: Sequence[Caption], folder: Caption | None, record: Record, options: CaptionOptions
+) -> list[Caption]:
+    """Return the captions to use: of the user, else of a model, else the folder's name, else the template.
+
+    `written` are those in files and metadata now; captions of a model, and an earlier template, are in the
+    record. A model's captions that were added to the user's stay beside them.
+    """
     earlier = record.captions
     template = options.template_caption()
     # An exported dataset has the same captions in files and manifest.
     previous_by_text = {clean_caption(caption.text, "")[0]: caption for caption in earlier}
-    written_by_user = [
-        previous_by_text.get(caption.text, caption) for caption in current if caption.source != "folder"
-    ]
-    others = [c for c in earlier if c.source not in REREAD_SOURCES and c not in written_by_user]
+    user_captions = [previous_by_text.get(caption.text, caption) for caption in written]
+    others = [c for c in earlier if c.source not in REREAD_SOURCES and c not in user_captions]
     if others and any(note_code(note) == CAPTIONS_REPLACED for note in record.notes):
-        written_by_user = []  # the user replaced them by a model's captions
-    if template and (options.overwrite_captions or not (written_by_user or others)):
+        user_captions = []  # the user replaced them by a model's captions
+    if options.overwrite_captions:
+        if folder and options.caption_from_folder:
+            return [folder]
+        if template:
+            return [Caption(template, "template")]
+    if user_captions or others:
+        return [*user_captions, *others]
+    if folder:
+        return [folder]
+    if template:
         return [Caption(template, "template")]
-    if written_by_user or others:
-        return [*written_by_user, *others]
-    return current or [caption for caption in earlier if caption.source == "template"]
+    return [caption for caption in earlier if caption.source == "template"]
 
 
 def _apply_edits(
@@ -204,11 +214,16 @@ def _apply_edits(
             if options.caption_edits is None
             else options.caption_edits
         )
+        specs = _with_trigger(specs, caption, options.trigger)
         changed = (
             edits.edit_caption(caption, specs, record.file, caption_index)
             if specs or caption.edits
             else caption
         )
+        if any(spec.startswith(f"{edits.FILL_TRIGGER}=") for spec in changed.edits):
+            notes.append(
+                f"{TRIGGER_FILLED}: the trigger word is in place of [trigger] in {changed.text[:60]!r}"
+            )
         if changed.text:
             edited.append(changed)
         else:
@@ -216,73 +231,21 @@ def _apply_edits(
     return edited, notes
 
 
-def _from_folder(file: str, collected: _ImageCaptions, *, use_folder_names: bool) -> None:
-    """Take repeats and a caption from a kohya folder (`10_name`), or a caption from any folder name."""
+def _with_trigger(specs: tuple[str, ...], caption: Caption, trigger: str | None) -> tuple[str, ...]:
+    """Return the edits with one that fills `[trigger]`, if the caption has it and the trigger is given."""
+    raw = caption.text if caption.original_text is None else caption.original_text
+    if not (trigger and trigger.strip() and prompt_syntax.has_trigger_placeholder(raw)):
+        return specs
+    others = [spec for spec in specs if not spec.startswith(f"{edits.FILL_TRIGGER}=")]
+    return (f"{edits.FILL_TRIGGER}={trigger.strip()}", *others)
+
+
+def _from_folder(file: str, collected: ImageCaptions, *, use_folder_names: bool) -> Caption | None:
+    """Take repeats from a kohya folder (`10_name`); return the caption of such, or of any, folder name."""
     folder = PurePosixPath(file).parent.name
     if counted := parse_kohya_folder(folder):
         collected.repeats, folder = counted
     elif not use_folder_names:
-        return
-    if folder and not collected.captions:
-        collected.captions = [Caption(clean_caption(folder.replace("_", " "), folder)[0], "folder")]
-
-
-# ---- files beside the image --------------------------------------------------------------------------------
-
-
-def _from_sidecars(listing: Listing, file: str, options: CaptionOptions) -> _ImageCaptions:
-    """Read the captions of `a.txt`, `a.caption` and `a.json` beside `a.jpg`; all different texts count."""
-    collected = _ImageCaptions()
-    for name in _sidecars(listing, file, options.caption_extension):
-        path = resolve_inside(listing.root, name)
-        data = decode.read_file(path)
-        if len(data) > MAX_BYTES:
-            message = f"a caption file of {len(data)} bytes (limit {MAX_BYTES})"
-            raise DataError(message, where=str(path), remedy="replace it by a caption file, or move it away")
-        text = decode_text(data, str(path), options.caption_encoding)
-        texts, tags = _read_json(text, str(path)) if name.endswith(".json") else ([text], [])
-        collected.tags += [tag for tag in tags if tag not in collected.tags]
-        for raw in texts:
-            cleaned, notes = clean_caption(raw, name)
-            collected.notes += notes
-            if not cleaned:
-                collected.notes.append(f"caption_empty: {PurePosixPath(name).name}")
-            elif cleaned not in [caption.text for caption in collected.captions]:
-                collected.captions.append(Caption(cleaned, "file"))
-    return collected
-
-
-def _sidecars(listing: Listing, file: str, only_extension: str | None) -> list[str]:
-    """Return the existing caption files of an image, such as `a.txt` or `a.jpg.txt`."""
-    stem = str(PurePosixPath(file).with_suffix(""))
-    suffixes = CAPTION_SUFFIXES if only_extension is None else (only_extension,)
-    names = [f"{base}{suffix}" for suffix in suffixes for base in (stem, file)]
-    existing = [name for name in dict.fromkeys(names) if name in listing.sidecars]
-    if existing:
-        return existing
-    # Files from two systems may encode an accent differently (NFC and NFD): compare normalized names.
-    return [
-        listing.by_normalized_name[name]
-        for name in map(listing.normalize_name, names)
-        if name in listing.by_normalized_name
-    ]
-
-
-def _read_json(text: str, where: str) -> tuple[list[str], list[str]]:
-    """Return the captions and the tags of a JSON caption file."""
-    value = parse_json(text, where, remedy=_JSON_REMEDY) if text.strip() else {}
-    if not isinstance(value, Mapping):
-        raise DataError("a JSON caption file must hold an object", where=where, remedy=_JSON_REMEDY)
-    tags = _string_list(value.get("tags", []), "tags", where)
-    texts = _string_list(value.get("captions", []), "captions", where, split=False)
-    for key in _TEXT_KEYS:
-        texts = texts or _string_list(value.get(key, []), key, where, split=False)
-    return texts or ([", ".join(tags)] if tags else []), tags
-
-
-def _string_list(value: Any, key: str, where: str, *, split: bool = True) -> list[str]:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()] if split else [value]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    raise DataError(f"{key} must be text or a list of texts", where=where, remedy=_JSON_REMEDY)
+        return None
+    text = clean_caption(folder.replace("_", " "), folder)[0]
+    return Caption(text, "folder") if text else None

@@ -12,6 +12,7 @@ An edit is written as `name` or `name=value`:
     max-words=60            the first whole sentences with at most 60 words together, at least one sentence
     prefix=TEXT  suffix=TEXT
     trigger=sks             "sks, " in front, unless the caption contains the word
+    fill-trigger=sks        "[trigger]" and "{trigger}" become "sks"; done by itself for a given trigger word
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from lorakit.core import rng
+from lorakit.core import prompt_syntax, rng
 from lorakit.core.errors import ConfigError
+from lorakit.core.words import has_word
 from lorakit.manifest import Caption
 
 Edit = Callable[[str, int], str]
 """(text, random seed of this image and caption) -> text"""
 
+FILL_TRIGGER = "fill-trigger"
 NONE = "none"  # on the command line: no edits, also none of the recorded ones
 _IMAGE_PHRASE = r"(?:the|this) (?:image|picture|photo|photograph)"
 _PREAMBLE = re.compile(
@@ -83,11 +86,6 @@ def whole_sentences(text: str) -> str:
     if parts and not re.search(r"[.!?…。！？][\"'”’)\]]*$", parts[-1]):
         parts = parts[:-1]
     return " ".join(parts)
-
-
-def contains_word(text: str, word: str) -> bool:
-    """Return True if a text contains a whole word (or words), ignoring case."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def strip_preamble(text: str) -> str:
@@ -181,7 +179,7 @@ def _parse_count(name: str, value: str, minimum: int = 1) -> int:
 
 
 def _trigger(value: str) -> Edit:
-    return lambda text, key: text if contains_word(text, value) else f"{value}, {text}"
+    return lambda text, key: text if has_word(text, value) else f"{value}, {text}"
 
 
 _EDITS: dict[str, Edit] = {
@@ -198,4 +196,5 @@ _EDIT_FACTORIES: dict[str, Callable[[str], Edit]] = {
     "prefix": lambda value: lambda text, key: value + text,
     "suffix": lambda value: lambda text, key: text + value,
     "trigger": _trigger,
+    FILL_TRIGGER: lambda value: lambda text, key: prompt_syntax.fill_trigger(text, value),
 }

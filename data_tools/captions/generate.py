@@ -19,7 +19,7 @@ from data_tools.captioners import Captioner, CaptionFailure, CaptionRequest, Cap
 from data_tools.captions import edits
 from data_tools.captions.collect import CAPTIONS_REPLACED
 from data_tools.captions.lint import is_refusal
-from data_tools.captions.text import clean_caption
+from data_tools.captions.text import ANSWER_CLEANED, clean_answer
 from data_tools.scan import note_code, replace_notes
 from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ MODEL_SOURCE = "model"
 MAX_CAPTION_LENGTH = 20_000  # characters of a model's answer
 WRITE_POLICIES = ("missing", "append", "overwrite")
 CAPTION_FAILED = "caption_failed"
-NOTES = frozenset({CAPTION_FAILED, CAPTIONS_REPLACED})
+NOTES = frozenset({CAPTION_FAILED, CAPTIONS_REPLACED, ANSWER_CLEANED})
 USER_SOURCES = ("file", "metadata")  # written by the user
 PLACEHOLDER_SOURCES = ("template", "folder")  # replaced by a description of the image
 _MAX_IDENTICAL_FAILURES = 20  # with nothing else in between: the rest is not requested
@@ -152,9 +152,9 @@ def _journal_answers(root: Path) -> dict[str, CaptionResponse]:
         return {}
     rows = storage.read_jsonl(path, torn_tail=True)
     return {
-        row["key"]: CaptionResponse(row["text"], tuple(row["tags"]))
+        row["key"]: CaptionResponse(row["text"], tuple(row["tags"]), notes=tuple(row["notes"]))
         for row in rows
-        if row.keys() >= {"key", "text", "tags"}
+        if row.keys() >= {"key", "text", "tags", "notes"}
     }
 
 
@@ -254,25 +254,26 @@ def _batches_then_singles(
 
 def _validated(response: CaptionResponse) -> CaptionResult:
     """Return the response as one line if it is a description; of a truncated one, the complete sentences."""
-    answer, _ = clean_caption(response.text, "")
+    if len(response.text) > MAX_CAPTION_LENGTH or sum(map(len, response.tags)) > MAX_CAPTION_LENGTH:
+        message = f"the answer has {len(response.text)} characters (limit {MAX_CAPTION_LENGTH})"
+        return CaptionFailure("invalid_response", message)
+    answer, notes = clean_answer(response.text)
     text = edits.whole_sentences(answer) if response.truncated else answer
     if not answer:
         return CaptionFailure("empty_response", "the model returned no text")
-    if len(answer) > MAX_CAPTION_LENGTH:
-        message = f"the answer has {len(answer)} characters (limit {MAX_CAPTION_LENGTH})"
-        return CaptionFailure("invalid_response", message)
     if is_refusal(text or answer):
         return CaptionFailure("refused", answer[:120])
     if not text:
         message = "the answer was truncated within its first sentence (raise --max-tokens)"
         return CaptionFailure("truncated_response", message)
-    return replace(response, text=" ".join(text.split()), truncated=False)
+    tags = tuple(clean_answer(tag)[0] for tag in response.tags)
+    return CaptionResponse(" ".join(text.split()), tags, notes=tuple(notes))
 
 
 def _append_to_journal(root: Path, job: _CaptionJob, result: CaptionResult) -> None:
     row: dict[str, Any] = {"key": job.key, "file": job.record.file}
     if isinstance(result, CaptionResponse):
-        row |= {"text": result.text, "tags": list(result.tags)}
+        row |= {"text": result.text, "tags": list(result.tags), "notes": list(result.notes)}
     else:
         row |= {"error": result.reason}
     storage.append_jsonl(root / JOURNAL, row)
@@ -293,6 +294,7 @@ def _record_with_answers(
     new_captions: list[Caption] = []
     tags: tuple[str, ...] = ()
     failures: list[str] = []
+    cleaned: list[str] = []
     for job in jobs:
         answer = answers[job.key]
         if isinstance(answer, CaptionFailure):
@@ -303,11 +305,12 @@ def _record_with_answers(
             )
             new_captions.append(caption)
             tags = tags or answer.tags
+            cleaned += answer.notes
     replaced = any(note_code(note) == CAPTIONS_REPLACED for note in record.notes)
     replaced = replaced or bool(new_captions and options.write_policy == "overwrite")
     text = f"{CAPTIONS_REPLACED}: a model's captions are used instead of the caption file's"
     notes = [text] if replaced else []
-    with_notes = replace_notes(record, NOTES, [*notes, *dict.fromkeys(failures)])
+    with_notes = replace_notes(record, NOTES, [*notes, *dict.fromkeys([*cleaned, *failures])])
     if not new_captions:
         return with_notes
     prompts = {caption.prompt for caption in new_captions}

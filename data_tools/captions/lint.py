@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from data_tools.captions.edits import contains_word, strip_preamble
+from data_tools.captions.edits import apply_edits, strip_preamble
 from data_tools.findings import Finding
+from lorakit.core import prompt_syntax
+from lorakit.core.words import has_word
 from lorakit.imaging.crops import crop_hash
 from lorakit.manifest import Record
 
@@ -39,6 +42,7 @@ def lint_captions(
     kept = [record for record in records if record.keep and record.caption]
     findings = [
         *_missing_trigger(kept, trigger),
+        *_foreign_syntax(kept),
         *_single_caption_findings(kept),
         *_identical_captions(kept),
         *_common_phrase_findings(kept, trigger),
@@ -53,12 +57,42 @@ def is_refusal(text: str) -> bool:
 
 
 def _missing_trigger(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
-    if trigger:
-        without = tuple(
-            r.file for r in records if not all(contains_word(c.text, trigger) for c in r.captions)
+    """Find captions without the trigger word: all of them, or some."""
+    if not (trigger and trigger.strip()):
+        return
+    word = trigger.strip()
+    without = tuple(r.file for r in records if not all(has_word(c.text, word) for c in r.captions))
+    if not without:
+        return
+    remedy = f"add it with --caption-edit {shlex.quote(f'trigger={word}')}"
+    if not any(has_word(caption.text, word) for record in records for caption in record.captions):
+        message = f"no caption has the trigger {word!r}, so it would not be learned; {remedy}"
+        yield Finding("warning", "trigger_in_no_caption", message, without)
+    else:
+        message = (
+            f"the captions of {len(without)} of {len(records)} images lack the trigger {word!r}; {remedy}"
         )
-        if without:
-            yield Finding("warning", "trigger_missing", f"a caption lacks the trigger {trigger!r}", without)
+        yield Finding("warning", "trigger_missing", message, without)
+
+
+def _foreign_syntax(records: Sequence[Record]) -> Iterator[Finding]:
+    """Find the syntax of other tools, which would be trained as words."""
+    texts = [(record.file, caption.text) for record in records for caption in record.captions]
+    for summary in prompt_syntax.summarize_syntax(texts):
+        remedy = summary.kind.remedy
+        if _removes(summary):
+            remedy += f", for example with --caption-edit {shlex.quote(summary.kind.edit)}"
+        if any(map(prompt_syntax.has_trigger_placeholder, summary.examples)):
+            remedy = "give the trigger word, for example --trigger sks, and it is filled in"
+        yield Finding("warning", summary.kind.code, f"{summary.message}; {remedy}", summary.files)
+
+
+def _removes(summary: prompt_syntax.SyntaxSummary) -> bool:
+    """Return True if the caption edit of a kind of syntax removes the examples."""
+    edited = [apply_edits(text, [summary.kind.edit]) for text in summary.examples if summary.kind.edit]
+    return bool(edited) and not any(
+        use.kind is summary.kind for text in edited for use in prompt_syntax.find_syntax(text)
+    )
 
 
 def _single_caption_findings(records: Sequence[Record]) -> Iterator[Finding]:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_tools.captions import columns
 from data_tools.captions.text import clean_caption, decode_text
 from data_tools.listing import Listing
 from data_tools.scan import resolve_inside
 from lorakit import manifest
 from lorakit.core import input_files, storage
-from lorakit.core.errors import DataError
+from lorakit.core.errors import DataError, first_line
 from lorakit.core.strict_csv import read_csv
 from lorakit.core.strict_json import parse_json
 from lorakit.imaging import decode
 
-CAPTION_COLUMNS = ("text", "caption", "prompt")
 MASK_COLUMN = "mask_file_name"
 CONDITIONING_COLUMNS = {"source": "source_file_name", "control": "control_file_name"}
 FILE_COLUMNS = (MASK_COLUMN, *CONDITIONING_COLUMNS.values())
 MAX_REPEATS = 1000  # in kohya's `10_name`; a larger number is a year or an id
 MAX_METADATA_BYTES = 128 << 20  # of one metadata.csv
+_KOHYA_REMEDY = "repair it, or move it away"
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
@@ -43,26 +45,47 @@ def parse_kohya_folder(name: str) -> tuple[int, str] | None:
     return (int(match[1]), match[2]) if match and int(match[1]) <= MAX_REPEATS else None
 
 
-def read_metadata_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
+@dataclass(frozen=True)
+class MetadataCaption:
+    """The captions of an image in a metadata file, and notes."""
+
+    texts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_metadata_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, MetadataCaption]:
     """Read the captions by image from the user's metadata files, without the one that lorakit wrote.
 
     A row without an image of the folder, or a second row for one, is a `DataError` with its line.
     """
-    captions: dict[str, str] = {}
+    captions: dict[str, MetadataCaption] = {}
     first: dict[str, str] = {}
     for name, where, row in _user_metadata_rows(listing, encoding):
         file = _row_image(listing, PurePosixPath(name).parent, row, where)
-        if file in captions:
+        if file in first:
             remedy = "delete one of the two rows"
             raise DataError(f"{file!r} has two rows, first {first[file]}", where=where, remedy=remedy)
-        text = _row_caption(row, where)
-        if text is not None:
-            captions[file] = clean_caption(text, name)[0]
-            first[file] = where
+        first[file] = where
+        unread = columns.unread_columns(row, (*columns.CAPTION_COLUMNS, *FILE_COLUMNS))
+        texts = _row_captions(row, unread, where)
+        captions[file] = _metadata_caption(texts, name, unread)
+        if not any(captions[file].texts or [row.get(key) for key in FILE_COLUMNS]):
+            empty = f"caption_empty: {where.removeprefix(str(listing.root) + '/')}"
+            captions[file] = replace(captions[file], notes=(*captions[file].notes, empty))
     return captions
 
 
-def read_kohya_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
+def _metadata_caption(texts: Sequence[str], name: str, unread: Sequence[str]) -> MetadataCaption:
+    notes = [columns.unread_note(unread)] if unread else []
+    cleaned = []
+    for text in texts:
+        line, changes = clean_caption(text, name)
+        notes += changes
+        cleaned += [line] if line else []
+    return MetadataCaption(tuple(dict.fromkeys(cleaned)), tuple(notes))
+
+
+def read_kohya_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, MetadataCaption]:
     """Read the captions by image from kohya's JSON: `{"path": {"caption": ..., "tags": ...}, ...}`.
 
     Paths are those of the machine that wrote the file, with or without extension: the longest end of a path
@@ -70,31 +93,45 @@ def read_kohya_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, 
     """
     names = {str(PurePosixPath(file).with_suffix("")): file for file in listing.images}
     names |= {file: file for file in listing.images}
-    captions: dict[str, str] = {}
+    captions: dict[str, MetadataCaption] = {}
+    first: dict[str, str] = {}
     for name in listing.kohya_metadata:
         where = str(listing.root / name)
         text = decode_text(decode.read_file(resolve_inside(listing.root, name)), where, encoding)
-        remedy = "repair it, or move it away"
-        entries = parse_json(text, where, remedy=remedy)
-        try:
-            pairs = {key: [value.get(part) for part in ("caption", "tags")] for key, value in entries.items()}
-        except AttributeError as error:
-            raise DataError("not the JSON of kohya's scripts", where=where, remedy=remedy) from error
-        for key, parts in pairs.items():
-            parts_of_path = key.replace("\\", "/").split("/")
-            path_suffixes = [
-                str(PurePosixPath(name).parent.joinpath(*parts_of_path[i:]))
-                for i in range(len(parts_of_path))
-            ]
-            file = next((names[suffix] for suffix in path_suffixes if suffix in names), None)
+        entries = parse_json(text, where, remedy=_KOHYA_REMEDY)
+        if not isinstance(entries, dict) or not all(isinstance(value, dict) for value in entries.values()):
+            raise DataError("not the JSON of kohya's scripts", where=where, remedy=_KOHYA_REMEDY)
+        for key, entry in entries.items():
+            file = _kohya_image(names, PurePosixPath(name).parent, key)
             if file is None:
-                raise DataError(
-                    f"there is no image {key!r}", where=where, remedy="correct or delete the entry"
-                )
-            caption = ", ".join(part for part in parts if isinstance(part, str) and part.strip())
-            if caption:
-                captions[file] = clean_caption(caption, name)[0]
+                message = f"there is no image {key!r}"
+                raise DataError(message, where=where, remedy="correct or delete the entry")
+            if file in first:
+                message = f"{file!r} has two entries: {first[file]!r} and {key!r}"
+                raise DataError(message, where=where, remedy="delete one of the two entries")
+            first[file] = key
+            parts = [
+                _kohya_text(entry.get(part), f"{where}: {key!r}, {part}") for part in ("caption", "tags")
+            ]
+            unread = columns.unread_columns(entry, ("caption", "tags"))
+            captions[file] = _metadata_caption([", ".join(filter(None, parts))], name, unread)
     return captions
+
+
+def _kohya_image(names: Mapping[str, str], folder: PurePosixPath, key: str) -> str | None:
+    """Return the image that the longest end of a path names, or None."""
+    parts = key.replace("\\", "/").split("/")
+    ends = (str(folder.joinpath(*parts[i:])) for i in range(len(parts)))
+    return next((names[end] for end in ends if end in names), None)
+
+
+def _kohya_text(value: Any, where: str) -> str:
+    """Return a caption, or tags as text or list, as one text."""
+    items = value if isinstance(value, list) else [value]
+    texts = [item.strip() for item in items if isinstance(item, str)]
+    if value is not None and len(texts) < len(items):
+        raise DataError("neither text nor a list of texts", where=where, remedy=_KOHYA_REMEDY)
+    return ", ".join(filter(None, texts))
 
 
 def read_mask_column(listing: Listing, encoding: str = "utf-8") -> dict[str, str]:
@@ -145,9 +182,7 @@ def _referenced_file(listing: Listing, folder: PurePosixPath, name: str, column:
 def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (where, row) of one metadata file."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
+        for number, row in enumerate(_read_parquet(path), 1):
             yield f"{path}, row {number}", row
     elif path.suffix == ".csv":
         text = decode_text(input_files.read_bytes(path, MAX_METADATA_BYTES), str(path), encoding)
@@ -157,6 +192,20 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     else:
         for number, row in enumerate(storage.read_jsonl(path), 1):
             yield f"{path}, row {number}", row
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, a few at a time."""
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            columns.check_column_names(table.schema_arrow.names, str(path))
+            for batch in table.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        message = f"cannot read the table: {first_line(error)}"
+        raise DataError(message, where=str(path), remedy="write it again, or use metadata.jsonl") from error
 
 
 def _row_image(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], where: str) -> str:
@@ -176,12 +225,12 @@ def _row_image(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], 
     return normalized
 
 
-def _row_caption(row: Mapping[str, Any], where: str) -> str | None:
-    for key in CAPTION_COLUMNS:
-        value = row.get(key)
-        if isinstance(value, str):
-            return value
-    if any(row.get(key) for key in FILE_COLUMNS):
-        return None  # a row with a mask needs no caption
-    remedy = f"name the column of captions {' or '.join(CAPTION_COLUMNS)}"
+def _row_captions(row: Mapping[str, Any], unread: Sequence[str], where: str) -> list[str]:
+    """Return the captions of a row, [] if it only names a mask or a conditioning image."""
+    texts = columns.caption_texts(row, where)
+    if texts is not None or any(row.get(key) for key in FILE_COLUMNS):
+        return texts or []
+    remedy = f"name the column of captions {' or '.join(columns.CAPTION_COLUMNS[:2])}"
+    if unread:
+        remedy += f"; this table has {', '.join(unread)}"
     raise DataError("a row without a caption", where=where, remedy=remedy)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import re
 import unicodedata
 
+from lorakit.core import prompt_syntax
 from lorakit.core.errors import ConfigError, DataError
 
+UNESCAPED = "caption_parentheses_unescaped"
+ANSWER_CLEANED = "answer_cleaned"
+# Escape sequences of terminals (ECMA-48): control sequences, strings such as a window title, and single ones.
+_TERMINAL_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?"
+)
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -40,8 +48,14 @@ def decode_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
 
 
 def clean_caption(text: str, name: str) -> tuple[str, list[str]]:
-    """Return one line of text and notes: lines are joined by spaces, control characters removed."""
+    r"""Return one line of text and notes: lines are joined by spaces, control characters removed.
+
+    `\(` and `\)`, the escaped parentheses of booru tags, become `(` and `)`.
+    """
     notes = []
+    if prompt_syntax.has_escapes(text):
+        text = prompt_syntax.unescape_parentheses(text)
+        notes.append(f"{UNESCAPED}: \\( and \\) of {name} read as ( and )")
     lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     lines = [line for line in lines if line]
     if len(lines) > 1:
@@ -52,3 +66,25 @@ def clean_caption(text: str, name: str) -> tuple[str, list[str]]:
         removed = len(joined) - len(kept)
         notes.append(f"caption_control_characters: {removed} control characters of {name} removed")
     return kept.strip(), notes
+
+
+def clean_answer(text: str) -> tuple[str, list[str]]:
+    """Return a model's answer as one line, and a note if more than spaces and lines was changed.
+
+    Terminal sequences, control characters, marks that change the direction of text, half characters and
+    private ones are removed; escaped parentheses become plain ones.
+    """
+    visible = _TERMINAL_SEQUENCE.sub("", text)
+    visible = "".join(letter for letter in visible if letter in "\t\r\n" or not _is_hidden(letter))
+    line, _ = clean_caption(visible, "the answer")
+    removed = len(text) - len(visible)
+    return line, [
+        f"{ANSWER_CLEANED}: {removed} control characters of the model's answer removed"
+    ] if removed else []
+
+
+def _is_hidden(letter: str) -> bool:
+    """Return True for a character that is not text; joiners of emoji and of Indic scripts are text."""
+    is_format = unicodedata.category(letter) == "Cf" and letter not in "\u200c\u200d"
+    is_tag = "\U000e0020" <= letter <= "\U000e007f"  # in the flags of Scotland, Wales and England
+    return unicodedata.category(letter) in ("Cc", "Cs", "Co") or (is_format and not is_tag)

@@ -34,7 +34,8 @@ class TransferResult:
     """The files that were written.
 
     `num_shards` counts files of a shared container (tars, tables, zip); `resize_errors` gives the reason for
-    each image that was copied unchanged instead; `excluded` are files that were left out.
+    each image that was copied unchanged instead; `excluded` are files that were left out; `unread_columns`
+    are columns of a table that look like captions and are not read.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class TransferResult:
     num_shards: int = 0
     resize_errors: dict[str, str] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
+    unread_columns: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON, for scripts."""
@@ -55,6 +57,7 @@ class TransferResult:
             "num_shards": self.num_shards,
             "resize_errors": self.resize_errors,
             "excluded": self.excluded,
+            "unread_columns": self.unread_columns,
         }
 
     def summary(self) -> str:
@@ -68,6 +71,9 @@ class TransferResult:
             f"  unreadable {escape_name(name)}, copied unchanged: {reason}"
             for name, reason in self.resize_errors.items()
         ]
+        if self.unread_columns:
+            names = ", ".join(map(escape_name, self.unread_columns))
+            lines.append(f"  not read   {names}: looks like captions, which are read from text or caption")
         if self.excluded:
             more = f" and {len(self.excluded) - 5} more" if len(self.excluded) > 5 else ""
             lines.append(f"  excluded   {', '.join(map(escape_name, self.excluded[:5]))}{more}")
@@ -100,6 +106,7 @@ def import_dataset(
     parts = [part for source in sources for part in _source_files(Path(source))]
     result = TransferResult(root)
     records: dict[str, Record] = {}
+    unread: set[str] = set()
     for part in track_progress(parts, "sources", len(parts), quiet=quiet):
         subfolder = (
             PurePosixPath(_archive_stem(part))
@@ -107,11 +114,12 @@ def import_dataset(
             else PurePosixPath()
         )
         entries = _filter_entries(
-            _with_progress(part, _entries(part, bounds), quiet), subfolder, result, records
+            _with_progress(part, _entries(part, bounds, unread), quiet), subfolder, result, records
         )
         _write_files(
             root, entries if short_side is None else _resize_and_count(entries, short_side, result), part
         )
+    result.unread_columns = sorted(unread)
     if not result.num_images:
         where = ", ".join(str(source) for source in sources)
         raise DataError(
@@ -134,10 +142,10 @@ def _source_files(source: Path) -> list[Path]:
     return tars or [source]
 
 
-def _entries(source: Path, limits: ArchiveLimits) -> Iterator[DatasetFile]:
-    """Yield the files of one source: table, folder, zip or tar."""
+def _entries(source: Path, limits: ArchiveLimits, unread: set[str]) -> Iterator[DatasetFile]:
+    """Yield the files of one source: table, folder, zip or tar; add a table's unread columns to `unread`."""
     if tables.is_table(source):
-        return tables.read_tables(source)
+        return tables.read_tables(source, unread)
     if source.is_dir():
         return folders.read_folder(source)
     if archives.is_zip(source):

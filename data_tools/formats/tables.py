@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from data_tools.captions.metadata import CAPTION_COLUMNS
+from data_tools.captions import columns
 from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
 from lorakit import manifest
 from lorakit.core import storage
@@ -51,13 +51,17 @@ def list_table_files(path: Path) -> list[tuple[str, Path]]:
     return [(split if several else "", file) for split, file in table_files]
 
 
-def read_tables(path: Path) -> Iterator[DatasetFile]:
-    """Yield each row's image, and its caption file or record."""
+def read_tables(path: Path, unread: set[str] | None = None) -> Iterator[DatasetFile]:
+    """Yield each row's image, and its caption file or record.
+
+    Columns that look like captions and are not read are added to `unread`.
+    """
+    unread = set() if unread is None else unread
     used_names: set[str] = set()
     for split, file in list_table_files(path):
         for number, row in enumerate(_iter_rows(file), 1):
             where = f"{file}, row {number}"
-            for entry in _entries(row, where, split, len(used_names)):
+            for entry in _entries(row, where, split, len(used_names), unread):
                 if entry.name in used_names:
                     raise DataError(
                         f"two rows have the file name {entry.name!r}",
@@ -87,10 +91,12 @@ def _iter_rows(file: Path) -> Iterator[Mapping[str, Any]]:
     try:
         if file.suffix == ".parquet":
             with pyarrow.parquet.ParquetFile(file) as table:
+                columns.check_column_names(table.schema_arrow.names, str(file))
                 for batch in table.iter_batches(batch_size=16):
                     yield from batch.to_pylist()
         else:
             with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
+                columns.check_column_names(stream.schema.names, str(file))
                 for batch in stream:
                     for start in range(0, batch.num_rows, 16):
                         yield from batch.slice(start, 16).to_pylist()
@@ -100,7 +106,9 @@ def _iter_rows(file: Path) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> list[DatasetFile]:
+def _entries(
+    row: Mapping[str, Any], where: str, split: str, number: int, unread: set[str]
+) -> list[DatasetFile]:
     data, path = _row_image(row, where)
     if row.get(RECORD_KEY):
         record = manifest.parse_record(str(row[RECORD_KEY]).encode("utf-8"), where)
@@ -113,17 +121,24 @@ def _entries(row: Mapping[str, Any], where: str, split: str, number: int) -> lis
     suffix = PurePosixPath(path).suffix or signatures.image_suffix(data)
     name = str(PurePosixPath(split) / f"{number:08d}{'-' if stem else ''}{stem}{suffix}")
     manifest.check_dataset_path(name, where)
-    texts = [row[key] for key in CAPTION_COLUMNS if isinstance(row.get(key), str)]
-    caption = (
-        [DatasetFile(str(PurePosixPath(name).with_suffix(".txt")), texts[0].encode("utf-8"))] if texts else []
-    )
-    return [DatasetFile(name, data), *caption]
+    unread.update(columns.unread_columns(row))
+    return [DatasetFile(name, data), *_caption_files(PurePosixPath(name), columns.caption_texts(row, where))]
+
+
+def _caption_files(image: PurePosixPath, texts: Sequence[str] | None) -> list[DatasetFile]:
+    """Return `a.txt` with one caption, `a.json` with several, nothing without one."""
+    if not texts:
+        return []
+    if len(texts) == 1:
+        return [DatasetFile(str(image.with_suffix(".txt")), texts[0].encode("utf-8"))]
+    content = json.dumps({"captions": list(texts)}, ensure_ascii=False, indent=1) + "\n"
+    return [DatasetFile(str(image.with_suffix(".json")), content.encode("utf-8"))]
 
 
 def _row_image(row: Mapping[str, Any], where: str) -> tuple[bytes, str]:
     """Return the bytes and the file name ("" if unknown) of a row's image."""
-    columns = [key for key in _IMAGE_KEYS if key in row] or list(row)
-    for key in columns:
+    candidates = [key for key in _IMAGE_KEYS if key in row] or list(row)
+    for key in candidates:
         value = row[key]
         cell = value if isinstance(value, Mapping) else {"bytes": value}
         if isinstance(cell.get("bytes"), bytes):

@@ -46,13 +46,22 @@ def captions_section(data: ReportData) -> Html:
     captioned = [record for record in data.kept if record.captions]
     if not captioned:
         return Html("")
-    parts: list[Html] = []
+    parts: list[Html] = [tag("h3", "Sources of captions"), _source_table(data)]
     phrases = data.frequent_phrases()
     if phrases:
         parts += [tag("h3", "Phrases in several captions"), _phrase_bars(phrases, len(captioned))]
     if data.token_counts:
         parts += [tag("h3", f"Tokens of {data.base}"), _token_table(data)]
-    return section("Captions", *parts) if parts else Html("")
+    return section("Captions", *parts)
+
+
+def _source_table(data: ReportData) -> Html:
+    """Return a table of the sources: captions and images with each, and one of the captions."""
+    rows: list[list[Cell]] = []
+    for source, number in data.counts["captions"].items():
+        of_source = [(r.file, c.text) for r in data.kept for c in r.captions if c.source == source]
+        rows.append([source, number, len({file for file, _ in of_source}), of_source[0][1][:120]])
+    return html_table(["source", "captions", "images", "for example"], rows)
 
 
 def _epoch_text(data: ReportData) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from lorakit.core.secret_text import mask_secrets
 from lorakit.core.visible_text import escape_controls, escape_name
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def print_line(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         if _open_bars:
             _open_bars[-1].erase()
-        print(escape_controls(text), file=sys.stderr, flush=True)
+        print(escape_controls(mask_secrets(text)), file=sys.stderr, flush=True)
         if _open_bars:
             _open_bars[-1].redraw()
 

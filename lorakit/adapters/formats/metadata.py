@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
     from lorakit.adapters.formats.read import LoadedAdapter
 
-_KEPT_KEYS = ("pipeline", "base_hash", "resolution", "trigger", "step", "recipe_hash")
+_KEPT_KEYS = (
+    "pipeline",
+    "base_hash",
+    "prediction_type",
+    "expert",
+    "resolution",
+    "trigger",
+    "step",
+    "recipe_hash",
+)
 _IMPLEMENTATION = "https://github.com/huggingface/diffusers"
 
 # Architecture by family, and published models that differ in the number of inputs of a module.

@@ -301,7 +301,7 @@ def test_paths_in_kohyas_json_only_name_images_of_the_folder(tmp_path: Path, key
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("[1]", "not the JSON"), ("{", "not the JSON"), ('{"x": {}}', "no image 'x'")]
+    ("text", "words"), [("[1]", "not the JSON"), ("{", "not valid JSON"), ('{"x": {}}', "no image 'x'")]
 )
 def test_bad_kohya_json_is_refused_with_its_position(tmp_path: Path, text: str, words: str) -> None:
     fill(tmp_path, {"a.png": "beside"}, size=(64, 64))
