@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from lorakit.core import storage
 from lorakit.core.errors import first_line
-from lorakit.data.prompts import Prompt, Sample, Subject
+from lorakit.data.prompts import Prompt, Sample, Subjects, concept_subjects, replace_triggers
 from lorakit.models import clip_score, memory
 from lorakit.sampling import generate
-from lorakit.training import losses, trackers
+from lorakit.training import final_loss, losses
 from lorakit.training.losses import DenoisingLoss
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.sample_sheet import step_folder, write_contact_sheet
@@ -25,10 +23,8 @@ from lorakit.training.validation import ValidationLoss
 class TrainingMonitor:
     """Samples images, scores them and measures the validation loss, in the writing process of a run."""
 
-    def __init__(
-        self, session: Session, run: RunFolder, loss: DenoisingLoss, tracker: trackers.TrackerProcess
-    ) -> None:
-        self.session, self.run, self.tracker = session, run, tracker
+    def __init__(self, session: Session, run: RunFolder, loss: DenoisingLoss) -> None:
+        self.session, self.run = session, run
         self.validation_loss = ValidationLoss(loss, session.held_out_set)
         name = session.recipe.samples.clip_model if session.encoded_prompts else None
         # on the CPU, where it takes no memory from training
@@ -43,7 +39,11 @@ class TrainingMonitor:
                 self._sample(step)
             if step % recipe.validate_.every == 0 or last:
                 self._validate(step)
-        except torch.OutOfMemoryError as error:
+            if last:
+                self._compare_with_base()
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
             self.run.log(
                 f"step {step}: out of memory while sampling or validating, training continues;"
                 f" {first_line(error)}"
@@ -62,21 +62,20 @@ class TrainingMonitor:
         )
         memory.empty_device_cache(session.device)
         self._score_samples(step, samples)
-        files = generate.save_samples(folder, samples, session.family.fps)
+        generate.save_samples(folder, samples, session.family.fps)
         write_contact_sheet(self.run.path)
-        self.tracker.log_images("samples", files, step)
 
     def _score_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Log the CLIP-T of the samples, by the role of their prompts."""
         if self.clip_scorer is None or self._is_logged(step, "clip_t"):
             return
         recipe = self.session.recipe
-        subject = Subject(recipe.trigger, recipe.class_noun)
-        texts = [_scoring_text(sample.prompt, subject) for sample in samples]
+        subjects = concept_subjects(recipe.concepts)
+        texts = [_scoring_text(sample.prompt, subjects) for sample in samples]
         values = self.clip_scorer.clip_t([sample.image for sample in samples], texts)
         scores: dict[str, list[float]] = {}
         for sample, value in zip(samples, values, strict=True):
-            role = sample.prompt.role(recipe.trigger)
+            role = sample.prompt.role(recipe.triggers)
             scores.setdefault("clip_t" if role == "subject" else f"clip_t_{role}", []).append(float(value))
         self._log_metrics(step, {name: sum(values) / len(values) for name, values in scores.items()})
 
@@ -84,13 +83,21 @@ class TrainingMonitor:
         if self.session.held_out_set.items and not self._is_logged(step, "validation_loss"):
             self._log_metrics(step, {"validation_loss": self.validation_loss.mean()})
 
+    def _compare_with_base(self) -> None:
+        """Record the loss with and without the adapter, and say if the adapter is worse."""
+        measured = final_loss.measure_final_loss(self.session, self.validation_loss.loss)
+        if measured is not None:
+            self.run.update_record(final_loss=measured.to_json())
+            self.run.log(measured.summary(self.session.recipe.optimizer.lr))
+
     def _is_logged(self, step: int, metric: str) -> bool:
         return any(metric in row for row in self.run.metrics() if row["step"] == step)
 
     def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         storage.append_jsonl(self.run.metrics_file, {"step": step, **metrics})
-        self.tracker.log_metrics(metrics, step)
 
 
-def _scoring_text(prompt: Prompt, subject: Subject) -> str:
-    return prompt.score_text if prompt.score_text != prompt.prompt else subject.replace_trigger(prompt.prompt)
+def _scoring_text(prompt: Prompt, subjects: Subjects) -> str:
+    return (
+        prompt.score_text if prompt.score_text != prompt.prompt else replace_triggers(prompt.prompt, subjects)
+    )

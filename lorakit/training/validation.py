@@ -6,6 +6,8 @@ the same for every checkpoint, one in each quarter of the timestep distribution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from lorakit.core import rng
@@ -25,17 +27,17 @@ class ValidationLoss:
 
     def image_losses(self, *, quiet: bool = False) -> list[float]:
         """The loss of each image."""
-        return [sum(losses) / len(losses) for losses in self._losses(quiet=quiet)]
+        return [sum(losses) / len(losses) for losses in self._losses(None, quiet=quiet)]
 
-    def mean(self) -> float:
-        """The mean loss of all images."""
-        losses = [loss for image in self._losses(quiet=False) for loss in image]
+    def mean(self, images: Sequence[int] | None = None) -> float:
+        """The mean loss of the images with these indices; None: of all, with progress."""
+        losses = [loss for image in self._losses(images, quiet=images is not None) for loss in image]
         return sum(losses) / len(losses)
 
     @torch.no_grad()
-    def _losses(self, *, quiet: bool) -> list[list[float]]:
+    def _losses(self, images: Sequence[int] | None, *, quiet: bool) -> list[list[float]]:
         """The losses of each image by timestep; measured one at a time, so that no batch changes them."""
-        images = range(len(self.data.items))
+        images = range(len(self.data.items)) if images is None else images
         return [
             [self._loss(image, part) for part in range(TIMESTEPS_PER_IMAGE)]
             for image in track_progress(images, "validation", len(images), quiet=quiet)
