@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit import adapters
-from lorakit.config.recipe import Recipe, load_recipe
+from lorakit.config.recipe import Recipe, change_recipe, load_recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, first_line
-from lorakit.data.prompts import Prompt, Subject, load_prompts
+from lorakit.data.prompts import Prompt, concept_subjects, load_prompts
 from lorakit.evaluation.checkpoints import CheckpointSampler, CheckpointVariant, list_variants
 from lorakit.evaluation.judges import (
     DEFAULT_JUDGES,
@@ -115,7 +115,7 @@ def _empty_evaluation(
         title=title or f"{run.resolve().name}: checkpoint selection",
         prompts=plan.prompts,
         variants=[],
-        trigger=plan.recipe.trigger,
+        triggers=plan.recipe.triggers,
         settings=_sampling_settings(pipeline, options),
         details=_run_details(run, plan, pipeline),
         notes=plan.notes,
@@ -157,9 +157,14 @@ def _plan_evaluation(
     if prompt_file is None:
         remedy = "use --prompts FILE; `lorakit eval prompts` creates such a file"
         raise ConfigError("the run has no prompts", where=str(run), remedy=remedy)
-    prompt_list = load_prompts(prompt_file, Subject(recipe.trigger, recipe.class_noun))
+    prompt_list = load_prompts(prompt_file, concept_subjects(recipe.concepts))
     listed = list_variants(run, checkpoints, strengths)
-    return _RunPlan(recipe, prompt_list, listed.variants, listed.notes)
+    notes, trained = list(listed.notes), recipe.train.precision
+    precision = devices.nearest_precision(devices.default_device(), trained)
+    if precision != trained:
+        recipe = change_recipe(recipe, [f"train.precision={precision}"])
+        notes.append(f"The run was trained in {trained}, which this device lacks; measured in {precision}.")
+    return _RunPlan(recipe, prompt_list, listed.variants, notes)
 
 
 def _load_references(plan: _RunPlan, folder: str | Path | None, root: Path) -> ReferenceImages | None:
@@ -197,7 +202,7 @@ def _sample_variants(
 
 
 def _load_validation_loss(plan: _RunPlan, pipeline: SamplingPipeline) -> RunValidation | None:
-    if not plan.recipe.validate_.fraction:
+    if not plan.recipe.validate_.enabled:
         return None
     try:
         validation = RunValidation(plan.recipe, pipeline)

@@ -7,8 +7,9 @@ tested against each pipeline's own decoding and image encoding.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -194,15 +195,43 @@ def _in_float32(vae: Any, method: Callable[..., Any], *, keep_dtype: bool) -> Ca
     @functools.wraps(method)
     def compute(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         dtype: torch.dtype = vae.dtype
-        vae.to(torch.float32)
+        torch.nn.Module.to(vae, torch.float32)  # diffusers' own `to` warns
         try:
             with torch.autocast(values.device.type, enabled=False):
                 output = method(values.float(), *args, **kwargs)
         finally:
-            vae.to(dtype)
+            torch.nn.Module.to(vae, dtype)
         return _cast_encoding(output, values.dtype) if keep_dtype else output
 
     return compute
+
+
+@contextlib.contextmanager
+def watch_decoded_latents(vae: Any) -> Iterator[list[bool]]:
+    """Yield a list that gets a True for each call of `vae.decode` inside the block with non-finite latents.
+
+    A pipeline turns such latents into a black image. Without a VAE the list stays empty.
+    """
+    calls: list[bool] = []
+    if vae is None:
+        yield calls
+        return
+    replaced, decode = vae.__dict__.get("decode"), vae.decode
+
+    @functools.wraps(decode)
+    def watched(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.isfinite(values).all():
+            calls.append(True)
+        return decode(values, *args, **kwargs)
+
+    vae.decode = watched
+    try:
+        yield calls
+    finally:
+        if replaced is None:
+            del vae.decode
+        else:
+            vae.decode = replaced
 
 
 def _cast_encoding(output: Any, dtype: torch.dtype) -> Any:

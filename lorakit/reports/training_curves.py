@@ -27,8 +27,12 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
     if len(loss.get("loss", [])) >= MIN_POINTS_TO_SMOOTH:
         loss_curves["loss, running mean"] = _running_mean(loss["loss"])
     scores = [key for key in curves if key.startswith("clip_t")]
-    rest = [key for key in curves if key not in loss and key not in scores][:EXTRA_CURVES]
+    rates = {key: points for key, points in curves.items() if key == "lr" or key.startswith("lr_")}
+    listed = {*loss, *scores, *rates}
+    rest = [key for key in curves if key not in listed][:EXTRA_CURVES]
     charts = [line_chart({key: curves[key]}, x_label="step", y_label=key) for key in rest]
+    if rates:
+        charts.append(line_chart(rates, x_label="step", y_label="learning rate"))
     return [
         line_chart(loss_curves, x_label="step", y_label="loss"),
         *(line_chart({key: curves[key]}, x_label="step", y_label="CLIP-T of samples") for key in scores),

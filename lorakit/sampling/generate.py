@@ -6,6 +6,7 @@ whatever the batch size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from lorakit.core.progress import Progress
 from lorakit.data import conditioning
 from lorakit.data.prompts import Prompt, Sample
 from lorakit.imaging import decode, video
-from lorakit.models import memory, schedulers
+from lorakit.models import memory, non_finite, schedulers, vae
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.video import VideoFamily
 from lorakit.sampling.controls import ControlledPipeline
@@ -52,6 +53,10 @@ class EncodedPrompts:
     prompts: list[Prompt]
     positive: list[Conditioning]
     negative: list[Conditioning]
+
+    def is_finite(self, number: int) -> bool:
+        """Return True if the embeddings of a prompt, counted from 0, contain no NaN or infinity."""
+        return non_finite.all_finite([*self.positive[number].values(), *self.negative[number].values()])
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,8 @@ def _sample_unless_out_of_memory(
     """Call `_sample_batch`; return None if memory ran out and there is more than one image to sample."""
     try:
         return _sample_batch(family, pipe, encoded, settings, jobs)
-    except torch.OutOfMemoryError:
-        if len(jobs) == 1:
+    except (RuntimeError, MemoryError) as error:
+        if len(jobs) == 1 or not memory.is_out_of_memory(error):
             raise
     memory.empty_device_cache(_device(family, pipe))  # outside the handler, which holds the tensors
     return None
@@ -185,16 +190,23 @@ def _sample_batch(
         rng.keyed_normal(shape, NOISE_SEED, "sample", encoded.prompts[job.prompt_index].id, job.seed)
         for job in jobs
     ]
-    return sample(
-        pipe,
-        _to_device(device, family.collate([encoded.positive[job.prompt_index] for job in jobs])),
-        _to_device(device, family.collate([encoded.negative[job.prompt_index] for job in jobs])),
-        torch.stack(noise).to(device),
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        width=settings.width,
-        height=settings.height,
-    )
+    with vae.watch_decoded_latents(getattr(pipe, "vae", None)) as black:
+        outputs = sample(
+            pipe,
+            _to_device(device, family.collate([encoded.positive[job.prompt_index] for job in jobs])),
+            _to_device(device, family.collate([encoded.negative[job.prompt_index] for job in jobs])),
+            torch.stack(noise).to(device),
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            width=settings.width,
+            height=settings.height,
+        )
+    if black:
+        names = ", ".join(f"{encoded.prompts[job.prompt_index].id}-{job.seed}" for job in jobs)
+        warnings.warn(
+            f"the denoiser returned NaN or infinity, some of these samples are black: {names}", stacklevel=2
+        )
+    return outputs
 
 
 def _control_image(prompt: Prompt) -> Path:

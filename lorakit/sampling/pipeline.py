@@ -239,15 +239,33 @@ class SamplingPipeline:
             quiet=options.quiet,
         )
 
+    def _encode_new(self, prompts: list[Prompt], size: tuple[int, int]) -> generate.EncodedPrompts:
+        """Encode prompts, those that overflow in half precision in float32."""
+        encoded = self.run_with_text_encoders(
+            lambda pipe: generate.encode_prompts(self.family, pipe, prompts, size)
+        )
+        overflowing = [number for number in range(len(prompts)) if not encoded.is_finite(number)]
+        if not overflowing or self._has_text_encoders or self.dtype == torch.float32:
+            return encoded
+        again = loading.run_with_text_encoders(
+            self.family,
+            self.base_folder,
+            lambda pipe: generate.encode_prompts(self.family, pipe, [prompts[n] for n in overflowing], size),
+            dtype=torch.float32,
+            device=self.device,
+            log=print_line,
+        )
+        for number, positive, negative in zip(overflowing, again.positive, again.negative, strict=True):
+            encoded.positive[number], encoded.negative[number] = positive, negative
+        return encoded
+
     def _encode(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> generate.EncodedPrompts:
         """Encode the prompts; each is encoded once, however often it is sampled."""
         conditioning.check_prompt_conditioning(self.family, prompts)
         keys = [(p.prompt, p.negative, size, p.images, p.mask) for p in prompts]
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._encoded}
         if new:
-            encoded = self.run_with_text_encoders(
-                lambda pipe: generate.encode_prompts(self.family, pipe, list(new.values()), size)
-            )
+            encoded = self._encode_new(list(new.values()), size)
             rows = zip(new, encoded.prompts, encoded.positive, encoded.negative, strict=True)
             for key, prompt, positive, negative in rows:
                 self._encoded[key] = generate.EncodedPrompts([prompt], [positive], [negative])

@@ -21,11 +21,14 @@ PHASES = ("text", "latents", "conditioning", "masks", "train", "validation", "sa
 
 RUN_KEYS = {
     "settings": "recipe keys that decide the adapter's bytes, such as optimizer.lr, and their values",
-    "inputs": "hashes of dataset, base, class_images and init_from, and num_processes",
+    "inputs": "hashes of dataset, base, class_images, held_out and init_from, and num_processes",
     "versions": "versions of Python, lorakit and the packages that decide a run's numbers",
     "machine": "platform and processor",
     "status": "running, interrupted, failed or done",
     "num_images": "images of the dataset, held-out ones included",
+    "concepts": "for each concept: folder, trigger, images, held_out, repeats, weight, captions,"
+    " captions_with_trigger, samples_per_epoch, steps_per_epoch",
+    "held_out": "images of the validation loss: their number and fingerprint",
     "objective_check": "the sanity check before step 1: prediction_type, relative_errors, passed",
     "step": "the last step, of a finished run",
     "checkpoint_step": "step of the newest saved checkpoint",
@@ -76,7 +79,12 @@ METRICS_KEYS = {
     "step": "optimizer steps done, counted from 1; 0 before the first",
     "loss": "mean training loss of the step; null if it is not finite",
     "grad_norm": "norm of the gradient before clipping; null if it is not finite",
-    "lr": "learning rate",
+    "lr": "learning rate of the denoiser's adapter; of what else is trained if that is not",
+    "lr_lora_b": "learning rate of the matrices B, with optimizer.loraplus_lr_ratio",
+    "lr_text_encoder": "learning rate of the text encoders, if it differs from lr",
+    "lr_text_encoder_lora_b": "learning rate of the matrices B of the text encoders",
+    "lr_embedding": "learning rate of the new token's vectors, if it differs from lr",
+    "loss_scale": "factor on the loss before the backward pass, with train.precision fp16",
     "step_seconds": "duration of the step",
     "validation_loss": "mean loss of the held-out images",
     "clip_t": "CLIP-T of samples of the subject",
@@ -102,6 +110,7 @@ STATE_KEYS = {
     "format_version": "version of the checkpoint's format",
     "step": "optimizer steps done",
     "identity": "hash of the run's settings and inputs, so that a checkpoint of another run is not used",
-    "state": "skipped_steps (those with non-finite numbers), micro_batch_size (images per forward pass)",
+    "state": "skipped_steps (those with non-finite numbers), micro_batch_size (images per forward pass); of fp16"
+    " also loss_scale: value, good_steps",
 }
 """state.json of a checkpoint."""

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from lorakit import adapters
 from lorakit.adapters import text_encoders
-from lorakit.core.errors import LorakitError, first_line
+from lorakit.core.errors import DataError, ProcessEndedError, first_line
 from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
 from lorakit.models import memory
@@ -100,10 +100,14 @@ class TrainingStep:
         """Restore the state of a checkpoint, from what `TrainerState.to_json` returned."""
         state = self._new_state()
         state.step = step
-        state.skipped_steps = list(values["skipped_steps"])
-        state.micro_batch_size = values["micro_batch_size"]
-        if state.loss_scale and "loss_scale" in values:
-            state.loss_scale = LossScale(**values["loss_scale"])
+        try:
+            state.skipped_steps = [int(number) for number in values["skipped_steps"]]
+            state.micro_batch_size = max(1, int(values["micro_batch_size"]))
+            if state.loss_scale and "loss_scale" in values:
+                state.loss_scale = LossScale(**values["loss_scale"])
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"the state of the checkpoint has impossible values: {error}"
+            raise DataError(message, where=f"checkpoint of step {step}") from error
         self.state = state
 
     def run(self) -> StepResult:
