@@ -188,8 +188,8 @@ def load_adapter(
 ) -> dict[str, Any]:
     """Inject the adapters of a file that lorakit wrote, scaled by `strength`; return its metadata.
 
-    `networks` maps components to networks. A network without tensors in the file gets no adapter: the file may
-    be of text encoders alone, or hold only the vectors of a new token, which must have been added before.
+    `networks` maps components to networks. A network without tensors in the file gets no adapter: the file
+    may be of text encoders alone, or hold only the vectors of a new token, which must have been added before.
     Raises what `read_adapter_metadata` and `load_adapter_state_dict` raise, and DataError for an empty file.
     """
     metadata = read_adapter_metadata(path)

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from lorakit.adapters import methods, textual_inversion
+from lorakit.adapters.target_patterns import AdaptedNetwork, layer_names, match_entries
 from lorakit.adapters.targets import AdapterSpec, find_target_modules, no_target_error
 from lorakit.core.errors import ConfigError
+from lorakit.models.families.family import ATTENTION_TARGETS
 
 ADAPTER_NAME = "default"
 NO_ADAPTER = "none"
@@ -38,11 +40,12 @@ def inject_adapter(
 
     A new adapter does not change the output, and afterwards only its parameters require gradients. The
     initial values come from a keyed generator: for LoRA, A is uniform (Kaiming, a = sqrt 5) and B zero.
-    Raises ConfigError if no module matches, or if the method does not fit a module.
+    Raises ConfigError if an entry of `targets` matches no module (but the attention layers of all families,
+    as `Family.target_modules` lists them), or if the method does not fit a module.
     """
     from peft import inject_adapter_in_model
 
-    spec = spec or AdapterSpec("lora", rank, alpha, tuple(find_target_modules(network, targets)))
+    spec = spec or AdapterSpec("lora", rank, alpha, tuple(_all_targets(network, targets)))
     _check_target_modules(network, spec, targets)
     network.requires_grad_(False)
     if spec.target_modules:
@@ -58,6 +61,15 @@ def inject_adapter(
             _init_dora_magnitude(layer)
         if spec.starts_from_weight:
             _init_from_weight(layer, spec)
+
+
+def _all_targets(network: nn.Module, targets: str | list[str]) -> list[str]:
+    if isinstance(targets, str) or set(ATTENTION_TARGETS) <= set(targets):
+        return find_target_modules(network, targets)
+    layers = layer_names(network)
+    matches = match_entries(targets, layers, AdaptedNetwork(network), "adapter.targets")
+    matched = {name for match in matches for name in match.modules}
+    return [name for name in layers if name in matched]
 
 
 def _check_target_modules(network: nn.Module, spec: AdapterSpec, targets: Any) -> None:

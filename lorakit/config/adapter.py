@@ -102,10 +102,12 @@ class AdapterConfig(RecipeSection):
             f"init {self.init}": self.init != "kaiming" and self.type not in low_rank,
             "text_encoder": bool(self.text_encoder) and self.type == "none",
             "factor": self.factor is not None and self.type != "lokr",
+            "targets": self.targets != "attention" and self.type == "none",
+            "blocks": self.blocks is not None and self.type == "none",
             "alpha": self.alpha != 16 and self.type == "oft",
-            "conv_rank": self.conv_rank is not None and self.type == "oft",
-            "rank_pattern": bool(self.rank_pattern) and self.type == "oft",
-            "alpha_pattern": bool(self.alpha_pattern) and self.type == "oft",
+            "conv_rank": self.conv_rank is not None and self.type in ("oft", "none"),
+            "rank_pattern": bool(self.rank_pattern) and self.type in ("oft", "none"),
+            "alpha_pattern": bool(self.alpha_pattern) and self.type in ("oft", "none"),
         }
         if keys := [key for key, is_set in unsupported.items() if is_set]:
             raise ValueError(f"type {self.type} has no {keys[0]}: leave it out, or choose another type")

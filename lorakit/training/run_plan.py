@@ -12,29 +12,29 @@ from typing import Any
 
 import torch
 
-from lorakit import adapters, manifest
-from lorakit.adapters import text_encoders
+from lorakit import manifest
+from lorakit.adapters import planning, text_encoders
 from lorakit.adapters.formats.consumers import check_consumer
 from lorakit.config.recipe import Recipe
-from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError
 from lorakit.data import conditioning, prompts
-from lorakit.data.items import DatasetItem, check_unchanged, load_training_records, plan_items, select_frames
-from lorakit.manifest import Record
+from lorakit.data.items import (
+    ConceptRecords,
+    DatasetItem,
+    check_unchanged,
+    load_concepts,
+    plan_items,
+    select_frames,
+)
 from lorakit.models import base_model
 from lorakit.models.families import detect_family
 from lorakit.models.families.family import Family
-from lorakit.training import objective, regularization
+from lorakit.models.families.pipeline_folder import pipeline_components
+from lorakit.training import data_folders, data_warnings, held_out, objective, regularization
+from lorakit.training.held_out import DataSplit
+from lorakit.training.initial_adapter import InitialAdapter, check_initial_adapter
 
 LogFn = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class DataSplit:
-    """The images of a dataset that are trained on and those held out for validation."""
-
-    train: list[DatasetItem]
-    held_out: list[DatasetItem]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,15 @@ class DataPlan:
     family: Family
     objective: objective.Objective
     items: list[DatasetItem]
+    """The images of the dataset, held-out ones included."""
+    split: DataSplit
     latent_sizes: Mapping[tuple[int, int], tuple[int, int]]
     """(height, width) of the latents of each bucket (width, height)."""
+
+    @property
+    def all_items(self) -> list[DatasetItem]:
+        """The images of the dataset and, from `validate.folder`, those that are only validated on."""
+        return [*self.items, *(item for item in self.split.held_out if item not in self.items)]
 
 
 @dataclass(frozen=True)
@@ -57,87 +64,150 @@ class TrainingPlan(DataPlan):
     prompts: list[prompts.Prompt]
     sample_resolution: int
     """Side of the sampled images in pixels."""
+    native_side: int | None
+    """Side in pixels of the square images that the base model was trained on; None if it does not say."""
     input_hashes: dict[str, str]
-    """Hashes of dataset, base, class images and first adapter, by recipe key."""
+    """Hashes of dataset, base, class images, held-out images and first adapter, by recipe key."""
+    initial_adapter: InitialAdapter | None = None
+    """The adapter of `init_from`."""
 
 
 def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     """Check base, data and prompts against each other; raises for every problem before any work is done."""
     base_folder = base_model.resolve_base(recipe.base)
-    sample_prompts = prompts.load_prompts(recipe.samples.prompts) if recipe.samples.prompts else []
-    records = load_training_records(recipe.dataset)
+    subjects, file = prompts.concept_subjects(recipe.concepts), recipe.samples.prompts
+    sample_prompts = prompts.load_prompts(file, subjects, log) if file else []
+    concepts = load_concepts(recipe.concepts)
+    for warning in data_warnings.data_warnings(concepts):
+        log(f"warning: {warning}")
+    records = [record for concept in concepts for record in concept.records]
     kinds = conditioning.conditioning_types(records, generated=recipe.use_generated_controls)
     family = detect_family(base_folder, kinds)
-    records = conditioning.without_unused_images(family, records, log)
     for consumer in recipe.export:
         check_consumer(family.name, consumer)
     conditioning.check_prompt_conditioning(family, sample_prompts)
     pipe = family.load(base_folder, dtype=torch.float32, only={"scheduler"})
-    data = plan_data(recipe, base_folder, family, pipe, records, log)
-    input_hashes = {
-        "dataset": manifest.dataset_fingerprint(records),
-        "base": base_model.base_hash(base_folder),
-    }
-    class_items: list[DatasetItem] = []
-    if recipe.class_images:
-        class_records = regularization.load_class_records(recipe, recipe.class_images)
-        class_records = conditioning.without_unused_images(family, class_records)
-        conditioning.check_record_conditioning(family, recipe.class_images, class_records)
-        class_items = _plan_images(recipe, family, pipe, class_records, max_frames=1)
-        input_hashes["class_images"] = manifest.dataset_fingerprint(class_records)
+    data = plan_data(recipe, base_folder, family, pipe, concepts, log)
+    class_images = _load_class_images(recipe, family)
+    class_items = _plan_images(recipe, family, pipe, class_images, max_frames=1)
+    for note in (
+        *held_out.summary(data.split, recipe),
+        *held_out.leakage_notes(data.split.held_out, data.split.train, class_items),
+    ):
+        log(note)
+    input_hashes = _data_fingerprints(recipe, family, [*concepts, *class_images])
+    if recipe.validate_.fraction:  # near duplicates, which are not in the dataset's fingerprint, decide it
+        held_out_records = [item.record for item in data.split.held_out]
+        input_hashes["held_out"] = manifest.dataset_fingerprint(held_out_records)
+    input_hashes["base"] = base_model.base_hash(base_folder)
+    planned, initial = planning.plan_adapters(recipe, family, base_folder, log), None
     if recipe.init_from:
-        file = _check_init_adapter(recipe, recipe.init_from, family, input_hashes["base"], log)
-        input_hashes["init_from"] = storage.sha256_file(file)
+        initial = check_initial_adapter(recipe, recipe.init_from, planned, family, base_folder, log)
+        input_hashes["init_from"] = initial.content_hash
     return TrainingPlan(
         base_folder=base_folder,
         family=family,
         objective=data.objective,
         items=data.items,
+        split=data.split,
         latent_sizes={**data.latent_sizes, **_latent_sizes(family, pipe, class_items)},
         class_image_items=class_items,
         prompts=sample_prompts,
         sample_resolution=recipe.resolution,
+        native_side=family.native_side(pipe),
         input_hashes=input_hashes,
+        initial_adapter=initial,
     )
 
 
 def plan_data(
-    recipe: Recipe, base_folder: Path, family: Family, pipe: Any, records: Sequence[Record], log: LogFn
+    recipe: Recipe,
+    base_folder: Path,
+    family: Family,
+    pipe: Any,
+    concepts: Sequence[ConceptRecords],
+    log: LogFn,
 ) -> DataPlan:
     """Plan the images of the recipe's dataset on a base of which at least the scheduler is loaded.
 
     Raises ConfigError for settings that contradict the base, DataError for images that cannot be used.
     """
-    _check_data(recipe, family, records)
+    concepts = [_without_unused_images(family, data, log) for data in concepts]
+    _check_data(recipe, base_folder, family, concepts)
     built = build_objective(recipe, family, pipe)
     _check_resolution(recipe.resolution, family.size_multiple(pipe))
     _check_frames(recipe, family)
-    items = _plan_images(recipe, family, pipe, records, max_frames=recipe.frames, log=log)
-    return DataPlan(base_folder, family, built, items, _latent_sizes(family, pipe, items))
+    items = _plan_images(recipe, family, pipe, concepts, max_frames=recipe.frames, log=log)
+    split = held_out.split_dataset(items, recipe)
+    if concept := data_folders.validation_concept(recipe):
+        others = [_without_unused_images(family, data, log) for data in load_concepts([concept])]
+        _check_files(family, others)
+        split.held_out.extend(_plan_images(recipe, family, pipe, others, max_frames=recipe.frames, log=log))
+        held_out.check_separate(split.held_out, items)
+    sizes = _latent_sizes(family, pipe, [*items, *split.held_out])
+    return DataPlan(base_folder, family, built, items, split, sizes)
 
 
 def _plan_images(
     recipe: Recipe,
     family: Family,
     pipe: Any,
-    records: Sequence[Record],
+    concepts: Sequence[ConceptRecords],
     *,
     max_frames: int,
     log: LogFn = lambda text: None,
 ) -> list[DatasetItem]:
-    size_multiple = family.size_multiple(pipe)
-    planned = plan_items(records, recipe.resolution, size_multiple, recipe.train.batch_size)
-    if not planned.from_manifest:
-        log(f"buckets chosen for resolution {recipe.resolution}: the manifest has none that suit")
-    return select_frames(planned.items, family, pipe, max_frames)
+    """Plan the images of each folder by itself, so that other folders do not change its buckets."""
+    size_multiple, items = family.size_multiple(pipe), []
+    for data in concepts:
+        planned = plan_items(data, recipe.resolution, size_multiple, recipe.train.batch_size)
+        if not planned.from_manifest:
+            log(
+                f"{data.concept.folder.name}: buckets chosen for resolution {recipe.resolution}: the manifest"
+                " has none that suit"
+            )
+        items += select_frames(planned.items, family, pipe, max_frames)
+    return items
 
 
-def _check_data(recipe: Recipe, family: Family, records: Sequence[Record]) -> None:
-    captions = [caption.text for record in records for caption in record.captions]
-    text_encoders.check_text_training(recipe, family, captions)
-    check_unchanged(recipe.dataset, records)
-    regularization.check_objective_data(recipe, records)
-    conditioning.check_record_conditioning(family, recipe.dataset, records)
+def _load_class_images(recipe: Recipe, family: Family) -> list[ConceptRecords]:
+    loaded = [
+        _without_unused_images(family, regularization.load_class_records(recipe, concept))
+        for concept in data_folders.class_concepts(recipe)
+    ]
+    for data in loaded:
+        conditioning.check_record_conditioning(family, data.concept.folder, data.records)
+    return loaded
+
+
+def _data_fingerprints(recipe: Recipe, family: Family, concepts: Sequence[ConceptRecords]) -> dict[str, str]:
+    """Return the fingerprints of the folders that decide the adapter, by recipe key."""
+    by_folder = {
+        data.concept.folder: manifest.dataset_fingerprint(_without_unused_images(family, data).records)
+        for data in concepts
+    }
+    return {key: by_folder[folder] for key, folder in recipe.data_folders.items()}
+
+
+def _without_unused_images(
+    family: Family, data: ConceptRecords, log: LogFn = lambda text: None
+) -> ConceptRecords:
+    return ConceptRecords(data.concept, conditioning.without_unused_images(family, data.records, log))
+
+
+def _check_data(
+    recipe: Recipe, base_folder: Path, family: Family, concepts: Sequence[ConceptRecords]
+) -> None:
+    captions = [caption for data in concepts for caption in data.captions]
+    text_encoders.check_text_training(recipe, family, captions, pipeline_components(base_folder))
+    _check_files(family, concepts)
+    regularization.check_objective_data(recipe, concepts)
+
+
+def _check_files(family: Family, concepts: Sequence[ConceptRecords]) -> None:
+    for data in concepts:
+        check_unchanged(data.concept.folder, data.records)
+        conditioning.check_record_conditioning(family, data.concept.folder, data.records)
 
 
 def _latent_sizes(
@@ -172,42 +242,9 @@ def _check_resolution(resolution: int, size_multiple: int) -> None:
         )
 
 
-def _check_init_adapter(recipe: Recipe, source: Path, family: Family, base_hash: str, log: LogFn) -> Path:
-    """The adapter file that a new run starts from; it must have the recipe's family, type and rank."""
-    file = adapters.resolve_adapter_file(source)
-    metadata = adapters.read_adapter_metadata(file)
-    required = {"family": family.name, "type": recipe.adapter.type, "rank": recipe.adapter.rank}
-    for key, value in required.items():
-        if metadata[key] != value:
-            setting = f"set adapter.{key}={metadata[key]}"
-            raise ConfigError(
-                f"the adapter to start from has {key} {metadata[key]}, this run {value}",
-                where=f"init_from: {source}",
-                remedy="use the base it was trained on" if key == "family" else setting,
-            )
-    if metadata["base_hash"] != base_hash:
-        log("the adapter to start from was trained on another base of this family")
-    return file
-
-
 def build_objective(recipe: Recipe, family: Family, pipe: Any) -> objective.Objective:
     """The recipe's objective on a base whose scheduler is loaded; a contradiction is a `ConfigError`."""
     alphas_cumprod = getattr(pipe.scheduler, "alphas_cumprod", None)
     return objective.objective_from_scheduler(
         family.objective, pipe.scheduler.config, recipe.objective, alphas_cumprod, family.shift_patch_size
-    )
-
-
-def split_held_out(items: Sequence[DatasetItem], recipe: Recipe) -> DataSplit:
-    """Hold out the recipe's fraction of the images, those with the smallest keyed numbers; one is always
-    trained on."""
-    count = min(round(len(items) * recipe.validate_.fraction), len(items) - 1)
-
-    def keyed_order(item: DatasetItem) -> tuple[int, str]:
-        return rng.derive_seed(recipe.train.seed, "held out", item.record.content_hash), item.record.file
-
-    held_out = {id(item) for item in sorted(items, key=keyed_order)[:count]}
-    return DataSplit(
-        train=[item for item in items if id(item) not in held_out],
-        held_out=[item for item in items if id(item) in held_out],
     )

@@ -12,21 +12,22 @@ from typing import Any
 import torch
 
 from lorakit import adapters
-from lorakit.adapters import text_encoders
+from lorakit.adapters import base_fit, text_encoders
 from lorakit.adapters.formats import consumers
 from lorakit.adapters.formats.module_names import with_text_model_prefix
 from lorakit.adapters.text_encoders import UncachedTextEncoder
-from lorakit.config.recipe import MemoryConfig, Recipe, recipe_hash
-from lorakit.core import storage
+from lorakit.config.recipe import Recipe, recipe_hash
 from lorakit.data.dataset import TextSource, TrainingSet
 from lorakit.models import device as devices
 from lorakit.models import loading
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_name
 from lorakit.sampling import generate
+from lorakit.training import data_warnings, phases
+from lorakit.training.initial_adapter import load_initial_adapter
 from lorakit.training.objective import Objective
 from lorakit.training.run_caches import RunCaches
-from lorakit.training.run_plan import LogFn, TrainingPlan, split_held_out
+from lorakit.training.run_plan import LogFn, TrainingPlan
 
 
 @dataclass
@@ -58,11 +59,16 @@ class Session:
             "family": self.family.name,
             "pipeline": pipeline_name(self.base_folder),
             "base_hash": self.input_hashes["base"],
+            **base_fit.prediction_metadata(self.base_folder),
             "resolution": self.recipe.resolution,
             **({"frames": self.recipe.frames} if self.family.is_video else {}),
-            "trigger": self.recipe.trigger,
+            "trigger": ", ".join(self._learned_triggers()) or None,
             "recipe_hash": recipe_hash(self.recipe),
         }
+
+    def _learned_triggers(self) -> tuple[str, ...]:
+        captions = [caption.text for item in self.train_set.items for caption in item.record.captions]
+        return data_warnings.triggers_in_captions(self.recipe.triggers, captions)
 
     def encode_prompts_now(self, encoded: generate.EncodedPrompts) -> generate.EncodedPrompts:
         """Encode the prompts again if the text encoders are trained."""
@@ -84,21 +90,22 @@ def build_session(
     """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters."""
     family, run_caches = plan.family, RunCaches(recipe, plan, device, log)
     if main:
-        run_caches.fill(plan.items, plan.class_image_items, plan.prompts, plan.sample_resolution)
+        log(phases.phase("encoding images and texts that are not in the cache"))
+        run_caches.fill(plan.all_items, plan.class_image_items, plan.prompts, plan.sample_resolution)
     wait_for_everyone()
+    log(phases.phase("loading the base model"))
     pipe = _load_trained_components(recipe, plan, device)
     denoiser = family.denoiser(pipe)
     specs = text_encoders.inject_adapters(recipe, family, pipe)
     _check_exports(recipe, family, specs)
     adaptable = text_encoders.adaptable_networks(family, pipe)
     networks = {component: network for component, network in adaptable.items() if component in specs}
-    if recipe.init_from:
-        file = adapters.resolve_adapter_file(recipe.init_from)
-        adapters.load_adapter_state_dict(networks, storage.read_safetensors(file), str(file))
+    if plan.initial_adapter:
+        load_initial_adapter(plan.initial_adapter.adapter, networks)
     if _uses_gradient_checkpointing(recipe, device):
         family.enable_gradient_checkpointing(denoiser)
     text = text_source(recipe, family, pipe, run_caches)
-    split, samples = split_held_out(plan.items, recipe), recipe.samples
+    split, samples = plan.split, recipe.samples
     side = plan.sample_resolution
     return Session(
         recipe=recipe,
@@ -110,7 +117,7 @@ def build_session(
         networks=networks,
         adapter_specs=specs,
         train_set=run_caches.training_set(split.train, text),
-        held_out_set=run_caches.training_set(split.held_out, text),
+        held_out_set=run_caches.training_set(split.held_out, text, repeated=False),
         class_image_set=run_caches.class_image_set(plan.class_image_items, text),
         objective=plan.objective,
         encoded_prompts=_encoded_prompts(plan, run_caches, text) if plan.prompts else None,
@@ -166,5 +173,5 @@ def _encoded_prompts(plan: TrainingPlan, run_caches: RunCaches, text: TextSource
 
 
 def _uses_gradient_checkpointing(recipe: Recipe, device: torch.device) -> bool:
-    memory = recipe.memory
-    return bool(memory.gradient_checkpointing) if isinstance(memory, MemoryConfig) else device.type != "cpu"
+    setting = recipe.gradient_checkpointing
+    return device.type != "cpu" if setting is None else setting

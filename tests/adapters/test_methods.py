@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorakit import adapters
-from lorakit.adapters import AdapterSpec, formats, targets
+from lorakit.adapters import AdapterSpec, formats, target_patterns, targets
 from lorakit.config.recipe import AdapterConfig
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
@@ -202,7 +202,7 @@ def test_modules_are_selected_by_ending_regular_expression_and_block(toy):
     assert targets.find_target_modules(toy, ["to_q", r"re:blocks\.\d+\.conv\d"]) == [CONVOLUTION, LINEAR]
     assert targets.find_target_modules(toy, r".*(to_q|out)") == [LINEAR, "out"]
     only = adapters.denoiser_adapter_spec(
-        toy, AdapterConfig(targets=["to_q", "out"], blocks=["blocks.0-3"]), []
+        toy, AdapterConfig(targets=["to_q"], blocks=["blocks.0"]), ["out"]
     )
     assert only.target_modules == (LINEAR,)
     for block, name, inside in [
@@ -213,7 +213,7 @@ def test_modules_are_selected_by_ending_regular_expression_and_block(toy):
         ("blocks.2-4", "blocks.4.to_q", True),
         ("blocks.2-4", "blocks.5.to_q", False),
     ]:
-        assert targets.module_in_block(block, name) is inside
+        assert target_patterns.Block.parse(block).contains(name) is inside
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,13 @@ class OftDelta(DeltaWeight):
     side: str = "inputs"
     output_scale: torch.Tensor | None = None  # (out, 1, ...), applied to the rotated outputs
     transpose_kernels: bool = False
+    angles: torch.Tensor | None = None  # (blocks, b (b - 1) / 2), peft's parameters of the rotation
     method = "oft"
+
+    def stored_tensors(self) -> Iterator[torch.Tensor]:
+        yield self.rotation
+        if self.output_scale is not None:
+            yield self.output_scale
 
     @property
     def needs_base(self) -> bool:

@@ -30,9 +30,14 @@ def split_experts(adapter: LoadedAdapter) -> Iterator[ExpertAdapter]:
         yield ExpertAdapter("", HIGH_NOISE, adapter)
         return
     if high_noise := adapter.component_deltas(HIGH_NOISE):
-        yield ExpertAdapter("high-noise", HIGH_NOISE, _as_single_network(adapter, high_noise))
-    yield ExpertAdapter("low-noise", LOW_NOISE, _as_single_network(adapter, low_noise))
+        yield ExpertAdapter("high-noise", HIGH_NOISE, _as_single_network(adapter, high_noise, "high-noise"))
+    yield ExpertAdapter("low-noise", LOW_NOISE, _as_single_network(adapter, low_noise, "low-noise"))
 
 
-def _as_single_network(adapter: LoadedAdapter, deltas: dict[str, DeltaWeight]) -> LoadedAdapter:
-    return replace(adapter, deltas={f"{HIGH_NOISE}.{module}": delta for module, delta in deltas.items()})
+def _as_single_network(adapter: LoadedAdapter, deltas: dict[str, DeltaWeight], expert: str) -> LoadedAdapter:
+    """Return the adapter of one expert, which its metadata names."""
+    return replace(
+        adapter,
+        deltas={f"{HIGH_NOISE}.{module}": delta for module, delta in deltas.items()},
+        lorakit_metadata=adapter.lorakit_metadata | {"expert": expert},
+    )

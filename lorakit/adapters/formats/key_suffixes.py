@@ -193,7 +193,7 @@ def _peft_oft(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, 
     skew = skew - skew.mT
     square = skew @ skew
     rotation = torch.eye(size) + 2 * skew + 2 * square + 2 * square @ skew + square @ square
-    return OftDelta(rotation.mT.contiguous(), "inputs")
+    return OftDelta(rotation.mT.contiguous(), "inputs", angles=angles)
 
 
 def _lycoris_oft(parts: ModuleTensors, alpha: float | None, scaling: ScaleForRank, where: str) -> DeltaWeight:

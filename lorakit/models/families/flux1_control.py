@@ -57,6 +57,12 @@ class Flux1Control(ConditionedFamily, Flux1):
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
 
+    def meta_network(self, folder: str | Path, component: str) -> torch.nn.Module:
+        network = super().meta_network(folder, component)
+        if component == self.components.denoiser and folders.pipeline_name(Path(folder)) not in self.pipelines:
+            _widen(network)
+        return network
+
     def predict(
         self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
