@@ -36,6 +36,7 @@ class PrepareOptions:
     crop: str = crops.CENTER
     class_noun: str | None = None
     trigger: str | None = None
+    caption_template: str | None = None
     caption_from_folder: bool = False
     overwrite_captions: bool = False
     allow_missing_captions: bool = False
@@ -95,6 +96,7 @@ class PrepareOptions:
         return CaptionOptions(
             class_noun=self.class_noun,
             trigger=self.trigger,
+            template=self.caption_template,
             caption_from_folder=self.caption_from_folder,
             overwrite_captions=self.overwrite_captions,
             allow_missing_captions=self.allow_missing_captions,

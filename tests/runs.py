@@ -14,7 +14,9 @@ from PIL import Image
 
 from lorakit import manifest
 from lorakit.config import recipe
+from lorakit.config.concepts import Concept
 from lorakit.core import storage
+from lorakit.data.items import DatasetItem, load_concepts, plan_items
 from lorakit.imaging import decode
 
 # Children are forked from a server that has imported everything once: tests can start and kill many.
@@ -50,6 +52,12 @@ def make_dataset(folder: Path, count: int = 6) -> Path:
         )
     manifest.save_manifest(folder, records)
     return folder
+
+
+def load_items(folder: Path, resolution: int = 64, **concept: Any) -> list[DatasetItem]:
+    """Return the training items of a prepared folder, as a concept with these keys."""
+    (data,) = load_concepts([Concept(folder=folder, **concept)])
+    return plan_items(data, resolution, 16, 1).items
 
 
 def make_prompts(path: Path) -> Path:

@@ -185,7 +185,7 @@ def _select_sources(
     # An exported dataset has the same captions in files and manifest.
     previous_by_text = {clean_caption(caption.text, "")[0]: caption for caption in earlier}
     user_captions = [previous_by_text.get(caption.text, caption) for caption in written]
-    others = [c for c in earlier if c.source not in REREAD_SOURCES and c not in user_captions]
+    others = [_unescaped(c) for c in earlier if c.source not in REREAD_SOURCES and c not in user_captions]
     if others and any(note_code(note) == CAPTIONS_REPLACED for note in record.notes):
         user_captions = []  # the user replaced them by a model's captions
     if options.overwrite_captions:
@@ -200,6 +200,16 @@ def _select_sources(
     if template:
         return [Caption(template, "template")]
     return [caption for caption in earlier if caption.source == "template"]
+
+
+def _unescaped(caption: Caption) -> Caption:
+    """Return an earlier caption with plain parentheses, as in those that are read now."""
+    original = caption.original_text
+    return replace(
+        caption,
+        text=prompt_syntax.unescape_parentheses(caption.text),
+        original_text=None if original is None else prompt_syntax.unescape_parentheses(original),
+    )
 
 
 def _apply_edits(

@@ -227,17 +227,25 @@ def prompts_command(
     dataset: Path, class_noun: str | None, trigger: str | None, num_prompts: int, out: Path
 ) -> None:
     """Make a prompt file from a dataset's captions and the class noun."""
+    from lorakit.config.concepts import Concept
     from lorakit.config.recipe import load_recipe
-    from lorakit.data.items import load_training_records
+    from lorakit.data.items import load_concepts
     from lorakit.data.prompts import Subject
     from lorakit.evaluation import prompt_set
 
     if (dataset / "recipe.yaml").is_file():
-        recipe = load_recipe(dataset / "recipe.yaml")
-        dataset = recipe.dataset
-        trigger, class_noun = trigger or recipe.trigger, class_noun or recipe.class_noun
-    captions = [caption.text for record in load_training_records(dataset) for caption in record.captions]
-    prompts = prompt_set.make_prompt_set(captions, Subject(trigger, class_noun), num_prompts=num_prompts)
+        concepts = list(load_recipe(dataset / "recipe.yaml").concepts)
+    else:
+        concepts = [Concept(folder=dataset)]
+    if (trigger or class_noun) and len(concepts) > 1:
+        concepts = [
+            c for c in concepts if trigger in (None, c.trigger) and class_noun in (None, c.class_noun)
+        ]
+    captions: dict[Subject, list[str]] = {}
+    for data in load_concepts(concepts):
+        subject = Subject(trigger or data.concept.trigger, class_noun or data.concept.class_noun)
+        captions.setdefault(subject, []).extend(data.captions)
+    prompts = prompt_set.make_prompt_sets(captions, num_prompts=num_prompts)
     file = prompt_set.write_prompt_set(out, prompts)
     print_answer({"path": str(file), "num_prompts": len(prompts)}, f"{len(prompts)} prompts in {file}")
 

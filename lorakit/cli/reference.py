@@ -15,6 +15,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from lorakit.config.validation_errors import find_section
+
 ENVIRONMENT = {
     "LORAKIT_CACHE": "folder of the caches (latents, text embeddings, converted base models); may be deleted",
     "LORAKIT_CAPTION_API_KEY": "key of the caption server (`--api-key-env` names another variable)",
@@ -181,19 +183,15 @@ def _recipe_rows(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[s
     """Yield a row for each key of a section and of the sections within it."""
     for name, field in section.model_fields.items():
         key = prefix + (field.alias or name)
-        child = _child_section(field.annotation)
+        below = find_section(field.annotation)
+        child = below.model if below else None
         default = "" if field.is_required() else f"`{_value(field.get_default(call_default_factory=True))}`"
         if child is not None:
             default = "(section)" if isinstance(field.get_default(), BaseModel) else default
         text = " ".join((field.description or (child.__doc__ if child else "") or "").split())
         yield f"`{key}`", _type(field.annotation), default, text
         if child is not None:
-            yield from _recipe_rows(child, f"{key}.")
-
-
-def _child_section(annotation: Any) -> type[BaseModel] | None:
-    options = [annotation, *get_args(annotation)]
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+            yield from _recipe_rows(child, f"{key}.{below.index if below else ''}")
 
 
 def _value(value: Any) -> str:
@@ -273,6 +271,7 @@ def _run_files() -> Iterator[str]:
         ("run.json", run_records.RUN_KEYS),
         ("heartbeat.json", run_records.HEARTBEAT_KEYS),
         ("metrics.jsonl", run_records.METRICS_KEYS),
+        ("tracker.json, one of `runs`", run_records.TRACKER_KEYS),
         ("state.json of a checkpoint", run_records.STATE_KEYS),
     ):
         yield f"**{title}**"

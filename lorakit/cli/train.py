@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from lorakit.cli.completion import complete_recipe_words
-from lorakit.core.command_line import FOLDER, POSITIVE, command, option, print_answer
+from lorakit.core.command_line import FOLDER, POSITIVE, command, option, print_answer, print_summary
 
 if TYPE_CHECKING:
-    from lorakit.config.concepts import Concept
     from collections.abc import Sequence
 
+    from lorakit.config.concepts import Concept
     from lorakit.config.recipe import Recipe
     from lorakit.config.suggest_key import Suggestion
 
@@ -197,4 +197,4 @@ def _prepare_folder(concept: Concept, recipe: Recipe) -> None:
     from data_tools.prepare_for_training import prepare_for_training
 
     print(f"preparing {concept.folder}", flush=True)
-    prepare_for_training(concept, recipe)
+    print_summary(prepare_for_training(concept, recipe).summary)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from lorakit.config import strict_yaml, validation_errors
+from lorakit.config import recipe_files, strict_yaml, validation_errors
 from lorakit.config.adapter import AdapterConfig as AdapterConfig
 from lorakit.config.adapter import SliderConfig as SliderConfig
 from lorakit.config.adapter import TextualInversionConfig as TextualInversionConfig
@@ -28,6 +28,8 @@ from lorakit.config.fields import (
     StrippedStr,
 )
 from lorakit.config.monitoring import SamplingConfig as SamplingConfig
+from lorakit.config.monitoring import TrackerConfig as TrackerConfig
+from lorakit.config.monitoring import TrackerName, merge_tracker
 from lorakit.config.monitoring import ValidationConfig as ValidationConfig
 from lorakit.config.objective import ObjectiveConfig as ObjectiveConfig
 from lorakit.config.training import MemoryConfig as MemoryConfig
@@ -81,8 +83,8 @@ class Recipe(RecipeSection):
     """`auto`, or a section; keys that it leaves out are automatic."""
     samples: SamplingConfig = SamplingConfig()
     validate_: ValidationConfig = Field(default=ValidationConfig(), alias="validate")
-    tracker: Literal["none", "wandb", "tensorboard"] = "none"
-    """Tracker that also receives the metrics; metrics.jsonl is always written."""
+    tracker: TrackerName | TrackerConfig = "none"
+    """Tracker that also receives metrics and samples: a word, or a section."""
     export: list[Literal["comfyui", "a1111", "diffusers"]] = Field(default=["comfyui"])
     """Programs that the finished adapter is exported for."""
 
@@ -198,6 +200,11 @@ class Recipe(RecipeSection):
         return None if setting is None else bool(setting)
 
     @property
+    def tracker_config(self) -> TrackerConfig:
+        """The section `tracker`, also if the recipe names only a tracker."""
+        return self.tracker if isinstance(self.tracker, TrackerConfig) else TrackerConfig(name=self.tracker)
+
+    @property
     def effective_batch(self) -> int:
         """Images per optimizer step and process."""
         return self.train.batch_size * self.train.accumulate
@@ -264,11 +271,17 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises ConfigError that lists every problem.
     """
     file = find_recipe(path)
+    return parse_recipe(read_recipe_tree(file, overrides or []), str(file))
+
+
+def read_recipe_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a recipe with overrides as plain values that are not validated yet."""
+    file = find_recipe(path)
     tree = _read_tree(file)
     _resolve_prompts(tree, file)
-    for override in overrides or []:
+    for override in _tracker_first(overrides):
         _override(tree, override)
-    return parse_recipe(tree, str(file))
+    return tree
 
 
 def resolve_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, **settings: Any) -> Recipe:
@@ -287,7 +300,9 @@ def resolve_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, 
         _resolve_prompts(tree, file)
     for key, value in settings.items():
         section = tree.get(key)
-        if isinstance(section, dict) and isinstance(value, Mapping):
+        if key == "tracker":
+            value = merge_tracker(section, value)
+        elif isinstance(section, dict) and isinstance(value, Mapping):
             value = {**section, **value}
         tree[key] = value
     return parse_recipe(tree, where)
@@ -296,15 +311,15 @@ def resolve_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, 
 def change_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """Return a recipe with overrides such as `optimizer.lr=2e-4`; ConfigError if they do not suit it."""
     tree = recipe.dump()
-    for override in overrides:
+    for override in _tracker_first(overrides):
         _override(tree, override)
     return parse_recipe(tree)
 
 
 def _read_tree(file: Path) -> dict[str, Any]:
-    tree = strict_yaml.read_yaml(file)
-    if not isinstance(tree, dict):
-        raise ConfigError("a recipe is a mapping of keys to values", where=str(file))
+    is_toml = file.suffix.lower() == ".toml"
+    tree = recipe_files.read_toml(file) if is_toml else strict_yaml.read_yaml(file)
+    recipe_files.check_is_recipe(tree, file)
     return tree
 
 
@@ -321,6 +336,11 @@ def _resolve_prompts(tree: dict[str, Any], file: Path) -> None:
         tree["samples"] = {**samples, "prompts": str(shipped)}
 
 
+def _tracker_first(overrides: Sequence[str]) -> list[str]:
+    """Sort `tracker=...` before `tracker.project=...`, which belongs to it in any order."""
+    return sorted(overrides, key=lambda text: not text.startswith("tracker="))
+
+
 def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -332,10 +352,12 @@ def _override(tree: dict[str, Any], text: str) -> None:
     for parent in parents:
         below = node.setdefault(parent, {})
         if not isinstance(below, dict):
-            node[parent] = below = {}
+            node[parent] = below = {"name": below} if parent == "tracker" else {}
         node = below
     parsed, before = strict_yaml.parse_yaml(value, f"override {key}"), node.get(last)
-    if node is tree and isinstance(parsed, dict) and isinstance(before, dict):
+    if key == "tracker":
+        parsed = merge_tracker(before, parsed)
+    elif node is tree and isinstance(parsed, dict) and isinstance(before, dict):
         parsed = {**before, **parsed}  # the other keys of the section keep their values
     node[last] = parsed
 
@@ -345,5 +367,5 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = validation_errors.format_validation_errors(error, Recipe)
+        lines = validation_errors.format_validation_errors(error, Recipe, tree)
         raise ConfigError("the recipe has a problem:\n  " + "\n  ".join(lines), where=where) from error

@@ -30,7 +30,7 @@ class Batch:
 class TrainingSet:
     """Images and captions by index, as tensors.
 
-    `batch_shapes` and `captions_per_image` have one entry for each item, repeats included.
+    `batch_shapes` and `captions_per_image` have one entry for each item, with repeats if `repeated`.
     """
 
     def __init__(
@@ -40,8 +40,10 @@ class TrainingSet:
         text: TextSource,
         conditioning: ConditioningCache | None = None,
         masks: MaskCache | None = None,
+        *,
+        repeated: bool = True,
     ) -> None:
-        self.items = [item for item in items for _ in range(item.record.repeats)]
+        self.items = [item for item in items for _ in range(item.repeats if repeated else 1)]
         self._latents, self._text, self._conditioning, self._masks = latents, text, conditioning, masks
         # images with more conditioning images make longer sequences, and no batch holds both
         counts = [conditioning.conditioning_inputs(item).count if conditioning else 0 for item in self.items]
@@ -55,6 +57,11 @@ class TrainingSet:
         if sample.caption_index == EMPTY_CAPTION:
             return ""
         return self.items[sample.image_index].record.captions[sample.caption_index].text
+
+    def loss_weights(self, samples: Sequence[SampleIndex]) -> list[float] | None:
+        """Return the loss weights of the samples' concepts; None if all are 1."""
+        weights = [self.items[sample.image_index].concept.weight for sample in samples]
+        return None if all(weight == 1 for weight in weights) else weights
 
     def batch(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit import manifest
+from lorakit.config.concepts import Concept
 from lorakit.core import storage
 from lorakit.core.errors import DataError
 from lorakit.imaging import crops, video
@@ -18,17 +19,38 @@ from lorakit.models.families.video import VideoFamily
 
 @dataclass(frozen=True)
 class DatasetItem:
-    """One image or video as the model sees it.
+    """One image or video of a concept as the model sees it.
 
     `crop` is left, top, right, bottom in pixels of the upright image, `bucket` the size (width, height) after
     resizing. `frame_indices` are the frames used by base models that generate videos (an image has frame 0);
     they are empty for base models that generate images.
     """
 
+    concept: Concept
     record: Record
     crop: tuple[int, int, int, int]
     bucket: tuple[int, int]
     frame_indices: tuple[int, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The dataset folder that the files of the record are relative to."""
+        return self.concept.folder
+
+    @property
+    def path(self) -> Path:
+        """The path of the image."""
+        return self.folder / self.record.file
+
+    @property
+    def name(self) -> str:
+        """The name of folder and file, for messages."""
+        return f"{self.folder.name}/{self.record.file}"
+
+    @property
+    def repeats(self) -> int:
+        """Number of times that an epoch contains the image."""
+        return self.record.repeats * self.concept.repeats
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -36,15 +58,35 @@ class DatasetItem:
         return (*self.bucket, len(self.frame_indices)) if self.frame_indices else self.bucket
 
 
+@dataclass(frozen=True)
+class ConceptRecords:
+    """The records of a concept's folder, in the order of their files."""
+
+    concept: Concept
+    records: Sequence[Record]
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions."""
+        return [caption.text for record in self.records for caption in record.captions]
+
+
+def load_concepts(concepts: Sequence[Concept]) -> list[ConceptRecords]:
+    """Load the records of each concept's folder; see `load_training_records`."""
+    return [ConceptRecords(concept, load_training_records(concept.folder)) for concept in concepts]
+
+
 def load_training_records(folder: Path) -> list[Record]:
-    """Load the records that are trained on; DataError if there are none, or one has no caption."""
+    """Load the records that are trained on, by file; DataError if there are none, or one has no caption."""
     if not (folder / manifest.MANIFEST_FILE).is_file():
         raise DataError(
             "the dataset has no manifest.jsonl",
             where=str(folder),
             remedy=f"run `lorakit data prepare {folder}` (`lorakit train` does it automatically)",
         )
-    records = [record for record in manifest.load_manifest(folder) if record.keep]
+    records = sorted(
+        (record for record in manifest.load_manifest(folder) if record.keep), key=lambda record: record.file
+    )
     if not records:
         raise DataError(
             "the dataset has no image to train on", where=str(folder), remedy="see report.html in the folder"
@@ -83,22 +125,21 @@ class PlannedItems:
     from_manifest: bool
 
 
-def plan_items(
-    records: Sequence[Record], resolution: int, size_multiple: int, batch_size: int
-) -> PlannedItems:
-    """Choose the bucket and crop of each image.
+def plan_items(data: ConceptRecords, resolution: int, size_multiple: int, batch_size: int) -> PlannedItems:
+    """Choose the bucket and crop of each image of a concept.
 
     The manifest's buckets are used if all of them are multiples of `size_multiple` and the largest fits the
     resolution (a dataset with several resolutions has smaller ones). Otherwise new ones are assigned, by the
     same rule as in `lorakit data bucket`. Crops that the user set are kept.
     """
+    concept, records = data.concept, data.records
     area = resolution * resolution
     sizes = [record.bucket for record in records if record.bucket]
     usable = len(sizes) == len(records) and not any(side % size_multiple for size in sizes for side in size)
     usable = usable and 0.8 <= max(width * height for width, height in sizes) / area <= 1.25
     if not usable:
         records = crops.assign_buckets_and_crops(records, resolution, size_multiple, batch_size=batch_size)
-    items = [DatasetItem(r, crops.training_crop(r), r.bucket) for r in records if r.bucket]
+    items = [DatasetItem(concept, r, crops.training_crop(r), r.bucket) for r in records if r.bucket]
     return PlannedItems(items, from_manifest=usable)
 
 

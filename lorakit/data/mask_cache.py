@@ -46,13 +46,13 @@ def load_image_gray_unmasked(
 class MaskCache:
     """Masks on the latents' grid, addressed by the mask's content, crop and grid."""
 
-    def __init__(self, folder: Path, latent_sizes: LatentSizes, cache_folder: Path | None = None) -> None:
-        self.folder, self.latent_sizes = folder, latent_sizes
+    def __init__(self, latent_sizes: LatentSizes, cache_folder: Path | None = None) -> None:
+        self.latent_sizes = latent_sizes
         self._store = tensor_cache.TensorCache("masks", cache_folder)
 
     def key(self, item: DatasetItem) -> str:
         """Return the key of an item's mask."""
-        mask = record_mask_hash(self.folder, item.record)
+        mask = record_mask_hash(item.folder, item.record)
         grid = self.latent_sizes[item.bucket]
         return tensor_cache.cache_key(mask=mask, crop=item.crop, grid=grid, version="area-1")
 
@@ -70,13 +70,13 @@ class MaskCache:
             if not allow_empty and not self._store.require(self.key(item))["mask"].any():
                 raise DataError(
                     "the image's mask is black everywhere in its crop",
-                    where=str(self.folder / item.record.file),
+                    where=str(item.path),
                     remedy="change its crop or mask, exclude the image, or set masked_loss.unmasked_weight",
                 )
 
     def _latent_mask(self, item: DatasetItem) -> torch.Tensor:
         """Return (1, H, W) in [0, 1]: the mean over each latent's pixels, so 0 only if all are outside."""
-        mask = masks.read_record_mask(self.folder, item.record)
+        mask = masks.read_record_mask(item.folder, item.record)
         assert mask is not None
         pixels = torch.from_numpy(np.array(mask.crop(item.crop))).float() / 255
         return adaptive_avg_pool2d(pixels[None], self.latent_sizes[item.bucket])

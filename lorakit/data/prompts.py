@@ -3,12 +3,14 @@
 JSONL holds one object per line with the keys `PROMPT_KEYS`; a YAML list holds such objects or plain strings;
 a TSV with a `Prompt` column is PartiPrompts' format (Yu et al., 2022); a text with `.format(unique_token,
 class_token)` is DreamBooth's prompts_and_classes.txt (Ruiz et al., 2022); other text has one prompt per line.
+JSON and TOML lists, `#` and options such as `--n` are those of kohya's scripts (foreign_prompts.py).
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,10 +22,12 @@ from lorakit.core.errors import DataError
 from lorakit.core.strict_csv import read_csv
 from lorakit.core.strict_json import parse_json
 from lorakit.core.words import has_word
+from lorakit.data import foreign_prompts
 
 if TYPE_CHECKING:
     from PIL import Image
 
+_LOGGER = logging.getLogger("lorakit")
 DEFAULT_SEEDS = (0, 1, 2, 3)
 DEFAULT_KIND = "subject"
 MAX_SEED = 2**63 - 1  # the limit of torch.Generator.manual_seed
@@ -125,30 +129,41 @@ class Sample:
     frames: tuple[Image.Image, ...] = ()
 
 
-def load_prompts(path: str | Path, subjects: Subjects = ()) -> list[Prompt]:
-    """Read a prompt file by its extension (.jsonl, .yaml/.yml, .tsv, otherwise text).
+def load_prompts(
+    path: str | Path, subjects: Subjects = (), log: Callable[[str], None] = _LOGGER.warning
+) -> list[Prompt]:
+    """Read a prompt file by its extension (.jsonl, .yaml/.yml, .tsv, .json, .toml, otherwise text).
 
-    The subjects fill the placeholders of DreamBooth's list; elsewhere class nouns replace their triggers in
-    rows without a `score_text`. Raises DataError with file and line for an unknown key, an empty prompt, a
-    repeated id, a seed that is not a non-negative integer, or a file without prompts.
+    The subjects fill the placeholders of DreamBooth's list, and `[trigger]`; elsewhere class nouns replace
+    their triggers in rows without a `score_text`. `log` receives what is not sampled, or read as plain words
+    though it may be the syntax of another tool. Raises DataError with file and line for an unknown key, an
+    empty prompt, a repeated id, a seed that is not a non-negative integer, syntax of other tools that has no
+    meaning here, or a file without prompts.
     """
     file = Path(path)
     text = input_files.read_text(file)
-    readers = {".jsonl": _read_jsonl, ".yaml": _read_yaml, ".yml": _read_yaml, ".tsv": _read_tsv}
-    reader = readers.get(file.suffix.lower(), _read_lines)
+    reader = _READERS.get(file.suffix.lower(), _read_lines)
+    unit = "entry" if reader in (_read_json, _read_toml) else "line"
     if reader is _read_lines and _DREAMBOOTH.search(text):
         rows = _read_dreambooth(text, file, subjects)
     else:
         rows = reader(text, file)
+        if reader is _read_lines and (comments := foreign_prompts.comment_lines(text)):
+            log(f"{file}: {len(comments)} lines that start with # are comments, from line {comments[0]}")
     prompts: list[Prompt] = []
+    triggers = subject_triggers(subjects)
     line_of_id: dict[str, int] = {}
     for line, row in rows:
-        prompt = _parse_prompt(row, default_prompt_id(len(prompts) + 1), file, f"{file}, line {line}")
+        where = f"{file}, {unit} {line}"
+        row, doubtful = foreign_prompts.read_syntax(row, where, triggers)
+        for message in doubtful:
+            log(f"{where}: {message}")
+        prompt = _parse_prompt(row, default_prompt_id(len(prompts) + 1), file, where)
         if prompt.score_text == prompt.prompt:
             prompt = replace(prompt, score_text=replace_triggers(prompt.prompt, subjects))
         first = line_of_id.setdefault(prompt.id.casefold(), line)  # some file systems ignore case
         if first != line:
-            raise DataError(f"id {prompt.id!r} is used in line {first} already", where=f"{file}, line {line}")
+            raise DataError(f"id {prompt.id!r} is used in {unit} {first} already", where=where)
         prompts.append(prompt)
     if not prompts:
         raise DataError("the file contains no prompt", where=str(file))
@@ -230,8 +245,26 @@ def _dreambooth_rows(text: str, subject: Subject) -> Iterator[tuple[int, dict[st
 
 def _read_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+        if line.strip() and not line.lstrip().startswith("#"):
             yield number, {"prompt": line}
+
+
+def _read_json(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    return foreign_prompts.read_json_list(text, str(file))
+
+
+def _read_toml(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    return foreign_prompts.read_toml(text, str(file))
+
+
+_READERS = {
+    ".jsonl": _read_jsonl,
+    ".yaml": _read_yaml,
+    ".yml": _read_yaml,
+    ".tsv": _read_tsv,
+    ".json": _read_json,
+    ".toml": _read_toml,
+}
 
 
 def _parse_prompt(row: dict[str, Any], default_id: str, file: Path, where: str) -> Prompt:

@@ -18,7 +18,7 @@ from lorakit.models import base_model
 from lorakit.sampling import generate
 from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline
 from lorakit.training import checkpoint
-from lorakit.training.run_folder import package_versions
+from lorakit.training.run_identity import package_versions
 
 PNG_KEY = "lorakit"  # the PNG text with the hash of everything that the image depends on
 _SAMPLING_PACKAGES = ("torch", "diffusers", "transformers", "peft", "lorakit")  # images depend on them

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.data.prompts import Prompt, Subject, load_prompts
+from lorakit.data.prompts import Prompt, Subject, load_prompts, subject_triggers
 from lorakit.evaluation.evaluate_run import find_selected_checkpoint
 from lorakit.evaluation.judges import DEFAULT_JUDGES, JudgeOptions, load_folder_references, load_judges
 from lorakit.evaluation.measure import VariantSamples, score_variants
@@ -49,7 +49,7 @@ def evaluate_folder(
     (`find_samples`); `max_drift` is the drift (1 - cosine) tolerated on prompts without the subject.
     """
     folder, out = Path(folder), Path(out)
-    prompt_list = load_prompts(prompts, subject)
+    prompt_list = load_prompts(prompts, [subject])
     samples = find_samples(folder, prompt_list, pattern)
     variants = [VariantSamples(folder.resolve().name, samples)]
     if base_images:
@@ -62,7 +62,7 @@ def evaluate_folder(
         title=f"{folder.resolve().name}: scores",
         prompts=prompts_with_seeds(samples),
         variants=[],
-        trigger=subject.trigger,
+        triggers=subject_triggers([subject]),
         settings={"max_drift": max_drift},
     )
     if missing := len(prompt_list) - len(evaluation.prompts):
@@ -123,7 +123,7 @@ def compare_evaluations(first: str, second: str, out: str | Path) -> EvaluationR
         f"{names[1]} compared with {names[0]}",
         prompts,
         variants,
-        sides[0].evaluation.trigger,
+        sides[0].evaluation.triggers,
         sides[0].evaluation.fidelity_metric,
         settings=sides[0].evaluation.settings,
     )

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit import manifest
+from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.data.items import DatasetItem, load_training_records
-from lorakit.data.prompts import has_word
+from lorakit.core.words import has_word
+from lorakit.data.items import DatasetItem, load_concepts
 from lorakit.evaluation.feature_cache import FrameSource, frame_source
 from lorakit.evaluation.measure import JudgeModels, ReferenceImages
 from lorakit.evaluation.metrics.extra_metrics import load_prompt_scorer
@@ -21,7 +22,7 @@ from lorakit.imaging import decode
 from lorakit.manifest import Record
 from lorakit.models import base_model, clip_score
 from lorakit.models import device as devices
-from lorakit.training import run_plan
+from lorakit.training.held_out import split_dataset
 
 DEFAULT_CLIP = "ViT-L-14/openai"
 NO_IMAGE_ENCODER = "none"
@@ -73,7 +74,7 @@ def load_folder_references(folder: Path, root: Path) -> ReferenceImages:
     if not folder.is_dir():
         raise ConfigError("there is no such folder", where=f"--references {folder}")
     if (folder / manifest.MANIFEST_FILE).is_file():
-        return _references(folder, [r for r in manifest.load_manifest(folder) if r.keep], set(), root)
+        return _references(folder, [r for r in manifest.load_manifest(folder) if r.keep], root)
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError("the folder holds no images", where=str(folder))
@@ -86,26 +87,50 @@ def load_folder_references(folder: Path, root: Path) -> ReferenceImages:
 
 
 def load_run_references(recipe: Recipe, root: Path) -> ReferenceImages:
-    """Return the images of the subject in a run's dataset.
+    """Return the images of the subjects in a run's dataset.
 
-    These are the images with the trigger in a caption, or all if no caption has it. Images that the run held
-    out are references too, but a sample cannot be a copy of them.
+    These are, in the folder of each trigger, the images with it in a caption, or all if no caption has it.
+    Images that the run held out are references too, but a sample cannot be a copy of them.
     """
-    records = load_training_records(recipe.dataset)
-    split = run_plan.split_held_out(
-        [DatasetItem(r, (0, 0, r.width, r.height), (r.width, r.height)) for r in records], recipe
+    items = [
+        DatasetItem(data.concept, r, (0, 0, r.width, r.height), (r.width, r.height))
+        for data in load_concepts(recipe.concepts)
+        for r in data.records
+    ]
+    held_out = {item.record.content_hash for item in split_dataset(items, recipe).held_out}
+    subjects = [concept for concept in recipe.concepts if concept.trigger] or recipe.concepts
+    shown = [item for concept in subjects for item in _subject_items(concept, items)]
+    parent = _common_folder([concept.folder for concept in subjects])
+    return ReferenceImages(
+        [(item.path.relative_to(parent) if parent else item.path).as_posix() for item in shown],
+        [_record_source(item.folder, item.record) for item in shown],
+        [item.record.content_hash not in held_out for item in shown],
+        _relative_path(parent, root) if parent else None,
+        [item.concept.trigger for item in shown],
     )
-    if recipe.trigger:
-        trigger = recipe.trigger
-        records = [r for r in records if any(has_word(c.text, trigger) for c in r.captions)] or records
-    return _references(recipe.dataset, records, {item.record.file for item in split.held_out}, root)
 
 
-def _references(folder: Path, records: Sequence[Record], held_out: set[str], root: Path) -> ReferenceImages:
+def _subject_items(concept: Concept, items: Sequence[DatasetItem]) -> list[DatasetItem]:
+    own, trigger = [item for item in items if item.concept == concept], concept.trigger
+    if trigger is None:
+        return own
+    return [i for i in own if any(has_word(c.text, trigger) for c in i.record.captions)] or own
+
+
+def _common_folder(folders: Sequence[Path]) -> Path | None:
+    """Return the folder itself, or the one that all of them are in; None if there is none, as on two drives."""
+    try:
+        common = Path(os.path.commonpath(folders))
+    except ValueError:
+        return None
+    return common if all(folder.is_relative_to(common) for folder in folders) else None
+
+
+def _references(folder: Path, records: Sequence[Record], root: Path) -> ReferenceImages:
     return ReferenceImages(
         [record.file for record in records],
         [_record_source(folder, record) for record in records],
-        [record.file not in held_out for record in records],
+        [True] * len(records),
         _relative_path(folder, root),
     )
 

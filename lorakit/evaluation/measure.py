@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from lorakit.core.errors import DataError
+from lorakit.core.words import has_word
+from lorakit.data.prompts import Prompt
 from lorakit.evaluation.feature_cache import (
     Features,
     FrameSource,
@@ -53,13 +55,15 @@ class JudgeModels:
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Images of the subject, and for each of them True if the adapter was trained on it."""
+    """Images of the subjects, and for each of them True if the adapter was trained on it."""
 
     names: list[str]
     sources: list[FrameSource]
     trained_on: list[bool]
     folder: str | None = None
     """Their folder, relative to the evaluation's folder."""
+    triggers: list[str | None] = field(default_factory=list)
+    """The trigger word of the subject that each shows; without them all show one subject."""
 
 
 @dataclass
@@ -125,11 +129,13 @@ class _ScoringContext:
         self.alternatives, self.quiet = alternatives, quiet
         prompts = evaluation.prompts
         self.prompt_rows = {prompt.id: row for row, prompt in enumerate(prompts)}
-        self.roles = [prompt.role(evaluation.trigger) for prompt in prompts]
+        self.roles = [prompt.role(evaluation.triggers) for prompt in prompts]
         self.text_features = (
             judges.clip.text_features([p.score_text for p in prompts]).double().numpy()
         )  # (P, D)
+        self.prompt_triggers = [_only_trigger(prompt, evaluation.triggers) for prompt in prompts]
         self.references: dict[str, Features] = {}
+        self.subject_rows: dict[str | None, list[int]] = {}
         self.train_rows: list[int] = []
         self.reference_names: list[str] = []
         self.base_features: dict[SampleKey, Features] = {}
@@ -149,8 +155,15 @@ class _ScoringContext:
         self.train_rows = [row for row, trained_on in enumerate(references.trained_on) if trained_on]
         self.evaluation.train_images = references.folder
         features = self.references.get("image_encoder", self.references["clip"])
-        if len(features) > 1:
-            self.evaluation.reference_fidelity = feature_metrics.leave_one_out_fidelity(features).tolist()
+        for row, trigger in enumerate(references.triggers):
+            self.subject_rows.setdefault(trigger, []).append(row)
+        groups = [features[rows] for rows in self.subject_rows.values()] or [features]
+        self.evaluation.reference_fidelity = [
+            value
+            for group in groups
+            if len(group) > 1
+            for value in feature_metrics.leave_one_out_fidelity(group).tolist()
+        ]
         if len(self.train_rows) > 2:
             self.evaluation.copy_threshold = feature_metrics.copy_threshold(features[self.train_rows])
 
@@ -214,14 +227,28 @@ class _ScoringContext:
     ) -> None:
         if not self.references:
             return
-        variant.scores["clip_i"] = _by_key(keys, feature_metrics.fidelity(clip, self.references["clip"]))
+        variant.scores["clip_i"] = self._subject_fidelity(keys, clip, self.references["clip"])
         if "image_encoder" in self.references:
-            values = feature_metrics.fidelity(features, self.references["image_encoder"])
-            variant.scores["dino_i"] = _by_key(keys, values)
+            references = self.references["image_encoder"]
+            variant.scores["dino_i"] = self._subject_fidelity(keys, features, references)
         roles = [self.roles[self.prompt_rows[key.prompt_id]] for key in keys]
         subject_rows = [row for row, role in enumerate(roles) if role == "subject"]
         if subject_rows:
             variant.set_metrics["cmmd"] = feature_metrics.cmmd(clip[subject_rows], self.references["clip"])
+
+    def _subject_fidelity(
+        self, keys: Sequence[SampleKey], features: Features, references: Features
+    ) -> dict[SampleKey, float]:
+        """Compare each image with the references of the subject that its prompt names, or with all."""
+        if len(self.subject_rows) < 2:
+            return _by_key(keys, feature_metrics.fidelity(features, references))
+        triggers = [self.prompt_triggers[self.prompt_rows[key.prompt_id]] for key in keys]
+        values = np.empty(len(keys))
+        for trigger in set(triggers):
+            rows = [row for row, one in enumerate(triggers) if one == trigger]
+            own = self.subject_rows.get(trigger)
+            values[rows] = feature_metrics.fidelity(features[rows], references[own] if own else references)
+        return _by_key(keys, values)
 
     def _drift(self, variant: VariantScores, keys: Sequence[SampleKey], features: Features) -> None:
         """Drift from the base model; for the base model itself the distance between prompts."""
@@ -270,6 +297,12 @@ class _ScoringContext:
         if known := {prompt_id: value for prompt_id, value in diversity.items() if math.isfinite(value)}:
             variant.per_prompt["diversity"] = known
         variant.set_metrics["vendi"] = feature_metrics.vendi_score(features)
+
+
+def _only_trigger(prompt: Prompt, triggers: Sequence[str]) -> str | None:
+    """Return the trigger that a prompt has; None if it has none or several."""
+    present = [trigger for trigger in triggers if has_word(prompt.prompt, trigger)]
+    return present[0] if len(present) == 1 else None
 
 
 def _by_key(keys: Sequence[SampleKey], values: Any) -> dict[SampleKey, float]:

@@ -7,11 +7,13 @@ things. Places and properties in the captions come last, because they test nothi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
+from lorakit.core.words import has_word
 from lorakit.data.prompts import LIVING_CLASS_NOUNS, Prompt, Subject, prompt_to_row
 
 SUBJECT_COUNT, OTHER_COUNT = 24, 6  # prompts of the subject; of its class, and as many of unrelated things
@@ -101,6 +103,37 @@ a cup of coffee on a marble counter
 a hot-air balloon over hills
 a violin on a velvet chair
 """.strip().splitlines()
+
+
+def make_prompt_sets(
+    captions: Mapping[Subject, Sequence[str]],
+    *,
+    num_prompts: int = SUBJECT_COUNT,
+    num_others: int = OTHER_COUNT,
+) -> list[Prompt]:
+    """Return the prompts of each subject, given with the captions of its images.
+
+    The prompts of a class noun that several subjects share, and of unrelated things, occur once. With several
+    subjects, ids begin with the subject's number. Subjects without trigger and class noun get no prompts if
+    there are others. Raises ConfigError if no subject has a class noun.
+    """
+    subjects = [subject for subject in captions if subject != Subject()] or list(captions) or [Subject()]
+    if len(subjects) == 1:
+        own = captions.get(subjects[0], ())
+        return make_prompt_set(own, subjects[0], num_prompts=num_prompts, num_others=num_others)
+    prompts: dict[tuple[str, str], Prompt] = {}
+    for number, subject in enumerate(subjects, 1):
+        own = captions[subject]
+        for prompt in make_prompt_set(own, subject, num_prompts=num_prompts, num_others=num_others):
+            shared = prompt.kind == "unrelated"
+            name = prompt.id if shared else f"{number}-{prompt.id}"
+            prompts.setdefault((prompt.kind, prompt.prompt), replace(prompt, id=name))
+    nouns = [subject.class_noun or "" for subject in subjects]
+    return [
+        prompt
+        for prompt in prompts.values()
+        if prompt.kind != "unrelated" or not any(has_word(prompt.prompt, noun) for noun in nouns)
+    ]
 
 
 def make_prompt_set(

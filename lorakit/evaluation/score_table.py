@@ -150,7 +150,8 @@ class Evaluation:
     title: str
     prompts: list[Prompt]
     variants: list[VariantScores]
-    trigger: str | None = None
+    triggers: tuple[str, ...] = ()
+    """The trigger words of the subjects."""
     fidelity_metric: str = "clip_i"
     """The metric that fidelity is computed from: `dino_i` with an image encoder, else `clip_i`."""
     reference_fidelity: list[float] = field(default_factory=list)
@@ -179,7 +180,7 @@ class Evaluation:
 
     def prompts_of_role(self, *roles: Role) -> list[Prompt]:
         """Return the prompts that have one of the roles."""
-        return [prompt for prompt in self.prompts if prompt.role(self.trigger) in roles]
+        return [prompt for prompt in self.prompts if prompt.role(self.triggers) in roles]
 
     def prompt_means(
         self, variant: VariantScores, name: str, prompts: Sequence[Prompt]
@@ -218,9 +219,9 @@ class Evaluation:
         return {
             "format_version": FORMAT_VERSION,
             "title": self.title,
-            "trigger": self.trigger,
+            "triggers": list(self.triggers),
             "prompts": [
-                {k: v for k, v in prompt_to_row(p).items() if k != "image"} | {"role": p.role(self.trigger)}
+                {k: v for k, v in prompt_to_row(p).items() if k != "image"} | {"role": p.role(self.triggers)}
                 for p in self.prompts
             ],
             "variants": [variant.to_json() for variant in self.variants],
@@ -241,7 +242,7 @@ class Evaluation:
             title=value["title"],
             prompts=[_prompt_from_json(row) for row in value["prompts"]],
             variants=[VariantScores.from_json(variant) for variant in value["variants"]],
-            trigger=value["trigger"],
+            triggers=tuple(value["triggers"]),
             fidelity_metric=value["fidelity_metric"],
             reference_fidelity=list(value["reference_fidelity"]),
             copy_threshold=CopyThreshold(**threshold) if threshold else None,

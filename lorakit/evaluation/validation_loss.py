@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from lorakit.config.recipe import Recipe
 from lorakit.core import rng
-from lorakit.data.conditioning import without_unused_images
-from lorakit.data.items import DatasetItem, load_training_records
+from lorakit.data.items import DatasetItem, load_concepts
 from lorakit.sampling.pipeline import SamplingPipeline
 from lorakit.training import run_caches, run_plan, setup, slider
+from lorakit.training.held_out import DataSplit
 from lorakit.training.validation import ValidationLoss
 
 MAX_TRAIN_IMAGES = 32  # images that were trained on, for comparison
@@ -22,16 +22,16 @@ class RunValidation:
 
     def __init__(self, recipe: Recipe, pipeline: SamplingPipeline) -> None:
         family, pipe = pipeline.family, pipeline.pipe
-        records = without_unused_images(family, load_training_records(recipe.dataset))
-        plan = run_plan.plan_data(recipe, pipeline.base_folder, family, pipe, records, lambda text: None)
-        split = run_plan.split_held_out(plan.items, recipe)
-        parts = {"validation": split.held_out, "train": _train_images(recipe, split)}
+        concepts = load_concepts(recipe.concepts)
+        plan = run_plan.plan_data(recipe, pipeline.base_folder, family, pipe, concepts, lambda text: None)
+        parts = {"validation": plan.split.held_out, "train": _train_images(recipe, plan.split)}
         filled = run_caches.RunCaches(recipe, plan, pipeline.device, lambda text: None)
         filled.fill([item for items in parts.values() for item in items])
         text = setup.text_source(recipe, family, pipe, filled)
         loss = slider.build_loss(recipe, family, pipe, plan.objective, pipeline.device)
         self.losses = {
-            name: ValidationLoss(loss, filled.training_set(items, text)) for name, items in parts.items()
+            name: ValidationLoss(loss, filled.training_set(items, text, repeated=False))
+            for name, items in parts.items()
         }
 
     @property
@@ -44,7 +44,7 @@ class RunValidation:
         return {name: loss.image_losses(quiet=True) for name, loss in self.losses.items()}
 
 
-def _train_images(recipe: Recipe, split: run_plan.DataSplit) -> Sequence[DatasetItem]:
+def _train_images(recipe: Recipe, split: DataSplit) -> Sequence[DatasetItem]:
     """As many training images as are held out, the same for every checkpoint; at most `MAX_TRAIN_IMAGES`."""
 
     def keyed_order(item: DatasetItem) -> int:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.words import has_word
 from lorakit.data import prompts
-from lorakit.data.items import DatasetItem, check_unchanged, load_training_records
-from lorakit.manifest import Record
+from lorakit.data.items import ConceptRecords, DatasetItem, check_unchanged, load_training_records
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,24 @@ class CaptionedItem:
     item: DatasetItem
 
 
-def check_objective_data(recipe: Recipe, records: Sequence[Record]) -> None:
+def check_objective_data(recipe: Recipe, concepts: Sequence[ConceptRecords]) -> None:
     """Refuse a part of the objective for which no image of the dataset has what it needs."""
+    records = [record for data in concepts for record in data.records]
     if recipe.objective.masked_loss and not any(record.mask for record in records):
         raise ConfigError(
             "objective.masked_loss weighs the loss by masks, but no image of the dataset has one",
-            where=str(recipe.dataset),
+            where=", ".join(str(data.concept.folder) for data in concepts),
             remedy="put a-masklabel.png beside a.jpg, or run `lorakit data mask`, and prepare again",
         )
-    captions = [caption.text for record in records for caption in record.captions]
-    if recipe.objective.output_preservation and not any(replace_trigger(recipe, text) for text in captions):
-        raise ConfigError(
-            f"objective.output_preservation needs captions with the trigger {recipe.trigger!r}, and no image"
-            " has one",
-            where=str(recipe.dataset),
-            remedy="put the trigger into the captions, or leave objective.output_preservation out",
-        )
+    for trigger in recipe.triggers if recipe.objective.output_preservation else ():
+        folders = [data for data in concepts if data.concept.trigger == trigger]
+        if not any(has_word(text, trigger) for data in folders for text in data.captions):
+            raise ConfigError(
+                f"objective.output_preservation needs captions with the trigger {trigger!r}, and no image has"
+                " one",
+                where=", ".join(str(data.concept.folder) for data in folders),
+                remedy="put the trigger into the captions, or leave objective.output_preservation out",
+            )
 
 
 def check_stratified_batch(recipe: Recipe, num_processes: int) -> None:
@@ -51,24 +53,25 @@ def check_stratified_batch(recipe: Recipe, num_processes: int) -> None:
         )
 
 
-def load_class_records(recipe: Recipe, folder: Path) -> list[Record]:
-    """Read the records of the class images, none of which may show the subject."""
-    records = load_training_records(folder)
-    check_unchanged(folder, records)
-    for record in records:
-        if recipe.trigger and any(prompts.has_word(c.text, recipe.trigger) for c in record.captions):
-            raise DataError(
-                f"a class image's caption has the trigger {recipe.trigger!r}, so it would teach the class as"
-                " the subject",
-                where=str(folder / record.file),
-                remedy="take the word out of the caption, or move the image to the dataset",
-            )
-    return records
+def load_class_records(recipe: Recipe, concept: Concept) -> ConceptRecords:
+    """Read the records of a folder of class images, none of which may show a subject."""
+    data = ConceptRecords(concept, load_training_records(concept.folder))
+    check_unchanged(concept.folder, data.records)
+    for record in data.records:
+        for trigger in recipe.triggers:
+            if any(has_word(caption.text, trigger) for caption in record.captions):
+                raise DataError(
+                    f"a class image's caption has the trigger {trigger!r}, so it would teach the class as the"
+                    " subject",
+                    where=str(concept.folder / record.file),
+                    remedy="take the word out of the caption, or move the image to the dataset",
+                )
+    return data
 
 
 def replace_trigger(recipe: Recipe, caption: str) -> str | None:
-    """The caption with the class noun in place of the trigger; None when it has no trigger."""
-    replaced = prompts.Subject(recipe.trigger, recipe.class_noun).replace_trigger(caption)
+    """The caption with class nouns in place of triggers; None when it has no trigger."""
+    replaced = prompts.replace_triggers(caption, prompts.concept_subjects(recipe.concepts))
     return None if replaced == caption else replaced
 
 

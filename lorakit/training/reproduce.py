@@ -85,8 +85,8 @@ def _check_inputs(recipe: Recipe, inputs: dict[str, Any]) -> None:
     from lorakit.models import base_model
     from lorakit.training import data_folders
 
-    hashes = {"base": (base_model.base_hash(base_model.resolve_base(recipe.base)),)}
-    hashes |= data_folders.possible_fingerprints(recipe)
+    hashes = data_folders.possible_fingerprints(recipe)
+    hashes["base"] = (base_model.base_hash(base_model.resolve_base(recipe.base)),)
     changed = [key for key, values in hashes.items() if inputs.get(key) not in values]
     if changed:
         sources = {"base": recipe.base} | recipe.data_folders

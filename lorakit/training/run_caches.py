@@ -4,7 +4,6 @@ embeddings, latents, conditioning images, masks.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,17 +23,15 @@ from lorakit.training.run_plan import DataPlan, LogFn
 
 
 class ImageCaches:
-    """The latents and conditioning images of one dataset folder."""
+    """The latents and conditioning images of training items."""
 
-    def __init__(
-        self, family: Family, base_folder: Path, folder: Path, *, gray_unmasked: bool = False
-    ) -> None:
+    def __init__(self, family: Family, base_folder: Path, *, gray_unmasked: bool = False) -> None:
         self.family, self.base_folder = family, base_folder
         vae_overrides = family.latents.vae_overrides
         self.latents = caches.LatentCache(
-            folder, base_folder, vae_overrides=vae_overrides, gray_unmasked=gray_unmasked
+            base_folder, vae_overrides=vae_overrides, gray_unmasked=gray_unmasked
         )
-        self.conditioning = caches.ConditioningCache(family, folder, base_folder)
+        self.conditioning = caches.ConditioningCache(family, base_folder)
 
     def fill(self, items: Sequence[DatasetItem], device: torch.device) -> None:
         """Encode missing images with the autoencoder, in float32, which is loaded only for this."""
@@ -63,9 +60,9 @@ class RunCaches:
         family, base_folder, masked_loss = plan.family, plan.base_folder, recipe.objective.masked_loss
         self.text = caches.TextCache(family, base_folder, self.text_dtype)
         gray_unmasked = masked_loss is not None and masked_loss.gray_unmasked
-        self.images = ImageCaches(family, base_folder, recipe.dataset, gray_unmasked=gray_unmasked)
-        self.class_images = ImageCaches(family, base_folder, recipe.class_images or recipe.dataset)
-        self.masks = mask_cache.MaskCache(recipe.dataset, plan.latent_sizes) if masked_loss else None
+        self.images = ImageCaches(family, base_folder, gray_unmasked=gray_unmasked)
+        self.class_images = ImageCaches(family, base_folder)
+        self.masks = mask_cache.MaskCache(plan.latent_sizes) if masked_loss else None
 
     def fill(
         self,
@@ -96,18 +93,29 @@ class RunCaches:
         for prompt in sample_prompts:
             requests += self._prompt_requests(prompt, sample_resolution)
         if missing := self.text.missing(requests):
-            loading.run_with_text_encoders(
-                self.plan.family,
-                self.plan.base_folder,
-                functools.partial(self.text.fill, missing),
-                dtype=self.text_dtype,
-                device=self.device,
-                log=self.log,
-            )
+            if overflowing := self._encode_text(missing, self.text_dtype):
+                self.log(f"{len(overflowing)} texts overflow in half precision: encoded in float32")
+                self._encode_text(overflowing, torch.float32)
 
-    def training_set(self, items: Sequence[DatasetItem], text: TextSource) -> TrainingSet:
-        """Images of the run's dataset, ready to train on."""
-        return TrainingSet(items, self.images.latents, text, self.images.conditioning, self.masks)
+    def _encode_text(
+        self, requests: Sequence[caches.TextRequest], dtype: torch.dtype
+    ) -> list[caches.TextRequest]:
+        """Encode and store texts; returns those that overflow in `dtype`."""
+        return loading.run_with_text_encoders(
+            self.plan.family,
+            self.plan.base_folder,
+            lambda pipe: self.text.fill(requests, pipe, dtype),
+            dtype=dtype,
+            device=self.device,
+            log=self.log,
+        )
+
+    def training_set(
+        self, items: Sequence[DatasetItem], text: TextSource, *, repeated: bool = True
+    ) -> TrainingSet:
+        """Images of the run's dataset, ready to train on; to measure each once they are not `repeated`."""
+        images = self.images
+        return TrainingSet(items, images.latents, text, images.conditioning, self.masks, repeated=repeated)
 
     def class_image_set(self, items: Sequence[DatasetItem], text: TextSource) -> TrainingSet | None:
         """The class images, ready to train on; None if there are none."""

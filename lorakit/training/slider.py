@@ -66,7 +66,7 @@ def generate_slider_images(recipe: Recipe) -> Path | None:
     Returns their folder, or None where there is nothing to sample: a folder with images of the user's own is
     a dataset like any other and is not changed. Raises ConfigError for images sampled for another slider.
     """
-    settings, folder = recipe.slider, recipe.dataset
+    settings, folder = recipe.slider, recipe.concepts[0].folder
     if settings is None:
         return None
     record = {

@@ -31,8 +31,10 @@ def prepare_training(recipe: Recipe, prepare: PrepareFn) -> None:
     A slider without a dataset generates its images first. Raises ConfigError or DataError.
     """
     if recipe.slider:
+        from lorakit.models import device
         from lorakit.training import slider
 
+        device.check_precision(device.default_device(), recipe.train.precision)
         slider.generate_slider_images(recipe)
     RunFolder(recipe.out).check_paths(recipe)
     base_model.resolve_base(recipe.base)

@@ -9,8 +9,6 @@ import contextlib
 import os
 import random
 import sys
-import time
-import traceback
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from types import FrameType
@@ -24,37 +22,51 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from lorakit import adapters
 from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
-from lorakit.core import command_line, launch, progress, watchdog
+from lorakit.core import launch, progress, supervision, watchdog
 from lorakit.core.errors import (
     ConfigError,
     DiskError,
     Interrupted,
-    LorakitError,
     MemoryLimitError,
     first_line,
 )
-from lorakit.core.progress import format_duration
 from lorakit.models import device as devices
 from lorakit.models import memory
-from lorakit.training import regularization, run_plan, sanity_check, setup
+from lorakit.training import (
+    data_record,
+    phases,
+    plan_warnings,
+    regularization,
+    run_changes,
+    run_plan,
+    sanity_check,
+    setup,
+)
 from lorakit.training.run_folder import RunFolder
+from lorakit.training.step import collective
 from lorakit.training.trainer import Trainer
 
 
-def train_recipe(recipe: Recipe, *, handle_signals: bool = False) -> RunFolder:
+def train_recipe(recipe: Recipe, *, handle_signals: bool = False, accept_changes: bool = False) -> RunFolder:
     """Train a recipe to its end, or resume it; returns the run's folder.
 
+    A run that was started with other settings, data, base model or software is refused, unless
+    `accept_changes` lets it go on from its last checkpoint; what changed is recorded.
     With `handle_signals`, SIGINT and SIGTERM stop the run after its state is saved, and raise Interrupted.
     Seeds, torch's settings and accelerate's state are afterwards what they were before.
     """
+    phases.begin_session()
     run = RunFolder(recipe.out)
     run.check_paths(recipe)
+    devices.check_precision(devices.default_device(), recipe.train.precision)
     with _torch_settings(recipe):
-        _train_with_accelerate(recipe, run, handle_signals)
+        _train_with_accelerate(recipe, run, handle_signals, accept_changes)
     return run
 
 
-def _train_with_accelerate(recipe: Recipe, run: RunFolder, handle_signals: bool) -> None:
+def _train_with_accelerate(
+    recipe: Recipe, run: RunFolder, handle_signals: bool, accept_changes: bool
+) -> None:
     # Others wait while one process fills caches or samples, which may take hours; a process that has died is
     # noticed by its closed connection or by the launcher, and the watchdog reports one that hangs.
     process_group = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
@@ -74,10 +86,28 @@ def _train_with_accelerate(recipe: Recipe, run: RunFolder, handle_signals: bool)
         watcher = watchdog.Watchdog(stack_traces, run.log, watchdog.timeout_seconds())
         stack.enter_context(watcher)
         stack.enter_context(progress.progress_listener(watcher.pat))
-        _train_locked(recipe, run, accelerator, handle_signals)
-        accelerator.wait_for_everyone()
+        try:
+            _train_locked(recipe, run, accelerator, handle_signals, accept_changes)
+        except Interrupted as stop:
+            if accelerator.is_main_process:
+                _record_interruption(run, stop)
+            raise
+        _wait_for_everyone(accelerator)
     accelerator.end_training()  # or the threads of its process group abort the process at exit
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _wait_for_everyone(accelerator: Accelerator) -> None:
+    with collective(accelerator, 0):
+        accelerator.wait_for_everyone()
+
+
+def _record_interruption(run: RunFolder, stop: Interrupted) -> None:
+    """Note an interruption in run.json and log.txt, where it is read when the terminal is gone."""
+    if run.exists and run.status != "done":
+        run.update_record(status="interrupted")
+        with progress.silent():  # it is printed as the last line
+            run.log(str(stop))
 
 
 @contextlib.contextmanager
@@ -106,23 +136,28 @@ def _interrupt_setup(number: int, _: FrameType | None) -> None:
     raise Interrupted("stopped before the first step of this session", signal_number=number)
 
 
-def _train_locked(recipe: Recipe, run: RunFolder, accelerator: Accelerator, handle_signals: bool) -> None:
-    is_main = accelerator.is_main_process
+def _train_locked(
+    recipe: Recipe, run: RunFolder, accelerator: Accelerator, handle_signals: bool, accept_changes: bool
+) -> None:
+    is_main, changes = accelerator.is_main_process, None
     log = run.log if is_main else (lambda text: None)
     regularization.check_stratified_batch(recipe, accelerator.num_processes)
+    log(phases.phase("reading the data"))
     plan = run_plan.plan_training(recipe, log)
     if is_main:
-        run.start_or_resume(recipe, {**plan.input_hashes, "num_processes": accelerator.num_processes})
-    accelerator.wait_for_everyone()
+        inputs = {**plan.input_hashes, "num_processes": accelerator.num_processes}
+        changes = run_changes.start_or_resume(run, recipe, inputs, accept_changes=accept_changes)
+    _wait_for_everyone(accelerator)
     if run.status == "done":
         log(f"this run is finished: {run.adapter_file}")
         return
+    total_batch_size = recipe.effective_batch * accelerator.num_processes
+    for text in plan_warnings.plan_warnings(
+        recipe, plan.split.train, total_batch_size=total_batch_size, native_side=plan.native_side
+    ):
+        log(f"warning: {text}")
     try:
-        _train_planned(recipe, plan, run, accelerator, log, handle_signals)
-    except Interrupted:
-        if is_main:
-            run.update_record(status="interrupted")
-        raise
+        _train_planned(recipe, plan, run, accelerator, log, handle_signals, changes)
     except Exception as error:
         if is_main:
             with contextlib.suppress(DiskError, OSError):  # it may be the disk that failed
@@ -137,29 +172,34 @@ def _train_planned(
     accelerator: Accelerator,
     log: run_plan.LogFn,
     handle_signals: bool,
+    changes: run_changes.SessionChanges | None,
 ) -> None:
-    is_main, start = accelerator.is_main_process, time.monotonic()
+    is_main = accelerator.is_main_process
     try:
         session = setup.build_session(
             recipe,
             plan,
             accelerator.device,
             main=is_main,
-            wait_for_everyone=accelerator.wait_for_everyone,
+            wait_for_everyone=lambda: _wait_for_everyone(accelerator),
             log=log,
         )
         trainer = Trainer(session, accelerator, run)
         log(_overview(session, trainer))
         if is_main:
             run.update_record(num_images=len(plan.items), status="running", error=None)
-        trainer.resume()
+            data_record.record_data(run, plan, trainer.training_step.total_batch_size, log)
+        trainer.resume(changes)
         trainer.training_step.try_largest_batch()
         if trainer.state.step == 0:
             check = sanity_check.check_objective(trainer.training_step.loss, session.train_set)
             log(check.summary)
             if is_main:
                 run.update_record(objective_check=check.to_json())
-        with launch.handle_signals(trainer.on_signal) if handle_signals else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if handle_signals:
+                stack.enter_context(launch.handle_signals(trainer.on_signal))
+                stack.enter_context(supervision.saving_state())
             trainer.fit()
     except (RuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):  # outside a step: while loading, caching or saving
@@ -169,7 +209,8 @@ def _train_planned(
             where=f"process {accelerator.process_index}, outside of a step: loading, caching or saving",
             remedy="close other programs that use this memory; or use a smaller base model, in a new run",
         ) from error
-    log(f"done in {format_duration(time.monotonic() - start)}: {run.adapter_file}")
+    if is_main:
+        log(phases.done_lines(run, recipe))
 
 
 def _overview(session: setup.Session, trainer: Trainer) -> str:
@@ -183,13 +224,9 @@ def _overview(session: setup.Session, trainer: Trainer) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `accelerate launch -m lorakit.training`; returns the exit code."""
+    """Train a recipe in this process and print why it ends early; return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    launch.configure_process()
-    launch.start_missing_processes(arguments)
-    launch.write_pid_file()
     code = _run(arguments)
-    launch.write_exit_code(code)
     if code and "WORLD_SIZE" in os.environ:
         sys.stderr.flush()
         os._exit(code)  # other processes may be dead or waiting: no cleanup of this one may wait for them
@@ -200,14 +237,11 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             raise ConfigError("usage: accelerate launch -m lorakit.training RECIPE [key=value ...]")
-        train_recipe(recipes.load_recipe(arguments[0], list(arguments[1:])), handle_signals=True)
-    except LorakitError as error:
-        command_line.print_error(error)
-        return error.exit_code
-    except Exception:
-        with contextlib.suppress(OSError, ValueError):
-            traceback.print_exc()
-        return 1
+        words = [word for word in arguments if word != launch.ACCEPT_CHANGES]
+        recipe = recipes.load_recipe(words[0], words[1:])
+        train_recipe(recipe, handle_signals=True, accept_changes=launch.ACCEPT_CHANGES in arguments)
+    except (Exception, Interrupted) as error:
+        return supervision.report_end(error)
     return 0
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from lorakit import manifest, reports
 from lorakit.config.recipe import Recipe
 from lorakit.core import storage
+from lorakit.data.items import load_concepts
 from lorakit.reports import Html
-from lorakit.training import run_records, sample_sheet
+from lorakit.training import data_record, data_warnings, run_records, sample_sheet
 from lorakit.training.run_folder import RunFolder
 
 MAX_COLUMNS, MAX_ROWS = 10, 24  # sampled steps (the first and last among them), prompts and seeds
@@ -23,6 +25,8 @@ def write_training_report(run: RunFolder, recipe: Recipe, status: str) -> Path:
     body = [
         reports.section("Settings", reports.html_table(["", ""], _overview_rows(run, recipe, record))),
         reports.section("Loss", *reports.training_curves(run.metrics())),
+        _data_warnings(recipe),
+        _concepts(record),
         _buckets(recipe),
         _samples(run.path),
         reports.section(
@@ -57,15 +61,34 @@ def _overview_rows(run: RunFolder, recipe: Recipe, record: dict[str, object]) ->
     ]
 
 
-def _buckets(recipe: Recipe) -> Html:
-    """The number of images in each bucket of the manifest."""
-    if not (recipe.dataset / manifest.MANIFEST_FILE).exists():
+def _data_warnings(recipe: Recipe) -> Html:
+    """The warnings about captions that the run began with, from the manifests as they are now."""
+    concepts = [c for c in recipe.concepts if (c.folder / manifest.MANIFEST_FILE).exists()]
+    warnings = data_warnings.data_warnings(load_concepts(concepts))
+    if not warnings:
         return Html()
+    return reports.section("Warnings", reports.tag("ul", *(reports.tag("li", text) for text in warnings)))
+
+
+def _concepts(record: dict[str, Any]) -> Html:
+    """A row for each concept: its images, repeats, captions and steps per epoch."""
+    if not (rows := record.get("concepts")):
+        return Html()
+    return reports.section(
+        "Concepts", reports.html_table(list(data_record.COLUMNS), data_record.table_cells(rows))
+    )
+
+
+def _buckets(recipe: Recipe) -> Html:
+    """The number of images in each bucket of the manifests."""
+    folders = [concept.folder for concept in recipe.concepts]
     counts: dict[str, int] = {}
-    for record in manifest.load_manifest(recipe.dataset):
-        if record.keep and record.bucket:
-            name = f"{record.bucket[0]}×{record.bucket[1]}"
-            counts[name] = counts.get(name, 0) + 1
+    for folder in folders:
+        prepared = (folder / manifest.MANIFEST_FILE).exists()
+        for record in manifest.load_manifest(folder) if prepared else ():
+            if record.keep and record.bucket:
+                name = f"{record.bucket[0]}×{record.bucket[1]}"
+                counts[name] = counts.get(name, 0) + 1
     if not counts:
         return Html()
     return reports.section(

@@ -60,7 +60,7 @@ def test_a_prompt_set_is_made_from_a_dataset_and_from_a_run(tmp_path, capsys):
     assert main.main(command) == 0
     assert json.loads(capsys.readouterr().out) == {"path": str(first), "num_prompts": 20}
     prompts = load_prompts(first)
-    assert sum(prompt.role("sks") == "subject" for prompt in prompts) == 8
+    assert sum(prompt.role(["sks"]) == "subject" for prompt in prompts) == 8
     runs.make_recipe(
         tmp_path / "run/recipe.yaml", "tiny-dit", data, tmp_path / "run", trigger="sks", class_noun="shape"
     )

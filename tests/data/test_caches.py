@@ -20,7 +20,7 @@ from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError, DiskError, NumericError
 from lorakit.data import caches, tensor_cache
-from lorakit.data.items import DatasetItem, check_unchanged, load_training_records, plan_items
+from lorakit.data.items import DatasetItem, check_unchanged, load_training_records
 from lorakit.models import base_model, families
 from tests import runs
 
@@ -37,11 +37,11 @@ def pipe() -> Any:
 
 
 def latents(data: Path, store: Path) -> caches.LatentCache:
-    return caches.LatentCache(data, BASE, store)
+    return caches.LatentCache(BASE, store)
 
 
 def items_of(data: Path) -> list[DatasetItem]:
-    return plan_items(load_training_records(data), 64, 16, 1).items
+    return runs.load_items(data)
 
 
 def test_an_edited_image_of_the_same_file_size_and_time_is_refused_and_encoded_again(tmp_path, pipe):
@@ -120,7 +120,7 @@ def test_another_model_has_its_own_entries(part, kind, tmp_path, pipe):
     latents(data, store).fill(items, pipe, quiet=True)
     caches.TextCache(family, BASE, torch.float32, store).fill([DOG], pipe, quiet=True)
     other = changed(tmp_path, part)
-    assert bool(caches.LatentCache(data, other, store).missing(items)) == (kind == "latents")
+    assert bool(caches.LatentCache(other, store).missing(items)) == (kind == "latents")
     text = caches.TextCache(family, other, torch.float32, store)
     assert bool(text.missing([DOG])) == (kind == "text")
     assert caches.TextCache(family, BASE, torch.bfloat16, store).missing([DOG])  # another dtype

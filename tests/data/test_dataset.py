@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from lorakit import manifest
-from lorakit.config import recipe
+from lorakit.config.concepts import Concept
 from lorakit.core.errors import DataError
 from lorakit.data import caches, dataset
-from lorakit.data.items import load_training_records, plan_items
+from lorakit.data.items import ConceptRecords, load_training_records, plan_items
 from lorakit.imaging import resize
 from lorakit.models import base_model
 from lorakit.models.families import detect_family
-from lorakit.training import run_plan
 from tests import runs
 
 
@@ -26,18 +25,20 @@ def folder(tmp_path_factory):
 
 def test_the_manifests_buckets_are_used_if_they_fit_and_replaced_if_not(folder):
     records = load_training_records(folder)
-    planned = plan_items(records, 64, 16, 1)
+    concept = Concept(folder=folder)
+    planned = plan_items(ConceptRecords(concept, records), 64, 16, 1)
     items = planned.items
     assert not planned.from_manifest
     assert [item.record.file for item in items] == [record.file for record in records]
     assert len({item.bucket for item in items}) == 3
     assert all(side % 16 == 0 for item in items for side in item.bucket)
     bucketed = [dataclasses.replace(i.record, crop=i.crop, bucket=i.bucket) for i in items]
-    again = plan_items(bucketed, 64, 16, 1)
+    data = ConceptRecords(concept, bucketed)
+    again = plan_items(data, 64, 16, 1)
     assert again.from_manifest
     assert again.items == [dataclasses.replace(i, record=r) for i, r in zip(items, bucketed, strict=True)]
-    assert not plan_items(bucketed, 128, 16, 1).from_manifest
-    assert not plan_items(bucketed, 64, 64, 1).from_manifest
+    assert not plan_items(data, 128, 16, 1).from_manifest
+    assert not plan_items(data, 64, 64, 1).from_manifest
 
 
 def test_a_missing_manifest_and_missing_captions_are_errors(tmp_path, folder):
@@ -54,8 +55,8 @@ def test_latents_are_the_vaes_mean_of_the_cropped_and_resized_image(folder, tmp_
 
     base = base_model.resolve_base("tiny-unet")
     pipe = detect_family(base).load(base, dtype=torch.float32, only={"vae"})
-    items = plan_items(load_training_records(folder), 64, 16, 1).items
-    cache = caches.LatentCache(folder, base, tmp_path)
+    items = runs.load_items(folder)
+    cache = caches.LatentCache(base, tmp_path)
     assert cache.missing(items) == items
     cache.fill(items[:2], pipe, quiet=True)
     assert cache.missing(items) == items[2:]
@@ -68,8 +69,8 @@ def test_latents_are_the_vaes_mean_of_the_cropped_and_resized_image(folder, tmp_
 
 def test_an_edited_image_crop_or_caption_gets_no_stale_entry(folder, tmp_path):
     base = base_model.resolve_base("tiny-unet")
-    items = plan_items(load_training_records(folder), 64, 16, 1).items
-    cache = caches.LatentCache(folder, base, tmp_path)
+    items = runs.load_items(folder)
+    cache = caches.LatentCache(base, tmp_path)
     item = items[0]
     edited = [
         dataclasses.replace(item, crop=(0, 0, 32, 32)),
@@ -91,22 +92,8 @@ def test_an_epoch_contains_an_image_as_often_as_its_repeats_say(folder, tmp_path
     base = base_model.resolve_base("tiny-unet")
     records = load_training_records(folder)
     records[2] = dataclasses.replace(records[2], repeats=3)
-    items = plan_items(records, 64, 16, 1).items
+    items = plan_items(ConceptRecords(Concept(folder=folder), records), 64, 16, 1).items
     text = caches.TextCache(detect_family(base), base, torch.float32, tmp_path)
-    train_set = dataset.TrainingSet(items, caches.LatentCache(folder, base, tmp_path), text)
+    train_set = dataset.TrainingSet(items, caches.LatentCache(base, tmp_path), text)
     assert [item.record.file for item in train_set.items].count("2.png") == 3
     assert len(train_set.items) == 8 == len(train_set.batch_shapes) == len(train_set.captions_per_image)
-
-
-def test_the_held_out_share_is_fixed_and_leaves_something_to_train_on(folder):
-    items = plan_items(load_training_records(folder), 64, 16, 1).items
-    tree = {"base": "tiny-dit", "dataset": "d", "out": "o"}
-    half = recipe.parse_recipe(tree | {"validate": {"fraction": 0.5}})
-    split = run_plan.split_held_out(items, half)
-    assert len(split.held_out) == 3
-    assert sorted(i.record.file for i in split.held_out + split.train) == sorted(i.record.file for i in items)
-    assert run_plan.split_held_out(items[::-1], half).held_out == split.held_out[::-1]
-    greedy = recipe.parse_recipe(tree | {"validate": {"fraction": 0.99}})
-    assert len(run_plan.split_held_out(items, greedy).train) == 1
-    without = run_plan.split_held_out(items, recipe.parse_recipe(tree))
-    assert (without.held_out, without.train) == ([], items)

@@ -11,7 +11,7 @@ import torch
 from lorakit.config import recipe
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data import caches, mask_cache
-from lorakit.data.items import DatasetItem, load_training_records, plan_items
+from lorakit.data.items import DatasetItem
 from lorakit.models import base_model
 from tests import runs
 from tests.masked_data import add_masks, repaint_unmasked
@@ -25,13 +25,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def items_of(folder: Path) -> list[DatasetItem]:
-    return plan_items(load_training_records(folder), 64, 16, 1).items
+    return runs.load_items(folder)
 
 
 def test_a_mask_is_the_mean_over_each_latents_pixels(data, tmp_path):
     item = items_of(data)[0]
     assert item.bucket == (64, 64)
-    cache = mask_cache.MaskCache(data, {item.bucket: GRID}, tmp_path)
+    cache = mask_cache.MaskCache({item.bucket: GRID}, tmp_path)
     cache.fill([item], quiet=True)
     expected = torch.zeros(1, *GRID)
     expected[:, 4:14, 4:12] = 1
@@ -49,14 +49,14 @@ def test_a_mask_is_the_mean_over_each_latents_pixels(data, tmp_path):
 def test_an_image_without_a_mask_has_full_weight(data, tmp_path):
     item = items_of(data)[1]
     assert item.record.mask is None
-    cache = mask_cache.MaskCache(data, {item.bucket: (16, 24)}, tmp_path)
+    cache = mask_cache.MaskCache({item.bucket: (16, 24)}, tmp_path)
     cache.fill([item], quiet=True)
     assert torch.equal(cache.get(item), torch.ones(1, 16, 24))
 
 
 def test_a_mask_that_is_black_in_the_crop_is_an_error_that_names_the_image(data, tmp_path):
     item = dataclasses.replace(items_of(data)[0], crop=(0, 0, 64, 12))
-    cache = mask_cache.MaskCache(data, {item.bucket: GRID}, tmp_path)
+    cache = mask_cache.MaskCache({item.bucket: GRID}, tmp_path)
     with pytest.raises(DataError, match="mask is black everywhere in its crop") as caught:
         cache.fill([item], quiet=True)
     assert item.record.file in str(caught.value)
@@ -79,7 +79,7 @@ def test_pixels_outside_the_mask_have_no_influence_on_the_encoded_image(data, tm
 
 def test_latents_of_images_that_are_gray_outside_have_their_own_keys(data, tmp_path):
     base, items = base_model.resolve_base("tiny-dit"), items_of(data)
-    plain, gray = (caches.LatentCache(data, base, tmp_path, gray_unmasked=gray) for gray in (False, True))
+    plain, gray = (caches.LatentCache(base, tmp_path, gray_unmasked=gray) for gray in (False, True))
     assert [plain.key(item) == gray.key(item) for item in items] == [i.record.mask is None for i in items]
 
 

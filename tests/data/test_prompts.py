@@ -83,7 +83,7 @@ prompt_list = [
     ],
 )
 def test_the_subject_is_filled_into_dreambooths_list(tmp_path: Path, subject: Subject, texts: list) -> None:
-    found = load_prompts(write(tmp_path, "prompts_and_classes.txt", LIST), subject)
+    found = load_prompts(write(tmp_path, "prompts_and_classes.txt", LIST), [subject])
     assert [(p.prompt, p.score_text) for p in found] == texts
 
 
@@ -96,11 +96,11 @@ def test_dreambooths_list_without_a_subject_is_an_error_that_names_the_option(tm
 def test_the_class_noun_replaces_the_trigger_where_a_row_has_no_score_text(tmp_path: Path) -> None:
     rows = ["a sks dog in snow", "SKS on a sofa", "a sksy dog"]
     texts = [
-        p.score_text for p in load_prompts(write(tmp_path, "p.txt", "\n".join(rows)), Subject("sks", "dog"))
+        p.score_text for p in load_prompts(write(tmp_path, "p.txt", "\n".join(rows)), [Subject("sks", "dog")])
     ]
     assert texts == ["a dog in snow", "dog on a sofa", "a sksy dog"]
     row = json.dumps({"prompt": "a sks dog", "score_text": "a puppy"})
-    assert load_prompts(write(tmp_path, "p.jsonl", row), Subject("sks", "dog"))[0].score_text == "a puppy"
+    assert load_prompts(write(tmp_path, "p.jsonl", row), [Subject("sks", "dog")])[0].score_text == "a puppy"
 
 
 def test_the_role_of_a_prompt_depends_on_its_kind_and_on_the_trigger() -> None:
@@ -112,10 +112,10 @@ def test_the_role_of_a_prompt_depends_on_its_kind_and_on_the_trigger() -> None:
         "unrelated": "unrelated",
     }
     for kind, role in kinds.items():
-        assert Prompt("a", "a dog", "a dog", kind=kind).role("sks") == role
+        assert Prompt("a", "a dog", "a dog", kind=kind).role(["sks"]) == role
     for text, role in (("a sks dog", "subject"), ("a boat", "unrelated"), ("sksy", "unrelated")):
-        assert Prompt("a", text, text, kind="Animals").role("sks") == role
-    assert Prompt("a", "a boat", "a boat", kind="Animals").role(None) == "subject"
+        assert Prompt("a", text, text, kind="Animals").role(["sks"]) == role
+    assert Prompt("a", "a boat", "a boat", kind="Animals").role([]) == "subject"
 
 
 def test_image_paths_are_relative_to_the_prompt_file(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def references(place):
 
 @pytest.fixture(scope="module")
 def evaluation(place, clip, references) -> Evaluation:
-    evaluation = Evaluation("e", PROMPTS, [], trigger="sks")
+    evaluation = Evaluation("e", PROMPTS, [], triggers=("sks",))
     variants = [make_variant(place, "step-100", "striped"), make_variant(place, BASE, "solid")]
     alternatives = {"s1": ["a red circle", "a striped red circle"]}
     return score_variants(
@@ -167,7 +167,7 @@ def test_an_image_encoder_and_a_copy_detector_replace_clip_for_their_scores(
     image_encoder, copy_detector = Pixels(4), Pixels(9)
     variants = [make_variant(place, "step-100", "striped"), make_variant(place, BASE, "solid")]
     evaluation = score_variants(
-        Evaluation("e", PROMPTS, [], trigger="sks"),
+        Evaluation("e", PROMPTS, [], triggers=("sks",)),
         variants,
         JudgeModels(clip, image_encoder, copy_detector),
         references,
@@ -207,7 +207,7 @@ def test_an_evaluation_is_unchanged_by_json(evaluation, place):
     assert score_table.find_evaluation_folder(place) == place
     again = score_table.load_evaluation(place)
     assert again.to_json() == evaluation.to_json()
-    assert [p.role("sks") for p in again.prompts] == ["subject", "subject", "unrelated"]
+    assert [p.role(["sks"]) for p in again.prompts] == ["subject", "subject", "unrelated"]
 
 
 def test_a_video_is_scored_by_its_frames_not_by_its_strip(clip, tmp_path):

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from lorakit.core.errors import ConfigError
-from lorakit.data.prompts import Subject, has_word, load_prompts
+from lorakit.core.words import has_word
+from lorakit.data.prompts import Subject, load_prompts
 from lorakit.evaluation.prompt_set import make_prompt_set, write_prompt_set
 
 DOG = Subject("sks", "dog")
@@ -24,14 +25,14 @@ def test_a_prompt_set_has_a_fixed_number_of_each_kind_and_role():
         "class": 6,
         "unrelated": 6,
     }
-    roles = Counter(prompt.role("sks") for prompt in prompts)
+    roles = Counter(prompt.role(["sks"]) for prompt in prompts)
     assert roles == {"subject": 24, "class": 6, "unrelated": 6}
     assert len({prompt.id for prompt in prompts}) == len({prompt.prompt for prompt in prompts}) == 36
 
 
 def test_only_prompts_of_the_subject_hold_the_trigger_and_no_score_text_does():
     for prompt in make_prompt_set([], DOG):
-        assert has_word(prompt.prompt, "sks") == (prompt.role(None) == "subject")
+        assert has_word(prompt.prompt, "sks") == (prompt.role([]) == "subject")
         assert not has_word(prompt.score_text, "sks")
         assert has_word(prompt.prompt, "dog") == (prompt.kind != "unrelated")
         assert "{" not in prompt.prompt + prompt.score_text

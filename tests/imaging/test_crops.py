@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lorakit.data.items import plan_items
+from lorakit.config.concepts import Concept
+from lorakit.data.items import ConceptRecords, plan_items
 from lorakit.imaging import buckets, crops, decode
 from lorakit.manifest import Caption, Record
 
@@ -109,11 +111,12 @@ def test_shared_buckets_of_several_resolutions_upscale_nothing(seed: int) -> Non
 def test_training_uses_the_buckets_and_crops_of_the_manifest() -> None:
     records = named(record(1500, 1000), record(800, 800, crop=(0, 0, 700, 640), crop_source="user"))
     bucketed = crops.assign_buckets_and_crops(records, 1024, 16, resolutions=(512, 1024), upscale=False)
-    planned = plan_items(bucketed, 1024, 16, 1)
+    data = ConceptRecords(Concept(folder=Path("photos")), bucketed)
+    planned = plan_items(data, 1024, 16, 1)
     assert planned.from_manifest
     assert [item.bucket for item in planned.items] == [r.bucket for r in bucketed]
     # At another resolution, new buckets are chosen inside the crop set by hand.
-    planned = plan_items(bucketed, 512, 16, 1)
+    planned = plan_items(data, 512, 16, 1)
     assert not planned.from_manifest
     item = planned.items[1]
     left, top, right, bottom = item.crop

@@ -110,5 +110,5 @@ def test_an_unknown_clip_model_is_refused_before_the_first_step(folder):
 
 def test_a_prompt_without_a_score_text_is_scored_without_the_trigger():
     prompt = prompts.Prompt("a", "a sks dog in snow", "a sks dog in snow")
-    assert monitor._scoring_text(prompt, prompts.Subject("sks", "dog")) == "a dog in snow"
+    assert monitor._scoring_text(prompt, [prompts.Subject("sks", "dog")]) == "a dog in snow"
     assert recipes.SamplingConfig().clip_model is None

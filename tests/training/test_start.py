@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from lorakit import manifest
 from lorakit.cli import main
 from lorakit.config.recipe import load_recipe
 from lorakit.core import launch, storage
@@ -26,7 +27,7 @@ def finished(tmp_path):
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-unet", data, tmp_path / "run")
     recipe = load_recipe(file)
     inputs = {
-        "dataset": start._fingerprint(data),
+        "dataset": manifest.dataset_fingerprint(manifest.load_manifest(data)),
         "base": base_model.base_hash(base_model.resolve_base("tiny-unet")),
         "num_processes": 1,
     }
@@ -102,14 +103,12 @@ def test_a_damaged_record_is_left_to_the_training_process(finished, content):
     assert start.finished_adapter(recipe) is None
 
 
-def test_one_process_is_started_directly_and_several_by_accelerate():
+def test_one_process_is_started_directly_and_several_by_a_launcher():
     assert launch.training_command("r.yaml", ["a=1"]) == [
         sys.executable, "-m", "lorakit.training", "r.yaml", "a=1",
     ]  # fmt: skip
     several = launch.training_command("r.yaml", ["a=1"], num_processes=2)
-    assert several[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
-    assert several[several.index("--num_processes") + 1] == "2"
-    assert several[-4:] == ["-m", "lorakit.training", "r.yaml", "a=1"]
+    assert several == [sys.executable, "-m", "lorakit.training.launcher", "2", "r.yaml", "a=1"]
 
 
 def test_a_recipe_is_found_by_its_name_and_a_file_here_wins(tmp_path, monkeypatch):
@@ -125,7 +124,7 @@ def test_train_gives_the_recipe_and_the_overrides_to_the_child(tmp_path, monkeyp
     data = runs.make_dataset(tmp_path / "data", 3)
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-unet", data, tmp_path / "run")
     started = []
-    monkeypatch.setattr(launch, "run_training", lambda command: started.append(command) or 5)
+    monkeypatch.setattr(launch, "run_training", lambda command, *_: started.append(command) or 5)
     assert main.main(["train", "train.steps=3", str(file), "--num-processes", "1", "train.seed=4"]) == 5
     assert started == [[sys.executable, "-m", "lorakit.training", str(file), "train.steps=3", "train.seed=4"]]
 
@@ -142,14 +141,19 @@ def test_the_exit_code_of_the_child_is_returned(code, expected):
     assert launch.run_training(child(code)) == expected
 
 
-def test_recorded_exit_codes_of_trainers_come_before_that_of_a_launcher():
+def test_the_report_of_a_training_process_decides_and_is_printed_once(capfd):
     code = (
-        "from lorakit.core import launch; import os, sys\n"
-        "for rank, code in (('0', 0), ('1', 6)):\n"
-        "    os.environ['RANK'] = rank; launch.write_exit_code(code)\n"
-        "sys.exit(1)"
+        "from lorakit.core import supervision, errors; import os, sys\n"
+        "supervision.connect()\n"
+        "for rank, error in (('0', errors.ProcessEndedError('a consequence')), ('1', errors.NumericError('x' * 999))):\n"
+        "    os.environ['RANK'] = rank; supervision.report_end(error)\n"
+        "print('printed by a library'); sys.exit(1)"
     )
     assert launch.run_training(child(code)) == 6
+    printed = capfd.readouterr().err
+    assert printed.strip().endswith(f"error: {'x' * 999}")
+    assert "a consequence" not in printed
+    assert "printed by a library" in printed
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals between processes")
@@ -176,8 +180,9 @@ def test_a_signal_while_the_trainer_is_importing_ends_it(number, expected):
 def test_a_signal_is_forwarded_to_a_trainer_that_has_started():
     trainer = (
         "import signal, sys, time\nfrom lorakit.core import launch\n"
-        "def stop(number, frame):\n    launch.write_exit_code(130); sys.exit(0)\n"
-        "signal.signal(signal.SIGINT, stop)\nlaunch.write_pid_file()\ntime.sleep(60)\n"
+        "from lorakit.core import errors, supervision\nsupervision.start()\n"
+        "def stop(number, frame):\n    sys.exit(supervision.report_end(errors.Interrupted('x', signal_number=2)))\n"
+        "signal.signal(signal.SIGINT, stop)\ntime.sleep(60)\n"
     )
     code = (
         "import os, signal, sys, threading\nfrom lorakit.core import launch\n"

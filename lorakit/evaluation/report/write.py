@@ -102,7 +102,7 @@ def format_scores_csv(evaluation: Evaluation) -> str:
                 "strength": variant.strength,
                 "prompt_id": escape_csv_cell(prompt.id),
                 "kind": escape_csv_cell(prompt.kind),
-                "role": prompt.role(evaluation.trigger),
+                "role": prompt.role(evaluation.triggers),
                 "seed": key.seed,
                 "prompt": escape_csv_cell(prompt.prompt),
                 "score_text": escape_csv_cell(prompt.score_text),
