@@ -66,15 +66,16 @@ class VisionLanguageCaptioner(Captioner):
         import torch
 
         from lorakit.models.device import default_device
-        from lorakit.models.memory import empty_device_cache
+        from lorakit.models.memory import empty_device_cache, is_out_of_memory
 
         try:
             with torch.inference_mode(), torch.random.fork_rng(enabled=self.temperature > 0):
                 return self._generate(requests)
-        except torch.OutOfMemoryError as error:
-            empty_device_cache(default_device())
-            raise CaptionFailure("out_of_memory", "too large for this device") from error
-        except (ValueError, RuntimeError, IndexError) as error:  # of processors and models, for one input
+        except (MemoryError, ValueError, RuntimeError, IndexError) as error:
+            # of processors and models, for one input
+            if is_out_of_memory(error):
+                empty_device_cache(default_device())
+                raise CaptionFailure("out_of_memory", "too large for this device") from error
             raise CaptionFailure("model_error", first_line(error)) from error
 
     def _generate(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 SHELLS = ("bash", "zsh", "fish", "powershell")
-_OVERRIDE = re.compile(r"^[a-z][\w.]*=", re.IGNORECASE)
 
 
 @command(
@@ -43,16 +41,13 @@ def completion_command(shell: str) -> None:
     print(completion_class(lorakit, {}, "lorakit", COMPLETION_VARIABLE).source())
 
 
-def is_override(word: str) -> bool:
-    """Return True for a word of the form key=value that is not the path of a file."""
-    return bool(_OVERRIDE.match(word)) and not Path(word).is_file()
-
-
 def complete_recipe_words(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the words after `lorakit train`: first the recipe, then its keys, and paths as values."""
     from click.shell_completion import CompletionItem
+
+    from lorakit.config.recipe_words import is_override
 
     words = [word for word in (ctx.params.get("recipe"), *(ctx.params.get("overrides") or ())) if word]
     if _is_value_of_split_word(words, incomplete):

@@ -6,14 +6,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
-from lorakit.core.command_line import Group, LazyCommand, print_error, usage_error
-from lorakit.core.errors import LorakitError
+from lorakit.core.command_line import (
+    Group,
+    LazyCommand,
+    escape_unencodable_output,
+    print_error,
+    print_text,
+)
+from lorakit.core.errors import Interrupted, LorakitError
 from lorakit.core.version import __version__
 
 COMPLETION_VARIABLE = "_LORAKIT_COMPLETE"
@@ -70,14 +79,14 @@ def lorakit() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; see `lorakit.core.errors` for the codes."""
-    _escape_unencodable_output()
+    escape_unencodable_output()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if instruction := os.environ.get(COMPLETION_VARIABLE):
             from click.shell_completion import shell_complete
 
             return shell_complete(lorakit, {}, "lorakit", COMPLETION_VARIABLE, instruction)
-        with lorakit.make_context("lorakit", words) as context:
+        with _stopped_by_sigterm(), lorakit.make_context("lorakit", words) as context:
             return int(lorakit.invoke(context) or 0)
     except click.exceptions.Exit as stop:  # --help and --version
         return stop.exit_code
@@ -85,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error.message)
         return 0
     except click.UsageError as error:
-        refusal = usage_error(error)
+        from lorakit.core.mistyped import explain_usage_error
+
+        refusal = explain_usage_error(error)
         print_error(refusal)
         return refusal.exit_code
     except LorakitError as error:
@@ -95,16 +106,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        with suppress(OSError, ValueError):
-            print("interrupted", file=sys.stderr)
-        return 130
+        return _report_stop(Interrupted("interrupted", signal_number=signal.SIGINT))
+    except Interrupted as stop:
+        return _report_stop(stop)
 
 
-def _escape_unencodable_output() -> None:
-    """Let characters that the terminal's encoding lacks be escaped instead of raising an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
-            stream.reconfigure(errors="backslashreplace")
+def _report_stop(stop: Interrupted) -> int:
+    print_text(str(stop))
+    return stop.exit_code
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: with one line, and with what its blocks clean up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Interrupted("interrupted", signal_number=number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

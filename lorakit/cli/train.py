@@ -182,6 +182,7 @@ def _train(
         file = start.start_fresh(recipe, file)
     elif adapter := start.finished_adapter(recipe, num_processes):
         print(f"this run is finished: {adapter}", file=sys.stderr)
+        start.send_rest_to_tracker(recipe)
         return 0
     return start.train_in_child(
         recipe,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorakit.core.errors import ConfigError
-from lorakit.core.nearest import did_you_mean
+from lorakit.core.nearest import nearest_name
 
 
 def builtin_recipes_folder() -> Path:
@@ -35,15 +35,23 @@ def find_recipe(recipe: str | Path) -> Path:
     is none.
     """
     path = Path(recipe)
-    if path.is_file():
-        return path
     shipped = builtin_recipes()
     name = str(recipe)
-    if name in shipped:
+    if name in shipped and not path.is_file():
         own = path.with_suffix(".yaml")
         return own if own.is_file() else shipped[name]
+    if path.exists():
+        from lorakit.config.recipe_files import check_recipe_path
+
+        check_recipe_path(path)
+        return path
+    beside = {file.name: str(file) for file in sorted(path.parent.glob("*.y*ml"))[:200]}
+    known = beside if path.suffix else {**dict.fromkeys(shipped), **beside}
+    near = nearest_name(path.name, known)
+    meant = f"; did you mean {known.get(near) or near!r}?" if near else ""
     raise ConfigError(
-        f"there is no such recipe{did_you_mean(path.stem, shipped)}",
+        f"there is no such recipe{meant}",
         where=name,
-        remedy="give a YAML file, or one of the recipes that `lorakit recipes` lists",
+        remedy="give a YAML file, or one of the recipes that `lorakit recipes` lists"
+        + ("" if near else f"; a base model is written as base={name}"),
     )

@@ -295,6 +295,13 @@ def print_error(error: LorakitError) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def escape_unencodable_output() -> None:
+    """Let characters that the terminal's encoding lacks be escaped instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_text(text: str) -> None:
     """Print text on stderr as it is, but for control characters; a closed terminal is ignored."""
     with suppress(OSError, ValueError):

@@ -1,15 +1,32 @@
-"""Estimates of the memory that a run needs, made without using it, and remedies if it is too much."""
+"""Estimates of the memory that a run needs, made without using it, and errors of memory that ran out."""
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lorakit.config.recipe import Recipe
-from lorakit.core.errors import MemoryLimitError
+_ALLOCATION_ERROR = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|alloc_?failed|bad_?alloc",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error says that the memory of a device or of the machine ran out.
+
+    PyTorch has a class for devices with an allocator of its own. Main memory, Apple's GPUs and libraries
+    that allocate by themselves (cuBLAS, cuDNN) are known by the text of a RuntimeError.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(_ALLOCATION_ERROR.search(str(error)))
 
 
 @dataclass(frozen=True)
@@ -22,9 +39,23 @@ class MemoryEstimate:
     activation_bytes: int | None
     """Activations of one image at the largest size; None if they cannot be counted."""
     gradient_checkpointing: bool
+    other_bytes: int = 0
+    """Other components that stay on the device: VAE, trained text encoders."""
+    unknown_share: float = 1.0
+    """Share of the activations that is left, where they cannot be counted."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of all that can be counted."""
+        return self.base_bytes + self.adapter_bytes + (self.activation_bytes or 0) + self.other_bytes
+
+    def is_below(self, other: MemoryEstimate) -> bool:
+        """Return True if this is less memory than `other`."""
+        return (self.total_bytes, self.unknown_share) < (other.total_bytes, other.unknown_share)
 
 
-def _total_bytes(tensors: Iterable[torch.Tensor]) -> int:
+def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the size of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -58,48 +89,41 @@ def activation_bytes(model: torch.nn.Module, forward: Callable[[], torch.Tensor]
 
 
 def estimate_memory(
-    denoiser: torch.nn.Module, optimizer: str, forward: Callable[[], torch.Tensor] | None = None
+    denoiser: torch.nn.Module,
+    optimizer: str,
+    forward: Callable[[], torch.Tensor] | None = None,
+    others: Iterable[torch.nn.Module] = (),
 ) -> MemoryEstimate:
-    """Estimate the memory of a denoiser with its adapter; `forward` is a training step for one image."""
-    trained = [p for p in denoiser.parameters() if p.requires_grad]
-    states = 2 if optimizer.endswith("8bit") else 8  # bytes for the two moments of each parameter
-    frozen = _total_bytes(p for p in denoiser.parameters() if not p.requires_grad)
-    adapter = 2 * _total_bytes(trained) + states * sum(p.numel() for p in trained)
-    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in denoiser.modules())
-    activations = activation_bytes(denoiser, forward) if forward else None
-    return MemoryEstimate(frozen, adapter, activations, checkpointing)
+    """Estimate the memory of a denoiser with its adapter, and of the `others` that are loaded beside it.
+
+    `forward` is a training step for one image.
+    """
+    beside = [p for module in others for p in module.parameters()]
+    trained = [p for p in (*denoiser.parameters(), *beside) if p.requires_grad]
+    return MemoryEstimate(
+        base_bytes=total_bytes(p for p in denoiser.parameters() if not p.requires_grad),
+        adapter_bytes=trained_bytes(optimizer) * sum(p.numel() for p in trained),
+        activation_bytes=activation_bytes(denoiser, forward) if forward else None,
+        gradient_checkpointing=any(getattr(m, "gradient_checkpointing", False) for m in denoiser.modules()),
+        other_bytes=total_bytes(p for p in beside if not p.requires_grad),
+    )
+
+
+def optimizer_state_bytes(optimizer: str) -> int:
+    """Return the bytes of the two moments that an optimizer keeps of each parameter."""
+    return 2 if optimizer.endswith("8bit") else 8
+
+
+def trained_bytes(optimizer: str) -> int:
+    """Return the bytes of each trained parameter: itself and its gradient in float32, and its moments."""
+    return 2 * 4 + optimizer_state_bytes(optimizer)
 
 
 def format_bytes(count: float) -> str:
-    """Format as GiB with two decimals, or as MiB below one GiB."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def memory_limit_error(recipe: Recipe, estimate: MemoryEstimate, step: int, reason: str) -> MemoryLimitError:
-    """Build the error for a step that does not fit one image at a time, with remedies and their sizes."""
-    base, adapter = estimate.base_bytes, estimate.adapter_bytes
-    parts = [f"base {format_bytes(base)}", f"adapter with optimizer {format_bytes(adapter)}"]
-    remedies = []
-    if estimate.activation_bytes is not None:
-        parts.append(f"activations of one image {format_bytes(estimate.activation_bytes)}")
-    size = estimate.activation_bytes or 0
-    if not estimate.gradient_checkpointing:
-        saved = f" (most of {format_bytes(size)})" if size else ""
-        remedies.append(f"memory={{gradient_checkpointing: 1}} recomputes activations{saved}")
-    if not recipe.quantized:
-        remedies.append(f"memory={{quantize: nf4}} (base about {format_bytes(base * 0.28)})")
-    smaller = max(64, round(recipe.resolution * 0.75) // 64 * 64)
-    if smaller < recipe.resolution:
-        share = (smaller / recipe.resolution) ** 2
-        saved = f" (activations {format_bytes(size * share)})" if size else ""
-        remedies.append(f"resolution={smaller}{saved}")
-    if recipe.adapter.rank > 4:
-        remedies.append(f"adapter.rank={recipe.adapter.rank // 2} (saves {format_bytes(adapter / 2)})")
-    return MemoryLimitError(
-        f"out of memory with one image at a time; estimated: {', '.join(parts)}\n  {reason}",
-        where=f"step {step}",
-        remedy="in a new run, " + "; or ".join(remedies),
-    )
+    """Format as GiB with two decimals, or as MiB or KiB if it is less."""
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
 def empty_device_cache(device: Any) -> None:

@@ -54,6 +54,25 @@ def quantize_linear_layers(
     return len(names)
 
 
+BYTES_PER_WEIGHT = {"nf4": 0.5 + 1 / 64, "int8": 1.0}
+"""nf4: 4 bits, and a scale of 8 bits for each 64 weights."""
+
+
+def bytes_saved(denoiser: nn.Module, quantization: str) -> int:
+    """Return the bytes that quantizing a denoiser would save, also one that is quantized in another way."""
+    saved = 0.0
+    for name, module in denoiser.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and not weight.requires_grad and _is_large(name, module):
+            saved += weight.numel() * (weight.element_size() - BYTES_PER_WEIGHT[quantization])
+    return int(saved)
+
+
+def _is_large(name: str, module: nn.Module) -> bool:
+    """Return True for a layer in full precision that can be quantized, or one in 8 bits."""
+    return is_quantizable(name, module) or type(module).__name__ == "Linear8bitLt"
+
+
 def _nf4(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     from bitsandbytes.nn import Linear4bit, Params4bit
 

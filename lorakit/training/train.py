@@ -41,9 +41,11 @@ from lorakit.training import (
     run_plan,
     sanity_check,
     setup,
+    trackers,
 )
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.step import collective
+from lorakit.training.trackers.libraries import check_tracker
 from lorakit.training.trainer import Trainer
 
 
@@ -58,6 +60,7 @@ def train_recipe(recipe: Recipe, *, handle_signals: bool = False, accept_changes
     phases.begin_session()
     run = RunFolder(recipe.out)
     run.check_paths(recipe)
+    check_tracker(recipe.tracker_config)
     devices.check_precision(devices.default_device(), recipe.train.precision)
     with _torch_settings(recipe):
         _train_with_accelerate(recipe, run, handle_signals, accept_changes)
@@ -150,6 +153,8 @@ def _train_locked(
     _wait_for_everyone(accelerator)
     if run.status == "done":
         log(f"this run is finished: {run.adapter_file}")
+        if is_main:
+            trackers.send_rest(recipe.tracker_config, run.path, log)
         return
     total_batch_size = recipe.effective_batch * accelerator.num_processes
     for text in plan_warnings.plan_warnings(

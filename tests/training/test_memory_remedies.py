@@ -1,0 +1,201 @@
+"""The printed remedies for too little memory: each is applied to the recipe, and the estimate shrinks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lorakit.core.errors import MemoryLimitError
+from lorakit.models import memory
+from lorakit.training import memory_remedies
+from lorakit.training.step import TrainingStep
+from tests import runs, tiny
+
+
+class _Estimated(Exception):
+    """Ends a training before its first step."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.make_dataset(tmp_path_factory.mktemp("data"), 3)
+
+
+def session_before_step_1(monkeypatch, file, *overrides, result):
+    """Return `result(step)` for the training step of a run that ends before step 1."""
+    results = []
+
+    def stop(self):
+        results.append(result(self))
+        raise _Estimated
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "try_largest_batch", stop)
+        with pytest.raises(_Estimated):
+            runs.train(file, *overrides)
+    return results[0]
+
+
+def estimate(step: TrainingStep) -> memory.MemoryEstimate:
+    return memory_remedies.estimate_session(step.session, step._largest_forward)
+
+
+def estimate_without_activations(step: TrainingStep) -> memory.MemoryEstimate:
+    return memory_remedies.estimate_session(step.session, None)
+
+
+def error_and_estimate(step: TrainingStep) -> tuple[MemoryLimitError, memory.MemoryEstimate]:
+    before = estimate(step)
+    return memory_remedies.memory_limit_error(step.session, step._largest_forward, 0, "no memory"), before
+
+
+def limit_error(monkeypatch, file, *overrides) -> tuple[MemoryLimitError, memory.MemoryEstimate]:
+    """Return the error of a training whose first step does not fit, and the estimate of its memory."""
+    return session_before_step_1(monkeypatch, file, *overrides, result=error_and_estimate)
+
+
+def printed_remedies(error: MemoryLimitError) -> list[list[str]]:
+    """Return the overrides of each remedy as they stand in the message."""
+    text = str(error).partition("remedy: ")[2]
+    return [re.findall(r"[a-z_.]+=[^\s;]+", part) for part in text.split("; or ") if "=" in part]
+
+
+RECIPES = {
+    "U-Net": ("sd15", ["adapter.rank_pattern={to_q: 2}"]),
+    "U-Net, checkpointing, lokr": (
+        "sd15", ["memory.gradient_checkpointing=1", "adapter.type=lokr", "adapter.rank=2"]
+    ),
+    "U-Net, int8, batch of 8": ("sd15", ["memory.quantize=int8", "train.batch_size=8"]),
+    "U-Net, text encoder, samples": (
+        "sd15", ["memory={quantize: nf4}", "adapter.text_encoder=true", "samples.prompts=PROMPTS"]
+    ),
+    "U-Net, oft": ("sd15", ["adapter={type: oft, rank: 8, alpha: 16}", "memory.gradient_checkpointing=1"]),
+    "DiT, adamw, rank 1": ("sd3", ["optimizer.name=adamw", "adapter.rank=1", "resolution=96"]),
+    "DiT, all in force": (
+        "sd3",
+        ["memory={quantize: nf4, gradient_checkpointing: 1}", "adapter.rank=1", "resolution=16"],
+    ),
+    "DiT, pissa": ("flux1-schnell", ["adapter.init=pissa", "memory.gradient_checkpointing=1"]),
+    "video": ("wan", ["frames=9", "adapter.rank=1"]),
+}  # fmt: skip
+NO_ACTIVATIONS = ("adapter.", "optimizer.", "samples.")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_printed_remedy_is_accepted_and_shrinks_the_memory(data, tmp_path, monkeypatch, name):
+    base, overrides = RECIPES[name]
+    prompts = str(runs.make_prompts(tmp_path / "p.jsonl"))
+    overrides = [override.replace("PROMPTS", prompts) for override in overrides]
+    file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder(base), data, tmp_path / "run")
+    error, before = limit_error(monkeypatch, file, *overrides)
+    remedies = printed_remedies(error)
+    assert all(remedies)
+    for number, remedy in enumerate(remedies):
+        changes = [*overrides, f"out={tmp_path / str(number)}", *remedy]
+        if remedy[0].startswith(NO_ACTIVATIONS):
+            after = session_before_step_1(monkeypatch, file, *changes, result=estimate_without_activations)
+            assert after.total_bytes < replace(before, activation_bytes=None).total_bytes, remedy
+            continue
+        after = session_before_step_1(monkeypatch, file, *changes, result=estimate)
+        assert is_smaller(after, before), (remedy, before, after)
+        assert not any(override in overrides for override in remedy)
+    keys = {override.partition("=")[0] for remedy in remedies for override in remedy}
+    text = str(overrides)
+    assert ("memory.quantize" in keys) == ("nf4" not in text and "lokr" not in text and "oft" not in text)
+    assert ("memory.gradient_checkpointing" in keys) == ("gradient_checkpointing" not in text)
+    assert ("resolution" in keys) == ("resolution=16" not in text)
+    assert "train.batch_size" not in keys  # the error is about one image at a time
+
+
+def is_smaller(after: memory.MemoryEstimate, before: memory.MemoryEstimate) -> bool:
+    """Return True if the memory has shrunk; where activations cannot be counted, if nothing else has grown."""
+    if after.activation_bytes is None or before.activation_bytes is None:
+        after, before = (replace(estimate, activation_bytes=None) for estimate in (after, before))
+        return after.total_bytes <= before.total_bytes
+    return after.total_bytes < before.total_bytes
+
+
+def test_nothing_is_offered_when_everything_is_in_force(data, tmp_path, monkeypatch):
+    base, overrides = RECIPES["DiT, all in force"]
+    file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder(base), data, tmp_path / "run")
+    error, _ = limit_error(monkeypatch, file, *overrides)
+    assert "no setting of this recipe needs less memory" in str(error)
+    assert printed_remedies(error) == []
+
+
+@pytest.mark.parametrize(("method", "alpha"), [("lora", 8.0), ("rslora", 8 * 2**0.5), ("loha", 8.0)])
+def test_a_smaller_rank_keeps_the_scale_of_the_adapter(data, tmp_path, monkeypatch, method, alpha):
+    file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder("sd15"), data, tmp_path / "run")
+    changes = [f"adapter.type={method}", "adapter.rank=8", "adapter.alpha=16"]
+    rank, scale = session_before_step_1(
+        monkeypatch,
+        file,
+        *changes,
+        result=lambda s: next(
+            r.overrides
+            for r in memory_remedies.find_remedies(
+                s.session, memory_remedies.estimate_session(s.session, None), s._largest_forward
+            )
+            if r.overrides[0].startswith("adapter.rank")
+        ),
+    )
+    assert rank == "adapter.rank=4"
+    assert float(scale.partition("=")[2]) == pytest.approx(alpha)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+        RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+    ids=lambda error: str(error)[-30:],
+)
+def test_the_micro_batch_is_split_whatever_way_memory_runs_out(data, tmp_path, monkeypatch, error):
+    plain, tried = TrainingStep.sample_losses, []
+
+    def sample_losses(self, samples, uniforms):
+        tried.append(len(samples))
+        if len(samples) > 1:
+            raise error
+        return plain(self, samples, uniforms)
+
+    monkeypatch.setattr(TrainingStep, "sample_losses", sample_losses)
+    file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder("sd15"), data, tmp_path / "run")
+    run = runs.train(file, "train.steps=1")
+    assert tried[:2] == [2, 1]
+    assert "out of memory with 2 images at once, continuing with 1" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no"), torch.OutOfMemoryError("no"), RuntimeError("bad_alloc")]
+)
+def test_memory_that_runs_out_while_loading_has_its_own_exit_code(data, tmp_path, monkeypatch, error):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr("lorakit.training.setup._load_trained_components", load)
+    file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder("sd15"), data, tmp_path / "run")
+    with pytest.raises(MemoryLimitError) as caught:
+        runs.train(file)
+    assert caught.value.exit_code == 4
+    assert "outside of a step" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("The size of tensor a must match"), ValueError("out of memory"), OSError(2, "absent")],
+)
+def test_other_errors_are_not_taken_for_a_lack_of_memory(error):
+    assert not memory.is_out_of_memory(error)
+    assert memory.is_out_of_memory(OSError(12, "Cannot allocate memory"))
