@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -67,6 +68,22 @@ def test_two_processes_have_the_loss_curve_of_one(data, two, tmp_path):
     losses = [[row["loss"] for row in storage.read_jsonl(run / "metrics.jsonl")] for run in (one, two)]
     assert len(losses[0]) == 12
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_a_run_of_two_processes_goes_on_with_one(data, two, tmp_path):
+    """The same samples in every step; only sums are rounded in another order."""
+    run = tmp_path / "run"
+    shutil.copytree(two, run)
+    for step in (8, 12):
+        shutil.rmtree(checkpoint.step_folder(run, step))
+    record = storage.read_json(run / "run.json")
+    storage.write_json(run / "run.json", record | {"status": "interrupted", "checkpoint_step": 4})
+    runs.train(recipe(tmp_path, data, accumulate=2))
+    assert "the same samples" in (run / "log.txt").read_text()
+    losses = [[row["loss"] for row in storage.read_jsonl(one / "metrics.jsonl")] for one in (run, two)]
+    assert losses[0][:4] == losses[1][:4]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert storage.read_json(run / "run.json")["changes"][0]["step"] == 4
 
 
 def _join(rank: int, port: int) -> None:
