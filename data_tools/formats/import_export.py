@@ -13,8 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_tools.findings import pluralize
-from data_tools.formats import DatasetFile, archives, folders, separate_mask_path, tables, webdataset
-from data_tools.formats.archives import ArchiveLimits
+from data_tools.formats import (
+    DatasetFile,
+    folders,
+    separate_mask_path,
+    tables,
+    tar_archives,
+    webdataset,
+    zip_archives,
+)
+from data_tools.formats.archive_checks import ArchiveLimits
 from data_tools.formats.resize_on_import import resize_entries
 from data_tools.listing import CAPTION_SUFFIXES
 from lorakit import manifest
@@ -148,9 +156,9 @@ def _entries(source: Path, limits: ArchiveLimits, unread: set[str]) -> Iterator[
         return tables.read_tables(source, unread)
     if source.is_dir():
         return folders.read_folder(source)
-    if archives.is_zip(source):
-        return (DatasetFile(*member) for member in archives.read_zip(source, limits))
-    if archives.is_tar(source):
+    if zip_archives.is_zip(source):
+        return (DatasetFile(*member) for member in zip_archives.read_zip(source, limits))
+    if tar_archives.is_tar(source):
         return webdataset.read_webdataset(source, limits)
     remedy = "give a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .parquet file or a saved dataset"
     raise ConfigError("lorakit cannot read this archive or table", where=str(source), remedy=remedy)

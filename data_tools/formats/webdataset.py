@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
-from data_tools.formats.archives import ArchiveLimits, ArchiveMember, read_tar
+from data_tools.formats.archive_checks import ArchiveLimits, ArchiveMember
+from data_tools.formats.tar_archives import read_tar
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError

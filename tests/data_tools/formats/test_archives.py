@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.formats.archives import ArchiveLimits, read_tar, read_zip
+from data_tools.formats.archive_checks import ArchiveLimits
 from data_tools.formats.import_export import import_dataset
+from data_tools.formats.tar_archives import read_tar
+from data_tools.formats.zip_archives import read_zip
 from lorakit.core.errors import ConfigError, DataError
 from tests.data_tools.folders import photo
 
