@@ -20,6 +20,8 @@ from lorakit.core.progress import print_line
 from lorakit.models import base_model
 from lorakit.training import crashes, data_folders, run_changes, run_folder, run_identity, run_results
 from lorakit.training.run_folder import RunFolder
+from lorakit.training.trackers import send_rest
+from lorakit.training.trackers.libraries import check_tracker
 
 PrepareFn = Callable[[Concept, Recipe], object]
 """Called to prepare a concept's plain folder of images."""
@@ -30,6 +32,7 @@ def prepare_training(recipe: Recipe, prepare: PrepareFn) -> None:
 
     A slider without a dataset generates its images first. Raises ConfigError or DataError.
     """
+    check_tracker(recipe.tracker_config)
     if recipe.slider:
         from lorakit.models import device
         from lorakit.training import slider
@@ -139,3 +142,9 @@ def _has_same_inputs(recipe: Recipe, inputs: Mapping[str, str]) -> bool:
         and init_from == stored.init_from
         and data_folders.has_same_data(recipe, inputs)
     )
+
+
+def send_rest_to_tracker(recipe: Recipe) -> None:
+    """Send what the recipe's tracker has not received of a finished run."""
+    check_tracker(recipe.tracker_config)
+    send_rest(recipe.tracker_config, recipe.out, RunFolder(recipe.out).log)
