@@ -67,7 +67,7 @@ def _is_related(name: str, other: str) -> bool:
 def _family_error(candidates: Iterable[str], family: Family, source: Path) -> ConfigError:
     names = " or ".join(candidates)
     return ConfigError(
-        f"the adapter has the family {names}, this base model {family.name} ({family.title})",
+        f"the adapter has family {names}, this base model {family.name} ({family.title})",
         where=str(source),
         remedy=f"use a base model of the family {names}, or an adapter of {family.name}",
     )

@@ -138,10 +138,11 @@ def _dora_values(layer: Any, fresh: Values, delta: DeltaWeight) -> Values:
 
 
 def base_weight(layer: Any) -> torch.Tensor:
-    """Return the frozen weight of an adapted layer in float32 on the CPU."""
+    """Return the frozen weight of a layer, with or without an adapter, in float32 on the CPU."""
     from peft.utils.integrations import dequantize_module_weight
 
-    return dequantize_module_weight(layer.get_base_layer()).detach().float().cpu()
+    frozen = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    return dequantize_module_weight(frozen).detach().float().cpu()
 
 
 def _loha_values(fresh: Values, delta: LohaDelta, scale: float) -> Values:

@@ -183,6 +183,18 @@ def parse_adapter_metadata(text: str, where: str) -> dict[str, Any]:
     return metadata
 
 
+def fits_directly(networks: Mapping[str, nn.Module], path: str | Path) -> bool:
+    """Return True if a file has lorakit's metadata, and each of its keys names a module of the networks and a
+    parameter of peft: `load_adapter` can load it without conversion."""
+    if METADATA_KEY not in storage.read_safetensors_metadata(path):
+        return False
+    modules = {f"{c}.{name}" for c, network in networks.items() for name, _ in network.named_modules()}
+    return all(
+        is_embedding_key(key) or (_PART.search(key) is not None and _module_name(key) in modules)
+        for key in storage.read_safetensors(path)
+    )
+
+
 def load_adapter(
     networks: Mapping[str, nn.Module], path: str | Path, strength: float = 1.0
 ) -> dict[str, Any]:

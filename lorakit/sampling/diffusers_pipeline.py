@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit import adapters
 from lorakit.core.errors import ConfigError
 from lorakit.data import conditioning
 from lorakit.data.prompts import Prompt, default_prompt_id
 from lorakit.models.families import Family
 from lorakit.sampling import generate
+from lorakit.sampling.adapter_arguments import AdapterArgument, adapter_source
 from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline, complete_settings
 
 if TYPE_CHECKING:
@@ -23,27 +23,51 @@ if TYPE_CHECKING:
 
 def load_pipeline(
     base: str | os.PathLike[str],
-    adapter: str | os.PathLike[str] | None = None,
-    strength: float = 1.0,
+    adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    strength: float | Sequence[float] = 1.0,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> DiffusionPipeline:
     """Load a base model as a plain diffusers pipeline, with an adapter injected through peft.
 
-    `base` is an embedded base model, a diffusers folder, a checkpoint file or a hub id; `adapter` is a file
-    of lorakit or the folder of a run. Adapters of text encoders and new tokens are loaded too. The default
+    `base` is an embedded base model, a diffusers folder, a checkpoint file or a hub id; `adapter` is an
+    adapter file of any origin, the folder of a run, or a list of those, which add up, with one `strength` for
+    all or one for each. Adapters of text encoders and new tokens are loaded too. The default
     device is the GPU if there is one; the default dtype is bfloat16 there and float32 on the CPU.
 
-    Raises ConfigError for an adapter that was trained on another base model.
+    The base model may be a fine-tune of the one that the adapter was trained on: a line on stderr says so.
+    Raises ConfigError for an adapter whose family, modules or shapes do not fit.
     """
-    file = adapters.resolve_adapter_file(Path(adapter)) if adapter is not None else None
     sampling = SamplingPipeline(
-        os.fspath(base), file, strength, device=device, dtype=dtype, keep_text_encoders=True
+        os.fspath(base),
+        _adapter_arguments(adapter, strength),
+        device=device,
+        dtype=dtype,
+        keep_text_encoders=True,
     )
     pipe: DiffusionPipeline = sampling.pipe
     pipe.lorakit_family, pipe.lorakit_adapter = sampling.family, sampling.adapter_metadata
     return pipe
+
+
+def _adapter_arguments(
+    adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    strength: float | Sequence[float],
+) -> list[AdapterArgument]:
+    if adapter is None:
+        return []
+    paths = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
+    strengths = list(strength) if isinstance(strength, Sequence) else [strength] * len(paths)
+    if len(strengths) != len(paths):
+        raise ConfigError(
+            f"{len(paths)} adapters and {len(strengths)} strengths",
+            remedy="give one strength for all adapters, or one for each",
+        )
+    return [
+        AdapterArgument(adapter_source(Path(path)), value)
+        for path, value in zip(paths, strengths, strict=True)
+    ]
 
 
 def sample(

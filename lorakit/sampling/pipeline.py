@@ -19,9 +19,15 @@ from lorakit.data import conditioning
 from lorakit.data.prompts import Prompt, Sample, load_prompts
 from lorakit.models import base_model, loading, schedulers
 from lorakit.models import device as devices
-from lorakit.models.families import Family, family_for_adapter
+from lorakit.models.families import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
 from lorakit.sampling import controls, generate
+from lorakit.sampling.adapter_arguments import (
+    AdapterArgument,
+    find_family,
+    parse_adapter_argument,
+    read_adapters,
+)
 
 DEFAULT_RESOLUTION = 1024  # of a base model without an adapter
 T = TypeVar("T")
@@ -46,14 +52,6 @@ class SamplingOptions:
     quantize: str | None = None
 
 
-@dataclass(frozen=True)
-class AdapterArgument:
-    """An adapter file and its strength, as a command line names them."""
-
-    file: Path
-    strength: float = 1.0
-
-
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """Parse `640x512` as (640, 512)."""
     if text is None:
@@ -62,18 +60,6 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if not (width.isdigit() and height.isdigit()):
         raise ConfigError(f"{text!r} is not a size", where="--size", remedy="write it as 1024x768")
     return int(width), int(height)
-
-
-def parse_adapter_argument(text: str) -> AdapterArgument:
-    """Parse FILE or FILE:STRENGTH; the folder of a run means its finished adapter."""
-    path, strength = Path(text), 1.0
-    head, colon, tail = text.rpartition(":")
-    if colon and not path.exists():
-        try:
-            path, strength = Path(head), float(tail)
-        except ValueError:
-            raise ConfigError(f"{tail!r} is not a strength", where=f"--adapter {text}") from None
-    return AdapterArgument(adapters.resolve_adapter_file(path), strength)
 
 
 def complete_settings(
@@ -107,7 +93,10 @@ def complete_settings(
 
 
 class SamplingPipeline:
-    """A loaded base model, with an adapter if one is given; `quantize` ("nf4", "int8") makes it smaller.
+    """A loaded base model, with an adapter or the sum of several; quantized by `quantize` ("nf4", "int8").
+
+    Adapters may be of any origin, and trained on another base model of the family: `notes` has a line about
+    each difference, which is also printed. Raises ConfigError if family, modules or shapes do not fit.
 
     Text encoders other than CLIP may be larger than all other components together. They are loaded when there
     is text to encode, and released afterwards, unless `keep_text_encoders`.
@@ -116,7 +105,7 @@ class SamplingPipeline:
     def __init__(
         self,
         base: str,
-        adapter_file: Path | None = None,
+        adapter: Path | Sequence[AdapterArgument] | None = None,
         strength: float = 1.0,
         *,
         quantize: str | None = None,
@@ -126,10 +115,12 @@ class SamplingPipeline:
         keep_text_encoders: bool = False,
     ) -> None:
         self.base_folder, self.quantize = base_model.resolve_base(base), quantize
-        self.adapter_metadata: dict[str, Any] = (
-            self._read_checked_metadata(adapter_file) if adapter_file else {}
-        )
-        self.family: Family = family_for_adapter(self.base_folder, self.adapter_metadata.get("family"))
+        arguments = [AdapterArgument(adapter, strength)] if isinstance(adapter, Path) else list(adapter or ())
+        self.family: Family = find_family(self.base_folder, arguments)
+        read = read_adapters(self.base_folder, self.family, arguments)
+        self.adapter_metadata, self.notes = read.metadata, list(read.notes)
+        for note in self.notes:
+            print_line(note)
         self.device = torch.device(device or devices.default_device())
         self.dtype = dtype or devices.inference_dtype(self.device)
         self._has_text_encoders = keep_text_encoders or bool(self.family.text.trainable_encoders)
@@ -144,9 +135,7 @@ class SamplingPipeline:
         )
         self._encoded: dict[tuple[Any, ...], generate.EncodedPrompts] = {}
         self._controlled: dict[controls.Control, controls.ControlledPipeline] = {}
-        if adapter_file:
-            text_encoders.add_saved_token(self.family, self.pipe, self.adapter_metadata)
-            adapters.load_adapter(self.networks, adapter_file, strength)
+        read.inject(self.family, self.pipe, self.networks)
 
     def _components_without_text(self) -> set[str]:
         """Return the names of the components that sampling needs once the text is encoded."""
@@ -160,17 +149,6 @@ class SamplingPipeline:
         return loading.run_with_text_encoders(
             self.family, self.base_folder, work, dtype=self.dtype, device=self.device, log=print_line
         )
-
-    def _read_checked_metadata(self, file: Path) -> dict[str, Any]:
-        """Read the metadata of an adapter file; ConfigError if it was trained on another base model."""
-        metadata = adapters.read_adapter_metadata(file)
-        if metadata["base_hash"] != base_model.base_hash(self.base_folder):
-            raise ConfigError(
-                "the adapter was trained on another base model",
-                where=str(file),
-                remedy=f"use the one it was trained on, with hash {metadata['base_hash'][:12]}...",
-            )
-        return metadata
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -202,7 +180,6 @@ class SamplingPipeline:
 
     def load_adapter(self, file: Path, strength: float = 1.0) -> None:
         """Replace the adapter by another checkpoint of the same run, at the given strength."""
-        self._read_checked_metadata(file)
         tensors = storage.read_safetensors(file)
         adapters.load_adapter_state_dict(self.networks, tensors, str(file))
         for network in self.networks.values():
@@ -281,19 +258,15 @@ def resolve_quantization(options: SamplingOptions, trained: str | None = None) -
 
 
 def sample_to_folder(
-    out: Path, base: str, adapter: str | None, prompt_file: Path, options: SamplingOptions
+    out: Path, base: str, adapter: str | Sequence[str] | None, prompt_file: Path, options: SamplingOptions
 ) -> list[Path]:
-    """Sample a prompt file into a folder, for `lorakit sample`; `adapter` is FILE or FILE:STRENGTH.
+    """Sample a prompt file into a folder, for `lorakit sample`; adapters are FILE or FILE:STRENGTH.
 
-    Returns the paths of the images; see `save_samples` for the other files.
+    Several adapters add up. Returns the paths of the images; see `save_samples` for the other files.
     """
     prompts = load_prompts(prompt_file)
-    argument = parse_adapter_argument(adapter) if adapter else None
-    pipeline = SamplingPipeline(
-        base,
-        argument.file if argument else None,
-        argument.strength if argument else 1.0,
-        quantize=resolve_quantization(options),
-    )
+    texts = [adapter] if isinstance(adapter, str) else adapter or ()
+    arguments = [parse_adapter_argument(text) for text in texts]
+    pipeline = SamplingPipeline(base, arguments, quantize=resolve_quantization(options))
     samples = pipeline.sample(prompts, options, "samples")
     return generate.save_samples(out, samples, pipeline.family.fps)

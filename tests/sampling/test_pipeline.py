@@ -148,8 +148,8 @@ def test_sampling_with_an_adapter_and_a_strength(run, tmp_path):
     assert np.abs(images["1"] - images["0"]).max() > 1
 
 
-def test_an_adapter_of_another_base_model_is_refused(run, tmp_path):
-    with pytest.raises(ConfigError, match="another base model"):
+def test_an_adapter_of_another_family_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match="family sd15, this base model sd3"):
         pipeline.sample_to_folder(tmp_path, "tiny-dit", str(run), run.parent / "p.jsonl", FAST)
 
 

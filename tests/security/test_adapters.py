@@ -58,7 +58,7 @@ def test_another_family_is_refused(trained, tmp_path, capsys):
     prompts = runs.make_prompts(tmp_path / "p.jsonl")
     where = ["--prompts", str(prompts), "--out", str(tmp_path / "out")]
     assert main.main(["sample", "tiny-dit", "--adapter", str(trained), *where]) == 2
-    assert "trained on another base model" in capsys.readouterr().err
+    assert "does not fit this base model" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -105,7 +105,7 @@ def test_init_from_is_checked_before_anything_loads(finished, data, tmp_path, mo
     other_family = runs.make_recipe(
         tmp_path / "d.yaml", tiny.tiny_folder("sd35"), data, tmp_path / "d", init_from=str(finished)
     )
-    with pytest.raises(ConfigError, match="family sd15, this run sd3"):
+    with pytest.raises(ConfigError, match="family sd15, this base model sd3"):
         runs.train(other_family)
 
 
