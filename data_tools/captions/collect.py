@@ -23,7 +23,7 @@ from data_tools.captions.sidecars import TAGS_UNUSED, ImageCaptions, read_sideca
 from data_tools.captions.text import UNESCAPED, clean_caption
 from data_tools.listing import CAPTION_SUFFIXES, Listing
 from data_tools.scan import note_code, replace_notes
-from lorakit.config.concepts import default_caption
+from lorakit.config.concepts import fill_template, find_template_problem
 from lorakit.core import prompt_syntax
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.manifest import USER_METADATA_NOTE, Caption, Record
@@ -49,7 +49,7 @@ TRIGGER_FILLED = "caption_trigger_filled"
 @dataclass(frozen=True)
 class CaptionOptions:
     """Sources of captions. The `template` is the caption of images that have none; by default it is
-    "a photo of <trigger> <class_noun>".
+    "a photo of {trigger} {class_noun}".
 
     With `caption_extension` (".txt"), only such caption files are read. `caption_edits` (edits.py) apply to
     every caption; None means the edits that the manifest records.
@@ -67,6 +67,9 @@ class CaptionOptions:
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work, before any file is read."""
+        if problem := find_template_problem(self.template or "", self.trigger, self.class_noun):
+            remedy = 'for example "a photo of {trigger} {class_noun}", with --trigger and --class-noun'
+            raise ConfigError(f"{self.template!r}: {problem}", where="--caption-template", remedy=remedy)
         if self.overwrite_captions and self.template_caption() is None and not self.caption_from_folder:
             remedy = "give --class-noun, --trigger or --caption-from-folder for the new caption"
             raise ConfigError(
@@ -83,7 +86,7 @@ class CaptionOptions:
 
     def template_caption(self) -> str | None:
         """Return the caption for images without one, or None."""
-        return self.template or default_caption(self.trigger, self.class_noun)
+        return fill_template(self.template, self.trigger, self.class_noun)
 
 
 def collect_captions(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:

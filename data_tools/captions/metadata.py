@@ -10,11 +10,12 @@ from typing import Any
 
 from data_tools.captions import columns
 from data_tools.captions.text import clean_caption, decode_text
+from data_tools.formats.table_rows import iter_rows
 from data_tools.listing import Listing
 from data_tools.scan import resolve_inside
 from lorakit import manifest
 from lorakit.core import input_files, storage
-from lorakit.core.errors import DataError, first_line
+from lorakit.core.errors import DataError
 from lorakit.core.strict_csv import read_csv
 from lorakit.core.strict_json import parse_json
 from lorakit.imaging import decode
@@ -182,7 +183,7 @@ def _referenced_file(listing: Listing, folder: PurePosixPath, name: str, column:
 def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (where, row) of one metadata file."""
     if path.suffix == ".parquet":
-        for number, row in enumerate(_read_parquet(path), 1):
+        for number, row in enumerate(iter_rows(path, columns.check_column_names), 1):
             yield f"{path}, row {number}", row
     elif path.suffix == ".csv":
         text = decode_text(input_files.read_bytes(path, MAX_METADATA_BYTES), str(path), encoding)
@@ -192,20 +193,6 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     else:
         for number, row in enumerate(storage.read_jsonl(path), 1):
             yield f"{path}, row {number}", row
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table, a few at a time."""
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            columns.check_column_names(table.schema_arrow.names, str(path))
-            for batch in table.iter_batches(batch_size=1000):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        message = f"cannot read the table: {first_line(error)}"
-        raise DataError(message, where=str(path), remedy="write it again, or use metadata.jsonl") from error
 
 
 def _row_image(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], where: str) -> str:

@@ -21,14 +21,10 @@ _LONG_OPTIONS = (
 _MIDJOURNEY_OPTIONS = (
     "ar aspect v version niji stylize chaos q quality no style iw sref cref sw cw tile weird raw uplight"
 )
-OPTION_NAMES = frozenset(
-    " ".join((_NUMBER_OPTIONS, _TEXT_OPTIONS, _LONG_OPTIONS, _MIDJOURNEY_OPTIONS)).split()
-)
-_NUMBER = r"[+-]?\d[\d.:,x]*"
 _OPTION = re.compile(
-    rf"(?:^|[\s,])(?:--|—)(?P<number>{_NUMBER_OPTIONS.replace(' ', '|')})(?:\s+|=){_NUMBER}(?![\w.])"
-    rf"|(?:^|[\s,])--(?:{_TEXT_OPTIONS.replace(' ', '|')})(?:\s+|=)\S"
-    rf"|(?:^|[\s,])--(?:{'|'.join((_LONG_OPTIONS + ' ' + _MIDJOURNEY_OPTIONS).split())})(?=[\s=]|$)",
+    rf"(?:^|[\s,])--(?:{'|'.join(f'{_NUMBER_OPTIONS} {_TEXT_OPTIONS}'.split())})(?:\s+|=)\S"
+    rf"|(?:^|[\s,])—(?:{'|'.join(_NUMBER_OPTIONS.split())})\s+\d[\d.]*(?![\w.])"
+    rf"|(?:^|[\s,])--(?:{'|'.join(f'{_LONG_OPTIONS} {_MIDJOURNEY_OPTIONS}'.split())})(?=[\s=]|$)",
     re.IGNORECASE,
 )
 _OPTION_START = re.compile(r"(?:^|[\s,]+)(?:--|—)(?=[A-Za-z])")

@@ -174,8 +174,8 @@ class ChatClient:
         try:
             with self._http.stream(method, f"{self.url}/{path}", json=body) as response:
                 if not response.is_success:
-                    body = self._read_text(response, MAX_ERROR_BYTES, deadline)
-                    raise _status_error(response, body, self._key)
+                    text = self._read_text(response, MAX_ERROR_BYTES, deadline)
+                    raise _status_error(response, text, self._key)
                 text = self._read_text(response, MAX_RESPONSE_BYTES, deadline)
         except httpx2.TimeoutException as error:
             failure = ChatError("timeout", f"no answer within {self.timeout:g} s")

@@ -31,6 +31,7 @@ from lorakit.models.families import detect_family
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
 from lorakit.training import data_folders, data_warnings, held_out, objective, regularization
+from lorakit.training.concept_checks import concept_warnings
 from lorakit.training.held_out import DataSplit
 from lorakit.training.initial_adapter import InitialAdapter, check_initial_adapter
 
@@ -53,7 +54,8 @@ class DataPlan:
     @property
     def all_items(self) -> list[DatasetItem]:
         """The images of the dataset and, from `validate.folder`, those that are only validated on."""
-        return [*self.items, *(item for item in self.split.held_out if item not in self.items)]
+        of_dataset = {id(item) for item in self.items}
+        return [*self.items, *(item for item in self.split.held_out if id(item) not in of_dataset)]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     subjects, file = prompts.concept_subjects(recipe.concepts), recipe.samples.prompts
     sample_prompts = prompts.load_prompts(file, subjects, log) if file else []
     concepts = load_concepts(recipe.concepts)
-    for warning in data_warnings.data_warnings(concepts):
+    for warning in (*data_warnings.data_warnings(concepts), *concept_warnings(concepts)):
         log(f"warning: {warning}")
     records = [record for concept in concepts for record in concept.records]
     kinds = conditioning.conditioning_types(records, generated=recipe.use_generated_controls)
