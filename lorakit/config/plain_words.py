@@ -45,6 +45,8 @@ def describe(item: Item, key: str) -> str | None:
         return f"{short_repr(value)} is not {EXPECTED[kind]}{unquoted}"
     if kind == "finite_number" or _is_nan(value):
         return f"{value!r} is not a finite number"
+    if kind in ("too_short", "too_long") and isinstance(value, str):
+        kind = f"string_{kind}"
     if kind in _LIMITS:
         text = f"{short_repr(value)} {_LIMITS[kind](ctx)}"
         hint = _HINTS_FOR_ZERO.get(key) if value == 0 else None

@@ -223,7 +223,7 @@ def test_converting_a_new_token_warns_or_is_refused(finished, tmp_path, capsys):
         ("sd15", {"textual_inversion": TOKEN | {"token": "dog"}}, "no caption contains the new token 'dog'"),
         ("sd15", {"textual_inversion": TOKEN | {"token": "a dog"}}, "textual_inversion.token"),
         ("sd15", {"adapter": {"type": "none"}}, "trains nothing"),
-        ("sd15", {"adapter": {"text_encoder_lr": 1e-3}}, "no text_encoder_lr"),
+        ("sd15", {"adapter": {"text_encoder_lr": 1e-3}}, "text_encoder_lr has no effect"),
     ],
 )
 def test_recipes_that_cannot_be_trained_are_refused_before_the_run(base, changes, text, data, tmp_path):
