@@ -59,6 +59,8 @@ caption_options = add_options(
     option("--class-noun", metavar="NOUN", section=_CAPTIONS, help="What the images show, such as dog."),
     option("--trigger", metavar="WORD", section=_CAPTIONS,
            help="Word that will stand for the subject in prompts, such as sks."),
+    option("--caption-template", metavar="TEXT", section=_CAPTIONS,
+           help='Caption of images that have none; by default "a photo of {trigger} {class_noun}".'),
     option("--caption-from-folder", is_flag=True, section=_CAPTIONS,
            help="Use the name of an image's folder as its caption."),
     option("--overwrite-captions", is_flag=True, section=_CAPTIONS,

@@ -19,7 +19,7 @@ def prepare_for_training(concept: Concept, recipe: Recipe) -> Dataset:
         batch_size=recipe.train.batch_size,
         trigger=concept.trigger,
         class_noun=concept.class_noun,
-        caption_template=concept.template_caption,
+        caption_template=concept.captions,
         base=recipe.base,
         videos=recipe.frames > 1,
     )

@@ -31,15 +31,15 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def make_dataset(folder: Path, count: int = 6) -> Path:
+def make_dataset(folder: Path, count: int = 6, *, seed: int = 0, trigger: str = "sks") -> Path:
     """Write noise images of three sizes with captions, and their manifest without buckets."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     records = []
     for index in range(count):
         width, height = [(64, 64), (96, 64), (64, 96)][index % 3]
         image = Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
         file = storage.save_image(folder / f"{index}.png", image)
-        captions = (manifest.Caption(f"a sks picture number {index}", "hand"),)
+        captions = (manifest.Caption(f"a {trigger} picture number {index}", "hand"),)
         records.append(
             manifest.Record(
                 file=file.name,

@@ -15,6 +15,7 @@ from lorakit.core.errors import ConfigError
 from lorakit.core.words import has_word
 
 PLACEHOLDERS = ("trigger", "class_noun")
+DEFAULT_TEMPLATE = "a photo of {trigger} {class_noun}"
 _KNOWN_PLACEHOLDERS = " or ".join(f"{{{name}}}" for name in PLACEHOLDERS)
 
 
@@ -41,28 +42,30 @@ class Concept(RecipeSection):
     @property
     def template_caption(self) -> str | None:
         """The caption for images without one; None without a template, trigger and class noun."""
-        if self.captions is None:
-            return default_caption(self.trigger, self.class_noun)
-        text = self.captions
-        for name in PLACEHOLDERS:
-            text = text.replace(f"{{{name}}}", getattr(self, name) or "")
-        return " ".join(text.split())
+        return fill_template(self.captions, self.trigger, self.class_noun)
 
 
-def default_caption(trigger: str | None, class_noun: str | None) -> str | None:
-    """Return the caption "a photo of <trigger> <class noun>"; None without both."""
-    words = " ".join(f"{trigger or ''} {class_noun or ''}".split())
-    return f"a photo of {words}" if words else None
+def fill_template(template: str | None, trigger: str | None, class_noun: str | None) -> str | None:
+    """Return a caption template with the words in it.
+
+    Without a template it is "a photo of {trigger} {class_noun}", or None if there are no words.
+    """
+    if template is None and not (trigger or class_noun):
+        return None
+    text = DEFAULT_TEMPLATE if template is None else template
+    for name, word in zip(PLACEHOLDERS, (trigger, class_noun), strict=True):
+        text = text.replace(f"{{{name}}}", word or "")
+    return " ".join(text.split())
 
 
-def _template_problem(concept: Concept) -> str | None:
-    """Return why the caption template of a concept cannot be filled, or None."""
-    template = concept.captions or ""
+def find_template_problem(template: str, trigger: str | None, class_noun: str | None) -> str | None:
+    """Return why a caption template cannot be filled with these words, or None."""
+    words = dict(zip(PLACEHOLDERS, (trigger, class_noun), strict=True))
     for name in re.findall(r"{([^{}]*)}", template):
         if name not in PLACEHOLDERS:
             return f"{{{name}}} is not known: write {_KNOWN_PLACEHOLDERS}"
-        if getattr(concept, name) is None:
-            return f"it has {{{name}}}, and this concept has no {name}"
+        if not words[name]:
+            return f"it has {{{name}}}, and there is no {name}"
     rest = re.sub(r"{[^{}]*}", "", template)
     if "{" in rest or "}" in rest:
         return f"braces stand for {_KNOWN_PLACEHOLDERS} only"
@@ -129,7 +132,7 @@ def find_contradictions(concepts: Sequence[Concept]) -> Iterator[str]:
     """Yield a sentence for each template that cannot be filled, and for each pair of concepts whose words or
     class images contradict each other."""
     for number, concept in enumerate(concepts):
-        if problem := _template_problem(concept):
+        if problem := find_template_problem(concept.captions or "", concept.trigger, concept.class_noun):
             yield f"dataset.{number}.captions: {problem} (value: {concept.captions!r})"
     for (i, first), (j, second) in combinations(enumerate(concepts), 2):
         names = f"dataset.{i} and dataset.{j}"
