@@ -66,7 +66,7 @@ def _earlier_templates(data: ConceptRecords) -> Iterator[str]:
     }
     if current is None or earlier <= {current}:
         return
-    command = ["lorakit", "data", "prepare", str(concept.folder)]
+    command = ["lorakit", "data", "caption", str(concept.folder)]
     for option, value in (
         ("--trigger", concept.trigger),
         ("--class-noun", concept.class_noun),
