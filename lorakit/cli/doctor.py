@@ -1,4 +1,7 @@
-"""`lorakit doctor`: installed packages, devices, disk space, and what is missing."""
+"""`lorakit doctor`: installed packages, disk space, what is missing, and what this machine can train.
+
+What it can train is an estimate from a short measurement: see `lorakit.models.published_sizes`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lorakit.core.command_line import command, print_answer
+from lorakit.core.command_line import command, is_quiet, option, print_answer, wants_json
 from lorakit.core.errors import ConfigError
 
 REQUIRED = (
@@ -34,18 +37,31 @@ OPTIONAL = {
     "tensorboard": ("tensorboard", "tracker: tensorboard (extra: tensorboard)"),
 }
 MIN_FREE_GIB = 2
+INSTALL_TORCH = "`uv pip install --torch-backend=auto torch torchvision`"
+_WITHOUT = {
+    "optimizer adamw8bit": "train with optimizer.name=adamw",
+    "memory.quantize nf4": "train without memory.quantize",
+}
 
 
-@command("doctor", example="lorakit doctor")
-def doctor_command() -> int:
-    """Check the installation and show the devices. The exit code is 2 if something is missing."""
-    environment = inspect_environment()
+@command(
+    "doctor",
+    option("--quick", is_flag=True, help="Measure no speed: saves a few seconds, and the times of steps."),
+    example="lorakit doctor",
+)
+def doctor_command(quick: bool) -> int:
+    """Check the installation, and show what this machine can train.
+
+    Devices with their memory, the 8-bit optimizer really run, the speed measured for two seconds, and an
+    estimate of which models fit and how long a step takes. The exit code is 2 if something is missing.
+    """
+    environment = inspect_environment(quick=quick, quiet=is_quiet() or wants_json())
     print_answer(environment, lambda: _print_report(environment))
     return ConfigError.exit_code if find_problems(environment) else 0
 
 
-def inspect_environment() -> dict[str, Any]:
-    """Return what `lorakit doctor` shows, as plain values."""
+def inspect_environment(*, quick: bool = True, quiet: bool = True) -> dict[str, Any]:
+    """Return what `lorakit doctor` shows, as plain values; `quick` measures no speed."""
     from lorakit.core.platform import total_memory
     from lorakit.models import base_model
 
@@ -61,7 +77,7 @@ def inspect_environment() -> dict[str, Any]:
             for name, (module, enables) in OPTIONAL.items()
             if importlib.util.find_spec(module) or _version(name) is None
         },
-        "devices": _devices(),
+        **_inspect_devices(quick=quick, quiet=quiet),
         "embedded_bases": {
             name: (base_model.EMBEDDED_FOLDER / name / base_model.MODEL_INDEX).is_file()
             for name in base_model.EMBEDDED_BASES
@@ -84,16 +100,37 @@ def _nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _devices() -> list[str]:
-    try:
-        import torch
-    except ImportError:
-        return []
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
-        devices.append(f"cuda:{index} {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
-    return devices or ["cpu"]
+def _inspect_devices(*, quick: bool, quiet: bool) -> dict[str, Any]:
+    """Return the devices, what fails on the first one, and what it can train."""
+    if importlib.util.find_spec("torch") is None:
+        return {"devices": [], "failures": {}, "unused_gpu": None, "unusable_driver": None, "training": None}
+    from lorakit.core.platform import total_memory
+    from lorakit.models import device as devices
+    from lorakit.models import device_checks, published_sizes
+
+    found = devices.list_devices()
+    first = found[0]
+    speed = None if quick else device_checks.measure_teraflops(first.device, quiet=quiet)
+    dtype = devices.weight_dtype(first.device, first.precisions[0])
+    outlooks = published_sizes.training_outlook(
+        first.device.type, first.memory_bytes, total_memory(), dtype, speed
+    )
+    return {
+        "devices": [device.to_json() for device in found],
+        "failures": {
+            "optimizer adamw8bit": device_checks.check_8bit_optimizer(first.device),
+            "memory.quantize nf4": device_checks.check_4bit_layers(first.device),
+        },
+        "unused_gpu": device_checks.unused_gpu(),
+        "unusable_driver": device_checks.unusable_driver(),
+        "training": {
+            "device": str(first.device),
+            "teraflops_per_second": None if speed is None else float(f"{speed:.3g}"),
+            "embedded_models": True,
+            "models": [outlook.to_json() for outlook in outlooks],
+            "estimated_by": [published_sizes.MEMORY_RULE, published_sizes.TIME_RULE],
+        },
+    }
 
 
 def find_problems(environment: dict[str, Any]) -> list[str]:
@@ -108,6 +145,18 @@ def find_problems(environment: dict[str, Any]) -> list[str]:
         for name, exists in environment["embedded_bases"].items()
         if not exists
     ]
+    if gpu := environment["unused_gpu"]:
+        problems.append(
+            f"the installed torch cannot use this machine's GPU ({gpu}): install another build with"
+            f" {INSTALL_TORCH}"
+        )
+    if gpu := environment["unusable_driver"]:
+        problems.append(f"torch does not reach the GPU ({gpu}): update its driver, then restart the machine")
+    problems += [
+        f"{part} does not work on this device ({reason}): {_WITHOUT[part]}"
+        for part, reason in environment["failures"].items()
+        if reason
+    ]
     if environment["free_gib"] < MIN_FREE_GIB:
         free, cache = environment["free_gib"], environment["cache_dir"]
         problems.append(f"only {free} GiB are free at {cache}: set LORAKIT_CACHE to a folder on another disk")
@@ -120,7 +169,8 @@ def _print_report(environment: dict[str, Any]) -> None:
     rows = [
         ("Python", environment["python"], environment["platform"]),
         ("processor", f"{environment['cores']} cores", f"{environment['memory_gib']} GiB memory"),
-        *(("device", device, "") for device in environment["devices"]),
+        *(_device_row(device) for device in environment["devices"]),
+        *((part, reason or "works", "") for part, reason in environment["failures"].items()),
         *((name, version or "MISSING", "") for name, version in environment["packages"].items()),
         *(
             (name, entry["version"] or "not installed", f"optional: {entry['enables']}")
@@ -130,7 +180,65 @@ def _print_report(environment: dict[str, Any]) -> None:
         ("model hub", "offline" if environment["offline"] else "online", ""),
     ]
     print_table(("part", "state", "details"), rows)
+    if environment["training"]:
+        print()
+        _print_training(environment["training"], environment["devices"])
     problems = find_problems(environment)
+    print()
     print(
         "\n".join(f"PROBLEM: {problem}" for problem in problems) or "lorakit can be used: nothing is missing"
+    )
+
+
+def _device_row(device: dict[str, Any]) -> tuple[str, str, str]:
+    memory = f"{device['memory_gib']:g} GiB memory; computes in {', '.join(device['precisions'])}"
+    return f"device {device['device']}", f"{device['platform']} {device['name']}", memory
+
+
+def _print_training(training: dict[str, Any], devices: list[dict[str, Any]]) -> None:
+    """Print which models the first device can train, as an estimate, and how long a step takes."""
+    from lorakit.core.tables import print_table
+
+    memory = devices[0]["memory_gib"]
+    print(f"estimate: training on {training['device']} with {memory:g} GiB of memory")
+    rows: list[tuple[str, ...]] = [("embedded: tiny-unet, tiny-dit", "64", "yes", "", "")]
+    rows += [
+        (
+            model["model"],
+            str(model["resolution"]),
+            _fit(model),
+            f"{model['denoiser_gib']:g} GiB" if model["fits"] else "",
+            _duration(model["step_seconds"]),
+        )
+        for model in training["models"]
+    ]
+    print_table(("model", "pixels", "fits", "its weights", "time for an image"), rows)
+    print("\n".join(f"  {rule}" for rule in training["estimated_by"]))
+    if training["device"] == "cpu":
+        print(_cpu_advice(training["models"]))
+
+
+def _fit(model: dict[str, Any]) -> str:
+    if not model["fits"]:
+        return f"no: {model['shortage']}"
+    quantize = f", with memory.quantize={model['quantize']}" if model["quantize"] else ""
+    return f"yes{quantize}" if model["practical"] else f"yes{quantize}, but slow"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _cpu_advice(models: list[dict[str, Any]]) -> str:
+    """Return a sentence on what a machine without a GPU is good for."""
+    first = models[0]
+    text = "no GPU: only small models are practical here, such as those of `lorakit quickstart`"
+    if first["step_seconds"] is None:
+        return text
+    hours = first["step_seconds"] * 1500 / 3600
+    return (
+        f"{text}; a step of {first['model']} at {first['resolution']} px takes about"
+        f" {_duration(first['step_seconds'])} for each image, 1500 steps of one image {hours:.0f} hours"
     )

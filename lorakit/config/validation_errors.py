@@ -70,7 +70,7 @@ def _unknown_key_line(path: list[str], value: Any, root: type[BaseModel], tree: 
     exact = explain_setting(last, None, known)
     if exact and exact.write is None:
         return f"{key}: unknown key; {exact.explanation}"
-    if exact and name in OTHER_SWITCHES and exact.write.partition("=")[0] != key:
+    if exact and exact.write and name in OTHER_SWITCHES and exact.write.partition("=")[0] != key:
         return f"{key}: unknown key; did you mean {exact.write!r}?"
     of_first = ".".join("0" if part.isdigit() else part for part in path)  # keys of a list are alike
     if suggestion := suggest_key(of_first, known):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from lorakit.core.errors import ConfigError
+from lorakit.core.platform import total_memory
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Data type of computations, by the recipe's `train.precision`."""
@@ -51,6 +56,46 @@ def nearest_precision(device: torch.device | str, precision: str) -> str:
     """Return `precision` if a device supports it, else the one that the device prefers."""
     supported = supported_precisions(device)
     return precision if precision in supported else supported[0]
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A device of this machine, and what it computes."""
+
+    device: torch.device
+    name: str
+    platform: str
+    """CUDA, ROCm, XPU, MPS or CPU."""
+    memory_bytes: int
+    """Memory of the device; of the machine, where they share it."""
+    precisions: tuple[str, ...]
+    """Values of `train.precision` that it computes in hardware, the preferred one first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the device as plain values."""
+        gib = round(self.memory_bytes / 2**30, 1)
+        values = {"device": str(self.device), "name": self.name, "platform": self.platform}
+        return values | {"memory_gib": gib, "precisions": list(self.precisions)}
+
+
+def list_devices() -> list[DeviceInfo]:
+    """Return the devices of this machine: its GPUs, the default one first, and the CPU."""
+    first = default_device()
+    devices = [torch.device("cpu")]
+    if first.type != "cpu":
+        indices = range(torch.accelerator.device_count())
+        devices = [torch.device(first.type, index) for index in indices] + devices
+    return [_describe(device) for device in devices]
+
+
+def _describe(device: torch.device) -> DeviceInfo:
+    memory, name = total_memory(), platform.processor() or platform.machine()
+    platforms = {"cuda": "ROCm" if torch.version.hip else "CUDA"}
+    if device.type in ("cuda", "xpu"):
+        properties = getattr(torch, device.type).get_device_properties(device)
+        memory, name = int(properties.total_memory), str(properties.name)
+    label = platforms.get(device.type, device.type.upper())
+    return DeviceInfo(device, name, label, memory, supported_precisions(device))
 
 
 def _device_name(device: torch.device) -> str:

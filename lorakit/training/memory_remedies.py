@@ -143,7 +143,8 @@ def _resolution(session: Session, estimate: MemoryEstimate) -> Iterator[Remedy]:
 
 
 def _frames(session: Session, estimate: MemoryEstimate) -> Iterator[Remedy]:
-    family, frames = session.family, session.recipe.frames
+    family = session.family
+    frames = max((len(item.frame_indices) for item in session.train_set.items), default=1)
     if isinstance(family, VideoFamily) and frames > 1:
         multiple = family.frame_multiple(session.pipe)
         before = (frames - 1) // multiple

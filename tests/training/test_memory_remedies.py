@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lorakit.core.errors import MemoryLimitError
-from lorakit.models import memory
+from lorakit.models import families, memory
 from lorakit.training import memory_remedies
 from lorakit.training.step import TrainingStep
 from tests import runs, tiny
@@ -79,7 +80,7 @@ RECIPES = {
         ["memory={quantize: nf4, gradient_checkpointing: 1}", "adapter.rank=1", "resolution=16"],
     ),
     "DiT, pissa": ("flux1-schnell", ["adapter.init=pissa", "memory.gradient_checkpointing=1"]),
-    "video": ("wan", ["frames=9", "adapter.rank=1"]),
+    "images on a base for videos": ("wan", ["frames=9", "adapter.rank=1"]),
 }  # fmt: skip
 NO_ACTIVATIONS = ("adapter.", "optimizer.", "samples.")
 
@@ -107,11 +108,12 @@ def test_every_printed_remedy_is_accepted_and_shrinks_the_memory(data, tmp_path,
     assert ("memory.quantize" in keys) == ("nf4" not in text and "lokr" not in text and "oft" not in text)
     assert ("memory.gradient_checkpointing" in keys) == ("gradient_checkpointing" not in text)
     assert ("resolution" in keys) == ("resolution=16" not in text)
+    assert "frames" not in keys  # no data has more than one
     assert "train.batch_size" not in keys  # the error is about one image at a time
 
 
 def is_smaller(after: memory.MemoryEstimate, before: memory.MemoryEstimate) -> bool:
-    """Return True if the memory has shrunk; where activations cannot be counted, if nothing else has grown."""
+    """Return True if the memory has shrunk; without known activations, if nothing has grown."""
     if after.activation_bytes is None or before.activation_bytes is None:
         after, before = (replace(estimate, activation_bytes=None) for estimate in (after, before))
         return after.total_bytes <= before.total_bytes
@@ -124,6 +126,20 @@ def test_nothing_is_offered_when_everything_is_in_force(data, tmp_path, monkeypa
     error, _ = limit_error(monkeypatch, file, *overrides)
     assert "no setting of this recipe needs less memory" in str(error)
     assert printed_remedies(error) == []
+
+
+@pytest.mark.parametrize(("used", "frames"), [(17, 9), (9, 5), (5, 1), (1, None)])
+def test_fewer_frames_are_offered_for_the_longest_video_that_is_used(used, frames):
+    pipe = tiny.tiny_pipeline("wan")
+    items = [SimpleNamespace(frame_indices=range(count)) for count in (1, used)]
+    family = families.get_family("wan")
+    session = SimpleNamespace(family=family, pipe=pipe, train_set=SimpleNamespace(items=items))
+    before = memory.MemoryEstimate(0, 0, 1000, False)
+    remedies = list(memory_remedies._frames(session, before))
+    assert [r.overrides for r in remedies] == ([(f"frames={frames}",)] if frames else [])
+    for remedy in remedies:
+        share = family.latent_shape(pipe, 64, 64, frames)[1] / family.latent_shape(pipe, 64, 64, used)[1]
+        assert remedy.estimate.activation_bytes == int(1000 * share)
 
 
 @pytest.mark.parametrize(("method", "alpha"), [("lora", 8.0), ("rslora", 8 * 2**0.5), ("loha", 8.0)])

@@ -1,0 +1,152 @@
+"""Measurements of a device, and GPUs that the installed torch cannot use."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorakit.models import device, device_checks
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def test_the_speed_of_a_device_is_measured(monkeypatch):
+    monkeypatch.setattr(device_checks, "MEASURED_SECONDS", 0.05)
+    assert 1e-4 < device_checks.measure_teraflops(CPU, quiet=True) < 100
+
+
+def test_the_8_bit_optimizer_and_the_4_bit_layer_work_on_this_machine():
+    assert device_checks.check_8bit_optimizer(CPU) is None
+    assert device_checks.check_4bit_layers(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "check", "reason"),
+    [
+        ("bitsandbytes.optim.AdamW8bit", device_checks.check_8bit_optimizer, "no kernel"),
+        ("lorakit.models.quantize._nf4", device_checks.check_4bit_layers, "no kernel"),
+    ],
+)
+def test_a_part_that_fails_on_the_device_is_reported_with_the_reason(monkeypatch, target, check, reason):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(target, fail)
+    monkeypatch.setitem(device_checks_layers(), "nf4", fail)
+    assert check(CPU) == reason
+
+
+def device_checks_layers() -> dict:
+    from lorakit.models import quantize
+
+    return quantize.QUANTIZED_LAYERS
+
+
+def test_an_optimizer_that_changes_nothing_is_reported(monkeypatch):
+    monkeypatch.setattr("bitsandbytes.optim.AdamW8bit.step", lambda self: None)
+    assert device_checks.check_8bit_optimizer(CPU) == "a step did not change the weights"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "printed", "unused", "driver"),
+    [
+        (None, "NVIDIA GeForce RTX 4070\n", "NVIDIA GeForce RTX 4070", None),
+        (None, "Tesla T4\nTesla T4", "Tesla T4", None),
+        ("13.2", "NVIDIA GeForce RTX 3060", None, "NVIDIA GeForce RTX 3060"),
+        ("13.2", "", None, None),
+        (None, "", None, None),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_found_by_its_driver(monkeypatch, cuda, printed, unused, driver):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(
+        device_checks, "_output", lambda program, *_: printed if program == "nvidia-smi" else ""
+    )
+    assert device_checks.unused_gpu() == unused
+    assert device_checks.unusable_driver() == driver
+
+
+def test_nothing_is_said_about_drivers_where_an_accelerator_works(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(device_checks, "_output", lambda *_: "NVIDIA GeForce RTX 4070")
+    assert device_checks.unused_gpu() is None
+    assert device_checks.unusable_driver() is None
+
+
+def test_this_machine_has_at_least_a_cpu():
+    *_, cpu = device.list_devices()
+    assert cpu.device == CPU
+    assert cpu.memory_bytes > 0
+    assert cpu.to_json()["precisions"] == ["bf16", "fp16", "fp32"]
+
+
+# ---- devices are chosen in one place -----------------------------------------------------------------------
+
+KINDS = {"cuda", "mps", "xpu", "hip"}
+CHOOSING = ("lorakit/models/device.py", "lorakit/models/device_checks.py")
+SOURCES = [
+    file
+    for package in ("lorakit", "data_tools")
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if file.relative_to(ROOT).as_posix() not in CHOOSING
+]
+
+
+def uses_of_one_kind(tree: ast.AST) -> list[str]:
+    """Return expressions that serve one kind of device only: `torch.cuda.x`, `.cuda()`, `"cuda" if x else y`."""
+    found = []
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr in KINDS
+            and ast.unparse(node.value)
+            in (
+                "torch",
+                "torch.backends",
+                "torch.version",
+            )
+        ):
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in KINDS:
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.IfExp):
+            values = (node.body, node.orelse)
+            found += [ast.unparse(node) for v in values if isinstance(v, ast.Constant) and v.value in KINDS]
+        if isinstance(node, ast.Call):
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+            found += [
+                ast.unparse(node)
+                for a in arguments
+                if isinstance(a, ast.Constant)
+                and isinstance(a.value, str)
+                and a.value.partition(":")[0] in KINDS
+            ]
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "device = 'cuda' if torch.cuda.is_available() else 'cpu'",
+        "model.cuda()",
+        "torch.mps.empty_cache()",
+        "torch.device('cuda:0')",
+        "model.to('mps')",
+    ],
+)
+def test_the_search_for_device_choices_finds_them(code):
+    assert uses_of_one_kind(ast.parse(code))
+
+
+def test_no_other_module_serves_one_kind_of_device_only():
+    found = {
+        file.relative_to(ROOT).as_posix(): uses
+        for file in SOURCES
+        if (uses := uses_of_one_kind(ast.parse(file.read_text(encoding="utf-8"))))
+    }
+    assert found == {}
