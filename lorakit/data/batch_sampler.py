@@ -38,13 +38,21 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def step_samples(
-    step: int, batch_size: int, captions_per_image: Sequence[int], seed: int, caption_dropout: float = 0.0
+    step: int,
+    batch_size: int,
+    captions_per_image: Sequence[int],
+    seed: int,
+    caption_dropout: float = 0.0,
+    *,
+    first_position: int = 0,
 ) -> list[SampleIndex]:
     """Return the `batch_size` samples of a step (counted from 0).
 
-    `caption_dropout` is the share of samples that get the empty caption.
+    `caption_dropout` is the share of samples that get the empty caption, `first_position` the position in the
+    stream of the first sample of step 0.
     """
-    positions = range(step * batch_size, (step + 1) * batch_size)
+    start = first_position + step * batch_size
+    positions = range(start, start + batch_size)
     return [sample_at(position, captions_per_image, seed, caption_dropout) for position in positions]
 
 
@@ -70,6 +78,15 @@ def micro_batches(
     ordered = sorted(samples, key=lambda sample: (shapes[sample.image_index], sample.position))
     groups = [list(group) for _, group in groupby(ordered, key=lambda sample: shapes[sample.image_index])]
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+
+
+def continued_position(content_hash: str, num_images: int, batch_size: int) -> int:
+    """Return the position at which a run begins that starts from an adapter with this content hash.
+
+    A run with the same seed as the one that trained the adapter would see the same images with the same noise
+    again. The position is the beginning of an epoch and of a step.
+    """
+    return num_images * batch_size * (1 + rng.derive_seed(0, "continued", content_hash) % (1 << 20))
 
 
 def shard(samples: Sequence[SampleIndex], rank: int, world_size: int) -> list[SampleIndex]:

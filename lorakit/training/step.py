@@ -68,11 +68,7 @@ def collective(accelerator: Accelerator, step: int) -> Iterator[None]:
     except RuntimeError as error:
         if memory.is_out_of_memory(error):
             raise
-        raise ProcessEndedError(
-            "another process of this run has ended, so this one stops too",
-            where=f"process {accelerator.process_index}, step {step}",
-            remedy="read the other process's error; the same command resumes from the last checkpoint",
-        ) from error
+        raise ProcessEndedError(where=f"process {accelerator.process_index}, step {step}") from error
 
 
 class TrainingStep:
@@ -86,6 +82,7 @@ class TrainingStep:
         self._rate_groups = optimizers.groups_by_name(self.optimizer, self.parameters, text_encoders.lr_name)
         self.state = self._new_state()
         self.total_batch_size = self.recipe.effective_batch * accelerator.num_processes
+        self.first_position = self._first_position()
         self.loss = slider.build_loss(
             self.recipe, session.family, session.pipe, session.objective, session.device
         )
@@ -110,6 +107,13 @@ class TrainingStep:
             raise DataError(message, where=f"checkpoint of step {step}") from error
         self.state = state
 
+    def _first_position(self) -> int:
+        """Return the position in the stream of samples at which step 0 begins."""
+        if (content_hash := self.session.input_hashes.get("init_from")) is None:
+            return 0
+        num_images = len(self.session.train_set.captions_per_image)
+        return batch_sampler.continued_position(content_hash, num_images, self.total_batch_size)
+
     def run(self) -> StepResult:
         """Take one step over the whole batch; a step with non-finite numbers changes no weight."""
         state, train = self.state, self.recipe.train
@@ -119,6 +123,7 @@ class TrainingStep:
             self.session.train_set.captions_per_image,
             train.seed,
             self.recipe.objective.caption_dropout,
+            first_position=self.first_position,
         )
         own = batch_sampler.shard(samples, self.accelerator.process_index, self.accelerator.num_processes)
         lr = optimizers.learning_rate(state.step, train.schedule_stage(state.step), self.recipe.optimizer)

@@ -76,3 +76,21 @@ def test_keyed_numbers_depend_on_every_part_and_on_nothing_else():
     values = [rng.keyed_uniform(0, "u", i) for i in range(4000)]
     assert 0 <= min(values) < max(values) < 1
     assert sum(values) / 4000 == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("content_hash", ["a" * 64, "b" * 64, "c" * 64])
+def test_a_run_from_an_adapter_sees_other_images_and_noise_than_the_run_before(content_hash):
+    captions, batch_size = [1] * 7, 4
+    first = batch_sampler.continued_position(content_hash, len(captions), batch_size)
+    assert first % len(captions) == first % batch_size == 0  # the beginning of an epoch and of a step
+    earlier, later = (
+        [
+            sample
+            for step in range(7)
+            for sample in batch_sampler.step_samples(step, batch_size, captions, 0, first_position=position)
+        ]
+        for position in (0, first)
+    )
+    assert not {sample.position for sample in earlier} & {sample.position for sample in later}
+    assert [s.image_index for s in earlier] != [s.image_index for s in later]
+    assert all(sorted(s.image_index for s in later[k : k + 7]) == list(range(7)) for k in (0, 7, 14))
