@@ -113,7 +113,7 @@ class AdapterConfig(RecipeSection):
             raise ValueError(f"type {self.type} has no {keys[0]}: leave it out, or choose another type")
         if self.text_encoder_lr is not None and not self.text_encoder:
             raise ValueError(
-                "adapter.text_encoder_lr has no effect without text_encoder: set text_encoder, or leave it out"
+                "adapter.text_encoder_lr has no effect without text_encoder: set it, or leave both out"
             )
         return self
 

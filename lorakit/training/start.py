@@ -80,7 +80,7 @@ def train_in_child(
     prepare_training(recipe, prepare)
     options = [launch.ACCEPT_CHANGES] if accept_changes else []
     command = launch.training_command(file, [*overrides, *options], num_processes=num_processes)
-    return launch.run_training(command, functools.partial(crashes.explain_crash, recipe.out))
+    return launch.run_training(command, functools.partial(crashes.record_end, recipe.out))
 
 
 def recorded_num_processes(run: Path) -> int:
