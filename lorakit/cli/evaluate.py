@@ -229,6 +229,7 @@ def prompts_command(
     """Make a prompt file from a dataset's captions and the class noun."""
     from lorakit.config.concepts import Concept
     from lorakit.config.recipe import load_recipe
+    from lorakit.core.errors import ConfigError
     from lorakit.data.items import load_concepts
     from lorakit.data.prompts import Subject
     from lorakit.evaluation import prompt_set
@@ -241,6 +242,9 @@ def prompts_command(
         concepts = [
             c for c in concepts if trigger in (None, c.trigger) and class_noun in (None, c.class_noun)
         ]
+        if not concepts:
+            remedy = "leave --trigger and --class-noun out for all concepts of the run"
+            raise ConfigError("the run has no such concept", where=f"{dataset}", remedy=remedy)
     captions: dict[Subject, list[str]] = {}
     for data in load_concepts(concepts):
         subject = Subject(trigger or data.concept.trigger, class_noun or data.concept.class_noun)

@@ -147,3 +147,25 @@ def test_if_wandb_cannot_be_reached_the_report_is_still_written(evaluated, monke
     assert "error: wandb: " in error
     assert "the report is written" in error
     assert (evaluated / "report.html").is_file()
+
+
+def test_a_prompt_set_of_a_run_on_several_concepts_has_prompts_of_each(tmp_path, capsys):
+    concepts = [("sks", "dog"), ("ohwx", "cat")]
+    dataset = []
+    for seed, (trigger, noun) in enumerate(concepts):
+        folder = runs.make_dataset(tmp_path / trigger, 2, seed=seed, trigger=trigger)
+        dataset.append({"folder": str(folder), "trigger": trigger, "class_noun": noun})
+    run = tmp_path / "run"
+    runs.make_recipe(run / "recipe.yaml", "tiny-dit", tmp_path, run, dataset=dataset)
+
+    def prompts(name: str, *more: str) -> list[str]:
+        command = ["eval", "prompts", str(run), "--num-prompts", "8", "--out", str(tmp_path / name), *more]
+        assert main.main(command) == 0
+        return [prompt.prompt for prompt in load_prompts(tmp_path / name)]
+
+    every = prompts("all.jsonl")
+    assert [sum(trigger in text.split() for text in every) for trigger, _ in concepts] == [8, 8]
+    one = prompts("one.jsonl", "--trigger", "ohwx")
+    assert [sum(trigger in text.split() for text in one) for trigger, _ in concepts] == [0, 8]
+    assert main.main(["eval", "prompts", str(run), "--trigger", "zwx", "--out", str(tmp_path / "no")]) == 2
+    assert "the run has no such concept" in capsys.readouterr().err

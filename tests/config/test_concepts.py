@@ -35,7 +35,11 @@ def problem(dataset: Any, **changes: Any) -> str:
             {"trigger": "sks", "class_noun": "dog", "class_images": "dogs"},
             [Concept(**REX, class_images=Path("dogs"))],
         ),
-        ([REX, MIA | {"repeats": 3, "weight": 2}], {}, [Concept(**REX), Concept(**MIA, repeats=3, weight=2.0)]),
+        (
+            [REX, MIA | {"repeats": 3, "weight": 2}],
+            {},
+            [Concept(**REX), Concept(**MIA, repeats=3, weight=2.0)],
+        ),
     ],
 )
 def test_a_folder_and_a_list_are_the_same_concepts(dataset, changes, expected):

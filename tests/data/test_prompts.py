@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from lorakit.core.errors import DataError
-from lorakit.data.prompts import DEFAULT_SEEDS, Prompt, Subject, load_prompts, prompt_to_row
+from lorakit.data.prompts import (
+    DEFAULT_SEEDS,
+    Prompt,
+    Subject,
+    load_prompts,
+    prompt_to_row,
+    replace_triggers,
+)
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -85,6 +92,29 @@ prompt_list = [
 def test_the_subject_is_filled_into_dreambooths_list(tmp_path: Path, subject: Subject, texts: list) -> None:
     found = load_prompts(write(tmp_path, "prompts_and_classes.txt", LIST), [subject])
     assert [(p.prompt, p.score_text) for p in found] == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a sks dog and an ohwx cat", "a dog and an cat"),
+        ("a photo of SKS beside Ohwx", "a photo of dog beside cat"),
+        ("zwx in snow", "zwx in snow"),  # it has no class noun
+        ("a b c", "sks c"),  # what a class noun brings in is not replaced again
+        ("sksy, ohwxs", "sksy, ohwxs"),
+    ],
+)
+def test_all_triggers_are_replaced_by_their_class_nouns_at_once(text: str, expected: str) -> None:
+    subjects = [Subject("sks", "dog"), Subject("ohwx", "cat"), Subject("zwx"), Subject("a b", "sks")]
+    assert replace_triggers(text, subjects) == expected
+
+
+def test_a_list_with_placeholders_is_filled_for_each_subject(tmp_path: Path) -> None:
+    subjects = [Subject("sks", "teapot"), Subject("ohwx", "teapot"), Subject(None, "vase")]
+    one, all_of_them = (load_prompts(write(tmp_path, "p.txt", LIST), s) for s in (subjects[:1], subjects))
+    assert len(all_of_them) == 3 * len(one)
+    assert [p.role(["sks", "ohwx"]) for p in all_of_them] == ["subject"] * 6
+    assert len({p.id for p in all_of_them}) == 6
 
 
 def test_dreambooths_list_without_a_subject_is_an_error_that_names_the_option(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from lorakit.core.errors import ConfigError
 from lorakit.core.words import has_word
 from lorakit.data.prompts import Subject, load_prompts
-from lorakit.evaluation.prompt_set import make_prompt_set, write_prompt_set
+from lorakit.evaluation.prompt_set import make_prompt_set, make_prompt_sets, write_prompt_set
 
 DOG = Subject("sks", "dog")
 
@@ -62,6 +62,29 @@ def test_articles_fit_and_a_subject_needs_no_trigger():
     plain = make_prompt_set([], Subject(None, "owl"))
     assert any(p.prompt.startswith("an owl") for p in plain)
     assert all(p.prompt == p.score_text for p in plain)
+
+
+CAT, OTHER_DOG = Subject("ohwx", "cat"), Subject("zwx", "dog")
+
+
+@pytest.mark.parametrize(
+    ("subjects", "nouns"),
+    [([DOG], 1), ([DOG, CAT], 2), ([DOG, OTHER_DOG], 1), ([DOG, CAT, OTHER_DOG, Subject()], 2)],
+)
+def test_a_prompt_set_has_prompts_of_every_subject_and_each_other_prompt_once(subjects, nouns):
+    prompts = make_prompt_sets({s: [] for s in subjects}, num_prompts=8, num_others=2)
+    triggers = [s.trigger for s in subjects if s.trigger]
+    for trigger in triggers:
+        assert sum(has_word(p.prompt, trigger) for p in prompts) == 8
+    roles = Counter(prompt.role(triggers) for prompt in prompts)
+    assert roles == {"subject": 8 * len(triggers), "class": 2 * nouns, "unrelated": 2}
+    assert len({p.id for p in prompts}) == len({p.prompt for p in prompts}) == len(prompts)
+
+
+def test_prompts_of_subjects_need_a_class_noun():
+    for subjects in ([], [Subject()], [DOG, Subject("zwx")]):
+        with pytest.raises(ConfigError, match="class noun"):
+            make_prompt_sets({s: [] for s in subjects})
 
 
 def test_a_prompt_set_is_written_as_a_prompt_file_and_never_over_one(tmp_path):

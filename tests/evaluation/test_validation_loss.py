@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lorakit import manifest
 from lorakit.cli import main
 from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
@@ -96,6 +99,30 @@ def test_of_videos_too(tmp_path):
     validation = assert_equal_losses(run)
     held_out = validation.losses["validation"].data.items
     assert any(len(item.frame_indices) == 5 for item in held_out)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "two concepts", "repeats and copies"])
+def test_of_other_ways_to_hold_images_out(kind, tmp_path):
+    """Each held-out image is measured once, in the training and in the evaluation."""
+    folder = runs.make_dataset(tmp_path / "data")
+    dataset: Any = str(folder)
+    validate: dict[str, Any] = {"fraction": 0.34, "every": 1}
+    if kind == "a folder":
+        validate = {"folder": str(runs.make_dataset(tmp_path / "other", 2, seed=1)), "every": 1}
+    if kind == "two concepts":
+        second = runs.make_dataset(tmp_path / "second", 4, seed=1, trigger="ohwx")
+        dataset = [
+            {"folder": str(folder), "trigger": "sks"},
+            {"folder": str(second), "repeats": 3, "weight": 2},
+        ]
+        validate["fraction"] = 0.2
+    if kind == "repeats and copies":
+        records = [dataclasses.replace(r, repeats=4) for r in manifest.load_manifest(folder)]
+        shutil.copy(folder / "0.png", folder / "copy.png")
+        manifest.save_manifest(folder, [*records, dataclasses.replace(records[0], file="copy.png")])
+    run = train(tmp_path, folder, "tiny-dit", dataset=dataset, validate=validate)
+    losses = assert_equal_losses(run).image_losses()
+    assert len(losses["validation"]) == len(losses["train"]) == 2
 
 
 def test_deleted_cache_entries_are_computed_again(tmp_path, monkeypatch):

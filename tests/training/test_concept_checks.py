@@ -59,14 +59,24 @@ def test_captions_with_the_trigger_of_another_concept_only_are_named(captions, w
     ("concept", "caption", "words"),
     [
         (REX, "a photo of zwx dog", "--trigger sks --class-noun dog"),
-        ({**REX, "captions": "{trigger} indoors"}, "a photo of sks dog", "--caption-template '{trigger} indoors'"),
-        ({"folder": Path("my photos"), "class_noun": "cat"}, "a photo of dog", "'my photos' --class-noun cat"),
+        (
+            {**REX, "captions": "{trigger} indoors"},
+            "a photo of sks dog",
+            "--caption-template '{trigger} indoors'",
+        ),
+        (
+            {"folder": Path("my photos"), "class_noun": "cat"},
+            "a photo of dog",
+            "'my photos' --class-noun cat",
+        ),
         (REX, "a photo of sks dog", None),
         ({**REX, "captions": "{trigger} indoors"}, "sks indoors", None),
         ({"folder": Path("photos")}, "a photo of sks dog", None),
     ],
 )
-def test_captions_of_an_earlier_template_are_named_with_the_command_that_changes_them(concept, caption, words):
+def test_captions_of_an_earlier_template_are_named_with_the_command_that_changes_them(
+    concept, caption, words
+):
     lines = list(concept_warnings([data(concept, caption, source="template")]))
     assert [words in line for line in lines] == ([True] if words else [])
     assert all("lorakit data caption" in line for line in lines)

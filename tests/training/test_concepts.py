@@ -113,7 +113,10 @@ def adapters_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_on_two_concepts_records_and_exports_both(data):
-    prompts = [{"id": "a", "prompt": "a sks dog", "seeds": [0]}, {"id": "b", "prompt": "ohwx cat", "seeds": [0]}]
+    prompts = [
+        {"id": "a", "prompt": "a sks dog", "seeds": [0]},
+        {"id": "b", "prompt": "ohwx cat", "seeds": [0]},
+    ]
     prompts += [{"id": "c", "prompt": "a boat", "seeds": [0], "kind": "Things"}]
     file = storage.write_jsonl(data / "p.jsonl", prompts)
     samples = {"prompts": str(file), "num_inference_steps": 1, "clip_model": "embedded"}

@@ -85,16 +85,26 @@ def test_every_path_becomes_absolute(folders):
 
 def test_each_plain_folder_is_prepared_with_the_words_of_its_concept(folders):
     runs.make_dataset(folders / "b")  # has a manifest
-    rex = {"folder": "a", "trigger": "sks", "class_noun": "dog", "captions": "{trigger}", "class_images": "classes"}
+    rex = {
+        "folder": "a",
+        "trigger": "sks",
+        "class_noun": "dog",
+        "captions": "{trigger}",
+        "class_images": "classes",
+    }
     (folders / "other").mkdir()
-    prepared = list(data_folders.unprepared_concepts(recipe([rex, {"folder": "b"}], validate={"folder": "other"})))
+    prepared = list(
+        data_folders.unprepared_concepts(recipe([rex, {"folder": "b"}], validate={"folder": "other"}))
+    )
     assert [(str(c.folder), c.template_caption) for c in prepared] == [
         ("a", "sks"),
         ("classes", "a photo of dog"),
         ("other", None),  # of which concept its images are is not known
     ]
     single = recipe("a", trigger="sks", class_noun="dog", validate={"folder": "other"})
-    assert [c.template_caption for c in data_folders.unprepared_concepts(single)] == ["a photo of sks dog"] * 2
+    assert [c.template_caption for c in data_folders.unprepared_concepts(single)] == [
+        "a photo of sks dog"
+    ] * 2
 
 
 def test_images_of_a_plain_folder_get_the_captions_of_their_concept(folders, monkeypatch):

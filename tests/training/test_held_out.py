@@ -196,7 +196,8 @@ def test_images_of_the_validation_folder_that_are_trained_on_are_refused(shared)
 
 def test_held_out_images_among_the_class_images_are_a_warning():
     assert any(
-        "class images too" in line for line in held_out.leakage_notes([image(0)], [image(1)], [image(0, SECOND)])
+        "class images too" in line
+        for line in held_out.leakage_notes([image(0)], [image(1)], [image(0, SECOND)])
     )
     near = held_out.leakage_notes([image(0, phash=MIRRORED[0])], [image(1, phash=MIRRORED[1])], [])
     assert [line for line in near if "near duplicates" in line]
