@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.captions import columns
 from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
+from data_tools.formats.table_rows import iter_rows
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError
@@ -59,7 +60,7 @@ def read_tables(path: Path, unread: set[str] | None = None) -> Iterator[DatasetF
     unread = set() if unread is None else unread
     used_names: set[str] = set()
     for split, file in list_table_files(path):
-        for number, row in enumerate(_iter_rows(file), 1):
+        for number, row in enumerate(iter_rows(file, columns.check_column_names), 1):
             where = f"{file}, row {number}"
             for entry in _entries(row, where, split, len(used_names), unread):
                 if entry.name in used_names:
@@ -82,28 +83,6 @@ def write_parquet(folder: Path, records: Sequence[Record], out: Path, shard_byte
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
-
-
-def _iter_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if file.suffix == ".parquet":
-            with pyarrow.parquet.ParquetFile(file) as table:
-                columns.check_column_names(table.schema_arrow.names, str(file))
-                for batch in table.iter_batches(batch_size=16):
-                    yield from batch.to_pylist()
-        else:
-            with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
-                columns.check_column_names(stream.schema.names, str(file))
-                for batch in stream:
-                    for start in range(0, batch.num_rows, 16):
-                        yield from batch.slice(start, 16).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"cannot read the table: {error}", where=str(file), remedy="download it again"
-        ) from error
 
 
 def _entries(
