@@ -1,4 +1,4 @@
-"""Held-out images: counted once each, copies on one side, a share of each concept, or a folder of their own."""
+"""Held-out images: counted once each, copies on one side, a share of each concept; or another folder."""
 
 from __future__ import annotations
 
