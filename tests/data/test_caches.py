@@ -20,7 +20,7 @@ from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError, DiskError, NumericError
 from lorakit.data import caches, tensor_cache
-from lorakit.data.items import DatasetItem, check_unchanged, load_training_records
+from lorakit.data.items import DatasetItem, check_unchanged
 from lorakit.models import base_model, families
 from tests import runs
 
@@ -182,6 +182,42 @@ def test_non_finite_values_are_never_stored(tmp_path, value):
         store.put("ab", {"latents": torch.tensor([1.0, value])}, "a.png")
     assert caught.value.exit_code == 6
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_caption_that_overflows_in_half_precision_is_returned_for_float32(
+    dtype, tmp_path, pipe, monkeypatch
+):
+    """Whether a caption overflows does not depend on the captions before it."""
+    family = families.detect_family(BASE)
+    plain, cat = family.encode_text, caches.TextRequest("a cat", SQUARE)
+
+    def encode(pipe, captions, size=None, images=None):
+        embeddings = plain(pipe, captions, size, images)
+        if captions == ["a cat"]:
+            embeddings[0]["prompt_embeds"][0, 0] = float("inf")
+        return embeddings
+
+    monkeypatch.setattr(family, "encode_text", encode, raising=False)
+    text = caches.TextCache(family, BASE, dtype, tmp_path)
+    if dtype == torch.float32:
+        with pytest.raises(NumericError, match="a cat") as caught:
+            text.fill([DOG, cat], pipe, dtype, quiet=True)
+        assert "precision" not in str(caught.value)
+    else:
+        assert text.fill([cat, DOG], pipe, dtype, quiet=True) == [cat]
+    assert text.missing([DOG, cat]) == [cat]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_name_the_damaged_weight(value, tmp_path):
+    data = runs.make_dataset(tmp_path / "data", 1)
+    family = families.detect_family(BASE)
+    own = family.load(BASE, dtype=torch.float32, only={"vae"})
+    own.vae.get_parameter("encoder.conv_in.weight").data.view(-1)[0] = value
+    with pytest.raises(NumericError, match=r"vae\.encoder\.conv_in\.weight"):
+        latents(data, tmp_path / "cache").fill(items_of(data), own, quiet=True)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])

@@ -40,7 +40,9 @@ def plan(base: str | Path, data: Path, folder: Path, **changes: object) -> tuple
 
 
 @pytest.mark.parametrize("row", PLAIN_BASES)
-def test_a_base_without_control_input_ignores_generated_controls_with_one_line(row: str, tmp_path: Path) -> None:
+def test_a_base_without_control_input_ignores_generated_controls_with_one_line(
+    row: str, tmp_path: Path
+) -> None:
     base, data = tiny.tiny_folder(row), runs.make_dataset(tmp_path / "data", 3)
     before, _ = plan(base, data, tmp_path)
     generate_dataset_controls(data, ControlOptions("canny"))
@@ -64,10 +66,12 @@ def test_an_inpainting_base_ignores_generated_controls_and_uses_generated_masks(
 
 @pytest.mark.parametrize("origin", ["file", "metadata"])
 @pytest.mark.parametrize("row", ["sd15", "sd3", "sd15-inpaint"])
-def test_a_control_of_the_user_is_refused_by_a_base_that_takes_none(row: str, origin: str, tmp_path: Path) -> None:
+def test_a_control_of_the_user_is_refused_by_a_base_that_takes_none(
+    row: str, origin: str, tmp_path: Path
+) -> None:
     data = with_controls(tmp_path / "data", origin)
     generate_dataset_controls(data, ControlOptions("mask"))
-    with pytest.raises(DataError, match="comes with a control, which .* does not take") as caught:
+    with pytest.raises(DataError, match=r"comes with a control, which .* does not take") as caught:
         plan(tiny.tiny_folder(row), data, tmp_path)
     assert "use a base model that takes a control" in str(caught.value.remedy)
 
