@@ -24,6 +24,7 @@ from dataclasses import replace
 
 from lorakit.core import prompt_syntax, rng
 from lorakit.core.errors import ConfigError
+from lorakit.core.nearest import did_you_mean
 from lorakit.core.words import has_word
 from lorakit.manifest import Caption
 
@@ -52,7 +53,8 @@ def parse_edit(spec: str) -> Edit:
     if name in _EDIT_FACTORIES and value:
         return _EDIT_FACTORIES[name](value)
     known = ", ".join([*_EDITS, *(f"{known}=..." for known in _EDIT_FACTORIES)])
-    raise ConfigError(f"unknown edit {spec!r}", where="caption-edit", remedy=f"use {known}")
+    meant = did_you_mean(name, [*_EDITS, *_EDIT_FACTORIES])
+    raise ConfigError(f"unknown edit {spec!r}{meant}", where="caption-edit", remedy=f"use {known}")
 
 
 def check_edits(specs: Sequence[str]) -> None:
