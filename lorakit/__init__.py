@@ -106,7 +106,7 @@ def train(
         recipe: name of a built-in recipe such as "sd15", a YAML file, a mapping, or a `Recipe`.
         verbose: print progress and log as `lorakit train` does.
         fresh: start a new run; an earlier one in the folder `out` is renamed to OUT-old-1.
-        accept_changes: go on with a run although its settings, data, base model or the software changed.
+        accept_changes: continue with a run although its settings, data, base model or the software changed.
         settings: top-level keys of the recipe: `dataset`, `out`, `base`, ...; a mapping changes some keys of
             a section, such as `optimizer={"lr": 2e-4}`.
 

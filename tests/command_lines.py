@@ -70,7 +70,8 @@ def train_killed_and_resumed(line: Sequence[str], *, launched: bool, compared: b
     """Run a `train` line, kill the training, and run the line again; see `play`."""
     folder = recipe.load_recipe(line[1], list(line[2:])).out
     _train_and_kill(line, folder, launched)
-    assert storage.read_json(folder / "run.json")["status"] == "running"
+    status = storage.read_json(folder / "run.json")["status"]
+    assert status == ("interrupted" if launched else "running")  # the command corrects it
     _train(line, launched)
     assert storage.read_json(folder / "run.json")["status"] == "done"
     (step,) = re.findall(r"resuming from step (\d+)", (folder / "log.txt").read_text())
@@ -90,7 +91,7 @@ def _train(line: Sequence[str], launched: bool) -> None:
         run(line)
 
 
-def _train_here(arguments: list[str]) -> int:
+def _train_here(arguments: list[str], *_: object) -> int:
     """Run a training command in this process; freeze its objects, or every garbage collection takes 0.7 s."""
     gc.collect()
     gc.freeze()

@@ -238,16 +238,30 @@ def test_every_command_of_the_adapters_guide_is_tested():
     assert all(any(f"runs/{name}" in " ".join(line) for name in ADAPTERS) for line in lines)
 
 
-@pytest.mark.parametrize("name", ["dora", "text-encoder", "word", "slider"])
+@pytest.mark.parametrize("name", ["dora", "text-encoder", "word", "slider", "concepts"])
 def test_the_example_recipes_train_what_their_names_say(name):
     loaded = recipe.load_recipe(command_lines.ROOT / f"examples/{name}.yaml")
     expected = {
         "dora": loaded.adapter.type == "dora",
         "text-encoder": loaded.adapter.text_encoder,
         "word": loaded.textual_inversion is not None and loaded.adapter.type == "none",
+        "concepts": loaded.triggers == ("sks", "ohwx"),
         "slider": loaded.slider is not None and loaded.dataset == Path("runs/slider-images"),
     }
     assert expected[name]
+
+
+def test_the_concepts_guide_works(place):
+    """Train on three folders with images of their own."""
+    for number, name in enumerate(("rex", "mia", "others")):
+        (place / "photos" / name).mkdir(parents=True)
+        for index, size in enumerate(SIZES):
+            photo(10 * number + index, size).save(place / "photos" / name / f"{index}.png")
+        (place / "photos/others" / f"{number}.txt").write_text("a picture")
+    command_lines.play(command_lines.of_page("concepts"), {"train": command_lines.FEWER})
+    captions = {n: manifest.load_manifest(place / "photos" / n)[0].caption for n in ("rex", "mia", "others")}
+    assert captions == {"rex": "a photo of sks dog", "mia": "a photo of ohwx cat", "others": "a picture"}
+    assert len((place / "pets.jsonl").read_text().splitlines()) == 34  # 8 + 6 of each pet, 6 of other things
 
 
 @pytest.mark.parametrize("page", ["inpainting", "control"])

@@ -28,6 +28,7 @@ from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.config.recipe import MAX_RANK
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, NumericError, first_line
+from lorakit.core.path_kind import it_is
 from lorakit.core.strict_json import parse_json
 
 METADATA_KEY = "lorakit"
@@ -143,7 +144,8 @@ def resolve_adapter_file(path: str | Path) -> Path:
     file = path / "adapter.safetensors" if path.is_dir() else path
     if not file.is_file():
         remedy = "give the folder of a finished run or an adapter file"
-        raise ConfigError("there is no such adapter", where=str(file), remedy=remedy)
+        what = f"there is no adapter here{it_is(path)}" if path.exists() else "there is no such adapter"
+        raise ConfigError(what, where=str(path), remedy=remedy)
     return file
 
 

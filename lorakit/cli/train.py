@@ -103,7 +103,7 @@ def train_command(
     name, words = split_recipe_words([recipe, *overrides])
     run = Path(name)
     if extend_to is not None and fresh:
-        raise click.UsageError("--extend goes on with a run, --fresh starts a new one: leave one of them out")
+        raise click.UsageError("--extend continues a run, --fresh starts a new one: leave one of them out")
     if is_run_folder(run):
         words.append(f"out={json.dumps(str(run))}")
         words += extension_overrides(run, extend_to) if extend_to is not None else []

@@ -11,6 +11,7 @@ from lorakit.core.visible_text import escape_name
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+OTHER_PROCESS_ENDED = "another process of this run has ended, so this one stops too"
 
 
 class LorakitError(Exception):
@@ -66,6 +67,13 @@ class NumericError(LorakitError):
 
 class ProcessEndedError(LorakitError):
     """Another process of the same run has ended; its own error is the cause."""
+
+    def __init__(self, *, where: str) -> None:
+        super().__init__(
+            OTHER_PROCESS_ENDED,
+            where=where,
+            remedy="read the other process's error; the same command resumes from the last checkpoint",
+        )
 
 
 class Interrupted(BaseException):

@@ -20,17 +20,18 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from lorakit.core import platform, supervision
-from lorakit.core.errors import LorakitError
+from lorakit.core.errors import Interrupted
 from lorakit.core.process_reports import Report, ReportReader
 from lorakit.core.progress import QUIET_VARIABLE, print_line
 
 ACCEPT_CHANGES = "--accept-changes"  # option of `python -m lorakit.training`, as of `lorakit train`
 MAX_SIGNALS = 3  # the first lets a step end, the second ends a process itself, the third kills it
 STARTING = "starting: loading torch and diffusers"
+_LAUNCHER = "lorakit.training.launcher"
 _STARTED = time.monotonic()
 
-ExplainFn = Callable[[Report], LorakitError]
-"""Called with the report of a killed process; returns the error to print."""
+RecordEndFn = Callable[[Report], Report]
+"""Called with the report of an early end; returns the one to print."""
 
 
 def configure_process() -> None:
@@ -47,18 +48,19 @@ def training_command(recipe: str, overrides: list[str], *, num_processes: int = 
     """Return the command line that trains a recipe file in `num_processes` processes."""
     if num_processes == 1:
         return [sys.executable, "-m", "lorakit.training", recipe, *overrides]
-    return [sys.executable, "-m", "lorakit.training.launcher", str(num_processes), recipe, *overrides]
+    return [sys.executable, "-m", _LAUNCHER, str(num_processes), recipe, *overrides]
 
 
 def _num_threads(num_processes: int) -> str:
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_processes))
 
 
-def run_training(command: list[str], explain: ExplainFn | None = None) -> int:
+def run_training(command: list[str], record_end: RecordEndFn | None = None) -> int:
     """Run a training command to its end, print why it ended early, and return its exit code.
 
-    SIGINT and SIGTERM are forwarded to the training processes, which save a checkpoint and stop. `explain`
-    makes the error of a process that was killed, for example by the system when memory runs out.
+    SIGINT and SIGTERM are forwarded to the training processes, which save a checkpoint and stop.
+    `record_end` notes an early end where the run is, and completes the report of a process that was killed,
+    for example by the system when memory runs out.
     """
     if not os.environ.get(QUIET_VARIABLE):
         print_line(STARTING)
@@ -67,13 +69,10 @@ def run_training(command: list[str], explain: ExplainFn | None = None) -> int:
         code = child.wait()
     if code == 0:
         return 0
-    end = child.reader.end() or _unreported_end(code, child.received)
+    end = _find_end(code, child)
     if end is None:  # it printed its error itself
         return exit_code(code)
-    if end.kind == "crash":
-        error = (explain or describe_killed)(end)
-        end = Report("error", end.rank, end.code, text=str(error))
-    supervision.print_report(end)
+    supervision.print_report((record_end or describe_crash)(end))
     return end.code
 
 
@@ -84,30 +83,46 @@ def exit_code(code: int) -> int:
     return 128 - code if code < 0 else 1
 
 
-def _unreported_end(code: int, received: list[int]) -> Report | None:
-    """Return the report of a process that sent none: it was killed, perhaps by this one while it started."""
-    how = platform.describe_crash(code)
-    if received and (how is not None or code in (128 + number for number in received)):
-        message = "stopped before the first step of this session; run the same command again to go on"
-        return Report("stopped", 0, 128 + received[0], text=message)
-    return Report("crash", 0, exit_code(code), text=how) if how is not None else None
+def _find_end(code: int, child: _Child) -> Report | None:
+    """Return the report of an early end: the processes' own, or that the child was killed."""
+    reported, how = child.reader.end(), platform.describe_crash(code)
+    if reported and reported.kind in ("crash", "error", "traceback"):
+        return reported
+    if child.received:  # this process has stopped it, perhaps before it could report
+        if reported or (how is None and code not in [128 + number for number in child.received]):
+            return reported
+        stop = Interrupted("stopped before the first step of this session", signal_number=child.received[0])
+        return supervision.describe_end(stop)
+    if how is None:
+        return reported
+    return Report("crash", -1 if child.has_launcher else 0, exit_code(code), text=how)
 
 
-def describe_killed(crash: Report) -> LorakitError:
-    """Return the error of a killed process; `crash.text` is the signal's name."""
-    return LorakitError(
-        f"the training process was ended by {crash.text}", remedy="run the same command again to go on"
-    )
+def describe_crash(end: Report) -> Report:
+    """Return a report with a sentence for the name of the signal that killed a process."""
+    if end.kind != "crash":
+        return end
+    text = f"{process_name(end)} was ended by {end.text}\n  remedy: run the same command again to go on"
+    return Report("error", end.rank, end.code, text=text)
+
+
+def process_name(crash: Report) -> str:
+    """Name the process that was killed: the only one, one of several, or their launcher (-1)."""
+    if crash.rank < 0:
+        return "the launcher of the training processes"
+    return f"training process {crash.rank}" if crash.pid else "the training process"
 
 
 class _Child:
     """The training process, or the launcher of several, and the connection to it."""
 
     def __init__(self, command: list[str]) -> None:
-        environment = {"OMP_NUM_THREADS": _num_threads(_count(command))} | os.environ
+        self.has_launcher = _LAUNCHER in command
+        num_processes = int(command[command.index(_LAUNCHER) + 1]) if self.has_launcher else 1
+        environment = {"OMP_NUM_THREADS": _num_threads(num_processes)} | os.environ
         environment |= {supervision.VARIABLE: "1"}
         environment.setdefault(supervision.STARTED_VARIABLE, repr(_STARTED))
-        # In its own group: Ctrl-C must reach the trainers through `on_signal`, not end the launcher above them.
+        # In its own group: Ctrl-C reaches the trainers through `on_signal`, and does not end a launcher.
         pipe = subprocess.PIPE
         self.process = platform.start_in_own_group(
             command, env=environment, stdin=pipe, stdout=pipe, bufsize=0
@@ -144,10 +159,6 @@ class _Child:
         return code
 
 
-def _count(command: list[str]) -> int:
-    return int(command[3]) if "lorakit.training.launcher" in command[:3] else 1
-
-
 @contextlib.contextmanager
 def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle the stop signals (SIGINT, SIGTERM) within the block, and ignore a closed terminal (SIGHUP).
@@ -175,7 +186,7 @@ def start_missing_processes(arguments: list[str]) -> None:
     num_processes = _requested_processes()
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        launcher = [sys.executable, "-m", "lorakit.training.launcher", str(num_processes)]
+        launcher = [sys.executable, "-m", _LAUNCHER, str(num_processes)]
         platform.replace_process([*launcher, *arguments])
 
 

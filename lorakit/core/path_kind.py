@@ -67,6 +67,12 @@ def describe_path(path: str | Path) -> str | None:
     return DESCRIPTIONS[kind] if kind else None
 
 
+def it_is(path: str | Path) -> str:
+    """Return ": it is a folder of images" and the like; empty if nothing is at the path."""
+    description = describe_path(path)
+    return f": it is {description}" if description else ""
+
+
 def _folder_kind(folder: Path) -> Kind:
     marks: dict[str, Kind] = {
         "recipe.yaml": "run", "run.json": "run",

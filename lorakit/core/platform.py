@@ -119,6 +119,11 @@ def is_process_alive(pid: int) -> bool:
     return False
 
 
+def parent_id() -> int:
+    """Return the process id of the process that started this one."""
+    return os.getppid()
+
+
 def is_parent_alive(pid: int) -> bool:
     """Return True while the process `pid`, which started this process, is running."""
     if sys.platform == "win32":  # there a dead parent keeps its number
@@ -191,8 +196,9 @@ def sync_folder(folder: Path) -> None:
 def sync_files(paths: Sequence[Path]) -> None:
     """Make the content of files durable: one sync of everything where the system has it, else file by
     file."""
-    if sys.platform != "win32":
-        os.sync()
+    sync_all = getattr(os, "sync", None)
+    if sync_all:
+        sync_all()
         return
     for path in paths:
         with open(path, "r+b") as file:

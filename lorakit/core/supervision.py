@@ -79,6 +79,7 @@ def start() -> None:
     there is nothing to save.
     """
     global _is_early
+    command_line.escape_unencodable_output()
     connect()
     for number in platform.STOP_SIGNALS:
         signal.signal(number, _exit_early)
@@ -207,7 +208,7 @@ def find_launcher() -> int:
     words = parent_command_line()
     # `accelerate launch`, `torchrun`, `python -m torch.distributed.run` and lorakit's own
     names = ("accelerate", "torchrun", "torch.distributed", "lorakit.training.launcher")
-    return os.getppid() if any(name in word for word in words[:4] for name in names) else 0
+    return platform.parent_id() if any(name in word for word in words[:4] for name in names) else 0
 
 
 def parent_command_line() -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageSequence
 
+from lorakit.core import input_files
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging.color import PARSE_ERRORS, Color
 from lorakit.imaging.image_reader import EXIF_TRANSPOSE, ImageError, ImageSource, color_name, pixel_limit
@@ -254,27 +254,22 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read a regular file; ImageError for a FIFO, socket or device, without blocking on it."""
     where = str(path)
     try:
-        # Without O_NONBLOCK, opening a FIFO waits for a writer. Checking the open file avoids a race.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with input_files.open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size > MAX_FILE_BYTES:
+                message = f"{size} bytes, the limit is {MAX_FILE_BYTES}"
+                raise ImageError("file_too_large", message, where=where, remedy="save it as a smaller file")
+            file.seek(0)
+            return file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
         remedy = "restore it, or run `lorakit data prepare` again"
         raise ImageError("missing", "the file does not exist", where=where, remedy=remedy) from error
+    except input_files.NotAFileError as error:
+        message, remedy = f"{error.strerror}, not a regular file", "move it out of the folder"
+        raise ImageError("not_a_file", message, where=where, remedy=remedy) from error
     except OSError as error:
-        message = f"cannot be opened: {error.strerror}"
+        message = f"cannot be read: {error.strerror}"
         raise ImageError("unreadable", message, where=where, remedy=_UNREADABLE_REMEDY) from error
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(handle)
-        raise ImageError("not_a_file", "not a regular file", where=where, remedy="move it out of the folder")
-    with os.fdopen(handle, "rb") as file:
-        if status.st_size > MAX_FILE_BYTES:
-            message = f"{status.st_size} bytes, the limit is {MAX_FILE_BYTES}"
-            raise ImageError("file_too_large", message, where=where, remedy="save it as a smaller file")
-        try:
-            return file.read()
-        except OSError as error:
-            message = f"cannot be read: {error.strerror}"
-            raise ImageError("unreadable", message, where=where, remedy=_UNREADABLE_REMEDY) from error
 
 
 def pixel_hash(image: Image.Image) -> str:

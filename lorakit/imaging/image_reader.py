@@ -9,15 +9,16 @@ import contextlib
 import functools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from lorakit.core.errors import DataError
-from lorakit.imaging import color, jpeg
+from lorakit.imaging import color, jpeg, structure
 from lorakit.imaging.color import PARSE_ERRORS, Color
 
 STRIP_PIXELS = 4_000_000  # pixels whose colors are converted at once
@@ -207,6 +208,7 @@ class ImageSource:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             try:
+                _require_small_exif(self.image.info)
                 exif = self.image.getexif()
                 orientation = exif.get(ExifTags.Base.Orientation)
                 broken = broken and len(exif) == 0
@@ -217,6 +219,16 @@ class ImageSource:
         if isinstance(orientation, int) and orientation in EXIF_TRANSPOSE:
             self.orientation = orientation
             self.notes.append(f"exif_rotated: EXIF orientation {orientation} applied")
+
+
+def _require_small_exif(info: Mapping[Any, Any]) -> None:
+    """Raise ValueError for an EXIF block that Pillow would need gigabytes for."""
+    block = info.get("exif", b"")
+    profile = info.get("Raw profile type exif")
+    if not block and isinstance(profile, str):
+        block = bytes.fromhex("".join(profile.split("\n")[3:]))
+    if block and not structure.check_exif(block):
+        raise ValueError("an EXIF block whose tags point to too many bytes")
 
 
 def color_name(color: Color) -> str:

@@ -12,7 +12,7 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
-from lorakit.imaging import signatures
+from lorakit.imaging import signatures, structure
 from lorakit.imaging.color import PARSE_ERRORS, Color
 from lorakit.imaging.image_reader import DECOMPRESSION_BOMB_ERRORS, ImageError, ImageSource, pixel_limit
 
@@ -32,6 +32,9 @@ def open_source(
     pixels."""
     if problem := signatures.detect_non_image(data):
         raise _problem_error(problem, where)
+    checked = structure.check_structure(data)
+    if checked.problem:
+        raise ImageError("corrupt", checked.problem, where=where, remedy=signatures.REFETCH_REMEDY)
     try:
         with pixel_limit(max_pixels):
             warnings.simplefilter("ignore", UserWarning)  # of EXIF, which `read_orientation` reads again
@@ -55,7 +58,7 @@ def open_source(
         message = f"the header states {width}x{height} pixels"
         raise ImageError("corrupt", message, where=where, remedy=signatures.REFETCH_REMEDY)
     source = ImageSource(image, data, where, background)
-    source.is_multi_frame = _select_frame(source, first_frame)
+    source.is_multi_frame = _select_frame(source, first_frame, checked.num_frames)
     if source.is_jpeg:
         source.read_orientation()  # other formats may store EXIF after the pixels
     return source
@@ -82,17 +85,19 @@ def _too_many_pixels(message: str, where: str) -> ImageError:
     return ImageError("too_many_pixels", message, where=where, remedy="scale it down, or raise --max-pixels")
 
 
-def _select_frame(source: ImageSource, first_frame: bool) -> bool:
+def _select_frame(source: ImageSource, first_frame: bool, num_frames: int) -> bool:
     """Select the first frame of a file with several frames or pages, and return True if it has several.
 
-    Raises ImageError for such a file unless `first_frame`: any of its frames could be the right one.
+    Raises ImageError for such a file unless `first_frame`: any of its frames could be the right one. Above
+    `structure.MAX_FRAMES`, `num_frames` is used, because Pillow reads every frame to count them.
     """
     image, where = source.image, source.where
     if source.is_jpeg:
         return False
     try:
         with pixel_limit(image.width * image.height):  # TIFF checks every page
-            frames = getattr(image, "n_frames", 1)
+            is_long = num_frames > structure.MAX_FRAMES
+            frames = num_frames if is_long else getattr(image, "n_frames", 1)
     except (*DECOMPRESSION_BOMB_ERRORS, *PARSE_ERRORS) as error:
         message = f"damaged frame table: {error}"
         raise ImageError("corrupt", message, where=where, remedy=signatures.REFETCH_REMEDY) from error
@@ -101,12 +106,13 @@ def _select_frame(source: ImageSource, first_frame: bool) -> bool:
         raise ImageError("camera_raw", message, where=where, remedy="convert it to JPEG, PNG or TIFF")
     if frames <= 1:
         return False
+    number = f"more than {structure.MAX_FRAMES}" if is_long else str(frames)
     code, unit = ("multipage", "pages") if image.format == "TIFF" else ("animated", "frames")
     if not first_frame:
-        message = f"{frames} {unit}, only single images are used"
+        message = f"{number} {unit}, only single images are used"
         raise ImageError(code, message, where=where, remedy="save one as a file, or use --first-frame")
     image.seek(0)
-    source.notes.append(f"first_frame: frame 1 of {frames}")
+    source.notes.append(f"first_frame: frame 1 of {number}")
     return True
 
 

@@ -10,8 +10,10 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from lorakit.core import safetensors_header, storage
+from lorakit.core import path_kind, safetensors_header, storage
 from lorakit.core.errors import ConfigError
+from lorakit.core.nearest import did_you_mean
+from lorakit.core.path_kind import it_is
 from lorakit.models import hub, single_file
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "quickstart" / "weights"
@@ -70,20 +72,25 @@ def resolve_base(spec: str) -> Path:
         folder = hub.download_model(spec)
     else:
         raise ConfigError(
-            "there is no such base model",
+            f"there is no such base model{it_is(spec)}{did_you_mean(spec, EMBEDDED_BASES)}",
             where=f"base: {spec}",
             remedy=f"use an embedded name ({', '.join(EMBEDDED_BASES)}), a diffusers folder, a .safetensors"
             " checkpoint, or a hub id",
         )
     if not any((folder / name).is_file() for name in (MODEL_INDEX, MODULAR_INDEX)):
         raise ConfigError(
-            f"not a diffusers folder: it has no {MODEL_INDEX}",
+            f"not a diffusers folder: it has no {MODEL_INDEX}{_other_kind(folder)}",
             where=f"base: {spec}",
             remedy="name the folder with model_index.json and its unet/ or transformer/ folder",
         )
     for weights in sorted(folder.glob("*/*.safetensors")):
         safetensors_header.check_safetensors(weights)
     return folder
+
+
+def _other_kind(folder: Path) -> str:
+    kind = path_kind.path_kind(folder)
+    return f"; it is {path_kind.DESCRIPTIONS[kind]}" if kind in ("images", "dataset", "run", "peft") else ""
 
 
 def pin_revision(spec: str) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lorakit.core.errors import ConfigError
+from lorakit.core.nearest import did_you_mean
 
 SAMPLERS: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "ddpm": {
@@ -37,7 +38,7 @@ def check_sampler(objective: str, name: str) -> None:
     """Raise ConfigError for a sampler that does not exist for this objective ("ddpm" or "flow")."""
     if name not in SAMPLERS[objective]:
         raise ConfigError(
-            f"there is no sampler {name!r} for {objective} models",
+            f"there is no sampler {name!r} for {objective} models{did_you_mean(name, SAMPLERS[objective])}",
             where="--sampler",
             remedy=f"one of {', '.join(SAMPLERS[objective])}",
         )

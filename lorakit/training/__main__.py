@@ -18,6 +18,9 @@ def main() -> int:
 
     code = train.main()
     supervision.end_quietly()
+    if code:  # nothing is left to clean up, and the end of the interpreter takes a second
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

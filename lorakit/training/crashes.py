@@ -1,4 +1,4 @@
-"""The end of a training process that was killed: what is saved, what the record says, and what to do next."""
+"""The end of training processes as their command sees it: the run's status, what is saved, what to do next."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 import shlex
 from pathlib import Path
 
-from lorakit.core import storage
-from lorakit.core.errors import LorakitError
+from lorakit.core import launch, storage
+from lorakit.core.errors import OTHER_PROCESS_ENDED, LorakitError
 from lorakit.core.process_reports import Report
 from lorakit.training import run_records
 from lorakit.training.run_folder import RunFolder
@@ -30,23 +30,36 @@ _REMEDIES = {
 }
 
 
-def explain_crash(out: Path, crash: Report) -> LorakitError:
-    """Return the error of a training process that was killed, and correct the status of its run."""
+def record_end(out: Path, end: Report) -> Report:
+    """Correct the status of a run whose processes have ended, and return the report to print."""
     run = RunFolder(out)
-    process = f"training process {crash.rank}" if crash.rank else "the training process"
-    reason = _REASONS.get(crash.text, "")
+    if end.kind == "stopped":
+        _correct_status(run, "interrupted", None)
+        return end
+    if end.kind != "crash":
+        _correct_status(
+            run, "failed", _last_line(end) if end.kind == "traceback" else end.text.splitlines()[0]
+        )
+        return end
+    error = f"{launch.process_name(end)} was ended by {end.text}"
+    _correct_status(run, "interrupted" if end.text in ("SIGKILL", "SIGTERM") else "failed", error)
+    return Report("error", end.rank, end.code, text=str(_explain_crash(out, end, error)))
+
+
+def _last_line(end: Report) -> str:
+    return end.text.strip().splitlines()[-1]
+
+
+def _explain_crash(out: Path, crash: Report, error: str) -> LorakitError:
     if step := _saved_step(out):
         saved, remedy = f"step {step} is saved", "goes on from there"
     else:
         saved, remedy = "no step is saved yet", "starts again"
-    _correct_status(
-        run, f"{process} was ended by {crash.text}", interrupted=crash.text in ("SIGKILL", "SIGTERM")
-    )
     command = "the same command"
     if (out / run_records.RECIPE_FILE).is_file():
         command = f"`lorakit resume {shlex.quote(str(out))}`, or the same command,"
     return LorakitError(
-        f"{process} was ended by {crash.text}{reason}",
+        error + _REASONS.get(crash.text, ""),
         where=f"{out}; {saved}",
         remedy=f"{_REMEDIES.get(crash.text, '')}{command} {remedy}",
     )
@@ -59,11 +72,12 @@ def _saved_step(out: Path) -> int:
     return max(steps, default=0)
 
 
-def _correct_status(run: RunFolder, error: str, *, interrupted: bool) -> None:
-    """Write that a run is not running any more, unless another process has taken it over meanwhile."""
+def _correct_status(run: RunFolder, status: str, error: str | None) -> None:
+    """Write how a run ended, unless its process has written it, or another one has taken the run over."""
     with contextlib.suppress(LorakitError, OSError):  # the disk may be what failed
         if not run.exists:
             return
         with storage.file_lock(run.path / storage.LOCK) as held:
-            if held and run.status == "running":
-                run.update_record(status="interrupted" if interrupted else "failed", error=error)
+            record = run.record() if held else {}
+            if record.get("status") == "running" or record.get("error") == OTHER_PROCESS_ENDED:
+                run.update_record(status=status, error=error)

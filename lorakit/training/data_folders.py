@@ -11,6 +11,7 @@ from lorakit import manifest
 from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError
+from lorakit.core.path_kind import it_is
 
 CLASS_KEY = "class_images"
 
@@ -47,7 +48,7 @@ def _check_disjoint(key: str, folder: Path, out: Path) -> None:
     data = folder.resolve()
     if not data.is_dir():
         raise ConfigError(
-            "there is no such dataset folder",
+            f"there is no such dataset folder{it_is(folder)}",
             where=f"{key}: {folder}",
             remedy="give the folder that holds your images",
         )

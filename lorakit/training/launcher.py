@@ -1,8 +1,8 @@
-"""Start several training processes through torch's launcher: `python -m lorakit.training.launcher N RECIPE ...`.
+"""Start several training processes through torch's launcher.
 
-This is what `accelerate launch --num_processes N` does, without its printed tracebacks: `lorakit train` prints
-one report of all processes. Signals are forwarded once, and each process is given the time that its step
-and its checkpoint need.
+`python -m lorakit.training.launcher N RECIPE ...` does what `accelerate launch --num_processes N` does, but
+without its printed tracebacks: `lorakit train` prints one report of all processes. Signals are forwarded
+once, and each process is given the time that its step and its checkpoint need.
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _configure_devices() -> None:
     """Set what accelerate's launcher sets: training on the CPU, and GPUs that cannot talk directly."""
-    from accelerate.utils import check_cuda_p2p_ib_support
-
     from lorakit.models.device import default_device
 
     if default_device().type == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    elif not check_cuda_p2p_ib_support():
+        return
+    from accelerate.utils import check_cuda_p2p_ib_support
+
+    if not check_cuda_p2p_ib_support():
         os.environ.setdefault("NCCL_P2P_DISABLE", "1")
         os.environ.setdefault("NCCL_IB_DISABLE", "1")
 

@@ -31,7 +31,7 @@ def _elapsed() -> str:
 
 
 def done_lines(run: RunFolder, recipe: Recipe) -> str:
-    """Return the last lines of a finished run: its time, adapter, report and exports, and the next command."""
+    """Return the last lines of a finished run: time, adapter, report and exports, and the next command."""
     lines = [f"done in {_elapsed()}: {run.adapter_file}"]
     report = run.path / run_records.REPORT_FILE
     if report.is_file():

@@ -64,7 +64,7 @@ def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> Reproduc
     record = folder.record()
     if changes := record.get("changes"):
         raise ConfigError(
-            f"this run went on with changes from step {changes[0]['step']} on, so it cannot be trained again"
+            f"this run continued with changes from step {changes[0]['step']} on, so it cannot be trained again"
             f" in one piece: {'; '.join(changes[0]['differences'])}",
             where=str(run),
             remedy="train its recipe.yaml with another `out` for a new run with the last settings",

@@ -1,7 +1,7 @@
-"""Start of a session: a new run, the same run again, or a run that goes on with changes. Needs no torch.
+"""Start of a session: a new run, the same run again, or a run that continues with changes. Needs no torch.
 
 Changes are recorded only when the checkpoint that they apply to has been loaded: until then a stopped start
-leaves the run as it was.
+changes nothing in the run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lorakit.training.run_identity import Comparison, Difference
 
 @dataclass(frozen=True)
 class SessionChanges:
-    """The changes with which a session goes on; `recipe` and `identity` are the new ones."""
+    """The changes that a session makes; `recipe` and `identity` are the new ones."""
 
     comparison: Comparison
     recipe: Recipe
@@ -51,7 +51,7 @@ class SessionChanges:
             )
         if comparison.changes:
             yield (
-                f"warning: from step {step} on, the run goes on with accepted changes"
+                f"warning: from step {step} on, the run continues with accepted changes"
                 f" ({_joined(comparison.changes)}); its result can no longer be reproduced byte for byte"
             )
 
@@ -59,7 +59,7 @@ class SessionChanges:
 def start_or_resume(
     run: RunFolder, recipe: Recipe, inputs: Mapping[str, Any], *, accept_changes: bool = False
 ) -> SessionChanges | None:
-    """Record a new run, or check that an existing one may go on with this recipe; returns its changes.
+    """Record a new run, or check that an existing one may continue with this recipe; returns its changes.
 
     `inputs` holds the hashes of the inputs and `num_processes`. Afterwards the status is `done` if there is
     nothing to do, otherwise `running`. Raises ConfigError for differences that are not accepted.
@@ -124,7 +124,7 @@ def _replace_first_try(
 def _check_changes(run: RunFolder, comparison: Comparison, recipe: Recipe, *, accept_changes: bool) -> None:
     if comparison.impossible:
         raise ConfigError(
-            "a run cannot go on with another value of these keys:" + _listed(comparison.impossible),
+            "a run cannot continue with another value of these keys:" + _listed(comparison.impossible),
             where=str(run.path),
             remedy="undo the change; or set another `out`, and `init_from` to this run, to start a new run"
             " from its adapter; or start over with --fresh",
@@ -140,7 +140,7 @@ def _check_changes(run: RunFolder, comparison: Comparison, recipe: Recipe, *, ac
 def _remedy(run: RunFolder, changes: Sequence[Difference], recipe: Recipe) -> str:
     """Return what to do about differences that were not accepted."""
     remedy = (
-        "undo the change; or add --accept-changes to go on with it from the last checkpoint; or start over"
+        "undo the change; or add --accept-changes to continue with it from the last checkpoint; or start over"
         " with --fresh; or choose another `out`"
     )
     keys = {change.key for change in changes}

@@ -18,6 +18,7 @@ import yaml
 from lorakit.config.recipe import Recipe
 from lorakit.core import file_locks, output_paths, storage
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.path_kind import it_is
 from lorakit.core.progress import print_line
 from lorakit.core.secret_text import mask_secrets
 from lorakit.core.strict_json import parse_json
@@ -54,7 +55,8 @@ def run_recipe_file(run: str | os.PathLike[str]) -> str:
     """The recipe.yaml of a run's folder; a `ConfigError` if there is none."""
     file = Path(run) / run_records.RECIPE_FILE
     if not file.is_file():
-        raise ConfigError("not a run: it has no recipe.yaml", where=str(run), remedy="give a run's folder")
+        what = f"not a run{it_is(run)}" if Path(run).exists() else "there is no such run"
+        raise ConfigError(what, where=str(run), remedy="give a run's folder, which has a recipe.yaml")
     return str(file)
 
 
@@ -110,7 +112,7 @@ class RunFolder:
         self.write_recipe(recipe)
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """Write recipe.yaml, with which `lorakit resume` goes on from any folder."""
+        """Write recipe.yaml, which `lorakit resume` reads, from any folder."""
         text = yaml.safe_dump(_with_absolute_paths(recipe).dump(), sort_keys=False, allow_unicode=True)
         storage.write_text(self.path / run_records.RECIPE_FILE, text)
 

@@ -53,7 +53,7 @@ def train_recipe(recipe: Recipe, *, handle_signals: bool = False, accept_changes
     """Train a recipe to its end, or resume it; returns the run's folder.
 
     A run that was started with other settings, data, base model or software is refused, unless
-    `accept_changes` lets it go on from its last checkpoint; what changed is recorded.
+    `accept_changes` lets it continue from its last checkpoint; what changed is recorded.
     With `handle_signals`, SIGINT and SIGTERM stop the run after its state is saved, and raise Interrupted.
     Seeds, torch's settings and accelerate's state are afterwards what they were before.
     """

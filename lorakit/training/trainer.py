@@ -63,7 +63,7 @@ class Trainer:
     # checkpoints and results
 
     def resume(self, changes: SessionChanges | None = None) -> None:
-        """Load the newest valid checkpoint, and record the changes with which this session goes on.
+        """Load the newest valid checkpoint, and record the changes that this session makes.
 
         A run starts at step 0 only if it never had a checkpoint.
         """

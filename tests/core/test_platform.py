@@ -1,42 +1,17 @@
-"""Functions that differ by operating system, and that no other module calls such functions."""
+"""Functions that differ by operating system."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from lorakit.core import platform
 
-ROOT = Path(__file__).parents[2]
-ONE_SYSTEM_ONLY = re.compile(
-    r"\bos\.(fork|forkpty|killpg|setsid|getppid|statvfs|sync|set_blocking|sysconf|getuid|geteuid|uname|execv\w*"
-    r"|sched_getaffinity|mkfifo|fchmod|chown)\b|\bsignal\.(SIGHUP|SIGKILL|SIGUSR\d|SIGBREAK|alarm|pause)\b"
-    r"|\b(start_new_session|preexec_fn|creationflags)\b"
-    r"|^\s*(import|from) (fcntl|select|resource|pwd|grp|termios|pty|msvcrt|winreg)\b",
-    re.MULTILINE,
-)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="about POSIX")
-
-
-def test_only_this_module_calls_functions_of_one_system():
-    files = [*ROOT.glob("lorakit/**/*.py"), *ROOT.glob("data_tools/**/*.py")]
-    using = [file for file in files if ONE_SYSTEM_ONLY.search(file.read_text(encoding="utf-8"))]
-    assert using == [ROOT / "lorakit/core/platform.py"]
-
-
-def test_a_lock_is_refused_to_a_second_holder_and_free_after_the_first(tmp_path):
-    path = tmp_path / "lock"
-    with open(path, "a+b") as first, open(path, "a+b") as second:
-        assert platform.lock_file(first)
-        assert not platform.lock_file(second)
-    with open(path, "a+b") as third:
-        assert platform.lock_file(third)
 
 
 @posix
@@ -103,3 +78,67 @@ def test_a_folder_is_writable_unless_it_says_otherwise(tmp_path, monkeypatch):
     assert platform.is_writable_folder(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert not platform.is_writable_folder(tmp_path)
+
+
+def sharing_violation() -> PermissionError:
+    """The error of Windows for a file that another process has open."""
+    error = PermissionError(13, "used by another process")
+    error.winerror = 32
+    return error
+
+
+def test_a_file_that_somebody_reads_is_replaced_when_it_is_closed(tmp_path, monkeypatch):
+    source, target = tmp_path / "new", tmp_path / "old"
+    source.write_text("new")
+    target.write_text("old")
+    failures = iter([sharing_violation(), sharing_violation()])
+    plain = os.replace
+
+    def replace(*paths: object) -> None:
+        if error := next(failures, None):
+            raise error
+        plain(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    platform.replace_file(source, target)
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [sharing_violation(), PermissionError(13, "denied"), OSError(28, "full")])
+def test_other_errors_of_a_file_are_not_repeated_for_long(error):
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        platform.retry_while_open(fail, seconds=0.2)
+    assert (len(calls) > 1) == hasattr(error, "winerror")
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (0, None),
+        (1, None),
+        (143, None),
+        (-9, "SIGKILL"),
+        (-11, "SIGSEGV"),
+        (0xC0000005, "an access violation"),
+    ],
+)
+def test_a_return_code_says_how_a_process_was_ended(code, how):
+    assert platform.describe_crash(code) == how
+
+
+def test_a_process_is_alive_until_it_has_ended():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert platform.is_process_alive(child.pid)
+    platform.end_process(child.pid)
+    deadline = time.monotonic() + 30
+    while platform.is_process_alive(child.pid):  # it is a zombie, which counts as ended
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    child.wait()
+    platform.end_process(child.pid)

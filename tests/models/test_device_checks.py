@@ -98,35 +98,25 @@ SOURCES = [
 
 
 def uses_of_one_kind(tree: ast.AST) -> list[str]:
-    """Return expressions that serve one kind of device only: `torch.cuda.x`, `.cuda()`, `"cuda" if x else y`."""
-    found = []
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Attribute)
-            and node.attr in KINDS
-            and ast.unparse(node.value)
-            in (
-                "torch",
-                "torch.backends",
-                "torch.version",
-            )
-        ):
-            found.append(ast.unparse(node))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in KINDS:
-            found.append(ast.unparse(node))
-        if isinstance(node, ast.IfExp):
-            values = (node.body, node.orelse)
-            found += [ast.unparse(node) for v in values if isinstance(v, ast.Constant) and v.value in KINDS]
-        if isinstance(node, ast.Call):
-            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-            found += [
-                ast.unparse(node)
-                for a in arguments
-                if isinstance(a, ast.Constant)
-                and isinstance(a.value, str)
-                and a.value.partition(":")[0] in KINDS
-            ]
-    return found
+    """Return expressions for one kind of device: `torch.cuda.x`, `.cuda()`, `"cuda" if x else y`."""
+    return [ast.unparse(node) for node in ast.walk(tree) if serves_one_kind(node)]
+
+
+def serves_one_kind(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute) and node.attr in KINDS:
+        return ast.unparse(node.value) in ("torch", "torch.backends", "torch.version")
+    if isinstance(node, ast.IfExp):
+        return names_kind(node.body) or names_kind(node.orelse)
+    if isinstance(node, ast.Call):
+        method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+        return method in KINDS or any(map(names_kind, arguments))
+    return False
+
+
+def names_kind(node: ast.AST) -> bool:
+    """Return True for a text such as "cuda" or "cuda:0"."""
+    return isinstance(node, ast.Constant) and str(node.value).partition(":")[0] in KINDS
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def outlook(kind: str, gib: float, speed: float | None = None, main: float = 64)
     ],
 )
 def test_a_gpu_is_told_which_models_fit_as_in_the_readme(gib, full, nf4, none):
-    found = outlook("cuda", gib, speed=30)
+    found = outlook("cuda", gib, speed=100)
     assert {found[name].quantize for name in full} == {None}
     assert {found[name].quantize for name in nf4} <= {"nf4"}
     assert all(found[name].fits and found[name].is_practical for name in full | nf4)

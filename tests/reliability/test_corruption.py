@@ -60,7 +60,7 @@ def test_a_run_with_only_damaged_checkpoints_is_refused_and_never_restarted(reco
     before = instants.capture(training.run / "checkpoints"), (training.run / "metrics.jsonl").read_bytes()
     code, output = training.train()
     assert code == 3
-    assert "every checkpoint of this run is damaged" in output
+    assert "cannot be resumed from any checkpoint" in output
     assert "remedy:" in output
     after = instants.capture(training.run / "checkpoints"), (training.run / "metrics.jsonl").read_bytes()
     assert after == before

@@ -312,6 +312,15 @@ def test_training_curves_show_the_smoothed_loss_and_hide_the_other_metrics() -> 
     assert "running mean" not in read(reports.join(reports.training_curves(metrics(10)))).text
 
 
+@pytest.mark.parametrize("names", [(), ("lr_text_encoder",), ("lr_lora_b", "lr_embedding")])
+def test_the_learning_rates_of_all_groups_are_in_one_chart(names: tuple[str, ...]) -> None:
+    rows = [{"step": step, "loss": 1.0, "lr": 1e-3, **dict.fromkeys(names, 1e-4)} for step in (1, 2)]
+    reader = read(reports.join(reports.training_curves(rows)))
+    assert reader.names().count("svg") == 2  # loss, learning rates
+    for name in ("learning rate", *names):
+        assert name in reader.text
+
+
 def test_a_chart_without_data_says_so() -> None:
     for chart in (
         reports.line_chart({"a": [(0, math.nan)]}, x_label="x", y_label="loss"),

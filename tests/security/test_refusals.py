@@ -147,7 +147,7 @@ def test_a_run_refuses_to_resume_with_a_setting_that_would_change_its_bytes(key,
     else:
         assert isinstance(old, int | float), f"{key}: give another value in CHOICES"
         node[last] = old + 16 if isinstance(old, int) else old / 2 + 0.01
-    with pytest.raises(ConfigError, match=r"started with something else|cannot go on") as caught:
+    with pytest.raises(ConfigError, match=r"started with something else|cannot continue") as caught:
         run_changes.start_or_resume(run, recipe.parse_recipe(tree), inputs)
     assert f"{key}: " in str(caught.value) or f"{key}." in str(caught.value)  # a section, by its keys
     assert (

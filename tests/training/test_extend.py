@@ -1,4 +1,4 @@
-"""Longer runs, runs that go on with changes, and results that are written again: trainings of a tiny base."""
+"""Longer runs, runs that continue with changes, and results that are written again: trainings of a tiny base."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 
-from lorakit.config.recipe import OptimizerConfig, TrainConfig
+from lorakit.adapters import text_encoders
+from lorakit.config.recipe import OptimizerConfig, Recipe, TrainConfig
 from lorakit.core.errors import DataError
 from lorakit.training import optimizers
 
@@ -98,3 +100,47 @@ def test_lora_plus_makes_b_learn_faster_by_the_ratio():
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert [rates[id(p)] for _, p in values] == [1e-3, pytest.approx(1.6e-2)]
     assert optimizer.param_groups[0]["lr"] == 1e-3  # the one that is logged
+
+
+NAMES = ("down.to_q.lora_A.weight", "down.to_q.lora_B.weight")
+ENCODER = ("text_encoder.q.lora_A.weight", "text_encoder.q.lora_B.weight")
+TOKEN = ("text_encoder.embeddings.learned",)
+
+
+@pytest.mark.parametrize(
+    ("names", "recipe", "rates"),
+    [
+        (NAMES, {}, {"lr": 1e-3}),
+        (NAMES + ENCODER, {}, {"lr": 1e-3}),
+        (NAMES + ENCODER, {"text_encoder_lr": 1e-4}, {"lr": 1e-3, "lr_text_encoder": 1e-4}),
+        (NAMES, {"ratio": 16.0}, {"lr": 1e-3, "lr_lora_b": 1.6e-2}),
+        (
+            NAMES + ENCODER,
+            {"text_encoder_lr": 1e-4, "ratio": 2.0},
+            {"lr": 1e-3, "lr_lora_b": 2e-3, "lr_text_encoder": 1e-4, "lr_text_encoder_lora_b": 2e-4},
+        ),
+        (NAMES + TOKEN, {"token_lr": 5e-3}, {"lr": 1e-3, "lr_embedding": 5e-3}),
+        (TOKEN, {"token_lr": 5e-3}, {"lr": 5e-3}),
+        (ENCODER, {"text_encoder_lr": 1e-4}, {"lr": 1e-4}),
+        (ENCODER + TOKEN, {"text_encoder_lr": 1e-4, "token_lr": 5e-3}, {"lr": 1e-4, "lr_embedding": 5e-3}),
+    ],
+)
+def test_the_learning_rate_of_each_group_is_logged_where_it_differs(names, recipe, rates):
+    """The rates are those that the optimizer uses."""
+    whole = Recipe(
+        base="b",
+        dataset="d",
+        out="o",
+        adapter={"text_encoder": True, "text_encoder_lr": recipe.get("text_encoder_lr")},
+        optimizer={"name": "adamw", "lr": 1e-3, "loraplus_lr_ratio": recipe.get("ratio", 1.0)},
+        textual_inversion={"token": "t", "initializer_token": "dog", "lr": recipe.get("token_lr", 1e-3)},
+    )
+    trained = [(name, torch.nn.Parameter(torch.ones(2, 2))) for name in names]
+    multiplier = functools.partial(text_encoders.lr_multiplier, whole)
+    optimizer = optimizers.build_optimizer(trained, whole.optimizer, multiplier)
+    optimizers.set_learning_rate(optimizer, 1e-3)
+    groups = optimizers.groups_by_name(optimizer, trained, text_encoders.lr_name)
+    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(rates)
+    assert next(iter(groups)) == "lr"
+    used = {group["lr"] for group in optimizer.param_groups}
+    assert used == {group["lr"] for group in groups.values()}

@@ -1,4 +1,4 @@
-"""What a run may go on with: the same, more steps, other processes, accepted changes."""
+"""Changes in a run between two sessions: none, more steps, other processes, accepted changes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_run_is_resumed_with_the_same_settings_and_inputs_only_and_names_any_d
 @pytest.mark.parametrize("accept_changes", [False, True])
 def test_what_decides_the_tensors_of_a_checkpoint_cannot_change(run, tree, sections, accept_changes):
     before = storage.read_json(run.path / "run.json")
-    with pytest.raises(ConfigError, match="cannot go on") as caught:
+    with pytest.raises(ConfigError, match="cannot continue") as caught:
         start_or_resume(run, changed(tree, **sections), INPUTS, accept_changes=accept_changes)
     assert "init_from" in str(caught.value)
     assert storage.read_json(run.path / "run.json") == before

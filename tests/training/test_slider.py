@@ -157,6 +157,6 @@ def test_from_a_recipe_alone_through_the_command_line(tmp_path, monkeypatch):
     from lorakit.cli import main
 
     file = write_recipe(tmp_path, train={"steps": 1, "precision": "fp32"})
-    monkeypatch.setattr(launch, "run_training", lambda command: runs.train(file) and 0)
+    monkeypatch.setattr(launch, "run_training", lambda command, *_: runs.train(file) and 0)
     assert main.main(["train", str(file)]) == 0
     assert checkpoint.checkpoint_steps(tmp_path / "run") == [1]

@@ -17,6 +17,7 @@ from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, OftDe
 from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.core import safetensors_header, storage
 from lorakit.core.errors import ConfigError, DataError, NumericError, first_line
+from lorakit.core.path_kind import it_is
 from lorakit.core.strict_json import parse_json
 
 PEFT_METADATA_KEY = "lora_adapter_metadata"
@@ -180,7 +181,9 @@ def _find_in_folder(folder: Path) -> _PeftFolder:
                 folder / name, storage.read_json(config, allow_infinity=True) if config.is_file() else None
             )
     raise ConfigError(
-        "there is no adapter in this folder", where=str(folder), remedy="give the .safetensors file itself"
+        f"there is no adapter in this folder{it_is(folder)}",
+        where=str(folder),
+        remedy="give the .safetensors file itself, or the folder of a finished run",
     )
 
 

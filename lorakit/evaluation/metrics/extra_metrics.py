@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from lorakit.core.errors import ConfigError
+from lorakit.core.nearest import did_you_mean
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.feature_cache import PromptScorer
 from lorakit.evaluation.metrics import feature_metrics
@@ -152,6 +153,7 @@ def load_prompt_scorer(text: str, device: str = "cpu") -> PromptScorer:
     name, _, model = text.partition("=")
     if name not in PROMPT_SCORERS:
         remedy = f"one of {', '.join(PROMPT_SCORERS)}, each optionally with =MODEL"
-        raise ConfigError(f"there is no metric {name!r}", where=f"--metric {text}", remedy=remedy)
+        meant = did_you_mean(name, PROMPT_SCORERS)
+        raise ConfigError(f"there is no metric {name!r}{meant}", where=f"--metric {text}", remedy=remedy)
     with as_config_error("the model of the metric", f"--metric {text}"):
         return PROMPT_SCORERS[name](model or None, device)

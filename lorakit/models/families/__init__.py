@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.core.errors import ConfigError
+from lorakit.core.nearest import did_you_mean
 from lorakit.models.families.family import ATTENTION_TARGETS, Conditioning, Family
 from lorakit.models.families.pipeline_folder import pipeline_name, weight_shapes
 
@@ -92,5 +93,6 @@ def get_family(name: str) -> Family:
         if family.name == name:
             return family
     raise ConfigError(
-        f"unknown family {name!r}", remedy=f"known: {', '.join(family.name for family in FAMILIES)}"
+        f"unknown family {name!r}{did_you_mean(name, (family.name for family in FAMILIES))}",
+        remedy=f"known: {', '.join(family.name for family in FAMILIES)}"
     )

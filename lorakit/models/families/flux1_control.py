@@ -59,7 +59,10 @@ class Flux1Control(ConditionedFamily, Flux1):
 
     def meta_network(self, folder: str | Path, component: str) -> torch.nn.Module:
         network = super().meta_network(folder, component)
-        if component == self.components.denoiser and folders.pipeline_name(Path(folder)) not in self.pipelines:
+        if (
+            component == self.components.denoiser
+            and folders.pipeline_name(Path(folder)) not in self.pipelines
+        ):
             _widen(network)
         return network
 

@@ -24,7 +24,7 @@ class TensorBoard(Backend):
 
         self.forget_if_gone(self.folder)
         # Readers skip what a session handed over and could not record: it is sent again.
-        purge = {"purge_step": self.record.last_step + 1} if self.record.last_step >= 0 else {}
+        purge = {"purge_step": self.record.last_step + 1} if self.folder.exists() else {}
         return TensorBoardTracker(self.folder.name, self.run, **purge)
 
     def send_settings(self, *, is_new: bool) -> None:

@@ -75,8 +75,9 @@ class Wandb(Backend):
         run = self.tracker.tracker
         if run.disabled:
             return "switched off by its environment (WANDB_MODE)"
-        folder = Path(run.dir).parent
-        return f"offline in {folder} (upload it with `wandb sync`)" if run.offline else str(run.url)
+        if run.offline:
+            return f"offline in {Path(run.dir).parent} (upload it with `wandb sync`)"
+        return str(run.url)
 
 
 class CometML(Backend):

@@ -88,7 +88,7 @@ def test_videos_and_stills_have_separate_batches(tmp_path):
         recipe.load_recipe(WAN, _overrides(data, tmp_path / "r", frames=1)), lambda text: None
     )
     assert {item.frame_indices for item in stills.items} == {(0,)}
-    latents = caches.LatentCache(data, plan.base_folder)
+    latents = caches.LatentCache(plan.base_folder)
     video = next(item for item in plan.items if item.record.file == "a.mp4")
     still = next(item for item in stills.items if item.record.file == "a.mp4")
     assert latents.key(video) != latents.key(still)
