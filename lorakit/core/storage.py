@@ -298,11 +298,16 @@ def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read all tensors to the CPU. Raises DataError for a damaged or hostile file."""
+    """Read all tensors to the CPU.
+
+    Raises DataError for a damaged or hostile file, and for one that is no longer what lorakit wrote, by the list
+    of hashes beside it.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     safetensors_header.check_safetensors(path)
+    check_recorded_hash(path)
     try:
         return load_file(path)
     except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype that torch does not have
@@ -366,11 +371,42 @@ def find_folder_damage(folder: str | os.PathLike[str], names: Iterable[str] = ()
             return f"{CHECKSUMS_FILE} does not list {', '.join(absent)}"
         for name in names or manifest:
             file, entry = root / name, manifest[name]
+            if not file.is_file():
+                return f"{name} is missing"
             if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
                 return f"{name} is damaged"
     except (OSError, DataError, KeyError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS_FILE}: {error}"
     return None
+
+
+def record_hashes(folder: str | os.PathLike[str], files: Iterable[Path]) -> None:
+    """Write the list of sizes and hashes of files below a folder; see `commit_folder`."""
+    root = Path(folder)
+    listing = {
+        file.relative_to(root).as_posix(): {"size": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in files
+    }
+    write_json(root / CHECKSUMS_FILE, listing)
+
+
+def check_recorded_hash(path: str | os.PathLike[str]) -> None:
+    """Raise DataError if the list of hashes in a file's folder has another hash for it."""
+    file = Path(path)
+    listing = file.with_name(CHECKSUMS_FILE)
+    if not listing.is_file():
+        return
+    try:
+        recorded = read_json(listing)[file.name]["sha256"]
+    except (DataError, KeyError, TypeError):  # the list of another program, or a damaged one
+        return
+    if sha256_file(file) != recorded:
+        raise DataError(
+            "the file is not the one that was written: it is damaged, or was replaced",
+            where=str(file),
+            remedy="write it again with the command that wrote it; to use it in spite of this, copy it into"
+            " another folder",
+        )
 
 
 def remove_folder(folder: str | os.PathLike[str]) -> None:

@@ -165,10 +165,16 @@ class RunFolder:
             storage.append_text(self.path / run_records.LOG_FILE, "".join(self._pending_log))
             self._pending_log.clear()
 
-    def heartbeat(self, phase: str, done: int, total: int, seconds_left: float) -> None:
-        """Write heartbeat.json: at once in a new phase, otherwise every few seconds."""
+    def heartbeat(
+        self, phase: str, done: int, total: int, seconds_left: float, *, at_once: bool = False
+    ) -> None:
+        """Write heartbeat.json: at once in a new phase, otherwise every few seconds.
+
+        A phase without any work, such as filling caches that are full, is left out.
+        """
         now = time.monotonic()
-        if self.exists and (phase != self._phase or now - self._last_heartbeat >= HEARTBEAT_EVERY):
+        is_due = at_once or phase != self._phase or now - self._last_heartbeat >= HEARTBEAT_EVERY
+        if is_due and total and self.exists:
             self._last_heartbeat, self._phase = now, phase
             values = {
                 "phase": phase,

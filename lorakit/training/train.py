@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import sys
@@ -93,7 +94,7 @@ def _train_with_accelerate(
             _train_locked(recipe, run, accelerator, handle_signals, accept_changes)
         except Interrupted as stop:
             if accelerator.is_main_process:
-                _record_interruption(run, stop)
+                _record_interruption(run, recipe, stop)
             raise
         _wait_for_everyone(accelerator)
     accelerator.end_training()  # or the threads of its process group abort the process at exit
@@ -105,10 +106,12 @@ def _wait_for_everyone(accelerator: Accelerator) -> None:
         accelerator.wait_for_everyone()
 
 
-def _record_interruption(run: RunFolder, stop: Interrupted) -> None:
+def _record_interruption(run: RunFolder, recipe: Recipe, stop: Interrupted) -> None:
     """Note an interruption in run.json and log.txt, where it is read when the terminal is gone."""
     if run.exists and run.status != "done":
         run.update_record(status="interrupted")
+        if step := run.record().get("checkpoint_step"):
+            run.heartbeat("train", step, recipe.train.steps, 0.0, at_once=True)
         with progress.silent():  # it is printed as the last line
             run.log(str(stop))
 
@@ -198,6 +201,8 @@ def _train_planned(
         trainer.training_step.try_largest_batch()
         if trainer.state.step == 0:
             check = sanity_check.check_objective(trainer.training_step.loss, session.train_set)
+            if not math.isfinite(check.relative_error):
+                raise numeric_errors.untrained_error(session)
             log(check.summary)
             if is_main:
                 run.update_record(objective_check=check.to_json())

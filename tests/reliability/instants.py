@@ -163,4 +163,5 @@ def _timeless(content: bytes) -> bytes:
     page = b"<!doctype html>"
     if content.startswith(page):  # with a curve of the durations
         return page
-    return re.sub(rb'"(pid|step_seconds|seconds_left)": [0-9.]+|done in [0-9:]+', b"", content)
+    content = re.sub(rb'"(pid|step_seconds|seconds_left)": [0-9.]+|done in [0-9:]+', b"", content)
+    return re.sub(rb"(?m)^[0-9:]+( s)?: ", b"", content)  # of a phase in the log
