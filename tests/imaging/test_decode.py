@@ -421,7 +421,7 @@ def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
             server.bind("s.png")
         finally:
             os.chdir(place)
-    assert code_of(tmp_path / "s.png") == "unreadable"
+    assert code_of(tmp_path / "s.png") == "not_a_file"
     assert code_of(tmp_path / "absent.png") == "missing"
 
 
