@@ -257,8 +257,9 @@ def test_the_concepts_guide_works(place):
         (place / "photos" / name).mkdir(parents=True)
         for index, size in enumerate(SIZES):
             photo(10 * number + index, size).save(place / "photos" / name / f"{index}.png")
-        (place / "photos/others" / f"{number}.txt").write_text("a picture")
-    command_lines.play(command_lines.of_page("concepts"), {"train": command_lines.FEWER})
+    for index in range(len(SIZES)):
+        (place / "photos/others" / f"{index}.txt").write_text("a picture")
+    command_lines.play(command_lines.of_page("concepts"), {"train": command_lines.FEWER}, compared=False)
     captions = {n: manifest.load_manifest(place / "photos" / n)[0].caption for n in ("rex", "mia", "others")}
     assert captions == {"rex": "a photo of sks dog", "mia": "a photo of ohwx cat", "others": "a picture"}
     assert len((place / "pets.jsonl").read_text().splitlines()) == 34  # 8 + 6 of each pet, 6 of other things
