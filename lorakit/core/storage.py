@@ -300,8 +300,8 @@ def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Read all tensors to the CPU.
 
-    Raises DataError for a damaged or hostile file, and for one that is no longer what lorakit wrote, by the list
-    of hashes beside it.
+    Raises DataError for a damaged or hostile file, and for one that has another hash than the list beside it
+    records.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

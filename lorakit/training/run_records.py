@@ -33,7 +33,7 @@ RUN_KEYS = {
     "step": "the last step, of a finished run",
     "checkpoint_step": "step of the newest saved checkpoint",
     "changes": "changes between sessions: step, differences, and the identity of the checkpoints before",
-    "results": "of a finished run: SHA-256 of adapter, report and exports, and the programs exported for",
+    "exported_for": "of a finished run: the programs that its adapter was exported for",
     "final_loss": "mean loss of the same images without the adapter (base) and with it (adapter), at the end",
     "error": "first line of the error, of a failed run",
 }
@@ -55,14 +55,11 @@ def find_record_problem(record: Any) -> str | None:
     for key, value in counts.items():
         if type(value) is not int or value < 1:
             return f"`{key}` must be a positive number"
-    for key, kind in (("changes", list), ("results", dict), ("checkpoint_step", int)):
+    for key, kind in (("changes", list), ("exported_for", list), ("checkpoint_step", int)):
         if key in record and not isinstance(record[key], kind):
             return f"`{key}` has the wrong type"
     if not all(isinstance(c, dict) and isinstance(c.get("identity"), str) for c in record.get("changes", [])):
         return "`changes` holds something that is not a change"
-    files = record.get("results", {}).get("files", {})
-    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
-        return "`results.files` must hold hashes by file"
     return None
 
 

@@ -114,6 +114,7 @@ class Trainer:
             return
         tensors = adapters.adapter_state_dict(self.session.networks)
         metadata = adapters.pack_metadata(self.session.adapter_metadata() | {"step": self.state.step})
+        run_results.forget_results(self.run)
         adapter = storage.write_safetensors(self.run.adapter_file, tensors, metadata)
         exports, consumers = self._export(adapter)
         sample_sheet.refresh_contact_sheet(self.run.path)

@@ -1,4 +1,4 @@
-"""Longer runs, runs that continue with changes, and results that are written again: trainings of a tiny base."""
+"""Longer runs, runs that continue with changes, and results that are written again, on a tiny base."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_an_export_that_is_asked_for_later_is_made_by_the_same_command(folder, s
     run = copy(six, folder / "later")
     runs.train(folder / "later.yaml", "export=[comfyui,diffusers]")
     assert len(list((run / "exports").glob("*.safetensors"))) >= 1
-    assert {"comfyui", "diffusers"} <= set(storage.read_json(run / "run.json")["results"]["exports"])
+    assert {"comfyui", "diffusers"} <= set(storage.read_json(run / "run.json")["exported_for"])
 
 
 def test_deleted_checkpoints_are_named_and_nothing_starts_over(folder, six):
@@ -186,4 +186,31 @@ def test_all_adapters_are_kept_and_the_removed_optimizer_states_are_named(folder
 def test_the_record_of_a_run_is_plain_json(six):
     record = json.loads((six / "run.json").read_text())
     assert record["checkpoint_step"] == 6
-    assert record["results"]["files"].keys() >= {"adapter.safetensors", "report.html"}
+    assert record["exported_for"] == ["comfyui"]
+    listing = json.loads((six / "files.json").read_text())
+    assert listing.keys() >= {"adapter.safetensors", "report.html"}
+
+
+@pytest.mark.parametrize("command", ["inspect", "export", "sample"])
+def test_a_damaged_adapter_of_a_run_is_refused_wherever_it_is_read(folder, six, capfd, command):
+    run = copy(six, folder / f"read-{command}")
+    file = run / "adapter.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    prompts = str(runs.make_prompts(folder / "p.jsonl"))
+    words = {
+        "inspect": ["inspect", str(run)],
+        "export": ["export", str(run), "--for", "comfyui"],
+        "sample": [
+            "sample",
+            "tiny-dit",
+            "--adapter",
+            str(run),
+            "--prompts",
+            prompts,
+            "--num-inference-steps",
+            "1",
+        ],
+    }[command]
+    assert main.main(words) == 3
+    assert "is not the one that was written" in capfd.readouterr().err
