@@ -46,7 +46,7 @@ def mask_secrets(text: str, *secrets: str) -> str:
 def mask_value(value: Any, *secrets: str) -> Any:
     """Return a JSON value without the given secrets and those of the environment, in any of its texts.
 
-    Nothing else is masked: the texts may be captions, in which "ring bearer" is no secret.
+    Nothing else is masked: the texts may be captions, in which "ring bearer" are plain words.
     """
     if isinstance(value, str):
         return _without_known(value, [secret for secret in secrets if len(secret) >= MIN_LENGTH])
