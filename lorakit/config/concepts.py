@@ -29,7 +29,7 @@ class Concept(RecipeSection):
     class_noun: StrippedStr | None = None
     """Class noun of the concept, such as `dog`; used in captions that lorakit writes."""
     repeats: Annotated[int, Field(ge=1, le=1000, strict=True)] = 1
-    """How often an epoch contains each image of the folder; multiplies the repeats in the manifest."""
+    """Number of times that an epoch contains each image; multiplies the repeats in the manifest."""
     weight: Annotated[float, Field(gt=0, le=1000, strict=True)] = 1.0
     """Factor of the loss of the folder's images. The loss of a step is still the sum over its images divided
     by their number, so 2 gives an image twice the share in the gradient."""
@@ -142,7 +142,7 @@ def find_contradictions(concepts: Sequence[Concept]) -> Iterator[str]:
             if one.trigger and other.class_noun and has_word(_plain(other.class_noun), _plain(one.trigger)):
                 yield (
                     f"{names}: the trigger {one.trigger!r} of dataset.{number} is in the class noun"
-                    f" {other.class_noun!r} of the other: choose a trigger that is no common word"
+                    f" {other.class_noun!r} of the other: choose a rarer word"
                 )
         if first.class_images is not None and first.class_images == second.class_images:
             if first.class_noun != second.class_noun:
@@ -153,7 +153,7 @@ def find_contradictions(concepts: Sequence[Concept]) -> Iterator[str]:
 
 
 def _conflicting_triggers(first: Concept, second: Concept) -> str | None:
-    """Return why the triggers of two concepts cannot be told apart, or None."""
+    """Return why the triggers of two concepts would be confused, or None."""
     if not (first.trigger and second.trigger):
         return None
     one, other = first.trigger, second.trigger

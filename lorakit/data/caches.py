@@ -149,8 +149,8 @@ class LatentCache:
             with torch.no_grad():
                 mean = vae.encode_latents(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype)).mean
             if not non_finite.all_finite([mean]):
-                raise non_finite.vae_error(pipe.vae, item.record.file)
-            self._store.put(self.key(item), {"latents": mean[0].float()}, item.record.file)
+                raise non_finite.vae_error(pipe.vae, item.name)
+            self._store.put(self.key(item), {"latents": mean[0].float()}, item.name)
 
     def _load_pixels(self, item: DatasetItem) -> torch.Tensor:
         """Return uint8 (3, H, W), or (3, F, H, W) for base models that generate videos."""
@@ -197,8 +197,8 @@ class ConditioningCache:
             tensors = self.family.encode_conditioning(pipe, images)
             tensors = {name: value.float() for name, value in tensors.items()}
             if pipe.vae is not None and not non_finite.all_finite(tensors.values()):
-                raise non_finite.vae_error(pipe.vae, f"conditioning images of {item.record.file}")
-            self._store.put(self._key(item), tensors, item.record.file)
+                raise non_finite.vae_error(pipe.vae, f"conditioning images of {item.name}")
+            self._store.put(self._key(item), tensors, item.name)
 
     def __getitem__(self, item: DatasetItem) -> Conditioning:
         return self._store.require(self._key(item)) if self.conditioning_inputs(item).count else {}

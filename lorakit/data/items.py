@@ -151,7 +151,7 @@ def select_frames(
     Raises DataError for videos if the base model generates images only.
     """
     if not isinstance(family, VideoFamily):
-        if videos := [item.record.file for item in items if item.record.video]:
+        if videos := [item.name for item in items if item.record.video]:
             raise DataError(
                 f"{len(videos)} videos, but {family.title} generates images: {', '.join(videos[:5])}",
                 where="dataset",

@@ -65,7 +65,7 @@ class MaskCache:
         masked = [item for item in items if item.record.mask is not None]
         missing = [item for item in masked if self._store.get(self.key(item)) is None]
         for item in track_progress(missing, "masks", len(missing), quiet=quiet):
-            self._store.put(self.key(item), {"mask": self._latent_mask(item)}, item.record.file)
+            self._store.put(self.key(item), {"mask": self._latent_mask(item)}, item.name)
         for item in masked:
             if not allow_empty and not self._store.require(self.key(item))["mask"].any():
                 raise DataError(

@@ -99,14 +99,14 @@ def load_run_references(recipe: Recipe, root: Path) -> ReferenceImages:
     ]
     held_out = {item.record.content_hash for item in split_dataset(items, recipe).held_out}
     subjects = [concept for concept in recipe.concepts if concept.trigger] or recipe.concepts
-    shown = [item for concept in subjects for item in _subject_items(concept, items)]
+    chosen = [item for concept in subjects for item in _subject_items(concept, items)]
     parent = _common_folder([concept.folder for concept in subjects])
     return ReferenceImages(
-        [(item.path.relative_to(parent) if parent else item.path).as_posix() for item in shown],
-        [_record_source(item.folder, item.record) for item in shown],
-        [item.record.content_hash not in held_out for item in shown],
+        [(item.path.relative_to(parent) if parent else item.path).as_posix() for item in chosen],
+        [_record_source(item.folder, item.record) for item in chosen],
+        [item.record.content_hash not in held_out for item in chosen],
         _relative_path(parent, root) if parent else None,
-        [item.concept.trigger for item in shown],
+        [item.concept.trigger for item in chosen],
     )
 
 

@@ -274,7 +274,7 @@ class TrainingStep:
         """Log a step with non-finite numbers; too many of them are a NumericError."""
         state, items = self.state, self.session.train_set.items
         state.skipped_steps.append(state.step)
-        files = sorted({items[sample.image_index].record.file for sample in samples})
+        files = sorted({items[sample.image_index].name for sample in samples})
         self.log(f"step {state.step}: loss or gradient not finite, step skipped; images: {', '.join(files)}")
         if len(state.skipped_steps) > MAX_SKIPPED_STEPS:
             raise numeric_errors.skipped_steps_error(self.session, len(state.skipped_steps), state.step)
