@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from data_tools.conditioning.masks import SIDECAR_SUFFIX
 from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
 from data_tools.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from lorakit import manifest
+from lorakit.core.folders import walk_files
 from lorakit.imaging import decode, signatures
 from lorakit.manifest import Record
 
@@ -51,15 +51,12 @@ def belongs_in_dataset(name: str, data: bytes) -> bool:
 
 def read_folder(folder: Path) -> Iterator[DatasetFile]:
     """Yield the files of a folder and its subfolders; links are not followed."""
-    for base, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(base) / name
-            if path.is_symlink() or not path.is_file():
-                continue
-            relative = path.relative_to(folder).as_posix()
-            manifest.check_dataset_path(relative, str(path))
-            yield DatasetFile(relative, decode.read_file(path))
+    for path in walk_files(folder):
+        if path.is_symlink() or not path.is_file():
+            continue
+        relative = path.relative_to(folder).as_posix()
+        manifest.check_dataset_path(relative, str(path))
+        yield DatasetFile(relative, decode.read_file(path))
 
 
 def export_files(folder: Path, renamed: Sequence[RenamedRecord]) -> Iterator[DatasetFile]:

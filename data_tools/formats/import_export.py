@@ -28,6 +28,7 @@ from data_tools.listing import CAPTION_SUFFIXES
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.folders import walk_files
 from lorakit.core.progress import track_progress
 from lorakit.core.visible_text import escape_name
 from lorakit.manifest import Record
@@ -146,6 +147,11 @@ def _source_files(source: Path) -> list[Path]:
     """Return the tars of a folder, or else the source itself."""
     if not source.exists():
         raise ConfigError("the file or folder does not exist", where=str(source), remedy="correct the path")
+    if not (source.is_dir() or source.is_file()):
+        remedy = "give a file or a folder"
+        raise ConfigError(
+            "a named pipe, socket or device cannot be imported", where=str(source), remedy=remedy
+        )
     tars = sorted(path for path in source.glob("*.tar*") if path.is_file()) if source.is_dir() else []
     return tars or [source]
 
@@ -168,7 +174,7 @@ def _with_progress(source: Path, entries: Iterator[DatasetFile], quiet: bool) ->
     """Yield the entries, with progress if their number is known."""
     if not source.is_dir() or tables.is_table(source):
         return entries
-    total = sum(len(names) for *_, names in os.walk(source))
+    total = sum(1 for _ in walk_files(source))
     return track_progress(entries, "files", total, quiet=quiet)
 
 

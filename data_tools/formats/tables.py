@@ -18,6 +18,7 @@ from data_tools.formats.table_rows import iter_rows
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError
+from lorakit.core.folders import walk_files
 from lorakit.imaging import decode, signatures
 from lorakit.manifest import Record
 
@@ -41,7 +42,7 @@ def list_table_files(path: Path) -> list[tuple[str, Path]]:
     if path.is_file():
         return [("", path)] if path.suffix == ".parquet" else []
     table_files = []
-    for file in sorted([*path.rglob("*.parquet"), *path.rglob("*.arrow")]):
+    for file in sorted(file for file in walk_files(path) if file.suffix in (".parquet", ".arrow")):
         if file.name.startswith(("metadata", "cache-")):
             continue
         if file.suffix == ".arrow" and not (file.parent / "state.json").is_file():

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from lorakit.config.fields import (
     LearningRate,
     PositiveFloat,
-    PositiveInt,
     Rank,
     RecipeSection,
     StrippedStr,
@@ -24,7 +23,7 @@ def _pattern(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("re:"):
         try:
             re.compile(value.removeprefix("re:"))
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"not a valid regular expression: {error}") from error
     return value
 
@@ -63,7 +62,7 @@ class AdapterConfig(RecipeSection):
     """Initial values: random A (kaiming, gaussian) with B = 0; or A and B from the principal part of the
     base weight (pissa arXiv:2404.02948, olora 2406.01775), which is subtracted again and doubles the saved
     rank."""
-    factor: PositiveInt | None = None
+    factor: Annotated[int, Field(gt=0, le=65_536, strict=True)] | None = None
     """lokr: size of the small factor; null makes both factors about equal."""
     text_encoder: Annotated[bool, Field(strict=True)] | TextEncoderNames = False
     """Also adapt the attention of the CLIP text encoders (Stable Diffusion 1.5, 2 and XL), with the same

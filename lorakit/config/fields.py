@@ -20,9 +20,14 @@ def reject_blank_text(value: Any) -> Any:
     return value
 
 
+# Larger numbers can only be mistakes; the error says the limit.
+MAX_STEPS = 10_000_000
+MAX_BATCH_SIZE = 1024
+MAX_ACCUMULATE = 10_000
 # Strict: YAML's `yes` is not the number 1, and "16" is text.
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+StepCount = Annotated[int, Field(gt=0, le=MAX_STEPS, strict=True)]
 LearningRate = Annotated[float, Field(ge=1e-12, le=1e4, allow_inf_nan=False, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lorakit.config.fields import (
     Fraction,
     NonNegativeFloat,
-    PositiveInt,
     RecipeSection,
+    StepCount,
     StrippedPath,
     StrippedStr,
 )
@@ -22,9 +22,9 @@ class SamplingConfig(RecipeSection):
 
     prompts: StrippedPath | None = None
     """Prompt file (JSONL, YAML, TSV or text); null generates no samples."""
-    every: PositiveInt = 250
+    every: StepCount = 250
     """Training steps between samples."""
-    num_inference_steps: PositiveInt = 20
+    num_inference_steps: Annotated[int, Field(gt=0, le=1000, strict=True)] = 20
     """Denoising steps of each sample."""
     guidance_scale: NonNegativeFloat | None = None
     """Classifier-free guidance scale; null means the default of the pipeline."""
@@ -41,7 +41,7 @@ class ValidationConfig(RecipeSection):
     if it is above 0. Copies of an image, mirrored ones too, are held out together."""
     folder: StrippedPath | None = None
     """Folder of other images to validate on, instead of a fraction; a plain folder is prepared first."""
-    every: PositiveInt = 250
+    every: StepCount = 250
     """Training steps between measurements."""
 
     @model_validator(mode="after")

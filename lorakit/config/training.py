@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lorakit.config.fields import (
+    MAX_ACCUMULATE,
+    MAX_BATCH_SIZE,
+    MAX_STEPS,
     Fraction,
     LearningRate,
     NonNegativeFloat,
@@ -16,6 +19,7 @@ from lorakit.config.fields import (
     PositiveFloat,
     PositiveInt,
     RecipeSection,
+    StepCount,
 )
 
 
@@ -28,7 +32,7 @@ class OptimizerConfig(RecipeSection):
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning-rate schedule after the warmup; cosine and linear end at zero."""
-    warmup: NonNegativeInt = 0
+    warmup: Annotated[int, Field(ge=0, le=MAX_STEPS, strict=True)] = 0
     """Steps of linear warmup."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of the first and second moments."""
@@ -43,15 +47,15 @@ class OptimizerConfig(RecipeSection):
 class TrainConfig(RecipeSection):
     """Length, batch size, checkpoints and precision of the training."""
 
-    steps: PositiveInt = 1500
+    steps: StepCount = 1500
     """Number of optimizer steps."""
-    batch_size: PositiveInt = 1
+    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH_SIZE, strict=True)] = 1
     """Images per forward pass and process."""
-    accumulate: PositiveInt = 1
+    accumulate: Annotated[int, Field(gt=0, le=MAX_ACCUMULATE, strict=True)] = 1
     """Forward passes per optimizer step."""
     seed: NonNegativeInt = 0
     """Seed of all randomness."""
-    save_every: PositiveInt = 250
+    save_every: StepCount = 250
     """Steps between checkpoints: a crash costs at most this many."""
     keep_optimizer_states: PositiveInt = 3
     """Number of newest checkpoints that keep their optimizer state, so that they can be resumed from; the
@@ -61,7 +65,7 @@ class TrainConfig(RecipeSection):
     scaling, is for GPUs without bf16: Turing (T4, RTX 20xx) and older."""
     deterministic: Annotated[bool, Field(strict=True)] = False
     """On a GPU, use only deterministic algorithms of torch; a CPU is deterministic anyway."""
-    extended_at: list[PositiveInt] = Field(default=[])
+    extended_at: list[StepCount] = Field(default=[])
     """Steps at which the run was extended: the learning-rate schedule starts again there, without warmup.
     Written by `lorakit train RUN --extend STEPS`."""
 

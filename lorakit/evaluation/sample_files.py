@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lorakit.core import input_files, storage
 from lorakit.core.errors import DataError
+from lorakit.core.folders import walk_files
 from lorakit.core.strict_csv import read_csv
 from lorakit.data.prompts import Prompt
 
@@ -129,7 +130,7 @@ def resolve_sample_path(root: Path, name: str, where: str) -> Path:
 
 def _from_file_names(root: Path, prompts: Mapping[str, Prompt], pattern: str | None) -> list[SampleFile]:
     files = sorted(
-        file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        file for file in walk_files(root) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     )
     if pattern is None:
         files = [file for file in files if file.parent == root]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lorakit.core import path_kind, safetensors_header, storage
 from lorakit.core.errors import ConfigError
+from lorakit.core.folders import walk_files
 from lorakit.core.nearest import did_you_mean
 from lorakit.core.path_kind import it_is
 from lorakit.models import hub, single_file
@@ -74,7 +75,8 @@ def resolve_base(spec: str) -> Path:
         raise ConfigError(
             f"there is no such base model{it_is(spec)}{did_you_mean(spec, EMBEDDED_BASES)}",
             where=f"base: {spec}",
-            remedy=f"use an embedded name ({', '.join(EMBEDDED_BASES)}), a diffusers folder, a .safetensors"
+            remedy=_recipe_base(spec)
+            or f"use an embedded name ({', '.join(EMBEDDED_BASES)}), a diffusers folder, a .safetensors"
             " checkpoint, or a hub id",
         )
     if not any((folder / name).is_file() for name in (MODEL_INDEX, MODULAR_INDEX)):
@@ -86,6 +88,16 @@ def resolve_base(spec: str) -> Path:
     for weights in sorted(folder.glob("*/*.safetensors")):
         safetensors_header.check_safetensors(weights)
     return folder
+
+
+def _recipe_base(spec: str) -> str | None:
+    """Return the base model of the built-in recipe of this name, in a sentence; None if there is none."""
+    from lorakit.config.builtin_recipes import builtin_recipes
+    from lorakit.config.recipe import read_recipe_tree
+
+    if spec not in builtin_recipes():
+        return None
+    return f"this is a recipe, whose base model is {read_recipe_tree(spec)['base']}"
 
 
 def _other_kind(folder: Path) -> str:
@@ -105,7 +117,7 @@ def pin_revision(spec: str) -> str:
 def component_hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each component's files ({"vae": ..., "unet": ...}; "" for files beside them)."""
     lines_by_component: dict[str, list[str]] = {}
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(walk_files(folder)):
         if file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja") and file.is_file():
             relative = file.relative_to(folder)
             component = relative.parts[0] if len(relative.parts) > 1 else ""

@@ -14,6 +14,7 @@ from lorakit.adapters.tools.merge_tokens import EmbeddingMerger
 from lorakit.adapters.tools.weighted import WeightedAdapter, WeightedDelta
 from lorakit.core import output_paths, safetensors_header, storage
 from lorakit.core.errors import ConfigError
+from lorakit.core.folders import walk_files
 from lorakit.core.progress import track_progress
 
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
@@ -43,7 +44,7 @@ def merge_into_base(base: Path, adapters: Sequence[WeightedAdapter], out: Path) 
         )
     deltas = _plan_terms(BaseWeights(base), adapters)
     embedding_merger = EmbeddingMerger(base, adapters)
-    files = [file for file in sorted(base.rglob("*")) if _is_copied(file, base)]
+    files = [file for file in sorted(walk_files(base)) if _is_copied(file, base)]
     for file in track_progress(files, "merging", len(files)):
         target = out / file.relative_to(base)
         file_deltas = deltas.get(file.parent.name, {}) if file.suffix == ".safetensors" else {}
