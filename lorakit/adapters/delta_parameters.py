@@ -6,7 +6,7 @@ scale is multiplied into a factor, additional rows start fresh beside zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class Misfit:
 
     kind: Literal["method", "rank", "factor"]
     needed: int | str = 0
-    """The rank, the factor, or the adapter type."""
+    """The rank, or the adapter type."""
 
 
 class MisfitError(Exception):
@@ -163,7 +163,7 @@ def _lokr_values(layer: Any, fresh: Values, delta: LokrDelta) -> Values:
     first, second, scale = delta.first.dense(), delta.second, layer.scaling[ADAPTER_NAME]
     small = fresh["lokr_w1"]
     if first.shape != small.shape:
-        raise MisfitError("factor", _lokr_factor(layer, first.shape))
+        raise MisfitError("factor")
     values = {"lokr_w1": _scaled(first, delta.scale / scale)}
     if "lokr_w2" in fresh:
         return values | {"lokr_w2": second.dense().reshape(fresh["lokr_w2"].shape)}
@@ -179,15 +179,17 @@ def _lokr_values(layer: Any, fresh: Values, delta: LokrDelta) -> Values:
     return values | {"lokr_w2_a": up, "lokr_w2_b": down}
 
 
-def _lokr_factor(layer: Any, small: Sequence[int]) -> int | str:
-    """Return the `adapter.factor` for a small factor of this shape; empty if there is none."""
+def lokr_factors(layer: Any, delta: LokrDelta) -> set[str]:
+    """Return the values of `adapter.factor` whose small factor has the shape of the delta's."""
     from peft.tuners.lokr.layer import factorization
 
-    sides = layer.get_base_layer().weight.shape[:2]
-    for factor in (-1, *small):
-        if [factorization(side, factor)[0] for side in sides] == list(small):
-            return "null" if factor == -1 else factor
-    return ""
+    small, sides = tuple(delta.first.shape[:2]), layer.get_base_layer().weight.shape[:2]
+    options = {"null": -1} | {str(side): side for side in small}
+    return {
+        text
+        for text, factor in options.items()
+        if tuple(factorization(side, factor)[0] for side in sides) == small
+    }
 
 
 def _oft_values(fresh: Values, delta: DeltaWeight) -> Values:

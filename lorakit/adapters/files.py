@@ -144,8 +144,7 @@ def resolve_adapter_file(path: str | Path) -> Path:
     file = path / "adapter.safetensors" if path.is_dir() else path
     if not file.is_file():
         remedy = "give the folder of a finished run or an adapter file"
-        what = f"there is no adapter here{it_is(path)}" if path.exists() else "there is no such adapter"
-        raise ConfigError(what, where=str(path), remedy=remedy)
+        raise ConfigError(f"there is no such adapter{it_is(path)}", where=str(path), remedy=remedy)
     return file
 
 

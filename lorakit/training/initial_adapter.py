@@ -15,7 +15,7 @@ from torch import nn
 from lorakit import adapters
 from lorakit.adapters import base_fit, delta_parameters, textual_inversion
 from lorakit.adapters.delta_parameters import Misfit
-from lorakit.adapters.formats import LoadedAdapter
+from lorakit.adapters.formats import LoadedAdapter, LokrDelta
 from lorakit.adapters.formats.read import ADAPTER_FILE_NAMES
 from lorakit.adapters.planning import PlannedAdapters
 from lorakit.adapters.target_patterns import shortest_endings
@@ -183,14 +183,28 @@ def _check_layers(
         message = (
             f"the adapter to start from has type {adapter.method}, this run {recipe.adapter.type}: {names}"
         )
-        remedy = f"set adapter.type={types[0]}" if len(types) == 1 and len(same_kind) == len(layers) else ""
+        remedy = f"set adapter.type={types[0]}" if len(types) == 1 else ""
+        if factor := _common_factor(adapter, planned):
+            remedy += f" and adapter.factor={factor}"
     elif kind == "factor":
-        factors = {one.misfit.needed for one in same_kind}
         message = f"the small factors of the adapter to start from have another size: {names}"
-        remedy = f"set adapter.factor={factors.pop()}" if len(factors) == 1 and "" not in factors else ""
+        factor = _common_factor(adapter, planned)
+        remedy = f"set adapter.factor={factor}" if factor else "use an adapter with the usual factors of LoKr"
     else:
         message, remedy = _rank_problem(recipe, same_kind, planned, names)
     raise ConfigError(message, where=where, remedy=", or ".join(filter(None, (remedy, resize))))
+
+
+def _common_factor(adapter: LoadedAdapter, planned: PlannedAdapters) -> str:
+    """Return the `adapter.factor` of a LoKr adapter; empty for other methods, or if it has several."""
+    layers, common = _adapted_layers(planned.specs), None
+    for name, delta in adapter.deltas.items():
+        if not isinstance(delta, LokrDelta):
+            return ""
+        component, module = layers[name]
+        factors = delta_parameters.lokr_factors(planned.networks[component].get_submodule(module), delta)
+        common = factors if common is None else common & factors
+    return min(common or {""}, key=lambda text: (text != "null", text))
 
 
 def _rank_problem(
