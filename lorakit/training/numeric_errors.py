@@ -33,6 +33,20 @@ def skipped_steps_error(session: Session, num_skipped: int, step: int) -> Numeri
     )
 
 
+def untrained_error(session: Session) -> NumericError:
+    """Return the error for a base model whose predictions are not finite before any training."""
+    recipe, networks = session.recipe, session.pipe.components
+    weight = non_finite.find_damaged_weight(networks)
+    if weight and not _is_float16_overflow(networks, weight):
+        return non_finite.damaged_weight_error(weight)
+    options = precision_remedies(recipe, session.device)
+    return NumericError(
+        f"the base model predicts NaN or infinity in {recipe.train.precision}, before any training",
+        where=weight or "base",
+        remedy=f"set {' or '.join(options)}" if options else non_finite.NEW_DOWNLOAD,
+    )
+
+
 def precision_remedies(recipe: Recipe, device: torch.device) -> list[str]:
     """Return overrides for a wider precision than the recipe's; none if there is no such on the device."""
     supported = devices.supported_precisions(device)

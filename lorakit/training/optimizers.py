@@ -16,6 +16,7 @@ from lorakit.core.errors import DataError
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 _LORA_B = "lora_B.weight"
+_LOGGED_RATES = ("lr", "lr_lora_b", "lr_text_encoder", "lr_text_encoder_lora_b", "lr_embedding")
 
 
 def build_optimizer(
@@ -71,16 +72,16 @@ def groups_by_name(
 ) -> dict[str, dict[str, Any]]:
     """Return the parameter groups to log, by the name of their learning rate: `lr` first.
 
-    `lr_name` maps a parameter to a name such as `lr_text_encoder`; that of a matrix B, where LoRA+ gives it
-    another rate, ends in `_lora_b`. Without parameters of the name `lr`, the first group gets it. Groups with
-    the learning rate of `lr` are left out.
+    `lr_name` maps a parameter to `lr`, `lr_text_encoder` or `lr_embedding`; the rate of the matrices B, where
+    LoRA+ gives them another, ends in `_lora_b`. Without parameters of the name `lr`, the first group gets it.
+    Groups with the learning rate of `lr` are left out.
     """
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in parameters:
         suffix = "_lora_b" if name.endswith(_LORA_B) else ""
         groups.setdefault(lr_name(name) + suffix, group_of[id(parameter)])
-    ordered = sorted(groups, key=lambda name: (name.removesuffix("_lora_b") != "lr", name))
+    ordered = sorted(groups, key=_LOGGED_RATES.index)
     first, *others = ordered
     named = {"lr": groups[first]}
     for name in others:

@@ -35,6 +35,7 @@ from lorakit.models import device as devices
 from lorakit.models import memory
 from lorakit.training import (
     data_record,
+    numeric_errors,
     phases,
     plan_warnings,
     regularization,

@@ -177,3 +177,14 @@ def test_without_a_launcher_the_other_process_ends_by_itself(data, tmp_path, fau
     first, second = (file.with_name(f"output-{rank}").read_text() for rank in range(2))
     assert "another process of this run has ended" in first
     assert cause in second
+
+
+def test_an_overflow_of_one_process_shrinks_the_loss_scale_of_both(data, tmp_path):
+    files = [recipe(tmp_path / name, data, precision="fp16") for name in ("plain", "overflow")]
+    assert _run_both(_train, None, files[0]) == [0, 0]
+    assert _run_both(_train, "overflow", files[1]) == [0, 0]
+    plain, shrunk = (storage.read_jsonl(file.parent / "run/metrics.jsonl") for file in files)
+    assert [row["loss_scale"] for row in shrunk] == [2.0**16] * 5 + [2.0**14] * 7
+    assert [row["loss"] for row in shrunk] == pytest.approx([row["loss"] for row in plain], rel=1e-3)
+    saved = checkpoint.latest_valid_checkpoint(tmp_path / "overflow/run").checkpoint
+    assert saved.state["skipped_steps"] == []
