@@ -61,7 +61,7 @@ COMMANDS = {
         ("recipe", "lorakit.cli.recipe:recipe_group",
          "Print the reference of recipe keys, files and exit codes.", "Information"),
         ("doctor", "lorakit.cli.doctor:doctor_command",
-         "Check the installation and show the devices.", "Information"),
+         "Check the installation, and show what this machine can train.", "Information"),
         ("completion", "lorakit.cli.completion:completion_command",
          "Print the script that completes commands in a shell.", "Information"),
     )

@@ -31,7 +31,9 @@ def split_recipe_words(words: Sequence[str]) -> RecipeWords:
     """Tell the recipe from the overrides, in any order; ConfigError if there is not exactly one recipe."""
     overrides = [word for word in words if is_override(word)]
     names = [word for word in words if not is_override(word)]
-    if any(word.startswith("=") or word.endswith("=") for word in names) or "=" in names:
+    if any(word.startswith("=") for word in names) or (
+        len(names) > 1 and any(word.endswith("=") for word in words)
+    ):
         joined = re.sub(r"\s*=\s*", "=", " ".join(words))
         raise ConfigError("a key and its value are separated", remedy=f"write them as one word: {joined}")
     if not names:

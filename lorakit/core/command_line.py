@@ -108,7 +108,7 @@ class Command(click.Command):
     def __init__(
         self,
         *args: Any,
-        example: str,
+        example: str | Sequence[str],
         answers: bool = True,
         suggest: SuggestOption | None = None,
         **attrs: Any,
@@ -144,8 +144,10 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the example."""
-        with formatter.section("Example"):
-            formatter.write(f"{'':{formatter.current_indent}}{self.example}\n")
+        examples = [self.example] if isinstance(self.example, str) else self.example
+        with formatter.section("Example" if len(examples) == 1 else "Examples"):
+            for example in examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `--quiet` reaches the processes that it starts, too."""

@@ -12,8 +12,8 @@ import click
 import pytest
 
 from lorakit.cli import evaluate, main
-from lorakit.core import command_line, tables
-from lorakit.core.errors import DataError
+from lorakit.core import command_line, storage, tables
+from lorakit.core.errors import ConfigError, DataError
 from tests import commands
 
 
@@ -78,10 +78,12 @@ def test_the_help_of_a_command_starts_with_its_line_in_the_list_and_has_an_examp
     assert group.lazy[last].help.rstrip(".") in text
     command = COMMANDS[name]
     if isinstance(command, command_line.Command):
-        example = command.example
-        assert f"Example:\n  {example}" in out
-        if example.startswith("lorakit "):
-            commands.parse(re.findall(r'"[^"]*"|\S+', example)[1:])
+        examples = [command.example] if isinstance(command.example, str) else command.example
+        assert re.search(rf"Examples?:\n  {re.escape(examples[0])}\n", out)
+        for example in examples:
+            assert f"  {example}\n" in out
+            if example.startswith("lorakit "):
+                commands.parse(re.findall(r'"[^"]*"|\S+', example)[1:])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -96,7 +98,7 @@ def test_help_imports_no_library_but_click():
         "heavy = {'torch', 'numpy', 'PIL', 'pydantic', 'yaml', 'rich', 'subprocess', 'logging', 'pathlib'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "own = [n for n in sys.modules if n.startswith(('lorakit.', 'data_tools'))]\n"
-        "assert len(own) <= 7, own\n"
+        "assert len(own) <= 9, own\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
@@ -144,6 +146,9 @@ def test_a_mistyped_command_or_option_names_the_nearest(capsys, words, meant):
         (["train"], "missing argument 'RECIPE'"),
         (["train", "out=runs/x"], "missing argument 'RECIPE'"),
         (["train", "a.yaml", "b.yaml"], "more than one recipe: a.yaml, b.yaml"),
+        (["train", "sd15", "out", "=", "x"], "a key and its value are separated"),
+        (["train", "sd15", "out=", "x"], "write them as one word: sd15 out=x"),
+        (["--quiet", "train", "sd15"], "options come after the command"),
         (["sample", "tiny-dit"], "missing option '--prompts'"),
         (["sample", "tiny-dit", "--prompts", "p", "--batch-size", "0"], "0 is not a positive number"),
         (["sample", "tiny-dit", "--prompts", "p", "--batch-size", "x"], "'x' is not a valid integer"),
@@ -197,16 +202,120 @@ def test_a_mistyped_recipe_key_names_the_nearest_also_by_the_words_of_other_trai
     assert f"did you mean {meant!r}?" in err
 
 
-def test_a_recipe_key_written_as_an_option_is_explained(capsys):
-    code, _, err = run(capsys, "train", "sd15", "--learning-rate", "1e-4")
-    assert code == 2
-    assert "recipe keys are written as key=value, without dashes: optimizer.lr=..." in err
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--lr", "1e-4"], "optimizer.lr=1e-4"),
+        (["--learning-rate=1e-4"], "optimizer.lr=1e-4"),
+        (["--learningrate", "1e-4"], "optimizer.lr=1e-4"),
+        (["-lr", "1e-4"], "optimizer.lr=1e-4"),
+        (["--steps", "100"], "train.steps=100"),
+        (["--train.steps", "100"], "train.steps=100"),
+        (["--max_train_steps=100"], "train.steps=100"),
+        (["--steps"], "train.steps=..."),
+        (["--output_dir", "my run"], "out='my run'"),
+        (["--network_dim", "8", "out=x"], "adapter.rank=8"),
+        (["--rank", "8"], "adapter.rank=8"),
+        (["--seed", "1"], "train.seed=1"),
+        (["--mixed_precision", "fp16"], "train.precision=fp16"),
+        (["--use_8bit_adam"], "optimizer.name=adamw8bit"),
+        (["--gradient_checkpointing"], "memory.gradient_checkpointing=1"),
+        (["--train_text_encoder"], "adapter.text_encoder=true"),
+        (["--processes", "2"], "--num-processes"),
+        (["--num_processes", "2"], "--num-processes"),
+        (["--pretrained_model_name_or_path", "a/b"], "base=a/b"),
+        (["--resoluton", "512"], "resolution=512"),
+        (["steps", "100"], "train.steps=100"),
+        (["steps:100"], "train.steps=100"),
+        (["lr"], "optimizer.lr=..."),
+    ],
+)
+def test_a_setting_written_in_another_way_is_answered_with_what_to_write(capsys, words, meant):
+    code, out, err = run(capsys, "train", "sd15", *words)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0].endswith(f"; did you mean {meant!r}?")
+    assert len(err.splitlines()) == 2
 
 
-def test_a_mistyped_recipe_names_the_nearest(capsys):
-    code, _, err = run(capsys, "train", "sd155")
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--resume"], "lorakit resume RUN"),
+        (["--resume_from_checkpoint", "latest"], "lorakit resume RUN"),
+        (["--xformers"], "memory-efficient attention is always used"),
+        (["--cache_latents"], "always cached"),
+        (["--enable_bucket"], "sorted into buckets"),
+        (["--v_parameterization"], "reads it from the base model"),
+        (["--save_model_as", "safetensors"], "always .safetensors"),
+        (["--revision", "main"], "base=ID@REVISION"),
+        (["xformers=true"], "memory-efficient attention is always used"),
+    ],
+)
+def test_a_setting_that_lorakit_does_not_need_is_answered_with_the_reason(capsys, words, answer):
+    code, _, err = run(capsys, "train", "sd15", *words)
     assert code == 2
-    assert "did you mean 'sd15'?" in err
+    assert answer in err
+    assert len(err.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "words", [["--epochs", "3"], ["epochs=3"], ["train.epochs=3"], ["--max_train_epochs=3"]]
+)
+def test_epochs_are_answered_with_the_number_of_steps_of_the_dataset(capsys, tmp_path, words):
+    rows = [{"file": "a.png", "repeats": 10}, {"file": "b.png"}, {"file": "c.png", "keep": False}]
+    storage.write_jsonl(tmp_path / "manifest.jsonl", rows)
+    code, _, err = run(capsys, "train", "sd15", f"dataset={tmp_path}", *words)  # batch 2, accumulate 2
+    assert code == 2
+    assert "steps = epochs x images x repeats" in err
+    assert "3 epochs of 11 images are train.steps=9" in err
+    code, _, err = run(capsys, "train", "sd15", "dataset=nowhere", *words)
+    assert "steps = epochs x images x repeats" in err
+    assert "images are" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["evaluate", "run"], "eval"),
+        (["prepare", "photos"], "data prepare"),
+        (["caption", "photos"], "data caption"),
+        (["pick", "run"], "eval pick"),
+        (["generate", "tiny-dit"], "sample"),
+        (["dat", "prepare", "photos"], "data"),
+        (["help", "trian"], "train"),
+        (["sample", "tiny-dit", "--steps", "5"], "--num-inference-steps"),
+        (["sample", "tiny-dit", "--cfg", "5"], "--guidance-scale"),
+        (["sample", "tiny-dit", "--lora", "a"], "--adapter"),
+        (["quickstart", "--output", "a"], "--out"),
+        (["data", "prepare", "photos", "--class_noun", "dog"], "--class-noun"),
+        (["export", "runs/a", "--target", "comfyui"], "--for"),
+        (["export", "runs/a", "--for", "comfy"], "comfyui"),
+        (["export", "runs/a", "--for", "A111"], "a1111"),
+        (["quickstart", "--base", "tiny-unit"], "tiny-unet"),
+        (["data", "export", "photos", "--to", "koya", "--out", "x"], "kohya"),
+        (["data", "bucket", "photos", "--crop", "centre"], "center"),
+    ],
+)
+def test_other_words_for_commands_options_and_values_name_the_nearest(capsys, words, meant):
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert f"did you mean {meant!r}?" in err
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["help"], "lorakit"),
+        (["help", "train"], "lorakit train"),
+        (["help", "data", "scan"], "lorakit data scan"),
+        (["data", "help", "scan"], "lorakit data scan"),
+    ],
+)
+def test_help_may_stand_before_a_command(capsys, words, usage):
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: {usage} ")
 
 
 class Terminal(io.StringIO):
@@ -232,7 +341,9 @@ def test_an_interrupt_is_one_word_and_130(capsys, monkeypatch):
 
     monkeypatch.setattr(command_line.Command, "invoke", interrupt)
     code, _, err = run(capsys, "families")
-    assert (code, err) == (130, "interrupted\n")
+    assert code == 130
+    assert err.startswith("interrupted")
+    assert len(err.splitlines()) == 1
 
 
 def test_a_reader_that_stops_reading_is_no_error():
@@ -257,11 +368,10 @@ def test_options_and_overrides_in_any_order():
         ["train", "r.yaml", "out=X", "train.steps=5", "--num-processes=2"],
     )
     for line in lines:
-        assert commands.parse(line).params == {
-            "recipe": "r.yaml",
-            "overrides": ("out=X", "train.steps=5"),
-            "num_processes": 2,
-        }
+        parsed = commands.parse(line).params
+        assert parsed["recipe"] == "r.yaml"
+        assert parsed["overrides"] == ("out=X", "train.steps=5")
+        assert parsed["num_processes"] == 2
 
 
 def test_an_override_may_come_before_the_recipe(capsys, tmp_path):
@@ -285,7 +395,7 @@ def test_quiet_reaches_the_library_during_the_command_only(monkeypatch, capsys):
 
 @pytest.mark.parametrize("text", ["", "a", "0", "-1", "11", "nan", "0.5,,1"])
 def test_impossible_strengths_are_refused(text):
-    with pytest.raises(command_line.ConfigError, match="strengths"):
+    with pytest.raises(ConfigError, match="strengths"):
         evaluate._parse_strengths(text)
     assert evaluate._parse_strengths("1,0.5,1") == (0.5, 1.0)
 
