@@ -65,6 +65,7 @@ def test_triggers_and_folders_are_those_of_all_concepts():
         ([{"trigger": "sks"}], "dataset.0.folder: this key is required"),
         ([REX, MIA | {"triger": "x"}], "dataset.1.triger: unknown key; did you mean 'trigger'?"),
         ([REX | {"num_repeat": 2}], "dataset.0.num_repeat: unknown key; did you mean 'repeats'?"),
+        ([{"image_dir": "photos"}], "dataset.0.image_dir: unknown key; did you mean 'folder'?"),
         (["photos", "others"], "dataset.1: 'others' is not a mapping of keys to values"),
         (REX, "concepts stand in a list"),
         ([REX | {"repeats": 0}], "dataset.0.repeats: 0 is too small"),
