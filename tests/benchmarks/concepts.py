@@ -3,8 +3,8 @@
 `python -m tests.benchmarks.concepts [--words star moon] [--steps 600]` trains tiny-dit on a folder of each
 concept and one of known scenes, samples new scenes of each, and lets the embedded CLIP choose among all words
 of the kind. Each word must be chosen in at least 80 % of its own images and below 10 % of the other's. About
-six minutes on one core. Measured with 64 images of each word: star 86 % and moon 100 % of their own, none of the
-other's; the base model alone: 22 % and 5 %.
+six minutes on one core. Measured with 64 images of each word: star 86 % and moon 100 % of their own, none of
+the other's; the base model alone: 22 % and 5 %.
 """
 
 from __future__ import annotations
