@@ -33,6 +33,7 @@ EXPORTED_FILE = {
     "num_tensors": "number of tensors",
     "approximated_modules": "modules that became the nearest LoRA",
     "approximation_error": "largest relative error of these",
+    "token_file": "file with the vectors of a new token beside it, or null",
 }
 COUNTS = {
     "folder": "the dataset",
@@ -65,6 +66,7 @@ TRANSFER = {
     "num_shards": "files of the format",
     "resize_errors": "images that could not be resized, with the reason",
     "excluded": "images that were not taken, with the reason",
+    "unread_columns": "columns of a table that look like captions and are not read",
 }
 JSON_ANSWERS: dict[str, dict[str, str]] = {
     "data prepare, scan, merge, caption, bucket, mask, control": COUNTS,
@@ -122,7 +124,11 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
     "doctor": {
         "python, platform, cores, memory_gib": "the machine",
         "packages, optional": "versions; null if missing",
-        "(more)": "devices, embedded base models, cache folder and free space",
+        "devices": "device, name, platform, memory_gib, precisions of each",
+        "failures, unused_gpu, unusable_driver": "what does not work on the first device, and why; null if it does",
+        "training": "teraflops_per_second as measured (null with --quick), and for each published model whether it"
+        " fits, with which quantization, and the seconds for an image",
+        "(more)": "embedded base models, cache folder and free space",
     },
 }
 
