@@ -66,14 +66,15 @@ def run_training(command: list[str], record_end: RecordEndFn | None = None) -> i
         print_line(STARTING)
     child = _Child(command)
     with handle_signals(child.on_signal):
-        code = child.wait()
+        code = child.run()
     if code == 0:
         return 0
     end = _find_end(code, child)
     if end is None:  # it printed its error itself
         return exit_code(code)
     supervision.print_report((record_end or describe_crash)(end))
-    return end.code
+    # A process that was still importing was ended by SIGTERM, whatever this one has received.
+    return 128 + child.received[0] if end.kind == "stopped" and child.received else end.code
 
 
 def exit_code(code: int) -> int:
@@ -117,26 +118,43 @@ class _Child:
     """The training process, or the launcher of several, and the connection to it."""
 
     def __init__(self, command: list[str]) -> None:
-        self.has_launcher = _LAUNCHER in command
-        num_processes = int(command[command.index(_LAUNCHER) + 1]) if self.has_launcher else 1
+        self.command, self.has_launcher = command, _LAUNCHER in command
+        self.reader, self.received = ReportReader(), list[int]()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Run the process to its end, and that of all training processes; return its code."""
+        num_processes = int(self.command[self.command.index(_LAUNCHER) + 1]) if self.has_launcher else 1
         environment = {"OMP_NUM_THREADS": _num_threads(num_processes)} | os.environ
         environment |= {supervision.VARIABLE: "1"}
         environment.setdefault(supervision.STARTED_VARIABLE, repr(_STARTED))
         # In its own group: Ctrl-C reaches the trainers through `on_signal`, and does not end a launcher.
         pipe = subprocess.PIPE
-        self.process = platform.start_in_own_group(
-            command, env=environment, stdin=pipe, stdout=pipe, bufsize=0
+        self.process = process = platform.start_in_own_group(
+            self.command, env=environment, stdin=pipe, stdout=pipe, bufsize=0
         )
-        self.reader, self.received = ReportReader(), list[int]()
-        assert self.process.stdout is not None
-        reports = iter(self.process.stdout.readline, b"")
-        self._thread = threading.Thread(target=self.reader.read, args=(reports,), daemon=True)
-        self._thread.start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        reports = iter(process.stdout.readline, b"")
+        thread = threading.Thread(target=self.reader.read, args=(reports,), daemon=True)
+        thread.start()
+        if self.received:  # before there was a process
+            platform.end_group(process)
+        code = process.wait()
+        process.stdin.close()  # a launcher may be dead, and its processes not: they stop now
+        while thread.is_alive():
+            thread.join(0.2)
+            if not any(map(platform.is_process_alive, self.reader.pids())):
+                thread.join(1.0)
+                break
+        return code
 
     def on_signal(self, number: int, _: FrameType | None) -> None:
         """Forward a signal to the training processes."""
         self.received.append(number)
         pids = self.reader.pids()
+        if self.process is None:
+            return
         if len(self.received) >= MAX_SIGNALS:
             for pid in pids:
                 platform.end_process(pid)
@@ -145,18 +163,6 @@ class _Child:
             platform.forward_signal(self.process, pids, number)
         else:  # still importing: there is nothing to save
             platform.end_group(self.process)
-
-    def wait(self) -> int:
-        """Wait for the end of the child and of all training processes; return the child's code."""
-        code = self.process.wait()
-        if self.process.stdin is not None:  # a launcher may be dead, and its processes not: they stop now
-            self.process.stdin.close()
-        while self._thread.is_alive():
-            self._thread.join(0.2)
-            if not any(map(platform.is_process_alive, self.reader.pids())):
-                self._thread.join(1.0)
-                break
-        return code
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from lorakit.core.errors import ConfigError, DiskError
 
 MIN_FREE_BYTES = 64 << 20  # enough for the checkpoints and exports of a small run
 NAME_LIMIT, PATH_LIMIT = 255, 4000  # bytes of UTF-8
+_INNER_LENGTH = 80  # characters of the longest path that is written below a run's folder
 _FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -46,6 +47,12 @@ def _check_length(whole: Path, where: str) -> None:
     if max(names) > NAME_LIMIT or sum(names) + len(names) > PATH_LIMIT:
         remedy = f"use names of at most {NAME_LIMIT} bytes and paths of at most {PATH_LIMIT}"
         raise ConfigError("the path is too long", where=f"{where[:100]}...", remedy=remedy)
+    limit = platform.max_path_length() - _INNER_LENGTH
+    if len(str(whole)) > limit:
+        remedy = (
+            f"use a path of at most {limit} characters, or turn on long paths (LongPathsEnabled) in Windows"
+        )
+        raise ConfigError("the path is too long for Windows", where=f"{where[:100]}...", remedy=remedy)
 
 
 def _check_writable_and_free(folder: Path, where: str) -> None:

@@ -205,6 +205,20 @@ def sync_files(paths: Sequence[Path]) -> None:
             os.fsync(file.fileno())
 
 
+def max_path_length() -> int:
+    """Return the number of characters that the path of a file may have."""
+    if sys.platform == "win32":
+        import winreg
+
+        with contextlib.suppress(OSError):
+            key = r"SYSTEM\CurrentControlSet\Control\FileSystem"
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as folder:
+                if winreg.QueryValueEx(folder, "LongPathsEnabled")[0]:
+                    return 32_000
+        return 259
+    return 1 << 20  # the limit of bytes comes first
+
+
 def is_writable_folder(folder: Path) -> bool:
     """Return True if files can be made in a folder: permission, and a file system not mounted read-only."""
     if sys.platform == "win32":

@@ -57,7 +57,7 @@ class ReportReader:
 
     reports: list[Report] = field(default_factory=list)
     _parts: dict[int, str] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # a signal handler asks for `pids`, too
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Read lines until the pipe's end; others than reports are dropped."""

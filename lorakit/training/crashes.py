@@ -1,4 +1,4 @@
-"""The end of training processes as their command sees it: the run's status, what is saved, what to do next."""
+"""The end of training processes, for their command: the run's status, what is saved, what to do next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from lorakit.core import launch, storage
-from lorakit.core.errors import OTHER_PROCESS_ENDED, LorakitError
+from lorakit.core.errors import OTHER_PROCESS_ENDED, ConfigError, LorakitError
 from lorakit.core.process_reports import Report
 from lorakit.training import run_records
 from lorakit.training.run_folder import RunFolder
@@ -37,17 +37,14 @@ def record_end(out: Path, end: Report) -> Report:
         _correct_status(run, "interrupted", None)
         return end
     if end.kind != "crash":
-        _correct_status(
-            run, "failed", _last_line(end) if end.kind == "traceback" else end.text.splitlines()[0]
-        )
+        if end.code == ConfigError.exit_code:  # refused before it began: the run is as it was
+            return end
+        lines = end.text.strip().splitlines()
+        _correct_status(run, "failed", lines[-1 if end.kind == "traceback" else 0])
         return end
     error = f"{launch.process_name(end)} was ended by {end.text}"
     _correct_status(run, "interrupted" if end.text in ("SIGKILL", "SIGTERM") else "failed", error)
     return Report("error", end.rank, end.code, text=str(_explain_crash(out, end, error)))
-
-
-def _last_line(end: Report) -> str:
-    return end.text.strip().splitlines()[-1]
 
 
 def _explain_crash(out: Path, crash: Report, error: str) -> LorakitError:

@@ -12,16 +12,17 @@ ROOT = Path(__file__).parents[2]
 PLATFORM = ROOT / "lorakit/core/platform.py"
 FILES = sorted([*ROOT.glob("lorakit/**/*.py"), *ROOT.glob("data_tools/**/*.py")])
 MODULES = {
-    "fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "spwd", "crypt", "select", "selectors", "syslog",
-    "msvcrt", "winreg", "_winapi", "curses", "readline", "posix", "nt",
+    "fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "spwd", "crypt", "select", "selectors",
+    "syslog", "msvcrt", "winreg", "_winapi", "curses", "readline", "posix", "nt",
 }  # fmt: skip
 ATTRIBUTES = {
     "os": {
         "fork", "forkpty", "killpg", "setsid", "setpgid", "getpgid", "getppid", "getuid", "geteuid", "getgid",
         "statvfs", "sync", "set_blocking", "sysconf", "uname", "mkfifo", "mknod", "fchmod", "chown", "lchown",
-        "chroot", "nice", "getloadavg", "sched_getaffinity", "sched_setaffinity", "execv", "execve", "execvp",
-        "posix_fadvise", "posix_fallocate", "sendfile", "openpty", "ttyname", "wait", "waitpid", "WEXITSTATUS",
-        "startfile", "O_NONBLOCK", "O_NOFOLLOW", "O_DIRECTORY", "kill", "link", "memfd_create", "pread", "pwrite",
+        "chroot", "nice", "getloadavg", "sched_getaffinity", "sched_setaffinity", "execv", "execve",
+        "execvp", "posix_fadvise", "posix_fallocate", "sendfile", "openpty", "ttyname", "wait", "waitpid",
+        "WEXITSTATUS", "startfile", "O_NONBLOCK", "O_NOFOLLOW", "O_DIRECTORY", "kill", "link",
+        "memfd_create", "pread", "pwrite",
     },
     "signal": {
         "SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGBREAK", "SIGALRM", "SIGCHLD", "SIGPIPE", "SIGQUIT",
@@ -100,9 +101,9 @@ def test_no_path_of_one_system_is_written_in_code():
         tree = ast.parse(file.read_text(encoding="utf-8"))
         texts = docstrings(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
-                if node.value.startswith(PATHS):
-                    found.append(f"{file.relative_to(ROOT)}:{node.lineno}: {node.value[:40]!r}")
+            value = getattr(node, "value", None) if isinstance(node, ast.Constant) else None
+            if isinstance(value, str) and value.startswith(PATHS) and id(node) not in texts:
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno}: {value[:40]!r}")
     assert found == []
 
 
@@ -115,9 +116,9 @@ def test_every_text_file_is_opened_with_its_encoding():
                 continue
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             keywords = {k.arg for k in node.keywords}
-            if name in ("read_text", "write_text") and "encoding" not in keywords and not _is_storage(node):
-                if name == "write_text" or not node.args:
-                    found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+            is_text = name == "write_text" or (name == "read_text" and not node.args)
+            if is_text and "encoding" not in keywords and not _is_storage(node):
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
             if name == "open" and isinstance(node.func, ast.Name) and "encoding" not in keywords:
                 mode = next((k.value for k in node.keywords if k.arg == "mode"), None)
                 mode = node.args[1] if len(node.args) > 1 else mode
@@ -128,4 +129,4 @@ def test_every_text_file_is_opened_with_its_encoding():
 
 def _is_storage(call: ast.Call) -> bool:
     """True for `storage.write_text`, which always writes UTF-8."""
-    return isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "storage"
+    return isinstance(call.func, ast.Name) or getattr(call.func.value, "id", "") == "storage"

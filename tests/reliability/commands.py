@@ -149,7 +149,6 @@ def kill(part: str, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         "command": lambda: process.pid,
         "launcher": lambda: launcher(process.pid).pid,
         "trainer": lambda: trainers(process.pid)[-1].pid,
-        "everything": lambda: process.pid,
     }[part]()
     os.kill(target, signal.SIGKILL)
     return every

@@ -20,9 +20,10 @@ class Finder(importlib.abc.MetaPathFinder):
         spec = importlib.util.find_spec(name)
         plain = spec.loader.exec_module
         def exec_module(module):
-            exec(os.environ.get("LORAKIT_TEST_BEFORE", ""), {"module": module})
+            # compiled: Python ends by SIGINT when that passes through an exec of text
+            exec(compile(os.environ["LORAKIT_TEST_BEFORE"], "before", "exec"), {"module": module})
             plain(module)
-            exec(os.environ["LORAKIT_TEST_FAULT"], {"module": module})
+            exec(compile(os.environ["LORAKIT_TEST_FAULT"], "fault", "exec"), {"module": module})
         spec.loader.exec_module = exec_module
         return spec
 

@@ -51,7 +51,8 @@ def test_a_killed_trainer_is_named_with_what_is_saved_and_the_next_command(
     name, code, status, tmp_path, capfd
 ):
     run = run_folder(tmp_path / "my run", [4, 8])
-    script = f"import os, resource, signal; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), signal.{name})"
+    script = "import os, resource, signal; resource.setrlimit(resource.RLIMIT_CORE, (0, 0));"
+    script += f"os.kill(os.getpid(), signal.{name})"
     command = [sys.executable, "-c", script]
     assert launch.run_training(command, lambda crash: crashes.record_end(run, crash)) == code
     last = capfd.readouterr().err.strip().splitlines()[-3:]
@@ -144,9 +145,9 @@ def test_a_signal_before_the_trainer_starts_ends_the_command_with_one_line(name,
 @pytest.mark.parametrize(
     ("ranks", "statement", "code", "last"),
     [
-        ("1", "from lorakit.core.errors import NumericError; raise NumericError('a fault of one')", 6, "a fault of one"),
+        ("1", "from lorakit.core.errors import NumericError; raise NumericError('a fault')", 6, "a fault"),
         ("0", "raise ZeroDivisionError('a bug of one')", 1, "ZeroDivisionError: a bug of one"),
-        ("01", "from lorakit.core.errors import DataError; raise DataError('a fault of both')", 3, "a fault of both"),
+        ("01", "from lorakit.core.errors import DataError; raise DataError('of both')", 3, "of both"),
     ],
     ids=["second", "first", "both"],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The whole path, from images to an export, in one process: `python -m tests.reliability.without_posix FOLDER`.
+"""The whole path, from images to an export: `python -m tests.reliability.without_posix FOLDER`.
 
 `test_without_posix` runs it where what only POSIX has is hidden.
 """

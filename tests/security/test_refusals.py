@@ -15,7 +15,7 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.models import base_model
 from lorakit.models.families import pipeline_folder as folders
-from lorakit.training import run_changes, run_plan
+from lorakit.training import run_changes, run_folder, run_plan
 from lorakit.training.run_folder import RunFolder
 from tests import runs, tiny
 
@@ -220,7 +220,8 @@ with RunFolder(Path(sys.argv[1])).lock():
 """
 
 
-def test_a_second_process_is_refused_and_the_lock_of_a_dead_one_is_taken_over(data, tmp_path):
+def test_a_second_process_is_refused_and_the_lock_of_a_dead_one_is_taken_over(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_WAIT", 0.5)
     run = tmp_path / "run"
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, run)
     first = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE)

@@ -12,6 +12,7 @@ import yaml
 from lorakit.config import recipe as recipes
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.training import run_folder
 from lorakit.training.run_changes import start_or_resume
 from lorakit.training.run_folder import RunFolder
 
@@ -37,7 +38,8 @@ def test_the_stored_recipe_has_absolute_paths_and_loads(recipe, tmp_path, monkey
     assert "!!" not in yaml.safe_dump(stored.dump())
 
 
-def test_a_second_process_is_refused(recipe):
+def test_a_second_process_is_refused(recipe, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_WAIT", 0.1)
     with RunFolder(recipe.out).lock(), pytest.raises(ConfigError, match="another process"):  # noqa: SIM117
         with RunFolder(recipe.out).lock():
             pass
@@ -51,6 +53,18 @@ def test_metrics_after_the_last_checkpoint_are_dropped_on_resume(recipe):
         file.write(b'{"step": 6, "lo')
     run.rewind_metrics(3)
     assert [row["step"] for row in storage.read_jsonl(run.metrics_file)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("phase", ["text", "latents", "masks"])
+def test_a_phase_without_work_is_not_in_the_heartbeat(phase, recipe):
+    run = RunFolder(recipe.out)
+    start_or_resume(run, recipe, INPUTS)
+    run.heartbeat(phase, 0, 0, 0.0)
+    assert not (run.path / "heartbeat.json").exists()
+    run.heartbeat("train", 7, 10, 0.0)
+    run.heartbeat("train", 8, 10, 0.0, at_once=True)
+    run.heartbeat(phase, 0, 0, 0.0)
+    assert storage.read_json(run.path / "heartbeat.json")["step"] == 8
 
 
 def test_the_heartbeat_has_the_phase_and_the_progress(recipe):

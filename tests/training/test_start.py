@@ -145,14 +145,15 @@ def test_the_report_of_a_training_process_decides_and_is_printed_once(capfd):
     code = (
         "from lorakit.core import supervision, errors; import os, sys\n"
         "supervision.connect()\n"
-        "for rank, error in (('0', errors.ProcessEndedError('a consequence')), ('1', errors.NumericError('x' * 999))):\n"
+        "first = errors.ProcessEndedError(where='step 3')\n"
+        "for rank, error in (('0', first), ('1', errors.NumericError('x' * 999))):\n"
         "    os.environ['RANK'] = rank; supervision.report_end(error)\n"
         "print('printed by a library'); sys.exit(1)"
     )
     assert launch.run_training(child(code)) == 6
     printed = capfd.readouterr().err
     assert printed.strip().endswith(f"error: {'x' * 999}")
-    assert "a consequence" not in printed
+    assert "another process" not in printed
     assert "printed by a library" in printed
 
 
@@ -181,8 +182,9 @@ def test_a_signal_is_forwarded_to_a_trainer_that_has_started():
     trainer = (
         "import signal, sys, time\nfrom lorakit.core import launch\n"
         "from lorakit.core import errors, supervision\nsupervision.start()\n"
-        "def stop(number, frame):\n    sys.exit(supervision.report_end(errors.Interrupted('x', signal_number=2)))\n"
-        "signal.signal(signal.SIGINT, stop)\ntime.sleep(60)\n"
+        "stop = errors.Interrupted('x', signal_number=2)\n"
+        "def end(number, frame):\n    sys.exit(supervision.report_end(stop))\n"
+        "signal.signal(signal.SIGINT, end)\ntime.sleep(60)\n"
     )
     code = (
         "import os, signal, sys, threading\nfrom lorakit.core import launch\n"
