@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.core import storage
-from lorakit.training import trackers
+from lorakit.training.trackers import process
 from tests import runs
 from tests.network import servers
 
@@ -77,7 +77,7 @@ def test_a_fresh_process_trains_without_a_socket_though_its_tracker_hangs(tmp_pa
     assert read_result(result) == (0, [])
     assert "wandb: not finished within 10 s" in done.stderr
     assert (tmp_path / "run/samples/step-00000002/samples.json").exists()
-    assert result.stat().st_mtime - adapter.stat().st_mtime < trackers.CLOSE_TIMEOUT + 20
+    assert result.stat().st_mtime - adapter.stat().st_mtime < process.CLOSE_TIMEOUT + 20
     assert ended - result.stat().st_mtime < 20
 
 

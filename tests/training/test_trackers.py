@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from lorakit.config.monitoring import TrackerConfig
 from lorakit.core import storage
 from lorakit.training import trackers
+from lorakit.training.trackers import process
 from tests import runs
 from tests.network import servers
+from tests.training.tracker_runs import WrittenRun
 
 STEPS = ("train.steps=3", "train.save_every=3")
 
@@ -37,7 +39,7 @@ def recipe_file(data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 3.0)
+    monkeypatch.setattr(process, "CLOSE_TIMEOUT", 3.0)
 
 
 def online(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
@@ -60,7 +62,7 @@ def assert_equal_and_complete(run: Path, plain: bytes) -> None:
 
 
 def test_wandb_offline_receives_a_runs_metrics(recipe_file, plain, monkeypatch):
-    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)
+    monkeypatch.setattr(process, "CLOSE_TIMEOUT", 120.0)
     run = runs.train(recipe_file, *STEPS)
     records = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(records) == 1
@@ -80,95 +82,112 @@ def test_a_failing_tracker_server_does_not_change_training(
 
 
 MISSING = "raise ModuleNotFoundError(\"No module named 'wandb'\")"
-FAILING = """
-class Settings:
-    def __init__(self, **_): pass
-class Image(Settings):
-    def __init__(self, *_, **__): pass
+FAKE = """
+from types import SimpleNamespace
+config = SimpleNamespace(update=lambda values, **_: None)
+def setup(): return SimpleNamespace(settings=SimpleNamespace(project=None))
+def Settings(**_): pass
+def Image(*_, **__): return "image"
+def log(values, step, commit): {log}
+def finish(**_): {finish}
 def init(**_):
-    return Run()
-class Run:
-    def log(self, values, step): {log}
-    def finish(self): {finish}
+    return SimpleNamespace(offline=False, disabled=False, starting_step=0, url="https://wandb.test/run",
+                           define_metric=lambda *_, **__: None, log=log, finish=finish)
 """
+
+
+def written_run(folder: Path) -> WrittenRun:
+    run = WrittenRun(folder / "dog")
+    run.train(0, 12)
+    storage.write_json(run.path / "run.json", {**storage.read_json(run.path / "run.json"), "step": 12})
+    return run
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         (MISSING, "could not start (No module named 'wandb')"),
-        (FAILING.format(log="raise ConnectionError('down')", finish="pass"), "could not log (down)"),
-        (FAILING.format(log="pass", finish="raise ConnectionError('down')"), "could not finish (down)"),
+        (FAKE.format(log="raise ConnectionError('down')", finish="pass"), "could not log (down)"),
+        (FAKE.format(log="pass", finish="raise ConnectionError('down')"), "could not finish (down)"),
     ],
 )
-def test_a_library_that_is_missing_or_fails_is_reported_once(
+def test_a_library_that_fails_is_reported_once(
     source, words, recipe_file, plain, tmp_path, monkeypatch, capfd
 ):
     library(monkeypatch, tmp_path / "lib", "wandb", source)
-    assert_equal_and_complete(runs.train(recipe_file, *STEPS), plain)
+    monkeypatch.setattr(process, "CLOSE_TIMEOUT", 120.0)
+    run = runs.train(recipe_file, *STEPS)
+    assert_equal_and_complete(run, plain)
     errors = capfd.readouterr().err
     assert words in errors
     assert errors.count("metrics.jsonl has everything") == 1
+    assert words in (run / "log.txt").read_text()
 
 
-def test_a_missing_tensorboard_is_reported(data, plain, tmp_path, monkeypatch, capfd):
+def test_a_tensorboard_that_is_broken_is_reported(data, plain, tmp_path, monkeypatch, capfd):
     library(monkeypatch, tmp_path / "lib", "tensorboard", "raise ModuleNotFoundError('no tensorboard')")
-    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)  # torch is imported first
+    monkeypatch.setattr(process, "CLOSE_TIMEOUT", 120.0)
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, tmp_path / "run", tracker="tensorboard")
     assert_equal_and_complete(runs.train(file, *STEPS), plain)
     assert "tensorboard: could not start" in capfd.readouterr().err
 
 
-def test_the_queue_is_bounded_and_never_waited_for(tmp_path, monkeypatch, capfd):
-    library(monkeypatch, tmp_path, "wandb", "import time\ntime.sleep(1000)")
-    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 0.5)
-    tracker = trackers.TrackerProcess("wandb", tmp_path, {})
+def test_a_tracker_that_hangs_is_never_waited_for_and_the_wait_at_the_end_is_bounded(
+    tmp_path, monkeypatch, capfd
+):
+    library(monkeypatch, tmp_path / "lib", "wandb", "import time\ntime.sleep(1000)")
+    monkeypatch.setattr(process, "CLOSE_TIMEOUT", 0.5)
+    lines: list[str] = []
+    tracker = trackers.TrackerProcess(TrackerConfig(name="wandb"), written_run(tmp_path).path, lines.append)
     start = time.monotonic()
     for step in range(20_000):
-        tracker.log_metrics({"loss": 1.0, "grad_norm": 1.0, "lr": 1e-4, "step_seconds": 0.1}, step)
+        tracker.report(step)
     assert time.monotonic() - start < 2
-    assert 0 < len(tracker._buffer) <= trackers.MAX_QUEUE_BYTES
-    assert tracker._dropped > 5000
     start = time.monotonic()
     assert tracker.close() is False
     assert time.monotonic() - start < 5
-    assert capfd.readouterr().err.count("metrics.jsonl has everything") == 1
+    assert len(lines) == 1
+    assert "not finished within 0.5 s" in lines[0]
+    assert "the same command again sends the rest" in lines[0]
 
 
-def test_dropped_messages_are_counted_once_at_the_end(tmp_path, monkeypatch, capfd):
-    late = "import time\ntime.sleep(1)\n" + FAILING.format(log="pass", finish="pass")
-    library(monkeypatch, tmp_path, "wandb", late)
-    monkeypatch.setattr(trackers, "MAX_QUEUE_BYTES", 200)  # bytes, beside the 64 KiB of a pipe
-    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)
-    tracker = trackers.TrackerProcess("wandb", tmp_path, {})
-    for step in range(5000):
-        tracker.log_metrics({"loss": 1.0}, step)
-    dropped = tracker._dropped
-    assert dropped > 0
-    assert tracker.close() is False
-    assert f"too slow, and {dropped} messages were dropped" in capfd.readouterr().err
+def test_a_slow_tracker_receives_every_step_in_order_and_the_address_is_logged(tmp_path, monkeypatch):
+    received = tmp_path / "received.jsonl"
+    log = f"print(__import__('json').dumps([step, values]), file=open({str(received)!r}, 'a'))"
+    slow = "import time\ntime.sleep(0.5)\n" + FAKE.format(log=log, finish="pass")
+    library(monkeypatch, tmp_path / "lib", "wandb", slow)
+    monkeypatch.setattr(process, "CLOSE_TIMEOUT", 120.0)
+    run, lines = written_run(tmp_path), list[str]()
+    with trackers.TrackerProcess(TrackerConfig(name="wandb"), run.path, lines.append) as tracker:
+        for step in range(13):
+            tracker.report(step)
+    rows = [json.loads(line) for line in received.read_text().splitlines()]
+    assert [row[0] for row in rows] == list(range(1, 13))
+    assert rows[7][1] == {
+        "step": 8, "loss": 0.8, "lr": 1e-4, "validation_loss": 0.08, "samples": ["image", "image"],
+    }  # fmt: skip
+    assert lines == ["wandb: https://wandb.test/run"]
 
 
-def test_metrics_and_images_arrive_in_order(tmp_path, monkeypatch):
-    log = tmp_path / "log.jsonl"
-    record = f"print(__import__('json').dumps([step, sorted(values)]), file=open({str(log)!r}, 'a'))"
-    library(monkeypatch, tmp_path, "wandb", FAILING.format(log=record, finish="pass"))
-    image = tmp_path / "a.png"
-    Image.new("RGB", (4, 4)).save(image)
-    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)
-    tracker = trackers.TrackerProcess("wandb", tmp_path, {"note": "x" * 200_000})  # more than a pipe holds
-    for step in range(1, 2000):
-        tracker.log_metrics({"loss": 1.0}, step)
-    tracker.log_images("samples", [image], 2000)
-    assert tracker.close() is True
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [row[0] for row in rows] == list(range(1, 2001))
-    assert rows[-1] == [2000, ["samples"]]
+def test_a_finished_run_sends_later_what_its_tracker_did_not_receive(tmp_path, monkeypatch):
+    received = tmp_path / "received.txt"
+    fake = FAKE.format(log=f"print(step, file=open({str(received)!r}, 'a'))", finish="pass")
+    library(monkeypatch, tmp_path / "lib", "wandb", fake)
+    run, config, lines = written_run(tmp_path), TrackerConfig(name="wandb"), list[str]()
+    trackers.send_rest(config, run.path, lines.append)
+    assert received.read_text().split() == [str(step) for step in range(1, 13)]
+    trackers.send_rest(config, run.path, lines.append)
+    assert received.read_text().split()[-1] == "12"
+    assert len(received.read_text().split()) == 12
+    assert lines == [
+        "wandb: sending what it has not received of this run",
+        "wandb: https://wandb.test/run",
+    ]
 
 
 def test_without_a_tracker_no_process_starts(tmp_path):
-    tracker = trackers.TrackerProcess("none", tmp_path, {})
-    tracker.log_metrics({"loss": 1.0}, 1)
-    tracker.log_images("samples", [], 1)
+    tracker = trackers.TrackerProcess(TrackerConfig(name="none"), tmp_path, print)
+    tracker.report(1)
     assert tracker.close() is True
     assert tracker._child is None
+    assert list(tmp_path.iterdir()) == []
