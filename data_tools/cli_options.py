@@ -62,9 +62,10 @@ caption_options = add_options(
     option("--caption-template", metavar="TEXT", section=_CAPTIONS,
            help='Caption of images that have none; by default "a photo of {trigger} {class_noun}".'),
     option("--caption-from-folder", is_flag=True, section=_CAPTIONS,
-           help="Use the name of an image's folder as its caption."),
+           help="Use the name of an image's folder as its caption, before the template."),
     option("--overwrite-captions", is_flag=True, section=_CAPTIONS,
-           help="Replace existing captions in the manifest; caption files are not changed."),
+           help="Replace existing captions in the manifest by the template, or by the folder's name with "
+           "--caption-from-folder; caption files are not changed."),
     option("--allow-missing-captions", is_flag=True, section=_CAPTIONS,
            help="Accept images without a caption."),
     option("--caption-encoding", default="utf-8", metavar="NAME", section=_CAPTIONS,
@@ -77,8 +78,8 @@ _EDITS = "Caption edits"
 caption_edit_options = add_options(
     option("--caption-edit", "caption_edits", multiple=True, metavar="EDIT", section=_EDITS,
            help="Edit captions; repeat for several edits, applied in order: strip-preamble (remove "
-           "\"the image shows\"), trigger=sks, prefix=TEXT, suffix=TEXT, replace=/A/B/, alias=a:b, "
-           "drop=a,b (remove tags), dedupe (remove repeated tags), shuffle=N (shuffle the tags after the "
+           "\"the image shows\"), trigger=sks (in front), fill-trigger=sks (for [trigger]), prefix=TEXT, "
+           "suffix=TEXT, replace=/A/B/, alias=a:b, drop=a,b (remove tags), dedupe (remove repeated tags), shuffle=N (shuffle the tags after the "
            "first N), max-sentences=N, max-words=N. `none` restores the original captions."),
     option("--base", metavar="BASE", section=_EDITS,
            help="Warn about captions that are too long for this base model's text encoders."),

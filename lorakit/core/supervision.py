@@ -23,6 +23,7 @@ from types import FrameType
 from lorakit.core import command_line, platform, process_reports
 from lorakit.core.errors import Interrupted, LorakitError, ProcessEndedError
 from lorakit.core.process_reports import Report
+from lorakit.core.secret_text import mask_secrets
 
 VARIABLE = "LORAKIT_SUPERVISED"
 STARTED_VARIABLE = "LORAKIT_STARTED"  # the time.monotonic() at which the command started
@@ -146,7 +147,8 @@ def describe_end(error: BaseException, number: int = 0) -> Report:
         return Report(kind, number, error.exit_code, text=str(error))
     import traceback
 
-    return Report("traceback", number, 1, text="".join(traceback.format_exception(error)).rstrip())
+    text = mask_secrets("".join(traceback.format_exception(error)).rstrip())
+    return Report("traceback", number, 1, text=text)
 
 
 def print_report(report: Report) -> None:
