@@ -80,8 +80,8 @@ caption_edit_options = add_options(
            help="Edit captions; repeat for several edits, applied in order: strip-preamble (remove "
            "\"the image shows\"), trigger=sks (in front), fill-trigger=sks (for [trigger]), prefix=TEXT, "
            "suffix=TEXT, replace=/A/B/, alias=a:b, drop=a,b (remove tags), dedupe (remove repeated tags), "
-           "shuffle=N (shuffle the tags after the first N), max-sentences=N, max-words=N. `none` restores the "
-           "original captions."),
+           "shuffle=N (shuffle the tags after the first N), max-sentences=N, max-words=N. `none` restores "
+           "the original captions."),
     option("--base", metavar="BASE", section=_EDITS,
            help="Warn about captions that are too long for this base model's text encoders."),
 )  # fmt: skip
