@@ -98,7 +98,9 @@ def read_kohya_captions(listing: Listing, encoding: str = "utf-8") -> dict[str, 
     first: dict[str, str] = {}
     for name in listing.kohya_metadata:
         where = str(listing.root / name)
-        text = decode_text(decode.read_file(resolve_inside(listing.root, name)), where, encoding)
+        text = decode_text(
+            decode.read_file(resolve_inside(listing.root, name), MAX_METADATA_BYTES), where, encoding
+        )
         entries = parse_json(text, where, remedy=_KOHYA_REMEDY)
         if not isinstance(entries, dict) or not all(isinstance(value, dict) for value in entries.values()):
             raise DataError("not the JSON of kohya's scripts", where=where, remedy=_KOHYA_REMEDY)

@@ -38,10 +38,7 @@ def read_sidecars(listing: Listing, file: str, extension: str | None, encoding: 
     collected = ImageCaptions()
     for name in _sidecars(listing, file, extension):
         path = resolve_inside(listing.root, name)
-        data = decode.read_file(path)
-        if len(data) > MAX_BYTES:
-            message = f"a caption file of {len(data)} bytes (limit {MAX_BYTES})"
-            raise DataError(message, where=str(path), remedy="replace it by a caption file, or move it away")
+        data = decode.read_file(path, MAX_BYTES)
         text = decode_text(data, str(path), encoding)
         texts = _read_json(text, str(path), collected) if name.endswith(".json") else [text]
         for raw in texts:

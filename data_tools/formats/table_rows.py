@@ -23,6 +23,7 @@ MAX_RATIO, RATIO_FREE_BYTES = 200, 64 << 20  # a file may become 200 times as la
 MAX_ROW_BYTES = 192 << 20  # of one row as Python values
 _STEP_BYTES, _STEP_ROWS = 32 << 20, 1000  # of the rows that are converted at once
 _VALUE_BYTES = 64  # of a small Python value
+_ROW_BYTES = 512  # added to the size of each row: a file of 8 KB could have 500,000 tiny images
 _DAMAGE_REMEDY = "download it again"
 
 
@@ -43,7 +44,7 @@ def iter_rows(file: Path, check_names: Callable[[list[str], str], None]) -> Iter
             if num_rows > MAX_ROWS:
                 raise ValueError(f"it has more than {MAX_ROWS} rows")
             for rows, size in _steps(batch):
-                num_bytes += size
+                num_bytes += size + _ROW_BYTES * rows.num_rows
                 if num_bytes > allowed:
                     raise ValueError(f"its rows have more than {MAX_RATIO} times the size of the file")
                 yield from rows.to_pylist()

@@ -63,7 +63,10 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """
     try:
         with open_regular(path) as file:
-            data = file.read(limit + 1)
+            size = min(limit, os.fstat(file.fileno()).st_size)
+            data = file.read(size + 1)  # not `limit`: so many bytes would be allocated
+            if len(data) > size:  # it grows, or is a file without a size in /proc
+                data += file.read(limit + 1 - len(data))
     except NotAFileError as error:
         raise DataError(f"{error.strerror}, not a file", where=str(path)) from error
     if len(data) > limit:

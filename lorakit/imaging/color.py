@@ -23,6 +23,7 @@ PARSE_ERRORS = (
     EOFError,
     OverflowError,
     struct.error,
+    RuntimeError,  # of the AVIF decoder
 )
 
 

@@ -250,17 +250,17 @@ def _check_unchanged(
         )
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
+def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Read a regular file; ImageError for a FIFO, socket or device, without blocking on it."""
     where = str(path)
     try:
         with input_files.open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
-            if size > MAX_FILE_BYTES:
-                message = f"{size} bytes, the limit is {MAX_FILE_BYTES}"
+            if size > max_bytes:
+                message = f"{size} bytes, the limit is {max_bytes}"
                 raise ImageError("file_too_large", message, where=where, remedy="save it as a smaller file")
             file.seek(0)
-            return file.read(MAX_FILE_BYTES + 1)
+            return file.read(size)
     except FileNotFoundError as error:
         remedy = "restore it, or run `lorakit data prepare` again"
         raise ImageError("missing", "the file does not exist", where=where, remedy=remedy) from error

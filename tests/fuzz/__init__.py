@@ -1,0 +1,1 @@
+"""Mutated inputs of every format: `python -m tests.fuzz`."""
