@@ -51,7 +51,8 @@ class Adapter(LoadedAdapter):
         `format` is the layout: "diffusers" (dotted keys, read by diffusers, peft and ComfyUI), "kohya"
         (`lora_unet_` keys with alphas) or "native" (names of the published network). `base`, the base model's
         folder, is needed for DoRA and OFT. A method that the layout cannot store becomes the nearest LoRA;
-        the result has the error. The vectors of a new token are not written: `export` does that.
+        the result has the error. The vectors of a new token get a file of their own beside it, which is named
+        after the token; the result has its path.
         Raises ConfigError for an unknown format, an uncertain family, a missing base model, and a file that
         lorakit did not write.
         """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,7 @@ def read_for_base(source: Path, family: Family, networks: Mapping[str, nn.Module
     `read_adapter_file` raises.
     """
     adapter = read_adapter_file(source, allow_embedding_only=True)
-    named = (adapter.lorakit_metadata.get("family"), *detect_family.family_from_metadata(adapter.metadata))
-    names = [name for name in named if name]
+    names = named_families(adapter)
     if not names and len(adapter.possible_families) != 1:  # native names depend on the family
         hints = [name for name in adapter.possible_families if _is_related(name, family.name)]
         hint = family.name if family.name in (*hints, *NATIVE_NAMES) or not hints else hints[0]
@@ -47,8 +46,7 @@ def read_for_base(source: Path, family: Family, networks: Mapping[str, nn.Module
             adapter = read_adapter_file(source, hint, allow_embedding_only=True)
     candidates = names or list(adapter.possible_families)
     is_same_family = not candidates or any(_is_related(name, family.name) for name in candidates)
-    if names and not is_same_family:
-        raise _family_error(candidates, family, source)
+    require_related(adapter, family, source)
     adapter = assign_expert(adapter, networks)
     try:
         require_fit(adapter.deltas, networks, str(source))
@@ -57,6 +55,19 @@ def read_for_base(source: Path, family: Family, networks: Mapping[str, nn.Module
             raise
         raise _family_error(candidates, family, source) from None
     return adapter
+
+
+def named_families(adapter: LoadedAdapter) -> list[str]:
+    """Return the family that the metadata of a file names, if any."""
+    named = (adapter.lorakit_metadata.get("family"), *detect_family.family_from_metadata(adapter.metadata))
+    return [name for name in named if name]
+
+
+def require_related(adapter: LoadedAdapter, family: Family, source: Path) -> None:
+    """Raise ConfigError if the metadata of an adapter names another family than that of a base model."""
+    names = named_families(adapter)
+    if names and not any(_is_related(name, family.name) for name in names):
+        raise _family_error(names, family, source)
 
 
 def _is_related(name: str, other: str) -> bool:
@@ -73,12 +84,12 @@ def _family_error(candidates: Iterable[str], family: Family, source: Path) -> Co
     )
 
 
-def assign_expert(adapter: LoadedAdapter, networks: Mapping[str, nn.Module]) -> LoadedAdapter:
+def assign_expert(adapter: LoadedAdapter, components: Collection[str]) -> LoadedAdapter:
     """Return an adapter of the low-noise expert with the component's name, which other programs leave out.
 
     The expert is the one that the metadata of lorakit's exports names, or the name of the file.
     """
-    if LOW_NOISE not in networks or adapter.component_deltas(LOW_NOISE):
+    if LOW_NOISE not in components or adapter.component_deltas(LOW_NOISE):
         return adapter
     name = adapter.path.stem.lower() if adapter.path else ""
     expert = adapter.lorakit_metadata.get("expert")

@@ -57,6 +57,7 @@ _rank_options = add_options(
     option("--max-rank", type=POSITIVE, metavar="N",
            help="Largest rank of the LoRA that other methods become for a program that loads only LoRA; by "
            "default 128."),
+    option("--allow-untrained", is_flag=True, help="Export an adapter without effect too."),
     option("--include-names", is_flag=True,
            help="Write the names of the adapter file and the base model into the metadata."),
     example="lorakit export runs/dog --for comfyui",
@@ -149,7 +150,6 @@ def convert_command(file: Path, out: Path, layout: str, base: Path | None, famil
     adapter = read_adapter_file(file, family)
     written = save_adapter(adapter, out, layout, base=base)
     print_answer(written.to_json(), written.summary())
-    _warn_about_token(adapter)
 
 
 @command(
@@ -246,6 +246,8 @@ def merge_command(base: Path, files: tuple[str, ...], out: Path, family: str | N
     from lorakit.adapters.tools.merge import merge_into_base
 
     inputs = [_read_weighted_adapter(text, family, allow_embedding_only=True) for text in files]
+    for weighted in inputs:
+        _print_base_notes(weighted.adapter, base)
     num_weights = merge_into_base(base, inputs, out)
     tokens = [weighted.adapter.token for weighted in inputs if weighted.adapter.token]
     added = "".join(f", token {token} added" for token in tokens)
@@ -266,6 +268,16 @@ def _read_weighted_adapter(text: str, family: str | None, **options: bool) -> We
         with suppress(ValueError):  # not a number: part of the path
             path, strength = Path(head), float(tail)
     return WeightedAdapter(read_adapter_file(path, family, **options), strength)
+
+
+def _print_base_notes(adapter: LoadedAdapter, base: Path) -> None:
+    """Say how the base model differs from the one that an adapter was trained on."""
+    from lorakit.adapters import base_fit
+    from lorakit.core.progress import print_line
+
+    if base.is_dir():
+        for note in base_fit.base_notes(adapter.lorakit_metadata, adapter.metadata, base):
+            print_line(f"{adapter.path}: {note}")
 
 
 def _base_weights(base: Path | None) -> BaseWeights | None:

@@ -125,9 +125,9 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "python, platform, cores, memory_gib": "the machine",
         "packages, optional": "versions; null if missing",
         "devices": "device, name, platform, memory_gib, precisions of each",
-        "failures, unused_gpu, unusable_driver": "what does not work on the first device, and why; null if it does",
-        "training": "teraflops_per_second as measured (null with --quick), and for each published model whether it"
-        " fits, with which quantization, and the seconds for an image",
+        "failures, unused_gpu, unusable_driver": "what does not work, and why; null if it does",
+        "training": "teraflops_per_second as measured (null with --quick); for each published model: fits,"
+        " quantize, denoiser_gib, shortage, step_seconds, practical",
         "(more)": "embedded base models, cache folder and free space",
     },
 }

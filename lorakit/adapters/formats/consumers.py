@@ -188,7 +188,7 @@ def check_consumer(family: str, consumer: str) -> None:
 
 def unsupported_error(family: str, consumer: str, modules: Iterable[str], where: str) -> ConfigError:
     """Return the error for a consumer that cannot read an adapter, or would ignore some of its modules."""
-    rules = loader_rules(family)
+    rules, modules = loader_rules(family), list(modules)
     if consumer not in rules:
         return ConfigError(
             f"no layout of {family} adapters is known to load in {consumer}",
@@ -197,9 +197,14 @@ def unsupported_error(family: str, consumer: str, modules: Iterable[str], where:
         )
     ignored = unsupported_modules(family, consumer, modules)
     module_names = [name.split(".", 1)[1] for name in ignored[:5]]
+    others = supporting_consumers(family, modules)
+    remedy = "train the default targets (attention)" + (
+        f", or export for {' or '.join(others)}" if others else ""
+    )
+    if consumer == "a1111" and "comfyui" in others:
+        remedy += "; Forge, unlike A1111, reads the file for comfyui"
     return ConfigError(
         f"{consumer} would ignore {len(ignored)} modules, first {', '.join(module_names)}",
         where=where,
-        remedy="train the default targets (attention), or export for diffusers"
-        + ("; Forge, unlike A1111, reads the file for comfyui" if consumer == "a1111" else ""),
+        remedy=remedy,
     )

@@ -98,6 +98,8 @@ def export_loaded_adapter(
             suffix = "-".join(filter(None, (expert.suffix, plan.suffix)))
             parts.append((expert.adapter, replace(plan, suffix=suffix), base_weights))
     _check_one_target(out, [plan for _, plan, _ in parts], adapter)
+    if adapter.embeddings:
+        _check_token_file(adapter, out)
     exported = [
         verify.write_verified(
             part, family, plan, _target(adapter, out, plan), base_weights, base, include_names
@@ -118,7 +120,7 @@ def save_adapter(
     """Write an adapter as one file in a layout ("diffusers", "kohya" or "native"), verified like an export.
 
     `base`, the base model's folder, is needed for DoRA and OFT. `sources` are further files that must not be
-    replaced. The vectors of a new token are not written; `export_adapter` does that.
+    replaced. The vectors of a new token get a file of their own beside it, named after the token.
     Raises ConfigError for an unknown layout or family, and for a file that must not be replaced.
     """
     output_paths.check_output_path(path, "out")
@@ -136,7 +138,9 @@ def save_adapter(
     verify.require_overwritable(path, *sources, *([adapter.path] if adapter.path else []))
     base_weights = BaseWeights(base) if base else None
     plan = ExportPlan((), layout, "", convert_deltas(adapter, family, layout, base_weights))
-    return verify.write_verified(adapter, family, plan, path, base_weights)
+    tokens = _export_embedding(adapter, family, "all", path)  # first: it may be refused
+    written = verify.write_verified(adapter, family, plan, path, base_weights)
+    return replace(written, token_file=tokens[0].path if tokens else None)
 
 
 def _check_request(consumer: str, out: Path) -> None:
@@ -180,7 +184,7 @@ def _require_trained(adapter: LoadedAdapter) -> None:
         raise NumericError(
             "the adapter has no effect: all of its weights are zero",
             where=_source_name(adapter),
-            remedy="train it first, or export it with --force",
+            remedy="train it first, or allow it with --allow-untrained",
         )
 
 
@@ -308,18 +312,31 @@ def _export_embedding(adapter: LoadedAdapter, family: str, consumer: str, out: P
     """Write the vectors of a new token, if there is one, as a file that every program of the family reads."""
     if not adapter.embeddings:
         return []
+    target = _check_token_file(adapter, out)
+    tensors = textual_inversion.to_embedding_file(adapter.embeddings)
+    storage.write_safetensors(target, tensors)
+    readers = tuple(consumers.loader_rules(family)) if consumer == "all" else (consumer,)
+    return [ExportedFile(target, readers, "textual_inversion", len(tensors), 0.0)]
+
+
+def _check_token_file(adapter: LoadedAdapter, out: Path) -> Path:
+    """Return the file for the vectors of the new token; ConfigError if it would replace another file."""
     folder = out.parent if out.suffix == ".safetensors" else out
     target = folder / f"{adapter.token}.safetensors"
+    if adapter.deltas and target.resolve() == out.resolve():
+        raise ConfigError(
+            "the file of the new token would have the same name as that of the adapter",
+            where=str(target),
+            remedy=f"choose another name than {target.name}",
+        )
     tensors = textual_inversion.to_embedding_file(adapter.embeddings)
     if target.exists() and not _equal(storage.read_safetensors(target), tensors):
         raise ConfigError(
             "the file of another token has this name, so it is not replaced",
             where=str(target),
-            remedy="give another --out",
+            remedy="choose another folder",
         )
-    storage.write_safetensors(target, tensors)
-    readers = tuple(consumers.loader_rules(family)) if consumer == "all" else (consumer,)
-    return [ExportedFile(target, readers, "textual_inversion", len(tensors), 0.0)]
+    return target
 
 
 def _equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:

@@ -35,6 +35,8 @@ class ExportedFile:
     """Number of modules whose method the consumer does not support, so that they became the nearest LoRA."""
     approximation_error: float = 0.0
     """The largest relative error of those modules."""
+    token_file: Path | None = None
+    """The file with the vectors of a new token, where the adapter has one and it was written beside this."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the values that `--json` prints."""
@@ -45,6 +47,7 @@ class ExportedFile:
             "num_tensors": self.num_tensors,
             "approximated_modules": self.approximated_modules,
             "approximation_error": self.approximation_error,
+            "token_file": str(self.token_file) if self.token_file else None,
         }
 
     def summary(self) -> str:
@@ -53,6 +56,8 @@ class ExportedFile:
         line = (
             f"{self.path}  {readers}, {self.num_tensors} tensors, verified to {self.max_relative_error:.0e}"
         )
+        if self.token_file:
+            line += f"; the new token is in {self.token_file}"
         if not self.approximated_modules:
             return line
         error = f"with an error of up to {100 * self.approximation_error:.2g} %"

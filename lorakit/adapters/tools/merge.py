@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from lorakit.adapters.formats import BaseWeights
+from lorakit.adapters import base_fit
+from lorakit.adapters.formats import BaseWeights, LoadedAdapter
 from lorakit.adapters.tools.merge_tokens import EmbeddingMerger
 from lorakit.adapters.tools.weighted import WeightedAdapter, WeightedDelta
 from lorakit.core import output_paths, safetensors_header, storage
-from lorakit.core.errors import ConfigError
+from lorakit.core.errors import ConfigError, first_line
 from lorakit.core.folders import walk_files
 from lorakit.core.progress import track_progress
+from lorakit.models import families
+from lorakit.models.base_model import MODEL_INDEX
 
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
 _COPY_CHUNK_BYTES = 16 << 20
@@ -60,20 +62,34 @@ def _plan_terms(
     """Return component -> tensor name -> deltas to add; ConfigError before anything is written."""
     planned: dict[str, dict[str, list[WeightedDelta]]] = {}
     for weighted in adapters:
-        for module, delta in weighted.adapter.deltas.items():
-            key = base_weights.tensor_key(module)
-            shape = base_weights.shape(module)
-            if delta.shape[0] not in (0, shape[0]) or (
-                0 not in delta.shape and math.prod(delta.shape) != math.prod(shape)
-            ):
-                raise ConfigError(
-                    f"the delta of {module} has the shape {delta.shape}, the base model's weight {shape}",
-                    where=str(base_weights.folder),
-                    remedy="give the base model that the adapter was trained on",
-                )
+        adapter, wrong = _for_base(weighted.adapter, base_weights.folder), []
+        for module, delta in adapter.deltas.items():
+            try:
+                key, shape = base_weights.tensor_key(module), base_weights.shape(module)
+            except ConfigError as error:
+                wrong.append(first_line(error))
+                continue
+            if not base_fit.shapes_match(delta.shape, shape):
+                wrong.append(f"{module} has the shape {delta.shape}, the base model's weight {shape}")
+                continue
             terms = planned.setdefault(key.component, {}).setdefault(key.tensor, [])
             terms.append(WeightedDelta(delta, weighted.strength))
+        if wrong:
+            raise ConfigError(
+                f"the adapter does not fit this base model: {len(wrong)} of {len(adapter.deltas)} modules"
+                f" differ, first {'; '.join(wrong[:5])}",
+                where=f"{adapter.path or 'adapter'}, {base_weights.folder}",
+                remedy="give the base model that it was trained on, or a fine-tune of that model",
+            )
     return planned
+
+
+def _for_base(adapter: LoadedAdapter, base: Path) -> LoadedAdapter:
+    """Return an adapter with the component names of the base model; ConfigError for another family."""
+    if (base / MODEL_INDEX).is_file():
+        family = families.family_for_adapter(base, adapter.family)
+        base_fit.require_related(adapter, family, adapter.path or base)
+    return base_fit.assign_expert(adapter, {folder.name for folder in base.iterdir() if folder.is_dir()})
 
 
 def _is_copied(file: Path, base: Path) -> bool:
