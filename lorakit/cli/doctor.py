@@ -1,6 +1,6 @@
 """`lorakit doctor`: installed packages, disk space, what is missing, and what this machine can train.
 
-What it can train is an estimate from a short measurement: see `lorakit.models.published_sizes`.
+What it can train is an estimate from a short measurement: see `lorakit.models.families.published_sizes`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ OPTIONAL = {
     "tensorboard": ("tensorboard", "tracker: tensorboard (extra: tensorboard)"),
 }
 MIN_FREE_GIB = 2
-INSTALL_TORCH = "`uv pip install --torch-backend=auto torch torchvision`"
+INSTALL_TORCH = (  # uv keeps an installed torch unless it is named
+    "`uv pip install --torch-backend=auto --reinstall-package torch --reinstall-package torchvision torch"
+    " torchvision`, and start lorakit by `uv run --no-sync lorakit`, which keeps it"
+)
 _WITHOUT = {
     "optimizer adamw8bit": "train with optimizer.name=adamw",
     "memory.quantize nf4": "train without memory.quantize",
@@ -106,17 +109,18 @@ def _inspect_devices(*, quick: bool, quiet: bool) -> dict[str, Any]:
         return {"devices": [], "failures": {}, "unused_gpu": None, "unusable_driver": None, "training": None}
     from lorakit.core.platform import total_memory
     from lorakit.models import device as devices
-    from lorakit.models import device_checks, published_sizes
+    from lorakit.models import device_checks
+    from lorakit.models.families import published_sizes
 
-    found = devices.list_devices()
-    first = found[0]
+    all_devices = devices.list_devices()
+    first = all_devices[0]
     speed = None if quick else device_checks.measure_teraflops(first.device, quiet=quiet)
     dtype = devices.weight_dtype(first.device, first.precisions[0])
     outlooks = published_sizes.training_outlook(
         first.device.type, first.memory_bytes, total_memory(), dtype, speed
     )
     return {
-        "devices": [device.to_json() for device in found],
+        "devices": [device.to_json() for device in all_devices],
         "failures": {
             "optimizer adamw8bit": device_checks.check_8bit_optimizer(first.device),
             "memory.quantize nf4": device_checks.check_4bit_layers(first.device),

@@ -11,7 +11,7 @@ EPOCH_FORMULA = "steps = epochs x images x repeats / (train.batch_size x train.a
 
 
 class Suggestion(NamedTuple):
-    """What to write instead of a word, and a sentence about it; either may be missing."""
+    """The text to write instead of a word, and a sentence about it; either may be missing."""
 
     write: str | None
     explanation: str | None = None

@@ -1,7 +1,8 @@
-"""What lies at a path, in a few words: for errors about a path that is something else than expected."""
+"""Descriptions of what lies at a path, for errors about one that is something else than expected."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +49,7 @@ _KINDS_BY_SUFFIX: dict[str, Kind] = {
 _MAX_ENTRIES = 2000
 
 
-def path_kind(path: str | Path) -> Kind | None:
+def path_kind(path: str | os.PathLike[str]) -> Kind | None:
     """Return what a path is, by the names of files only; None if nothing is there."""
     path = Path(path)
     if path.is_dir():
@@ -61,13 +62,13 @@ def path_kind(path: str | Path) -> Kind | None:
     return "image" if suffix in _IMAGE_SUFFIXES else _KINDS_BY_SUFFIX.get(suffix, "file")
 
 
-def describe_path(path: str | Path) -> str | None:
+def describe_path(path: str | os.PathLike[str]) -> str | None:
     """Return what a path is in words, such as "a folder of images"; None if nothing is there."""
     kind = path_kind(path)
     return DESCRIPTIONS[kind] if kind else None
 
 
-def it_is(path: str | Path) -> str:
+def it_is(path: str | os.PathLike[str]) -> str:
     """Return ": it is a folder of images" and the like; empty if nothing is at the path."""
     description = describe_path(path)
     return f": it is {description}" if description else ""

@@ -1,4 +1,4 @@
-"""What a device really does: its speed, and whether the 8-bit optimizer and 4-bit layers run on it."""
+"""Measurements of a device: its speed, and if the 8-bit optimizer and 4-bit layers run on it."""
 
 from __future__ import annotations
 

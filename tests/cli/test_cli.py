@@ -156,7 +156,7 @@ def test_doctor_names_what_is_missing_with_the_remedy(monkeypatch, capsys):
     lines = doctor.find_problems(environment)
     assert any("peft is not installed" in line for line in lines)
     assert any("LORAKIT_CACHE" in line for line in lines)
-    monkeypatch.setattr(doctor, "inspect_environment", lambda: environment)
+    monkeypatch.setattr(doctor, "inspect_environment", lambda **_: environment)
     code, out, _ = run(capsys, "doctor")
     assert code == 2
     assert "PROBLEM: peft is not installed" in out

@@ -115,7 +115,13 @@ def evaluated(images, tmp_path_factory) -> Path:
     return root
 
 
-def test_the_table_in_wandb_has_a_row_for_each_image(evaluated):
+def test_the_table_in_wandb_has_a_row_for_each_image(evaluated, monkeypatch):
+    """In the project of the run that is evaluated, and the entity of the environment."""
+    monkeypatch.setenv("WANDB_PROJECT", "the-environment")
+    monkeypatch.setenv("WANDB_ENTITY", "our-team")
+    tracker = {"name": "wandb", "project": "our-project"}
+    tree = {"base": "tiny-dit", "dataset": "d", "out": "o", "tracker": tracker}
+    storage.write_json(evaluated.parent / "recipe.yaml", tree)
     assert main.main(["eval", "report", str(evaluated), "--wandb"]) == 0
     wandb.teardown()  # writes everything to disk, as the end of the program does
     (run,) = (evaluated / "wandb").glob("offline-run-*")
@@ -131,6 +137,9 @@ def test_the_table_in_wandb_has_a_row_for_each_image(evaluated):
         assert row[columns["prompt"]] == next(p.prompt for p in evaluation.prompts if p.id == key.prompt_id)
         assert row[columns["image"]] == "Image"  # the images are in the table's artifact
     recorded = next(run.glob("run-*.wandb")).read_bytes()
+    assert b"our-project" in recorded
+    assert b"our-team" in recorded
+    assert b"the-environment" not in recorded
     assert all(f"/{Path(file).name}".encode() in recorded for file in variant.files.values())
     assert list(run.rglob("media/html/report_*.html"))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from lorakit.config import recipe, strict_yaml
 from lorakit.core.errors import ConfigError
+from lorakit.training import setup
 
 BASE = {"base": "tiny-dit", "dataset": "a", "out": "b"}
 NAN, INF = float("nan"), float("inf")
@@ -236,3 +238,42 @@ def test_every_recipe_that_ships_parses_and_says_what_it_is(file):
     made = recipe.load_recipe(file)
     assert file.read_text().startswith("# ")
     assert made.resolution % 16 == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "checkpointing", "quantized"),
+    [
+        ({}, None, None),
+        ({"quantize": "nf4"}, None, "nf4"),
+        ({"quantize": "int8", "gradient_checkpointing": None}, None, "int8"),
+        ({"gradient_checkpointing": 0}, False, None),
+        ({"gradient_checkpointing": 1, "quantize": "nf4"}, True, "nf4"),
+        ("auto", None, None),
+    ],
+)
+def test_a_partial_memory_section_leaves_the_rest_automatic(section, checkpointing, quantized):
+    parsed = recipe.parse_recipe(BASE | {"memory": section})
+    assert parsed.gradient_checkpointing is checkpointing
+    assert parsed.quantized == quantized
+    again = recipe.parse_recipe(parsed.dump())
+    assert again.gradient_checkpointing is checkpointing
+    for kind in ("cpu", "cuda", "mps", "xpu"):
+        used = setup._uses_gradient_checkpointing(parsed, torch.device(kind))
+        assert used == (kind != "cpu" if checkpointing is None else checkpointing)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "kept"),
+    [
+        ("optimizer={lr: 2e-4}", "schedule", "cosine"),
+        ("train={steps: 500}", "batch_size", 2),
+        ("adapter={rank: 4}", "alpha", 16.0),
+    ],
+)
+def test_an_override_of_a_section_keeps_its_other_keys(override, key, kept):
+    section = override.partition("=")[0]
+    parsed = recipe.load_recipe("sd15", [override])
+    assert getattr(getattr(parsed, section), key) == kept
+    changed = recipe.change_recipe(parsed, ["memory.quantize=nf4", "memory.gradient_checkpointing=1"])
+    changed = recipe.change_recipe(changed, ["memory={quantize: int8}"])
+    assert (changed.quantized, changed.gradient_checkpointing) == ("int8", True)

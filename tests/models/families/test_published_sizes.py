@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorakit.config import recipe
-from lorakit.models import families, published_sizes, quantize
+from lorakit.models import families, quantize
+from lorakit.models.families import published_sizes
 from tests import tiny
 
 GIB = 2**30
@@ -72,7 +73,7 @@ def outlook(kind: str, gib: float, speed: float | None = None, main: float = 64)
     ],
 )
 def test_a_gpu_is_told_which_models_fit_as_in_the_readme(gib, full, nf4, none):
-    found = outlook("cuda", gib, speed=100)
+    found = outlook("cuda", gib, speed=400)
     assert {found[name].quantize for name in full} == {None}
     assert {found[name].quantize for name in nf4} <= {"nf4"}
     assert all(found[name].fits and found[name].is_practical for name in full | nf4)

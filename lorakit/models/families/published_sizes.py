@@ -1,4 +1,4 @@
-"""Which published models a device can train, estimated from the sizes of their denoisers.
+"""Published models that a device can train, estimated from the sizes of their denoisers.
 
 The rule for memory: a model fits if its frozen denoiser takes at most half of the memory, and if main memory
 holds it in full while it is loaded. The other half is for activations (with gradient checkpointing), the
@@ -10,9 +10,10 @@ The tests compare the table with the published networks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 GIB = 2**30
 USABLE_SHARE = 0.5
@@ -67,7 +68,7 @@ PUBLISHED_MODELS = (
 
 @dataclass(frozen=True)
 class Outlook:
-    """Whether a device can train a model, by the rules of this module."""
+    """Answer to the question if a device can train a model, by the rules of this module."""
 
     model: PublishedModel
     fits: bool
@@ -76,7 +77,7 @@ class Outlook:
     weight_gib: float
     """Size of the denoiser with this quantization; of nf4 if nothing fits."""
     shortage: str | None
-    """What there is too little of, if it does not fit."""
+    """Memory that it needs, if it does not fit."""
     step_seconds: float | None
     """None if the speed was not measured, or the model does not fit."""
     is_practical: bool
