@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
+from lorakit.config.recipe import TrackerConfig, load_recipe
 from lorakit.core.errors import LorakitError, first_line
 from lorakit.evaluation.report.write import REPORT_FILE
 from lorakit.evaluation.score_table import Evaluation
 from lorakit.evaluation.select import Selection
+from lorakit.training.run_records import RECIPE_FILE
+from lorakit.training.trackers.labels import DEFAULT_PROJECT, Labels, resolve_labels
+from lorakit.training.trackers.service_backends import WANDB_SETTINGS
 
-PROJECT = "lorakit"
 _SAMPLE_COLUMNS = ["variant", "step", "strength", "prompt_id", "kind", "seed", "prompt", "image"]
 
 
@@ -22,9 +27,16 @@ def log_to_wandb(root: Path, evaluation: Evaluation, selection: Selection | None
     try:
         import wandb
 
-        settings = wandb.Settings(console="off", disable_git=True, disable_code=True)
+        places = _labels(root)
         with wandb.init(
-            project=PROJECT, job_type="eval", name=evaluation.title, dir=str(root), settings=settings
+            project=places.project or wandb.setup().settings.project or DEFAULT_PROJECT,
+            entity=places.entity,
+            group=places.group,
+            tags=places.tags or None,
+            job_type="eval",
+            name=evaluation.title,
+            dir=os.environ.get("WANDB_DIR") or str(root),
+            settings=wandb.Settings(**WANDB_SETTINGS),
         ) as run:
             report = wandb.Html(str(root / REPORT_FILE), inject=False)
             run.log({"images": _samples_table(wandb, root, evaluation), "report": report})
@@ -33,6 +45,17 @@ def log_to_wandb(root: Path, evaluation: Evaluation, selection: Selection | None
     except Exception as error:  # a remote service may fail in any way; the files are written already
         remedy = "the report is written; try again later"
         raise LorakitError(f"wandb: {first_line(error)}", where=str(root), remedy=remedy) from error
+
+
+def _labels(root: Path) -> Labels:
+    """Return project, entity, group and tags of the run that is evaluated, or those of the environment."""
+    config = TrackerConfig(name="wandb")
+    file = root.parent / RECIPE_FILE
+    if file.is_file():
+        with contextlib.suppress(LorakitError):  # of a recipe that was changed by hand
+            stored = load_recipe(file).tracker_config
+            config = stored if stored.name == "wandb" else config
+    return resolve_labels(config, root.parent, os.environ)
 
 
 def _samples_table(wandb: Any, root: Path, evaluation: Evaluation) -> Any:

@@ -11,6 +11,18 @@ from typing import Any
 from lorakit.training.trackers.backend import IMAGES, Backend, read_pixels
 from lorakit.training.trackers.labels import DEFAULT_PROJECT
 
+WANDB_SETTINGS: dict[str, Any] = {
+    "console": "off",
+    "disable_git": True,
+    "disable_code": True,
+    "disable_job_creation": True,
+    "host": "",
+    "program": "lorakit",
+    "x_disable_meta": True,
+    "x_save_requirements": False,
+}
+"""Console, code, repository, packages and machine of the tracker's process have nothing to do with a run."""
+
 
 class Wandb(Backend):
     """Weights & Biases. Its own step counts rows, for it drops rows that are not above the last one; the
@@ -25,17 +37,6 @@ class Wandb(Backend):
         self.wandb = wandb
         self.record.id = self.record.id or secrets.token_hex(4)
         self.project = self.labels.project or wandb.setup().settings.project or DEFAULT_PROJECT
-        # Console, code, repository, packages and machine of this process have nothing to do with the run.
-        settings = wandb.Settings(
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            disable_job_creation=True,
-            host="",
-            program="lorakit",
-            x_disable_meta=True,
-            x_save_requirements=False,
-        )
         return WandBTracker(
             self.project,
             entity=self.labels.entity,
@@ -45,7 +46,7 @@ class Wandb(Backend):
             id=self.record.id,
             resume="allow",
             dir=os.environ.get("WANDB_DIR") or str(self.run),
-            settings=settings,
+            settings=wandb.Settings(**WANDB_SETTINGS),
         )
 
     def start(self) -> None:
