@@ -42,8 +42,9 @@ def written(case: str, base: str, data: Path, out: Path) -> Path:
     prompts = storage.write_jsonl(
         out.parent / "prompts.jsonl", [{"id": "a", "prompt": CAPTION, "seeds": [0]}]
     )
+    targets = {} if case == "token" else {"targets": ["attn2.to_v"]}
     tree = {
-        "adapter": {"rank": 4, "alpha": 8, "targets": ["attn2.to_v"]} | CASES[case]["adapter"],
+        "adapter": {"rank": 4, "alpha": 8} | targets | CASES[case]["adapter"],
         "textual_inversion": CASES[case].get("textual_inversion"),
         "optimizer": {"name": "adamw", "lr": 1e-2},
         "train": {"steps": 4, "batch_size": 1, "save_every": 2, "precision": "fp32"},
@@ -206,12 +207,14 @@ def test_the_commands_sample_with_and_export_a_new_token(finished, tmp_path, cap
     assert "the file of another token has this name" in capsys.readouterr().err
 
 
-def test_converting_a_new_token_warns_or_is_refused(finished, tmp_path, capsys):
+def test_converting_writes_a_new_token_beside_the_adapter_or_is_refused(finished, tmp_path, capsys):
     both, token_only = (str(finished[case, "sd15"] / "adapter.safetensors") for case in ("both", "token"))
     out = str(tmp_path / "a.safetensors")
     base = str(tiny.tiny_folder("sd15"))
     assert main.main(["convert", both, out, "--to", "diffusers", "--base", base]) == 0
-    assert "the new token sks is not in" in capsys.readouterr().err
+    assert f"the new token is in {tmp_path / 'sks.safetensors'}" in capsys.readouterr().out
+    exported = finished["both", "sd15"] / "exports/sks.safetensors"
+    assert (tmp_path / "sks.safetensors").read_bytes() == exported.read_bytes()
     assert main.main(["convert", token_only, str(tmp_path / "b.safetensors"), "--to", "kohya"]) == 2
     assert "the vectors of a new token and no adapter" in capsys.readouterr().err
 
