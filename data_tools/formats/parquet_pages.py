@@ -96,9 +96,10 @@ def _iter_pages(file: IO[bytes], chunk: Any) -> Iterator[_Page]:
         header = _Compact(file.read(min(_HEADER_BYTES, end - place)))
         fields = header.read_struct()
         unpacked, packed = fields.get(_UNPACKED_SIZE, -1), fields.get(_PACKED_SIZE, -1)
-        if min(unpacked, packed) < 0:
+        if not isinstance(unpacked, int) or not isinstance(packed, int) or min(unpacked, packed) < 0:
             raise ValueError("a page without a size")
-        counts = [fields[kind].get(1, 0) for kind in _PAGE_KINDS if isinstance(fields.get(kind), dict)]
+        details = [fields[kind] for kind in _PAGE_KINDS if isinstance(fields.get(kind), dict)]
+        counts = [kind[1] for kind in details if isinstance(kind.get(1), int)]
         is_dictionary = _DICTIONARY in fields
         file.seek(place + header.place)
         content = file.read(packed) if is_dictionary and unpacked <= MAX_PAGE_BYTES else b""

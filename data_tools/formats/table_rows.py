@@ -18,12 +18,12 @@ from lorakit.core.input_files import open_regular
 if TYPE_CHECKING:
     import pyarrow
 
-MAX_ROWS = 500_000  # of one file
+MAX_ROWS = 150_000  # of one file
 MAX_RATIO, RATIO_FREE_BYTES = 200, 64 << 20  # a file may become 200 times as large; up to 64 MiB any ratio
 MAX_ROW_BYTES = 192 << 20  # of one row as Python values
 _STEP_BYTES, _STEP_ROWS = 32 << 20, 1000  # of the rows that are converted at once
 _VALUE_BYTES = 64  # of a small Python value
-_ROW_BYTES = 512  # added to the size of each row: a file of 8 KB could have 500,000 tiny images
+_ROW_BYTES = 512  # added to the size of each row: a file of 8 KB could have 400,000 tiny images
 _DAMAGE_REMEDY = "download it again"
 
 
@@ -42,7 +42,7 @@ def iter_rows(file: Path, check_names: Callable[[list[str], str], None]) -> Iter
         for batch in _parquet_batches(file, check_names) if is_parquet else _arrow_batches(file, check_names):
             num_rows += batch.num_rows
             if num_rows > MAX_ROWS:
-                raise ValueError(f"it has more than {MAX_ROWS} rows")
+                raise ValueError(f"it has more than {MAX_ROWS} rows; split it into several files")
             for rows, size in _steps(batch):
                 num_bytes += size + _ROW_BYTES * rows.num_rows
                 if num_bytes > allowed:

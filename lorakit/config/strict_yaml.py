@@ -17,6 +17,7 @@ from lorakit.core import input_files
 from lorakit.core.errors import ConfigError, DataError
 
 SIZE_LIMIT = 256 << 10  # bytes; a recipe is a page, not a data set
+_MAX_INTEGER_LENGTH = 21  # 64 bits have at most 20 digits, and a sign
 MAX_DEPTH = 32  # lists and mappings inside each other
 _NUMBER_PATTERNS = {
     "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9]\d*)$",
@@ -65,6 +66,18 @@ class StrictLoader(yaml.SafeLoader):
 
 for _tag, _pattern in _NUMBER_PATTERNS.items():
     StrictLoader.add_implicit_resolver(_tag, re.compile(_pattern, re.IGNORECASE), list("-+0123456789."))
+
+
+def _construct_integer(loader: StrictLoader, node: Any) -> int:
+    """Construct an integer of at most 64 bits: a longer one can only be a mistake."""
+    text = str(loader.construct_scalar(node))
+    number = int(text) if len(text) <= _MAX_INTEGER_LENGTH else 1 << 64
+    if not -(1 << 63) <= number < 1 << 64:
+        raise _yaml_error(f"the integer {text[:24]}{'...' * (len(text) > 24)} has more than 64 bits", node)
+    return number
+
+
+StrictLoader.add_constructor("tag:yaml.org,2002:int", _construct_integer)
 
 
 def _yaml_error(text: str, place: Any) -> yaml.constructor.ConstructorError:

@@ -88,13 +88,13 @@ def _usable_transform(icc: bytes, mode: str, notes: list[str]) -> ImageCms.Image
     """Return the transform of a profile, or None: sRGB already, broken, or made for other channels."""
     try:
         profile = _profile_info(icc, mode)
+        transform = None if profile.is_srgb else _transform(icc, mode)
     except (ImageCms.PyCMSError, *PARSE_ERRORS):
         notes.append("broken_icc: the color profile cannot be used and is ignored")
         return None
-    if profile.is_srgb:
-        return None
-    notes.append(f"icc_converted: {profile.name} converted to sRGB")
-    return _transform(icc, mode)
+    if transform is not None:
+        notes.append(f"icc_converted: {profile.name} converted to sRGB")
+    return transform
 
 
 @dataclass(frozen=True)

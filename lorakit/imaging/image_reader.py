@@ -102,6 +102,8 @@ class ImageSource:
             tiled = self.image.format == "TIFF"
             with pixel_limit(max(width * height, MIN_TILE_LIMIT)) if tiled else contextlib.nullcontext():
                 self.image.load()
+            if self.image.mode in ("P", "PA") and self.image.palette is None:
+                raise ValueError("its palette is missing")
         except (*DECOMPRESSION_BOMB_ERRORS, *PARSE_ERRORS) as error:
             raise self._damaged_error(error) from error
         self.read_orientation()

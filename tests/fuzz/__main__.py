@@ -27,10 +27,10 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=keep, help=f"folder for failed inputs (default {keep})")
     arguments = parser.parse_args()
     started = time.monotonic()
-    with Campaign(arguments.kind or list(KINDS), arguments.keep) as campaign:
-        with Progress("inputs", arguments.count) as progress:
-            for done in campaign.run(arguments.seed, arguments.count):
-                progress.update(done, f"{len(campaign.failures)} failed")
+    campaign = Campaign(arguments.kind or list(KINDS), arguments.keep)
+    with campaign, Progress("inputs", arguments.count) as progress:
+        for done in campaign.run(arguments.seed, arguments.count):
+            progress.update(done, f"{len(campaign.failures)} failed")
     print(campaign.summary(time.monotonic() - started))
     return 1 if campaign.failures else 0
 

@@ -146,8 +146,8 @@ class Campaign:
         ]
         number = sum(self.outcomes.values())
         lines.append(
-            f"{number} inputs in {seconds:.0f} s, {len(self.failures)} failed; at most {self.peak >> 20} MiB of memory"
-            f" ({self.idle >> 20} MiB idle)"
+            f"{number} inputs in {seconds:.0f} s, {len(self.failures)} failed;"
+            f" at most {self.peak >> 20} MiB of memory, {self.idle >> 20} of them idle"
         )
         return "\n".join(lines)
 

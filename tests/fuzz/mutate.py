@@ -111,12 +111,12 @@ def nested(rng: random.Random, depth: int) -> Raw:
 def change_tree(rng: random.Random, tree: Any) -> Any:
     """Return a copy of a tree with one to three nodes changed, removed, added or repeated."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        tree = _change_node(rng, tree)
+        tree = _change_node(rng, tree, descend=0.97)
     return tree
 
 
-def _change_node(rng: random.Random, tree: Any) -> Any:
-    if isinstance(tree, dict) and tree and rng.random() < 0.8:
+def _change_node(rng: random.Random, tree: Any, descend: float = 0.75) -> Any:
+    if isinstance(tree, dict) and tree and rng.random() < descend:
         pairs = list(tree.items())
         index = rng.randrange(len(pairs))
         key, item = pairs[index]
@@ -134,7 +134,7 @@ def _change_node(rng: random.Random, tree: Any) -> Any:
         return dict(pairs)
     if isinstance(tree, Pairs):
         return tree
-    if isinstance(tree, list) and tree and rng.random() < 0.8:
+    if isinstance(tree, list) and tree and rng.random() < descend:
         items = list(tree)
         index = rng.randrange(len(items))
         items[index] = _change_node(rng, items[index])
