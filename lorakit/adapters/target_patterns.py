@@ -234,12 +234,12 @@ def _reason(pattern: str, adapted: AdaptedNetwork, where: str) -> str:
 
 
 def _endings(modules: Sequence[str]) -> list[str]:
-    """Return the different ends of names from their last part that is no number."""
+    """Return the different ends of names, from the last part that is not a number."""
     return list(dict.fromkeys(_ending(name.split("."), 1) for name in modules))
 
 
 def _ending(parts: Sequence[str], count: int) -> str:
-    """Return the last `count` parts, or more, so that the first of them is no number."""
+    """Return the last `count` parts, or more, so that the first is not a number."""
     while count < len(parts) and parts[-count].isdigit():
         count += 1
     return ".".join(parts[-count:])

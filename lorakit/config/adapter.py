@@ -49,7 +49,7 @@ class AdapterConfig(RecipeSection):
     """The update is scaled by alpha / rank (rslora: alpha / sqrt(rank); oft has no alpha)."""
     targets: Literal["attention"] | Annotated[list[ModulePattern], Field(min_length=1)] = "attention"
     """`attention` (the attention layers, by the family's own rule), or a list of module-name suffixes; an
-    entry that starts with `re:` is a regular expression for the full name."""
+    entry that starts with `re:` is a regular expression for the full name. Each entry must match a module."""
     blocks: Annotated[list[StrippedStr], Field(min_length=1)] | None = None
     """Adapt only these blocks, such as `mid_block` or `transformer_blocks.4-11`; null adapts all."""
     conv_rank: Rank | None = None

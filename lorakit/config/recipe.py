@@ -52,7 +52,8 @@ class Recipe(RecipeSection):
     out: StrippedPath
     """The run's folder."""
     init_from: StrippedPath | None = None
-    """Adapter whose weights the training starts from: a file written by lorakit, or the folder of a run."""
+    """Adapter that the training starts from, with the same delta weights: a file of any trainer, or the
+    folder of a run or of peft. `adapter` must cover all of its modules; others start fresh."""
     class_images: StrippedPath | None = None
     """A second dataset, of the class without the subject, for prior preservation (DreamBooth,
     arXiv:2208.12242): each step also trains on as many class images. With a list of concepts, a key of each
@@ -114,6 +115,8 @@ class Recipe(RecipeSection):
         yield from self._concept_contradictions()
         if method == "none" and self.textual_inversion is None:
             yield "adapter.type none trains nothing: set `textual_inversion`, or choose another type"
+        for consumer in dict.fromkeys(name for name in self.export if self.export.count(name) > 1):
+            yield f"export names {consumer} twice: leave one out"
         if self.optimizer.loraplus_lr_ratio != 1 and not is_low_rank:
             yield f"optimizer.loraplus_lr_ratio needs a matrix B, which adapter.type {method} does not have"
         if self.quantized and not is_low_rank and method != "none":

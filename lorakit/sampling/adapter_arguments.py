@@ -44,7 +44,7 @@ class ReadAdapters:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What lorakit wrote about the first adapter: resolution, frames, family, ..."""
+        """The metadata of lorakit about the first adapter: resolution, frames, family, ..."""
         return self.loaded[0][0].lorakit_metadata if self.loaded else {}
 
     def inject(self, family: Family, pipe: Any, networks: Mapping[str, nn.Module]) -> None:

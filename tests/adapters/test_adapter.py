@@ -46,6 +46,27 @@ def test_a_saved_adapter_has_the_same_delta_weights(format, tmp_path):
     assert alphas == ({ALPHA} if format == "kohya" else set())
 
 
+@pytest.mark.parametrize(("base", "format"), [("sd15", "diffusers"), ("sd15", "kohya"), ("sdxl", "kohya")])
+def test_a_saved_adapter_has_the_vectors_of_its_new_token_beside_it(base, format, tmp_path):
+    file = tmp_path / "theirs.safetensors"
+    entries = {"token": "my-dog", "num_vectors": 2, "initializer_token": "dog"}
+    train(base, file, textual_inversion=entries)
+    encoders = ["text_encoder"] if base == "sd15" else ["text_encoder", "text_encoder_2"]
+    vectors = {f"{name}.embeddings.token_embedding.learned": torch.randn(2, 8) for name in encoders}
+    metadata = storage.read_safetensors_metadata(file)
+    storage.write_safetensors(file, storage.read_safetensors(file) | vectors, metadata)
+    adapter = Adapter.load(file)
+    saved = adapter.save(tmp_path / "ours.safetensors", format=format)
+    assert saved.token_file == tmp_path / "my-dog.safetensors"
+    written = storage.read_safetensors(saved.token_file)
+    assert len(written) == len(encoders)
+    assert all(any(torch.equal(one, other) for other in vectors.values()) for one in written.values())
+    with pytest.raises(ConfigError, match="same name as that of the adapter"):
+        adapter.save(tmp_path / "new/my-dog.safetensors", format=format)
+    with pytest.raises(ConfigError, match="same name as that of the adapter"):
+        adapter.export("diffusers", tmp_path / "new/my-dog.safetensors")
+
+
 def test_the_family_can_be_given_for_a_file_that_does_not_name_it(file, tmp_path):
     bare = storage.write_safetensors(tmp_path / "bare.safetensors", storage.read_safetensors(file))
     assert Adapter.load(bare, family="sdxl").family == "sdxl"

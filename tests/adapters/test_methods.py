@@ -201,9 +201,7 @@ def test_modules_are_selected_by_ending_regular_expression_and_block(toy):
     assert targets.find_target_modules(toy, ["q"]) == []
     assert targets.find_target_modules(toy, ["to_q", r"re:blocks\.\d+\.conv\d"]) == [CONVOLUTION, LINEAR]
     assert targets.find_target_modules(toy, r".*(to_q|out)") == [LINEAR, "out"]
-    only = adapters.denoiser_adapter_spec(
-        toy, AdapterConfig(targets=["to_q"], blocks=["blocks.0"]), ["out"]
-    )
+    only = adapters.denoiser_adapter_spec(toy, AdapterConfig(targets=["to_q"], blocks=["blocks.0"]), ["out"])
     assert only.target_modules == (LINEAR,)
     for block, name, inside in [
         ("mid_block", "mid_block.attentions.0.to_q", True),

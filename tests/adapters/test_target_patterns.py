@@ -55,7 +55,8 @@ def refusal(base: str, component: str | None = None, **settings: Any) -> str:
 )
 def test_a_target_that_matches_nothing_is_refused_with_the_nearest_name(base, targets, entry, nearest):
     message = refusal(base, targets=targets)
-    assert repr(entry) in message and "where: adapter.targets" in message
+    assert repr(entry) in message
+    assert "where: adapter.targets" in message
     assert nearest in message.replace(repr(entry), "")
 
 
@@ -103,7 +104,8 @@ def test_the_usual_list_of_papers_trains_all_attention_layers():
 )
 def test_a_block_without_target_modules_or_beyond_the_last_is_refused(base, blocks, reason):
     message = refusal(base, blocks=blocks)
-    assert "adapter.blocks" in message and re.search(reason, message)
+    assert "adapter.blocks" in message
+    assert re.search(reason, message)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +118,16 @@ def test_a_block_without_target_modules_or_beyond_the_last_is_refused(base, bloc
 )
 def test_a_target_outside_of_the_blocks_is_refused(base, settings):
     message = refusal(base, **settings)
-    assert settings["targets"][1] in message and "in none of adapter.blocks" in message
+    assert settings["targets"][1] in message
+    assert "in none of adapter.blocks" in message
 
 
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
 @pytest.mark.parametrize("entry", ["to_vv", "to_v", "re:.*attn3.*"])
 def test_a_pattern_for_modules_that_are_not_trained_is_refused(key, entry):
     message = refusal(UNET, targets=["to_q", "to_k"], **{key: {"to_q": 2, entry: 3}})
-    assert f"adapter.{key}" in message and repr(entry) in message
+    assert f"adapter.{key}" in message
+    assert repr(entry) in message
 
 
 def test_patterns_accept_the_spellings_of_targets_and_name_what_has_no_effect():
@@ -142,7 +146,8 @@ def test_convolutions_are_adapted_in_blocks_that_have_nothing_else():
     assert set(planned.rank_pattern) == set(planned.target_modules)
     assert "no convolutions" in refusal(DIT, conv_rank=2)
     planned, log = spec(UNET, blocks=["down_blocks.0-1"])
-    assert "no target module in down_blocks.1" in log and planned.target_modules
+    assert "no target module in down_blocks.1" in log
+    assert planned.target_modules
 
 
 @pytest.mark.parametrize("component", ["transformer", "transformer_2"])
@@ -161,7 +166,8 @@ def test_a_plan_refuses_an_entry_in_any_expert_and_logs_both(tmp_path):
     tree = {"base": str(folder), "dataset": "d", "out": "o", "adapter": {"targets": ["to_q", "to_k"]}}
     planned = planning.plan_adapters(parse_recipe(tree), family, folder, lines.append)
     assert all(network.device.type == "meta" for network in planned.networks.values())
-    assert [line for line in lines if "to_q 4" in line] == lines and len(lines) == 2
+    assert [line for line in lines if "to_q 4" in line] == lines
+    assert len(lines) == 2
     tree["adapter"]["targets"].append("to_zz")
     with pytest.raises(ConfigError, match="to_zz"):
         planning.plan_adapters(parse_recipe(tree), family, folder, lines.append)

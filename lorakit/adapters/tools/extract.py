@@ -54,6 +54,13 @@ def extract_adapter(
     base_weights, tuned_weights = BaseWeights(base), BaseWeights(tuned)
     pattern = re.compile(targets) if targets else None
     modules = list(_matrix_modules(base_weights, tuned_weights, family.components.denoiser, pattern))
+    if not modules:
+        raise ConfigError(
+            f"no weight of the {family.components.denoiser} matches {targets!r}",
+            where="targets",
+            remedy="the expression is searched in names such as"
+            f" {next(iter(_matrix_modules(base_weights, tuned_weights, family.components.denoiser, None)))}",
+        )
     pairs = _weight_pairs(base_weights, tuned_weights, modules)
     for pair in track_progress(pairs, "comparing", len(modules)):
         difference = pair.tuned.float() - pair.base.float()
