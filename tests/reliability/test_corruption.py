@@ -90,18 +90,28 @@ def test_a_torn_log_or_heartbeat_is_no_obstacle(recorded):
         assert checks.finish(training, reference) == [], name
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json"])
-def test_damage_to_what_the_run_rests_on_is_a_refusal_that_names_it(recorded, name):
+@pytest.mark.parametrize("damage", [b"{", b'{"step": 1, "loss":\n', b"[]\n"])
+def test_a_damaged_record_is_a_refusal_that_names_it(recorded, damage):
     training, _, seen = recorded(DIT, False)
     corruption.laid_out(training, seen, 15)
-    file = training.run / name
-    file.write_bytes(b'{"step": 1, "loss":\n' + file.read_bytes())
+    file = training.run / "run.json"
+    file.write_bytes(damage + file.read_bytes())
     before = instants.capture(training.run)
     code, output = training.train()
     assert code == 3
-    assert name in output
-    assert checkpoint.checkpoint_steps(training.run) == [10, 15]
-    assert (training.run / name).read_bytes() == before[name]
+    assert "run.json" in output
+    assert tiny_training.committed(training.run) == [10, 15]
+    assert file.read_bytes() == before["run.json"]
+
+
+@pytest.mark.parametrize("line", [b'{"step": 1, "loss":', b"\xff", b"[]"])
+def test_an_unreadable_line_of_the_metrics_stops_nothing(recorded, line):
+    training, reference, seen = recorded(DIT, False)
+    corruption.laid_out(training, seen, 15)
+    file = training.run / "metrics.jsonl"
+    file.write_bytes(line + b"\n" + file.read_bytes())
+    assert checks.finish(training, reference, at_least=15) == []
+    assert (training.run / "metrics-unreadable.txt").is_file()
 
 
 def test_without_run_json_checkpoints_are_not_taken_for_nothing(recorded):

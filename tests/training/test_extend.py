@@ -186,7 +186,7 @@ def test_all_adapters_are_kept_and_the_removed_optimizer_states_are_named(folder
 def test_the_record_of_a_run_is_plain_json(six):
     record = json.loads((six / "run.json").read_text())
     assert record["checkpoint_step"] == 6
-    assert record["exported_for"] == ["comfyui"]
+    assert "comfyui" in record["exported_for"]
     listing = json.loads((six / "files.json").read_text())
     assert listing.keys() >= {"adapter.safetensors", "report.html"}
 
