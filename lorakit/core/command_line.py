@@ -151,7 +151,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `--quiet` reaches the processes that it starts, too."""
-        from lorakit.core.launch import configure_process
+        from lorakit.core.process_setup import configure_process
 
         configure_process()
         with _quiet_environment(is_quiet(ctx)):
@@ -305,7 +305,7 @@ def escape_unencodable_output() -> None:
 
 
 def print_text(text: str) -> None:
-    """Print text on stderr as it is, but for control characters; a closed terminal is ignored."""
+    """Print text on stderr, with control characters escaped; a closed terminal is ignored."""
     with suppress(OSError, ValueError):
         print(escape_controls(text), file=sys.stderr, flush=True)
 

@@ -7,8 +7,8 @@ it; it counts as long as that process is alive, and is replaced afterwards.
 from __future__ import annotations
 
 import errno
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 MARKER_SUFFIX = ".owner"
 _NO_LOCKS = {getattr(errno, name, 0) for name in ("ENOSYS", "ENOLCK", "ENOTSUP", "EOPNOTSUPP", "EINVAL")}
 _EMPTY_MARKER_AGE = 60.0  # seconds; a process writes its id at once after it has created the marker
+
+
+def wait_for_lock(path: Path, seconds: float, on_wait: Callable[[], None] | None) -> BaseFileLock | None:
+    """Lock a file, waiting for another process for at most `seconds`; `on_wait` is called once before."""
+    deadline = time.monotonic() + seconds
+    while (lock := acquire_lock(path)) is None and time.monotonic() < deadline:
+        if on_wait:
+            on_wait()
+            on_wait = None
+        time.sleep(0.2)
+    return lock
 
 
 def acquire_lock(path: Path) -> BaseFileLock | None:
@@ -37,8 +48,9 @@ def acquire_lock(path: Path) -> BaseFileLock | None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    _remove_empty_marker(marker)
     soft = filelock.SoftFileLock(marker, blocking=False)
+    if _is_without_owner(marker):
+        soft.break_lock()
     try:
         soft.acquire()
     except filelock.Timeout:
@@ -54,14 +66,13 @@ def _native_lock(path: Path) -> BaseFileLock:
     return lock
 
 
-def _remove_empty_marker(marker: Path) -> None:
-    """Remove a marker whose process ended before it wrote its id, for it would hold the lock forever."""
+def _is_without_owner(marker: Path) -> bool:
+    """Return True for a marker whose process ended before it wrote its id: it would hold the lock forever."""
     try:
         state = marker.stat()
-        if state.st_size == 0 and time.time() - state.st_mtime > _EMPTY_MARKER_AGE:
-            os.unlink(marker)
     except FileNotFoundError:
-        pass
+        return False
+    return state.st_size == 0 and time.time() - state.st_mtime > _EMPTY_MARKER_AGE
 
 
 def lock_owner(path: Path) -> str | None:

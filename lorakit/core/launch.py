@@ -8,18 +8,16 @@ reports how it ended, which is printed here, last and once.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from lorakit.core import platform, supervision
+from lorakit.core import platform, process_setup, supervision
 from lorakit.core.errors import Interrupted
 from lorakit.core.process_reports import Report, ReportReader
 from lorakit.core.progress import QUIET_VARIABLE, print_line
@@ -28,20 +26,9 @@ ACCEPT_CHANGES = "--accept-changes"  # option of `python -m lorakit.training`, a
 MAX_SIGNALS = 3  # the first lets a step end, the second ends a process itself, the third kills it
 STARTING = "starting: loading torch and diffusers"
 _LAUNCHER = "lorakit.training.launcher"
-_STARTED = time.monotonic()
 
 RecordEndFn = Callable[[Report], Report]
 """Called with the report of an early end; returns the one to print."""
-
-
-def configure_process() -> None:
-    """Set what has to be set before torch is imported.
-
-    Idle threads sleep instead of spinning, because two busy processes would halve each other's speed;
-    bitsandbytes does not warn about optional kernels.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def training_command(recipe: str, overrides: list[str], *, num_processes: int = 1) -> list[str]:
@@ -127,7 +114,7 @@ class _Child:
         num_processes = int(self.command[self.command.index(_LAUNCHER) + 1]) if self.has_launcher else 1
         environment = {"OMP_NUM_THREADS": _num_threads(num_processes)} | os.environ
         environment |= {supervision.VARIABLE: "1"}
-        environment.setdefault(supervision.STARTED_VARIABLE, repr(_STARTED))
+        environment.setdefault(supervision.STARTED_VARIABLE, repr(process_setup.STARTED))
         # In its own group: Ctrl-C reaches the trainers through `on_signal`, and does not end a launcher.
         pipe = subprocess.PIPE
         self.process = process = platform.start_in_own_group(

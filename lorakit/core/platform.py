@@ -174,11 +174,6 @@ def retry_while_open(operation: Callable[[], object], *, seconds: float = 3.0) -
         time.sleep(0.05)
 
 
-def replace_file(source: Path, target: Path) -> None:
-    """Rename a file or folder in one step, in place of a file of that name."""
-    retry_while_open(lambda: os.replace(source, target))
-
-
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable; file systems that cannot do this are skipped."""
     if sys.platform == "win32":

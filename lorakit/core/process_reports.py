@@ -18,7 +18,7 @@ _PART = 30  # characters, of up to 12 bytes each; a line stays below the 512 byt
 MAX_TEXT = 20_000  # characters of a report; of a longer one, the end is kept
 
 _PRIORITY = {"crash": 0, "error": 1, "traceback": 1, "consequence": 2, "stopped": 3}
-_ABORTED = 134  # libraries abort a process when another one has ended, so this is no better than an error
+_ABORTED = 134  # libraries abort a process when another one has ended; this says no more than an error
 
 
 @dataclass(frozen=True)

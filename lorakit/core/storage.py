@@ -66,6 +66,10 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _replace(source: Path, target: Path) -> None:
+    platform.retry_while_open(lambda: os.replace(source, target))
+
+
 def make_dir(path: str | os.PathLike[str]) -> Path:
     """Create a folder with its parents, durably; do nothing if it exists."""
     folder = Path(path)
@@ -115,7 +119,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         try:
             _write_synced(partial, data)
             io_hook("rename", target)
-            platform.replace_file(partial, target)
+            _replace(partial, target)
             _sync_folder(target.parent)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -138,7 +142,7 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 io_hook("sync", partial)
                 os.fsync(file.fileno())
             io_hook("rename", target)
-            platform.replace_file(partial, target)
+            _replace(partial, target)
             _sync_folder(target.parent)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -160,7 +164,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         for path, partial in partials.items():
             with _disk_errors(path):
                 io_hook("rename", path)
-                platform.replace_file(partial, path)
+                _replace(partial, path)
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
@@ -354,7 +358,7 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
         if target.exists():
             remove_folder(target)
         io_hook("rename", target)
-        platform.replace_file(partial, target)
+        _replace(partial, target)
         _sync_folder(target.parent)
     return target
 
@@ -417,7 +421,7 @@ def remove_folder(folder: str | os.PathLike[str]) -> None:
         if doomed.exists():
             shutil.rmtree(doomed)
         io_hook("rename", doomed)
-        platform.replace_file(target, doomed)
+        _replace(target, doomed)
         io_hook("remove", doomed)
         platform.retry_while_open(lambda: shutil.rmtree(doomed))
 
@@ -446,16 +450,8 @@ def file_lock(
     The lock is released when the process ends, however it ends. `on_wait` is called once before waiting.
     """
     make_dir(Path(path).parent)
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        with _disk_errors(Path(path)):
-            lock = file_locks.acquire_lock(Path(path))
-        if lock is not None or time.monotonic() >= deadline:
-            break
-        if on_wait:
-            on_wait()
-            on_wait = None
-        time.sleep(0.2)
+    with _disk_errors(Path(path)):
+        lock = file_locks.wait_for_lock(Path(path), wait_seconds, on_wait)
     try:
         yield lock is not None
     finally:

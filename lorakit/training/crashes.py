@@ -37,7 +37,7 @@ def record_end(out: Path, end: Report) -> Report:
         _correct_status(run, "interrupted", None)
         return end
     if end.kind != "crash":
-        if end.code == ConfigError.exit_code:  # refused before it began: the run is as it was
+        if end.code == ConfigError.exit_code:  # refused before it began: the run is unchanged
             return end
         lines = end.text.strip().splitlines()
         _correct_status(run, "failed", lines[-1 if end.kind == "traceback" else 0])

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from lorakit.core import launch, platform, supervision
+from lorakit.core import launch, platform, process_setup, supervision
 from lorakit.core.errors import Interrupted
 from lorakit.core.process_reports import Report
 
@@ -56,7 +56,7 @@ class _Workers:
 def main(arguments: Sequence[str]) -> int:
     """Run N training processes; return the exit code of the one that failed first."""
     num_processes, words = int(arguments[0]), list(arguments[1:])
-    launch.configure_process()
+    process_setup.configure_process()
     supervision.connect(keep_streams=True)
     workers = _Workers()
     for number in platform.STOP_SIGNALS:

@@ -87,23 +87,6 @@ def sharing_violation() -> PermissionError:
     return error
 
 
-def test_a_file_that_somebody_reads_is_replaced_when_it_is_closed(tmp_path, monkeypatch):
-    source, target = tmp_path / "new", tmp_path / "old"
-    source.write_text("new")
-    target.write_text("old")
-    failures = iter([sharing_violation(), sharing_violation()])
-    plain = os.replace
-
-    def replace(*paths: object) -> None:
-        if error := next(failures, None):
-            raise error
-        plain(*paths)
-
-    monkeypatch.setattr(os, "replace", replace)
-    platform.replace_file(source, target)
-    assert target.read_text() == "new"
-
-
 @pytest.mark.parametrize("error", [sharing_violation(), PermissionError(13, "denied"), OSError(28, "full")])
 def test_other_errors_of_a_file_are_not_repeated_for_long(error):
     calls = []

@@ -147,3 +147,23 @@ def test_a_lock_keeps_the_second_out_and_is_let_go(tmp_path):
             assert not second
     with storage.file_lock(tmp_path / "l") as third:
         assert third
+
+
+@pytest.mark.parametrize("code", [5, 32, 33])
+def test_a_file_that_somebody_reads_is_replaced_when_it_is_closed(code, tmp_path, monkeypatch):
+    """On Windows: access denied, and violations of sharing and of a lock."""
+    target = storage.write_text(tmp_path / "run.json", "old")
+    error = PermissionError(13, "used by another process")
+    error.winerror = code
+    failures = iter([error, error])
+    plain = os.replace
+
+    def replace(*paths: object) -> None:
+        if failure := next(failures, None):
+            raise failure
+        plain(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    storage.write_text(target, "new")
+    assert target.read_text(encoding="utf-8") == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
