@@ -303,6 +303,7 @@ def _exit_codes() -> Iterator[tuple[str, str]]:
         f"{errors.EXIT_INTERRUPTED}, {errors.EXIT_TERMINATED}",
         "interrupted by a signal; the same command resumes",
     )
+    yield "128 + N", "a process was ended by signal N, such as 137: killed; the same command resumes"
 
 
 def _paragraph(kind: type) -> str:

@@ -1,6 +1,6 @@
 """Train a recipe: `accelerate launch -m lorakit.training RECIPE [key=value ...]`.
 
-`lorakit train` starts exactly this. The same command again resumes the run.
+`lorakit train` starts the same processes. The same command again resumes the run.
 """
 
 from __future__ import annotations

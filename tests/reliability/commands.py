@@ -131,26 +131,28 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 def trainers(pid: int) -> list[psutil.Process]:
     """The training processes below a process."""
-    return [child for child in descendants(pid) if "lorakit.training" in child.cmdline()]
+    return [child for child in descendants(pid) if "lorakit.training" in _words(child)]
 
 
-def launcher(pid: int) -> psutil.Process:
+def launchers(pid: int) -> list[psutil.Process]:
     """The launcher of several training processes below a command."""
-    return next(child for child in descendants(pid) if "lorakit.training.launcher" in child.cmdline())
+    return [child for child in descendants(pid) if "lorakit.training.launcher" in _words(child)]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def kill(part: str, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Kill the command, its launcher, or the last of its training processes with SIGKILL.
 
-    Returns all processes of the command, with itself.
+    A part that has not started yet is the command. Returns all processes of the command, with itself.
     """
     every = [psutil.Process(process.pid), *descendants(process.pid)]
-    target = {
-        "command": lambda: process.pid,
-        "launcher": lambda: launcher(process.pid).pid,
-        "trainer": lambda: trainers(process.pid)[-1].pid,
-    }[part]()
-    os.kill(target, signal.SIGKILL)
+    kinds = {"command": every[:1], "launcher": launchers(process.pid), "trainer": trainers(process.pid)}
+    os.kill((kinds[part] or every)[-1 if kinds[part] else 0].pid, signal.SIGKILL)
     return every
 
 

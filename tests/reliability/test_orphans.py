@@ -184,32 +184,25 @@ def test_a_launcher_of_accelerate_that_is_killed_ends_its_trainers(num_processes
 @posix
 @long
 @pytest.mark.parametrize("num_processes", [ONE, TWO])
-def test_fifty_kills_in_a_row_at_random_moments_end_in_the_same_bytes(num_processes, whole, tmp_path):
-    command = Command(tmp_path, num_processes)
-    seed = time.time_ns()
-    draw = random.Random(seed)
-    parts = ["command", "trainer"] if num_processes == 1 else ["command", "launcher", "trainer"]
+def test_fifty_kills_in_a_row_at_random_moments_end_in_the_same_bytes(num_processes, tmp_path):
+    """Every other one while it starts, the others in training."""
+    whole = Command(tmp_path / "whole", num_processes, steps=800)
     began = time.monotonic()
-    whole(num_processes)
-    span = time.monotonic() - began
-    kills = 0
-    while kills < 50:
+    whole.finish()
+    start = min(60.0, time.monotonic() - began)
+    command, seed = Command(tmp_path / "killed", num_processes, steps=800), time.time_ns()
+    draw = random.Random(seed)
+    parts = ["command", "trainer"] if num_processes == ONE else ["command", "launcher", "trainer"]
+    for number in range(50):
         process = command.start()
-        time.sleep(draw.uniform(0, span))
-        part = draw.choice(parts)
-        if process.poll() is None:
-            try:
-                every = commands.kill(part, process)
-            except (StopIteration, IndexError):  # it has not started yet
-                every = commands.kill("command", process)
-            commands.wait_for_end(every, process)
-            kills += 1
-        else:
-            assert process.returncode == 0, (seed, command.printed())
-            assert command.result() == whole(num_processes).result(), seed
-            command.words[-1:] = [str(num_processes)]
-            for file in command.run.rglob("*"):
-                if file.is_file():
-                    file.unlink()
+        try:
+            if number % 2:
+                command.wait_for_steps(process, draw.randint(1, 12))
+            else:
+                time.sleep(draw.uniform(0, start))
+            assert process.poll() is None, (seed, command.printed())
+            commands.wait_for_end(commands.kill(draw.choice(parts), process), process)
+        finally:
+            commands.end_all(process.pid)
     command.finish()
-    assert command.result() == whole(num_processes).result(), seed
+    assert command.result() == whole.result(), seed
