@@ -179,7 +179,7 @@ def table(rng: random.Random) -> Files:
         rng.choice(("lorakit", "mask", "file_name")): rng.choice((names, [None] * count, list(range(count)))),
     }
     made = pyarrow.table(columns)
-    if rng.random() < 0.15:
+    if rng.random() < 0.05:
         value = pyarrow.array([bytes(rng.choice((10, 100, 3_000_000)))])
         count = 10 if len(value[0].as_py()) > 10**6 else rng.choice((10, 600_000))
         indices = pyarrow.array([0] * count, pyarrow.int32())

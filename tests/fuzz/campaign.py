@@ -36,8 +36,11 @@ class Failure:
 class Campaign:
     """Inputs of some kinds in turn, read by one worker, which is started again when it dies."""
 
-    def __init__(self, kinds: Sequence[str], keep: Path, *, max_seconds: float = MAX_SECONDS) -> None:
-        self.kinds, self.keep, self.max_seconds = list(kinds), keep, max_seconds
+    def __init__(
+        self, kinds: Sequence[str], keep: Path, *, max_seconds: float = MAX_SECONDS, plant: str = ""
+    ) -> None:
+        """`plant` lets the worker fail with each input in this way, to test the campaign itself."""
+        self.kinds, self.keep, self.max_seconds, self.plant = list(kinds), keep, max_seconds, plant
         self.failures: list[Failure] = []
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.slowest: dict[str, float] = dict.fromkeys(kinds, 0.0)
@@ -63,10 +66,11 @@ class Campaign:
             yield number + 1
 
     def _read(self, kind: str, seed: int) -> None:
-        timeout = self.max_seconds + 5
+        timeout = 3 * self.max_seconds  # other programs use the CPU as well
         if self._worker is None:
             self._start()
-            timeout += START_SECONDS
+            if self._answers.get(timeout=START_SECONDS) is None:
+                raise RuntimeError(f"the worker cannot start: {self._words()}")
         assert self._worker is not None
         assert self._worker.stdin is not None
         self._worker.stdin.write(json.dumps([kind, seed]) + "\n")
@@ -79,8 +83,7 @@ class Campaign:
             return
         if answer is None:
             code = self._worker.wait()
-            words = (self._scratch / "log.txt").read_text(encoding="utf-8", errors="replace")[-1000:]
-            self._fail(kind, seed, f"the process died with code {code}: {words}")
+            self._fail(kind, seed, f"the process died with code {abs(code)}: {self._words()}")
             self._stop()
             return
         self._judge(kind, seed, *json.loads(answer))
@@ -112,7 +115,7 @@ class Campaign:
     def _start(self) -> None:
         self._answers = queue.Queue()
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.worker", str(self._scratch / "input")],
+            [sys.executable, "-m", "tests.fuzz.worker", str(self._scratch / "input"), self.plant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -121,6 +124,9 @@ class Campaign:
             cwd=ROOT,
         )
         threading.Thread(target=_forward, args=(self._worker, self._answers), daemon=True).start()
+
+    def _words(self) -> str:
+        return (self._scratch / "log.txt").read_text(encoding="utf-8", errors="replace")[-1000:]
 
     def _stop(self) -> None:
         if self._worker is not None:

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -54,19 +55,30 @@ def read_input(kind: str, folder: Path) -> tuple[str, str]:
 
 def main() -> None:
     """Read inputs until the parent closes the pipe."""
-    folder = Path(sys.argv[1])
+    folder, plant = Path(sys.argv[1]), sys.argv[2]
+    if plant:
+        KINDS["recipe"] = KINDS["recipe"]._replace(read=_PLANTED[plant])
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is not an answer
-    for module in PRELOADED:
+    for module in () if plant else PRELOADED:
         __import__(module)
+    print("ready", file=out, flush=True)
     limit_memory()
     for line in sys.stdin:
         kind, seed = json.loads(line)
         write_input(kind, seed, folder)
-        started = time.monotonic()
+        started = time.process_time()
         outcome, message = read_input(kind, folder)
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started  # of the CPU: the parent counts the others
         print(json.dumps([outcome, message[-3000:], seconds, peak_memory()]), file=out, flush=True)
+
+
+_PLANTED: dict[str, Callable[[Path], object]] = {
+    "traceback": lambda folder: 1 / 0,
+    "hang": lambda folder: time.sleep(60),
+    "death": lambda folder: os.kill(os.getpid(), 9),
+    "memory": lambda folder: bytearray(MAX_MEMORY + (200 << 20)),
+}
 
 
 def limit_memory() -> None:

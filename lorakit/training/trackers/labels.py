@@ -13,6 +13,7 @@ from lorakit.config import strict_yaml
 from lorakit.config.monitoring import TrackerConfig
 from lorakit.core import storage
 from lorakit.core.errors import LorakitError
+from lorakit.core.strict_json import parse_json
 from lorakit.training import run_records
 
 DEFAULT_PROJECT = "lorakit"
@@ -104,7 +105,8 @@ def remove_overruled_variables(config: TrackerConfig, environment: MutableMappin
 def _parse_tags(text: str) -> list[str]:
     """Return the tags of a variable: separated by commas, or a JSON object as mlflow's."""
     if text.startswith("{"):
-        return [f"{key}={value}" if value else key for key, value in json.loads(text).items()]
+        tags = parse_json(text, "the environment variable for the tags of the tracker")
+        return [f"{key}={value}" if value else key for key, value in tags.items()]
     return [tag.strip() for tag in text.split(",") if tag.strip()]
 
 
