@@ -33,8 +33,9 @@ def load_pipeline(
 
     `base` is an embedded base model, a diffusers folder, a checkpoint file or a hub id; `adapter` is an
     adapter file of any origin, the folder of a run, or a list of those, which add up, with one `strength` for
-    all or one for each. Adapters of text encoders and new tokens are loaded too. The default
-    device is the GPU if there is one; the default dtype is bfloat16 there and float32 on the CPU.
+    all or one for each. Adapters of text encoders and new tokens are loaded too. The default device is the
+    GPU if there is one; the default dtype is bfloat16 there, float16 on GPUs without it (whose VAE computes
+    in float32), and float32 on the CPU and on MPS.
 
     The base model may be a fine-tune of the one that the adapter was trained on: a line on stderr says so.
     Raises ConfigError for an adapter whose family, modules or shapes do not fit.

@@ -145,7 +145,7 @@ class TrainingStep:
         """Compute and reduce the gradients of this process's samples.
 
         With a loss scale they are computed again with a smaller one while they overflow. If no scale helps,
-        or the loss itself is not finite, scaling is not the cause: the scale stays as it was. All processes
+        or the loss itself is not finite, scaling is not the cause: the scale does not change. All processes
         decide alike, because the numbers are reduced before.
         """
         scale = self.state.loss_scale
