@@ -47,6 +47,10 @@ OTHER_PROGRAMS = {
     "--repo": "aim",
     "--w": "prompt files of kohya's sd-scripts",
     "--torch-backend": "uv",
+    "--reinstall-package": "uv",
+    "--no-sync": "uv",
+    "--reinstall-package": "uv",
+    "--no-sync": "uv",
     "--index-url": "pip",
 }
 """Options of other programs, reviewed by hand."""

@@ -86,7 +86,11 @@ class AdapterConfig(RecipeSection):
                 "denoiser false leaves nothing to adapt: set text_encoder, or leave denoiser out"
                 " (type none trains only textual_inversion)"
             )
-        chosen = {"targets": self.targets != "attention", "blocks": self.blocks, "conv_rank": self.conv_rank}
+        chosen: dict[str, object] = {
+            "targets": self.targets != "attention",
+            "blocks": self.blocks,
+            "conv_rank": self.conv_rank,
+        }
         chosen |= {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
         if keys := [key for key, is_set in chosen.items() if is_set]:
             raise ValueError(
