@@ -15,6 +15,7 @@ from accelerate.state import PartialState
 
 from lorakit.config.monitoring import TrackerConfig
 from lorakit.core import storage
+from lorakit.training.run_records import TRACKER_KEYS
 from lorakit.training.trackers import process
 from lorakit.training.trackers.sender import RunMovedError, Sender
 from tests import runs
@@ -52,6 +53,7 @@ def test_steps_that_are_repeated_after_a_kill_appear_once_in_one_run(name, sessi
     assert READERS[name](run.path) == COMPLETE
     (record,) = storage.read_json(run.path / "tracker.json")["runs"]
     assert record["complete"]
+    assert record.keys() == {key for keys in TRACKER_KEYS for key in keys.split(", ")}
     if name == "wandb":
         assert read_wandb(run.path)[0] == {record["id"]}
 

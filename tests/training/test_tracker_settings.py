@@ -1,4 +1,4 @@
-"""What a tracker is told about a run: project, names and settings; and the check that it is installed."""
+"""The names, project and settings that a tracker receives; and the check that it is installed."""
 
 from __future__ import annotations
 

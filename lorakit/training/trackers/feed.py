@@ -1,4 +1,4 @@
-"""What a run has to send, read from its files: metrics.jsonl and the samples."""
+"""The values that a run has to send, read from its files: metrics.jsonl and the samples."""
 
 from __future__ import annotations
 
