@@ -1,4 +1,4 @@
-"""Recipe key `dataset`: one folder, or a list of concepts, each with a folder, trigger word and class noun."""
+"""Recipe key `dataset`: one folder, or a list of concepts, each with folder, trigger word and class noun."""
 
 from __future__ import annotations
 
@@ -144,12 +144,12 @@ def find_contradictions(concepts: Sequence[Concept]) -> Iterator[str]:
                     f"{names}: the trigger {one.trigger!r} of dataset.{number} is in the class noun"
                     f" {other.class_noun!r} of the other: choose a rarer word"
                 )
-        if first.class_images is not None and first.class_images == second.class_images:
-            if first.class_noun != second.class_noun:
-                yield (
-                    f"{names}: one folder of class images cannot show both {first.class_noun!r} and"
-                    f" {second.class_noun!r}: use two folders"
-                )
+        same_class_images = first.class_images is not None and first.class_images == second.class_images
+        if same_class_images and first.class_noun != second.class_noun:
+            yield (
+                f"{names}: one folder of class images cannot show both {first.class_noun!r} and"
+                f" {second.class_noun!r}: use two folders"
+            )
 
 
 def _conflicting_triggers(first: Concept, second: Concept) -> str | None:

@@ -118,7 +118,7 @@ def _subject_items(concept: Concept, items: Sequence[DatasetItem]) -> list[Datas
 
 
 def _common_folder(folders: Sequence[Path]) -> Path | None:
-    """Return the folder itself, or the one that all of them are in; None if there is none, as on two drives."""
+    """Return the folder itself, or the one that all of them are in; None if they are on two drives."""
     try:
         common = Path(os.path.commonpath(folders))
     except ValueError:

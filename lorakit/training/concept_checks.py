@@ -49,8 +49,8 @@ def _captions_of_others(data: ConceptRecords, concepts: Sequence[ConceptRecords]
         ]
         if files:
             yield (
-                f"{len(files)} images of {data.concept.folder} have the trigger {other!r} of another concept in"
-                f" a caption, and not their own: {listed(files)}"
+                f"{len(files)} images of {data.concept.folder} have the trigger {other!r} of another concept"
+                f" in a caption, and not their own: {listed(files)}"
             )
 
 

@@ -28,9 +28,9 @@ def check_data_folders(recipe: Recipe, out: Path) -> None:
     for key, folder in folders.items():
         _check_disjoint(key, folder, out)
     for (key, folder), (other_key, other) in combinations(folders.items(), 2):
-        if key.endswith(CLASS_KEY) and other_key.endswith(CLASS_KEY) and folder == other:
-            continue  # concepts of one class
         one, two = folder.resolve(), other.resolve()
+        if one == two and (key.endswith(CLASS_KEY) or other_key.endswith(CLASS_KEY)):
+            continue  # concepts of one class; the subject's images are refused by their captions
         where = f"{key}: {folder}, {other_key}: {other}"
         if one == two or one.samefile(two):
             raise ConfigError(

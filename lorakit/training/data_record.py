@@ -36,7 +36,8 @@ def record_data(run: RunFolder, plan: DataPlan, total_batch_size: int, log: Call
     before = run.record().get("held_out", held_out)
     if before != held_out:
         log(
-            "warning: the held-out images are not those of the earlier sessions: their losses cannot be compared"
+            "warning: the held-out images are not those of the earlier sessions: their losses cannot be"
+            " compared"
         )
     run.update_record(concepts=rows, held_out=held_out)
 

@@ -1,4 +1,4 @@
-"""The held-out images, on which the validation loss is measured: a fraction of the dataset, or another folder.
+"""The held-out images, which the validation loss is measured on: part of the dataset, or another folder.
 
 A fraction is counted in different images: copies of an image, mirrored or resized ones too, are always on the
 same side, each held-out image is measured once, and every concept has its share.
@@ -24,7 +24,7 @@ LISTED_FILES = 5  # named in the log
 
 @dataclass(frozen=True)
 class DataSplit:
-    """The images that are trained on and those held out, each of these once; `notes` are lines for the log."""
+    """The images that are trained on, and those held out, each once; `notes` are lines for the log."""
 
     train: list[DatasetItem]
     held_out: list[DatasetItem]
@@ -92,8 +92,8 @@ class _Splitter:
             selected = self._fitting([[content] for content in sorted(own)], quota)
             if selected:
                 self.notes.append(
-                    f"warning: near duplicates of the held-out images of {concept.folder.name} are trained on,"
-                    " for its images are all alike"
+                    f"warning: near duplicates of the held-out images of {concept.folder.name} are trained"
+                    " on, for its images are all alike"
                 )
         if not selected and len(self.concepts) > 1:
             self.notes.append(f"no image of {concept.folder.name} is held out")
@@ -108,7 +108,7 @@ class _Splitter:
         return selected
 
     def _leaves_enough(self, group: Sequence[str]) -> bool:
-        """Take a group from what is trained on, unless a concept would keep no image; returns True if taken."""
+        """Take a group from what is trained on, and return True, unless a concept would keep no image."""
         taken_by = Counter(
             c for content in group for c in {item.concept for item in self.by_content[content]}
         )
@@ -202,7 +202,7 @@ def summary(split: DataSplit, recipe: Recipe) -> Iterator[str]:
         total = len({item.record.content_hash for item in (*split.train, *split.held_out)})
         yield f"validation loss: {len(split.held_out)} of {total} images are held out: {names}"
     if settings.every > steps:
-        yield f"validate.every ({settings.every}) is above train.steps: validation before and after training only"
+        yield f"validate.every ({settings.every}) is above train.steps: validation at start and end only"
 
 
 def listed(names: Sequence[str]) -> str:
