@@ -32,6 +32,7 @@ from lorakit.config.monitoring import TrackerConfig as TrackerConfig
 from lorakit.config.monitoring import TrackerName, merge_tracker
 from lorakit.config.monitoring import ValidationConfig as ValidationConfig
 from lorakit.config.objective import ObjectiveConfig as ObjectiveConfig
+from lorakit.config.suggest_key import explain_setting
 from lorakit.config.training import MemoryConfig as MemoryConfig
 from lorakit.config.training import OptimizerConfig as OptimizerConfig
 from lorakit.config.training import TrainConfig as TrainConfig
@@ -347,7 +348,9 @@ def _tracker_first(overrides: Sequence[str]) -> list[str]:
 def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{text!r} is not of the form key=value", remedy="for instance optimizer.lr=2e-4")
+        meant = explain_setting(text, None, validation_errors.known_keys(Recipe))
+        remedy = f"write {meant.write}" if meant and meant.write else "for instance optimizer.lr=2e-4"
+        raise ConfigError(f"{text!r} is not of the form key=value", remedy=remedy)
     *parents, last = key.split(".")
     node = tree
     if parents and parents[0] == "dataset":

@@ -93,11 +93,11 @@ def test_one_image_that_does_not_fit_is_an_error_with_sizes_and_remedies(data, t
         "base ",
         "activations of one image",
         "Tried to allocate 2.00 GiB",
-        "memory={gradient_checkpointing: 1}",
+        "memory.gradient_checkpointing=1",
     ):
         assert part in text
-    assert "resolution=64" in text
-    assert "adapter.rank=8" in text
+    assert "resolution=72" in text
+    assert "adapter.rank=8 adapter.alpha=4" in text  # the same alpha / rank
     assert "advice" not in text
     assert storage.read_json(tmp_path / "run/run.json")["status"] == "failed"
 
@@ -192,6 +192,7 @@ def test_text_encoders_that_do_not_fit_the_device_encode_on_the_cpu(data, tmp_pa
         return plain(self, folder, device=device, **options)
 
     monkeypatch.setattr(type(plan.family), "load", load)
+    monkeypatch.setattr("lorakit.models.device.supported_precisions", lambda device: ("bf16", "fp32"))
     caches = run_caches.RunCaches(loaded, plan, torch.device("cuda"), log.append)
     caches.fill_text(plan.items)
     assert tried == ["cuda", "cpu"]
