@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 from lorakit.core import command_line, platform, process_reports
@@ -29,11 +30,14 @@ VARIABLE = "LORAKIT_SUPERVISED"
 STARTED_VARIABLE = "LORAKIT_STARTED"  # the time.monotonic() at which the command started
 RANK_VARIABLE = "RANK"
 POLL_SECONDS = 0.5
+_LAUNCHER_SCRIPTS = ("accelerate", "accelerate-launch", "torchrun")
+_LAUNCHER_MODULES = ("accelerate.commands.", "torch.distributed.", "lorakit.training.launcher")
 GRACE_SECONDS = 3.0  # for a process with nothing to save to end by itself
 
 _connection: _Connection | None = None
 _is_early = False  # the handlers of `start` are in place
 _saves_state = False
+_is_orphan = False
 
 
 class _Connection:
@@ -101,6 +105,8 @@ def _exit_early(number: int, _: FrameType | None) -> None:
 def saving_state() -> Iterator[None]:
     """Declare that within the block a stop takes as long as the step and its checkpoint need."""
     global _saves_state
+    if _is_orphan:  # a library has swallowed the interruption
+        raise Interrupted("stopped before the first step of this session", signal_number=signal.SIGTERM)
     _saves_state = True
     try:
         yield
@@ -206,11 +212,14 @@ def _wait_for_launcher(pid: int, end: Callable[[], None]) -> None:
 
 
 def find_launcher() -> int:
-    """Return the process id of the parent if it is a launcher of training processes, else 0."""
-    words = parent_command_line()
-    # `accelerate launch`, `torchrun`, `python -m torch.distributed.run` and lorakit's own
-    names = ("accelerate", "torchrun", "torch.distributed", "lorakit.training.launcher")
-    return platform.parent_id() if any(name in word for word in words[:4] for name in names) else 0
+    """Return the process id of the parent if it is a launcher of training processes, else 0.
+
+    These are `accelerate launch`, `torchrun`, `python -m torch.distributed.run` and lorakit's own.
+    """
+    for word in parent_command_line()[:4]:
+        if word.startswith(_LAUNCHER_MODULES) or Path(word).stem in _LAUNCHER_SCRIPTS:
+            return platform.parent_id()
+    return 0
 
 
 def parent_command_line() -> list[str]:
@@ -225,6 +234,8 @@ def parent_command_line() -> list[str]:
 
 def _stop_orphan() -> None:
     """Stop this process: after its step, or soon if it has nothing to save."""
+    global _is_orphan
+    _is_orphan = True
     platform.signal_self(signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline:

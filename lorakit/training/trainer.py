@@ -32,6 +32,8 @@ from lorakit.training.run_folder import RunFolder
 from lorakit.training.setup import Session
 from lorakit.training.step import StepResult, TrainerState, TrainingStep, collective
 
+SAME_SIGNAL_SECONDS = 0.5  # within which a second signal is the first one again
+
 
 class Trainer:
     """One process's share of a run; only the main process writes."""
@@ -42,7 +44,7 @@ class Trainer:
         self.training_step = TrainingStep(session, accelerator, self.log)
         self.metadata = adapters.pack_metadata(session.adapter_metadata())
         self.identity = ""
-        self.stop_signal = 0
+        self.stop_signal, self.stopped_at = 0, 0.0
         self.monitoring = False
 
     @property
@@ -216,10 +218,16 @@ class Trainer:
             return int(self.accelerator.gather(received).max())
 
     def on_signal(self, number: int, _: FrameType | None) -> None:
-        """First signal: finish the step, save a checkpoint, stop. Second: stop at once."""
+        """First signal: finish the step, save a checkpoint, stop. Second: stop at once.
+
+        A service manager sends a signal to every process, so that it comes twice, from the command too.
+        """
+        now = time.monotonic()
         if self.stop_signal:
-            os._exit(128 + number)
-        self.stop_signal = number
+            if now - self.stopped_at > SAME_SIGNAL_SECONDS:
+                os._exit(128 + number)
+            return
+        self.stop_signal, self.stopped_at = number, now
         if self.monitoring:
             message = f"stopped after step {self.state.step}, which is saved"
             raise Interrupted(message, signal_number=number)

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -69,15 +70,20 @@ def kill_before(root: Path, number: int) -> None:
     storage.io_hook = operation
 
 
-def signal_at(kind: str, part: str, number: int, twice: bool = False) -> None:
-    """Send this process a signal at the first operation of a kind on a path that has this part."""
+def signal_at(kind: str, part: str, number: int, twice: bool = False, pause: float = 1.0) -> None:
+    """Send this process a signal at the first operation of a kind on a path that has this part.
+
+    `twice`: and again after a pause, in seconds.
+    """
     sent = False
 
     def operation(name: str, path: Path) -> None:
         nonlocal sent
         if not sent and name == kind and part in str(path):
             sent = True
-            for _ in range(1 + twice):
+            os.kill(os.getpid(), number)
+            if twice:
+                time.sleep(pause)
                 os.kill(os.getpid(), number)
 
     storage.io_hook = operation

@@ -186,11 +186,12 @@ def test_a_launcher_of_accelerate_that_is_killed_ends_its_trainers(num_processes
 @pytest.mark.parametrize("num_processes", [ONE, TWO])
 def test_fifty_kills_in_a_row_at_random_moments_end_in_the_same_bytes(num_processes, tmp_path):
     """Every other one while it starts, the others in training."""
-    whole = Command(tmp_path / "whole", num_processes, steps=800)
-    began = time.monotonic()
-    whole.finish()
-    start = min(60.0, time.monotonic() - began)
-    command, seed = Command(tmp_path / "killed", num_processes, steps=800), time.time_ns()
+    whole = Command(tmp_path / "whole", num_processes, steps=4000)
+    process, began = whole.start(), time.monotonic()
+    whole.wait_for_steps(process)
+    start = time.monotonic() - began
+    assert process.wait(commands.HANG) == 0, whole.printed()
+    command, seed = Command(tmp_path / "killed", num_processes, steps=4000), time.time_ns()
     draw = random.Random(seed)
     parts = ["command", "trainer"] if num_processes == ONE else ["command", "launcher", "trainer"]
     for number in range(50):

@@ -57,6 +57,19 @@ def test_a_second_signal_stops_training_at_once(recorded):
     assert checks.finish(training, reference) == []
 
 
+@pytest.mark.parametrize("number", CODES, ids=["SIGTERM", "SIGINT"])
+def test_a_signal_to_every_process_of_a_service_is_one_signal(recorded, number):
+    """It comes twice: from the service manager, and from the command, which forwards its own."""
+    training, reference, _ = recorded(DIT, False)
+    training.delete_run()
+    code, output = processes.train(
+        training, processes.signal_at, "append", "metrics.jsonl", number, True, 0.05
+    )
+    assert code == CODES[number], output
+    assert tiny_training.committed(training.run)[-1] == runs.steps_logged(training.run)
+    assert checks.finish(training, reference) == []
+
+
 def test_a_signal_at_any_operation_loses_nothing(recorded, monkeypatch):
     """In this process, at every eleventh operation of a run."""
     training, reference, seen = recorded(DIT, True)
