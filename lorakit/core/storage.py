@@ -437,8 +437,11 @@ def rename_folder(folder: str | os.PathLike[str], path: str | os.PathLike[str]) 
 
 def remove_file(path: str | os.PathLike[str]) -> None:
     """Remove a file that lorakit created; do nothing if it is missing."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    target = Path(path)
+    if target.exists():
+        with _disk_errors(target):
+            io_hook("remove", target)
+            target.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

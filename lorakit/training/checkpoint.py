@@ -29,14 +29,14 @@ _NAME = re.compile(r"step-(\d{8})")
 class Checkpoint:
     """The state after `step` optimizer steps; `state` holds plain values such as skipped steps.
 
-    `identity` is the hash of the run that it belongs to (`run_identity.identity_hash`).
+    `run_hash` is the hash of the run that it belongs to (`run_identity.run_hash`).
     """
 
     step: int
     adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     state: dict[str, Any]
-    identity: str
+    run_hash: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, metadata: Mapping[str, st
     state = {
         "format_version": FORMAT_VERSION,
         "step": checkpoint.step,
-        "identity": checkpoint.identity,
+        "run_hash": checkpoint.run_hash,
         "state": checkpoint.state,
     }
     files = {
@@ -105,9 +105,9 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def latest_valid_checkpoint(
-    run: Path, identities: Collection[str] | None = None, *, saved_step: int | None = None
+    run: Path, run_hashes: Collection[str] | None = None, *, saved_step: int | None = None
 ) -> LatestCheckpoint:
-    """Load the newest checkpoint that verifies and belongs to a run with one of `identities` (None: any).
+    """Load the newest checkpoint that verifies and belongs to a run with one of `run_hashes` (None: any).
 
     `saved_step` is the newest checkpoint that the run has recorded. Raises DataError if there are or were
     checkpoints and none can be used: a run never starts over by accident.
@@ -121,7 +121,7 @@ def latest_valid_checkpoint(
             problems.append(f"checkpoint {folder.name} has no optimizer state")
         elif damage := storage.find_folder_damage(folder, _FILES):
             problems.append(f"checkpoint {folder.name}: {damage}")
-        elif (loaded := load_checkpoint(folder)).identity not in (identities or (loaded.identity,)):
+        elif (loaded := load_checkpoint(folder)).run_hash not in (run_hashes or (loaded.run_hash,)):
             problems.append(f"checkpoint {folder.name} belongs to another run")
         else:
             return LatestCheckpoint(loaded, problems)
@@ -149,7 +149,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise DataError("the state of the checkpoint has impossible values", where=str(folder / STATE_FILE))
     return Checkpoint(
         step=state["step"],
-        identity=str(state["identity"]),
+        run_hash=str(state["run_hash"]),
         adapter=storage.read_safetensors(folder / ADAPTER_FILE),
         optimizer=storage.read_safetensors(folder / OPTIMIZER_FILE),
         state=state["state"],

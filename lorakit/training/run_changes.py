@@ -33,8 +33,8 @@ class SessionChanges:
             run.log(text)
         values: dict[str, Any] = dict(self.identity)
         if lines := [str(difference) for difference in (*comparison.rounding, *comparison.changes)]:
-            identity = run_identity.identity_hash(record)
-            entry = {"step": step, "differences": lines, "identity": identity}
+            run_hash = run_identity.run_hash(record)
+            entry = {"step": step, "differences": lines, "run_hash": run_hash}
             values["changes"] = [*record.get("changes", []), entry]
         run.update_record(**values)
         run.write_recipe(self.recipe)

@@ -52,7 +52,7 @@ def package_versions() -> dict[str, str]:
     return own | packages | decoders
 
 
-def identity_hash(record: Mapping[str, Any]) -> str:
+def run_hash(record: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the settings and inputs that a run keeps when it is extended or moved.
 
     Checkpoints carry it, so that one of another run is not resumed from.
@@ -62,9 +62,9 @@ def identity_hash(record: Mapping[str, Any]) -> str:
     return storage.sha256_bytes(storage.dump_json([settings, inputs]).encode())
 
 
-def known_identities(record: Mapping[str, Any]) -> set[str]:
-    """Return the identities of the checkpoints of a run: its own, and those before each change."""
-    return {identity_hash(record), *(change["identity"] for change in record.get("changes", []))}
+def known_run_hashes(record: Mapping[str, Any]) -> set[str]:
+    """Return the hashes that the checkpoints of a run carry: its own, and those before each change."""
+    return {run_hash(record), *(change["run_hash"] for change in record.get("changes", []))}
 
 
 @dataclass(frozen=True)

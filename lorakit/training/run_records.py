@@ -32,7 +32,7 @@ RUN_KEYS = {
     "objective_check": "the sanity check before step 1: prediction_type, relative_errors, passed",
     "step": "the last step, of a finished run",
     "checkpoint_step": "step of the newest saved checkpoint",
-    "changes": "changes between sessions: step, differences, and the identity of the checkpoints before",
+    "changes": "changes between sessions: step, differences, and the run_hash of the checkpoints before",
     "exported_for": "of a finished run: the programs that its adapter was exported for",
     "final_loss": "mean loss of the same images without the adapter (base) and with it (adapter), at the end",
     "error": "first line of the error, of a failed run",
@@ -58,7 +58,7 @@ def find_record_problem(record: Any) -> str | None:
     for key, kind in (("changes", list), ("exported_for", list), ("checkpoint_step", int)):
         if key in record and not isinstance(record[key], kind):
             return f"`{key}` has the wrong type"
-    if not all(isinstance(c, dict) and isinstance(c.get("identity"), str) for c in record.get("changes", [])):
+    if not all(isinstance(c, dict) and isinstance(c.get("run_hash"), str) for c in record.get("changes", [])):
         return "`changes` holds something that is not a change"
     return None
 
@@ -106,7 +106,7 @@ TRACKER_KEYS = {
 STATE_KEYS = {
     "format_version": "version of the checkpoint's format",
     "step": "optimizer steps done",
-    "identity": "hash of the run's settings and inputs, so that a checkpoint of another run is not used",
+    "run_hash": "hash of the run's settings and inputs, so that a checkpoint of another run is not used",
     "state": "skipped_steps (those with non-finite numbers), micro_batch_size (images per forward pass); of fp16"
     " also loss_scale: value, good_steps",
 }

@@ -43,7 +43,7 @@ class Trainer:
         self.recipe = session.recipe
         self.training_step = TrainingStep(session, accelerator, self.log)
         self.metadata = adapters.pack_metadata(session.adapter_metadata())
-        self.identity = ""
+        self.run_hash = ""
         self.stop_signal, self.stopped_at = 0, 0.0
         self.monitoring = False
 
@@ -71,7 +71,7 @@ class Trainer:
         """
         record = self.run.record()
         latest = checkpoint.latest_valid_checkpoint(
-            self.run.path, run_identity.known_identities(record), saved_step=record.get("checkpoint_step")
+            self.run.path, run_identity.known_run_hashes(record), saved_step=record.get("checkpoint_step")
         )
         for problem in latest.problems:
             self.log(f"{problem}; falling back to the one before")
@@ -89,7 +89,7 @@ class Trainer:
             self.run.rewind_metrics(self.state.step)
             if changes:
                 changes.record(self.run, self.state.step)
-            self.identity = run_identity.identity_hash(self.run.record())
+            self.run_hash = run_identity.run_hash(self.run.record())
 
     def save_checkpoint(self) -> None:
         """Write the whole state."""
@@ -101,7 +101,7 @@ class Trainer:
             adapter=adapters.adapter_state_dict(self.session.networks),
             optimizer=optimizers.optimizer_state_dict(step.optimizer, step.parameters),
             state=self.state.to_json(),
-            identity=self.identity,
+            run_hash=self.run_hash,
         )
         checkpoint.save_checkpoint(self.run.path, saved, self.metadata)
         self.run.update_record(checkpoint_step=self.state.step)

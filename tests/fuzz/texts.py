@@ -148,7 +148,8 @@ def dataset_manifest(rng: random.Random) -> Files:
         {"type": "source", "file": "b.png", "sha256": _HASH, "width": 8, "height": 8, "origin": "file"}
     ]
     tree = {key: list(item) if isinstance(item, tuple) else item for key, item in tree.items()}
-    lines = [dump(change_tree(rng, tree)), dump(tree | {"file": rng.choice(TEXTS)})]
+    lines = [dump(change_tree(rng, tree) if rng.random() < 0.7 else tree)]
+    lines += [dump(tree | {"file": rng.choice(TEXTS)})] if rng.random() < 0.4 else []
     files = {"manifest.jsonl": change_text(rng, "\n".join(lines) + "\n")}
     if rng.random() < 0.3:
         files["metadata.jsonl"] = change_text(rng, dump(change_tree(rng, ROWS[0])) + "\n")
@@ -163,13 +164,13 @@ def run_files(rng: random.Random) -> Files:
         "versions": {"lorakit": "1", "torch": "2"},
         "machine": {"platform": "x"},
         "status": "done",
-        "changes": [{"step": 5, "identity": _HASH, "differences": ["x"]}],
+        "changes": [{"step": 5, "run_hash": _HASH, "differences": ["x"]}],
         "checkpoint_step": 5,
         "exported_for": ["comfyui"],
     }
     metrics = [{"step": n, "loss": 0.5, "grad_norm": 1.0, "lr": 1e-4} for n in range(4)]
     heartbeat = {"phase": "train", "step": 3, "total_steps": 10, "seconds_left": 4, "pid": 1}
-    state = {"format_version": 1, "step": 5, "identity": _HASH, "state": {"skipped_steps": 0}}
+    state = {"format_version": 1, "step": 5, "run_hash": _HASH, "state": {"skipped_steps": 0}}
     checksums = {
         "state.json": {"size": 1, "sha256": _HASH},
         "adapter.safetensors": {"size": 2, "sha256": _HASH},

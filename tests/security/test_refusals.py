@@ -117,6 +117,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {  # keys that another key needs
     "objective.output_preservation": {"trigger": "sks", "class_noun": "dog"},
     "adapter.factor": {"adapter": {"type": "lokr"}},
     "adapter.text_encoder_lr": {"adapter": {"text_encoder": True}},
+    "adapter.denoiser": {"adapter": {"text_encoder": True}},
 }
 ONE_VALUE = ("adapter.type", "adapter.text_encoder")
 

@@ -70,7 +70,7 @@ def test_a_checkpoint_without_optimizer_state_is_not_resumed_from(tmp_path):
 def test_a_checkpoint_of_another_run_is_not_resumed_from(tmp_path):
     for step in (1, 2):
         checkpoint.save_checkpoint(tmp_path, make(step), {})
-    other = dataclasses.replace(make(3), identity="other")
+    other = dataclasses.replace(make(3), run_hash="other")
     checkpoint.save_checkpoint(tmp_path, other, {})
     latest = checkpoint.latest_valid_checkpoint(tmp_path, {"run"})
     assert latest.checkpoint.step == 2

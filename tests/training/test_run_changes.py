@@ -108,8 +108,8 @@ def test_an_accepted_change_is_recorded_with_its_step_and_not_before_the_checkpo
     assert "can no longer be reproduced" in (run.path / "log.txt").read_text()
     assert recipes.load_recipe(run.path / "recipe.yaml").train == recipe.train
     assert start_or_resume(run, recipe, new) is None  # accepted once and for all
-    old, current = run_identity.identity_hash(before), run_identity.identity_hash(record)
-    assert run_identity.known_identities(record) == {old, current}
+    old, current = run_identity.run_hash(before), run_identity.run_hash(record)
+    assert run_identity.known_run_hashes(record) == {old, current}
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_an_accepted_change_is_recorded_with_its_step_and_not_before_the_checkpo
 def test_another_division_of_the_same_batch_is_the_same_run(run, tree, batch_size, accumulate, num_processes):
     recipe = changed(tree, train={"batch_size": batch_size, "accumulate": accumulate})
     inputs = INPUTS | {"num_processes": num_processes}
-    identity = run_identity.identity_hash(run.record())
+    run_hash = run_identity.run_hash(run.record())
     start_or_resume(run, recipe, inputs).record(run, 4)
     assert "the same samples" in (run.path / "log.txt").read_text()
-    assert run_identity.known_identities(run.record()) == {identity}
+    assert run_identity.known_run_hashes(run.record()) == {run_hash}
 
 
 @pytest.mark.parametrize("steps", [7, 12, 6000])
