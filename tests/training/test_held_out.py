@@ -271,3 +271,21 @@ def test_repeated_images_are_validated_once(tmp_path):
     assert record["held_out"]["images"] == 2
     assert record["concepts"][0]["samples_per_epoch"] == 20
     assert "2 of 6 images are held out: data/" in (run / "log.txt").read_text()
+
+
+def test_another_validation_folder_on_resuming_is_said_and_changes_no_weight(tmp_path):
+    data = runs.make_dataset(tmp_path / "data")
+    folders = [str(runs.make_dataset(tmp_path / f"other-{seed}", 2, seed=seed)) for seed in (1, 2)]
+    settings = {"train": {"steps": 2, "batch_size": 2, "save_every": 1, "precision": "fp32"}}
+
+    def recipe_file(name: str, folder: str) -> Path:
+        changes = settings | {"validate": {"folder": folder, "every": 1}}
+        return runs.make_recipe(tmp_path / f"{name}.yaml", "tiny-dit", data, tmp_path / name, **changes)
+
+    with runs.killed_at(1):
+        runs.train(recipe_file("run", folders[0]))
+    run = runs.train(recipe_file("run", folders[1]))
+    assert "the held-out images are not those of the earlier sessions" in (run / "log.txt").read_text()
+    whole = runs.train(recipe_file("whole", folders[0]))
+    adapters = [(one / "adapter.safetensors").read_bytes() for one in (run, whole)]
+    assert adapters[0] == adapters[1]
