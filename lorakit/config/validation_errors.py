@@ -74,7 +74,7 @@ def _unknown_key_line(path: list[str], value: Any, root: type[BaseModel], tree: 
         return f"{key}: unknown key; did you mean {exact.write!r}?"
     of_first = ".".join("0" if part.isdigit() else part for part in path)  # keys of a list are alike
     if suggestion := suggest_key(of_first, known):
-        if of_first.startswith(f"{suggestion}.0."):  # other trainers' name of the list: its first key is meant
+        if of_first.startswith(f"{suggestion}.0."):  # a name of the list elsewhere: its first key is meant
             suggestion = next(one for one in known if one.startswith(f"{suggestion}.0."))
         in_section = suggestion.removeprefix(of_first[: -len(last)])
         return f"{key}: unknown key; did you mean {in_section!r}?"
