@@ -41,9 +41,9 @@ def read_for_base(source: Path, family: Family, networks: Mapping[str, nn.Module
     names = named_families(adapter)
     if not names and len(adapter.possible_families) != 1:  # native names depend on the family
         hints = [name for name in adapter.possible_families if _is_related(name, family.name)]
-        hint = family.name if family.name in (*hints, *NATIVE_NAMES) or not hints else hints[0]
         if hints or not adapter.possible_families:
-            adapter = read_adapter_file(source, hint, allow_embedding_only=True)
+            own = family.name if not hints or {family.name} & {*hints, *NATIVE_NAMES} else hints[0]
+            adapter = read_adapter_file(source, own, allow_embedding_only=True)
     candidates = names or list(adapter.possible_families)
     is_same_family = not candidates or any(_is_related(name, family.name) for name in candidates)
     require_related(adapter, family, source)
