@@ -101,7 +101,7 @@ def _restore_own_sample(path: Path, sample: list[ArchiveMember]) -> list[Dataset
     where = f"{path}, {parts['.json'].name}"
     try:
         sample_json = parse_json(parts[".json"].data, where)
-    except DataError:  # somebody else's, which stays as it is
+    except DataError:  # of another program
         return []
     if not isinstance(sample_json, dict) or RECORD_KEY not in sample_json:
         return []

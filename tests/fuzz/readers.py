@@ -65,7 +65,7 @@ def _run(folder: Path) -> object:
 
     run = Run(folder)
     for file in folder.rglob("*.json"):
-        storage.find_folder_damage(file.parent)
+        checksums.find_folder_damage(file.parent)
         storage.read_json(file)
     return RunFolder(folder).record(), run.recipe, run.metrics, run.step, run.status, run.checkpoints
 
