@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lorakit import manifest
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.imaging import decode, masks
 
 
@@ -42,7 +42,7 @@ def repaint_unmasked(folder: Path, copy: Path, seed: int) -> Path:
             pixels[outside] = rng.integers(0, 255, (int(outside.sum()), 3))
         image = Image.fromarray(pixels)
         file = storage.save_image(copy / record.file, image)
-        changes = {"sha256": storage.sha256_file(file), "content_hash": decode.pixel_hash(image)}
+        changes = {"sha256": checksums.sha256_file(file), "content_hash": decode.pixel_hash(image)}
         records[index] = dataclasses.replace(record, **changes)
     manifest.save_manifest(copy, records)
     return copy

@@ -15,7 +15,7 @@ from PIL import Image
 from lorakit import manifest
 from lorakit.config import recipe
 from lorakit.config.concepts import Concept
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.data.items import DatasetItem, load_concepts, plan_items
 from lorakit.imaging import decode
 
@@ -43,7 +43,7 @@ def make_dataset(folder: Path, count: int = 6, *, seed: int = 0, trigger: str = 
         records.append(
             manifest.Record(
                 file=file.name,
-                sha256=storage.sha256_file(file),
+                sha256=checksums.sha256_file(file),
                 content_hash=decode.pixel_hash(image),
                 width=width,
                 height=height,

@@ -49,8 +49,6 @@ OTHER_PROGRAMS = {
     "--torch-backend": "uv",
     "--reinstall-package": "uv",
     "--no-sync": "uv",
-    "--reinstall-package": "uv",
-    "--no-sync": "uv",
     "--index-url": "pip",
 }
 """Options of other programs, reviewed by hand."""

@@ -21,7 +21,7 @@ from data_tools.captions.collect import CAPTIONS_REPLACED
 from data_tools.captions.lint import is_refusal
 from data_tools.captions.text import ANSWER_CLEANED, clean_answer
 from data_tools.scan import note_code, replace_notes
-from lorakit.core import rng, storage
+from lorakit.core import checksums, rng, storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.progress import Progress
 from lorakit.imaging import crops, decode
@@ -139,7 +139,9 @@ def _jobs_for_record(
             continue
         for answer_index in range(options.captions_per_prompt):
             parts = f"{image_hash} {captioner.name} {options.max_side} {answer_index} {prompt}"
-            yield _CaptionJob(record, prompt, answer_index, image_hash, storage.sha256_bytes(parts.encode()))
+            yield _CaptionJob(
+                record, prompt, answer_index, image_hash, checksums.sha256_bytes(parts.encode())
+            )
 
 
 # ---- requests ----------------------------------------------------------------------------------------------

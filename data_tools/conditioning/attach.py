@@ -17,7 +17,7 @@ from data_tools.captions import metadata
 from data_tools.conditioning.masks import GENERATED
 from data_tools.listing import Listing
 from data_tools.scan import replace_notes, resolve_inside
-from lorakit.core import storage
+from lorakit.core import checksums
 from lorakit.imaging import decode, masks
 from lorakit.imaging.decode import ImageError
 from lorakit.manifest import ConditioningImage, Record
@@ -94,7 +94,7 @@ def read_conditioning_image(root: Path, file: ConditioningFile) -> ConditioningI
     """Open a file and return its entry for the record; raises `ImageError` if it is not an image."""
     path = resolve_inside(root, file.file)
     width, height = decode.decode_image(path).size
-    return ConditioningImage(file.type, file.file, storage.sha256_file(path), width, height, file.origin)
+    return ConditioningImage(file.type, file.file, checksums.sha256_file(path), width, height, file.origin)
 
 
 def _attach_to_record(listing: Listing, record: Record, files: Sequence[ConditioningFile]) -> Record:
@@ -106,7 +106,7 @@ def _attach_to_record(listing: Listing, record: Record, files: Sequence[Conditio
     known = {(image.type, image.file, image.sha256): image for image in record.conditioning_images}
     for file in files:
         try:
-            digest = storage.sha256_file(resolve_inside(listing.root, file.file))
+            digest = checksums.sha256_file(resolve_inside(listing.root, file.file))
             image = known.get((file.type, file.file, digest)) or read_conditioning_image(listing.root, file)
         except ImageError as error:
             notes.append(f"conditioning_image_unreadable: {file.file}: {error.reason}; not used")

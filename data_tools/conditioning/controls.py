@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from data_tools.captioners import ModelFolder
 from data_tools.conditioning import attach, masks
-from lorakit.core import rng, storage
+from lorakit.core import checksums, rng, storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import track_progress
 from lorakit.imaging import decode
@@ -82,7 +82,7 @@ def generate_conditioning(
         file = f"{attach.CONTROL_FOLDER}/{attach.generated_stem(record)}-{options.type}.png"
         image = generator.generate(decode.read_record_image(root, record))
         path = storage.save_image(root / file, image)
-        entry = ConditioningImage("control", file, storage.sha256_file(path), *image.size, origin)
+        entry = ConditioningImage("control", file, checksums.sha256_file(path), *image.size, origin)
         updated[record.file] = attach.with_generated_control(record, entry)
     return [updated.get(record.file, record) for record in records]
 

@@ -32,7 +32,7 @@ _num_processes = option(
 )  # fmt: skip
 _accept_changes = option(
     "--accept-changes", is_flag=True,
-    help="Go on with a run although settings, data, base model or software changed; run.json records it.",
+    help="Continue a run although settings, data, base model or software changed; run.json records it.",
 )  # fmt: skip
 
 

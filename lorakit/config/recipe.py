@@ -36,8 +36,9 @@ from lorakit.config.suggest_key import explain_setting
 from lorakit.config.training import MemoryConfig as MemoryConfig
 from lorakit.config.training import OptimizerConfig as OptimizerConfig
 from lorakit.config.training import TrainConfig as TrainConfig
+from lorakit.core.checksums import sha256_bytes
 from lorakit.core.errors import ConfigError
-from lorakit.core.storage import dump_json, sha256_bytes
+from lorakit.core.storage import dump_json
 
 
 class Recipe(RecipeSection):
@@ -68,8 +69,8 @@ class Recipe(RecipeSection):
     """Trigger word of the concept; used in captions that lorakit writes, and recorded in exports. With a list
     of concepts, a key of each concept."""
     class_noun: StrippedStr | None = None
-    """Class noun of the subject, such as `dog`; used in captions that lorakit writes. With a list of concepts,
-    a key of each concept."""
+    """Class noun of the subject, such as `dog`; used in captions that lorakit writes. With a list of
+    concepts, a key of each concept."""
     adapter: AdapterConfig = AdapterConfig()
     textual_inversion: TextualInversionConfig | None = None
     """Learn a new token, with or without an adapter (textual inversion); null does not."""

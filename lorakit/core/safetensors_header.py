@@ -1,4 +1,4 @@
-"""Checks of the header of a safetensors file before a parser allocates memory for it.
+"""Safetensors files: checks of a header before a parser allocates memory for it, and canonical bytes.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes of length, a JSON object of names
 to dtype, shape and offsets, then the bytes of the tensors without a gap. The library's own parser accepts
@@ -8,13 +8,18 @@ duplicate names and any number of tensors.
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from lorakit.core import input_files
 from lorakit.core.errors import DataError
 from lorakit.core.strict_json import parse_json
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_HEADER_BYTES = 8 << 20  # bytes
 MAX_TENSORS = 30_000  # in one file
@@ -134,3 +139,27 @@ def _check_spans(places: list[tuple[int, int, str]], rest: int) -> None:
         position = end
     if position != rest:
         raise ValueError(f"{rest} bytes of tensors, but the header names {position}")
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Serialize tensors (moved to the CPU) as safetensors with a canonical header.
+
+    The library writes metadata in hash order, which differs between processes; the header is therefore
+    rewritten with sorted keys. https://github.com/huggingface/safetensors#format
+    """
+    from safetensors.torch import save
+
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    raw = save(plain)
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header.pop("__metadata__", None)
+    ordered: dict[str, Any] = {}
+    if metadata:
+        ordered["__metadata__"] = dict(sorted(metadata.items()))
+    ordered |= dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
+    text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[8 + length :]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lorakit.core import file_locks, input_files, platform, safetensors_header, strict_json
+from lorakit.core import checksums, file_locks, input_files, platform, safetensors_header, strict_json
 from lorakit.core.errors import DataError, DiskError
 from lorakit.core.strict_json import parse_json
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-CHECKSUMS_FILE = "files.json"
 _PARTIAL = ".partial-"
 LOCK = ".lock"
 _ABANDONED_AFTER = 3600.0  # seconds; a process id says nothing about writers on other machines
@@ -228,31 +226,7 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write tensors atomically, with sorted names and metadata: equal content gives equal bytes."""
-    return write_bytes(path, safetensors_bytes(tensors, metadata))
-
-
-def safetensors_bytes(
-    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> bytes:
-    """Serialize tensors (moved to the CPU) as safetensors with a canonical header.
-
-    The library writes metadata in hash order, which differs between processes; the header is therefore
-    rewritten with sorted keys. https://github.com/huggingface/safetensors#format
-    """
-    from safetensors.torch import save
-
-    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    raw = save(plain)
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    header.pop("__metadata__", None)
-    ordered: dict[str, Any] = {}
-    if metadata:
-        ordered["__metadata__"] = dict(sorted(metadata.items()))
-    ordered |= dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
-    text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
+    return write_bytes(path, safetensors_header.safetensors_bytes(tensors, metadata))
 
 
 def save_image(path: str | os.PathLike[str], image: Image.Image, **options: Any) -> Path:
@@ -311,7 +285,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     safetensors_header.check_safetensors(path)
-    check_recorded_hash(path)
+    checksums.check_recorded_hash(path)
     try:
         return load_file(path)
     except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype that torch does not have
@@ -323,17 +297,6 @@ def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return safetensors_header.check_safetensors(path)
 
 
-def sha256_bytes(data: bytes) -> str:
-    """Return the hexadecimal SHA-256 of bytes."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Return the hexadecimal SHA-256 of a file, read in chunks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:
     """Create `folder` with `files` in one rename; the list of sizes and hashes is written last.
 
@@ -342,9 +305,12 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
     """
     target = Path(folder)
     make_dir(target.parent)
-    manifest = {n: {"size": len(data), "sha256": sha256_bytes(data)} for n, data in files.items()}
+    manifest = {n: {"size": len(data), "sha256": checksums.sha256_bytes(data)} for n, data in files.items()}
     listing = dump_json(manifest).encode("utf-8")
-    if find_folder_damage(target) is None and (target / CHECKSUMS_FILE).read_bytes() == listing:
+    if (
+        checksums.find_folder_damage(target) is None
+        and (target / checksums.CHECKSUMS_FILE).read_bytes() == listing
+    ):
         return target
     partial = target.with_name(f"{_PARTIAL}{target.name}")
     with _disk_errors(target):
@@ -353,7 +319,7 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
         partial.mkdir()
         for name, data in sorted(files.items()):
             _write_synced(partial / name, data)
-        _write_synced(partial / CHECKSUMS_FILE, listing)
+        _write_synced(partial / checksums.CHECKSUMS_FILE, listing)
         _sync_folder(partial)
         if target.exists():
             remove_folder(target)
@@ -363,54 +329,17 @@ def commit_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) ->
     return target
 
 
-def find_folder_damage(folder: str | os.PathLike[str], names: Iterable[str] = ()) -> str | None:
-    """Return the damage of a committed folder as text, or None if every file has its recorded size and hash.
-
-    With `names`, only these files are checked; files that are not in the list are ignored.
-    """
-    root = Path(folder)
-    try:
-        manifest = read_json(root / CHECKSUMS_FILE)
-        if absent := [name for name in names if name not in manifest]:
-            return f"{CHECKSUMS_FILE} does not list {', '.join(absent)}"
-        for name in names or manifest:
-            file, entry = root / name, manifest[name]
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
-                return f"{name} is damaged"
-    except (OSError, DataError, KeyError, TypeError, AttributeError) as error:
-        return f"{CHECKSUMS_FILE}: {error}"
-    return None
-
-
 def record_hashes(folder: str | os.PathLike[str], files: Iterable[Path]) -> None:
     """Write the list of sizes and hashes of files below a folder; see `commit_folder`."""
     root = Path(folder)
     listing = {
-        file.relative_to(root).as_posix(): {"size": file.stat().st_size, "sha256": sha256_file(file)}
+        file.relative_to(root).as_posix(): {
+            "size": file.stat().st_size,
+            "sha256": checksums.sha256_file(file),
+        }
         for file in files
     }
-    write_json(root / CHECKSUMS_FILE, listing)
-
-
-def check_recorded_hash(path: str | os.PathLike[str]) -> None:
-    """Raise DataError if the list of hashes in a file's folder has another hash for it."""
-    file = Path(path)
-    listing = file.with_name(CHECKSUMS_FILE)
-    if not listing.is_file():
-        return
-    try:
-        recorded = read_json(listing)[file.name]["sha256"]
-    except (DataError, KeyError, TypeError):  # the list of another program, or a damaged one
-        return
-    if sha256_file(file) != recorded:
-        raise DataError(
-            "the file is not the one that was written: it is damaged, or was replaced",
-            where=str(file),
-            remedy="write it again with the command that wrote it; to use it in spite of this, copy it into"
-            " another folder",
-        )
+    write_json(root / checksums.CHECKSUMS_FILE, listing)
 
 
 def remove_folder(folder: str | os.PathLike[str]) -> None:

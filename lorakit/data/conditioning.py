@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lorakit.core import storage
+from lorakit.core import checksums
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data import tensor_cache
 from lorakit.data.prompts import Prompt
@@ -99,10 +99,10 @@ def prompt_conditioning(family: Family, prompt: Prompt, size: Size) -> Condition
     inputs = []
     for file in prompt.images if image_type else ():
         load = partial(_load_image, file, None, size)
-        inputs.append(ConditioningInput(image_type or "", (storage.sha256_file(file),), load))
+        inputs.append(ConditioningInput(image_type or "", (checksums.sha256_file(file),), load))
     if "mask" in accepted and prompt.mask:
         load = partial(_load_prompt_mask, prompt.mask, size)
-        inputs.append(ConditioningInput("mask", (storage.sha256_file(prompt.mask),), load))
+        inputs.append(ConditioningInput("mask", (checksums.sha256_file(prompt.mask),), load))
     return ConditioningInputs(tuple(inputs), size)
 
 
@@ -213,7 +213,7 @@ def _check_file(folder: Path, image: ConditioningImage) -> None:
     file = folder / image.file
     remedy = f"run `lorakit data prepare {folder}` again"
     try:
-        same = storage.sha256_file(file) == image.sha256
+        same = checksums.sha256_file(file) == image.sha256
     except OSError as error:
         raise DataError(f"cannot read the {image.type}: {error}", where=str(file), remedy=remedy) from error
     if not same:

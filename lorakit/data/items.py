@@ -9,7 +9,7 @@ from typing import Any
 
 from lorakit import manifest
 from lorakit.config.concepts import Concept
-from lorakit.core import storage
+from lorakit.core import checksums
 from lorakit.core.errors import DataError
 from lorakit.imaging import crops, video
 from lorakit.manifest import Record
@@ -106,7 +106,7 @@ def check_unchanged(folder: Path, records: Sequence[Record]) -> None:
     for record in records:
         file = folder / record.file
         try:
-            same = storage.sha256_file(file) == record.sha256
+            same = checksums.sha256_file(file) == record.sha256
         except OSError as error:
             raise DataError(f"cannot read the image: {error}", where=str(file)) from error
         if not same:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import DataError, DiskError, NumericError, first_line
 from lorakit.models import base_model
 
@@ -21,7 +21,7 @@ MAX_MEMORY_BYTES = 2 << 30  # bytes of entries kept in memory
 
 def cache_key(**parts: object) -> str:
     """Return the key of a value: SHA-256 of everything that decides it."""
-    return storage.sha256_bytes(storage.dump_json(parts).encode())
+    return checksums.sha256_bytes(storage.dump_json(parts).encode())
 
 
 class TensorCache:
@@ -96,5 +96,5 @@ def _tensors_hash(tensors: Tensors) -> str:
     parts = []
     for name, tensor in sorted(tensors.items()):
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {storage.sha256_bytes(data)}")
-    return storage.sha256_bytes("\n".join(parts).encode())
+        parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {checksums.sha256_bytes(data)}")
+    return checksums.sha256_bytes("\n".join(parts).encode())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit import adapters
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
 from lorakit.data import conditioning, tensor_cache
 from lorakit.data.prompts import Prompt
@@ -90,7 +90,7 @@ def _adapter_files(run: Path) -> tuple[dict[int, Path], list[str]]:
     notes = []
     for step in checkpoint.checkpoint_steps(run):
         folder = checkpoint.step_folder(run, step)
-        if problem := storage.find_folder_damage(folder, (checkpoint.ADAPTER_FILE,)):
+        if problem := checksums.find_folder_damage(folder, (checkpoint.ADAPTER_FILE,)):
             notes.append(f"The checkpoint of step {step} is left out: {problem}.")
         else:
             files[step] = folder / checkpoint.ADAPTER_FILE
@@ -127,7 +127,7 @@ class CheckpointSampler:
     def sample_variant(self, variant: CheckpointVariant) -> list[SampleFile]:
         """Return the images of one variant."""
         self.pipeline.load_adapter(variant.file, variant.strength)
-        adapter_hash = storage.sha256_file(variant.file)
+        adapter_hash = checksums.sha256_file(variant.file)
         return self._sample_missing(self.root / variant.folder, variant.name, adapter_hash, variant.strength)
 
     def _sample_missing(
@@ -161,7 +161,7 @@ class CheckpointSampler:
 
     def _sample_hash(self, prompt: Prompt, seed: int, adapter_hash: str | None, strength: float) -> str:
         family = self.pipeline.family
-        image = storage.sha256_file(prompt.images[0]) if prompt.images and self.options.control else None
+        image = checksums.sha256_file(prompt.images[0]) if prompt.images and self.options.control else None
         parts: dict[str, Any] = {"prompt": prompt.prompt, "negative": prompt.negative, "image": image}
         if family.conditioning.accepted:
             parts["conditioning"] = conditioning.prompt_conditioning(family, prompt, (0, 0)).cache_key

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorakit.core import storage
+from lorakit.core import checksums
 from lorakit.core.progress import Progress
 from lorakit.data import tensor_cache
 from lorakit.data.prompts import Prompt
@@ -56,8 +56,8 @@ class FrameSource:
 def frame_source(path: Path, video: Path | None = None) -> FrameSource:
     """Return the source of an image file, or of the video that the image shows a frame of."""
     if video:
-        return FrameSource(storage.sha256_file(video), lambda: decode.iter_frames(video))
-    return FrameSource(storage.sha256_file(path), lambda: [decode.decode_image(path)])
+        return FrameSource(checksums.sha256_file(video), lambda: decode.iter_frames(video))
+    return FrameSource(checksums.sha256_file(path), lambda: [decode.decode_image(path)])
 
 
 def cached_features(

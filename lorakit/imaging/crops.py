@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lorakit.core import storage
+from lorakit.core import checksums
 from lorakit.imaging import buckets
 from lorakit.imaging.buckets import MAX_UNNOTICED_UPSCALE, CropBox, ImageSize
 from lorakit.manifest import Record
@@ -103,7 +103,7 @@ def upscale_factor(record: Record) -> float:
 
 def crop_hash(record: Record) -> str:
     """Return 16 hex digits of the image's content inside the crop, which captioning models describe."""
-    return storage.sha256_bytes(f"{record.content_hash} {training_crop(record)}".encode())[:16]
+    return checksums.sha256_bytes(f"{record.content_hash} {training_crop(record)}".encode())[:16]
 
 
 @dataclass(frozen=True)

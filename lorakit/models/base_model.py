@@ -10,7 +10,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from lorakit.core import path_kind, safetensors_header, storage
+from lorakit.core import checksums, path_kind, safetensors_header, storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.folders import walk_files
 from lorakit.core.nearest import did_you_mean
@@ -122,14 +122,14 @@ def component_hashes(folder: Path) -> dict[str, str]:
             relative = file.relative_to(folder)
             component = relative.parts[0] if len(relative.parts) > 1 else ""
             lines_by_component.setdefault(component, []).append(
-                f"{relative.as_posix()} {storage.sha256_file(file)}"
+                f"{relative.as_posix()} {checksums.sha256_file(file)}"
             )
     return {
-        component: storage.sha256_bytes("\n".join(lines).encode())
+        component: checksums.sha256_bytes("\n".join(lines).encode())
         for component, lines in sorted(lines_by_component.items())
     }
 
 
 def base_hash(folder: Path) -> str:
     """Return the SHA-256 of the whole base model."""
-    return storage.sha256_bytes(storage.dump_json(component_hashes(folder)).encode())
+    return checksums.sha256_bytes(storage.dump_json(component_hashes(folder)).encode())

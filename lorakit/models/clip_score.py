@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from lorakit.core.checksums import sha256_file
 from lorakit.core.errors import ConfigError
-from lorakit.core.storage import sha256_file
 from lorakit.models import base_model
 
 if TYPE_CHECKING:

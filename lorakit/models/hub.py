@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError, DataError, DiskError, LorakitError
 
 PIPELINE_FILES = [
@@ -131,7 +131,7 @@ def _hash_differs(file: Path) -> bool:
     """Return True if a file does not match its name in the cache: SHA-256, or git's SHA-1 if small."""
     cached_hash = Path(os.readlink(file)).name if file.is_symlink() else ""
     if re.fullmatch(r"[0-9a-f]{64}", cached_hash):
-        return storage.sha256_file(file) != cached_hash
+        return checksums.sha256_file(file) != cached_hash
     if re.fullmatch(r"[0-9a-f]{40}", cached_hash):
         data = file.read_bytes()
         git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lorakit.core import storage
+from lorakit.core import checksums, safetensors_header, storage
 from lorakit.core.errors import DataError, NumericError
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.run_records import ADAPTER_FILE as ADAPTER_FILE
@@ -78,8 +78,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, metadata: Mapping[str, st
         "state": checkpoint.state,
     }
     files = {
-        ADAPTER_FILE: storage.safetensors_bytes(checkpoint.adapter, metadata),
-        OPTIMIZER_FILE: storage.safetensors_bytes(checkpoint.optimizer),
+        ADAPTER_FILE: safetensors_header.safetensors_bytes(checkpoint.adapter, metadata),
+        OPTIMIZER_FILE: safetensors_header.safetensors_bytes(checkpoint.optimizer),
         STATE_FILE: storage.dump_json(state).encode(),
     }
     storage.fsync_file(RunFolder(run).metrics_file)
@@ -119,7 +119,7 @@ def latest_valid_checkpoint(
         folder = step_folder(run, step)
         if not (folder / OPTIMIZER_FILE).exists() and (folder / ADAPTER_FILE).exists():
             problems.append(f"checkpoint {folder.name} has no optimizer state")
-        elif damage := storage.find_folder_damage(folder, _FILES):
+        elif damage := checksums.find_folder_damage(folder, _FILES):
             problems.append(f"checkpoint {folder.name}: {damage}")
         elif (loaded := load_checkpoint(folder)).run_hash not in (run_hashes or (loaded.run_hash,)):
             problems.append(f"checkpoint {folder.name} belongs to another run")

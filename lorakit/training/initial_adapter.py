@@ -21,7 +21,7 @@ from lorakit.adapters.planning import PlannedAdapters
 from lorakit.adapters.target_patterns import shortest_endings
 from lorakit.adapters.targets import AdapterSpec
 from lorakit.config.recipe import Recipe
-from lorakit.core import storage
+from lorakit.core import checksums
 from lorakit.core.errors import ConfigError
 from lorakit.models.families.family import Family
 
@@ -88,12 +88,12 @@ def load_initial_adapter(adapter: LoadedAdapter, networks: Mapping[str, nn.Modul
 def source_hash(source: Path) -> str:
     """Return the hash of an adapter's content: of its file, and of peft's configuration beside it."""
     if not source.is_dir():
-        return storage.sha256_file(source)
+        return checksums.sha256_file(source)
     file = next(source / name for name in ADAPTER_FILE_NAMES if (source / name).is_file())
     config = source / "adapter_config.json"
     if not config.is_file():
-        return storage.sha256_file(file)
-    return storage.sha256_bytes(f"{storage.sha256_file(file)} {storage.sha256_file(config)}".encode())
+        return checksums.sha256_file(file)
+    return checksums.sha256_bytes(f"{checksums.sha256_file(file)} {checksums.sha256_file(config)}".encode())
 
 
 def _adapted_layers(specs: Mapping[str, AdapterSpec]) -> dict[str, tuple[str, str]]:

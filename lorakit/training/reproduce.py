@@ -9,7 +9,7 @@ from typing import Any
 
 from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
 from lorakit.training import run_folder, run_identity
 from lorakit.training.run_folder import RunFolder
@@ -64,8 +64,8 @@ def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> Reproduc
     record = folder.record()
     if changes := record.get("changes"):
         raise ConfigError(
-            f"this run continued with changes from step {changes[0]['step']} on, so it cannot be trained again"
-            f" in one piece: {'; '.join(changes[0]['differences'])}",
+            f"this run continued with changes from step {changes[0]['step']} on, so it cannot be"
+            f" trained again in one piece: {'; '.join(changes[0]['differences'])}",
             where=str(run),
             remedy="train its recipe.yaml with another `out` for a new run with the last settings",
         )
@@ -101,7 +101,7 @@ def compare_runs(original: Path, reproduction: Path) -> ReproductionResult:
     """Compare the finished adapters of two runs."""
     runs = [RunFolder(original), RunFolder(reproduction)]
     files = [run.adapter_file for run in runs]
-    hashes = [storage.sha256_file(file) for file in files]
+    hashes = [checksums.sha256_file(file) for file in files]
     records = [run.record() for run in runs]
     environment = run_identity.differences(records[0], records[1], parts=("versions", "machine"))
     differences = {}

@@ -92,10 +92,10 @@ class RunCaches:
         requests += self._caption_requests(class_items, self.class_images)
         for prompt in sample_prompts:
             requests += self._prompt_requests(prompt, sample_resolution)
-        if missing := self.text.missing(requests):
-            if overflowing := self._encode_text(missing, self.text_dtype):
-                self.log(f"{len(overflowing)} texts overflow in half precision: encoded in float32")
-                self._encode_text(overflowing, torch.float32)
+        missing = self.text.missing(requests)
+        if missing and (overflowing := self._encode_text(missing, self.text_dtype)):
+            self.log(f"{len(overflowing)} texts overflow in half precision: encoded in float32")
+            self._encode_text(overflowing, torch.float32)
 
     def _encode_text(
         self, requests: Sequence[caches.TextRequest], dtype: torch.dtype

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 
 PACKAGES = (
     "torch",
@@ -59,7 +59,7 @@ def run_hash(record: Mapping[str, Any]) -> str:
     """
     settings = {k: v for k, v in record["settings"].items() if k not in BATCH_KEYS + LENGTH_KEYS}
     inputs = {k: v for k, v in record["inputs"].items() if k not in BATCH_KEYS}
-    return storage.sha256_bytes(storage.dump_json([settings, inputs]).encode())
+    return checksums.sha256_bytes(storage.dump_json([settings, inputs]).encode())
 
 
 def known_run_hashes(record: Mapping[str, Any]) -> set[str]:

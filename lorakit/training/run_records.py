@@ -107,7 +107,7 @@ STATE_KEYS = {
     "format_version": "version of the checkpoint's format",
     "step": "optimizer steps done",
     "run_hash": "hash of the run's settings and inputs, so that a checkpoint of another run is not used",
-    "state": "skipped_steps (those with non-finite numbers), micro_batch_size (images per forward pass); of fp16"
-    " also loss_scale: value, good_steps",
+    "state": "skipped_steps (those with non-finite numbers), micro_batch_size (images per forward pass); with"
+    " fp16 also loss_scale: value, good_steps",
 }
 """state.json of a checkpoint."""

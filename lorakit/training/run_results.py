@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.training.run_folder import RunFolder
 
 
@@ -21,11 +21,11 @@ def record_results(run: RunFolder, step: int, files: Sequence[Path], consumers: 
 
 def forget_results(run: RunFolder) -> None:
     """Remove the list of results before they are written again."""
-    storage.remove_file(run.path / storage.CHECKSUMS_FILE)
+    storage.remove_file(run.path / checksums.CHECKSUMS_FILE)
 
 
 def find_damaged_results(run: RunFolder, record: Mapping[str, Any], consumers: Sequence[str]) -> list[str]:
     """Return a sentence for results of a finished run that are missing or damaged; reads all of them."""
-    damage = storage.find_folder_damage(run.path)
+    damage = checksums.find_folder_damage(run.path)
     absent = [consumer for consumer in consumers if consumer not in record.get("exported_for", ())]
     return [*([damage] if damage else []), *(f"the export for {name} is missing" for name in absent)]

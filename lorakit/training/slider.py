@@ -17,7 +17,7 @@ import torch
 
 from lorakit import manifest
 from lorakit.config.recipe import Recipe, SliderConfig
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
 from lorakit.data.batch_sampler import SampleIndex
 from lorakit.data.dataset import TrainingSet
@@ -111,7 +111,7 @@ def _generate_images(recipe: Recipe, settings: SliderConfig, folder: Path) -> No
         records.append(
             manifest.Record(
                 file=file.name,
-                sha256=storage.sha256_file(file),
+                sha256=checksums.sha256_file(file),
                 content_hash=decode.pixel_hash(sample.image),
                 width=sample.image.width,
                 height=sample.image.height,

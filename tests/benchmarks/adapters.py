@@ -29,7 +29,7 @@ from PIL import Image
 
 from lorakit import manifest, reports
 from lorakit.config import recipe
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.data.prompts import Prompt
 from lorakit.imaging import decode
 from lorakit.models import base_model, clip_score
@@ -193,7 +193,7 @@ def make_dataset(folder: Path, scenes: Sequence[shape_world.Scene], word: str) -
         records.append(
             manifest.Record(
                 file=file.name,
-                sha256=storage.sha256_file(file),
+                sha256=checksums.sha256_file(file),
                 content_hash=decode.pixel_hash(image),
                 width=image.width,
                 height=image.height,

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from lorakit.core import storage
+from lorakit.core import checksums, safetensors_header, storage
 from lorakit.core.errors import DataError, DiskError
 
 
@@ -58,22 +58,22 @@ def test_a_crash_at_any_operation_of_a_folder_never_shows_half_of_it(tmp_path, m
                 finished = True
             except Crash:
                 pass
-        assert not target.exists() or storage.find_folder_damage(target) is None
+        assert not target.exists() or checksums.find_folder_damage(target) is None
         storage.commit_folder(target, {"a": b"1" * 100, "b": b"2"})  # a later try is not in the way
-        assert storage.find_folder_damage(target) is None
+        assert checksums.find_folder_damage(target) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest"])
 def test_damage_to_a_folder_is_found(tmp_path, damage):
     folder = storage.commit_folder(tmp_path / "c", {"a": b"12345", "b": b"x"})
-    assert storage.find_folder_damage(folder) is None
+    assert checksums.find_folder_damage(folder) is None
     file = folder / ("files.json" if damage == "manifest" else "a")
     if damage == "missing":
         file.unlink()
     else:
         data = file.read_bytes()
         file.write_bytes(data[:-2] if damage in ("cut", "manifest") else data[:-1] + b"6")
-    assert storage.find_folder_damage(folder)
+    assert checksums.find_folder_damage(folder)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
@@ -90,8 +90,9 @@ def test_a_full_or_broken_disk_is_exit_code_5_and_keeps_the_old_file(tmp_path, m
 def test_equal_tensors_give_equal_bytes_whatever_the_order(tmp_path):
     tensors = {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor([1], dtype=torch.uint8)}
     facts = {"z": "1", "format": "pt", "a": "ü"}
-    first = storage.safetensors_bytes(tensors, facts)
-    again = storage.safetensors_bytes(dict(reversed(tensors.items())), dict(reversed(facts.items())))
+    first = safetensors_header.safetensors_bytes(tensors, facts)
+    turned = dict(reversed(tensors.items())), dict(reversed(facts.items()))
+    again = safetensors_header.safetensors_bytes(*turned)
     assert first == again
     file = storage.write_bytes(tmp_path / "t.safetensors", first)
     assert storage.read_safetensors_metadata(file) == facts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit import manifest
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.data.prompts import Prompt, prompt_to_row
 from lorakit.imaging import decode
 from lorakit.quickstart import shape_world
@@ -32,7 +32,7 @@ def dataset(folder: Path, count: int, *, ordinary: int = 0, shuffled: bool = Fal
         records.append(
             manifest.Record(
                 file=file.name,
-                sha256=storage.sha256_file(file),
+                sha256=checksums.sha256_file(file),
                 content_hash=decode.pixel_hash(image),
                 width=image.width,
                 height=image.height,

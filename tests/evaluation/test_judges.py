@@ -15,7 +15,7 @@ from PIL import Image
 from lorakit import manifest
 from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.judges import load_run_references
 from lorakit.evaluation.measure import JudgeModels, VariantSamples, score_variants
@@ -115,7 +115,7 @@ def _paint(folder: Path, number: int, color: str) -> None:
     image.putpixel((0, 0), (number, 0, 0) if color == "red" else (0, 0, number))
     file = storage.save_image(folder / f"{number}.png", image)
     changed = {
-        "sha256": storage.sha256_file(file),
+        "sha256": checksums.sha256_file(file),
         "content_hash": decode.pixel_hash(image),
         "width": 16,
         "height": 16,

@@ -59,7 +59,7 @@ def _manifest(folder: Path) -> object:
 
 
 def _run(folder: Path) -> object:
-    from lorakit.core import storage
+    from lorakit.core import checksums, storage
     from lorakit.training.run import Run
     from lorakit.training.run_folder import RunFolder
 

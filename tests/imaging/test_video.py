@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_tools.listing import list_dataset
 from lorakit import manifest
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
 from lorakit.imaging import decode, resize, video
 from lorakit.imaging.decode import ImageError
@@ -115,7 +115,7 @@ def test_the_error_without_pyav_names_the_extra(monkeypatch, tmp_path):
 def _record(folder: Path) -> manifest.Record:
     file = storage.write_bytes(folder / "a.mp4", videos.encode(9))
     inspection = video.inspect_video(file.read_bytes(), "a.mp4", 10_000)
-    sha256 = storage.sha256_file(file)
+    sha256 = checksums.sha256_file(file)
     return manifest.Record(
         "a.mp4", sha256, inspection.content_hash, *inspection.first_frame.size, video=inspection.video
     )

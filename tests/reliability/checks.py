@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.training import checkpoint
 from tests.reliability import instants, power_cut
 from tests.reliability.instants import Instant
@@ -111,7 +111,7 @@ def protocol(seen: list[Instant]) -> list[str]:
         elif instant.name == "sync" and parent == folder:
             pending -= 1
         elif instant.name == "rename" and "/step-" in instant.path:
-            if pending or not written or written[-1] != storage.CHECKSUMS_FILE:
+            if pending or not written or written[-1] != checksums.CHECKSUMS_FILE:
                 problems.append(f"{instant}: {pending} files not synced, the last one is {written[-1:]}")
             folder, written, pending = "", [], 0
         elif instant.name == "remove" and written:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorakit.config.recipe import OptimizerConfig
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import NumericError
 from lorakit.training import checkpoint, optimizers
 from tests.reliability import checks, corruption, golden, instants
@@ -61,7 +61,9 @@ def test_the_current_format_is_written_unchanged(tmp_path):
 def test_a_future_format_is_refused_and_not_skipped(recorded):
     training, reference, seen = recorded(DIT, False)
     folder = corruption.laid_out(training, seen, 15)[-1]
-    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != storage.CHECKSUMS_FILE}
+    files = {
+        file.name: file.read_bytes() for file in folder.iterdir() if file.name != checksums.CHECKSUMS_FILE
+    }
     state = storage.read_json(folder / checkpoint.STATE_FILE)
     future = storage.dump_json(state | {"format_version": checkpoint.FORMAT_VERSION + 1}).encode()
     storage.commit_folder(folder, files | {checkpoint.STATE_FILE: future})

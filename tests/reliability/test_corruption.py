@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from lorakit.core import storage
+from lorakit.core import checksums, safetensors_header, storage
 from lorakit.training import checkpoint
 from tests.reliability import checks, corruption, instants, tiny_training
 from tests.reliability.corruption import FILES, MODES
@@ -27,7 +27,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(recorded, base, file, mode):
 def test_an_incomplete_newest_checkpoint_is_skipped(recorded, mode):
     training, reference, seen = recorded(DIT, False)
     *_, newest = corruption.laid_out(training, seen, 15)
-    manifest = newest / storage.CHECKSUMS_FILE
+    manifest = newest / checksums.CHECKSUMS_FILE
     if mode == "no files":
         shutil.rmtree(newest)
         newest.mkdir()
@@ -75,7 +75,9 @@ def test_the_state_of_another_optimizer_is_refused(recorded):
     other = {f"{name}|{part}": torch.zeros(shape) for name, shape in shapes.items() for part in moments}
     files = {name: (folder / name).read_bytes() for name in ("adapter.safetensors", "state.json")}
     shutil.rmtree(folder)
-    storage.commit_folder(folder, files | {"optimizer.safetensors": storage.safetensors_bytes(other)})
+    storage.commit_folder(
+        folder, files | {"optimizer.safetensors": safetensors_header.safetensors_bytes(other)}
+    )
     code, output = training.train()
     assert code == 3, output
     assert "optimizer" in output

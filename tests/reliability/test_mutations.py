@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorakit.core import platform, rng, storage
+from lorakit.core import checksums, platform, rng, storage
 from lorakit.training import checkpoint
 from tests.reliability import checks, corruption
 from tests.reliability.tiny_training import DIT
@@ -83,7 +83,7 @@ def checksums_first(patch: Patch) -> None:
     def write_synced(path: Path, data: bytes) -> None:
         if "step-" not in path.parent.name:
             plain(path, data)
-        elif path.name != storage.CHECKSUMS_FILE:
+        elif path.name != checksums.CHECKSUMS_FILE:
             delayed[path] = data
         else:
             plain(path, data)
@@ -144,7 +144,7 @@ def test_without_keyed_randomness_the_bytes_differ(recorded, monkeypatch):
 
 def test_without_verification_damage_is_not_noticed(recorded, monkeypatch):
     training, reference, instants = recorded(DIT, False)
-    monkeypatch.setattr(storage, "find_folder_damage", lambda folder, names=(): None)
+    monkeypatch.setattr(checksums, "find_folder_damage", lambda folder, names=(): None)
     assert corruption.survives(training, reference, instants, "adapter.safetensors", "flip")
 
 

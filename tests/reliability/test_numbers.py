@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lorakit.core import rng, storage
+from lorakit.core import rng, safetensors_header, storage
 from lorakit.training import checkpoint, objective
 from tests.reliability import checks, instants, tiny_training
 from tests.reliability.tiny_training import DIT
@@ -66,7 +66,7 @@ def at(training, step: int) -> checkpoint.Checkpoint:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Equal to the last bit."""
-    return storage.safetensors_bytes(one) == storage.safetensors_bytes(other)
+    return safetensors_header.safetensors_bytes(one) == safetensors_header.safetensors_bytes(other)
 
 
 @pytest.mark.parametrize("base", tiny_training.BASES)

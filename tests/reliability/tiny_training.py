@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lorakit.training.train
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.training import checkpoint, sample_sheet
 from tests import runs, tiny
 
@@ -187,4 +187,4 @@ def make(root: Path, base: str, *, monitored: bool, **changes: Any) -> TinyTrain
 def committed(run: Path) -> list[int]:
     """Steps whose checkpoint is complete, with its optimizer state."""
     names = {step: checkpoint.step_folder(run, step) for step in checkpoint.checkpoint_steps(run)}
-    return [step for step, folder in names.items() if storage.find_folder_damage(folder) is None]
+    return [step for step, folder in names.items() if checksums.find_folder_damage(folder) is None]

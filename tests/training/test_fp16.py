@@ -11,6 +11,7 @@ import torch
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, NumericError
 from lorakit.models import device as devices
+from lorakit.models.families.family import Family
 from lorakit.training import checkpoint, loss_scale
 from lorakit.training.step import TrainingStep
 from tests import runs, tiny
@@ -228,3 +229,32 @@ def test_a_quantized_base_is_trained_in_fp16(quantize, data, tmp_path):
     run = runs.train(file, f"memory={{quantize: {quantize}}}")
     assert all(row["loss"] > 0 for row in rows(run))
     assert at(run, 3).state["skipped_steps"] == []
+
+
+@pytest.mark.parametrize("overflowing", [1, 2])
+def test_texts_that_overflow_in_half_precision_are_encoded_in_float32(
+    overflowing, data, tmp_path, monkeypatch
+):
+    """Only those: the others have the embeddings that they have without them."""
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(devices, "inference_dtype", lambda device: torch.float16)
+    plain, dtypes = Family.encode_text, {}
+
+    def encode(self, pipe, captions, size=None, images=None):
+        embeddings, dtype = plain(self, pipe, captions, size, images), pipe.text_encoder.dtype
+        if dtype == torch.float16 and captions[0][-1] in "0123"[:overflowing]:
+            embeddings[0]["prompt_embeds"][0, 0] = float("inf")
+        else:
+            dtypes[captions[0][-1]] = dtype
+        return embeddings
+
+    monkeypatch.setattr(Family, "encode_text", encode)
+    run = runs.train(make(tmp_path, data, steps=1))
+    names = "0123"
+    assert {name: dtypes[name] for name in names[:overflowing]} == dict.fromkeys(
+        names[:overflowing], torch.float32
+    )
+    assert {name: dtypes[name] for name in names[overflowing:]} == dict.fromkeys(
+        names[overflowing:], torch.float16
+    )
+    assert f"{overflowing} texts overflow in half precision" in (run / "log.txt").read_text()

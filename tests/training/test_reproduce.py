@@ -8,7 +8,7 @@ import torch
 from lorakit import adapters
 from lorakit.cli import main
 from lorakit.config import recipe as recipes
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
 from lorakit.training import reproduce
 from lorakit.training.trainer import Trainer
@@ -93,7 +93,7 @@ def test_init_from_is_a_new_run_that_starts_with_the_weights(finished, data, tmp
     assert all(torch.equal(expected[name], tensor) for name, tensor in seen["weights"].items())
     assert (run / "adapter.safetensors").read_bytes() != (finished / "adapter.safetensors").read_bytes()
     inputs = storage.read_json(run / "run.json")["inputs"]
-    assert inputs["init_from"] == storage.sha256_file(finished / "adapter.safetensors")
+    assert inputs["init_from"] == checksums.sha256_file(finished / "adapter.safetensors")
 
 
 def test_init_from_is_checked_before_anything_loads(finished, data, tmp_path, monkeypatch):

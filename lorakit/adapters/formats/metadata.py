@@ -20,7 +20,7 @@ from lorakit.adapters.formats.delta_weights import (
     most_common_method,
     most_common_rank,
 )
-from lorakit.core import storage
+from lorakit.core import checksums, safetensors_header, storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.secret_text import mask_secrets
 from lorakit.models import families
@@ -159,8 +159,8 @@ def _is_ddpm_family(family: str) -> bool:
 
 def _tensor_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of the bytes after the header, as ModelSpec defines it."""
-    data = storage.safetensors_bytes(tensors)
-    return storage.sha256_bytes(data[8 + int.from_bytes(data[:8], "little") :])
+    data = safetensors_header.safetensors_bytes(tensors)
+    return checksums.sha256_bytes(data[8 + int.from_bytes(data[:8], "little") :])
 
 
 def _prediction_type(base: Path) -> str:

@@ -14,7 +14,7 @@ from lorakit.adapters.formats import consumers, layouts, low_rank, metadata
 from lorakit.adapters.formats.base_weights import BaseWeights
 from lorakit.adapters.formats.delta_weights import DeltaWeight
 from lorakit.adapters.formats.read import ADAPTER_FILE_NAMES, LoadedAdapter, parse_adapter
-from lorakit.core import storage
+from lorakit.core import safetensors_header, storage
 from lorakit.core.errors import ConfigError, LorakitError
 
 TOLERANCE = 1e-5  # of the Frobenius norm of a delta weight
@@ -124,7 +124,7 @@ def write_verified(
     """
     tensors = layouts.unshare_memory(layouts.WRITERS[plan.layout](plan.deltas, family))
     output_name = target.stem if include_names else None
-    data = storage.safetensors_bytes(
+    data = safetensors_header.safetensors_bytes(
         tensors, metadata.build_metadata(adapter, family, plan.deltas, tensors, base, output_name)
     )
     error = _verify_bytes(family, plan, data, target, base_weights)

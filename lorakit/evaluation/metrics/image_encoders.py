@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from lorakit.core.checksums import sha256_file
 from lorakit.core.errors import ConfigError, first_line
-from lorakit.core.storage import read_json, sha256_file
+from lorakit.core.storage import read_json
 from lorakit.models import clip_score, hub
 
 if TYPE_CHECKING:

@@ -94,5 +94,5 @@ def get_family(name: str) -> Family:
             return family
     raise ConfigError(
         f"unknown family {name!r}{did_you_mean(name, (family.name for family in FAMILIES))}",
-        remedy=f"known: {', '.join(family.name for family in FAMILIES)}"
+        remedy=f"known: {', '.join(family.name for family in FAMILIES)}",
     )

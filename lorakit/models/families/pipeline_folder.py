@@ -153,16 +153,17 @@ def build_meta_network(folder: str | Path, component: str) -> torch.nn.Module:
     path = Path(folder) / component
     config = read_json(path / "config.json", allow_infinity=True)
     network: torch.nn.Module
-    if name := config.get("_class_name"):
-        if (network_class := getattr(diffusers, str(name), None)) is not None:
-            with torch.device("meta"):
-                network = network_class.from_config(config)
-            return network
-    elif architectures := config.get("architectures"):
-        if (network_class := getattr(transformers, str(architectures[0]), None)) is not None:
-            with torch.device("meta"):
-                network = network_class(network_class.config_class.from_pretrained(path))
-            return network
+    network_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if network_class is not None:
+        with torch.device("meta"):
+            network = network_class.from_config(config)
+        return network
+    architecture = next(iter(config.get("architectures") or ()), "")
+    network_class = getattr(transformers, str(architecture), None)
+    if network_class is not None:
+        with torch.device("meta"):
+            network = network_class(network_class.config_class.from_pretrained(path))
+        return network
     raise ConfigError("the network's class is unknown to diffusers", where=str(path / "config.json"))
 
 

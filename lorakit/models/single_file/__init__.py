@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import track_progress
 from lorakit.models import hub
@@ -70,11 +70,11 @@ class _ConversionSource:
     def key(self) -> str:
         """Return the SHA-256 of all sources."""
         hashes = {
-            file.relative_to(self.settings_folder).as_posix(): storage.sha256_file(file)
+            file.relative_to(self.settings_folder).as_posix(): checksums.sha256_file(file)
             for file in self.copied_files
         }
-        content = {"file": storage.sha256_file(self.file), "parts": hashes, "version": 1}
-        return storage.sha256_bytes(storage.dump_json(content).encode())
+        content = {"file": checksums.sha256_file(self.file), "parts": hashes, "version": 1}
+        return checksums.sha256_bytes(storage.dump_json(content).encode())
 
 
 def converted_folder(spec: str, cache: Path) -> Path:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorakit.config.monitoring import TrackerConfig
-from lorakit.core.storage import dump_json, sha256_bytes
+from lorakit.core.checksums import sha256_bytes
+from lorakit.core.storage import dump_json
 from lorakit.training.trackers import labels
 from lorakit.training.trackers.backends import create_backend
 from lorakit.training.trackers.feed import RunFeed, StepValues

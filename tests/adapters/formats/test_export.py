@@ -10,7 +10,7 @@ import torch
 from lorakit import adapters
 from lorakit.adapters import formats
 from lorakit.adapters.formats import key_suffixes, layouts, module_names
-from lorakit.core import storage
+from lorakit.core import checksums, storage
 from tests import tiny
 from tests.adapters.formats.runs import ALPHA, RANK, family_of, predict, train
 
@@ -113,7 +113,7 @@ def test_metadata_is_an_allow_list(tmp_path):
     }
     data = exported.path.read_bytes()
     length = int.from_bytes(data[:8], "little")
-    assert hashed == f"0x{storage.sha256_bytes(data[8 + length :])}"
+    assert hashed == f"0x{checksums.sha256_bytes(data[8 + length :])}"
     assert not any(canary in data for canary in (b"alice", b"/home", b"garden", b"laptop"))
 
 
