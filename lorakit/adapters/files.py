@@ -175,7 +175,11 @@ def parse_adapter_metadata(text: str, where: str) -> dict[str, Any]:
         ranks = [metadata["rank"], *dict(metadata.get("rank_pattern", {})).values()]
         alphas = [metadata["alpha"], *dict(metadata.get("alpha_pattern", {})).values()]
         plausible = all(1 <= rank <= 2 * MAX_RANK for rank in ranks) and all(map(math.isfinite, alphas))
-        names = (metadata.get(key, "") for key in ("family", "type", "base_hash"))
+        names = [metadata.get(key, "") for key in ("family", "type", "base_hash")]
+        sections = [metadata.get(key, {}) for key in ("rank_pattern", "alpha_pattern")]
+        if (inversion := metadata.get("textual_inversion")) is not None:
+            names.append(inversion["token"])
+        plausible = plausible and all(isinstance(section, dict) for section in sections)
         if not plausible or not all(isinstance(name, str) for name in names):
             raise ValueError("impossible values")
     except (DataError, ValueError, KeyError, TypeError, OverflowError) as error:

@@ -22,7 +22,7 @@ from lorakit.core.command_line import (
     print_error,
     print_text,
 )
-from lorakit.core.errors import Interrupted, LorakitError
+from lorakit.core.errors import DataError, Interrupted, LorakitError
 from lorakit.core.version import __version__
 
 COMPLETION_VARIABLE = "_LORAKIT_COMPLETE"
@@ -105,6 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lorakit ... | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a path that cannot be looked up or read, such as one that is too long
+        if error.filename is None:
+            raise
+        refused = DataError(str(error.strerror), where=os.fsdecode(error.filename), remedy="check the path")
+        print_error(refused)
+        return refused.exit_code
     except KeyboardInterrupt:
         return _report_stop(Interrupted("interrupted", signal_number=signal.SIGINT))
     except Interrupted as stop:

@@ -89,7 +89,6 @@ def evaluate_run(
     reference_images = _load_references(plan, references, root)
     options = sampling or SamplingOptions(recipe.samples.num_inference_steps, recipe.samples.guidance_scale)
     pipeline = load_run_pipeline(recipe, plan.variants[0].file, options)
-    plan.notes += pipeline.notes
     evaluation = _empty_evaluation(run, plan, pipeline, options, title)
     evaluation.settings |= {"max_drift": max_drift}
     samples = _sample_variants(plan, pipeline, options, root / IMAGES_FOLDER, validation_loss)
@@ -112,6 +111,7 @@ def evaluate_run(
 def _empty_evaluation(
     run: Path, plan: _RunPlan, pipeline: SamplingPipeline, options: SamplingOptions, title: str | None
 ) -> Evaluation:
+    plan.notes += pipeline.notes
     return Evaluation(
         title=title or f"{run.resolve().name}: checkpoint selection",
         prompts=plan.prompts,

@@ -45,9 +45,7 @@ _NAMES = (
 def safetensors(rng: random.Random) -> Files:
     """Return a safetensors file with a mutated header."""
     modules = rng.randrange(1, 4)
-    tree: dict[str, Any] = {
-        "__metadata__": {"format": "pt", "lorakit": '{"rank": 2, "alpha": 2, "family": "sd15"}'}
-    }
+    tree: dict[str, Any] = {"__metadata__": _adapter_metadata(rng)}
     place = 0
     for index in range(modules):
         name = f"unet.down_blocks.{index}.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -72,6 +70,22 @@ def safetensors(rng: random.Random) -> Files:
     body = bytes(rng.choice((place, place, place, place + 1, max(0, place - 1), 0)))
     data = length.to_bytes(8, "little") + header + body
     return {"adapter.safetensors": change_bytes(rng, data) if rng.random() < 0.2 else data}
+
+
+def _adapter_metadata(rng: random.Random) -> dict[str, str]:
+    """Return metadata of lorakit or of diffusers, whose JSON may be mutated."""
+    own = {
+        "rank": 2,
+        "alpha": 2,
+        "family": "sd15",
+        "rank_pattern": {"x": 2},
+        "alpha_pattern": {},
+        "rslora": False,
+    }
+    peft = {"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {"to_q": 2}, "unet.alpha_pattern": {}}
+    name, values = rng.choice((("lorakit", own), ("lora_adapter_metadata", peft)))
+    text = dump(change_tree(rng, values) if rng.random() < 0.5 else values)
+    return {"format": "pt", name: text}
 
 
 def _names(rng: random.Random) -> list[str]:

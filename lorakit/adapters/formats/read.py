@@ -176,15 +176,21 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 def _find_in_folder(folder: Path) -> _PeftFolder:
     for name in ADAPTER_FILE_NAMES:
         if (folder / name).is_file():
-            config = folder / "adapter_config.json"
-            return _PeftFolder(
-                folder / name, storage.read_json(config, allow_infinity=True) if config.is_file() else None
-            )
+            return _PeftFolder(folder / name, _read_peft_config(folder / "adapter_config.json"))
     raise ConfigError(
         f"there is no adapter in this folder{it_is(folder)}",
         where=str(folder),
         remedy="give the .safetensors file itself, or the folder of a finished run",
     )
+
+
+def _read_peft_config(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    config = storage.read_json(file, allow_infinity=True)
+    if not isinstance(config, dict):
+        raise DataError("the peft configuration is not an object", where=str(file), remedy="restore the file")
+    return config
 
 
 def _build_adapter(
@@ -336,8 +342,11 @@ def _peft_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
                 return float(value)
         return float(default)
 
-    module_rank = rank or value_of("rank_pattern", config.get("r", 1))
-    alpha = value_of("alpha_pattern", config.get("lora_alpha", config.get("alpha", module_rank)))
+    try:
+        module_rank = rank or value_of("rank_pattern", config.get("r", 1))
+        alpha = value_of("alpha_pattern", config.get("lora_alpha", config.get("alpha", module_rank)))
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise DataError("alpha and rank must be numbers", where=module) from error
     if not math.isfinite(alpha) or module_rank < 1:
         raise DataError("alpha and rank must be finite numbers", where=module)
     return alpha / (math.sqrt(module_rank) if config.get("use_rslora") else module_rank)
