@@ -103,3 +103,13 @@ def test_a_file_that_states_no_size_is_read_whole():
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc")
     assert b"VmRSS" in input_files.read_bytes("/proc/self/status")
+
+
+@pytest.mark.parametrize("command", [["train"], ["inspect"], ["data", "prepare"], ["data", "import", "out"]])
+def test_a_path_that_is_too_long_is_one_error(capsys, command):
+    from lorakit.cli import main
+
+    assert main.main([*command, "a" * 5000]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: File name too long\n  where: aaaa")
+    assert "Traceback" not in error
