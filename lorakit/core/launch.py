@@ -147,22 +147,26 @@ class _Child:
                 platform.end_process(pid)
             platform.end_group(self.process, force=True)
         elif pids:
-            platform.forward_signal(self.process, pids, number)
+            # the training processes have no terminal, and ignore its end
+            stop = signal.SIGTERM if number in platform.HANGUP_SIGNALS else number
+            platform.forward_signal(self.process, pids, stop)
         else:  # still importing: there is nothing to save
             platform.end_group(self.process)
 
 
 @contextlib.contextmanager
 def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the stop signals (SIGINT, SIGTERM) within the block, and ignore a closed terminal (SIGHUP).
+    """Handle the stop signals within the block: SIGINT, SIGTERM and, in a terminal, SIGHUP when it is closed.
 
-    Only the main thread can set handlers: in another thread nothing changes.
+    Without a terminal, and with `nohup`, SIGHUP is ignored. Only the main thread can set handlers: in another
+    thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     old = {number: signal.signal(number, handler) for number in platform.STOP_SIGNALS}
-    old |= {number: signal.signal(number, signal.SIG_IGN) for number in platform.HANGUP_SIGNALS}
+    hangup = handler if platform.is_stopped_by_hangup() else signal.SIG_IGN
+    old |= {number: signal.signal(number, hangup) for number in platform.HANGUP_SIGNALS}
     try:
         yield
     finally:

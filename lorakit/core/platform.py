@@ -31,7 +31,21 @@ def _signals(*names: str) -> tuple[signal.Signals, ...]:
 STOP_SIGNALS = _signals("SIGINT", "SIGTERM", "SIGBREAK")
 """Signals that ask a process to save its work and stop."""
 HANGUP_SIGNALS = _signals("SIGHUP")
-"""Signals of a closed terminal, which does not stop a training."""
+"""Signals of a closed terminal."""
+
+
+def is_stopped_by_hangup() -> bool:
+    """Return True if this process belongs to a terminal and stops when it is closed.
+
+    A process without a terminal (a service, a job of a scheduler, `setsid`) and one of `nohup` does not.
+    """
+    if any(signal.getsignal(number) is signal.SIG_IGN for number in HANGUP_SIGNALS):
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:
+        return False
+    return bool(HANGUP_SIGNALS)
 
 
 # ---- processes ---------------------------------------------------------------------------------------------

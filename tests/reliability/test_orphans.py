@@ -92,8 +92,8 @@ while True:
 
 
 @posix
-def test_a_killed_terminal_leaves_training_running_to_its_end(whole, tmp_path):
-    """The terminal is killed, not closed: its shell, here the command itself, gets SIGHUP."""
+def test_a_killed_terminal_lets_the_step_end_and_the_same_command_resumes(whole, tmp_path):
+    """The shell of a killed terminal, here the command itself, gets SIGHUP."""
     command = Command(tmp_path)
     terminal = subprocess.Popen(
         [sys.executable, "-c", TERMINAL, *command.words[1:]], stdout=subprocess.PIPE, text=True
@@ -107,9 +107,10 @@ def test_a_killed_terminal_leaves_training_running_to_its_end(whole, tmp_path):
         until = time.monotonic() + commands.HANG
         while command.record()["status"] == "running" and time.monotonic() < until:
             time.sleep(0.1)
+        assert command.record()["status"] == "interrupted"
     finally:
         commands.end_all(pid)
-    assert command.record()["status"] == "done"
+    command.finish()
     assert command.result() == whole(ONE).result()
 
 
