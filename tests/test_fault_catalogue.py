@@ -10,6 +10,13 @@ TESTS = Path(__file__).parent
 CATALOGUE = TESTS / "fault_catalogue.md"
 NUM_FAULTS = 96
 UNTESTED = {87}  # cannot occur
+FIELD_REPORTS = (
+    *(f"A{number}" for number in range(1, 11)),
+    *(f"B{number}" for number in range(11, 17)),
+    *(f"C{number}" for number in range(17, 22)),
+    *(f"D{number}" for number in range(22, 25)),
+    *(f"R{number}" for number in range(1, 15)),
+)
 
 
 def catalogue_rows() -> dict[int, list[tuple[str, str]]]:
@@ -20,6 +27,13 @@ def catalogue_rows() -> dict[int, list[tuple[str, str]]]:
             assert int(match[1]) not in rows, line
             rows[int(match[1])] = re.findall(r"`([\w/]+\.py)::(\w+)`", line)
     return rows
+
+
+def field_rows() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (entry, (file, test) pairs) of each row of the field reports."""
+    lines = CATALOGUE.read_text(encoding="utf-8").splitlines()
+    matches = [(re.match(r"\| ([ABCDR]\d+) \|", line), line) for line in lines]
+    return [(match[1], re.findall(r"`([\w/]+\.py)::(\w+)`", line)) for match, line in matches if match]
 
 
 def function_names(file: Path) -> set[str]:
@@ -33,7 +47,14 @@ def test_every_fault_has_a_row_with_a_test():
     assert {number for number, tests in rows.items() if not tests} == UNTESTED
 
 
+def test_every_field_report_has_a_row_with_a_test():
+    rows = field_rows()
+    assert {entry for entry, tests in rows if tests} == set(FIELD_REPORTS)
+    assert [entry for entry, tests in rows if not tests] == []
+
+
 def test_every_test_in_the_catalogue_exists():
     named = {pair for pairs in catalogue_rows().values() for pair in pairs}
+    named |= {pair for _, pairs in field_rows() for pair in pairs}
     functions = {file: function_names(TESTS / file) for file in {file for file, _ in named}}
     assert [f"{file}::{name}" for file, name in sorted(named) if name not in functions[file]] == []
