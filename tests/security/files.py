@@ -84,7 +84,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         tensor_file({"a": WHOLE, "__metadata__": [1]}),
         "not a safetensors file",
     ),
-    "deep": (tensor_file('{"a":' + "[" * 100_000 + "]" * 100_000 + "}"), "recursion"),
+    "deep": (tensor_file('{"a":' + "[" * 100_000 + "]" * 100_000 + "}"), "inside each other"),
     "not JSON": (tensor_file("{'a': 1}"), "not a safetensors file"),
     "not UTF-8": ((4).to_bytes(8, "little") + b'{"\xff}' + bytes(9), "not a safetensors file"),
     "zip behind it": (tensor_file({"a": WHOLE}) + archive(), "bytes of tensors, but the header names 64"),
