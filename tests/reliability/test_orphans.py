@@ -201,7 +201,9 @@ def test_fifty_kills_in_a_row_at_random_moments_end_in_the_same_bytes(num_proces
             if number % 2:
                 command.wait_for_steps(process, draw.randint(1, 12))
             else:
-                time.sleep(draw.uniform(0, start))
+                until, last = time.monotonic() + draw.uniform(0, start), command.steps() + 12
+                while time.monotonic() < until and command.steps() < last:
+                    time.sleep(0.01)
             assert process.poll() is None, (seed, command.printed())
             commands.wait_for_end(commands.kill(draw.choice(parts), process), process)
         finally:
