@@ -42,8 +42,8 @@ def is_stopped_by_hangup() -> bool:
     if any(signal.getsignal(number) is signal.SIG_IGN for number in HANGUP_SIGNALS):
         return False
     try:
-        os.close(os.open("/dev/tty", os.O_RDONLY))
-    except OSError:
+        os.close(os.open(os.ctermid(), os.O_RDONLY))
+    except (OSError, AttributeError):  # Windows has no name for it
         return False
     return bool(HANGUP_SIGNALS)
 

@@ -78,9 +78,9 @@ class Run:
     @property
     def checkpoints(self) -> list[Checkpoint]:
         """The saved checkpoints, oldest first."""
-        folders = sorted((self.path / CHECKPOINTS_FOLDER).glob("step-*"))
-        steps = [(int(folder.name.removeprefix("step-")), folder / ADAPTER_FILE) for folder in folders]
-        return [Checkpoint(self.path, step, file) for step, file in steps if file.is_file()]
+        names = {f: f.name.removeprefix("step-") for f in (self.path / CHECKPOINTS_FOLDER).glob("step-*")}
+        files = {int(name): f / ADAPTER_FILE for f, name in names.items() if name.isdecimal()}
+        return [Checkpoint(self.path, step, file) for step, file in sorted(files.items()) if file.is_file()]
 
     def export(self, consumer: str = "all", out: Path | str | None = None) -> list[Path]:
         """Write the finished adapter for `consumer` as `Checkpoint.export` does, into `exports`."""

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lorakit.config.recipe import Recipe
-from lorakit.core import file_locks, output_paths, storage
+from lorakit.core import file_locks, input_files, output_paths, storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.path_kind import it_is
 from lorakit.core.progress import print_line
@@ -192,7 +192,9 @@ class RunFolder:
     def _read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the rows, and the lines that are not rows. The last line may be torn by a crash."""
         rows, unreadable = [], []
-        data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        data = b""
+        if self.metrics_file.exists():
+            data = input_files.read_regular(self.metrics_file, storage.MAX_JSONL_BYTES)
         lines = data.split(b"\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():

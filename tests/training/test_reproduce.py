@@ -50,7 +50,7 @@ def test_reproduce_finds_a_difference(finished, tmp_path):
 
 
 def test_reproduce_refuses_changed_settings_and_inputs(finished, data, tmp_path):
-    with pytest.raises(ConfigError, match=r"no recipe\.yaml"):
+    with pytest.raises(ConfigError, match="not a run"):
         reproduce.prepare_reproduction(tmp_path, tmp_path / "x", [])
     with pytest.raises(ConfigError, match="not those that this run was trained with"):
         reproduce.prepare_reproduction(finished, tmp_path / "x", ["optimizer.lr=0.5"])
