@@ -64,8 +64,7 @@ def start_or_resume(
     `inputs` holds the hashes of the inputs and `num_processes`. Afterwards the status is `done` if there is
     nothing to do, otherwise `running`. Raises ConfigError for differences that are not accepted.
     """
-    versions = run_identity.package_versions()
-    new = {"settings": training_settings(recipe), "inputs": dict(inputs), "versions": versions}
+    new = _identity(recipe, inputs)
     if not run.exists:
         run.write_new_record(recipe, new)
         return None
@@ -85,6 +84,25 @@ def start_or_resume(
         run.write_recipe(recipe)
         return None
     return SessionChanges(comparison, recipe, new)
+
+
+def check_settings(run: RunFolder, recipe: Recipe, num_processes: int, *, accept_changes: bool) -> None:
+    """Check, before anything is loaded, that a run may continue with these settings and this software.
+
+    `start_or_resume` compares the inputs too. Raises ConfigError for differences that are not accepted.
+    """
+    if not run.exists:
+        return
+    record = run.record()
+    new = _identity(recipe, record["inputs"] | {"num_processes": num_processes})
+    comparison = run_identity.compare_identities(record, new)
+    if _has_saved(run, record) and not is_finished_with(record, comparison):
+        _check_changes(run, comparison, recipe, accept_changes=accept_changes)
+
+
+def _identity(recipe: Recipe, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    versions = run_identity.package_versions()
+    return {"settings": training_settings(recipe), "inputs": dict(inputs), "versions": versions}
 
 
 def is_finished_with(record: Mapping[str, Any], comparison: Comparison) -> bool:

@@ -77,6 +77,8 @@ def train_in_child(
     `file` and `overrides` are what `recipe` was loaded from. The child stays free of what this process has
     imported, and signals are forwarded to it.
     """
+    run = RunFolder(recipe.out)
+    run_changes.check_settings(run, recipe, num_processes, accept_changes=accept_changes)
     prepare_training(recipe, prepare)
     options = [launch.ACCEPT_CHANGES] if accept_changes else []
     command = launch.training_command(file, [*overrides, *options], num_processes=num_processes)

@@ -192,3 +192,23 @@ def test_a_signal_is_forwarded_to_a_trainer_that_has_started():
         f"sys.exit(launch.run_training([sys.executable, '-c', {trainer!r}]))\n"
     )
     assert subprocess.run(child(code)).returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["adapter.rank=2"], 2),
+        (["adapter.rank=2", "--accept-changes"], 2),
+        (["optimizer.lr=5e-4"], 2),
+        (["train.steps=3"], 2),
+        (["optimizer.lr=5e-4", "--accept-changes"], 5),
+        (["train.steps=99"], 5),
+    ],
+)
+def test_other_settings_of_a_run_are_refused_before_a_process_is_started(
+    finished, monkeypatch, capfd, words, code
+):
+    monkeypatch.setattr(launch, "run_training", lambda *arguments: 5)
+    RunFolder(finished.parent / "run").update_record(checkpoint_step=12)
+    assert main.main(["train", str(finished), *words]) == code
+    assert ("->" in capfd.readouterr().err) == (code == 2)
