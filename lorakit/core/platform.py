@@ -91,6 +91,14 @@ def send_signal(pids: Sequence[int], number: int) -> None:
                 os.kill(pid, number)
 
 
+def signal_pipe() -> int:
+    """Return a pipe that gets the number of each signal at once, even if no handler can run yet."""
+    read, write = os.pipe()
+    set_nonblocking(write)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    return read
+
+
 def signal_self(number: int) -> None:
     """Send a signal to the main thread of this process, from any thread."""
     if sys.platform == "win32":  # there os.kill ends a process at once

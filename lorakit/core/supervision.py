@@ -37,6 +37,7 @@ GRACE_SECONDS = 3.0  # for a process with nothing to save to end by itself
 _connection: _Connection | None = None
 _is_early = False  # the handlers of `start` are in place
 _saves_state = False
+_has_reported = False
 _is_orphan = False
 
 
@@ -91,6 +92,7 @@ def start() -> None:
     for number in platform.HANGUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _is_early = True
+    threading.Thread(target=_watch_signals, args=(platform.signal_pipe(),), daemon=True).start()
     os.environ.setdefault(STARTED_VARIABLE, repr(time.monotonic()))
     _send(Report("start", rank(), pid=os.getpid()))
     watch_parent(_stop_orphan)
@@ -99,6 +101,24 @@ def start() -> None:
 def _exit_early(number: int, _: FrameType | None) -> None:
     report_end(Interrupted("stopped before the first step of this session", signal_number=number))
     os._exit(128 + number)
+
+
+def _watch_signals(pipe: int) -> None:
+    """End a process with nothing to save whose main thread is in a long call of a library at a signal."""
+    while numbers := os.read(pipe, 1):
+        if numbers[0] in platform.STOP_SIGNALS and not _ends_by_itself():
+            stop = Interrupted("stopped before the first step of this session", signal_number=numbers[0])
+            os._exit(128 + numbers[0] if _has_reported else report_end(stop))
+
+
+def _ends_by_itself() -> bool:
+    """Wait for some seconds; return True if this process has state to save, and ends after its step."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        if _saves_state:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @contextlib.contextmanager
@@ -120,7 +140,9 @@ def report_end(error: BaseException) -> int:
     The command shows one report of all processes. Without a command each process prints its own, but an
     interruption, which comes to all, only the first.
     """
+    global _has_reported
     report = describe_end(error, rank())
+    _has_reported = True
     _ignore_signals()
     if not _send(report) and not (report.kind == "stopped" and rank()):
         print_report(report)
@@ -237,12 +259,8 @@ def _stop_orphan() -> None:
     global _is_orphan
     _is_orphan = True
     platform.signal_self(signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(0.1)
-        if _saves_state:
-            return
-    os._exit(128 + signal.SIGTERM)  # the main thread is in a long call of a library
+    if not _ends_by_itself():
+        os._exit(128 + signal.SIGTERM)
 
 
 # ---- the time of the command -------------------------------------------------------------------------------

@@ -94,9 +94,10 @@ def _train_with_accelerate(
         try:
             _train_locked(recipe, run, accelerator, handle_signals, accept_changes)
         except Interrupted as stop:
-            if accelerator.is_main_process:
-                _record_interruption(run, recipe, stop)
-            raise
+            if run.status != "done":  # or it came too late to stop anything
+                if accelerator.is_main_process:
+                    _record_interruption(run, recipe, stop)
+                raise
         _wait_for_everyone(accelerator)
     accelerator.end_training()  # or the threads of its process group abort the process at exit
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -109,7 +110,7 @@ def _wait_for_everyone(accelerator: Accelerator) -> None:
 
 def _record_interruption(run: RunFolder, recipe: Recipe, stop: Interrupted) -> None:
     """Note an interruption in run.json and log.txt, where it is read when the terminal is gone."""
-    if run.exists and run.status != "done":
+    if run.exists:
         run.update_record(status="interrupted")
         if step := run.record().get("checkpoint_step"):
             run.heartbeat("train", step, recipe.train.steps, 0.0, at_once=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -113,3 +114,22 @@ def test_each_error_has_its_kind_code_and_text(error, kind, code, text):
     report = supervision.describe_end(error)
     assert (report.kind, report.code) == (kind, code)
     assert text in report.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals between processes")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_process_whose_main_thread_is_in_a_long_call(number, code):
+    """Waiting for the others of several processes, for example, which no handler of Python can interrupt."""
+    script = (
+        "import hashlib; from lorakit.core import supervision\n"
+        "supervision.start(); print('started', flush=True)\n"
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 2 ** 31 - 1)"
+    )
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.send_signal(number)
+    _, printed = child.communicate(timeout=30)
+    assert child.returncode == code
+    assert printed == "stopped before the first step of this session; run the same command again to go on\n"
