@@ -41,9 +41,12 @@ def is_stopped_by_hangup() -> bool:
     """
     if any(signal.getsignal(number) is signal.SIG_IGN for number in HANGUP_SIGNALS):
         return False
+    terminal = getattr(os, "ctermid", None)  # Windows has no name for it
+    if not terminal:
+        return False
     try:
-        os.close(os.open(os.ctermid(), os.O_RDONLY))
-    except (OSError, AttributeError):  # Windows has no name for it
+        os.close(os.open(terminal(), os.O_RDONLY))
+    except OSError:
         return False
     return bool(HANGUP_SIGNALS)
 
