@@ -122,7 +122,8 @@ def torn(before: Instant, after: Instant) -> Instant | None:
 
 
 def distinct(instants: list[Instant], *, fold: bool = False) -> list[Instant]:
-    """Each different content of the disk once, the torn ones included, in their order.
+    """Each different content of the disk once, the torn ones included, in their order; the log, which nothing
+    reads, aside.
 
     `fold` treats contents as equal that differ only in lorakit's incomplete internal files, and keeps the
     one with most of those.
@@ -133,7 +134,8 @@ def distinct(instants: list[Instant], *, fold: bool = False) -> list[Instant]:
         every += [here, middle] if middle else [here]
     kept: dict[tuple[object, int], Instant] = {}
     for instant in every:
-        mark = (frozenset(item for item in instant.tree.items() if not (fold and hidden(item[0]))),)
+        tree = {name: data for name, data in instant.tree.items() if not name.endswith("log.txt")}
+        mark = (frozenset(item for item in tree.items() if not (fold and hidden(item[0]))),)
         key = (mark, instant.committed)
         if key not in kept or len(instant.tree) >= len(kept[key].tree):
             kept[key] = instant
