@@ -46,23 +46,16 @@ def find_folder_damage(folder: str | os.PathLike[str], names: Iterable[str] = ()
     return None
 
 
-def check_recorded_hash(path: str | os.PathLike[str]) -> None:
-    """Raise DataError if the list of hashes in a file's folder has another hash for it."""
+def is_changed(path: str | os.PathLike[str]) -> bool:
+    """Return True if the list of hashes in a file's folder has another hash for it."""
     file = Path(path)
-    listing = file.with_name(CHECKSUMS_FILE)
-    if not listing.is_file():
-        return
+    if not file.with_name(CHECKSUMS_FILE).is_file():
+        return False
     try:
         recorded = _read_list(file.parent)[file.name]["sha256"]
     except (DataError, KeyError, TypeError):  # the list of another program, or a damaged one
-        return
-    if sha256_file(file) != recorded:
-        raise DataError(
-            "the file is not the one that was written: it is damaged, or was replaced",
-            where=str(file),
-            remedy="write it again with the command that wrote it; to use it in spite of this, copy it into"
-            " another folder",
-        )
+        return False
+    return sha256_file(file) != recorded
 
 
 def _read_list(folder: Path) -> Any:

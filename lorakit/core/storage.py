@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lorakit.core import checksums, file_locks, input_files, platform, safetensors_header, strict_json
 from lorakit.core.errors import DataError, DiskError
+from lorakit.core.progress import print_line
 from lorakit.core.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -278,14 +279,15 @@ def read_jsonl(path: str | os.PathLike[str], *, torn_tail: bool = False) -> list
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Read all tensors to the CPU.
 
-    Raises DataError for a damaged or hostile file, and for one that has another hash than the list beside it
-    records.
+    Raises DataError for a damaged or hostile file. One that has another hash than the list beside it records
+    is read, with a warning: it may be damaged, or somebody has replaced it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     safetensors_header.check_safetensors(path)
-    checksums.check_recorded_hash(path)
+    if checksums.is_changed(path):
+        print_line(f"warning: {path} is not the file that was written: it is damaged, or was replaced")
     try:
         return load_file(path)
     except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype that torch does not have

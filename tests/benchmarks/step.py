@@ -24,6 +24,7 @@ from lorakit.config import recipe
 from lorakit.core import rng
 from lorakit.data import batch_sampler
 from lorakit.training import optimizers, run_changes, run_plan, setup
+from lorakit.training.held_out import DataSplit
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.trainer import Trainer
 from tests import runs
@@ -52,7 +53,7 @@ def make_trainer(base: str, folder: Path) -> Trainer:
     plan = run_plan.plan_training(loaded, lambda text: None)
     # One shape, so that a step is one forward pass in both cases.
     square = [item for item in plan.items if item.bucket == (64, 64)]
-    plan = dataclasses.replace(plan, items=square)
+    plan = dataclasses.replace(plan, items=square, split=DataSplit(square, []))
     accelerator = Accelerator(cpu=True)
     session = setup.build_session(loaded, plan, accelerator.device, main=True, wait_for_everyone=lambda: None)
     run = RunFolder(folder / base)

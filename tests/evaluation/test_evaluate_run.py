@@ -16,7 +16,7 @@ from PIL import Image
 
 from lorakit import adapters
 from lorakit.cli import main
-from lorakit.core import checksums, storage
+from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.evaluation import checkpoints, score_table
 from lorakit.evaluation.evaluate_run import evaluate_run
@@ -178,7 +178,6 @@ def scale(run: Path, factor: float) -> None:
     facts = adapters.pack_metadata(adapters.read_adapter_metadata(file))
     changed = {name: t * factor if ".lora_B." in name else t for name, t in tensors.items()}
     storage.write_safetensors(file, changed, facts)
-    (run / checksums.CHECKSUMS_FILE).unlink()  # or it would be taken for a damaged file
 
 
 def test_checkpoints_are_listed_by_step_and_a_damaged_one_is_left_out(run, tmp_path):

@@ -18,6 +18,8 @@ from tests.reliability.commands import Command
 posix = pytest.mark.skipif(os.name == "nt", reason="about POSIX signals")
 CODES = {"SIGTERM": 143, "SIGINT": 130}
 
+long = pytest.mark.skipif(not os.environ.get("LORAKIT_LONG"), reason="takes a minute; set LORAKIT_LONG=1")
+
 
 def run_folder(root: Path, steps: list[int], status: str = "running") -> Path:
     """The folder of a run whose training process is gone."""
@@ -97,8 +99,17 @@ def stop_at(command: Command, module: str, name: str, tmp_path: Path) -> int:
 
 
 @posix
-@pytest.mark.parametrize("name", CODES)
-@pytest.mark.parametrize("module", ["torch", "lorakit.training.sanity_check", "peft.tuners.lora"])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("torch", "SIGINT"),
+        ("lorakit.training.sanity_check", "SIGTERM"),
+        pytest.param("torch", "SIGTERM", marks=long),
+        pytest.param("lorakit.training.sanity_check", "SIGINT", marks=long),
+        pytest.param("peft.tuners.lora", "SIGINT", marks=long),
+        pytest.param("peft.tuners.lora", "SIGTERM", marks=long),
+    ],
+)
 def test_a_signal_within_an_import_ends_the_command_with_one_line(module, name, tmp_path):
     command = Command(tmp_path)
     assert stop_at(command, module, name, tmp_path) == CODES[name], command.printed()

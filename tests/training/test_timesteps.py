@@ -137,7 +137,7 @@ def test_settings_that_have_no_effect_are_refused_with_both_names():
         ({"mode_scale": 1.0}, "mode_scale is for timesteps: mode, not auto"),
         ({"logit_mean": 1.0, "timesteps": "uniform"}, "logit_mean is for timesteps: logit_normal, not unif"),
         ({"min_snr_gamma": 5.0}, "min_snr_gamma is for weighting: min_snr, not none"),
-        ({"timesteps": "mode", "mode_scale": 2.0}, "less than or equal to"),
+        ({"timesteps": "mode", "mode_scale": 2.0}, "mode_scale: 2.0 is too large"),
         ({"prior_loss_weight": 2.0}, "prior_loss_weight needs `class_images`"),
         ({"output_preservation": 1.0}, "set `trigger` and `class_noun`"),
         ({"masked_loss": {"gray_unmasked": True, "unmasked_weight": 0.5}}, "gray_unmasked paints"),

@@ -28,6 +28,8 @@ COMPLETE = {
     "samples": [4, 8, 12],
 }
 
+long = pytest.mark.skipif(not os.environ.get("LORAKIT_LONG"), reason="takes a minute; set LORAKIT_LONG=1")
+
 
 @pytest.fixture(autouse=True)
 def _own_state() -> Any:
@@ -179,7 +181,7 @@ def test_a_run_folder_that_was_moved_away_is_not_written_at_its_old_place(tmp_pa
     assert list(run.path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+@pytest.mark.parametrize("name", [pytest.param("wandb", marks=long), "tensorboard"])
 def test_a_killed_and_restarted_training_is_one_run_in_its_tracker(name, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "CLOSE_TIMEOUT", 120.0)
     prompts = runs.make_prompts(tmp_path / "p.jsonl")
