@@ -185,7 +185,7 @@ def test_the_report_is_written_again_from_the_numbers_alone(place, capsys):
         (["pick", "{solid}"], 2, "nothing to select from"),
         (["pick", "{root}"], 3, "lorakit eval run"),
         (["compare", "{solid}:step-9", "{solid}"], 2, "no variant 'step-9'"),
-        (["score", "{root}/solid", "--prompts", "{root}/nowhere.tsv"], 3, "cannot read the prompt file"),
+        (["score", "{root}/solid", "--prompts", "{root}/nowhere.tsv"], 3, "the file does not exist"),
         (["score", "{root}", "--prompts", "{root}/parti.tsv"], 3, "no images"),
         (
             [

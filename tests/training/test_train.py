@@ -160,7 +160,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_starts_over(data, finishe
     for folder in (copy / "checkpoints").iterdir():
         (folder / "state.json").write_text("{")
     storage.write_json(copy / "run.json", storage.read_json(copy / "run.json") | {"status": "running"})
-    with pytest.raises(DataError, match="every checkpoint"):
+    with pytest.raises(DataError, match="cannot be resumed from any checkpoint"):
         runs.train(recipe_file)
 
 
