@@ -10,6 +10,7 @@ import pytest
 from tests.reliability import commands, inject
 from tests.reliability.commands import Command
 
+long = pytest.mark.skipif(not os.environ.get("LORAKIT_LONG"), reason="takes a minute; set LORAKIT_LONG=1")
 FULL = """
 def full(*arguments, **options):
     raise OSError(28, "No space left on device")
@@ -31,7 +32,9 @@ def test_a_full_folder_for_temporary_files_does_not_stop_a_run_whose_out_has_roo
 
 
 @pytest.mark.skipif(os.name == "nt", reason="about POSIX signals")
-@pytest.mark.parametrize("part", ["command", "launcher", "trainer"])
+@pytest.mark.parametrize(
+    "part", ["command", pytest.param("launcher", marks=long), pytest.param("trainer", marks=long)]
+)
 def test_a_killed_launch_leaves_no_temporary_folders(part, tmp_path):
     folder = tmp_path / "temporary"
     folder.mkdir()
