@@ -27,7 +27,7 @@ def test_a_power_cut_at_every_operation_ends_in_the_same_bytes(recorded):
     rows = sorted({cut.number for cut in found if cut.name == "append"})
     left_out = set(rows) - set(rows[::STEPS_APART])
     found = [cut for cut in found if cut.number not in left_out]
-    assert len(found) > 120
+    assert len(found) > 60  # contents that differ only in the log, which nothing reads, count once
     problems = checks.resumes(training, reference, found)
     assert not problems, "\n".join(problems)
 

@@ -151,7 +151,7 @@ def test_unsuitable_data_is_refused_before_any_work(row, tmp_path):
     with pytest.raises(ConfigError, match="makes images, not videos of 5 frames"):
         run_plan.plan_training(loaded, lambda text: None)
     single_frame = recipe.load_recipe(WAN, _overrides(data, tmp_path / "run", row, frames=1))
-    with pytest.raises(DataError, match=r"3 videos, but .* generates images: a\.mp4"):
+    with pytest.raises(DataError, match=r"3 videos, but .* generates images: data/a\.mp4"):
         run_plan.plan_training(single_frame, lambda text: None)
 
 
