@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from lorakit.core.errors import DataError
-from lorakit.core.words import has_word
-from lorakit.data.prompts import Prompt
 from lorakit.evaluation.feature_cache import (
     Features,
     FrameSource,
@@ -26,6 +24,7 @@ from lorakit.evaluation.feature_cache import (
 )
 from lorakit.evaluation.metrics import feature_metrics
 from lorakit.evaluation.metrics.image_encoders import ImageEncoder
+from lorakit.evaluation.references import ReferenceUnits, reference_units
 from lorakit.evaluation.sample_files import SampleFile, SampleKey
 from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
 from lorakit.models import clip_score
@@ -133,16 +132,15 @@ class _ScoringContext:
         self.text_features = (
             judges.clip.text_features([p.score_text for p in prompts]).double().numpy()
         )  # (P, D)
-        self.prompt_triggers = [_only_trigger(prompt, evaluation.triggers) for prompt in prompts]
         self.references: dict[str, Features] = {}
-        self.subject_rows: dict[str | None, list[int]] = {}
+        self.units: ReferenceUnits | None = None
         self.train_rows: list[int] = []
         self.reference_names: list[str] = []
         self.base_features: dict[SampleKey, Features] = {}
         evaluation.fidelity_metric = "dino_i" if judges.image_encoder else "clip_i"
 
     def set_references(self, references: ReferenceImages) -> None:
-        """Encode the references; measure their leave-one-out fidelity and the threshold for copies."""
+        """Encode the references, and measure their similarities and the threshold for copies."""
         encoders = {
             "clip": self.judges.clip,
             "image_encoder": self.judges.image_encoder,
@@ -155,15 +153,8 @@ class _ScoringContext:
         self.train_rows = [row for row, trained_on in enumerate(references.trained_on) if trained_on]
         self.evaluation.train_images = references.folder
         features = self.references.get("image_encoder", self.references["clip"])
-        for row, trigger in enumerate(references.triggers):
-            self.subject_rows.setdefault(trigger, []).append(row)
-        groups = [features[rows] for rows in self.subject_rows.values()] or [features]
-        self.evaluation.reference_fidelity = [
-            value
-            for group in groups
-            if len(group) > 1
-            for value in feature_metrics.leave_one_out_fidelity(group).tolist()
-        ]
+        self.units = reference_units(features, references.names, references.trained_on, references.triggers)
+        self.evaluation.references = self.units.table(features)
         if len(self.train_rows) > 2:
             self.evaluation.copy_threshold = feature_metrics.copy_threshold(features[self.train_rows])
 
@@ -225,30 +216,27 @@ class _ScoringContext:
     def _fidelity(
         self, variant: VariantScores, keys: Sequence[SampleKey], clip: Features, features: Features
     ) -> None:
-        if not self.references:
+        if self.units is None:
             return
-        variant.scores["clip_i"] = self._subject_fidelity(keys, clip, self.references["clip"])
+        by_clip = self.units.similarity(clip, self.references["clip"])
+        variant.scores["clip_i"] = self._mean_over_units(keys, by_clip)
+        similarity = by_clip
         if "image_encoder" in self.references:
-            references = self.references["image_encoder"]
-            variant.scores["dino_i"] = self._subject_fidelity(keys, features, references)
+            similarity = self.units.similarity(features, self.references["image_encoder"])
+            variant.scores["dino_i"] = self._mean_over_units(keys, similarity)
+        variant.reference_similarity = dict(zip(keys, similarity.tolist(), strict=True))
         roles = [self.roles[self.prompt_rows[key.prompt_id]] for key in keys]
         subject_rows = [row for row, role in enumerate(roles) if role == "subject"]
         if subject_rows:
             variant.set_metrics["cmmd"] = feature_metrics.cmmd(clip[subject_rows], self.references["clip"])
 
-    def _subject_fidelity(
-        self, keys: Sequence[SampleKey], features: Features, references: Features
-    ) -> dict[SampleKey, float]:
-        """Compare each image with the references of the subject that its prompt names, or with all."""
-        if len(self.subject_rows) < 2:
-            return _by_key(keys, feature_metrics.fidelity(features, references))
-        triggers = [self.prompt_triggers[self.prompt_rows[key.prompt_id]] for key in keys]
-        values = np.empty(len(keys))
-        for trigger in set(triggers):
-            rows = [row for row, one in enumerate(triggers) if one == trigger]
-            own = self.subject_rows.get(trigger)
-            values[rows] = feature_metrics.fidelity(features[rows], references[own] if own else references)
-        return _by_key(keys, values)
+    def _mean_over_units(self, keys: Sequence[SampleKey], similarity: Features) -> dict[SampleKey, float]:
+        """Return the mean of each image's row (N, U) over the units that its prompt is compared with."""
+        prompts = {prompt.id: prompt for prompt in self.evaluation.prompts}
+        units = {name: self.evaluation.prompt_units(prompt) for name, prompt in prompts.items()}
+        return {
+            key: float(row[units[key.prompt_id]].mean()) for key, row in zip(keys, similarity, strict=True)
+        }
 
     def _drift(self, variant: VariantScores, keys: Sequence[SampleKey], features: Features) -> None:
         """Drift from the base model; for the base model itself the distance between prompts."""
@@ -297,12 +285,6 @@ class _ScoringContext:
         if known := {prompt_id: value for prompt_id, value in diversity.items() if math.isfinite(value)}:
             variant.per_prompt["diversity"] = known
         variant.set_metrics["vendi"] = feature_metrics.vendi_score(features)
-
-
-def _only_trigger(prompt: Prompt, triggers: Sequence[str]) -> str | None:
-    """Return the trigger that a prompt has; None if it has none or several."""
-    present = [trigger for trigger in triggers if has_word(prompt.prompt, trigger)]
-    return present[0] if len(present) == 1 else None
 
 
 def _by_key(keys: Sequence[SampleKey], values: Any) -> dict[SampleKey, float]:

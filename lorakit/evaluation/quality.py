@@ -71,6 +71,7 @@ class NormalizedScores:
         self._has_values = [bool(column.any()) for column in np.isfinite(table).T]  # no prompts: all False
         self.prompt_means = table[np.isfinite(table[:, self._has_values]).all(1)]
         self._variant_offset = _COLUMNS if base else 0
+        self._prompts = list(prompts)
         self.anchors = ScoreAnchors(None, None, None)
         if base and len(self.prompt_means):
             self.anchors = self._measure_anchors(evaluation)
@@ -79,7 +80,7 @@ class NormalizedScores:
         means, known = self.prompt_means.mean(0), self._has_values
         return ScoreAnchors(
             float(means[0]) if known[0] else None,
-            float(np.mean(evaluation.reference_fidelity)) if evaluation.reference_fidelity else None,
+            _mean_ceiling(evaluation, self._prompts),
             float(means[1] - means[2]) if known[1] and known[2] else None,
         )
 
@@ -134,3 +135,12 @@ class NormalizedScores:
         point = np.array([float(self.quality(self.prompt_means.mean(0), v)) for v in variants])
         resampled = np.concatenate(list(resampled_means(self.prompt_means, RESAMPLES, 0)))
         return QualityEstimate(point, np.stack([self.quality(resampled, v) for v in variants], 1))
+
+
+def _mean_ceiling(evaluation: Evaluation, prompts: Sequence[Prompt]) -> float | None:
+    """Return the fidelity of true images, mean over the prompts' subjects; None without two references."""
+    if evaluation.references is None:
+        return None
+    values = [evaluation.references.ceiling(evaluation.prompt_trigger(prompt)) for prompt in prompts]
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else None

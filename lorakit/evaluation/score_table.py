@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from lorakit.core import storage
 from lorakit.core.errors import DataError
 from lorakit.core.statistics import Interval, bootstrap
+from lorakit.core.words import has_word
 from lorakit.data.prompts import Prompt, Role, prompt_to_row
 from lorakit.evaluation.metrics.feature_metrics import CopyThreshold
+from lorakit.evaluation.references import ReferenceTable
+from lorakit.evaluation.run_facts import RunFacts
 from lorakit.evaluation.sample_files import SampleKey
 
 SCORES_FILE = "scores.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BASE = "base"
 _ROW_KEYS = ("prompt_id", "seed", "file")  # of an image in scores.json; all other keys are scores and texts
 
@@ -101,6 +104,8 @@ class VariantScores:
     set_metrics: dict[str, float] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     """"validation" and "train": the loss of each image, the same images for every variant."""
+    reference_similarity: dict[SampleKey, list[float]] = field(default_factory=dict)
+    """Cosine of each image with each unit of `Evaluation.references` (U,), by the encoder of fidelity."""
     nearest_train_images: dict[SampleKey, str] = field(default_factory=dict)
     """The most similar training image of each image."""
     clip_choices: dict[SampleKey, str] = field(default_factory=dict)
@@ -114,6 +119,8 @@ class VariantScores:
             row: dict[str, Any] = {"prompt_id": key.prompt_id, "seed": key.seed, "file": file}
             row |= {name: values[key] for name, values in self.scores.items() if key in values}
             row |= {name: values[key] for name, values in texts.items() if key in values}
+            if key in self.reference_similarity:
+                row["reference_similarity"] = self.reference_similarity[key]
             rows.append(row)
         return {
             "name": self.name,
@@ -138,6 +145,8 @@ class VariantScores:
             for name, score in row.items():
                 if name in texts:
                     texts[name][key] = score
+                elif name == "reference_similarity":
+                    variant.reference_similarity[key] = list(score)
                 elif name not in _ROW_KEYS:
                     variant.scores.setdefault(name, {})[key] = score
         return variant
@@ -154,10 +163,12 @@ class Evaluation:
     """The trigger words of the subjects."""
     fidelity_metric: str = "clip_i"
     """The metric that fidelity is computed from: `dino_i` with an image encoder, else `clip_i`."""
-    reference_fidelity: list[float] = field(default_factory=list)
-    """Leave-one-out fidelity: of each reference image to all others."""
+    references: ReferenceTable | None = None
+    """The reference images and their similarities to each other, by the fidelity metric's encoder."""
     copy_threshold: CopyThreshold | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    facts: RunFacts | None = None
+    """Facts of the run that explain a result."""
     details: list[tuple[str, str]] = field(default_factory=list)
     """Rows of the report's section about the run."""
     train_images: str | None = None
@@ -196,6 +207,29 @@ class Evaluation:
             rows.append([scores[key] for key in keys if key in scores] or [math.nan])
         return np.array([float(np.mean(row)) for row in rows])
 
+    def prompt_trigger(self, prompt: Prompt) -> str | None:
+        """Return the trigger that a prompt has; None if it has none or several."""
+        present = [trigger for trigger in self.triggers if has_word(prompt.prompt, trigger)]
+        return present[0] if len(present) == 1 else None
+
+    def reference_means(self, variant: VariantScores, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
+        """Return the similarity (G, U) of each prompt's images to each reference unit, mean over its seeds.
+
+        NaN where an image was not measured. Units of other subjects are included: `prompt_units` says which
+        ones count for a prompt.
+        """
+        num_units = len(self.references.units) if self.references else 0
+        rows = []
+        for prompt in prompts:
+            keys = [SampleKey(prompt.id, seed) for seed in prompt.seeds]
+            known = [variant.reference_similarity[key] for key in keys if key in variant.reference_similarity]
+            rows.append(np.mean(known, axis=0) if known else np.full(num_units, math.nan))
+        return np.array(rows).reshape(len(prompts), num_units)
+
+    def prompt_units(self, prompt: Prompt) -> list[int]:
+        """Return the reference units that the fidelity of a prompt's images is measured with."""
+        return self.references.fidelity_units(self.prompt_trigger(prompt)) if self.references else []
+
     def interval(self, variant: VariantScores, name: str, prompts: Sequence[Prompt]) -> Interval | None:
         """Return the mean over prompts with its interval, or None if no prompt was measured."""
         return bootstrap_mean_interval(self.prompt_means(variant, name, prompts))
@@ -226,9 +260,10 @@ class Evaluation:
             ],
             "variants": [variant.to_json() for variant in self.variants],
             "fidelity_metric": self.fidelity_metric,
-            "reference_fidelity": self.reference_fidelity,
+            "references": self.references.to_json() if self.references else None,
             "copy_threshold": vars(self.copy_threshold) if self.copy_threshold else None,
             "settings": self.settings,
+            "facts": self.facts.to_json() if self.facts else None,
             "details": [list(row) for row in self.details],
             "train_images": self.train_images,
             "notes": self.notes,
@@ -244,9 +279,10 @@ class Evaluation:
             variants=[VariantScores.from_json(variant) for variant in value["variants"]],
             triggers=tuple(value["triggers"]),
             fidelity_metric=value["fidelity_metric"],
-            reference_fidelity=list(value["reference_fidelity"]),
+            references=ReferenceTable.from_json(value["references"]) if value["references"] else None,
             copy_threshold=CopyThreshold(**threshold) if threshold else None,
             settings=dict(value["settings"]),
+            facts=RunFacts.from_json(value["facts"]) if value["facts"] else None,
             details=[(name, text) for name, text in value["details"]],
             train_images=value["train_images"],
             notes=list(value["notes"]),

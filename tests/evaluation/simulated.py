@@ -9,11 +9,13 @@ import numpy as np
 
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.metrics.feature_metrics import CopyThreshold
+from lorakit.evaluation.references import ReferenceTable, ReferenceUnit
 from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
 
 BASE_FIDELITY, REFERENCE_FIDELITY, BASE_MARGIN, SHUFFLED = 0.40, 0.70, 0.10, 0.15
 SEEDS = (0, 1, 2, 3)
+NUM_REFERENCES = 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,14 @@ class Truth:
     def quality(self) -> float:
         """The score that the selection maximizes."""
         return float(np.sqrt(np.clip(self.fidelity, 0, 1) * np.clip(self.prompt_adherence, 0, 1)))
+
+
+def make_references() -> ReferenceTable:
+    """Return references that are alike to `REFERENCE_FIDELITY`, all of them trained on."""
+    units = tuple(ReferenceUnit((f"{i}.png",), trained_on=True) for i in range(NUM_REFERENCES))
+    similarity = np.full((NUM_REFERENCES, NUM_REFERENCES), REFERENCE_FIDELITY)
+    np.fill_diagonal(similarity, 1)
+    return ReferenceTable(units, similarity)
 
 
 def make_prompts(subject: int = 24, unrelated: int = 24) -> list[Prompt]:
@@ -53,7 +63,7 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     evaluation = Evaluation("simulated", make_prompts(subject, unrelated), [], fidelity_metric="dino_i")
-    evaluation.reference_fidelity = [REFERENCE_FIDELITY - 0.02, REFERENCE_FIDELITY, REFERENCE_FIDELITY + 0.02]
+    evaluation.references = make_references()
     evaluation.copy_threshold = CopyThreshold(0.85, 0.05)
     ease = {p.id: noise * rng.normal(0, 0.04, 2) for p in evaluation.prompts}
     for truth in [Truth(0, 0.0, 1.0, drift=0.0), *truths]:
@@ -75,6 +85,7 @@ def simulate(
                 }
                 if not is_base:
                     values["drift"] = max(0.0, truth.drift + image_noise[2])
+                variant.reference_similarity[key] = [values["dino_i"]] * NUM_REFERENCES
                 for metric, value in values.items():
                     scores.setdefault(metric, {})[key] = float(value)
                 variant.files[key] = f"{name}/{prompt.id}-{s}.png"

@@ -112,7 +112,7 @@ def test_drift_is_compared_by_the_upper_end_of_its_interval():
 
 def test_without_base_images_and_references_there_is_no_alarm():
     evaluation = simulate([Truth(100, 0.9, 0.1, copies=0.9, drift=0.9, diversity=0.1)])
-    evaluation.copy_threshold, evaluation.reference_fidelity = None, []
+    evaluation.copy_threshold = evaluation.references = None
     evaluation.variants = evaluation.variants[1:]
     assert alarms.find_alarms(evaluation, evaluation.variants[0]) == []
 

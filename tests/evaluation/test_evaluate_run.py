@@ -93,7 +93,8 @@ def test_the_validation_loss_equals_the_trainings(run, result):
 
 def test_references_are_the_subjects_images_and_held_out_ones_cannot_be_copied(run, result):
     evaluation = result.evaluation
-    assert len(evaluation.reference_fidelity) == 6  # of eight images six are striped
+    names = [name for unit in evaluation.references.units for name in unit.names]
+    assert len(names) == 6  # of eight images six are striped
     assert evaluation.train_images == "../../data"
     trained = {name for variant in evaluation.variants for name in variant.nearest_train_images.values()}
     assert trained <= {f"{n:02d}.png" for n in range(6)}

@@ -106,7 +106,8 @@ def test_fidelity_is_measured_against_the_subject_of_the_prompt(text, color, exp
     evaluation = Evaluation("e", [prompt], [], triggers=("sks", "ohwx"))
     score_variants(evaluation, samples, JudgeModels(_ColorClip()), references, root=tmp_path, quiet=True)
     assert list(evaluation.variants[0].scores["clip_i"].values()) == pytest.approx([expected], abs=1e-6)
-    assert evaluation.reference_fidelity == pytest.approx([1.0] * 4, abs=1e-6)
+    assert evaluation.references is not None
+    assert [unit.trigger for unit in evaluation.references.units] == ["sks", "ohwx"]  # images alike are one
 
 
 def _paint(folder: Path, number: int, color: str) -> None:

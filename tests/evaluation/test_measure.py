@@ -120,8 +120,10 @@ def test_fidelity_drift_and_diversity_are_cosines_of_features(evaluation, clip, 
         assert variant.scores["drift"][key] == pytest.approx(1 - adapted[row] @ base[row], abs=1e-6)
     assert variant.per_prompt["diversity"]["s2"] == pytest.approx(1 - adapted[2] @ adapted[3], abs=1e-6)
     assert "drift" not in evaluation.variants[0].scores
-    others = (subject @ subject.T - np.eye(4)).sum(1) / 3
-    assert evaluation.reference_fidelity == pytest.approx(others, abs=1e-6)
+    assert evaluation.references is not None
+    assert evaluation.references.similarity == pytest.approx(subject @ subject.T, abs=1e-6)
+    for key, row in zip(variant.files, adapted @ subject.T, strict=True):
+        assert variant.reference_similarity[key] == pytest.approx(row, abs=1e-6)
 
 
 def test_the_nearest_training_images_are_images_that_were_trained_on(evaluation, clip, place, references):
@@ -267,7 +269,7 @@ def test_features_are_computed_once_and_by_content(place, clip, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{}", "another version"), ('{"format_version": 1}', "not an evaluation"), ("[1]", "another version")],
+    [("{}", "another version"), ('{"format_version": 2}', "not an evaluation"), ("[1]", "another version")],
 )
 def test_a_file_without_an_evaluation_is_refused(tmp_path, text, message):
     (tmp_path / score_table.SCORES_FILE).write_text(text)

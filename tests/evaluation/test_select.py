@@ -152,7 +152,7 @@ def test_without_base_images_nothing_is_selected_and_without_references_there_is
     without_base.variants = without_base.variants[1:]
     assert select_checkpoint(without_base).variant is None
     without_references = simulate([Truth(100, 0.8, 1.0)])
-    without_references.reference_fidelity = []
+    without_references.references = None
     selection = select_checkpoint(without_references)
     assert selection.fidelity is None
     assert selection.prompt_adherence is not None

@@ -27,13 +27,6 @@ def fidelity(images: Features, references: Features) -> NDArray[np.float64]:
     return images @ references.mean(0)
 
 
-def leave_one_out_fidelity(references: Features) -> NDArray[np.float64]:
-    """Return the mean cosine of each reference (R,) with the others: the fidelity of true images."""
-    if len(references) < 2:
-        raise ValueError("leave-one-out fidelity needs at least two references")
-    return (references @ references.sum(0) - 1) / (len(references) - 1)
-
-
 def drift(images: Features, base: Features) -> NDArray[np.float64]:
     """Return 1 - cosine of each image (N,) with the base model's image of the same prompt and noise."""
     return 1 - (images * base).sum(1)

@@ -112,8 +112,8 @@ def metric_charts(evaluation: Evaluation, selection: Selection) -> list[Html]:
 def _score_charts(evaluation: Evaluation, selection: Selection) -> list[_ChartSpec]:
     """Charts of image scores, with the thresholds of the alarms."""
     lines: dict[str, dict[str, float]] = {}
-    if evaluation.reference_fidelity:
-        lines[evaluation.fidelity_metric] = {"references": float(np.mean(evaluation.reference_fidelity))}
+    if evaluation.references and np.isfinite(ceiling := evaluation.references.ceiling(None)):
+        lines[evaluation.fidelity_metric] = {"references": ceiling}
     if selection.max_drift:
         lines["drift"] = {"limit": selection.max_drift.value}
     if evaluation.copy_threshold:
