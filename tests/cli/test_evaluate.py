@@ -4,6 +4,7 @@ and the table in Weights & Biases."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,16 @@ def test_the_table_in_wandb_has_a_row_for_each_image(evaluated, monkeypatch):
     assert list(run.rglob("media/html/report_*.html"))
 
 
-def test_if_wandb_cannot_be_reached_the_report_is_still_written(evaluated, monkeypatch, capsys):
+@pytest.fixture
+def forgetful_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """End wandb's process afterwards: it would keep a test's settings for the tests that follow."""
+    yield monkeypatch
+    monkeypatch.undo()
+    wandb.teardown(exit_code=1)
+
+
+def test_if_wandb_cannot_be_reached_the_report_is_still_written(evaluated, forgetful_wandb, capsys):
+    monkeypatch = forgetful_wandb
     (evaluated / "report.html").unlink()
     with servers.faulty("refused") as address:
         monkeypatch.setenv("WANDB_MODE", "online")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz import readers, worker
 from tests.fuzz.campaign import Campaign
+from tests.long_tier import IS_LONG
 
-PER_KIND = 20 if not os.environ.get("LORAKIT_LONG") else 800
+PER_KIND = 800 if IS_LONG else 20
 
 
 @pytest.mark.parametrize("kind", readers.KINDS)

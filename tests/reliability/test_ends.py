@@ -12,13 +12,12 @@ import pytest
 
 from lorakit.core import launch, storage
 from lorakit.training import crashes
+from tests.long_tier import long
 from tests.reliability import commands, inject
 from tests.reliability.commands import Command
 
 posix = pytest.mark.skipif(os.name == "nt", reason="about POSIX signals")
 CODES = {"SIGTERM": 143, "SIGINT": 130}
-
-long = pytest.mark.skipif(not os.environ.get("LORAKIT_LONG"), reason="takes a minute; set LORAKIT_LONG=1")
 
 
 def run_folder(root: Path, steps: list[int], status: str = "running") -> Path:

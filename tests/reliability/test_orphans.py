@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.long_tier import long
 from tests.reliability import commands
 from tests.reliability.commands import Command
 
 posix = pytest.mark.skipif(os.name == "nt", reason="about POSIX signals")
-long = pytest.mark.skipif(not os.environ.get("LORAKIT_LONG"), reason="takes an hour; set LORAKIT_LONG=1")
 ONE, TWO = 1, 2
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.long_tier import long
 from tests.reliability import commands, inject
 from tests.reliability.commands import Command
 
-long = pytest.mark.skipif(not os.environ.get("LORAKIT_LONG"), reason="takes a minute; set LORAKIT_LONG=1")
 FULL = """
 def full(*arguments, **options):
     raise OSError(28, "No space left on device")

@@ -19,6 +19,7 @@ from lorakit.training.run_records import TRACKER_KEYS
 from lorakit.training.trackers import process
 from lorakit.training.trackers.sender import RunMovedError, Sender
 from tests import runs
+from tests.long_tier import long
 from tests.training.tracker_runs import READERS, WrittenRun, read_wandb, tensorboard_values, wandb_values
 
 COMPLETE = {
@@ -27,8 +28,6 @@ COMPLETE = {
     "validation_loss": [4, 8, 12],
     "samples": [4, 8, 12],
 }
-
-long = pytest.mark.skipif(not os.environ.get("LORAKIT_LONG"), reason="takes a minute; set LORAKIT_LONG=1")
 
 
 @pytest.fixture(autouse=True)
