@@ -28,6 +28,8 @@ MIN_DRIFT_LIMIT_SHARE = 0.2  # of the distance between images of different promp
 MAX_EXAMPLES = 5
 
 AlarmName = Literal["copied_images", "memorization", "prompt_ignored", "low_diversity", "drift", "no_effect"]
+Level = Literal["warning", "alarm"]
+"""A warning is near the limit, an alarm beyond it: red, and only beyond doubt."""
 ADVICE: dict[AlarmName, str] = {
     "copied_images": "train fewer steps, add training images, or use a lower strength",
     "memorization": "train fewer steps, add training images, or use a lower strength",
@@ -47,6 +49,7 @@ class Alarm:
     value: Interval | None = None
     threshold: float | None = None
     examples: list[SampleKey] = field(default_factory=list)
+    level: Level = "alarm"
 
     @property
     def title(self) -> str:
@@ -62,6 +65,7 @@ class Alarm:
         """Plain values for `lorakit eval pick --json` and scores.json."""
         return {
             "name": self.name,
+            "level": self.level,
             "message": self.message,
             "value": self.value.to_json() if self.value else None,
             "threshold": self.threshold,

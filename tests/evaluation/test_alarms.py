@@ -122,4 +122,10 @@ def test_every_alarm_has_a_title_and_advice(name):
     alarm = Alarm(name, "a message")
     assert alarm.title.lower().replace(" ", "_") == name
     assert alarm.advice
-    assert alarm.to_json() == {"name": name, "message": "a message", "value": None, "threshold": None}
+    assert alarm.to_json() == {
+        "name": name,
+        "level": "alarm",
+        "message": "a message",
+        "value": None,
+        "threshold": None,
+    }
