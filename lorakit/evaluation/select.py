@@ -51,6 +51,12 @@ class Selection:
     held_out_prompts: bool = True
     """True if other prompts report than selected."""
     few_prompts: bool = False
+    best: VariantScores | None = None
+    """The best by quality, whatever its alarms."""
+    despite_alarms: bool = False
+    """True if the recommended variant itself has an alarm, because all have one: it is the least bad."""
+    still_rising: bool = False
+    """True if quality still rises at the last checkpoint, beyond chance."""
 
     @property
     def without_alarms(self) -> list[VariantScores]:
