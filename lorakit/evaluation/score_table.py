@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from lorakit.core import storage
 from lorakit.core.errors import DataError
-from lorakit.core.statistics import Interval, bootstrap
+from lorakit.core.shares import share_difference, share_interval
+from lorakit.core.statistics import Interval, mean_interval
 from lorakit.core.words import has_word
 from lorakit.data.prompts import Prompt, Role, prompt_to_row
+from lorakit.data.questions import parse_questions
 from lorakit.evaluation.metrics.feature_metrics import CopyThreshold
 from lorakit.evaluation.references import ReferenceTable
 from lorakit.evaluation.run_facts import RunFacts
 from lorakit.evaluation.sample_files import SampleKey
+from lorakit.evaluation.variant_origin import VariantOrigin
 
 SCORES_FILE = "scores.json"
 FORMAT_VERSION = 2
@@ -45,6 +48,11 @@ class Metric:
     scale: float = 100.0
     digits: int = 1
 
+    @property
+    def is_share(self) -> bool:
+        """True for a percentage of right answers or the like: every value lies between 0 and 1."""
+        return self.description.startswith("%")
+
 
 METRICS: dict[str, Metric] = {
     "clip_t": Metric("CLIP-T", 1, "100 x cosine of an image and its text"),
@@ -52,6 +60,12 @@ METRICS: dict[str, Metric] = {
         "DINO-I", 1, "100 x mean cosine of an image with all reference images, by the image encoder"
     ),
     "clip_i": Metric("CLIP-I", 1, "100 x mean cosine of an image with all reference images, by CLIP"),
+    "masked_i": Metric(
+        "Masked subject", 1, "100 x mean cosine of the subject alone with that of all reference images"
+    ),
+    "face_identity": Metric(
+        "Face identity", 1, "100 x mean cosine of the face with all reference faces, by the face model"
+    ),
     "drift": Metric(
         "Drift", -1, "100 x (1 - cosine) with the base model's image of the same prompt and noise"
     ),
@@ -68,6 +82,9 @@ METRICS: dict[str, Metric] = {
     ),
     "clipscore": Metric("CLIPScore", 1, "2.5 max(cosine, 0), texts prefixed with 'A photo depicts '", 1.0, 3),
     "vqascore": Metric("VQAScore", 1, "% probability of the answer Yes to 'Does this figure show ...?'"),
+    "questions": Metric(
+        "Questions", 1, "% probability of the right answers to the prompt's questions, their geometric mean"
+    ),
     "pickscore": Metric("PickScore", 1, "predicted human preference, by PickScore", 1.0, 2),
     "hpsv2": Metric("HPSv2", 1, "predicted human preference, by HPSv2"),
     "ocr_accuracy": Metric(
@@ -110,6 +127,19 @@ class VariantScores:
     """The most similar training image of each image."""
     clip_choices: dict[SampleKey, str] = field(default_factory=dict)
     """The text that CLIP ranks first for each image."""
+    question_scores: dict[SampleKey, list[float]] = field(default_factory=dict)
+    """The probability of the right answer to each question of the image's prompt."""
+    origin: VariantOrigin | None = None
+    """The adapter file; None for the base model and for the images of another generator."""
+    stopped_early: bool = False
+    """True if a race ended before all prompts were sampled, because it could not be the best any more."""
+    shares_noise: bool | None = True
+    """False if its images do not start from the noise of the base model's; None if that cannot be told."""
+
+    @property
+    def is_guest(self) -> bool:
+        """True for an adapter of another origin than the run."""
+        return self.origin is not None and self.origin.is_guest
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for scores.json."""
@@ -121,6 +151,8 @@ class VariantScores:
             row |= {name: values[key] for name, values in texts.items() if key in values}
             if key in self.reference_similarity:
                 row["reference_similarity"] = self.reference_similarity[key]
+            if key in self.question_scores:
+                row["question_scores"] = self.question_scores[key]
             rows.append(row)
         return {
             "name": self.name,
@@ -129,6 +161,9 @@ class VariantScores:
             "set_metrics": self.set_metrics,
             "per_prompt": self.per_prompt,
             "losses": self.losses,
+            "origin": self.origin.to_json() if self.origin else None,
+            "stopped_early": self.stopped_early,
+            "shares_noise": self.shares_noise,
             "images": rows,
         }
 
@@ -138,6 +173,8 @@ class VariantScores:
         variant = cls(value["name"], value["step"], value["strength"])
         variant.set_metrics, variant.per_prompt = dict(value["set_metrics"]), dict(value["per_prompt"])
         variant.losses = dict(value["losses"])
+        variant.origin = VariantOrigin.from_json(value["origin"])
+        variant.stopped_early, variant.shares_noise = value["stopped_early"], value["shares_noise"]
         texts = {"nearest_train_image": variant.nearest_train_images, "clip_choice": variant.clip_choices}
         for row in value["images"]:
             key = SampleKey(row["prompt_id"], row["seed"])
@@ -147,6 +184,8 @@ class VariantScores:
                     texts[name][key] = score
                 elif name == "reference_similarity":
                     variant.reference_similarity[key] = list(score)
+                elif name == "question_scores":
+                    variant.question_scores[key] = list(score)
                 elif name not in _ROW_KEYS:
                     variant.scores.setdefault(name, {})[key] = score
         return variant
@@ -175,6 +214,8 @@ class Evaluation:
     """Folder of the training images, relative to the evaluation's folder."""
     notes: list[str] = field(default_factory=list)
     """Scores that could not be measured, with the reason."""
+    last_step: int | None = None
+    """The newest step of the run when it was evaluated."""
 
     @property
     def base(self) -> VariantScores | None:
@@ -183,11 +224,21 @@ class Evaluation:
 
     @property
     def adapter_variants(self) -> list[VariantScores]:
-        """All variants but the base model's, ordered by step and strength."""
-        return sorted(
-            (variant for variant in self.variants if variant.name != BASE),
-            key=lambda variant: (variant.step or 0, variant.strength or 1),
-        )
+        """The variants to select from, ordered by step and strength: without base model, guests and variants
+        that a race has stopped.
+        """
+        candidates = [v for v in self.variants if v.name != BASE and not v.is_guest and not v.stopped_early]
+        return sorted(candidates, key=lambda variant: (variant.step or 0, variant.strength or 1))
+
+    @property
+    def guests(self) -> list[VariantScores]:
+        """The variants of other origin than the run, which are compared and never selected."""
+        return [variant for variant in self.variants if variant.is_guest]
+
+    @property
+    def stopped_variants(self) -> list[VariantScores]:
+        """The variants that a race has stopped: they have images for its first prompts only."""
+        return [variant for variant in self.variants if variant.stopped_early]
 
     def prompts_of_role(self, *roles: Role) -> list[Prompt]:
         """Return the prompts that have one of the roles."""
@@ -230,17 +281,39 @@ class Evaluation:
         """Return the reference units that the fidelity of a prompt's images is measured with."""
         return self.references.fidelity_units(self.prompt_trigger(prompt)) if self.references else []
 
-    def interval(self, variant: VariantScores, name: str, prompts: Sequence[Prompt]) -> Interval | None:
+    def interval(
+        self, variant: VariantScores, name: str, prompts: Sequence[Prompt], level: float = 0.95
+    ) -> Interval | None:
         """Return the mean over prompts with its interval, or None if no prompt was measured."""
-        return bootstrap_mean_interval(self.prompt_means(variant, name, prompts))
+        if rows := self._share_rows([variant], name, prompts):
+            return share_interval(rows.values[0], rows.groups, level=level)
+        return column_interval(self.prompt_means(variant, name, prompts), level)
 
     def paired_difference(
-        self, first: VariantScores, second: VariantScores, name: str, prompts: Sequence[Prompt]
+        self,
+        first: VariantScores,
+        second: VariantScores,
+        name: str,
+        prompts: Sequence[Prompt],
+        level: float = 0.95,
     ) -> Interval | None:
         """Return the mean of `second` minus `first` over prompts, paired, with its interval."""
-        return bootstrap_mean_interval(
-            self.prompt_means(second, name, prompts) - self.prompt_means(first, name, prompts)
-        )
+        if rows := self._share_rows([first, second], name, prompts):
+            return share_difference(*rows.values, rows.groups, level=level)
+        difference = self.prompt_means(second, name, prompts) - self.prompt_means(first, name, prompts)
+        return column_interval(difference, level)
+
+    def _share_rows(
+        self, variants: Sequence[VariantScores], name: str, prompts: Sequence[Prompt]
+    ) -> _ShareRows | None:
+        """Return the values of the images that all variants have, if the metric is a share of 0 to 100 %."""
+        if not metric_spec(name).is_share or any(name in variant.per_prompt for variant in variants):
+            return None
+        scores = [variant.scores.get(name, {}) for variant in variants]
+        keys = [SampleKey(prompt.id, seed) for prompt in prompts for seed in prompt.seeds]
+        keys = [key for key in keys if all(key in own for own in scores)]
+        values = [[own[key] for key in keys] for own in scores]
+        return _ShareRows(values, [key.prompt_id for key in keys]) if keys else None
 
     def metric_names(self) -> list[str]:
         """Return the metrics per image or prompt that at least one variant has, in the order of reports."""
@@ -267,6 +340,7 @@ class Evaluation:
             "details": [list(row) for row in self.details],
             "train_images": self.train_images,
             "notes": self.notes,
+            "last_step": self.last_step,
         }
 
     @classmethod
@@ -286,19 +360,30 @@ class Evaluation:
             details=[(name, text) for name, text in value["details"]],
             train_images=value["train_images"],
             notes=list(value["notes"]),
+            last_step=value["last_step"],
         )
 
 
 def _prompt_from_json(row: Mapping[str, Any]) -> Prompt:
     text = row["prompt"]
     seeds, score_text = tuple(row["seeds"]), row.get("score_text", text)
-    return Prompt(row["id"], text, score_text, row.get("negative", ""), seeds, row["kind"])
+    questions = parse_questions(row.get("questions"), row["id"])
+    negative = row.get("negative", "")
+    return Prompt(row["id"], text, score_text, negative, seeds, row["kind"], questions=questions)
 
 
-def bootstrap_mean_interval(column: NDArray[np.float64]) -> Interval | None:
+def column_interval(column: NDArray[np.float64], level: float = 0.95) -> Interval | None:
     """Return the mean of the finite values of `column` (G,), one a prompt, or None if there are none."""
     known = column[np.isfinite(column)]
-    return bootstrap(known[:, None], lambda row: row[..., 0]) if len(known) else None
+    return mean_interval(known, level=level) if len(known) else None
+
+
+@dataclass(frozen=True)
+class _ShareRows:
+    """Values of the same images for each variant, and the prompt of each image."""
+
+    values: list[list[float]]
+    groups: list[str]
 
 
 def find_evaluation_folder(folder: str | Path) -> Path:
