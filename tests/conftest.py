@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 
@@ -22,6 +23,12 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", "") and "PYTHONPYCACHEPREFIX" not i
     _BYTECODE = tempfile.TemporaryDirectory(prefix="lorakit-tests-bytecode-")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _BYTECODE.name
     sys.dont_write_bytecode = False
+
+# A runner started in the background ignores these signals, and every process that it starts inherits that.
+for _name in ("SIGHUP", "SIGQUIT"):
+    if hasattr(signal, _name):
+        signal.signal(getattr(signal, _name), signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # until the tests are collected: it takes a quarter of the time that imports take
 

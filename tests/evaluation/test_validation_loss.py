@@ -20,6 +20,7 @@ from lorakit.sampling.pipeline import SamplingOptions
 from lorakit.training import checkpoint
 from tests import runs, tiny
 from tests.imaging import videos
+from tests.long_tier import some_long
 from tests.masked_data import add_masks
 
 BF16 = {"train": {"steps": 2, "batch_size": 2, "save_every": 1, "precision": "bf16"}}
@@ -75,7 +76,7 @@ def assert_equal_losses(run: Path) -> RunValidation:
     return validation
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_long(CASES, "bf16", "nf4", "masks", "text encoder", "two experts"))
 def test_the_evaluation_measures_the_loss_that_the_training_logged(name, data, tmp_path):
     base, changes = CASES[name]
     validation = assert_equal_losses(train(tmp_path, data, base, **changes))

@@ -14,6 +14,7 @@ from typing import Any
 from lorakit.core import storage
 from lorakit.training.trackers import process
 from tests import runs
+from tests.long_tier import long
 from tests.network import servers
 
 
@@ -81,6 +82,7 @@ def test_a_fresh_process_trains_without_a_socket_though_its_tracker_hangs(tmp_pa
     assert ended - result.stat().st_mtime < 20
 
 
+@long
 def test_the_other_embedded_base_model_opens_no_socket_either(tmp_path):
     file = whole_run(tmp_path, "tiny-unet")
     process = runs._CONTEXT.Process(

@@ -11,6 +11,7 @@ import torch
 
 from lorakit.core.errors import ConfigError, NumericError
 from lorakit.quickstart import shape_world
+from tests.long_tier import some_long
 from tests.pretraining import assess, autoencoder, clip, denoisers, models, muon, pretrain
 from tests.pretraining.loop import PretrainJob, run_training_loop
 from tests.pretraining.tokenizer import build_tokenizer
@@ -81,7 +82,7 @@ def test_the_autoencoder_learns_and_measures_its_scaling_factor(small_vae: tuple
     assert vae.config.shift_factor == 0
 
 
-@pytest.mark.parametrize("kind", models.PIPELINE_CLASSES)
+@pytest.mark.parametrize("kind", some_long(models.PIPELINE_CLASSES, "tiny-dit"))
 def test_a_denoiser_learns_and_its_folder_is_a_pipeline(
     kind: str, small_clip: Path, small_vae: tuple[Path, float], tmp_path: Path
 ) -> None:

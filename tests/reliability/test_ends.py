@@ -156,8 +156,10 @@ def test_a_signal_before_the_trainer_starts_ends_the_command_with_one_line(name,
     ("ranks", "statement", "code", "last"),
     [
         ("1", "from lorakit.core.errors import NumericError; raise NumericError('a fault')", 6, "a fault"),
-        ("0", "raise ZeroDivisionError('a bug of one')", 1, "ZeroDivisionError: a bug of one"),
-        ("01", "from lorakit.core.errors import DataError; raise DataError('of both')", 3, "of both"),
+        pytest.param("0", "raise ZeroDivisionError('a bug of one')", 1, "ZeroDivisionError: a bug of one",
+                     marks=long),
+        pytest.param("01", "from lorakit.core.errors import DataError; raise DataError('of both')", 3,
+                     "of both", marks=long),
     ],
     ids=["second", "first", "both"],
 )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.long_tier import long
+from tests.long_tier import long, some_long
 from tests.reliability import commands, inject
 from tests.reliability.commands import Command
 
@@ -19,7 +19,7 @@ for name in ("mkdtemp", "mkstemp", "_mkstemp_inner", "_get_default_tempdir", "Na
 """
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", some_long([1, 2], 1))
 def test_a_full_folder_for_temporary_files_does_not_stop_a_run_whose_out_has_room(num_processes, tmp_path):
     command = Command(tmp_path, num_processes, steps=4)
     hook = inject.environment(tmp_path / "hook", "tempfile", FULL, ranks="01")

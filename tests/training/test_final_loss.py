@@ -7,6 +7,7 @@ import pytest
 from lorakit.core import storage
 from lorakit.training.final_loss import FinalLoss
 from tests import runs
+from tests.long_tier import long
 
 
 @pytest.mark.parametrize("adapter", [1.02, 3.0, math.inf, math.nan])
@@ -30,7 +31,7 @@ def test_an_adapter_that_is_worse_on_held_out_images_only_overfits(held_out, ove
     [
         {},
         {"validate": {"fraction": 0.34}},
-        {"adapter": {"rank": 2, "text_encoder": True}, "base": "tiny-unet"},
+        pytest.param({"adapter": {"rank": 2, "text_encoder": True}, "base": "tiny-unet"}, marks=long),
         {"adapter": {"type": "dora", "rank": 2}},
     ],
 )

@@ -15,6 +15,7 @@ from lorakit.models.families.family import Family
 from lorakit.training import checkpoint, loss_scale
 from lorakit.training.step import TrainingStep
 from tests import runs, tiny
+from tests.long_tier import some_long
 
 BASES = ("sd15", "sd3-no-t5", "sdxl")
 LIMIT = 2.0**13
@@ -172,7 +173,9 @@ def test_the_scale_stays_between_its_limits():
     assert scale.value == loss_scale.MAX_SCALE
 
 
-@pytest.mark.parametrize("kind", ["NaN loss", "infinite loss", "gradient infinite at any scale"])
+@pytest.mark.parametrize(
+    "kind", some_long(["NaN loss", "infinite loss", "gradient infinite at any scale"], "NaN loss")
+)
 def test_numbers_that_no_scale_makes_finite_are_skipped_and_counted(kind, data, tmp_path, monkeypatch):
     plain = TrainingStep.sample_losses
 
