@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from data_tools.captions import tokens
 from data_tools.crop_focus import NO_FACE
 from data_tools.report.data import Flag, ReportData, severity_key, split_notes
-from data_tools.report.thumbnails import Thumbnails
+from data_tools.report.findings import LEVELS
+from data_tools.report.thumbnails import Thumbnail, Thumbnails
 from data_tools.scan import SCAN_REASONS
 from lorakit.core.progress import track_progress
 from lorakit.imaging import crops
 from lorakit.manifest import Caption, Record
-from lorakit.reports import Html, badge, escape, join, section, tag
+from lorakit.reports import Badge, Choice
 
 MAX_IMAGES = 400  # on the page; report.json has all
 _FILTERS = (
@@ -27,23 +29,54 @@ _FILTERS = (
     ("masked", "masked"),
     ("user-crop", "cropped by hand"),
 )
+Words = list[tuple[str, bool]]
+"""Parts of a text; True for the trigger word."""
 
 
-def image_cards(data: ReportData, thumbnails: Thumbnails, json_name: str, *, quiet: bool) -> Html:
-    """Return the section with all images, worst first."""
+@dataclass(frozen=True)
+class CaptionText:
+    """A caption: the words that are read, those that no text encoder reads, and its source and lengths."""
+
+    read: Words
+    unread: Words
+    badges: list[Badge]
+
+
+@dataclass(frozen=True)
+class ImageCard:
+    """The facts of one image; `classes` are those of the filter."""
+
+    classes: list[str]
+    anchor: str
+    folder: str
+    name: str
+    thumbnail: Thumbnail
+    facts: str
+    badges: list[Badge]
+    reason: str
+    captions: list[CaptionText]
+    notes: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class ImageCards:
+    """The cards, worst first, the filter's choices, and the number of images."""
+
+    cards: list[ImageCard]
+    choices: list[Choice]
+    total: int
+
+
+def image_cards(data: ReportData, thumbnails: Thumbnails, *, quiet: bool) -> ImageCards:
+    """Return a card for each image, worst first, at most `MAX_IMAGES`."""
     flags = data.flags_by_file()
     ordered = sorted(data.records, key=lambda record: severity_key(record, flags))
     first = ordered[:MAX_IMAGES]
-    cards, classes = [], []
-    for record in track_progress(first, "report", len(first), quiet=quiet):
-        image_flags = flags.get(record.file, [])
-        classes.append(_filter_classes(record, image_flags))
-        cards.append(_card(record, image_flags, data, thumbnails, classes[-1]))
-    parts = [_filter(classes), tag("div", *cards, class_="image-cards")]
-    if len(ordered) > len(first):
-        text = f"The first {len(first)} of {len(ordered)} images, worst first; all are in {json_name}."
-        parts.insert(0, tag("p", text))
-    return section("Images", *parts)
+    cards = [
+        _card(record, flags.get(record.file, []), data, thumbnails)
+        for record in track_progress(first, "report", len(first), quiet=quiet)
+    ]
+    return ImageCards(cards, _filter([card.classes for card in cards]), len(ordered))
 
 
 def _filter_classes(record: Record, flags: Sequence[Flag]) -> list[str]:
@@ -55,40 +88,26 @@ def _filter_classes(record: Record, flags: Sequence[Flag]) -> list[str]:
     return classes
 
 
-def _filter(classes: Sequence[Sequence[str]]) -> Html:
-    """Return radio buttons for the classes in use; the style sheet hides the other cards."""
+def _filter(classes: Sequence[Sequence[str]]) -> list[Choice]:
+    """Return choices for the classes in use; the style sheet hides the other cards."""
     numbers = {name: sum(name in card for card in classes) for name, _ in _FILTERS} | {"all": len(classes)}
-    present = [(name, label) for name, label in _FILTERS if numbers[name]]
-    if len(present) < 2:
-        return Html("")
-    buttons = []
-    for name, label in present:
-        checked = {"checked": "checked"} if name == "all" else {}
-        radio = tag("input", type="radio", name="show", id=f"show-{name}", **checked)
-        buttons.append(tag("label", radio, f"{label} ", tag("b", numbers[name])))
-    return tag("div", *buttons, class_="filter", role="group", aria_label="images to show")
+    choices = [Choice(name, label, numbers[name]) for name, label in _FILTERS if numbers[name]]
+    return choices if len(choices) > 1 else []
 
 
-def _card(
-    record: Record, flags: Sequence[Flag], data: ReportData, thumbnails: Thumbnails, classes: Sequence[str]
-) -> Html:
+def _card(record: Record, flags: Sequence[Flag], data: ReportData, thumbnails: Thumbnails) -> ImageCard:
     path = PurePosixPath(record.file)
-    folder = f"{path.parent}/" if str(path.parent) != "." else ""
-    body = [
-        tag("h3", tag("small", folder) if folder else Html(""), path.name),
-        tag("p", *_size_line(record), class_="facts"),
-        tag("p", *_badges(flags), class_="flags") if flags else Html(""),
-        *([tag("p", _reason(record), class_="reason")] if not record.keep else []),
-        *(_caption(caption, data) for caption in record.captions if record.keep),
-        *_note_list(record),
-    ]
-    frame = tag("div", thumbnails.thumbnail(record.file), class_="frame")
-    return tag(
-        "article",
-        frame,
-        tag("div", *body, class_="body"),
-        class_=" ".join(classes),
-        id=thumbnails.anchors[record.file],
+    return ImageCard(
+        classes=_filter_classes(record, flags),
+        anchor=thumbnails.anchors[record.file],
+        folder=f"{path.parent}/" if str(path.parent) != "." else "",
+        name=path.name,
+        thumbnail=thumbnails.thumbnail(record.file),
+        facts="".join(_size_line(record)),
+        badges=[Badge(flag.code.replace("_", " "), LEVELS[flag.level]) for flag in flags],
+        reason="" if record.keep else _reason(record),
+        captions=[_caption(caption, data) for caption in record.captions if record.keep],
+        notes=_notes(record),
     )
 
 
@@ -98,67 +117,47 @@ def _reason(record: Record) -> str:
     return text.strip() if code in SCAN_REASONS else record.reason or ""
 
 
-def _size_line(record: Record) -> Iterator[Html]:
+def _size_line(record: Record) -> Iterator[str]:
     if not record.width:
         return
-    text = f"{record.width} × {record.height}"
+    yield f"{record.width} × {record.height}"
     if record.bucket:
-        text += f" → {record.bucket[0]} × {record.bucket[1]}"
-    yield escape(text)
+        yield f" → {record.bucket[0]} × {record.bucket[1]}"
     crop_share = crops.cropped_fraction(record)
     if record.bucket and crop_share >= 0.0005:
-        yield escape(f", {crop_share:.1%} cropped")
+        yield f", {crop_share:.1%} cropped"
     sources = {crops.USER: "crop by hand", "saliency": "crop by saliency", "face": "crop by face"}
     sources[NO_FACE] = "no face found, crop by saliency"
     if record.bucket and record.crop_source in sources:
-        yield escape(f", {sources[record.crop_source]}")
+        yield f", {sources[record.crop_source]}"
     if record.repeats > 1:
-        yield escape(f", {record.repeats} times per epoch")
+        yield f", {record.repeats} times per epoch"
 
 
-def _badges(flags: Sequence[Flag]) -> Iterator[Html]:
-    for flag in flags:
-        badge_class = {"error": "badge bad", "warning": "badge warn", "note": "badge"}[flag.level]
-        yield tag("span", flag.code.replace("_", " "), class_=badge_class)
-        yield Html(" ")
+def _notes(record: Record) -> list[tuple[str, str]]:
+    """Return the notes; truncated words are marked in the caption instead."""
+    return [(code.replace("_", " "), text) for code, text in split_notes(record) if code not in tokens.NOTES]
 
 
-def _note_list(record: Record) -> Iterator[Html]:
-    """Return the notes, folded; truncated words are marked in the caption instead."""
-    notes = [(code, text) for code, text in split_notes(record) if code not in tokens.NOTES]
-    if notes:
-        rows = [tag("li", tag("b", code.replace("_", " ")), f" {text}") for code, text in notes]
-        yield tag(
-            "details", tag("summary", f"{len(notes)} notes" if len(notes) > 1 else "1 note"), tag("ul", *rows)
-        )
-
-
-def _caption(caption: Caption, data: ReportData) -> Html:
-    """Return the text with the trigger marked and unread words struck through, and its source."""
+def _caption(caption: Caption, data: ReportData) -> CaptionText:
+    """Return the text with the trigger marked and unread words apart, and its source."""
     counts = data.token_counts.get(caption.text, ())
     truncated_lengths = [len(count.truncated_text) for count in counts]
     cut = len(caption.text) - min(truncated_lengths, default=0)  # the rest is read by no encoder
-    parts = [_highlight_trigger(caption.text[:cut], data.trigger)]
-    if cut < len(caption.text):
-        parts.append(
-            tag("s", _highlight_trigger(caption.text[cut:], data.trigger), title="no text encoder reads this")
-        )
-    source = caption.source if caption.model is None else f"{caption.source} {caption.model}"
-    badges = [badge(source)]
+    badges = [Badge(caption.source if caption.model is None else f"{caption.source} {caption.model}")]
     # Tokenizers with equal counts, such as the two of SDXL, share a badge.
     by_count = {(c.num_tokens, c.max_tokens, c.truncated_text): c for c in reversed(counts)}
     for count in reversed(by_count.values()):
-        badge_class = "badge bad" if count.truncated_text else "badge"
-        tooltip = "reads the whole caption"
-        if count.truncated_text:
-            tooltip = f"does not read: {count.truncated_text}"
+        unread = f"does not read: {count.truncated_text}" if count.truncated_text else ""
+        tooltip = f"{count.tokenizer} {unread or 'reads the whole caption'}"
         text = f"{count.num_tokens}/{count.max_tokens} tokens"
-        badges.append(tag("span", text, class_=badge_class, title=f"{count.tokenizer} {tooltip}"))
-    return tag("div", tag("q", *parts), tag("div", join(badges, " "), class_="origin"), class_="caption")
+        badges.append(Badge(text, "bad" if unread else None, tooltip))
+    read, rest = caption.text[:cut], caption.text[cut:]
+    return CaptionText(_mark_trigger(read, data.trigger), _mark_trigger(rest, data.trigger), badges)
 
 
-def _highlight_trigger(text: str, trigger: str | None) -> Html:
-    if not trigger:
-        return escape(text)
+def _mark_trigger(text: str, trigger: str | None) -> Words:
+    if not trigger or not text:
+        return [(text, False)] if text else []
     words = re.split(rf"(?i)(?<!\w)({re.escape(trigger)})(?!\w)", text)
-    return join(tag("mark", word) if index % 2 else escape(word) for index, word in enumerate(words))
+    return [(word, index % 2 == 1) for index, word in enumerate(words) if word]

@@ -17,8 +17,9 @@ from data_tools.report.thumbnails import Thumbnails
 from lorakit.core import storage
 from lorakit.imaging import crops
 from lorakit.manifest import Record
-from lorakit.reports import Html, html_page, tag
+from lorakit.reports import render_page
 
+TEMPLATE = Path(__file__).with_name("templates") / "dataset.html"
 HTML_FILE, JSON_FILE = "report.html", "report.json"
 
 
@@ -61,18 +62,21 @@ def _file_equals(path: Path, value: Any) -> bool:
 def render_report(root: Path, data: ReportData, *, quiet: bool = True) -> str:
     """Return the whole page, findings first."""
     thumbnails = Thumbnails(root, data.records)
-    body = [
-        findings_sections.summary_line(data),
-        _key_figures(data),
-        findings_sections.findings_section(data, thumbnails),
-        findings_sections.duplicates_section(data, thumbnails),
-        statistics.buckets_section(data),
-        statistics.captions_section(data),
-        image_cards.image_cards(data, thumbnails, JSON_FILE, quiet=quiet),
-    ]
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    title = f"Dataset {root.resolve().name}"
-    return html_page(title, [part for part in body if part], subtitle=_subtitle(data), style=style)
+    return render_page(
+        TEMPLATE,
+        title=f"Dataset {root.resolve().name}",
+        subtitle=_subtitle(data),
+        summary=findings_sections.summarize(data),
+        figures=_key_figures(data),
+        findings=findings_sections.finding_rows(data, thumbnails),
+        clusters=findings_sections.duplicate_clusters(data, thumbnails),
+        num_hidden_clusters=findings_sections.num_hidden_clusters(data),
+        buckets=statistics.bucket_statistics(data),
+        captions=statistics.caption_statistics(data),
+        base=data.base,
+        images=image_cards.image_cards(data, thumbnails, quiet=quiet),
+        json_name=JSON_FILE,
+    )
 
 
 def _subtitle(data: ReportData) -> str:
@@ -81,8 +85,8 @@ def _subtitle(data: ReportData) -> str:
     return f"{len(data.records)} images, {len(data.kept)} for training, {excluded} excluded{about}"
 
 
-def _key_figures(data: ReportData) -> Html:
-    """Return tiles with the most important numbers."""
+def _key_figures(data: ReportData) -> list[tuple[str, str]]:
+    """Return the most important numbers and their names."""
     kept, excluded = data.kept, len(data.records) - len(data.kept)
     bucketed = [record for record in kept if record.bucket]
     tiles = [(str(len(kept)), "images to train on")]
@@ -97,6 +101,4 @@ def _key_figures(data: ReportData) -> Html:
     tiles.append((str(captions), "captions" if captions != 1 else "caption"))
     masked = sum(record.mask is not None for record in kept)
     tiles += [(str(masked), "with a mask")] if masked else []
-    return tag(
-        "div", *(tag("div", tag("b", value), tag("span", label)) for value, label in tiles), class_="tiles"
-    )
+    return tiles

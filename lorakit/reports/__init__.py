@@ -1,47 +1,56 @@
-"""Building blocks of a self-contained HTML page, used by every report of lorakit."""
+"""Building blocks of self-contained HTML pages, used by every report of lorakit."""
 
-from lorakit.reports.charts import bar_chart, line_chart
-from lorakit.reports.html import (
-    Html,
-    badge,
-    card,
-    columns,
-    details,
-    escape,
-    html_grid,
-    html_page,
-    html_table,
-    join,
-    paragraph,
-    section,
-    summary_banner,
-    tag,
+from lorakit.reports.blocks import (
+    Badge,
+    Choice,
+    Grid,
+    GridRow,
+    Jump,
+    Level,
+    Link,
+    Pair,
+    Shot,
+    Table,
+    ViewedImage,
+    Viewer,
+    file_link,
+    level_of,
 )
-from lorakit.reports.images import contact_sheet, embed_image, embed_image_file
+from lorakit.reports.charts import bar_chart, histogram, line_chart
+from lorakit.reports.drawing import Chart
+from lorakit.reports.images import EmbeddedImage, contact_sheet, data_uri, embed_image
+from lorakit.reports.rendering import Block, render_block, render_page
 from lorakit.reports.scatter import ScatterPoint, scatter_chart
-from lorakit.reports.training_curves import training_curves
+from lorakit.reports.training_curves import TrainingCurves, training_curves
 
 __all__ = [
-    "Html",
+    "Badge",
+    "Block",
+    "Chart",
+    "Choice",
+    "EmbeddedImage",
+    "Grid",
+    "GridRow",
+    "Jump",
+    "Level",
+    "Link",
+    "Pair",
     "ScatterPoint",
-    "badge",
+    "Shot",
+    "Table",
+    "TrainingCurves",
+    "ViewedImage",
+    "Viewer",
     "bar_chart",
-    "card",
-    "columns",
     "contact_sheet",
-    "details",
+    "data_uri",
     "embed_image",
-    "embed_image_file",
-    "escape",
-    "html_grid",
-    "html_page",
-    "html_table",
-    "join",
+    "file_link",
+    "histogram",
+    "level_of",
     "line_chart",
-    "paragraph",
+    "render_block",
+    "render_page",
     "scatter_chart",
-    "section",
-    "summary_banner",
-    "tag",
     "training_curves",
 ]

@@ -1,114 +1,32 @@
-"""Charts as inline SVG with axes, legend and tooltips; the colours are in the page's style sheet."""
+"""Line charts, bar charts and histograms with axes, legend, tooltips and links."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from lorakit.reports.html import Html, join, paragraph, tag
+from lorakit.reports.drawing import (
+    SIZES,
+    TOP,
+    Attributes,
+    Chart,
+    ChartAxes,
+    ChartSize,
+    Drawing,
+    Shape,
+    label,
+    line,
+    points_attribute,
+)
 
-WIDTH, HALF, HEIGHT = 1000, 520, 300  # SVG user units; the chart scales to the page, or to half of it
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, HEIGHT - 46  # edges of the plot area
 COLOR_COUNT = 6  # --c1 ... --c6 in style.css, then again from the first
 MAX_POINTS = 400  # of a curve; a longer one keeps the extremes of each piece
 MAX_DOTS = 30  # a curve of at most so many points shows them
-MAX_TOOLTIPS = 100  # of a curve
+MAX_TOOLTIPS = 60  # of a curve
 
 Points = Sequence[tuple[float, float]]
 Band = Sequence[tuple[float, float, float]]
-
-
-def axis_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return round numbers (1, 2 or 5 times a power of ten) that cover low..high in about `count` steps."""
-    if not high > low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [step * i for i in range(first, last + 1)]
-
-
-def _tick_text(value: float, step: float) -> str:
-    if value and (abs(value) >= 1e6 or step < 1e-4):
-        return f"{value:.3g}".replace("-", "−")
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value + 0.0:,.{decimals}f}".replace("-", "−")
-
-
-class ChartAxes:
-    """Axes of a chart: maps data to SVG coordinates and draws ticks, labels and reference lines."""
-
-    def __init__(
-        self, xs: Sequence[float], ys: Sequence[float], width: int = WIDTH, height: int = HEIGHT
-    ) -> None:
-        self.width, self.height = width, height
-        self.right, self.bottom = width - RIGHT, height - (HEIGHT - BOTTOM)
-        self.y_ticks = axis_ticks(min(ys), max(ys))
-        self.x_low, self.x_high = min(xs), max(xs)
-        if self.x_high == self.x_low:
-            self.x_low, self.x_high = self.x_low - 0.5, self.x_high + 0.5
-
-    def x(self, value: float) -> float:
-        """Return the horizontal SVG coordinate of a value."""
-        return round(LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - LEFT), 2)
-
-    def y(self, value: float) -> float:
-        """Return the vertical SVG coordinate of a value."""
-        share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        return round(self.bottom - share * (self.bottom - TOP), 2)
-
-    def y_axis(self, y_label: str) -> list[Html]:
-        """Draw the vertical axis with its grid lines."""
-        parts = []
-        for value in self.y_ticks:
-            y, label = self.y(value), _tick_text(value, self.y_ticks[1] - self.y_ticks[0])
-            kind = "axis" if value == self.y_ticks[0] else "rule"
-            parts.append(tag("line", class_=kind, x1=LEFT, x2=self.right, y1=y, y2=y))
-            parts.append(tag("text", label, x=LEFT - 8, y=y + 4, text_anchor="end"))
-        rotation = f"translate(13 {(TOP + self.bottom) / 2}) rotate(-90)"
-        return [*parts, tag("text", y_label, transform=rotation, text_anchor="middle")]
-
-    def x_axis(self, x_label: str) -> list[Html]:
-        """Draw the ticks and the label of the horizontal axis."""
-        marks = axis_ticks(self.x_low, self.x_high, self.width // (125 if self.width > HALF else 85))
-        step = marks[1] - marks[0]
-        parts = [
-            tag("text", _tick_text(value, step), x=self.x(value), y=self.bottom + 18, text_anchor="middle")
-            for value in marks
-            if self.x_low - step * 1e-6 <= value <= self.x_high + step * 1e-6
-        ]
-        middle = (LEFT + self.right) / 2
-        return [*parts, tag("text", x_label, x=middle, y=self.height - 6, text_anchor="middle")]
-
-    def horizontal_line(self, value: float, label: str) -> list[Html]:
-        """Draw a dashed line at a y value, with its label at the right end."""
-        y = self.y(value)
-        text = tag("text", label, class_="note", x=self.right - 4, y=y - 5, text_anchor="end")
-        return [tag("line", class_="level", x1=LEFT, x2=self.right, y1=y, y2=y), text]
-
-    def vertical_line(self, value: float, label: str, css_class: str = "mark") -> list[Html]:
-        """Draw a dashed line at an x value, with its label at the top."""
-        x = self.x(value)
-        on_right = x > (LEFT + self.right) / 2
-        anchor = "end" if on_right else "start"
-        position = {"x": x - 5 if on_right else x + 5, "y": TOP + 10, "text_anchor": anchor}
-        return [
-            tag("line", class_=css_class, x1=x, x2=x, y1=TOP, y2=self.bottom),
-            tag("text", label, class_="note", **position),
-        ]
-
-    def svg(self, parts: Iterable[Html], description: str) -> Html:
-        """Return the chart of the parts; `description` is its text for screen readers."""
-        return tag(
-            "svg",
-            join(parts, "\n"),
-            xmlns="http://www.w3.org/2000/svg",
-            viewBox=f"0 0 {self.width} {self.height}",
-            role="img",
-            aria_label=description,
-        )
+Links = Mapping[tuple[str, float], str]
 
 
 def _finite(points: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
@@ -127,27 +45,35 @@ def _downsample(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
     return sorted(kept)
 
 
-def _curve(axes: ChartAxes, name: str, points: list[tuple[float, ...]], colour: int) -> list[Html]:
+def _curve(
+    axes: ChartAxes, name: str, points: list[tuple[float, ...]], color: int, links: Links
+) -> list[Shape]:
     downsampled = _downsample(points)
     coordinates = [(axes.x(x), axes.y(y)) for x, y in downsampled]
-    path = " ".join(f"{x},{y}" for x, y in coordinates)
-    parts = [tag("polyline", class_="curve", style=f"stroke:var(--c{colour})", points=path)]
+    path = points_attribute(coordinates)
+    parts = [Shape("polyline", {"class": "curve", "style": f"stroke:var(--c{color})", "points": path})]
     if len(downsampled) <= MAX_DOTS:
-        parts += [tag("circle", cx=x, cy=y, r=3, style=f"fill:var(--c{colour})") for x, y in coordinates]
+        fill = f"fill:var(--c{color})"
+        parts += [Shape("circle", {"cx": x, "cy": y, "r": 3.5, "style": fill}) for x, y in coordinates]
     stride = max(1, math.ceil(len(downsampled) / MAX_TOOLTIPS))
     for (x, y), (cx, cy) in list(zip(downsampled, coordinates, strict=True))[::stride]:
-        title = tag("title", f"{name}: {y:.5g} at {x:g}")
-        parts.append(
-            tag("circle", title, class_="target", cx=cx, cy=cy, r=8, style=f"color:var(--c{colour})")
-        )
+        target: Attributes = {
+            "class": "target",
+            "cx": cx,
+            "cy": cy,
+            "r": 11,
+            "style": f"color:var(--c{color})",
+        }
+        link = links.get((name, x), "")
+        parts.append(Shape("circle", target, title=f"{name}: {y:.5g} at {x:g}", link=link))
     return parts
 
 
-def _band_polygon(axes: ChartAxes, band: list[tuple[float, ...]], colour: int) -> Html:
+def _band_polygon(axes: ChartAxes, band: list[tuple[float, ...]], color: int) -> Shape:
     upper = [(axes.x(x), axes.y(high)) for x, _, high in band]
     lower = [(axes.x(x), axes.y(low)) for x, low, _ in reversed(band)]
-    path = " ".join(f"{x},{y}" for x, y in upper + lower)
-    return tag("polygon", style=f"fill:var(--c{colour});opacity:.16", points=path)
+    style = f"fill:var(--c{color});opacity:.16"
+    return Shape("polygon", {"style": style, "points": points_attribute(upper + lower)})
 
 
 def line_chart(
@@ -159,70 +85,140 @@ def line_chart(
     horizontal_lines: Mapping[str, float] | None = None,
     vertical_lines: Mapping[str, float] | None = None,
     half_width: bool = False,
-) -> Html:
+    links: Links | None = None,
+) -> Chart:
     """Draw curves of (x, y) points; `bands` are (x, low, high) areas behind the curve of the same name.
 
     The lines are dashed, by label: `horizontal_lines` at a y value, `vertical_lines` at an x value. With
-    `half_width` the chart fits half a page. Values that are not finite are left out, and a chart without any
-    point becomes a sentence.
+    `half_width` the chart fits half a page. `links` are addresses by curve and x. Values that are not finite
+    are left out, and a chart without any point becomes a sentence.
     """
     curves = {name: _finite(points) for name, points in series.items()}
     areas = {name: _finite(band) for name, band in (bands or {}).items()}
     heights = {name: y for name, y in (horizontal_lines or {}).items() if math.isfinite(y)}
+    positions = vertical_lines or {}
     everything = [*curves.values(), *areas.values()]
     xs = [point[0] for points in everything for point in points]
     if not xs:
-        return tag("figure", paragraph(f"{y_label}: no data."))
+        return Chart(y_label)
     ys = [y for points in everything for point in points for y in point[1:]]
-    vertical_lines = vertical_lines or {}
-    width = HALF if half_width else WIDTH
-    axes = ChartAxes([*xs, *vertical_lines.values()], [*ys, *heights.values()], width)
-    colours = {name: i % COLOR_COUNT + 1 for i, name in enumerate(dict.fromkeys([*curves, *areas]))}
-    parts = axes.y_axis(y_label) + axes.x_axis(x_label)
-    for name, y in heights.items():
-        parts += axes.horizontal_line(y, name)
-    for name, x in vertical_lines.items():
-        parts += axes.vertical_line(x, name)
-    parts += [_band_polygon(axes, band, colours[name]) for name, band in areas.items() if band]
-    for name, points in curves.items():
-        parts += _curve(axes, name, points, colours[name]) if points else []
-    items = [tag("li", tag("i", style=f"background:var(--c{c})"), name) for name, c in colours.items()]
-    legend = [tag("ul", *items, class_="legend")] if len(colours) > 1 else []
-    return tag("figure", *legend, axes.svg(parts, f"{y_label} over {x_label}"))
+    colors = {name: i % COLOR_COUNT + 1 for i, name in enumerate(dict.fromkeys([*curves, *areas]))}
+
+    def draw(size: ChartSize) -> Drawing:
+        axes = ChartAxes([*xs, *positions.values()], [*ys, *heights.values()], size)
+        parts = axes.y_axis() + axes.x_axis(x_label)
+        parts += [_band_polygon(axes, band, colors[name]) for name, band in areas.items() if band]
+        for name, points in curves.items():
+            parts += _curve(axes, name, points, colors[name], links or {}) if points else []
+        for name, y in heights.items():
+            parts += axes.horizontal_line(y, name)
+        for name, x in positions.items():
+            parts += axes.vertical_line(x, name)
+        return Drawing(size, parts)
+
+    drawings = [draw(size) for size in SIZES[half_width]]
+    return Chart(y_label, f"{y_label} over {x_label}", drawings, list(colors.items()), half_width)
 
 
-def bar_chart(labels: Sequence[str], values: Sequence[float], *, y_label: str) -> Html:
+def bar_chart(labels: Sequence[str], values: Sequence[float], *, y_label: str) -> Chart:
     """Draw one bar for each label, from zero; the value is a tooltip, and above the bar if there is room."""
-    pairs = [(label, float(v)) for label, v in zip(labels, values, strict=True) if math.isfinite(v)]
+    pairs = [(text, float(v)) for text, v in zip(labels, values, strict=True) if math.isfinite(v)]
     if not pairs:
-        return tag("figure", paragraph(f"{y_label}: no data."))
-    axes = ChartAxes([0.0, float(len(pairs))], [0.0, *(value for _, value in pairs)])
-    pitch = (axes.right - LEFT) / len(pairs)
+        return Chart(y_label)
+    return Chart(y_label, y_label, [Drawing(size, _bars(pairs, size)) for size in SIZES[False]])
+
+
+def _bars(pairs: Sequence[tuple[str, float]], size: ChartSize) -> list[Shape]:
+    axes = ChartAxes([0.0, float(len(pairs))], [0.0, *(value for _, value in pairs)], size)
+    pitch = (axes.right - axes.left) / len(pairs)
     stride = math.ceil(26 / pitch)  # rotated labels closer than 26 units overlap
-    rotated = any(len(label) * 7 > pitch for label, _ in pairs)  # a letter is about 7 units wide
-    parts = axes.y_axis(y_label)
-    for i, (label, value) in enumerate(pairs):
+    rotated = any(len(text) * size.letter > pitch for text, _ in pairs)
+    parts = axes.y_axis()
+    for i, (text, value) in enumerate(pairs):
         middle = axes.x(i + 0.5)
-        parts.append(_bar(axes, label, value, middle, min(pitch * 0.72, 80)))
+        parts.append(_bar(axes, text, value, middle, min(pitch * 0.72, 80)))
         if pitch > 36:
-            parts.append(
-                tag("text", f"{value:g}", x=middle, y=axes.y(max(value, 0)) - 4, text_anchor="middle")
-            )
+            parts.append(label(middle, axes.y(max(value, 0)) - 4, f"{value:g}", anchor="middle"))
         if i % stride == 0:
-            parts.append(_bar_label(label, middle, rotated))
-    return tag("figure", axes.svg(parts, y_label))
+            parts.append(_bar_label(text, middle, size.bottom, rotated))
+    return parts
 
 
-def _bar(axes: ChartAxes, label: str, value: float, middle: float, width: float) -> Html:
+def _bar(axes: ChartAxes, text: str, value: float, middle: float, width: float) -> Shape:
     top, bottom = axes.y(max(value, 0.0)), axes.y(min(value, 0.0))
-    title = tag("title", f"{label}: {value:g}")
     left, height = round(middle - width / 2, 2), round(max(bottom - top, 0.75), 2)
     position = {"x": left, "y": top, "width": round(width, 2), "height": height, "rx": 2}
-    return tag("rect", title, class_="bar", style="fill:var(--c1)", **position)
+    return Shape("rect", {"class": "bar", "style": "fill:var(--c1)", **position}, title=f"{text}: {value:g}")
 
 
-def _bar_label(label: str, x: float, rotated: bool) -> Html:
+def _bar_label(text: str, x: float, bottom: float, rotated: bool) -> Shape:
     if not rotated:
-        return tag("text", label, x=x, y=BOTTOM + 18, text_anchor="middle")
-    short = label if len(label) <= 14 else label[:13] + "…"
-    return tag("text", short, transform=f"translate({x} {BOTTOM + 14}) rotate(-28)", text_anchor="end")
+        return label(x, bottom + 18, text, anchor="middle")
+    short = text if len(text) <= 14 else text[:13] + "…"
+    return label(x, bottom + 14, short, anchor="end", rotate=-28)
+
+
+def histogram(
+    values: Sequence[float],
+    *,
+    title: str,
+    value_label: str,
+    marks: Mapping[str, float],
+    mark_label: str,
+    ticks: Mapping[str, float],
+    noun: str,
+    bins: int = 48,
+) -> Chart:
+    """Draw the number of values in bins of equal width as bars, one of them centered at zero.
+
+    `marks` are dashed lines by tooltip, explained by `mark_label`; `ticks` label the axis, most important
+    first, and those whose labels would overlap are left out. `noun` is the name of the values in tooltips.
+    """
+    edges = [*values, *marks.values()]
+    low, high = min([*edges, -0.35]) - 0.06, max([*edges, 0.35]) + 0.06
+    bin_width = (high - low) / bins
+    low -= (bin_width / 2 + low) % bin_width
+    counts = [0] * (bins + 1)
+    for value in values:
+        counts[min(bins, int((value - low) / bin_width))] += 1
+    drawings = [
+        Drawing(size, _bins(counts, low, bin_width, marks, ticks, noun, size)) for size in SIZES[False]
+    ]
+    return Chart(title, title, drawings, [(value_label, 1), (mark_label, 2)])
+
+
+def _bins(
+    counts: Sequence[int],
+    low: float,
+    bin_width: float,
+    marks: Mapping[str, float],
+    ticks: Mapping[str, float],
+    noun: str,
+    size: ChartSize,
+) -> list[Shape]:
+    axes = ChartAxes([low, low + len(counts) * bin_width], [0.0, float(max(counts))], size)
+    parts = axes.y_axis()
+    for index, number in enumerate(counts):
+        if number:
+            left, right = axes.x(low + index * bin_width), axes.x(low + (index + 1) * bin_width)
+            place: Attributes = {
+                "x": left + 0.5,
+                "y": axes.y(number),
+                "width": round(right - left - 1, 2),
+                "rx": 1.5,
+            }
+            height = round(axes.bottom - axes.y(number), 2)
+            bar: Attributes = {"class": "bar", "style": "fill:var(--c1)", **place, "height": height}
+            parts.append(Shape("rect", bar, title=f"{number} {noun}"))
+    for text, value in marks.items():
+        x = axes.x(value)
+        dashes: Attributes = {"class": "bin-mark", "x1": x, "x2": x, "y1": TOP, "y2": axes.bottom}
+        parts.append(Shape("line", dashes, title=text))
+    occupied: list[float] = []
+    for text, value in ticks.items():
+        x = axes.x(value)
+        if axes.left < x < axes.right and all(abs(x - other) > 6 * size.letter for other in occupied):
+            occupied.append(x)
+            parts.append(line(x, axes.bottom, x, axes.bottom + 5, "axis"))
+            parts.append(label(x, axes.bottom + 21, text, anchor="middle"))
+    return parts

@@ -5,16 +5,36 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from lorakit.reports.html import Html, tag
+from lorakit.reports.rendering import Block
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-# Colours of a contact sheet.
+LOSSLESS_SIDE = 208  # pixels: images up to this size are embedded as PNG
+# Colors of a contact sheet.
 BACKGROUND_COLOR, TEXT_COLOR, LABEL_COLOR = (250, 250, 249), (29, 33, 38), (98, 106, 117)
+
+
+@dataclass(frozen=True)
+class EmbeddedImage(Block):
+    """An image as a data URI, `width` x `height` CSS pixels; `zoom` if a click enlarges it."""
+
+    macro: ClassVar[str] = "image"
+    source: str
+    width: int
+    height: int
+    alt: str
+    zoom: bool = False
+
+
+def data_uri(image: Image.Image, format: str = "JPEG", quality: int = 88) -> str:
+    """Return an image as a data URI: JPEG, PNG or another format of Pillow."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **({"quality": quality} if format == "JPEG" else {}))
+    return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def embed_image(
@@ -22,43 +42,26 @@ def embed_image(
     *,
     alt: str,
     width: int | None = None,
-    format: str = "JPEG",
+    format: str | None = None,
     zoom_width: int | None = None,
-) -> Html:
-    """Return an image as a data URI, shown `width` CSS pixels wide and stored at most twice as large.
+) -> EmbeddedImage:
+    """Return an image that is shown `width` CSS pixels wide and stored at most twice as large.
 
-    With `zoom_width` it is stored up to that width, and a click enlarges it: with a check box, because the
-    page's policy allows no scripts.
+    Without a format a small image is a PNG, because it would show the blocks of a JPEG. With `zoom_width` it
+    is stored up to that width, and a click enlarges it: with a check box, because the page's policy allows no
+    scripts.
     """
     from PIL import Image
 
-    jpeg = format.upper() == "JPEG"
-    flat = _flatten(image) if jpeg else image
+    flat = _flatten(image)
     max_width = zoom_width or (2 * width if width else flat.width)
     if flat.width > max_width:
         size = (max_width, max(1, round(flat.height * max_width / flat.width)))
         flat = flat.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    flat.save(buffer, format=format, **({"quality": 88} if jpeg else {}))
     shown_width = width or flat.width
-    element = tag(
-        "img",
-        src=f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}",
-        width=shown_width,
-        height=max(1, round(shown_width * flat.height / flat.width)),
-        alt=alt,
-        loading="lazy",
-    )
-    if not zoom_width:
-        return element
-    return tag("label", tag("input", type="checkbox", aria_label=f"enlarge {alt}"), element, class_="zoom")
-
-
-def embed_image_file(path: str | Path, *, alt: str, width: int | None = None, format: str = "JPEG") -> Html:
-    """Return an image file like `embed_image`, decoded upright and in sRGB."""
-    from lorakit.imaging.decode import decode_image
-
-    return embed_image(decode_image(Path(path)), alt=alt, width=width, format=format)
+    height = max(1, round(shown_width * flat.height / flat.width))
+    kind = format or ("PNG" if max(flat.size) <= LOSSLESS_SIDE else "JPEG")
+    return EmbeddedImage(data_uri(flat, kind), shown_width, height, alt, zoom_width is not None)
 
 
 def _flatten(image: Image.Image) -> Image.Image:

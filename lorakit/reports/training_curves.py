@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from lorakit.reports.charts import line_chart
-from lorakit.reports.html import Html, details
+from lorakit.reports.drawing import Chart
+from lorakit.reports.rendering import Block
 
 EXTRA_CURVES = 8
 MIN_POINTS_TO_SMOOTH = 50
 
 
-def training_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
+@dataclass(frozen=True)
+class TrainingCurves(Block):
+    """The charts that are shown, and those that a click opens."""
+
+    macro: ClassVar[str] = "training_curves"
+    main: Sequence[Chart]
+    more: Sequence[Chart] = ()
+
+
+def training_curves(metrics: Sequence[Mapping[str, Any]]) -> TrainingCurves:
     """Return charts of the loss with its running mean, of the samples' CLIP-T, and hidden ones of the rest.
 
     `metrics` are rows of metrics.jsonl, each with "step" and numbers.
@@ -30,14 +41,14 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
     rates = {key: points for key, points in curves.items() if key == "lr" or key.startswith("lr_")}
     listed = {*loss, *scores, *rates}
     rest = [key for key in curves if key not in listed][:EXTRA_CURVES]
-    charts = [line_chart({key: curves[key]}, x_label="step", y_label=key) for key in rest]
+    more = [line_chart({key: curves[key]}, x_label="step", y_label=key, half_width=True) for key in rest]
     if rates:
-        charts.append(line_chart(rates, x_label="step", y_label="learning rate"))
-    return [
+        more.append(line_chart(rates, x_label="step", y_label="learning rate", half_width=True))
+    main = [
         line_chart(loss_curves, x_label="step", y_label="loss"),
         *(line_chart({key: curves[key]}, x_label="step", y_label="CLIP-T of samples") for key in scores),
-        *([details("More curves", *charts)] if charts else []),
     ]
+    return TrainingCurves(main, more)
 
 
 def _number(value: Any) -> bool:

@@ -11,10 +11,10 @@ from lorakit import manifest, reports
 from lorakit.config.recipe import Recipe
 from lorakit.core import storage
 from lorakit.data.items import load_concepts
-from lorakit.reports import Html
 from lorakit.training import data_record, data_warnings, run_records, sample_sheet
 from lorakit.training.run_folder import RunFolder
 
+TEMPLATE = Path(__file__).with_name("templates") / "training_report.html"
 MAX_COLUMNS, MAX_ROWS = 10, 24  # sampled steps (the first and last among them), prompts and seeds
 CELL_PIXELS, ENLARGED_PIXELS = 128, 448  # sides of a sample, and after a click
 
@@ -22,22 +22,39 @@ CELL_PIXELS, ENLARGED_PIXELS = 128, 448  # sides of a sample, and after a click
 def write_training_report(run: RunFolder, recipe: Recipe, status: str) -> Path:
     """Write the report from the files of the run; `status` is that of the run when it is written."""
     record = run.record() | {"status": status}
-    body = [
-        reports.section("Settings", reports.html_table(["", ""], _overview_rows(run, recipe, record))),
-        reports.section("Loss", *reports.training_curves(run.metrics())),
-        _data_warnings(recipe),
-        _concepts(record),
-        _buckets(recipe),
-        _samples(run.path),
-        reports.section(
-            "Versions", reports.html_table(["Package", "Version"], list(record["versions"].items()))
-        ),
-    ]
-    text = reports.html_page(run.path.name, [part for part in body if part])
+    concepts = record.get("concepts")
+    text = reports.render_page(
+        TEMPLATE,
+        title=run.path.name,
+        subtitle=f"Training report of {Path(recipe.base).name}: {status}",
+        figures=_key_figures(run, recipe, record),
+        curves=reports.training_curves(run.metrics()),
+        samples=_samples(run.path),
+        warnings=_data_warnings(recipe),
+        concepts=reports.Table(data_record.COLUMNS, data_record.table_cells(concepts)) if concepts else None,
+        buckets=_buckets(recipe),
+        settings=reports.Table(["", ""], _overview_rows(run, recipe, record)),
+        versions=reports.Table(["Package", "Version"], list(record["versions"].items())),
+    )
     return storage.write_text(run.path / run_records.REPORT_FILE, text)
 
 
-def _overview_rows(run: RunFolder, recipe: Recipe, record: dict[str, object]) -> list[tuple[str, str]]:
+def _key_figures(run: RunFolder, recipe: Recipe, record: dict[str, Any]) -> list[tuple[str, str]]:
+    metrics = run.metrics()
+    figures = [
+        (str(record.get("num_images", "?")), "images"),
+        (f"{recipe.train.steps:,}", "steps"),
+    ]
+    names = {"loss": "last loss", "validation_loss": "last validation loss"}
+    for key, text in names.items():
+        values = [row[key] for row in metrics if isinstance(row.get(key), int | float)]
+        figures += [(f"{values[-1]:.4f}", text)] if values else []
+    if run.adapter_file.exists():
+        figures.append((f"{run.adapter_file.stat().st_size / 2**20:.1f} MiB", "adapter file"))
+    return figures
+
+
+def _overview_rows(run: RunFolder, recipe: Recipe, record: dict[str, Any]) -> list[tuple[str, str]]:
     train, optimizer = recipe.train, recipe.optimizer
     exports = sorted(file.name for file in (run.path / "exports").glob("*.safetensors"))
     adapter = run.adapter_file
@@ -61,26 +78,14 @@ def _overview_rows(run: RunFolder, recipe: Recipe, record: dict[str, object]) ->
     ]
 
 
-def _data_warnings(recipe: Recipe) -> Html:
-    """The warnings about captions that the run began with, from the manifests as they are now."""
+def _data_warnings(recipe: Recipe) -> list[str]:
+    """Return the warnings about captions that the run began with, from the current manifests."""
     concepts = [c for c in recipe.concepts if (c.folder / manifest.MANIFEST_FILE).exists()]
-    warnings = data_warnings.data_warnings(load_concepts(concepts))
-    if not warnings:
-        return Html()
-    return reports.section("Warnings", reports.tag("ul", *(reports.tag("li", text) for text in warnings)))
+    return list(data_warnings.data_warnings(load_concepts(concepts)))
 
 
-def _concepts(record: dict[str, Any]) -> Html:
-    """A row for each concept: its images, repeats, captions and steps per epoch."""
-    if not (rows := record.get("concepts")):
-        return Html()
-    return reports.section(
-        "Concepts", reports.html_table(list(data_record.COLUMNS), data_record.table_cells(rows))
-    )
-
-
-def _buckets(recipe: Recipe) -> Html:
-    """The number of images in each bucket of the manifests."""
+def _buckets(recipe: Recipe) -> reports.Chart | None:
+    """Return a chart of the number of images in each bucket of the manifests."""
     folders = [concept.folder for concept in recipe.concepts]
     counts: dict[str, int] = {}
     for folder in folders:
@@ -89,29 +94,28 @@ def _buckets(recipe: Recipe) -> Html:
             if record.keep and record.bucket:
                 name = f"{record.bucket[0]}×{record.bucket[1]}"
                 counts[name] = counts.get(name, 0) + 1
-    if not counts:
-        return Html()
-    return reports.section(
-        "Buckets", reports.bar_chart(list(counts), list(counts.values()), y_label="images")
-    )
+    return reports.bar_chart(list(counts), list(counts.values()), y_label="images") if counts else None
 
 
-def _samples(run: Path) -> Html:
-    """A row for each prompt and seed, a column for each sampled step."""
+def _samples(run: Path) -> reports.Grid | None:
+    """Return a row for each prompt and seed, a column for each sampled step."""
     folders = sample_sheet.sampled_step_folders(run, MAX_COLUMNS)
     if not folders:
-        return Html()
-    rows = storage.read_json(folders[-1] / "samples.json")[:MAX_ROWS]
-    cells = [[_cell(folder / row["file"], row["prompt"]) for folder in folders] for row in rows]
-    heads = [sample_sheet.step_label(folder) for folder in folders]
-    names = [f"{row['prompt']} (seed {row['seed']})" for row in rows]
-    return reports.section("Samples", reports.html_grid(heads, names, cells))
-
-
-def _cell(file: Path, text: str) -> Html:
-    if not file.exists():
-        return Html()
-    with Image.open(file) as image:
-        return reports.embed_image(
-            image.convert("RGB"), alt=text, width=CELL_PIXELS, zoom_width=ENLARGED_PIXELS
+        return None
+    rows = [
+        reports.GridRow(
+            f"{row['prompt']} (seed {row['seed']})",
+            [_cell(folder / row["file"], f"{row['prompt']}, {folder.name}") for folder in folders],
         )
+        for row in storage.read_json(folders[-1] / "samples.json")[:MAX_ROWS]
+    ]
+    return reports.Grid([sample_sheet.step_label(folder) for folder in folders], rows, "Samples by step")
+
+
+def _cell(file: Path, text: str) -> list[reports.EmbeddedImage]:
+    if not file.exists():
+        return []
+    with Image.open(file) as image:
+        return [
+            reports.embed_image(image.convert("RGB"), alt=text, width=CELL_PIXELS, zoom_width=ENLARGED_PIXELS)
+        ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from lorakit.reports.html import CONTENT_SECURITY_POLICY
+from lorakit.reports.rendering import CONTENT_SECURITY_POLICY
 
 NAMESPACES = {"http://www.w3.org/2000/svg"}  # a name, never loaded
 ACTIVE = {
@@ -65,7 +65,8 @@ def faults(page: str) -> list[str]:
         source = (
             attributes.get("src") or attributes.get("href") or attributes.get("xlink:href") or "data:image/"
         )
-        if not source.startswith(("data:image/", "#")):
+        is_file_link = name == "a" and source.startswith(("./", "../")) and ":" not in source
+        if not source.startswith(("data:image/", "#")) and not is_file_link:
             found.append(f"<{name} src={source[:80]}>")
         if "url(" in (attributes.get("style") or ""):
             found.append(f"<{name} style>")

@@ -13,7 +13,7 @@ from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import reports
 from lorakit.config import recipe
 from lorakit.core import storage
-from lorakit.reports.html import CONTENT_SECURITY_POLICY
+from lorakit.reports.rendering import CONTENT_SECURITY_POLICY
 from lorakit.training import run_changes, training_report
 from lorakit.training.run_folder import RunFolder
 from tests import runs
@@ -39,10 +39,17 @@ def test_the_content_policy_allows_only_inline_styles_and_images():
         "<p onclick='x()'>",
         "<p style='background:url(x)'>",
         "<a href='javascript:x'>",
+        "<a href='../a:b'>",
+        "<img src='./x.png'>",
     ],
 )
-def test_the_check_finds_active_content(bad):
-    assert pages.faults(reports.html_page("t", [reports.Html(bad)]))
+def test_the_check_finds_active_content(bad, tmp_path):
+    storage.write_text(tmp_path / "good.html", "{% extends 'page.html' %}")
+    storage.write_text(
+        tmp_path / "bad.html", "{% extends 'page.html' %}{% block main %}{{ bad|safe }}{% endblock %}"
+    )
+    assert not pages.faults(reports.render_page(tmp_path / "good.html", title="t"))
+    assert pages.faults(reports.render_page(tmp_path / "bad.html", title="t", bad=bad))
     assert pages.faults("<p>no policy")
 
 

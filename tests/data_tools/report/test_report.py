@@ -59,7 +59,7 @@ def test_nothing_in_the_page_runs_or_loads(folder: Path) -> None:
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")], tag
         for name in ("src", "href"):
-            assert (attributes.get(name) or "data:").startswith(("data:", "#image-"))
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
     assert "alert(1)" in page.text  # shown, as text
     assert "{{7*7}}" in page.text
     policies = [a["content"] for tag, a in page.tags if tag == "meta" and "content" in a and "src" in str(a)]
@@ -102,7 +102,7 @@ def test_a_cluster_across_splits_is_shown_once_with_the_leak_named(tmp_path: Pat
     page = parse(tmp_path)
     clusters = [attributes for _, attributes in page.tags if attributes.get("class") == "cluster"]
     assert len(clusters) == 2
-    duplicates = page.text[page.text.index("Duplicates") :]
+    duplicates = page.text[page.text.rindex("Duplicates") :]
     assert duplicates.index("in train and validation") < duplicates.index(
         "again.png"
     )  # the more serious one first
