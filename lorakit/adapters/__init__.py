@@ -16,7 +16,6 @@ from lorakit.adapters.files import (
     load_adapter_state_dict,
     pack_metadata,
     read_adapter_metadata,
-    resolve_adapter_file,
 )
 from lorakit.adapters.injection import (
     ADAPTER_NAME,
@@ -52,7 +51,6 @@ __all__ = [
     "load_adapter_state_dict",
     "pack_metadata",
     "read_adapter_metadata",
-    "resolve_adapter_file",
     "set_adapter_strength",
     "text_encoder_adapter_spec",
     "trainable_parameters",

@@ -13,6 +13,7 @@ from lorakit.adapters.formats import (
     read_adapter_file,
     save_adapter,
 )
+from lorakit.adapters.sources import find_adapter, is_run, split_step
 from lorakit.adapters.tools.inspect import inspect_adapter
 
 PathLike = str | os.PathLike[str]
@@ -37,11 +38,16 @@ class Adapter(LoadedAdapter):
     def load(cls, path: PathLike, family: str | None = None) -> Adapter:
         """Read an adapter file, or the folder of a run or of peft; no code in it is executed.
 
+        A run is its selected checkpoint, without an evaluation the last one: a line on stderr says which.
+        RUN@STEP is the checkpoint of a step, RUN@last the last one.
         `family` names the model family, such as "sdxl", if the file does not: otherwise it is detected.
         Raises ConfigError if there is no adapter, DataError if the file is damaged or has unknown keys, and
         NumericError if it contains NaN or infinity.
         """
-        return cls(**vars(read_adapter_file(Path(path), family, allow_embedding_only=True)))
+        source = Path(path)
+        if is_run(split_step(source)[0]):
+            source = find_adapter(source).print_line().path
+        return cls(**vars(read_adapter_file(source, family, allow_embedding_only=True)))
 
     def save(
         self, path: PathLike, format: Format = "diffusers", base: PathLike | None = None

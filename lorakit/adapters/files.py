@@ -28,7 +28,6 @@ from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.config.recipe import MAX_RANK
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, NumericError, first_line
-from lorakit.core.path_kind import it_is
 from lorakit.core.strict_json import parse_json
 
 METADATA_KEY = "lorakit"
@@ -136,16 +135,6 @@ def load_adapter_state_dict(
     with torch.no_grad():
         for key, target in stored.items():
             target.copy_(tensors[key])
-
-
-def resolve_adapter_file(path: str | Path) -> Path:
-    """Return the adapter file of a run folder, or the file itself; ConfigError if it does not exist."""
-    path = Path(path)
-    file = path / "adapter.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        remedy = "give the folder of a finished run or an adapter file"
-        raise ConfigError(f"there is no such adapter{it_is(path)}", where=str(path), remedy=remedy)
-    return file
 
 
 def pack_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:

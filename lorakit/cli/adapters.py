@@ -5,7 +5,6 @@ Each parses its options, calls one function of `lorakit.adapters` and prints the
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +16,19 @@ from lorakit.core.progress import print_line
 
 if TYPE_CHECKING:
     from lorakit.adapters.formats import BaseWeights, LoadedAdapter
+    from lorakit.adapters.sources import AdapterSource
     from lorakit.adapters.tools.combine import ReducedAdapter
     from lorakit.adapters.tools.weighted import WeightedAdapter
 
 CONSUMERS = ["comfyui", "a1111", "diffusers"]
 
-_file = click.argument("file", type=FILE, metavar="FILE", help="Adapter file, run or peft folder.")
+_file = click.argument("file", type=FILE, metavar="FILE", help="Adapter file, run, RUN@STEP or peft folder.")
 _files = click.argument(
     "files",
     nargs=-1,
     required=True,
     metavar="FILE[:STRENGTH]...",
-    help="Adapter files, runs or peft folders, each with an optional strength.",
+    help="Adapter files, runs, RUN@STEP or peft folders, each with an optional strength.",
 )
 _family = option("--family", metavar="NAME", help="Model family, if the file does not record it.")
 _base = option(
@@ -47,55 +47,86 @@ _rank_options = add_options(
 
 @command(
     "export",
-    click.argument("source", type=FILE, metavar="SOURCE", help="A run or an adapter file."),
+    click.argument("source", type=FILE, metavar="SOURCE",
+                   help="A run, RUN@STEP or an adapter file, with an optional :STRENGTH. A run is its "
+                   "selected checkpoint; without an evaluation the last one, which RUN@last names."),
     option("--for", "consumer", type=click.Choice([*CONSUMERS, "all"]), default="all",
            help="Program that will load the file; a1111 is also for Forge."),
     option("--out", type=FOLDER, metavar="DIR",
-           help="Folder of the files; by default `exports` beside the adapter."),
+           help="Folder of the files; by default `exports` in the run, or beside the file."),
     option("--base", metavar="DIR", help="Base model folder; needed to convert DoRA and OFT."),
     _family,
     option("--max-rank", type=POSITIVE, metavar="N",
            help="Largest rank of the LoRA that other methods become for a program that loads only LoRA; by "
            "default 128."),
+    option("--apply-strength", is_flag=True,
+           help="Multiply the strength into the weights, so that the file is used at 1; exact for LoRA, LoHa "
+           "and LoKr. Without it the strength is in the metadata."),
     option("--allow-untrained", is_flag=True, help="Export an adapter without effect too."),
     option("--include-names", is_flag=True,
            help="Write the names of the adapter file and the base model into the metadata."),
     example="lorakit export runs/dog --for comfyui",
 )  # fmt: skip
-def export_command(source: Path, consumer: str, out: Path | None, base: str | None, **values: Any) -> None:
+def export_command(
+    source: Path, consumer: str, out: Path | None, base: str | None, apply_strength: bool, **values: Any
+) -> None:
     """Write an adapter for ComfyUI, A1111 or diffusers.
 
     Each file is read back and compared with the trained weights before it is written.
     """
-    from lorakit import adapters
     from lorakit.adapters.formats import export_adapter
+    from lorakit.adapters.sources import parse_adapter_source
 
-    file = adapters.resolve_adapter_file(source)
+    chosen = parse_adapter_source(str(source)).print_line()
     exported = export_adapter(
-        file, consumer, out or file.parent / "exports", base=_find_export_base(source, base), **values
+        chosen.weights_file if chosen.run else chosen.path,
+        consumer,
+        out or chosen.export_folder(),
+        base=_find_export_base(chosen.run, base),
+        strength=chosen.strength,
+        apply_strength=apply_strength,
+        **values,
     )
-    print_answer([one.to_json() for one in exported], "\n".join(one.summary() for one in exported))
+    origin = {"step": chosen.step, "strength": chosen.strength, "strength_applied": apply_strength}
+    rows = [one.to_json() | origin | {"reason": chosen.reason} for one in exported]
+    lines = [one.summary() for one in exported]
+    print_answer(rows, "\n".join(lines))
+    if not apply_strength:
+        _print_strength(chosen, "; or export it with --apply-strength")
 
 
-def _find_export_base(source: Path, base: str | None) -> Path | None:
+def _find_export_base(run: Path | None, base: str | None) -> Path | None:
     """Return the folder of `base`, else of the run's base model if it is on this machine."""
     from lorakit.config.recipe import load_recipe
     from lorakit.models import base_model
 
-    stored = source / "recipe.yaml"
     if base is not None:
         return base_model.local_base_folder(base) or Path(base)
-    return base_model.local_base_folder(load_recipe(stored).base) if stored.is_file() else None
+    return base_model.local_base_folder(load_recipe(run / "recipe.yaml").base) if run else None
+
+
+def _print_strength(source: AdapterSource, remedy: str = "") -> None:
+    """Say at which strength to use a written file, if it is not 1."""
+    if source.strength != 1:
+        text = f"note: use it at strength {source.strength:g} in the program, as its metadata says"
+        print_line(text + remedy)
+
+
+def _read_file(path: Path, family: str | None, **options: bool) -> LoadedAdapter:
+    """Read the adapter that PATH or RUN@STEP names, and say which checkpoint of a run it is."""
+    from lorakit.adapters.formats import read_adapter_file
+    from lorakit.adapters.sources import find_adapter
+
+    return read_adapter_file(find_adapter(path).print_line().path, family, **options)
 
 
 @command("inspect", _file, _family, example="lorakit inspect dog.safetensors")
 def inspect_command(file: Path, family: str | None) -> None:
     """Show an adapter's family, type, ranks and norms, and which programs load it."""
-    from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.formats.read import require_finite
     from lorakit.adapters.tools.inspect import inspect_adapter
 
-    adapter = read_adapter_file(file, family, allow_nonfinite=True)
+    adapter = _read_file(file, family, allow_nonfinite=True)
     properties = inspect_adapter(adapter)
     print_answer(properties, lambda: _print_properties(properties))
     require_finite(adapter.nonfinite_tensors, str(file))
@@ -123,10 +154,9 @@ def _print_properties(properties: dict[str, Any]) -> None:
 )  # fmt: skip
 def check_command(file: Path, consumer: str, family: str | None) -> int:
     """Check whether a program loads an adapter file. The exit code is 3 if it does not."""
-    from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.tools.inspect import check_consumer_loads
 
-    check = check_consumer_loads(read_adapter_file(file, family), consumer)
+    check = check_consumer_loads(_read_file(file, family), consumer)
     print_answer({"loads": check.loads, "reason": check.reason}, f"{consumer}: {check.reason}")
     return 0 if check.loads else DataError.exit_code
 
@@ -146,10 +176,14 @@ def convert_command(file: Path, out: Path, layout: str, base: Path | None, famil
     """Write an adapter in another file layout."""
     from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.formats.export import save_adapter
+    from lorakit.adapters.formats.strength import with_strength
+    from lorakit.adapters.sources import parse_adapter_source
 
-    adapter = read_adapter_file(file, family)
+    source = parse_adapter_source(str(file)).print_line()
+    adapter = with_strength(read_adapter_file(source.path, family), source.strength)
     written = save_adapter(adapter, out, layout, base=base)
     print_answer(written.to_json(), written.summary())
+    _print_strength(source)
 
 
 @command(
@@ -203,10 +237,9 @@ def resize_command(
     Give --max-rank, --energy or both. Each delta weight becomes its nearest LoRA (singular value
     decomposition).
     """
-    from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.tools.combine import resize_adapter
 
-    adapter = read_adapter_file(file, family)
+    adapter = _read_file(file, family)
     _save_reduced(
         resize_adapter(adapter, max_rank=max_rank, energy=energy, base_weights=_base_weights(base)), out
     )
@@ -258,16 +291,13 @@ def merge_command(base: Path, files: tuple[str, ...], out: Path, family: str | N
 
 
 def _read_weighted_adapter(text: str, family: str | None, **options: bool) -> WeightedAdapter:
-    """Read FILE or FILE:STRENGTH."""
+    """Read PATH or RUN@STEP, each with an optional :STRENGTH."""
     from lorakit.adapters.formats import read_adapter_file
+    from lorakit.adapters.sources import parse_adapter_source
     from lorakit.adapters.tools.weighted import WeightedAdapter
 
-    path, strength = Path(text), 1.0
-    head, colon, tail = text.rpartition(":")
-    if colon and not path.exists():
-        with suppress(ValueError):  # not a number: part of the path
-            path, strength = Path(head), float(tail)
-    return WeightedAdapter(read_adapter_file(path, family, **options), strength)
+    source = parse_adapter_source(text).print_line()
+    return WeightedAdapter(read_adapter_file(source.path, family, **options), source.strength)
 
 
 def _print_base_notes(adapter: LoadedAdapter, base: Path) -> None:

@@ -86,7 +86,12 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
     },
     "eval prompts": {"path": "the prompt file", "num_prompts": "number of prompts"},
     "sample": {"(list)": "the files written"},
-    "export": {"(list)": "one entry per file, as of `convert`"},
+    "export": {
+        "(list)": "one entry per file, as of `convert`, and:",
+        "step, reason": "the checkpoint of a run, and why it is used; null and empty for a file",
+        "strength": "strength to use the file with, in its metadata",
+        "strength_applied": "true if it was multiplied into the weights, which are then used at 1",
+    },
     "convert": EXPORTED_FILE,
     "check": {"loads": "true or false", "reason": "one sentence"},
     "combine": {"path": "the written file", "num_tensors": "number of tensors"},
@@ -262,6 +267,7 @@ def _prompt_rows() -> Iterator[tuple[str, str, str]]:
         "image": ("path or list of path", ""),
         "mask": ("path", ""),
         "kind": ("text", f"`{DEFAULT_KIND}`"),
+        "questions": ("list of text, or of object with `question` and `answer` (yes, no)", ""),
         "id": ("text", "the number of the line"),
         "score_text": ("text", "`prompt`, with the class noun instead of the trigger"),
     }

@@ -72,12 +72,13 @@ def parse_sampling_options(values: dict[str, Any]) -> SamplingOptions:
     click.argument("base", metavar="BASE", 
                    help="Base model: tiny-unet, tiny-dit, a diffusers folder, .safetensors file or hub id."),
     option("--adapter", multiple=True, metavar="FILE[:STRENGTH]",
-           help="Adapter file or run, such as runs/dog:0.8; may be given several times: they add up."),
+           help="Adapter file, run (its selected checkpoint) or RUN@STEP, such as runs/dog@400:0.8; may be "
+           "given several times: they add up."),
     option("--prompts", required=True, type=FILE, metavar="FILE",
            help="Prompt file: JSONL, YAML, TSV or text."),
     option("--out", type=FOLDER, default="samples", metavar="DIR", help="Folder of the images."),
     sampling_options,
-    example="lorakit sample tiny-dit --adapter runs/dog/adapter.safetensors:0.8 --prompts prompts.jsonl",
+    example="lorakit sample tiny-dit --adapter runs/dog:0.8 --prompts prompts.jsonl",
 )  # fmt: skip
 def sample_command(base: str, adapter: tuple[str, ...], prompts: Path, out: Path, **values: Any) -> None:
     """Generate images from prompts."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,6 +51,17 @@ def is_stopped_by_hangup() -> bool:
     except OSError:
         return False
     return bool(HANGUP_SIGNALS)
+
+
+# ---- command lines -----------------------------------------------------------------------------------------
+
+
+def quote_argument(text: str) -> str:
+    """Return an argument of a command line as a person types it in the shell of this system."""
+    if sys.platform == "win32":
+        is_plain = re.fullmatch(r"[\w.:\\/@+=-]+", text)
+        return text if is_plain else f'"{text}\\"' if text.endswith("\\") else f'"{text}"'
+    return shlex.quote(text)
 
 
 # ---- processes ---------------------------------------------------------------------------------------------

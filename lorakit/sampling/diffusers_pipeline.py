@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.adapters.sources import AdapterSource, find_adapter
 from lorakit.core.errors import ConfigError
 from lorakit.data import conditioning
 from lorakit.data.prompts import Prompt, default_prompt_id
 from lorakit.models.families import Family
 from lorakit.sampling import generate
-from lorakit.sampling.adapter_arguments import AdapterArgument, adapter_source
 from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline, complete_settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def load_pipeline(
     base: str | os.PathLike[str],
     adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    strength: float | Sequence[float] = 1.0,
+    strength: float | Sequence[float] | None = None,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -32,17 +33,18 @@ def load_pipeline(
     """Load a base model as a plain diffusers pipeline, with an adapter injected through peft.
 
     `base` is an embedded base model, a diffusers folder, a checkpoint file or a hub id; `adapter` is an
-    adapter file of any origin, the folder of a run, or a list of those, which add up, with one `strength` for
-    all or one for each. Adapters of text encoders and new tokens are loaded too. The default device is the
-    GPU if there is one; the default dtype is bfloat16 there, float16 on GPUs without it (whose VAE computes
-    in float32), and float32 on the CPU and on MPS.
+    adapter file of any origin, a run or its folder, RUN@STEP, or a list of those, which add up, with one
+    `strength` for all or one for each. A run is its selected checkpoint at the selected strength, without an
+    evaluation the last one: a line on stderr says which. Adapters of text encoders and new tokens are loaded
+    too. The default device is the GPU if there is one; the default dtype is bfloat16 there, float16 on GPUs
+    without it (whose VAE computes in float32), and float32 on the CPU and on MPS.
 
     The base model may be a fine-tune of the one that the adapter was trained on: a line on stderr says so.
     Raises ConfigError for an adapter whose family, modules or shapes do not fit.
     """
     sampling = SamplingPipeline(
         os.fspath(base),
-        _adapter_arguments(adapter, strength),
+        _adapter_sources(adapter, strength),
         device=device,
         dtype=dtype,
         keep_text_encoders=True,
@@ -52,10 +54,11 @@ def load_pipeline(
     return pipe
 
 
-def _adapter_arguments(
+def _adapter_sources(
     adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
-    strength: float | Sequence[float],
-) -> list[AdapterArgument]:
+    strength: float | Sequence[float] | None,
+) -> list[AdapterSource]:
+    """Find the adapters; without a `strength` each has its own: a checkpoint of a run, or else 1."""
     if adapter is None:
         return []
     paths = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
@@ -65,10 +68,12 @@ def _adapter_arguments(
             f"{len(paths)} adapters and {len(strengths)} strengths",
             remedy="give one strength for all adapters, or one for each",
         )
-    return [
-        AdapterArgument(adapter_source(Path(path)), value)
-        for path, value in zip(paths, strengths, strict=True)
-    ]
+    sources = []
+    for path, value in zip(paths, strengths, strict=True):
+        source = find_adapter(os.fspath(path))
+        own = getattr(path, "strength", source.strength)  # of a `Checkpoint`
+        sources.append(replace(source, strength=own if value is None else value).print_line())
+    return sources
 
 
 def sample(

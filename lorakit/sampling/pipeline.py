@@ -12,6 +12,7 @@ import torch
 
 from lorakit import adapters
 from lorakit.adapters import text_encoders
+from lorakit.adapters.sources import AdapterSource, parse_adapter_source
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import print_line
@@ -22,12 +23,7 @@ from lorakit.models import device as devices
 from lorakit.models.families import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
 from lorakit.sampling import controls, generate
-from lorakit.sampling.adapter_arguments import (
-    AdapterArgument,
-    find_family,
-    parse_adapter_argument,
-    read_adapters,
-)
+from lorakit.sampling.adapter_arguments import find_family, read_adapters
 
 DEFAULT_RESOLUTION = 1024  # of a base model without an adapter
 T = TypeVar("T")
@@ -105,7 +101,7 @@ class SamplingPipeline:
     def __init__(
         self,
         base: str,
-        adapter: Path | Sequence[AdapterArgument] | None = None,
+        adapter: Path | Sequence[AdapterSource] | None = None,
         strength: float = 1.0,
         *,
         quantize: str | None = None,
@@ -115,9 +111,9 @@ class SamplingPipeline:
         keep_text_encoders: bool = False,
     ) -> None:
         self.base_folder, self.quantize = base_model.resolve_base(base), quantize
-        arguments = [AdapterArgument(adapter, strength)] if isinstance(adapter, Path) else list(adapter or ())
-        self.family: Family = find_family(self.base_folder, arguments)
-        read = read_adapters(self.base_folder, self.family, arguments)
+        sources = [AdapterSource(adapter, strength)] if isinstance(adapter, Path) else list(adapter or ())
+        self.family: Family = find_family(self.base_folder, sources)
+        read = read_adapters(self.base_folder, self.family, sources)
         self.adapter_metadata, self.notes = read.metadata, list(read.notes)
         for note in self.notes:
             print_line(note)
@@ -260,13 +256,14 @@ def resolve_quantization(options: SamplingOptions, trained: str | None = None) -
 def sample_to_folder(
     out: Path, base: str, adapter: str | Sequence[str] | None, prompt_file: Path, options: SamplingOptions
 ) -> list[Path]:
-    """Sample a prompt file into a folder, for `lorakit sample`; adapters are FILE or FILE:STRENGTH.
+    """Sample a prompt file into a folder, for `lorakit sample`; adapters are PATH or RUN@STEP, and :STRENGTH.
 
-    Several adapters add up. Returns the paths of the images; see `save_samples` for the other files.
+    Several adapters add up; a line says which checkpoint of a run is used, and why. Returns the paths of the
+    images; see `save_samples` for the other files.
     """
     prompts = load_prompts(prompt_file)
     texts = [adapter] if isinstance(adapter, str) else adapter or ()
-    arguments = [parse_adapter_argument(text) for text in texts]
-    pipeline = SamplingPipeline(base, arguments, quantize=resolve_quantization(options))
+    sources = [parse_adapter_source(text).print_line() for text in texts]
+    pipeline = SamplingPipeline(base, sources, quantize=resolve_quantization(options))
     samples = pipeline.sample(prompts, options, "samples")
     return generate.save_samples(out, samples, pipeline.family.fps)

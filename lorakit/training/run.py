@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from lorakit.config.recipe import Recipe, load_recipe
 from lorakit.training.run_folder import RunFolder, run_recipe_file
 from lorakit.training.run_records import ADAPTER_FILE, CHECKPOINTS_FOLDER
-
-if TYPE_CHECKING:
-    from lorakit.adapters.formats import ExportedFile
 
 
 @dataclass(frozen=True)
@@ -29,14 +26,17 @@ class Checkpoint:
         """Return the adapter file, so that a checkpoint can be given wherever an adapter file can."""
         return str(self.adapter)
 
-    def export(self, consumer: str = "all", out: Path | str | None = None) -> list[Path]:
+    def export(
+        self, consumer: str = "all", out: Path | str | None = None, *, apply_strength: bool = False
+    ) -> list[Path]:
         """Write the adapter for `consumer` ("comfyui", "a1111", "diffusers" or "all"); returns the files.
 
-        `out` is a folder; the default is `exports/step-STEP` in the run. Raises ConfigError if the consumer
-        cannot load the adapter.
+        `out` is a folder; the default is `exports/step-STEP` in the run. The strength is in the metadata of
+        the files, or with `apply_strength` multiplied into the weights. Raises ConfigError if the consumer
+        cannot load the adapter, or if the strength of its method cannot be multiplied in.
         """
         folder = Path(out) if out else self.run / "exports" / f"step-{self.step:08d}"
-        return [exported.path for exported in _export(self.run, self.adapter, consumer, folder)]
+        return _export(self.run, self.adapter, consumer, folder, self.strength, apply_strength)
 
 
 class Run:
@@ -46,6 +46,10 @@ class Run:
         """Open the run in `path`. Raises ConfigError if the folder is not a run."""
         self.path = Path(path)
         self._recipe_file = run_recipe_file(self.path)
+
+    def __fspath__(self) -> str:
+        """Return the folder, so that a run can be given wherever an adapter can: its selected checkpoint."""
+        return str(self.path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, status={self.status!r}, step={self.step})"
@@ -82,15 +86,48 @@ class Run:
         files = {int(name): f / ADAPTER_FILE for f, name in names.items() if name.isdecimal()}
         return [Checkpoint(self.path, step, file) for step, file in sorted(files.items()) if file.is_file()]
 
-    def export(self, consumer: str = "all", out: Path | str | None = None) -> list[Path]:
-        """Write the finished adapter for `consumer` as `Checkpoint.export` does, into `exports`."""
-        folder = Path(out) if out else self.path / "exports"
-        return [exported.path for exported in _export(self.path, self.adapter, consumer, folder)]
+    @property
+    def best(self) -> Checkpoint | None:
+        """The checkpoint that the evaluation selected; None without an evaluation or if it is outdated.
+
+        If the evaluation recommends none, because all have alarms, it is the best of them.
+        """
+        from lorakit.adapters.sources import find_adapter
+
+        source = find_adapter(self.path) if self.checkpoints or self.adapter.is_file() else None
+        if source is None or source.step is None or not source.is_selected:
+            return None
+        return Checkpoint(self.path, source.step, source.path, source.strength)
+
+    def export(
+        self,
+        consumer: str = "all",
+        out: Path | str | None = None,
+        *,
+        step: int | Literal["last"] | None = None,
+        apply_strength: bool = False,
+    ) -> list[Path]:
+        """Write the selected checkpoint for `consumer`, as `Checkpoint.export` does; returns the files.
+
+        Without an evaluation it is the last checkpoint; `step` names another one. A line on stderr says which
+        one it is, and why. `out` is a folder; the default is `exports` in the run, for a checkpoint that is
+        not the last `exports/step-STEP`.
+        """
+        from lorakit.adapters.sources import find_adapter
+
+        source = find_adapter(self.path if step is None else f"{self.path}@{step}").print_line()
+        folder = Path(out) if out else source.export_folder()
+        return _export(self.path, source.path, consumer, folder, source.strength, apply_strength)
 
 
-def _export(run: Path, adapter: Path, consumer: str, out: Path) -> list[ExportedFile]:
+def _export(
+    run: Path, adapter: Path, consumer: str, out: Path, strength: float, apply_strength: bool
+) -> list[Path]:
     from lorakit.adapters.formats import export_adapter
     from lorakit.models import base_model
 
     base = base_model.local_base_folder(Run(run).recipe.base)
-    return export_adapter(adapter, consumer, out, base=base)
+    exported = export_adapter(
+        adapter, consumer, out, base=base, strength=strength, apply_strength=apply_strength
+    )
+    return [one.path for one in exported]

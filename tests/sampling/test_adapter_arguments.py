@@ -11,12 +11,11 @@ import torch
 import lorakit
 from lorakit import adapters
 from lorakit.adapters import formats
+from lorakit.adapters.sources import AdapterSource, parse_adapter_source
 from lorakit.cli import main
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.models import base_model
-from lorakit.sampling import adapter_arguments
-from lorakit.sampling.adapter_arguments import AdapterArgument
 from lorakit.sampling.pipeline import SamplingPipeline
 from tests import runs, tiny
 from tests.adapters.formats.runs import train_method
@@ -132,13 +131,13 @@ def test_several_adapters_add_up(base, methods, tmp_path):
     for number, method in enumerate(methods):
         texts = ("text_encoder",) if base == "sdxl" and number == 0 else ()
         file = trained(base, tmp_path / f"{number}.safetensors", method, texts)
-        arguments.append(AdapterArgument(file, 0.8 - 0.5 * number))
+        arguments.append(AdapterSource(file, 0.8 - 0.5 * number))
     pipeline = SamplingPipeline(str(tiny.tiny_folder(base)), arguments)
     weights = formats.BaseWeights(tiny.tiny_folder(base))
     changed = merged_weights(pipeline)
     expected: dict[str, torch.Tensor] = {}
     for argument in arguments:
-        for module, delta in formats.read_adapter_file(argument.file).deltas.items():
+        for module, delta in formats.read_adapter_file(argument.path).deltas.items():
             base_weight = weights.read_weight(module).float()
             change = argument.strength * delta.dense(base_weight).reshape(base_weight.shape)
             expected[module] = expected.get(module, base_weight) + change
@@ -184,7 +183,7 @@ def test_files_of_other_layouts_are_sampled_with(layout, tmp_path):
 def test_a_strength_that_is_no_finite_number_is_refused(strength, tmp_path):
     file = trained("sd15", tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match="is not a strength"):
-        adapter_arguments.parse_adapter_argument(f"{file}:{strength}")
+        parse_adapter_source(f"{file}:{strength}")
 
 
 def test_strengths_and_adapters_of_a_pipeline_must_be_as_many(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lorakit import adapters
+from lorakit.adapters.sources import parse_adapter_source
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.data.prompts import Prompt, Sample
@@ -156,7 +157,7 @@ def test_an_adapter_of_another_family_is_refused(run, tmp_path):
 @pytest.mark.parametrize("argument", ["nowhere.safetensors", "nowhere:0.5"])
 def test_a_missing_adapter_is_an_error(argument):
     with pytest.raises(ConfigError, match="no such adapter"):
-        pipeline.parse_adapter_argument(argument)
+        parse_adapter_source(argument)
 
 
 def test_a_loaded_base_model_can_change_to_another_checkpoint(run):

@@ -16,6 +16,7 @@ from lorakit.adapters.formats.base_weights import BaseWeights
 from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, LoraDelta
 from lorakit.adapters.formats.native_names import NativeModule, is_modulation_swapped, native_module
 from lorakit.adapters.formats.read import LoadedAdapter, read_adapter_file
+from lorakit.adapters.formats.strength import with_strength
 from lorakit.adapters.formats.verify import ExportedFile, ExportPlan, base_weight_for
 from lorakit.core import output_paths, storage
 from lorakit.core.errors import ConfigError, NumericError
@@ -44,15 +45,18 @@ def export_adapter(
     family: str | None = None,
     max_rank: int | None = None,
     include_names: bool = False,
+    strength: float = 1.0,
+    apply_strength: bool = False,
 ) -> list[ExportedFile]:
     """Read the adapter at `path` and write it as `export_loaded_adapter` does.
 
-    `family` names the model family if the file does not.
+    `family` names the model family if the file does not. `strength` is recorded in the metadata, or with
+    `apply_strength` multiplied into the weights; ConfigError if that is not exact.
     """
     _check_request(consumer, out)
     adapter = read_adapter_file(path, family, allow_embedding_only=True)
     return export_loaded_adapter(
-        adapter,
+        with_strength(adapter, strength, apply=apply_strength),
         consumer,
         out,
         base=base,

@@ -38,6 +38,8 @@ _KEPT_KEYS = (
     "resolution",
     "trigger",
     "step",
+    "strength",
+    "applied_strength",
     "recipe_hash",
 )
 _IMPLEMENTATION = "https://github.com/huggingface/diffusers"
@@ -114,6 +116,8 @@ def build_metadata(
         entries["modelspec.resolution"] = f"{resolution}x{resolution}"
     if isinstance(trigger := own.get("trigger"), str) and trigger:
         entries["modelspec.trigger_phrase"] = trigger
+    if isinstance(strength := own.get("strength"), float):
+        entries["modelspec.usage_hint"] = f"Use at strength {strength:g}."
     if (
         base is not None
         and (base / "scheduler" / "scheduler_config.json").is_file()
