@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorakit.adapters.selection_record import EVALUATION_FOLDER
+from lorakit.adapters.sources import LAST
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data.prompts import Prompt, Subject, load_prompts, subject_triggers
-from lorakit.evaluation.evaluate_run import find_selected_checkpoint
 from lorakit.evaluation.judges import DEFAULT_JUDGES, JudgeOptions, load_folder_references, load_judges
 from lorakit.evaluation.measure import VariantSamples, score_variants
 from lorakit.evaluation.report import write
-from lorakit.evaluation.report.page import comparison_page
+from lorakit.evaluation.report.verdict import selection_headline
 from lorakit.evaluation.result import EvaluationResult
 from lorakit.evaluation.sample_files import SampleKey, find_samples, prompts_with_seeds
 from lorakit.evaluation.score_table import (
@@ -23,8 +24,14 @@ from lorakit.evaluation.score_table import (
     find_evaluation_folder,
     load_evaluation,
 )
-from lorakit.evaluation.select import select_checkpoint
-from lorakit.training.run_folder import RunFolder
+from lorakit.evaluation.select import Selection, select_checkpoint
+from lorakit.evaluation.selection_file import (
+    chosen_variant,
+    next_commands,
+    selected_checkpoint,
+    write_selection,
+)
+from lorakit.training.run_folder import RunFolder, is_run_folder
 
 NO_SUBJECT = Subject()
 
@@ -57,7 +64,9 @@ def evaluate_folder(
         base_samples = find_samples(base_images, prompt_list, pattern)
         variants.append(VariantSamples(BASE, [sample for sample in base_samples if sample.key in keys]))
     judge_models = load_judges(judges)
-    reference_images = load_folder_references(Path(references), out) if references else None
+    reference_images = (
+        load_folder_references(Path(references), out, subject.class_noun) if references else None
+    )
     evaluation = Evaluation(
         title=f"{folder.resolve().name}: scores",
         prompts=prompts_with_seeds(samples),
@@ -80,11 +89,24 @@ def rebuild_evaluation_report(folder: str | Path, max_drift: float | None = None
         evaluation.settings["max_drift"] = max_drift
     selection = select_checkpoint(evaluation) if evaluation.base and evaluation.adapter_variants else None
     run = root.parent
-    is_run = (run / "recipe.yaml").is_file()
-    metrics = RunFolder(run).metrics() if is_run else []
-    report = write.write_evaluation(root, evaluation, selection, metrics=metrics)
-    best = find_selected_checkpoint(run, selection) if is_run else None
-    return EvaluationResult(evaluation, selection, report, best)
+    if not is_run_evaluation(root):
+        return EvaluationResult(evaluation, selection, write.write_evaluation(root, evaluation, selection))
+    report = write.write_evaluation(root, evaluation, selection, metrics=RunFolder(run).metrics())
+    update_selection(root, evaluation, selection)
+    best = selected_checkpoint(run, selection)
+    return EvaluationResult(evaluation, selection, report, best, next_commands(run, None))
+
+
+def is_run_evaluation(root: Path) -> bool:
+    """Return True if a folder holds the evaluation of the run in its parent folder."""
+    return root.name == EVALUATION_FOLDER and is_run_folder(root.parent)
+
+
+def update_selection(root: Path, evaluation: Evaluation, selection: Selection | None) -> None:
+    """Write the selection of a run's evaluation again; do nothing for images of another generator."""
+    if is_run_evaluation(root):
+        verdict = selection_headline(evaluation, selection).text
+        write_selection(root.parent, evaluation, selection, verdict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,9 @@ class _Side:
 
 
 def compare_evaluations(first: str, second: str, out: str | Path) -> EvaluationResult:
-    """Compare two variants, each FOLDER or FOLDER:VARIANT, on the prompts and seeds that both have.
+    """Compare two variants, each FOLDER or FOLDER@VARIANT, on the prompts and seeds that both have.
+
+    VARIANT is a step, STEP:STRENGTH, `last`, or a name of the report. Without it, it is the selected one.
 
     Raises DataError if they have none in common or were scored by different models.
     """
@@ -127,29 +151,46 @@ def compare_evaluations(first: str, second: str, out: str | Path) -> EvaluationR
         sides[0].evaluation.fidelity_metric,
         settings=sides[0].evaluation.settings,
     )
-    page = comparison_page(evaluation, variants[0], variants[1], out, versions=write.package_versions())
-    return EvaluationResult(evaluation, None, write.write_comparison(out, evaluation, page))
+    return EvaluationResult(evaluation, None, write.write_comparison(out, evaluation))
 
 
 def _find_variant(text: str) -> _Side:
     """Find the named variant, else the selected one, else the last."""
-    path, name = Path(text), ""
-    if not path.exists():
-        head, colon, name = text.rpartition(":")
-        path = Path(head) if colon else path
+    path, name = _split_variant(text)
     folder = find_evaluation_folder(path)
     evaluation = load_evaluation(folder)
     if name:
-        matches = [variant for variant in evaluation.variants if name in (variant.name, str(variant.step))]
-        if not matches:
-            remedy = f"one of {', '.join(variant.name for variant in evaluation.variants)}"
-            raise ConfigError(f"there is no variant {name!r}", where=text, remedy=remedy)
-        variant = matches[0]
-    elif evaluation.base and evaluation.adapter_variants:
-        variant = select_checkpoint(evaluation).variant or evaluation.adapter_variants[-1]
-    else:
-        variant = evaluation.variants[-1]
+        return _Side(text, folder, evaluation, _variant_named(evaluation, name, text))
+    variant = evaluation.variants[-1]
+    if evaluation.base and evaluation.adapter_variants:
+        variant = chosen_variant(select_checkpoint(evaluation)) or evaluation.adapter_variants[-1]
     return _Side(text, folder, evaluation, variant)
+
+
+def _split_variant(text: str) -> tuple[Path, str]:
+    """Split FOLDER@VARIANT; both parts may contain another @."""
+    ends = [len(text), *(position for position, letter in enumerate(text) if letter == "@")]
+    for end in sorted(ends, reverse=True):
+        if end and Path(text[:end]).exists():
+            return Path(text[:end]), text[end + 1 :]
+    return Path(text), ""
+
+
+def _variant_named(evaluation: Evaluation, name: str, where: str) -> VariantScores:
+    """Return the variant by its name, STEP or STEP:STRENGTH; `last` is the last checkpoint."""
+    candidates = evaluation.adapter_variants
+    if name == LAST and candidates:
+        return candidates[-1]
+    step, _, strength = name.partition(":")
+    matches = [variant for variant in evaluation.variants if variant.name == name] or [
+        variant
+        for variant in evaluation.variants
+        if str(variant.step) == step and (not strength or f"{variant.strength or 1:g}" == strength)
+    ]
+    if not matches:
+        remedy = f"one of {', '.join(variant.name for variant in evaluation.variants)}"
+        raise ConfigError(f"there is no variant {name!r}", where=where, remedy=remedy)
+    return next((variant for variant in matches if variant.strength in (None, 1)), matches[-1])
 
 
 def _check_same_judges(first: Evaluation, second: Evaluation) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from lorakit import adapters
-from lorakit.config.recipe import Recipe, change_recipe, load_recipe
+from lorakit.adapters.selection_record import EVALUATION_FOLDER
+from lorakit.adapters.sources import read_last_step
+from lorakit.config.recipe import change_recipe, load_recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, first_line
 from lorakit.data.prompts import Prompt, concept_subjects, load_prompts
-from lorakit.evaluation.checkpoints import CheckpointSampler, CheckpointVariant, list_variants
+from lorakit.evaluation import race as racing
+from lorakit.evaluation.checkpoints import list_variants
+from lorakit.evaluation.guests import GuestRequest, find_guests
+from lorakit.evaluation.image_budget import fit_budget
 from lorakit.evaluation.judges import (
     DEFAULT_JUDGES,
     JudgeOptions,
@@ -20,30 +23,21 @@ from lorakit.evaluation.judges import (
     load_judges,
     load_run_references,
 )
-from lorakit.evaluation.measure import ReferenceImages, VariantSamples, score_variants
+from lorakit.evaluation.measure import JudgeModels, ReferenceImages, VariantSamples, score_variants
+from lorakit.evaluation.read_facts import read_run_facts
 from lorakit.evaluation.report import write
+from lorakit.evaluation.report.verdict import selection_headline
 from lorakit.evaluation.result import EvaluationResult
+from lorakit.evaluation.run_sampling import PipelineFacts, RunPlan, RunSampler
 from lorakit.evaluation.score_table import BASE, Evaluation
-from lorakit.evaluation.select import Selection, select_checkpoint
-from lorakit.evaluation.validation_loss import RunValidation
+from lorakit.evaluation.select import select_checkpoint
+from lorakit.evaluation.selection_file import next_commands, selected_checkpoint, write_selection
 from lorakit.evaluation.word_choice import prompt_alternatives
 from lorakit.models import device as devices
-from lorakit.reports import Html
-from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline, resolve_quantization
-from lorakit.training.run import Checkpoint
+from lorakit.sampling.pipeline import SamplingOptions
 from lorakit.training.run_folder import RunFolder, run_recipe_file
 
-EVALUATION_FOLDER, IMAGES_FOLDER = "eval", "images"
-
-
-@dataclass
-class _RunPlan:
-    """The run's recipe, prompts and variants, and notes about anything that cannot be measured."""
-
-    recipe: Recipe
-    prompts: list[Prompt]
-    variants: list[CheckpointVariant]
-    notes: list[str] = field(default_factory=list)
+IMAGES_FOLDER = "images"
 
 
 def evaluate_run(
@@ -58,13 +52,15 @@ def evaluate_run(
     sampling: SamplingOptions | None = None,
     alternative_words: Sequence[str] = (),
     validation_loss: bool = True,
+    guests: Sequence[GuestRequest] = (),
+    race: bool = False,
+    max_images: int | None = None,
     title: str | None = None,
-    extra_sections: Sequence[Html] = (),
 ) -> EvaluationResult:
     """Sample and score the base model and the checkpoints of a run, and select one.
 
-    Writes report.html, scores.json, scores.csv and the images to RUN/eval. Images and scores that are there
-    and still valid are reused.
+    Writes report.html, scores.json, scores.csv, selection.json and the images to RUN/eval. Images, features
+    and scores that are there and still valid are reused.
 
     Args:
         run: the run's folder.
@@ -77,21 +73,27 @@ def evaluate_run(
         sampling: None uses the sampling settings of the run's recipe.
         alternative_words: words from which CLIP chooses the one in each prompt's `score_text`.
         validation_loss: measure the loss of held-out images too, if the run has some.
+        guests: adapters of other origin to compare with, sampled with the same prompts and noise.
+        race: sample some of the prompts first, and the others only for variants that can still be the best.
+        max_images: limit of the number of images: fewer seeds, then fewer checkpoints.
         title: heading of the report.
-        extra_sections: further sections of the report.
 
     Raises ConfigError if the run has no prompts or no adapter, or a model is missing.
     """
     run, root = Path(run), Path(run) / EVALUATION_FOLDER
-    plan = _plan_evaluation(run, prompts, checkpoints, strengths)
-    recipe = plan.recipe
-    judge_models = load_judges(judges, recipe.base)
+    plan = _plan_evaluation(run, prompts, checkpoints, strengths, guests, max_images)
+    judge_models = load_judges(judges, plan.recipe.base)
     reference_images = _load_references(plan, references, root)
+    recipe = plan.recipe
     options = sampling or SamplingOptions(recipe.samples.num_inference_steps, recipe.samples.guidance_scale)
-    pipeline = load_run_pipeline(recipe, plan.variants[0].file, options)
-    evaluation = _empty_evaluation(run, plan, pipeline, options, title)
-    evaluation.settings |= {"max_drift": max_drift}
-    samples = _sample_variants(plan, pipeline, options, root / IMAGES_FOLDER, validation_loss)
+    sampler = RunSampler(plan, options, root / IMAGES_FOLDER, with_losses=validation_loss, is_race=race)
+    if race:
+        samples = _race(plan, sampler, judge_models, reference_images, root, max_drift)
+    else:
+        samples = sampler.sample(plan.prompts, plan.variants, plan.guests)
+    evaluation = _new_evaluation(plan, sampler, max_drift, title)
+    record = storage.read_json(run / "run.json")
+    evaluation.facts = read_run_facts(recipe, record, judge_models.clip, quiet=options.quiet)
     alternatives = prompt_alternatives(plan.prompts, alternative_words) if alternative_words else None
     score_variants(
         evaluation,
@@ -102,48 +104,27 @@ def evaluate_run(
         alternatives=alternatives,
         quiet=options.quiet,
     )
+    return _write_results(plan, evaluation, root, prompts)
+
+
+def _write_results(
+    plan: RunPlan,
+    evaluation: Evaluation,
+    root: Path,
+    prompts: str | Path | None,
+) -> EvaluationResult:
+    """Select, and write the report and the selection; the same scores give the same bytes."""
     selection = select_checkpoint(evaluation)
-    metrics = RunFolder(run).metrics()
-    report = write.write_evaluation(root, evaluation, selection, metrics=metrics, extra=extra_sections)
-    return EvaluationResult(evaluation, selection, report, find_selected_checkpoint(run, selection))
-
-
-def _empty_evaluation(
-    run: Path, plan: _RunPlan, pipeline: SamplingPipeline, options: SamplingOptions, title: str | None
-) -> Evaluation:
-    plan.notes += pipeline.notes
-    return Evaluation(
-        title=title or f"{run.resolve().name}: checkpoint selection",
-        prompts=plan.prompts,
-        variants=[],
-        triggers=plan.recipe.triggers,
-        settings=_sampling_settings(pipeline, options),
-        details=_run_details(run, plan, pipeline),
-        notes=plan.notes,
+    metrics = RunFolder(plan.run).metrics()
+    report = write.write_evaluation(root, evaluation, selection, metrics=metrics)
+    write_selection(plan.run, evaluation, selection, selection_headline(evaluation, selection).text)
+    return EvaluationResult(
+        evaluation,
+        selection,
+        report,
+        selected_checkpoint(plan.run, selection),
+        next_commands(plan.run, Path(prompts) if prompts else None),
     )
-
-
-def load_run_pipeline(recipe: Recipe, adapter_file: Path, options: SamplingOptions) -> SamplingPipeline:
-    """Load the base model in the precision of the run, so that the validation loss equals the training's."""
-    device, precision = devices.default_device(), recipe.train.precision
-    return SamplingPipeline(
-        recipe.base,
-        adapter_file,
-        quantize=resolve_quantization(options, recipe.quantized),
-        device=device,
-        dtype=devices.weight_dtype(device, precision),
-        compute_dtype=devices.compute_dtype(precision),
-    )
-
-
-def find_selected_checkpoint(run: Path, selection: Selection | None) -> Checkpoint | None:
-    """Return the checkpoint of the selected variant of a run; None if nothing is selected."""
-    variant = selection.variant if selection else None
-    if variant is None or variant.step is None:
-        return None
-    strength = 1.0 if variant.strength is None else variant.strength
-    (checkpoint,) = list_variants(run, [variant.step], [strength]).variants
-    return Checkpoint(run, checkpoint.step, checkpoint.file, checkpoint.strength)
 
 
 def _plan_evaluation(
@@ -151,7 +132,9 @@ def _plan_evaluation(
     prompts: str | Path | None,
     checkpoints: str | Sequence[int],
     strengths: Sequence[float],
-) -> _RunPlan:
+    guests: Sequence[GuestRequest],
+    max_images: int | None,
+) -> RunPlan:
     """Check everything that can be checked before the base model is loaded."""
     recipe = load_recipe(run_recipe_file(run))
     prompt_file = prompts or recipe.samples.prompts
@@ -165,10 +148,17 @@ def _plan_evaluation(
     if precision != trained:
         recipe = change_recipe(recipe, [f"train.precision={precision}"])
         notes.append(f"The run was trained in {trained}, which this device lacks; measured in {precision}.")
-    return _RunPlan(recipe, prompt_list, listed.variants, notes)
+    names = [BASE, *(variant.name for variant in listed.variants)]
+    guest_list, guest_notes = find_guests(guests, recipe.triggers, names)
+    plan = RunPlan(run, recipe, prompt_list, listed.variants, guest_list, notes + guest_notes)
+    if max_images is not None:
+        budget = fit_budget(plan.prompts, plan.variants, len(guest_list), max_images)
+        plan.prompts, plan.variants = budget.prompts, budget.variants
+        plan.notes += [budget.note] if budget.note else []
+    return plan
 
 
-def _load_references(plan: _RunPlan, folder: str | Path | None, root: Path) -> ReferenceImages | None:
+def _load_references(plan: RunPlan, folder: str | Path | None, root: Path) -> ReferenceImages | None:
     """Load the reference images; without the run's dataset only the scores that need them are missing."""
     if folder:
         return load_folder_references(Path(folder), root)
@@ -180,62 +170,78 @@ def _load_references(plan: _RunPlan, folder: str | Path | None, root: Path) -> R
         return None
 
 
-def _sample_variants(
-    plan: _RunPlan,
-    pipeline: SamplingPipeline,
-    options: SamplingOptions,
-    images_folder: Path,
-    with_validation_loss: bool,
+def _race(
+    plan: RunPlan,
+    sampler: RunSampler,
+    judges: JudgeModels,
+    references: ReferenceImages | None,
+    root: Path,
+    max_drift: float | None,
 ) -> list[VariantSamples]:
-    """Sample the base model and all variants, and measure their losses on held-out images."""
-    sampler = CheckpointSampler(pipeline, plan.prompts, options, images_folder)
-    validation = _load_validation_loss(plan, pipeline) if with_validation_loss else None
-    base = VariantSamples(BASE, sampler.sample_base())
-    if validation:
-        with pipeline.adapter_disabled():
-            base.losses = validation.image_losses()
-    samples = [base]
-    for variant in plan.variants:
-        images = sampler.sample_variant(variant)
-        losses = validation.image_losses() if validation else {}
-        samples.append(VariantSamples(variant.name, images, variant.step, variant.strength, losses))
-    return samples
+    """Sample some prompts with all variants, and the others with those that can still be the best."""
+    first = racing.first_prompts(plan.prompts, plan.recipe.triggers)
+    samples = sampler.sample(first, plan.variants, listed=first)
+    rest = [prompt for prompt in plan.prompts if prompt not in first]
+    if not rest:
+        plan.notes.append(f"There was no race: the prompts are no more than the first {len(first)}.")
+        return samples + sampler.sample_guests(plan.prompts, plan.guests)
+    interim = _new_evaluation(plan, sampler, max_drift, None, first)
+    score_variants(interim, samples, judges, references, root=root, quiet=sampler.options.quiet)
+    stopped = racing.find_losers(interim)
+    plan.notes.append(racing.stopped_note(stopped, len(first), len(plan.prompts)))
+    remaining = [variant for variant in plan.variants if variant.name not in stopped]
+    more = sampler.sample(rest, remaining, listed=plan.prompts)
+    joined = _join_parts(samples, more, stopped, plan.prompts)
+    return joined + sampler.sample_guests(plan.prompts, plan.guests)
 
 
-def _load_validation_loss(plan: _RunPlan, pipeline: SamplingPipeline) -> RunValidation | None:
-    if not plan.recipe.validate_.enabled:
-        return None
-    try:
-        validation = RunValidation(plan.recipe, pipeline)
-    except (DataError, ConfigError) as error:
-        plan.notes.append(f"The validation loss is not measured: {first_line(error)}.")
-        return None
-    return None if validation.is_empty else validation
+def _join_parts(
+    first: Sequence[VariantSamples],
+    rest: Sequence[VariantSamples],
+    stopped: Sequence[str],
+    prompts: Sequence[Prompt],
+) -> list[VariantSamples]:
+    """Return the variants with the images of both parts in the order of the prompts."""
+    more = {variant.name: variant.samples for variant in rest}
+    order = {prompt.id: number for number, prompt in enumerate(prompts)}
+    joined = []
+    for variant in first:
+        files = sorted([*variant.samples, *more.get(variant.name, [])], key=lambda s: order[s.prompt.id])
+        joined.append(replace(variant, samples=files, stopped_early=variant.name in stopped))
+    return joined
 
 
-def _sampling_settings(pipeline: SamplingPipeline, options: SamplingOptions) -> dict[str, Any]:
-    settings = pipeline.settings(options)
-    control = options.control
-    return {
-        "width": settings.width,
-        "height": settings.height,
-        "sampler": settings.sampler or type(pipeline.pipe.scheduler).__name__,
-        "num_inference_steps": settings.num_inference_steps,
-        "guidance_scale": settings.guidance_scale,
-        "quantize": pipeline.quantize,
-        "image_guidance": {"type": control.type, "scale": control.scale} if control else None,
-    }
+def _new_evaluation(
+    plan: RunPlan,
+    sampler: RunSampler,
+    max_drift: float | None,
+    title: str | None,
+    prompts: Sequence[Prompt] | None = None,
+) -> Evaluation:
+    """Return the evaluation before anything is scored; `prompts` are those of a part."""
+    facts = sampler.facts
+    assert facts is not None, "nothing was sampled"
+    notes = [*plan.notes, *(note for note in facts.notes if note not in plan.notes)]
+    return Evaluation(
+        title=title or f"{plan.run.resolve().name}: checkpoint selection",
+        prompts=list(plan.prompts if prompts is None else prompts),
+        variants=[],
+        triggers=plan.recipe.triggers,
+        settings=facts.settings | {"max_drift": max_drift},
+        details=_run_details(plan, facts),
+        notes=notes,
+        last_step=read_last_step(plan.run),
+    )
 
 
-def _run_details(run: Path, plan: _RunPlan, pipeline: SamplingPipeline) -> list[tuple[str, str]]:
+def _run_details(plan: RunPlan, facts: PipelineFacts) -> list[tuple[str, str]]:
     """Rows of the report about the run: base model, adapter, training, data and file size."""
-    recipe, optimizer = plan.recipe, plan.recipe.optimizer
-    size = adapters.count_trainable(*pipeline.networks.values())
-    record = storage.read_json(run / "run.json")
+    recipe, optimizer, size = plan.recipe, plan.recipe.optimizer, facts.size
+    record = storage.read_json(plan.run / "run.json")
     rank = f"rank {recipe.adapter.rank}, alpha {recipe.adapter.alpha:g}"
     steps = f"{recipe.train.steps} steps of {recipe.effective_batch} images"
     return [
-        ("Base model", f"{Path(recipe.base).name} ({pipeline.family.title})"),
+        ("Base model", f"{Path(recipe.base).name} ({facts.family_title})"),
         ("Adapter", f"{rank}, {size.num_modules} modules, {size.num_parameters:,} parameters"),
         ("Training", f"{steps}, {optimizer.name}, learning rate {optimizer.lr:g}"),
         ("Data", f"{record.get('num_images', '?')} images at resolution {recipe.resolution}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ class EvaluationResult:
     selection: Selection | None
     """None if there is nothing to select from: no base model's images, or only these."""
     report: Path
-    """report.html; scores.json and scores.csv are in the same folder."""
+    """report.html; scores.json, scores.csv and selection.json (of a run) are in the same folder."""
     best: Checkpoint | None = None
-    """The selected checkpoint of a run; None if none can be recommended (`selection.reason` says why)."""
+    """The selected checkpoint of a run with its strength, else the best one with its alarms.
+
+    `selection.variant` and `selection.despite_alarms` say whether it is recommended. None if nothing could be
+    measured: `selection.reason` says why.
+    """
+    next_commands: list[str] = field(default_factory=list)
+    """The commands that export the selected checkpoint of a run, and sample with it."""
 
     @property
     def scores(self) -> list[dict[str, Any]]:

@@ -1,0 +1,68 @@
+"""Models that score, loaded when they are used and released afterwards: one at a time is in memory.
+
+Each is loaded once before any image is sampled, so that a missing one is an error at once, and released; what
+describes it is kept.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from lorakit.evaluation.feature_cache import TEXT_LISTS
+from lorakit.models import device as devices
+from lorakit.models import memory
+
+T = TypeVar("T")
+
+
+class _OnDemand:
+    """A model in the place of the loaded one: any attribute but its description and name loads it."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+        self._model: Any = None
+        self._description: dict[str, Any] = {}
+        # texts that were treated in another way, since a model that is loaded again has forgotten them
+        self._texts: dict[str, dict[str, None]] = {}
+        model = self._loaded()
+        if isinstance(name := getattr(model, "name", None), str):
+            self.name = name
+        self.release()
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            self._model = self._load()
+        return self._model
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of copy and pickle, which must not load it
+            raise AttributeError(name)
+        return getattr(self._loaded(), name)
+
+    def describe(self) -> dict[str, Any]:
+        if self._model is not None:
+            self._description = dict(self._model.describe())
+            for key in TEXT_LISTS & self._description.keys():
+                self._texts.setdefault(key, {}).update(dict.fromkeys(self._description[key]))
+        return self._description | {key: list(texts) for key, texts in self._texts.items()}
+
+    def release(self) -> None:
+        if self._model is not None:
+            self.describe()
+            self._model = None
+            gc.collect()
+            memory.empty_device_cache(devices.default_device())
+
+
+def on_demand(load: Callable[[], T]) -> T:
+    """Load a model to see that it can be loaded, and return one that is loaded again when it is used."""
+    return cast(T, _OnDemand(load))
+
+
+def release(*models: Any) -> None:
+    """Free the memory of models that are loaded again when they are used."""
+    for model in models:
+        if isinstance(model, _OnDemand):
+            model.release()
