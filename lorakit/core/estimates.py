@@ -20,9 +20,9 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Variation:
-    """The uncertainty of K figures from one random sample: their covariance is `rows.T @ rows`."""
+    """The covariance of K figures due to one random sample."""
 
-    rows: FloatArray  # (m, K)
+    covariance: FloatArray  # (K, K)
     freedom: float
     """Degrees of freedom that the covariance is estimated with; 0 if it is unknown."""
 
@@ -38,11 +38,11 @@ def variation_of_means(rows: FloatArray, strata: Sequence[Hashable] = ()) -> Var
         groups.setdefault(stratum, []).append(index)
     freedom = count - len(groups)
     if freedom < 1:
-        return Variation(np.zeros_like(rows), 0)
+        return Variation(np.zeros((rows.shape[1], rows.shape[1])), 0)
     deviations = np.empty_like(rows)
     for indices in groups.values():
         deviations[indices] = rows[indices] - rows[indices].mean(0)
-    return Variation(deviations / np.sqrt(count * freedom), freedom)
+    return Variation(deviations.T @ deviations / (count * freedom), freedom)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,12 @@ class Estimates:
 
     def transform(self, values: FloatArray, matrix: FloatArray) -> Estimates:
         """Return J other figures; `matrix` (K, J) has their derivatives, the weights of linear ones."""
-        sources = tuple(Variation(source.rows @ matrix, source.freedom) for source in self.sources)
+        sources = tuple(Variation(matrix.T @ s.covariance @ matrix, s.freedom) for s in self.sources)
         return Estimates(values, sources, self.num_prompts)
+
+    def select(self, indices: Sequence[int]) -> Estimates:
+        """Return some of the figures."""
+        return self.combine(np.eye(len(self.values))[:, list(indices)])
 
     def combine(self, matrix: FloatArray) -> Estimates:
         """Return J linear combinations with the weights `matrix` (K, J)."""
@@ -69,11 +73,11 @@ class Estimates:
 
     def variances(self) -> FloatArray:
         """Return the variance of each figure (K,), the sum over the sources."""
-        return np.sum([(source.rows**2).sum(0) for source in self.sources], axis=0)
+        return np.sum([np.diag(source.covariance) for source in self.sources], axis=0)
 
     def freedom(self) -> FloatArray:
         """Return the degrees of freedom of each variance (K,), by Satterthwaite's formula."""
-        parts = np.array([(source.rows**2).sum(0) for source in self.sources])  # (S, K)
+        parts = np.array([np.diag(source.covariance) for source in self.sources])  # (S, K)
         degrees = np.array([max(source.freedom, 1) for source in self.sources])[:, None]
         total, weighted = parts.sum(0), (parts**2 / degrees).sum(0)
         return np.where(weighted > 0, total**2 / np.where(weighted > 0, weighted, 1), degrees.sum())
@@ -84,7 +88,7 @@ class Estimates:
         if not self.has_intervals:
             return Interval(value, np.nan, np.nan, self.num_prompts, level)
         t = _quantile((1 + level) / 2, self.freedom()[index])
-        margin = t * float(np.sqrt(self.variances()[index]))
+        margin = t * float(np.sqrt(max(self.variances()[index], 0.0)))
         return Interval(value, value - margin, value + margin, self.num_prompts, level)
 
     def difference(self, first: int, second: int, level: float = 0.95) -> Interval:
@@ -108,8 +112,8 @@ class Estimates:
         weights[numerator] += 1
         weights[denominator] -= value
         t = _quantile((1 + level) / 2, self.combine(weights).freedom()[0])
-        pairs = [source.rows[:, [numerator, denominator]] for source in self.sources]
-        covariance = t * t * np.sum([rows.T @ rows for rows in pairs], axis=0)
+        columns = np.ix_([numerator, denominator], [numerator, denominator])
+        covariance = t * t * np.sum([source.covariance[columns] for source in self.sources], axis=0)
         # (numerator - r denominator)^2 <= t^2 variance is quadratic in r: a r^2 - 2 b r + c <= 0
         a, b, c = below**2 - covariance[1, 1], above * below - covariance[0, 1], above**2 - covariance[0, 0]
         if a <= 0:
@@ -131,7 +135,7 @@ class Estimates:
         gaps = self.combine(weights)
         share = 1 - (1 - level) / (count - 1)
         limits = np.array([_quantile(share, freedom) for freedom in gaps.freedom()])
-        kept = gaps.values + margin <= limits * np.sqrt(gaps.variances())
+        kept = gaps.values + margin <= limits * np.sqrt(np.maximum(gaps.variances(), 0))
         kept[leader] = True
         return [bool(value) for value in kept]
 

@@ -18,7 +18,7 @@ from lorakit.data.prompts import Prompt
 from lorakit.evaluation.quality import NormalizedScores
 from lorakit.evaluation.report.number_format import format_percent
 from lorakit.evaluation.sample_files import SampleKey
-from lorakit.evaluation.score_table import Evaluation, VariantScores, bootstrap_mean_interval
+from lorakit.evaluation.score_table import Evaluation, VariantScores, column_interval
 
 MIN_DIVERSITY_RATIO = 0.7  # of the base model's diversity
 SSCD_COPY_THRESHOLD = 0.5  # similarity from which a pair counts as a copy (Pizzi et al., arXiv:2202.10261)
@@ -91,7 +91,7 @@ def drift_limit(evaluation: Evaluation, requested: float | None) -> DriftLimit |
     base, prompts = evaluation.base, evaluation.prompts_of_role("class", "unrelated")
     if base is None or not prompts:
         return None
-    seed_distance = bootstrap_mean_interval(evaluation.prompt_means(base, "diversity", prompts))
+    seed_distance = column_interval(evaluation.prompt_means(base, "diversity", prompts))
     prompt_distance = base.set_metrics.get("prompt_distance")
     limits = []
     if seed_distance:
@@ -125,12 +125,12 @@ def _copied_images(evaluation: Evaluation, variant: VariantScores) -> Alarm | No
     if threshold is None or name not in variant.scores:
         return None
     shares = _shares_above(variant, name, prompts, threshold.similarity)
-    copied_share = bootstrap_mean_interval(shares)
+    copied_share = column_interval(shares)
     if copied_share is None or not copied_share.ci_low > threshold.expected_rate:
         return None
     if evaluation.base:
         base_shares = _shares_above(evaluation.base, name, prompts, threshold.similarity)
-        increase = bootstrap_mean_interval(shares - base_shares)
+        increase = column_interval(shares - base_shares)
         if increase is None or not increase.ci_low > 0:
             return None
     message = (
@@ -205,9 +205,9 @@ def _no_effect(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
     base, prompts = evaluation.base, evaluation.prompts_of_role("subject") or evaluation.prompts
     if base is None or "drift" not in variant.scores:
         return None
-    seed_distance = bootstrap_mean_interval(evaluation.prompt_means(base, "diversity", prompts))
+    seed_distance = column_interval(evaluation.prompt_means(base, "diversity", prompts))
     unit = seed_distance.mean if seed_distance and seed_distance.mean > 0 else 1.0
-    relative_drift = bootstrap_mean_interval(evaluation.prompt_means(variant, "drift", prompts) / unit)
+    relative_drift = column_interval(evaluation.prompt_means(variant, "drift", prompts) / unit)
     if relative_drift is None:
         return None
     upper = relative_drift.mean if np.isnan(relative_drift.ci_high) else relative_drift.ci_high

@@ -1,27 +1,45 @@
-"""Scores of a variant on a scale between two anchors that the evaluation measures itself.
+"""Fidelity and prompt adherence on a scale between two anchors that the evaluation measures itself; quality.
 
-Fidelity is 0 at the base model's images and 1 at the reference images compared with each other. Prompt
-adherence is 0 for shuffled prompts and 1 for the base model. Quality is their geometric mean.
+Fidelity is 0 at the base model's images and 1 at true images: the references, each compared with the others.
+Prompt adherence is 0 for shuffled prompts and 1 for the base model. Intervals include the uncertainty of the
+anchors. Quality is the harmonic mean of both: it is low if one of them is. Near and beyond the upper anchor
+there is little merit, so each counts less and less from 80 % on, and no more from 120 % on; the bend is round
+because noise biases a sharp one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorakit.core.statistics import Interval, bootstrap, resampled_means
+from lorakit.core.estimates import Estimates
+from lorakit.core.statistics import Interval
 from lorakit.data.prompts import Prompt
+from lorakit.evaluation.prompt_scores import (
+    MIN_UNITS,
+    PromptScores,
+    collect_prompt_scores,
+    linear_estimates,
+    num_reference_units,
+)
 from lorakit.evaluation.score_table import Evaluation, VariantScores
 
 FloatArray = NDArray[np.float64]
 ScoreName = Literal["fidelity", "prompt_adherence", "quality"]
-RESAMPLES = 10_000
+RatioName = Literal["fidelity", "prompt_adherence"]
+SATURATION = 0.2  # half the width of the bend around an upper anchor
+MAX_WIDTH = 1.0  # of an interval on a scale from 0 to 1
 _MIN_RANGE = 1e-3  # a smaller range of cosines between the anchors is noise
-_COLUMNS = 3  # of each variant in `prompt_means`: fidelity metric, CLIP-T, CLIP-T with shuffled prompts
+_NO_SCALE: dict[RatioName, str] = {
+    "fidelity": "the reference images are not clearly more similar to each other than the base model's "
+    "images are to them",
+    "prompt_adherence": "the base model's own images do not clearly match their prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -32,28 +50,10 @@ class ScoreAnchors:
     reference_fidelity: float | None
     base_adherence_margin: float | None
     """CLIP-T of the base model with its own prompts minus that with shuffled prompts."""
-
-    @property
-    def has_fidelity(self) -> bool:
-        """True if the references are more similar to each other than the base model's images to them."""
-        return (
-            self.base_fidelity is not None
-            and self.reference_fidelity is not None
-            and self.reference_fidelity - self.base_fidelity > _MIN_RANGE
-        )
-
-    @property
-    def has_prompt_adherence(self) -> bool:
-        """True if the base model's own images follow the prompts."""
-        return self.base_adherence_margin is not None and self.base_adherence_margin > _MIN_RANGE
-
-
-@dataclass(frozen=True)
-class QualityEstimate:
-    """Quality of A variants: `point` (A,), and the same in N resamples of the prompts (N, A)."""
-
-    point: FloatArray
-    resamples: FloatArray
+    has_fidelity: bool = False
+    """True if the references are clearly more similar to each other than the base model's images to them."""
+    has_prompt_adherence: bool = False
+    """True if the base model's own images clearly follow the prompts."""
 
 
 class NormalizedScores:
@@ -62,85 +62,154 @@ class NormalizedScores:
     def __init__(
         self, evaluation: Evaluation, variants: Sequence[VariantScores], prompts: Sequence[Prompt]
     ) -> None:
-        self.variants = list(variants)
-        base = evaluation.base
-        rows = [base, *variants] if base else list(variants)
-        names = (evaluation.fidelity_metric, "clip_t", "clip_t_shuffled")
-        columns = [evaluation.prompt_means(variant, name, prompts) for variant in rows for name in names]
-        table = np.stack(columns, 1) if prompts else np.empty((0, len(columns)))  # (G, 3 A)
-        self._has_values = [bool(column.any()) for column in np.isfinite(table).T]  # no prompts: all False
-        self.prompt_means = table[np.isfinite(table[:, self._has_values]).all(1)]
-        self._variant_offset = _COLUMNS if base else 0
-        self._prompts = list(prompts)
-        self.anchors = ScoreAnchors(None, None, None)
-        if base and len(self.prompt_means):
-            self.anchors = self._measure_anchors(evaluation)
+        self._measure(collect_prompt_scores(evaluation, variants, prompts), len(variants))
 
-    def _measure_anchors(self, evaluation: Evaluation) -> ScoreAnchors:
-        means, known = self.prompt_means.mean(0), self._has_values
+    @classmethod
+    def from_scores(cls, scores: PromptScores, num_variants: int) -> NormalizedScores:
+        """Return the same for scores that are arrays already."""
+        normalized = cls.__new__(cls)
+        normalized._measure(scores, num_variants)
+        return normalized
+
+    def _measure(self, scores: PromptScores, num_variants: int) -> None:
+        self.scores, self.num_variants = scores, num_variants
+        self._figures = Estimates(np.empty(0), (), scores.num_prompts)
+        self._parts: dict[RatioName, range] = {}  # columns of the figures: A variants, then the upper anchor
+        if scores.num_prompts and (scores.similarity is not None or scores.margin is not None):
+            self._figures = linear_estimates(scores)
+            size, end = num_variants + 1, len(self._figures.values)
+            if scores.similarity is not None:
+                self._parts["fidelity"] = range(size)
+            if scores.margin is not None:
+                self._parts["prompt_adherence"] = range(end - size, end)
+        self.anchors = self._measure_anchors()
+
+    def _measure_anchors(self) -> ScoreAnchors:
+        base_fidelity = reference_fidelity = None
+        references, similarity = self.scores.references, self.scores.similarity
+        if "fidelity" in self._parts and references is not None and similarity is not None:
+            units = [references.fidelity_units(subject) for subject in self.scores.subjects]
+            own = [row[columns].mean() for row, columns in zip(similarity[0], units, strict=True)]
+            base_fidelity = float(np.mean(own))
+            reference_fidelity = base_fidelity + self._upper_anchor("fidelity")
         return ScoreAnchors(
-            float(means[0]) if known[0] else None,
-            _mean_ceiling(evaluation, self._prompts),
-            float(means[1] - means[2]) if known[1] and known[2] else None,
+            base_fidelity,
+            reference_fidelity,
+            self._upper_anchor("prompt_adherence") if "prompt_adherence" in self._parts else None,
+            self._has_scale("fidelity"),
+            self._has_scale("prompt_adherence"),
         )
 
-    def fidelity(self, means: FloatArray, variant: int) -> FloatArray:
-        """Return 0 for the base model, 1 for the references; `means` (..., 3 A) of `prompt_means`."""
-        base = means[..., 0]
-        column = self._variant_offset + _COLUMNS * variant
-        share: FloatArray = (means[..., column] - base) / ((self.anchors.reference_fidelity or 0.0) - base)
-        return share
+    def _upper_anchor(self, name: RatioName) -> float:
+        return float(self._figures.values[self._parts[name][-1]])
 
-    def prompt_adherence(self, means: FloatArray, variant: int) -> FloatArray:
-        """Return 0 for shuffled prompts, 1 for the base model; `means` (..., 3 A) of `prompt_means`."""
-        column = self._variant_offset + _COLUMNS * variant
-        margin = means[..., column + 1] - means[..., column + 2]
-        share: FloatArray = margin / (means[..., 1] - means[..., 2])
-        return share
+    def _has_scale(self, name: RatioName) -> bool:
+        """Return True if the upper anchor is above the lower one, beyond chance if that is known."""
+        if name not in self._parts:
+            return False
+        interval = self._figures.interval(self._parts[name][-1])
+        return interval.mean > _MIN_RANGE and not interval.ci_low <= 0
 
-    def quality(self, means: FloatArray, variant: int) -> FloatArray:
-        """Return the geometric mean of the two, each clipped to 0..1: beyond an anchor there is no merit."""
-        parts = []
-        if self.anchors.has_fidelity:
-            parts.append(self.fidelity(means, variant))
-        if self.anchors.has_prompt_adherence:
-            parts.append(self.prompt_adherence(means, variant))
-        if not parts:
-            return np.zeros(means.shape[:-1])
-        product: FloatArray = np.prod([np.clip(part, 0, 1) for part in parts], axis=0) ** (1 / len(parts))
-        return product
+    @property
+    def fidelity(self) -> FloatArray:
+        """Fidelity of each variant (A,)."""
+        return self._ratios("fidelity")
 
-    def interval(self, name: ScoreName, variant: int) -> Interval | None:
-        """Return a score of the variant with its interval over prompts; None if it cannot be measured."""
-        if not len(self.prompt_means):
+    @property
+    def prompt_adherence(self) -> FloatArray:
+        """Prompt adherence of each variant (A,)."""
+        return self._ratios("prompt_adherence")
+
+    def _ratios(self, name: RatioName) -> FloatArray:
+        values: FloatArray = self._figures.values[list(self._parts[name])]
+        return values[:-1] / values[-1]
+
+    def interval(self, name: ScoreName, variant: int, level: float = 0.95) -> Interval | None:
+        """Return a score of the variant with its interval; None if nothing was measured.
+
+        A figure whose anchors cannot be distinguished, or whose interval is wider than its scale, is unknown.
+        """
+        if name == "quality":
+            has_quality = self.anchors.has_fidelity or self.anchors.has_prompt_adherence
+            return self.quality.interval(variant, level) if has_quality else None
+        if name not in self._parts:
             return None
-        if name == "fidelity" and not self.anchors.has_fidelity:
+        columns = self._parts[name]
+        return self._known_ratio(name, self._figures.select([columns[variant], columns[-1]]), level)
+
+    def difference(self, name: RatioName, first: int, second: int, level: float = 0.95) -> Interval | None:
+        """Return a score of one variant minus that of another; the anchors that they share partly cancel."""
+        if name not in self._parts:
             return None
-        if name == "prompt_adherence" and not self.anchors.has_prompt_adherence:
-            return None
-        score = getattr(self, name)
-        return bootstrap(self.prompt_means, lambda means: score(means, variant), n=RESAMPLES)
+        columns = self._parts[name]
+        weights = np.zeros((len(self._figures.values), 2))
+        weights[columns[first], 0] += 1
+        weights[columns[second], 0] -= 1
+        weights[columns[-1], 1] = 1
+        return self._known_ratio(name, self._figures.combine(weights), level)
 
-    def quality_difference(self, first: int, second: int) -> Interval:
-        """Return the quality of one variant minus that of another, paired over prompts."""
-        return bootstrap(
-            self.prompt_means,
-            lambda means: self.quality(means, first) - self.quality(means, second),
-            n=RESAMPLES,
-        )
+    def _known_ratio(self, name: RatioName, pair: Estimates, level: float) -> Interval:
+        """Return the ratio of two figures; unknown with the reason if it says nothing."""
+        count, units = self.scores.num_prompts, num_reference_units(self.scores)
+        if name == "fidelity" and units < MIN_UNITS:
+            number = "only one reference image" if units == 1 else f"only {units} different reference images"
+            return Interval.unknown(f"there {'is' if units == 1 else 'are'} {number}", count, level)
+        interval = pair.ratio(0, 1, level)
+        if interval is None or pair.values[1] < _MIN_RANGE:
+            return Interval.unknown(_NO_SCALE[name], count, level)
+        if interval.ci_high - interval.ci_low > MAX_WIDTH:
+            sources = [float(source.covariance[1, 1]) for source in pair.sources]
+            more = "reference images" if len(sources) > 1 and sources[1] > sources[0] else "prompts"
+            reason = f"its interval is wider than the scale: it needs more {more}"
+            return Interval.unknown(reason, count, level)
+        return interval
 
-    def quality_estimate(self) -> QualityEstimate:
-        """Return the quality of all variants, on the prompts and in resamples of them."""
-        variants = range(len(self.variants))
-        point = np.array([float(self.quality(self.prompt_means.mean(0), v)) for v in variants])
-        resampled = np.concatenate(list(resampled_means(self.prompt_means, RESAMPLES, 0)))
-        return QualityEstimate(point, np.stack([self.quality(resampled, v) for v in variants], 1))
+    def quality_difference(self, first: int, second: int, level: float = 0.95) -> Interval:
+        """Return the quality of one variant minus that of another, paired over prompts and references."""
+        return self.quality.difference(first, second, level)
+
+    @cached_property
+    def quality(self) -> Estimates:
+        """The quality of all variants (A,), 1 at both upper anchors and 0 where one part is 0."""
+        names = [name for name in self._parts if self._has_scale(name)]
+        if not names:
+            return Estimates(np.zeros(self.num_variants), (), self.scores.num_prompts)
+        ratios = [self._ratios(name) for name in names]
+        values, slopes = harmonic_mean([saturate(ratio) for ratio in ratios])
+        derivatives = np.zeros((len(self._figures.values), self.num_variants))
+        for name, ratio, slope in zip(names, ratios, slopes, strict=True):
+            columns = list(self._parts[name])
+            weights = slope * saturation_slope(ratio) / self._upper_anchor(name)
+            derivatives[columns[:-1]] = np.diag(weights)
+            derivatives[columns[-1]] = -weights * ratio
+        return self._figures.transform(values, derivatives)
 
 
-def _mean_ceiling(evaluation: Evaluation, prompts: Sequence[Prompt]) -> float | None:
-    """Return the fidelity of true images, mean over the prompts' subjects; None without two references."""
-    if evaluation.references is None:
-        return None
-    values = [evaluation.references.ceiling(evaluation.prompt_trigger(prompt)) for prompt in prompts]
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else None
+def saturate(values: FloatArray) -> FloatArray:
+    """Return the values, bent so that they count less and less around 1 and no more beyond the bend."""
+    start, width = 1 - SATURATION, 4 * SATURATION
+    bent = values - np.maximum(values - start, 0) ** 2 / width
+    return np.where(values > 1 + SATURATION, 1.0, bent)
+
+
+def saturation_slope(values: FloatArray) -> FloatArray:
+    """Return the derivative of `saturate`."""
+    return np.clip(1 - (values - (1 - SATURATION)) / (2 * SATURATION), 0, 1)
+
+
+def harmonic_mean(parts: Sequence[FloatArray]) -> tuple[FloatArray, list[FloatArray]]:
+    """Return the harmonic mean of one or two parts (A,), and its derivative by each.
+
+    Below zero it continues as twice the lowest part, its tangent there.
+    """
+    if len(parts) == 1:
+        return parts[0], [np.ones_like(parts[0])]
+    first, second = parts
+    positive = (first > 0) & (second > 0)
+    total = np.where(positive, first + second, 1)
+    values = np.where(positive, 2 * first * second / total, 2 * np.minimum(first, second))
+    slopes = [
+        np.where(positive, 2 * (other / total) ** 2, 2.0 * (one <= other))
+        for one, other in ((first, second), (second, first))
+    ]
+    return values, slopes

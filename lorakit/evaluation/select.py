@@ -1,42 +1,69 @@
 """Checkpoint selection, and the certainty of the choice.
 
-The best of many noisy scores overstates itself, so half of the prompts select and the other half report. If
-checkpoints cannot be distinguished, the earliest is selected, because it has had the least time to overfit.
+All prompts select: the best by quality among the variants without an alarm. The best of many noisy scores
+overstates itself, so its figures are cross-fitted: on each prompt they are those of the variant that the
+other prompts select. An earlier checkpoint within one standard error of the best is preferred only where
+something worsens between the two; without a reason, more training is not a fault.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from lorakit.core import rng
 from lorakit.core.statistics import MIN_PROMPTS, Interval
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation import alarms
 from lorakit.evaluation.alarms import Alarm, DriftLimit
+from lorakit.evaluation.cross_fit import Worsening, choose_variant, cross_fitted_choices
 from lorakit.evaluation.quality import NormalizedScores
 from lorakit.evaluation.score_table import Evaluation, VariantScores
+from lorakit.evaluation.worsening import worsened_scores
 
-MIN_PROMPTS_TO_SPLIT = 8  # with fewer prompts of the subject all of them select and report
+FAMILY_LEVEL = 0.95
+"""Probability that the best variant is the selected one or among those that it is tied with."""
+MIN_RISE = 0.01  # of quality from one checkpoint to the next, from which more training pays
 
 
 @dataclass(frozen=True)
 class VariantQuality:
-    """Scores and alarms of one variant on all prompts of the subject."""
+    """Scores and alarms of one variant on all prompts of the subject that it was measured on."""
 
     variant: VariantScores
     fidelity: Interval | None
     prompt_adherence: Interval | None
     alarms: list[Alarm]
+    quality: Interval | None = None
+    num_prompts: int = 0
+
+    @property
+    def has_alarm(self) -> bool:
+        """True if the variant has an alarm, not only warnings."""
+        return any(alarm.level == "alarm" for alarm in self.alarms)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; alarms are listed by name."""
+        variant, names = self.variant, ("quality", "fidelity", "prompt_adherence")
+        intervals = {name: getattr(self, name) for name in names}
+        return {
+            "name": variant.name,
+            "step": variant.step,
+            "strength": variant.strength,
+            "num_prompts": self.num_prompts,
+            **{name: value.to_json() if value else None for name, value in intervals.items()},
+            "alarms": [alarm.name for alarm in self.alarms if alarm.level == "alarm"],
+            "warnings": [alarm.name for alarm in self.alarms if alarm.level != "alarm"],
+        }
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The selected variant, or None if all have alarms or nothing can be measured; `reason` explains it.
+    """The recommended variant, None only if nothing can be measured; `reason` explains it.
 
-    `quality`, `fidelity`, `prompt_adherence` and `tied_with` are measured on the prompts that did not
-    select.
+    `quality`, `fidelity` and `prompt_adherence` are cross-fitted: not overstated by the choice of the best.
     """
 
     variant: VariantScores | None
@@ -47,9 +74,9 @@ class Selection:
     fidelity: Interval | None = None
     prompt_adherence: Interval | None = None
     tied_with: list[str] = field(default_factory=list)
-    """Names of variants whose quality cannot be distinguished from that of the selected one."""
-    held_out_prompts: bool = True
-    """True if other prompts report than selected."""
+    """Names of variants whose quality cannot be distinguished from that of the best, at `FAMILY_LEVEL`."""
+    num_folds: int = 0
+    """Parts of the prompts, left out in turn for the cross-fitted figures; 0 if there are too few prompts."""
     few_prompts: bool = False
     best: VariantScores | None = None
     """The best by quality, whatever its alarms."""
@@ -57,13 +84,15 @@ class Selection:
     """True if the recommended variant itself has an alarm, because all have one: it is the least bad."""
     still_rising: bool = False
     """True if quality still rises at the last checkpoint, beyond chance."""
+    worsened: list[str] = field(default_factory=list)
+    """Scores that are worse at a better but later variant, for which an earlier one is recommended."""
 
     @property
     def without_alarms(self) -> list[VariantScores]:
-        """The variants without an alarm."""
-        return [candidate.variant for candidate in self.candidates if not candidate.alarms]
+        """The variants without an alarm; they may have warnings."""
+        return [candidate.variant for candidate in self.candidates if not candidate.has_alarm]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Plain values: the output of `lorakit eval pick --json`."""
         intervals = {
             "quality": self.quality,
@@ -75,11 +104,17 @@ class Selection:
             "step": self.variant.step if self.variant else None,
             "strength": self.variant.strength if self.variant else None,
             "reason": self.reason,
+            "best": self.best.name if self.best else None,
+            "despite_alarms": self.despite_alarms,
+            "still_rising": self.still_rising,
+            "worsened": self.worsened,
             "tied_with": self.tied_with,
+            "family_level": FAMILY_LEVEL,
             "few_prompts": self.few_prompts,
-            "held_out_prompts": self.held_out_prompts,
+            "num_folds": self.num_folds,
             "max_drift": vars(self.max_drift) if self.max_drift else None,
             **{name: value.to_json() if value else None for name, value in intervals.items()},
+            "variants": [candidate.to_json() for candidate in self.candidates],
             "alarms": {
                 candidate.variant.name: [alarm.to_json() for alarm in candidate.alarms]
                 for candidate in self.candidates
@@ -88,93 +123,163 @@ class Selection:
         }
 
 
-@dataclass(frozen=True)
-class PromptSplit:
-    """Prompts that select the checkpoint, and prompts that report its quality."""
-
-    selecting: list[Prompt]
-    reporting: list[Prompt]
-
-
-def split_prompts(prompts: list[Prompt]) -> PromptSplit:
-    """Split the prompts in halves with as many of each kind, by keyed randomness; few prompts do both."""
-    if len(prompts) < MIN_PROMPTS_TO_SPLIT:
-        return PromptSplit(prompts, prompts)
-    order = sorted(prompts, key=lambda prompt: (prompt.kind, rng.derive_seed(0, "half", prompt.id)))
-    return PromptSplit(order[::2], order[1::2])
-
-
 def select_checkpoint(evaluation: Evaluation, max_drift: float | None = None) -> Selection:
-    """Drop variants with alarms, find the best on half of the prompts, select the earliest as good as it.
+    """Recommend a variant: the best by quality without an alarm, or an earlier one that is as good.
 
-    As good means within one standard error of the paired difference. `max_drift` (1 - cosine) overrides the
-    limit in the evaluation's settings.
+    If all have alarms, the one with the fewest is the least bad. `max_drift` (1 - cosine) overrides the limit
+    in the evaluation's settings.
     """
     max_drift = evaluation.settings.get("max_drift") if max_drift is None else max_drift
-    subject_prompts = evaluation.prompts_of_role("subject")
-    variants = evaluation.adapter_variants
+    prompts = evaluation.prompts_of_role("subject")
     limit = alarms.drift_limit(evaluation, max_drift)
-    all_scores = NormalizedScores(evaluation, variants, subject_prompts)
-    candidates = [
-        VariantQuality(
-            variant,
-            all_scores.interval("fidelity", index),
-            all_scores.interval("prompt_adherence", index),
-            alarms.find_alarms(evaluation, variant, limit),
-        )
-        for index, variant in enumerate(variants)
-    ]
-    few_prompts = len(subject_prompts) < MIN_PROMPTS
-    remaining = [candidate.variant for candidate in candidates if not candidate.alarms]
-    if reason := _why_no_selection(evaluation, all_scores, subject_prompts, remaining):
+    candidates = [_assess(evaluation, one, prompts, limit) for one in evaluation.adapter_variants]
+    few_prompts = len(prompts) < MIN_PROMPTS
+    eligible = _eligible(candidates)
+    scores = NormalizedScores(evaluation, [candidate.variant for candidate in eligible], prompts)
+    if reason := _why_no_selection(evaluation, scores, prompts):
         return Selection(None, reason, candidates, limit, few_prompts=few_prompts)
-    split = split_prompts(subject_prompts)
-    selected = _earliest_within_one_standard_error(NormalizedScores(evaluation, remaining, split.selecting))
-    scores = NormalizedScores(evaluation, remaining, split.reporting)
-    others = [index for index in range(len(remaining)) if index != selected]
-    ties = [remaining[i].name for i in others if _is_tie(scores.quality_difference(selected, i))]
-    return Selection(
-        remaining[selected],
-        "the earliest without an alarm within one standard error of the best",
-        candidates,
-        limit,
-        scores.interval("quality", selected),
-        scores.interval("fidelity", selected),
-        scores.interval("prompt_adherence", selected),
-        ties,
-        held_out_prompts=split.selecting is not split.reporting,
-        few_prompts=few_prompts,
+    return _Choice(evaluation, candidates, eligible, scores, prompts, limit).selection(few_prompts)
+
+
+def _assess(
+    evaluation: Evaluation, variant: VariantScores, prompts: list[Prompt], limit: DriftLimit | None
+) -> VariantQuality:
+    scores = NormalizedScores(evaluation, [variant], prompts)
+    return VariantQuality(
+        variant,
+        scores.interval("fidelity", 0),
+        scores.interval("prompt_adherence", 0),
+        alarms.find_alarms(evaluation, variant, limit),
+        scores.interval("quality", 0),
+        scores.scores.num_prompts,
     )
 
 
+def _eligible(candidates: Sequence[VariantQuality]) -> list[VariantQuality]:
+    """Return the variants that can be selected, all measured on the same prompts: not guests, and not those
+    that a race has stopped.
+    """
+    own = [c for c in candidates if not (c.variant.is_guest or c.variant.stopped_early)]
+    most = max((candidate.num_prompts for candidate in own), default=0)
+    return [candidate for candidate in own if candidate.num_prompts == most]
+
+
 def _why_no_selection(
-    evaluation: Evaluation,
-    scores: NormalizedScores,
-    subject_prompts: list[Prompt],
-    remaining: list[VariantScores],
+    evaluation: Evaluation, scores: NormalizedScores, subject_prompts: list[Prompt]
 ) -> str | None:
     """Return the reason why no variant can be selected, or None."""
     if not evaluation.adapter_variants or evaluation.base is None:
         return "there are no images of the base model to compare with"
     if not subject_prompts:
         return "no prompt is about the subject"
+    if scores.num_variants == 0:
+        return "there are only images of guests"
     if not (scores.anchors.has_fidelity or scores.anchors.has_prompt_adherence):
         return (
             "neither fidelity nor prompt adherence can be measured: reference images are missing or score "
             "like the base model's, and the base model does not follow the prompts"
         )
-    return None if remaining else "every variant has an alarm"
+    return None
 
 
-def _earliest_within_one_standard_error(scores: NormalizedScores) -> int:
-    """Return the index of the first variant at most one standard error worse than the best."""
-    estimate = scores.quality_estimate()
-    best = int(estimate.point.argmax())
-    if len(scores.prompt_means) < 2:
-        return best
-    errors = (estimate.resamples[:, [best]] - estimate.resamples).std(0)
-    return int(np.flatnonzero(estimate.point[best] - estimate.point <= errors)[0])
+@dataclass
+class _Choice:
+    """A selection in the making among `eligible` variants, whose `scores` have the same order."""
+
+    evaluation: Evaluation
+    candidates: list[VariantQuality]
+    eligible: list[VariantQuality]
+    scores: NormalizedScores
+    prompts: list[Prompt]
+    limit: DriftLimit | None
+
+    def selection(self, few_prompts: bool) -> Selection:
+        """Choose among the variants without an alarm, or the least bad one, and report its figures."""
+        quality, sound = self.scores.quality.values, self._sound()
+        pool = sound or self._least_bad()
+        chosen = choose_variant(self.scores, pool, self._worsening)
+        leader = pool[int(quality[pool].argmax())]
+        choices, num_folds = cross_fitted_choices(self.scores, pool, self._worsening)
+        if not num_folds:
+            choices = [chosen] * self.scores.scores.num_prompts
+        figures = NormalizedScores.from_scores(self.scores.scores.combine_variants(choices), 1)
+        return Selection(
+            self.eligible[chosen].variant,
+            self._reason(chosen, leader, is_sound=bool(sound)),
+            self.candidates,
+            self.limit,
+            figures.interval("quality", 0),
+            figures.interval("fidelity", 0),
+            figures.interval("prompt_adherence", 0),
+            [name for name in self._names_of_ties(pool) if name != self.eligible[chosen].variant.name],
+            num_folds=num_folds,
+            few_prompts=few_prompts,
+            best=self.eligible[int(quality.argmax())].variant,
+            despite_alarms=not sound,
+            still_rising=self._still_rising(chosen),
+            worsened=self._worsening(chosen, leader) if chosen != leader else [],
+        )
+
+    def _sound(self) -> list[int]:
+        return [index for index, candidate in enumerate(self.eligible) if not candidate.has_alarm]
+
+    def _least_bad(self) -> list[int]:
+        """Return the variants with the fewest alarms, among those at least half as good as the best."""
+        quality = self.scores.quality.values
+        useful = [index for index in range(len(self.eligible)) if quality[index] >= quality.max() / 2]
+        useful = useful or [int(quality.argmax())]
+        counts = {i: sum(a.level == "alarm" for a in self.eligible[i].alarms) for i in useful}
+        return [index for index in useful if counts[index] == min(counts.values())]
+
+    def _worsening(self, earlier: int, later: int) -> list[str]:
+        first, second = self.eligible[earlier].variant, self.eligible[later].variant
+        return worsened_scores(self.evaluation, first, second, self.limit)
+
+    def _names_of_ties(self, pool: list[int]) -> list[str]:
+        pairs = self.scores.quality.combine(np.eye(len(self.eligible))[:, pool])
+        kept = pairs.not_clearly_worse(FAMILY_LEVEL)
+        return [self.eligible[i].variant.name for i, is_tied in zip(pool, kept, strict=True) if is_tied]
+
+    def _reason(self, chosen: int, leader: int, *, is_sound: bool) -> str:
+        if not self.scores.anchors.has_fidelity:
+            reason = "the last whose prompt adherence is not clearly worse; fidelity cannot be determined"
+        elif chosen == leader:
+            reason = "the best quality"
+        else:
+            better = self.eligible[leader].variant.name
+            names = ", ".join(self._worsening(chosen, leader))
+            reason = f"the earliest within one standard error of the best; {better} is worse in {names}"
+        alarms_text = (
+            "without an alarm" if is_sound else "with the fewest alarms, since every variant has one"
+        )
+        return f"{reason}, of those {alarms_text}"
+
+    def _still_rising(self, chosen: int) -> bool:
+        """Return True if quality rises over the last checkpoints at the chosen strength, beyond chance."""
+        strength = self.eligible[chosen].variant.strength
+        series = [
+            index
+            for index, candidate in enumerate(self.eligible)
+            if candidate.variant.strength == strength and candidate.variant.step is not None
+        ]
+        if len(series) < 2 or self.eligible[series[-1]].has_alarm or not self.scores.anchors.has_fidelity:
+            return False
+        return is_rising(self.scores, series)
 
 
-def _is_tie(difference: Interval) -> bool:
-    return not (difference.ci_low > 0 or difference.ci_high < 0)
+def is_rising(scores: NormalizedScores, series: Sequence[int]) -> bool:
+    """Return True if the quality of successive checkpoints rises over the last third of them, beyond chance,
+    by at least `MIN_RISE` from one to the next, up to a last one that is the best or cannot be distinguished
+    from it.
+    """
+    quality = scores.quality
+    last = list(series)[-max(3, round(len(series) / 3)) :]
+    positions = np.arange(len(last)) - (len(last) - 1) / 2
+    weights = np.zeros((len(quality.values), 1))
+    weights[last, 0] = positions / (positions**2).sum()
+    slope = quality.combine(weights).interval(0, 0.9)
+    own = quality.combine(np.eye(len(quality.values))[:, list(series)])
+    return slope.mean >= MIN_RISE and slope.ci_low > 0 and own.not_clearly_worse()[-1]
+
+
+__all__ = ["FAMILY_LEVEL", "Selection", "VariantQuality", "Worsening", "is_rising", "select_checkpoint"]
