@@ -34,7 +34,9 @@ def format_validation_errors(
 def _is_other_union_branch(item: dict[str, Any], items: list[dict[str, Any]]) -> bool:
     """True for an error of the branch of a union (a word or a section) that the value was not meant for."""
     if item["type"] == "literal_error":
-        return isinstance(item["input"], dict | list)
+        same_key = any(_key(other) == _key(item) and other is not item for other in items)
+        is_number = isinstance(item["input"], int | float) and not isinstance(item["input"], bool)
+        return isinstance(item["input"], dict | list) or (is_number and same_key)
     words = [other["input"] for other in items if other["type"] == "literal_error"]
     return item["type"] in ("model_type", "list_type") and item["input"] in words
 

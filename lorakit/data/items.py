@@ -11,6 +11,7 @@ from lorakit import manifest
 from lorakit.config.concepts import Concept
 from lorakit.core import checksums
 from lorakit.core.errors import DataError
+from lorakit.core.words import has_word
 from lorakit.imaging import crops, video
 from lorakit.manifest import Record
 from lorakit.models.families.family import Family
@@ -99,6 +100,25 @@ def load_training_records(folder: Path) -> list[Record]:
             remedy=f"run `lorakit data caption {folder} --class-noun dog --trigger sks`, or write .txt files",
         )
     return records
+
+
+def subject_items(items: Sequence[DatasetItem]) -> dict[str | None, list[DatasetItem]]:
+    """Return the items that show each subject, by its trigger word.
+
+    These are, in the folders of a trigger, the items with it in a caption, or all of the folder if no caption
+    has it. Without any trigger all items show one subject.
+    """
+    concepts = list(dict.fromkeys(item.concept for item in items))
+    subjects: dict[str | None, list[DatasetItem]] = {}
+    for concept in [concept for concept in concepts if concept.trigger] or concepts:
+        own, trigger = [item for item in items if item.concept == concept], concept.trigger
+        named = [
+            item
+            for item in own
+            if trigger is not None and any(has_word(caption.text, trigger) for caption in item.record.captions)
+        ]
+        subjects.setdefault(trigger, []).extend(named or own)
+    return subjects
 
 
 def check_unchanged(folder: Path, records: Sequence[Record]) -> None:

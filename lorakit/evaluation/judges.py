@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lorakit import manifest
-from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.core.words import has_word
-from lorakit.data.items import DatasetItem, load_concepts
+from lorakit.data.items import DatasetItem, load_concepts, subject_items
 from lorakit.evaluation.feature_cache import FrameSource, frame_source
 from lorakit.evaluation.measure import JudgeModels, ReferenceImages
 from lorakit.evaluation.metrics.extra_metrics import load_prompt_scorer
-from lorakit.evaluation.metrics.image_encoders import DEFAULT_IMAGE_ENCODER, load_image_encoder
+from lorakit.evaluation.metrics.face_identity import FaceEncoder
+from lorakit.evaluation.metrics.image_encoders import load_default_encoder, load_image_encoder
+from lorakit.evaluation.metrics.subject_mask import cut_out, load_mask_model
 from lorakit.evaluation.sample_files import IMAGE_SUFFIXES
-from lorakit.imaging import decode
+from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
 from lorakit.models import base_model, clip_score
 from lorakit.models import device as devices
 from lorakit.training.held_out import split_dataset
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DEFAULT_CLIP = "ViT-L-14/openai"
 NO_IMAGE_ENCODER = "none"
@@ -33,7 +39,8 @@ class JudgeOptions:
     """Names of the models that score.
 
     None for `clip_model` and `image_encoder` means the embedded CLIP alone for embedded bases, else
-    ViT-L-14/openai and DINOv2. The image encoder "none" uses CLIP's image tower instead.
+    ViT-L-14/openai and DINOv2 (without network the ImageNet encoder). The image encoder "none" uses CLIP's
+    image tower instead.
     """
 
     clip_model: str | None = None
@@ -43,6 +50,13 @@ class JudgeOptions:
     sscd: str | None = None
     """TorchScript file of the copy detector."""
     resize: clip_score.Resize | None = None
+    """How images that are not square are fitted; None pads them."""
+    mask_model: str | None = None
+    """Model that cuts out the subject: a TorchScript or ONNX file, or CLIPSeg or SAM 3 (folder or hub id)."""
+    face_model: str | None = None
+    """TorchScript or ONNX file that recognizes faces."""
+    face_detector: str | None = None
+    """ONNX file of YuNet; None uses OpenCV's cascades."""
 
 
 DEFAULT_JUDGES = JudgeOptions()
@@ -55,26 +69,35 @@ def load_judges(options: JudgeOptions, base: str | None = None) -> JudgeModels:
     clip_name = options.clip_model or (clip_score.EMBEDDED if embedded else DEFAULT_CLIP)
     clip = clip_score.load_clip_scorer(clip_name, "--clip-model", resize=options.resize, device=device)
     embedded = embedded or clip_name == clip_score.EMBEDDED
-    encoder_name = options.image_encoder or (NO_IMAGE_ENCODER if embedded else DEFAULT_IMAGE_ENCODER)
+    encoder_name = options.image_encoder or (NO_IMAGE_ENCODER if embedded else None)
     image_encoder = copy_detector = None
-    if encoder_name != NO_IMAGE_ENCODER:
+    notes: list[str] = []
+    if encoder_name is None:
+        image_encoder, notes = load_default_encoder(resize=options.resize, device=device)
+    elif encoder_name != NO_IMAGE_ENCODER:
         image_encoder = load_image_encoder(encoder_name, resize=options.resize, device=device)
     if options.sscd:
         copy_detector = load_image_encoder(f"sscd:{options.sscd}", device=device)
     scorers = [load_prompt_scorer(text, device) for text in options.metrics]
-    return JudgeModels(clip, image_encoder, copy_detector, scorers)
+    mask_model = load_mask_model(options.mask_model, device) if options.mask_model else None
+    if options.face_detector and not options.face_model:
+        remedy = "add --face-model FILE"
+        raise ConfigError("a face detector alone measures nothing", where="--face-detector", remedy=remedy)
+    faces = FaceEncoder(options.face_model, options.face_detector, device) if options.face_model else None
+    return JudgeModels(clip, image_encoder, copy_detector, scorers, mask_model, faces, notes)
 
 
-def load_folder_references(folder: Path, root: Path) -> ReferenceImages:
+def load_folder_references(folder: Path, root: Path, class_noun: str | None = None) -> ReferenceImages:
     """Return all images of a prepared or plain folder; each counts as trained on.
 
-    `root` is the evaluation's folder. Raises ConfigError if there is no such folder and DataError if it
-    holds no images.
+    `root` is the evaluation's folder, `class_noun` names the subject. Raises ConfigError if there is no such
+    folder and DataError if it holds no images.
     """
     if not folder.is_dir():
         raise ConfigError("there is no such folder", where=f"--references {folder}")
     if (folder / manifest.MANIFEST_FILE).is_file():
-        return _references(folder, [r for r in manifest.load_manifest(folder) if r.keep], root)
+        records = [record for record in manifest.load_manifest(folder) if record.keep]
+        return replace(_references(folder, records, root), class_nouns={None: class_noun})
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError("the folder holds no images", where=str(folder))
@@ -83,13 +106,13 @@ def load_folder_references(folder: Path, root: Path) -> ReferenceImages:
         [frame_source(file) for file in files],
         [True] * len(files),
         _relative_path(folder, root),
+        class_nouns={None: class_noun},
     )
 
 
 def load_run_references(recipe: Recipe, root: Path) -> ReferenceImages:
-    """Return the images of the subjects in a run's dataset.
+    """Return the images of the subjects in a run's dataset (`subject_items`).
 
-    These are, in the folder of each trigger, the images with it in a caption, or all if no caption has it.
     Images that the run held out are references too, but a sample cannot be a copy of them.
     """
     items = [
@@ -98,23 +121,18 @@ def load_run_references(recipe: Recipe, root: Path) -> ReferenceImages:
         for r in data.records
     ]
     held_out = {item.record.content_hash for item in split_dataset(items, recipe).held_out}
-    subjects = [concept for concept in recipe.concepts if concept.trigger] or recipe.concepts
-    chosen = [item for concept in subjects for item in _subject_items(concept, items)]
-    parent = _common_folder([concept.folder for concept in subjects])
+    subjects = subject_items(items)
+    chosen = [item for own in subjects.values() for item in own]
+    parent = _common_folder(list(dict.fromkeys(item.folder for item in chosen)))
     return ReferenceImages(
         [(item.path.relative_to(parent) if parent else item.path).as_posix() for item in chosen],
         [_record_source(item.folder, item.record) for item in chosen],
         [item.record.content_hash not in held_out for item in chosen],
         _relative_path(parent, root) if parent else None,
-        [item.concept.trigger for item in chosen],
+        [trigger for trigger, own in subjects.items() for _ in own],
+        _cut_outs([(item.folder, item.record) for item in chosen]),
+        {trigger: own[0].concept.class_noun for trigger, own in subjects.items()},
     )
-
-
-def _subject_items(concept: Concept, items: Sequence[DatasetItem]) -> list[DatasetItem]:
-    own, trigger = [item for item in items if item.concept == concept], concept.trigger
-    if trigger is None:
-        return own
-    return [i for i in own if any(has_word(c.text, trigger) for c in i.record.captions)] or own
 
 
 def _common_folder(folders: Sequence[Path]) -> Path | None:
@@ -132,11 +150,26 @@ def _references(folder: Path, records: Sequence[Record], root: Path) -> Referenc
         [_record_source(folder, record) for record in records],
         [True] * len(records),
         _relative_path(folder, root),
+        cut_outs=_cut_outs([(folder, record) for record in records]),
     )
 
 
 def _relative_path(folder: Path, root: Path) -> str:
     return Path(os.path.relpath(folder, root)).as_posix()
+
+
+def _cut_outs(records: Sequence[tuple[Path, Record]]) -> dict[int, FrameSource]:
+    """Return by index the subject alone, of records with a mask."""
+    return {row: _cut_out_source(folder, r) for row, (folder, r) in enumerate(records) if r.mask}
+
+
+def _cut_out_source(folder: Path, record: Record) -> FrameSource:
+    def open_cut_out() -> list[Image.Image]:
+        image, mask = decode.read_record_image(folder, record), masks.read_record_mask(folder, record)
+        assert mask is not None
+        return [cut_out(image, np.asarray(mask) >= 128)]
+
+    return FrameSource(f"{record.content_hash} cut out by {record.mask_content_hash}", open_cut_out)
 
 
 def _record_source(folder: Path, record: Record) -> FrameSource:

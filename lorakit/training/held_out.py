@@ -1,11 +1,14 @@
 """The held-out images, which the validation loss is measured on: part of the dataset, or another folder.
 
-A fraction is counted in different images: copies of an image, mirrored or resized ones too, are always on the
-same side, each held-out image is measured once, and every concept has its share.
+They are counted in different images: copies of an image, mirrored or resized ones too, are always on the same
+side, and each held-out image is measured once. A fraction takes a share of every concept. `auto` takes a few
+images of every subject that has enough, because fidelity and memorization are measured with them: similarity
+to images that were trained on rewards learning them by heart.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,10 +19,12 @@ from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe, ValidationConfig
 from lorakit.core import rng
 from lorakit.core.errors import DataError
-from lorakit.data.items import DatasetItem
+from lorakit.data.items import DatasetItem, subject_items
 from lorakit.imaging import near_duplicates
 
 LISTED_FILES = 5  # named in the log
+AUTOMATIC_COUNTS = ((20, 4), (12, 3))
+"""(different images of a subject, how many of them `auto` holds out); of fewer none."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,19 @@ def split_dataset(items: Sequence[DatasetItem], recipe: Recipe) -> DataSplit:
     """Hold out `validate.fraction` of the dataset's images, those with the smallest keyed numbers.
 
     At least one image is held out if the fraction is above 0, and one of each concept is always trained on.
-    Raises DataError if that is impossible.
+    Raises DataError if that is impossible. A slider, whose images the base model generated, holds none out
+    by itself.
     """
     fraction = recipe.validate_.fraction
-    if not fraction:
+    if not recipe.validate_.holds_out or (recipe.slider and fraction == "auto"):
         return DataSplit(list(items), [])
-    return _Splitter(items, recipe.train.seed).split(fraction)
+    splitter = _Splitter(items, recipe.train.seed)
+    return splitter.split_automatically() if fraction == "auto" else splitter.split(fraction)
+
+
+def automatic_count(num_images: int) -> int:
+    """Return how many of the different images of a subject `auto` holds out."""
+    return next((count for least, count in AUTOMATIC_COUNTS if num_images >= least), 0)
 
 
 class _Splitter:
@@ -75,6 +87,20 @@ class _Splitter:
         chosen: set[str] = set()
         for concept, quota in zip(self.concepts, quotas, strict=True):
             chosen |= self._choose(concept, set(own[concept]) - chosen, quota)
+        return self._result(chosen)
+
+    def split_automatically(self) -> DataSplit:
+        """Hold out a few groups of near duplicates of each subject, single images first."""
+        chosen: set[str] = set()
+        if len(self.contents) < AUTOMATIC_COUNTS[-1][0]:
+            return self._result(chosen)
+        for items in subject_items(self.items).values():
+            own = {item.record.content_hash for item in items}
+            groups = [group for group in self.groups if set(group) <= own - chosen]
+            groups.sort(key=lambda group: (len(group), min(map(self._keyed_order, group))))
+            spare = (group for group in groups if self._leaves_enough(group))
+            for group in itertools.islice(spare, automatic_count(len(groups))):
+                chosen |= set(group)
         return self._result(chosen)
 
     def _contents_with(self, concept: Concept) -> list[str]:
@@ -201,6 +227,11 @@ def summary(split: DataSplit, recipe: Recipe) -> Iterator[str]:
     else:
         total = len({item.record.content_hash for item in (*split.train, *split.held_out)})
         yield f"validation loss: {len(split.held_out)} of {total} images are held out: {names}"
+    if settings.holds_out and settings.fraction == "auto":
+        yield (
+            "they are not trained on: the evaluation measures fidelity and memorization with them;"
+            " validate.fraction=0 trains on all images"
+        )
     if settings.every > steps:
         yield f"validate.every ({settings.every}) is above train.steps: validation at start and end only"
 

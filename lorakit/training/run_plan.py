@@ -98,7 +98,7 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     ):
         log(note)
     input_hashes = _data_fingerprints(recipe, family, [*concepts, *class_images])
-    if recipe.validate_.fraction:  # near duplicates, which are not in the dataset's fingerprint, decide it
+    if recipe.validate_.holds_out:  # near duplicates, which are not in the dataset's fingerprint, decide it
         held_out_records = [item.record for item in data.split.held_out]
         input_hashes["held_out"] = manifest.dataset_fingerprint(held_out_records)
     input_hashes["base"] = base_model.base_hash(base_folder)

@@ -153,6 +153,94 @@ def test_an_image_of_two_concepts_is_on_one_side_and_leaves_both_something_to_tr
     assert {item.concept for item in result.train} == {FIRST, SECOND}
 
 
+# ---- auto: a few images of every subject that has enough --------------------------------------------------
+
+
+def split_automatically(items: list[DatasetItem], **changes: Any) -> DataSplit:
+    tree = {"base": "tiny-dit", "dataset": "d", "out": "o"}
+    return split_dataset(items, recipes.parse_recipe(tree | changes))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, 0), (5, 0), (11, 0), (12, 3), (19, 3), (20, 4), (24, 4), (200, 4)]
+)
+def test_by_default_three_or_four_images_of_a_large_enough_subject_are_held_out(count, expected):
+    items = [image(number) for number in range(count)]
+    result = split_automatically(items)
+    assert len(result.held_out) == expected
+    assert len(result.train) == count - expected
+    assert split_automatically(items[::-1]).held_out == result.held_out[::-1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"validate": {"fraction": 0}},
+        {"validate": {"folder": "other"}},
+        {"slider": dict.fromkeys(("target_prompt", "positive_prompt", "negative_prompt"), "a dog")},
+    ],
+)
+def test_no_image_is_held_out_by_default_if_the_recipe_says_so_or_gives_others(changes):
+    items = [image(number) for number in range(20)]
+    assert split_automatically(items, **changes).held_out == []
+
+
+def test_copies_do_not_count_and_single_images_are_held_out_first():
+    hashes = [f"{(1 << number) - 1:064b}" for number in range(0, 64, 6)]  # far apart
+    hashes = [f"{int(bits, 2) ^ 0x0F0F_3333_5555_00FF * (n % 2):016x}" * 2 for n, bits in enumerate(hashes)]
+    alike = [image(100 + number, phash=hashes[0]) for number in range(8)]
+    few = [image(number, phash=None) for number in range(11)]
+    assert len(split_automatically([*few[:10], *alike]).held_out) == 0  # eleven different images
+    result = split_automatically([*few, *alike])
+    assert len(result.held_out) == 3
+    assert not contents(result.held_out) & contents(alike)
+
+
+def test_every_subject_with_enough_images_has_its_own_held_out_images():
+    other = Concept(folder=Path("ordinary"))
+    items = [image(number) for number in range(14)]
+    items += [image(100 + number, SECOND, captions=(Caption("ohwx", "file"),)) for number in range(20)]
+    items += [image(200 + number, SECOND.model_copy(update={"trigger": "zwx"})) for number in range(4)]
+    items += [image(300 + number, other) for number in range(30)]
+    held = split_automatically(items).held_out
+    numbers = [sum(low <= int(i.record.file[:3]) < low + 100 for i in held) for low in (0, 100, 200, 300)]
+    assert numbers == [3, 4, 0, 0]  # images of no subject tell nothing about fidelity
+
+
+def test_two_folders_of_one_trigger_are_one_subject():
+    second = FIRST.model_copy(update={"folder": Path("rex-2")})
+    items = [image(number) for number in range(7)] + [image(100 + n, second) for n in range(7)]
+    result = split_automatically(items)
+    assert len(result.held_out) == 3
+    assert {item.concept for item in result.train} == {FIRST, second}
+
+
+def test_images_without_the_trigger_word_are_not_held_out_by_default():
+    named = [image(number) for number in range(12)]
+    ordinary = [image(100 + number, captions=(Caption("a ring", "file"),)) for number in range(40)]
+    held = contents(split_automatically([*ordinary, *named]).held_out)
+    assert len(held) == 3
+    assert held <= contents(named)
+
+
+@pytest.mark.parametrize("count", [6, 12])
+def test_the_log_says_that_images_are_held_out_by_default_and_how_to_train_on_them(count):
+    result = split_automatically([image(number) for number in range(count)])
+    lines = " ".join(held_out.summary(result, recipe()))
+    assert ("3 of 12 images are held out: rex/" in lines) == (count == 12)
+    assert ("validate.fraction=0 trains on all images" in lines) == (count == 12)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("half", "auto"), (1, "must be below 1"), (-0.1, "at least 0"), (True, "auto"), ([0.1], "not a number")],
+)
+def test_a_fraction_that_is_none_is_refused(value, words):
+    with pytest.raises(ConfigError, match="validate.fraction") as caught:
+        recipe(fraction=value)
+    assert words in str(caught.value)
+
+
 # ---- lines for the log, and a folder -----------------------------------------------------------------------
 
 
