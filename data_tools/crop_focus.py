@@ -13,7 +13,6 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from PIL import Image
 
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import track_progress
-from lorakit.imaging import crops, decode
+from lorakit.imaging import crops, decode, faces
 from lorakit.imaging.buckets import CropBox, Point
 from lorakit.manifest import Record
 
@@ -60,12 +59,12 @@ def find_crop_centers(
     if crop == crops.CENTER:
         updated = {record.file: _with_crop_center(record, None, None) for record in todo}
     else:
-        faces = (detector or _face_detector()) if crop == "face" else None
-        reusable = (crop, NO_FACE) if faces else (crop,)
+        detect = (detector or _face_detector()) if crop == "face" else None
+        reusable = (crop, NO_FACE) if detect else (crop,)
         new = [record for record in todo if record.focal_point is None or record.crop_source not in reusable]
         updated = {}
         for record in track_progress(new, "crop centers", len(new), quiet=quiet):
-            by, point = _locate_subject(decode.record_thumbnail(root, record, _FACE_SIDE), record, faces)
+            by, point = _locate_subject(decode.record_thumbnail(root, record, _FACE_SIDE), record, detect)
             updated[record.file] = _with_crop_center(record, by, point)
     return [updated.get(record.file, record) for record in records]
 
@@ -75,9 +74,9 @@ def _with_crop_center(record: Record, by: str | None, point: Point | None) -> Re
     return replace(record, focal_point=point, crop_source=by, crop=None)
 
 
-def _locate_subject(image: Image.Image, record: Record, faces: Detector | None) -> tuple[str, Point]:
+def _locate_subject(image: Image.Image, record: Record, detect: Detector | None) -> tuple[str, Point]:
     """Return the source (face, saliency) and the point in pixels of the whole image."""
-    boxes = faces(image) if faces else []
+    boxes = detect(image) if detect else []
     if boxes:
         # The center of all faces, so that none of several is cut off.
         left, top = (min(box[i] for box in boxes) for i in (0, 1))
@@ -88,7 +87,7 @@ def _locate_subject(image: Image.Image, record: Record, faces: Detector | None) 
     point = tuple(
         min(side - 1, int(part * side)) for part, side in zip(relative_center, record.size, strict=True)
     )
-    by = "face" if boxes else NO_FACE if faces else "saliency"
+    by = "face" if boxes else NO_FACE if detect else "saliency"
     return by, (point[0], point[1])
 
 
@@ -148,25 +147,9 @@ def _convolve_separable(
 
 @functools.cache
 def _face_detector() -> Detector:
-    """Load OpenCV's cascades for frontal and profile faces; OpenCV 5 no longer has them."""
     try:
-        import cv2
-
-        cv2.CascadeClassifier  # noqa: B018
-    except (ImportError, AttributeError) as error:
-        remedy = "install one (pip install 'opencv-python-headless<5'), or use --crop saliency"
+        detect = faces.load_face_detector(where="crop")
+    except ConfigError as error:
+        remedy = f"install one ({faces.INSTALL}), or use --crop saliency"
         raise ConfigError("no face detector is installed", where="crop", remedy=remedy) from error
-    folder = Path(cv2.data.haarcascades)
-    names = ("haarcascade_frontalface_default.xml", "haarcascade_profileface.xml")
-    cascades: list[Any] = [cv2.CascadeClassifier(str(folder / name)) for name in names]
-
-    def detect(image: Image.Image) -> list[CropBox]:
-        gray = np.asarray(image.convert("L"))
-        min_size = max(24, min(gray.shape) // 16)
-        for cascade in cascades:
-            boxes = cascade.detectMultiScale(gray, 1.1, 6, minSize=(min_size, min_size))
-            if len(boxes):
-                return [(int(x), int(y), int(x + w), int(y + h)) for x, y, w, h in boxes]
-        return []
-
-    return detect
+    return lambda image: [face.box for face in detect(image)]

@@ -1,4 +1,4 @@
-"""Masks by text segmentation: CLIPSeg or SAM 3 (transformers) marks what a prompt names, such as "dog".
+"""Masks by text segmentation: CLIPSeg or SAM 3 marks what a prompt names, such as "dog".
 
 The masks are stored in a hidden folder beside the images, so that no tool uses them as images. A mask of the
 user's (a file, or the alpha channel) is never replaced.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +21,7 @@ from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.progress import track_progress
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
+from lorakit.models.text_segmentation import TextSegmenter
 
 MASK_NOT_FOUND = "mask_prompt_not_found"
 _MAX_SIDE = 1024  # long side in pixels of the image for the model, whose own input is smaller
@@ -54,56 +54,6 @@ class SegmentOptions:
             )
 
 
-class Segmenter:
-    """A model that gives each pixel the probability that it is what a prompt names."""
-
-    def __init__(self, model: ModelFolder, device: str | None = None) -> None:
-        import transformers
-
-        from lorakit.models.device import default_device
-
-        model_classes = {
-            "clipseg": "CLIPSegForImageSegmentation",
-            "sam3": "Sam3Model",
-            "sam3_lite_text": "Sam3LiteTextModel",
-        }
-        self.name, self.model_type = model.name, str(model.read_config().get("model_type"))
-        if self.model_type not in model_classes:
-            remedy = f"use a model of type {', '.join(model_classes)}"
-            raise ConfigError(
-                f"{self.model_type} cannot segment by a text", where=f"segmenter: {model.name}", remedy=remedy
-            )
-        self.device = device or default_device().type
-        self.processor: Any = model.load_pretrained(transformers.AutoProcessor, "segmenter")
-        network = model.load_pretrained(
-            getattr(transformers, model_classes[self.model_type]), "segmenter", use_safetensors=True
-        )
-        self.model: Any = network.eval().requires_grad_(False).to(self.device)
-
-    def probability_map(self, image: Image.Image, prompt: str) -> Any:
-        """Return probabilities as (height, width) float32 of the image's size."""
-        import torch
-
-        inputs = self.processor(text=[prompt], images=[image], return_tensors="pt").to(self.device)
-        with torch.inference_mode():
-            output = self.model(**{k: v for k, v in inputs.items() if k != "original_sizes"})
-        if self.model_type == "clipseg":
-            logits = output.logits.reshape(1, 1, *output.logits.shape[-2:])
-            probabilities = logits.float().sigmoid()
-        else:
-            # Each instance has a score; a pixel gets the probability of its best instance.
-            score = output.pred_logits.float().sigmoid().reshape(1, -1, 1, 1)
-            if output.presence_logits is not None:
-                score = score * output.presence_logits.float().sigmoid().reshape(1, 1, 1, 1)
-            probabilities = (score * output.pred_masks.float().sigmoid()).amax(dim=1, keepdim=True)
-        size = image.height, image.width
-        return (
-            torch.nn.functional.interpolate(probabilities, size, mode="bilinear", align_corners=False)[0, 0]
-            .cpu()
-            .numpy()
-        )
-
-
 def segment_images(
     root: Path,
     records: Sequence[Record],
@@ -114,7 +64,8 @@ def segment_images(
 ) -> list[Record]:
     """Return the records with masks of what `options.prompt` names; if nothing is found, a note says so."""
     options.check()
-    segmenter = Segmenter(ModelFolder.resolve(options.model, "segmenter"), options.device)
+    model = ModelFolder.resolve(options.model, "segmenter")
+    segmenter = TextSegmenter(model.folder, model.name, options.device)
     label = f"{SEGMENTED}: {options.prompt} ({segmenter.name})"
     todo = [
         r
@@ -131,7 +82,9 @@ def _has_segmented_mask(record: Record) -> bool:
     return (record.mask_source or "").startswith(SEGMENTED)
 
 
-def _segment(root: Path, record: Record, segmenter: Segmenter, options: SegmentOptions, label: str) -> Record:
+def _segment(
+    root: Path, record: Record, segmenter: TextSegmenter, options: SegmentOptions, label: str
+) -> Record:
     without_note = replace_notes(record, (MASK_NOT_FOUND,), [])
     try:
         image = decode.record_thumbnail(root, record, _MAX_SIDE)

@@ -77,6 +77,7 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "verdict": "one sentence",
         "notes": "further sentences",
         "selection": "as of `eval pick`; null if there is nothing to select",
+        "next_commands": "the commands that export the selected checkpoint of a run, and sample with it",
     },
     "eval pick": SELECTION,
     "eval compare": {

@@ -23,6 +23,7 @@ from lorakit.core.strict_csv import read_csv
 from lorakit.core.strict_json import parse_json
 from lorakit.core.words import has_word
 from lorakit.data import foreign_prompts
+from lorakit.data.questions import Question, parse_questions, question_to_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,7 @@ _LOGGER = logging.getLogger("lorakit")
 DEFAULT_SEEDS = (0, 1, 2, 3)
 DEFAULT_KIND = "subject"
 MAX_SEED = 2**63 - 1  # the limit of torch.Generator.manual_seed
-PROMPT_KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind", "image", "mask")
+PROMPT_KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind", "image", "mask", "questions")
 SUBJECT_KINDS = ("subject", "recontextualization", "property", "style", "view")
 CLASS_KINDS, UNRELATED_KINDS = ("class",), ("unrelated",)
 # DreamBooth's prompts for living subjects have clothes, those for things have surfaces.
@@ -49,7 +50,8 @@ class Prompt:
 
     `kind` groups prompts in reports: "subject", "unrelated", or any name. `images` (the key `image`) are the
     conditioning images of the prompt: those that the base model edits, or the one of img2img, ControlNet or
-    IP-Adapter. `mask` is white where the base model fills in.
+    IP-Adapter. `mask` is white where the base model fills in. `questions` can be answered with yes or no by
+    looking at an image; a model answers them in an evaluation.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Prompt:
     kind: str = DEFAULT_KIND
     images: tuple[Path, ...] = ()
     mask: Path | None = None
+    questions: tuple[Question, ...] = ()
 
     def role(self, triggers: Collection[str]) -> Role:
         """Return the prompt's role in an evaluation: a trained subject, its class, or something unrelated.
@@ -161,6 +164,8 @@ def load_prompts(
         prompt = _parse_prompt(row, default_prompt_id(len(prompts) + 1), file, where)
         if prompt.score_text == prompt.prompt:
             prompt = replace(prompt, score_text=replace_triggers(prompt.prompt, subjects))
+        questions = tuple(replace(q, text=replace_triggers(q.text, subjects)) for q in prompt.questions)
+        prompt = replace(prompt, questions=questions)
         first = line_of_id.setdefault(prompt.id.casefold(), line)  # some file systems ignore case
         if first != line:
             raise DataError(f"id {prompt.id!r} is used in {unit} {first} already", where=where)
@@ -187,6 +192,8 @@ def prompt_to_row(prompt: Prompt) -> dict[str, Any]:
         row["image"] = paths if len(paths) > 1 else paths[0]
     if prompt.mask:
         row["mask"] = str(prompt.mask)
+    if prompt.questions:
+        row["questions"] = [question_to_json(question) for question in prompt.questions]
     return row | {"seeds": list(prompt.seeds), "kind": prompt.kind}
 
 
@@ -285,6 +292,7 @@ def _parse_prompt(row: dict[str, Any], default_id: str, file: Path, where: str) 
         kind=_text(row, "kind", where).strip() or DEFAULT_KIND,
         images=_image_paths(row, file, where),
         mask=_image_path(_text(row, "mask", where), file, where),
+        questions=parse_questions(row.get("questions"), where),
     )
 
 

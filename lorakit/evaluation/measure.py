@@ -18,15 +18,25 @@ from lorakit.evaluation.feature_cache import (
     FrameSource,
     PromptScorer,
     cached_features,
+    cached_part_scores,
     cached_prompt_scores,
     frame_source,
     normalize_rows,
 )
+from lorakit.evaluation.judge_notes import judge_notes
+from lorakit.evaluation.judge_pass import fill_caches
 from lorakit.evaluation.metrics import feature_metrics
+from lorakit.evaluation.metrics.face_identity import FaceEncoder
 from lorakit.evaluation.metrics.image_encoders import ImageEncoder
+from lorakit.evaluation.metrics.questions import QuestionScorer, combine
+from lorakit.evaluation.metrics.subject_mask import MaskModel
+from lorakit.evaluation.on_demand import release
 from lorakit.evaluation.references import ReferenceUnits, reference_units
 from lorakit.evaluation.sample_files import SampleFile, SampleKey
 from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
+from lorakit.evaluation.shared_noise import share_noise, unpaired_note
+from lorakit.evaluation.subject_measures import MASKED, SubjectMeasures
+from lorakit.evaluation.variant_origin import VariantOrigin
 from lorakit.models import clip_score
 
 _SHOWN_KEYS = 5  # in an error message
@@ -41,6 +51,11 @@ class JudgeModels:
     copy_detector: ImageEncoder | None = None
     """SSCD."""
     prompt_scorers: Sequence[PromptScorer] = ()
+    mask_model: MaskModel | None = None
+    """Cuts out the subject, so that fidelity does not count backgrounds."""
+    face_encoder: FaceEncoder | None = None
+    notes: Sequence[str] = ()
+    """Sentences about models that replace others."""
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that every score depends on, by the model or metric."""
@@ -49,6 +64,10 @@ class JudgeModels:
             settings["image_encoder"] = self.image_encoder.describe()
         if self.copy_detector:
             settings["copy_detector"] = self.copy_detector.describe()
+        if self.mask_model:
+            settings["mask_model"] = self.mask_model.describe()
+        if self.face_encoder:
+            settings["face_model"] = self.face_encoder.describe()
         return settings | {scorer.name: scorer.describe() for scorer in self.prompt_scorers}
 
 
@@ -63,6 +82,10 @@ class ReferenceImages:
     """Their folder, relative to the evaluation's folder."""
     triggers: list[str | None] = field(default_factory=list)
     """The trigger word of the subject that each shows; without them all show one subject."""
+    cut_outs: dict[int, FrameSource] = field(default_factory=dict)
+    """By index: the subject alone, of images with a mask in the dataset."""
+    class_nouns: dict[str | None, str | None] = field(default_factory=dict)
+    """By trigger: the name of the subject."""
 
 
 @dataclass
@@ -74,6 +97,9 @@ class VariantSamples:
     step: int | None = None
     strength: float | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)
+    origin: VariantOrigin | None = None
+    stopped_early: bool = False
+    """True if it has images for the first prompts of a race only."""
 
 
 def score_variants(
@@ -93,19 +119,27 @@ def score_variants(
     because scores are compared in pairs.
     """
     _check_paired(variants)
+    encoders = {"copies": judges.copy_detector, "image encoder": judges.image_encoder, "CLIP": judges.clip}
+    samples = {variant.name: variant.samples for variant in variants}
+    fill_caches(judges.prompt_scorers, encoders, samples, references.sources if references else (), quiet)
     context = _ScoringContext(evaluation, judges, root, alternatives or {}, quiet)
     if references:
         context.set_references(references)
     for variant in sorted(variants, key=lambda variant: variant.name != BASE):
         evaluation.variants.append(context.score_variant(variant))
     evaluation.settings |= judges.describe()
+    evaluation.notes += judge_notes(judges.notes, judges.clip, evaluation.prompts)
+    release(judges.clip, judges.image_encoder, judges.copy_detector, *judges.prompt_scorers)
     return evaluation
 
 
 def _check_paired(variants: Sequence[VariantSamples]) -> None:
     keys = {variant.name: {sample.key for sample in variant.samples} for variant in variants}
     all_keys = set().union(*keys.values())
+    stopped = {variant.name for variant in variants if variant.stopped_early}
     for name, own_keys in keys.items():
+        if name in stopped:
+            continue
         if missing := sorted(all_keys - own_keys):
             names = ", ".join(f"{key.prompt_id} seed {key.seed}" for key in missing[:_SHOWN_KEYS])
             more = f" and {len(missing) - _SHOWN_KEYS} more" if len(missing) > _SHOWN_KEYS else ""
@@ -134,6 +168,7 @@ class _ScoringContext:
         )  # (P, D)
         self.references: dict[str, Features] = {}
         self.units: ReferenceUnits | None = None
+        self.subjects: SubjectMeasures | None = None
         self.train_rows: list[int] = []
         self.reference_names: list[str] = []
         self.base_features: dict[SampleKey, Features] = {}
@@ -154,9 +189,27 @@ class _ScoringContext:
         self.evaluation.train_images = references.folder
         features = self.references.get("image_encoder", self.references["clip"])
         self.units = reference_units(features, references.names, references.trained_on, references.triggers)
-        self.evaluation.references = self.units.table(features)
+        self.subjects = self._subject_measures(references)
+        masked = self.subjects.masked
+        self.evaluation.references = self.units.table(features if masked is None else masked)
         if len(self.train_rows) > 2:
             self.evaluation.copy_threshold = feature_metrics.copy_threshold(features[self.train_rows])
+
+    def _subject_measures(self, references: ReferenceImages) -> SubjectMeasures:
+        judges, evaluation = self.judges, self.evaluation
+        subjects = SubjectMeasures(
+            judges.image_encoder or judges.clip,
+            judges.mask_model,
+            judges.face_encoder,
+            references.class_nouns,
+            self.quiet,
+        )
+        evaluation.notes += subjects.set_references(
+            references.sources, references.cut_outs, references.triggers, references.names
+        )
+        if judges.mask_model:
+            evaluation.fidelity_metric = MASKED
+        return subjects
 
     def score_variant(self, images: VariantSamples) -> VariantScores:
         """Compute every score of one variant; all others drift from the one named "base"."""
@@ -164,6 +217,7 @@ class _ScoringContext:
         keys = [sample.key for sample in samples]
         sources = [frame_source(sample.path, sample.video) for sample in samples]
         variant = VariantScores(images.name, images.step, images.strength, losses=images.losses)
+        variant.origin, variant.stopped_early = images.origin, images.stopped_early
         variant.files = {s.key: Path(os.path.relpath(s.path, self.root)).as_posix() for s in samples}
         clip = cached_features(self.judges.clip, sources, f"{variant.name}: CLIP", self.quiet)
         features = clip
@@ -173,12 +227,18 @@ class _ScoringContext:
         self._prompt_adherence(variant, samples, clip)
         clip, features = normalize_rows(clip), normalize_rows(features)
         self._fidelity(variant, keys, clip, features)
+        self._subject_alone(variant, samples, sources)
         self._drift(variant, keys, features)
         self._copies(variant, keys, features, sources)
         self._diversity(variant, keys, features)
         for scorer in self.judges.prompt_scorers:
             prompts = [sample.prompt for sample in samples]
-            values = cached_prompt_scores(scorer, sources, prompts, variant.name, self.quiet)
+            if isinstance(scorer, QuestionScorer):
+                parts = cached_part_scores(scorer, sources, prompts, variant.name, self.quiet)
+                variant.question_scores = {key: row for key, row in zip(keys, parts, strict=True) if row}
+                values: Any = [combine(row) for row in parts]
+            else:
+                values = cached_prompt_scores(scorer, sources, prompts, variant.name, self.quiet)
             variant.scores[scorer.name] = _finite(_by_key(keys, values))
         return variant
 
@@ -230,6 +290,20 @@ class _ScoringContext:
         if subject_rows:
             variant.set_metrics["cmmd"] = feature_metrics.cmmd(clip[subject_rows], self.references["clip"])
 
+    def _subject_alone(
+        self, variant: VariantScores, samples: Sequence[SampleFile], sources: Sequence[FrameSource]
+    ) -> None:
+        """Fidelity of the masked subject, which then is the evaluation's, and identity of the face."""
+        if self.units is None or self.subjects is None:
+            return
+        features = self.subjects.masked_features(self.evaluation, samples, sources, variant.name)
+        if features is not None and self.subjects.masked is not None:
+            keys = [sample.key for sample in samples]
+            similarity = self.units.similarity(features, self.subjects.masked)
+            variant.scores[MASKED] = self._mean_over_units(keys, similarity)
+            variant.reference_similarity = dict(zip(keys, similarity.tolist(), strict=True))
+        self.subjects.score_faces(self.evaluation, variant, samples, sources)
+
     def _mean_over_units(self, keys: Sequence[SampleKey], similarity: Features) -> dict[SampleKey, float]:
         """Return the mean of each image's row (N, U) over the units that its prompt is compared with."""
         prompts = {prompt.id: prompt for prompt in self.evaluation.prompts}
@@ -248,6 +322,12 @@ class _ScoringContext:
                 variant.set_metrics["prompt_distance"] = prompt_distance
         elif self.base_features:
             base = np.array([self.base_features[key] for key in keys])
+            if variant.origin is None:  # of another generator, whose noise is not known
+                variant.shares_noise = share_noise(keys, features, base)
+                note = unpaired_note(variant.name, variant.shares_noise)
+                self.evaluation.notes += [note] if note else []
+            if variant.shares_noise is False:
+                return
             variant.scores["drift"] = _by_key(keys, feature_metrics.drift(features, base))
 
     def _copies(

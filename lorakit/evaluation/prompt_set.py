@@ -15,6 +15,7 @@ from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.words import has_word
 from lorakit.data.prompts import LIVING_CLASS_NOUNS, Prompt, Subject, prompt_to_row
+from lorakit.evaluation.template_questions import template_questions, unrelated_questions, with_article
 
 SUBJECT_COUNT, OTHER_COUNT = 24, 6  # prompts of the subject; of its class, and as many of unrelated things
 SHARES = {"recontextualization": 10, "property": 5, "style": 5, "view": 4}  # of the subject's prompts
@@ -169,7 +170,8 @@ def make_prompt_set(
         prompts.append(_prompt(f"class-{number:02d}", "class", template, Subject(None, noun)))
     unrelated = [text for text in _UNRELATED if noun.casefold() not in text][:num_others]
     prompts += [
-        Prompt(f"unrelated-{n:02d}", text, text, kind="unrelated") for n, text in enumerate(unrelated, 1)
+        Prompt(f"unrelated-{n:02d}", text, text, kind="unrelated", questions=unrelated_questions(text, noun))
+        for n, text in enumerate(unrelated, 1)
     ]
     return prompts
 
@@ -190,13 +192,15 @@ def _novel_templates(templates: Sequence[str], caption_words: set[str], count: i
 
 
 def _prompt(name: str, kind: str, template: str, subject: Subject) -> Prompt:
-    plain = _with_article(str(subject.class_noun))
-    named = _with_article(f"{subject.trigger} {subject.class_noun}") if subject.trigger else plain
-    return Prompt(name, template.replace("{}", named), template.replace("{}", plain), kind=kind)
-
-
-def _with_article(words: str) -> str:
-    return f"{'an' if words[:1].lower() in tuple('aeiou') else 'a'} {words}"
+    plain = with_article(str(subject.class_noun))
+    named = with_article(f"{subject.trigger} {subject.class_noun}") if subject.trigger else plain
+    return Prompt(
+        name,
+        template.replace("{}", named),
+        template.replace("{}", plain),
+        kind=kind,
+        questions=template_questions(template, str(subject.class_noun)),
+    )
 
 
 def write_prompt_set(path: Path, prompts: Sequence[Prompt]) -> Path:

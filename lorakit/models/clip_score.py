@@ -1,8 +1,9 @@
 """CLIP scores of images: cosines of L2-normalized open_clip features, without scale, clamp or text prefix.
 
-A score depends on the model, its weights, the resizing of the image, the data type and the truncation of the
-text; `ClipScorer.describe` records all of it, to be stored beside every score. open_clip keeps the end token
-of a truncated text, so long texts are scored by their beginning.
+A score depends on the model, its weights, the resizing of the image, the data type and the length of the
+text; `ClipScorer.describe` records all of it, to be stored beside every score. A text beyond the model's
+context is scored by sentence (`long_text`); of a sentence that is too long itself open_clip reads the
+beginning, and keeps the end token.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from lorakit.core.checksums import sha256_file
 from lorakit.core.errors import ConfigError
-from lorakit.models import base_model
+from lorakit.models import base_model, clip_weights
+from lorakit.models.clip_weights import LOCAL
+from lorakit.models.long_text import split_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,18 +34,18 @@ Resize = Literal["shortest", "squash", "pad"]
 
 _RESIZE = {"shortest": "shortest", "squash": "squash", "pad": "longest"}  # open_clip's names
 _PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_LOCAL = "local-dir:"  # open_clip's prefix for a folder
 EMBEDDED = "embedded"  # name of the CLIP that ships with lorakit
+DEFAULT_RESIZE: Resize = "pad"
 BATCH = 32  # images or texts in one call of the model
 
 
 class ClipScorer:
     """A CLIP with its preprocessing and tokenizer. Features are float32 on the CPU, (N, D), of length 1.
 
-    `resize` is the way from other aspect ratios to the model's square: "shortest" crops the middle (it keeps
-    56 % of a 16:9 image), "squash" distorts, "pad" adds bars of the model's mean color; None is the way that
-    the weights were trained with. `pretrained` is an open_clip tag or a .safetensors file. Raises ConfigError
-    for a model or weights that do not exist or cannot be loaded.
+    `resize` is the way from other aspect ratios to the model's square: "pad" (the default) adds bars of the
+    model's mean color, "shortest" crops the middle (it keeps 56 % of a 16:9 image), "squash" distorts. A
+    square image is the same in all of them. `pretrained` is an open_clip tag or a .safetensors file. Raises
+    ConfigError for a model or weights that do not exist or cannot be loaded.
     """
 
     def __init__(
@@ -64,22 +66,24 @@ class ClipScorer:
         self.device, self.dtype, self.name = torch.device(device), dtype, model
         # a folder has its own weights
         self.pretrained = None if ":" in model or pretrained is None else str(pretrained)
-        if ":" not in model:
-            _check_weights(model, self.pretrained)
+        source = clip_weights.find_weights(model, self.pretrained)
         with _load_errors_as_config_error(model, self.pretrained):
             self.model = open_clip.create_model(
                 model,
-                self.pretrained,
+                source.weights,
                 precision=_PRECISION[dtype],
                 device=self.device,
-                force_quick_gelu=_quick_gelu(model, self.pretrained),
+                force_quick_gelu=source.quick_gelu,
+                force_preprocess_cfg=source.preprocessing,
                 require_pretrained=True,  # otherwise open_clip only warns, and uses random weights
             )
             self.tokenizer = open_clip.get_tokenizer(model)
         self.model.eval()
-        self.preprocessing = _preprocessing(self.model, resize)
+        self.preprocessing = _preprocessing(self.model, resize or DEFAULT_RESIZE)
         self.preprocess = open_clip.transform.image_transform_v2(self.preprocessing, is_train=False)
-        self.weights_sha256 = _weights_hash(model, self.pretrained)
+        self.revision, self.weights_sha256 = source.revision, source.sha256()
+        self.parts: dict[str, list[str]] = {}
+        """Every text that was scored, with the parts that it was scored by."""
         self._truncated_texts: dict[str, None] = {}  # an ordered set
 
     @classmethod
@@ -99,7 +103,7 @@ class ClipScorer:
                 raise ConfigError(
                     f"the CLIP folder must contain one {pattern}", where=str(root), remedy=remedy
                 )
-        return cls(f"{_LOCAL}{root}", None, resize=resize, device=device, dtype=dtype)
+        return cls(f"{LOCAL}{root}", None, resize=resize, device=device, dtype=dtype)
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -113,16 +117,28 @@ class ClipScorer:
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return unit vectors (N, D) of texts; distinct texts are encoded once, truncated ones recorded."""
-        unique = list(dict.fromkeys(texts))
+        """Return vectors (N, D) of texts: of length 1, for a long text the mean of its sentences' vectors.
+
+        The product with such a mean is the mean of the cosines. Distinct texts are encoded once.
+        """
+        for text in dict.fromkeys(texts):
+            if text not in self.parts:
+                self.parts[text] = split_text(text, self.fits)
+        unique = list(dict.fromkeys(part for text in texts for part in self.parts[text]))
         batches = []
         for start in range(0, len(unique), BATCH):
             ids = self._tokens(unique[start : start + BATCH])  # (B, context)
             batches.append(self.model.encode_text(ids.to(self.device)).float().cpu())
         if not batches:
             return torch.empty(0, 0)
+        features = F.normalize(torch.cat(batches), dim=-1)
         rows = {text: row for row, text in enumerate(unique)}
-        return F.normalize(torch.cat(batches), dim=-1)[[rows[text] for text in texts]]
+        means = [features[[rows[part] for part in self.parts[text]]].mean(0) for text in texts]
+        return torch.stack(means)
+
+    def fits(self, text: str) -> bool:
+        """Return True if the model reads the whole text: more context would not change its ids."""
+        return not self._truncated([text], self.tokenizer([text]))[0]
 
     def clip_t(self, images: ImagesOrFeatures, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return the cosine (N,) of each image, or of its `image_features`, with its own text."""
@@ -145,19 +161,25 @@ class ClipScorer:
         return np.array(best, dtype=np.int64)
 
     def describe(self) -> dict[str, Any]:
-        """Describe all that scores depend on, as JSON; `truncated_texts` lists the truncated texts so far."""
+        """Describe all that scores depend on, as JSON.
+
+        Of the texts so far, `texts_by_sentence` lists those that were scored by sentence, `truncated_texts`
+        the sentences of which only the beginning was read.
+        """
         config = self.preprocessing
         size = config.size if isinstance(config.size, int) else list(config.size)
         return {
             "metric": "cosine of L2-normalized CLIP features; no scale, clamp or prefix",
-            "model": Path(self.name).name if self.name.startswith(_LOCAL) else self.name,
+            "model": Path(self.name).name if self.name.startswith(LOCAL) else self.name,
             "pretrained": "the model's own" if self.pretrained is None else Path(self.pretrained).name,
+            "revision": self.revision,
             "weights_sha256": self.weights_sha256,
             "resize": resize_mode_name(config.resize_mode),
             "input_size": size,
             "interpolation": config.interpolation,
             "dtype": str(self.dtype).removeprefix("torch."),
             "context_length": self.tokenizer.context_length,
+            "texts_by_sentence": [text for text, parts in self.parts.items() if len(parts) > 1],
             "truncated_texts": list(self._truncated_texts),
             "open_clip": metadata.version("open-clip-torch"),
         }
@@ -166,12 +188,17 @@ class ClipScorer:
         return images if isinstance(images, torch.Tensor) else self.image_features(images)
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:
-        """Return token ids (N, context). A text is truncated if one more token of context changes its ids."""
-        ids = self.tokenizer(texts)
-        longer = self.tokenizer(texts, context_length=self.tokenizer.context_length + 1)
-        truncated = (longer[:, :-1] != ids).any(1).tolist()
+        """Return token ids (N, context), and record truncated texts."""
+        ids: torch.Tensor = self.tokenizer(texts)
+        truncated = self._truncated(texts, ids)
         self._truncated_texts |= {text: None for text, is_cut in zip(texts, truncated, strict=True) if is_cut}
         return ids
+
+    def _truncated(self, texts: list[str], ids: torch.Tensor) -> list[bool]:
+        """Return True for each text whose ids (N, context) change with one more token of context."""
+        longer = self.tokenizer(texts, context_length=self.tokenizer.context_length + 1)
+        truncated: list[bool] = (longer[:, :-1] != ids).any(1).tolist()
+        return truncated
 
 
 def resize_mode_name(mode: str) -> str:
@@ -194,43 +221,11 @@ def preprocess_config(
     return _with_resize(config, resize)
 
 
-def _check_weights(model: str, pretrained: str | None) -> None:
-    """Raise ConfigError for weights that open_clip would not find or would unpickle."""
-    import open_clip
-
-    if model not in open_clip.list_models():
-        remedy = "see open_clip.list_models(), or name a folder"
-        raise ConfigError(f"open_clip has no model {model!r}", remedy=remedy)
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    is_file = (
-        bool(pretrained) and str(pretrained).endswith(".safetensors") and Path(str(pretrained)).is_file()
-    )
-    if pretrained in tags or is_file:
-        return
-    remedy = f"use a .safetensors file, or one of: {', '.join(tags) or 'none for this model'}"
-    raise ConfigError(f"there are no weights {pretrained!r} for {model}", remedy=remedy)
-
-
-def _quick_gelu(model: str, pretrained: str | None) -> bool:
-    """Return True if the weights were trained with QuickGELU, about which open_clip only warns."""
-    import open_clip
-
-    return bool(pretrained and open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu"))
-
-
-def _weights_hash(model: str, pretrained: str | None) -> str | None:
-    """Return the SHA-256 of the weights in a local file; None for a tag of open_clip, which is unique."""
-    if model.startswith(_LOCAL):
-        return sha256_file(next(Path(model.removeprefix(_LOCAL)).glob("*.safetensors")))
-    return sha256_file(pretrained) if pretrained and pretrained.endswith(".safetensors") else None
-
-
-def _preprocessing(model: Any, resize: Resize | None) -> Any:
-    """Return the model's PreprocessCfg, perhaps with another resize; bars get the mean color, not black."""
+def _preprocessing(model: Any, resize: Resize) -> Any:
+    """Return the model's PreprocessCfg with a resize; bars get the mean color, not black."""
     from open_clip.transform import PreprocessCfg
 
-    config = PreprocessCfg(**model.visual.preprocess_cfg)
-    return config if resize is None else _with_resize(config, resize)
+    return _with_resize(PreprocessCfg(**model.visual.preprocess_cfg), resize)
 
 
 def _with_resize(config: Any, resize: Resize) -> Any:

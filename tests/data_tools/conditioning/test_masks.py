@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.conditioning import segment
 from data_tools.conditioning.segment import SegmentOptions
 from data_tools.prepare import (
     Dataset,
@@ -25,6 +24,7 @@ from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
+from lorakit.models.text_segmentation import TextSegmenter
 from tests.commands import call_data
 from tests.data_tools.folders import fill, hashes, photo
 from tests.tiny import parts
@@ -252,10 +252,8 @@ def sam3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["clipseg", "sam3"])
 def test_every_pixel_gets_a_probability(name: str, request: pytest.FixtureRequest) -> None:
-    from data_tools.captioners import ModelFolder
-
     folder: Path = request.getfixturevalue(name)
-    segmenter = segment.Segmenter(ModelFolder.resolve(str(folder)))
+    segmenter = TextSegmenter(folder, folder.name)
     images = [photo(seed, (90, 60)) for seed in (1, 2)]
     first, second = (segmenter.probability_map(image, "dog") for image in images)
     assert first.shape == (60, 90)
@@ -269,14 +267,12 @@ def test_every_pixel_gets_a_probability(name: str, request: pytest.FixtureReques
 def test_a_word_becomes_masks_in_the_manifest(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    from data_tools.captioners import ModelFolder
-
     folder: Path = request.getfixturevalue(name)
     fill(tmp_path, {"a.png": None, "b.png": None, "c.png": None}, size=(90, 60))
     corner((90, 60), (0, 0, 45, 60)).save(tmp_path / "c-masklabel.png")
     result = prepared(tmp_path)
     before = hashes(tmp_path)
-    found = segment.Segmenter(ModelFolder.resolve(str(folder))).probability_map(
+    found = TextSegmenter(folder, folder.name).probability_map(
         decode.read_record_image(tmp_path, result.records[0]), "dog"
     )
     options = SegmentOptions(str(folder), "dog", threshold=float(np.median(found)), dilate=0.0)

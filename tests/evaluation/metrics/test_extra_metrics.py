@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.metrics import ocr, vqa
+from lorakit.evaluation.metrics import vqa
 from lorakit.evaluation.metrics.extra_metrics import load_prompt_scorer
 from lorakit.models import base_model, chat_client, clip_score
 from tests.network.servers import serving
@@ -255,62 +254,3 @@ def test_a_metric_that_cannot_be_loaded_is_a_config_error(text, message):
 def test_a_folder_without_a_model_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="cannot load"):
         load_prompt_scorer(f"pickscore={tmp_path}")
-
-
-# ---- text in images ----
-
-
-@pytest.mark.parametrize(
-    ("prompt", "text"),
-    [
-        ('a sign that says "OPEN late"', "OPEN late"),
-        ("a shop called “Rosa” beside „Blau“", "Rosa Blau"),
-        ("it's a dog's dinner", ""),
-        ('two: "one" and "two"', "one two"),
-    ],
-)
-def test_the_quoted_text_of_a_prompt_is_extracted(prompt, text):
-    assert ocr.quoted_text(prompt) == text
-
-
-def edit_distance(a: str, b: str) -> int:
-    """The recursive definition, for short texts."""
-    if not a or not b:
-        return len(a) + len(b)
-    same = edit_distance(a[:-1], b[:-1]) + (a[-1] != b[-1])
-    return min(same, edit_distance(a[:-1], b) + 1, edit_distance(a, b[:-1]) + 1)
-
-
-@pytest.mark.parametrize(
-    ("expected_text", "recognized"),
-    [("OPEN", "open"), ("OPEN", "xx 0PEN yy"), ("cafe", "c fe"), ("abc", ""), ("ab", "ba")],
-)
-def test_accuracy_is_the_best_edit_distance_over_all_places(expected_text, recognized):
-    target, text = expected_text.casefold(), " ".join(recognized.casefold().split())
-    spans = [text[i:j] for i in range(len(text) + 1) for j in range(i, min(len(text), i + 6) + 1)]
-    expected = 1 - min(edit_distance(target, span) for span in spans) / len(target)
-    assert ocr.text_accuracy(expected_text, recognized) == pytest.approx(expected)
-
-
-@pytest.mark.skipif(shutil.which(ocr.TESSERACT) is None, reason="Tesseract is not installed")
-def test_an_image_with_the_text_scores_high_and_another_low():
-    def sign(text: str) -> Image.Image:
-        image = Image.new("RGB", (512, 256), "white")
-        ImageDraw.Draw(image).text((60, 80), text, fill="black", font=ImageFont.load_default(90))
-        return image
-
-    scorer = load_prompt_scorer("ocr_accuracy")
-    prompts = [Prompt(n, f'a sign "{t}"', "x") for n, t in (("a", "OPEN"), ("b", "OPEN"))]
-    plain = Prompt("c", "a sign", "x")
-    values = scorer.score([sign("OPEN"), sign("KLTZ"), sign("OPEN")], [*prompts, plain])
-    assert values[0] == pytest.approx(1.0)
-    assert values[1] < 0.6
-    assert math.isnan(values[2])
-    assert scorer.describe()["engine"].startswith("tesseract")
-
-
-@pytest.mark.skipif(shutil.which(ocr.TESSERACT) is not None, reason="Tesseract is installed")
-def test_without_an_ocr_engine_the_error_says_how_to_install_one():
-    with pytest.raises(ConfigError, match="no OCR engine") as caught:
-        load_prompt_scorer("ocr_accuracy")
-    assert "apt-get" in str(caught.value)
