@@ -11,6 +11,7 @@ from lorakit.cli.sample import parse_sampling_options, sampling_options
 from lorakit.core.command_line import (
     FILE,
     FOLDER,
+    POSITIVE,
     Group,
     LazyCommand,
     add_options,
@@ -21,6 +22,7 @@ from lorakit.core.command_line import (
 )
 
 if TYPE_CHECKING:
+    from lorakit.evaluation.guests import GuestRequest
     from lorakit.evaluation.judges import JudgeOptions
     from lorakit.evaluation.result import EvaluationResult
 
@@ -35,7 +37,7 @@ COMMANDS = {
         ("report", "Write the evaluation report again."),
         ("prompts", "Make a prompt file from a dataset's captions and the class noun."),
     )
-}
+} | {"vote": LazyCommand("lorakit.cli.vote:vote_command", "Compare checkpoints blindly in the browser.")}
 
 
 @click.group("eval", cls=Group, lazy=COMMANDS)
@@ -89,6 +91,32 @@ _judge_options = add_options(
         "--strengths", default="1", metavar="LIST", help="Adapter strengths to evaluate, such as 0.5,0.7,1."
     ),
     option("--no-validation", is_flag=True, help="Skip the validation loss."),
+    option(
+        "--race",
+        is_flag=True,
+        help="Sample 8 prompts first, and the others only for checkpoints that can still be the best.",
+    ),
+    option(
+        "--max-images",
+        type=POSITIVE,
+        metavar="N",
+        help="Limit of all images: fewer seeds, then fewer checkpoints.",
+    ),
+    option(
+        "--with",
+        "guests",
+        multiple=True,
+        metavar="FILE[:STRENGTH]",
+        help="Another adapter to compare with, of any origin, or another run; repeat for several.",
+    ),
+    option(
+        "--with-trigger",
+        "guest_triggers",
+        multiple=True,
+        metavar="WORD",
+        help="Trigger word of the adapter in --with, in the place of the run's; one for each --with. By "
+        "default the one that its file records. WORD=OTHER replaces one of several.",
+    ),
     _judge_options,
     sampling_options,
     example="lorakit eval run runs/dog --prompts prompts.jsonl --strengths 0.7,1",
@@ -98,8 +126,8 @@ def run_command(
 ) -> None:
     """Sample and score the base model and all checkpoints, then select one.
 
-    Every checkpoint and strength is sampled with the same noise. Images, scores.json and report.html are
-    written to RUN/eval.
+    Every checkpoint and strength is sampled with the same noise. Images, scores.json, report.html and
+    selection.json, which `export` and `sample` read, are written to RUN/eval.
     """
     from lorakit.evaluation.evaluate_run import evaluate_run
 
@@ -113,6 +141,9 @@ def run_command(
         max_drift=values["max_drift"],
         sampling=parse_sampling_options(values),
         validation_loss=not no_validation,
+        guests=_parse_guests(values["guests"], values["guest_triggers"]),
+        race=values["race"],
+        max_images=values["max_images"],
     )
     _print_result(result, wandb=values["wandb"])
 
@@ -157,8 +188,12 @@ def score_command(
 
 @command(
     "compare",
-    click.argument("first", metavar="FIRST", help="A run or an evaluation: FOLDER or FOLDER:VARIANT."),
-    click.argument("second", metavar="SECOND", help="Another one. Without VARIANT it is the selected one."),
+    click.argument(
+        "first",
+        metavar="FIRST",
+        help="A run or an evaluation: FOLDER, or FOLDER@VARIANT such as runs/a@400 or runs/a@400:0.7.",
+    ),
+    click.argument("second", metavar="SECOND", help="Another one. Without @VARIANT it is the selected one."),
     option(
         "--out", type=FOLDER, metavar="DIR", help="Folder of the report; by default FIRST-against-SECOND."
     ),
@@ -169,7 +204,7 @@ def compare_command(first: str, second: str, out: Path | None) -> None:
     from lorakit.evaluation.evaluate_folder import compare_evaluations
     from lorakit.evaluation.report.verdict import comparison_summary
 
-    names = [Path(text).name.replace(":", "-").replace(" ", "-") for text in (first, second)]
+    names = [Path(text).name.translate(str.maketrans(":@ ", "---")) for text in (first, second)]
     result = compare_evaluations(first, second, out or Path("-against-".join(names)))
     evaluation = result.evaluation
     one, other = evaluation.variants
@@ -188,9 +223,10 @@ _evaluation_folder = click.argument("folder", type=FOLDER, metavar="FOLDER", hel
 
 @command("pick", _evaluation_folder, _max_drift, example="lorakit eval pick runs/dog")
 def pick_command(folder: Path, max_drift: float | None) -> None:
-    """Select a checkpoint of an existing evaluation."""
+    """Select a checkpoint of an existing evaluation, for `export` and `sample` too."""
     from lorakit.core.errors import ConfigError
     from lorakit.evaluation import score_table
+    from lorakit.evaluation.evaluate_folder import update_selection
     from lorakit.evaluation.report.verdict import selection_headline, selection_notes
     from lorakit.evaluation.select import select_checkpoint
 
@@ -202,6 +238,7 @@ def pick_command(folder: Path, max_drift: float | None) -> None:
             remedy="evaluate a run, or score images with --base-images and --references",
         )
     selection = select_checkpoint(evaluation, max_drift)
+    update_selection(score_table.find_evaluation_folder(folder), evaluation, selection)
     lines = [selection_headline(evaluation, selection).text, *selection_notes(evaluation, selection)]
     print_answer(selection.to_json(), "\n".join(lines))
 
@@ -266,10 +303,29 @@ def _print_result(result: EvaluationResult, *, wandb: bool) -> None:
         "verdict": verdict,
         "notes": notes,
         "selection": selection.to_json() if selection else None,
+        "next_commands": result.next_commands,
     }
-    print_answer(answer, "\n".join([verdict, *notes, f"report: {result.report}"]))
+    lines = [verdict, *notes, f"report: {result.report}"]
+    lines += [
+        f"{'next' if not number else '  or'}: {text}" for number, text in enumerate(result.next_commands)
+    ]
+    print_answer(answer, "\n".join(lines))
     if wandb:
         log_to_wandb(result.report.parent, evaluation, selection)
+
+
+def _parse_guests(adapters: tuple[str, ...], triggers: tuple[str, ...]) -> list[GuestRequest]:
+    from lorakit.core.errors import ConfigError
+    from lorakit.evaluation.guests import GuestRequest
+
+    if triggers and len(triggers) != len(adapters):
+        raise ConfigError(
+            f"{len(triggers)} trigger words for {len(adapters)} adapters",
+            where="--with-trigger",
+            remedy="write one --with-trigger for each --with, in the same order",
+        )
+    words = triggers or (None,) * len(adapters)
+    return [GuestRequest(adapter, word) for adapter, word in zip(adapters, words, strict=True)]
 
 
 def _parse_strengths(text: str) -> tuple[float, ...]:

@@ -13,9 +13,9 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from tests.benchmarks import buckets, data, preserve, step
+from tests.benchmarks import buckets, data, preserve, step, votes
 
-NAMES = ("step", "buckets", "data", "files", "hostile", "preserve")
+NAMES = ("step", "buckets", "data", "files", "hostile", "preserve", "votes")
 
 
 def main() -> int:
@@ -41,6 +41,10 @@ def main() -> int:
         results = preserve.measure()
         print(json.dumps(results, indent=2) if arguments.json else preserve.format_report(results))
         return 0 if results["passes"] else 1
+    if arguments.name == "votes":
+        outcomes = [votes.measure(scenario, 200 * arguments.rounds) for scenario in votes.SCENARIOS]
+        print(votes.format_report(outcomes))
+        return 0 if all(row.passes for row in outcomes) else 1
     if arguments.name == "buckets":
         rows = buckets.measure(4 * arguments.rounds)
         print(json.dumps(rows, indent=2) if arguments.json else buckets.format_report(rows))

@@ -1,0 +1,77 @@
+"""The result of a vote in sentences."""
+
+from __future__ import annotations
+
+from lorakit.evaluation.report.number_format import format_count, format_percent, format_percent_interval
+from lorakit.evaluation.vote.sequential import min_prompts
+from lorakit.evaluation.vote.summary import PairResult, VoteSummary
+
+_MIN_DECIDED_FOR_HABIT = 12
+_HABIT_DEVIATIONS = 2.6  # standard deviations of votes for one side; 1 % of voters without a habit exceed it
+_MIN_REPEATS = 3
+
+
+def summary_sentences(summary: VoteSummary) -> list[str]:
+    """Return the result of every pair, and notes about the voters."""
+    return [*map(pair_sentence, summary.pairs), *voter_notes(summary)]
+
+
+def pair_sentence(pair: PairResult) -> str:
+    """Return the result of two variants: the preferred one, or that it cannot be told."""
+    others = [
+        f"{number} {words}"
+        for number, words in ((pair.num_too_close, "too close"), (pair.num_both_bad, "both bad"))
+        if number
+    ]
+    beside = f" ({', '.join(others)})" if others else ""
+    if pair.preferred:
+        loser = pair.second if pair.preferred == pair.first else pair.first
+        return (
+            f"{pair.preferred} is preferred to {loser}: {_share_text(pair)}{beside}; "
+            f"the test ended after {format_count(pair.ended_after or 0, 'vote')}."
+        )
+    counts = f"{_share_text(pair)}{beside}"
+    if pair.ended_after is not None:
+        return (
+            f"No clear preference between {pair.first} and {pair.second}: {counts}; the test ended after "
+            f"{format_count(pair.ended_after, 'vote')}: a preference of 70 : 30 has become unlikely."
+        )
+    return f"Not decided yet between {pair.first} and {pair.second}: {counts}.{_prompts_note(pair)}"
+
+
+def _share_text(pair: PairResult) -> str:
+    """Say for what share of the decided pairs the leading variant was preferred."""
+    if not pair.num_decided:
+        return f"no decided pair of {pair.num_votes}"
+    share = format_percent_interval(pair.share)
+    return f"{pair.first} in {pair.votes_first} of {format_count(pair.num_decided, 'decided pair')}, {share}"
+
+
+def _prompts_note(pair: PairResult) -> str:
+    needed = min_prompts(pair.level)
+    if pair.num_prompts >= needed:
+        return ""
+    return f" The test needs votes on at least {needed} prompts; these are on {pair.num_prompts}."
+
+
+def voter_notes(summary: VoteSummary) -> list[str]:
+    """Return notes about repeated pairs, a habit of choosing one side, and votes that no longer count."""
+    notes = []
+    if summary.num_repeats >= _MIN_REPEATS:
+        notes.append(
+            f"Of {summary.num_repeats} pairs shown again on exchanged sides, {summary.num_consistent} "
+            "got the same answer."
+        )
+    decided = sum(pair.num_decided for pair in summary.pairs)
+    if summary.left_share is not None and decided >= _MIN_DECIDED_FOR_HABIT:
+        deviations = abs(summary.left_share - 0.5) * 2 * decided**0.5
+        if deviations > _HABIT_DEVIATIONS:
+            share = format_percent(summary.left_share)
+            notes.append(
+                f"The image on the left was chosen in {share} of the decided pairs: "
+                "look at both sides longer."
+            )
+    if summary.num_outdated:
+        text = format_count(summary.num_outdated, "vote")
+        notes.append(f"{text} on images that have changed since or are no longer there: not counted.")
+    return notes
