@@ -38,6 +38,12 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "caption_trigger_filled": ("note", "the trigger word is in place of [trigger] or {trigger}"),
     "caption_tags_unused": ("note", "tags beside a caption in a JSON file are not trained"),
     "caption_lines_joined": ("note", "several caption lines joined into one caption"),
+    "caption_lines_are_tags": ("note", "the lines of a caption file are tags, joined by commas"),
+    "caption_lines_are_captions": ("note", "each line of a caption file is a caption of its own"),
+    "caption_wrong_encoding": (
+        "warning",
+        "a caption was saved in the wrong encoding; write it again as UTF-8",
+    ),
     "caption_control_characters": ("warning", "control characters removed from a caption"),
     "caption_conflict": (
         "warning",

@@ -69,9 +69,13 @@ caption_options = add_options(
     option("--allow-missing-captions", is_flag=True, section=_CAPTIONS,
            help="Accept images without a caption."),
     option("--caption-encoding", default="utf-8", metavar="NAME", section=_CAPTIONS,
-           help="Text encoding of the caption files."),
+           help="Text encoding of the caption files that are neither UTF-8 nor UTF-16."),
     option("--caption-extension", metavar="EXT", section=_CAPTIONS,
            help="Read caption files with this extension only, such as .txt."),
+    option("--caption-lines", type=click.Choice(["auto", "join", "tags", "captions"]), default="auto",
+           section=_CAPTIONS,
+           help="What the lines of a caption file are: parts of one caption (join), tags, or a caption each "
+           "(captions); by default the lines themselves decide."),
 )  # fmt: skip
 
 _EDITS = "Caption edits"

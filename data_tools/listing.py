@@ -52,14 +52,28 @@ class Listing:
         return frozenset(self.images)
 
     @functools.cached_property
-    def by_normalized_name(self) -> dict[str, str]:
-        """Images and caption files by their normalized (NFC) name."""
-        return {self.normalize_name(name): name for name in (*self.images, *sorted(self.sidecars))}
+    def images_by_normalized_name(self) -> dict[str, str]:
+        """Images by their normalized name, without names that several images would have."""
+        names: dict[str, list[str]] = {}
+        for image in self.images:
+            names.setdefault(self.normalize_name(image), []).append(image)
+        return {name: images[0] for name, images in names.items() if len(images) == 1}
+
+    @functools.cached_property
+    def unclaimed_sidecars(self) -> dict[str, list[str]]:
+        """Caption files by their normalized name, without those that have the very name of an image."""
+        owners = self.image_set | {os.path.splitext(image)[0] for image in self.images}
+        unclaimed: dict[str, list[str]] = {}
+        for name in sorted(self.sidecars):
+            stem, suffix = os.path.splitext(name)
+            if stem not in owners or suffix not in CAPTION_SUFFIXES:
+                unclaimed.setdefault(self.normalize_name(name), []).append(name)
+        return unclaimed
 
     @staticmethod
     def normalize_name(name: str) -> str:
-        """Return one spelling for names that differ only in how accents are encoded (NFC)."""
-        return unicodedata.normalize("NFC", name)
+        """Return one spelling for names that differ only in case or in how accents are encoded (NFC)."""
+        return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 @dataclass

@@ -42,6 +42,7 @@ class PrepareOptions:
     allow_missing_captions: bool = False
     caption_encoding: str = "utf-8"
     caption_extension: str | None = None
+    caption_lines: str = "auto"
     caption_edits: tuple[str, ...] | None = None
     captioner: CaptionerOptions | None = None
     captioning: CaptioningOptions = field(default_factory=CaptioningOptions)
@@ -102,6 +103,7 @@ class PrepareOptions:
             allow_missing_captions=self.allow_missing_captions,
             caption_encoding=self.caption_encoding,
             caption_extension=self.caption_extension,
+            caption_lines=self.caption_lines,
             caption_edits=self.caption_edits,
         )
 

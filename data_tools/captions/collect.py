@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from data_tools.captions import edits
 from data_tools.captions.columns import COLUMNS_UNREAD
+from data_tools.captions.lines import CAPTIONS, JOINED, TAGS, check_line_mode
 from data_tools.captions.metadata import (
     MetadataCaption,
     parse_kohya_folder,
@@ -20,7 +21,7 @@ from data_tools.captions.metadata import (
     read_metadata_captions,
 )
 from data_tools.captions.sidecars import TAGS_UNUSED, ImageCaptions, read_sidecars
-from data_tools.captions.text import UNESCAPED, clean_caption
+from data_tools.captions.text import MOJIBAKE, UNESCAPED, clean_caption
 from data_tools.listing import CAPTION_SUFFIXES, Listing
 from data_tools.scan import note_code, replace_notes
 from lorakit.config.concepts import fill_template, find_template_problem
@@ -31,7 +32,10 @@ from lorakit.manifest import USER_METADATA_NOTE, Caption, Record
 REREAD_SOURCES = ("file", "metadata", "folder", "template")  # collected again in every run
 NOTES = frozenset(
     {
-        "caption_lines_joined",
+        JOINED,
+        TAGS,
+        CAPTIONS,
+        MOJIBAKE,
         "caption_control_characters",
         "caption_conflict",
         "caption_empty",
@@ -63,6 +67,7 @@ class CaptionOptions:
     allow_missing_captions: bool = False
     caption_encoding: str = "utf-8"
     caption_extension: str | None = None
+    caption_lines: str = "auto"
     caption_edits: tuple[str, ...] | None = None
 
     def check(self) -> None:
@@ -82,6 +87,7 @@ class CaptionOptions:
                 where="caption-extension",
                 remedy=remedy,
             )
+        check_line_mode(self.caption_lines)
         edits.check_edits(self.caption_edits or ())
 
     def template_caption(self) -> str | None:
@@ -103,9 +109,9 @@ def collect_captions(listing: Listing, records: Sequence[Record], options: Capti
 
 def _require_extension(listing: Listing, extension: str) -> None:
     """Raise `DataError` if there are caption files, but none with this extension."""
-    others = [name for name in sorted(listing.sidecars) if not name.endswith(extension)]
+    others = [name for name in sorted(listing.sidecars) if not name.lower().endswith(extension)]
     if others and len(others) == len(listing.sidecars):
-        other = PurePosixPath(others[0]).suffix
+        other = PurePosixPath(others[0]).suffix.lower()
         raise DataError(
             f"there are no {extension} files, but {len(others)} with {other}: {', '.join(others[:3])}",
             where=str(listing.root),
@@ -152,7 +158,9 @@ def _collect_for_record(
     options: CaptionOptions,
 ) -> Record:
     """Collect for one image; its captions in the user's metadata file and in kohya's JSON are given."""
-    collected = read_sidecars(listing, record.file, options.caption_extension, options.caption_encoding)
+    collected = read_sidecars(
+        listing, record.file, options.caption_extension, options.caption_encoding, options.caption_lines
+    )
     if metadata_caption is not None:
         collected.notes.append(USER_METADATA_NOTE)
     for caption in filter(None, (metadata_caption, kohya_caption)):

@@ -207,7 +207,7 @@ def _row_image(listing: Listing, folder: PurePosixPath, row: Mapping[str, Any], 
     file = str(folder / PurePosixPath(name))
     if file in listing.image_set:
         return file
-    normalized = listing.by_normalized_name.get(listing.normalize_name(file))
+    normalized = listing.images_by_normalized_name.get(listing.normalize_name(file))
     if normalized is None:
         message = f"there is no image {name!r}"
         raise DataError(message, where=where, remedy="correct file_name, or delete the row")

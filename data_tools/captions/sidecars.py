@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from data_tools.captions import columns
+from data_tools.captions.lines import split_captions
 from data_tools.captions.text import clean_caption, decode_text
 from data_tools.listing import CAPTION_SUFFIXES, Listing
 from data_tools.scan import resolve_inside
@@ -30,17 +31,23 @@ class ImageCaptions:
     repeats: int = 1
 
 
-def read_sidecars(listing: Listing, file: str, extension: str | None, encoding: str) -> ImageCaptions:
+def read_sidecars(
+    listing: Listing, file: str, extension: str | None, encoding: str, lines: str = "auto"
+) -> ImageCaptions:
     """Read the caption files of an image; all different texts count.
 
-    With `extension` (".txt"), only such files are read.
+    With `extension` (".txt"), only such files are read. `lines` is the way to read several lines (lines.py).
     """
     collected = ImageCaptions()
     for name in _sidecars(listing, file, extension):
         path = resolve_inside(listing.root, name)
         data = decode.read_file(path, MAX_BYTES)
         text = decode_text(data, str(path), encoding)
-        texts = _read_json(text, str(path), collected) if name.endswith(".json") else [text]
+        if path.suffix.lower() == ".json":
+            texts = _read_json(text, str(path), collected)
+        else:
+            texts, notes = split_captions(text, name, lines)
+            collected.notes += notes
         for raw in texts:
             cleaned, notes = clean_caption(raw, name)
             collected.notes += notes
@@ -59,12 +66,9 @@ def _sidecars(listing: Listing, file: str, only_extension: str | None) -> list[s
     existing = [name for name in dict.fromkeys(names) if name in listing.sidecars]
     if existing:
         return existing
-    # Files from two systems may encode an accent differently (NFC and NFD): compare normalized names.
-    return [
-        listing.by_normalized_name[name]
-        for name in map(listing.normalize_name, names)
-        if name in listing.by_normalized_name
-    ]
+    # Cameras and Windows write A.TXT, and two systems may encode an accent differently (NFC and NFD).
+    normalized = dict.fromkeys(map(listing.normalize_name, names))
+    return [sidecar for name in normalized for sidecar in listing.unclaimed_sidecars.get(name, ())]
 
 
 def _read_json(text: str, where: str, collected: ImageCaptions) -> list[str]:

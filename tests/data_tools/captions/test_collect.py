@@ -192,7 +192,7 @@ def test_missing_and_empty_captions_are_an_error_with_the_remedy(tmp_path: Path)
     [
         (b"it\x92s a dog", "byte 2 (0x92)", "cp1252"),
         (b"\xef\xbb\xbfit\x92s", "byte 5 (0x92)", "cp1252"),
-        ("a dog".encode("utf-16"), "byte 0", "--caption-encoding utf-16"),
+        (b"un caf\xe9 cr\xe8me", "byte 6 (0xe9)", "cp1252"),
     ],
 )
 def test_text_in_another_encoding_is_refused_with_the_byte_offset(
@@ -215,6 +215,65 @@ def test_the_encoding_can_be_given(tmp_path: Path) -> None:
     assert run(tmp_path, caption_encoding="utf-16")["a.png"].caption == "señor"
     with pytest.raises(ConfigError, match="unknown encoding"):
         run(tmp_path, caption_encoding="klingon")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "shift_jis"])
+@pytest.mark.parametrize(
+    ("text", "saved_as"),
+    [
+        ("señor on the grass", "utf-16"),
+        ("a dog on the grass", "utf-16-le"),
+        ("a dog, blue eyes", "utf-16-be"),
+        ("a dog", "utf-32"),
+        ("a café", "utf-8-sig"),
+        ("犬と猫", "utf-8"),
+    ],
+)
+def test_every_file_decides_its_own_encoding(tmp_path: Path, text: str, saved_as: str, encoding: str) -> None:
+    """Whatever is the encoding of the other files."""
+    fill(tmp_path, {"a.png": None})
+    (tmp_path / "a.txt").write_bytes(text.encode(saved_as))
+    record = run(tmp_path, caption_encoding=encoding)["a.png"]
+    assert (record.caption, codes(record)) == (text, [])
+
+
+@pytest.mark.parametrize("text", ["un cafÃ© crÃ¨me", "itâ€™s a dog", "ç\x8a¬ on grass"])
+def test_text_that_was_saved_in_the_wrong_encoding_is_named(tmp_path: Path, text: str) -> None:
+    assert "caption_wrong_encoding" in codes(captioned(tmp_path, text.encode()))
+
+
+@pytest.mark.parametrize(
+    "text", ["un café crème", "naïve Ångström", "Ã la carte", "it’s 20 €", "犬", "a dog"]
+)
+def test_text_with_accents_is_not_suspected(tmp_path: Path, text: str) -> None:
+    assert codes(captioned(tmp_path, text.encode())) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "sidecar"),
+    [
+        ("IMG_0.JPG", "IMG_0.TXT"),
+        ("img_0.jpg", "IMG_0.txt"),
+        ("IMG_0.jpg", "img_0.jpg.txt"),
+        ("Ä.png", "a\u0308.Caption"),
+        ("sub/a.PNG", "sub/A.Json"),
+    ],
+)
+def test_a_caption_file_may_differ_in_case(tmp_path: Path, image: str, sidecar: str) -> None:
+    fill(tmp_path, {image: None})
+    content = '{"caption": "a dog"}' if sidecar.lower().endswith("json") else "a dog"
+    (tmp_path / sidecar).write_text(content)
+    result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True, class_noun="cat"))
+    assert texts(result.records[0]) == [("a dog", "file")]
+    assert "orphan_caption" not in {finding.code for finding in result.findings}
+
+
+def test_two_images_that_differ_in_case_keep_their_own_captions(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": "small", "A.png": None})
+    if len(list(tmp_path.glob("*.png"))) < 2:
+        pytest.skip("this file system does not tell a from A")
+    found = run(tmp_path, class_noun="dog")
+    assert (found["a.png"].caption, found["A.png"].caption) == ("small", "a photo of dog")
 
 
 def captioned(folder: Path, data: bytes) -> Record:
@@ -245,8 +304,8 @@ def test_control_characters_are_removed_with_a_note(tmp_path: Path) -> None:
 
 
 def test_lines_are_joined_and_none_is_lost(tmp_path: Path) -> None:
-    record = captioned(tmp_path, b" first line \n\nsecond line\n third")
-    assert record.caption == "first line second line third"
+    record = captioned(tmp_path, b" the first line \n\nthe second line.\n third")
+    assert record.caption == "the first line the second line. third"
     assert codes(record) == ["caption_lines_joined"]
 
 
@@ -281,7 +340,7 @@ def test_a_caption_without_the_trigger_is_a_warning(tmp_path: Path) -> None:
 
 def test_windows_line_ends_are_line_ends(tmp_path: Path) -> None:
     record = captioned(tmp_path, b"one\r\ntwo\rthree\r\n")
-    assert (record.caption, codes(record)) == ("one two three", ["caption_lines_joined"])
+    assert (record.caption, codes(record)) == ("one, two, three", ["caption_lines_are_tags"])
     assert codes(captioned(tmp_path, b"one\r\n")) == []
 
 
