@@ -18,6 +18,9 @@ from pathlib import Path
 
 import psutil
 
+# Arrow's own allocator reserves a gigabyte of addresses, which the limit of this process counts.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
 import tests.conftest  # noqa: F401 - one thread, no network
 from lorakit.core.errors import LorakitError
 from tests.fuzz.readers import KINDS
