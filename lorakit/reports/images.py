@@ -30,7 +30,7 @@ class EmbeddedImage(Block):
     zoom: bool = False
 
 
-def data_uri(image: Image.Image, format: str = "JPEG", quality: int = 88) -> str:
+def data_uri(image: Image.Image, format: str = "JPEG", quality: int = 84) -> str:
     """Return an image as a data URI: JPEG, PNG or another format of Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, format=format, **({"quality": quality} if format == "JPEG" else {}))

@@ -8,19 +8,19 @@ from typing import Any
 
 from lorakit import reports
 from lorakit.core.statistics import MIN_PROMPTS
-from lorakit.evaluation.alarms import Alarm
-from lorakit.evaluation.report import figures, gallery, verdict
-from lorakit.evaluation.report.number_format import NO_VALUE, format_count, format_name_range
-from lorakit.evaluation.score_table import METRICS, Evaluation, VariantScores
+from lorakit.evaluation.diagnosis import Verdict
+from lorakit.evaluation.report import figures, gallery, tables, verdict
+from lorakit.evaluation.report.alarm_cards import alarm_cards
+from lorakit.evaluation.report.number_format import format_count, format_interval, format_percent_interval
+from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
 from lorakit.evaluation.select import Selection
-from lorakit.reports import Html
+from lorakit.evaluation.unknowns import find_unknowns
+from lorakit.evaluation.vote.pages import result_table
+from lorakit.evaluation.vote.summary import VoteSummary
+from lorakit.evaluation.vote.texts import summary_sentences
+from lorakit.reports import Table
 
-PAGE_CSS = """
-.page { max-width: 1360px; }
-figure text.note, figure text.name { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
-.pair { align-content: start; }
-"""
-_TRUNCATED_TEXTS = "truncated_texts"  # in a CLIP model's settings
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 def evaluation_page(
@@ -30,160 +30,125 @@ def evaluation_page(
     *,
     metrics: Sequence[Mapping[str, Any]] = (),
     versions: Mapping[str, str],
-    extra: Sequence[Html] = (),
+    votes: VoteSummary | None = None,
 ) -> str:
-    """Return the whole document; `metrics` are rows of the run's metrics.jsonl, `extra` further sections."""
-    headline = verdict.selection_headline(evaluation, selection)
+    """Return the whole document; `metrics` are rows of the run's metrics.jsonl."""
     notes = verdict.selection_notes(evaluation, selection)
-    body = [reports.summary_banner(headline.text, headline.good), *map(reports.paragraph, notes)]
-    if selection and (chart := figures.fidelity_adherence_chart(evaluation, selection)):
-        body.append(reports.section("Fidelity and prompt adherence", *chart))
-    body += _charts_section(evaluation, selection)
-    body += _alarms_section(evaluation, selection, root)
-    body.append(reports.section("Scores", *_score_tables(evaluation, selection)))
-    grid = gallery.sample_grid(evaluation, evaluation.variants, root, selection)
-    body.append(reports.section("Images", *grid))
-    if evaluation.details:
-        body.append(reports.section("Run", reports.html_table(["", ""], evaluation.details)))
-    if metrics:
-        body.append(reports.section("Training", *reports.training_curves(metrics)))
-    body += extra
-    body.append(reports.section("Settings and versions", *settings_section(evaluation.settings, versions)))
-    return reports.html_page(evaluation.title, body, style=PAGE_CSS)
+    cards = alarm_cards(evaluation, selection, root)
+    headline = verdict.selection_headline(evaluation, selection)
+    return reports.render_page(
+        TEMPLATES / "evaluation.html",
+        title=evaluation.title,
+        subtitle=_subtitle(evaluation),
+        verdict=headline,
+        next_step=_next_step(headline, selection),
+        figures=_key_figures(evaluation, selection),
+        unknowns=find_unknowns(evaluation) if selection else [],
+        missing=evaluation.notes,
+        gallery=gallery.evaluation_gallery(evaluation, root, selection),
+        alarms=cards,
+        charts=figures.training_charts(evaluation, selection) if selection else [],
+        scatter=figures.fidelity_adherence_chart(evaluation, selection) if selection else None,
+        notes=[note for note in notes if note not in evaluation.notes],
+        tables=_score_tables(evaluation, selection),
+        curves=reports.training_curves(metrics) if metrics else None,
+        run=Table(["", ""], evaluation.details) if evaluation.details else None,
+        **_votes(votes),
+        **_settings(evaluation, versions),
+    )
 
 
 def comparison_page(
-    evaluation: Evaluation,
-    first: VariantScores,
-    second: VariantScores,
-    root: Path,
-    *,
-    versions: Mapping[str, str],
+    evaluation: Evaluation, root: Path, *, versions: Mapping[str, str], votes: VoteSummary | None = None
 ) -> str:
     """Return the document of two variants side by side."""
-    summary = verdict.comparison_summary(evaluation, first, second)
-    body = [reports.summary_banner(summary.text, summary.good)]
-    if len(evaluation.prompts) < MIN_PROMPTS:
-        count = format_count(len(evaluation.prompts), "prompt")
-        body.append(reports.paragraph(f"Indicative only: {count}, fewer than {MIN_PROMPTS}."))
-    grid = gallery.sample_grid(evaluation, [first, second], root, None)
-    body += [
-        *(reports.paragraph(note) for note in evaluation.notes),
-        reports.section(
-            "Differences", figures.differences_table(evaluation, first, second), _interval_note()
-        ),
-        reports.section("By kind of prompts", figures.gain_by_prompt_kind(evaluation, first, second)),
-        reports.section("Images", *grid),
-        reports.section("Settings and versions", *settings_section(evaluation.settings, versions)),
-    ]
-    return reports.html_page(evaluation.title, body, style=PAGE_CSS)
-
-
-def _charts_section(evaluation: Evaluation, selection: Selection | None) -> list[Html]:
-    charts = figures.metric_charts(evaluation, selection) if selection else []
-    note = (
-        "Bands are 95 % intervals over prompts (over images for losses); the green line marks the selected "
-        "checkpoint."
+    first, second = evaluation.variants
+    few = len(evaluation.prompts) < MIN_PROMPTS
+    count = format_count(len(evaluation.prompts), "prompt")
+    return reports.render_page(
+        TEMPLATES / "comparison.html",
+        title=evaluation.title,
+        subtitle=_subtitle(evaluation),
+        verdict=verdict.comparison_summary(evaluation, first, second),
+        missing=[
+            *([f"Indicative only: {count}, fewer than {MIN_PROMPTS}."] if few else []),
+            *evaluation.notes,
+        ],
+        gallery=gallery.comparison_gallery(evaluation, root),
+        differences=tables.differences_table(evaluation, first, second),
+        kinds=tables.gain_by_prompt_kind(evaluation, first, second),
+        **_votes(votes),
+        **_settings(evaluation, versions),
     )
-    return [reports.section("Scores over training", *charts, reports.paragraph(note))] if charts else []
 
 
-def _alarms_section(evaluation: Evaluation, selection: Selection | None, root: Path) -> list[Html]:
-    """A card for each kind of alarm, with the variants that have it and the images that show it best."""
-    raised: dict[str, list[tuple[VariantScores, Alarm]]] = {}
-    for candidate in selection.candidates if selection else []:
-        for alarm in candidate.alarms:
-            raised.setdefault(alarm.name, []).append((candidate.variant, alarm))
-    if not raised:
+def _settings(evaluation: Evaluation, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values that both pages show at their end."""
+    return {
+        "min_prompts": MIN_PROMPTS,
+        "definitions": tables.definitions_table(evaluation),
+        "settings": tables.settings_tables(evaluation.settings),
+        "truncated": tables.truncated_texts(evaluation.settings),
+        "versions": Table(["Package", "Version"], list(versions.items())),
+    }
+
+
+def _votes(votes: VoteSummary | None) -> dict[str, Any]:
+    """Return the sentences and the table of the votes; nothing without votes."""
+    has_votes = votes is not None and bool(votes.pairs)
+    return {
+        "vote_texts": summary_sentences(votes) if votes and has_votes else [],
+        "vote_table": result_table(votes) if votes and has_votes else None,
+    }
+
+
+def _subtitle(evaluation: Evaluation) -> str:
+    seeds = sorted({len(prompt.seeds) for prompt in evaluation.prompts} or {0})
+    each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else format_count(seeds[0], "seed")
+    images = sum(len(variant.files) for variant in evaluation.variants)
+    prompts = format_count(len(evaluation.prompts), "prompt")
+    return f"{format_count(len(evaluation.variants), 'variant')}, {prompts} with {each}, {images:,} images"
+
+
+def _next_step(headline: Verdict, selection: Selection | None) -> str:
+    """Return the next step, and for a selected checkpoint of a run the commands that use it."""
+    if not (headline.good and selection and selection.variant and selection.variant.origin):
+        return headline.next_step
+    return "`lorakit export RUN` and `lorakit sample BASE --adapter RUN` use this checkpoint."
+
+
+def _key_figures(evaluation: Evaluation, selection: Selection | None) -> list[tuple[str, str]]:
+    """Return the figures of the selected variant that a reader looks for first."""
+    if selection is None or selection.variant is None:
         return []
-    note = (
-        "A variant with an alarm is not selected. The thresholds are measured in this evaluation: the "
-        "similarity of the training images to each other, and the change by another seed of the base model."
-    )
-    cards = [_alarm_card(evaluation, entries, root) for entries in raised.values()]
-    return [reports.section("Alarms", reports.paragraph(note), *cards)]
+    entries = []
+    if selection.fidelity:
+        text = "likeness to the subject: 0 % is the base model, 100 % other true images"
+        entries.append((format_percent_interval(selection.fidelity), text))
+    if selection.prompt_adherence:
+        text = "prompt adherence: 100 % is the base model"
+        entries.append((format_percent_interval(selection.prompt_adherence), text))
+    entries += _change_of_others(evaluation, selection)
+    return entries
 
 
-def _alarm_card(evaluation: Evaluation, entries: Sequence[tuple[VariantScores, Alarm]], root: Path) -> Html:
-    messages = [reports.paragraph(f"{variant.name}: {alarm.message}.") for variant, alarm in entries]
-    variant, alarm = entries[-1]
-    names = list(dict.fromkeys(variant.name for variant, _ in entries))
-    parts = [
-        messages[-1],
-        reports.paragraph(f"What to do: {alarm.advice}."),
-        gallery.alarm_examples(evaluation, variant, alarm, root),
-    ]
-    if len(messages) > 1:
-        summary = f"{format_count(len(messages) - 1, 'earlier variant')}"
-        parts.append(reports.details(summary, *messages[:-1]))
-    return reports.card(f"{alarm.title}: {format_name_range(names)}", *parts, good=False)
+def _change_of_others(evaluation: Evaluation, selection: Selection) -> list[tuple[str, str]]:
+    prompts = evaluation.prompts_of_role("class", "unrelated")
+    assert selection.variant
+    drift = evaluation.interval(selection.variant, "drift", prompts) if prompts else None
+    if drift is None:
+        return []
+    limit = f", the limit is {100 * selection.max_drift.value:.1f}" if selection.max_drift else ""
+    return [(format_interval(drift, metric_spec("drift")), f"drift of prompts without the subject{limit}")]
 
 
-def _score_tables(evaluation: Evaluation, selection: Selection | None) -> list[Html]:
-    base = evaluation.base
-    tables = [figures.variants_table(evaluation, selection)]
+def _score_tables(evaluation: Evaluation, selection: Selection | None) -> list[Table]:
+    """Return the scores of all variants, and by kind of prompt those of the selected one."""
+    base: VariantScores | None = evaluation.base
+    if len(evaluation.variants) == 1:
+        return [tables.scores_by_prompt_kind(evaluation, evaluation.variants[0])]
+    scores = [tables.variants_table(evaluation, selection)]
     if base and selection and evaluation.adapter_variants:
-        best = selection.variant or evaluation.adapter_variants[-1]
-        tables.append(figures.gain_by_prompt_kind(evaluation, base, best))
-    elif len(evaluation.variants) == 1:
-        tables = [figures.scores_by_prompt_kind(evaluation, evaluation.variants[0])]
-    return [*tables, _interval_note(), reports.details("Definitions", _definitions(evaluation))]
-
-
-def _interval_note() -> Html:
-    return reports.paragraph(
-        "Brackets are 95 % intervals (bootstrap over prompts, each with all its seeds); differences are "
-        f"paired by prompt and seed. With fewer than {MIN_PROMPTS} prompts they are only indicative."
-    )
-
-
-def _definitions(evaluation: Evaluation) -> Html:
-    names = dict.fromkeys(name.partition("@")[0] for name in evaluation.metric_names())
-    for variant in evaluation.variants:
-        names |= dict.fromkeys(name for name in variant.set_metrics if name in METRICS)
-    rows = [[METRICS[name].title, METRICS[name].description] for name in names]
-    return reports.html_table(["Metric", "Definition"], rows)
-
-
-def settings_section(settings: Mapping[str, Any], versions: Mapping[str, str]) -> list[Html]:
-    """Return the settings that the scores depend on, with a table for each model."""
-    # Sorted as in scores.json, so that a report written again is the same.
-    settings = dict(sorted(settings.items()))
-    rows = [
-        [_setting_label(name), format_setting(value)]
-        for name, value in settings.items()
-        if not isinstance(value, Mapping)
-    ]
-    parts = [reports.html_table(["", ""], rows)] if rows else []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            parts += _model_settings(name, value)
-    table = reports.html_table(["Package", "Version"], list(versions.items()))
-    return [*parts, reports.details("Versions", table)]
-
-
-def _model_settings(name: str, settings: Mapping[str, Any]) -> list[Html]:
-    rows = [
-        [_setting_label(key), format_setting(value)]
-        for key, value in sorted(settings.items())
-        if key != _TRUNCATED_TEXTS
-    ]
-    parts = [reports.html_table([_setting_label(name), ""], rows)]
-    if texts := list(settings.get(_TRUNCATED_TEXTS) or []):
-        items = reports.tag("ul", *(reports.tag("li", text) for text in texts))
-        count = format_count(len(texts), "text")
-        parts.append(reports.details(f"{count} too long for the model, scored only by the beginning", items))
-    return parts
-
-
-def _setting_label(name: str) -> str:
-    if name.partition("@")[0] in METRICS:
-        return name
-    return name[:1].upper() + name[1:].replace("_", " ")
-
-
-def format_setting(value: Any) -> str:
-    """Return a setting as text."""
-    if isinstance(value, list):
-        return " × ".join(map(str, value))
-    return NO_VALUE if value is None else str(value)
+        best = gallery.best_variant(evaluation, selection)
+        scores.append(tables.gain_by_prompt_kind(evaluation, base, best))
+    return scores

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.core import storage
-from lorakit.evaluation.report import gallery
-from lorakit.evaluation.report.page import evaluation_page
+from lorakit.evaluation.report.contact_sheet import evaluation_contact_sheet
+from lorakit.evaluation.report.gallery import best_variant
+from lorakit.evaluation.report.page import comparison_page, evaluation_page
 from lorakit.evaluation.score_table import SCORES_FILE, Evaluation
 from lorakit.evaluation.select import Selection
-from lorakit.reports import Html
+from lorakit.evaluation.vote.summary import vote_summary
 
 REPORT_FILE, CSV_FILE, CONTACT_SHEET_FILE = "report.html", "scores.csv", "contact-sheet.png"
 _LIBRARIES = ("lorakit", "torch", "diffusers", "transformers", "peft", "open-clip-torch", "timm", "numpy")
@@ -40,31 +41,32 @@ def write_evaluation(
     selection: Selection | None,
     *,
     metrics: Sequence[Mapping[str, Any]] = (),
-    extra: Sequence[Html] = (),
 ) -> Path:
     """Write the four files to `root`, to which the paths of the images are relative; return the report.
 
-    `metrics` are rows of the run's metrics.jsonl, `extra` further sections of the report.
+    `metrics` are rows of the run's metrics.jsonl. The votes on these images are part of the report.
     """
     versions = package_versions()
     value = evaluation.to_json() | {"versions": versions, "summary": summary_rows(evaluation)}
     storage.write_json(root / SCORES_FILE, value | ({"selection": selection.to_json()} if selection else {}))
     storage.write_text(root / CSV_FILE, format_scores_csv(evaluation))
-    best = selection.variant if selection and selection.variant else evaluation.variants[-1]
+    best = best_variant(evaluation, selection)
     base = evaluation.base if evaluation.base is not best else None
-    sheet = gallery.evaluation_contact_sheet(evaluation, base, best, root)
+    sheet = evaluation_contact_sheet(evaluation, base, best, root)
     storage.save_image(root / CONTACT_SHEET_FILE, sheet)
-    page = evaluation_page(evaluation, selection, root, metrics=metrics, versions=versions, extra=extra)
+    votes = vote_summary(root, evaluation)
+    page = evaluation_page(evaluation, selection, root, metrics=metrics, versions=versions, votes=votes)
     return storage.write_text(root / REPORT_FILE, page)
 
 
-def write_comparison(root: Path, evaluation: Evaluation, page: str) -> Path:
+def write_comparison(root: Path, evaluation: Evaluation) -> Path:
     """Write the four files of a comparison of two variants to `root`; return the report."""
     storage.write_json(root / SCORES_FILE, evaluation.to_json() | {"summary": summary_rows(evaluation)})
     storage.write_text(root / CSV_FILE, format_scores_csv(evaluation))
     first, second = evaluation.variants
-    sheet = gallery.evaluation_contact_sheet(evaluation, first, second, root)
-    storage.save_image(root / CONTACT_SHEET_FILE, sheet)
+    storage.save_image(root / CONTACT_SHEET_FILE, evaluation_contact_sheet(evaluation, first, second, root))
+    votes = vote_summary(root, evaluation)
+    page = comparison_page(evaluation, root, versions=package_versions(), votes=votes)
     return storage.write_text(root / REPORT_FILE, page)
 
 
