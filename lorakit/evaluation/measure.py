@@ -28,6 +28,7 @@ from lorakit.evaluation.judge_pass import fill_caches
 from lorakit.evaluation.metrics import feature_metrics
 from lorakit.evaluation.metrics.face_identity import FaceEncoder
 from lorakit.evaluation.metrics.image_encoders import ImageEncoder
+from lorakit.evaluation.metrics.pixels import ImagePixels, measure_pixels
 from lorakit.evaluation.metrics.questions import QuestionScorer, combine
 from lorakit.evaluation.metrics.subject_mask import MaskModel
 from lorakit.evaluation.on_demand import release
@@ -36,6 +37,7 @@ from lorakit.evaluation.sample_files import SampleFile, SampleKey
 from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
 from lorakit.evaluation.shared_noise import share_noise, unpaired_note
 from lorakit.evaluation.subject_measures import MASKED, SubjectMeasures
+from lorakit.evaluation.training_images import TrainingImages, pixel_agreement
 from lorakit.evaluation.variant_origin import VariantOrigin
 from lorakit.models import clip_score
 
@@ -130,6 +132,7 @@ def score_variants(
     evaluation.settings |= judges.describe()
     evaluation.notes += judge_notes(judges.notes, judges.clip, evaluation.prompts)
     release(judges.clip, judges.image_encoder, judges.copy_detector, *judges.prompt_scorers)
+    release(judges.mask_model, judges.face_encoder)
     return evaluation
 
 
@@ -169,13 +172,12 @@ class _ScoringContext:
         self.references: dict[str, Features] = {}
         self.units: ReferenceUnits | None = None
         self.subjects: SubjectMeasures | None = None
-        self.train_rows: list[int] = []
-        self.reference_names: list[str] = []
+        self.training: TrainingImages | None = None
         self.base_features: dict[SampleKey, Features] = {}
         evaluation.fidelity_metric = "dino_i" if judges.image_encoder else "clip_i"
 
     def set_references(self, references: ReferenceImages) -> None:
-        """Encode the references, and measure their similarities and the threshold for copies."""
+        """Encode the references, and measure their similarities and what they look like."""
         encoders = {
             "clip": self.judges.clip,
             "image_encoder": self.judges.image_encoder,
@@ -184,16 +186,37 @@ class _ScoringContext:
         for name, encoder in encoders.items():
             if encoder:
                 self.references[name] = cached_features(encoder, references.sources, "references", self.quiet)
-        self.reference_names = references.names
-        self.train_rows = [row for row, trained_on in enumerate(references.trained_on) if trained_on]
         self.evaluation.train_images = references.folder
         features = self.references.get("image_encoder", self.references["clip"])
-        self.units = reference_units(features, references.names, references.trained_on, references.triggers)
+        vectors = normalize_rows(features)
+        pixels = measure_pixels(references.sources, "references", self.quiet)
+        self.evaluation.reference_statistics = pixels.statistics.tolist()
+        self.units = reference_units(
+            vectors,
+            references.names,
+            references.trained_on,
+            references.triggers,
+            pixel_agreement(pixels, pixels, vectors @ vectors.T),
+        )
+        self._set_training_images(references, vectors, pixels)
         self.subjects = self._subject_measures(references)
         masked = self.subjects.masked
         self.evaluation.references = self.units.table(features if masked is None else masked)
-        if len(self.train_rows) > 2:
-            self.evaluation.copy_threshold = feature_metrics.copy_threshold(features[self.train_rows])
+
+    def _set_training_images(
+        self, references: ReferenceImages, vectors: Features, pixels: ImagePixels
+    ) -> None:
+        rows = [row for row, trained_on in enumerate(references.trained_on) if trained_on]
+        if not rows:
+            return
+        descriptors = self.references.get("copy_detector")
+        self.training = TrainingImages(
+            [references.names[row] for row in rows],
+            vectors[rows],
+            pixels.rows(rows),
+            None if descriptors is None else normalize_rows(descriptors)[rows],
+        )
+        self.evaluation.copy_scale = self.training.scale
 
     def _subject_measures(self, references: ReferenceImages) -> SubjectMeasures:
         judges, evaluation = self.judges, self.evaluation
@@ -337,22 +360,22 @@ class _ScoringContext:
         features: Features,
         sources: Sequence[FrameSource],
     ) -> None:
-        """Similarity to the nearest training image, by the image encoder and by the copy detector."""
-        if not self.train_rows:
+        """Compare with the training images, by features, pixels and the copy detector."""
+        pixels = measure_pixels(sources, variant.name, self.quiet)
+        variant.image_statistics = dict(zip(keys, pixels.statistics.tolist(), strict=True))
+        if self.training is None:
             return
-        references = self.references.get("image_encoder", self.references.get("clip", features))
-        nearest = feature_metrics.nearest_training_image(features, references[self.train_rows])
-        variant.scores["nearest_train_similarity"] = _by_key(keys, nearest.similarity)
-        variant.nearest_train_images = {
-            key: self.reference_names[self.train_rows[index]]
-            for key, index in zip(keys, nearest.index.tolist(), strict=True)
+        matches = dict(zip(keys, self.training.compare(features, pixels), strict=True))
+        variant.scores["nearest_train_similarity"] = {
+            key: max(match.similarity, match.second_similarity) for key, match in matches.items()
         }
+        variant.nearest_train_images = {key: match.image for key, match in matches.items()}
+        variant.training_matches = matches if self.training.scale else {}
         if self.judges.copy_detector:
             label = f"{variant.name}: copies"
             descriptors = cached_features(self.judges.copy_detector, sources, label, self.quiet)
-            train_descriptors = self.references["copy_detector"][self.train_rows]
-            nearest = feature_metrics.nearest_training_image(normalize_rows(descriptors), train_descriptors)
-            variant.scores["sscd"] = _by_key(keys, nearest.similarity)
+            nearest = self.training.sscd_similarity(normalize_rows(descriptors))
+            variant.scores["sscd"] = _by_key(keys, nearest)
 
     def _diversity(self, variant: VariantScores, keys: Sequence[SampleKey], features: Features) -> None:
         rows: dict[str, list[int]] = {}

@@ -20,7 +20,11 @@ from lorakit.imaging.near_duplicates import connected_groups
 FloatArray = NDArray[np.float64]
 MIN_HELD_OUT_UNITS = 3  # fewer held-out images are too few to measure fidelity with
 MAX_UNITS = 24  # in the table of one subject; more make intervals hardly narrower
-NEAR_DUPLICATE_SIMILARITY = 0.98  # cosine from which two references count as one image
+NEAR_DUPLICATE_SIMILARITY = 0.98  # cosine from which two references count as one image, without pixels
+SAME_IMAGE_AGREEMENT = 0.97  # correlation of pixels from which two references are one image
+CROPPED_AGREEMENT, MAX_PIXEL_RATIO, MAX_FEATURE_RATIO = 0.88, 0.4, 0.6
+"""The same for a crop of another reference: it must also be nearer than other images are to each other, by
+pixels and by features (the limits of `copies.py`)."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,38 @@ class ReferenceTable:
         return cls(units, np.array(value["similarity"], dtype=np.float64).reshape(len(units), len(units)))
 
 
-def group_near_duplicates(features: FloatArray) -> list[list[int]]:
-    """Return the rows of unit vectors (R, D) in groups of near duplicates."""
-    rows, columns = np.nonzero(np.triu(features @ features.T, 1) > NEAR_DUPLICATE_SIMILARITY)
-    return connected_groups(len(features), zip(rows.tolist(), columns.tolist(), strict=True))
+def group_near_duplicates(features: FloatArray, agreement: FloatArray | None = None) -> list[list[int]]:
+    """Return the rows of unit vectors (R, D) in groups of near duplicates.
+
+    `agreement` (R, R) is the correlation of the images' pixels with the best window of each other image.
+    Without it only features of almost the same direction join two images.
+    """
+    similarity = features @ features.T
+    if agreement is None:
+        return _connected(similarity > NEAR_DUPLICATE_SIMILARITY)
+    agreement = np.maximum(agreement, agreement.T)  # a crop has a window in the whole image, not the reverse
+    same = agreement >= SAME_IMAGE_AGREEMENT
+    groups = _connected(same)
+    if len(groups) < 3:
+        return groups
+    first = [rows[0] for rows in groups]
+    limits = [
+        ratio * (1 - median_nearest(table[np.ix_(first, first)]))
+        for ratio, table in ((MAX_PIXEL_RATIO, agreement), (MAX_FEATURE_RATIO, similarity))
+    ]
+    cropped = (agreement >= CROPPED_AGREEMENT) & (1 - agreement <= limits[0]) & (1 - similarity <= limits[1])
+    return _connected(same | cropped)
+
+
+def _connected(is_pair: NDArray[np.bool_]) -> list[list[int]]:
+    rows, columns = np.nonzero(np.triu(is_pair, 1))
+    return connected_groups(len(is_pair), zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def median_nearest(table: FloatArray) -> float:
+    """Return the median over images of the value (U, U) with the nearest other one."""
+    others = np.where(np.eye(len(table), dtype=bool), -np.inf, table)
+    return float(np.median(others.max(1)))
 
 
 @dataclass(frozen=True)
@@ -120,17 +152,19 @@ def reference_units(
     names: Sequence[str],
     trained_on: Sequence[bool],
     triggers: Sequence[str | None] = (),
+    agreement: FloatArray | None = None,
 ) -> ReferenceUnits:
     """Group references (R, D) of each subject into units, held-out ones first; at most `MAX_UNITS` a subject.
 
-    The units that remain of many are chosen by keyed numbers of their names, the same every time.
+    `agreement` (R, R) is the correlation of their pixels. The units that remain of many are chosen by keyed numbers of their names, the same every time.
     """
     subject_of = list(triggers) or [None] * len(names)
     units: list[ReferenceUnit] = []
     unit_rows: list[list[int]] = []
     for subject in dict.fromkeys(subject_of):
         own = [row for row, trigger in enumerate(subject_of) if trigger == subject]
-        groups = [[own[index] for index in group] for group in group_near_duplicates(features[own])]
+        pixels = None if agreement is None else agreement[np.ix_(own, own)]
+        groups = [[own[index] for index in group] for group in group_near_duplicates(features[own], pixels)]
         chosen = sorted(groups, key=lambda rows: (any(trained_on[row] for row in rows), _order(names, rows)))
         for rows in sorted(chosen[:MAX_UNITS]):
             units.append(

@@ -22,7 +22,7 @@ from lorakit.core.statistics import Interval, mean_interval
 from lorakit.core.words import has_word
 from lorakit.data.prompts import Prompt, Role, prompt_to_row
 from lorakit.data.questions import parse_questions
-from lorakit.evaluation.metrics.feature_metrics import CopyThreshold
+from lorakit.evaluation.copies import CopyScale, TrainingMatch
 from lorakit.evaluation.references import ReferenceTable
 from lorakit.evaluation.run_facts import RunFacts
 from lorakit.evaluation.sample_files import SampleKey
@@ -125,6 +125,10 @@ class VariantScores:
     """Cosine of each image with each unit of `Evaluation.references` (U,), by the encoder of fidelity."""
     nearest_train_images: dict[SampleKey, str] = field(default_factory=dict)
     """The most similar training image of each image."""
+    training_matches: dict[SampleKey, TrainingMatch] = field(default_factory=dict)
+    """The evidence for or against each image being a copy; empty with fewer than three training images."""
+    image_statistics: dict[SampleKey, list[float]] = field(default_factory=dict)
+    """Saturation, contrast and detail of each image (`metrics/image_statistics.py`)."""
     clip_choices: dict[SampleKey, str] = field(default_factory=dict)
     """The text that CLIP ranks first for each image."""
     question_scores: dict[SampleKey, list[float]] = field(default_factory=dict)
@@ -149,10 +153,9 @@ class VariantScores:
             row: dict[str, Any] = {"prompt_id": key.prompt_id, "seed": key.seed, "file": file}
             row |= {name: values[key] for name, values in self.scores.items() if key in values}
             row |= {name: values[key] for name, values in texts.items() if key in values}
-            if key in self.reference_similarity:
-                row["reference_similarity"] = self.reference_similarity[key]
-            if key in self.question_scores:
-                row["question_scores"] = self.question_scores[key]
+            row |= {name: values[key] for name, values in self._lists().items() if key in values}
+            if key in self.training_matches:
+                row["training_match"] = self.training_matches[key].to_json()
             rows.append(row)
         return {
             "name": self.name,
@@ -167,6 +170,14 @@ class VariantScores:
             "images": rows,
         }
 
+    def _lists(self) -> dict[str, dict[SampleKey, list[float]]]:
+        """Return the lists of numbers of each image."""
+        return {
+            "reference_similarity": self.reference_similarity,
+            "question_scores": self.question_scores,
+            "image_statistics": self.image_statistics,
+        }
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> VariantScores:
         """Read the values that `to_json` writes."""
@@ -176,16 +187,17 @@ class VariantScores:
         variant.origin = VariantOrigin.from_json(value["origin"])
         variant.stopped_early, variant.shares_noise = value["stopped_early"], value["shares_noise"]
         texts = {"nearest_train_image": variant.nearest_train_images, "clip_choice": variant.clip_choices}
+        lists = variant._lists()
         for row in value["images"]:
             key = SampleKey(row["prompt_id"], row["seed"])
             variant.files[key] = row["file"]
             for name, score in row.items():
                 if name in texts:
                     texts[name][key] = score
-                elif name == "reference_similarity":
-                    variant.reference_similarity[key] = list(score)
-                elif name == "question_scores":
-                    variant.question_scores[key] = list(score)
+                elif name in lists:
+                    lists[name][key] = list(score)
+                elif name == "training_match":
+                    variant.training_matches[key] = TrainingMatch.from_json(score)
                 elif name not in _ROW_KEYS:
                     variant.scores.setdefault(name, {})[key] = score
         return variant
@@ -204,7 +216,10 @@ class Evaluation:
     """The metric that fidelity is computed from: `dino_i` with an image encoder, else `clip_i`."""
     references: ReferenceTable | None = None
     """The reference images and their similarities to each other, by the fidelity metric's encoder."""
-    copy_threshold: CopyThreshold | None = None
+    copy_scale: CopyScale | None = None
+    """The typical similarities of distinct training images; None if there are fewer than three."""
+    reference_statistics: list[list[float]] = field(default_factory=list)
+    """Saturation, contrast and detail of each reference image."""
     settings: dict[str, Any] = field(default_factory=dict)
     facts: RunFacts | None = None
     """Facts of the run that explain a result."""
@@ -256,7 +271,7 @@ class Evaluation:
         for prompt in prompts:
             keys = [SampleKey(prompt.id, seed) for seed in prompt.seeds]
             rows.append([scores[key] for key in keys if key in scores] or [math.nan])
-        return np.array([float(np.mean(row)) for row in rows])
+        return np.array([sum(row) / len(row) for row in rows])
 
     def prompt_trigger(self, prompt: Prompt) -> str | None:
         """Return the trigger that a prompt has; None if it has none or several."""
@@ -334,7 +349,8 @@ class Evaluation:
             "variants": [variant.to_json() for variant in self.variants],
             "fidelity_metric": self.fidelity_metric,
             "references": self.references.to_json() if self.references else None,
-            "copy_threshold": vars(self.copy_threshold) if self.copy_threshold else None,
+            "copy_scale": self.copy_scale.to_json() if self.copy_scale else None,
+            "reference_statistics": self.reference_statistics,
             "settings": self.settings,
             "facts": self.facts.to_json() if self.facts else None,
             "details": [list(row) for row in self.details],
@@ -346,7 +362,6 @@ class Evaluation:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
         """Read the values that `to_json` writes."""
-        threshold = value["copy_threshold"]
         return cls(
             title=value["title"],
             prompts=[_prompt_from_json(row) for row in value["prompts"]],
@@ -354,7 +369,8 @@ class Evaluation:
             triggers=tuple(value["triggers"]),
             fidelity_metric=value["fidelity_metric"],
             references=ReferenceTable.from_json(value["references"]) if value["references"] else None,
-            copy_threshold=CopyThreshold(**threshold) if threshold else None,
+            copy_scale=CopyScale.from_json(value["copy_scale"]) if value["copy_scale"] else None,
+            reference_statistics=[list(row) for row in value["reference_statistics"]],
             settings=dict(value["settings"]),
             facts=RunFacts.from_json(value["facts"]) if value["facts"] else None,
             details=[(name, text) for name, text in value["details"]],

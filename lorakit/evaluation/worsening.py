@@ -32,13 +32,13 @@ def worsened_scores(
 
 def _copies(evaluation: Evaluation, earlier: VariantScores, later: VariantScores, level: float) -> bool:
     """Images move closer to their nearest training image by a tenth of its distance to the next copy."""
-    name, threshold = "nearest_train_similarity", evaluation.copy_threshold
-    if threshold is None:
+    name, scale = "nearest_train_similarity", evaluation.copy_scale
+    if scale is None:
         return False
     prompts = evaluation.prompts_of_role("subject")
     rise = evaluation.paired_difference(earlier, later, name, prompts, level=level)
     before = evaluation.interval(earlier, name, prompts)
-    return rise is not None and before is not None and _exceeds(rise, threshold.similarity - before.mean)
+    return rise is not None and before is not None and _exceeds(rise, scale.copy_similarity - before.mean)
 
 
 def _drift(

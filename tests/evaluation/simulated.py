@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.metrics.feature_metrics import CopyThreshold
+from lorakit.evaluation.copies import CopyScale, TrainingMatch
 from lorakit.evaluation.references import ReferenceTable, ReferenceUnit
 from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
 
 BASE_FIDELITY, REFERENCE_FIDELITY, BASE_MARGIN, SHUFFLED = 0.40, 0.70, 0.10, 0.15
 SEEDS = (0, 1, 2, 3)
+CHANCE_COPIES = 0.005  # images that resemble a training image by chance
+COPY, NO_COPY = TrainingMatch("3.png", 0.95, 0.99, 0.5, 0.4), TrainingMatch("1.png", 0.6, 0.3, 0.55, 0.2)
 NUM_REFERENCES = 8
 
 
@@ -64,7 +66,7 @@ def simulate(
     rng = np.random.default_rng(seed)
     evaluation = Evaluation("simulated", make_prompts(subject, unrelated), [], fidelity_metric="dino_i")
     evaluation.references = make_references()
-    evaluation.copy_threshold = CopyThreshold(0.85, 0.05)
+    evaluation.copy_scale = CopyScale(8, 0.6, 0.5)
     ease = {p.id: noise * rng.normal(0, 0.04, 2) for p in evaluation.prompts}
     for truth in [Truth(0, 0.0, 1.0, drift=0.0), *truths]:
         is_base = truth.step == 0
@@ -81,10 +83,12 @@ def simulate(
                     "dino_i": fidelity + ease[prompt.id][0] + prompt_noise[0] + image_noise[0],
                     "clip_t": clip_t + ease[prompt.id][1] + prompt_noise[1] + image_noise[1],
                     "clip_t_shuffled": SHUFFLED + ease[prompt.id][1],
-                    "nearest_train_similarity": 0.95 if rng.random() < truth.copies + 0.02 else 0.6,
+                    "nearest_train_similarity": 0.95 if rng.random() < truth.copies + CHANCE_COPIES else 0.6,
                 }
                 if not is_base:
                     values["drift"] = max(0.0, truth.drift + image_noise[2])
+                is_copy = values["nearest_train_similarity"] > 0.9
+                variant.training_matches[key] = COPY if is_copy else NO_COPY
                 variant.reference_similarity[key] = [values["dino_i"]] * NUM_REFERENCES
                 for metric, value in values.items():
                     scores.setdefault(metric, {})[key] = float(value)

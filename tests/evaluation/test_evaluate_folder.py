@@ -161,7 +161,7 @@ def test_with_base_images_and_references_a_folder_has_all_scores_of_a_run(place,
     assert answer["selection"]["few_prompts"] is True
     evaluation = score_table.load_evaluation(tmp_path / "out")
     assert evaluation.base is not None
-    assert evaluation.copy_threshold is not None
+    assert evaluation.copy_scale is not None
     assert evaluation.adapter_variants[0].name == "striped"
     assert (
         evaluation.paired_difference(

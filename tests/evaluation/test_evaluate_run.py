@@ -18,7 +18,7 @@ from lorakit import adapters
 from lorakit.cli import main
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
-from lorakit.evaluation import checkpoints, score_table
+from lorakit.evaluation import checkpoints, score_table, variant_sampler
 from lorakit.evaluation.evaluate_run import evaluate_run
 from lorakit.evaluation.judges import JudgeOptions
 from lorakit.evaluation.result import EvaluationResult
@@ -129,7 +129,7 @@ def test_an_evaluation_that_was_killed_continues_and_ends_with_the_same_files(ru
     process.join()
     assert process.exitcode == -signal.SIGKILL
     before = {
-        file: file.stat().st_mtime_ns for file in images.rglob("*.png") if checkpoints.read_sample_hash(file)
+        file: file.stat().st_mtime_ns for file in images.rglob("*.png") if variant_sampler.read_sample_hash(file)
     }
     assert 16 <= len(before) < 48
     assert not (copied / "eval/scores.json").exists()
@@ -202,7 +202,7 @@ def test_without_the_dataset_only_its_scores_are_missing_and_notes_say_so(run, t
     recipe = (copied / "recipe.yaml").read_text()
     (copied / "recipe.yaml").write_text(recipe.replace(str(run.parent / "data"), str(tmp_path / "moved")))
     result = evaluate(copied, run.parent / "p.jsonl", checkpoints="last")
-    assert result.evaluation.copy_threshold is None
+    assert result.evaluation.copy_scale is None
     assert "clip_i" not in result.evaluation.metric_names()
     notes = " ".join(result.evaluation.notes)
     assert "Fidelity and copies are not measured" in notes
@@ -215,7 +215,7 @@ def test_without_the_dataset_only_its_scores_are_missing_and_notes_say_so(run, t
         references=run.parent / "data",
         validation_loss=False,
     )
-    assert with_references.evaluation.copy_threshold is not None
+    assert with_references.evaluation.copy_scale is not None
 
 
 def test_the_command_answers_as_json_and_the_selection_can_be_repeated(run, result, capsys):

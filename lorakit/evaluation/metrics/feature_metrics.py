@@ -7,17 +7,11 @@ Sources: CLIP-I and DINO-I, Ruiz et al. (DreamBooth, arXiv:2208.12242); Vendi sc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorakit.core.statistics import student_quantile
-
 Features = NDArray[np.float64]
-COPY_QUANTILE = 0.95
-MIN_IMAGES_FOR_QUANTILE = 40  # for an empirical 95th percentile
-_NEARLY_ONE = 0.9999
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 CLIPSCORE_WEIGHT, CLIPSCORE_PREFIX = 2.5, "A photo depicts "
 
@@ -84,53 +78,3 @@ def shuffled_prompt_similarity(
     if count < 2:
         return np.full(len(similarity), math.nan)
     return (similarity.sum(1) - similarity[np.arange(len(own)), own]) / (count - 1)
-
-
-@dataclass(frozen=True)
-class NearestImages:
-    """The most similar training image of each image: cosine (N,) and index (N,)."""
-
-    similarity: NDArray[np.float64]
-    index: NDArray[np.int64]
-
-
-def nearest_training_image(images: Features, training: Features) -> NearestImages:
-    """Find the most similar of the training images for each image."""
-    similarity = images @ training.T
-    return NearestImages(similarity.max(1), similarity.argmax(1))
-
-
-@dataclass(frozen=True)
-class CopyThreshold:
-    """Similarity to a training image above which an image may be a copy.
-
-    `expected_rate` of images that are not copies exceed it by chance.
-    """
-
-    similarity: float
-    expected_rate: float
-
-
-def copy_threshold(training: Features) -> CopyThreshold:
-    """Return the 95th percentile of each training image's similarity to the most similar other one.
-
-    A new image of the same kind exceeds it with probability `expected_rate`. From `MIN_IMAGES_FOR_QUANTILE`
-    images on the threshold is an order statistic: among n + 1 images any two may be the most similar pair, so
-    the largest of n values is exceeded with probability 2 / (n + 1), and each value above the threshold adds
-    about 1 / (n + 1). Fewer images have no 95th percentile; the threshold is then the upper end of a normal
-    prediction interval of the similarities' inverse tanh, whose rate is .05 + .5 / n or less in simulations.
-    Raises ValueError for fewer than three images.
-    """
-    count = len(training)
-    if count < 3:
-        raise ValueError("the copy threshold needs at least three training images")
-    similarity = training @ training.T
-    np.fill_diagonal(similarity, -np.inf)
-    nearest = np.sort(similarity.max(1))
-    if count >= MIN_IMAGES_FOR_QUANTILE:
-        order = math.ceil(COPY_QUANTILE * (count + 1))
-        return CopyThreshold(float(nearest[order - 1]), (count - order + 2) / (count + 1))
-    values = np.arctanh(np.clip(nearest, -_NEARLY_ONE, _NEARLY_ONE))
-    margin = student_quantile(COPY_QUANTILE, count - 1) * math.sqrt(1 + 1 / count)
-    threshold = math.tanh(float(values.mean() + margin * values.std(ddof=1)))
-    return CopyThreshold(threshold, 1 - COPY_QUANTILE + 0.5 / count)
