@@ -23,8 +23,14 @@ def dataset(folder: Path, count: int, *, ordinary: int = 0, shuffled: bool = Fal
     """Write `count` striped and `ordinary` other images; if `shuffled`, each with its neighbour's caption."""
     scenes = [*CONCEPT.scenes(count, seed=1), *regularization_scenes(ordinary, seed=1)]
     captions = [shape_world.scene_caption(scene) for scene in scenes]
-    if shuffled:
-        captions = captions[1:] + captions[:1]
+    return write_images(folder, scenes, captions[1:] + captions[:1] if shuffled else captions)
+
+
+def write_images(
+    folder: Path, scenes: Sequence[shape_world.Scene], captions: Sequence[str] | None = None
+) -> Path:
+    """Write images of scenes and their manifest; without `captions` each has the caption of its scene."""
+    captions = captions or [shape_world.scene_caption(scene) for scene in scenes]
     records = []
     for number, (scene, caption) in enumerate(zip(scenes, captions, strict=True)):
         image = shape_world.render_scene(scene)

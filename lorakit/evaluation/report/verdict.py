@@ -1,17 +1,15 @@
-"""The verdict of an evaluation in one sentence, and notes with the rest."""
+"""The verdict of an evaluation in a few sentences, and notes with the rest."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from lorakit.core.statistics import MIN_PROMPTS, Interval
 from lorakit.data.prompts import Role
 from lorakit.evaluation.alarms import Alarm
+from lorakit.evaluation.diagnosis import Verdict, diagnose
 from lorakit.evaluation.report.number_format import (
     format_count,
     format_interval,
     format_name_range,
-    format_percent_interval,
     join_names,
 )
 from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
@@ -24,32 +22,11 @@ ROLE_LABELS: dict[Role, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One sentence; `good` is True or False if the news is good or bad, else None."""
-
-    text: str
-    good: bool | None
-
-
 def selection_headline(evaluation: Evaluation, selection: Selection | None) -> Verdict:
-    """Say in one sentence which checkpoint to use and how good it is, or why none is recommended."""
+    """Return the verdict on a run; without anything to select from, the scores of all variants."""
     if selection is None:
         return Verdict(_scores_text(evaluation), None)
-    if selection.variant is None:
-        alarms = f" {_alarms_text(selection)}." if _has_alarms(selection) else ""
-        return Verdict(f"No checkpoint is recommended: {selection.reason}.{alarms}", False)
-    parts = []
-    if selection.fidelity:
-        fidelity = format_percent_interval(selection.fidelity)
-        parts.append(f"fidelity {fidelity} (0 % is the base model, 100 % the reference images)")
-    if selection.prompt_adherence:
-        adherence = format_percent_interval(selection.prompt_adherence)
-        parts.append(f"prompt adherence {adherence} (100 % is the base model)")
-    text = f"Use {selection.variant.name}: {', '.join(parts)}."
-    if selection.fidelity is None or selection.fidelity.ci_low > 0:
-        return Verdict(text, True)
-    return Verdict(f"{text} Fidelity above the base model is not beyond chance.", None)
+    return diagnose(evaluation, selection)
 
 
 def _scores_text(evaluation: Evaluation) -> str:
@@ -65,14 +42,12 @@ def selection_notes(evaluation: Evaluation, selection: Selection | None) -> list
     notes = []
     base = evaluation.base
     if selection and selection.variant and base:
-        notes += _reporting_prompts_text(selection)
+        notes += _certainty_text(selection)
         roles = [role for role in ROLE_LABELS if evaluation.prompts_of_role(role)]
         notes += [_clip_t_change_text(evaluation, base, selection.variant, role) for role in roles]
         notes += _clip_accuracy_text(evaluation, base, selection.variant)
-    if selection:
-        if selection.variant and _has_alarms(selection):
-            notes.append(f"{_alarms_text(selection)}.")
-        notes += _too_strong_text(selection)
+    if selection and selection.variant and _has_alarms(selection):
+        notes.append(f"{_alarms_text(selection)}.")
     if selection and selection.few_prompts:
         count = format_count(len(evaluation.prompts_of_role("subject")), "prompt")
         notes.append(f"Indicative only: {count} of the subject, fewer than {MIN_PROMPTS}.")
@@ -83,17 +58,17 @@ def _has_alarms(selection: Selection) -> bool:
     return any(candidate.alarms for candidate in selection.candidates)
 
 
-def _reporting_prompts_text(selection: Selection) -> list[str]:
-    """Say which prompts the numbers are measured on, and which variants cannot be distinguished on them."""
-    ties = ""
+def _certainty_text(selection: Selection) -> list[str]:
+    """Say which variants cannot be distinguished from the recommended one, and how it was measured."""
+    notes = []
     if selection.tied_with:
-        ties = f"On these prompts it cannot be distinguished from {join_names(selection.tied_with)}."
-    if selection.held_out_prompts:
-        count = format_count(selection.quality.num_prompts, "prompt") if selection.quality else "prompts"
-        text = f"Half of the prompts selected the checkpoint; the numbers are from the other {count}."
-    else:
-        text = "There are too few prompts to hold half of them out: the same prompts selected and report."
-    return [text, *([ties] if ties else [])]
+        notes.append(f"It cannot be distinguished from {join_names(selection.tied_with)}.")
+    if selection.num_folds:
+        notes.append(
+            "All prompts select; the numbers are those of the checkpoint that the other prompts select, so "
+            "that the choice of the best does not flatter them."
+        )
+    return notes
 
 
 def _clip_t_change_text(
@@ -140,17 +115,6 @@ def _alarms_text(selection: Selection) -> str:
         names = list(dict.fromkeys(name for name, _ in entries))
         parts.append(f"{alarm.title}: {format_name_range(names)} ({alarm.advice})")
     return "; ".join(parts)
-
-
-def _too_strong_text(selection: Selection) -> list[str]:
-    """Say that the adapter is too strong if a lower strength of the same step is selected."""
-    variant = selection.variant
-    if variant is None or variant.strength is None or variant.strength >= 1:
-        return []
-    others = [candidate.variant for candidate in selection.candidates]
-    if not any(other.step == variant.step and other.strength == 1 for other in others):
-        return []
-    return [f"The adapter is too strong at strength 1: use it at {variant.strength:g}."]
 
 
 def comparison_summary(evaluation: Evaluation, first: VariantScores, second: VariantScores) -> Verdict:

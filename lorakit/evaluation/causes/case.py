@@ -1,0 +1,115 @@
+"""A cause of a result, and the evaluation as the rules that find causes see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from lorakit.evaluation.alarms import Alarm, AlarmName
+from lorakit.evaluation.quality import NormalizedScores
+from lorakit.evaluation.run_facts import RunFacts
+from lorakit.evaluation.score_table import Evaluation, VariantScores
+from lorakit.evaluation.select import Selection, VariantQuality
+
+CauseName = Literal[
+    "captions_mismatched",
+    "one_image",
+    "trigger_in_no_caption",
+    "two_subjects",
+    "learning_rate_too_small",
+    "stopped_too_early",
+    "strength_too_high",
+    "rank_too_low",
+    "copied_images",
+    "memorization",
+    "overfitting",
+    "prompt_ignored",
+    "overcooked",
+    "drift",
+    "low_diversity",
+    "class_leakage",
+    "no_effect",
+]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A plain sentence that names a cause and the next step, and the figures behind it."""
+
+    name: CauseName
+    sentence: str
+    next_step: str
+    evidence: str
+    is_damage: bool = False
+    """True if the images are spoiled, False if the cause only keeps the result from being better."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An evaluation with its selection, as the rules see it."""
+
+    evaluation: Evaluation
+    selection: Selection
+
+    @property
+    def facts(self) -> RunFacts:
+        """The facts of the run; all unknown for images of another generator."""
+        return self.evaluation.facts or RunFacts()
+
+    @property
+    def candidates(self) -> list[VariantQuality]:
+        """The variants of the run, by step and strength."""
+        return [candidate for candidate in self.selection.candidates if not candidate.variant.is_guest]
+
+    @property
+    def selected(self) -> VariantQuality | None:
+        """The recommended variant, unless it is only the least bad one."""
+        return None if self.selection.despite_alarms else self._candidate(self.selection.variant)
+
+    @property
+    def nearest(self) -> VariantQuality | None:
+        """The recommended variant or the least bad one; without either the best by quality, or the last."""
+        last = self.candidates[-1] if self.candidates else None
+        return self._candidate(self.selection.variant) or self._candidate(self.selection.best) or last
+
+    def _candidate(self, variant: VariantScores | None) -> VariantQuality | None:
+        return next((c for c in self.candidates if c.variant is variant), None)
+
+    @property
+    def last(self) -> VariantQuality | None:
+        """The last checkpoint, at the strength nearest to 1."""
+        steps = [c.variant.step or 0 for c in self.candidates]
+        own = [c for c in self.candidates if (c.variant.step or 0) == max(steps)]
+        return min(own, key=lambda c: abs(strength_of(c) - 1)) if own else None
+
+    @cached_property
+    def base_margin(self) -> float | None:
+        """CLIP-T of the base model's images with their own prompts, minus that with other prompts."""
+        prompts = self.evaluation.prompts_of_role("subject")
+        return NormalizedScores(self.evaluation, [], prompts).anchors.base_adherence_margin
+
+    def with_alarm(self, *names: AlarmName) -> list[VariantQuality]:
+        """Return the variants that are beyond the limit of one of the alarms."""
+        return [candidate for candidate in self.candidates if find_alarm(candidate, *names)]
+
+
+def strength_of(candidate: VariantQuality) -> float:
+    """Return the strength of a variant, 1 if it has none."""
+    return 1.0 if candidate.variant.strength is None else candidate.variant.strength
+
+
+def find_alarm(candidate: VariantQuality | None, *names: AlarmName) -> Alarm | None:
+    """Return the first alarm beyond its limit, of these names or of any; None if there is none."""
+    alarms = candidate.alarms if candidate else []
+    return next((a for a in alarms if a.level == "alarm" and (a.name in names or not names)), None)
+
+
+def as_sentence(message: str) -> str:
+    """Return a message as a sentence."""
+    return f"{message[:1].upper()}{message[1:]}."
+
+
+def all_damaged(case: Case) -> bool:
+    """Return True if every variant is beyond the limit of an alarm."""
+    return bool(case.candidates) and all(find_alarm(candidate) for candidate in case.candidates)

@@ -1,0 +1,161 @@
+"""Causes in the settings and in the length of the training, and damage to the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorakit.evaluation.alarms import AlarmName
+from lorakit.evaluation.causes.case import Case, Cause, as_sentence, find_alarm, strength_of
+from lorakit.evaluation.report.number_format import (
+    format_count,
+    format_percent,
+    format_percent_interval,
+    join_names,
+)
+from lorakit.evaluation.run_facts import RunFacts
+
+USUAL_LR, USUAL_EPOCHS = 1e-4, 100.0
+"""A published recipe's learning rate of Adam for adapters (1e-5 to 1e-3), and its epochs (50 to 300)."""
+MIN_SHORTAGE = 3.0  # times below the usual from which a learning rate is too small
+USUAL_RANK = 16
+MAX_TINY_RANK = 2
+LOW_FIDELITY = 0.75  # fidelity that a rank of 16 usually exceeds
+LOW_RANK_METHODS = ("lora", "rslora", "dora")
+
+
+def nothing_learned(case: Case) -> Cause | None:
+    """The last checkpoint has no effect beyond chance: too small a learning rate, or too few steps."""
+    last = case.last
+    if last is None:
+        return None
+    if no_effect := find_alarm(last, "no_effect"):
+        return _more_training(case.facts, "hardly changes the images", as_sentence(no_effect.message))
+    fidelities = [c.fidelity for c in case.candidates if c.fidelity and c.fidelity.is_known]
+    if not fidelities or any(fidelity.ci_low > 0 for fidelity in fidelities):
+        return None
+    evidence = f"Fidelity at the last checkpoint is {format_percent_interval(last.fidelity)}."
+    return _more_training(case.facts, "has learned nothing beyond chance", evidence)
+
+
+def _more_training(facts: RunFacts, result: str, evidence: str) -> Cause:
+    """Name what falls further short of the usual: the learning rate, or the number of epochs."""
+    if facts.lr is not None and facts.method != "none":
+        ratio = min(1.0, (facts.alpha or 1) / (facts.rank or 1)) if facts.method in LOW_RANK_METHODS else 1.0
+        shortage = USUAL_LR / (facts.lr * ratio)
+        if shortage > MIN_SHORTAGE and shortage > USUAL_EPOCHS / (facts.epochs or USUAL_EPOCHS):
+            settings = f"it is {facts.lr:g}"
+            settings += f" times alpha / rank {ratio:.3g}" if ratio < 1 else ""
+            return Cause(
+                "learning_rate_too_small",
+                f"The adapter {result}: raise the learning rate ({settings}; {USUAL_LR:g} is usual), then "
+                "train again.",
+                "raise the learning rate, then train again",
+                evidence,
+            )
+    length = f" ({_length(facts)})" if facts.num_steps else ""
+    return Cause(
+        "stopped_too_early",
+        f"The adapter {result}: train longer{length}, or with a higher learning rate.",
+        "train longer",
+        evidence,
+    )
+
+
+def _length(facts: RunFacts) -> str:
+    steps = format_count(facts.num_steps or 0, "step")
+    return f"{steps}, {facts.epochs:.3g} times each image" if facts.epochs else steps
+
+
+def still_rising(case: Case) -> Cause | None:
+    """Quality still rises at the last checkpoint."""
+    if not case.selection.still_rising or case.last is None or find_alarm(case.last):
+        return None
+    length = f", after {_length(case.facts)}" if case.facts.num_steps else ""
+    return Cause(
+        "stopped_too_early",
+        "Train longer: quality still rises at the last checkpoint.",
+        "train longer",
+        f"Fidelity there is {format_percent_interval(case.last.fidelity)}{length}.",
+    )
+
+
+def strength_too_high(case: Case) -> Cause | None:
+    """The images are spoiled at a strength above 1, or at 1 and not below it."""
+    if case.selected or not (alarm := find_alarm(case.nearest)):
+        return None
+    lowest = min(strength_of(candidate) for candidate in case.candidates)
+    if lowest <= 1:
+        return None
+    return Cause(
+        "strength_too_high",
+        f"Lower the strength: at {lowest:g} the adapter {DAMAGES[alarm.name].verb}; "
+        "evaluate it at 0.7 and 1.",
+        "lower the strength",
+        as_sentence(alarm.message),
+        is_damage=True,
+    )
+
+
+def rank_too_low(case: Case) -> Cause | None:
+    """Fidelity has stopped rising far below true images, nothing else is wrong, and the rank is tiny."""
+    facts, selected = case.facts, case.selected
+    if facts.method not in LOW_RANK_METHODS or facts.rank is None or facts.rank > MAX_TINY_RANK:
+        return None
+    if selected is None or selected.fidelity is None or find_alarm(selected):
+        return None
+    if case.selection.still_rising or not selected.fidelity.ci_high < LOW_FIDELITY:
+        return None
+    return Cause(
+        "rank_too_low",
+        f"The rank is too low: with rank {facts.rank} fidelity stops at "
+        f"{format_percent(selected.fidelity.mean)}; train again with rank {USUAL_RANK}.",
+        f"train again with rank {USUAL_RANK}",
+        f"Fidelity is {format_percent_interval(selected.fidelity)} and no longer rises.",
+    )
+
+
+@dataclass(frozen=True)
+class Damage:
+    """The words for an alarm: `verb` continues "the adapter ..."."""
+
+    verb: str
+    next_step: str
+
+
+DAMAGES: dict[AlarmName, Damage] = {
+    "copied_images": Damage("copies training images", "train fewer steps, or add training images"),
+    "memorization": Damage("memorizes the training images", "train fewer steps, or add training images"),
+    "overfitting": Damage("overfits", "use an earlier checkpoint, or add training images"),
+    "overcooked": Damage("overcooks the images", "use an earlier checkpoint or a lower strength"),
+    "prompt_ignored": Damage("ignores the prompts", "train fewer steps, or with a lower learning rate"),
+    "low_diversity": Damage("generates the same image again and again", "train fewer steps"),
+    "drift": Damage(
+        "changes prompts without the subject", "use a lower strength, or train with class images"
+    ),
+    "class_leakage": Damage(
+        "shows the subject without its trigger word", "train with class images, or train fewer steps"
+    ),
+}
+
+
+def damaged(case: Case) -> Cause | None:
+    """Every variant is beyond the limit of an alarm."""
+    least_bad = case.nearest
+    alarm = find_alarm(least_bad)
+    if least_bad is None or alarm is None or case.selected or alarm.name == "no_effect":
+        return None
+    damage = DAMAGES[alarm.name]
+    shared = len(case.with_alarm(alarm.name)) == len(case.candidates)
+    subject = (
+        "The adapter" if shared else f"Every checkpoint has an alarm: the adapter of {least_bad.variant.name}"
+    )
+    names = [least_bad.variant.nearest_train_images.get(key) for key in alarm.examples]
+    examples = join_names([name for name in dict.fromkeys(names) if name], 2)
+    shown = f" (such as {examples})" if examples and alarm.name == "copied_images" else ""
+    return Cause(
+        alarm.name,
+        f"{subject} {damage.verb}{shown}: {damage.next_step}.",
+        damage.next_step,
+        as_sentence(alarm.message),
+        is_damage=True,
+    )
