@@ -193,6 +193,14 @@ def _unused_files(listing: Listing) -> Iterator[Finding]:
     orphans = [name for name in sorted(listing.sidecars) if not _has_image(name, owners, listing)]
     if orphans:
         yield Finding("warning", "orphan_caption", "a caption file without an image", tuple(orphans))
+    if listing.cloud_placeholders:
+        message = "placeholders of files that are in the cloud only; download them to use them"
+        yield Finding("warning", "cloud_placeholder", message, listing.cloud_placeholders)
+    if listing.system_folders:
+        message = "folders of the system or of another program; their files are not used"
+        yield Finding("note", "system_folder", message, listing.system_folders)
+    if listing.hidden_folders:
+        yield Finding("note", "hidden_folder", "hidden folders are not used", listing.hidden_folders)
     if listing.hidden_images:
         yield Finding("note", "hidden_file", "hidden images are not used", listing.hidden_images)
     if listing.linked_folders:

@@ -27,7 +27,26 @@ CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 OWN_FILES = frozenset({manifest.MANIFEST_FILE, "report.html", "report.json"})
 _NEVER_IMAGES = frozenset({".txt", ".csv", ".json", ".jsonl", ".html", ".md", ".py", ".yaml", ".yml"})
 _KOHYA_JSON = re.compile(r"meta_\w+\.json")
-_SKIPPED_FOLDERS = frozenset({"__MACOSX"})
+# Folders of systems and of other programs, with copies, thumbnails or deleted files. Compared in lower case.
+SYSTEM_FOLDERS = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "recycler",
+        "system volume information",
+        "lost+found",
+        "thumbnails",
+        "lightroom previews.lrdata",
+        "previews.lrdata",
+        "picasaoriginals",
+        "found.000",
+    }
+)
+_CLOUD_SUFFIXES = frozenset({".icloud", ".cloud", ".cloudf"})  # placeholders of files that are not here
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,9 @@ class Listing:
     unusable_names: tuple[str, ...] = ()
     unreadable_folders: tuple[str, ...] = ()
     kohya_metadata: tuple[str, ...] = ()  # JSON files with captions of kohya's scripts, such as meta_cap.json
+    system_folders: tuple[str, ...] = ()
+    hidden_folders: tuple[str, ...] = ()
+    cloud_placeholders: tuple[str, ...] = ()
 
     @functools.cached_property
     def image_set(self) -> frozenset[str]:
@@ -88,6 +110,9 @@ class _FileGroups:
     unusable: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     kohya_metadata: list[str] = field(default_factory=list)
+    system_folders: list[str] = field(default_factory=list)
+    hidden_folders: list[str] = field(default_factory=list)
+    cloud_placeholders: list[str] = field(default_factory=list)
 
 
 def list_dataset(folder: str | os.PathLike[str], *, include_videos: bool = False) -> Listing:
@@ -122,6 +147,9 @@ def list_dataset(folder: str | os.PathLike[str], *, include_videos: bool = False
         tuple(sorted(groups.unusable)),
         tuple(sorted(groups.unreadable)),
         tuple(sorted(groups.kohya_metadata)),
+        tuple(sorted(groups.system_folders)),
+        tuple(sorted(groups.hidden_folders)),
+        tuple(sorted(groups.cloud_placeholders)),
     )
 
 
@@ -149,12 +177,21 @@ def _walk(root: Path, groups: _FileGroups) -> Iterator[tuple[str, os.DirEntry[st
             if not _is_portable_name(name):
                 groups.unusable.append(ascii(name)[1:-1])
             elif entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
+                if entry.name.casefold() in SYSTEM_FOLDERS:
+                    groups.system_folders.append(name)
+                elif not entry.name.startswith("."):
                     pending.append(f"{name}/")
+                elif _is_foreign(entry.name):
+                    groups.hidden_folders.append(name)
             elif _links_to_folder(entry):
                 groups.links.append(name)
             elif not (base == "" and entry.name in OWN_FILES):
                 yield name, entry
+
+
+def _is_foreign(folder: str) -> bool:
+    """Return True for a hidden folder that is not one of lorakit's or of version control."""
+    return not folder.startswith(".lorakit") and folder not in (".git", ".cache", ".huggingface")
 
 
 def _links_to_folder(entry: os.DirEntry[str]) -> bool:
@@ -166,7 +203,9 @@ def _links_to_folder(entry: os.DirEntry[str]) -> bool:
 
 def _classify(name: str, entry: os.DirEntry[str], groups: _FileGroups) -> None:
     suffix = os.path.splitext(entry.name)[1].lower()
-    if entry.name.startswith("."):
+    if suffix in _CLOUD_SUFFIXES:
+        groups.cloud_placeholders.append(name)
+    elif entry.name.startswith("."):
         if suffix in IMAGE_SUFFIXES:
             groups.hidden.append(name)
     elif entry.name in manifest.METADATA_FILES:

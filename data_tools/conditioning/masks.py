@@ -1,18 +1,20 @@
 """Find the user's masks and attach them to the records.
 
-A mask is named in the column `mask_file_name` of a metadata file, is a file `a-masklabel.png` beside `a.jpg`
-(OneTrainer's convention) or, if requested, the image's alpha channel; in that order. Mask files are not
-trained on.
+A mask is named in the column `mask_file_name` of a metadata file, is a file `a-masklabel.png` (OneTrainer's
+convention), `a_mask.png` or `masks/a.png` of `a.jpg` or, if requested, the image's alpha channel; in that
+order. Mask files are not trained on. Names such as `a_mask.png` count only if the file is grey: it could show
+a person with a mask.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from data_tools.captions import metadata
 from data_tools.listing import Listing
@@ -27,6 +29,10 @@ SEGMENTED = "segmented"
 GENERATED = "generated: "  # prefix of the source of masks and controls that need no prompt
 MASK_FOLDER = ".lorakit-masks"  # of generated masks; hidden, so that no tool uses them as images
 NOTES = frozenset({"mask_size_mismatch", "mask_orientation_ambiguous", "mask_empty"})
+MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")  # beside a folder of masks
+_NAMED_MASK = re.compile(r"(?P<stem>.+?)[-_. ]mask", re.IGNORECASE)
+_MAX_COLOR = 8  # difference of the channels of a grey image that was compressed
 _ORIENTATION = re.compile(r"exif_rotated: EXIF orientation (\d)")
 _ROTATED_90 = (5, 6, 7, 8)
 
@@ -47,9 +53,11 @@ def separate_mask_files(listing: Listing, encoding: str = "utf-8") -> tuple[List
     }
     named = {mask.file for mask in from_metadata.values()}
     labels = {name for name in listing.images if PurePosixPath(name).stem.endswith(SIDECAR_SUFFIX)}
+    by_name = _masks_by_name(replace(listing, images=tuple(n for n in listing.images if n not in labels)))
+    labels |= {mask.file for mask in by_name.values()}
     images = tuple(name for name in listing.images if name not in labels | named)
     by_stem = {str(PurePosixPath(name).with_suffix("")): name for name in sorted(labels)}
-    from_sidecars = {
+    from_sidecars = {image: mask for image, mask in by_name.items() if image in images} | {
         image: MaskFile(by_stem[stem], "file")
         for image in images
         if (stem := str(PurePosixPath(image).with_suffix("")) + SIDECAR_SUFFIX) in by_stem
@@ -57,6 +65,40 @@ def separate_mask_files(listing: Listing, encoding: str = "utf-8") -> tuple[List
     owned = {mask.file for mask in from_sidecars.values()}
     other_files = tuple(sorted({*listing.other_files, *(labels - owned - named)}))
     return replace(listing, images=images, other_files=other_files), from_sidecars | from_metadata
+
+
+def _masks_by_name(listing: Listing) -> dict[str, MaskFile]:
+    """Return the grey files by image that are in a folder of masks, or have an image's name and `mask`."""
+    stems = {os.path.splitext(name)[0]: name for name in reversed(listing.images)}
+    found: dict[str, MaskFile] = {}
+    for name in listing.images:
+        owner = next((stems[stem] for stem in _owner_stems(name) if stem in stems), None)
+        if owner not in (None, name) and owner is not None and _is_gray(listing, name):
+            found.setdefault(owner, MaskFile(name, "file"))
+    return found
+
+
+def _owner_stems(name: str) -> Iterator[str]:
+    """Yield the names, without extension, of images that a file may be the mask of."""
+    path = PurePosixPath(name)
+    if match := _NAMED_MASK.fullmatch(path.stem):
+        yield str(path.with_name(match["stem"]))
+    for index, part in enumerate(path.parts[:-1]):
+        if part.casefold() in MASK_FOLDERS:
+            stem = match["stem"] if match else path.stem
+            for images in ("", *IMAGE_FOLDERS):
+                yield str(PurePosixPath(*path.parts[:index], images, *path.parts[index + 1 : -1], stem))
+
+
+def _is_gray(listing: Listing, name: str) -> bool:
+    """Return True for an image without colors; False for one that cannot be read."""
+    try:
+        image = decode.decode_image(resolve_inside(listing.root, name), background=(0, 0, 0))
+    except ImageError:
+        return False
+    red, green, blue = image.resize((64, 64), Image.Resampling.NEAREST).split()
+    differences = (ImageChops.difference(red, green), ImageChops.difference(red, blue))
+    return all(int(one.getextrema()[1]) <= _MAX_COLOR for one in differences)  # type: ignore[arg-type]
 
 
 def attach_masks(

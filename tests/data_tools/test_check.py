@@ -13,7 +13,8 @@ from PIL import Image, ImageFilter, ImageOps
 from data_tools import duplicates, image_quality
 from data_tools.captions import lint
 from data_tools.findings import Finding, any_at_level, sort_findings
-from data_tools.prepare import PrepareOptions, check_dataset_folder
+from data_tools.prepare import PrepareOptions, check_dataset_folder, prepare_dataset
+from lorakit.core import storage
 from lorakit.manifest import Caption, Record
 from tests.data_tools.folders import fill, photo
 
@@ -187,3 +188,31 @@ def test_the_level_decides_the_exit_code() -> None:
     assert not any_at_level([warning], "error")
     assert any_at_level([error], "warning")
     assert not any_at_level([error], "never")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "@eaDir",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "__MACOSX",
+        "sub/Thumbnails",
+        ".trash",
+    ],
+)
+def test_folders_of_systems_and_programs_are_named_and_not_used(tmp_path: Path, folder: str) -> None:
+    fill(tmp_path, {"a.png": "a dog", f"{folder}/b.png": "a copy of a dog"})
+    result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True))
+    assert [record.file for record in result.records] == ["a.png"]
+    (found,) = [f for f in result.findings if f.code in ("system_folder", "hidden_folder")]
+    assert found.files == (folder,)
+
+
+@pytest.mark.parametrize("name", [".IMG_1.HEIC.icloud", "b.jpg.cloud", "sub/.c.png.icloud"])
+def test_a_file_that_is_in_the_cloud_only_is_named(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, {"a.png": "a dog"})
+    storage.write_bytes(tmp_path / name, b"bplist00")
+    result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True))
+    assert [f.files for f in result.findings if f.code == "cloud_placeholder"] == [(name,)]

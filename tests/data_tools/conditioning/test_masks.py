@@ -21,6 +21,7 @@ from data_tools.prepare import (
     prepare_dataset,
 )
 from lorakit import manifest
+from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
@@ -69,6 +70,36 @@ def test_a_mask_label_beside_the_image_is_its_mask(tmp_path: Path) -> None:
     assert hashes(tmp_path) == before
     assert prepared(tmp_path).records == (first, second)
     assert prepared(tmp_path).counts()["masks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("a.jpg", "a_mask.png"),
+        ("a.jpg", "a-Mask.png"),
+        ("a.png", "a.mask.png"),
+        ("a.jpg", "masks/a.png"),
+        ("sub/a.jpg", "Masks/sub/a.png"),
+        ("images/a.jpg", "masks/a_mask.png"),
+    ],
+)
+def test_a_grey_file_named_as_a_mask_is_tied_to_its_image(tmp_path: Path, image: str, mask: str) -> None:
+    fill(tmp_path, {image: None}, size=(160, 120))
+    storage.save_image(tmp_path / mask, corner((160, 120), (0, 0, 80, 120)).convert("RGB"))
+    result = prepared(tmp_path)
+    assert only(result).file == image
+    assert only(result).mask == mask
+    assert read(tmp_path, only(result))[60].tolist() == [255] * 80 + [0] * 80
+
+
+@pytest.mark.parametrize(
+    "names", [("a.png", "a_mask.png"), ("masks/carnival.png", "masks/venice.png"), ("b.png", "masks/a.png")]
+)
+def test_photos_of_masks_are_images(tmp_path: Path, names: tuple[str, str]) -> None:
+    fill(tmp_path, dict.fromkeys(names), size=(160, 120))
+    assert [(record.file, record.mask) for record in prepared(tmp_path).records] == [
+        (name, None) for name in sorted(names)
+    ]
 
 
 def test_a_mask_is_named_in_the_metadata(tmp_path: Path) -> None:
