@@ -62,13 +62,24 @@ class Browser:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
 
-    def open(self, page: Path, width: int = 1300, height: int = 900) -> None:
-        """Show a file and wait until it is loaded."""
+    def open(self, page: Path | str, width: int = 1300, height: int = 900) -> None:
+        """Show a file or an address and wait until it is loaded."""
         self.resize(width, height)
+        with self.loading():
+            self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Wait at the end of the block until the page that it leads to is loaded."""
         self._events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        yield
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._next()
+
+    def press(self, key: str, *, is_repeat: bool = False) -> None:
+        """Press a key; with `is_repeat` as if it were held down."""
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, autoRepeat=is_repeat)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def resize(self, width: int, height: int) -> None:
         """Another window, in CSS pixels."""

@@ -228,7 +228,9 @@ def pick_command(folder: Path, max_drift: float | None) -> None:
     from lorakit.evaluation import score_table
     from lorakit.evaluation.evaluate_folder import update_selection
     from lorakit.evaluation.report.verdict import selection_headline, selection_notes
-    from lorakit.evaluation.select import select_checkpoint
+    from lorakit.evaluation.vote.settle import select_with_votes
+    from lorakit.evaluation.vote.summary import vote_summary
+    from lorakit.evaluation.vote.texts import summary_sentences
 
     evaluation = score_table.load_evaluation(folder)
     if not (evaluation.base and evaluation.adapter_variants):
@@ -237,10 +239,13 @@ def pick_command(folder: Path, max_drift: float | None) -> None:
             where=str(folder),
             remedy="evaluate a run, or score images with --base-images and --references",
         )
-    selection = select_checkpoint(evaluation, max_drift)
-    update_selection(score_table.find_evaluation_folder(folder), evaluation, selection)
+    root = score_table.find_evaluation_folder(folder)
+    selection, votes = select_with_votes(root, evaluation, max_drift), vote_summary(root, evaluation)
+    update_selection(root, evaluation, selection)
     lines = [selection_headline(evaluation, selection).text, *selection_notes(evaluation, selection)]
-    print_answer(selection.to_json(), "\n".join(lines))
+    lines += summary_sentences(votes) if votes else []
+    answer = selection.to_json() | {"votes": votes.to_json() if votes else None}
+    print_answer(answer, "\n".join(lines))
 
 
 @command("report", _evaluation_folder, _max_drift, _wandb, example="lorakit eval report runs/dog")

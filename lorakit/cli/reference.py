@@ -53,10 +53,28 @@ SELECTION = {
     "reason": "reason in one sentence",
     "tied_with": "variants that cannot be distinguished from it",
     "few_prompts": "true below 24 prompts",
-    "held_out_prompts": "true if other prompts report its figures than select it",
+    "best": "name of the best variant by quality, whatever its alarms",
+    "despite_alarms": "true if the selected variant has an alarm, because all have one",
+    "still_rising": "true if quality still rises at the last checkpoint",
+    "worsened": "scores that are worse at a better, later variant than the selected one",
+    "family_level": "probability that the best variant is the selected one or in `tied_with`",
+    "num_folds": "parts of the prompts for cross-fitted figures: each reports what the others select",
     "max_drift": "limit of the drift and its origin",
-    "quality, fidelity, prompt_adherence": "intervals: mean, ci_low, ci_high, prompts, few_prompts",
+    "quality, fidelity, prompt_adherence": "intervals: mean, ci_low, ci_high, level, num_prompts, few_prompts, "
+    "unknown_reason (then the numbers are null)",
+    "variants": "the same figures of every variant, with the names of its alarms and warnings",
     "alarms": "alarms by variant",
+    "preferred_by_people": "true if a blind vote prefers it to a variant that the scores cannot distinguish",
+    "votes": "as of `eval vote`; null without votes, and absent in the other commands",
+}
+VOTES = {
+    "pairs": "for each two variants: `first` (with more votes) and `second`, counts of votes and prompts,"
+    " `share` of the decided votes that are for the first (an interval), `preferred` (null without a clear"
+    " preference) and `ended_after` (votes; null while the test is open), `level` and p-value `sign_test`",
+    "num_votes, num_voters": "votes that count, and people",
+    "num_repeats, num_consistent": "pairs shown again, and those with the same answer",
+    "left_share": "share of the decided votes that are for the image on the left",
+    "num_outdated": "votes on images that have changed since",
 }
 TRANSFER = {
     "path": "folder or file written",
@@ -80,6 +98,7 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "next_commands": "the commands that export the selected checkpoint of a run, and sample with it",
     },
     "eval pick": SELECTION,
+    "eval vote": VOTES,
     "eval compare": {
         "first, second": "names of the two variants",
         "differences": "interval of the paired difference by metric",

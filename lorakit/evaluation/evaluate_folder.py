@@ -24,13 +24,14 @@ from lorakit.evaluation.score_table import (
     find_evaluation_folder,
     load_evaluation,
 )
-from lorakit.evaluation.select import Selection, select_checkpoint
+from lorakit.evaluation.select import Selection
 from lorakit.evaluation.selection_file import (
     chosen_variant,
     next_commands,
     selected_checkpoint,
     write_selection,
 )
+from lorakit.evaluation.vote.settle import select_with_votes
 from lorakit.training.run_folder import RunFolder, is_run_folder
 
 NO_SUBJECT = Subject()
@@ -77,7 +78,7 @@ def evaluate_folder(
     if missing := len(prompt_list) - len(evaluation.prompts):
         evaluation.notes.append(f"{missing} of {len(prompt_list)} prompts have no image.")
     score_variants(evaluation, variants, judge_models, reference_images, root=out, quiet=quiet)
-    selection = select_checkpoint(evaluation) if base_images and references else None
+    selection = select_with_votes(out, evaluation) if base_images and references else None
     return EvaluationResult(evaluation, selection, write.write_evaluation(out, evaluation, selection))
 
 
@@ -87,7 +88,9 @@ def rebuild_evaluation_report(folder: str | Path, max_drift: float | None = None
     evaluation = load_evaluation(root)
     if max_drift is not None:
         evaluation.settings["max_drift"] = max_drift
-    selection = select_checkpoint(evaluation) if evaluation.base and evaluation.adapter_variants else None
+    selection = None
+    if evaluation.base and evaluation.adapter_variants:
+        selection = select_with_votes(root, evaluation)
     run = root.parent
     if not is_run_evaluation(root):
         return EvaluationResult(evaluation, selection, write.write_evaluation(root, evaluation, selection))
@@ -163,7 +166,7 @@ def _find_variant(text: str) -> _Side:
         return _Side(text, folder, evaluation, _variant_named(evaluation, name, text))
     variant = evaluation.variants[-1]
     if evaluation.base and evaluation.adapter_variants:
-        variant = chosen_variant(select_checkpoint(evaluation)) or evaluation.adapter_variants[-1]
+        variant = chosen_variant(select_with_votes(folder, evaluation)) or evaluation.adapter_variants[-1]
     return _Side(text, folder, evaluation, variant)
 
 

@@ -30,8 +30,8 @@ from lorakit.evaluation.report.verdict import selection_headline
 from lorakit.evaluation.result import EvaluationResult
 from lorakit.evaluation.run_sampling import PipelineFacts, RunPlan, RunSampler
 from lorakit.evaluation.score_table import BASE, Evaluation
-from lorakit.evaluation.select import select_checkpoint
 from lorakit.evaluation.selection_file import next_commands, selected_checkpoint, write_selection
+from lorakit.evaluation.vote.settle import select_with_votes
 from lorakit.evaluation.word_choice import prompt_alternatives
 from lorakit.models import device as devices
 from lorakit.sampling.pipeline import SamplingOptions
@@ -114,7 +114,7 @@ def _write_results(
     prompts: str | Path | None,
 ) -> EvaluationResult:
     """Select, and write the report and the selection; the same scores give the same bytes."""
-    selection = select_checkpoint(evaluation)
+    selection = select_with_votes(root, evaluation)
     metrics = RunFolder(plan.run).metrics()
     report = write.write_evaluation(root, evaluation, selection, metrics=metrics)
     write_selection(plan.run, evaluation, selection, selection_headline(evaluation, selection).text)

@@ -86,6 +86,8 @@ class Selection:
     """True if quality still rises at the last checkpoint, beyond chance."""
     worsened: list[str] = field(default_factory=list)
     """Scores that are worse at a better but later variant, for which an earlier one is recommended."""
+    preferred_by_people: bool = False
+    """True if a blind vote prefers it to a variant that the scores cannot distinguish from it."""
 
     @property
     def without_alarms(self) -> list[VariantScores]:
@@ -108,6 +110,7 @@ class Selection:
             "despite_alarms": self.despite_alarms,
             "still_rising": self.still_rising,
             "worsened": self.worsened,
+            "preferred_by_people": self.preferred_by_people,
             "tied_with": self.tied_with,
             "family_level": FAMILY_LEVEL,
             "few_prompts": self.few_prompts,
@@ -192,6 +195,7 @@ class _Choice:
     scores: NormalizedScores
     prompts: list[Prompt]
     limit: DriftLimit | None
+    _worsened: dict[tuple[int, int], list[str]] = field(default_factory=dict)
 
     def selection(self, few_prompts: bool) -> Selection:
         """Choose among the variants without an alarm, or the least bad one, and report its figures."""
@@ -232,8 +236,11 @@ class _Choice:
         return [index for index in useful if counts[index] == min(counts.values())]
 
     def _worsening(self, earlier: int, later: int) -> list[str]:
-        first, second = self.eligible[earlier].variant, self.eligible[later].variant
-        return worsened_scores(self.evaluation, first, second, self.limit)
+        key = (earlier, later)
+        if key not in self._worsened:
+            first, second = self.eligible[earlier].variant, self.eligible[later].variant
+            self._worsened[key] = worsened_scores(self.evaluation, first, second, self.limit)
+        return self._worsened[key]
 
     def _names_of_ties(self, pool: list[int]) -> list[str]:
         pairs = self.scores.quality.combine(np.eye(len(self.eligible))[:, pool])

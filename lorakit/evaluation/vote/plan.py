@@ -67,7 +67,7 @@ def choose_variants(
         reason = "no checkpoint is selected: the first and the last"
         return VariantChoice(_ordered(evaluation, chosen), reason)
     assert selection is not None
-    if tied := _closest_ties(evaluation, selection):
+    if tied := _closest_ties(selection):
         reason = "the scores cannot distinguish them"
         return VariantChoice(_ordered(evaluation, [best, *tied]), reason)
     if best is not variants[-1]:
@@ -93,28 +93,21 @@ def _named_variants(evaluation: Evaluation, names: Sequence[str]) -> tuple[str, 
 
 
 def _best_variant(selection: Selection | None) -> VariantScores | None:
-    return selection.variant if selection else None
+    return (selection.variant or selection.best) if selection else None
 
 
-def _closest_ties(evaluation: Evaluation, selection: Selection) -> list[VariantScores]:
+def _closest_ties(selection: Selection) -> list[VariantScores]:
     """Return the variants tied with the selected one; of many, those with the highest scores."""
-    quality = {}
-    for candidate in selection.candidates:
-        parts = [part for part in (candidate.fidelity, candidate.prompt_adherence) if part]
-        product = 1.0
-        for part in parts:
-            product *= min(max(part.mean, 0.0), 1.0)
-        quality[candidate.variant.name] = product
-    tied = [variant for variant in evaluation.adapter_variants if variant.name in selection.tied_with]
-    tied.sort(key=lambda variant: -quality.get(variant.name, 0.0))
-    return tied[: MAX_VARIANTS - 1]
+    tied = [candidate for candidate in selection.candidates if candidate.variant.name in selection.tied_with]
+    tied.sort(key=lambda candidate: candidate.quality.mean if candidate.quality else 0.0, reverse=True)
+    return [candidate.variant for candidate in tied[: MAX_VARIANTS - 1]]
 
 
 def _ordered(evaluation: Evaluation, chosen: Sequence[VariantScores]) -> tuple[str, ...]:
     """Return the names, the base model first and then by step."""
     names = {variant.name for variant in chosen}
-    ordered = [BASE, *(variant.name for variant in evaluation.adapter_variants)]
-    return tuple(name for name in ordered if name in names)
+    ordered = [BASE, *(v.name for v in evaluation.adapter_variants), *(v.name for v in evaluation.variants)]
+    return tuple(name for name in dict.fromkeys(ordered) if name in names)
 
 
 def order_items(

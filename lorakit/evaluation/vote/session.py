@@ -92,9 +92,9 @@ class VoteSession:
             if item.is_repeat and (item.pair, *item.key, False) not in own:
                 continue
             remaining.append((item.pair in ended, position))
-        positions = [position for _, position in sorted(remaining)[:2]]
-        position, next_position = [*positions, None, None][:2]
-        return VoterState(position, next_position, len(own_votes))
+        positions = [number for _, number in sorted(remaining)]
+        following = positions[1] if len(positions) > 1 else None
+        return VoterState(positions[0] if positions else None, following, len(own_votes))
 
     def cast(self, voter: str, position: int, choice: Choice) -> bool:
         """Record a vote on the pair that the voter sees now; False for any other, such as one sent twice."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
-import numpy as np
-
 from lorakit.core.checksums import sha256_file
+from lorakit.core.shares import share_interval
 from lorakit.core.statistics import Interval
 from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import Evaluation, find_evaluation_folder, load_evaluation
-from lorakit.evaluation.vote.sequential import LEVEL, ScoredVote, design_effect, sequential_test
+from lorakit.evaluation.vote.sequential import LEVEL, ScoredVote, sequential_test
 from lorakit.evaluation.vote.vote_file import Vote, VoteFile, VoteLog
 
 
@@ -94,6 +93,12 @@ class VoteSummary:
         }
         return next((name for name in names if name in winners - losers), None)
 
+    def less_preferred(self, name: str) -> list[str]:
+        """Return the variants that `name` is preferred to beyond chance."""
+        return [
+            pair.second if pair.first == name else pair.first for pair in self.pairs if pair.preferred == name
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values: the answer of `lorakit eval vote --json`."""
         return {
@@ -162,7 +167,18 @@ def image_hashes(
         for name, key in sorted(voted)
         if name in variants and key in variants[name].files
     }
-    return {name_and_key: sha256_file(file) for name_and_key, file in files.items() if file.is_file()}
+    return {name_and_key: _file_hash(file) for name_and_key, file in files.items() if file.is_file()}
+
+
+def _file_hash(file: Path) -> str:
+    """Return the hash of an image, computed again only if the file has changed."""
+    status = file.stat()
+    return _known_hash(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _known_hash(file: Path, size: int, modified: int) -> str:
+    return sha256_file(file)
 
 
 def _is_current(vote: Vote, hashes: Mapping[tuple[str, SampleKey], str]) -> bool:
@@ -208,17 +224,10 @@ def pair_result(pair: tuple[str, str], votes: Sequence[Vote], level: float) -> P
 
 
 def preferred_share(scores_by_prompt: Mapping[str, Sequence[int]]) -> Interval:
-    """Return the share of scores above zero among those that are not zero, with its 95 % interval.
-
-    Wilson's interval, with the number of votes divided by the design effect of votes on the same prompt.
-    """
-    decided = [(prompt, score) for prompt, scores in scores_by_prompt.items() for score in scores if score]
+    """Return the share of scores above zero among those that are not zero, the mean over prompts."""
+    decided = [
+        (prompt, score > 0) for prompt, scores in scores_by_prompt.items() for score in scores if score
+    ]
     if not decided:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    prompts = [prompt for prompt, _ in decided]
-    values = np.array([score > 0 for _, score in decided], float)
-    share, count = float(values.mean()), len(values) / design_effect(values, prompts)
-    z = NormalDist().inv_cdf(0.975)
-    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return Interval(share, max(0.0, center - half), min(1.0, center + half), len(set(prompts)))
+        return Interval.unknown("no vote is for one of the two", 0)
+    return share_interval([is_first for _, is_first in decided], [prompt for prompt, _ in decided])

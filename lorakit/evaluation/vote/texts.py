@@ -44,7 +44,8 @@ def _share_text(pair: PairResult) -> str:
     if not pair.num_decided:
         return f"no decided pair of {pair.num_votes}"
     share = format_percent_interval(pair.share)
-    return f"{pair.first} in {pair.votes_first} of {format_count(pair.num_decided, 'decided pair')}, {share}"
+    count = format_count(pair.num_decided, "decided pair")
+    return f"{pair.first} in {pair.votes_first} of {count}, over prompts {share}"
 
 
 def _prompts_note(pair: PairResult) -> str:

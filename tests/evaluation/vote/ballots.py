@@ -7,20 +7,22 @@ import http.client
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from PIL import Image, ImageDraw
 
 from lorakit.core import storage
+from lorakit.core.checksums import sha256_file
 from lorakit.evaluation.score_table import BASE, SCORES_FILE, Evaluation
 from lorakit.evaluation.vote import run_vote
 from lorakit.evaluation.vote.session import VoteSession
 from lorakit.evaluation.vote.summary import VoteSummary
-from lorakit.evaluation.vote.vote_file import Choice, Vote
+from lorakit.evaluation.vote.vote_file import Choice, Vote, VoteFile
 from tests.evaluation.simulated import Truth, simulate
 
+CHOICES: dict[str, Choice] = {"+": "left", "-": "right", ".": "too_close", "x": "both_bad"}
 EQUAL = (Truth(100, 0.2, 1.0), Truth(200, 0.7, 1.0), Truth(300, 0.7, 1.0))
 
 
@@ -31,7 +33,8 @@ def make_evaluation(root: Path, *, prompts: int = 8, truths: tuple[Truth, ...] =
         for column, file in enumerate(variant.files.values()):
             image = Image.new("RGB", (48, 40), (60 * row, column % 250, 120))
             ImageDraw.Draw(image).ellipse((8, 4, 30 + 4 * row, 34), fill=(250, 250 - column % 200, 80))
-            storage.save_image(root / file, image)
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            image.save(root / file)
     storage.write_json(root / SCORES_FILE, evaluation.to_json())
     return evaluation
 
@@ -50,6 +53,28 @@ def make_vote(number: int, prompt: str, choice: Choice, **changes: object) -> Vo
         "image_hashes": ("", ""),
     }
     return Vote(**(values | changes))  # type: ignore[arg-type]
+
+
+def cast_votes(
+    root: Path,
+    choices: str,
+    pair: tuple[str, str] = ("step-200", "step-300"),
+    *,
+    variants: tuple[str, ...] = (),
+    voter: str = "",
+    is_repeat: bool = False,
+) -> None:
+    """Record votes on the prompts in turn (see `CHOICES`), the first of the pair on the left."""
+    file = VoteFile(root)
+    file.start_session(variants or pair)
+    count = len({path.name.partition("-")[0] for path in (root / pair[0]).glob("s*.png")})
+    with file.locked():
+        for i, choice in enumerate(choices):
+            prompt, seed = f"s{i % count}", i // count
+            hashes = [sha256_file(root / name / f"{prompt}-{seed}.png") for name in pair]
+            changes = {"left": pair[0], "right": pair[1], "voter": voter, "is_repeat": is_repeat}
+            vote = make_vote(i, prompt, CHOICES[choice], seed=seed, **changes)
+            file.append_vote(replace(vote, id=f"{voter}{i}{is_repeat}", image_hashes=(hashes[0], hashes[1])))
 
 
 @dataclass

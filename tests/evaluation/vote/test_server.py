@@ -129,7 +129,7 @@ def test_the_end_of_the_test_is_shown_with_its_result_and_voting_may_continue(cl
     assert "step-300 is preferred to step-200" in result.text
     assert "lorakit eval report" in result.text
     count = num_votes(root)
-    assert 7 <= count <= 12
+    assert 8 <= count <= 16
     page = client.page(more="1")
     client.vote("too_close", position=page.field("position"))
     assert num_votes(root) == count + 1
