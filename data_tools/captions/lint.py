@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from data_tools.captions.edits import apply_edits, strip_preamble
 from data_tools.findings import Finding
-from lorakit.core import prompt_syntax
+from lorakit.core import platform, prompt_syntax
 from lorakit.core.words import has_word
 from lorakit.imaging.crops import crop_hash
 from lorakit.manifest import Record
@@ -64,7 +63,7 @@ def _missing_trigger(records: Sequence[Record], trigger: str | None) -> Iterator
     without = tuple(r.file for r in records if not all(has_word(c.text, word) for c in r.captions))
     if not without:
         return
-    remedy = f"add it with --caption-edit {shlex.quote(f'trigger={word}')}"
+    remedy = f"add it with --caption-edit {platform.quote_argument(f'trigger={word}')}"
     if not any(has_word(caption.text, word) for record in records for caption in record.captions):
         message = f"no caption has the trigger {word!r}, so it would not be learned; {remedy}"
         yield Finding("warning", "trigger_in_no_caption", message, without)
@@ -81,7 +80,7 @@ def _foreign_syntax(records: Sequence[Record]) -> Iterator[Finding]:
     for summary in prompt_syntax.summarize_syntax(texts):
         remedy = summary.kind.remedy
         if _removes(summary):
-            remedy += f", for example with --caption-edit {shlex.quote(summary.kind.edit)}"
+            remedy += f", for example with --caption-edit {platform.quote_argument(summary.kind.edit)}"
         if any(map(prompt_syntax.has_trigger_placeholder, summary.examples)):
             remedy = "give the trigger word, for example --trigger sks, and it is filled in"
         yield Finding("warning", summary.kind.code, f"{summary.message}; {remedy}", summary.files)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lorakit.config.suggest_key import Suggestion, explain_setting, suggest_key
+from lorakit.core import platform
 from lorakit.core.errors import ConfigError
 
 _OVERRIDE = re.compile(r"^[^-=/\\][^=/\\]*=")
@@ -81,9 +81,9 @@ def _value_of(option: str, words: Sequence[str]) -> str | None:
         name, equals, value = word.partition("=")
         if name == option.partition("=")[0]:
             if equals:
-                return shlex.quote(value)
+                return platform.quote_argument(value)
             is_value = not is_override(following) and not re.match(r"-\D", following) and following != "-"
-            return shlex.quote(following) if is_value else None
+            return platform.quote_argument(following) if is_value else None
     return None
 
 

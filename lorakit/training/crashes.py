@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 from pathlib import Path
 
-from lorakit.core import launch, storage
+from lorakit.core import launch, platform, storage
 from lorakit.core.errors import OTHER_PROCESS_ENDED, ConfigError, LorakitError
 from lorakit.core.process_reports import Report
 from lorakit.training import run_records
@@ -54,7 +53,7 @@ def _explain_crash(out: Path, crash: Report, error: str) -> LorakitError:
         saved, remedy = "no step is saved yet", "starts again"
     command = "the same command"
     if (out / run_records.RECIPE_FILE).is_file():
-        command = f"`lorakit resume {shlex.quote(str(out))}`, or the same command,"
+        command = f"`lorakit resume {platform.quote_argument(str(out))}`, or the same command,"
     return LorakitError(
         error + _REASONS.get(crash.text, ""),
         where=f"{out}; {saved}",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 
 from lorakit.config.recipe import Recipe
-from lorakit.core import supervision
+from lorakit.core import platform, supervision
 from lorakit.core.progress import format_duration
 from lorakit.training import run_records
 from lorakit.training.run_folder import RunFolder
@@ -42,7 +41,8 @@ def done_lines(run: RunFolder, recipe: Recipe) -> str:
 
 
 def _next_command(run: Path, recipe: Recipe) -> str:
-    evaluate = f"lorakit eval run {shlex.quote(str(run))}"
+    folder = platform.quote_argument(str(run))
+    evaluate = f"lorakit eval run {folder}"
     if recipe.samples.prompts:
         return evaluate
-    return f"lorakit eval prompts {shlex.quote(str(run))}, then {evaluate} --prompts prompts.jsonl"
+    return f"lorakit eval prompts {folder}, then {evaluate} --prompts prompts.jsonl"
