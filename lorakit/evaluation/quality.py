@@ -131,7 +131,12 @@ class NormalizedScores:
         """
         if name == "quality":
             has_quality = self.anchors.has_fidelity or self.anchors.has_prompt_adherence
-            return self.quality.interval(variant, level) if has_quality else None
+            if not has_quality:
+                return None
+            interval = self.quality.interval(variant, level)
+            bias = self._quality_bias(variant)
+            low, high = interval.ci_low - bias, interval.ci_high - bias
+            return Interval(interval.mean - bias, low, high, interval.num_prompts, level)
         if name not in self._parts:
             return None
         columns = self._parts[name]
@@ -170,8 +175,11 @@ class NormalizedScores:
 
     @cached_property
     def quality(self) -> Estimates:
-        """The quality of all variants (A,), 1 at both upper anchors and 0 where one part is 0."""
-        names = [name for name in self._parts if self._has_scale(name)]
+        """The quality of all variants (A,), 1 at both upper anchors and 0 where one part is 0.
+
+        It is a curve, not a line, so that noise lowers its mean; `interval` removes that bias.
+        """
+        names = self._names_with_scale
         if not names:
             return Estimates(np.zeros(self.num_variants), (), self.scores.num_prompts)
         ratios = [self._ratios(name) for name in names]
@@ -183,6 +191,27 @@ class NormalizedScores:
             derivatives[columns[:-1]] = np.diag(weights)
             derivatives[columns[-1]] = -weights * ratio
         return self._figures.transform(values, derivatives)
+
+    @cached_property
+    def _names_with_scale(self) -> list[RatioName]:
+        return [name for name in self._parts if self._has_scale(name)]
+
+    def _quality_bias(self, variant: int) -> float:
+        """Return the bias of a variant's quality by noise: the mean of the quality of means that are one
+        standard error off, in both directions along each axis of their covariance, minus its own.
+        """
+        names = self._names_with_scale
+        columns = [self._parts[name][index] for name in names for index in (variant, -1)]
+        means = self._figures.select(columns)
+        covariance = np.sum([source.covariance for source in means.sources], axis=0)
+        values, vectors = np.linalg.eigh(covariance)
+        steps = vectors * np.sqrt(np.maximum(values, 0) * len(columns))  # (K, K), a column for each axis
+        points = means.values[:, None] + np.concatenate([np.zeros((len(columns), 1)), steps, -steps], 1)
+        pairs = [(points[2 * part], points[2 * part + 1]) for part in range(len(names))]
+        if any((below <= 0).any() for _, below in pairs):
+            return 0.0  # too much noise for a correction
+        qualities, _ = harmonic_mean([saturate(above / below) for above, below in pairs])
+        return float(qualities[1:].mean() - qualities[0])
 
 
 def saturate(values: FloatArray) -> FloatArray:

@@ -16,7 +16,8 @@ from lorakit.evaluation.score_table import Evaluation
 from lorakit.evaluation.select import select_checkpoint
 
 FIRST_PROMPTS = 8
-_FAMILY_ERROR = 0.05  # probability that any variant is stopped that is as good as the one it is compared with
+LEVEL, MARGIN = 0.9, 0.03
+"""Probability, and points of quality, of the guarantee that `find_losers` gives."""
 
 
 def first_prompts(
@@ -45,27 +46,27 @@ def _in_turn(groups: Sequence[Sequence[Prompt]]) -> list[Prompt]:
 
 
 def find_losers(evaluation: Evaluation) -> list[str]:
-    """Return the names of the variants that cannot be selected any more.
+    """Return the names of the variants that need no more prompts.
 
-    Such a variant is worse in quality than the best one without an alarm, beyond chance for all variants
-    together. A variant is not compared with one that has an alarm, which may be left out in the end.
+    These are variants that are worse than the one that looks best among those without an alarm, or that
+    exceed it by `MARGIN` at most, beyond chance for all together; and variants with an alarm, unless all have
+    one or they look better than that. With probability `LEVEL` or more the best variant without an alarm is
+    among the others, or the one that looks best is at most `MARGIN` of quality worse than it.
     """
     variants = evaluation.adapter_variants
     scores = NormalizedScores(evaluation, variants, evaluation.prompts_of_role("subject"))
-    if not (scores.anchors.has_fidelity or scores.anchors.has_prompt_adherence):
+    if not scores.anchors.has_fidelity or not scores.quality.has_intervals:
         return []
-    alarmed = {
-        candidate.variant.name
-        for candidate in select_checkpoint(evaluation).candidates
-        if any(alarm.level == "alarm" for alarm in candidate.alarms)
-    }
-    sound = [index for index, variant in enumerate(variants) if variant.name not in alarmed]
+    candidates = {c.variant.name: c for c in select_checkpoint(evaluation).candidates}
+    alarmed = [index for index, one in enumerate(variants) if candidates[one.name].has_alarm]
+    sound = [index for index in range(len(variants)) if index not in alarmed]
     if not sound:
         return []
-    best = max(sound, key=lambda index: float(scores.quality.values[index]))
-    others = [index for index in range(len(variants)) if index != best]
-    level = 1 - _FAMILY_ERROR / max(1, len(others))
-    return [variants[i].name for i in others if scores.quality_difference(i, best, level).ci_high < 0]
+    quality = scores.quality.values
+    kept = scores.quality.select(sound).not_clearly_worse(LEVEL, MARGIN)
+    losers = {index for index, is_kept in zip(sound, kept, strict=True) if not is_kept}
+    losers |= {index for index in alarmed if quality[index] <= quality[sound].max()}
+    return [variants[index].name for index in sorted(losers)]
 
 
 def stopped_note(stopped: Sequence[str], num_first: int, num_prompts: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.copies import CopyScale, TrainingMatch
+from lorakit.evaluation.quality import harmonic_mean, saturate
 from lorakit.evaluation.references import ReferenceTable, ReferenceUnit
 from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
@@ -34,7 +35,9 @@ class Truth:
     @property
     def quality(self) -> float:
         """The score that the selection maximizes."""
-        return float(np.sqrt(np.clip(self.fidelity, 0, 1) * np.clip(self.prompt_adherence, 0, 1)))
+        parts = [np.array([part]) for part in (self.fidelity, self.prompt_adherence)]
+        values, _ = harmonic_mean([saturate(part) for part in parts])
+        return float(values[0])
 
 
 def make_references() -> ReferenceTable:

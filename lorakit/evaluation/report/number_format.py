@@ -25,6 +25,8 @@ def format_interval(interval: Interval | None, metric: Metric, *, signed: bool =
     """Format a mean and its interval: 12.3 [11.0, 13.9]."""
     if interval is None:
         return NO_VALUE
+    if not interval.is_known:
+        return _unknown_text(interval)
     mean = format_score(interval.mean, metric, signed=signed)
     if math.isnan(interval.ci_low):
         return mean
@@ -36,13 +38,19 @@ def format_interval(interval: Interval | None, metric: Metric, *, signed: bool =
 
 
 def format_percent_interval(interval: Interval | None) -> str:
-    """Format a share and its interval in percent: 71 % [60, 83]."""
+    """Format a share and its interval in percent: 71 % [60, 83]; of an unknown one the reason."""
+    if interval is not None and not interval.is_known:
+        return _unknown_text(interval)
     if interval is None or math.isnan(interval.mean):
         return NO_VALUE
     if math.isnan(interval.ci_low):
         return format_percent(interval.mean)
     bounds = f"[{100 * interval.ci_low:.0f}, {100 * interval.ci_high:.0f}]".replace("-", _MINUS)
     return f"{format_percent(interval.mean)} {bounds}"
+
+
+def _unknown_text(interval: Interval) -> str:
+    return f"cannot be determined ({interval.unknown_reason})"
 
 
 def format_percent(value: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.report.gallery import variant_badges
+from lorakit.evaluation.comparison import metric_differences
 from lorakit.evaluation.report.number_format import (
     NO_VALUE,
     format_count,
@@ -15,6 +15,7 @@ from lorakit.evaluation.report.number_format import (
     format_percent_interval,
     format_score,
 )
+from lorakit.evaluation.report.variants import variant_badges
 from lorakit.evaluation.score_table import METRICS, Evaluation, VariantScores, metric_spec
 from lorakit.evaluation.select import Selection
 from lorakit.reports import Badge, Table, level_of
@@ -96,16 +97,13 @@ def _prompts_by_kind(evaluation: Evaluation) -> list[tuple[str, list[Prompt]]]:
 def differences_table(evaluation: Evaluation, first: VariantScores, second: VariantScores) -> Table:
     """Every metric of two variants with their paired difference."""
     rows = []
-    for name in evaluation.metric_names():
+    for difference in metric_differences(evaluation, first, second, evaluation.prompts):
+        name, good = difference.name, difference.is_better
         metric, prompts = metric_spec(name), evaluation.prompts
         scores = [_interval_text(evaluation, variant, name, prompts) for variant in (first, second)]
-        difference = evaluation.paired_difference(first, second, name, prompts)
-        certain = difference is not None and (difference.ci_low > 0 or difference.ci_high < 0)
-        good = None
-        if difference and certain and metric.direction:
-            good = (difference.mean > 0) == (metric.direction > 0)
-        label = {True: "better", False: "worse", None: "differs" if certain else "no difference"}[good]
-        change = format_interval(difference, metric, signed=True)
+        unclear = "differs" if difference.is_beyond_chance else "no difference"
+        label = {True: "better", False: "worse", None: unclear}[good]
+        change = format_interval(difference.interval, metric, signed=True)
         rows.append([metric.title, *scores, change, Badge(label, None if good is None else level_of(good))])
     return Table(["Metric", first.name, second.name, "Difference", "Beyond chance"], rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lorakit.core.statistics import MIN_PROMPTS, Interval
 from lorakit.data.prompts import Role
 from lorakit.evaluation.alarms import Alarm
+from lorakit.evaluation.comparison import FAMILY_LEVEL, metric_differences
 from lorakit.evaluation.diagnosis import Verdict, diagnose
 from lorakit.evaluation.report.number_format import (
     format_count,
@@ -13,6 +14,7 @@ from lorakit.evaluation.report.number_format import (
     join_names,
 )
 from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
+from lorakit.evaluation.select import FAMILY_LEVEL as TIE_LEVEL
 from lorakit.evaluation.select import Selection
 
 ROLE_LABELS: dict[Role, str] = {
@@ -62,7 +64,9 @@ def _certainty_text(selection: Selection) -> list[str]:
     """Say which variants cannot be distinguished from the recommended one, and how it was measured."""
     notes = []
     if selection.tied_with:
-        notes.append(f"It cannot be distinguished from {join_names(selection.tied_with)}.")
+        level = f"{100 * TIE_LEVEL:.0f} %"
+        ties = join_names(selection.tied_with)
+        notes.append(f"It cannot be distinguished from {ties} (at {level} for all checkpoints together).")
     if selection.num_folds:
         notes.append(
             "All prompts select; the numbers are those of the checkpoint that the other prompts select, so "
@@ -83,7 +87,7 @@ def _clip_t_change_text(
 
 
 def _significance_text(difference: Interval | None) -> str:
-    if difference is None or not (difference.ci_low > 0 or difference.ci_high < 0):
+    if difference is None or not difference.excludes_zero:
         return "no difference beyond chance"
     return "better beyond chance" if difference.ci_low > 0 else "worse beyond chance"
 
@@ -121,16 +125,18 @@ def comparison_summary(evaluation: Evaluation, first: VariantScores, second: Var
     """Say in one sentence in which metrics the second variant differs from the first beyond chance."""
     better: list[str] = []
     worse: list[str] = []
-    for name in evaluation.metric_names():
-        metric = metric_spec(name)
-        difference = evaluation.paired_difference(first, second, name, evaluation.prompts)
-        if difference and metric.direction and (difference.ci_low > 0 or difference.ci_high < 0):
-            is_better = (difference.mean > 0) == (metric.direction > 0)
-            text = f"{metric.title} {format_interval(difference, metric, signed=True)}"
-            (better if is_better else worse).append(text)
+    differences = metric_differences(evaluation, first, second, evaluation.prompts)
+    for difference in differences:
+        metric = metric_spec(difference.name)
+        if difference.is_better is not None:
+            text = f"{metric.title} {format_interval(difference.interval, metric, signed=True)}"
+            (better if difference.is_better else worse).append(text)
     parts = [f"better in {join_names(better)}"] if better else []
     parts += [f"worse in {join_names(worse)}"] if worse else []
+    count = sum(bool(metric_spec(difference.name).direction) for difference in differences)
+    level = f"{100 * FAMILY_LEVEL:.0f} %"
+    family = f" (beyond chance at {level} for all {count} metrics together)" if count > 1 else ""
     if not parts:
-        return Verdict(f"{second.name} and {first.name} cannot be distinguished.", None)
+        return Verdict(f"{second.name} and {first.name} cannot be distinguished{family}.", None)
     good = None if better and worse else bool(better)
-    return Verdict(f"{second.name} is {' and '.join(parts)} than {first.name}.", good)
+    return Verdict(f"{second.name} is {' and '.join(parts)} than {first.name}{family}.", good)
