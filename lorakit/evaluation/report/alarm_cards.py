@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.evaluation.alarms import Alarm
-from lorakit.evaluation.report.gallery import alarm_examples
-from lorakit.evaluation.report.number_format import format_name_range
-from lorakit.evaluation.score_table import Evaluation, VariantScores
+from lorakit.evaluation.report.number_format import format_name_range, format_score
+from lorakit.evaluation.report.variants import SampleImages
+from lorakit.evaluation.sample_files import SampleKey
+from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
 from lorakit.evaluation.select import Selection
-from lorakit.reports import Level, Pair
+from lorakit.reports import Badge, Level, Pair
+
+PAIR_WIDTH = 96  # CSS pixels: five pairs fit a row
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,37 @@ def _card(
         pairs=alarm_examples(evaluation, variant, alarm, root),
         others=[f"{one.name}: {other.message}." for one, other in entries if one is not variant],
     )
+
+
+def alarm_examples(evaluation: Evaluation, variant: VariantScores, alarm: Alarm, root: Path) -> list[Pair]:
+    """Return the examples of an alarm, each beside the training image or the base model's image."""
+    images = SampleImages(root)
+    prompts = {prompt.id: prompt.prompt for prompt in evaluation.prompts}
+    pairs = []
+    for key in alarm.examples:
+        counterpart = _find_counterpart(evaluation, variant, alarm, key)
+        if counterpart is None or key not in variant.files:
+            continue
+        title, (file, caption) = f"{prompts[key.prompt_id]}, seed {key.seed}", counterpart
+        first = images.embed(variant.files[key], f"{title}, {variant.name}", PAIR_WIDTH, 448)
+        second = images.embed(file, caption, PAIR_WIDTH, 448)
+        pairs.append(Pair(first or Badge("missing"), second or Badge("missing"), f"{title}: {caption}"))
+    return pairs
+
+
+def _find_counterpart(
+    evaluation: Evaluation, variant: VariantScores, alarm: Alarm, key: SampleKey
+) -> tuple[str, str] | None:
+    """Return the file of the image to show beside an example of an alarm, and its caption."""
+    is_copy = alarm.name in ("copied_images", "memorization", "overfitting")
+    name = variant.nearest_train_images.get(key)
+    if is_copy and evaluation.train_images is not None and name is not None:
+        score = variant.scores["nearest_train_similarity"][key]
+        value = format_score(score, metric_spec("nearest_train_similarity"))
+        caption = f"training image {name} on the right, similarity {value}"
+        return f"{evaluation.train_images}/{name}", caption
+    if evaluation.base and key in evaluation.base.files:
+        drift = variant.scores.get("drift", {}).get(key)
+        change = f", drift {format_score(drift, metric_spec('drift'))}" if drift is not None else ""
+        return evaluation.base.files[key], f"base model's image on the right{change}"
+    return None

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from lorakit import reports
-from lorakit.evaluation.report.gallery import SampleImages
 from lorakit.evaluation.report.ranking import rank_prompts
+from lorakit.evaluation.report.variants import SampleImages
 from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import Evaluation, VariantScores
 

@@ -10,8 +10,8 @@ from lorakit import reports
 from lorakit.core.statistics import Interval, mean_interval
 from lorakit.data.prompts import Prompt, Role
 from lorakit.evaluation.alarms import MIN_DIVERSITY_RATIO, diversity_ratio
-from lorakit.evaluation.report.gallery import variant_key
 from lorakit.evaluation.report.number_format import format_percent_interval
+from lorakit.evaluation.report.variants import variant_key
 from lorakit.evaluation.report.verdict import ROLE_LABELS
 from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
 from lorakit.evaluation.select import Selection, VariantQuality

@@ -12,6 +12,7 @@ from lorakit.evaluation.diagnosis import Verdict
 from lorakit.evaluation.report import figures, gallery, tables, verdict
 from lorakit.evaluation.report.alarm_cards import alarm_cards
 from lorakit.evaluation.report.number_format import format_count, format_interval, format_percent_interval
+from lorakit.evaluation.report.variants import best_variant
 from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
 from lorakit.evaluation.select import Selection
 from lorakit.evaluation.unknowns import find_unknowns
@@ -149,6 +150,6 @@ def _score_tables(evaluation: Evaluation, selection: Selection | None) -> list[T
         return [tables.scores_by_prompt_kind(evaluation, evaluation.variants[0])]
     scores = [tables.variants_table(evaluation, selection)]
     if base and selection and evaluation.adapter_variants:
-        best = gallery.best_variant(evaluation, selection)
+        best = best_variant(evaluation, selection)
         scores.append(tables.gain_by_prompt_kind(evaluation, base, best))
     return scores

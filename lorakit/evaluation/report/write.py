@@ -12,8 +12,8 @@ from typing import Any
 
 from lorakit.core import storage
 from lorakit.evaluation.report.contact_sheet import evaluation_contact_sheet
-from lorakit.evaluation.report.gallery import best_variant
 from lorakit.evaluation.report.page import comparison_page, evaluation_page
+from lorakit.evaluation.report.variants import best_variant
 from lorakit.evaluation.score_table import SCORES_FILE, Evaluation
 from lorakit.evaluation.select import Selection
 from lorakit.evaluation.vote.summary import vote_summary
