@@ -16,7 +16,7 @@ from lorakit import reports
 from lorakit.core import storage
 from lorakit.reports.charts import MAX_POINTS
 from lorakit.reports.drawing import NARROW, WIDE, axis_ticks
-from lorakit.reports.rendering import CONTENT_SECURITY_POLICY
+from lorakit.reports.rendering import CONTENT_SECURITY_POLICY, TEMPLATES
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -161,6 +161,30 @@ def test_page_is_self_contained_and_its_policy_forbids_the_rest(tmp_path: Path) 
     links = re.findall(r"https?://[^\"' )]+", document)
     assert set(links) == {"http://www.w3.org/2000/svg"}  # a namespace, never loaded
     assert not re.search(r"url\(|@import|<script", document)
+
+
+def luminance(color: str) -> float:
+    """The relative luminance of #rrggbb (WCAG 2.2)."""
+    values = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_and_curves_have_enough_contrast(theme: str) -> None:
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", light if theme == "light" else dark))
+    levels = ("good", "warn", "bad", "note")
+    text = [(name, ground) for name in ("ink", "soft", "faint") for ground in ("ground", "card", "zebra")]
+    text += [(name, ground) for name in levels for ground in (f"{name}-ground", "card", "ground")]
+    text += [("ink", f"{name}-ground") for name in levels] + [("card", name) for name in levels]
+    text += [("c1", ground) for ground in ("ground", "card")]  # links
+    curves = [(f"c{i}", "card") for i in range(1, 7)]
+    for pairs, minimum in ((text, 4.5), (curves, 3.0)):
+        for name, ground in pairs:
+            low, high = sorted(luminance(colors[one]) for one in (name, ground))
+            assert (high + 0.05) / (low + 0.05) >= minimum, (name, ground)
 
 
 def test_a_value_that_a_template_lacks_is_an_error(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lorakit import manifest
 from lorakit.core import storage
 from tests.browser import Browser, browser
 from tests.data_tools.folders import fill, photo
+from tests.page_checks import access_faults, layout_faults, press
 
 HOSTILE = '<script>alert(1)</script> sks "><img src=x onerror=alert(1)> {{7*7}} =cmd|calc'
 
@@ -185,12 +186,12 @@ def test_a_browser_loads_nothing_and_reports_no_error(tab: Browser, rich: Path) 
     assert tab.complaints == []
     assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
     assert tab.evaluate("document.scripts.length") == 0
+    assert access_faults(tab) == []
 
 
 @pytest.mark.parametrize("width", [1300, 760, 390])
 def test_the_page_fits_the_window(tab: Browser, width: int) -> None:
-    tab.resize(width, 900)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert layout_faults(tab, width) == []
     for inner, outer in ((".frame", ".image-card"), (".thumbnail", ".frame")):
         found = f"[...document.querySelectorAll('{outer} {inner}')]"
         boxes = tab.evaluate(f"{found}.map(e => [{BOX}(e), {BOX}(e.closest('{outer}'))])")
@@ -240,14 +241,15 @@ def test_the_area_outside_the_crop_is_dark_and_outside_the_mask_tinted(
     assert np.abs(seen[right] - tint).mean() < 0.7 * np.abs(whole[right] - tint).mean()
 
 
-def test_the_filter_works_without_a_script(tab: Browser) -> None:
+def test_the_filter_works_by_keys_without_a_script(tab: Browser) -> None:
     shown = "[...document.querySelectorAll('.image-card')].filter(c => c.offsetParent !== null).length"
     total = tab.evaluate(shown)
     assert total == 5
-    for kind, number in (("excluded", 1), ("masked", 1), ("user-crop", 1), ("flagged", 5), ("all", 5)):
+    tab.evaluate("document.getElementById('show-all').focus()")
+    for kind, number in (("flagged", 5), ("excluded", 1), ("masked", 1), ("user-crop", 1), ("all", 5)):
+        press(tab, "ArrowRight")
         label = f"document.getElementById('show-{kind}').parentElement"
         assert tab.evaluate(f"+{label}.querySelector('b').textContent") == number
-        tab.evaluate(f"{label}.click()")
         assert tab.evaluate(shown) == number
 
 
