@@ -61,6 +61,8 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "single_color": ("warning", "one color all over; is this an image?"),
     "first_frame": ("note", "only the first frame is used"),
     "icc_converted": ("note", "converted from its color profile to sRGB"),
+    "color_encoding_converted": ("note", "converted from its color encoding (cICP, nclx or gAMA) to sRGB"),
+    "hdr_tone_mapped": ("warning", "HDR mapped to the range of sRGB; check its brightness"),
     "mask_orientation_ambiguous": ("warning", "the mask of a rotated image; check that it fits"),
     "mask_empty": ("warning", "a mask that is black all over; it is not used"),
     "mask_prompt_not_found": ("warning", "the word to mask was not found in the image"),

@@ -21,7 +21,7 @@ from data_tools import image_quality, process_pool
 from data_tools.listing import Listing
 from lorakit import manifest
 from lorakit.core import storage
-from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.errors import ConfigError, DataError, LorakitError, first_line
 from lorakit.core.progress import Progress
 from lorakit.imaging import crops, decode, signatures, video
 from lorakit.imaging.color import Color
@@ -30,18 +30,19 @@ from lorakit.manifest import Record
 
 SCAN_JOURNAL = ".lorakit-scan.jsonl"
 MIN_FILES_FOR_POOL = 64  # new images; for fewer, starting processes takes longer than the work
+DECODER_FAILED = "decoder_failed"
 CRASHED_REASON = "decoder_crashed: decoding ended the process, or memory ran out (convert it to PNG)"
 BIG_FILE_BYTES = 64 << 20  # bytes
 BIG_IMAGE_PIXELS = 24_000_000  # above these two limits, one worker at a time holds such a file
 _CODES = (
-    "animated below_resolution camera_raw changed corrupt dangling_symlink decoder_crashed empty"
-    " extreme_aspect_ratio file_too_large html_or_xml json_file lfs_pointer missing multipage no_decoder"
-    " not_a_file shared_caption_file svg symlink_outside too_many_pixels too_small truncated unknown_format"
-    " unreadable unsupported_bit_depth"
+    "animated below_resolution camera_raw changed corrupt dangling_symlink decoder_crashed decoder_failed"
+    " empty extreme_aspect_ratio file_too_large html_or_xml json_file lfs_pointer missing multipage"
+    " no_decoder not_a_file shared_caption_file svg symlink_outside too_many_pixels too_small truncated"
+    " unknown_format unreadable unsupported_bit_depth"
 )
 _NOTE_CODES = (
-    "bit_depth blurry broken_exif broken_icc clipped_tones cmyk exif_rotated first_frame icc_converted"
-    " letterbox single_color transparency wrong_extension"
+    "bit_depth blurry broken_exif broken_icc clipped_tones cmyk color_encoding_converted exif_rotated"
+    " first_frame hdr_tone_mapped icc_converted letterbox single_color transparency wrong_extension"
 )
 # Reasons that the scan sets and may remove again; any other reason is the user's decision and stays.
 SCAN_REASONS = frozenset(_CODES.split())
@@ -190,6 +191,11 @@ def scan_file(root: str, options: ScanOptions, job: ScanJob) -> Record:
             return _apply_size_limits(_decode_and_measure(data, digest, options, job), options)
     except ImageError as error:
         return _rejected_record(job, digest, error.reason)
+    except LorakitError:
+        raise  # a missing library or a wrong option, the same for every file
+    except Exception as error:  # of one file, whatever its decoder raised: the others are measured
+        detail = f"{type(error).__name__}: {first_line(error)}"
+        return _rejected_record(job, digest, f"{DECODER_FAILED}: {detail} (convert it to PNG)")
 
 
 def _decode_and_measure(data: bytes, digest: str, options: ScanOptions, job: ScanJob) -> Record:

@@ -33,7 +33,7 @@ REQUIRED = (
 )
 OPTIONAL = {
     "av": ("av", "reads videos (extra: video)"),
-    "pillow-heif": ("pillow_heif", "reads HEIC photos of phones (extra: heif)"),
+    "pillow-heif": ("pillow_heif", "reads HEIC photos of phones"),
     "tensorboard": ("tensorboard", "tracker: tensorboard (extra: tensorboard)"),
 }
 MIN_FREE_GIB = 2

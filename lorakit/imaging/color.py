@@ -42,10 +42,11 @@ def alpha_channel(image: Image.Image) -> Image.Image | None:
     return image.convert("RGBA").getchannel("A")
 
 
-def to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+def to_srgb(image: Image.Image, notes: list[str], *, has_other_encoding: bool = False) -> Image.Image:
     """Convert the color channels to 8-bit sRGB, with the embedded ICC profile if it is usable.
 
-    Appends `code: text` lines to `notes`. Raises UnsupportedBitDepth.
+    With `has_other_encoding`, another description of the colors counts: a profile is ignored. Appends
+    `code: text` lines to `notes`. Raises UnsupportedBitDepth.
     """
     if image.mode.startswith(("I", "F")):
         image = _scale_depth(image)
@@ -58,7 +59,7 @@ def to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
         image = (image.convert("RGBA") if image.has_transparency_data else image).convert("RGB")
     elif image.mode in ("1", "LA", "La"):
         image = (image.convert("LA") if image.mode == "La" else image).convert("L")
-    icc = image.info.get("icc_profile")
+    icc = None if has_other_encoding else image.info.get("icc_profile")
     if icc and image.mode == "L" and _is_rgb(icc):
         image = image.convert("RGB")
     transform = _usable_transform(icc, image.mode, notes) if icc else None

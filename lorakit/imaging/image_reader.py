@@ -20,6 +20,7 @@ from PIL import ExifTags, Image
 from lorakit.core.errors import DataError
 from lorakit.imaging import color, jpeg, structure
 from lorakit.imaging.color import PARSE_ERRORS, Color
+from lorakit.imaging.color_encoding import ColorEncoding, encoding_to_srgb, read_color_encoding
 
 STRIP_PIXELS = 4_000_000  # pixels whose colors are converted at once
 _JPEG = frozenset({"JPEG", "MPO"})  # a second image in an MPO is a depth map, gain map or preview
@@ -82,6 +83,13 @@ class ImageSource:
         """Content hash and number of scans of a JPEG."""
         return jpeg.summarize_jpeg(self.data)
 
+    @functools.cached_property
+    def color_encoding(self) -> ColorEncoding | None:
+        """Color encoding that is not sRGB and not an ICC profile; None for most images."""
+        has_icc = bool(self.image.info.get("icc_profile"))
+        encoding = read_color_encoding(self.data, has_icc=has_icc)
+        return None if encoding is None or encoding.is_srgb else encoding
+
     @property
     def is_jpeg(self) -> bool:
         """True if `decode_stream` can scale down while it decodes."""
@@ -139,7 +147,8 @@ class ImageSource:
         """Return True if the pixels are upright RGB without a profile, so that strips are copies."""
         image = self.image
         upright_rgb = image.mode == "RGB" and self.orientation == 1
-        return upright_rgb and not image.info.get("icc_profile") and not image.has_transparency_data
+        is_srgb = not image.info.get("icc_profile") and self.color_encoding is None
+        return upright_rgb and is_srgb and not image.has_transparency_data
 
     def _upright_rows(self, top: int, bottom: int, height: int) -> Image.Image:
         """Return rows of the upright image, in the file's own colors."""
@@ -163,10 +172,14 @@ class ImageSource:
         """Convert rows to sRGB, with transparency over the background."""
         try:
             alpha = color.alpha_channel(rows)
-            rgb = color.to_srgb(rows, self.notes)
+            rgb = color.to_srgb(rows, self.notes, has_other_encoding=self.color_encoding is not None)
         except color.UnsupportedBitDepth as error:
             remedy = "save it with 8 or 16 bits per channel"
             raise ImageError("unsupported_bit_depth", str(error), where=self.where, remedy=remedy) from error
+        if encoding := self.color_encoding:
+            rgb = encoding_to_srgb(rgb, encoding)
+            code = "hdr_tone_mapped" if encoding.is_hdr else "color_encoding_converted"
+            self.notes.append(f"{code}: {encoding.describe()} converted to sRGB")
         if alpha is None or alpha.getextrema()[0] == 255:
             return rgb
         self.transparent = True
@@ -206,7 +219,7 @@ class ImageSource:
     def read_orientation(self) -> None:
         """Read the EXIF orientation; a broken EXIF block is ignored, with a note."""
         orientation: object = None
-        broken = len(self.image.info.get("exif", b"")) > 0
+        broken = len(self.image.info.get("exif") or b"") > 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             try:

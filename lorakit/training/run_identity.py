@@ -6,7 +6,6 @@ total batch size. Others are refused unless the user accepts them, and some cann
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ PACKAGES = (
     "safetensors",
     "numpy",
     "pillow",
+    "pillow-heif",
     "sentencepiece",
     "simplejpeg",
 )
-OPTIONAL_PACKAGES = ("pillow-heif",)
 DECODERS = ("jpg", "libjpeg_turbo", "jpg_2000", "zlib", "webp", "avif", "libtiff", "littlecms2")
 """Libraries inside Pillow that decide the pixels of an image."""
 IDENTITY_PARTS = ("settings", "inputs", "versions")
@@ -52,9 +51,6 @@ def package_versions() -> dict[str, str]:
 
     own = {"python": platform.python_version(), "lorakit": metadata.version("lorakit")}
     packages = {name: metadata.version(name) for name in PACKAGES}
-    for name in OPTIONAL_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            packages[name] = metadata.version(name)
     decoders = {f"pillow/{name}": str(features.version(name)) for name in DECODERS}
     return own | packages | decoders
 

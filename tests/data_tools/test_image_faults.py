@@ -9,11 +9,13 @@ import io
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import pillow_heif
 import pytest
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
-from data_tools.prepare import PrepareOptions, check_dataset_folder
+from data_tools.prepare import PrepareOptions, check_dataset_folder, prepare_dataset
 from lorakit import manifest
 from lorakit.imaging import decode, open_image
 from tests.data_tools import hostile
@@ -210,3 +212,37 @@ def test_an_svg_is_never_rendered(tmp_path: Path) -> None:
     svg = b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
     assert exclusion_reason(tmp_path, "a.svg", svg).startswith("svg:")
     assert exclusion_reason(tmp_path / "png", "a.png", svg).startswith("svg:")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a plane is missing"), AttributeError("x"), ZeroDivisionError(), Exception("odd")]
+)
+def test_whatever_a_decoder_raises_excludes_only_its_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Decoders of many formats raise errors of any type; each is a finding of the one file."""
+    for name in ("good.png", "odd.webp"):
+        photo(1).save(tmp_path / name)
+        (tmp_path / f"{Path(name).stem}.txt").write_text("a dog")
+    plain = decode.inspect_image
+
+    def inspect(source: Any) -> Any:
+        if source.where == "odd.webp":
+            raise error
+        return plain(source)
+
+    monkeypatch.setattr(decode, "inspect_image", inspect)
+    result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True))
+    assert [record.file for record in result.records if record.keep] == ["good.png"]
+    (finding,) = [finding for finding in result.findings if finding.code == "decoder_failed"]
+    assert type(error).__name__ in finding.message
+    assert finding.files == ("odd.webp",)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_heic_photos_are_read_without_exif(tmp_path: Path, mode: str) -> None:
+    pillow_heif.register_heif_opener()
+    photo(1).convert(mode).save(tmp_path / "a.heic")
+    (tmp_path / "a.txt").write_text("a dog")
+    (record,) = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True)).records
+    assert record.keep, record.reason
