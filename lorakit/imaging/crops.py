@@ -146,13 +146,13 @@ def _choose_buckets(records: Sequence[Record], chooser: _BucketChooser) -> list[
     shared = chooser.shared_buckets([crop_size(record) for record in free], [r.repeats for r in free])
     if len(free) == len(records):
         return shared
-    remaining, chosen = iter(shared), []
+    remaining, different, chosen = iter(shared), list(dict.fromkeys(shared)), []
     for record in records:
         if record.crop_source != USER:
             chosen.append(next(remaining))
             continue
         size = crop_size(record)
-        losses = {bucket: buckets.crop_fraction(size, bucket) for bucket in shared}
+        losses = {bucket: buckets.crop_fraction(size, bucket) for bucket in different}
         fitting = [bucket for bucket, loss in losses.items() if loss <= MAX_USER_CROP_LOSS]
         chosen.append(
             min(fitting, key=losses.__getitem__) if fitting else chooser.individual_buckets([size])[0]
