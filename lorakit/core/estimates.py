@@ -121,13 +121,16 @@ class Estimates:
         root = np.sqrt(max(b * b - a * c, 0.0))
         return Interval(value, float((b - root) / a), float((b + root) / a), self.num_prompts, level)
 
-    def not_clearly_worse(self, level: float = 0.95, margin: float = 0.0) -> list[bool]:
-        """Return, for each figure, True unless it is worse than the largest one beyond chance.
+    def not_clearly_worse(
+        self, level: float = 0.95, margin: float = 0.0, leader: int | None = None
+    ) -> list[bool]:
+        """Return, for each figure, True unless it is worse than `leader` beyond chance (the largest if None).
 
         With probability `level` or more, for all K figures together (Bonferroni), either the one that is
-        truly the largest is among them, or the one that looks largest is truly within `margin` of it.
+        truly the largest is among them, or the leader is truly within `margin` of it.
         """
-        leader, count = int(self.values.argmax()), len(self.values)
+        count = len(self.values)
+        leader = int(self.values.argmax()) if leader is None else leader
         if count < 2 or not self.has_intervals:
             return [True] * count
         weights = -np.eye(count)

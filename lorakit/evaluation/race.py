@@ -48,25 +48,30 @@ def _in_turn(groups: Sequence[Sequence[Prompt]]) -> list[Prompt]:
 def find_losers(evaluation: Evaluation) -> list[str]:
     """Return the names of the variants that need no more prompts.
 
-    These are variants that are worse than the one that looks best among those without an alarm, or that
-    exceed it by `MARGIN` at most, beyond chance for all together; and variants with an alarm, unless all have
-    one or they look better than that. With probability `LEVEL` or more the best variant without an alarm is
-    among the others, or the one that looks best is at most `MARGIN` of quality worse than it.
+    These are variants that are worse, beyond chance for all together, than the leader: the one that looks
+    best among those without alarms and warnings. A variant that exceeds it by `MARGIN` at most needs no more
+    prompts either. With probability `LEVEL` or more the best variant remains, or the leader, which remains,
+    is at most `MARGIN` of quality worse. Variants with an alarm need none unless they look better than the
+    leader, so that the best one stays in sight.
     """
     variants = evaluation.adapter_variants
     scores = NormalizedScores(evaluation, variants, evaluation.prompts_of_role("subject"))
     if not scores.anchors.has_fidelity or not scores.quality.has_intervals:
         return []
     candidates = {c.variant.name: c for c in select_checkpoint(evaluation).candidates}
-    alarmed = [index for index, one in enumerate(variants) if candidates[one.name].has_alarm]
-    sound = [index for index in range(len(variants)) if index not in alarmed]
-    if not sound:
+    assessed = [candidates[variant.name] for variant in variants]
+    clean = [index for index, candidate in enumerate(assessed) if not candidate.alarms]
+    if not clean:
         return []
     quality = scores.quality.values
-    kept = scores.quality.select(sound).not_clearly_worse(LEVEL, MARGIN)
-    losers = {index for index, is_kept in zip(sound, kept, strict=True) if not is_kept}
-    losers |= {index for index in alarmed if quality[index] <= quality[sound].max()}
-    return [variants[index].name for index in sorted(losers)]
+    leader = max(clean, key=lambda index: float(quality[index]))
+    kept = scores.quality.not_clearly_worse(LEVEL, MARGIN, leader)
+    needless = [c.has_alarm and q <= quality[leader] for c, q in zip(assessed, quality, strict=True)]
+    return [
+        variant.name
+        for variant, is_kept, is_needless in zip(variants, kept, needless, strict=True)
+        if not is_kept or is_needless
+    ]
 
 
 def stopped_note(stopped: Sequence[str], num_first: int, num_prompts: int) -> str:
