@@ -60,16 +60,25 @@ _judge_options = add_options(
            help="CLIP model that scores: `embedded`, an open_clip folder, or NAME/PRETRAINED such as "
            "ViT-L-14/openai."),
     option("--image-encoder", metavar="MODEL", section=_SCORES,
-           help="Image encoder that measures similarity: timm:NAME, transformers:HUB_ID, a folder, or none; "
-           "by default DINOv2 (none for the embedded models)."),
+           help="Image encoder that measures similarity: timm:NAME, transformers:HUB_ID, imagenet (needs no "
+           "network), a folder, or none; by default DINOv2 (none for the embedded models)."),
     option("--metric", "metrics", multiple=True, metavar="NAME[=MODEL]", section=_SCORES,
            help="Additional metric: clip_t (with a second CLIP model), clipscore, hpsv2, "
-           "ocr_accuracy, pickscore or vqascore; repeat for several."),
+           "ocr_accuracy, pickscore, questions or vqascore; repeat for several."),
+    option("--win-rate", "win_rates", multiple=True, metavar="METRIC", section=_SCORES,
+           help="Also count the pairs that an image wins by this metric against the base model's, as for "
+           "pickscore and hpsv2; repeat for several."),
+    option("--mask-model", metavar="MODEL", section=_SCORES,
+           help="Measure fidelity of the subject without the background: a model that masks it, as "
+           "TorchScript or ONNX file, or CLIPSeg or SAM 3 (folder or hub id)."),
+    option("--face-model", type=FILE, metavar="FILE", section=_SCORES,
+           help="Measure the identity of faces: a face recognition model as TorchScript or ONNX file."),
+    option("--face-detector", type=FILE, metavar="FILE", section=_SCORES,
+           help="ONNX file of YuNet, which aligns faces; by default the cascades of OpenCV."),
     option("--sscd", type=FILE, metavar="FILE", section=_SCORES,
            help="TorchScript file of SSCD, a model that detects copied training images."),
     option("--resize", type=click.Choice(["shortest", "squash", "pad"]), section=_SCORES,
-           help="How images that are not square are fitted to the encoders' square input; by default as the "
-           "CLIP model was trained."),
+           help="How images that are not square are fitted to the encoders' input; by default padded."),
     option("--references", type=FOLDER, metavar="DIR", section=_SCORES,
            help="Reference images of the subject; by default the training images of a run."),
     _max_drift,
@@ -352,7 +361,15 @@ def _parse_strengths(text: str) -> tuple[float, ...]:
 def _parse_judge_options(values: Values) -> JudgeOptions:
     from lorakit.evaluation.judges import JudgeOptions
 
-    sscd = str(values["sscd"]) if values["sscd"] else None
+    files = {
+        key: str(values[key]) if values[key] else None for key in ("sscd", "face_model", "face_detector")
+    }
     return JudgeOptions(
-        values["clip_model"], values["image_encoder"], values["metrics"], sscd, values["resize"]
+        values["clip_model"],
+        values["image_encoder"],
+        values["metrics"],
+        resize=values["resize"],
+        mask_model=values["mask_model"],
+        win_rates=values["win_rates"],
+        **files,
     )

@@ -16,6 +16,7 @@ from lorakit.evaluation import race as racing
 from lorakit.evaluation.checkpoints import list_variants
 from lorakit.evaluation.guests import GuestRequest, find_guests
 from lorakit.evaluation.image_budget import fit_budget
+from lorakit.evaluation.judge_changes import settings_before, weight_changes
 from lorakit.evaluation.judges import (
     DEFAULT_JUDGES,
     JudgeOptions,
@@ -23,13 +24,15 @@ from lorakit.evaluation.judges import (
     load_judges,
     load_run_references,
 )
-from lorakit.evaluation.measure import JudgeModels, ReferenceImages, VariantSamples, score_variants
+from lorakit.evaluation.measure import score_variants
+from lorakit.evaluation.on_demand import release
 from lorakit.evaluation.read_facts import read_run_facts
 from lorakit.evaluation.report import write
 from lorakit.evaluation.report.verdict import selection_headline
 from lorakit.evaluation.result import EvaluationResult
 from lorakit.evaluation.run_sampling import PipelineFacts, RunPlan, RunSampler
 from lorakit.evaluation.score_table import BASE, Evaluation
+from lorakit.evaluation.scoring_inputs import JudgeModels, ReferenceImages, VariantSamples
 from lorakit.evaluation.selection_file import next_commands, selected_checkpoint, write_selection
 from lorakit.evaluation.vote.settle import select_with_votes
 from lorakit.evaluation.word_choice import prompt_alternatives
@@ -94,6 +97,7 @@ def evaluate_run(
     evaluation = _new_evaluation(plan, sampler, max_drift, title)
     record = storage.read_json(run / "run.json")
     evaluation.facts = read_run_facts(recipe, record, judge_models.clip, quiet=options.quiet)
+    release(judge_models.clip)  # while the other judges score
     alternatives = prompt_alternatives(plan.prompts, alternative_words) if alternative_words else None
     score_variants(
         evaluation,
@@ -104,6 +108,7 @@ def evaluate_run(
         alternatives=alternatives,
         quiet=options.quiet,
     )
+    evaluation.notes += weight_changes(settings_before(root), evaluation.settings)
     return _write_results(plan, evaluation, root, prompts)
 
 

@@ -11,10 +11,12 @@ from lorakit.evaluation.feature_cache import (
     FrameSource,
     PromptScorer,
     cached_features,
+    cached_part_scores,
     cached_prompt_scores,
     frame_source,
 )
 from lorakit.evaluation.metrics.image_encoders import ImageEncoder
+from lorakit.evaluation.metrics.questions import QuestionScorer
 from lorakit.evaluation.on_demand import release
 from lorakit.evaluation.sample_files import SampleFile
 
@@ -38,7 +40,11 @@ def fill_caches(
     }
     for scorer in scorers:
         for name, files in samples.items():
-            cached_prompt_scores(scorer, sources[name], [file.prompt for file in files], name, quiet)
+            prompts = [file.prompt for file in files]
+            if isinstance(scorer, QuestionScorer):
+                cached_part_scores(scorer, sources[name], prompts, name, quiet)
+            else:
+                cached_prompt_scores(scorer, sources[name], prompts, name, quiet)
         release(scorer)
     present = [(title, encoder) for title, encoder in encoders.items() if encoder is not None]
     for number, (title, encoder) in enumerate(present, 1):

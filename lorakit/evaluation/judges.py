@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,16 @@ import numpy as np
 from lorakit import manifest
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.nearest import did_you_mean
 from lorakit.data.items import DatasetItem, load_concepts, subject_items
 from lorakit.evaluation.feature_cache import FrameSource, frame_source
-from lorakit.evaluation.measure import JudgeModels, ReferenceImages
 from lorakit.evaluation.metrics.extra_metrics import load_prompt_scorer
 from lorakit.evaluation.metrics.face_identity import FaceEncoder
 from lorakit.evaluation.metrics.image_encoders import load_default_encoder, load_image_encoder
 from lorakit.evaluation.metrics.subject_mask import cut_out, load_mask_model
+from lorakit.evaluation.on_demand import on_demand
 from lorakit.evaluation.sample_files import IMAGE_SUFFIXES
+from lorakit.evaluation.scoring_inputs import JudgeModels, ReferenceImages
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
 from lorakit.models import base_model, clip_score
@@ -57,6 +60,8 @@ class JudgeOptions:
     """TorchScript or ONNX file that recognizes faces."""
     face_detector: str | None = None
     """ONNX file of YuNet; None uses OpenCV's cascades."""
+    win_rates: tuple[str, ...] = ()
+    """Metrics to count wins of against the base model, beside the preference models."""
 
 
 DEFAULT_JUDGES = JudgeOptions()
@@ -67,24 +72,47 @@ def load_judges(options: JudgeOptions, base: str | None = None) -> JudgeModels:
     device = devices.default_device().type
     embedded = base is not None and base_model.is_embedded(base)
     clip_name = options.clip_model or (clip_score.EMBEDDED if embedded else DEFAULT_CLIP)
-    clip = clip_score.load_clip_scorer(clip_name, "--clip-model", resize=options.resize, device=device)
+    clip = on_demand(
+        lambda: clip_score.load_clip_scorer(clip_name, "--clip-model", resize=options.resize, device=device)
+    )
     embedded = embedded or clip_name == clip_score.EMBEDDED
     encoder_name = options.image_encoder or (NO_IMAGE_ENCODER if embedded else None)
     image_encoder = copy_detector = None
     notes: list[str] = []
     if encoder_name is None:
-        image_encoder, notes = load_default_encoder(resize=options.resize, device=device)
+        loaded, notes = load_default_encoder(resize=options.resize, device=device)
+        image_encoder = on_demand(
+            lambda: load_default_encoder(resize=options.resize, device=device)[0], loaded
+        )
     elif encoder_name != NO_IMAGE_ENCODER:
-        image_encoder = load_image_encoder(encoder_name, resize=options.resize, device=device)
+        image_encoder = on_demand(
+            partial(load_image_encoder, encoder_name, resize=options.resize, device=device)
+        )
     if options.sscd:
-        copy_detector = load_image_encoder(f"sscd:{options.sscd}", device=device)
-    scorers = [load_prompt_scorer(text, device) for text in options.metrics]
-    mask_model = load_mask_model(options.mask_model, device) if options.mask_model else None
+        copy_detector = on_demand(partial(load_image_encoder, f"sscd:{options.sscd}", device=device))
+    scorers = [on_demand(partial(load_prompt_scorer, text, device)) for text in options.metrics]
+    mask_model = (
+        on_demand(partial(load_mask_model, options.mask_model, device)) if options.mask_model else None
+    )
     if options.face_detector and not options.face_model:
         remedy = "add --face-model FILE"
         raise ConfigError("a face detector alone measures nothing", where="--face-detector", remedy=remedy)
-    faces = FaceEncoder(options.face_model, options.face_detector, device) if options.face_model else None
-    return JudgeModels(clip, image_encoder, copy_detector, scorers, mask_model, faces, notes)
+    faces = None
+    if options.face_model:
+        faces = on_demand(partial(FaceEncoder, options.face_model, options.face_detector, device))
+    win_rates = _checked_win_rates(options.win_rates, [scorer.name for scorer in scorers])
+    return JudgeModels(clip, image_encoder, copy_detector, scorers, mask_model, faces, notes, win_rates)
+
+
+def _checked_win_rates(names: Sequence[str], scorers: Sequence[str]) -> list[str]:
+    """Return the metrics to count wins of; ConfigError for one that is not measured for each image."""
+    known = ("clip_t", "clip_i", "dino_i", *scorers)
+    for name in names:
+        if name not in known:
+            meant = did_you_mean(name, known)
+            remedy = f"one of {', '.join(known)}; others with --metric"
+            raise ConfigError(f"{name!r} is not measured{meant}", where=f"--win-rate {name}", remedy=remedy)
+    return list(names)
 
 
 def load_folder_references(folder: Path, root: Path, class_noun: str | None = None) -> ReferenceImages:

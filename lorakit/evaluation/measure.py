@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from lorakit.core.errors import DataError
 from lorakit.evaluation.feature_cache import (
     Features,
     FrameSource,
-    PromptScorer,
     cached_features,
     cached_part_scores,
     cached_prompt_scores,
@@ -26,82 +24,18 @@ from lorakit.evaluation.feature_cache import (
 from lorakit.evaluation.judge_notes import judge_notes
 from lorakit.evaluation.judge_pass import fill_caches
 from lorakit.evaluation.metrics import feature_metrics
-from lorakit.evaluation.metrics.face_identity import FaceEncoder
-from lorakit.evaluation.metrics.image_encoders import ImageEncoder
 from lorakit.evaluation.metrics.pixels import ImagePixels, measure_pixels
 from lorakit.evaluation.metrics.questions import QuestionScorer, combine
-from lorakit.evaluation.metrics.subject_mask import MaskModel
 from lorakit.evaluation.on_demand import release
 from lorakit.evaluation.references import ReferenceUnits, reference_units
 from lorakit.evaluation.sample_files import SampleFile, SampleKey
 from lorakit.evaluation.score_table import BASE, Evaluation, VariantScores
+from lorakit.evaluation.scoring_inputs import JudgeModels, ReferenceImages, VariantSamples
 from lorakit.evaluation.shared_noise import share_noise, unpaired_note
 from lorakit.evaluation.subject_measures import MASKED, SubjectMeasures
 from lorakit.evaluation.training_images import TrainingImages, pixel_agreement
-from lorakit.evaluation.variant_origin import VariantOrigin
-from lorakit.models import clip_score
 
 _SHOWN_KEYS = 5  # in an error message
-
-
-@dataclass(frozen=True)
-class JudgeModels:
-    """The models that score; without an `image_encoder`, CLIP's image tower is used for it."""
-
-    clip: clip_score.ClipScorer
-    image_encoder: ImageEncoder | None = None
-    copy_detector: ImageEncoder | None = None
-    """SSCD."""
-    prompt_scorers: Sequence[PromptScorer] = ()
-    mask_model: MaskModel | None = None
-    """Cuts out the subject, so that fidelity does not count backgrounds."""
-    face_encoder: FaceEncoder | None = None
-    notes: Sequence[str] = ()
-    """Sentences about models that replace others."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings that every score depends on, by the model or metric."""
-        settings: dict[str, Any] = {"clip_model": self.clip.describe()}
-        if self.image_encoder:
-            settings["image_encoder"] = self.image_encoder.describe()
-        if self.copy_detector:
-            settings["copy_detector"] = self.copy_detector.describe()
-        if self.mask_model:
-            settings["mask_model"] = self.mask_model.describe()
-        if self.face_encoder:
-            settings["face_model"] = self.face_encoder.describe()
-        return settings | {scorer.name: scorer.describe() for scorer in self.prompt_scorers}
-
-
-@dataclass(frozen=True)
-class ReferenceImages:
-    """Images of the subjects, and for each of them True if the adapter was trained on it."""
-
-    names: list[str]
-    sources: list[FrameSource]
-    trained_on: list[bool]
-    folder: str | None = None
-    """Their folder, relative to the evaluation's folder."""
-    triggers: list[str | None] = field(default_factory=list)
-    """The trigger word of the subject that each shows; without them all show one subject."""
-    cut_outs: dict[int, FrameSource] = field(default_factory=dict)
-    """By index: the subject alone, of images with a mask in the dataset."""
-    class_nouns: dict[str | None, str | None] = field(default_factory=dict)
-    """By trigger: the name of the subject."""
-
-
-@dataclass
-class VariantSamples:
-    """The images of one variant before they are scored."""
-
-    name: str
-    samples: list[SampleFile]
-    step: int | None = None
-    strength: float | None = None
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    origin: VariantOrigin | None = None
-    stopped_early: bool = False
-    """True if it has images for the first prompts of a race only."""
 
 
 def score_variants(
@@ -129,8 +63,8 @@ def score_variants(
         context.set_references(references)
     for variant in sorted(variants, key=lambda variant: variant.name != BASE):
         evaluation.variants.append(context.score_variant(variant))
-    evaluation.settings |= judges.describe()
-    evaluation.notes += judge_notes(judges.notes, judges.clip, evaluation.prompts)
+    evaluation.settings |= judges.describe() | {"win_rates": list(judges.win_rates)}
+    evaluation.notes += judge_notes(judges, references, evaluation.prompts)
     release(judges.clip, judges.image_encoder, judges.copy_detector, *judges.prompt_scorers)
     release(judges.mask_model, judges.face_encoder)
     return evaluation

@@ -15,21 +15,29 @@ from lorakit.models import device as devices
 from lorakit.models import memory
 
 T = TypeVar("T")
+_KEPT = ("name", "max_parts")  # attributes that are read without loading the model
 
 
 class _OnDemand:
-    """A model in the place of the loaded one: any attribute but its description and name loads it."""
+    """A model in the place of the loaded one: any attribute but its description and `_KEPT` loads it."""
 
-    def __init__(self, load: Callable[[], Any]) -> None:
+    def __init__(self, load: Callable[[], Any], loaded: Any = None) -> None:
         self._load = load
-        self._model: Any = None
+        self._model: Any = loaded
         self._description: dict[str, Any] = {}
         # texts that were treated in another way, since a model that is loaded again has forgotten them
         self._texts: dict[str, dict[str, None]] = {}
         model = self._loaded()
-        if isinstance(name := getattr(model, "name", None), str):
-            self.name = name
+        self._type = type(model)
+        for name in _KEPT:
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
         self.release()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The class of the model, for `isinstance`."""
+        return self._type
 
     def _loaded(self) -> Any:
         if self._model is None:
@@ -56,13 +64,16 @@ class _OnDemand:
             memory.empty_device_cache(devices.default_device())
 
 
-def on_demand(load: Callable[[], T]) -> T:
-    """Load a model to see that it can be loaded, and return one that is loaded again when it is used."""
-    return cast(T, _OnDemand(load))
+def on_demand(load: Callable[[], T], loaded: T | None = None) -> T:
+    """Load a model to see that it can be loaded, and return one that is loaded again when it is used.
+
+    `loaded` is the model if it was loaded before.
+    """
+    return cast(T, _OnDemand(load, loaded))
 
 
 def release(*models: Any) -> None:
     """Free the memory of models that are loaded again when they are used."""
     for model in models:
-        if isinstance(model, _OnDemand):
+        if type(model) is _OnDemand:
             model.release()

@@ -14,7 +14,7 @@ from lorakit.cli import main
 from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
 from lorakit.core import storage
-from lorakit.evaluation.evaluate_run import load_run_pipeline
+from lorakit.evaluation.run_sampling import load_run_pipeline
 from lorakit.evaluation.validation_loss import RunValidation
 from lorakit.sampling.pipeline import SamplingOptions
 from lorakit.training import checkpoint
