@@ -80,7 +80,7 @@ def summarize(data: ReportData) -> Summary:
         return Summary(f"{_files(files)} cannot be used yet. See the findings below.", "bad")
     if warnings:
         number = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
-        return Summary(f"Ready to train, with {number}.", "note")
+        return Summary(f"Ready to train, with {number}.", "warn")
     return Summary("Ready to train. No problems found.", "good")
 
 

@@ -81,12 +81,12 @@ class Table(Block):
 
     @property
     def numeric(self) -> list[bool]:
-        """True for each column that holds only numbers, and at least one."""
+        """True for each column that holds only numbers, and at least one; the first one holds headings."""
         columns = [[row[i] for row in self.rows] for i in range(len(self.headers))]
         known = [[cell for cell in column if str(cell).strip() not in _EMPTY_CELLS] for column in columns]
         return [
             bool(cells) and all(not hasattr(c, "__html__") and bool(_NUMBER.match(str(c))) for c in cells)
-            for cells in known
+            for cells in [[], *known[1:]]
         ]
 
 
