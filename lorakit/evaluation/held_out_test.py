@@ -2,8 +2,11 @@
 
 Nothing but chance decided which references were held out. An adapter that has learned the subject becomes
 similar to all of them alike; one that has learned its training images by heart becomes more similar to these.
-The observed difference is compared with that of every other choice of held-out references, so that the test
-needs no calibration and no assumption about the image encoder.
+Two figures say so: the similarity to training images beyond the base model's, which rises, and the share of
+images whose nearest reference was held out, which falls. What a reference gains because it is typical of the
+subject is subtracted first, by its similarity to the other references. The sum of both figures, in units
+of their spread, is compared with that for every other choice of held-out references, so that the test needs no
+calibration and no assumption about the image encoder.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lorakit.data.prompts import Prompt
 from lorakit.evaluation.references import ReferenceTable
+from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import Evaluation, VariantScores
 
 MAX_P_VALUE = 0.05
 """Level of a warning, over all variants and subjects together."""
+MIN_ADJUSTED = 8  # references from which their typicality is taken into account
 MAX_CHOICES = 20_000  # choices of held-out references that are compared; more are sampled
 FloatArray = NDArray[np.float64]
 
@@ -35,6 +41,8 @@ class HeldOutTest:
     """The same minus the rise of the similarity to the held-out references."""
     p_value: float
     """Probability of such a gap by chance, for any of the variants and subjects."""
+    nearest_held_out: float
+    """Share of the images whose nearest reference was held out."""
     num_held_out: int
     num_references: int
     trigger: str | None = None
@@ -43,6 +51,11 @@ class HeldOutTest:
     def memorized_share(self) -> float:
         """The part of the gain that the held-out references have no share in; 0 without a gain."""
         return self.gap / self.gain if self.gain > 0 else 0.0
+
+    @property
+    def expected_nearest(self) -> float:
+        """Share of images whose nearest reference is a held-out one if the adapter knows all alike."""
+        return self.num_held_out / self.num_references
 
 
 def smallest_p_value(table: ReferenceTable, trigger: str | None) -> float:
@@ -62,31 +75,99 @@ def compare_with_held_out(
     results: dict[str, list[HeldOutTest]] = {variant.name: [] for variant in variants}
     if table is None or base is None or not variants:
         return results
-    subject_prompts = evaluation.prompts_of_role("subject")
     for trigger in table.triggers:
-        rows = table.subject_units(trigger)
-        held_out = np.array([not table.units[row].trained_on for row in rows])
-        own = [p for p in subject_prompts if trigger is None or evaluation.prompt_trigger(p) == trigger]
-        if not own or held_out.all() or not held_out.any():
-            continue
-        before = evaluation.reference_means(base, own)[:, rows]
-        gains = np.array([evaluation.reference_means(v, own)[:, rows] - before for v in variants])
-        known = np.isfinite(gains).all((0, 2))
-        if not known.any():
-            continue
-        gains = gains[:, known].mean(1)  # (V, U)
-        p_values = np.minimum(1, _p_values(gains, held_out) * len(table.triggers))
-        for variant, gain, p_value in zip(variants, gains, p_values, strict=True):
-            trained_gain = float(gain[~held_out].mean())
-            gap = trained_gain - float(gain[held_out].mean())
-            results[variant.name].append(
-                HeldOutTest(trained_gain, gap, float(p_value), int(held_out.sum()), len(rows), trigger)
-            )
+        for name, test in _subject_tests(evaluation, base, variants, table, trigger).items():
+            results[name].append(test)
     return results
 
 
-def _p_values(gains: FloatArray, held_out: NDArray[np.bool_]) -> FloatArray:
-    """Return the p-values (V,) of the gaps of V variants, adjusted for choosing the largest of them.
+def _subject_tests(
+    evaluation: Evaluation,
+    base: VariantScores,
+    variants: Sequence[VariantScores],
+    table: ReferenceTable,
+    trigger: str | None,
+) -> dict[str, HeldOutTest]:
+    """Return the test of each variant that was measured on prompts of the subject."""
+    rows = table.subject_units(trigger)
+    held_out = np.array([not table.units[row].trained_on for row in rows])
+    prompts = evaluation.prompts_of_role("subject")
+    own = [p for p in prompts if trigger is None or evaluation.prompt_trigger(p) == trigger]
+    if not own or held_out.all() or not held_out.any():
+        return {}
+    typicality = _typicality(table.similarity[np.ix_(rows, rows)])
+    before = _subject_figures(evaluation, base, own, rows)
+    figures: dict[str, FloatArray] = {}
+    unexplained = []
+    for variant in variants:
+        after = _subject_figures(evaluation, variant, own, rows)
+        known = np.isfinite(after - before).all((0, 2))
+        if known.any():
+            pair = np.stack([part[:, known].mean(1) for part in (before, after)])  # (2, 2, U)
+            figures[variant.name] = pair
+            unexplained.append(_unexplained(*pair, typicality))
+    if not figures:
+        return {}
+    p_values = np.minimum(1, _p_values(np.array(unexplained), held_out) * len(table.triggers))
+    results = {}
+    for (name, ((base_similarity, _), (similarity, nearest))), p_value in zip(
+        figures.items(), p_values, strict=True
+    ):
+        gain = similarity - base_similarity
+        results[name] = HeldOutTest(
+            float(gain[~held_out].mean()),
+            float(gain[~held_out].mean() - gain[held_out].mean()),
+            float(p_value),
+            float(nearest[held_out].sum()),
+            int(held_out.sum()),
+            len(rows),
+            trigger,
+        )
+    return results
+
+
+def _subject_figures(
+    evaluation: Evaluation, variant: VariantScores, prompts: Sequence[Prompt], units: Sequence[int]
+) -> FloatArray:
+    """Return (2, G, U): the similarity of each prompt's images to each unit, and the share of them that it is
+    nearest to. NaN for a prompt that was not measured.
+    """
+    result = np.full((2, len(prompts), len(units)), np.nan)
+    for number, prompt in enumerate(prompts):
+        keys = [SampleKey(prompt.id, seed) for seed in prompt.seeds]
+        known = [variant.reference_similarity[key] for key in keys if key in variant.reference_similarity]
+        if known:
+            similarity = np.array(known)[:, list(units)]
+            is_nearest = np.eye(len(units))[similarity.argmax(1)]
+            result[:, number] = similarity.mean(0), is_nearest.mean(0)
+    return result
+
+
+def _typicality(similarity: FloatArray) -> FloatArray:
+    """Return the mean similarity (U,) of each reference to the others."""
+    return (similarity.sum(1) - np.diag(similarity)) / (len(similarity) - 1)
+
+
+def _unexplained(before: FloatArray, after: FloatArray, typicality: FloatArray) -> FloatArray:
+    """Return figures (2, U) of a variant without what explains them for any choice of held-out references.
+
+    Subtracted are, by least squares, the references' typicality (U,) and the base model's similarity to them.
+    Nothing of that depends on which references were held out, so that the test remains exact.
+    """
+    count = len(typicality)
+    if count < MIN_ADJUSTED:
+        return np.stack([after[0] - before[0], after[1]])
+    constant = np.ones(count)
+    explanations = (np.stack([constant, typicality, before[0]], 1), np.stack([constant, typicality], 1))
+    residuals = [
+        figure - known @ np.linalg.lstsq(known, figure, rcond=None)[0]
+        for figure, known in zip(after, explanations, strict=True)
+    ]
+    return np.stack(residuals)
+
+
+def _p_values(figures: FloatArray, held_out: NDArray[np.bool_]) -> FloatArray:
+    """Return the p-values (V,) of the figures (V, 2, U) of V variants, adjusted for choosing the largest.
 
     Each choice of held-out references has a largest gap over the variants, in units of each variant's own
     spread; a p-value is the share of choices whose largest gap is at least the observed one.
@@ -94,12 +175,17 @@ def _p_values(gains: FloatArray, held_out: NDArray[np.bool_]) -> FloatArray:
     choices = _choices(held_out)  # (C, U), the first is the real one
     count = int(held_out.sum())
     weights = np.where(choices, -1 / count, 1 / (len(held_out) - count))
-    gaps = gains @ weights.T  # (V, C)
-    spread = gaps.std(1, keepdims=True)
-    gaps = np.where(spread > 1e-12, gaps / np.maximum(spread, 1e-12), 0.0)
+    gaps = _standardized(figures @ weights.T)  # (V, 2, C)
+    gaps = _standardized(gaps.sum(1))  # (V, C)
     largest = gaps.max(0)
     p_values: FloatArray = (largest[None, :] >= gaps[:, :1] - 1e-9).mean(1)
     return p_values
+
+
+def _standardized(values: FloatArray) -> FloatArray:
+    """Return values (..., C) in units of their standard deviation over the choices; 0 if there is none."""
+    spread = values.std(-1, keepdims=True)
+    return np.where(spread > 1e-12, values / np.maximum(spread, 1e-12), 0.0)
 
 
 def _choices(held_out: NDArray[np.bool_]) -> NDArray[np.bool_]:

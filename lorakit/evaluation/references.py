@@ -156,7 +156,8 @@ def reference_units(
 ) -> ReferenceUnits:
     """Group references (R, D) of each subject into units, held-out ones first; at most `MAX_UNITS` a subject.
 
-    `agreement` (R, R) is the correlation of their pixels. The units that remain of many are chosen by keyed numbers of their names, the same every time.
+    `agreement` (R, R) is the correlation of their pixels. The units that remain of many are chosen by keyed
+    numbers of their names, the same every time.
     """
     subject_of = list(triggers) or [None] * len(names)
     units: list[ReferenceUnit] = []

@@ -236,7 +236,7 @@ def test_the_log_says_that_images_are_held_out_by_default_and_how_to_train_on_th
     [("half", "auto"), (1, "must be below 1"), (-0.1, "at least 0"), (True, "auto"), ([0.1], "not a number")],
 )
 def test_a_fraction_that_is_none_is_refused(value, words):
-    with pytest.raises(ConfigError, match="validate.fraction") as caught:
+    with pytest.raises(ConfigError, match=r"validate\.fraction") as caught:
         recipe(fraction=value)
     assert words in str(caught.value)
 

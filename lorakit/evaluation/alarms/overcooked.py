@@ -28,8 +28,7 @@ from lorakit.evaluation.score_table import Evaluation, VariantScores
 
 MAX_EXCESS, SURE_EXCESS = 1.0, 1.5
 """Distance beyond the base model's and the training images' means, in standard deviations of single images: a
-warning above the first, an alarm if the interval is above the second. Fresh images of the shape world stay
-below .4, photos of one DreamBooth subject below .6; a saturation or contrast raised by half reaches 2 to 4."""
+warning above the first, an alarm if the interval is above the second."""
 MIN_IMAGES = 3
 _MIN_SPREAD: dict[StatisticName, float] = {"saturation": 0.03, "contrast": 0.1, "detail": 0.15}
 """Standard deviations below which a set of images counts as uniform, so that any change would be large."""

@@ -32,6 +32,9 @@ SURE_P_VALUE = 0.01  # of the test with held-out references, for an alarm
 MIN_MEMORIZED_SHARE, SURE_MEMORIZED_SHARE = 0.1, 0.25
 """Part of the gain in similarity that held-out references have no share in: a warning above the first, an
 alarm above the second. Any adapter knows its training images a little better."""
+MAX_NEAREST_RATIO, SURE_NEAREST_RATIO = 0.5, 0.25
+"""Share of images whose nearest reference was held out, over the expected share: a warning below the first, an
+alarm below the second."""
 MAX_LISTED = 3
 MIN_LOSSES = 3  # held-out images
 SURE_LOSSES = 5
@@ -89,28 +92,34 @@ def memorization(evaluation: Evaluation, variant: VariantScores) -> Alarm | None
     """Images are nearer to the training images than to true images that were held out."""
     tests = compare_with_held_out(evaluation, evaluation.adapter_variants).get(variant.name, [])
     certain = [test for test in tests if test.p_value <= MAX_P_VALUE]
-    certain = [test for test in certain if test.memorized_share > MIN_MEMORIZED_SHARE]
+    certain = [test for test in certain if _is_relevant(test, MIN_MEMORIZED_SHARE, MAX_NEAREST_RATIO)]
     if certain:
-        return _held_out_alarm(variant, min(certain, key=lambda test: test.p_value))
+        return _held_out_alarm(evaluation, variant, min(certain, key=lambda test: test.p_value))
     table = evaluation.references
     if table is None or any(smallest_p_value(table, trigger) <= MAX_P_VALUE for trigger in table.triggers):
         return None
     return _beyond_references(evaluation, variant)
 
 
-def _held_out_alarm(variant: VariantScores, test: HeldOutTest) -> Alarm:
-    is_sure = test.p_value <= SURE_P_VALUE and test.memorized_share > SURE_MEMORIZED_SHARE
+def _is_relevant(test: HeldOutTest, memorized_share: float, nearest_ratio: float) -> bool:
+    """Return True if the difference is large, not only beyond chance."""
+    few_nearest = test.nearest_held_out < nearest_ratio * test.expected_nearest
+    return test.memorized_share > memorized_share or few_nearest
+
+
+def _held_out_alarm(evaluation: Evaluation, variant: VariantScores, test: HeldOutTest) -> Alarm:
+    is_sure = test.p_value <= SURE_P_VALUE and _is_relevant(test, SURE_MEMORIZED_SHARE, SURE_NEAREST_RATIO)
     subject = f" of {test.trigger}" if test.trigger else ""
     message = (
-        f"{format_percent(min(test.memorized_share, 1))} of what images gained in similarity to the training "
-        f"images{subject} they did not gain to the {test.num_held_out} held-out ones "
-        f"(p = {test.p_value:.2g}, exact test over {test.num_references} images)"
+        f"images know the training images{subject} better than the {test.num_held_out} true images that were "
+        f"held out: {format_percent(test.nearest_held_out)} of them are nearest to one of these, "
+        f"{format_percent(test.expected_nearest)} are expected (p = {test.p_value:.2g}, exact test over "
+        f"{test.num_references} images)"
     )
     level: Level = "alarm" if is_sure else "warning"
-    limit = SURE_MEMORIZED_SHARE if is_sure else MIN_MEMORIZED_SHARE
-    value = Interval(test.memorized_share, np.nan, np.nan, len({key.prompt_id for key in variant.files}))
+    value = Interval(test.nearest_held_out, np.nan, np.nan, len(evaluation.prompts_of_role("subject")))
     examples = sorted(variant.training_matches, key=lambda key: -variant.training_matches[key].similarity)
-    return Alarm("memorization", message, value, limit, examples[:MAX_LISTED], level)
+    return Alarm("memorization", message, value, test.expected_nearest, examples[:MAX_LISTED], level)
 
 
 def _beyond_references(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
@@ -144,7 +153,8 @@ def overfitting(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
     is_sure = len(held_out) >= SURE_LOSSES and mean_interval(held_out, level=level_of_family).ci_low > 0
     message = (
         f"the loss of held-out images is {format_percent(rise.mean)} above the base model's, that of "
-        f"training images {format_percent(-fall.mean)} below it ({format_count(len(held_out), 'held-out image')})"
+        f"training images {format_percent(-fall.mean)} below it "
+        f"({format_count(len(held_out), 'held-out image')})"
     )
     level: Level = "alarm" if is_sure else "warning"
     return Alarm("overfitting", message, rise, 0.0, level=level)
