@@ -11,8 +11,9 @@ from lorakit.adapters.selection_record import EVALUATION_FOLDER
 from lorakit.adapters.sources import LAST
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data.prompts import Prompt, Subject, load_prompts, subject_triggers
+from lorakit.evaluation.judge_changes import check_same_judges, without_changed_metrics
 from lorakit.evaluation.judges import DEFAULT_JUDGES, JudgeOptions, load_folder_references, load_judges
-from lorakit.evaluation.measure import VariantSamples, score_variants
+from lorakit.evaluation.measure import score_variants
 from lorakit.evaluation.report import write
 from lorakit.evaluation.report.verdict import selection_headline
 from lorakit.evaluation.result import EvaluationResult
@@ -24,6 +25,7 @@ from lorakit.evaluation.score_table import (
     find_evaluation_folder,
     load_evaluation,
 )
+from lorakit.evaluation.scoring_inputs import VariantSamples
 from lorakit.evaluation.select import Selection
 from lorakit.evaluation.selection_file import (
     chosen_variant,
@@ -134,7 +136,7 @@ def compare_evaluations(first: str, second: str, out: str | Path) -> EvaluationR
     names = [side.variant.name for side in sides]
     if names[0] == names[1]:
         names = [f"{side.variant.name} of {Path(side.text).resolve().name}" for side in sides]
-    _check_same_judges(sides[0].evaluation, sides[1].evaluation)
+    check_same_judges(sides[0].evaluation, sides[1].evaluation)
     keys = sorted(sides[0].variant.files.keys() & sides[1].variant.files.keys())
     ids = {key.prompt_id for key in keys}
     prompts = [_with_seeds(prompt, keys) for prompt in sides[0].evaluation.prompts if prompt.id in ids]
@@ -145,7 +147,8 @@ def compare_evaluations(first: str, second: str, out: str | Path) -> EvaluationR
             where=f"{first}, {second}",
             remedy="evaluate both with the same prompt file",
         )
-    variants = [_relocated(side, name, out) for side, name in zip(sides, names, strict=True)]
+    relocated = [_relocated(side, name, out) for side, name in zip(sides, names, strict=True)]
+    variants, notes = without_changed_metrics(sides[0].evaluation, sides[1].evaluation, relocated)
     evaluation = Evaluation(
         f"{names[1]} compared with {names[0]}",
         prompts,
@@ -153,6 +156,7 @@ def compare_evaluations(first: str, second: str, out: str | Path) -> EvaluationR
         sides[0].evaluation.triggers,
         sides[0].evaluation.fidelity_metric,
         settings=sides[0].evaluation.settings,
+        notes=notes,
     )
     return EvaluationResult(evaluation, None, write.write_comparison(out, evaluation))
 
@@ -194,17 +198,6 @@ def _variant_named(evaluation: Evaluation, name: str, where: str) -> VariantScor
         remedy = f"one of {', '.join(variant.name for variant in evaluation.variants)}"
         raise ConfigError(f"there is no variant {name!r}", where=where, remedy=remedy)
     return next((variant for variant in matches if variant.strength in (None, 1)), matches[-1])
-
-
-def _check_same_judges(first: Evaluation, second: Evaluation) -> None:
-    for name in ("clip_model", "image_encoder"):
-        one, two = ({**(e.settings.get(name) or {}), "truncated_texts": None} for e in (first, second))
-        if differing := [key for key in one.keys() | two.keys() if one.get(key) != two.get(key)]:
-            raise DataError(
-                f"the two were scored with different settings of {name}: {', '.join(sorted(differing))}",
-                where=f"{first.title}, {second.title}",
-                remedy="evaluate both with the same models",
-            )
 
 
 def _with_seeds(prompt: Prompt, keys: Sequence[SampleKey]) -> Prompt:

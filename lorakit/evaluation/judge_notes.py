@@ -1,34 +1,48 @@
-"""Sentences about the judges of an evaluation: replaced models, long prompts, questions without a model."""
+"""Sentences about the judges of an evaluation: replaced models, long prompts, what no model measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lorakit.data.prompts import Prompt
-from lorakit.models.clip_score import ClipScorer
+from lorakit.evaluation.scoring_inputs import JudgeModels, ReferenceImages
 
 
-def judge_notes(notes: Sequence[str], clip: ClipScorer, prompts: Sequence[Prompt]) -> list[str]:
-    """Return the notes of the loaded judges, and those on the prompts that they scored."""
-    return [*notes, *_long_prompts(clip, prompts)]
+def judge_notes(
+    judges: JudgeModels, references: ReferenceImages | None, prompts: Sequence[Prompt]
+) -> list[str]:
+    """Return sentences on the loaded judges, and on what they did not measure."""
+    notes = [*judges.notes, *long_prompt_notes(judges.clip.describe(), prompts)]
+    questions = sum(bool(prompt.questions) for prompt in prompts)
+    if questions and not any(scorer.name == "questions" for scorer in judges.prompt_scorers):
+        notes.append(
+            f"The questions of {_of(questions, len(prompts))} are not answered: name a model with"
+            " --metric questions=MODEL."
+        )
+    if references and references.cut_outs and not judges.mask_model:
+        notes.append(
+            "The dataset has masks, but fidelity counts the background: name a model that masks the samples"
+            " with --mask-model."
+        )
+    return notes
 
 
-def _long_prompts(clip: ClipScorer, prompts: Sequence[Prompt]) -> list[str]:
-    description = clip.describe()
-    by_sentence, truncated = (
-        set(description.get(name, ())) for name in ("texts_by_sentence", "truncated_texts")
-    )
+def long_prompt_notes(clip: dict[str, Any], prompts: Sequence[Prompt]) -> list[str]:
+    """Return sentences on texts beyond the context of a CLIP, by its description."""
     texts = [prompt.score_text for prompt in prompts]
+    by_sentence = set(clip.get("texts_by_sentence", ()))
     long = sum(text in by_sentence for text in texts)
-    cut = sum(bool(truncated & set(clip.parts.get(text, [text]))) for text in texts) if truncated else 0
-    verb, pronoun = ("is", "it is") if long == 1 else ("are", "they are")
-    sentences = []
+    cut = sum(any(part in text for part in clip.get("truncated_texts", ())) for text in texts)
+    notes = []
     if long:
-        sentences.append(
-            f"{long} of {len(texts)} prompts {verb} longer than CLIP reads; {pronoun} scored by sentence."
-        )
+        verb, pronoun = ("is", "it is") if long == 1 else ("are", "they are")
+        notes.append(f"{_of(long, len(texts))} {verb} longer than CLIP reads; {pronoun} scored by sentence.")
     if cut:
-        sentences.append(
-            f"Of {cut} of {len(texts)} prompts CLIP reads only a part, because a sentence is too long for it."
-        )
-    return sentences
+        verb = "has" if cut == 1 else "have"
+        notes.append(f"{_of(cut, len(texts))} {verb} a sentence of which CLIP reads only the beginning.")
+    return notes
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count} of {total} prompts"

@@ -17,9 +17,9 @@ from lorakit.core.progress import print_line
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.checkpoints import CheckpointVariant
 from lorakit.evaluation.guests import Guest
-from lorakit.evaluation.measure import VariantSamples
 from lorakit.evaluation.sampling_estimate import SamplingMeter, describe_work, estimate_disk
 from lorakit.evaluation.score_table import BASE
+from lorakit.evaluation.scoring_inputs import VariantSamples
 from lorakit.evaluation.validation_loss import RunValidation
 from lorakit.evaluation.variant_origin import VariantOrigin
 from lorakit.evaluation.variant_sampler import SamplingTask, VariantSampler

@@ -48,14 +48,17 @@ class SubjectMeasures:
         if self.mask_model:
             rows, seen = self._masked(sources, subjects, "references: masked", cut_outs)
             self.masked = normalize_rows(rows)
-            notes += _unseen("subject", [names[row] for row in np.flatnonzero(~seen)], "references")
+            hidden = [name for name, visible in zip(names, seen, strict=True) if not visible]
+            notes += _unseen("subject", hidden, "references")
         if self.face_encoder:
             features = cached_features(self.face_encoder, sources, "references: faces", self.quiet)
-            seen = features[:, -1] > 0
+            seen = (features[:, -1] > 0).tolist()
             self._faces = features[:, :-1]
-            for row in np.flatnonzero(seen).tolist():
-                self._face_rows.setdefault(subjects[row], []).append(row)
-            notes += _unseen("face", [names[row] for row in np.flatnonzero(~seen)], "references")
+            for row, visible in enumerate(seen):
+                if visible:
+                    self._face_rows.setdefault(subjects[row], []).append(row)
+            hidden = [name for name, visible in zip(names, seen, strict=True) if not visible]
+            notes += _unseen("face", hidden, "references")
         return notes
 
     def masked_features(
@@ -115,7 +118,7 @@ class SubjectMeasures:
         subjects: Sequence[str | None],
         label: str,
         cut_outs: Mapping[int, FrameSource],
-    ) -> tuple[Features, Features]:
+    ) -> tuple[Features, list[bool]]:
         """Return features (N, D) of the cut-out subjects, and True where the subject was seen (N,)."""
         assert self.mask_model is not None
         results: dict[int, Features] = {}
@@ -131,7 +134,7 @@ class SubjectMeasures:
             features = cached_features(encoder, [sources[row] for row in rows], label, self.quiet)
             results |= dict(zip(rows, features[:, :-1], strict=True))
             seen[rows] = features[:, -1] > 0
-        return np.stack([results[row] for row in range(len(sources))]), seen
+        return np.stack([results[row] for row in range(len(sources))]), seen.tolist()
 
     def _noun(self, trigger: str | None) -> str | None:
         """Return the class noun of a trigger; of prompts without one the nouns of all subjects."""

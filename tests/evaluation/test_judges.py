@@ -18,9 +18,10 @@ from lorakit.config.recipe import Recipe
 from lorakit.core import checksums, storage
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.judges import load_run_references
-from lorakit.evaluation.measure import JudgeModels, VariantSamples, score_variants
+from lorakit.evaluation.measure import score_variants
 from lorakit.evaluation.sample_files import SampleFile
 from lorakit.evaluation.score_table import BASE, Evaluation
+from lorakit.evaluation.scoring_inputs import JudgeModels, VariantSamples
 from lorakit.imaging import decode
 from tests import runs
 

@@ -17,10 +17,11 @@ from lorakit.data.prompts import Prompt, Sample
 from lorakit.evaluation import score_table
 from lorakit.evaluation.feature_cache import FrameSource, cached_features, frame_source
 from lorakit.evaluation.judges import load_folder_references
-from lorakit.evaluation.measure import JudgeModels, VariantSamples, score_variants
+from lorakit.evaluation.measure import score_variants
 from lorakit.evaluation.metrics.extra_metrics import ClipScore
 from lorakit.evaluation.sample_files import SampleFile, find_samples
 from lorakit.evaluation.score_table import BASE, Evaluation
+from lorakit.evaluation.scoring_inputs import JudgeModels, VariantSamples
 from lorakit.imaging import video
 from lorakit.models import base_model, clip_score
 from lorakit.quickstart import shape_world
@@ -264,7 +265,7 @@ def test_features_are_computed_once_and_by_content(place, clip, tmp_path):
     assert encoder.num_images == 2
     storage.save_image(file, scene("ring", "green", 5))
     assert not np.allclose(cached_features(encoder, [frame_source(file), other], "x")[0], first[0])
-    assert encoder.num_images == 4
+    assert encoder.num_images == 3  # the other image is in the cache
 
 
 @pytest.mark.parametrize(

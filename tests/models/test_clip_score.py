@@ -14,11 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lorakit.core.errors import ConfigError
+from lorakit.models import clip_weights
 from lorakit.models.clip_score import ClipScorer
+from lorakit.models.judge_files import JudgeFiles
 
 CONTEXT = 16
 LONG = "a very long caption about a dog that goes on and on, far beyond what this small model can read"
-TEXTS = ["a red dog", "a blue cat", LONG]
+TEXTS = ["a red dog", "a blue cat", "two small green birds"]
 MODEL = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
@@ -68,9 +70,9 @@ def plain_cosines(folder: Path, images: list[Image.Image], texts: list[str], **o
     return (a * b).sum(-1).numpy()
 
 
-def test_clip_t_equals_plain_open_clip(folder: Path, scorer: ClipScorer, images: list[Image.Image]) -> None:
+def test_clip_t_equals_plain_open_clip(folder: Path, images: list[Image.Image]) -> None:
     expected = plain_cosines(folder, images, TEXTS)
-    scores = scorer.clip_t(images, TEXTS)
+    scores = ClipScorer.from_folder(folder, resize="squash").clip_t(images, TEXTS)  # the folder's own way
     assert np.ptp(expected) > 1e-3  # different enough to reveal an error
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
@@ -95,8 +97,17 @@ def test_padding_keeps_the_whole_image_between_bars_of_the_mean_color(
     assert scorer.describe()["resize"] == "pad"
 
 
-def test_the_folders_own_resize_is_the_default(scorer: ClipScorer) -> None:
-    assert scorer.describe()["resize"] == "squash"
+def test_what_is_not_square_is_padded_by_default_and_squares_are_the_same_in_every_way(
+    folder: Path, scorer: ClipScorer, images: list[Image.Image]
+) -> None:
+    assert scorer.describe()["resize"] == "pad"
+    square = [images[0], images[1].crop((0, 0, 36, 36)), images[2].resize((100, 100))]
+    for resize in ("pad", "squash", "shortest"):
+        other = ClipScorer.from_folder(folder, resize=resize)  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            other.image_features(square), scorer.image_features(square), rtol=0, atol=0
+        )
+    assert (other.image_features(images[1:]) - scorer.image_features(images[1:])).abs().max() > 1e-3
 
 
 def test_features_are_unit_float32_and_independent_of_the_batch(
@@ -120,20 +131,47 @@ def test_other_color_modes_score_like_their_rgb(scorer: ClipScorer, images: list
     )
 
 
-def test_a_truncated_text_keeps_its_end_token_and_is_listed(folder: Path) -> None:
+def test_a_sentence_that_is_too_long_keeps_its_end_token_and_is_listed(folder: Path) -> None:
     scorer = ClipScorer.from_folder(folder)
     assert scorer.describe()["truncated_texts"] == []
-    ids = scorer.tokenizer([LONG])[0]
+    exact = "dog " * (CONTEXT - 2)  # one token each, and room for start and end: fits exactly
+    long = exact + "dog"
+    ids = scorer.tokenizer([long])[0]
     end = scorer.tokenizer.eot_token_id
     assert ids[-1] == end
     assert (ids == end).sum() == 1
-    exact = "dog " * (CONTEXT - 2)  # one token each, and room for start and end: fits exactly
-    scorer.text_features(["a dog", LONG, exact, LONG, exact + "dog"])
-    assert scorer.describe()["truncated_texts"] == [LONG, exact + "dog"]
-    beginning = scorer.tokenizer.decode(ids[1:-1].tolist())  # the part that fits, as a text of its own
-    assert LONG.startswith(beginning.split(",")[0].strip())
-    truncated, fitting = scorer.text_features([LONG, beginning])
+    truncated, fitting, _ = scorer.text_features([long, exact, "a dog"])
+    assert scorer.describe()["truncated_texts"] == [long]
+    assert scorer.describe()["texts_by_sentence"] == []
     torch.testing.assert_close(truncated, fitting)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (LONG, [LONG.split(", ")[0] + ",", LONG.split(", ")[1]]),
+        (
+            "A red dog runs over the wide green field. A blue cat sleeps on the old warm wall!",
+            ["A red dog runs over the wide green field.", "A blue cat sleeps on the old warm wall!"],
+        ),
+        ("red, dog, field, sun, sky, tree, bird, cat, wall", None),
+    ],
+)
+def test_a_long_text_scores_the_mean_of_its_parts_cosines(
+    text: str, parts: list[str] | None, folder: Path, images: list[Image.Image]
+) -> None:
+    scorer = ClipScorer.from_folder(folder)
+    score = scorer.clip_t(images[:1], [text])[0]
+    assert scorer.describe()["texts_by_sentence"] == [text]
+    assert scorer.describe()["truncated_texts"] == []
+    own = scorer.parts[text]
+    assert own == (parts or own)
+    assert " ".join(own) == text  # nothing is lost
+    assert all(scorer.fits(part) for part in own)
+    assert len(own) == 2  # as few parts as fit
+    expected = np.mean([scorer.clip_t(images[:1], [part])[0] for part in own])
+    assert score == pytest.approx(expected, abs=1e-7)
+    assert scorer.clip_t(images[:1], [own[0]])[0] != pytest.approx(expected, abs=1e-4)
 
 
 def test_nearest_text_selects_from_each_images_own_options(
@@ -223,7 +261,7 @@ def test_wrong_arguments_are_refused_with_the_reason(build: Callable[[], ClipSco
 
 
 def test_openai_weights_run_with_the_activation_of_their_training(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """open_clip builds "ViT-L-14" with GELU, and with OpenAI's QuickGELU weights it only warns."""
     arguments: dict[str, Any] = {}
@@ -232,14 +270,28 @@ def test_openai_weights_run_with_the_activation_of_their_training(
         arguments.update(options, weights=weights)
         raise RuntimeError("no network")
 
+    weights = tmp_path / "open_clip_model.safetensors"
+    weights.write_bytes(b"weights")
+    specs: list[str] = []
+
+    def resolve(spec: str, patterns: object, where: str) -> JudgeFiles:
+        specs.append(spec)
+        return JudgeFiles(tmp_path, spec, "18d05354", "ab12")
+
     monkeypatch.setattr(open_clip, "create_model", create)
+    monkeypatch.setattr(clip_weights, "resolve_judge", resolve)
     with pytest.raises(ConfigError, match="no network"):
         ClipScorer()
+    assert specs == ["timm/vit_large_patch14_clip_224.openai"]  # the pinned files, not open_clip's download
+    assert arguments["weights"] == str(weights)
+    assert arguments["force_preprocess_cfg"]["std"] == open_clip.OPENAI_DATASET_STD
     assert arguments["force_quick_gelu"] is True
     assert arguments["require_pretrained"] is True
     with pytest.raises(ConfigError, match="no network"):
         ClipScorer("ViT-B-32", "laion2b_s34b_b79k")
     assert arguments["force_quick_gelu"] is False
+    assert arguments["weights"] == "laion2b_s34b_b79k"
+    assert len(specs) == 1
 
 
 def test_mismatched_lengths_are_refused(scorer: ClipScorer, images: list[Image.Image]) -> None:

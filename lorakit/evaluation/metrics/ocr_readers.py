@@ -32,7 +32,7 @@ MODEL_FILES = {
 }
 """The models in rapidocr's package: finding text, turning it upright, reading it."""
 TILTS = (10.0, -10.0)  # degrees by which an image is turned if the text is not read as it stands
-MIN_SIDE = 1024  # smaller images are enlarged, because the engines need letters of 20 pixels or more
+MIN_SIDE = 1024  # smaller images are enlarged for Tesseract, which needs letters of 20 pixels or more
 TIMEOUT_S = 60.0
 _OPTION = "--metric ocr_accuracy"
 
@@ -79,9 +79,12 @@ class RapidOcrReader:
 
     def readings(self, image: Image.Image) -> Iterator[str]:
         """Yield the text of the image, and of the image turned by `TILTS`."""
+        from PIL import Image as images
+
         yield self._read(image)
         for degrees in TILTS:
-            yield self._read(image.rotate(degrees, expand=True, resample=3, fillcolor=_mean_color(image)))
+            bicubic, color = images.Resampling.BICUBIC, _mean_color(image)
+            yield self._read(image.rotate(degrees, bicubic, expand=True, fillcolor=color))
 
     def describe(self) -> dict[str, Any]:
         """Return engine, hash of its models, and settings, as JSON."""
@@ -93,7 +96,7 @@ class RapidOcrReader:
         }
 
     def _read(self, image: Image.Image) -> str:
-        result = self.engine(_enlarged(image))
+        result = self.engine(image)  # which enlarges small images itself
         texts, boxes = getattr(result, "txts", None), getattr(result, "boxes", None)
         if not texts or boxes is None:
             return ""
@@ -115,8 +118,9 @@ class TesseractReader:
 
     def readings(self, image: Image.Image) -> Iterator[str]:
         """Yield the text of the image."""
+        factor = max(1, math.ceil(MIN_SIDE / max(image.size)))
         buffer = io.BytesIO()
-        _enlarged(image).save(buffer, "PNG")
+        image.resize((image.width * factor, image.height * factor)).save(buffer, "PNG")
         yield _run_tesseract(["stdin", "stdout", "-l", self.language, "--psm", "11"], buffer.getvalue())
 
     def describe(self) -> dict[str, Any]:
@@ -157,11 +161,6 @@ def _rapidocr_models() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "models"
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    factor = max(1, math.ceil(MIN_SIDE / max(image.size)))
-    return image.convert("RGB").resize((image.width * factor, image.height * factor))
 
 
 def _mean_color(image: Image.Image) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def dino_folder(tmp_path_factory) -> Path:
 
 
 def test_timm_features_equal_the_models_own(timm_folder, images):
-    encoder = load_image_encoder(str(timm_folder))
+    encoder = load_image_encoder(str(timm_folder), resize="shortest")
     model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True, num_classes=0).eval()
     transform = timm.data.create_transform(
         **timm.data.resolve_model_data_config(model) | {"crop_pct": 1.0}, is_training=False
@@ -100,6 +100,7 @@ def test_another_resize_gives_other_features_and_is_described(spec, request, ima
     folder = str(request.getfixturevalue(spec))
     encoders = {mode: load_image_encoder(folder, resize=mode) for mode in ("shortest", "squash", "pad")}
     features = {mode: encoder.image_features(images) for mode, encoder in encoders.items()}
+    assert load_image_encoder(folder).describe()["resize"] == "pad"
     for mode, encoder in encoders.items():
         assert encoder.describe()["resize"] == mode
         torch.testing.assert_close(

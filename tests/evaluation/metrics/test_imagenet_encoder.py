@@ -17,6 +17,8 @@ from lorakit.evaluation import judges
 from lorakit.evaluation.judges import JudgeOptions, load_judges
 from lorakit.evaluation.metrics import image_encoders, imagenet_encoder
 from lorakit.evaluation.metrics.image_encoders import load_default_encoder, load_image_encoder
+from lorakit.models import base_model
+from lorakit.models.clip_score import ClipScorer
 from lorakit.models.hub import UnreachableError
 
 
@@ -120,7 +122,8 @@ def test_an_encoder_that_was_named_is_never_replaced(monkeypatch):
 
 def test_a_real_base_offline_is_judged_by_the_imagenet_encoder_and_says_so(monkeypatch):
     monkeypatch.setattr(image_encoders, "resolve_judge", unreachable)
-    monkeypatch.setattr(judges.clip_score, "load_clip_scorer", lambda *_, **__: object())
+    clip = ClipScorer.from_folder(base_model.EMBEDDED_CLIP)
+    monkeypatch.setattr(judges.clip_score, "load_clip_scorer", lambda *_, **__: clip)
     models = load_judges(JudgeOptions(clip_model="ViT-L-14/openai"), base="some/model")
     assert models.image_encoder is not None
     assert models.image_encoder.describe()["model"] == "imagenet"
