@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,8 +17,8 @@ from lorakit.reports.rendering import environment
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_NAME_LENGTH = 60  # characters of a voter's name
-USUAL_VOTES = "20 to 50"
-HEADERS = ("Variants", "Preferred", "Against", "Too close", "Both bad", "Share", "Prompts", "Test")
+USUAL_VOTES = (20, 50)  # of a pair of variants until its test ends
+HEADERS = ("Variants", "Preferred", "Against", "Too close", "Both bad", "Share", "Prompts, sign test", "Test")
 
 
 def static_file(name: str) -> str:
@@ -37,7 +38,7 @@ def vote_page(session: VoteSession, voter: str, state: VoterState, *, more: bool
         position=state.position,
         more="1" if more else "",
         num_votes=state.num_votes,
-        usual_votes=USUAL_VOTES,
+        usual_votes=_usual_votes(session),
         prompt=session.prompt(voter, state.position).prompt,
         images=list(zip("AB", _image_addresses(voter, state.position), strict=True)),
         next_images=_image_addresses(voter, state.next_position) if state.next_position is not None else [],
@@ -45,6 +46,12 @@ def vote_page(session: VoteSession, voter: str, state: VoterState, *, more: bool
         max_name=MAX_NAME_LENGTH,
         notice=notice,
     )
+
+
+def _usual_votes(session: VoteSession) -> str:
+    """Return the number of votes after which most tests end: 20 to 50."""
+    pairs = math.comb(len(session.choice.names), 2)
+    return " to ".join(str(count * pairs) for count in USUAL_VOTES)
 
 
 def _image_addresses(voter: str, position: int) -> list[str]:
@@ -65,7 +72,7 @@ def result_page(session: VoteSession, voter: str, state: VoterState, summary: Vo
         title="Result of the votes",
         headline=headline,
         level=level,
-        next_step=_next_step(session, summary),
+        next_step=_next_step(session, state, summary),
         sentences=[*others, *voter_notes(summary)],
         table=result_table(summary) if summary.pairs else None,
         level_text=format_percent(LEVEL),
@@ -76,7 +83,9 @@ def result_page(session: VoteSession, voter: str, state: VoterState, summary: Vo
     )
 
 
-def _next_step(session: VoteSession, summary: VoteSummary) -> str:
+def _next_step(session: VoteSession, state: VoterState, summary: VoteSummary) -> str:
+    if not summary.has_ended and state.position is None:
+        return "every pair was voted on: let somebody else vote too, or evaluate with 24 prompts or more."
     if not summary.has_ended:
         return "" if not summary.pairs else "vote on more pairs; the test may be looked at after every vote."
     folder = session.root.parent if session.root.name == "eval" else session.root

@@ -124,7 +124,7 @@ def vote_summary(folder: str | Path, evaluation: Evaluation | None = None) -> Vo
 
     `evaluation` saves reading scores.json. Raises DataError for a damaged votes.jsonl.
     """
-    root = find_evaluation_folder(folder)
+    root = find_evaluation_folder(folder) if evaluation is None else Path(folder)
     log = VoteFile(root).read()
     if not log.votes:
         return None

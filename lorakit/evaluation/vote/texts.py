@@ -43,9 +43,8 @@ def _share_text(pair: PairResult) -> str:
     """Say for what share of the decided pairs the leading variant was preferred."""
     if not pair.num_decided:
         return f"no decided pair of {pair.num_votes}"
-    share = format_percent_interval(pair.share)
-    count = format_count(pair.num_decided, "decided pair")
-    return f"{pair.first} in {pair.votes_first} of {count}, over prompts {share}"
+    count, share = format_count(pair.num_decided, "decided pair"), format_percent_interval(pair.share)
+    return f"{pair.first} preferred in {pair.votes_first} of {count}, {share} over prompts"
 
 
 def _prompts_note(pair: PairResult) -> str:

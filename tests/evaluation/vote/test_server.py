@@ -144,6 +144,7 @@ def test_after_the_last_pair_the_result_is_shown(tmp_path):
         page = client.page(more="1")
     assert "Not decided yet" in page.text
     assert "needs votes on at least 6 prompts" in page.text
+    assert "every pair was voted on" in page.text
     assert "Go back to voting" not in page.text
 
 

@@ -57,12 +57,15 @@ def test_without_votes_or_a_selection_nothing_changes(selection):
 
 
 def test_a_vote_settles_the_tie_in_pick_and_report(tmp_path, capsys):
-    make_evaluation(tmp_path, prompts=8)
+    evaluation = make_evaluation(tmp_path, prompts=8)
+    one, equal = evaluation.variants[2:]
+    equal.scores, equal.reference_similarity = one.scores, one.reference_similarity
+    storage.write_json(tmp_path / "scores.json", evaluation.to_json())
     by_scores = select_checkpoint(load_evaluation(tmp_path))
     assert by_scores.variant.name in ("step-200", "step-300")
     assert len(by_scores.tied_with) == 1
     other = by_scores.tied_with[0]
-    cast_votes(tmp_path, "-" * 11, (by_scores.variant.name, other))
+    cast_votes(tmp_path, "-" * 16, (by_scores.variant.name, other))
     assert select_with_votes(tmp_path, load_evaluation(tmp_path)).variant.name == other
     assert main.main(["eval", "pick", str(tmp_path), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

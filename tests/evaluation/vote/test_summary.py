@@ -62,7 +62,7 @@ def test_the_share_has_an_interval_that_is_wider_if_seeds_agree():
         (
             "+" * 12,
             [
-                "a is preferred to b: a in 12 of 12 decided pairs, over prompts 100 % [",
+                "a is preferred to b: a preferred in 12 of 12 decided pairs, 100 % [",
                 "the test ended after",
             ],
         ),
