@@ -44,7 +44,7 @@ MIXES = (0.3, 0.7, 1.0)
 SEED_CORRELATION = 0.3  # of right answers to two seeds of one prompt
 
 
-def measure(population: Population, scale: float = 1.0) -> dict[str, Any]:
+def measure(population: Population, scale: float = 1.0, shapes: Sequence[str] = SHAPES) -> dict[str, Any]:
     """Return all figures; `scale` multiplies the number of simulated evaluations."""
     started_at = time.monotonic()
 
@@ -55,9 +55,9 @@ def measure(population: Population, scale: float = 1.0) -> dict[str, Any]:
         "means": _means(count(1500)),
         "shares": _shares(count(1500)),
         "fidelity": _fidelity(population, count(250)),
-        "regret": _regret(population, count(25)),
-        "bias": _bias(population, count(150)),
-        "race": _race(population, count(15)),
+        "regret": _regret(population, count(25), shapes),
+        "bias": _bias(population, count(150), shapes),
+        "race": _race(population, count(15), shapes),
         "seconds": round(time.monotonic() - started_at),
     }
 
@@ -147,7 +147,9 @@ def _true_quality(shape: str) -> FloatArray:
     return harmonic_mean([saturate(part) for part in parts])[0]
 
 
-def _regret(population: Population, runs: int) -> dict[str, dict[str, dict[str, float]]]:
+def _regret(
+    population: Population, runs: int, shapes: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Points of quality below the best checkpoint without an alarm: of the selection, and of the one whose
     measured quality is the largest.
     """
@@ -156,7 +158,7 @@ def _regret(population: Population, runs: int) -> dict[str, dict[str, dict[str, 
 
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, prompts, seeds in (("24x4", 24, 4), ("8x2", 8, 2)):
-        for number, shape in enumerate(SHAPES):
+        for number, shape in enumerate(shapes):
             rng, truths, quality = np.random.default_rng(number), training_curve(shape), _true_quality(shape)
             rows = []
             for _ in range(runs):
@@ -175,7 +177,7 @@ def _regret(population: Population, runs: int) -> dict[str, dict[str, dict[str, 
     return result
 
 
-def _bias(population: Population, runs: int) -> dict[str, dict[str, float]]:
+def _bias(population: Population, runs: int, shapes: Sequence[str]) -> dict[str, dict[str, float]]:
     """Points by which the reported figures of the selected checkpoint exceed the truth, over all shapes."""
     from lorakit.evaluation.cross_fit import choose_variant, cross_fitted_choices
     from lorakit.evaluation.quality import NormalizedScores
@@ -187,7 +189,7 @@ def _bias(population: Population, runs: int) -> dict[str, dict[str, float]]:
     result = {}
     for name, prompts, seeds in (("24x4", 24, 4), ("8x2", 8, 2)):
         rows = []
-        for number, shape in enumerate(SHAPES):
+        for number, shape in enumerate(shapes):
             rng, truths, quality = np.random.default_rng(number), training_curve(shape), _true_quality(shape)
             mixes, adherences = [t.mix for t in truths], [t.adherence for t in truths]
             for _ in range(runs):
@@ -217,14 +219,14 @@ def _bias(population: Population, runs: int) -> dict[str, dict[str, float]]:
     return result
 
 
-def _race(population: Population, runs: int) -> dict[str, float]:
+def _race(population: Population, runs: int, shapes: Sequence[str]) -> dict[str, float]:
     """Part of the images that a race of ten checkpoints needs, and the points of quality that it loses."""
     from lorakit.evaluation import race
     from lorakit.evaluation.select import select_checkpoint
     from tests.benchmarks.simulated_evaluation import simulate_evaluation, without_prompts
 
     rows = []
-    for number, shape in enumerate(SHAPES):
+    for number, shape in enumerate(shapes):
         rng, truths, quality = np.random.default_rng(number), training_curve(shape), _true_quality(shape)
         for _ in range(runs):
             evaluation = simulate_evaluation(rng, population, truths)
