@@ -7,6 +7,7 @@ from lorakit.data.prompts import Role
 from lorakit.evaluation.alarms import Alarm
 from lorakit.evaluation.comparison import FAMILY_LEVEL, metric_differences
 from lorakit.evaluation.diagnosis import Verdict, diagnose
+from lorakit.evaluation.report.judge_texts import question_notes, win_rate_notes
 from lorakit.evaluation.report.number_format import (
     format_count,
     format_interval,
@@ -22,6 +23,7 @@ ROLE_LABELS: dict[Role, str] = {
     "class": "prompts of its class",
     "unrelated": "unrelated prompts",
 }
+VOTE_HINT = "`lorakit eval vote RUN` lets people decide"
 
 
 def selection_headline(evaluation: Evaluation, selection: Selection | None) -> Verdict:
@@ -48,6 +50,8 @@ def selection_notes(evaluation: Evaluation, selection: Selection | None) -> list
         roles = [role for role in ROLE_LABELS if evaluation.prompts_of_role(role)]
         notes += [_clip_t_change_text(evaluation, base, selection.variant, role) for role in roles]
         notes += _clip_accuracy_text(evaluation, base, selection.variant)
+        notes += question_notes(evaluation, selection.variant)
+        notes += win_rate_notes(evaluation, selection.variant, ROLE_LABELS)
     if selection and selection.variant and _has_alarms(selection):
         notes.append(f"{_alarms_text(selection)}.")
     if selection and selection.few_prompts:
@@ -66,7 +70,11 @@ def _certainty_text(selection: Selection) -> list[str]:
     if selection.tied_with:
         level = f"{100 * TIE_LEVEL:.0f} %"
         ties = join_names(selection.tied_with)
-        notes.append(f"It cannot be distinguished from {ties} (at {level} for all checkpoints together).")
+        people = "people prefer it in a blind vote" if selection.preferred_by_people else VOTE_HINT
+        notes.append(
+            f"By the scores it cannot be distinguished from {ties} (at {level} for all checkpoints together); "
+            f"{people}."
+        )
     if selection.num_folds:
         notes.append(
             "All prompts select; the numbers are those of the checkpoint that the other prompts select, so "

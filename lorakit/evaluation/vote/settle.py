@@ -21,7 +21,8 @@ def select_with_votes(root: Path, evaluation: Evaluation, max_drift: float | Non
 def settle_tie(selection: Selection, votes: VoteSummary | None) -> Selection:
     """Return the selection with the variant that people prefer among the selected one and those tied with it.
 
-    Votes on other variants change nothing: they cannot overrule a difference in the scores, or an alarm.
+    Votes on other variants change nothing: they cannot overrule a difference in the scores, or an alarm. The
+    figures of another variant than the scores select are its own, not cross-fitted: no score chose it.
     """
     if votes is None or selection.variant is None:
         return selection
@@ -42,6 +43,7 @@ def settle_tie(selection: Selection, votes: VoteSummary | None) -> Selection:
         fidelity=chosen.fidelity,
         prompt_adherence=chosen.prompt_adherence,
         tied_with=[name for name in names if name != winner],
+        num_folds=0,
         worsened=[],
         preferred_by_people=True,
     )

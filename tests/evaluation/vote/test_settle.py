@@ -9,6 +9,7 @@ import pytest
 
 from lorakit.cli import main
 from lorakit.core import storage
+from lorakit.evaluation.report.verdict import selection_notes
 from lorakit.evaluation.score_table import load_evaluation
 from lorakit.evaluation.select import Selection, select_checkpoint
 from lorakit.evaluation.vote.settle import select_with_votes, settle_tie
@@ -75,3 +76,13 @@ def test_a_vote_settles_the_tie_in_pick_and_report(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"{other} is preferred to {by_scores.variant.name}" in page
     assert storage.read_json(tmp_path / "scores.json")["selection"]["selected"] == other
+
+
+@pytest.mark.parametrize(
+    ("preferred", "sentence"),
+    [("step-300", "people prefer it in a blind vote"), (None, "`lorakit eval vote RUN` lets people decide")],
+)
+def test_the_notes_name_a_vote_or_suggest_one(selection, preferred, sentence):
+    evaluation = simulate([Truth(100, 0.2, 1.0), Truth(200, 0.7, 1.0), Truth(300, 0.7, 1.0)])
+    settled = settle_tie(selection, summary_of(("step-200", "step-300", preferred)))
+    assert any(sentence in note for note in selection_notes(evaluation, settled))
