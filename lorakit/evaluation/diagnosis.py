@@ -108,10 +108,12 @@ def _figures(selection: Selection, *, explained: bool = False) -> str:
     """Return fidelity and prompt adherence of the recommended variant with their intervals."""
     parts = []
     if selection.fidelity:
-        ends = " (0 % is the base model, 100 % other images of the subject)" if explained else ""
+        is_explained = explained and selection.fidelity.is_known
+        ends = " (0 % is the base model, 100 % other images of the subject)" if is_explained else ""
         parts.append(f"fidelity {format_percent_interval(selection.fidelity)}{ends}")
     if selection.prompt_adherence:
-        ends = " (100 % is the base model)" if explained else ""
+        is_explained = explained and selection.prompt_adherence.is_known
+        ends = " (100 % is the base model)" if is_explained else ""
         parts.append(f"prompt adherence {format_percent_interval(selection.prompt_adherence)}{ends}")
     return ", ".join(parts)
 
