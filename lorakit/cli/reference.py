@@ -153,6 +153,7 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "failures, unused_gpu, unusable_driver": "what does not work, and why; null if it does",
         "training": "teraflops_per_second as measured (null with --quick); for each published model: fits,"
         " quantize, denoiser_gib, shortage, step_seconds, practical",
+        "judges": "judges of an evaluation: name, measures, offline (works without network), remedy",
         "(more)": "embedded base models, cache folder and free space",
     },
 }

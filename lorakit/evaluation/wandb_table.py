@@ -12,11 +12,13 @@ from lorakit.core.errors import LorakitError, first_line
 from lorakit.evaluation.report.write import REPORT_FILE
 from lorakit.evaluation.score_table import Evaluation
 from lorakit.evaluation.select import Selection
+from lorakit.evaluation.selection_file import chosen_variant, is_recommended
 from lorakit.training.run_records import RECIPE_FILE
 from lorakit.training.trackers.labels import DEFAULT_PROJECT, Labels, resolve_labels
 from lorakit.training.trackers.service_backends import WANDB_SETTINGS
 
-_SAMPLE_COLUMNS = ["variant", "step", "strength", "prompt_id", "kind", "seed", "prompt", "image"]
+_SAMPLE_COLUMNS = ["variant", "step", "strength", "other_origin", "stopped_early"]
+_SAMPLE_COLUMNS += ["prompt_id", "kind", "seed", "prompt", "image"]
 
 
 def log_to_wandb(root: Path, evaluation: Evaluation, selection: Selection | None) -> None:
@@ -40,8 +42,13 @@ def log_to_wandb(root: Path, evaluation: Evaluation, selection: Selection | None
         ) as run:
             report = wandb.Html(str(root / REPORT_FILE), inject=False)
             run.log({"images": _samples_table(wandb, root, evaluation), "report": report})
-            if selection and selection.variant:
-                run.summary["selected"] = selection.variant.name
+            if selection and (variant := chosen_variant(selection)):
+                run.summary["selected"] = variant.name
+                run.summary["selected_step"], run.summary["selected_strength"] = (
+                    variant.step,
+                    variant.strength,
+                )
+                run.summary["recommended"] = is_recommended(selection)
     except Exception as error:  # a remote service may fail in any way; the files are written already
         remedy = "the report is written; try again later"
         raise LorakitError(f"wandb: {first_line(error)}", where=str(root), remedy=remedy) from error
@@ -67,7 +74,7 @@ def _samples_table(wandb: Any, root: Path, evaluation: Evaluation) -> Any:
         for key, file in variant.files.items():
             prompt, path = prompts[key.prompt_id], root / file
             image = wandb.Image(str(path)) if path.is_file() else None
-            cells = [variant.name, variant.step, variant.strength, prompt.id, prompt.kind, key.seed]
-            cells += [prompt.prompt, image]
+            cells = [variant.name, variant.step, variant.strength, variant.is_guest, variant.stopped_early]
+            cells += [prompt.id, prompt.kind, key.seed, prompt.prompt, image]
             table.add_data(*cells, *(variant.scores.get(name, {}).get(key) for name in names))
     return table

@@ -68,7 +68,7 @@ def test_a_folder_of_images_is_scored_by_the_embedded_clip(place):
     assert [p.kind for p in evaluation.prompts] == ["Abstract", "Arts", "Abstract", "Arts"]
     page = (root / "report.html").read_text()
     assert "Abstract" in page
-    assert "a &quot;blue&quot; heart" in page
+    assert "a &#34;blue&#34; heart" in page
     rows = list(csv.DictReader((root / "scores.csv").open(encoding="utf-8")))
     assert len(rows) == 8
     assert {row["kind"] for row in rows} == {"Abstract", "Arts"}
@@ -124,7 +124,7 @@ def test_evaluations_with_other_settings_are_not_compared(place, tmp_path, capsy
         "--clip-model",
         "embedded",
     ]
-    assert main.main([*command, "--resize", "pad", "--out", str(tmp_path / "pad"), "--quiet"]) == 0
+    assert main.main([*command, "--resize", "squash", "--out", str(tmp_path / "pad"), "--quiet"]) == 0
     code = main.main(["eval", "compare", str(place / "solid-scores"), str(tmp_path / "pad")])
     assert code == 3
     assert "resize" in capsys.readouterr().err
@@ -184,7 +184,7 @@ def test_the_report_is_written_again_from_the_numbers_alone(place, capsys):
     [
         (["pick", "{solid}"], 2, "nothing to select from"),
         (["pick", "{root}"], 3, "lorakit eval run"),
-        (["compare", "{solid}:step-9", "{solid}"], 2, "no variant 'step-9'"),
+        (["compare", "{solid}@step-9", "{solid}"], 2, "no variant 'step-9'"),
         (["score", "{root}/solid", "--prompts", "{root}/nowhere.tsv"], 3, "the file does not exist"),
         (["score", "{root}", "--prompts", "{root}/parti.tsv"], 3, "no images"),
         (

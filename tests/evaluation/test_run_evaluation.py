@@ -22,6 +22,7 @@ from lorakit.evaluation.evaluate_run import evaluate_run
 from lorakit.evaluation.feature_cache import cached_features
 from lorakit.evaluation.guests import GuestRequest
 from lorakit.evaluation.judges import JudgeOptions
+from lorakit.evaluation.report.verdict import selection_notes
 from lorakit.evaluation.result import EvaluationResult
 from lorakit.evaluation.score_table import load_evaluation
 from lorakit.models import base_model
@@ -241,8 +242,12 @@ def test_a_guest_is_a_row_with_the_same_prompts_and_its_own_trigger_word_and_is_
     for key, value in checkpoint.scores["clip_t"].items():
         assert own.scores["clip_t"][key] == pytest.approx(value, abs=0.01)
     assert evaluation.paired_difference(own, theirs, "clip_t", evaluation.prompts) is not None
-    page = (run / "eval/report.html").read_text()
-    assert "theirs@0.8" in page
+    assert "theirs@0.8" in (run / "eval/report.html").read_text()
+    notes = " ".join(selection_notes(result.evaluation, result.selection))
+    best = (result.selection.variant or result.selection.best).name
+    assert (
+        "theirs@0.8 is better" in notes or "theirs@0.8 is worse" in notes or f"theirs@0.8 and {best}" in notes
+    )
 
 
 def test_a_race_samples_the_other_prompts_only_for_those_that_can_still_be_the_best(run, monkeypatch):

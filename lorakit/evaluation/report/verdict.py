@@ -52,6 +52,8 @@ def selection_notes(evaluation: Evaluation, selection: Selection | None) -> list
         notes += _clip_accuracy_text(evaluation, base, selection.variant)
         notes += question_notes(evaluation, selection.variant)
         notes += win_rate_notes(evaluation, selection.variant, ROLE_LABELS)
+    if selection and (best := selection.variant or selection.best):
+        notes += [comparison_summary(evaluation, best, guest).text for guest in evaluation.guests]
     if selection and selection.variant and _has_alarms(selection):
         notes.append(f"{_alarms_text(selection)}.")
     if selection and selection.few_prompts:
@@ -72,8 +74,8 @@ def _certainty_text(selection: Selection) -> list[str]:
         ties = join_names(selection.tied_with)
         people = "people prefer it in a blind vote" if selection.preferred_by_people else VOTE_HINT
         notes.append(
-            f"By the scores it cannot be distinguished from {ties} (at {level} for all checkpoints together); "
-            f"{people}."
+            f"By the scores it cannot be distinguished from {ties} (at {level} for all checkpoints "
+            f"together); {people}."
         )
     if selection.num_folds:
         notes.append(
