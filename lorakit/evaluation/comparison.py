@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from lorakit.core.statistics import Interval, holm
 from lorakit.data.prompts import Prompt
@@ -42,12 +43,12 @@ def metric_differences(
     def difference(name: str, level: float) -> Interval | None:
         return evaluation.paired_difference(first, second, name, prompts, level)
 
+    def firm_interval(name: str, level: float) -> Interval:
+        return difference(name, level) or intervals[name]
+
     intervals = {name: interval for name in evaluation.metric_names() if (interval := difference(name, 0.95))}
     family = [name for name in intervals if metric_spec(name).direction]
-    verdicts = holm(
-        [lambda level, name=name: difference(name, level) or intervals[name] for name in family],
-        FAMILY_LEVEL,
-    )
+    verdicts = holm([partial(firm_interval, name) for name in family], FAMILY_LEVEL)
     beyond = dict(zip(family, verdicts, strict=True))
     return [
         MetricDifference(name, interval, beyond.get(name, interval.excludes_zero))

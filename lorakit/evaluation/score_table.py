@@ -314,7 +314,8 @@ class Evaluation:
     ) -> Interval | None:
         """Return the mean of `second` minus `first` over prompts, paired, with its interval."""
         if rows := self._share_rows([first, second], name, prompts):
-            return share_difference(*rows.values, rows.groups, level=level)
+            before, after = rows.values
+            return share_difference(before, after, rows.groups, level=level)
         difference = self.prompt_means(second, name, prompts) - self.prompt_means(first, name, prompts)
         return column_interval(difference, level)
 
