@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from data_tools import duplicates
 from data_tools.captions import collect, lint
 from data_tools.captions.columns import CAPTION_COLUMNS, COLUMNS_UNREAD
+from data_tools.captions.generate import CAPTION_FAILED
 from data_tools.findings import Finding, Level, sort_findings
 from data_tools.listing import Listing
 from data_tools.scan import SCAN_REASONS, note_code
@@ -27,10 +28,9 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
         "no text encoder reads a caption to its end; the notes quote the lost words",
     ),
     "caption_truncated_partly": ("note", "not all text encoders read a caption to its end"),
-    "caption_failed": ("warning", "the captioner failed; run the command again to retry"),
     "captions_replaced": ("note", "a model's captions are used instead of the caption files"),
     "caption_empty": ("warning", "an empty caption"),
-    "answer_cleaned": ("note", "control characters removed from a model's answer"),
+    "answer_cleaned": ("note", "a model's answer held more than a description; the rest is removed"),
     "caption_parentheses_unescaped": (
         "note",
         r"escaped parentheses \( and \) are read as ( and ): the text that the model sees",
@@ -91,6 +91,7 @@ def check_dataset(
         *_missing_captions(records),
         *_manifest_notes(records),
         *_unread_columns(records),
+        *_failed_captions(records),
         *_duplicates(records, held_out),
         *_name_collisions(listing, records),
         *_unused_files(listing),
@@ -131,6 +132,18 @@ def _unread_columns(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding("warning", COLUMNS_UNREAD, message, tuple(files))
 
 
+def _failed_captions(records: Sequence[Record]) -> Iterator[Finding]:
+    """Find images without an answer of the captioner, by the reason."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for note in record.notes if record.keep else ():
+            if note_code(note) == CAPTION_FAILED:
+                groups[note.partition(": ")[2]].append(record.file)
+    for reason, files in groups.items():
+        message = f"no caption from {reason}; run the command again to request only these"
+        yield Finding("warning", CAPTION_FAILED, message, tuple(files))
+
+
 def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
     groups: dict[str, list[str]] = defaultdict(list)
     for record in records:
@@ -138,6 +151,7 @@ def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
             for code in dict.fromkeys(map(note_code, record.notes)):
                 groups[code].append(record.file)
     groups.pop(COLUMNS_UNREAD, None)
+    groups.pop(CAPTION_FAILED, None)
     for code, files in groups.items():
         level, message = _NOTE_MESSAGES.get(code, ("note", "noted in the manifest"))
         yield Finding(level, code, message, tuple(files))

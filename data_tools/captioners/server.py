@@ -13,7 +13,8 @@ from data_tools.captioners.captioner import (
 )
 from data_tools.captioners.options import CaptionerOptions
 from lorakit.core.errors import ConfigError
-from lorakit.models.chat_client import ChatClient, ChatError
+from lorakit.models.chat_client import ChatClient
+from lorakit.models.chat_replies import ChatError
 
 
 class OpenAICaptioner(Captioner):

@@ -17,8 +17,9 @@ from PIL import Image
 
 from data_tools.captioners import Captioner, CaptionFailure, CaptionRequest, CaptionResponse
 from data_tools.captions import edits
+from data_tools.captions.answers import UnusableAnswer, extract_description
 from data_tools.captions.collect import CAPTIONS_REPLACED
-from data_tools.captions.lint import is_refusal
+from data_tools.captions.refusals import is_refusal
 from data_tools.captions.text import ANSWER_CLEANED, clean_answer
 from data_tools.scan import note_code, replace_notes
 from lorakit.core import checksums, rng, storage
@@ -176,9 +177,9 @@ def _run_jobs(
     try:
         with Progress("captions", len(jobs), quiet=quiet) as progress:
             while True:
-                while len(in_flight) < 2 * captioner.num_workers and (
-                    chunk := list(islice(pending, captioner.batch_size))
-                ):
+                # The first request goes alone: a server that is not there need not be asked by all threads.
+                limit = 2 * captioner.num_workers if results else 1
+                while len(in_flight) < limit and (chunk := list(islice(pending, captioner.batch_size))):
                     in_flight.add(pool.submit(_run_batch, root, chunk, captioner, options))
                 if not in_flight:
                     return results
@@ -202,11 +203,17 @@ class _FailureTracker:
         self.stop_reason: CaptionFailure | None = None
         self._consecutive_failures = 0
         self._code: str | None = None
+        self._num_results = 0
+
+    def _is_dead(self, failure: CaptionFailure) -> bool:
+        """Return True if the very first request did not reach the server."""
+        return self._num_results == 0 and failure.code == "unreachable"
 
     def add(self, result: CaptionResult) -> None:
         """Count one more result."""
-        if isinstance(result, CaptionFailure) and result.fatal:
+        if isinstance(result, CaptionFailure) and (result.fatal or self._is_dead(result)):
             self.stop_reason = result
+        self._num_results += 1
         if (
             isinstance(result, CaptionResponse)
             or result.code == "unreadable"
@@ -259,7 +266,13 @@ def _validated(response: CaptionResponse) -> CaptionResult:
     if len(response.text) > MAX_CAPTION_LENGTH or sum(map(len, response.tags)) > MAX_CAPTION_LENGTH:
         message = f"the answer has {len(response.text)} characters (limit {MAX_CAPTION_LENGTH})"
         return CaptionFailure("invalid_response", message)
-    answer, notes = clean_answer(response.text)
+    try:
+        described, removed = extract_description(response.text)
+    except UnusableAnswer as error:
+        return CaptionFailure(error.code, error.message)
+    answer, notes = clean_answer(described)
+    if removed:
+        notes.append(f"{ANSWER_CLEANED}: {', '.join(removed)} removed from the model's answer")
     text = edits.whole_sentences(answer) if response.truncated else answer
     if not answer:
         return CaptionFailure("empty_response", "the model returned no text")

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from data_tools.captions.edits import apply_edits, strip_preamble
+from data_tools.captions.refusals import is_refusal
 from data_tools.findings import Finding
 from lorakit.core import platform, prompt_syntax
 from lorakit.core.words import has_word
@@ -18,12 +19,6 @@ COMMON_PHRASE_SHARE = 0.8
 COMMON_PHRASE_MIN_CAPTIONS = 5  # with fewer captions, every phrase is in most of them
 _TOKENS = re.compile(r"[^\W\d_]+|\d|[^\w\s]+")  # CLIP uses at least one token for each of these
 _WORDS = re.compile(r"[\w'-]+")
-_REFUSAL = re.compile(  # only at the start of a sentence: text in the image may say "I'm sorry", too
-    r"(?:^|[.!?]\s+)(?:(?:i|we) (?:cannot|can't|can’t|could not|am unable|apologi[sz]e|won't)"
-    r"|(?:i'm|i’m|i am) (?:sorry|unable|not able)|sorry, (?:but )?i|as an ai\b"
-    r"|unable to (?:assist|help|describe))",
-    re.IGNORECASE,
-)
 _STOP_WORD_LIST = (
     "a an the of in on at to and with is are its it by for from as this that there"
     " photo photograph picture image"
@@ -48,11 +43,6 @@ def lint_captions(
         *_stale_captions(kept),
     ]
     return findings if tokens_counted else [*findings, *_too_long_for_clip(kept)]
-
-
-def is_refusal(text: str) -> bool:
-    """Return True if a captioner refused instead of describing the image."""
-    return _REFUSAL.search(text.strip()) is not None
 
 
 def _missing_trigger(records: Sequence[Record], trigger: str | None) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import email.utils
 import io
 import ipaddress
 import logging
@@ -16,7 +15,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx2
@@ -25,58 +23,29 @@ from PIL import Image
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.secret_text import mask_secrets, mask_value
 from lorakit.core.strict_json import parse_json
+from lorakit.models.chat_replies import (
+    OPTIONAL_PARAMETERS,
+    WANTS_STREAM,
+    ChatError,
+    ChatReply,
+    RetryableError,
+    in_dialect,
+    join_events,
+    parse_completion,
+    parse_models,
+    raise_reported_error,
+    refused_parameter,
+    status_error,
+)
 
 RETRY_DELAYS = (1.0, 3.0, 9.0, 27.0)  # seconds before each further try
 MAX_RETRY_DELAY = 60.0  # limit of the delay that a server asks for
-RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+FIRST_TRIES = 2  # of a server that has never answered
 MAX_RESPONSE_BYTES = 1 << 22
 MAX_ERROR_BYTES = 1 << 14
 JPEG_QUALITY = 92
-_FATAL_STATUS = {
-    401: "the server refuses the key",
-    403: "the server refuses access",
-    404: "the server has no such address or model",
-}
-
 
 T = TypeVar("T")
-
-
-class ChatError(Exception):
-    """A request without an answer. `code` is stable: timeout, unreachable, invalid_response, refused,
-    http_NNN.
-
-    `fatal` means that every further request would fail in the same way (a wrong key, an unknown model).
-    """
-
-    def __init__(self, code: str, message: str, *, fatal: bool = False) -> None:
-        super().__init__(message)
-        self.code, self.message, self.fatal = code, message, fatal
-
-
-class _RetryableError(Exception):
-    """An error after which another try may work, in `delay` seconds if the server names a time."""
-
-    def __init__(self, error: ChatError, delay: float | None = None) -> None:
-        super().__init__(error.message)
-        self.error, self.delay = error, delay
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token that the answer could have started with, and its log probability."""
-
-    token: str
-    logprob: float
-
-
-@dataclass(frozen=True)
-class ChatReply:
-    """An answer. `truncated` if it reached max_tokens; `first_token` if log probabilities were requested."""
-
-    text: str
-    truncated: bool = False
-    first_token: tuple[TokenLogprob, ...] = ()
 
 
 class ChatClient:
@@ -106,6 +75,9 @@ class ChatClient:
         # trust_env: a proxy of the environment would see the images, and cannot reach a local server
         self._http = httpx2.Client(headers=headers, timeout=timeout, trust_env=not self.is_local)
         self._cancelled = threading.Event()
+        self._has_answered = False
+        self._refused: frozenset[str] = frozenset()  # parameters that this server does not take
+        self._streams = False
 
     def complete(
         self,
@@ -138,11 +110,11 @@ class ChatClient:
             body["seed"] = seed
         if top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
-        return self._masked(lambda: _parse_completion(self._request("POST", "chat/completions", body)))
+        return self._masked(lambda: parse_completion(self._request_in_dialect(body), max_tokens))
 
     def list_models(self) -> list[str]:
         """Return the names of the models that the server offers. Raises `ChatError`."""
-        return self._masked(lambda: _parse_models(self._request("GET", "models", None)))
+        return self._masked(lambda: parse_models(self._request("GET", "models", None)))
 
     def cancel(self) -> None:
         """Stop waiting between tries: requests in progress end at their next failure."""
@@ -156,13 +128,34 @@ class ChatClient:
             message = mask_secrets(error.message, self._key)
             raise ChatError(error.code, message, fatal=error.fatal) from None  # the cause may have the key
 
+    def _request_in_dialect(self, body: dict[str, Any]) -> Any:
+        """Request a completion without the parameters that the server refuses, learnt from its errors."""
+        for _ in OPTIONAL_PARAMETERS:
+            refused, streams = self._refused, self._streams
+            try:
+                return self._request("POST", "chat/completions", in_dialect(body, refused, streams))
+            except ChatError as error:
+                if error.code not in ("http_400", "http_422"):
+                    raise
+                sent = in_dialect(body, refused, streams)
+                parameter = refused_parameter(error.message, sent)
+                if parameter is None and (streams or not WANTS_STREAM.search(error.message)):
+                    raise
+                self._refused |= {parameter} if parameter else frozenset()
+                self._streams |= parameter is None
+        return self._request("POST", "chat/completions", in_dialect(body, self._refused, self._streams))
+
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        """Return the JSON answer; try again, with growing delays, where that may help."""
-        for delay in (*RETRY_DELAYS, None):
+        """Return the JSON answer; try again, with growing delays, where that may help.
+
+        A server that has never answered is tried twice: it is not running, or the address is wrong.
+        """
+        for number, delay in enumerate((*RETRY_DELAYS, None), 1):
             try:
                 return self._try_request(method, path, body)
-            except _RetryableError as failure:
-                if delay is None:
+            except RetryableError as failure:
+                is_dead = failure.error.code == "unreachable" and not self._has_answered
+                if delay is None or (is_dead and number >= FIRST_TRIES):
                     raise failure.error from failure
                 pause = delay if failure.delay is None else failure.delay
                 if self._cancelled.wait(min(pause, MAX_RETRY_DELAY)):
@@ -173,20 +166,25 @@ class ChatClient:
         deadline = time.monotonic() + self.timeout
         try:
             with self._http.stream(method, f"{self.url}/{path}", json=body) as response:
+                self._has_answered = True
                 if not response.is_success:
                     text = self._read_text(response, MAX_ERROR_BYTES, deadline)
-                    raise _status_error(response, text, self._key)
+                    raise status_error(response, text, self._key)
                 text = self._read_text(response, MAX_RESPONSE_BYTES, deadline)
         except httpx2.TimeoutException as error:
             failure = ChatError("timeout", f"no answer within {self.timeout:g} s")
-            raise _RetryableError(failure) from error
+            raise RetryableError(failure) from error
         except httpx2.RequestError as error:
             failure = ChatError("unreachable", f"the server cannot be reached: {error}")
-            raise _RetryableError(failure) from error
+            raise RetryableError(failure) from error
+        if text.lstrip().startswith(("data:", "event:", ": ")):
+            text = join_events(text)
         try:
-            return mask_value(parse_json(text, self.url), self._key)
+            value = mask_value(parse_json(text, self.url), self._key)
+            raise_reported_error(value)
+            return value
         except DataError as error:
-            raise _RetryableError(ChatError("invalid_response", "the answer is not JSON")) from error
+            raise RetryableError(ChatError("invalid_response", "the answer is not JSON")) from error
 
     def _read_text(self, response: httpx2.Response, max_bytes: int, deadline: float) -> str:
         """Read the body; give up if it is too long, or arrives after the deadline."""
@@ -244,72 +242,3 @@ def _data_uri(image: Image.Image, lossless: bool) -> str:
         image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     kind = "png" if lossless else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-# ---- responses ---------------------------------------------------------------------------------------------
-
-
-def _status_error(response: httpx2.Response, body: str, key: str) -> Exception:
-    """Return the error for a failed status, with the server's own words but without the key."""
-    status, detail = response.status_code, ""
-    with contextlib.suppress(DataError, KeyError, TypeError):
-        error = mask_value(parse_json(body, "the answer"), key)["error"]
-        text = error["message"] if isinstance(error, dict) else error
-        detail = f": {_one_line(text)}"
-    if status in _FATAL_STATUS:
-        return ChatError(f"http_{status}", f"{_FATAL_STATUS[status]}{detail}", fatal=True)
-    failure = ChatError(f"http_{status}", f"the server answered with status {status}{detail}")
-    if status in RETRYABLE_STATUS:
-        return _RetryableError(failure, _retry_after(response.headers.get("Retry-After")))
-    return failure
-
-
-def _one_line(text: Any) -> str:
-    """Return the first 200 characters of a server's text, without line breaks and control characters."""
-    words = " ".join(str(text).split())
-    return "".join(letter for letter in words if letter.isprintable())[:200]
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Return the delay in seconds that a Retry-After header asks for, as a number or a date (RFC 9110)."""
-    if not header:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(header))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    return None
-
-
-def _parse_models(value: Any) -> list[str]:
-    try:
-        return [_one_line(model["id"]) for model in value["data"]]
-    except (KeyError, TypeError) as error:
-        raise ChatError("invalid_response", "the answer has no list of models") from error
-
-
-def _parse_completion(value: Any) -> ChatReply:
-    """Parse a chat completion. A refusal, and an answer without text, raise `ChatError`."""
-    try:
-        choice = value["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or ""
-        finish_reason = choice.get("finish_reason")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ChatError("invalid_response", "the answer has no choices[0].message") from error
-    if message.get("refusal") or finish_reason == "content_filter":
-        raise ChatError("refused", _one_line(message.get("refusal") or "filtered by the server"))
-    if isinstance(text, list):  # some servers answer in parts
-        text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
-    if not isinstance(text, str):
-        raise ChatError("invalid_response", "the answer's content is not text")
-    return ChatReply(text.strip(), finish_reason == "length", _first_token(choice))
-
-
-def _first_token(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
-    """Return the candidates for the first token, most likely first; () if the server does not return them."""
-    try:
-        candidates = choice["logprobs"]["content"][0]["top_logprobs"]
-        return tuple(TokenLogprob(str(one["token"]), float(one["logprob"])) for one in candidates)
-    except (KeyError, IndexError, TypeError, ValueError):
-        return ()

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lorakit.models import chat_client
-from lorakit.models.chat_client import ChatClient, ChatError
+from lorakit.models.chat_client import ChatClient
+from lorakit.models.chat_replies import ChatError
 from tests.data_tools.caption_server import serving_captions
 
 KEY_VARIABLE = "LORAKIT_TEST_KEY"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from data_tools.captions import lint
 from lorakit.imaging import crops
 from lorakit.manifest import Caption, Record
@@ -24,27 +22,9 @@ def codes(*texts: str) -> set[str]:
     return {finding.code for finding in lint.lint_captions(captioned(*texts))}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't help with that.",
-        "I cannot describe people.",
-        "Sorry, I am not able to see it.",
-        "As an AI, I see nothing.",
-        "Unable to assist.",
-        "There is a picture. I’m unable to identify the person.",
-    ],
-)
-def test_a_refusal_is_recognized(text: str) -> None:
-    assert lint.is_refusal(text)
-    assert "captioner_refusal" in codes(text, "a dog")
-
-
-@pytest.mark.parametrize(
-    "text", ['a sign that says "I\'m sorry"', "a man who cannot swim", "an AI as an art form", "", "a dog"]
-)
-def test_a_description_is_not_a_refusal(text: str) -> None:
-    assert not lint.is_refusal(text)
+def test_a_refusal_among_the_captions_is_a_finding() -> None:
+    assert "captioner_refusal" in codes("I cannot describe people.", "a dog")
+    assert "captioner_refusal" not in codes("a man who cannot swim", "a dog")
 
 
 def test_a_preamble_is_noted() -> None:
