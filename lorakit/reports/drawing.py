@@ -1,6 +1,6 @@
 """Charts as inline SVG: sizes, axes, ticks and shapes; the colors and text sizes are in the style sheet.
 
-Every chart is drawn twice, for wide and for narrow pages, so that its text has a readable size on both; a
+Every chart has two drawings, for wide and for narrow pages, so that its text is readable on both; a
 chart for half of the page has the narrow drawing only.
 """
 

@@ -10,10 +10,11 @@ from lorakit import reports
 from lorakit.core.statistics import Interval, mean_interval
 from lorakit.data.prompts import Prompt, Role
 from lorakit.evaluation.alarms import MIN_DIVERSITY_RATIO, diversity_ratio
+from lorakit.evaluation.metric_table import metric_spec
 from lorakit.evaluation.report.number_format import format_percent_interval
 from lorakit.evaluation.report.variants import variant_key
 from lorakit.evaluation.report.verdict import ROLE_LABELS
-from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.select import Selection, VariantQuality
 from lorakit.reports import Chart, Level
 
@@ -52,7 +53,7 @@ def _scatter_point(
     evaluation: Evaluation, candidate: VariantQuality, selection: Selection
 ) -> reports.ScatterPoint | None:
     fidelity, adherence = candidate.fidelity, candidate.prompt_adherence
-    if fidelity is None or adherence is None:
+    if not (fidelity and adherence and fidelity.is_known and adherence.is_known):
         return None
     name = candidate.variant.name
     scores = (
@@ -106,7 +107,7 @@ def training_charts(evaluation: Evaluation, selection: Selection) -> list[Chart]
     specs = [*_quality_charts(selection), *_gain_charts(evaluation), *_other_charts(evaluation, selection)]
     charts = []
     for spec in specs:
-        values = {variant.name: value for variant in variants if (value := spec.value_of(variant))}
+        values = {v.name: value for v in variants if (value := spec.value_of(v)) and value.is_known}
         if len(values) > 1:
             charts.append(_chart(evaluation, values, x_axis, spec, selection))
     return charts

@@ -9,11 +9,12 @@ from typing import Any
 from lorakit import reports
 from lorakit.core.statistics import MIN_PROMPTS
 from lorakit.evaluation.diagnosis import Verdict
+from lorakit.evaluation.metric_table import metric_spec
 from lorakit.evaluation.report import figures, gallery, tables, verdict
 from lorakit.evaluation.report.alarm_cards import alarm_cards
 from lorakit.evaluation.report.number_format import format_count, format_interval, format_percent_interval
 from lorakit.evaluation.report.variants import best_variant
-from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.select import Selection
 from lorakit.evaluation.unknowns import find_unknowns
 from lorakit.evaluation.vote.pages import result_table
@@ -45,7 +46,7 @@ def evaluation_page(
         next_step=_next_step(headline, selection),
         figures=_key_figures(evaluation, selection),
         unknowns=find_unknowns(evaluation) if selection else [],
-        missing=evaluation.notes,
+        missing=[*_unknown_figures(selection), *evaluation.notes],
         gallery=gallery.evaluation_gallery(evaluation, root, selection),
         alarms=cards,
         charts=figures.training_charts(evaluation, selection) if selection else [],
@@ -122,15 +123,27 @@ def _key_figures(evaluation: Evaluation, selection: Selection | None) -> list[tu
     """Return the figures of the selected variant that a reader looks for first."""
     if selection is None or selection.variant is None:
         return []
-    entries = []
-    if selection.fidelity:
-        text = "likeness to the subject: 0 % is the base model, 100 % other true images"
-        entries.append((format_percent_interval(selection.fidelity), text))
-    if selection.prompt_adherence:
-        text = "prompt adherence: 100 % is the base model"
-        entries.append((format_percent_interval(selection.prompt_adherence), text))
-    entries += _change_of_others(evaluation, selection)
-    return entries
+    entries = [
+        (format_percent_interval(interval), text)
+        for interval, text in (
+            (selection.fidelity, "likeness to the subject: 0 % is the base model, 100 % other true images"),
+            (selection.prompt_adherence, "prompt adherence: 100 % is the base model"),
+        )
+        if interval and interval.is_known
+    ]
+    return entries + _change_of_others(evaluation, selection)
+
+
+def _unknown_figures(selection: Selection | None) -> list[str]:
+    """Say which figures of the selected variant cannot be determined, and why."""
+    if selection is None or selection.variant is None:
+        return []
+    figures = {"Fidelity": selection.fidelity, "Prompt adherence": selection.prompt_adherence}
+    return [
+        f"{name} cannot be determined: {interval.unknown_reason}."
+        for name, interval in figures.items()
+        if interval and not interval.is_known
+    ]
 
 
 def _change_of_others(evaluation: Evaluation, selection: Selection) -> list[tuple[str, str]]:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorakit.core.statistics import Interval
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.comparison import metric_differences
+from lorakit.evaluation.metric_table import METRICS, metric_spec
 from lorakit.evaluation.report.number_format import (
     NO_VALUE,
     format_count,
@@ -16,7 +18,7 @@ from lorakit.evaluation.report.number_format import (
     format_score,
 )
 from lorakit.evaluation.report.variants import variant_badges
-from lorakit.evaluation.score_table import METRICS, Evaluation, VariantScores, metric_spec
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.select import Selection
 from lorakit.reports import Badge, Table, level_of
 
@@ -43,14 +45,18 @@ def variants_table(evaluation: Evaluation, selection: Selection | None) -> Table
     for variant in variants:
         candidate = candidates.get(variant.name)
         row: list[Any] = [variant.name]
-        row += [
-            format_percent_interval(getattr(candidate, name)) if candidate else NO_VALUE for name in shares
-        ]
+        row += [_share_cell(getattr(candidate, name)) if candidate else NO_VALUE for name in shares]
         row += [_interval_text(evaluation, variant, name, prompts) for name in names]
         row += [_interval_text(evaluation, variant, "drift", other_prompts)] if has_drift else []
         row += [format_score(variant.set_metrics.get(n, math.nan), metric_spec(n)) for n in set_metrics]
         rows.append([*row, variant_badges(variant, selection)] if selection else row)
     return Table(heads, rows, "Scores of all variants")
+
+
+def _share_cell(interval: Interval | None) -> str | Badge:
+    if interval and interval.unknown_reason:
+        return Badge("unknown", "note", interval.unknown_reason)
+    return format_percent_interval(interval)
 
 
 def _interval_text(

@@ -79,7 +79,7 @@ def test_the_verdict_comes_first_and_the_sections_follow_in_order(tmp_path):
     evaluation.details, evaluation.notes = [("Base model", "a base")], ["The validation loss is unknown."]
     selection = select_checkpoint(evaluation)
     page = evaluation_page(evaluation, selection, tmp_path, metrics=rows, versions={"torch": "2"})
-    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    headings = re.findall(r"<h2 id[^>]*>(.*?)</h2>", page)
     assert headings == [
         "Images",
         "Every checkpoint",
@@ -216,6 +216,23 @@ def test_curves_are_paired_gains_over_the_base_model_and_lead_to_the_images(tmp_
     assert titles[-1].endswith(f": {100 * difference.mean:.5g} at 200")
 
 
+def test_a_figure_that_cannot_be_determined_is_named_and_in_no_chart(tmp_path):
+    evaluation = small_evaluation(tmp_path, Truth(100, 0.6, 1.0), Truth(200, 0.7, 1.0))
+    selection = select_checkpoint(evaluation)
+    unknown = Interval.unknown("it needs more prompts", 8)
+    candidates = [replace(candidate, fidelity=unknown) for candidate in selection.candidates]
+    selection = replace(selection, fidelity=unknown, candidates=candidates)
+    text = read(evaluation_page(evaluation, selection, tmp_path, versions={})).text
+    assert "Fidelity cannot be determined: it needs more prompts." in text
+    assert "likeness to the subject: 0 %" not in text
+    assert figures.fidelity_adherence_chart(evaluation, selection) is None
+    titles = {chart.title for chart in figures.training_charts(evaluation, selection)}
+    assert "Fidelity, %" not in titles
+    assert "Prompt adherence, %" in titles
+    cells = [row[1] for row in tables.variants_table(evaluation, selection).rows]
+    assert [getattr(cell, "tooltip", "") for cell in cells] == ["", *["it needs more prompts"] * 2]
+
+
 def test_guests_and_variants_that_a_race_has_stopped_have_their_place(tmp_path):
     evaluation = small_evaluation(tmp_path, Truth(100, 0.6, 1.0), Truth(200, 0.7, 1.0), Truth(300, 0.5, 1.0))
     guest, stopped = evaluation.variants[2], evaluation.variants[3]
@@ -341,5 +358,5 @@ def test_a_comparison_names_the_metrics_that_are_better_and_worse():
     assert "worse in CLIP-T" in summary.text
     assert summary.good is None
     same = verdict.comparison_summary(evaluation, first, first)
-    assert same.text == "step-100 and step-100 cannot be distinguished."
+    assert same.text.startswith("step-100 and step-100 cannot be distinguished")
     assert same.good is None
