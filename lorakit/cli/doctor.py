@@ -67,6 +67,7 @@ def inspect_environment(*, quick: bool = True, quiet: bool = True) -> dict[str, 
     """Return what `lorakit doctor` shows, as plain values; `quick` measures no speed."""
     from lorakit.core.platform import total_memory
     from lorakit.models import base_model
+    from lorakit.models.offline_judges import judge_states
 
     cache = base_model.cache_folder()
     return {
@@ -86,6 +87,7 @@ def inspect_environment(*, quick: bool = True, quiet: bool = True) -> dict[str, 
             for name in base_model.EMBEDDED_BASES
         },
         "embedded_clip": base_model.EMBEDDED_CLIP.is_dir(),
+        "judges": [state.to_json() for state in judge_states()],
         "offline": os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"),
         "cache_dir": str(cache),
         "free_gib": round(shutil.disk_usage(_nearest_existing(cache)).free / 2**30, 1),
@@ -179,6 +181,12 @@ def _print_report(environment: dict[str, Any]) -> None:
         *(
             (name, entry["version"] or "not installed", f"optional: {entry['enables']}")
             for name, entry in environment["optional"].items()
+        ),
+        *(
+            (f"judge {judge['name']}", "works offline", judge["measures"])
+            if judge["offline"]
+            else (f"judge {judge['name']}", "not here", f"{judge['measures']}; needs {judge['remedy']}")
+            for judge in environment["judges"]
         ),
         ("cache", f"{environment['free_gib']} GiB free", environment["cache_dir"]),
         ("model hub", "offline" if environment["offline"] else "online", ""),

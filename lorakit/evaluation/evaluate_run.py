@@ -166,7 +166,8 @@ def _plan_evaluation(
 def _load_references(plan: RunPlan, folder: str | Path | None, root: Path) -> ReferenceImages | None:
     """Load the reference images; without the run's dataset only the scores that need them are missing."""
     if folder:
-        return load_folder_references(Path(folder), root)
+        nouns = {concept.class_noun for concept in plan.recipe.concepts if concept.class_noun}
+        return load_folder_references(Path(folder), root, nouns.pop() if len(nouns) == 1 else None)
     try:
         return load_run_references(plan.recipe, root)
     except (DataError, OSError) as error:

@@ -28,6 +28,7 @@ from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
 from lorakit.models import base_model, clip_score
 from lorakit.models import device as devices
+from lorakit.models.hub import UnreachableError
 from lorakit.training.held_out import split_dataset
 
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ def load_judges(options: JudgeOptions, base: str | None = None) -> JudgeModels:
     device = devices.default_device().type
     embedded = base is not None and base_model.is_embedded(base)
     clip_name = options.clip_model or (clip_score.EMBEDDED if embedded else DEFAULT_CLIP)
-    clip = on_demand(
-        lambda: clip_score.load_clip_scorer(clip_name, "--clip-model", resize=options.resize, device=device)
-    )
+    clip = on_demand(partial(_load_clip, clip_name, options.resize, device))
     embedded = embedded or clip_name == clip_score.EMBEDDED
     encoder_name = options.image_encoder or (NO_IMAGE_ENCODER if embedded else None)
     image_encoder = copy_detector = None
@@ -102,6 +101,18 @@ def load_judges(options: JudgeOptions, base: str | None = None) -> JudgeModels:
         faces = on_demand(partial(FaceEncoder, options.face_model, options.face_detector, device))
     win_rates = _checked_win_rates(options.win_rates, [scorer.name for scorer in scorers])
     return JudgeModels(clip, image_encoder, copy_detector, scorers, mask_model, faces, notes, win_rates)
+
+
+def _load_clip(name: str, resize: clip_score.Resize | None, device: str) -> clip_score.ClipScorer:
+    """Load the CLIP; without network there is nothing that could replace it, as the image encoder is."""
+    try:
+        return clip_score.load_clip_scorer(name, "--clip-model", resize=resize, device=device)
+    except UnreachableError as error:
+        remedy = (
+            f"{error.remedy}; prompt adherence needs a CLIP: copy the hub's cache from a machine that has it,"
+            " or use --clip-model FOLDER (an open_clip folder)"
+        )
+        raise UnreachableError(error.message, where=error.where, remedy=remedy) from error
 
 
 def _checked_win_rates(names: Sequence[str], scorers: Sequence[str]) -> list[str]:

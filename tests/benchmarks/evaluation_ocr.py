@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from lorakit.evaluation.metrics.ocr import best_accuracy
+from lorakit.evaluation.metrics.ocr import text_accuracy
 from lorakit.evaluation.metrics.ocr_readers import TextReader, load_reader
 from lorakit.imaging import decode
 
@@ -117,7 +117,7 @@ def measure(reader: TextReader, photos: Sequence[Image.Image] = (), rounds: int 
             ground = (
                 photo_ground(photos[index % len(photos)], side, rng) if photos else rendered_ground(side, rng)
             )
-            accuracy = best_accuracy(text, reader.readings(render(text, condition, ground, rng)))
+            accuracy = text_accuracy(text, reader.read(render(text, condition, ground, rng)))
             values.append(accuracy)
             wrong += [f"{text} ({accuracy:.2f})"] if accuracy < 1 else []
         rows.append({"condition": condition, "accuracy": float(np.mean(values)), "wrong": wrong})

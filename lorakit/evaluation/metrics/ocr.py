@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorakit.data.prompts import Prompt
@@ -36,7 +36,7 @@ class OcrScorer:
         """Return a share from 0 (nothing is right) to 1 (every letter is right) for each image (N,)."""
         expected_texts = [quoted_text(prompt.prompt) for prompt in prompts]
         return [
-            best_accuracy(text, self.reader.readings(image.convert("RGB"))) if text else math.nan
+            text_accuracy(text, self.reader.read(image.convert("RGB"))) if text else math.nan
             for text, image in zip(expected_texts, images, strict=True)
         ]
 
@@ -44,16 +44,6 @@ class OcrScorer:
         """Return the settings that the scores depend on, as JSON."""
         metric = "1 - edit distance / length of the quoted text, at its best place in the recognized text"
         return {"metric": metric, **self.reader.describe()}
-
-
-def best_accuracy(expected: str, readings: Iterable[str]) -> float:
-    """Return the accuracy of the best reading; further ones are computed only while it is not perfect."""
-    best = 0.0
-    for reading in readings:
-        best = max(best, text_accuracy(expected, reading))
-        if best == 1:
-            break
-    return best
 
 
 def quoted_text(prompt: str) -> str:
@@ -66,7 +56,7 @@ def text_accuracy(expected: str, recognized: str) -> float:
 
     Case and white space are ignored, and so is the text around that place.
     """
-    target, text = (" ".join(part.casefold().split()) for part in (expected, recognized))
+    target, text = ("".join(part.casefold().split()) for part in (expected, recognized))
     if not target:
         raise ValueError("the expected text is empty")
     row = [0] * (len(text) + 1)  # the match may start anywhere

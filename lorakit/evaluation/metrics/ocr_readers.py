@@ -9,7 +9,6 @@ import io
 import math
 import shutil
 import subprocess
-from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,19 +18,18 @@ from numpy.typing import NDArray
 
 from lorakit.core.checksums import sha256_bytes, sha256_file
 from lorakit.core.errors import ConfigError
+from lorakit.models.offline_judges import OCR_INSTALL
 
 if TYPE_CHECKING:
     from PIL import Image
 
 RAPIDOCR, TESSERACT = "rapidocr", "tesseract"
-INSTALL = "pip install 'lorakit[ocr]'"
 MODEL_FILES = {
     "Det": "PP-OCRv6_det_small.onnx",
     "Cls": "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
     "Rec": "PP-OCRv6_rec_small.onnx",
 }
 """The models in rapidocr's package: finding text, turning it upright, reading it."""
-TILTS = (10.0, -10.0)  # degrees by which an image is turned if the text is not read as it stands
 MIN_SIDE = 1024  # smaller images are enlarged for Tesseract, which needs letters of 20 pixels or more
 TIMEOUT_S = 60.0
 _OPTION = "--metric ocr_accuracy"
@@ -40,8 +38,8 @@ _OPTION = "--metric ocr_accuracy"
 class TextReader(Protocol):
     """Reads the text of an image."""
 
-    def readings(self, image: Image.Image) -> Iterator[str]:
-        """Yield all text in the image, and then other readings of it, each computed when it is needed."""
+    def read(self, image: Image.Image) -> str:
+        """Return all text in the image (RGB)."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -68,7 +66,7 @@ class RapidOcrReader:
         files = {part: folder / name for part, name in MODEL_FILES.items()}
         if absent := [file.name for file in files.values() if not file.is_file()]:
             message = f"the installed rapidocr has no {', '.join(absent)}"
-            raise ConfigError(message, where=_OPTION, remedy=f"install the tested version: {INSTALL}")
+            raise ConfigError(message, where=_OPTION, remedy=f"install the tested version: {OCR_INSTALL}")
         from rapidocr import RapidOCR
 
         # paths of the models, because rapidocr downloads what it does not find
@@ -77,25 +75,8 @@ class RapidOcrReader:
         hashes = [sha256_file(file) for file in files.values()]
         self.weights_sha256 = sha256_bytes("".join(hashes).encode())
 
-    def readings(self, image: Image.Image) -> Iterator[str]:
-        """Yield the text of the image, and of the image turned by `TILTS`."""
-        from PIL import Image as images
-
-        yield self._read(image)
-        for degrees in TILTS:
-            bicubic, color = images.Resampling.BICUBIC, _mean_color(image)
-            yield self._read(image.rotate(degrees, bicubic, expand=True, fillcolor=color))
-
-    def describe(self) -> dict[str, Any]:
-        """Return engine, hash of its models, and settings, as JSON."""
-        version = metadata.version(RAPIDOCR)
-        return {
-            "engine": f"{RAPIDOCR} {version}",
-            "weights_sha256": self.weights_sha256,
-            "tilts": list(TILTS),
-        }
-
-    def _read(self, image: Image.Image) -> str:
+    def read(self, image: Image.Image) -> str:
+        """Return all text in the image, line by line."""
         result = self.engine(image)  # which enlarges small images itself
         texts, boxes = getattr(result, "txts", None), getattr(result, "boxes", None)
         if not texts or boxes is None:
@@ -103,25 +84,35 @@ class RapidOcrReader:
         order = reading_order(np.asarray(boxes, dtype=np.float64))
         return " ".join(texts[index] for index in order)
 
+    def describe(self) -> dict[str, Any]:
+        """Return engine, hash of its models, and settings, as JSON."""
+        version = metadata.version(RAPIDOCR)
+        return {
+            "engine": f"{RAPIDOCR} {version}",
+            "weights_sha256": self.weights_sha256,
+        }
+
 
 class TesseractReader:
     """The Tesseract program."""
 
     def __init__(self, language: str) -> None:
         if shutil.which(TESSERACT) is None:
-            remedy = f"install Tesseract (Debian: apt-get install tesseract-ocr), or use {_OPTION}: {INSTALL}"
+            remedy = (
+                f"install Tesseract (Debian: apt-get install tesseract-ocr), or use {_OPTION}: {OCR_INSTALL}"
+            )
             raise ConfigError("Tesseract is not installed", where=f"{_OPTION}={TESSERACT}", remedy=remedy)
         self.language = language
         self.version = _run_tesseract(["--version"], b"").splitlines()[0]
         if language not in _run_tesseract(["--list-langs"], b"").split():
             raise ConfigError(f"Tesseract has no language {language!r}", where=f"{_OPTION}={TESSERACT}")
 
-    def readings(self, image: Image.Image) -> Iterator[str]:
-        """Yield the text of the image."""
+    def read(self, image: Image.Image) -> str:
+        """Return all text in the image."""
         factor = max(1, math.ceil(MIN_SIDE / max(image.size)))
         buffer = io.BytesIO()
         image.resize((image.width * factor, image.height * factor)).save(buffer, "PNG")
-        yield _run_tesseract(["stdin", "stdout", "-l", self.language, "--psm", "11"], buffer.getvalue())
+        return _run_tesseract(["stdin", "stdout", "-l", self.language, "--psm", "11"], buffer.getvalue())
 
     def describe(self) -> dict[str, Any]:
         """Return engine and language, as JSON."""
@@ -153,7 +144,7 @@ def _rapidocr_models() -> Path:
     """Return the folder of rapidocr's models; ConfigError if it or onnxruntime is not installed."""
     absent = [name for name in (RAPIDOCR, "onnxruntime") if util.find_spec(name) is None]
     if absent:
-        remedy = f"{INSTALL}; or use {_OPTION}=tesseract, or leave out this metric"
+        remedy = f"{OCR_INSTALL}; or use {_OPTION}=tesseract, or leave out this metric"
         raise ConfigError(
             f"no OCR engine is installed ({' and '.join(absent)})", where=_OPTION, remedy=remedy
         )
@@ -161,10 +152,6 @@ def _rapidocr_models() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "models"
-
-
-def _mean_color(image: Image.Image) -> tuple[int, ...]:
-    return tuple(np.asarray(image, np.float64).mean((0, 1)).round().astype(int).tolist())
 
 
 def _run_tesseract(arguments: list[str], stdin: bytes) -> str:

@@ -29,6 +29,7 @@ from lorakit.models.text_segmentation import TextSegmenter
 from tests.commands import call_data
 from tests.data_tools.folders import fill, hashes, photo
 from tests.tiny import parts
+from tests.tiny.segmenters import save_clipseg
 
 
 def prepared(folder: Path, **changes: object) -> Dataset:
@@ -220,29 +221,7 @@ def test_a_mask_without_its_image_is_not_used_as_an_image(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="session")
 def clipseg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, ViTImageProcessor
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-clipseg"
-    tokenizer = parts.clip_tokenizer()
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
-    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = small | marks | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    config = CLIPSegConfig(
-        text_config=text,
-        vision_config=small | {"image_size": 32, "patch_size": 16},
-        projection_dim=16,
-        reduce_dim=16,
-        extract_layers=[0, 1, 2],
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=32,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CLIPSegForImageSegmentation(config)
-    model.save_pretrained(folder)
-    processor = ViTImageProcessor(size={"height": 32, "width": 32})
-    CLIPSegProcessor(processor, tokenizer).save_pretrained(folder)
-    return folder
+    return save_clipseg(tmp_path_factory.mktemp("models") / "tiny-clipseg")
 
 
 @pytest.fixture(scope="session")

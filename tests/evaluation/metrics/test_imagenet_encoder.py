@@ -17,7 +17,7 @@ from lorakit.evaluation import judges
 from lorakit.evaluation.judges import JudgeOptions, load_judges
 from lorakit.evaluation.metrics import image_encoders, imagenet_encoder
 from lorakit.evaluation.metrics.image_encoders import load_default_encoder, load_image_encoder
-from lorakit.models import base_model
+from lorakit.models import base_model, clip_weights
 from lorakit.models.clip_score import ClipScorer
 from lorakit.models.hub import UnreachableError
 
@@ -128,6 +128,13 @@ def test_a_real_base_offline_is_judged_by_the_imagenet_encoder_and_says_so(monke
     assert models.image_encoder is not None
     assert models.image_encoder.describe()["model"] == "imagenet"
     assert models.notes == [image_encoders.OFFLINE_NOTE]
+
+
+def test_without_a_clip_the_error_says_that_nothing_replaces_it(monkeypatch):
+    monkeypatch.setattr(clip_weights, "resolve_judge", unreachable)
+    with pytest.raises(UnreachableError, match="cannot be reached") as caught:
+        load_judges(JudgeOptions(), base="some/model")
+    assert "--clip-model FOLDER" in str(caught.value)
 
 
 def unreachable(spec: str, patterns: object, where: str) -> None:

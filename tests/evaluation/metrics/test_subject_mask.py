@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from lorakit.core.errors import ConfigError
 from lorakit.evaluation.metrics.subject_mask import MaskedEncoder, cut_out, load_mask_model
 from tests.tiny.onnx_files import mean_color_model, redness_model
+from tests.tiny.segmenters import save_clipseg
 
 
 def scene(background: str, *, box: tuple[int, int, int, int] | None = (20, 10, 60, 50)) -> Image.Image:
@@ -97,6 +98,16 @@ def test_a_text_segmenter_looks_for_the_class_noun(tmp_path, monkeypatch):
     assert prompts == ["dog"]
     with pytest.raises(ConfigError, match="needs to know what the subject is"):
         model.probabilities(scene("navy"), None)
+
+
+def test_clipseg_masks_by_the_class_noun(tmp_path):
+    folder = save_clipseg(tmp_path / "tiny-clipseg")
+    model = load_mask_model(str(folder), "cpu")
+    first, second = (model.probabilities(scene("navy"), noun) for noun in ("dog", "teapot"))
+    assert first.shape == second.shape == (64, 96)
+    assert not np.allclose(first, second)
+    assert model.describe()["model"] == "tiny-clipseg"
+    assert len(model.describe()["weights_sha256"]) == 64
 
 
 @pytest.mark.parametrize(
