@@ -8,7 +8,8 @@ from functools import partial
 
 from lorakit.core.statistics import Interval, holm
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
+from lorakit.evaluation.metric_table import metric_spec
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 
 FAMILY_LEVEL = 0.95
 """Probability that no metric without a true difference is called better or worse."""

@@ -9,13 +9,8 @@ from typing import Any
 
 from lorakit.core.errors import DataError, LorakitError
 from lorakit.evaluation.feature_cache import TEXT_LISTS
-from lorakit.evaluation.score_table import (
-    SCORES_FILE,
-    Evaluation,
-    VariantScores,
-    load_evaluation,
-    metric_spec,
-)
+from lorakit.evaluation.metric_table import metric_spec
+from lorakit.evaluation.score_table import SCORES_FILE, Evaluation, VariantScores, load_evaluation
 
 WEIGHTS = ("revision", "weights_sha256", "detector_sha256")
 _ESSENTIAL = ("clip_model", "image_encoder", "mask_model")

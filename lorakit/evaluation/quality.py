@@ -9,6 +9,7 @@ because noise biases a sharp one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,6 +153,24 @@ class NormalizedScores:
         weights[columns[second], 0] -= 1
         weights[columns[-1], 1] = 1
         return self._known_ratio(name, self._figures.combine(weights), level)
+
+    def lowest(self, name: RatioName, variant: int, level: float = 0.95) -> float | None:
+        """Return the lower end of a score's interval, also where the interval is too wide for a figure; None
+        if any value is possible.
+        """
+        if name not in self._parts:
+            return None
+        columns = self._parts[name]
+        interval = self._figures.select([columns[variant], columns[-1]]).ratio(0, 1, level)
+        return interval.ci_low if interval and math.isfinite(interval.ci_low) else None
+
+    def fidelity_gain(self, variant: int, level: float = 0.95) -> Interval | None:
+        """Return the similarity to the references minus the base model's, in cosine: fidelity without its
+        scale, known even where the scale is not.
+        """
+        if "fidelity" not in self._parts:
+            return None
+        return self._figures.interval(self._parts["fidelity"][variant], level)
 
     def _known_ratio(self, name: RatioName, pair: Estimates, level: float) -> Interval:
         """Return the ratio of two figures; unknown with the reason if it says nothing."""

@@ -18,9 +18,11 @@ from lorakit.quickstart.concept import (
 )
 
 if TYPE_CHECKING:
-    from lorakit.evaluation.score_table import Evaluation
+    from lorakit.evaluation.result import EvaluationResult
 
 CLOSING_TEXT = """
+{verdict}
+
 {summary}
 
   evaluation report  {report}
@@ -28,6 +30,10 @@ CLOSING_TEXT = """
   dataset report     {dataset_report}
   adapter            {adapter}
   exported files     {exports}
+
+Use the selected checkpoint:
+
+  {next_commands}
 
 Train on your own photos, with any diffusers model (a folder or a hub id) as the base model:
 
@@ -67,11 +73,11 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
         return code
     print("3/4  evaluating: the same prompts and noise without and with the adapter")
     from lorakit.evaluation.evaluate_run import evaluate_run
+    from lorakit.evaluation.report.verdict import selection_headline
 
     result = evaluate_run(
         run,
         prompts=prompt_file,
-        checkpoints="last",
         alternative_words=demo.alternatives,
         title=f"{base} learns {concept!r} from {CONCEPT_IMAGES} images",
     )
@@ -79,23 +85,27 @@ def quickstart(out: str, *, base: str, concept: str, steps: int | None = None) -
     exports = [str(file) for file in sorted((run / "exports").glob("*.safetensors"))]
     print(
         CLOSING_TEXT.format(
-            summary=format_summary(result.evaluation, concept),
+            verdict=selection_headline(result.evaluation, result.selection).text,
+            summary=format_summary(result, concept),
             report=result.report,
             contact_sheet=result.report.with_name("contact-sheet.png"),
             dataset_report=dataset / "report.html",
-            adapter=run / "adapter.safetensors",
+            adapter=result.best.adapter if result.best else run / "adapter.safetensors",
             exports=("\n" + " " * 21).join(exports),
+            next_commands="\n  ".join(result.next_commands),
         )
     )
     return 0
 
 
-def format_summary(evaluation: Evaluation, concept: str) -> str:
+def format_summary(result: EvaluationResult, concept: str) -> str:
     """Return three lines: CLIP-T with the concept's word, CLIP's choice of the word, CLIP-T without it."""
+    from lorakit.evaluation.metric_table import metric_spec
     from lorakit.evaluation.report.number_format import format_interval
-    from lorakit.evaluation.score_table import metric_spec
 
-    base, adapter = evaluation.variants
+    evaluation, best = result.evaluation, result.best
+    base, *checkpoints = evaluation.variants
+    adapter = next((one for one in checkpoints if best and one.step == best.step), checkpoints[-1])
     subject, unrelated = evaluation.prompts_of_role("subject"), evaluation.prompts_of_role("unrelated")
     clip_t, accuracy = metric_spec("clip_t"), metric_spec("clip_accuracy")
     before, after = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from lorakit.evaluation.comparison import metric_differences
+from lorakit.evaluation.metric_table import metric_spec
 from lorakit.evaluation.report.number_format import format_interval, format_percent_interval
 from lorakit.evaluation.report.verdict import comparison_summary
-from lorakit.evaluation.score_table import metric_spec
 from lorakit.evaluation.select import Interval
 from tests.evaluation.simulated import Truth, simulate
 

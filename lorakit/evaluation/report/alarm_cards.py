@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.evaluation.alarms import Alarm
+from lorakit.evaluation.metric_table import metric_spec
 from lorakit.evaluation.report.number_format import format_name_range, format_score
 from lorakit.evaluation.report.variants import SampleImages
 from lorakit.evaluation.sample_files import SampleKey
-from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.select import Selection
 from lorakit.reports import Badge, Level, Pair
 

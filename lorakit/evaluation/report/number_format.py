@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lorakit.core.statistics import Interval
-from lorakit.evaluation.score_table import Metric
+from lorakit.evaluation.metric_table import Metric
 
 NO_VALUE = "–"
 _MINUS = "−"

@@ -7,6 +7,7 @@ from lorakit.data.prompts import Role
 from lorakit.evaluation.alarms import Alarm
 from lorakit.evaluation.comparison import FAMILY_LEVEL, metric_differences
 from lorakit.evaluation.diagnosis import Verdict, diagnose
+from lorakit.evaluation.metric_table import metric_spec
 from lorakit.evaluation.report.judge_texts import question_notes, win_rate_notes
 from lorakit.evaluation.report.number_format import (
     format_count,
@@ -14,7 +15,7 @@ from lorakit.evaluation.report.number_format import (
     format_name_range,
     join_names,
 )
-from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.select import FAMILY_LEVEL as TIE_LEVEL
 from lorakit.evaluation.select import Selection
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from lorakit.evaluation.alarms.training_images import copied_keys
+from lorakit.evaluation.metric_table import metric_spec
 from lorakit.evaluation.report.number_format import format_score
 from lorakit.evaluation.report.ranking import RankedPrompt, typical_seeds
 from lorakit.evaluation.report.variants import SampleImages, variant_badges, variant_key
 from lorakit.evaluation.sample_files import SampleKey
-from lorakit.evaluation.score_table import Evaluation, VariantScores, metric_spec
+from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.select import Selection
 from lorakit.reports import Badge, Choice, EmbeddedImage, Link, Shot, ViewedImage, Viewer, file_link
 
