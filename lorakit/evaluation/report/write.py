@@ -16,7 +16,7 @@ from lorakit.evaluation.report.page import comparison_page, evaluation_page
 from lorakit.evaluation.report.variants import best_variant
 from lorakit.evaluation.score_table import SCORES_FILE, Evaluation
 from lorakit.evaluation.select import Selection
-from lorakit.evaluation.vote.summary import vote_summary
+from lorakit.evaluation.vote.summary import readable_votes
 
 REPORT_FILE, CSV_FILE, CONTACT_SHEET_FILE = "report.html", "scores.csv", "contact-sheet.png"
 _LIBRARIES = ("lorakit", "torch", "diffusers", "transformers", "peft", "open-clip-torch", "timm", "numpy")
@@ -54,7 +54,7 @@ def write_evaluation(
     base = evaluation.base if evaluation.base is not best else None
     sheet = evaluation_contact_sheet(evaluation, base, best, root)
     storage.save_image(root / CONTACT_SHEET_FILE, sheet)
-    votes = vote_summary(root, evaluation)
+    votes = readable_votes(root, evaluation)
     page = evaluation_page(evaluation, selection, root, metrics=metrics, versions=versions, votes=votes)
     return storage.write_text(root / REPORT_FILE, page)
 
@@ -65,7 +65,7 @@ def write_comparison(root: Path, evaluation: Evaluation) -> Path:
     storage.write_text(root / CSV_FILE, format_scores_csv(evaluation))
     first, second = evaluation.variants
     storage.save_image(root / CONTACT_SHEET_FILE, evaluation_contact_sheet(evaluation, first, second, root))
-    votes = vote_summary(root, evaluation)
+    votes = readable_votes(root, evaluation)
     page = comparison_page(evaluation, root, versions=package_versions(), votes=votes)
     return storage.write_text(root / REPORT_FILE, page)
 

@@ -64,7 +64,7 @@ def create_app(session: VoteSession, token: str, on_finish: Callable[[], None], 
     return Starlette(
         routes=[Mount(f"/{token}", routes=routes)],
         middleware=[Middleware(LocalOnly)],
-        exception_handlers={LorakitError: _error_page},
+        exception_handlers={LorakitError: _error_page, OSError: _error_page},
     )
 
 

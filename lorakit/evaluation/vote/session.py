@@ -13,7 +13,7 @@ from lorakit.data.prompts import Prompt
 from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import Evaluation
 from lorakit.evaluation.vote.plan import VariantChoice, VoteItem, order_items
-from lorakit.evaluation.vote.summary import VoteSummary, summarize
+from lorakit.evaluation.vote.summary import VoteSummary, current_votes, summarize
 from lorakit.evaluation.vote.vote_file import Choice, Vote, VoteFile, VoteLog, new_vote_id
 from lorakit.imaging.signatures import is_image_header
 
@@ -78,7 +78,8 @@ class VoteSession:
         return self._state(log, voter)
 
     def _state(self, log: VoteLog, voter: str) -> VoterState:
-        own_votes = [vote for vote in log.votes if vote.voter == voter]
+        current = current_votes(log, self.evaluation, self.root)
+        own_votes = [vote for vote in current if vote.voter == voter]
         own = {(vote.pair, vote.prompt_id, vote.seed, vote.is_repeat) for vote in own_votes}
         ended = {
             (min(pair.first, pair.second), max(pair.first, pair.second))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorakit.evaluation.score_table import Evaluation
 from lorakit.evaluation.select import Selection, select_checkpoint
-from lorakit.evaluation.vote.summary import VoteSummary, vote_summary
+from lorakit.evaluation.vote.summary import VoteSummary, readable_votes
 
 
 def select_with_votes(root: Path, evaluation: Evaluation, max_drift: float | None = None) -> Selection:
@@ -15,7 +15,7 @@ def select_with_votes(root: Path, evaluation: Evaluation, max_drift: float | Non
 
     See `select_checkpoint` for `max_drift`.
     """
-    return settle_tie(select_checkpoint(evaluation, max_drift), vote_summary(root, evaluation))
+    return settle_tie(select_checkpoint(evaluation, max_drift), readable_votes(root, evaluation))
 
 
 def settle_tie(selection: Selection, votes: VoteSummary | None) -> Selection:

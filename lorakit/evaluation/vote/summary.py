@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.core.checksums import sha256_file
+from lorakit.core.errors import DataError
+from lorakit.core.progress import print_line
 from lorakit.core.shares import share_interval
 from lorakit.core.statistics import Interval
 from lorakit.evaluation.sample_files import SampleKey
@@ -131,10 +133,27 @@ def vote_summary(folder: str | Path, evaluation: Evaluation | None = None) -> Vo
     return summarize(log, evaluation or load_evaluation(root), root)
 
 
+def readable_votes(root: Path, evaluation: Evaluation) -> VoteSummary | None:
+    """Return the result of the votes in `root`; a damaged votes.jsonl is a warning and does not count.
+
+    An evaluation that took hours is written in any case.
+    """
+    try:
+        return vote_summary(root, evaluation)
+    except DataError as error:
+        print_line(f"warning: the votes are not counted: {error}")
+        return None
+
+
+def current_votes(log: VoteLog, evaluation: Evaluation, root: Path) -> list[Vote]:
+    """Return the votes whose images are still those of the evaluation."""
+    hashes = image_hashes(log.votes, evaluation, root)
+    return [vote for vote in log.votes if _is_current(vote, hashes)]
+
+
 def summarize(log: VoteLog, evaluation: Evaluation, root: Path) -> VoteSummary:
     """Return the result of the votes whose images are still those of the evaluation."""
-    hashes = image_hashes(log.votes, evaluation, root)
-    current = [vote for vote in log.votes if _is_current(vote, hashes)]
+    current = current_votes(log, evaluation, root)
     counted = [vote for vote in current if not vote.is_repeat]
     pairs = dict.fromkeys(vote.pair for vote in counted)
     decided = [vote for vote in current if vote.preferred]

@@ -17,7 +17,7 @@ def summary_sentences(summary: VoteSummary) -> list[str]:
 
 
 def pair_sentence(pair: PairResult) -> str:
-    """Return the result of two variants: the preferred one, or that it cannot be told."""
+    """Return the result of two variants: the preferred one, or that there is none."""
     others = [
         f"{number} {words}"
         for number, words in ((pair.num_too_close, "too close"), (pair.num_both_bad, "both bad"))

@@ -188,6 +188,19 @@ def test_a_file_damaged_by_hand_is_an_error_with_its_line(client, root):
     file.write_text("\n".join(file.read_text().splitlines()[:2]) + "\n")
 
 
+def test_a_pair_whose_images_were_sampled_again_is_asked_for_again(root):
+    with serving(open_session(root)) as client:
+        position = client.page().field("position")
+        client.vote("left")
+        assert client.page().field("position") != position
+        vote = VoteFile(root).read().votes[0]
+        Image.new("RGB", (50, 50)).save(root / vote.left / f"{vote.prompt_id}-{vote.seed}.png")
+        assert client.page().field("position") == position
+        client.vote("right")
+        assert client.page().field("position") != position
+        assert "not counted" in client.request("result").text
+
+
 def test_images_that_are_missing_are_not_asked_for(root):
     for seed in range(4):
         (root / f"step-300/s0-{seed}.png").unlink()

@@ -8,12 +8,14 @@ import pytest
 
 from lorakit.core import storage
 from lorakit.evaluation.sample_files import SampleKey
+from lorakit.evaluation.score_table import load_evaluation
 from lorakit.evaluation.vote.sequential import LEVEL
 from lorakit.evaluation.vote.summary import (
     PairResult,
     VoteSummary,
     pair_result,
     preferred_share,
+    readable_votes,
     sign_test,
     vote_summary,
 )
@@ -174,3 +176,21 @@ def test_votes_for_variants_that_the_evaluation_lacks_are_outdated(root):
     evaluation.variants = evaluation.variants[2:]
     assert vote_summary(root, evaluation).num_outdated == 2
     assert SampleKey("s0", 0) in evaluation.variants[0].files
+
+
+def test_votes_that_cannot_be_read_do_not_stop_an_evaluation_from_being_written(root, capsys):
+    evaluation = load_evaluation(root)
+    cast_votes(root, "++")
+    assert readable_votes(root, evaluation).num_votes == 2
+    with open(root / "votes.jsonl", "a", encoding="utf-8") as file:
+        file.write("{}\n")
+    assert readable_votes(root, evaluation) is None
+    assert "the votes are not counted" in capsys.readouterr().err
+
+
+def test_votes_are_read_before_scores_json_is_written(root):
+    evaluation = load_evaluation(root)
+    (root / "scores.json").unlink()
+    assert vote_summary(root, evaluation) is None
+    cast_votes(root, "+-")
+    assert vote_summary(root, evaluation).num_votes == 2
