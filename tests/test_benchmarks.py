@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks import evaluation_statistics, step
+from tests.benchmarks import evaluation_alarms, evaluation_statistics, step
 from tests.benchmarks.evaluation_population import SCENES, Population
+from tests.benchmarks.evaluation_worlds import generated_features
 
 
 def test_the_bare_floor_trains_as_lorakit_does():
@@ -56,3 +57,18 @@ def test_a_figure_beyond_its_goal_fails_the_benchmark(part, change):
     }
     assert evaluation_statistics.passes(good)
     assert not evaluation_statistics.passes(good | {part: change})
+
+
+def test_ideal_adapters_pass_and_copies_are_found_in_a_small_run_of_the_alarms():
+    world = generated_features()
+    cases = [
+        evaluation_alarms.Case(world, 8, duplicate, fault)
+        for fault in ("ideal", "copies", "overcooked")
+        for duplicate in (False, True)
+    ]
+    rows = [evaluation_alarms.measure_case(case, 3) for case in cases]
+    assert evaluation_alarms.passes(rows)
+    assert all(row["share"] == 1 for row in rows)
+    assert "copied_images (alarm) 3" in evaluation_alarms.format_report(rows)
+    assert not evaluation_alarms.passes([rows[0] | {"share": 0.94}])
+    assert not evaluation_alarms.passes([rows[2] | {"share": 0.89}])

@@ -4,8 +4,8 @@ Nothing but chance decided which references were held out. An adapter that has l
 similar to all of them alike; one that has learned its training images by heart becomes more similar to these.
 Two figures say so: the similarity to training images beyond the base model's, which rises, and the share of
 images whose nearest reference was held out, which falls. What a reference gains because it is typical of the
-subject is subtracted first, by its similarity to the other references. The sum of both figures, in units
-of their spread, is compared with that for every other choice of held-out references, so that the test needs no
+subject is subtracted first, by its similarity to the other references. The sum of both figures, in units of
+their spread, is compared with that for every other choice of held-out references, so that the test needs no
 calibration and no assumption about the image encoder.
 """
 

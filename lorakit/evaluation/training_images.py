@@ -66,7 +66,7 @@ class TrainingImages:
             table = agreement if use_pixels else similarity
             matches.append(
                 TrainingMatch(
-                    self.names[own[table[row, own].argmax()]],
+                    self.names[own[table[row, own].round(5).argmax()]],  # the first of equal ones
                     float(likeness[unit]),
                     float(pixel_likeness[unit]),
                     float(likeness[others].max(initial=-1)),

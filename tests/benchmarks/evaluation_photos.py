@@ -51,7 +51,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def passes(results: dict[str, Any]) -> bool:
-    """Return True if every nearest photo is right, copies are found and other photos are not called copies."""
+    """Return True if every nearest photo is right, copies are found, and other photos are not called so."""
     found = list(results["copies_found"].values())
     return (
         results["nearest_of_same_subject"] == results["photos"]

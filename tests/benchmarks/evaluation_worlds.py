@@ -7,6 +7,7 @@ strong directions that all images of a scene share, and small copies with the sp
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,7 +129,7 @@ def _pooled(
     sizes = [NUM_SCENES * NUM_RENDERS] * 2 + [NUM_REFERENCES, NUM_REFERENCES * len(COPY_KINDS)]
     sizes += [NUM_SCENES * NUM_RENDERS]
     starts = np.cumsum([0, *sizes])
-    numbers = [np.arange(start, end) for start, end in zip(starts, starts[1:], strict=False)]
+    numbers = [np.arange(start, end) for start, end in itertools.pairwise(starts)]
     by_scene = [numbers[part].reshape(NUM_SCENES, NUM_RENDERS) for part in (0, 1, 4)]
     table = np.full((len(features), len(features)), -1, np.float32)
     columns = np.concatenate(numbers[2:4])

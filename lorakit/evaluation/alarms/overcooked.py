@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lorakit.core.statistics import Interval, bootstrap, student_quantile
+from lorakit.core.statistics import Interval, mean_interval, student_quantile
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.alarms.alarm import (
     FAMILY_ERROR,
@@ -40,6 +40,17 @@ _WORDS: dict[tuple[StatisticName, int], str] = {
     ("contrast", -1): "lower in contrast",
     ("detail", -1): "blurrier",
 }
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Distances (G,) of each prompt's images from the mean of others, in standard deviations of an image."""
+
+    distances: FloatArray
+    error: float = 0.0
+    """Standard error of the mean of the others."""
+    margin: float = 0.0
+    """Half the width of its interval."""
 
 
 @dataclass(frozen=True)
@@ -85,34 +96,34 @@ def _excesses(evaluation: Evaluation, variant: VariantScores) -> Iterator[_Exces
         spread = _spread(name, [_values(base, prompts, index), references[:, index]])
         comparisons = []
         if base:
-            comparisons.append(((own - before)[known, index] / spread, 0.0))
+            comparisons.append(_Comparison((own - before)[known, index] / spread))
         if len(references) >= MIN_IMAGES:
             column = references[:, index]
             error = float(column.std(ddof=1)) / spread / math.sqrt(len(column))
             margin = student_quantile(1 - FAMILY_ERROR / 2, len(column) - 1) * error
-            comparisons.append(((own[known, index] - column.mean()) / spread, margin))
+            distances = (own[known, index] - column.mean()) / spread
+            comparisons.append(_Comparison(distances, error, margin))
         for sign in (1, -1):
-            signed = [(sign * values, margin) for values, margin in comparisons]
+            signed = [replace(one, distances=sign * one.distances) for one in comparisons]
             if excess := _excess(signed, family_level(evaluation)):
                 yield _Excess(index, sign, *excess)
 
 
-def _excess(comparisons: Sequence[tuple[FloatArray, float]], level: float) -> tuple[Interval, Level] | None:
-    """Return the smallest of the mean distances (G,), with its grade, if it is above `MAX_EXCESS`.
+def _excess(comparisons: Sequence[_Comparison], level: float) -> tuple[Interval, Level] | None:
+    """Return the smallest of the mean distances, with its grade, if it is above `MAX_EXCESS`.
 
-    Each comes with the margin by which the images that it is measured from are uncertain. Beyond doubt needs
-    two comparisons: a style may differ from the base model's images, and a base model from the style's.
+    Beyond doubt needs two comparisons: a style may differ from the base model's images, and a base model from
+    the style's.
     """
-    nearest = min(comparisons, key=lambda comparison: float(comparison[0].mean()))
-    if not nearest[0].mean() > MAX_EXCESS:
+    nearest = min(comparisons, key=lambda one: float(one.distances.mean()))
+    if not min(one.distances.mean() - one.error for one in comparisons) > MAX_EXCESS:
         return None
     lower = []
-    for values, margin in comparisons:
-        interval = bootstrap(values[:, None], lambda means: means[..., 0], level=level)
-        lower.append(interval.mean - math.hypot(interval.mean - interval.ci_low, margin))
+    for one in comparisons:
+        interval = mean_interval(one.distances, level=level)
+        lower.append(interval.mean - math.hypot(interval.mean - interval.ci_low, one.margin))
     is_sure = len(comparisons) == 2 and min(lower) > SURE_EXCESS
-    value = bootstrap(nearest[0][:, None], lambda means: means[..., 0])
-    return value, "alarm" if is_sure else "warning"
+    return mean_interval(nearest.distances), "alarm" if is_sure else "warning"
 
 
 def _prompt_means(variant: VariantScores, prompts: Sequence[Prompt]) -> FloatArray:

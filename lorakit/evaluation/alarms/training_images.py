@@ -33,8 +33,8 @@ MIN_MEMORIZED_SHARE, SURE_MEMORIZED_SHARE = 0.1, 0.25
 """Part of the gain in similarity that held-out references have no share in: a warning above the first, an
 alarm above the second. Any adapter knows its training images a little better."""
 MAX_NEAREST_RATIO, SURE_NEAREST_RATIO = 0.5, 0.25
-"""Share of images whose nearest reference was held out, over the expected share: a warning below the first, an
-alarm below the second."""
+"""Share of images whose nearest reference was held out, over the expected share: a warning below the first,
+an alarm below the second."""
 MAX_LISTED = 3
 MIN_LOSSES = 3  # held-out images
 SURE_LOSSES = 5
