@@ -8,6 +8,7 @@ pairs. An image is never deleted or moved: it gets `keep: false` and a reason.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -75,10 +76,12 @@ class ConditioningImage:
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """Number of frames of a video, and its frame rate."""
+    """Number of frames of a video, and its mean frame rate."""
 
     frames: int
     fps: float
+    times: tuple[float, ...] = ()
+    """Presentation time of each frame in seconds, from 0; only of a video with a variable frame rate."""
 
     __pydantic_config__ = _STRICT
 
@@ -320,6 +323,8 @@ def _find_problem(record: Record) -> str | None:
             return f"conditioning_images: {image.file!r} needs a size and a sha256 of 64 hexadecimal digits"
     if record.video is not None and (record.video.frames < 1 or record.video.fps <= 0):
         return "a video has at least one frame and a frame rate above zero"
+    if record.video is not None and record.video.times and not _are_frame_times(record.video):
+        return "the times of a video start at 0, increase, and are as many as its frames"
     if record.repeats < 1:
         return "repeats must be at least 1"
     if not 1 <= record.mask_orientation <= 8:
@@ -375,7 +380,14 @@ def record_to_json(record: Record) -> dict[str, Any]:
         del values["video"]
     else:
         values["video"] = {"frames": record.video.frames, "fps": record.video.fps}
+        if record.video.times:
+            values["video"]["times"] = list(record.video.times)
     return values
+
+
+def _are_frame_times(video: VideoInfo) -> bool:
+    pairs = itertools.pairwise(video.times)
+    return len(video.times) == video.frames and video.times[0] == 0 and all(a < b for a, b in pairs)
 
 
 def _caption_row(caption: Caption) -> dict[str, Any]:

@@ -81,11 +81,12 @@ def read_color_encoding(data: bytes, *, has_icc: bool) -> ColorEncoding | None:
         start = data.find(b"colrnclx")
         if start >= 0 and len(data) >= start + 15:
             primaries, transfer = struct.unpack_from(">HH", data, start + 8)
-            return _from_codes(primaries, 13 if transfer in _BT709_LIKE else transfer)
+            return from_codes(primaries, transfer)
     return None
 
 
-def _from_codes(primaries: int, transfer: int) -> ColorEncoding:
+def from_codes(primaries: int, transfer: int) -> ColorEncoding:
+    """Return the encoding of an AVIF, HEIF or video with these codes; unknown ones mean sRGB."""
     known = _PRIMARIES.get(primaries, SRGB_PRIMARIES)
     if transfer in _GAMMAS:
         return ColorEncoding(known, gamma=_GAMMAS[transfer])
@@ -110,7 +111,7 @@ def _png_encoding(chunks: dict[bytes, bytes], has_icc: bool) -> ColorEncoding | 
         primaries, transfer = cicp[:2]
         if transfer in _BT709_LIKE:
             return ColorEncoding(_PRIMARIES.get(primaries, SRGB_PRIMARIES), gamma=2.4)
-        return _from_codes(primaries, transfer)
+        return from_codes(primaries, transfer)
     if has_icc or b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
         return None
     gamma = struct.unpack(">I", chunks[b"gAMA"])[0] / 100_000

@@ -2,13 +2,16 @@
 
 Tools that work on images use the first frame of a video. Training uses frames from the start of the video at
 the frame rate of the base model: every second frame of a video of twice that rate, every frame of a slower
-one. Nothing is random, so the same file gives the same frames.
+one. The presentation times decide, because phones and screen recorders write variable frame rates. Pixels
+that are not square are stretched, and HDR is mapped to sRGB. Nothing is random, so the same file gives the
+same frames.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lorakit.core.errors import ConfigError
+from lorakit.imaging.color_encoding import encoding_to_srgb, from_codes
 from lorakit.imaging.image_reader import ImageError
 from lorakit.manifest import VideoInfo
 
@@ -28,6 +32,7 @@ _FORMATS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".webm": "matroska", ".
 VIDEO_SUFFIXES = frozenset(_FORMATS)
 _COPY_REMEDY = "copy it again, or save it as .mp4"
 _UNSPECIFIED_COLORSPACE = 2  # of a frame whose file does not name its color space
+_MAX_PIXEL_ASPECT = 20  # a larger one is damage
 _MIN_HD_LINES = 720  # from this height on, players assume BT.709 for an unspecified color space
 
 
@@ -48,7 +53,7 @@ def is_video(name: str) -> bool:
 def inspect_video(data: bytes, name: str, max_pixels: int) -> VideoInspection:
     """Decode the whole video once; ImageError if it is damaged, truncated or has more than `max_pixels`."""
     digest = hashlib.sha256(b"clip")  # a prefix of the hash, never to change
-    num_frames, first, end = 0, None, 0.0
+    first, times = None, []
     with _VideoReader(data, name) as (container, stream):
         codec = stream.codec_context
         if codec.width * codec.height > max_pixels:
@@ -60,36 +65,53 @@ def inspect_video(data: bytes, name: str, max_pixels: int) -> VideoInspection:
             if packet.size:
                 digest.update(bytes(packet))
             for frame in packet.decode():
-                first = _rotated_pixels(frame) if first is None else first
-                num_frames, end = num_frames + 1, frame.time or 0.0
+                first = _displayed_pixels(frame, stream) if first is None else first
+                times.append(float(frame.time or 0.0))
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         duration = (container.duration or 0) / 1_000_000
     if first is None or fps <= 0 or not math.isfinite(fps):
         raise ImageError("corrupt", "no frame can be decoded", where=name, remedy=_COPY_REMEDY)
-    if end + 2 / fps < 0.9 * duration:
-        message = f"the file states a duration of {duration:.1f} s, but ends after {end:.1f} s"
+    if max(times) + 2 / fps < 0.9 * duration:
+        message = f"the file states a duration of {duration:.1f} s, but ends after {max(times):.1f} s"
         raise ImageError("truncated", message, where=name, remedy=_COPY_REMEDY)
-    return VideoInspection(Image.fromarray(first), VideoInfo(num_frames, round(fps, 4)), digest.hexdigest())
+    return VideoInspection(Image.fromarray(first), _video_info(times, fps), digest.hexdigest())
+
+
+def _video_info(times: Sequence[float], fps: float) -> VideoInfo:
+    """Return the facts of a video, with its times if a frame is half a frame or more off a constant rate."""
+    count = len(times)
+    relative = [round(time - times[0], 4) for time in times]
+    mean_fps = (count - 1) / relative[-1] if count > 1 and relative[-1] > 0 else fps
+    is_constant = all(abs(time * fps - index) <= 0.5 for index, time in enumerate(relative))
+    if is_constant or any(a >= b for a, b in itertools.pairwise(relative)):
+        return VideoInfo(count, round(fps, 4))
+    return VideoInfo(count, round(mean_fps, 4), tuple(relative))
 
 
 def frame_indices(video: VideoInfo, fps: float, max_frames: int, multiple: int) -> tuple[int, ...]:
     """Return the indices of the frames that are trained on, at `fps` or the video's own rate if it is lower.
 
-    Their number is at most `max_frames`, and one more than a multiple of `multiple`.
+    Their number is at most `max_frames`, and one more than a multiple of `multiple`. Each is the frame whose
+    presentation time is the nearest; where a variable rate has long pauses, a frame occurs several times.
     """
-    stride = max(1.0, video.fps / fps)
-    available = math.floor((video.frames - 1) / stride) + 1
+    rate = min(fps, video.fps)
+    times = np.array(video.times) if video.times else np.arange(video.frames) / video.fps
+    available = math.floor(times[-1] * rate + 1e-6) + 1
     count = (min(available, max_frames) - 1) // multiple * multiple + 1
-    return tuple(math.floor(i * stride + 1e-6) for i in range(count))
+    targets = np.arange(count) / rate
+    after = np.searchsorted(times, targets - 1e-6).clip(0, len(times) - 1)
+    before = (after - 1).clip(0)
+    is_nearer = targets - times[before] <= times[after] - targets + 1e-6  # of two equally near the earlier
+    return tuple(int(index) for index in np.where(is_nearer, before, after))
 
 
 def read_frames(data: bytes, name: str, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Return the frames (H, W, 3) with these indices, which must be ascending."""
-    frames, selected = [], set(indices)
+    """Return the frames (H, W, 3) with these indices, which must be ascending; they may repeat."""
+    frames: list[NDArray[np.uint8]] = []
     with _VideoReader(data, name) as (container, stream):
         for index, frame in enumerate(container.decode(stream)):
-            if index in selected:
-                frames.append(_rotated_pixels(frame))
+            if index in indices[len(frames) :]:
+                frames += [_displayed_pixels(frame, stream)] * indices.count(index)
             if len(frames) == len(indices):
                 return frames
     message = f"it has no frame {indices[len(frames)]}"
@@ -180,10 +202,21 @@ def import_av() -> Any:
     return av
 
 
-def _rotated_pixels(frame: Any) -> NDArray[np.uint8]:
-    """Return a frame's pixels (H, W, 3), rotated as its container states."""
+def _displayed_pixels(frame: Any, stream: Any) -> NDArray[np.uint8]:
+    """Return a frame as players display it (H, W, 3): square pixels, sRGB, rotated as the file states."""
     unspecified = (
         frame.colorspace == _UNSPECIFIED_COLORSPACE and min(frame.width, frame.height) >= _MIN_HD_LINES
     )
-    pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if unspecified else None)
+    pixel_aspect = float(stream.sample_aspect_ratio or 1)
+    width, height = frame.width, frame.height
+    if 1 / _MAX_PIXEL_ASPECT < pixel_aspect < 1:
+        height = round(height / pixel_aspect)
+    elif 1 < pixel_aspect < _MAX_PIXEL_ASPECT:
+        width = round(width * pixel_aspect)
+    pixels = frame.to_ndarray(
+        format="rgb24", width=width, height=height, src_colorspace="ITU709" if unspecified else None
+    )
+    encoding = from_codes(int(frame.color_primaries), int(frame.color_trc))
+    if not encoding.is_srgb:
+        pixels = np.asarray(encoding_to_srgb(Image.fromarray(pixels), encoding))
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))

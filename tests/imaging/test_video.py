@@ -6,6 +6,7 @@ import builtins
 import io
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from PIL import Image
 from data_tools.listing import list_dataset
 from lorakit import manifest
 from lorakit.core import checksums, storage
-from lorakit.core.errors import ConfigError
+from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import decode, resize, video
+from lorakit.imaging.color_encoding import encoding_to_srgb, from_codes
 from lorakit.imaging.decode import ImageError
-from lorakit.manifest import VideoInfo
+from lorakit.manifest import Record, VideoInfo
 from tests.imaging import videos
 
 
@@ -158,3 +160,76 @@ def test_frames_become_a_strip_and_an_animation():
         frames.seek(4)
         assert frames.convert("RGB").getpixel((0, 0)) == (80, 0, 0)
         assert frames.info["duration"] == 125
+
+
+VARIABLE = {
+    "a pause": [0, 0.1, 0.2, 0.3, 0.9, 1.0, 1.1, 1.2],
+    "a slow start": [0, 0.4, 0.5, 0.6, 0.65, 0.7, 0.8, 1.0],
+    "a phone": [0, 0.033, 0.066, 0.12, 0.2, 0.233, 0.266, 0.3, 0.36],
+    "fast, then slow": [0, 0.02, 0.04, 0.06, 0.08, 0.3, 0.5, 0.7, 0.9],
+}
+
+
+@pytest.mark.parametrize("fps", [4.0, 8.0])
+@pytest.mark.parametrize("name", VARIABLE)
+def test_frames_of_a_variable_rate_are_chosen_by_their_time(name: str, fps: float) -> None:
+    times = VARIABLE[name]
+    data = videos.encode_timed(times)
+    info = video.inspect_video(data, "a.mp4", 10**6).video
+    assert info.times == pytest.approx(times, abs=2e-3)
+    indices = video.frame_indices(info, fps, 81, 1)
+    for number, index in enumerate(indices):
+        target = number / min(fps, info.fps)
+        assert abs(times[index] - target) <= min(abs(time - target) for time in times) + 2e-3
+    frames = video.read_frames(data, "a.mp4", indices)
+    assert [videos.frame_number(frame) for frame in frames] == list(indices)
+
+
+def test_a_constant_rate_needs_no_times() -> None:
+    for rate in (8, 24, 30):
+        info = video.inspect_video(videos.encode(9, rate=rate), "a.mp4", 10**6).video
+        assert info == VideoInfo(9, float(rate))
+
+
+@pytest.mark.parametrize(
+    ("info", "fps", "expected"),
+    [
+        (VideoInfo(11, 25.0), 20.0, (0, 1, 2, 4, 5, 6, 7, 9, 10)),
+        (VideoInfo(9, 8.0), 6.0, (0, 1, 3, 4, 5, 7, 8)),
+    ],
+)
+def test_every_frame_is_within_half_a_frame_of_its_time(
+    info: VideoInfo, fps: float, expected: tuple[int, ...]
+) -> None:
+    assert video.frame_indices(info, fps, 81, 1) == expected
+    for number, index in enumerate(expected):
+        assert abs(index / info.fps - number / fps) <= 0.5 / info.fps + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("pixel_aspect", "size"),
+    [(Fraction(2, 1), (128, 48)), (Fraction(1, 2), (64, 96)), (Fraction(4, 3), (85, 48)), (None, (64, 48))],
+)
+def test_pixels_that_are_not_square_are_stretched(
+    pixel_aspect: Fraction | None, size: tuple[int, int]
+) -> None:
+    data = videos.encode_timed([0, 0.1, 0.2], pixel_aspect=pixel_aspect)
+    assert video.inspect_video(data, "a.mp4", 10**6).first_frame.size == size
+
+
+@pytest.mark.parametrize("transfer", [16, 18], ids=["PQ", "HLG"])
+def test_hdr_videos_are_mapped_to_srgb(transfer: int) -> None:
+    """As images of the same codes: a level of PQ is darker than its number."""
+    data = videos.encode_timed([0, 0.1], codes=(9, transfer), gray=40)
+    plain = videos.encode_timed([0, 0.1], codes=(1, 1), gray=40)
+    hdr, sdr = (np.asarray(video.inspect_video(one, "a.mp4", 10**6).first_frame) for one in (data, plain))
+    expected = encoding_to_srgb(Image.fromarray(sdr), from_codes(9, transfer))
+    assert np.abs(hdr.astype(int) - np.asarray(expected)).max() <= 6
+    assert abs(int(hdr.mean()) - int(sdr.mean())) > 5
+
+
+@pytest.mark.parametrize("times", [(0.1, 0.2), (0.0, 0.2, 0.1), (0.0,)])
+def test_times_that_make_no_sense_are_refused(times: tuple[float, ...]) -> None:
+    record = Record("a.mp4", "0" * 64, "0" * 64, 8, 8, video=VideoInfo(max(2, len(times)), 8.0, times))
+    with pytest.raises(DataError, match="times of a video"):
+        manifest.check_record(record, "x")

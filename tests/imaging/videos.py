@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,6 +31,39 @@ def encode(
     pattern = rng.integers(0, 24, (size[1] // 8, size[0] // 8, 3)).repeat(8, 0).repeat(8, 1)
     frames = [(pattern + _SHADE * i + 8 - pattern.mean()).clip(0, 255).astype(np.uint8) for i in range(count)]
     return _mux(frames, name, codec, rate, rotation)
+
+
+def encode_timed(
+    times: Sequence[float],
+    *,
+    size: tuple[int, int] = (64, 48),
+    pixel_aspect: Fraction | None = None,
+    codes: tuple[int, int] | None = None,
+    gray: int | None = None,
+) -> bytes:
+    """Encode frames that are shown at `times` in seconds.
+
+    `codes` are primaries and transfer of ITU-T H.273; `gray` makes all frames of one level.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        if codes:
+            stream.codec_context.color_primaries, stream.codec_context.color_trc = codes
+        for number, time in enumerate(times):
+            level = _SHADE * number + 8 if gray is None else gray
+            pixels = np.full((size[1], size[0], 3), min(level, 255), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
+            if codes:
+                frame.color_primaries, frame.color_trc = codes
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def frame_number(frame: NDArray[np.uint8]) -> int:
