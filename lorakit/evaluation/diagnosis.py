@@ -9,8 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorakit.evaluation.causes import DAMAGES, Case, Cause, find_alarm, find_causes, strength_of
-from lorakit.evaluation.report.number_format import format_percent_interval, join_names
+from lorakit.evaluation.causes import (
+    DAMAGES,
+    Case,
+    Cause,
+    find_alarm,
+    find_causes,
+    strength_of,
+)
+from lorakit.evaluation.report.number_format import format_percent, format_percent_interval, join_names
 from lorakit.evaluation.score_table import Evaluation
 from lorakit.evaluation.select import Selection, VariantQuality
 from lorakit.evaluation.unknowns import Unknown, find_unknowns
@@ -53,26 +60,33 @@ def _explained(case: Case, causes: tuple[Cause, ...], unknowns: Sequence[Unknown
     first, *others = causes
     details = [first.evidence]
     if case.selected:
-        figures = _figures(case.selection)
+        figures = _figures(case, case.selected)
         details.append(f"Until then use {format_variant(case.selected)}{': ' if figures else ''}{figures}.")
     elif case.nearest and len(case.candidates) > 1 and first.is_damage:
         details.append(f"The least bad is {format_variant(case.nearest)}.")
+    if first.is_about_data:  # what follows from it is no cause of its own
+        others = [cause for cause in others if cause.is_about_data]
     details += [f"{cause.sentence} {cause.evidence}" for cause in others]
     details += map(_unknown_text, unknowns)
-    is_bad = first.is_damage or any(cause.is_damage for cause in others)
+    is_bad = any(cause.is_damage for cause in causes)
     return Verdict(first.sentence, False if is_bad else None, " ".join(details), first.next_step, causes)
 
 
 def _recommended(case: Case, selected: VariantQuality, unknowns: Sequence[Unknown]) -> Verdict:
     """Name the checkpoint to use, and the reason if it is not the last one at full strength."""
     name = format_variant(selected)
-    figures = _figures(case.selection, explained=True)
+    figures = _figures(case, selected, explained=True)
     details = [f"{figures[:1].upper()}{figures[1:]}."] if figures else []
-    if unknowns:
-        reasons = join_names([unknown.reason for unknown in unknowns])
-        headline = f"Use {name}, as far as can be told: {reasons}."
-        details.append(f"What to do: {join_names([unknown.remedy for unknown in unknowns])}.")
-        return Verdict(headline, None, " ".join(details), unknowns[0].remedy)
+    reasons = [unknown.reason for unknown in unknowns]
+    remedies = [unknown.remedy for unknown in unknowns]
+    gain = case.fidelity_gain(selected)
+    if not unknowns and not (gain and gain.ci_low > 0):
+        reasons.append("a gain in fidelity is not beyond chance")
+        remedies.append("train longer, or evaluate with more prompts and held-out images")
+    if reasons:
+        headline = f"Use {name}, as far as can be told: {join_names(reasons)}."
+        details.append(f"What to do: {join_names(remedies)}.")
+        return Verdict(headline, None, " ".join(details), remedies[0])
     reason = _reason_against_others(case, selected)
     headline = f"Use {name}: {reason}." if reason else f"Use {name}."
     return Verdict(headline, True, " ".join(details), f"use {name}")
@@ -104,17 +118,20 @@ def format_variant(candidate: VariantQuality) -> str:
     return f"step {variant.step} at strength {strength_of(candidate):g}"
 
 
-def _figures(selection: Selection, *, explained: bool = False) -> str:
+def _figures(case: Case, selected: VariantQuality, *, explained: bool = False) -> str:
     """Return fidelity and prompt adherence of the recommended variant with their intervals."""
+    fidelity, adherence = case.selection.fidelity, case.selection.prompt_adherence
+    lowest = case.lowest_fidelity(selected)
     parts = []
-    if selection.fidelity:
-        is_explained = explained and selection.fidelity.is_known
-        ends = " (0 % is the base model, 100 % other images of the subject)" if is_explained else ""
-        parts.append(f"fidelity {format_percent_interval(selection.fidelity)}{ends}")
-    if selection.prompt_adherence:
-        is_explained = explained and selection.prompt_adherence.is_known
-        ends = " (100 % is the base model)" if is_explained else ""
-        parts.append(f"prompt adherence {format_percent_interval(selection.prompt_adherence)}{ends}")
+    if fidelity:
+        text = format_percent_interval(fidelity)
+        if not fidelity.is_known and lowest is not None and lowest > 0:
+            text = f"at least {format_percent(lowest)}"
+        ends = " (0 % is the base model, 100 % other images of the subject)" if explained else ""
+        parts.append(f"fidelity {text}{ends}")
+    if adherence:
+        ends = " (100 % is the base model)" if explained else ""
+        parts.append(f"prompt adherence {format_percent_interval(adherence)}{ends}")
     return ", ".join(parts)
 
 

@@ -93,7 +93,7 @@ class RunFacts:
         match, groups = value.get("caption_match"), value.get("subject_groups")
         return replace(
             facts,
-            concepts=tuple(ConceptFacts(**concept) for concept in facts.concepts),
+            concepts=tuple(ConceptFacts(**concept) for concept in value.get("concepts", ())),
             caption_match=_caption_match(match) if match else None,
             subject_groups=_subject_groups(groups) if groups else None,
             unknown=tuple(facts.unknown),

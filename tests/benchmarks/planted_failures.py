@@ -1,7 +1,7 @@
 """Planted failures: the first sentence of an evaluation must name the cause or the next step.
 
 `python -m tests.benchmarks.planted_failures [--only NAME ...] [--out DIR]`: tiny-dit learns stripes with one
-mistake in the data, the settings or the length, and is evaluated on 24 prompts with four seeds each. The
+mistake in the data, the settings or the length, and is evaluated on 26 prompts with two seeds each. The
 words that the first sentence must have are in the table `CASES`; a sound run must be green, and no failure
 may be. About a minute a case on one core.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lorakit.quickstart.shape_world import Scene
 
 STEPS, LR = 120, 3e-3
-SEEDS = (0, 1, 2, 3)
+SEEDS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Workplace:
 
     @property
     def prompts(self) -> Path:
-        """The prompt file: sixteen prompts of stripes, by the trigger, and eight of other things."""
+        """The prompt file: twenty prompts of stripes, by the trigger, and six of other things."""
         from tests.evaluation import embedded
 
         prompts = [
             replace(prompt, prompt=prompt.prompt.replace("striped", self.trigger))
-            for prompt in embedded.prompts(16, 8, SEEDS)
+            for prompt in embedded.prompts(20, 6, SEEDS)
         ]
         return embedded.prompt_file(self.folder / "p.jsonl", prompts)
 
@@ -64,6 +64,8 @@ class Workplace:
         """Train on scenes with their captions; `changes` replace whole keys of the recipe."""
         from tests.evaluation import embedded
 
+        if (self.folder / "run/adapter.safetensors").is_file():
+            return self.folder / "run"
         data = embedded.write_images(self.folder / "data", scenes, captions)
         steps, lr = changes.pop("steps", STEPS), changes.pop("lr", LR)
         settings = {
@@ -183,14 +185,14 @@ def copied_outputs(place: Workplace) -> EvaluationResult:
     (references / "manifest.jsonl").unlink()
     shutil.copy(references / "03.png", references / "03-copy.png")
     originals = sorted(references.glob("*.png"))
-    fresh = striped(16 * len(SEEDS), seed=9)
-    plain = [*striped(16 * len(SEEDS), seed=11)]
+    fresh = striped(32 * len(SEEDS), seed=9)
+    plain = [*striped(32 * len(SEEDS), seed=11)]
     rows, base_rows = [], []
-    for number, prompt in enumerate(embedded.prompts(16, 0, SEEDS)):
+    for number, prompt in enumerate(embedded.prompts(32, 0, SEEDS)):
         for seed in SEEDS:
             index = number * len(SEEDS) + seed
             name = f"{prompt.id}-{seed}.png"
-            if seed == number % len(SEEDS):
+            if index % 4 == 0:
                 shutil.copy(originals[number % len(originals)], _parent(place.folder / "outputs") / name)
             else:
                 storage.save_image(place.folder / "outputs" / name, shape_world.render_scene(fresh[index]))
@@ -202,7 +204,7 @@ def copied_outputs(place: Workplace) -> EvaluationResult:
     storage.write_json(place.folder / "base/samples.json", base_rows)
     return evaluate_folder(
         place.folder / "outputs",
-        prompts=embedded.prompt_file(place.folder / "p.jsonl", embedded.prompts(16, 0, SEEDS)),
+        prompts=embedded.prompt_file(place.folder / "p.jsonl", embedded.prompts(32, 0, SEEDS)),
         out=place.folder / "scores",
         judges=JudgeOptions(clip_model="embedded"),
         base_images=place.folder / "base",

@@ -115,7 +115,7 @@ def test_a_trigger_word_in_the_captions_of_one_of_two_folders_is_enough():
 
 
 def with_two_groups(between: float, folders: tuple[str, str] | None = None) -> Verdict:
-    """The verdict on references in two groups, 0.7 alike within and `between` across; the base model's: 0.4."""
+    """The verdict on two groups of references, 0.7 alike within and `between` across; the base model: 0.4."""
     evaluation = simulate(SETTLED)
     table = evaluation.references
     similarity = table.similarity.copy()

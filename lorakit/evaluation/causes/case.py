@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from lorakit.core.statistics import Interval
 from lorakit.evaluation.alarms import Alarm, AlarmName
 from lorakit.evaluation.quality import NormalizedScores
 from lorakit.evaluation.run_facts import RunFacts
@@ -33,6 +34,14 @@ CauseName = Literal[
 ]
 
 
+DATA_CAUSES: tuple[CauseName, ...] = (
+    "captions_mismatched",
+    "one_image",
+    "trigger_in_no_caption",
+    "two_subjects",
+)
+
+
 @dataclass(frozen=True)
 class Cause:
     """A plain sentence that names a cause and the next step, and the figures behind it."""
@@ -43,6 +52,11 @@ class Cause:
     evidence: str
     is_damage: bool = False
     """True if the images are spoiled, False if the cause only keeps the result from being better."""
+
+    @property
+    def is_about_data(self) -> bool:
+        """True if the cause lies in the images or captions."""
+        return self.name in DATA_CAUSES
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,18 @@ class Case:
         """CLIP-T of the base model's images with their own prompts, minus that with other prompts."""
         prompts = self.evaluation.prompts_of_role("subject")
         return NormalizedScores(self.evaluation, [], prompts).anchors.base_adherence_margin
+
+    def fidelity_gain(self, candidate: VariantQuality) -> Interval | None:
+        """Return the similarity to the references minus the base model's, in cosine."""
+        return self._scores(candidate).fidelity_gain(0)
+
+    def lowest_fidelity(self, candidate: VariantQuality) -> float | None:
+        """Return the lower end of fidelity's interval, also where that is too wide for a figure."""
+        return self._scores(candidate).lowest("fidelity", 0)
+
+    def _scores(self, candidate: VariantQuality) -> NormalizedScores:
+        prompts = self.evaluation.prompts_of_role("subject")
+        return NormalizedScores(self.evaluation, [candidate.variant], prompts)
 
     def with_alarm(self, *names: AlarmName) -> list[VariantQuality]:
         """Return the variants that are beyond the limit of one of the alarms."""

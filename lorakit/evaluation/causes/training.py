@@ -30,10 +30,14 @@ def nothing_learned(case: Case) -> Cause | None:
         return None
     if no_effect := find_alarm(last, "no_effect"):
         return _more_training(case.facts, "hardly changes the images", as_sentence(no_effect.message))
-    fidelities = [c.fidelity for c in case.candidates if c.fidelity and c.fidelity.is_known]
-    if not fidelities or any(fidelity.ci_low > 0 for fidelity in fidelities):
+    gains = [gain for candidate in case.candidates if (gain := case.fidelity_gain(candidate))]
+    if not gains or any(gain.ci_low > 0 for gain in gains):
         return None
-    evidence = f"Fidelity at the last checkpoint is {format_percent_interval(last.fidelity)}."
+    evidence = (
+        f"Fidelity at the last checkpoint: {format_percent_interval(last.fidelity)}; similarity to the "
+        f"reference images rises by {100 * gains[-1].mean:.1f} [{100 * gains[-1].ci_low:.1f}, "
+        f"{100 * gains[-1].ci_high:.1f}] (100 x cosine)."
+    )
     return _more_training(case.facts, "has learned nothing beyond chance", evidence)
 
 
