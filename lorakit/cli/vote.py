@@ -18,13 +18,15 @@ from lorakit.core.command_line import FOLDER, command, is_quiet, option, print_a
         help="Two or three variants to compare, such as step-200,step-400 or 400,base; by default those that "
         "the scores cannot distinguish.",
     ),
-    option("--voter", default="", metavar="NAME", help="Name of the voter, if several people vote."),
+    option("--voter", metavar="NAME", help="Name of the voter, if several people vote."),
     option("--port", type=click.IntRange(0, 65535), default=0, metavar="N",
            help="Port of the page on this machine; 0 is any free one."),
     option("--open", "open_browser", is_flag=True, help="Open the page in the browser."),
     example="lorakit eval vote runs/dog --open",
 )  # fmt: skip
-def vote_command(folder: Path, variants: str | None, voter: str, port: int, open_browser: bool) -> None:
+def vote_command(
+    folder: Path, variants: str | None, voter: str | None, port: int, open_browser: bool
+) -> None:
     """Compare checkpoints blindly in the browser.
 
     A page on this machine shows two images of the same prompt and seed and asks which is better. Every vote
@@ -46,6 +48,6 @@ def vote_command(folder: Path, variants: str | None, voter: str, port: int, open
         print_text(address)
 
     is_quiet_command = is_quiet()
-    summary = serve_vote(session, port=port, voter=voter, open_browser=open_browser, on_start=announce)
+    summary = serve_vote(session, port=port, voter=voter or "", open_browser=open_browser, on_start=announce)
     sentences = summary_sentences(summary) or ["No votes."]
     print_answer(summary.to_json(), None if is_quiet_command else "\n".join(sentences))

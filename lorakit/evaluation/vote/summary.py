@@ -124,7 +124,8 @@ def sign_test(num_first: int, num_second: int) -> float:
 def vote_summary(folder: str | Path, evaluation: Evaluation | None = None) -> VoteSummary | None:
     """Return the result of the votes on an evaluation, which is the run's or in `folder`; None without votes.
 
-    `evaluation` saves reading scores.json. Raises DataError for a damaged votes.jsonl.
+    With `evaluation`, `folder` is its own and scores.json is not read. Raises DataError for a damaged
+    votes.jsonl.
     """
     root = find_evaluation_folder(folder) if evaluation is None else Path(folder)
     log = VoteFile(root).read()

@@ -6,7 +6,7 @@ from lorakit.evaluation.report.number_format import format_count, format_percent
 from lorakit.evaluation.vote.sequential import min_prompts
 from lorakit.evaluation.vote.summary import PairResult, VoteSummary
 
-_MIN_DECIDED_FOR_HABIT = 12
+_MANY_VOTES = 12  # from which on few prompts, or a habit, are named
 _HABIT_DEVIATIONS = 2.6  # standard deviations of votes for one side; 1 % of voters without a habit exceed it
 _MIN_REPEATS = 3
 
@@ -36,7 +36,7 @@ def pair_sentence(pair: PairResult) -> str:
             f"No clear preference between {pair.first} and {pair.second}: {counts}; the test ended after "
             f"{format_count(pair.ended_after, 'vote')}: a preference of 70 : 30 has become unlikely."
         )
-    return f"Not decided yet between {pair.first} and {pair.second}: {counts}.{_prompts_note(pair)}"
+    return f"Not decided yet between {pair.first} and {pair.second}: {counts}."
 
 
 def _share_text(pair: PairResult) -> str:
@@ -47,23 +47,22 @@ def _share_text(pair: PairResult) -> str:
     return f"{pair.first} preferred in {pair.votes_first} of {count}, {share} over prompts"
 
 
-def _prompts_note(pair: PairResult) -> str:
-    needed = min_prompts(pair.level)
-    if pair.num_prompts >= needed:
-        return ""
-    return f" The test needs votes on at least {needed} prompts; these are on {pair.num_prompts}."
-
-
 def voter_notes(summary: VoteSummary) -> list[str]:
-    """Return notes about repeated pairs, a habit of choosing one side, and votes that no longer count."""
+    """Return notes about too few prompts, repeated pairs, a habit of choosing one side, and votes that no
+    longer count.
+    """
     notes = []
+    short = [pair for pair in summary.pairs if pair.num_votes >= _MANY_VOTES and _lacks_prompts(pair)]
+    if short:
+        needed, count = min_prompts(short[0].level), short[0].num_prompts
+        notes.append(f"The test needs votes on at least {needed} prompts; these are on {count}.")
     if summary.num_repeats >= _MIN_REPEATS:
         notes.append(
             f"Of {summary.num_repeats} pairs shown again on exchanged sides, {summary.num_consistent} "
             "got the same answer."
         )
     decided = sum(pair.num_decided for pair in summary.pairs)
-    if summary.left_share is not None and decided >= _MIN_DECIDED_FOR_HABIT:
+    if summary.left_share is not None and decided >= _MANY_VOTES:
         deviations = abs(summary.left_share - 0.5) * 2 * decided**0.5
         if deviations > _HABIT_DEVIATIONS:
             share = format_percent(summary.left_share)
@@ -75,3 +74,7 @@ def voter_notes(summary: VoteSummary) -> list[str]:
         text = format_count(summary.num_outdated, "vote")
         notes.append(f"{text} on images that have changed since or are no longer there: not counted.")
     return notes
+
+
+def _lacks_prompts(pair: PairResult) -> bool:
+    return pair.ended_after is None and pair.num_prompts < min_prompts(pair.level)

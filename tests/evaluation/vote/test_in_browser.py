@@ -102,6 +102,13 @@ def test_on_a_wide_window_both_images_and_all_buttons_are_in_view(served):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
+def test_a_long_prompt_does_not_push_the_buttons_out_of_view(served):
+    tab, client = served
+    tab.open(client.address, width=1280, height=700)
+    tab.evaluate("document.querySelector('.prompt').append(' and a long prompt'.repeat(60))")
+    assert all(box["bottom"] <= 700 for box in boxes(tab, ".answers button"))
+
+
 def test_on_a_phone_the_images_are_stacked_and_the_buttons_stay_in_view(served):
     tab, client = served
     tab.open(client.address, width=390, height=844)

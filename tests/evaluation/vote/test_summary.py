@@ -69,7 +69,7 @@ def test_the_share_has_an_interval_that_is_wider_if_seeds_agree():
             ],
         ),
         ("+-" * 15, ["No clear preference between a and b", "15 of 30", "70 : 30"]),
-        ("+-", ["Not decided yet between a and b", "1 of 2 decided pairs", "at least 6 prompts"]),
+        ("+-", ["Not decided yet between a and b", "1 of 2 decided pairs"]),
         ("x", ["no decided pair of 1", "1 both bad"]),
     ],
 )
@@ -194,3 +194,11 @@ def test_votes_are_read_before_scores_json_is_written(root):
     assert vote_summary(root, evaluation) is None
     cast_votes(root, "+-")
     assert vote_summary(root, evaluation).num_votes == 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "prompts", "has_note"), [("+" * 12, 5, True), ("+" * 4, 4, False), ("+-" * 9, 6, False)]
+)
+def test_too_few_prompts_are_named_after_some_votes(scores, prompts, has_note):
+    summary = VoteSummary((result(scores, prompts),), 1, 0, 0, 0.5, 0)
+    assert any("at least 6 prompts" in text for text in summary_sentences(summary)) == has_note
