@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorakit.evaluation.quality import NormalizedScores
 
+FloatArray = NDArray[np.float64]
 Worsening = Callable[[int, int], list[str]]
 """(earlier variant, later variant) -> names of the scores that are worse at the later one."""
 MAX_FOLDS = 4
-"""With more, intervals cover too rarely, because the folds' choices share most of their prompts; with two, the
-choices are worse. Figures are unbiased with three or more."""
+"""With more, intervals cover too rarely, because the folds' choices share most of their prompts; with two,
+the choices are worse. Figures are unbiased with three or more."""
+PARTITIONS = 5  # into folds, at random; their mean depends less on chance
 MIN_CROSS_FIT_PROMPTS = 4
 
 
@@ -40,20 +43,26 @@ def choose_variant(scores: NormalizedScores, pool: Sequence[int], worsening: Wor
     return indices[best]
 
 
-def cross_fitted_choices(
-    scores: NormalizedScores, pool: Sequence[int], worsening: Worsening, max_folds: int = MAX_FOLDS
-) -> tuple[list[int], int]:
-    """Return for each prompt (G,) the variant that the prompts of the other folds select, and the number of
-    folds; 0 folds and no choices for fewer than `MIN_CROSS_FIT_PROMPTS` prompts.
+def cross_fitted_weights(
+    scores: NormalizedScores,
+    pool: Sequence[int],
+    worsening: Worsening,
+    *,
+    folds: int = MAX_FOLDS,
+    partitions: int = PARTITIONS,
+) -> FloatArray | None:
+    """Return the weights (G, A) of the variants on each prompt: in how many of several partitions of the
+    prompts the other folds select a variant. None for fewer than `MIN_CROSS_FIT_PROMPTS` prompts.
     """
     count = scores.scores.num_prompts
     if count < MIN_CROSS_FIT_PROMPTS:
-        return [], 0
-    num_folds = min(max_folds, count)
-    order = np.random.default_rng(0).permutation(count)  # kinds of prompts may alternate
-    choices = np.zeros(count, dtype=int)
-    for fold in range(num_folds):
-        others = np.sort(np.delete(order, np.s_[fold::num_folds])).tolist()
-        part = NormalizedScores.from_scores(scores.scores.select_prompts(others), scores.num_variants)
-        choices[order[fold::num_folds]] = choose_variant(part, pool, worsening)
-    return choices.tolist(), num_folds
+        return None
+    weights = np.zeros((count, scores.num_variants))
+    for partition in range(partitions):
+        order = np.random.default_rng(partition).permutation(count)
+        for fold in range(min(folds, count)):
+            own = order[fold::folds]
+            others = np.setdiff1d(order, own).tolist()
+            part = NormalizedScores.from_scores(scores.scores.select_prompts(others), scores.num_variants)
+            weights[own, choose_variant(part, pool, worsening)] += 1 / partitions
+    return weights

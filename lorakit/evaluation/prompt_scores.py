@@ -55,16 +55,15 @@ class PromptScores:
             self.references,
         )
 
-    def combine_variants(self, choice: Sequence[int]) -> PromptScores:
-        """Return the scores of a single variant that is, on each prompt (G,), the variant `choice` names."""
-        rows, columns = 1 + np.asarray(choice), np.arange(self.num_prompts)
+    def combine_variants(self, weights: FloatArray) -> PromptScores:
+        """Return the scores of a single variant that is, on each prompt, a mean with the weights (G, A)."""
         similarity, margin = self.similarity, self.margin
-        return PromptScores(
-            None if similarity is None else np.stack([similarity[0], similarity[rows, columns]]),
-            None if margin is None else np.stack([margin[0], margin[rows, columns]]),
-            self.subjects,
-            self.references,
-        )
+        if similarity is not None:
+            mean = np.einsum("ga,agu->gu", weights, similarity[1:])
+            similarity = np.stack([similarity[0], mean])
+        if margin is not None:
+            margin = np.stack([margin[0], np.einsum("ga,ag->g", weights, margin[1:])])
+        return PromptScores(similarity, margin, self.subjects, self.references)
 
 
 def collect_prompt_scores(

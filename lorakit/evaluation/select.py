@@ -18,7 +18,7 @@ from lorakit.core.statistics import MIN_PROMPTS, Interval
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation import alarms
 from lorakit.evaluation.alarms import Alarm, DriftLimit
-from lorakit.evaluation.cross_fit import Worsening, choose_variant, cross_fitted_choices
+from lorakit.evaluation.cross_fit import MAX_FOLDS, Worsening, choose_variant, cross_fitted_weights
 from lorakit.evaluation.quality import NormalizedScores
 from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.worsening import worsened_scores
@@ -203,10 +203,11 @@ class _Choice:
         pool = sound or self._least_bad()
         chosen = choose_variant(self.scores, pool, self._worsening)
         leader = pool[int(quality[pool].argmax())]
-        choices, num_folds = cross_fitted_choices(self.scores, pool, self._worsening)
-        if not num_folds:
-            choices = [chosen] * self.scores.scores.num_prompts
-        figures = NormalizedScores.from_scores(self.scores.scores.combine_variants(choices), 1)
+        weights = cross_fitted_weights(self.scores, pool, self._worsening)
+        num_folds = 0 if weights is None else MAX_FOLDS
+        if weights is None:
+            weights = np.tile(np.eye(len(self.eligible))[chosen], (self.scores.scores.num_prompts, 1))
+        figures = NormalizedScores.from_scores(self.scores.scores.combine_variants(weights), 1)
         return Selection(
             self.eligible[chosen].variant,
             self._reason(chosen, leader, is_sound=bool(sound)),

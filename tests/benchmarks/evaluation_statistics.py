@@ -179,7 +179,7 @@ def _regret(
 
 def _bias(population: Population, runs: int, shapes: Sequence[str]) -> dict[str, dict[str, float]]:
     """Points by which the reported figures of the selected checkpoint exceed the truth, over all shapes."""
-    from lorakit.evaluation.cross_fit import choose_variant, cross_fitted_choices
+    from lorakit.evaluation.cross_fit import choose_variant, cross_fitted_weights
     from lorakit.evaluation.quality import NormalizedScores
     from tests.benchmarks.simulated_evaluation import sample_scores
 
@@ -198,11 +198,12 @@ def _bias(population: Population, runs: int, shapes: Sequence[str]) -> dict[str,
                 )
                 pool = range(len(truths))
                 selected = choose_variant(scores, pool, no_worsening)
-                choices, _ = cross_fitted_choices(scores, pool, no_worsening)
-                figures = NormalizedScores.from_scores(scores.scores.combine_variants(choices), 1)
-                reported = figures.interval("quality", 0)
-                own = scores.interval("quality", selected)
-                if reported is None or own is None:
+                weights = cross_fitted_weights(scores, pool, no_worsening)
+                assert weights is not None
+                figures = NormalizedScores.from_scores(scores.scores.combine_variants(weights), 1)
+                reported, own = figures.interval("quality", 0), scores.interval("quality", selected)
+                fidelity = figures.interval("fidelity", 0)
+                if reported is None or own is None or fidelity is None or not fidelity.is_known:
                     continue
                 rows.append(
                     [
@@ -210,9 +211,16 @@ def _bias(population: Population, runs: int, shapes: Sequence[str]) -> dict[str,
                         figures.fidelity[0] - mixes[selected],
                         figures.prompt_adherence[0] - adherences[selected],
                         own.mean - quality[selected],
+                        _covered(fidelity, mixes[selected]) / 100,  # not in points
                     ]
                 )
-        names = ("quality", "fidelity", "prompt_adherence", "quality without cross-fitting")
+        names = (
+            "quality",
+            "fidelity",
+            "prompt_adherence",
+            "quality without cross-fitting",
+            "fidelity covered",
+        )
         error = 100 * np.std(rows, axis=0)[0] / np.sqrt(len(rows))
         means = dict(zip(names, (100 * np.mean(rows, axis=0)).tolist(), strict=True))
         result[name] = means | {"standard error": float(error)}

@@ -137,19 +137,19 @@ def test_the_least_bad_is_recommended_if_all_have_alarms(raise_alarms):
 
 
 def test_the_reported_figures_are_not_those_of_the_luckiest(raise_alarms):
-    """The winner's curse: of twenty equal checkpoints the best looks better than it is; cross-fitted it does
+    """The winner's curse: of twelve equal checkpoints the best looks better than it is; cross-fitted it does
     not."""
     raise_alarms({})
-    truths = [Truth(10 * n, fidelity=0.6, prompt_adherence=0.7) for n in range(1, 21)]
+    truths = [Truth(10 * n, fidelity=0.6, prompt_adherence=0.7) for n in range(1, 13)]
     reported, promised = [], []
-    for seed in range(12):
+    for seed in range(8):
         selection = select_checkpoint(simulate(truths, seed=seed, unrelated=0))
         own = next(c for c in selection.candidates if c.variant is selection.variant)
         reported.append(selection.quality.mean)
         promised.append(own.quality.mean)
         assert selection.num_folds == 4
     truth = 2 * 0.6 * 0.7 / (0.6 + 0.7)
-    assert np.mean(promised) > truth + 0.02
+    assert np.mean(promised) > truth + 0.015
     assert np.mean(reported) == pytest.approx(truth, abs=0.015)
 
 
