@@ -56,7 +56,7 @@ class Estimates:
     @property
     def has_intervals(self) -> bool:
         """False if the uncertainty from a source is unknown, as for one prompt."""
-        return all(source.freedom > 0 for source in self.sources)
+        return bool(self.sources) and all(source.freedom > 0 for source in self.sources)
 
     def transform(self, values: FloatArray, matrix: FloatArray) -> Estimates:
         """Return J other figures; `matrix` (K, J) has their derivatives, the weights of linear ones."""
