@@ -54,7 +54,7 @@ class JudgeOptions:
     sscd: str | None = None
     """TorchScript file of the copy detector."""
     resize: clip_score.Resize | None = None
-    """How images that are not square are fitted; None pads them."""
+    """The way in which images that are not square are fitted; None pads them."""
     mask_model: str | None = None
     """Model that cuts out the subject: a TorchScript or ONNX file, or CLIPSeg or SAM 3 (folder or hub id)."""
     face_model: str | None = None
