@@ -105,7 +105,7 @@ def _subject_tests(
         if known.any():
             pair = np.stack([part[:, known].mean(1) for part in (before, after)])  # (2, 2, U)
             figures[variant.name] = pair
-            unexplained.append(_unexplained(*pair, typicality))
+            unexplained.append(_unexplained(pair[0], pair[1], typicality))
     if not figures:
         return {}
     p_values = np.minimum(1, _p_values(np.array(unexplained), held_out) * len(table.triggers))

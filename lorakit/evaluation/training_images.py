@@ -47,7 +47,10 @@ class TrainingImages:
         if self.descriptors is not None:
             sscd = median_nearest(self.descriptors[first] @ self.descriptors[first].T)
         return CopyScale(
-            self.num_units, median_nearest(chosen @ chosen.T), median_nearest(some.agreement(some)), sscd
+            self.num_units,
+            median_nearest(chosen @ chosen.T),
+            median_nearest(some.agreement(some).astype(np.float64)),
+            sscd,
         )
 
     def compare(self, features: NDArray[np.float64], pixels: ImagePixels) -> list[TrainingMatch]:

@@ -39,7 +39,8 @@ class Window(NamedTuple):
 def thumbnail(image: Image.Image) -> FloatArray:
     """Return the image squashed to (`SIDE`, `SIDE`, 3), values 0 to 1."""
     small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=3.0)
-    return np.asarray(small, np.float32) / 255
+    pixels: FloatArray = np.asarray(small, np.float32) / np.float32(255)
+    return pixels
 
 
 def agreement(

@@ -214,7 +214,8 @@ def format_report(rows: Sequence[dict[str, Any]]) -> str:
         raised = ", ".join(f"{name} {count}" for name, count in row["raised"].items())
         lines.append(
             f"{row['world']:24} {row['fault']:12} {row['references']:4} "
-            f"{'yes' if row['duplicate'] else '':>4} {row['share']:6.2f} {row['with_warnings']:7.2f}  {raised}"
+            f"{'yes' if row['duplicate'] else '':>4} {row['share']:6.2f} "
+            f"{row['with_warnings']:7.2f}  {raised}"
         )
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from lorakit.evaluation.alarms.training_images import copied_keys
 from lorakit.evaluation.evaluate_folder import evaluate_folder
 from lorakit.evaluation.judges import JudgeOptions
 from lorakit.evaluation.metrics.imagenet_encoder import IMAGENET
+from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import VariantScores
 from lorakit.imaging import decode
 from lorakit.models.clip_score import EMBEDDED
@@ -70,7 +71,7 @@ def _leave_one_out(photos: dict[str, Path], place: Path) -> tuple[int, list[str]
         )
     same, copies = 0, []
     for number in sorted(set(numbers.values())):
-        samples = {name: _open(photos[name]) for name in photos if numbers[name] == number}
+        samples = {name: [_open(photos[name])] for name in photos if numbers[name] == number}
         references = {name: _open(photos[name]) for name in photos if numbers[name] != number}
         variant, found = _score(samples, references, place / f"fold-{number}")
         for key, nearest in variant.nearest_train_images.items():
@@ -81,14 +82,16 @@ def _leave_one_out(photos: dict[str, Path], place: Path) -> tuple[int, list[str]
 
 def _planted_copies(photos: dict[str, Path], place: Path) -> dict[str, float]:
     """Return the share of copies of each kind that are found with the right original."""
-    rng, shares = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
     originals = {name: _open(file) for name, file in photos.items()}
-    for kind in COPY_KINDS:
-        samples = {name: make_copy(image, kind, rng) for name, image in originals.items()}
-        variant, found = _score(samples, originals, place / kind)
-        right = [key for key in found if variant.nearest_train_images[key].startswith(f"{key.prompt_id}.")]
-        shares[kind] = len(right) / len(originals)
-    return shares
+    samples = {
+        name: [make_copy(image, kind, rng) for kind in COPY_KINDS] for name, image in originals.items()
+    }
+    variant, found = _score(samples, originals, place / "copies")
+    right = [key for key in found if Path(variant.nearest_train_images[key]).stem == key.prompt_id]
+    return {
+        kind: sum(key.seed == seed for key in right) / len(originals) for seed, kind in enumerate(COPY_KINDS)
+    }
 
 
 def _open(file: Path) -> Image.Image:
@@ -98,13 +101,18 @@ def _open(file: Path) -> Image.Image:
 
 
 def _score(
-    samples: dict[str, Image.Image], references: dict[str, Image.Image], place: Path
-) -> tuple[VariantScores, list[Any]]:
+    samples: dict[str, list[Image.Image]], references: dict[str, Image.Image], place: Path
+) -> tuple[VariantScores, list[SampleKey]]:
     """Score images as `lorakit eval score` does; return the scores and the images that are copies."""
-    for name, images in (("samples", samples), ("references", references)):
-        for stem, image in images.items():
-            storage.save_image(place / name / f"{stem}.png", image)
-    rows = [{"id": name, "prompt": f"a photo of a {name}", "seeds": [0]} for name in samples]
+    for name, image in references.items():
+        storage.save_image(place / "references" / f"{name}.png", image)
+    for name, images in samples.items():
+        for seed, image in enumerate(images):
+            storage.save_image(place / "samples" / f"{name}-{seed}.png", image)
+    rows = [
+        {"id": name, "prompt": f"a photo of a {name}", "seeds": list(range(len(images)))}
+        for name, images in samples.items()
+    ]
     prompts = storage.write_jsonl(place / "prompts.jsonl", rows)
     result = evaluate_folder(
         place / "samples",

@@ -9,7 +9,7 @@ import numpy as np
 
 from lorakit.core.statistics import Interval, bootstrap
 from lorakit.data.prompts import Prompt
-from lorakit.evaluation.alarms.alarm import Alarm, FloatArray, grade, score_columns, worst_examples
+from lorakit.evaluation.alarms.alarm import Alarm, FloatArray, Level, grade, score_columns, worst_examples
 from lorakit.evaluation.report.number_format import format_percent
 from lorakit.evaluation.score_table import Evaluation, VariantScores, column_interval
 
@@ -201,7 +201,7 @@ def class_leakage(evaluation: Evaluation, variant: VariantScores) -> Alarm | Non
     firm = grade(evaluation, known, leakage, SURE_CLASS_LEAKAGE)
     if graded is None or firm is None or graded.level is None:
         return None
-    level = "alarm" if firm.level == "alarm" else "warning"
+    level: Level = "alarm" if firm.level == "alarm" else "warning"
     limit = SURE_CLASS_LEAKAGE if level == "alarm" else MAX_CLASS_LEAKAGE
     message = (
         "prompts of the class without the trigger word show the subject: they come "
