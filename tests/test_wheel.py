@@ -60,10 +60,15 @@ def test_the_wheel_has_the_packages_recipes_examples_and_weights_only(wheel):
         "lorakit/recipes/sd15.yaml",
         "lorakit/examples/prompts.jsonl",
         "lorakit/quickstart/weights/tiny-dit/model_index.json",
+        "lorakit/reports/templates/page.html",
+        "lorakit/reports/templates/style.css",
+        "lorakit/training/templates/training_report.html",
+        "lorakit/evaluation/report/templates/evaluation.html",
+        "data_tools/report/templates/dataset.html",
     ):
         assert name in names
     assert any(name.endswith("/LICENSE") for name in names)
-    assert not [name for name in names if "pretrain" in name or "test" in name.rsplit("/", 1)[-1]]
+    assert not [name for name in names if "pretrain" in name or name.rsplit("/", 1)[-1].startswith("test_")]
 
 
 def test_recipes_and_their_prompts_are_found_outside_a_checkout(installed, tmp_path):
