@@ -134,6 +134,17 @@ def _gains(scores: PromptScores, similarity: FloatArray) -> FloatArray:
     return rows
 
 
+def mean_base_similarity(scores: PromptScores) -> float:
+    """Return the similarity of the base model's images to the fidelity units, mean over the prompts."""
+    assert scores.references is not None
+    assert scores.similarity is not None
+    total = 0.0
+    for subject, indices in _prompts_by_subject(scores).items():
+        units = scores.references.fidelity_units(subject)
+        total += len(indices) * float(scores.similarity[0][np.ix_(indices, units)].mean())
+    return total / scores.num_prompts
+
+
 def num_reference_units(scores: PromptScores) -> int:
     """Return the number of different references of the subject that has the fewest."""
     if scores.references is None or not scores.references.units:

@@ -26,6 +26,7 @@ from lorakit.evaluation.prompt_scores import (
     PromptScores,
     collect_prompt_scores,
     linear_estimates,
+    mean_base_similarity,
     num_reference_units,
 )
 from lorakit.evaluation.score_table import Evaluation, VariantScores
@@ -87,11 +88,8 @@ class NormalizedScores:
 
     def _measure_anchors(self) -> ScoreAnchors:
         base_fidelity = reference_fidelity = None
-        references, similarity = self.scores.references, self.scores.similarity
-        if "fidelity" in self._parts and references is not None and similarity is not None:
-            units = [references.fidelity_units(subject) for subject in self.scores.subjects]
-            own = [row[columns].mean() for row, columns in zip(similarity[0], units, strict=True)]
-            base_fidelity = float(np.mean(own))
+        if "fidelity" in self._parts:
+            base_fidelity = mean_base_similarity(self.scores)
             reference_fidelity = base_fidelity + self._upper_anchor("fidelity")
         return ScoreAnchors(
             base_fidelity,
@@ -163,14 +161,6 @@ class NormalizedScores:
         columns = self._parts[name]
         interval = self._figures.select([columns[variant], columns[-1]]).ratio(0, 1, level)
         return interval.ci_low if interval and math.isfinite(interval.ci_low) else None
-
-    def fidelity_gain(self, variant: int, level: float = 0.95) -> Interval | None:
-        """Return the similarity to the references minus the base model's, in cosine: fidelity without its
-        scale, known even where the scale is not.
-        """
-        if "fidelity" not in self._parts:
-            return None
-        return self._figures.interval(self._parts["fidelity"][variant], level)
 
     def _known_ratio(self, name: RatioName, pair: Estimates, level: float) -> Interval:
         """Return the ratio of two figures; unknown with the reason if it says nothing."""

@@ -33,11 +33,11 @@ def raise_alarms(monkeypatch):
 
 
 def test_the_selection_lies_before_the_overfit_end_and_costs_little():
-    """Eight noisy evaluations of one run: the selected checkpoint is almost the best of those without an
+    """Five noisy evaluations of one run: the selected checkpoint is almost the best of those without an
     alarm, while the highest fidelity is always at the overfit end."""
     truths = overfitting_run()
     regrets, steps, by_fidelity = [], [], []
-    for seed in range(8):
+    for seed in range(5):
         evaluation = simulate(truths, seed=seed)
         selection = select_checkpoint(evaluation)
         selected = next(t for t in truths if t.step == selection.variant.step)
