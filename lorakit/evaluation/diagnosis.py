@@ -6,6 +6,7 @@ sound checkpoint is recommended and nothing essential is unknown, and bad news o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,10 +80,16 @@ def _recommended(case: Case, selected: VariantQuality, unknowns: Sequence[Unknow
     details = [f"{figures[:1].upper()}{figures[1:]}."] if figures else []
     reasons = [unknown.reason for unknown in unknowns]
     remedies = [unknown.remedy for unknown in unknowns]
-    gain = case.fidelity_gain(selected)
-    if not unknowns and not (gain and gain.ci_low > 0):
-        reasons.append("a gain in fidelity is not beyond chance")
-        remedies.append("train longer, or evaluate with more prompts and held-out images")
+    lowest = case.lowest_fidelity(selected)
+    if not unknowns and not (lowest is not None and lowest > 0):
+        fidelity = case.selection.fidelity
+        is_known = fidelity is not None and fidelity.is_known
+        reasons.append(
+            "fidelity is not above the base model's beyond chance"
+            if is_known
+            else f"fidelity {format_percent_interval(fidelity)}"
+        )
+        remedies.append("hold more images out (validate.fraction), and evaluate with more prompts")
     if reasons:
         headline = f"Use {name}, as far as can be told: {join_names(reasons)}."
         details.append(f"What to do: {join_names(remedies)}.")
@@ -123,13 +130,13 @@ def _figures(case: Case, selected: VariantQuality, *, explained: bool = False) -
     fidelity, adherence = case.selection.fidelity, case.selection.prompt_adherence
     lowest = case.lowest_fidelity(selected)
     parts = []
-    if fidelity:
+    if fidelity and not (fidelity.is_known and math.isnan(fidelity.mean)):
         text = format_percent_interval(fidelity)
         if not fidelity.is_known and lowest is not None and lowest > 0:
             text = f"at least {format_percent(lowest)}"
         ends = " (0 % is the base model, 100 % other images of the subject)" if explained else ""
         parts.append(f"fidelity {text}{ends}")
-    if adherence:
+    if adherence and not (adherence.is_known and math.isnan(adherence.mean)):
         ends = " (100 % is the base model)" if explained else ""
         parts.append(f"prompt adherence {format_percent_interval(adherence)}{ends}")
     return ", ".join(parts)

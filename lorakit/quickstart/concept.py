@@ -20,8 +20,8 @@ from lorakit.quickstart import shape_world
 
 CONCEPT_IMAGES = 24  # of the concept
 REGULARIZATION_IMAGES = 48  # of known shapes and styles: without them all images drift towards the concept
-PROMPTS_PER_KIND = 8
-SEEDS = (0, 1, 2, 3)
+SUBJECT_PROMPTS, UNRELATED_PROMPTS = 16, 8
+SEEDS = (0, 1)  # more prompts say more than more seeds
 CONCEPTS = (*shape_world.HELD_OUT_STYLES, *shape_world.HELD_OUT_SHAPES)
 _SIZES = (64, 80, 96, 128)
 _EXIF_ROTATED = {3: 6, 8: 8, 13: 3}  # index of an image: EXIF orientation that it is stored with
@@ -130,8 +130,8 @@ def _with_transparent_background(image: Image.Image) -> Image.Image:
 
 def make_prompts(concept: DemoConcept) -> list[Prompt]:
     """Return prompts with the concept's word ("subject") and without it ("unrelated")."""
-    concept_scenes = concept.scenes(PROMPTS_PER_KIND, seed=3)
-    other_scenes = regularization_scenes(PROMPTS_PER_KIND, seed=3)
+    concept_scenes = concept.scenes(SUBJECT_PROMPTS, seed=3)
+    other_scenes = regularization_scenes(UNRELATED_PROMPTS, seed=3)
     return [
         *(_prompt(f"c{index}", scene, "subject") for index, scene in enumerate(concept_scenes)),
         *(_prompt(f"o{index}", scene, "unrelated") for index, scene in enumerate(other_scenes)),

@@ -51,7 +51,7 @@ def verdict(truths: Sequence[Truth], facts: RunFacts | None = FACTS, **options) 
     return verdict_of(simulate(truths, **options), facts)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "facts",
     [
@@ -76,7 +76,7 @@ def test_a_sound_run_is_good_news_whatever_its_dataset(facts, seed):
     assert "0 % is the base model" in result.details
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     ("share", "adherence"), [(0.0, 0.3), (-0.15, 0.5), (0.2, 0.7)], ids=["none", "negative", "weak"]
 )
@@ -156,7 +156,7 @@ def test_without_an_effect_what_falls_furthest_short_is_named(changes, words):
     assert result.good is None
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("lr", [1e-4, 1e-3])
 def test_a_run_that_stopped_while_it_learned_is_to_be_trained_longer(lr, seed):
     result = verdict(RISING, replace(FACTS, lr=lr), seed=seed)
@@ -171,7 +171,10 @@ def test_a_strength_above_one_is_the_cause_if_its_images_are_spoiled(strength):
     evaluation = simulate([Truth(400, 0.8, 0.4, drift=0.6)])
     evaluation.adapter_variants[0].strength = strength
     result = verdict_of(evaluation)
-    assert result.headline.startswith(f"Lower the strength: at {strength:g} the adapter ")
+    assert result.headline.startswith(
+        "Lower the strength: the adapter was trained at 1 and evaluated only at"
+    )
+    assert f" {strength:g}, where it " in result.headline
     assert result.good is False
 
 
@@ -195,7 +198,7 @@ def test_a_tiny_rank_is_named_if_fidelity_stops_far_below_true_images(rank):
     assert verdict(high, replace(FACTS, rank=rank, alpha=rank)).causes == ()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_earlier_checkpoint_is_recommended_with_the_fault_of_the_later_ones(seed):
     result = verdict(overfitting_run(), seed=seed)
     assert result.headline.startswith("Use step ")

@@ -67,7 +67,7 @@ def test_prompts_are_new_and_their_score_text_is_what_they_ask_for(word, tmp_pat
     assert loaded == make_prompts(concept)
     subject = [p for p in loaded if p.kind == "subject"]
     unrelated = [p for p in loaded if p.kind == "unrelated"]
-    assert len(subject) == len(unrelated) == 8
+    assert (len(subject), len(unrelated)) == (16, 8)
     for prompt in subject:
         assert word in prompt.prompt.split()
         assert prompt.score_text.replace("solid ", "") == prompt.prompt
@@ -75,7 +75,7 @@ def test_prompts_are_new_and_their_score_text_is_what_they_ask_for(word, tmp_pat
     captions |= {
         shape_world.scene_caption(scene) for scene in regularization_scenes(REGULARIZATION_IMAGES, seed=1)
     }
-    assert len(captions & {p.prompt for p in loaded}) <= 1  # new except by chance
+    assert len(captions & {p.prompt for p in loaded}) <= 2  # new except by chance
     for prompt in unrelated:
         assert word not in prompt.prompt.split()
 

@@ -104,16 +104,20 @@ class Case:
         return NormalizedScores(self.evaluation, [], prompts).anchors.base_adherence_margin
 
     def fidelity_gain(self, candidate: VariantQuality) -> Interval | None:
-        """Return the similarity to the references minus the base model's, in cosine."""
-        return self._scores(candidate).fidelity_gain(0)
+        """Return the similarity to these references minus the base model's, in cosine, over prompts.
+
+        It says whether anything was learned, even where the references are too few for fidelity's scale.
+        """
+        evaluation, base = self.evaluation, self.evaluation.base
+        prompts = evaluation.prompts_of_role("subject")
+        if base is None:
+            return None
+        return evaluation.paired_difference(base, candidate.variant, evaluation.fidelity_metric, prompts)
 
     def lowest_fidelity(self, candidate: VariantQuality) -> float | None:
         """Return the lower end of fidelity's interval, also where that is too wide for a figure."""
-        return self._scores(candidate).lowest("fidelity", 0)
-
-    def _scores(self, candidate: VariantQuality) -> NormalizedScores:
         prompts = self.evaluation.prompts_of_role("subject")
-        return NormalizedScores(self.evaluation, [candidate.variant], prompts)
+        return NormalizedScores(self.evaluation, [candidate.variant], prompts).lowest("fidelity", 0)
 
     def with_alarm(self, *names: AlarmName) -> list[VariantQuality]:
         """Return the variants that are beyond the limit of one of the alarms."""

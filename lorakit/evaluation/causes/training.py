@@ -19,6 +19,7 @@ USUAL_LR, USUAL_EPOCHS = 1e-4, 100.0
 MIN_SHORTAGE = 3.0  # times below the usual from which a learning rate is too small
 USUAL_RANK = 16
 MAX_TINY_RANK = 2
+MIN_HIGH_STRENGTH = 1.3
 LOW_FIDELITY = 0.75  # fidelity that a rank of 16 usually exceeds
 LOW_RANK_METHODS = ("lora", "rslora", "dora")
 
@@ -31,12 +32,12 @@ def nothing_learned(case: Case) -> Cause | None:
     if no_effect := find_alarm(last, "no_effect"):
         return _more_training(case.facts, "hardly changes the images", as_sentence(no_effect.message))
     gains = [gain for candidate in case.candidates if (gain := case.fidelity_gain(candidate))]
-    if not gains or any(gain.ci_low > 0 for gain in gains):
+    if not gains or any(not gain.ci_low <= 0 for gain in gains):
         return None
+    low, mean, high = (100 * value for value in (gains[-1].ci_low, gains[-1].mean, gains[-1].ci_high))
     evidence = (
-        f"Fidelity at the last checkpoint: {format_percent_interval(last.fidelity)}; similarity to the "
-        f"reference images rises by {100 * gains[-1].mean:.1f} [{100 * gains[-1].ci_low:.1f}, "
-        f"{100 * gains[-1].ci_high:.1f}] (100 x cosine)."
+        f"The similarity to the reference images rises by {mean:.1f} [{low:.1f}, {high:.1f}] (100 x cosine) "
+        "up to the last checkpoint."
     )
     return _more_training(case.facts, "has learned nothing beyond chance", evidence)
 
@@ -74,36 +75,44 @@ def still_rising(case: Case) -> Cause | None:
     """Quality still rises at the last checkpoint."""
     if not case.selection.still_rising or case.last is None or find_alarm(case.last):
         return None
-    length = f", after {_length(case.facts)}" if case.facts.num_steps else ""
-    return Cause(
-        "stopped_too_early",
-        "Train longer: quality still rises at the last checkpoint.",
-        "train longer",
-        f"Fidelity there is {format_percent_interval(case.last.fidelity)}{length}.",
-    )
+    facts, reason = case.facts, "quality still rises at the last checkpoint"
+    length = f", after {_length(facts)}" if facts.num_steps else ""
+    evidence = f"Fidelity there: {format_percent_interval(case.last.fidelity)}{length}."
+    if _has_tiny_rank(facts):
+        step = f"train longer, or again with rank {USUAL_RANK}"
+        sentence = (
+            f"Train longer, or again with rank {USUAL_RANK}: {reason}, and rank {facts.rank} learns slowly."
+        )
+        return Cause("rank_too_low", sentence, step, evidence)
+    return Cause("stopped_too_early", f"Train longer: {reason}.", "train longer", evidence)
+
+
+def _has_tiny_rank(facts: RunFacts) -> bool:
+    return facts.method in LOW_RANK_METHODS and facts.rank is not None and facts.rank <= MAX_TINY_RANK
 
 
 def strength_too_high(case: Case) -> Cause | None:
-    """The images are spoiled at a strength above 1, or at 1 and not below it."""
-    if case.selected or not (alarm := find_alarm(case.nearest)):
+    """An adapter is trained at strength 1, and was evaluated only far above."""
+    lowest = min((strength_of(candidate) for candidate in case.candidates), default=1.0)
+    if lowest < MIN_HIGH_STRENGTH:
         return None
-    lowest = min(strength_of(candidate) for candidate in case.candidates)
-    if lowest <= 1:
-        return None
+    alarm = find_alarm(case.nearest)
+    damage = f", where it {DAMAGES[alarm.name].verb}" if alarm and alarm.name in DAMAGES else ""
+    adherence = case.nearest.prompt_adherence if case.nearest else None
     return Cause(
         "strength_too_high",
-        f"Lower the strength: at {lowest:g} the adapter {DAMAGES[alarm.name].verb}; "
-        "evaluate it at 0.7 and 1.",
-        "lower the strength",
-        as_sentence(alarm.message),
-        is_damage=True,
+        f"Lower the strength: the adapter was trained at 1 and evaluated only at {lowest:g}{damage}; "
+        "evaluate it with --strengths 0.7,1.",
+        "evaluate it with --strengths 0.7,1",
+        as_sentence(alarm.message) if alarm else f"Prompt adherence is {format_percent_interval(adherence)}.",
+        is_damage=alarm is not None,
     )
 
 
 def rank_too_low(case: Case) -> Cause | None:
     """Fidelity has stopped rising far below true images, nothing else is wrong, and the rank is tiny."""
     facts, selected = case.facts, case.selected
-    if facts.method not in LOW_RANK_METHODS or facts.rank is None or facts.rank > MAX_TINY_RANK:
+    if not _has_tiny_rank(facts):
         return None
     if selected is None or selected.fidelity is None or find_alarm(selected):
         return None
