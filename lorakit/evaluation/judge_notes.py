@@ -17,8 +17,8 @@ def judge_notes(
     questions = sum(bool(prompt.questions) for prompt in prompts)
     if questions and not any(scorer.name == "questions" for scorer in judges.prompt_scorers):
         notes.append(
-            f"The questions of {_of(questions, len(prompts))} are not answered: name a model with"
-            " --metric questions=MODEL."
+            f"The questions of {_of(questions, len(prompts))} are not answered: --metric questions=MODEL asks"
+            " a vision-language model."
         )
     if references and references.cut_outs and not judges.mask_model:
         notes.append(

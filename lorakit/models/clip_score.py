@@ -121,9 +121,10 @@ class ClipScorer:
 
         The product with such a mean is the mean of the cosines. Distinct texts are encoded once.
         """
-        for text in dict.fromkeys(texts):
-            if text not in self.parts:
-                self.parts[text] = split_text(text, self.fits)
+        new = [text for text in dict.fromkeys(texts) if text not in self.parts]
+        too_long = self._truncated(new, self.tokenizer(new)) if new else []
+        for text, is_cut in zip(new, too_long, strict=True):
+            self.parts[text] = split_text(text, self.fits) if is_cut else [text]
         unique = list(dict.fromkeys(part for text in texts for part in self.parts[text]))
         batches = []
         for start in range(0, len(unique), BATCH):
