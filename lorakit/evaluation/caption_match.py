@@ -44,7 +44,7 @@ def measure_caption_match(
         return None
     table = np.stack([margins, reaches], 1)
     share = bootstrap(table, lambda means: means[..., 0] / means[..., 1], n=_RESAMPLES)
-    worst = np.argsort(margins - reaches, kind="stable")[:_NUM_WORST].tolist()
+    worst: list[int] = np.argsort(margins - reaches, kind="stable")[:_NUM_WORST].tolist()
     return CaptionMatch(
         share,
         len(distinct),

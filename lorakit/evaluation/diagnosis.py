@@ -135,7 +135,8 @@ def _figures(case: Case, selected: VariantQuality, *, explained: bool = False) -
         if not fidelity.is_known and lowest is not None and lowest > 0:
             text = f"at least {format_percent(lowest)}"
         ends = " (0 % is the base model, 100 % other images of the subject)" if explained else ""
-        parts.append(f"fidelity {text}{ends}")
+        if fidelity.is_known or text.startswith("at least"):  # else it is named as unknown
+            parts.append(f"fidelity {text}{ends}")
     if adherence and not (adherence.is_known and math.isnan(adherence.mean)):
         ends = " (100 % is the base model)" if explained else ""
         parts.append(f"prompt adherence {format_percent_interval(adherence)}{ends}")

@@ -34,6 +34,8 @@ CauseName = Literal[
 ]
 
 
+NEAR_TRUE_IMAGES = 0.9  # fidelity from which more training is not worth it
+MIN_RISE = 0.05  # of fidelity, over the last fifth of the training or more
 DATA_CAUSES: tuple[CauseName, ...] = (
     "captions_mismatched",
     "one_image",
@@ -102,6 +104,37 @@ class Case:
         """CLIP-T of the base model's images with their own prompts, minus that with other prompts."""
         prompts = self.evaluation.prompts_of_role("subject")
         return NormalizedScores(self.evaluation, [], prompts).anchors.base_adherence_margin
+
+    @cached_property
+    def is_rising(self) -> bool:
+        """True if the last checkpoint is the best and still rises, and is not yet like true images.
+
+        Fidelity is compared over prompts with the checkpoint before: the uncertainty of its scale is the same
+        for both and does not count.
+        """
+        last, selection = self.last, self.selection
+        if last is None or find_alarm(last) or selection.best is not last.variant:
+            return False
+        prompts = self.evaluation.prompts_of_role("subject")
+        scores = NormalizedScores(self.evaluation, [last.variant], prompts)
+        anchors = scores.anchors
+        if anchors.base_fidelity is None or anchors.reference_fidelity is None:
+            return False
+        span = anchors.reference_fidelity - anchors.base_fidelity
+        if span <= 0 or scores.fidelity[0] >= NEAR_TRUE_IMAGES:
+            return False
+        earlier = self._before(last)
+        rise = earlier and self.evaluation.paired_difference(
+            earlier.variant, last.variant, self.evaluation.fidelity_metric, prompts
+        )
+        return selection.still_rising or bool(rise and rise.ci_low > 0 and rise.mean >= MIN_RISE * span)
+
+    def _before(self, last: VariantQuality) -> VariantQuality | None:
+        """Return the latest checkpoint of the same strength with at most 80 % of the steps."""
+        step, strength = last.variant.step or 0, last.variant.strength
+        own = [c for c in self.candidates if c.variant.strength == strength]
+        own = [c for c in own if (c.variant.step or 0) <= 0.8 * step]
+        return max(own, key=lambda c: c.variant.step or 0, default=None)
 
     def fidelity_gain(self, candidate: VariantQuality) -> Interval | None:
         """Return the similarity to these references minus the base model's, in cosine, over prompts.

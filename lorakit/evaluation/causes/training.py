@@ -72,10 +72,10 @@ def _length(facts: RunFacts) -> str:
 
 
 def still_rising(case: Case) -> Cause | None:
-    """Quality still rises at the last checkpoint."""
-    if not case.selection.still_rising or case.last is None or find_alarm(case.last):
+    """Fidelity still rises at the last checkpoint."""
+    if not case.is_rising or case.last is None:
         return None
-    facts, reason = case.facts, "quality still rises at the last checkpoint"
+    facts, reason = case.facts, "fidelity still rises at the last checkpoint"
     length = f", after {_length(facts)}" if facts.num_steps else ""
     evidence = f"Fidelity there: {format_percent_interval(case.last.fidelity)}{length}."
     if _has_tiny_rank(facts):
@@ -116,7 +116,7 @@ def rank_too_low(case: Case) -> Cause | None:
         return None
     if selected is None or selected.fidelity is None or find_alarm(selected):
         return None
-    if case.selection.still_rising or not selected.fidelity.ci_high < LOW_FIDELITY:
+    if case.is_rising or not selected.fidelity.ci_high < LOW_FIDELITY:
         return None
     return Cause(
         "rank_too_low",
