@@ -60,6 +60,8 @@ def test_the_wheel_has_the_packages_recipes_examples_and_weights_only(wheel):
         "lorakit/recipes/sd15.yaml",
         "lorakit/examples/prompts.jsonl",
         "lorakit/quickstart/weights/tiny-dit/model_index.json",
+        "lorakit/evaluation/vote/templates/vote.html",
+        "lorakit/evaluation/vote/templates/keys.js",
         "lorakit/reports/templates/page.html",
         "lorakit/reports/templates/style.css",
         "lorakit/training/templates/training_report.html",

@@ -64,7 +64,8 @@ SELECTION = {
     "unknown_reason (then the numbers are null)",
     "variants": "the same figures of every variant, with the names of its alarms and warnings",
     "alarms": "alarms by variant",
-    "preferred_by_people": "true if a blind vote prefers it to a variant that the scores cannot distinguish",
+    "preferred_by_people": "true if a blind vote prefers it to a variant that the scores cannot distinguish,"
+    " false if the vote ended without a clear preference, null without such a vote",
     "votes": "as of `eval vote`; null without votes, and absent in the other commands",
 }
 VOTES = {

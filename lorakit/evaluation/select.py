@@ -86,8 +86,9 @@ class Selection:
     """True if quality still rises at the last checkpoint, beyond chance."""
     worsened: list[str] = field(default_factory=list)
     """Scores that are worse at a better but later variant, for which an earlier one is recommended."""
-    preferred_by_people: bool = False
-    """True if a blind vote prefers it to a variant that the scores cannot distinguish from it."""
+    preferred_by_people: bool | None = None
+    """True if a blind vote prefers it to a variant that the scores cannot distinguish from it, False if the
+    vote ended without a clear preference, None without such a vote."""
 
     @property
     def without_alarms(self) -> list[VariantScores]:

@@ -24,7 +24,11 @@ ROLE_LABELS: dict[Role, str] = {
     "class": "prompts of its class",
     "unrelated": "unrelated prompts",
 }
-VOTE_HINT = "`lorakit eval vote RUN` lets people decide"
+_VOTE_TEXTS = {
+    None: "`lorakit eval vote RUN` lets people decide",
+    True: "people prefer it in a blind vote",
+    False: "people have no clear preference in a blind vote",
+}
 
 
 def selection_headline(evaluation: Evaluation, selection: Selection | None) -> Verdict:
@@ -73,7 +77,7 @@ def _certainty_text(selection: Selection) -> list[str]:
     if selection.tied_with:
         level = f"{100 * TIE_LEVEL:.0f} %"
         ties = join_names(selection.tied_with)
-        people = "people prefer it in a blind vote" if selection.preferred_by_people else VOTE_HINT
+        people = _VOTE_TEXTS[selection.preferred_by_people]
         notes.append(
             f"By the scores it cannot be distinguished from {ties} (at {level} for all checkpoints "
             f"together); {people}."

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from lorakit.core import platform
 from lorakit.evaluation.report.number_format import NO_VALUE, format_percent, format_percent_interval
 from lorakit.evaluation.vote.sequential import LEVEL
 from lorakit.evaluation.vote.session import VoterState, VoteSession
 from lorakit.evaluation.vote.summary import PairResult, VoteSummary
-from lorakit.evaluation.vote.texts import pair_sentence, voter_notes
+from lorakit.evaluation.vote.texts import summary_sentences, voter_notes
 from lorakit.reports import Table
 from lorakit.reports.rendering import environment
 
@@ -60,20 +61,16 @@ def _image_addresses(voter: str, position: int) -> list[str]:
 
 def result_page(session: VoteSession, voter: str, state: VoterState, summary: VoteSummary) -> str:
     """Return the page with the result so far."""
-    sentences = [*map(pair_sentence, summary.pairs)]
-    headline = sentences[0] if sentences else "Nobody has voted on these images yet."
-    level = "note"
-    if any(pair.preferred for pair in summary.pairs):
-        headline = next(pair_sentence(pair) for pair in summary.pairs if pair.preferred)
-        level = "good"
-    others = [sentence for sentence in sentences if sentence != headline]
+    headline, sentences = "Nobody has voted on these images yet.", voter_notes(summary)
+    if summary.pairs:
+        headline, *sentences = summary_sentences(summary)
     return _render(
         "vote_result.html",
         title="Result of the votes",
         headline=headline,
-        level=level,
+        level="good" if summary.unbeaten else "note",
         next_step=_next_step(session, state, summary),
-        sentences=[*others, *voter_notes(summary)],
+        sentences=sentences,
         table=result_table(summary) if summary.pairs else None,
         level_text=format_percent(LEVEL),
         voter=voter,
@@ -89,7 +86,8 @@ def _next_step(session: VoteSession, state: VoterState, summary: VoteSummary) ->
     if not summary.has_ended:
         return "" if not summary.pairs else "vote on more pairs; the test may be looked at after every vote."
     folder = session.root.parent if session.root.name == "eval" else session.root
-    return f"`lorakit eval report {folder}` adds this result to the report and selects again."
+    command = f"lorakit eval report {platform.quote_argument(str(folder))}"
+    return f"`{command}` adds this result to the report and selects again."
 
 
 def result_table(summary: VoteSummary) -> Table:

@@ -29,7 +29,8 @@ def settle_tie(selection: Selection, votes: VoteSummary | None) -> Selection:
     names = [selection.variant.name, *selection.tied_with]
     winner = votes.settle(names)
     if winner is None:
-        return selection
+        is_undecided = any(pair.first in names and pair.second in names for pair in votes.ended_pairs)
+        return replace(selection, preferred_by_people=False) if is_undecided else selection
     losers = votes.less_preferred(winner)
     reason = f"people prefer it to {' and '.join(losers)} in a blind vote"
     if winner == selection.variant.name:

@@ -79,9 +79,21 @@ class VoteSummary:
         return sum(pair.num_votes for pair in self.pairs)
 
     @property
+    def ended_pairs(self) -> list[PairResult]:
+        """The pairs whose test has ended."""
+        return [pair for pair in self.pairs if pair.ended_after is not None]
+
+    @property
     def has_ended(self) -> bool:
         """True if the test of every pair has ended."""
-        return bool(self.pairs) and all(pair.ended_after is not None for pair in self.pairs)
+        return bool(self.pairs) and len(self.ended_pairs) == len(self.pairs)
+
+    @property
+    def unbeaten(self) -> list[str]:
+        """The variants that are preferred to another one while none is preferred to them."""
+        winners = [pair.preferred for pair in self.pairs if pair.preferred]
+        losers = {name for winner in winners for name in self.less_preferred(winner)}
+        return [name for name in dict.fromkeys(winners) if name not in losers]
 
     def settle(self, names: Sequence[str]) -> str | None:
         """Return the one of `names` that is preferred to another one while none is preferred to it.

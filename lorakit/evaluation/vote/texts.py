@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lorakit.evaluation.report.number_format import format_count, format_percent, format_percent_interval
+from lorakit.evaluation.report.number_format import (
+    format_count,
+    format_percent,
+    format_percent_interval,
+    join_names,
+)
 from lorakit.evaluation.vote.sequential import min_prompts
 from lorakit.evaluation.vote.summary import PairResult, VoteSummary
 
@@ -12,8 +17,24 @@ _MIN_REPEATS = 3
 
 
 def summary_sentences(summary: VoteSummary) -> list[str]:
-    """Return the result of every pair, and notes about the voters."""
-    return [*map(pair_sentence, summary.pairs), *voter_notes(summary)]
+    """Return the result in one sentence, that of each of several pairs, and notes about the voters."""
+    if not summary.pairs:
+        return voter_notes(summary)
+    headline, pairs = headline_sentence(summary), [pair_sentence(pair) for pair in summary.pairs]
+    return [*dict.fromkeys([headline, *pairs]), *voter_notes(summary)]
+
+
+def headline_sentence(summary: VoteSummary) -> str:
+    """Return the result of all pairs together."""
+    if len(summary.pairs) == 1:
+        return pair_sentence(summary.pairs[0])
+    names = list(dict.fromkeys(name for pair in summary.pairs for name in (pair.first, pair.second)))
+    if best := summary.unbeaten:
+        beaten = [name for name in names if any(name in summary.less_preferred(one) for one in best)]
+        return f"People prefer {join_names(best)} to {join_names(beaten)}."
+    if summary.has_ended:
+        return f"People have no clear preference among {join_names(names)}."
+    return f"Not decided yet among {join_names(names)}."
 
 
 def pair_sentence(pair: PairResult) -> str:
@@ -24,17 +45,16 @@ def pair_sentence(pair: PairResult) -> str:
         if number
     ]
     beside = f" ({', '.join(others)})" if others else ""
-    if pair.preferred:
-        loser = pair.second if pair.preferred == pair.first else pair.first
-        return (
-            f"{pair.preferred} is preferred to {loser}: {_share_text(pair)}{beside}; "
-            f"the test ended after {format_count(pair.ended_after or 0, 'vote')}."
-        )
+    ended = f"the test ended after {format_count(pair.ended_after or 0, 'vote')}"
+    if pair.preferred == pair.first:
+        return f"{pair.first} is preferred to {pair.second} in {_count_text(pair)}{beside}; {ended}."
+    if pair.preferred:  # later votes were for the other one
+        return f"{pair.preferred} is preferred to {pair.first}; {ended}. In all, {_share_text(pair)}{beside}."
     counts = f"{_share_text(pair)}{beside}"
     if pair.ended_after is not None:
         return (
-            f"No clear preference between {pair.first} and {pair.second}: {counts}; the test ended after "
-            f"{format_count(pair.ended_after, 'vote')}: a preference of 70 : 30 has become unlikely."
+            f"No clear preference between {pair.first} and {pair.second}: {counts}; {ended}, because a "
+            "preference of 70 : 30 has become unlikely."
         )
     return f"Not decided yet between {pair.first} and {pair.second}: {counts}."
 
@@ -43,8 +63,12 @@ def _share_text(pair: PairResult) -> str:
     """Say for what share of the decided pairs the leading variant was preferred."""
     if not pair.num_decided:
         return f"no decided pair of {pair.num_votes}"
+    return f"{pair.first} preferred in {_count_text(pair)}"
+
+
+def _count_text(pair: PairResult) -> str:
     count, share = format_count(pair.num_decided, "decided pair"), format_percent_interval(pair.share)
-    return f"{pair.first} preferred in {pair.votes_first} of {count}, {share} over prompts"
+    return f"{pair.votes_first} of {count}, {share} over prompts"
 
 
 def voter_notes(summary: VoteSummary) -> list[str]:

@@ -19,7 +19,7 @@ from lorakit.evaluation.score_table import BASE, SCORES_FILE, Evaluation
 from lorakit.evaluation.vote import run_vote
 from lorakit.evaluation.vote.session import VoteSession
 from lorakit.evaluation.vote.summary import VoteSummary
-from lorakit.evaluation.vote.vote_file import Choice, Vote, VoteFile
+from lorakit.evaluation.vote.vote_file import VOTES_FILE, Choice, Vote, VoteFile
 from tests.evaluation.simulated import Truth, simulate
 
 CHOICES: dict[str, Choice] = {"+": "left", "-": "right", ".": "too_close", "x": "both_bad"}
@@ -179,7 +179,10 @@ def serving(session: VoteSession, **options: object) -> Iterator[Client]:
 
 
 def open_session(root: Path, *names: str) -> VoteSession:
-    """Open the vote on the named variants, by default steps 200 and 300."""
+    """Open the vote on the named variants, by default steps 200 and 300, in the same order every time."""
+    if not (root / VOTES_FILE).exists():
+        row = {"type": "session", "variants": ["step-200", "step-300"], "seed": 4, "time": ""}
+        storage.write_jsonl(root / VOTES_FILE, [row])
     return run_vote.open_session(root, names or ("200", "300"))
 
 

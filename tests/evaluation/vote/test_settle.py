@@ -32,15 +32,15 @@ def selection() -> Selection:
         ("step-200", "step-300", "step-300", "step-300", True),
         ("step-200", "step-300", "step-200", "step-200", True),
         ("step-200", "step-300", None, "step-200", False),
-        ("step-100", "step-200", "step-100", "step-200", False),  # votes do not overrule the scores
-        ("base", "step-200", "base", "step-200", False),
+        ("step-100", "step-200", "step-100", "step-200", None),  # votes do not overrule the scores
+        ("base", "step-200", "base", "step-200", None),
     ],
 )
 def test_votes_decide_between_tied_checkpoints_only(selection, first, second, preferred, selected, by_people):
     settled = settle_tie(selection, summary_of((first, second, preferred)))
     assert settled.variant.name == selected
-    assert settled.preferred_by_people == by_people
-    assert ("people prefer it" in settled.reason) == by_people
+    assert settled.preferred_by_people is by_people
+    assert ("people prefer it" in settled.reason) == bool(by_people)
     assert set(settled.tied_with) == {"step-200", "step-300"} - {selected}
 
 
@@ -80,9 +80,14 @@ def test_a_vote_settles_the_tie_in_pick_and_report(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("preferred", "sentence"),
-    [("step-300", "people prefer it in a blind vote"), (None, "`lorakit eval vote RUN` lets people decide")],
+    [
+        ("step-300", "people prefer it in a blind vote"),
+        (None, "people have no clear preference in a blind vote"),
+        ("no vote", "`lorakit eval vote RUN` lets people decide"),
+    ],
 )
 def test_the_notes_name_a_vote_or_suggest_one(selection, preferred, sentence):
     evaluation = simulate([Truth(100, 0.2, 1.0), Truth(200, 0.7, 1.0), Truth(300, 0.7, 1.0)])
-    settled = settle_tie(selection, summary_of(("step-200", "step-300", preferred)))
+    votes = None if preferred == "no vote" else summary_of(("step-200", "step-300", preferred))
+    settled = settle_tie(selection, votes)
     assert any(sentence in note for note in selection_notes(evaluation, settled))

@@ -64,7 +64,7 @@ def test_the_share_has_an_interval_that_is_wider_if_seeds_agree():
         (
             "+" * 12,
             [
-                "a is preferred to b: a preferred in 12 of 12 decided pairs, 100 % [",
+                "a is preferred to b in 12 of 12 decided pairs, 100 % [",
                 "the test ended after",
             ],
         ),
@@ -202,3 +202,28 @@ def test_votes_are_read_before_scores_json_is_written(root):
 def test_too_few_prompts_are_named_after_some_votes(scores, prompts, has_note):
     summary = VoteSummary((result(scores, prompts),), 1, 0, 0, 0.5, 0)
     assert any("at least 6 prompts" in text for text in summary_sentences(summary)) == has_note
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "headline"),
+    [
+        ([("a", "b", "b"), ("a", "c", "c"), ("b", "c", None)], "People prefer b and c to a."),
+        ([("a", "b", "b"), ("a", "c", "c"), ("b", "c", "c")], "People prefer c to b and a."),
+        ([("a", "b", None), ("a", "c", None)], "People have no clear preference among a, b and c."),
+        (
+            [("a", "b", "b"), ("b", "c", "c"), ("a", "c", "a")],
+            "People have no clear preference among b, a and c.",
+        ),
+    ],
+)
+def test_several_pairs_have_a_result_together(outcomes, headline):
+    sentences = summary_sentences(summary_of(*outcomes))
+    assert sentences[0] == headline
+    assert len(sentences) >= 1 + len(outcomes)
+
+
+def test_a_preference_that_later_votes_turn_over_is_stated_with_both():
+    sentence = pair_sentence(result("+" * 10 + "-" * 14, prompts=24))
+    assert sentence.startswith(
+        "a is preferred to b; the test ended after 9 votes. In all, b preferred in 14 of 24"
+    )
