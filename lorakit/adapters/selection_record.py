@@ -83,7 +83,7 @@ class ReadSelection:
 
     record: SelectionRecord | None
     problem: str | None
-    """Why a record that exists cannot be used; None if it can, or if the run was not evaluated."""
+    """The reason why a record cannot be used; None if it can, or if the run was not evaluated."""
     when: str = ""
     """The time of the evaluation, for people."""
 

@@ -35,7 +35,7 @@ class AdapterSource:
     run: Path | None = None
     step: int | None = None
     reason: str = ""
-    """Why this checkpoint of a run is used; empty for a file."""
+    """The reason for this checkpoint of a run; empty for a file."""
     is_selected: bool = False
     """True if an evaluation selected it."""
     is_last: bool = False

@@ -95,21 +95,19 @@ def evaluate_run(
     else:
         samples = sampler.sample(plan.prompts, plan.variants, plan.guests)
     evaluation = _new_evaluation(plan, sampler, max_drift, title)
-    record = storage.read_json(run / "run.json")
-    evaluation.facts = read_run_facts(recipe, record, judge_models.clip, quiet=options.quiet)
-    release(judge_models.clip)  # while the other judges score
-    alternatives = prompt_alternatives(plan.prompts, alternative_words) if alternative_words else None
-    score_variants(
-        evaluation,
-        samples,
-        judge_models,
-        reference_images,
-        root=root,
-        alternatives=alternatives,
-        quiet=options.quiet,
-    )
+    _read_facts(evaluation, plan, judge_models, options.quiet)
+    words = prompt_alternatives(plan.prompts, alternative_words) if alternative_words else None
+    inputs = (evaluation, samples, judge_models, reference_images)
+    score_variants(*inputs, root=root, alternatives=words, quiet=options.quiet)
     evaluation.notes += weight_changes(settings_before(root), evaluation.settings)
     return _write_results(plan, evaluation, root, prompts)
+
+
+def _read_facts(evaluation: Evaluation, plan: RunPlan, judges: JudgeModels, quiet: bool) -> None:
+    """Read the facts of the run that explain its scores, and release CLIP for the judges that come first."""
+    record = storage.read_json(plan.run / "run.json")
+    evaluation.facts = read_run_facts(plan.recipe, record, judges.clip, quiet=quiet)
+    release(judges.clip)
 
 
 def _write_results(
@@ -189,7 +187,7 @@ def _race(
     samples = sampler.sample(first, plan.variants, listed=first)
     rest = [prompt for prompt in plan.prompts if prompt not in first]
     if not rest:
-        plan.notes.append(f"There was no race: the prompts are no more than the first {len(first)}.")
+        plan.notes.append(f"There was no race: there are no prompts after the first {len(first)}.")
         return samples + sampler.sample_guests(plan.prompts, plan.guests)
     interim = _new_evaluation(plan, sampler, max_drift, None, first)
     score_variants(interim, samples, judges, references, root=root, quiet=sampler.options.quiet)

@@ -81,5 +81,5 @@ def stopped_note(stopped: Sequence[str], num_first: int, num_prompts: int) -> st
     names = ", ".join(stopped)
     return (
         f"The race stopped {names} after {num_first} of {num_prompts} prompts: on these they are worse than "
-        "another variant, beyond chance. They are not selected."
+        "another variant beyond chance, or have an alarm and look no better. They are not selected."
     )

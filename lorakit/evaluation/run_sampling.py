@@ -50,7 +50,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class PipelineFacts:
-    """What the report says about the loaded pipeline: settings of the images, size of the adapter, notes."""
+    """Facts for the report about the loaded pipeline: settings of the images, size of the adapter, notes."""
 
     settings: dict[str, Any]
     size: adapters.AdapterSize

@@ -1,4 +1,4 @@
-"""Whether two folders of images start from the same noise, prompt by prompt and seed by seed.
+"""A test of whether two folders of images start from the same noise, prompt by prompt and seed by seed.
 
 Equal names and seeds do not say so: another generator makes other noise of the same seed. Images from the
 same noise are more alike than images of the same prompt from different seeds. A permutation test of the seeds
@@ -49,13 +49,13 @@ def unpaired_note(name: str, is_shared: bool | None) -> str | None:
     """Return a sentence about images that do not, or may not, share the noise of the base model's images."""
     if is_shared is None:
         return (
-            f"It cannot be told whether {name} and the base images start from the same noise: that needs "
+            f"It is unknown if {name} and the base images start from the same noise: a test of it needs "
             "several prompts with several seeds. If they do not, drift includes the difference between seeds."
         )
     if is_shared:
         return None
     return (
         f"{name} and the base images do not start from the same noise, though their seeds have equal "
-        "numbers: two images of a prompt and seed are no more alike than those of different seeds. Drift is "
+        "numbers: images of the same seed are as different as those of two seeds. Drift is "
         "not measured; differences compare means of equal prompts, with the noise of both in their intervals."
     )

@@ -54,4 +54,4 @@ def test_the_order_of_the_images_does_not_matter():
 def test_only_noise_that_is_not_shared_or_not_known_is_noted():
     assert unpaired_note("images", True) is None
     assert "Drift is not measured" in unpaired_note("images", False)
-    assert "cannot be told" in unpaired_note("images", None)
+    assert "It is unknown" in unpaired_note("images", None)

@@ -14,7 +14,7 @@ RECORDED, APPLIED = "strength", "applied_strength"  # keys of lorakit's metadata
 def is_exactly_scalable(adapter: LoadedAdapter) -> bool:
     """Return True if a factor on the weights is the same as a strength: LoRA, LoHa, LoKr and full weights.
 
-    DoRA and OFT are no sums, and the vectors of a new token are blended with vectors that are not in the
+    DoRA and OFT do not add to a weight, and the vectors of a new token are blended with vectors that are not in the
     file.
     """
     linear = (LoraDelta, LohaDelta, LokrDelta, FullDelta)
