@@ -11,11 +11,15 @@ from data_tools import duplicates
 from data_tools.captions import collect, lint
 from data_tools.captions.columns import CAPTION_COLUMNS, COLUMNS_UNREAD
 from data_tools.captions.generate import CAPTION_FAILED
-from data_tools.findings import Finding, Level, sort_findings
+from data_tools.color_comparison import ColorComparison
+from data_tools.findings import Finding, Level, pluralize, sort_findings
 from data_tools.listing import Listing
 from data_tools.scan import SCAN_REASONS, note_code
+from lorakit.imaging.buckets import MAX_UNNOTICED_UPSCALE
+from lorakit.imaging.crops import upscale_factor
 from lorakit.manifest import Record
 
+MIN_DIFFERENT_IMAGES = 5
 # Level and message of the finding for all images that carry a note.
 _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "transparency": ("note", "transparent parts show the background color"),
@@ -70,7 +74,6 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "user_metadata": ("note", "captioned in your own metadata file, which is not changed"),
     "exif_rotated": ("note", "rotated by its EXIF orientation"),
     "wrong_extension": ("note", "the file extension does not match the content; used anyway"),
-    "upscaled": ("note", "smaller than its bucket, so it is upscaled"),
 }
 
 
@@ -86,13 +89,16 @@ def check_dataset(
 
     `held_out` are images of another folder that must not be trained on; their names start with that folder.
     """
+    confirm = ColorComparison(listing.root)
     findings = [
         *_rejected_images(records),
         *_missing_captions(records),
         *_manifest_notes(records),
         *_unread_columns(records),
+        *_upscaled(records),
         *_failed_captions(records),
-        *_duplicates(records, held_out),
+        *_duplicates(records, held_out, confirm),
+        *_too_little_to_learn_from(records, confirm),
         *_name_collisions(listing, records),
         *_unused_files(listing),
         *lint.lint_captions(records, trigger, tokens_counted=tokens_counted),
@@ -152,15 +158,48 @@ def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
                 groups[code].append(record.file)
     groups.pop(COLUMNS_UNREAD, None)
     groups.pop(CAPTION_FAILED, None)
+    groups.pop("upscaled", None)
     for code, files in groups.items():
         level, message = _NOTE_MESSAGES.get(code, ("note", "noted in the manifest"))
         yield Finding(level, code, message, tuple(files))
 
 
-def _duplicates(records: Sequence[Record], held_out: Sequence[Record]) -> Iterator[Finding]:
+def _too_little_to_learn_from(records: Sequence[Record], confirm: ColorComparison) -> Iterator[Finding]:
+    """Find sets of a few different images, far too small images, and captions that are all the same."""
+    kept = [record for record in records if record.keep]
+    clusters = [*duplicates.find_near_duplicates(kept, confirm), *duplicates.find_exact_duplicates(kept)]
+    number = len(kept) - sum(len(cluster.files) - 1 for cluster in clusters)
+    if kept and number < MIN_DIFFERENT_IMAGES:
+        message = f"{pluralize(number, 'different image')}: they would be memorized; 10 to 30 are usual"
+        yield Finding("warning", "few_images", message, tuple(record.file for record in kept))
+    sources = {record.captions[0].source for record in kept if record.captions}
+    if len(kept) > 1 and sources == {"template"}:
+        message = "all captions are one template; describe each image, so that only the subject is learned"
+        yield Finding("note", "template_captions", message)
+
+
+def _upscaled(records: Sequence[Record]) -> Iterator[Finding]:
+    """Find images that are smaller than their bucket, by how much they are enlarged."""
+    by_level: dict[Level, list[str]] = defaultdict(list)
+    for record in records:
+        factor = upscale_factor(record) if record.keep else 1.0
+        if factor > MAX_UNNOTICED_UPSCALE:
+            level: Level = "error" if factor > 3 else "warning" if factor > 1.5 else "note"
+            by_level[level].append(record.file)
+    for level, files in by_level.items():
+        factor = max(upscale_factor(record) for record in records if record.file in files)
+        message = f"smaller than the bucket and enlarged up to {factor:.1f} times; use larger images"
+        message += " or a smaller --resolution"
+        yield Finding(level, "upscaled", message, tuple(files))
+
+
+def _duplicates(
+    records: Sequence[Record], held_out: Sequence[Record], confirm: ColorComparison
+) -> Iterator[Finding]:
     own = {record.file for record in records}
     every = [*records, *held_out]
-    exact, near = duplicates.find_exact_duplicates(every), duplicates.find_near_duplicates(every)
+    exact = duplicates.find_exact_duplicates(every)
+    near = duplicates.find_near_duplicates(every, confirm)
     for cluster in exact:
         if own & set(cluster.files):
             yield Finding("warning", "duplicate", "the same image, pixel for pixel", cluster.files)

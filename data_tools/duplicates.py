@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from data_tools.color_comparison import Confirm
 from lorakit.imaging import near_duplicates
 from lorakit.manifest import Record
 
@@ -28,11 +29,18 @@ def find_exact_duplicates(records: Sequence[Record]) -> list[Cluster]:
     return sorted((Cluster(tuple(files), True) for files in groups.values() if len(files) > 1), key=_sort_key)
 
 
-def find_near_duplicates(records: Sequence[Record]) -> list[Cluster]:
-    """Return groups of kept images linked by similar hashes; of exact duplicates, only one is compared."""
+def find_near_duplicates(records: Sequence[Record], confirm: Confirm | None = None) -> list[Cluster]:
+    """Return groups of kept images linked by similar hashes; of exact duplicates, only one is compared.
+
+    `confirm` compares the two images themselves, because hashes do not know colors.
+    """
     first = {record.content_hash: record for record in reversed(records) if record.keep and record.phash}
     unique = sorted(first.values(), key=lambda record: record.file)
-    pairs = list(near_duplicates.near_pairs([record.phash or "" for record in unique]))
+    pairs = [
+        (one, other, mirrored)
+        for one, other, mirrored in near_duplicates.near_pairs([record.phash or "" for record in unique])
+        if confirm is None or confirm(unique[one], unique[other], mirrored)
+    ]
     mirrored_indices = {index for one, other, mirrored in pairs if mirrored for index in (one, other)}
     groups = near_duplicates.connected_groups(len(unique), [(one, other) for one, other, _ in pairs])
     clusters = [

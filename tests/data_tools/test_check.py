@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from data_tools.captions import lint
 from data_tools.findings import Finding, any_at_level, sort_findings
 from data_tools.prepare import PrepareOptions, check_dataset_folder, prepare_dataset
 from lorakit.core import storage
+from lorakit.imaging import near_duplicates
 from lorakit.manifest import Caption, Record
 from tests.data_tools.folders import fill, photo
 
@@ -216,3 +218,76 @@ def test_a_file_that_is_in_the_cloud_only_is_named(tmp_path: Path, name: str) ->
     storage.write_bytes(tmp_path / name, b"bplist00")
     result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True))
     assert [f.files for f in result.findings if f.code == "cloud_placeholder"] == [(name,)]
+
+
+def check_images(
+    folder: Path, images: list[Image.Image], resolution: int = 64, **options: Any
+) -> dict[str, str]:
+    """Return the level of each finding for a folder with these images, captioned differently."""
+    for number, image in enumerate(images):
+        storage.save_image(folder / f"{number}.png", image)
+        if "class_noun" not in options:
+            (folder / f"{number}.txt").write_text(f"image number {number}")
+    result = prepare_dataset(folder, PrepareOptions(resolution=resolution, quiet=True, **options))
+    return {finding.code: finding.level for finding in result.findings}
+
+
+@pytest.mark.parametrize(
+    ("images", "code"),
+    [
+        ([photo(1)], "few_images"),
+        ([photo(seed) for seed in range(4)], "few_images"),
+        ([photo(1)] * 8, "few_images"),
+        ([jpeg(photo(1), 90 - 5 * step) for step in range(8)], "few_images"),
+        ([photo(seed, (40, 40)) for seed in range(8)], "upscaled"),
+    ],
+    ids=["one image", "four images", "copies", "near duplicates", "tiny images"],
+)
+def test_a_set_that_nothing_can_be_learned_from_is_a_warning(
+    tmp_path: Path, images: list[Image.Image], code: str
+) -> None:
+    levels = check_images(tmp_path, images, 256)
+    assert levels[code] in ("warning", "error")
+
+
+def test_an_ordinary_set_has_no_warning(tmp_path: Path) -> None:
+    levels = check_images(tmp_path, [photo(seed, (256, 200)) for seed in range(8)])
+    assert {code for code, level in levels.items() if level != "note"} <= {
+        "blurry",
+        "cropped",
+    }  # of drawn photos
+
+
+@pytest.mark.parametrize(("side", "level"), [(48, "note"), (40, "warning"), (18, "error")])
+def test_enlarged_images_are_graded_by_the_factor(tmp_path: Path, side: int, level: str) -> None:
+    assert check_images(tmp_path, [photo(seed, (side, side)) for seed in range(6)])["upscaled"] == level
+
+
+def test_captions_of_one_template_are_noted(tmp_path: Path) -> None:
+    levels = check_images(tmp_path, [photo(seed) for seed in range(6)], class_noun="dog")
+    assert levels["template_captions"] == "note"
+
+
+def test_drawings_that_differ_in_color_only_are_no_near_duplicates(tmp_path: Path) -> None:
+    """Their perceptual hashes, of grey images, are equal or close."""
+    scenes = []
+    for color, ground in (("red", "blue"), ("yellow", "green"), ("white", "purple"), ("black", "orange")):
+        scene = Image.new("RGB", (96, 96), ground)
+        scene.paste(Image.new("RGB", (40, 40), color), (28, 28))
+        scenes.append(scene)
+    hashes = [image_quality.phash(scene) or "" for scene in scenes]
+    assert list(near_duplicates.near_pairs(hashes))
+    assert "near_duplicate" not in check_images(tmp_path, scenes)
+
+
+@pytest.mark.parametrize("change", ["jpeg", "mirror", "gray", "brighter", "crop"])
+def test_near_duplicates_are_confirmed_in_color(tmp_path: Path, change: str) -> None:
+    original = photo(5)
+    changed = {
+        "jpeg": jpeg(original),
+        "mirror": ImageOps.mirror(original),
+        "gray": original.convert("L").convert("RGB"),
+        "brighter": original.point(lambda value: min(255, int(value * 1.15 + 6))),
+        "crop": cut(original, 0.04),
+    }[change]
+    assert "near_duplicate" in check_images(tmp_path, [photo(1), original, changed])

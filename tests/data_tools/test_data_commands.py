@@ -60,7 +60,8 @@ def test_prepare_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_check_answers_with_its_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str, clean: int, warned: int, broken: int
 ) -> None:
-    fill(tmp_path, {"a.png": "one thing", "b.png": "another thing"})
+    words = ("a red house", "some green hills", "one blue boat", "an old bridge", "two yellow birds")
+    fill(tmp_path, {f"{number}.png": text for number, text in enumerate(words)})
     assert call("check", str(tmp_path), "--fail-on", level, "--quiet") == clean
     (tmp_path / "lonely.txt").write_text("x")
     assert call("check", str(tmp_path), "--fail-on", level, "--quiet") == warned
@@ -112,7 +113,7 @@ def test_in_and_out_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_held_out_images_by_command(tmp_path: Path) -> None:
-    fill(tmp_path / "data", {"a.png": "one", "b.png": "two"})
+    fill(tmp_path / "data", {f"{number}.png": f"thing number {number}" for number in range(5)})
     fill(tmp_path / "held", {"z.png": None})
     command = ("check", str(tmp_path / "data"), "--quiet", "--fail-on", "warning")
     assert call(*command) == 0
