@@ -12,13 +12,14 @@ from lorakit.evaluation.report.variants import SampleImages, variant_badges, var
 from lorakit.evaluation.sample_files import SampleKey
 from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.select import Selection
-from lorakit.reports import Badge, Choice, EmbeddedImage, Link, Shot, ViewedImage, Viewer, file_link
+from lorakit.reports import Badge, Choice, EmbeddedImage, Level, Link, Shot, ViewedImage, Viewer, file_link
 
 MAX_IMAGES = 400  # of the viewer, which contains them all: about 12 MB
 MAX_SEEDS = 4  # of a prompt
 # (up to so many images, pixels of each)
 STORED_WIDTHS = ((80, 640), (160, 512), (240, 384), (MAX_IMAGES, 320))
 MAX_REFERENCES, REFERENCE_WIDTH = 6, 120  # beside the samples, in CSS pixels
+SIGNS: dict[Level, str] = {"note": "·", "good": "✓", "warn": "!", "bad": "✕"}  # the worst last
 FACT_METRICS = ("clip_t",)  # below each image, besides the fidelity metric
 
 
@@ -62,8 +63,10 @@ def _spread(ranked: Sequence[RankedPrompt], count: int) -> list[RankedPrompt]:
 def _column(evaluation: Evaluation, variant: VariantScores, selection: Selection | None) -> Choice:
     """Return a variant as a choice, with a sign for what is special about it."""
     badges = variant_badges(variant, selection)
-    signs = {"good": "✓", "warn": "!", "bad": "✕", "note": "·"}
-    badge = Badge(signs[badges[0].level or "note"], badges[0].level, badges[0].text) if badges else None
+    levels: list[Level] = [badge.level or "note" for badge in badges]
+    text = "".join(dict.fromkeys(SIGNS[level] for level in levels))
+    worst = max(levels, key=list(SIGNS).index, default=None)
+    badge = Badge(text, worst, ", ".join(one.text for one in badges)) if badges else None
     return Choice(variant_key(evaluation, variant), variant.name, badge=badge)
 
 

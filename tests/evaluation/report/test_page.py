@@ -129,6 +129,9 @@ def test_an_alarm_has_the_color_of_its_level_everywhere(tmp_path, level, color):
     assert card.level == color
     (badge,) = variants.variant_badges(candidates[0].variant, selection)
     assert (badge.text, badge.level) == ("Drift", color)
+    selected = replace(selection, variant=candidates[0].variant)
+    column = gallery.evaluation_gallery(evaluation, tmp_path, selected).viewer.columns[1]
+    assert (column.badge.text, column.badge.level) == ({"bad": "✓✕", "warn": "✓!"}[color], color)
     chart = figures.fidelity_adherence_chart(evaluation, selection)
     crosses = {str(shape.attributes["class"]) for shape in chart.drawings[0].shapes if shape.name == "circle"}
     assert crosses == {f"cross {color}", "cross good"}
