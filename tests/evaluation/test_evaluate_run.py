@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from lorakit import adapters
+from lorakit.adapters.selection_record import SELECTION_FILE
 from lorakit.cli import main
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
@@ -130,7 +131,9 @@ def test_an_evaluation_that_was_killed_continues_and_ends_with_the_same_files(ru
     process.join()
     assert process.exitcode == -signal.SIGKILL
     before = {
-        file: file.stat().st_mtime_ns for file in images.rglob("*.png") if variant_sampler.read_sample_hash(file)
+        file: file.stat().st_mtime_ns
+        for file in images.rglob("*.png")
+        if variant_sampler.read_sample_hash(file)
     }
     assert 16 <= len(before) < 48
     assert not (copied / "eval/scores.json").exists()
@@ -140,6 +143,7 @@ def test_an_evaluation_that_was_killed_continues_and_ends_with_the_same_files(ru
     for file in expected.rglob("*.png"):
         assert (images / file.relative_to(expected)).read_bytes() == file.read_bytes()
     assert not list(images.rglob("*.tmp*"))
+    assert (copied / SELECTION_FILE).read_bytes() == (run / SELECTION_FILE).read_bytes()
     assert [variant.to_json() for variant in again.evaluation.variants] == [
         variant.to_json() for variant in result.evaluation.variants
     ]
