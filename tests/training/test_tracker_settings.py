@@ -170,8 +170,9 @@ def test_an_id_that_the_user_chooses_is_a_run_of_its_own(tmp_path):
 
 def test_nothing_of_the_machine_is_in_what_wandb_stores(tmp_path, monkeypatch):
     secret = "5ecret-canary"
-    for variable in ("USER", "LOGNAME", "HOME", "HOSTNAME", "WANDB_API_KEY"):
+    for variable in ("USER", "LOGNAME", "HOSTNAME", "WANDB_API_KEY"):
         monkeypatch.setenv(variable, f"{secret}{variable}".ljust(40, "0"))
+    monkeypatch.setenv("HOME", str(tmp_path / f"{secret}HOME"))  # the library writes there
     run = WrittenRun(tmp_path / secret / "dog", f"/home/{secret}/base.safetensors")
     run.session(TrackerConfig(name="wandb"), 0, 4, done=True)
     files = [file for file in Path(run.path / "wandb").rglob("run-*.wandb")]
