@@ -60,8 +60,8 @@ SELECTION = {
     "family_level": "probability that the best variant is the selected one or in `tied_with`",
     "num_folds": "parts of the prompts for cross-fitted figures: each reports what the others select",
     "max_drift": "limit of the drift and its origin",
-    "quality, fidelity, prompt_adherence": "intervals: mean, ci_low, ci_high, level, num_prompts, few_prompts, "
-    "unknown_reason (then the numbers are null)",
+    "quality, fidelity, prompt_adherence": "intervals: mean, ci_low, ci_high, level, num_prompts, "
+    "few_prompts, unknown_reason (then the numbers are null)",
     "variants": "the same figures of every variant, with the names of its alarms and warnings",
     "alarms": "alarms by variant",
     "preferred_by_people": "true if a blind vote prefers it to a variant that the scores cannot distinguish,"

@@ -14,8 +14,8 @@ RECORDED, APPLIED = "strength", "applied_strength"  # keys of lorakit's metadata
 def is_exactly_scalable(adapter: LoadedAdapter) -> bool:
     """Return True if a factor on the weights is the same as a strength: LoRA, LoHa, LoKr and full weights.
 
-    DoRA and OFT do not add to a weight, and the vectors of a new token are blended with vectors that are not in
-    the file.
+    DoRA and OFT do not add to a weight, and the vectors of a new token are blended with vectors that are not
+    in the file.
     """
     linear = (LoraDelta, LohaDelta, LokrDelta, FullDelta)
     return not adapter.embeddings and all(isinstance(delta, linear) for delta in adapter.deltas.values())
