@@ -19,7 +19,7 @@ from tests.browser import Browser, browser
 from tests.evaluation.simulated import Truth, simulate
 from tests.page_checks import access_faults, layout_faults, press
 
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 390, 320)
 PAGES = ("evaluation", "comparison", "training")
 FIGURES = (
     "[...document.querySelectorAll('.shot figure')]"
