@@ -61,7 +61,7 @@ def _explained(case: Case, causes: tuple[Cause, ...], unknowns: Sequence[Unknown
     first, *others = causes
     details = [first.evidence]
     if case.selected:
-        figures = _figures(case, case.selected)
+        figures = _figures(case)
         details.append(f"Until then use {format_variant(case.selected)}{': ' if figures else ''}{figures}.")
     elif case.nearest and len(case.candidates) > 1 and first.is_damage:
         details.append(f"The least bad is {format_variant(case.nearest)}.")
@@ -76,7 +76,7 @@ def _explained(case: Case, causes: tuple[Cause, ...], unknowns: Sequence[Unknown
 def _recommended(case: Case, selected: VariantQuality, unknowns: Sequence[Unknown]) -> Verdict:
     """Name the checkpoint to use, and the reason if it is not the last one at full strength."""
     name = format_variant(selected)
-    figures = _figures(case, selected, explained=True)
+    figures = _figures(case, explained=True)
     details = [f"{figures[:1].upper()}{figures[1:]}."] if figures else []
     reasons = [unknown.reason for unknown in unknowns]
     remedies = [unknown.remedy for unknown in unknowns]
@@ -125,18 +125,27 @@ def format_variant(candidate: VariantQuality) -> str:
     return f"step {variant.step} at strength {strength_of(candidate):g}"
 
 
-def _figures(case: Case, selected: VariantQuality, *, explained: bool = False) -> str:
+def fidelity_figure(evaluation: Evaluation, selection: Selection) -> str:
+    """Return the fidelity of the recommended variant, or its lower end if its interval is too wide for a
+    figure; an empty text if neither is known.
+    """
+    fidelity, case = selection.fidelity, Case(evaluation, selection)
+    candidate = case.nearest
+    if fidelity is None or candidate is None:
+        return ""
+    if fidelity.is_known:
+        return "" if math.isnan(fidelity.mean) else format_percent_interval(fidelity)
+    lowest = case.lowest_fidelity(candidate)
+    return f"at least {format_percent(lowest)}" if lowest is not None and lowest > 0 else ""
+
+
+def _figures(case: Case, *, explained: bool = False) -> str:
     """Return fidelity and prompt adherence of the recommended variant with their intervals."""
-    fidelity, adherence = case.selection.fidelity, case.selection.prompt_adherence
-    lowest = case.lowest_fidelity(selected)
+    adherence = case.selection.prompt_adherence
     parts = []
-    if fidelity and not (fidelity.is_known and math.isnan(fidelity.mean)):
-        text = format_percent_interval(fidelity)
-        if not fidelity.is_known and lowest is not None and lowest > 0:
-            text = f"at least {format_percent(lowest)}"
+    if fidelity := fidelity_figure(case.evaluation, case.selection):
         ends = " (0 % is the base model, 100 % other images of the subject)" if explained else ""
-        if fidelity.is_known or text.startswith("at least"):  # else it is named as unknown
-            parts.append(f"fidelity {text}{ends}")
+        parts.append(f"fidelity {fidelity}{ends}")
     if adherence and not (adherence.is_known and math.isnan(adherence.mean)):
         ends = " (100 % is the base model)" if explained else ""
         parts.append(f"prompt adherence {format_percent_interval(adherence)}{ends}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit import reports
 from lorakit.core.statistics import MIN_PROMPTS
-from lorakit.evaluation.diagnosis import Verdict
+from lorakit.evaluation.diagnosis import Verdict, fidelity_figure
 from lorakit.evaluation.metric_table import metric_spec
 from lorakit.evaluation.report import figures, gallery, tables, verdict
 from lorakit.evaluation.report.alarm_cards import alarm_cards
@@ -46,7 +46,7 @@ def evaluation_page(
         next_step=_next_step(headline, selection),
         figures=_key_figures(evaluation, selection),
         unknowns=find_unknowns(evaluation) if selection else [],
-        missing=[*_unknown_figures(selection), *evaluation.notes],
+        missing=[*_unknown_figures(evaluation, selection), *evaluation.notes],
         gallery=gallery.evaluation_gallery(evaluation, root, selection),
         alarms=cards,
         charts=figures.training_charts(evaluation, selection) if selection else [],
@@ -123,22 +123,21 @@ def _key_figures(evaluation: Evaluation, selection: Selection | None) -> list[tu
     """Return the figures of the selected variant that a reader looks for first."""
     if selection is None or selection.variant is None:
         return []
-    entries = [
-        (format_percent_interval(interval), text)
-        for interval, text in (
-            (selection.fidelity, "likeness to the subject: 0 % is the base model, 100 % other true images"),
-            (selection.prompt_adherence, "prompt adherence: 100 % is the base model"),
-        )
-        if interval and interval.is_known
-    ]
+    entries = []
+    if fidelity := fidelity_figure(evaluation, selection):
+        entries.append((fidelity, "likeness to the subject: 0 % is the base model, 100 % other true images"))
+    adherence = selection.prompt_adherence
+    if adherence and adherence.is_known:
+        entries.append((format_percent_interval(adherence), "prompt adherence: 100 % is the base model"))
     return entries + _change_of_others(evaluation, selection)
 
 
-def _unknown_figures(selection: Selection | None) -> list[str]:
+def _unknown_figures(evaluation: Evaluation, selection: Selection | None) -> list[str]:
     """Say which figures of the selected variant cannot be determined, and why."""
     if selection is None or selection.variant is None:
         return []
-    figures = {"Fidelity": selection.fidelity, "Prompt adherence": selection.prompt_adherence}
+    fidelity = "A more exact fidelity" if fidelity_figure(evaluation, selection) else "Fidelity"
+    figures = {fidelity: selection.fidelity, "Prompt adherence": selection.prompt_adherence}
     return [
         f"{name} cannot be determined: {interval.unknown_reason}."
         for name, interval in figures.items()

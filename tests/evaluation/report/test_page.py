@@ -19,6 +19,7 @@ from lorakit.core.statistics import Interval
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation import score_table
 from lorakit.evaluation.alarms import Alarm
+from lorakit.evaluation.quality import NormalizedScores
 from lorakit.evaluation.report import (
     alarm_cards,
     contact_sheet,
@@ -222,12 +223,14 @@ def test_curves_are_paired_gains_over_the_base_model_and_lead_to_the_images(tmp_
 def test_a_figure_that_cannot_be_determined_is_named_and_in_no_chart(tmp_path):
     evaluation = small_evaluation(tmp_path, Truth(100, 0.6, 1.0), Truth(200, 0.7, 1.0))
     selection = select_checkpoint(evaluation)
+    prompts = evaluation.prompts_of_role("subject")
+    lowest = NormalizedScores(evaluation, [selection.variant], prompts).lowest("fidelity", 0)
     unknown = Interval.unknown("it needs more prompts", 8)
     candidates = [replace(candidate, fidelity=unknown) for candidate in selection.candidates]
     selection = replace(selection, fidelity=unknown, candidates=candidates)
     text = read(evaluation_page(evaluation, selection, tmp_path, versions={})).text
-    assert "Fidelity cannot be determined: it needs more prompts." in text
-    assert "likeness to the subject: 0 %" not in text
+    assert "A more exact fidelity cannot be determined: it needs more prompts." in text
+    assert f"at least {100 * lowest:.0f} %likeness to the subject" in re.sub(r"\s+(?=likeness)", "", text)
     assert figures.fidelity_adherence_chart(evaluation, selection) is None
     titles = {chart.title for chart in figures.training_charts(evaluation, selection)}
     assert "Fidelity, %" not in titles
