@@ -1,7 +1,7 @@
 """An exact test for memorization: are images nearer to the trained references than to those held out?
 
 Nothing but chance decided which references were held out. An adapter that has learned the subject becomes
-similar to all of them alike; one that has learned its training images by heart becomes more similar to these.
+similar to all of them alike; one that has memorized its training images becomes more similar to these.
 Two figures say so: the similarity to training images beyond the base model's, which rises, and the share of
 images whose nearest reference was held out, which falls. What a reference gains because it is typical of the
 subject is subtracted first, by its similarity to the other references. The sum of both figures, in units of

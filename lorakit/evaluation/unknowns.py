@@ -58,7 +58,7 @@ class Unknown:
 
     @property
     def title(self) -> str:
-        """What is unknown, as a heading."""
+        """The name as a heading."""
         return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
 
     def to_json(self) -> dict[str, Any]:

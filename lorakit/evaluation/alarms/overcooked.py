@@ -65,10 +65,10 @@ class _Excess:
 
 def overcooked(evaluation: Evaluation, variant: VariantScores) -> Alarm | None:
     """Images are more saturated, contrasted or grainy than the base model's and the training images."""
-    found = list(_excesses(evaluation, variant))
-    if not found:
+    excesses = list(_excesses(evaluation, variant))
+    if not excesses:
         return None
-    alarms = [excess for excess in found if excess.level == "alarm"] or found
+    alarms = [excess for excess in excesses if excess.level == "alarm"] or excesses
     worst = max(alarms, key=lambda excess: excess.interval.mean)
     words = " and ".join(_WORDS[STATISTICS[excess.statistic], excess.sign] for excess in alarms)
     others = "the base model's" + (" and the training images" if evaluation.reference_statistics else "")

@@ -19,11 +19,11 @@ MIN_PROMPT_ADHERENCE = 0.7  # of the base model's prompt adherence
 MIN_DRIFT_LIMIT_SHARE = 0.2  # of the distance between images of different prompts
 ONE_SEED_SHARE = 0.35
 """Distance between two seeds of a prompt as a share of that between prompts, where each prompt has one seed:
-.36 and .29 for the embedded base models on their prompts (4 seeds)."""
+.25 and .70 in a run of the embedded base model with four seeds."""
 MAX_CLASS_LEAKAGE, SURE_CLASS_LEAKAGE = 0.25, 0.5
-"""Way from the base model's images of the class to the references: a warning above the first; an alarm if
-the interval is above the second, because the class then looks more like the subject than like itself."""
-MIN_CLASS_RANGE = 0.02  # cosine between the ends of that way; less is noise
+"""Share of the distance from the base model's images of the class to the references: a warning above the
+first; an alarm if the interval is above the second, because the class then looks more like the subject."""
+MIN_CLASS_RANGE = 0.02  # of that distance as cosine; less is noise
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,8 @@ def class_leakage(evaluation: Evaluation, variant: VariantScores) -> Alarm | Non
     level: Level = "alarm" if firm.level == "alarm" else "warning"
     limit = SURE_CLASS_LEAKAGE if level == "alarm" else MAX_CLASS_LEAKAGE
     message = (
-        "prompts of the class without the trigger word show the subject: they come "
-        f"{format_percent(graded.value.mean)} of the way from the base model's images to the references"
+        "prompts of the class without the trigger word show the subject: similarity to the references rises "
+        f"by {format_percent(graded.value.mean)} of the difference between true images and the base model's"
     )
     scores = {key: float(np.mean(row)) for key, row in variant.reference_similarity.items()}
     examples = worst_examples(scores, prompts)

@@ -134,7 +134,7 @@ def _beyond_references(evaluation: Evaluation, variant: VariantScores) -> Alarm 
         return None
     message = (
         "images of new scenes are more similar to the reference images than these are to each other "
-        f"(fidelity {format_percent(fidelity.mean)}); without held-out images it cannot be told whether the "
+        f"(fidelity {format_percent(fidelity.mean)}); without held-out images it is not certain that the "
         "adapter memorized them"
     )
     return Alarm("memorization", message, fidelity, 1.0, level="warning")

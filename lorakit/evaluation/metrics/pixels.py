@@ -22,7 +22,7 @@ _NUM_STATISTICS = len(STATISTICS)
 
 @dataclass(frozen=True)
 class ImagePixels:
-    """What N images look like without any model; of a video the mean over its frames."""
+    """Small copies, aspects and statistics of N images; of a video the mean over its frames."""
 
     thumbnails: NDArray[np.float32]  # (N, SIDE, SIDE, 3)
     aspects: NDArray[np.float32]  # (N,), width over height

@@ -45,7 +45,7 @@ def test_a_class_that_becomes_the_subject_is_a_warning_and_then_an_alarm(leakage
     assert (alarm.level if alarm else None) == level
     if alarm:
         assert alarm.value.mean == pytest.approx(leakage, abs=0.1)
-        assert "of the way" in alarm.message
+        assert "show the subject" in alarm.message
 
 
 def test_prompts_of_another_thing_are_not_the_class():
