@@ -1,4 +1,4 @@
-"""Comparison of two images in color, which confirms that similar perceptual hashes mean one picture.
+"""Comparison of two images in color, which confirms that similar perceptual hashes mean one image.
 
 A hash knows shapes in grey only: drawings of one shape in other colors, and plain scenes, share it. Of each
 image 16x16 colors are compared after the best gain and offset, so that brightness does not count. Measured

@@ -183,8 +183,8 @@ def _caption_in(value: Any) -> str | None:
         by_name = {str(key).casefold().replace(" ", "_"): item for key, item in value.items()}
         similar = [name for name in by_name if "caption" in name or "descri" in name]
         names = [*CAPTION_KEYS, *similar]
-        found = next((text for name in names if (text := _caption_in(by_name.get(name)))), None)
-        return found or (_caption_in(next(iter(value.values()))) if len(value) == 1 else None)
+        nested = next((text for name in names if (text := _caption_in(by_name.get(name)))), None)
+        return nested or (_caption_in(next(iter(value.values()))) if len(value) == 1 else None)
     return None
 
 

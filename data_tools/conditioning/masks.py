@@ -70,12 +70,12 @@ def separate_mask_files(listing: Listing, encoding: str = "utf-8") -> tuple[List
 def _masks_by_name(listing: Listing) -> dict[str, MaskFile]:
     """Return the grey files by image that are in a folder of masks, or have an image's name and `mask`."""
     stems = {os.path.splitext(name)[0]: name for name in reversed(listing.images)}
-    found: dict[str, MaskFile] = {}
+    mask_files: dict[str, MaskFile] = {}
     for name in listing.images:
         owner = next((stems[stem] for stem in _owner_stems(name) if stem in stems), None)
         if owner not in (None, name) and owner is not None and _is_gray(listing, name):
-            found.setdefault(owner, MaskFile(name, "file"))
-    return found
+            mask_files.setdefault(owner, MaskFile(name, "file"))
+    return mask_files
 
 
 def _owner_stems(name: str) -> Iterator[str]:

@@ -115,7 +115,8 @@ def subject_items(items: Sequence[DatasetItem]) -> dict[str | None, list[Dataset
         named = [
             item
             for item in own
-            if trigger is not None and any(has_word(caption.text, trigger) for caption in item.record.captions)
+            if trigger is not None
+            and any(has_word(caption.text, trigger) for caption in item.record.captions)
         ]
         subjects.setdefault(trigger, []).extend(named or own)
     return subjects
