@@ -74,8 +74,8 @@ caption_options = add_options(
            help="Read caption files with this extension only, such as .txt."),
     option("--caption-lines", type=click.Choice(["auto", "join", "tags", "captions"]), default="auto",
            section=_CAPTIONS,
-           help="Meaning of the lines of a caption file: parts of one caption (join), tags, or a caption each "
-           "(captions); by default the lines themselves decide."),
+           help="Meaning of the lines of a caption file: parts of one caption (join), tags, or a caption "
+           "each (captions); by default the lines themselves decide."),
 )  # fmt: skip
 
 _EDITS = "Caption edits"
