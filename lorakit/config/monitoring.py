@@ -37,9 +37,10 @@ class ValidationConfig(RecipeSection):
     """Validation loss: the loss on images that are not trained on."""
 
     fraction: Literal["auto"] | Fraction = "auto"
-    """Fraction of the dataset's different images that are held out, of each concept alike; at least one image
-    if it is above 0. `auto` holds out 3 of the 12 to 19 different images of a subject, 4 of 20 or more, none of
-    fewer, and none for a slider or with `folder`. Copies of an image, mirrored ones too, are on one side."""
+    """Fraction of the dataset's different images that are held out, of each concept alike; at least one
+    image if it is above 0. `auto` holds out 3 of the 12 to 19 different images of a subject, 4 of 20 or more,
+    none of fewer, and none for a slider or with `folder`. Copies of an image, mirrored ones too, are on one
+    side."""
     folder: StrippedPath | None = None
     """Folder of other images to validate on, instead of a fraction; a plain folder is prepared first."""
     every: StepCount = 250
