@@ -36,7 +36,7 @@ def measure_caption_match(
     columns = [texts.index(text) for text in distinct]
     own = np.array([distinct.index(text) for text in texts])
     similarity = images @ captions[columns].T  # (N, C)
-    fit = similarity - similarity.mean(0)  # a caption that resembles every image is no match
+    fit = similarity - similarity.mean(0)  # less what a caption has in common with every image
     fit -= fit.mean(1, keepdims=True)
     margins = fit[np.arange(len(own)), own] * len(distinct) / (len(distinct) - 1)
     reaches = fit.max(1) * len(distinct) / (len(distinct) - 1)
@@ -44,13 +44,13 @@ def measure_caption_match(
         return None
     table = np.stack([margins, reaches], 1)
     share = bootstrap(table, lambda means: means[..., 0] / means[..., 1], n=_RESAMPLES)
-    worst: list[int] = np.argsort(margins - reaches, kind="stable")[:_NUM_WORST].tolist()
+    order: list[int] = np.argsort(margins - reaches, kind="stable").tolist()
     return CaptionMatch(
         share,
         len(distinct),
         float(margins.mean()),
         float(reaches.mean()),
-        tuple(names[row] for row in worst if margins[row] < reaches[row]),
+        tuple(names[row] for row in order[:_NUM_WORST] if margins[row] < reaches[row]),
     )
 
 
@@ -76,7 +76,7 @@ def find_subject_groups(
     if min(map(len, rows)) < len(labels) / 4 or not separation > MIN_SEPARATION + SMALL_SAMPLE / len(labels):
         return None
     members = [tuple(names[row] for row in _by_typicality(rest, own)) for own in rows]
-    own_folders = [{folders[row] for row in own} for own in rows]
+    own_folders = [{folders[row] for row in own.tolist()} for own in rows]
     is_by_folder = all(len(one) == 1 for one in own_folders) and own_folders[0] != own_folders[1]
     return SubjectGroups(
         trigger,

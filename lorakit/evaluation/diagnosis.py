@@ -65,7 +65,7 @@ def _explained(case: Case, causes: tuple[Cause, ...], unknowns: Sequence[Unknown
         details.append(f"Until then use {format_variant(case.selected)}{': ' if figures else ''}{figures}.")
     elif case.nearest and len(case.candidates) > 1 and first.is_damage:
         details.append(f"The least bad is {format_variant(case.nearest)}.")
-    if first.is_about_data:  # what follows from it is no cause of its own
+    if first.is_about_data:  # it explains what follows from it
         others = [cause for cause in others if cause.is_about_data]
     details += [f"{cause.sentence} {cause.evidence}" for cause in others]
     details += map(_unknown_text, unknowns)
@@ -91,7 +91,7 @@ def _recommended(case: Case, selected: VariantQuality, unknowns: Sequence[Unknow
         )
         remedies.append("hold more images out (validate.fraction), and evaluate with more prompts")
     if reasons:
-        headline = f"Use {name}, as far as can be told: {join_names(reasons)}."
+        headline = f"Use {name}, as far as is known: {join_names(reasons)}."
         details.append(f"What to do: {join_names(remedies)}.")
         return Verdict(headline, None, " ".join(details), remedies[0])
     reason = _reason_against_others(case, selected)
@@ -118,7 +118,7 @@ def _reason_against_others(case: Case, selected: VariantQuality) -> str:
 
 
 def format_variant(candidate: VariantQuality) -> str:
-    """Return a variant in words: `step 400 at strength 1`, or its name if it is no checkpoint."""
+    """Return a variant in words: `step 400 at strength 1`, or the name of a folder of images."""
     variant = candidate.variant
     if variant.step is None:
         return variant.name

@@ -61,8 +61,8 @@ def one_image(case: Case) -> Cause | None:
                 "one_image",
                 f"The adapter was trained on {images} only: add 5 to 20 different images, then train again.",
                 "add 5 to 20 different images, then train again",
-                "From one image, what belongs to the subject and what to that image cannot be told apart, by "
-                "the adapter or by this evaluation.",
+                "From one image neither the adapter nor this evaluation can distinguish what belongs to the "
+                "subject from what belongs to that image.",
                 is_damage=all_damaged(case),
             )
     return None

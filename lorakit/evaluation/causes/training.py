@@ -164,10 +164,10 @@ def damaged(case: Case) -> Cause | None:
     )
     names = [least_bad.variant.nearest_train_images.get(key) for key in alarm.examples]
     examples = join_names([name for name in dict.fromkeys(names) if name], 2)
-    shown = f" (such as {examples})" if examples and alarm.name == "copied_images" else ""
+    such_as = f" (such as {examples})" if examples and alarm.name == "copied_images" else ""
     return Cause(
         alarm.name,
-        f"{subject} {damage.verb}{shown}: {damage.next_step}.",
+        f"{subject} {damage.verb}{such_as}: {damage.next_step}.",
         damage.next_step,
         as_sentence(alarm.message),
         is_damage=True,
