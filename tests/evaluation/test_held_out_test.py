@@ -34,7 +34,8 @@ def simulate(
         for prompt in PROMPTS:
             for one in prompt.seeds:
                 image = rng.normal(size=24) + (1.2 if number else 0.2)
-                image += memorized * 24 * vectors[rng.choice(np.flatnonzero(trained))] if number else 0
+                if number and memorized:
+                    image += memorized * 24 * vectors[rng.choice(np.flatnonzero(trained))]
                 image /= np.linalg.norm(image)
                 key = SampleKey(prompt.id, one)
                 variant.reference_similarity[key] = (vectors @ image).tolist()
