@@ -27,7 +27,7 @@ CHANCE_COPIES, SURE_COPIES = 0.03, 0.05
 """Shares of copies among images: a warning above the first, an alarm if the interval is above the second. By
 chance 1.2 % of fresh images of the shape world repeat a training image (3 of 96 in 11 % of evaluations), 6 %
 in a world of only 840 images. The base model's own share is added."""
-MIN_COPIES = 2  # a single one is no pattern
+MIN_COPIES = 2  # one alone may be chance
 SURE_P_VALUE = 0.01  # of the test with held-out references, for an alarm
 MIN_MEMORIZED_SHARE, SURE_MEMORIZED_SHARE = 0.1, 0.25
 """Part of the gain in similarity that held-out references have no share in: a warning above the first, an
