@@ -130,12 +130,22 @@ def _with_transparent_background(image: Image.Image) -> Image.Image:
 
 def make_prompts(concept: DemoConcept) -> list[Prompt]:
     """Return prompts with the concept's word ("subject") and without it ("unrelated")."""
-    concept_scenes = concept.scenes(SUBJECT_PROMPTS, seed=3)
-    other_scenes = regularization_scenes(UNRELATED_PROMPTS, seed=3)
+    concept_scenes = _new_scenes(concept.scenes(2 * SUBJECT_PROMPTS, seed=3), concept)[:SUBJECT_PROMPTS]
+    other_scenes = _new_scenes(regularization_scenes(2 * UNRELATED_PROMPTS, seed=3), concept)
     return [
         *(_prompt(f"c{index}", scene, "subject") for index, scene in enumerate(concept_scenes)),
-        *(_prompt(f"o{index}", scene, "unrelated") for index, scene in enumerate(other_scenes)),
+        *(
+            _prompt(f"o{index}", scene, "unrelated")
+            for index, scene in enumerate(other_scenes[:UNRELATED_PROMPTS])
+        ),
     ]
+
+
+def _new_scenes(scenes: list[shape_world.Scene], concept: DemoConcept) -> list[shape_world.Scene]:
+    """Return the scenes that are in no caption of the dataset: the image of a known one looks like a copy."""
+    trained = [*concept.scenes(CONCEPT_IMAGES, seed=1), *regularization_scenes(REGULARIZATION_IMAGES, seed=1)]
+    captions = {shape_world.scene_caption(scene) for scene in trained}
+    return [scene for scene in scenes if shape_world.scene_caption(scene) not in captions]
 
 
 def _prompt(prompt_id: str, scene: shape_world.Scene, kind: str) -> Prompt:
