@@ -1,7 +1,7 @@
-"""Faulty adapters of the embedded base models raise alarms: trained too long on few images, without effect,
-twice too strong, or trained with the captions of other images.
+"""Faulty adapters of the embedded base models raise alarms: without effect, three times too strong, or
+trained with the captions of other images.
 
-`python -m tests.benchmarks.overfit` runs the first at full size: ten checkpoints, 48 prompts, four seeds.
+`python -m tests.benchmarks.planted_failures` trains and evaluates ten kinds of them at full size.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def sound(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def doubled(sound, prompts) -> EvaluationResult:
-    return evaluate(sound, prompts, strengths=(1.0, 2.0))
+def tripled(sound, prompts) -> EvaluationResult:
+    return evaluate(sound, prompts, strengths=(1.0, 3.0))
 
 
 def verdict_text(result: EvaluationResult) -> str:
@@ -62,17 +62,16 @@ def verdict_text(result: EvaluationResult) -> str:
     return " ".join([headline.text, *selection_notes(evaluation, selection)])
 
 
-def test_double_strength_drifts_and_strength_one_is_selected(doubled):
-    plain, double = doubled.selection.candidates
+def test_three_times_the_strength_drifts_and_strength_one_is_selected(tripled):
+    plain, triple = tripled.selection.candidates
     assert not plain.has_alarm
-    assert "drift" in [alarm.name for alarm in double.alarms]
-    assert doubled.selection.variant is plain.variant
-    assert "Drift: " in verdict_text(doubled)
-    assert "step-120@2" in verdict_text(doubled)
-    assert "drift" in doubled.report.read_text().lower()
+    assert [(alarm.name, alarm.level) for alarm in triple.alarms] == [("drift", "warning")]  # of 12 prompts
+    assert tripled.selection.variant is plain.variant
+    assert "step-120@3" in verdict_text(tripled)
+    assert "drift" in tripled.report.read_text().lower()
 
 
-def test_an_adapter_without_effect_raises_the_alarm(sound, doubled, prompts, tmp_path):
+def test_an_adapter_without_effect_raises_the_alarm(sound, tripled, prompts, tmp_path):
     run = shutil.copytree(sound, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     file = run / "adapter.safetensors"
     tensors, metadata = storage.read_safetensors(file), adapters.read_adapter_metadata(file)
@@ -93,16 +92,3 @@ def test_an_adapter_trained_with_shuffled_captions_ignores_prompts(prompts, tmp_
     assert result.selection.despite_alarms
     assert "each caption belongs to its image" in verdict_text(result)
     assert "prompt ignored" in result.report.read_text().lower()
-
-
-def test_training_too_long_on_few_images_raises_fidelity_and_then_alarms(tmp_path):
-    """Six images, each used two hundred times."""
-    prompts = embedded.prompt_file(tmp_path / "p.jsonl", embedded.prompts(16, 8))
-    run = train(tmp_path, embedded.dataset(tmp_path / "data", 6), steps=300, save_every=30, batch=4, lr=6e-3)
-    result = evaluate(run, prompts, checkpoints="30,300")
-    first, last = result.selection.candidates
-    assert first.fidelity.mean < last.fidelity.mean
-    assert {"copied_images", "memorization", "drift"} & {alarm.name for alarm in last.alarms}
-    assert result.selection.variant is first.variant
-    assert "step-300" in verdict_text(result)
-    assert "Alarms" in result.report.read_text()
