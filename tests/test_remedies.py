@@ -32,7 +32,7 @@ SCOPES = {
     "data_tools/": ("data",),
     "lorakit/adapters/": ("export", "inspect", "check", "convert", "combine", "resize", "extract", "merge"),
     "lorakit/sampling/": ("sample", "eval"),
-    "lorakit/evaluation/": ("eval", "export", "sample"),
+    "lorakit/evaluation/": ("eval", "export", "sample", "train"),
 }
 """The commands that print the messages of a package; those of the others may be of any command."""
 OTHER_PROGRAMS = {

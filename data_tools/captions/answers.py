@@ -7,9 +7,11 @@ holds no description raises `UnusableAnswer` with the reason.
 from __future__ import annotations
 
 import html
-import json
 import re
 from typing import Any
+
+from lorakit.core.errors import DataError
+from lorakit.core.strict_json import parse_json
 
 CAPTION_KEYS = (
     "caption",
@@ -156,12 +158,13 @@ def _without_code_and_json(text: str, removed: list[str]) -> str:
     if candidate[:1] not in ("{", "["):
         return candidate
     try:
-        value = json.loads(candidate, strict=False)
-    except ValueError:
+        value = parse_json(
+            " ".join(candidate.splitlines()), "the answer"
+        )  # models break lines within strings
+    except DataError:
         if candidate[0] == "{" and re.match(r'\{\s*["\']\w+["\']\s*:', candidate):
-            raise UnusableAnswer(
-                "invalid_response", "the answer is JSON that is cut off or damaged"
-            ) from None
+            message = "the answer is JSON that is cut off or damaged"
+            raise UnusableAnswer("invalid_response", message) from None
         return candidate
     caption = _caption_in(value)
     if caption is None:

@@ -163,7 +163,7 @@ def test_a_run_that_stopped_while_it_learned_is_to_be_trained_longer(lr, seed):
     assert result.headline.startswith("Train longer: ")
     assert "Until then use step 300 at strength 1: fidelity" in result.details
     assert result.good is None
-    assert result.next_step == "train longer"
+    assert result.next_step.startswith("train longer, for instance `lorakit train RUN --extend ")
 
 
 @pytest.mark.parametrize("strength", [1.5, 2.0])

@@ -98,7 +98,8 @@ def test_without_the_dataset_the_numbers_of_the_record_remain(tmp_path, clip):
     assert "the dataset cannot be read" in facts.unknown[0]
 
 
-def test_an_image_that_is_gone_costs_only_the_comparison(tmp_path, clip):
+def test_an_image_that_is_gone_costs_only_the_comparison(tmp_path, clip, monkeypatch):
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))  # another test may have encoded the image
     embedded.dataset(tmp_path / "data", 8)
     (tmp_path / "data/03.png").unlink()
     facts = read_run_facts(recipe(tmp_path), RECORD, clip, quiet=True)

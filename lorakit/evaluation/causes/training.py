@@ -84,7 +84,9 @@ def still_rising(case: Case) -> Cause | None:
             f"Train longer, or again with rank {USUAL_RANK}: {reason}, and rank {facts.rank} learns slowly."
         )
         return Cause("rank_too_low", sentence, step, evidence)
-    return Cause("stopped_too_early", f"Train longer: {reason}.", "train longer", evidence)
+    longer = 2 * (case.last.variant.step or 0)
+    step = f"train longer, for instance `lorakit train RUN --extend {longer}`"
+    return Cause("stopped_too_early", f"Train longer: {reason}.", step, evidence)
 
 
 def _has_tiny_rank(facts: RunFacts) -> bool:

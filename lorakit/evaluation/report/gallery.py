@@ -60,9 +60,9 @@ def _note(evaluation: Evaluation, viewer: Viewer, best: VariantScores) -> str:
     hidden = total - sum(viewed.image is not None for shot in viewer.shots for viewed in shot.images)
     more = f" {format_count(hidden, 'more image')} only in the folder of this page." if hidden > 0 else ""
     return (
-        f"Same prompt and noise in every column. Prompts are ordered by likeness and match of {best.name}, "
-        "the best first. The arrow keys step through the row that has the focus: checkpoints, views or "
-        f"prompts. A click enlarges an image.{more}"
+        f"Same prompt and noise in every column. Prompts are ordered by fidelity and prompt adherence of "
+        f"{best.name}, the best first. The arrow keys step through the row that has the focus: checkpoints, "
+        f"views or prompts. A click enlarges an image.{more}"
     )
 
 

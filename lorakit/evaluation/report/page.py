@@ -125,7 +125,7 @@ def _key_figures(evaluation: Evaluation, selection: Selection | None) -> list[tu
         return []
     entries = []
     if fidelity := fidelity_figure(evaluation, selection):
-        entries.append((fidelity, "likeness to the subject: 0 % is the base model, 100 % other true images"))
+        entries.append((fidelity, "fidelity: 0 % is the base model, 100 % other true images of the subject"))
     adherence = selection.prompt_adherence
     if adherence and adherence.is_known:
         entries.append((format_percent_interval(adherence), "prompt adherence: 100 % is the base model"))

@@ -54,7 +54,7 @@ def typical_seeds(
 def image_ranks(
     evaluation: Evaluation, variant: VariantScores, prompts: Sequence[Prompt]
 ) -> dict[SampleKey, float]:
-    """Return likeness to the references and match with the prompt together, each in standard deviations."""
+    """Return similarity to the references and CLIP-T together, each in standard deviations."""
     keys = [SampleKey(prompt.id, seed) for prompt in prompts for seed in prompt.seeds]
     is_subject = bool(prompts) and prompts[0].role(evaluation.triggers) == "subject"
     names = ["clip_t", evaluation.fidelity_metric] if is_subject else ["clip_t"]

@@ -230,7 +230,7 @@ def test_a_figure_that_cannot_be_determined_is_named_and_in_no_chart(tmp_path):
     selection = replace(selection, fidelity=unknown, candidates=candidates)
     text = read(evaluation_page(evaluation, selection, tmp_path, versions={})).text
     assert "A more exact fidelity cannot be determined: it needs more prompts." in text
-    assert f"at least {100 * lowest:.0f} %likeness to the subject" in re.sub(r"\s+(?=likeness)", "", text)
+    assert f"at least {100 * lowest:.0f} %fidelity: 0 %" in re.sub(r"\s+(?=fidelity: 0)", "", text)
     assert figures.fidelity_adherence_chart(evaluation, selection) is None
     titles = {chart.title for chart in figures.training_charts(evaluation, selection)}
     assert "Fidelity, %" not in titles
