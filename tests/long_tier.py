@@ -14,4 +14,8 @@ long = pytest.mark.skipif(not IS_LONG, reason="takes minutes; set LORAKIT_LONG=1
 
 def some_long(values: Iterable[Any], *short: Any) -> list[Any]:
     """Return parameters of a test; those that are not among `short` run only with LORAKIT_LONG=1."""
-    return [value if value in short else pytest.param(value, marks=long) for value in values]
+    parameters = []
+    for value in values:
+        parts = value if isinstance(value, tuple) else (value,)
+        parameters.append(value if value in short else pytest.param(*parts, marks=long))
+    return parameters

@@ -26,6 +26,7 @@ from data_tools.scan_shards import Shard
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
 from tests.data_tools.folders import fill, photo, written
+from tests.long_tier import some_long
 
 OPTIONS = PrepareOptions(resolution=64, quiet=True, report=False, workers=1)
 
@@ -171,7 +172,7 @@ def workers_of(pid: int) -> list[int]:
         return []
 
 
-@pytest.mark.parametrize(("part", "count"), [(0.1, 1), (0.6, 2)])
+@pytest.mark.parametrize(("part", "count"), some_long([(0.1, 1), (0.6, 2)], (0.1, 1)))
 def test_a_killed_prepare_continues_to_the_same_bytes(tmp_path: Path, part: float, count: int) -> None:
     import psutil
 

@@ -18,7 +18,9 @@ from lorakit.evaluation.report.verdict import selection_headline, selection_note
 from lorakit.evaluation.result import EvaluationResult
 from lorakit.sampling.pipeline import SamplingOptions
 from tests.evaluation import embedded
+from tests.long_tier import long
 
+pytestmark = long
 OPTIONS = SamplingOptions(num_inference_steps=6, guidance_scale=4.0, batch_size=24, quiet=True)
 
 

@@ -9,10 +9,14 @@ from PIL import Image
 from lorakit.evaluation.metrics import imagenet_encoder
 from lorakit.quickstart import shape_world
 from tests.benchmarks import evaluation_photos
+from tests.long_tier import long
 
-pytestmark = pytest.mark.skipif(
-    not imagenet_encoder.is_installed(), reason="the package with the ImageNet encoder is not installed"
-)
+pytestmark = [
+    long,
+    pytest.mark.skipif(
+        not imagenet_encoder.is_installed(), reason="the package with the ImageNet encoder is not installed"
+    ),
+]
 
 SUBJECTS = (("heart", "red", "white"), ("moon", "yellow", "blue"), ("cross", "green", "pink"))
 PLACES = ("left", "top")

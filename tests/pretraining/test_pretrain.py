@@ -11,7 +11,7 @@ import torch
 
 from lorakit.core.errors import ConfigError, NumericError
 from lorakit.quickstart import shape_world
-from tests.long_tier import some_long
+from tests.long_tier import long
 from tests.pretraining import assess, autoencoder, clip, denoisers, models, muon, pretrain
 from tests.pretraining.loop import PretrainJob, run_training_loop
 from tests.pretraining.tokenizer import build_tokenizer
@@ -51,6 +51,7 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "foundation"
 
 
+@long
 def test_clip_learns_far_above_chance_and_loads(small_clip: Path) -> None:
     model, tokenizer = clip.load_clip(small_clip)
     assert clip.retrieval_recall(model, tokenizer, count=64, seed=3) > 5 / 64
@@ -67,6 +68,7 @@ def small_vae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return folder / "vae", before
 
 
+@long
 def test_the_autoencoder_learns_and_measures_its_scaling_factor(small_vae: tuple[Path, float]) -> None:
     folder, before = small_vae
     vae = autoencoder.load_autoencoder(folder)
@@ -82,7 +84,8 @@ def test_the_autoencoder_learns_and_measures_its_scaling_factor(small_vae: tuple
     assert vae.config.shift_factor == 0
 
 
-@pytest.mark.parametrize("kind", some_long(models.PIPELINE_CLASSES, "tiny-dit"))
+@long
+@pytest.mark.parametrize("kind", models.PIPELINE_CLASSES)
 def test_a_denoiser_learns_and_its_folder_is_a_pipeline(
     kind: str, small_clip: Path, small_vae: tuple[Path, float], tmp_path: Path
 ) -> None:
