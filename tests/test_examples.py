@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lorakit.cli import main
+from tests.long_tier import long
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "examples/README.md").read_text(encoding="utf-8")
@@ -53,6 +54,7 @@ def test_the_commands_of_the_readme_work_in_order(place):
     assert len(list((place / "images").glob("*.png"))) == 28
 
 
+@long
 def test_the_script_works(place):
     command = [sys.executable, str(place / "examples/train_on_photos.py"), "PHOTOS"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -25,6 +25,7 @@ from lorakit.models import base_model, clip_score
 from tests import command_lines, commands, tiny
 from tests.data_tools.folders import photo
 from tests.imaging import videos
+from tests.long_tier import some_long
 
 SIZES = [(80, 80), (96, 64), (80, 80)]
 SMALL = ["resolution=64", "optimizer.warmup=0", *command_lines.FEWER]
@@ -205,7 +206,7 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", some_long(ADAPTERS, "text"))
 def test_the_adapters_guide_works(name, place):
     """Run the commands on the embedded base model, which is a Stable Diffusion 1.5."""
     first, *lines = command_lines.of_page("adapters")

@@ -27,6 +27,7 @@ from lorakit.evaluation.sample_files import SampleKey
 from lorakit.sampling.pipeline import SamplingOptions
 from tests.browser import browser
 from tests.evaluation import embedded
+from tests.long_tier import long
 from tests.page_checks import access_faults, layout_faults
 
 FAST = SamplingOptions(num_inference_steps=3, guidance_scale=3.0, batch_size=8, quiet=True)
@@ -116,6 +117,7 @@ def test_a_repeated_evaluation_samples_only_missing_and_damaged_images(run, resu
     assert again.report.read_bytes() == result.report.read_bytes()
 
 
+@long
 def test_an_evaluation_that_was_killed_continues_and_ends_with_the_same_files(run, result, tmp_path):
     """Images that were sampled before the kill are reused."""
     copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))

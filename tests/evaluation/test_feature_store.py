@@ -14,6 +14,7 @@ from lorakit.core import storage
 from lorakit.core.errors import DiskError
 from lorakit.evaluation import feature_store
 from lorakit.evaluation.feature_store import FeatureStore
+from tests.long_tier import long
 
 
 def rows(names: list[str], width: int = 3, offset: float = 0.0) -> dict[str, np.ndarray]:
@@ -143,6 +144,7 @@ def add_many(folder: Path, first: int) -> None:
         store.add(rows([f"image {number}"], offset=number))
 
 
+@long
 def test_two_processes_that_add_and_join_at_once_lose_nothing(tmp_path):
     context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=add_many, args=(tmp_path, first)) for first in (0, 20)]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.long_tier import IS_LONG, long, some_long
+from tests.long_tier import long, some_long
 from tests.reliability import commands
 from tests.reliability.commands import Command
 
@@ -37,13 +37,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Command]:
 
 @posix
 @pytest.mark.parametrize(
-    ("num_processes", "parts"), [(ONE, ["command", "trainer"]), (TWO, ["launcher", "trainer", "command"])]
+    ("num_processes", "parts"),
+    [
+        (ONE, ["command", "trainer"]),
+        pytest.param(TWO, ["launcher", "trainer", "command"], marks=long),
+    ],
 )
 def test_a_killed_part_ends_all_and_the_same_command_goes_on_to_the_same_bytes(
     num_processes, parts, whole, tmp_path
 ):
     command = Command(tmp_path, num_processes)
-    for part in parts if IS_LONG or num_processes == ONE else parts[:1]:
+    for part in parts:
         process = command.start()
         try:
             command.wait_for_steps(process)
@@ -164,6 +168,7 @@ def test_a_shell_that_ends_does_not_stop_a_training_it_started(whole, tmp_path):
     assert command.result() == whole(ONE).result()
 
 
+@long
 @posix
 @pytest.mark.parametrize("num_processes", some_long([ONE, TWO], ONE))
 def test_a_launcher_of_accelerate_that_is_killed_ends_its_trainers(num_processes, tmp_path):

@@ -83,6 +83,7 @@ def test_a_setting_that_contradicts_the_base_is_refused(data, tmp_path, no_model
 
 CHOICES = {
     "optimizer.name": "adamw",
+    "validate.fraction": 0.25,
     "optimizer.schedule": "cosine",
     "optimizer.betas": [0.8, 0.99],
     "objective.timesteps": "uniform",

@@ -11,6 +11,7 @@ from lorakit.cli import main
 from lorakit.core import storage
 from lorakit.training import checkpoint
 from tests import runs
+from tests.long_tier import long
 
 TRAIN = {"steps": 6, "batch_size": 2, "save_every": 4, "precision": "fp32"}
 
@@ -161,6 +162,7 @@ def test_an_accepted_change_goes_on_from_the_last_checkpoint_and_cannot_be_repro
     assert "changes from step 6 on" in capfd.readouterr().err
 
 
+@long
 def test_a_fresh_run_keeps_the_earlier_one_under_another_name(folder, six, capfd):
     run = copy(six, folder / "mistaken")
     words = [str(folder / "mistaken.yaml"), "adapter.rank=2", "train.steps=2"]
