@@ -127,27 +127,27 @@ def _missing_captions(records: Sequence[Record]) -> Iterator[Finding]:
 
 def _unread_columns(records: Sequence[Record]) -> Iterator[Finding]:
     """Find columns and keys that look like captions and are not read, by their names."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for record in records:
-        for note in record.notes if record.keep else ():
-            if note_code(note) == COLUMNS_UNREAD:
-                groups[note.partition(": ")[2]].append(record.file)
     names = " or ".join(CAPTION_COLUMNS)
-    for columns, files in groups.items():
+    for columns, files in _files_by_note(records, COLUMNS_UNREAD).items():
         message = f"looks like captions and is not read: {columns}; rename what should be trained to {names}"
         yield Finding("warning", COLUMNS_UNREAD, message, tuple(files))
 
 
 def _failed_captions(records: Sequence[Record]) -> Iterator[Finding]:
     """Find images without an answer of the captioner, by the reason."""
+    for reason, files in _files_by_note(records, CAPTION_FAILED).items():
+        message = f"no caption from {reason}; run the command again to request only these"
+        yield Finding("warning", CAPTION_FAILED, message, tuple(files))
+
+
+def _files_by_note(records: Sequence[Record], code: str) -> dict[str, list[str]]:
+    """Return the kept images with notes of a code, by the text of the note."""
     groups: dict[str, list[str]] = defaultdict(list)
     for record in records:
         for note in record.notes if record.keep else ():
-            if note_code(note) == CAPTION_FAILED:
+            if note_code(note) == code:
                 groups[note.partition(": ")[2]].append(record.file)
-    for reason, files in groups.items():
-        message = f"no caption from {reason}; run the command again to request only these"
-        yield Finding("warning", CAPTION_FAILED, message, tuple(files))
+    return groups
 
 
 def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
