@@ -17,6 +17,7 @@ from lorakit.cli import main
 from lorakit.core import storage
 from lorakit.training import checkpoint
 from tests import runs, tiny
+from tests.long_tier import long
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -88,6 +89,7 @@ def test_an_output_folder_that_would_mix_with_other_files_is_refused(capsys, tmp
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
 
 
+@long
 def test_a_plain_folder_of_photos_is_prepared_trained_and_exported(capfd, tmp_path):
     """`lorakit train` with its child process; then a new run after an image has changed."""
     photos = tmp_path / "photos"

@@ -12,6 +12,7 @@ import pytest
 
 from lorakit.core import storage
 from tests import runs
+from tests.long_tier import long
 from tests.reliability import checks, instants, processes, tiny_training
 from tests.reliability.tiny_training import DIT
 
@@ -70,6 +71,7 @@ def test_a_signal_to_every_process_of_a_service_is_one_signal(recorded, number):
     assert checks.finish(training, reference) == []
 
 
+@long
 def test_a_signal_at_any_operation_loses_nothing(recorded, monkeypatch):
     """In this process, at every eleventh operation of a run."""
     training, reference, seen = recorded(DIT, True)

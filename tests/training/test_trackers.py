@@ -13,6 +13,7 @@ from lorakit.core import storage
 from lorakit.training import trackers
 from lorakit.training.trackers import process
 from tests import runs
+from tests.long_tier import some_long
 from tests.network import servers
 from tests.training.tracker_runs import WrittenRun
 
@@ -70,7 +71,7 @@ def test_wandb_offline_receives_a_runs_metrics(recipe_file, plain, monkeypatch):
     assert_equal_and_complete(run, plain)
 
 
-@pytest.mark.parametrize("kind", ["refused", "500", "silent"])
+@pytest.mark.parametrize("kind", some_long(["refused", "500", "silent"], "silent"))
 def test_a_failing_tracker_server_does_not_change_training(
     kind, recipe_file, plain, monkeypatch, short, capfd
 ):

@@ -17,6 +17,7 @@ from lorakit.core.errors import ConfigError, DataError, NumericError
 from lorakit.training import checkpoint
 from lorakit.training.step import TrainingStep
 from tests import runs
+from tests.long_tier import long
 
 BASES = ("tiny-unet", "tiny-dit")
 
@@ -98,6 +99,7 @@ def test_a_terminated_run_saves_a_checkpoint_and_is_interrupted(data, tmp_path):
     assert storage.read_json(tmp_path / "run/run.json")["status"] == "interrupted"
 
 
+@long
 def test_a_run_terminated_while_sampling_stops_within_seconds_and_loses_nothing(data, finished, tmp_path):
     prompts = runs.make_prompts(tmp_path / "p.jsonl")
     samples = {"prompts": str(prompts), "every": 5, "num_inference_steps": 400}
