@@ -12,6 +12,7 @@ from data_tools.captions import collect, lint
 from data_tools.captions.columns import CAPTION_COLUMNS, COLUMNS_UNREAD
 from data_tools.captions.generate import CAPTION_FAILED
 from data_tools.color_comparison import ColorComparison
+from data_tools.duplicates import Cluster
 from data_tools.findings import Finding, Level, pluralize, sort_findings
 from data_tools.listing import Listing
 from data_tools.scan import SCAN_REASONS, note_code
@@ -89,7 +90,9 @@ def check_dataset(
 
     `held_out` are images of another folder that must not be trained on; their names start with that folder.
     """
-    confirm = ColorComparison(listing.root)
+    every = [*records, *held_out]
+    exact = duplicates.find_exact_duplicates(every)
+    near = duplicates.find_near_duplicates(every, ColorComparison(listing.root))
     findings = [
         *_rejected_images(records),
         *_missing_captions(records),
@@ -97,8 +100,8 @@ def check_dataset(
         *_unread_columns(records),
         *_upscaled(records),
         *_failed_captions(records),
-        *_duplicates(records, held_out, confirm),
-        *_too_little_to_learn_from(records, confirm),
+        *_duplicates(records, exact, near),
+        *_too_little_to_learn_from(records, [*exact, *near]),
         *_name_collisions(listing, records),
         *_unused_files(listing),
         *lint.lint_captions(records, trigger, tokens_counted=tokens_counted),
@@ -164,11 +167,11 @@ def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding(level, code, message, tuple(files))
 
 
-def _too_little_to_learn_from(records: Sequence[Record], confirm: ColorComparison) -> Iterator[Finding]:
+def _too_little_to_learn_from(records: Sequence[Record], clusters: Sequence[Cluster]) -> Iterator[Finding]:
     """Find sets of a few different images, far too small images, and captions that are all the same."""
     kept = [record for record in records if record.keep]
-    clusters = [*duplicates.find_near_duplicates(kept, confirm), *duplicates.find_exact_duplicates(kept)]
-    number = len(kept) - sum(len(cluster.files) - 1 for cluster in clusters)
+    own = {record.file for record in kept}
+    number = len(kept) - sum(max(0, len(own & set(cluster.files)) - 1) for cluster in clusters)
     if kept and number < MIN_DIFFERENT_IMAGES:
         message = f"{pluralize(number, 'different image')}: they would be memorized; 10 to 30 are usual"
         yield Finding("warning", "few_images", message, tuple(record.file for record in kept))
@@ -180,26 +183,23 @@ def _too_little_to_learn_from(records: Sequence[Record], confirm: ColorCompariso
 
 def _upscaled(records: Sequence[Record]) -> Iterator[Finding]:
     """Find images that are smaller than their bucket, by how much they are enlarged."""
-    by_level: dict[Level, list[str]] = defaultdict(list)
+    by_level: dict[Level, dict[str, float]] = defaultdict(dict)
     for record in records:
         factor = upscale_factor(record) if record.keep else 1.0
         if factor > MAX_UNNOTICED_UPSCALE:
             level: Level = "error" if factor > 3 else "warning" if factor > 1.5 else "note"
-            by_level[level].append(record.file)
-    for level, files in by_level.items():
-        factor = max(upscale_factor(record) for record in records if record.file in files)
-        message = f"smaller than the bucket and enlarged up to {factor:.1f} times; use larger images"
+            by_level[level][record.file] = factor
+    for level, factors in by_level.items():
+        largest = max(factors.values())
+        message = f"smaller than the bucket and enlarged up to {largest:.1f} times; use larger images"
         message += " or a smaller --resolution"
-        yield Finding(level, "upscaled", message, tuple(files))
+        yield Finding(level, "upscaled", message, tuple(factors))
 
 
 def _duplicates(
-    records: Sequence[Record], held_out: Sequence[Record], confirm: ColorComparison
+    records: Sequence[Record], exact: Sequence[Cluster], near: Sequence[Cluster]
 ) -> Iterator[Finding]:
     own = {record.file for record in records}
-    every = [*records, *held_out]
-    exact = duplicates.find_exact_duplicates(every)
-    near = duplicates.find_near_duplicates(every, confirm)
     for cluster in exact:
         if own & set(cluster.files):
             yield Finding("warning", "duplicate", "the same image, pixel for pixel", cluster.files)
