@@ -5,16 +5,18 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 
 from data_tools import duplicates
 from data_tools.captions import collect, lint
 from data_tools.captions.columns import CAPTION_COLUMNS, COLUMNS_UNREAD
+from data_tools.captions.embedded_text import EMBEDDED_TEXT
 from data_tools.captions.generate import CAPTION_FAILED
+from data_tools.captions.sidecars import UNREADABLE
+from data_tools.captions.unread_text import find_unread_text
 from data_tools.color_comparison import ColorComparison
 from data_tools.duplicates import Cluster
 from data_tools.findings import Finding, Level, pluralize, sort_findings
-from data_tools.listing import Listing
+from data_tools.listing import Listing, file_stem
 from data_tools.scan import SCAN_REASONS, note_code
 from lorakit.imaging.buckets import MAX_UNNOTICED_UPSCALE
 from lorakit.imaging.crops import upscale_factor
@@ -41,7 +43,16 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
         r"escaped parentheses \( and \) are read as ( and ): the text that the model sees",
     ),
     "caption_trigger_filled": ("note", "the trigger word is in place of [trigger] or {trigger}"),
-    "caption_tags_unused": ("note", "tags beside a caption in a JSON file are not trained"),
+    "caption_tags_unused": (
+        "note",
+        "tags beside a caption, or about the file, are not trained",
+    ),
+    "caption_settings_unused": ("note", "negative prompts and settings of image generators are not trained"),
+    "caption_rows_joined": ("note", "several rows of a table are captions of one image"),
+    "caption_files_left_out": (
+        "note",
+        "caption files without the --caption-extension are not read",
+    ),
     "caption_lines_joined": ("note", "several caption lines joined into one caption"),
     "caption_lines_are_tags": ("note", "the lines of a caption file are tags, joined by commas"),
     "caption_lines_are_captions": ("note", "each line of a caption file is a caption of its own"),
@@ -52,7 +63,7 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "caption_control_characters": ("warning", "control characters removed from a caption"),
     "caption_conflict": (
         "warning",
-        "the metadata file and the caption file disagree; the caption file is used",
+        "two files have different captions; the notes of the image say which is used",
     ),
     "conditioning_image_unreadable": ("error", "a conditioning image that cannot be read; it is not used"),
     "conditioning_image_aspect_mismatch": (
@@ -65,12 +76,17 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "bit_depth": ("note", "16 bits a channel scaled to 8"),
     "single_color": ("warning", "one color all over; is this an image?"),
     "first_frame": ("note", "only the first frame is used"),
+    "primary_image": ("note", "of several images in a file, the primary one is used"),
+    "xmp_orientation": ("note", "a rotation that only XMP states is not applied, as in browsers"),
     "icc_converted": ("note", "converted from its color profile to sRGB"),
     "color_encoding_converted": ("note", "converted from its color encoding (cICP, nclx or gAMA) to sRGB"),
     "hdr_tone_mapped": ("warning", "HDR mapped to the range of sRGB; check its brightness"),
     "mask_orientation_ambiguous": ("warning", "the mask of a rotated image; check that it fits"),
     "mask_empty": ("warning", "a mask that is black all over; it is not used"),
     "mask_prompt_not_found": ("warning", "the word to mask was not found in the image"),
+    "mask_covers_all": ("warning", "a mask of the whole image selects nothing; raise --threshold"),
+    "pose_not_found": ("warning", "no person was detected, so the image has no pose to control it"),
+    "conditioning_not_generated": ("error", "a mask or control was not generated: the image cannot be read"),
     "mask_size_mismatch": ("warning", "a mask that does not fit its image; it is not used"),
     "user_metadata": ("note", "captioned in your own metadata file, which is not changed"),
     "exif_rotated": ("note", "rotated by its EXIF orientation"),
@@ -92,12 +108,13 @@ def check_dataset(
     """
     every = [*records, *held_out]
     exact = duplicates.find_exact_duplicates(every)
-    near = duplicates.find_near_duplicates(every, ColorComparison(listing.root))
+    near = duplicates.find_near_duplicates(every, ColorComparison(listing.folder))
     findings = [
         *_rejected_images(records),
         *_missing_captions(records),
         *_manifest_notes(records),
         *_unread_columns(records),
+        *find_unread_text(listing, records),
         *_upscaled(records),
         *_failed_captions(records),
         *_duplicates(records, exact, near),
@@ -132,7 +149,8 @@ def _unread_columns(records: Sequence[Record]) -> Iterator[Finding]:
     """Find columns and keys that look like captions and are not read, by their names."""
     names = " or ".join(CAPTION_COLUMNS)
     for columns, files in _files_by_note(records, COLUMNS_UNREAD).items():
-        message = f"looks like captions and is not read: {columns}; rename what should be trained to {names}"
+        message = f"looks like captions and is not read: {columns}; choose what should be trained with"
+        message += f" --caption-column, or rename it to {names}"
         yield Finding("warning", COLUMNS_UNREAD, message, tuple(files))
 
 
@@ -159,7 +177,8 @@ def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
         if record.keep:
             for code in dict.fromkeys(map(note_code, record.notes)):
                 groups[code].append(record.file)
-    groups.pop(COLUMNS_UNREAD, None)
+    for code in (COLUMNS_UNREAD, UNREADABLE, EMBEDDED_TEXT):
+        groups.pop(code, None)
     groups.pop(CAPTION_FAILED, None)
     groups.pop("upscaled", None)
     for code, files in groups.items():
@@ -221,10 +240,10 @@ def _duplicates(
 def _name_collisions(listing: Listing, records: Sequence[Record]) -> Iterator[Finding]:
     """Find names that are different here but equal on another file system."""
     folded: dict[str, list[str]] = defaultdict(list)
-    stems: dict[PurePosixPath, list[str]] = defaultdict(list)
+    stems: dict[str, list[str]] = defaultdict(list)
     for file in listing.images:
         folded[unicodedata.normalize("NFC", file).casefold()].append(file)
-        stems[PurePosixPath(file).with_suffix("")].append(file)
+        stems[file_stem(file)].append(file)
     excluded = {record.file for record in records if note_code(record.reason) == "shared_caption_file"}
     for files in folded.values():
         if len(files) > 1:
@@ -243,7 +262,7 @@ def _unused_files(listing: Listing) -> Iterator[Finding]:
     if listing.unreadable_folders:
         message = "folders that cannot be opened; their files are not used"
         yield Finding("error", "unreadable_folder", message, listing.unreadable_folders)
-    owners = {str(PurePosixPath(file).with_suffix("")) for file in listing.images} | listing.image_set
+    owners = set(map(file_stem, listing.images)) | listing.image_set
     owners |= {listing.normalize_name(owner) for owner in owners}
     orphans = [name for name in sorted(listing.sidecars) if not _has_image(name, owners, listing)]
     if orphans:
@@ -266,5 +285,5 @@ def _unused_files(listing: Listing) -> Iterator[Finding]:
 
 
 def _has_image(name: str, owners: set[str], listing: Listing) -> bool:
-    stem = str(PurePosixPath(name).with_suffix(""))
+    stem = file_stem(name)
     return stem in owners or listing.normalize_name(stem) in owners

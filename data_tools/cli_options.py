@@ -50,6 +50,8 @@ decoding_options = add_options(
            help="Number of processes; by default one for each processor core."),
     option("--rescan", is_flag=True, section=_IMAGES,
            help="Measure all images again, not only new and changed ones."),
+    option("--verify", is_flag=True, section=_IMAGES,
+           help="Read every file to find changes; otherwise only files whose size or times have changed."),
     option("--alpha-mask", is_flag=True, section=_IMAGES,
            help="Use transparency as a mask: with masked loss, transparent pixels do not count."),
 )  # fmt: skip
@@ -71,7 +73,9 @@ caption_options = add_options(
     option("--caption-encoding", default="utf-8", metavar="NAME", section=_CAPTIONS,
            help="Text encoding of the caption files that are neither UTF-8 nor UTF-16."),
     option("--caption-extension", metavar="EXT", section=_CAPTIONS,
-           help="Read caption files with this extension only, such as .txt."),
+           help="Read caption files with this end of their names only, such as .txt or _caption.txt."),
+    option("--caption-column", "caption_columns", multiple=True, metavar="NAME", section=_CAPTIONS,
+           help="Read captions from this column of tables or key of JSON files only; repeat for several."),
     option("--caption-lines", type=click.Choice(["auto", "join", "tags", "captions"]), default="auto",
            section=_CAPTIONS,
            help="Meaning of the lines of a caption file: parts of one caption (join), tags, or a caption "
@@ -157,16 +161,42 @@ mask_options = add_options(
 )  # fmt: skip
 
 control_options = add_options(
-    option("--type", "type", required=True, type=click.Choice(["canny", "depth", "mask"]),
-           help="Conditioning image to make: Canny edges, a depth map or an inpainting mask."),
-    option("--model", metavar="MODEL", help="Folder or hub id of a depth estimation model (depth)."),
+    option("--type", "type", required=True, metavar="TYPE",
+           help="Conditioning image to make: canny (edges), depth, pose (skeletons in the colors of "
+           "OpenPose), softedge, or mask (for inpainting)."),
+    option("--model", metavar="MODEL",
+           help="Folder or hub id of a model of depth or of human poses; ONNX file of DexiNed (softedge)."),
+    option("--detector", metavar="MODEL",
+           help="Folder or hub id of an object detector that finds the persons (pose); without one, the "
+           "whole image is one person."),
     option("--low-threshold", type=POSITIVE, default=100, metavar="N",
-           help="Gradient from which a pixel may continue an edge (canny)."),
+           help="Gradient from which a pixel may continue an edge (canny), as in cv2.Canny."),
     option("--high-threshold", type=POSITIVE, default=200, metavar="N",
-           help="Gradient from which a pixel starts an edge (canny)."),
+           help="Gradient from which a pixel starts an edge (canny), as in cv2.Canny."),
     option("--seed", type=int, default=0, metavar="N", help="Seed of the random masks (mask)."),
     option("--regenerate", is_flag=True, help="Also replace images that were generated before."),
     option("--device", metavar="NAME", help=_DEVICE),
+)  # fmt: skip
+
+_COLUMNS = "Columns of tables, and extensions in webdatasets"
+import_options = add_options(
+    option("--caption-column", "captions", multiple=True, metavar="COLUMN", section=_COLUMNS,
+           help="Column of captions; repeat for several captions of each image. COLUMN.KEY is a text in an "
+           "object. By default all columns that are named like captions, or the instruction of an edit."),
+    option("--image-column", "images", multiple=True, metavar="COLUMN", section=_COLUMNS,
+           help="Column of the images to train on; with --target-column, of the images before the edit."),
+    option("--target-column", "target", metavar="COLUMN", section=_COLUMNS,
+           help="Column of the edited images, which are trained on."),
+    option("--control-column", "controls", multiple=True, metavar="COLUMN", section=_COLUMNS,
+           help="Column of conditioning images, such as edges or poses."),
+    option("--mask-column", "mask", metavar="COLUMN", section=_COLUMNS, help="Column of masks."),
+    option("--split", "splits", multiple=True, metavar="NAME",
+           help="Import only this split, such as train; repeat for several. By default all are imported, a "
+           "folder for each."),
+    option("--follow-links", is_flag=True,
+           help="Also import files outside the source that links in it lead to."),
+    option("--short-side", type=POSITIVE, metavar="PX",
+           help="Downscale JPEG and PNG images whose shorter side is larger."),
 )  # fmt: skip
 
 export_options = add_options(

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_tools.captions.table_captions import Tables
+from data_tools.earlier import EarlierDataset
 from lorakit import manifest
+from lorakit.core import dataset_paths
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import signatures, video
 
@@ -24,7 +27,7 @@ _IMAGES = (
 )
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
-OWN_FILES = frozenset({manifest.MANIFEST_FILE, "report.html", "report.json"})
+OWN_FILES = frozenset({manifest.MANIFEST_FILE, dataset_paths.IMAGES_FILE, "report.html", "report.json"})
 _NEVER_IMAGES = frozenset({".txt", ".csv", ".json", ".jsonl", ".html", ".md", ".py", ".yaml", ".yml"})
 _KOHYA_JSON = re.compile(r"meta_\w+\.json")
 # Folders of systems and of other programs, with copies, thumbnails or deleted files. Compared in lower case.
@@ -51,9 +54,15 @@ _CLOUD_SUFFIXES = frozenset({".icloud", ".cloud", ".cloudf"})  # placeholders of
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a dataset folder as relative POSIX paths, sorted."""
+    """The files of a folder of images, `root`, as relative POSIX paths, sorted.
+
+    The manifest, the report and generated files are in `folder`: the same one, or another for read-only
+    images.
+    """
 
     root: Path
+    folder: Path
+    earlier: EarlierDataset
     images: tuple[str, ...]
     sidecars: frozenset[str]
     metadata: tuple[str, ...]
@@ -67,6 +76,13 @@ class Listing:
     system_folders: tuple[str, ...] = ()
     hidden_folders: tuple[str, ...] = ()
     cloud_placeholders: tuple[str, ...] = ()
+    tables: Tables = field(default_factory=Tables)  # read by captions/metadata.py
+
+    def user_metadata_files(self) -> list[Path]:
+        """Return the user's own metadata files beside the images, without one that lorakit wrote."""
+        folders = manifest.folders_of(self.images)
+        wrote_metadata = self.earlier.wrote_metadata if self.root == self.folder else None
+        return manifest.user_metadata_files(self.root, folders, wrote_metadata=wrote_metadata)
 
     @functools.cached_property
     def image_set(self) -> frozenset[str]:
@@ -82,6 +98,19 @@ class Listing:
         return {name: images[0] for name, images in names.items() if len(images) == 1}
 
     @functools.cached_property
+    def images_by_stem(self) -> dict[str, str]:
+        """Images by their name without extension, without names that several images would have."""
+        names: dict[str, list[str]] = {}
+        for image in self.images:
+            names.setdefault(os.path.splitext(image)[0], []).append(image)
+        return {name: images[0] for name, images in names.items() if len(images) == 1}
+
+    @functools.cached_property
+    def text_candidates(self) -> frozenset[str]:
+        """Files that are not images: caption files and all others."""
+        return self.sidecars | frozenset(self.other_files)
+
+    @functools.cached_property
     def unclaimed_sidecars(self) -> dict[str, list[str]]:
         """Caption files by their normalized name, without those that have the very name of an image."""
         owners = self.image_set | {os.path.splitext(image)[0] for image in self.images}
@@ -95,7 +124,15 @@ class Listing:
     @staticmethod
     def normalize_name(name: str) -> str:
         """Return one spelling for names that differ only in case or in how accents are encoded (NFC)."""
+        if name.isascii():
+            return name.lower()
         return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def file_stem(name: str) -> str:
+    """Return a file's name without its extension, as `PurePosixPath.with_suffix("")` and ten times faster."""
+    stem, _, suffix = name.rpartition(".")
+    return name if not suffix or not stem or "/" in suffix or stem.endswith("/") else stem
 
 
 @dataclass
@@ -120,13 +157,14 @@ def list_dataset(folder: str | os.PathLike[str], *, include_videos: bool = False
 
     With `include_videos`, or if the manifest has videos already, videos are listed among the images.
     """
-    root = Path(folder)
+    root = dataset_paths.image_folder(folder)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise ConfigError(
             f"the dataset folder {what}", where=str(root), remedy="give the folder of your images"
         )
-    groups = _FileGroups(include_videos=include_videos or _has_videos(root))
+    earlier = EarlierDataset(Path(folder))
+    groups = _FileGroups(include_videos=include_videos or _has_videos(Path(folder)))
     for name, entry in _walk(root, groups):
         _classify(name, entry, groups)
     if groups.include_videos and any(video.is_video(name) for name in groups.images):
@@ -138,6 +176,8 @@ def list_dataset(folder: str | os.PathLike[str], *, include_videos: bool = False
         raise DataError(message, where=str(root), remedy="put .jpg, .png or .webp files into it")
     return Listing(
         root,
+        Path(folder),
+        earlier,
         tuple(sorted(groups.images)),
         frozenset(groups.sidecars),
         tuple(sorted(groups.metadata)),
@@ -153,9 +193,9 @@ def list_dataset(folder: str | os.PathLike[str], *, include_videos: bool = False
     )
 
 
-def _has_videos(root: Path) -> bool:
+def _has_videos(folder: Path) -> bool:
     """Return True if the earlier manifest lists videos. (In a caption, the quotes would be escaped.)"""
-    file = root / manifest.MANIFEST_FILE
+    file = folder / manifest.MANIFEST_FILE
     return file.is_file() and b', "video": {' in file.read_bytes()
 
 

@@ -43,6 +43,7 @@ class PrepareOptions:
     caption_encoding: str = "utf-8"
     caption_extension: str | None = None
     caption_lines: str = "auto"
+    caption_columns: tuple[str, ...] = ()
     caption_edits: tuple[str, ...] | None = None
     captioner: CaptionerOptions | None = None
     captioning: CaptioningOptions = field(default_factory=CaptioningOptions)
@@ -56,6 +57,7 @@ class PrepareOptions:
     max_aspect_ratio: float = 8.0
     workers: int | None = None
     rescan: bool = False
+    verify: bool = False
     report: bool = True
     quiet: bool = False  # show no progress; prepare prints nothing else
 
@@ -89,6 +91,7 @@ class PrepareOptions:
             max_aspect_ratio=self.max_aspect_ratio,
             workers=self.workers,
             rescan=self.rescan,
+            verify=self.verify,
             quiet=self.quiet,
         )
 
@@ -104,6 +107,7 @@ class PrepareOptions:
             caption_encoding=self.caption_encoding,
             caption_extension=self.caption_extension,
             caption_lines=self.caption_lines,
+            caption_columns=self.caption_columns,
             caption_edits=self.caption_edits,
         )
 

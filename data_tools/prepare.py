@@ -9,21 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from data_tools import assign_buckets, captioners, check, report, scan, scan_shards
+from data_tools import assign_buckets, captioners, check, out_folder, report, scan, scan_shards
 from data_tools.assign_buckets import BucketOptions
 from data_tools.captioners import Captioner
-from data_tools.captions import collect, generate, tokens
+from data_tools.captions import collect, generate, metadata, tokens
 from data_tools.conditioning import attach, controls, masks, segment
 from data_tools.conditioning.controls import ControlOptions
 from data_tools.conditioning.segment import SegmentOptions
 from data_tools.dataset import Dataset
+from data_tools.earlier import EarlierDataset
 from data_tools.listing import Listing, list_dataset
 from data_tools.options import PrepareOptions
 from lorakit import manifest
 from lorakit.core import storage
-from lorakit.core.errors import DataError, DiskError
+from lorakit.core.errors import DataError
 from lorakit.manifest import Record
 
 __all__ = [
@@ -55,7 +57,7 @@ def prepare_dataset(folder: str | os.PathLike[str], options: PrepareOptions | No
     captioner = captioners.load_captioner(options.captioner) if options.captioner else None
     records = _scan_and_caption(listing, options)
     records = assign_buckets.bucket_records(
-        listing.root, records, options.bucket_options(), quiet=options.quiet
+        listing.folder, records, options.bucket_options(), quiet=options.quiet
     )
     records = _attach_files(files, records, options)
     records = _run_captioner(listing, records, captioner, options)
@@ -86,7 +88,7 @@ def scan_dataset_shard(folder: str | os.PathLike[str], options: PrepareOptions, 
     parsed_shard = scan_shards.Shard.parse(shard)
     listing = _require_writable(_list_files(folder, options).listing)
     records = scan_shards.scan_shard(listing, options.scan_options(), parsed_shard)
-    return Dataset(listing.root, tuple(records), ())
+    return Dataset(listing.folder, tuple(records), ())
 
 
 def merge_scan_shards(folder: str | os.PathLike[str], options: PrepareOptions) -> Dataset:
@@ -94,7 +96,7 @@ def merge_scan_shards(folder: str | os.PathLike[str], options: PrepareOptions) -
     files = _list_files(folder, options)
     records = scan_shards.join_scan_shards(_require_writable(files.listing))
     result = _save(files.listing, _attach_files(files, records, options), options)
-    scan_shards.remove_scan_shards(files.listing.root)
+    scan_shards.remove_scan_shards(files.listing.folder)
     return result
 
 
@@ -128,7 +130,7 @@ def check_dataset_folder(
 
 def _held_out_records(folder: Path, options: PrepareOptions) -> list[Record]:
     """Return the images of another folder, whose names start with that folder."""
-    records = scan.read_previous_records(folder).values() or scan.scan_images(
+    records = EarlierDataset(folder).records.values() or scan.scan_images(
         list_dataset(folder), options.scan_options()
     )
     return [replace(record, file=f"{folder}/{record.file}") for record in records]
@@ -149,7 +151,7 @@ def bucket_dataset(
         records = assign_buckets.apply_crop_boxes(records, boxes)
     prepare_options = PrepareOptions(quiet=quiet)
     listing = _require_writable(_list_files(folder, prepare_options).listing)
-    records = assign_buckets.bucket_records(listing.root, records, options, quiet=quiet)
+    records = assign_buckets.bucket_records(listing.folder, records, options, quiet=quiet)
     return _save(listing, records, prepare_options)
 
 
@@ -161,8 +163,9 @@ def mask_dataset(
     prepare_options = PrepareOptions(quiet=quiet)
     listing = _require_writable(_list_files(folder, prepare_options).listing)
     records = segment.segment_images(
-        listing.root, manifest.load_manifest(folder), options, regenerate=regenerate, quiet=quiet
-    )
+        listing.folder, manifest.load_manifest(folder), options,
+        regenerate=regenerate, quiet=quiet, save=partial(manifest.save_manifest, listing.folder),
+    )  # fmt: skip
     return _save(listing, records, prepare_options)
 
 
@@ -174,8 +177,9 @@ def generate_dataset_controls(
     prepare_options = PrepareOptions(quiet=quiet)
     listing = _require_writable(_list_files(folder, prepare_options).listing)
     records = controls.generate_conditioning(
-        listing.root, manifest.load_manifest(folder), options, regenerate=regenerate, quiet=quiet
-    )
+        listing.folder, manifest.load_manifest(folder), options,
+        regenerate=regenerate, quiet=quiet, save=partial(manifest.save_manifest, listing.folder),
+    )  # fmt: skip
     return _save(listing, records, prepare_options)
 
 
@@ -203,8 +207,9 @@ class _DatasetFiles:
 
 def _list_files(folder: str | os.PathLike[str], options: PrepareOptions) -> _DatasetFiles:
     listing = list_dataset(folder, include_videos=options.videos)
-    listing, mask_files = masks.separate_mask_files(listing, options.caption_encoding)
-    listing, conditioning = attach.separate_conditioning_files(listing, options.caption_encoding)
+    listing = metadata.with_tables(listing, options.caption_encoding, options.caption_columns)
+    listing, mask_files = masks.separate_mask_files(listing)
+    listing, conditioning = attach.separate_conditioning_files(listing)
     return _DatasetFiles(listing, mask_files, conditioning)
 
 
@@ -218,9 +223,9 @@ def _scan_and_caption(listing: Listing, options: PrepareOptions) -> list[Record]
     """Measure and caption the images; if none can be used or captions are missing, raise `DataError`."""
     measured = scan.scan_images(listing, options.scan_options(), journal=True)
     records = collect.collect_captions(listing, measured, options.caption_options())
-    _require_images(listing.root, records)
+    _require_images(listing.folder, records)
     if not (options.allow_missing_captions or options.captioner):
-        collect.require_captions(records, listing.root)
+        collect.require_captions(records, listing)
     return records
 
 
@@ -233,16 +238,14 @@ def _run_captioner(
     """
     if captioner is not None:
         records = generate.caption_images(
-            listing.root, records, captioner, options.captioning, quiet=options.quiet
+            listing.folder, records, captioner, options.captioning, quiet=options.quiet
         )
         records = collect.apply_edits_to_records(records, options.caption_options())
     return tokens.annotate_token_counts(records, options.base)
 
 
 def _require_writable(listing: Listing) -> Listing:
-    if not os.access(listing.root, os.W_OK):
-        remedy = "make the folder writable: the manifest is stored beside the images"
-        raise DiskError("the dataset folder is read-only", where=str(listing.root), remedy=remedy)
+    out_folder.require_writable(listing.folder)
     return listing
 
 
@@ -259,19 +262,20 @@ def _result(
         tokens_counted=options.base is not None,
         held_out=held_out,
     )
-    removed_files = tuple(sorted(_previous_files(listing.root) - listing.image_set))
-    return Dataset(listing.root, tuple(records), tuple(findings), removed_files)
+    removed_files = tuple(sorted(listing.earlier.records.keys() - listing.image_set))
+    return Dataset(listing.folder, tuple(records), tuple(findings), removed_files)
 
 
 def _save(
     listing: Listing, records: Sequence[Record], options: PrepareOptions, *, with_report: bool = False
 ) -> Dataset:
     """Write the manifest, and the report if requested; remove the journals."""
-    result, root = _result(listing, records, options), listing.root
-    manifest.save_manifest(root, records)
-    storage.remove_file(root / scan.SCAN_JOURNAL)
+    result, folder = _result(listing, records, options), listing.folder
+    manifest.save_manifest(folder, records, wrote_metadata=listing.earlier.wrote_metadata)
+    listing.earlier.hashes.save(record.file for record in records)
+    storage.remove_file(folder / scan.SCAN_JOURNAL)
     if options.captioner is not None:
-        generate.remove_caption_journal(root)
+        generate.remove_caption_journal(folder)
     if with_report:
         _report(result, options)
     return result
@@ -287,13 +291,6 @@ def _report(result: Dataset, options: PrepareOptions) -> None:
         base=options.base,
         quiet=options.quiet,
     )
-
-
-def _previous_files(root: Path) -> set[str]:
-    """Return the files that the earlier manifest lists."""
-    if not (root / manifest.MANIFEST_FILE).is_file():
-        return set()
-    return {record.file for record in manifest.iter_manifest(root)}
 
 
 def _require_images(root: Path, records: Sequence[Record]) -> None:

@@ -1,7 +1,8 @@
 """Measure every image of a folder: hashes, size, how it was decoded, and the reason if it cannot be used.
 
 A bad file never stops the scan: it gets a record with `keep: false` and a reason. The record of an unchanged
-file is taken from the earlier manifest; an interrupted scan continues from its journal.
+file is taken from the earlier manifest, and the file is not read if its size and times are as before
+(`lorakit.core.file_hashes`); an interrupted scan continues from its journal.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from data_tools import image_quality, process_pool
-from data_tools.listing import Listing
+from data_tools.captions.embedded_text import EMBEDDED_TEXT, embedded_text_notes
+from data_tools.listing import Listing, file_stem
 from lorakit import manifest
-from lorakit.core import storage
+from lorakit.core import platform, storage
 from lorakit.core.errors import ConfigError, DataError, LorakitError, first_line
+from lorakit.core.platform import FileStatus
 from lorakit.core.progress import Progress
 from lorakit.imaging import crops, decode, signatures, video
 from lorakit.imaging.color import Color
@@ -37,16 +40,18 @@ BIG_IMAGE_PIXELS = 24_000_000  # above these two limits, one worker at a time ho
 _CODES = (
     "animated below_resolution camera_raw changed corrupt dangling_symlink decoder_crashed decoder_failed"
     " empty extreme_aspect_ratio file_too_large html_or_xml json_file lfs_pointer missing multipage"
-    " no_decoder not_a_file shared_caption_file svg symlink_outside too_many_pixels too_small truncated"
-    " unknown_format unreadable unsupported_bit_depth"
+    " no_decoder not_a_file not_an_image shared_caption_file svg symlink_outside too_many_pixels too_small"
+    " truncated unknown_format unreadable unsupported_bit_depth unsupported_format video_file"
 )
 _NOTE_CODES = (
     "bit_depth blurry broken_exif broken_icc clipped_tones cmyk color_encoding_converted exif_rotated"
-    " first_frame hdr_tone_mapped icc_converted letterbox single_color transparency wrong_extension"
+    " first_frame hdr_tone_mapped icc_converted letterbox primary_image single_color transparency"
+    " wrong_extension xmp_orientation"
+    " conditioning_not_generated mask_covers_all mask_prompt_not_found pose_not_found"  # of an earlier image in the file
 )
 # Reasons that the scan sets and may remove again; any other reason is the user's decision and stays.
 SCAN_REASONS = frozenset(_CODES.split())
-NOTES = frozenset(_NOTE_CODES.split())
+NOTES = frozenset({*_NOTE_CODES.split(), EMBEDDED_TEXT})
 _FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".mpo"),
@@ -67,6 +72,7 @@ class ScanOptions:
     max_aspect_ratio: float = 8.0
     workers: int | None = None  # processes; None: one for each processor
     rescan: bool = False  # measure unchanged files again, too
+    verify: bool = False  # read every file to find changes, also where size and times are as before
     quiet: bool = True
 
     def check(self) -> None:
@@ -88,15 +94,17 @@ def scan_images(listing: Listing, options: ScanOptions, *, journal: bool = False
 
     With `journal`, a stopped scan continues where it was.
     """
-    path = listing.root / SCAN_JOURNAL
+    path = listing.folder / SCAN_JOURNAL
     done = {} if options.rescan else read_scan_journal(path)
     # With `rescan`, too: captions and the user's decisions stay.
-    known = read_previous_records(listing.root) | done
+    known = listing.earlier.records | done
     keep_journal = journal and len(listing.images) >= MIN_FILES_FOR_POOL
+    if journal:
+        listing.earlier.hashes.start_reading()
     records = []
     for record in scan_files(listing, listing.images, options, known):
         records.append(record)
-        if keep_journal and record.file not in done:
+        if keep_journal and record != known.get(record.file):
             storage.append_jsonl(path, manifest.record_to_json(record))
     if journal:
         storage.remove_file(path)
@@ -107,25 +115,39 @@ def scan_files(
     listing: Listing, files: Sequence[str], options: ScanOptions, known: Mapping[str, Record]
 ) -> Iterator[Record]:
     """Yield the records of `files` in their order, measured in processes if there are many."""
-    count = min(options.workers or os.cpu_count() or 1, max(1, len(files) // 8))
-    new = len(files) if options.rescan else sum(file not in known for file in files)
-    if new + len(files) // 16 < MIN_FILES_FOR_POOL:  # files of the earlier manifest are only hashed
+    hashes = listing.earlier.hashes
+    statuses: dict[str, FileStatus | None] = {}  # of the files to read, from before they are read
+    unread: dict[str, Record] = {}
+    for file in files:
+        status, previous = _file_status(listing.root / file), known.get(file)
+        digest = None if options.rescan or options.verify else hashes.known(file, status)
+        if previous is not None and digest is not None and _is_unchanged(previous, digest, options):
+            unread[file] = previous
+        else:
+            statuses[file] = status
+    count = min(options.workers or os.cpu_count() or 1, max(1, len(statuses) // 8))
+    new = len(statuses) if options.rescan else sum(file not in known for file in statuses)
+    if new + len(statuses) // 16 < MIN_FILES_FOR_POOL:  # files of the earlier manifest are only hashed
         count = 1
     function = functools.partial(scan_file, str(listing.root), options)
-    jobs = (ScanJob(file, known.get(file)) for file in files)
+    jobs = (ScanJob(file, known.get(file)) for file in statuses)
+    measured = process_pool.OrderedProcessPool(function, _crashed_record, count).run(jobs)
     with Progress("images", len(files), quiet=options.quiet) as progress:
-        for number, record in enumerate(
-            process_pool.OrderedProcessPool(function, _crashed_record, count).run(jobs), 1
-        ):
-            yield record
+        for number, file in enumerate(files, 1):
+            if file in unread:
+                yield _apply_size_limits(unread[file], options)
+            else:
+                record = next(measured)
+                hashes.add(file, statuses[file], record.sha256)
+                yield record
             progress.update(number)
 
 
-def read_previous_records(root: Path) -> dict[str, Record]:
-    """Return the records of the earlier manifest by file."""
-    if not (root / manifest.MANIFEST_FILE).is_file():
-        return {}
-    return {record.file: record for record in manifest.load_manifest(root)}
+def _file_status(path: Path) -> FileStatus | None:
+    try:
+        return platform.file_status(path)
+    except OSError:
+        return None  # reading the file reports the error
 
 
 def read_scan_journal(path: Path) -> dict[str, Record]:
@@ -149,13 +171,13 @@ def replace_notes(record: Record, owned_codes: Iterable[str], new_notes: Sequenc
     """Return the record with the notes of `owned_codes` replaced by `new_notes`; other notes stay."""
     codes = frozenset(owned_codes)
     kept = tuple(note for note in record.notes if note_code(note) not in codes)
-    return replace(record, notes=kept + tuple(new_notes))
+    return manifest.change_record(record, notes=kept + tuple(new_notes))
 
 
 def resolve_inside(root: Path, file: str) -> Path:
     """Return the file's path; a link that leads nowhere or out of the dataset folder is an `ImageError`."""
     path = root / file
-    if path.is_symlink():
+    if os.path.islink(path):
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
@@ -228,6 +250,7 @@ def _decode_and_measure(data: bytes, digest: str, options: ScanOptions, job: Sca
     )
     extension_note = [] if inspected_video else _extension_note(job.file, measured.format)
     notes = [*extension_note, *measured.notes, *image_quality.quality_notes(measured.thumbnail)]
+    notes += embedded_text_notes(data)
     return replace_notes(record, NOTES, notes)
 
 
@@ -268,7 +291,7 @@ def _apply_size_limits(record: Record, options: ScanOptions) -> Record:
     elif max(width, height) > options.max_aspect_ratio * min(width, height):
         limit = f"{options.max_aspect_ratio:g} to 1 (--max-aspect-ratio)"
         reason = f"extreme_aspect_ratio: {width}x{height} is beyond {limit}"
-    return replace(record, keep=reason is None, reason=reason)
+    return manifest.change_record(record, keep=reason is None, reason=reason)
 
 
 def _rejected_record(job: ScanJob, digest: str, reason: str) -> Record:
@@ -304,18 +327,14 @@ def reject_name_collisions(listing: Listing, records: Sequence[Record]) -> list[
     """Exclude images that would share one caption file (`a.jpg` and `a.png` beside `a.txt`)."""
     by_stem: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        by_stem[_stem(record.file)].append(record.file)
-    shared = {_stem(name) for name in listing.sidecars}
+        by_stem[file_stem(record.file)].append(record.file)
+    shared = set(map(file_stem, listing.sidecars))
     checked = []
     for record in records:
-        stem = _stem(record.file)
+        stem = file_stem(record.file)
         if stem in shared and record.keep and len(by_stem[stem]) > 1:
             others = ", ".join(file for file in by_stem[stem] if file != record.file)
             reason = f"shared_caption_file: its caption file is also that of {others} (rename one of them)"
             record = replace(record, keep=False, reason=reason)
         checked.append(record)
     return checked
-
-
-def _stem(file: str) -> str:
-    return str(PurePosixPath(file).with_suffix(""))

@@ -1,8 +1,9 @@
 """The manifest: the dataset schema that the data tools and the trainer share, one JSON line per image.
 
-`manifest.jsonl` lies beside the user's images and is canonical. `metadata.jsonl` repeats files and captions
-in the ImageFolder convention, so that `datasets.load_dataset("imagefolder", data_dir=...)` reads the same
-pairs. An image is never deleted or moved: it gets `keep: false` and a reason.
+`manifest.jsonl` is canonical. It lies beside the user's images, or in a folder that names theirs
+(`core/dataset_paths.py`). `metadata.jsonl` repeats files and captions in the ImageFolder convention, so that
+`datasets.load_dataset("imagefolder", data_dir=...)` reads the same pairs. An image is never deleted or moved: it
+gets `keep: false` and a reason.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lorakit.core import storage
+from lorakit.core import dataset_paths, storage
 from lorakit.core.errors import DataError
 from lorakit.core.strict_json import parse_json
 
@@ -28,6 +29,10 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the n
 USER_METADATA_NOTE = "user_metadata: has a row in the user's metadata file"
 CONDITIONING_IMAGE_TYPES = ("source", "control")
 _HASH = re.compile(r"[0-9a-f]{64}")
+# No path, an absolute one, a drive, an address, a parent folder, a zero byte.
+_OUTSIDE = re.compile(
+    r"\A(?:\Z|[/\\]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://)|(?:\A|[/\\])\.\.(?:[/\\]|\Z)|\0"
+)
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
@@ -149,6 +154,13 @@ class Record:
         return self.width, self.height
 
 
+def change_record(record: Record, **values: Any) -> Record:
+    """Return the record with these values; the same object if it has them already, which is ten times faster."""
+    if all(getattr(record, name) == value for name, value in values.items()):
+        return record
+    return replace(record, **values)
+
+
 _FIELDS = tuple(field.name for field in fields(Record))
 _CONDITIONING_IMAGE_FIELDS = tuple(field.name for field in fields(ConditioningImage))
 _CAPTION_FIELDS = tuple(field.name for field in fields(Caption))
@@ -180,26 +192,33 @@ def iter_manifest(folder: str | os.PathLike[str]) -> Iterator[Record]:
             yield record
 
 
-def save_manifest(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
+def save_manifest(
+    folder: str | os.PathLike[str],
+    records: Iterable[Record],
+    *,
+    wrote_metadata: Callable[[], bool] | None = None,
+) -> None:
     """Write `manifest.jsonl` sorted by file, and `metadata.jsonl` unless the user has metadata files.
 
-    Equal records give equal bytes. Raises DataError for a record that contradicts itself.
+    Equal records give equal bytes. Raises DataError for a record that contradicts itself. `wrote_metadata` as
+    in `user_metadata_files`.
     """
     root = Path(folder)
     ordered = sorted(records, key=lambda record: record.file)
     for record in ordered:
         check_record(record, f"{root / MANIFEST_FILE}: {record.file!r}")
-    subfolders = {PurePosixPath(record.file).parent for record in ordered}
-    write_metadata = not user_metadata_files(root, subfolders)
-    pairs = imagefolder_metadata(ordered)
-    if write_metadata and (root / METADATA_FILE).is_file() and (root / METADATA_FILE).read_bytes() != pairs:
+    pairs, metadata_file = imagefolder_metadata(ordered), root / METADATA_FILE
+    write_metadata = False
+    if not metadata_file.is_file() or metadata_file.read_bytes() != pairs:
+        write_metadata = not user_metadata_files(root, parent_folders(ordered), wrote_metadata=wrote_metadata)
+    if write_metadata and metadata_file.is_file():
         # A crash may leave no metadata.jsonl, but never one that contradicts the manifest.
-        storage.remove_file(root / METADATA_FILE)
+        storage.remove_file(metadata_file)
     with storage.open_atomic(root / MANIFEST_FILE) as file:
         for record in ordered:
             file.write(manifest_bytes([record]))
     if write_metadata:
-        storage.write_bytes(root / METADATA_FILE, pairs)
+        storage.write_bytes(metadata_file, pairs)
 
 
 def manifest_bytes(records: Iterable[Record]) -> bytes:
@@ -207,15 +226,31 @@ def manifest_bytes(records: Iterable[Record]) -> bytes:
     return b"".join(_line(record_to_json(record)) for record in records)
 
 
-def imagefolder_metadata(records: Sequence[Record]) -> bytes:
+def imagefolder_metadata(records: Iterable[Record]) -> bytes:
     """Return the bytes of `metadata.jsonl` for the kept records (ImageFolder's `file_name` and `text`)."""
     return b"".join(_line({"file_name": r.file, "text": r.caption}) for r in records if r.keep)
 
 
+def parent_folders(records: Iterable[Record]) -> set[PurePosixPath]:
+    """Return the folders that the files of records are in, and all folders around them."""
+    return folders_of(record.file for record in records)
+
+
+def folders_of(files: Iterable[str]) -> set[PurePosixPath]:
+    """Return the folders that files of a dataset are in, and all folders around them."""
+    folders = {PurePosixPath(name) for name in {os.path.dirname(file) for file in files}}
+    return folders | {parent for folder in folders for parent in folder.parents}
+
+
 def user_metadata_files(
-    folder: str | os.PathLike[str], subfolders: Iterable[PurePosixPath] = (PurePosixPath("."),)
+    folder: str | os.PathLike[str],
+    subfolders: Iterable[PurePosixPath] = (PurePosixPath("."),),
+    *,
+    wrote_metadata: Callable[[], bool] | None = None,
 ) -> list[Path]:
     """Return the user's own metadata files: all except a `metadata.jsonl` that `save_manifest` wrote.
+
+    `wrote_metadata` answers if it did; without, the manifest is read for it.
 
     Raises DataError if such a `metadata.jsonl` contradicts the manifest: somebody edited one of the two, and
     only the user knows which is right.
@@ -223,18 +258,24 @@ def user_metadata_files(
     root = Path(folder)
     folders = sorted({PurePosixPath("."), *subfolders})
     present = [path for part in folders for name in METADATA_FILES if (path := root / part / name).is_file()]
-    if root / METADATA_FILE in present and (root / MANIFEST_FILE).is_file() and _is_generated_metadata(root):
-        present.remove(root / METADATA_FILE)
+    if root / METADATA_FILE in present and (root / MANIFEST_FILE).is_file():
+        is_own = wrote_metadata() if wrote_metadata else is_generated_metadata(root, load_manifest(root))
+        if is_own:
+            present.remove(root / METADATA_FILE)
     return present
 
 
-def _is_generated_metadata(root: Path) -> bool:
-    """Return True if metadata.jsonl only repeats the manifest."""
+def is_generated_metadata(folder: str | os.PathLike[str], records: Collection[Record]) -> bool:
+    """Return True if metadata.jsonl only repeats these records, which are those of the manifest."""
+    root = Path(folder)
     captions: dict[str, tuple[str, ...]] = {}
-    for record in iter_manifest(root):
-        if USER_METADATA_NOTE in record.notes:
+    beside_images = dataset_paths.linked_folder(root) is None
+    for record in records:
+        if beside_images and USER_METADATA_NOTE in record.notes:
             return False
         captions[record.file] = tuple(caption.text for caption in record.captions)
+    if (root / METADATA_FILE).read_bytes() == imagefolder_metadata(records):
+        return True
     for number, entry in enumerate(storage.read_jsonl(root / METADATA_FILE), 1):
         name = str(entry.get("file_name"))
         if name not in captions or set(entry) != {"file_name", "text"}:
@@ -285,9 +326,7 @@ def dataset_fingerprints(records: Sequence[Record]) -> tuple[str, str]:
 
 def check_dataset_path(path: str, where: str) -> None:
     """Raise DataError for a path that leaves the dataset folder (absolute, `..`, drive, share, URL)."""
-    parts = re.split(r"[/\\]", path)
-    outside = path.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:[\\/]", path)
-    if not path or outside or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) or "\0" in path:
+    if _OUTSIDE.search(path):
         raise DataError(
             f"{path!r} is not the path of a file in the dataset folder",
             where=where,

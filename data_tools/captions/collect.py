@@ -1,33 +1,36 @@
 """Collect the captions of each image: from files beside it, metadata, its folder's name, or a template.
 
 The order is: caption files, metadata, captions of a model, folder names, template. Captions of the user are
-replaced only on request. Nothing is changed silently: text that cannot be read is an error with its position,
-a change (joined lines, removed characters) is a note.
+replaced only on request. Nothing is changed or left out silently: text that cannot be read is a note with its
+position, and so is a change (joined lines, removed characters).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from data_tools.captions import edits
 from data_tools.captions.columns import COLUMNS_UNREAD
+from data_tools.captions.entries import SETTINGS_UNUSED, TAGS_UNUSED
 from data_tools.captions.lines import CAPTIONS, JOINED, TAGS, check_line_mode
-from data_tools.captions.metadata import (
-    MetadataCaption,
-    parse_kohya_folder,
-    read_kohya_captions,
-    read_metadata_captions,
+from data_tools.captions.metadata import ROWS_JOINED, is_metadata_file, parse_kohya_folder
+from data_tools.captions.sidecars import (
+    LEFT_OUT,
+    UNREADABLE,
+    ImageCaptions,
+    SidecarOptions,
+    read_sidecars,
 )
-from data_tools.captions.sidecars import TAGS_UNUSED, ImageCaptions, read_sidecars
 from data_tools.captions.text import MOJIBAKE, UNESCAPED, clean_caption
+from data_tools.captions.unread_text import find_unread_text
 from data_tools.listing import CAPTION_SUFFIXES, Listing
 from data_tools.scan import note_code, replace_notes
 from lorakit.config.concepts import fill_template, find_template_problem
 from lorakit.core import prompt_syntax
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.manifest import USER_METADATA_NOTE, Caption, Record
+from lorakit.manifest import USER_METADATA_NOTE, Caption, Record, change_record
 
 REREAD_SOURCES = ("file", "metadata", "folder", "template")  # collected again in every run
 NOTES = frozenset(
@@ -41,7 +44,11 @@ NOTES = frozenset(
         "caption_empty",
         UNESCAPED,
         TAGS_UNUSED,
+        SETTINGS_UNUSED,
         COLUMNS_UNREAD,
+        ROWS_JOINED,
+        UNREADABLE,
+        LEFT_OUT,
         "caption_trigger_filled",
         "user_metadata",
     }
@@ -55,8 +62,9 @@ class CaptionOptions:
     """Sources of captions. The `template` is the caption of images that have none; by default it is
     "a photo of {trigger} {class_noun}".
 
-    With `caption_extension` (".txt"), only such caption files are read. `caption_edits` (edits.py) apply to
-    every caption; None means the edits that the manifest records.
+    With `caption_extension`, only caption files whose names end so are read (".txt", ".tags",
+    "_caption.txt"); with `caption_columns`, only these columns of tables and keys of JSON files.
+    `caption_edits` (edits.py) apply to every caption; None means the edits that the manifest records.
     """
 
     class_noun: str | None = None
@@ -68,6 +76,7 @@ class CaptionOptions:
     caption_encoding: str = "utf-8"
     caption_extension: str | None = None
     caption_lines: str = "auto"
+    caption_columns: tuple[str, ...] = ()
     caption_edits: tuple[str, ...] | None = None
 
     def check(self) -> None:
@@ -80,15 +89,20 @@ class CaptionOptions:
             raise ConfigError(
                 "--overwrite-captions without a new caption", where="overwrite-captions", remedy=remedy
             )
-        if self.caption_extension is not None and self.caption_extension not in CAPTION_SUFFIXES:
-            remedy = f"use one of {', '.join(CAPTION_SUFFIXES)}"
+        if self.caption_extension is not None and self.caption_extension[:1] not in (".", "_", "-"):
             raise ConfigError(
                 f"{self.caption_extension!r} is not an extension of caption files",
                 where="caption-extension",
-                remedy=remedy,
+                remedy=f"use one of {', '.join(CAPTION_SUFFIXES)}, or an end of names such as _caption.txt",
             )
         check_line_mode(self.caption_lines)
         edits.check_edits(self.caption_edits or ())
+
+    def sidecar_options(self) -> SidecarOptions:
+        """Return the options of caption files."""
+        return SidecarOptions(
+            self.caption_extension, self.caption_encoding, self.caption_lines, self.caption_columns
+        )
 
     def template_caption(self) -> str | None:
         """Return the caption for images without one, or None."""
@@ -96,21 +110,21 @@ class CaptionOptions:
 
 
 def collect_captions(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:
-    """Return the records with captions, tags and repeats; raise `DataError` for text that cannot be read."""
+    """Return the records with captions, tags and repeats; text that cannot be read is a note of its image.
+
+    The captions in tables are those of the listing (`metadata.with_tables`).
+    """
     options.check()
     if options.caption_extension is not None:
         _require_extension(listing, options.caption_extension)
-    metadata = read_metadata_captions(listing, options.caption_encoding)
-    kohya = read_kohya_captions(listing, options.caption_encoding)
-    return [
-        _collect_for_record(listing, r, metadata.get(r.file), kohya.get(r.file), options) for r in records
-    ]
+    return [_collect_for_record(listing, record, options) for record in records]
 
 
 def _require_extension(listing: Listing, extension: str) -> None:
     """Raise `DataError` if there are caption files, but none with this extension."""
-    others = [name for name in sorted(listing.sidecars) if not name.lower().endswith(extension)]
-    if others and len(others) == len(listing.sidecars):
+    others = [name for name in sorted(listing.sidecars) if not name.lower().endswith(extension.lower())]
+    has_others = any(name.lower().endswith(extension.lower()) for name in listing.other_files)
+    if others and len(others) == len(listing.sidecars) and not has_others:
         other = PurePosixPath(others[0]).suffix.lower()
         raise DataError(
             f"there are no {extension} files, but {len(others)} with {other}: {', '.join(others[:3])}",
@@ -133,49 +147,45 @@ def files_without_caption(records: Sequence[Record]) -> list[str]:
     return [record.file for record in records if record.keep and not record.caption]
 
 
-def require_captions(records: Sequence[Record], root: Path) -> None:
-    """Raise `DataError` naming the kept images without a caption."""
+def require_captions(records: Sequence[Record], listing: Listing) -> None:
+    """Raise `DataError` naming the kept images without a caption, and the text that could not be used."""
     without = files_without_caption(records)
     if not without:
         return
     kept = sum(record.keep for record in records)
     empty = sum(any(note.startswith("caption_empty") for note in r.notes) for r in records if r.keep)
     examples = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+    unread = [finding.message for finding in find_unread_text(listing, records) if finding.level == "warning"]
     raise DataError(
         f"{len(without)} of {kept} images have no caption"
         + (f" ({empty} caption files are empty)" if empty else "")
-        + f": {examples}",
-        where=str(root),
+        + f": {examples}"
+        + "".join(f"\n  not used: {message}" for message in unread[:5]),
+        where=str(listing.root),
         remedy="write a .txt file beside each image, or name the subject: --class-noun dog --trigger sks",
     )
 
 
-def _collect_for_record(
-    listing: Listing,
-    record: Record,
-    metadata_caption: MetadataCaption | None,
-    kohya_caption: MetadataCaption | None,
-    options: CaptionOptions,
-) -> Record:
-    """Collect for one image; its captions in the user's metadata file and in kohya's JSON are given."""
-    collected = read_sidecars(
-        listing, record.file, options.caption_extension, options.caption_encoding, options.caption_lines
-    )
-    if metadata_caption is not None:
-        collected.notes.append(USER_METADATA_NOTE)
-    for caption in filter(None, (metadata_caption, kohya_caption)):
+def _collect_for_record(listing: Listing, record: Record, options: CaptionOptions) -> Record:
+    """Collect for one image, from the files beside it and from tables."""
+    collected = read_sidecars(listing, record.file, options.sidecar_options())
+    used = "the caption file"
+    for caption in listing.tables.captions.get(record.file, ()):
+        if is_metadata_file(caption.table):
+            collected.notes.append(USER_METADATA_NOTE)
         collected.notes += caption.notes
-        if not collected.captions:
+        collected.tags = collected.tags or list(caption.tags)
+        if not collected.captions and caption.texts:
             collected.captions = [Caption(text, "metadata") for text in caption.texts]
+            used = caption.table
         elif not set(caption.texts) <= {known.text for known in collected.captions}:
-            source = collected.captions[0].source
-            used = "the caption file" if source == "file" else "the other metadata file"
-            collected.notes.append(f"caption_conflict: a metadata file has another caption; {used} is used")
+            message = f"caption_conflict: {caption.table} has another caption; {used} is used"
+            collected.notes.append(message)
     folder_caption = _from_folder(record.file, collected, use_folder_names=options.caption_from_folder)
     captions = _select_sources(collected.captions, folder_caption, record, options)
     captions, notes = _apply_edits(captions, record, options)
     with_notes = replace_notes(record, NOTES, list(dict.fromkeys([*collected.notes, *notes])))
-    return replace(
+    return change_record(
         with_notes,
         captions=tuple(captions),
         tags=tuple(collected.tags) or record.tags,

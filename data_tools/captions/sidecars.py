@@ -1,24 +1,41 @@
-"""Captions in the files beside an image: `a.txt`, `a.caption` and `a.json` for `a.jpg`."""
+"""Captions in the files beside an image: `a.txt`, `a.caption` and `a.json` for `a.jpg`.
+
+A file that cannot be read is a note of its image; the image's other files are read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from data_tools.captions import columns
+from data_tools.captions.entries import SETTINGS_UNUSED, read_entry
+from data_tools.captions.generation_settings import split_settings
 from data_tools.captions.lines import split_captions
 from data_tools.captions.text import clean_caption, decode_text
-from data_tools.listing import CAPTION_SUFFIXES, Listing
+from data_tools.listing import CAPTION_SUFFIXES, Listing, file_stem
 from data_tools.scan import resolve_inside
-from lorakit.core.errors import DataError
+from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.strict_json import parse_json
 from lorakit.imaging import decode
 from lorakit.manifest import Caption
 
 MAX_BYTES = 1 << 20
-TAGS_UNUSED = "caption_tags_unused"
+UNREADABLE = "caption_unreadable"
+LEFT_OUT = "caption_files_left_out"
 _JSON_REMEDY = 'write {"caption": "..."}, {"captions": ["...", "..."]} or {"tags": ["...", "..."]}'
+
+
+@dataclass(frozen=True)
+class SidecarOptions:
+    """The end of the names to read (".txt"), or None for all; encoding, lines and columns as in
+    `CaptionOptions`.
+    """
+
+    extension: str | None = None
+    encoding: str = "utf-8"
+    lines: str = "auto"
+    columns: tuple[str, ...] = ()
 
 
 @dataclass
@@ -31,23 +48,19 @@ class ImageCaptions:
     repeats: int = 1
 
 
-def read_sidecars(
-    listing: Listing, file: str, extension: str | None, encoding: str, lines: str = "auto"
-) -> ImageCaptions:
-    """Read the caption files of an image; all different texts count.
-
-    With `extension` (".txt"), only such files are read. `lines` is the way to read several lines (lines.py).
-    """
+def read_sidecars(listing: Listing, file: str, options: SidecarOptions) -> ImageCaptions:
+    """Read the caption files of an image; all different texts count."""
     collected = ImageCaptions()
-    for name in _sidecars(listing, file, extension):
-        path = resolve_inside(listing.root, name)
-        data = decode.read_file(path, MAX_BYTES)
-        text = decode_text(data, str(path), encoding)
-        if path.suffix.lower() == ".json":
-            texts = _read_json(text, str(path), collected)
-        else:
-            texts, notes = split_captions(text, name, lines)
-            collected.notes += notes
+    names = sidecar_names(listing, file, options.extension)
+    for name in names:
+        try:
+            texts = _read_file(listing, name, collected, options)
+        except ConfigError:
+            raise  # a wrong option, the same for every file
+        except DataError as error:
+            remedy = f" ({error.remedy})" if error.remedy else ""
+            collected.notes.append(f"{UNREADABLE}: {name}: {error.message}{remedy}")
+            continue
         for raw in texts:
             cleaned, notes = clean_caption(raw, name)
             collected.notes += notes
@@ -55,15 +68,37 @@ def read_sidecars(
                 collected.notes.append(f"caption_empty: {PurePosixPath(name).name}")
             elif cleaned not in [caption.text for caption in collected.captions]:
                 collected.captions.append(Caption(cleaned, "file"))
+    if options.extension is not None:
+        others = [name for name in sidecar_names(listing, file, None) if name not in names]
+        if others:
+            collected.notes.append(f"{LEFT_OUT}: {', '.join(others)}")
     return collected
 
 
-def _sidecars(listing: Listing, file: str, only_extension: str | None) -> list[str]:
+def _read_file(
+    listing: Listing, name: str, collected: ImageCaptions, options: SidecarOptions
+) -> Sequence[str]:
+    """Return the captions of a file; its tags and notes go into `collected`."""
+    path = resolve_inside(listing.root, name)
+    text = decode_text(decode.read_file(path, MAX_BYTES), str(path), options.encoding)
+    if path.suffix.lower() == ".json":
+        return _read_json(text, name, str(path), collected, options)
+    prompt, settings = split_settings(text)
+    if settings:
+        message = f"{SETTINGS_UNUSED}: the settings after the prompt in {name}: {settings[:60]!r}"
+        collected.notes.append(message)
+    texts, notes = split_captions(prompt, name, options.lines)
+    collected.notes += notes
+    return texts
+
+
+def sidecar_names(listing: Listing, file: str, only_extension: str | None) -> list[str]:
     """Return the existing caption files of an image, such as `a.txt` or `a.jpg.txt`."""
-    stem = str(PurePosixPath(file).with_suffix(""))
+    stem = file_stem(file)
     suffixes = CAPTION_SUFFIXES if only_extension is None else (only_extension,)
     names = [f"{base}{suffix}" for suffix in suffixes for base in (stem, file)]
-    existing = [name for name in dict.fromkeys(names) if name in listing.sidecars]
+    files = listing.sidecars if only_extension in (None, *CAPTION_SUFFIXES) else listing.text_candidates
+    existing = [name for name in dict.fromkeys(names) if name in files]
     if existing:
         return existing
     # Cameras and Windows write A.TXT, and two systems may encode an accent differently (NFC and NFD).
@@ -71,21 +106,18 @@ def _sidecars(listing: Listing, file: str, only_extension: str | None) -> list[s
     return [sidecar for name in normalized for sidecar in listing.unclaimed_sidecars.get(name, ())]
 
 
-def _read_json(text: str, where: str, collected: ImageCaptions) -> list[str]:
+def _read_json(
+    text: str, name: str, where: str, collected: ImageCaptions, options: SidecarOptions
+) -> Sequence[str]:
     """Return the captions of a JSON caption file; its tags, and what is not read, go into `collected`."""
-    value = parse_json(text, where, remedy=_JSON_REMEDY) if text.strip() else {}
-    if not isinstance(value, Mapping):
+    value = parse_json(text, where, remedy=_JSON_REMEDY, allow_infinity=True) if text.strip() else {}
+    entries = value if isinstance(value, list) else [value]
+    texts = [entry for entry in entries if isinstance(entry, str)]
+    if texts and len(texts) == len(entries):
+        return texts
+    if len(entries) != 1 or not isinstance(entries[0], Mapping):
         raise DataError("a JSON caption file must hold an object", where=where, remedy=_JSON_REMEDY)
-    tags = [
-        tag.strip()
-        for text in columns.text_list(value.get("tags", []), "tags", where)
-        for tag in text.split(",")
-    ]
-    tags = [tag for tag in tags if tag]
-    collected.tags += [tag for tag in tags if tag not in collected.tags]
-    texts = columns.caption_texts(value, where) or []
-    if texts and tags and not any(", ".join(tags) in one for one in texts):
-        collected.notes.append(f"{TAGS_UNUSED}: {len(tags)} tags of {PurePosixPath(where).name}")
-    if unread := columns.unread_columns(value, ("tags", *columns.CAPTION_COLUMNS)):
-        collected.notes.append(columns.unread_note(unread))
-    return texts or ([", ".join(tags)] if tags else [])
+    entry = read_entry(entries[0], PurePosixPath(name).name, where, chosen=options.columns)
+    collected.tags += [tag for tag in entry.tags if tag not in collected.tags]
+    collected.notes += entry.notes
+    return entry.texts or ([""] if entry.is_empty or not value else [])

@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 
 from data_tools.captions import metadata
 from data_tools.conditioning.masks import GENERATED
-from data_tools.listing import Listing
+from data_tools.listing import Listing, file_stem
 from data_tools.scan import replace_notes, resolve_inside
-from lorakit.core import checksums
+from lorakit.core import checksums, dataset_paths
 from lorakit.imaging import decode, masks
 from lorakit.imaging.decode import ImageError
-from lorakit.manifest import ConditioningImage, Record
+from lorakit.manifest import ConditioningImage, Record, change_record
 
 CONTROL_FOLDER = ".lorakit-controls"  # of generated controls; hidden, so that no tool uses them as images
 NOTES = frozenset({"conditioning_image_unreadable", "conditioning_image_aspect_mismatch"})
@@ -36,22 +36,20 @@ class ConditioningFile:
     origin: str
 
 
-def separate_conditioning_files(
-    listing: Listing, encoding: str = "utf-8"
-) -> tuple[Listing, dict[str, list[ConditioningFile]]]:
+def separate_conditioning_files(listing: Listing) -> tuple[Listing, dict[str, list[ConditioningFile]]]:
     """Return the listing without conditioning images, and the conditioning images of each image."""
     by_image: dict[str, list[ConditioningFile]] = defaultdict(list)
     for image_type, column in metadata.CONDITIONING_COLUMNS.items():
-        for image, files in metadata.read_file_column(listing, column, encoding).items():
+        for image, files in listing.tables.files.get(column, {}).items():
             by_image[image] += [ConditioningFile(image_type, file, "metadata") for file in files]
     in_metadata = {file.file for files in by_image.values() for file in files}
     stems = {
-        str(PurePosixPath(name).with_suffix("")): name for name in listing.images if name not in in_metadata
+        file_stem(name): name for name in listing.images if name not in in_metadata
     }
     sidecars: dict[str, list[tuple[str, int, ConditioningFile]]] = defaultdict(list)
     orphans = []
     for name in listing.images:
-        match = _SIDECAR_NAME.fullmatch(str(PurePosixPath(name).with_suffix("")))
+        match = _SIDECAR_NAME.fullmatch(file_stem(name))
         if match is None or name in in_metadata:
             continue
         owner = stems.get(match["stem"])
@@ -86,8 +84,14 @@ def generated_stem(record: Record) -> str:
 
 def with_generated_control(record: Record, control: ConditioningImage) -> Record:
     """Return the record with a generated control instead of an earlier generated one."""
-    kept = [image for image in record.conditioning_images if not image.origin.startswith(GENERATED)]
-    return replace(record, conditioning_images=(*kept, control))
+    plain = without_generated_controls(record)
+    return replace(plain, conditioning_images=(*plain.conditioning_images, control))
+
+
+def without_generated_controls(record: Record) -> Record:
+    """Return the record with the user's conditioning images only."""
+    kept = tuple(image for image in record.conditioning_images if not image.is_generated)
+    return replace(record, conditioning_images=kept)
 
 
 def read_conditioning_image(root: Path, file: ConditioningFile) -> ConditioningImage:
@@ -100,13 +104,13 @@ def read_conditioning_image(root: Path, file: ConditioningFile) -> ConditioningI
 def _attach_to_record(listing: Listing, record: Record, files: Sequence[ConditioningFile]) -> Record:
     plain = replace_notes(record, NOTES, [])
     if not record.keep:
-        return replace(plain, conditioning_images=())
+        return change_record(plain, conditioning_images=())
     notes: list[str] = []
     attached: list[ConditioningImage] = []
     known = {(image.type, image.file, image.sha256): image for image in record.conditioning_images}
     for file in files:
         try:
-            digest = checksums.sha256_file(resolve_inside(listing.root, file.file))
+            digest = listing.earlier.hashes.sha256(file.file, resolve_inside(listing.root, file.file))
             image = known.get((file.type, file.file, digest)) or read_conditioning_image(listing.root, file)
         except ImageError as error:
             notes.append(f"conditioning_image_unreadable: {file.file}: {error.reason}; not used")
@@ -122,11 +126,11 @@ def _attach_to_record(listing: Listing, record: Record, files: Sequence[Conditio
         for image in record.conditioning_images
         if image.type not in attached_types and _generated_is_current(listing, record, image)
     ]
-    return replace_notes(replace(plain, conditioning_images=tuple(attached)), NOTES, notes)
+    return replace_notes(change_record(plain, conditioning_images=tuple(attached)), NOTES, notes)
 
 
 def _generated_is_current(listing: Listing, record: Record, control: ConditioningImage) -> bool:
     """Return True if the control was generated from the present image."""
     named_for_image = PurePosixPath(control.file).name.startswith(generated_stem(record))
     is_generated = control.origin.startswith(GENERATED) and named_for_image
-    return is_generated and (listing.root / control.file).is_file()
+    return is_generated and dataset_paths.file_path(listing.folder, control.file).is_file()

@@ -17,12 +17,12 @@ from pathlib import PurePosixPath
 from PIL import Image, ImageChops
 
 from data_tools.captions import metadata
-from data_tools.listing import Listing
+from data_tools.listing import Listing, file_stem
 from data_tools.scan import replace_notes, resolve_inside
 from lorakit.core.errors import DataError
 from lorakit.imaging import decode, masks
 from lorakit.imaging.decode import ImageError
-from lorakit.manifest import Record
+from lorakit.manifest import Record, change_record
 
 SIDECAR_SUFFIX = "-masklabel"
 SEGMENTED = "segmented"
@@ -45,22 +45,22 @@ class MaskFile:
     source: str
 
 
-def separate_mask_files(listing: Listing, encoding: str = "utf-8") -> tuple[Listing, dict[str, MaskFile]]:
+def separate_mask_files(listing: Listing) -> tuple[Listing, dict[str, MaskFile]]:
     """Return the listing without mask files, and the mask file of each image that has one."""
     from_metadata = {
-        image: MaskFile(mask, "metadata")
-        for image, mask in metadata.read_mask_column(listing, encoding).items()
+        image: MaskFile(files[0], "metadata")
+        for image, files in listing.tables.files.get(metadata.MASK_COLUMN, {}).items()
     }
     named = {mask.file for mask in from_metadata.values()}
-    labels = {name for name in listing.images if PurePosixPath(name).stem.endswith(SIDECAR_SUFFIX)}
+    labels = {name for name in listing.images if file_stem(name).endswith(SIDECAR_SUFFIX)}
     by_name = _masks_by_name(replace(listing, images=tuple(n for n in listing.images if n not in labels)))
     labels |= {mask.file for mask in by_name.values()}
     images = tuple(name for name in listing.images if name not in labels | named)
-    by_stem = {str(PurePosixPath(name).with_suffix("")): name for name in sorted(labels)}
+    by_stem = {file_stem(name): name for name in sorted(labels)}
     from_sidecars = {image: mask for image, mask in by_name.items() if image in images} | {
         image: MaskFile(by_stem[stem], "file")
         for image in images
-        if (stem := str(PurePosixPath(image).with_suffix("")) + SIDECAR_SUFFIX) in by_stem
+        if (stem := file_stem(image) + SIDECAR_SUFFIX) in by_stem
     }
     owned = {mask.file for mask in from_sidecars.values()}
     other_files = tuple(sorted({*listing.other_files, *(labels - owned - named)}))
@@ -125,7 +125,7 @@ def with_mask(record: Record, mask: Image.Image, file: str, source: str, orienta
 
 def without_mask(record: Record) -> Record:
     """Return the record without a mask."""
-    return replace(record, mask=None, mask_source=None, mask_orientation=1, mask_content_hash=None)
+    return change_record(record, mask=None, mask_source=None, mask_orientation=1, mask_content_hash=None)
 
 
 def _attach(listing: Listing, record: Record, mask_file: MaskFile | None, alpha: bool) -> Record:
@@ -160,7 +160,7 @@ def _keep_if_current(listing: Listing, record: Record) -> Record:
     try:
         if record.mask is None or PurePosixPath(record.mask).stem != generated_mask_stem(record):
             return without_mask(record)
-        masks.read_record_mask(listing.root, record)
+        masks.read_record_mask(listing.folder, record)
     except DataError:
         return without_mask(record)
     return record

@@ -27,71 +27,119 @@ def folder(tmp_path: Path) -> Path:
     return fill(tmp_path / "photos", dict.fromkeys(IMAGES), size=(64, 64))
 
 
+ROWS = [
+    ("metadata.csv", "file_name,text\na.png,a dog, sitting on a sofa\nb.png,x\n", "line 2", "3 cells"),
+    ("metadata.csv", "file_name,text\nb.png,x\na.png\n", "line 3", "1 cells"),
+    ("metadata.csv", "file_name,text,text\na.png,a,b\n", "metadata.csv", "two columns are named 'text'"),
+    ("metadata.csv", 'file_name,text\na.png,"a dog\nb.png,x\n', "line 2", "not a valid table"),
+    ("metadata.csv", "file_name,text\nabsent.png,a dog\nb.png,x\n", "line 2", "no image 'absent.png'"),
+    ("metadata.csv", b"file_name,text\na.png,un caf\xe9\nb.png,x\n", "line 2", "0xe9"),
+    (
+        "metadata.jsonl",
+        '{"file_name": "a.png", "text": "one", "text": "two"}\n',
+        "entry 1",
+        "'text' occurs twice",
+    ),
+    (
+        "metadata.jsonl",
+        '{"file_name": "a.png", "text": "a", "x": {"k": 1, "k": 2}}\n',
+        "",
+        "'k' occurs twice",
+    ),
+    (
+        "metadata.jsonl",
+        '{"file_name": "a.png", "text": {"en": "one"}}\n',
+        "entry 1",
+        "--caption-column text.en",
+    ),
+    ("metadata.jsonl", '{"file_name": "b.png", "text": "x"}\n{"file_name": "a.png", "te\n', "line 2", "JSON"),
+    ("metadata.jsonl", '{"file_name": "b.png", "text": "x"}\n["a.png"]\n', "line 2", "one JSON object"),
+    (
+        "metadata.jsonl",
+        '{"file_name": "a.png", "text": 5}\n{"file_name": "b.png", "text": "x"}\n',
+        "line 1",
+        "not '5'",
+    ),
+    (
+        "metadata.jsonl",
+        '{"text": "a dog"}\n{"file_name": "b.png", "text": "x"}\n',
+        "line 1",
+        "without file_name",
+    ),
+    ("metadata.parquet", b"PAR1 is no table", "metadata.parquet", "table"),
+    ("meta_cap.json", '{"a": {"caption": "one"}, "a": {"caption": "two"}}', "meta_cap.json", "occurs twice"),
+    ("meta_cap.json", '{"a": {"caption": "one", "tags": 5}}', "'a'", "tags must be text"),
+    ("meta_cap.json", '{"other/c": {"caption": "one"}}', "'other/c'", "no image"),
+    ("a.json", '{"caption": "one", "caption": "two"}', "a.json", "'caption' occurs twice"),
+    ("a.json", '{"caption": 5}', "a.json", "caption must be text"),
+    ("a.json", "[1, 2]", "a.json", "an object"),
+    ("a.json", '{"caption": "one"', "a.json", "JSON"),
+    ("a.txt", b"un caf\xe9", "a.txt", "byte 6 (0xe9)"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "place", "words"), ROWS)
+def test_an_entry_that_cannot_be_read_is_named_with_its_place_and_the_set_goes_on(
+    folder: Path, name: str, content: str | bytes, place: str, words: str
+) -> None:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = prepare(folder, class_noun="dog")
+    assert result.records[0].caption == "a photo of dog"
+    assert result.records[1].caption == ("x" if "b.png" in str(content) else "a photo of dog")
+    named = [f for f in result.findings if f.level == "warning" and words in f.message]
+    assert [f for f in named if place in f.message and name in f.message]
+    assert name in result.summary()
+    with pytest.raises(DataError, match="no caption") as caught:
+        _without(folder)
+    assert words in str(caught.value)
+
+
+def _without(folder: Path) -> Dataset:
+    """Prepare without a template: images without a caption are an error."""
+    for name in ("manifest.jsonl", "report.json", "report.html"):
+        (folder / name).unlink()
+    own = folder / "metadata.jsonl"
+    if own.is_file() and b'"a photo of dog"' in own.read_bytes():
+        own.unlink()
+    return prepare(folder)
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "place", "words"),
+    ("name", "content", "captions", "unread"),
     [
-        ("metadata.csv", "file_name,text\na.png,a dog, sitting on a sofa\nb.png,x\n", "line 2", "3 cells"),
-        ("metadata.csv", "file_name,text\na.png,a dog\nb.png\n", "line 3", "1 cells"),
-        (
-            "metadata.csv",
-            "file_name,text,text\na.png,a,b\nb.png,c,d\n",
-            "line 1",
-            "two columns are named 'text'",
-        ),
-        ("metadata.csv", 'file_name,text\na.png,"a dog\nb.png,a cat\n', "line 3", "not a valid table"),
-        (
-            "metadata.csv",
-            "file_name,text,caption\na.png,one,two\nb.png,x,x\n",
-            "line 2",
-            "different captions",
-        ),
-        ("metadata.csv", "file_name,text\na.png,one\na.png,two\n", "line 3", "two rows"),
-        (
-            "metadata.jsonl",
-            '{"file_name": "a.png", "text": "one", "text": "two"}\n',
-            "1",
-            "'text' occurs twice",
-        ),
-        (
-            "metadata.jsonl",
-            '{"file_name": "a.png", "text": "a", "x": {"k": 1, "k": 2}}\n',
-            "1",
-            "'k' occurs twice",
-        ),
-        (
-            "metadata.jsonl",
-            '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": ""}\n',
-            "row 2",
-            "two rows",
-        ),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": "one", "prompt": "two"}\n', "row 1", "different"),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": {"en": "one"}}\n', "row 1", "text must be text"),
-        (
-            "meta_cap.json",
-            '{"a": {"caption": "one"}, "a": {"caption": "two"}}',
-            "meta_cap.json",
-            "occurs twice",
-        ),
-        ("meta_cap.json", '{"a": {"caption": "1"}, "x/a.png": {"caption": "2"}}', "meta_cap", "two entries"),
-        ("meta_cap.json", '{"a": {"caption": "one", "tags": 5}}', "'a', tags", "neither text nor a list"),
-        ("a.json", '{"caption": "one", "caption": "two"}', "a.json", "'caption' occurs twice"),
-        ("a.json", '{"caption": "one", "text": "two"}', "a.json", "different captions"),
-        (
-            "a.json",
-            '{"captions": ["one", "two"], "caption": "three"}',
-            "a.json",
-            "'three' is in caption only",
-        ),
+        ("metadata.csv", "file_name,text,caption\na.png,one,two\n", ["one"], "caption"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "one", "prompt": "two"}\n', ["one"], "prompt"),
+        ("a.json", '{"caption": "one", "text": "two"}', ["two"], "caption"),
+        ("a.json", '{"captions": ["one", "two"], "caption": "three"}', ["three"], "captions"),
     ],
 )
-def test_what_would_lose_words_is_refused_with_its_place(
-    folder: Path, name: str, content: str, place: str, words: str
+def test_of_two_columns_with_different_captions_the_first_is_read_and_the_other_named(
+    folder: Path, name: str, content: str, captions: list[str], unread: str
 ) -> None:
     (folder / name).write_text(content)
-    with pytest.raises(DataError, match=words) as caught:
-        prepare(folder, class_noun="dog")
-    assert place in str(caught.value.where)
-    assert name in str(caught.value.where)
+    result = prepare(folder, class_noun="dog")
+    assert [caption.text for caption in result.records[0].captions] == captions
+    (found,) = [f for f in result.findings if f.code == columns.COLUMNS_UNREAD]
+    assert f"not read: {unread};" in found.message
+    chosen = prepare(folder, class_noun="dog", caption_columns=(unread,))
+    assert [caption.text for caption in chosen.records[0].captions] != captions
+    assert chosen.records[0].captions[0].source in ("file", "metadata")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", "file_name,text\na.png,one\na.png,two\n"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "one"}\n{"file_name": "A.PNG", "text": "two"}\n'),
+        ("meta_cap.json", '{"a": {"caption": "one"}, "x/a.png": {"caption": "two"}}'),
+        ("captions.csv", "image,caption\na.png,one\na.png,two\n"),
+    ],
+)
+def test_several_rows_are_captions_of_one_image(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    result = prepare(folder, class_noun="dog")
+    assert [caption.text for caption in result.records[0].captions] == ["one", "two"]
+    assert "caption_rows_joined" in {f.code for f in result.findings}
 
 
 def test_the_remedy_for_a_comma_in_a_caption_works(folder: Path) -> None:
@@ -132,12 +180,15 @@ def test_a_list_of_captions_is_read_whole(folder: Path, name: str, content: str)
     ("name", "content", "unread"),
     [
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x", "description": "a dog"}\n', "description"),
-        ("metadata.csv", "file_name,text,tags,id\na.png,x,solo,7\n", "tags"),
+        ("metadata.csv", "file_name,text,id,notes\na.png,x,7,a dog on grass\n", "notes"),
+        ("a.json", '{"caption": "x", "info": {"alt_text": "a dog"}}', "info.alt_text"),
+        ("a.json", '{"who": "a dog", "where": "on grass", "size": [64, 64]}', "who, where"),
         (
             "a.json",
-            '{"tag_string": "1girl long_hair", "tag_string_character": "saber", "id": 5}',
-            "tag_string",
+            '{"short_caption": "a dog", "long_caption": "a dog on grass"}',
+            "short_caption, long_caption",
         ),
+        ("captions.csv", "image,text,description\na.png,x,a dog\n", "description"),
         ("meta_cap.json", '{"a": {"caption": "x", "blip_caption": "a dog"}}', "blip_caption"),
     ],
 )

@@ -76,11 +76,10 @@ def place(folder: Path, kind: str) -> Path:
 def test_a_round_trip_loses_nothing(source: Path, tmp_path: Path, kind: str) -> None:
     before = hashes(source)
     done = export_dataset(source, kind, place(tmp_path, kind), shard_bytes=20_000)
-    assert (done.num_images, done.excluded) == (6, ["bad.png"])
+    assert (done.num_images, done.left_out.names("image")) == (6, ["bad.png"])
     back = tmp_path / "back"
-    assert import_dataset(back, [place(tmp_path, kind)]).num_images == 6 + (
-        kind in ("imagefolder", "zip")
-    )  # the mask
+    done = import_dataset(back, [place(tmp_path, kind)])
+    assert (done.num_images, done.num_masks) == (6, 1)
     wanted = {name: away_from_its_table(record) for name, record in kept(source).items()}
     assert kept(back) == wanted
     for name in wanted:
@@ -193,7 +192,8 @@ def test_a_webdataset_of_another_tool_becomes_images_with_captions(tmp_path: Pat
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
     done = import_dataset(tmp_path / "data", [tmp_path / "00000.tar"])
-    assert (done.num_images, done.num_text_files, done.excluded) == (2, 2, ["000000001.cls", "000000002.cls"])
+    names = ["000000001.cls", "000000002.cls"]
+    assert (done.num_images, done.num_text_files, done.left_out.names("file")) == (2, 2, names)
     prepare_dataset(tmp_path / "data", OPTIONS)
     assert kept(tmp_path / "data")["000000002.jpg"].caption == "image 000000002"
 
@@ -301,11 +301,12 @@ def test_paths_in_kohyas_json_only_name_images_of_the_folder(tmp_path: Path, key
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("[1]", "not the JSON"), ("{", "not valid JSON"), ('{"x": {}}', "no image 'x'")]
+    ("text", "words"),
+    [("[1]", "entry 1 not used"), ("{", "not valid JSON"), ('{"x": {"tags": "dog"}}', "no image 'x'")],
 )
-def test_bad_kohya_json_is_refused_with_its_position(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_kohya_json_is_named_with_its_position(tmp_path: Path, text: str, words: str) -> None:
     fill(tmp_path, {"a.png": "beside"}, size=(64, 64))
     (tmp_path / "meta_cap.json").write_text(text)
-    with pytest.raises(DataError, match=words) as caught:
-        prepare_dataset(tmp_path, OPTIONS)
-    assert "meta_cap.json" in str(caught.value)
+    (found,) = [f for f in prepare_dataset(tmp_path, OPTIONS).findings if f.code == "table_rows_unused"]
+    assert words in found.message
+    assert found.files == ("meta_cap.json",)
