@@ -33,21 +33,41 @@ class BucketCost:
 
 def bucket_cost(records: Sequence[Record], mode: str, resolution: int, batch: int) -> BucketCost:
     """Return the costs of the records' buckets; images without one do not count."""
-    bucketed = [record for record in records if record.keep and record.bucket]
+    kept = [record for record in records if record.keep]
+    return _cost(kept, [record.bucket for record in kept], mode, resolution, batch)
+
+
+def _cost(
+    records: Sequence[Record],
+    sizes: Sequence[buckets.ImageSize | None],
+    mode: str,
+    resolution: int,
+    batch: int,
+) -> BucketCost:
+    """Return the costs of a bucket for each record; many records share their size and bucket."""
+    pairs: Counter[tuple[buckets.ImageSize, buckets.ImageSize]] = Counter()
     counts: Counter[buckets.ImageSize] = Counter()
-    for record in bucketed:
-        counts[record.bucket] += record.repeats  # type: ignore[index]
+    for record, bucket in zip(records, sizes, strict=True):
+        if bucket is not None:
+            pairs[crops.crop_size(record), bucket] += record.repeats
+            counts[bucket] += record.repeats
     total = max(1, counts.total())
-    crop_shares = [(crops.cropped_fraction(record), record.repeats) for record in bucketed]
+    crop_shares = {pair: _crop_share(*pair) for pair in pairs}
+    upscaled = {pair: buckets.cover_scale(*pair) > MAX_UNNOTICED_UPSCALE for pair in pairs}
     return BucketCost(
         mode,
         len(counts),
-        sum(share * times for share, times in crop_shares) / total,
-        max((share for share, _ in crop_shares), default=0.0),
+        sum(crop_shares[pair] * times for pair, times in pairs.items()) / total,
+        max(crop_shares.values(), default=0.0),
         sum(number % batch for number in counts.values()) / total,
         sum(w * h * number for (w, h), number in counts.items()) / total / resolution**2,
-        sum(r.repeats for r in bucketed if crops.upscale_factor(r) > MAX_UNNOTICED_UPSCALE) / total,
+        sum(times for pair, times in pairs.items() if upscaled[pair]) / total,
     )
+
+
+def _crop_share(size: buckets.ImageSize, bucket: buckets.ImageSize) -> float:
+    left, top, right, bottom = buckets.crop_box(size, bucket)
+    return 1 - (right - left) * (bottom - top) / (size[0] * size[1])
 
 
 def compare_bucket_modes(records: Sequence[Record], options: BucketOptions) -> list[BucketCost]:
@@ -56,7 +76,7 @@ def compare_bucket_modes(records: Sequence[Record], options: BucketOptions) -> l
     costs = []
     for mode in buckets.MODES:
         try:
-            bucketed = crops.assign_buckets_and_crops(
+            sizes = crops.choose_sizes(
                 kept,
                 options.resolution,
                 options.size_multiple,
@@ -67,7 +87,7 @@ def compare_bucket_modes(records: Sequence[Record], options: BucketOptions) -> l
             )
         except ConfigError:
             continue
-        costs.append(bucket_cost(bucketed, mode, options.resolution, options.batch_size))
+        costs.append(_cost(kept, sizes, mode, options.resolution, options.batch_size))
     return costs
 
 

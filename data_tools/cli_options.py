@@ -115,8 +115,9 @@ captioner_options = add_options(
     option("--temperature", type=float, metavar="T", section=_MODEL,
            help="Sampling temperature; by default 0 (the most likely caption), or 0.7 with several "
            "captions for each prompt."),
-    option("--concurrency", type=POSITIVE, default=4, metavar="N", section=_MODEL,
-           help="Images captioned at the same time."),
+    option("--concurrency", type=POSITIVE, metavar="N", section=_MODEL,
+           help="Images captioned at the same time; by default 4 requests to a server, and as many images as "
+           "its memory takes for a model that runs here."),
     option("--timeout", type=float, default=120.0, metavar="SECONDS", section=_MODEL,
            help="Time limit of one answer of the server."),
     option("--max-side", type=POSITIVE, default=1024, metavar="PX", section=_MODEL,

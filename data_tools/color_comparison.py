@@ -8,20 +8,22 @@ and at least 0.44 between different photos.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lorakit.core.errors import DataError
 from lorakit.imaging import decode
 from lorakit.manifest import Record
 
 FloatArray = NDArray[np.float64]
-Confirm = Callable[[Record, Record, bool], bool]
-"""Returns True if two images, of which one may be mirrored, are nearly the same."""
+Pixels = NDArray[np.uint8]
+Confirm = Callable[[Sequence[tuple[Record, Record]], bool], Sequence[bool]]
+"""Returns for each pair of images True if they are nearly the same; True for one that is mirrored, too."""
 MAX_RESIDUAL = 0.42
 _SIDE, _READ_SIDE = 16, 64
 _MIN_CHROMA = 6.0  # mean difference of the channels of an image in color, of 255 levels
@@ -32,41 +34,60 @@ class ColorComparison:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._images: dict[str, Image.Image | None] = {}
+        self._colors: dict[str, Pixels | None] = {}
 
-    def __call__(self, first: Record, second: Record, mirrored: bool) -> bool:
-        """Return True if the two are nearly the same in color, or one of them cannot be read."""
-        one, other = self._small(first), self._small(second)
-        if one is None or other is None:
-            return True
-        return color_residual(one, ImageOps.mirror(other) if mirrored else other) <= MAX_RESIDUAL
+    def __call__(self, pairs: Sequence[tuple[Record, Record]], mirrored: bool) -> list[bool]:
+        """Return for each pair True if the two are nearly the same in color, or one cannot be read."""
+        confirmed = [True] * len(pairs)
+        colors = [(self._of(one), self._of(other)) for one, other in pairs]
+        readable = [
+            (number, one, other)
+            for number, (one, other) in enumerate(colors)
+            if one is not None and other is not None
+        ]
+        if readable:
+            numbers, ones, others = zip(*readable, strict=True)
+            second = np.stack(others)
+            residuals = color_residuals(np.stack(ones), second[:, :, ::-1] if mirrored else second)
+            for number, residual in zip(numbers, residuals, strict=True):
+                confirmed[number] = bool(residual <= MAX_RESIDUAL)
+        return confirmed
 
-    def _small(self, record: Record) -> Image.Image | None:
-        if record.file not in self._images:
+    def _of(self, record: Record) -> Pixels | None:
+        """Return the colors of an image, None if it cannot be read."""
+        if record.file not in self._colors:
             try:
                 small = decode.record_thumbnail(self.folder, record, _READ_SIDE)
-                self._images[record.file] = small.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+                resized = small.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("RGB")
+                self._colors[record.file] = np.asarray(resized)
             except (DataError, OSError):
-                self._images[record.file] = None
-        return self._images[record.file]
+                self._colors[record.file] = None
+        return self._colors[record.file]
 
 
-def color_residual(first: Image.Image, second: Image.Image) -> float:
-    """Return the difference of two images of one size after the best gain and offset, as a share of their
-    deviation; of a black and white copy only the brightness is compared.
+def color_residuals(first: Pixels, second: Pixels) -> FloatArray:
+    """Return the difference of each image of `first` and of `second` (images, rows, columns, channels) after
+    the best gain and offset, as a share of their deviation; of black and white copies only the brightness is
+    compared.
     """
-    one, other = (np.asarray(image.convert("RGB"), np.float64) for image in (first, second))
-    if min(_chroma(one), _chroma(other)) < _MIN_CHROMA:
-        one, other = one.mean(-1), other.mean(-1)
-    return max(_residual(one.ravel(), other.ravel()), _residual(other.ravel(), one.ravel()))
+    one, other = (images.astype(np.float64) for images in (first, second))
+    is_gray = np.minimum(_chroma(one), _chroma(other)) < _MIN_CHROMA
+    residuals = _both_ways(one, other)
+    residuals[is_gray] = _both_ways(one[is_gray].mean(-1), other[is_gray].mean(-1))
+    return residuals
 
 
-def _chroma(pixels: FloatArray) -> float:
-    return float((pixels.max(-1) - pixels.min(-1)).mean())
+def _both_ways(one: FloatArray, other: FloatArray) -> FloatArray:
+    rows = [images.reshape(len(images), math.prod(images.shape[1:])) for images in (one, other)]
+    return np.maximum(_residuals(*rows), _residuals(*reversed(rows)))
 
 
-def _residual(source: FloatArray, target: FloatArray) -> float:
-    """Return the mean absolute residual of a linear fit of one image to another."""
-    columns = np.stack([source, np.ones_like(source)], 1)
-    fitted = columns @ np.linalg.lstsq(columns, target, rcond=None)[0]
-    return float(np.abs(fitted - target).mean() / max(target.std(), 1.0))
+def _chroma(images: FloatArray) -> FloatArray:
+    return np.asarray((images.max(-1) - images.min(-1)).mean((1, 2)))
+
+
+def _residuals(source: FloatArray, target: FloatArray) -> FloatArray:
+    """Return the mean absolute residual of a linear fit of each row of `source` to that of `target`."""
+    x, y = source - source.mean(1, keepdims=True), target - target.mean(1, keepdims=True)
+    gain = (x * y).sum(1) / np.maximum((x * x).sum(1), 1e-9)
+    return np.asarray(np.abs(gain[:, None] * x - y).mean(1) / np.maximum(target.std(1), 1.0))

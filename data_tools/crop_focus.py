@@ -70,7 +70,9 @@ def find_crop_centers(
 
 
 def _with_crop_center(record: Record, by: str | None, point: Point | None) -> Record:
-    """Return the record without its crop: a crop around another point would count as set by hand."""
+    """Return the record without the crop around another point, which would count as set by hand."""
+    if record.focal_point == point and record.crop_source == (by or crops.CENTER):
+        return record
     return replace(record, focal_point=point, crop_source=by, crop=None)
 
 

@@ -10,6 +10,8 @@ from data_tools.color_comparison import Confirm
 from lorakit.imaging import near_duplicates
 from lorakit.manifest import Record
 
+_PAIRS_AT_A_TIME = 512  # compared in color: 25 MB
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -32,20 +34,29 @@ def find_exact_duplicates(records: Sequence[Record]) -> list[Cluster]:
 def find_near_duplicates(records: Sequence[Record], confirm: Confirm | None = None) -> list[Cluster]:
     """Return groups of kept images linked by similar hashes; of exact duplicates, only one is compared.
 
-    `confirm` compares the two images themselves, because hashes do not know colors.
+    `confirm` compares the two images themselves, because hashes do not know colors. Images that are in one
+    group already are not compared, so that a thousand copies need a thousand comparisons and not a million.
     """
     first = {record.content_hash: record for record in reversed(records) if record.keep and record.phash}
     unique = sorted(first.values(), key=lambda record: record.file)
-    pairs = [
-        (one, other, mirrored)
-        for one, other, mirrored in near_duplicates.near_pairs([record.phash or "" for record in unique])
-        if confirm is None or confirm(unique[one], unique[other], mirrored)
-    ]
-    mirrored_indices = {index for one, other, mirrored in pairs if mirrored for index in (one, other)}
-    groups = near_duplicates.connected_groups(len(unique), [(one, other) for one, other, _ in pairs])
+    groups = near_duplicates.Groups(len(unique))
+    mirrored_indices: set[int] = set()
+    roots = groups.roots()
+    for ones, others, mirrored in near_duplicates.near_pair_arrays([r.phash or "" for r in unique]):
+        for start in range(0, len(ones), _PAIRS_AT_A_TIME):
+            one, other = (indices[start : start + _PAIRS_AT_A_TIME] for indices in (ones, others))
+            apart = roots[one] != roots[other]
+            pairs = list(zip(one[apart].tolist(), other[apart].tolist(), strict=True))
+            images = [(unique[i], unique[j]) for i, j in pairs]
+            confirmed = confirm(images, mirrored) if confirm and pairs else [True] * len(pairs)
+            links = [pair for pair, is_same in zip(pairs, confirmed, strict=True) if is_same]
+            for i, j in links:
+                groups.join(i, j)
+                mirrored_indices.update((i, j) if mirrored else ())
+            roots = groups.roots() if links else roots
     clusters = [
         Cluster(tuple(unique[i].file for i in group), False, any(i in mirrored_indices for i in group))
-        for group in groups
+        for group in groups.members()
         if len(group) > 1
     ]
     return sorted(clusters, key=_sort_key)

@@ -23,7 +23,11 @@ from lorakit.imaging import signatures, video
 
 _IMAGES = (
     ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .jxl .jp2 .j2k .ppm"
-    " .pgm .pbm .pnm .qoi .svg .tga .psd .ico .dng .cr2 .cr3 .nef .arw .raf .orf .rw2"
+    " .pgm .pbm .pnm .qoi .svg .tga .psd .ico .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .hif .avifs .heics .mpo"
+    " .jpf .jpx .j2c .pfm .pam"
+    # Of kinds that are not read, so that they are named as such.
+    " .psb .xcf .kra .ora .clip .psp .cur .icns .dds .ktx .ktx2 .pcx .sgi .exr .hdr .dpx .fits .eps .jxr .wdp"
+    " .jls .bpg .flif .djvu .xpm .wmf .emf .blp .crw .nrw .srw .sr2 .srf .pef .x3f .3fr .iiq .mrw .rwl .erf"
 )
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")

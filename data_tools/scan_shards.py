@@ -6,7 +6,6 @@ Nothing else is needed; with an existing cluster, Ray Data does the same.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.progress import Progress
+from lorakit.core.ray_data import LOCAL, ray_session
 from lorakit.manifest import Record
 
 _NAME = re.compile(r"\.lorakit-shard-(\d+)-of-(\d+)\.jsonl")
@@ -52,11 +52,11 @@ class Shard:
 
 def scan_shard(listing: Listing, options: ScanOptions, shard: Shard) -> list[Record]:
     """Measure one shard into its file, and return its records; images in that file are not read again."""
-    path = listing.root / shard.file_name
+    path = listing.folder / shard.file_name
     if options.rescan:
         storage.remove_file(path)
     done = scan.read_scan_journal(path)
-    previous = {} if options.rescan else scan.read_previous_records(listing.root)
+    previous = {} if options.rescan else listing.earlier.records
     files = [file for file in shard.files(listing) if file not in done]
     for record in scan.scan_files(listing, files, options, previous):
         storage.append_jsonl(path, manifest.record_to_json(record))
@@ -66,47 +66,40 @@ def scan_shard(listing: Listing, options: ScanOptions, shard: Shard) -> list[Rec
 
 def join_scan_shards(listing: Listing) -> list[Record]:
     """Return the records of all shards in the listing's order; an unfinished shard is a `DataError`."""
-    names = sorted(path.name for path in listing.root.iterdir() if _NAME.fullmatch(path.name))
+    names = sorted(path.name for path in listing.folder.iterdir() if _NAME.fullmatch(path.name))
     if not names:
-        remedy = f"first run `lorakit data scan {listing.root} --shard 1/8`, 2/8, ... on as many machines"
-        raise DataError("there are no shards to merge", where=str(listing.root), remedy=remedy)
+        remedy = f"first run `lorakit data scan {listing.folder} --shard 1/8`, 2/8, ... on as many machines"
+        raise DataError("there are no shards to merge", where=str(listing.folder), remedy=remedy)
     counts = {int(match[2]) for name in names if (match := _NAME.fullmatch(name))}
     if len(counts) > 1:
         remedy = "delete the .lorakit-shard files that do not belong to this scan"
         raise DataError(
-            f"shards of different scans: {', '.join(names)}", where=str(listing.root), remedy=remedy
+            f"shards of different scans: {', '.join(names)}", where=str(listing.folder), remedy=remedy
         )
     count = counts.pop()
     records: dict[str, Record] = {}
     for name in names:
-        records |= scan.read_scan_journal(listing.root / name)
+        records |= scan.read_scan_journal(listing.folder / name)
     for number in range(1, count + 1):
         shard = Shard(number, count)
         missing = [file for file in shard.files(listing) if file not in records]
         if missing:
             message = f"shard {number}/{count} lacks {len(missing)} images, for example {missing[0]!r}"
-            remedy = f"run `lorakit data scan {listing.root} --shard {number}/{count}`"
-            raise DataError(message, where=str(listing.root / shard.file_name), remedy=remedy)
+            remedy = f"run `lorakit data scan {listing.folder} --shard {number}/{count}`"
+            raise DataError(message, where=str(listing.folder / shard.file_name), remedy=remedy)
     return scan.reject_name_collisions(listing, [records[file] for file in listing.images])
 
 
-def remove_scan_shards(root: Path) -> None:
+def remove_scan_shards(folder: Path) -> None:
     """Remove the shards' files, after the manifest was written."""
-    for path in list(root.iterdir()):
+    for path in list(folder.iterdir()):
         if _NAME.fullmatch(path.name):
             storage.remove_file(path)
 
 
-def scan_with_ray(listing: Listing, options: ScanOptions, address: str | None = None) -> list[Record]:
+def scan_with_ray(listing: Listing, options: ScanOptions, address: str = LOCAL) -> list[Record]:
     """Scan with Ray Data: on the cluster at `address`, which must have the folder, or on this machine."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have lorakit installed
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ConfigError("Ray is not installed", where="ray", remedy='pip install "lorakit[ray]"') from error
-    records = {} if options.rescan else scan.read_previous_records(listing.root)
+    records = {} if options.rescan else listing.earlier.records
     root = str(listing.root.resolve())
 
     def measure(row: dict[str, Any]) -> dict[str, Any]:
@@ -119,19 +112,14 @@ def scan_with_ray(listing: Listing, options: ScanOptions, address: str | None = 
             previous = manifest.manifest_bytes([records[file]]).decode("utf-8") if file in records else ""
             yield {"file": file, "previous": previous}
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    try:
-        scanned: dict[str, Record] = {}
-        ray.data.DataContext.get_current().enable_progress_bars = False
+    scanned: dict[str, Record] = {}
+    with (
+        ray_session(address) as ray,
+        Progress("images", len(listing.images), quiet=options.quiet) as progress,
+    ):
         data = ray.data.from_items(list(rows())).map(measure)
-        with Progress("images", len(listing.images), quiet=options.quiet) as progress:
-            for number, row in enumerate(data.iter_rows(), 1):
-                record = manifest.parse_record(row["line"].encode("utf-8"), root)
-                scanned[record.file] = record
-                progress.update(number)
-    finally:
-        if started_here:
-            ray.shutdown()
+        for number, row in enumerate(data.iter_rows(), 1):
+            record = manifest.parse_record(row["line"].encode("utf-8"), root)
+            scanned[record.file] = record
+            progress.update(number)
     return scan.reject_name_collisions(listing, [scanned[file] for file in listing.images])

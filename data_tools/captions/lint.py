@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from data_tools.captions.edits import apply_edits, strip_preamble
 from data_tools.captions.refusals import is_refusal
@@ -16,6 +17,7 @@ from lorakit.manifest import Record
 
 CLIP_MAX_TOKENS = 75  # 77 with the start and end tokens
 COMMON_PHRASE_SHARE = 0.8
+_WORDS_FOR_PHRASES = 400  # the most frequent ones
 COMMON_PHRASE_MIN_CAPTIONS = 5  # with fewer captions, every phrase is in most of them
 _TOKENS = re.compile(r"[^\W\d_]+|\d|[^\w\s]+")  # CLIP uses at least one token for each of these
 _WORDS = re.compile(r"[\w'-]+")
@@ -156,9 +158,7 @@ def common_phrases(records: Sequence[Record], trigger: str | None) -> list[tuple
     often = {word for word, number in single.items() if number >= min_count}
     counts: Counter[tuple[str, ...]] = Counter()
     for record in records:
-        words = _words(record.caption)
-        grams = {tuple(words[i : i + n]) for n in range(2, 9) for i in range(len(words) - n + 1)}
-        counts.update(gram for gram in grams if often.issuperset(gram))  # the others would fill memory
+        counts.update(_grams(_words(record.caption), often, 2, 8))
     trigger_words = set((trigger or "").casefold().split())
     frequent = [
         (gram, number)
@@ -181,11 +181,15 @@ def frequent_phrases(records: Sequence[Record], limit: int = 20) -> list[tuple[s
     """Return the most frequent phrases (1 to 4 words, in at least 2 captions), and their number of captions.
 
     Phrases do not start or end with a stop word. A phrase that occurs only inside a longer one is left out.
+    Only the most frequent words are combined: the phrases of 100,000 captions would fill the memory.
     """
+    single = Counter(word for record in records for word in set(_words(record.caption)))
+    numbers = sorted((number for word, number in single.items() if word not in _STOP_WORDS), reverse=True)
+    enough = max([2, *numbers[_WORDS_FOR_PHRASES : _WORDS_FOR_PHRASES + 1]])
+    often = {word for word, number in single.items() if number >= enough}
     counts: Counter[tuple[str, ...]] = Counter()
     for record in records:
-        words = [word.casefold() for word in _WORDS.findall(record.caption)]
-        grams = {tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1)}
+        grams = _grams(_words(record.caption), often, 1, 4)
         counts.update(gram for gram in grams if gram[0] not in _STOP_WORDS and gram[-1] not in _STOP_WORDS)
     by_count: dict[int, list[tuple[str, ...]]] = defaultdict(list)
     for gram, number in counts.items():
@@ -201,6 +205,17 @@ def frequent_phrases(records: Sequence[Record], limit: int = 20) -> list[tuple[s
         if len(phrases) >= limit:
             break
     return phrases[:limit]
+
+
+def _grams(words: Sequence[str], often: Set[str], shortest: int, longest: int) -> set[tuple[str, ...]]:
+    """Return the phrases of a caption that consist of frequent words."""
+    grams: set[tuple[str, ...]] = set()
+    for is_often, run in itertools.groupby(words, often.__contains__):
+        if is_often:
+            part = tuple(run)
+            lengths = range(shortest, min(longest, len(part)) + 1)
+            grams.update(part[i : i + n] for n in lengths for i in range(len(part) - n + 1))
+    return grams
 
 
 def _within(short: tuple[str, ...], long: tuple[str, ...]) -> bool:

@@ -90,6 +90,8 @@ def clean_caption(text: str, name: str) -> tuple[str, list[str]]:
 
     `\(` and `\)`, the escaped parentheses of booru tags, become `(` and `)`.
     """
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text.strip(), []  # nothing below applies
     notes = []
     if prompt_syntax.has_escapes(text):
         text = prompt_syntax.unescape_parentheses(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,8 +100,11 @@ def _epoch_text(data: ReportData) -> str:
 
 def _buckets(kept: Sequence[Record], counts: dict[buckets.ImageSize, int]) -> Table:
     rows: list[list[Any]] = []
+    shares_by_bucket: dict[buckets.ImageSize | None, list[float]] = defaultdict(list)
+    for record in kept:
+        shares_by_bucket[record.bucket].append(crops.cropped_fraction(record))
     for bucket, number in counts.items():
-        crop_shares = [crops.cropped_fraction(record) for record in kept if record.bucket == bucket]
+        crop_shares = shares_by_bucket[bucket]
         rows.append(
             [
                 f"{bucket[0]} × {bucket[1]}",

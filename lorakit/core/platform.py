@@ -13,13 +13,14 @@ import re
 import select
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 if sys.platform == "win32":
     import ctypes
@@ -193,6 +194,51 @@ def describe_crash(code: int) -> str | None:
 
 
 # ---- files -------------------------------------------------------------------------------------------------
+
+
+class FileStatus(NamedTuple):
+    """What a file system knows of a regular file; times in nanoseconds.
+
+    `changed` is the time at which content or attributes were last changed, which programs cannot set; it
+    equals `modified` where there is none. `number` is the inode or file id on the `device`.
+    """
+
+    size: int
+    modified: int
+    changed: int
+    number: int
+    device: int
+
+
+_OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY", "O_NOINHERIT"))
+
+
+def file_status(path: str | os.PathLike[str]) -> FileStatus | None:
+    """Return the status of a regular file, None for anything else. Raises OSError.
+
+    The file is opened, not only looked up: network file systems answer a look-up from memory, but ask the
+    server when a file is opened.
+    """
+    handle = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+    try:
+        result = os.fstat(handle)
+        if not stat.S_ISREG(result.st_mode):
+            return None
+        changed = _change_time(handle) or result.st_mtime_ns if os.name == "nt" else result.st_ctime_ns
+    finally:
+        os.close(handle)
+    return FileStatus(result.st_size, result.st_mtime_ns, changed, result.st_ino, result.st_dev)
+
+
+def _change_time(handle: int) -> int:
+    """Return the time of change of an open file on Windows, where `os.stat` lacks it; 0 if there is none."""
+    if sys.platform != "win32":
+        return 0
+    times = (ctypes.c_longlong * 5)()  # FILE_BASIC_INFO: created, accessed, written, changed; attributes
+    file = ctypes.c_void_p(msvcrt.get_osfhandle(handle))
+    if not ctypes.windll.kernel32.GetFileInformationByHandleEx(file, 0, times, ctypes.sizeof(times)):
+        return 0
+    return max(0, times[3] - 116_444_736_000_000_000) * 100  # 100 ns since 1601 to ns since 1970
 
 
 def retry_while_open(operation: Callable[[], object], *, seconds: float = 3.0) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 MAX_EXAMPLES = 3
-_NUMBER_OPTIONS = "w h d l s g f b fs bs ow oh nw nh ds st cr c t dsd1 dsd2 dsr1 glt gls gle of ns"
-_TEXT_OPTIONS = "n nl ss am cn cni ct ctr cnt ck ci cim ei i iss sc vn"
+_NUMBER_OPTIONS = "w h d l s g f b m fs bs ow oh nw nh ds st cr c t dsd1 dsd2 dsr1 glt gls gle gr of ns"
+_TEXT_OPTIONS = "n nl n2 p2 ss am cn cni ct ctr cnt ck ci cim ei i iss sc vn"
 _LONG_OPTIONS = (
-    "prompt negative_prompt negative steps cfg_scale scale guidance_scale width height seed subseed sampler"
-    " sampler_name scheduler batch_size n_iter restore_faces tiling sd_model outpath_samples"
+    "prompt negative_prompt negative steps cfg cfg_scale scale guidance_scale width height seed subseed sampler"
+    " sampler_name scheduler batch_size n_iter restore_faces tiling sd_model outpath_samples network_multiplier"
+    " rcfg styles num_inference_steps"
 )
 _MIDJOURNEY_OPTIONS = (
     "ar aspect v version niji stylize chaos q quality no style iw sref cref sw cw tile weird raw uplight"
@@ -28,7 +29,11 @@ _OPTION = re.compile(
     re.IGNORECASE,
 )
 _OPTION_START = re.compile(r"(?:^|[\s,]+)(?:--|—)(?=[A-Za-z])")
-_NAME_AND_VALUE = re.compile(r"(\w+)(?:\s*=\s*|\s+|$)(.*)", re.DOTALL)
+_NAME_AND_VALUE = re.compile(r"([\w-]+)(?:\s*=\s*|\s+|$)(.*)", re.DOTALL)
+# options of one word at most, up to the end: `--xyz 2`, but not `--brown and white-- on grass`
+_UNKNOWN_OPTIONS = re.compile(r"(?:^|\s)--[A-Za-z]\w*(?:(?:\s+|=)[\w.:,/-]+)?\s*$")
+_QUOTED_BEGINNING = re.compile(r"\"((?:\\.|[^\"\\])*)\"(?=\s|$)|'([^']*)'(?=\s|$)")
+_QUOTED_VALUE = re.compile(rf"\w+(?:\s*=\s*|\s+)(?:{_QUOTED_BEGINNING.pattern})")
 _TRIGGER = re.compile(r"\[\s*trigger(?:[ _-]?word)?\s*\]|\{\s*trigger(?:[ _-]?word)?\s*\}", re.IGNORECASE)
 _ESCAPED = re.compile(r"\\([()\[\]{}])")
 _QUOTED = re.compile(r"(?<!\w)(?:\"[^\"\n]{1,120}\"|“[^”\n]{1,120}”|«[^»\n]{1,120}»)(?!\w)")
@@ -110,12 +115,15 @@ _COMPILED = tuple(
     (kind, re.compile(pattern, re.IGNORECASE if kind is NETWORK_TAG else 0), certain)
     for kind, pattern, certain in _PATTERNS
 )
+_SIGNS = re.compile(r"[{}()\[\]<>|\\:_—]|--|\b(?:AND|BREAK|ADD[A-Z]{3,4})\b")  # every use has at least one
 _WHOLE_TAG = re.compile(rf"\({_LETTERS}\)|\[{_LETTERS}\]|\{{{_LETTERS}\}}")
 _KEPT_IN_QUOTES = (NETWORK_TAG, PLACEHOLDER)  # the others may be words that the image shows
 
 
 def find_syntax(text: str) -> list[SyntaxUse]:
     """Return the uses of other tools' syntax in a caption or prompt, at most one for each kind."""
+    if not _SIGNS.search(text):
+        return []
     text = unescape_parentheses(text)
     first: dict[str, SyntaxUse] = {}
     for use in _uses(text):
@@ -209,15 +217,36 @@ class PromptOption:
 
 
 def split_options(text: str) -> tuple[str, list[PromptOption]]:
-    """Split a prompt from the options behind it, if it has any that are known.
+    """Split a prompt from the options behind it, if it has any that are known, or nothing but options.
 
-    A value is everything up to the next `--`, as in kohya's scripts; quotes around it are removed.
+    A value is everything up to the next `--`, as in kohya's scripts, or what is in quotes.
     """
-    if not _OPTION.search(text):
+    starts = list(_option_starts(text))
+    if not starts or not (_OPTION.search(text) or _UNKNOWN_OPTIONS.search(text)):
         return text, []
-    prompt, *parts = _OPTION_START.split(text)
+    ends = [match.start() for match in starts[1:]] + [len(text)]
     options = []
-    for part in parts:
-        if match := _NAME_AND_VALUE.fullmatch(part.strip(" ,")):
-            options.append(PromptOption(match[1].lower(), match[2].strip().strip("\"'").strip()))
-    return prompt.strip(" ,"), options
+    for match, end in zip(starts, ends, strict=True):
+        if option := _NAME_AND_VALUE.fullmatch(text[match.end() : end].strip(" ,")):
+            options.append(PromptOption(option[1].lower(), _unquoted(option[2])))
+    return text[: starts[0].start()].strip(" ,"), options
+
+
+def _option_starts(text: str) -> Iterator[re.Match[str]]:
+    """Yield the beginnings of the options in a text, without those within a value in quotes."""
+    quoted_until = 0
+    for match in _OPTION_START.finditer(text):
+        if match.start() < quoted_until:
+            continue
+        value = _QUOTED_VALUE.match(text, match.end())
+        quoted_until = value.end() if value else 0
+        yield match
+
+
+def _unquoted(value: str) -> str:
+    """Return the value of an option without the quotes around it or around its beginning."""
+    value = value.strip()
+    if match := _QUOTED_BEGINNING.match(value):
+        inside = match[1] if match[1] is not None else match[2]
+        value = f"{inside}{value[match.end() :]}".replace('\\"', '"')
+    return value.strip().strip("\"'").strip()

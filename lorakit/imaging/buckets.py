@@ -112,12 +112,12 @@ def kohya_buckets(
         if other_side >= min_side:
             buckets |= {(side, other_side), (other_side, side)}
     table = sorted(buckets, key=lambda bucket: (bucket[0] / bucket[1], bucket))
-    assigned = []
-    for size in sizes:
-        aspect = size[0] / size[1]
-        nearest = min(table, key=lambda bucket: abs(bucket[0] / bucket[1] - aspect))
-        assigned.append(size if size in buckets else nearest)
-    return assigned
+    nearest = {size: size if size in buckets else _nearest_by_ratio(size, table) for size in set(sizes)}
+    return [nearest[size] for size in sizes]
+
+
+def _nearest_by_ratio(size: ImageSize, table: Sequence[ImageSize]) -> ImageSize:
+    return min(table, key=lambda bucket: abs(bucket[0] / bucket[1] - size[0] / size[1]))
 
 
 def cluster_buckets(

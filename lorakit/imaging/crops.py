@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lorakit.core import checksums
 from lorakit.imaging import buckets
 from lorakit.imaging.buckets import MAX_UNNOTICED_UPSCALE, CropBox, ImageSize
-from lorakit.manifest import Record
+from lorakit.manifest import Record, change_record
 
 CENTER, USER = "center", "user"
 MAX_USER_CROP_LOSS = 0.01  # share of a user's crop that may be lost to use a bucket that other images have
@@ -36,7 +36,31 @@ def assign_buckets_and_crops(
     them gets a bucket only with `upscale`: of the smallest, upscaled. Without `resolutions`, all images get
     buckets of `resolution`, and small ones are upscaled.
     """
-    records = [replace(r, crop_source=USER) if has_user_crop(r) else r for r in records]
+    records = [change_record(r, crop_source=USER) if has_user_crop(r) else r for r in records]
+    sizes = choose_sizes(
+        records,
+        resolution,
+        size_multiple,
+        mode=mode,
+        batch_size=batch_size,
+        resolutions=resolutions,
+        upscale=upscale,
+    )
+    pairs = zip(records, sizes, strict=True)
+    return [_without_bucket(record) if size is None else _with_bucket(record, size) for record, size in pairs]
+
+
+def choose_sizes(
+    records: Sequence[Record],
+    resolution: int,
+    size_multiple: int,
+    *,
+    mode: str = "auto",
+    batch_size: int = 1,
+    resolutions: Sequence[int] = (),
+    upscale: bool = True,
+) -> list[ImageSize | None]:
+    """Return the bucket of each record, as `assign_buckets_and_crops`; None for one that gets no bucket."""
     sizes = [crop_size(record) for record in records]
     assigned: list[int | None] = [resolution] * len(records)
     if resolutions:
@@ -46,14 +70,14 @@ def assign_buckets_and_crops(
     for index, value in enumerate(assigned):
         if value is not None:
             members[value].append(index)
-    bucketed = [replace(record, bucket=None) for record in records]
+    bucketed: list[ImageSize | None] = [None] * len(records)
     for value, indices in sorted(members.items()):
         may_upscale = not resolutions or (upscale and value == min(resolutions))
         chooser = _BucketChooser(value, size_multiple, mode, batch_size, upscale=may_upscale)
         chosen = _choose_buckets([records[i] for i in indices], chooser)
         for index, bucket in zip(indices, chosen, strict=True):
-            bucketed[index] = _with_bucket(records[index], bucket)
-    return [record if record.bucket else _without_bucket(record) for record in bucketed]
+            bucketed[index] = bucket
+    return bucketed
 
 
 def has_user_crop(record: Record) -> bool:
@@ -162,12 +186,14 @@ def _choose_buckets(records: Sequence[Record], chooser: _BucketChooser) -> list[
 
 def _with_bucket(record: Record, bucket: ImageSize) -> Record:
     if record.crop_source == USER:
-        return replace(record, bucket=bucket)
+        return change_record(record, bucket=bucket)
     crop = buckets.crop_box(record.size, bucket, record.focal_point)
     source = record.crop_source if record.focal_point else CENTER
-    return replace(record, bucket=bucket, crop=crop, crop_source=source or CENTER)
+    return change_record(record, bucket=bucket, crop=crop, crop_source=source or CENTER)
 
 
 def _without_bucket(record: Record) -> Record:
-    """Remove the crop, unless the user set it."""
-    return record if record.crop_source == USER else replace(record, crop=None, crop_source=None)
+    """Remove the bucket, and the crop unless the user set it."""
+    if record.crop_source == USER:
+        return change_record(record, bucket=None)
+    return change_record(record, bucket=None, crop=None, crop_source=None)
