@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,6 @@ from data_tools.cli_options import Values, parse_prepare_options, pick_fields
 from lorakit.core.command_line import (
     FILE,
     FOLDER,
-    POSITIVE,
     Group,
     LazyCommand,
     command,
@@ -26,7 +27,7 @@ from lorakit.core.command_line import (
 if TYPE_CHECKING:
     from data_tools.assign_buckets import BucketOptions
     from data_tools.dataset import Dataset
-    from data_tools.formats.import_export import TransferResult
+    from data_tools.formats.transfer_result import TransferResult
 
 EXIT_DATA = 3
 COMMANDS = {
@@ -40,7 +41,7 @@ COMMANDS = {
         ("check", "Find problems without writing anything.", "Single steps"),
         ("report", "Write report.html and report.json again.", "Single steps"),
         ("mask", "Make masks of objects that a word names, with a segmentation model.", "Additional images"),
-        ("control", "Make conditioning images: Canny edges, depth maps, masks.", "Additional images"),
+        ("control", "Make conditioning images: edges, depth maps, poses, masks.", "Additional images"),
         ("import", "Fill a folder from archives, tables or other folders.", "Formats"),
         ("export", "Write the images and captions for other tools.", "Formats"),
     )
@@ -55,6 +56,33 @@ def data_group() -> None:
 _folder = click.argument("folder", type=FOLDER, metavar="DIR", required=True, help="Folder of images.")
 
 
+def _out_option(*, create: bool = True) -> Callable[[Any], Any]:
+    """Add `--out`: the command's function gets the dataset folder instead of the folder of images.
+
+    Without `create` it is not created.
+    """
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def run(folder: Path, out: Path | None, **values: Any) -> Any:
+            from data_tools.out_folder import open_out_folder
+
+            return function(open_out_folder(folder, out, create=create), **values)
+
+        text = "Write manifest, report and generated files to this folder; for images that are read-only."
+        return option("--out", type=FOLDER, metavar="DIR", help=text)(run)
+
+    return decorate
+
+
+_out = _out_option()
+
+
+def _ray_option(text: str) -> Callable[[Any], Any]:
+    where = "on this machine, or on the cluster at ADDRESS."
+    return option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]", help=f"{text} {where}")
+
+
 @command(
     "prepare",
     _folder,
@@ -64,6 +92,7 @@ _folder = click.argument("folder", type=FOLDER, metavar="DIR", required=True, he
     cli_options.captioner_options,
     cli_options.bucket_options,
     option("--no-report", is_flag=True, help="Do not write report.html and report.json."),
+    _out,
     example="lorakit data prepare photos --class-noun dog --trigger sks --resolution 1024",
 )
 def prepare_command(folder: Path, no_report: bool, **values: Any) -> int:
@@ -86,8 +115,8 @@ def prepare_command(folder: Path, no_report: bool, **values: Any) -> int:
     _folder,
     cli_options.decoding_options,
     option("--shard", metavar="I/N", help="Scan one part only, such as 1/8; `lorakit data merge` joins all."),
-    option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]",
-           help="Scan with Ray Data on this machine, or on the cluster at ADDRESS."),
+    _ray_option("Scan with Ray Data"),
+    _out,
     example="lorakit data scan photos",
 )  # fmt: skip
 def scan_command(folder: Path, shard: str | None, ray: str | None, **values: Any) -> int:
@@ -100,7 +129,7 @@ def scan_command(folder: Path, shard: str | None, ray: str | None, **values: Any
     return _print_result(scan_dataset(folder, options, ray_address=ray))
 
 
-@command("merge", _folder, cli_options.decoding_options, example="lorakit data merge photos")
+@command("merge", _folder, cli_options.decoding_options, _out, example="lorakit data merge photos")
 def merge_command(folder: Path, **values: Any) -> int:
     """Write the manifest from the shards of a scan."""
     from data_tools.prepare import merge_scan_shards
@@ -115,16 +144,29 @@ def merge_command(folder: Path, **values: Any) -> int:
     cli_options.caption_options,
     cli_options.caption_edit_options,
     cli_options.captioner_options,
-    example="lorakit data caption photos --class-noun dog --trigger sks",
-)
-def caption_command(folder: Path, **values: Any) -> int:
+    option("--shard", metavar="I/N",
+           help="Caption one part only, such as 1/8; the command without --shard joins all and writes the "
+           "manifest."),
+    _ray_option("Run the model on every GPU with Ray Data"),
+    _out,
+    example=[
+        "lorakit data caption photos --class-noun dog --trigger sks",
+        "lorakit data caption photos --server http://127.0.0.1:8000/v1",
+    ],
+)  # fmt: skip
+def caption_command(folder: Path, shard: str | None, ray: str | None, **values: Any) -> int:
     """Give each image a caption in the manifest.
 
     Captions come from caption files, metadata files, a model, or the template "a photo of TRIGGER NOUN".
     """
-    from data_tools.prepare import caption_dataset
+    from data_tools.prepare import caption_dataset, caption_dataset_shard
 
-    return _print_result(caption_dataset(folder, parse_prepare_options(values, quiet=is_quiet())), values)
+    options = parse_prepare_options(values, quiet=is_quiet())
+    if shard and ray:
+        raise click.UsageError("--shard and --ray both divide the work: leave one of them out")
+    if shard:
+        return _print_result(caption_dataset_shard(folder, options, shard))
+    return _print_result(caption_dataset(folder, options, ray_address=ray), values)
 
 
 @command(
@@ -132,6 +174,7 @@ def caption_command(folder: Path, **values: Any) -> int:
     _folder,
     cli_options.bucket_options,
     cli_options.crop_file_options,
+    _out,
     example="lorakit data bucket photos --resolution 768 --preview preview",
 )
 def bucket_command(folder: Path, crops_file: Path | None, preview: Path | None, **values: Any) -> int:
@@ -176,6 +219,7 @@ def _print_bucket_costs(result: Dataset, options: BucketOptions) -> None:
            help="Exit with code 3 for findings of this level or worse."),
     option("--held-out", type=FOLDER, metavar="DIR",
            help="Report images that are also in this folder of held-out images."),
+    _out_option(create=False),
     example="lorakit data check photos --fail-on warning",
 )  # fmt: skip
 def check_command(folder: Path, fail_on: str, held_out: Path | None, **values: Any) -> int:
@@ -206,6 +250,7 @@ def check_command(folder: Path, fail_on: str, held_out: Path | None, **values: A
     _folder,
     option("--trigger", metavar="WORD", help="Word to highlight in captions."),
     option("--base", metavar="BASE", help="Count the tokens of captions with this base model's tokenizers."),
+    _out,
     example="lorakit data report photos",
 )
 def report_command(folder: Path, trigger: str | None, base: str | None) -> None:
@@ -220,6 +265,7 @@ def report_command(folder: Path, trigger: str | None, base: str | None) -> None:
     "mask",
     _folder,
     cli_options.mask_options,
+    _out,
     example="lorakit data mask photos --model CIDAS/clipseg-rd64-refined --prompt dog",
 )
 def mask_command(folder: Path, regenerate: bool, **values: Any) -> int:
@@ -234,11 +280,14 @@ def mask_command(folder: Path, regenerate: bool, **values: Any) -> int:
     return _print_result(mask_dataset(folder, options, regenerate=regenerate, quiet=is_quiet()))
 
 
-@command("control", _folder, cli_options.control_options, example="lorakit data control photos --type canny")
+@command(
+    "control", _folder, cli_options.control_options, _out, example="lorakit data control photos --type canny"
+)
 def control_command(folder: Path, regenerate: bool, **values: Any) -> int:
-    """Make conditioning images: Canny edges, depth maps, masks.
+    """Make conditioning images: edges, depth maps, poses, masks.
 
-    Images that come with their own conditioning image keep it.
+    They have the size that the images are trained at, so prepare these first. Images that come with their own
+    conditioning image keep it.
     """
     from data_tools.conditioning.controls import ControlOptions
     from data_tools.prepare import generate_dataset_controls
@@ -249,28 +298,42 @@ def control_command(folder: Path, regenerate: bool, **values: Any) -> int:
 
 @command(
     "import",
-    _folder,
+    click.argument("folder", type=FOLDER, metavar="DIR", required=True,
+                   help="Folder to fill; its files are not changed."),
     click.argument("sources", nargs=-1, required=True, type=FILE, metavar="SOURCE...",
-                   help="Zip, tar and parquet files, saved Hugging Face datasets, or other folders."),
-    option("--short-side", type=POSITIVE, metavar="PX",
-           help="Downscale JPEG and PNG images whose shorter side is larger."),
-    example="lorakit data import photos shards/*.tar",
+                   help="Zip, tar, parquet and arrow files, saved Hugging Face datasets, snapshots of its "
+                   "hub, or other folders. They are only read."),
+    cli_options.import_options,
+    example=[
+        "lorakit data import photos shards/*.tar",
+        "lorakit data import edits edits.parquet --target-column after --image-column before",
+    ],
 )  # fmt: skip
-def import_command(folder: Path, sources: tuple[Path, ...], short_side: int | None) -> None:
-    """Fill a folder from archives, tables or other folders. The sources are only read."""
+def import_command(folder: Path, sources: tuple[Path, ...], **values: Any) -> None:
+    """Fill a folder from archives, tables or other folders.
+
+    Names every column, file and row that is left out, with the reason.
+    """
+    from data_tools.formats.column_roles import ColumnChoice
     from data_tools.formats.import_export import import_dataset
 
-    _print_transfer(import_dataset(folder, sources, short_side=short_side, quiet=is_quiet()))
+    choice = pick_fields(ColumnChoice, values)
+    others = {name: values[name] for name in ("short_side", "splits", "follow_links")}
+    _print_transfer(import_dataset(folder, sources, choice=choice, quiet=is_quiet(), **others))
 
 
 @command(
     "export",
-    _folder,
+    click.argument("folder", type=FOLDER, metavar="DIR", required=True,
+                   help="Prepared folder of images, which is only read."),
     cli_options.export_options,
     example="lorakit data export photos --to kohya --out for-kohya",
-)
+)  # fmt: skip
 def export_command(folder: Path, format: str, out: Path, shard_size_mb: int, **values: Any) -> None:
-    """Write the images and captions for other tools. Excluded images are left out."""
+    """Write the images and captions for other tools.
+
+    Names the images that are excluded, and everything that the format cannot carry.
+    """
     from data_tools.formats.import_export import export_dataset
 
     result = export_dataset(folder, format, out, shard_bytes=shard_size_mb << 20, quiet=is_quiet(), **values)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from lorakit.core import dataset_paths
 from lorakit.imaging import decode
 from lorakit.imaging.decode import ImageError
 from lorakit.manifest import USER_METADATA_NOTE, Record
@@ -30,13 +31,14 @@ class DatasetFile(NamedTuple):
 
 def read_verified_bytes(folder: Path, record: Record) -> bytes:
     """Return the image's bytes; an `ImageError` if they changed since it was prepared."""
-    data = decode.read_file(folder / record.file)
+    path = dataset_paths.file_path(folder, record.file)
+    data = decode.read_file(path)
     if hashlib.sha256(data).hexdigest() != record.sha256:
         message, remedy = (
             "the file changed since it was prepared",
             f"run `lorakit data prepare {folder}` again",
         )
-        raise ImageError("changed", message, where=str(folder / record.file), remedy=remedy)
+        raise ImageError("changed", message, where=str(path), remedy=remedy)
     return data
 
 

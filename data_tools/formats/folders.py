@@ -16,14 +16,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from data_tools.captions.metadata import escape_csv_cell, parse_kohya_folder
+from data_tools.captions.metadata import parse_kohya_folder
+from data_tools.captions.table_files import escape_csv_cell
 from data_tools.conditioning.masks import MASK_FOLDER as GENERATED_MASKS
 from data_tools.conditioning.masks import SIDECAR_SUFFIX
 from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
-from data_tools.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES
-from lorakit import manifest
-from lorakit.core.folders import walk_files
-from lorakit.imaging import decode, signatures
+from lorakit.core import dataset_paths
+from lorakit.imaging import decode
 from lorakit.manifest import Record
 
 
@@ -34,42 +33,21 @@ class RenamedRecord(NamedTuple):
     new: Record
 
 
-def belongs_in_dataset(name: str, data: bytes) -> bool:
-    """Return True for files of a dataset: images, captions, metadata, the manifest."""
-    path = PurePosixPath(name)
-    hidden = [part for part in path.parts if part.startswith(".") and part != GENERATED_MASKS]
-    if hidden or "__MACOSX" in path.parts:
-        return False
-    suffix = path.suffix.lower()
-    is_known = suffix in IMAGE_SUFFIXES or suffix in CAPTION_SUFFIXES
-    return (
-        is_known
-        or path.name in (manifest.MANIFEST_FILE, *manifest.METADATA_FILES)
-        or signatures.is_image_header(data[:16])
-    )
-
-
-def read_folder(folder: Path) -> Iterator[DatasetFile]:
-    """Yield the files of a folder and its subfolders; links are not followed."""
-    for path in walk_files(folder):
-        if path.is_symlink() or not path.is_file():
-            continue
-        relative = path.relative_to(folder).as_posix()
-        manifest.check_dataset_path(relative, str(path))
-        yield DatasetFile(relative, decode.read_file(path))
-
-
 def export_files(folder: Path, renamed: Sequence[RenamedRecord]) -> Iterator[DatasetFile]:
     """Yield images, masks and conditioning images unchanged, and a caption file for each image."""
     for old, new in renamed:
         yield DatasetFile(new.file, read_verified_bytes(folder, old), new, keep_name=True)
         source, target = separate_mask_path(old), separate_mask_path(new)
         if source and target:
-            yield DatasetFile(target, decode.read_file(folder / source), keep_name=True)
+            yield DatasetFile(
+                target, decode.read_file(dataset_paths.file_path(folder, source)), keep_name=True
+            )
         for (
             image
         ) in new.conditioning_images:  # they keep their names, so only layouts without renaming have them
-            yield DatasetFile(image.file, decode.read_file(folder / image.file), keep_name=True)
+            yield DatasetFile(
+                image.file, decode.read_file(dataset_paths.file_path(folder, image.file)), keep_name=True
+            )
     yield from caption_files([pair.new for pair in renamed])
 
 

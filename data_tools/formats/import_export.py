@@ -8,85 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from data_tools.findings import pluralize
-from data_tools.formats import (
-    DatasetFile,
-    folders,
-    separate_mask_path,
-    tables,
-    tar_archives,
-    webdataset,
-    zip_archives,
-)
+from data_tools.formats import DatasetFile, folders, import_parts, separate_mask_path, tables, webdataset
 from data_tools.formats.archive_checks import ArchiveLimits
+from data_tools.formats.column_roles import ColumnChoice
+from data_tools.formats.import_files import ImportedRecords, part_entries
 from data_tools.formats.resize_on_import import resize_entries
-from data_tools.listing import CAPTION_SUFFIXES
+from data_tools.formats.transfer_result import TransferResult
 from lorakit import manifest
-from lorakit.core import storage
+from lorakit.core import dataset_paths, storage
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.core.folders import walk_files
 from lorakit.core.progress import track_progress
-from lorakit.core.visible_text import escape_name
 from lorakit.manifest import Record
 
 EXPORT_FORMATS = ("imagefolder", "kohya", "webdataset", "parquet", "zip")
 BATCH_FILES, BATCH_BYTES = 256, 64 << 20  # files written with one sync
-_TEXT_SUFFIXES = (*CAPTION_SUFFIXES, ".jsonl", ".csv", ".parquet")
-
-
-@dataclass
-class TransferResult:
-    """The files that were written.
-
-    `num_shards` counts files of a shared container (tars, tables, zip); `resize_errors` gives the reason for
-    each image that was copied unchanged instead; `excluded` are files that were left out; `unread_columns`
-    are columns of a table that look like captions and are not read.
-    """
-
-    path: Path
-    num_images: int = 0
-    num_resized: int = 0
-    num_text_files: int = 0
-    num_shards: int = 0
-    resize_errors: dict[str, str] = field(default_factory=dict)
-    excluded: list[str] = field(default_factory=list)
-    unread_columns: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON, for scripts."""
-        return {
-            "path": str(self.path),
-            "num_images": self.num_images,
-            "num_resized": self.num_resized,
-            "num_text_files": self.num_text_files,
-            "num_shards": self.num_shards,
-            "resize_errors": self.resize_errors,
-            "excluded": self.excluded,
-            "unread_columns": self.unread_columns,
-        }
-
-    def summary(self) -> str:
-        """Return the result as text, for people."""
-        parts = [pluralize(self.num_images, "image")]
-        parts += [f"{self.num_resized} of them resized"] if self.num_resized else []
-        parts += [pluralize(self.num_text_files, "caption or metadata file")] if self.num_text_files else []
-        parts += [f"in {pluralize(self.num_shards, 'file')}"] if self.num_shards else []
-        lines = [f"{self.path}: {', '.join(parts)}"]
-        lines += [
-            f"  unreadable {escape_name(name)}, copied unchanged: {reason}"
-            for name, reason in self.resize_errors.items()
-        ]
-        if self.unread_columns:
-            names = ", ".join(map(escape_name, self.unread_columns))
-            lines.append(f"  not read   {names}: looks like captions, which are read from text or caption")
-        if self.excluded:
-            more = f" and {len(self.excluded) - 5} more" if len(self.excluded) > 5 else ""
-            lines.append(f"  excluded   {', '.join(map(escape_name, self.excluded[:5]))}{more}")
-        return "\n".join(lines)
 
 
 # ---- import ------------------------------------------------------------------------------------------------
@@ -98,104 +35,57 @@ def import_dataset(
     *,
     limits: ArchiveLimits | None = None,
     short_side: int | None = None,
+    choice: ColumnChoice | None = None,
+    splits: Sequence[str] = (),
+    follow_links: bool = False,
     quiet: bool = True,
 ) -> TransferResult:
     """Fill a dataset folder from zips, tars, parquet files, saved Hugging Face datasets or other folders.
 
-    Images keep their bytes, captions become caption files; where a source carries lorakit's own records, the
-    manifest is written from them. Several other sources get a subfolder each. With `short_side`, larger
-    images are resized (`resize_on_import`). Raises `DataError` for a hostile or damaged archive before any of
-    its files is written.
+    Images keep their bytes, captions become caption files; where a source carries lorakit's own records, they
+    join the manifest. Several sources get a subfolder each, and so do splits; `splits` chooses some. `choice`
+    names the columns of tables to read. With `short_side`, larger images are resized (`resize_on_import`).
+    Everything that is not imported is in the result. Raises `DataError` for a hostile or damaged archive
+    before any of its files is written.
     """
-    root, bounds = Path(folder), limits or ArchiveLimits()
+    root = Path(folder)
     for source in map(Path, sources):
         if source.is_dir() and (_within(source, root) or _within(root, source)):
             remedy = "choose a folder outside the source"
             raise ConfigError("the dataset and its source overlap", where=str(root), remedy=remedy)
-    parts = [part for source in sources for part in _source_files(Path(source))]
-    result = TransferResult(root)
-    records: dict[str, Record] = {}
-    unread: set[str] = set()
-    for part in track_progress(parts, "sources", len(parts), quiet=quiet):
-        subfolder = (
-            PurePosixPath(_archive_stem(part))
-            if len(parts) > 1 and not tables.is_table(part)
-            else PurePosixPath()
+    result, records = TransferResult(root), ImportedRecords()
+    parts = import_parts.plan_parts(
+        [Path(source) for source in sources], result.left_out, splits=splits, follow_links=follow_links
+    )
+    for part in parts:
+        entries = part_entries(
+            part, limits or ArchiveLimits(), choice or ColumnChoice(), result, records, quiet=quiet
         )
-        entries = _filter_entries(
-            _with_progress(part, _entries(part, bounds, unread), quiet), subfolder, result, records
-        )
-        _write_files(
-            root, entries if short_side is None else _resize_and_count(entries, short_side, result), part
-        )
-    result.unread_columns = sorted(unread)
+        resized = entries if short_side is None else _resize_and_count(entries, short_side, result)
+        _write_files(root, resized, part.path)
     if not result.num_images:
-        where = ", ".join(str(source) for source in sources)
-        raise DataError(
-            "the source has no image", where=where, remedy="give the archive or table that holds the images"
-        )
-    if records:
-        texts = list(folders.caption_files(list(records.values())))
-        _write_files(root, texts, root)
-        result.num_text_files += len(texts)
-        earlier = manifest.load_manifest(root) if (root / manifest.MANIFEST_FILE).is_file() else []
-        manifest.save_manifest(root, [*(r for r in earlier if r.file not in records), *records.values()])
+        raise _no_image_error(sources, result)
+    _save_records(root, records, result)
     return result
 
 
-def _source_files(source: Path) -> list[Path]:
-    """Return the tars of a folder, or else the source itself."""
-    if not source.exists():
-        raise ConfigError("the file or folder does not exist", where=str(source), remedy="correct the path")
-    if not (source.is_dir() or source.is_file()):
-        remedy = "give a file or a folder"
-        raise ConfigError(
-            "a named pipe, socket or device cannot be imported", where=str(source), remedy=remedy
-        )
-    tars = sorted(path for path in source.glob("*.tar*") if path.is_file()) if source.is_dir() else []
-    return tars or [source]
+def _no_image_error(sources: Sequence[str | os.PathLike[str]], result: TransferResult) -> DataError:
+    reasons = [line.strip().removeprefix("left out").strip() for line in result.left_out.lines()]
+    message = "the source has no image" + "".join(f"; not used: {reason}" for reason in reasons[:3])
+    remedy = "give the archive or table that holds the images"
+    return DataError(message, where=", ".join(map(str, sources)), remedy=remedy)
 
 
-def _entries(source: Path, limits: ArchiveLimits, unread: set[str]) -> Iterator[DatasetFile]:
-    """Yield the files of one source: table, folder, zip or tar; add a table's unread columns to `unread`."""
-    if tables.is_table(source):
-        return tables.read_tables(source, unread)
-    if source.is_dir():
-        return folders.read_folder(source)
-    if zip_archives.is_zip(source):
-        return (DatasetFile(*member) for member in zip_archives.read_zip(source, limits))
-    if tar_archives.is_tar(source):
-        return webdataset.read_webdataset(source, limits)
-    remedy = "give a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .parquet file or a saved dataset"
-    raise ConfigError("lorakit cannot read this archive or table", where=str(source), remedy=remedy)
-
-
-def _with_progress(source: Path, entries: Iterator[DatasetFile], quiet: bool) -> Iterator[DatasetFile]:
-    """Yield the entries, with progress if their number is known."""
-    if not source.is_dir() or tables.is_table(source):
-        return entries
-    total = sum(1 for _ in walk_files(source))
-    return track_progress(entries, "files", total, quiet=quiet)
-
-
-def _filter_entries(
-    entries: Iterable[DatasetFile],
-    subfolder: PurePosixPath,
-    result: TransferResult,
-    records: dict[str, Record],
-) -> Iterator[DatasetFile]:
-    """Yield the entries that belong to a dataset, with their new names; list the others as excluded."""
-    for entry in entries:
-        if not folders.belongs_in_dataset(entry.name, entry.data):
-            result.excluded.append(entry.name)
-            continue
-        if entry.record is not None:
-            records[entry.name] = entry.record
-        if PurePosixPath(entry.name).suffix.lower() in _TEXT_SUFFIXES:
-            result.num_text_files += 1
-        elif entry.record is not None or not entry.keep_name:
-            result.num_images += 1
-        yield entry if entry.keep_name else entry._replace(name=str(subfolder / entry.name))
+def _save_records(root: Path, records: ImportedRecords, result: TransferResult) -> None:
+    """Write the manifest, in which earlier records stay, and captions that only the records have."""
+    if not (records.described or records.copied):
+        return
+    texts = list(folders.caption_files(list(records.described.values())))
+    _write_files(root, texts, root)
+    result.num_text_files += len(texts)
+    earlier = manifest.load_manifest(root) if (root / manifest.MANIFEST_FILE).is_file() else []
+    merged = records.described | records.copied | {record.file: record for record in earlier}
+    manifest.save_manifest(root, merged.values())
 
 
 def _resize_and_count(
@@ -207,11 +97,6 @@ def _resize_and_count(
         if resized.reason:
             result.resize_errors[entry.name] = resized.reason
         yield entry
-
-
-def _archive_stem(path: Path) -> str:
-    """Return the name of an archive without its extensions."""
-    return path.name.partition(".")[0] or path.name
 
 
 # ---- export ------------------------------------------------------------------------------------------------
@@ -237,13 +122,13 @@ def export_dataset(
         raise ConfigError(
             f"unknown format {format!r}", where="to", remedy=f"use one of {', '.join(EXPORT_FORMATS)}"
         )
-    if _within(target, source):
+    if _within(target, source) or _within(target, dataset_paths.image_folder(source)):
         remedy = "choose a path outside the dataset"
         raise ConfigError("the export would be inside the dataset", where=str(target), remedy=remedy)
     records = manifest.load_manifest(source)
     kept = [record for record in records if record.keep]
     result = TransferResult(target, num_images=len(kept))
-    result.excluded = [record.file for record in records if not record.keep]
+    result.left_out.extend("image", ((r.file, r.reason or "excluded") for r in records if not r.keep))
     if not kept:
         raise DataError("all images are excluded", where=str(source), remedy="see report.html in the folder")
     if format not in ("imagefolder", "zip") and any(record.conditioning_images for record in kept):
@@ -301,10 +186,12 @@ def _write_files(root: Path, entries: Iterable[DatasetFile], source: Path) -> No
     for entry in entries:
         manifest.check_dataset_path(entry.name, str(source))
         path = root / entry.name
-        if path in batch or (_exists_as_file(path) and path.read_bytes() != entry.data):
+        if batch.get(path, entry.data) != entry.data or (
+            _exists_as_file(path) and path.read_bytes() != entry.data
+        ):
             message = "another file has this name, or the source has two files of this name"
             raise DataError(message, where=str(path), remedy="choose an empty folder, or move the file away")
-        if not _exists_as_file(path):
+        if path not in batch and not _exists_as_file(path):
             batch[path] = entry.data
             size += len(entry.data)
         if len(batch) >= BATCH_FILES or size >= BATCH_BYTES:

@@ -24,17 +24,19 @@ MAX_ROW_BYTES = 192 << 20  # of one row as Python values
 _STEP_BYTES, _STEP_ROWS = 32 << 20, 1000  # of the rows that are converted at once
 _VALUE_BYTES = 64  # of a small Python value
 _ROW_BYTES = 512  # added to the size of each row: a file of 8 KB could have 400,000 tiny images
+_ARROW_FILE = b"ARROW1"
 _DAMAGE_REMEDY = "download it again"
 
 
 def iter_rows(file: Path, check_names: Callable[[list[str], str], None]) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a parquet file (`.parquet`) or arrow stream; DataError for a damaged or hostile one.
+    """Yield the rows of a parquet file (`.parquet`) or of an arrow file or stream.
 
-    `check_names` is called with the names of the columns and the file.
+    Raises DataError for a damaged or hostile one. `check_names` is called with the names of the columns and
+    the file.
     """
     import pyarrow
 
-    is_parquet = file.suffix == ".parquet"
+    is_parquet = file.suffix.lower() == ".parquet"
     num_rows = num_bytes = 0
     try:
         with open_regular(file) as opened:
@@ -72,15 +74,20 @@ def _arrow_batches(
 ) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow
 
-    with pyarrow.memory_map(str(file)) as source:
-        for message in pyarrow.ipc.MessageReader.open_stream(source):
-            if _is_compressed(bytes(message.metadata)):
-                raise ValueError("compressed arrow files are not read; save it as parquet")
-    with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
-        check_names(list(stream.schema.names), str(file))
-        for batch in stream:
-            batch.validate(full=True)
-            yield batch
+    for checks in (True, False):
+        with pyarrow.memory_map(str(file)) as source:
+            # A file of arrow is a stream between two marks; a mark is followed by two zeros.
+            source.seek(len(_ARROW_FILE) + 2 if source.read(len(_ARROW_FILE)) == _ARROW_FILE else 0)
+            if checks:
+                for message in pyarrow.ipc.MessageReader.open_stream(source):
+                    if _is_compressed(bytes(message.metadata)):
+                        raise ValueError("compressed arrow files are not read; save it as parquet")
+                continue
+            with pyarrow.ipc.open_stream(source) as stream:
+                check_names(list(stream.schema.names), str(file))
+                for batch in stream:
+                    batch.validate(full=True)
+                    yield batch
 
 
 def _is_compressed(message: bytes) -> bool:

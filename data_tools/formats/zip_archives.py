@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from data_tools.formats.archive_checks import (
 
 _DIRECTORY_LIMIT = 96 << 20  # bytes of a zip's central directory; in memory it takes six times that
 _DIRECTORY_ENTRY = b"PK\x01\x02"
+_UTF8_FLAG, _UNICODE_PATH = 0x800, 0x7075
 _END_RECORD_BYTES = 65_557 + 76  # the end record with the longest comment, and the zip64 record before it
 
 
@@ -81,7 +84,7 @@ def _checked_names(
     for info in infos:
         if info.is_dir():
             continue
-        name = names.check_member(info.orig_filename, info.file_size)
+        name = names.check_member(_decoded_name(info), info.file_size)
         file_type = stat.S_IFMT(info.external_attr >> 16)
         if file_type not in (0, stat.S_IFREG):
             raise archive_error(path, f"{name!r} is a link or a device, not a file")
@@ -90,3 +93,24 @@ def _checked_names(
         checked.append((info, name))
     names.check_ratio(path.stat().st_size)
     return checked
+
+
+def _decoded_name(info: zipfile.ZipInfo) -> str:
+    """Return the name of a member: in UTF-8, which many programs write without saying so, else in cp437.
+
+    Info-ZIP's extra field 0x7075 has the name in UTF-8 with a checksum of the other one.
+    """
+    if info.flag_bits & _UTF8_FLAG or info.orig_filename.isascii():
+        return info.orig_filename
+    raw = info.orig_filename.encode("cp437")
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        if kind == _UNICODE_PATH and size > 5 and extra[5:9] == struct.pack("<I", zlib.crc32(raw)):
+            raw = extra[9 : 4 + size]
+            break
+        extra = extra[4 + size :]
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return info.orig_filename

@@ -34,7 +34,8 @@ def _override(folder: Path) -> object:
 
 
 def _prompts(folder: Path) -> object:
-    from lorakit.data.prompts import Subject, load_prompts
+    from lorakit.data.prompts import load_prompts
+    from lorakit.data.subjects import Subject
 
     return load_prompts(next(folder.glob("prompts.*")), [Subject("sks", "dog")])
 
@@ -89,12 +90,13 @@ def _archive(folder: Path) -> object:
 
 
 def _table(folder: Path) -> object:
+    from data_tools.formats.source_folder import SourceFolder
     from data_tools.formats.table_rows import iter_rows
     from data_tools.formats.tables import read_tables
 
     file = next(folder.iterdir())
     if file.suffix == ".parquet":
-        return sum(1 for _ in read_tables(file))
+        return sum(1 for _ in read_tables([("", file)], SourceFolder(folder)))
     return sum(1 for _ in iter_rows(file, lambda names, where: None))
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from data_tools.captions import columns
 from data_tools.dataset import Dataset
-from data_tools.formats.import_export import import_dataset
 from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit.core.errors import DataError
 from tests.data_tools.folders import fill
@@ -37,7 +36,7 @@ ROWS = [
     (
         "metadata.jsonl",
         '{"file_name": "a.png", "text": "one", "text": "two"}\n',
-        "entry 1",
+        "line 1",
         "'text' occurs twice",
     ),
     (
@@ -49,7 +48,7 @@ ROWS = [
     (
         "metadata.jsonl",
         '{"file_name": "a.png", "text": {"en": "one"}}\n',
-        "entry 1",
+        "line 1",
         "--caption-column text.en",
     ),
     ("metadata.jsonl", '{"file_name": "b.png", "text": "x"}\n{"file_name": "a.png", "te\n', "line 2", "JSON"),
@@ -226,35 +225,6 @@ def test_tags_beside_a_caption_that_are_not_trained_are_named(folder: Path) -> N
     result = prepare(folder)
     assert [r.caption for r in result.records] == ["a dog", "solo, cat"]
     assert [f.files for f in result.findings if f.code == "caption_tags_unused"] == [("a.png",)]
-
-
-def _table(path: Path, **cells: list[Any]) -> Path:
-    import pyarrow
-    import pyarrow.parquet
-
-    data = [(path.parent / "photos" / name).read_bytes() for name in IMAGES]
-    pyarrow.parquet.write_table(
-        pyarrow.table({"image": [{"bytes": d, "path": None} for d in data], **cells}), path
-    )
-    return path
-
-
-def test_an_imported_table_names_columns_that_look_like_captions(folder: Path) -> None:
-    table = _table(folder.parent / "t.parquet", description=["a dog", "a cat"])
-    result = import_dataset(folder.parent / "out", [table])
-    assert result.unread_columns == result.to_json()["unread_columns"] == ["description"]
-    assert "description" in result.summary()
-
-
-def test_an_imported_table_with_two_captions_is_refused_and_a_list_is_read(folder: Path) -> None:
-    different = _table(folder.parent / "t.parquet", text=["a dog", "a cat"], caption=["a dog", "a bird"])
-    with pytest.raises(DataError, match="different captions") as caught:
-        import_dataset(folder.parent / "out", [different])
-    assert "row 2" in str(caught.value.where)
-    several = _table(folder.parent / "u.parquet", caption=[["one", "two"], ["three"]])
-    import_dataset(folder.parent / "out2", [several])
-    records = prepare(folder.parent / "out2").records
-    assert [[c.text for c in r.captions] for r in records] == [["one", "two"], ["three"]]
 
 
 @pytest.mark.parametrize("columns_", [("a", "a"), ("text", "text"), ("file_name", "text", "file_name")])
