@@ -92,6 +92,14 @@ _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "exif_rotated": ("note", "rotated by its EXIF orientation"),
     "wrong_extension": ("note", "the file extension does not match the content; used anyway"),
 }
+# Notes that name what is not used: the finding quotes them.
+_QUOTED_NOTES = (
+    "caption_conflict",
+    "caption_files_left_out",
+    "caption_rows_joined",
+    "caption_settings_unused",
+    "caption_tags_unused",
+)
 
 
 def check_dataset(
@@ -183,6 +191,9 @@ def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
     groups.pop("upscaled", None)
     for code, files in groups.items():
         level, message = _NOTE_MESSAGES.get(code, ("note", "noted in the manifest"))
+        if code in _QUOTED_NOTES:
+            texts = list(_files_by_note(records, code))
+            message += f": {'; '.join(texts[:3])}" + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
         yield Finding(level, code, message, tuple(files))
 
 

@@ -47,10 +47,14 @@ _NOTE_CODES = (
     "bit_depth blurry broken_exif broken_icc clipped_tones cmyk color_encoding_converted exif_rotated"
     " first_frame hdr_tone_mapped icc_converted letterbox primary_image single_color transparency"
     " wrong_extension xmp_orientation"
-    " conditioning_not_generated mask_covers_all mask_prompt_not_found pose_not_found"  # of an earlier image in the file
+    # Of an earlier image in the file.
+    " conditioning_not_generated mask_covers_all mask_prompt_not_found pose_not_found"
 )
 # Reasons that the scan sets and may remove again; any other reason is the user's decision and stays.
 SCAN_REASONS = frozenset(_CODES.split())
+# Reasons of files of other kinds, which are not images that could be repaired.
+_OTHER_KINDS = "camera_raw no_decoder not_an_image svg unknown_format unsupported_format video_file"
+NEVER_USABLE = frozenset(_OTHER_KINDS.split())
 NOTES = frozenset({*_NOTE_CODES.split(), EMBEDDED_TEXT})
 _FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -324,10 +328,14 @@ def _extension_note(file: str, format_name: str) -> list[str]:
 
 
 def reject_name_collisions(listing: Listing, records: Sequence[Record]) -> list[Record]:
-    """Exclude images that would share one caption file (`a.jpg` and `a.png` beside `a.txt`)."""
+    """Exclude images that would share one caption file (`a.jpg` and `a.png` beside `a.txt`).
+
+    A raw file or a document beside the image that was made from it takes no caption file from it.
+    """
     by_stem: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        by_stem[file_stem(record.file)].append(record.file)
+        if note_code(record.reason) not in NEVER_USABLE:
+            by_stem[file_stem(record.file)].append(record.file)
     shared = set(map(file_stem, listing.sidecars))
     checked = []
     for record in records:

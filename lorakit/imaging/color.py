@@ -78,8 +78,10 @@ def _is_rgb(icc: bytes) -> bool:
 def _scale_depth(image: Image.Image) -> Image.Image:
     """Scale 16-bit gray linearly to 8 bits (65535 -> 255); Pillow's own conversion would clip at 255."""
     values = np.asarray(image)
-    if image.mode.startswith("F") or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise UnsupportedBitDepth(f"pixel type {image.mode} with values outside 0..65535 is ambiguous")
+    if image.mode.startswith("F"):
+        raise UnsupportedBitDepth("floating-point pixels, whose white level the file does not state")
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise UnsupportedBitDepth("32-bit pixels, whose white level the file does not state")
     scaled = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     scaled.info = {key: image.info[key] for key in ("icc_profile",) if key in image.info}
     return scaled
@@ -127,7 +129,9 @@ def _profile_info(icc: bytes, mode: str) -> _ProfileInfo:
 def _transform(icc: bytes | None, mode: str) -> ImageCms.ImageCmsTransform:
     """Return the transform of a profile (None: CIE Lab) to sRGB; PyCMSError if it does not fit `mode`."""
     source = ImageCms.createProfile("LAB") if icc is None else ImageCms.ImageCmsProfile(io.BytesIO(icc))
-    intent = ImageCms.Intent.PERCEPTUAL
+    # Browsers do not compensate the black point of RGB, and compensate it for inks.
+    is_ink = mode in ("CMYK", "LAB")
+    intent = ImageCms.Intent.PERCEPTUAL if is_ink else ImageCms.Intent.RELATIVE_COLORIMETRIC
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent)
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lorakit.imaging import iso_boxes
+
 FloatArray = NDArray[np.float64]
 Chromaticities = tuple[tuple[float, float], tuple[float, float], tuple[float, float], tuple[float, float]]
 """The xy of red, green, blue and white."""
@@ -78,10 +80,8 @@ def read_color_encoding(data: bytes, *, has_icc: bool) -> ColorEncoding | None:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png_encoding(dict(_png_chunks(data)), has_icc)
     if data[4:8] == b"ftyp" and not has_icc:
-        start = data.find(b"colrnclx")
-        if start >= 0 and len(data) >= start + 15:
-            primaries, transfer = struct.unpack_from(">HH", data, start + 8)
-            return from_codes(primaries, transfer)
+        codes = iso_boxes.primary_nclx(data)
+        return from_codes(*codes) if codes else None
     return None
 
 

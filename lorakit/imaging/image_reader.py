@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from lorakit.core.errors import DataError
-from lorakit.imaging import color, jpeg, structure
+from lorakit.imaging import color, jpeg, refused, structure
 from lorakit.imaging.color import PARSE_ERRORS, Color
 from lorakit.imaging.color_encoding import ColorEncoding, encoding_to_srgb, read_color_encoding
 
@@ -38,6 +39,7 @@ DECOMPRESSION_BOMB_ERRORS = (Image.DecompressionBombWarning, Image.Decompression
 _DAMAGED_REMEDY = "download or copy it again, or open and save it if it looks right"
 MIN_TILE_LIMIT = 1 << 24  # pixels of one tile in a file, which may be larger than the image
 _PIXEL_LIMIT = threading.RLock()
+_XMP_ORIENTATION = re.compile(r'tiff:Orientation(?:\s*=\s*["\']|>)([0-9])')
 # In these, the first rows of the upright image are the last rows or columns of the stored one.
 _BOTTOM_UP_ORIENTATIONS = frozenset({3, 4, 7, 8})
 
@@ -107,8 +109,8 @@ class ImageSource:
                 self._decode_jpeg(self._jpeg_scale(min_size))
                 return full_size
             width, height = self.image.size
-            tiled = self.image.format == "TIFF"
-            with pixel_limit(max(width * height, MIN_TILE_LIMIT)) if tiled else contextlib.nullcontext():
+            has_tiles = self.image.format == "TIFF"
+            with pixel_limit(max(width * height, MIN_TILE_LIMIT)) if has_tiles else contextlib.nullcontext():
                 self.image.load()
             if self.image.mode in ("P", "PA") and self.image.palette is None:
                 raise ValueError("its palette is missing")
@@ -187,9 +189,11 @@ class ImageSource:
         return Image.composite(rgb, Image.new("RGB", rgb.size, self.background), alpha)
 
     def _damaged_error(self, error: Exception) -> ImageError:
-        return ImageError(
-            "truncated", f"damaged or truncated: {error}", where=self.where, remedy=_DAMAGED_REMEDY
-        )
+        if problem := refused.explain_undecoded(self.image, self.data):
+            return ImageError(problem.code, problem.message, where=self.where, remedy=problem.remedy)
+        detail = "" if str(error).startswith("decoder error") else f": {error}"
+        message = f"damaged or truncated{detail}"
+        return ImageError("truncated", message, where=self.where, remedy=_DAMAGED_REMEDY)
 
     def _jpeg_scale(self, min_size: tuple[float, float] | None) -> int:
         """Return the largest factor by which a JPEG can be scaled down to at least `min_size`."""
@@ -219,21 +223,35 @@ class ImageSource:
     def read_orientation(self) -> None:
         """Read the EXIF orientation; a broken EXIF block is ignored, with a note."""
         orientation: object = None
+        xmp: list[object] = []
         broken = len(self.image.info.get("exif") or b"") > 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             try:
                 _require_small_exif(self.image.info)
+                xmp = [self.image.info.pop(key, None) for key in ("xmp", "XML:com.adobe.xmp")]
                 exif = self.image.getexif()
                 orientation = exif.get(ExifTags.Base.Orientation)
                 broken = broken and len(exif) == 0
             except PARSE_ERRORS:
                 broken = True
+        if orientation is None and (stated := _xmp_orientation(xmp)):
+            text = f"XMP states orientation {stated}, which is not applied, as in browsers"
+            self.notes.append(f"xmp_orientation: {text}")
         if broken:
             self.notes.append("broken_exif: the EXIF block cannot be read and is ignored")
         if isinstance(orientation, int) and orientation in EXIF_TRANSPOSE:
             self.orientation = orientation
             self.notes.append(f"exif_rotated: EXIF orientation {orientation} applied")
+
+
+def _xmp_orientation(blocks: Iterable[object]) -> int | None:
+    """Return an orientation that is not upright and stated in XMP only, or None."""
+    for block in blocks:
+        text = block.decode("utf-8", "replace") if isinstance(block, bytes) else str(block or "")
+        if (match := _XMP_ORIENTATION.search(text)) and int(match[1]) in EXIF_TRANSPOSE:
+            return int(match[1])
+    return None
 
 
 def _require_small_exif(info: Mapping[Any, Any]) -> None:
@@ -253,8 +271,12 @@ def color_name(color: Color) -> str:
 
 @contextlib.contextmanager
 def pixel_limit(pixels: int) -> Iterator[None]:
-    """Set Pillow's pixel limit, a global, inside this context, and turn its warning into an error."""
+    """Set Pillow's pixel limit, a global, inside this context, and turn its warning into an error.
+
+    Other warnings, of tags that are cut off or unusual, are not printed: they do not name the file.
+    """
     with _PIXEL_LIMIT, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import warnings
+import re
 
 from PIL import Image, UnidentifiedImageError
 
-from lorakit.imaging import signatures, structure
+from lorakit.imaging import file_kinds, signatures, structure
 from lorakit.imaging.color import PARSE_ERRORS, Color
 from lorakit.imaging.image_reader import DECOMPRESSION_BOMB_ERRORS, ImageError, ImageSource, pixel_limit
 
@@ -34,13 +34,14 @@ def open_source(
         raise _problem_error(problem, where)
     checked = structure.check_structure(data)
     if checked.problem:
-        raise ImageError("corrupt", checked.problem, where=where, remedy=signatures.REFETCH_REMEDY)
+        raise ImageError("corrupt", checked.problem, where=where, remedy=file_kinds.REFETCH_REMEDY)
     try:
         with pixel_limit(max_pixels):
-            warnings.simplefilter("ignore", UserWarning)  # of EXIF, which `read_orientation` reads again
             image: Image.Image = Image.open(io.BytesIO(data), formats=decodable_formats())
     except DECOMPRESSION_BOMB_ERRORS as error:
-        raise _too_many_pixels(f"more than {max_pixels} pixels", where) from error
+        stated = re.search(r"\d+", str(error))
+        number = f"{stated[0]} pixels, which is " if stated else ""
+        raise _too_many_pixels(f"{number}more than {max_pixels} pixels", where) from error
     except PARSE_ERRORS as error:
         detail = "" if isinstance(error, UnidentifiedImageError) else str(error)
         problem = signatures.explain_unreadable(data, decodable_formats(), detail)
@@ -56,7 +57,7 @@ def open_source(
         raise _too_many_pixels(message + (f" of {image.format}" if limit < max_pixels else ""), where)
     if width < 1 or height < 1:
         message = f"the header states {width}x{height} pixels"
-        raise ImageError("corrupt", message, where=where, remedy=signatures.REFETCH_REMEDY)
+        raise ImageError("corrupt", message, where=where, remedy=file_kinds.REFETCH_REMEDY)
     source = ImageSource(image, data, where, background)
     source.is_multi_frame = _select_frame(source, first_frame, checked.num_frames)
     if source.is_jpeg:
@@ -77,7 +78,7 @@ def decodable_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _problem_error(problem: signatures.FileProblem, where: str) -> ImageError:
+def _problem_error(problem: file_kinds.FileProblem, where: str) -> ImageError:
     return ImageError(problem.code, problem.message, where=where, remedy=problem.remedy)
 
 
@@ -86,7 +87,7 @@ def _too_many_pixels(message: str, where: str) -> ImageError:
 
 
 def _select_frame(source: ImageSource, first_frame: bool, num_frames: int) -> bool:
-    """Select the first frame of a file with several frames or pages, and return True if it has several.
+    """Select the frame of a file with several frames or pages that is used; return True if it is one of many.
 
     Raises ImageError for such a file unless `first_frame`: any of its frames could be the right one. Above
     `structure.MAX_FRAMES`, `num_frames` is used, because Pillow reads every frame to count them.
@@ -98,20 +99,29 @@ def _select_frame(source: ImageSource, first_frame: bool, num_frames: int) -> bo
         with pixel_limit(image.width * image.height):  # TIFF checks every page
             is_long = num_frames > structure.MAX_FRAMES
             frames = num_frames if is_long else getattr(image, "n_frames", 1)
+            # The default image of a PNG is what programs without animations show, and not a frame.
+            start = int(bool(getattr(image, "default_image", False)))
+            frames -= start
+            is_raw = image.format == "TIFF" and _is_camera_raw(image)
+            if start and (first_frame or frames == 1):
+                image.seek(start)
     except (*DECOMPRESSION_BOMB_ERRORS, *PARSE_ERRORS) as error:
         message = f"damaged frame table: {error}"
-        raise ImageError("corrupt", message, where=where, remedy=signatures.REFETCH_REMEDY) from error
-    if image.format == "TIFF" and _is_camera_raw(image):
+        raise ImageError("corrupt", message, where=where, remedy=file_kinds.REFETCH_REMEDY) from error
+    if is_raw:
         message = "a raw file of a camera, of which only the preview could be read"
-        raise ImageError("camera_raw", message, where=where, remedy="convert it to JPEG, PNG or TIFF")
+        raise ImageError("camera_raw", message, where=where, remedy=file_kinds.RAW_REMEDY)
     if frames <= 1:
+        return False
+    if image.format == "HEIF":  # bursts, stereo pairs and alternatives: viewers show the primary image
+        source.notes.append(f"primary_image: image {image.tell() + 1} of {frames} in the file")
         return False
     number = f"more than {structure.MAX_FRAMES}" if is_long else str(frames)
     code, unit = ("multipage", "pages") if image.format == "TIFF" else ("animated", "frames")
     if not first_frame:
         message = f"{number} {unit}, only single images are used"
         raise ImageError(code, message, where=where, remedy="save one as a file, or use --first-frame")
-    image.seek(0)
+    image.seek(start)
     source.notes.append(f"first_frame: frame 1 of {number}")
     return True
 
@@ -122,4 +132,5 @@ def _is_camera_raw(image: Image.Image) -> bool:
     The preview is bit 0 of NewSubfileType (tag 254).
     """
     tags = getattr(image, "tag_v2", {})
-    return 50706 in tags or bool(tags.get(254, 0) & 1)
+    subfile = tags.get(254, 0)
+    return 50706 in tags or (isinstance(subfile, int) and bool(subfile & 1))

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 
+from lorakit.imaging import file_kinds, refused
+from lorakit.imaging.file_kinds import REFETCH_REMEDY, FileProblem
 
-@dataclass(frozen=True)
-class FileProblem:
-    """The reason why a file is not a readable image: a stable code, a sentence, and what to do."""
-
-    code: str
-    message: str
-    remedy: str | None = None
-
-
-REFETCH_REMEDY = "download or copy it again"
 SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n\x1a\n",
@@ -24,11 +15,14 @@ SIGNATURES = (
     b"RIFF",  # WebP, when WEBP follows
     b"II*\x00",  # TIFF, little-endian
     b"MM\x00*",  # TIFF, big-endian
+    b"II+\x00",  # BigTIFF
+    b"MM\x00+",
     b"BM",
     b"qoif",
     b"\xff\x0a",  # JPEG XL codestream
     b"\x00\x00\x00\x0cJXL ",
     b"\x00\x00\x00\x0cjP  ",  # JPEG 2000
+    b"\xff\x4f\xff\x51",  # JPEG 2000 codestream
 )
 
 
@@ -67,7 +61,7 @@ def image_suffix(data: bytes) -> str:
 
 
 def detect_non_image(data: bytes) -> FileProblem | None:
-    """Return the problem of an empty file, a git-lfs pointer, or text saved as .jpg; None for other data."""
+    """Return the problem of a file of a known kind that is not a readable image; None for other data."""
     head = data[:4096]
     if not head:
         return FileProblem("empty", "the file is empty", REFETCH_REMEDY)
@@ -80,7 +74,7 @@ def detect_non_image(data: bytes) -> FileProblem | None:
         return FileProblem("html_or_xml", "an HTML or XML page, not an image", REFETCH_REMEDY)
     if re.match(rb'[{\[]\s*["{\[\]}\d]', text):
         return FileProblem("json_file", "JSON text, not an image", REFETCH_REMEDY)
-    return None
+    return file_kinds.identify(data)
 
 
 def explain_unreadable(data: bytes, formats: Collection[str], detail: str) -> FileProblem:
@@ -95,8 +89,9 @@ def explain_unreadable(data: bytes, formats: Collection[str], detail: str) -> Fi
         if data[8:11] in (b"hei", b"hev", b"mif", b"msf") and "HEIF" not in formats:
             remedy = "pip install pillow-heif, or convert it to JPEG"
             return FileProblem("no_decoder", "a HEIC image, and no decoder is installed", remedy)
-    if is_image_header(data[:16]):
-        return FileProblem(
-            "corrupt", "a damaged image header" + (f": {detail}" if detail else ""), REFETCH_REMEDY
-        )
-    return FileProblem("unknown_format", "not a supported image format", "convert it to PNG")
+    if is_image_header(data[:16]) or re.match(rb"P[1-7fFy]\s", data):
+        return refused.explain_refused(data, detail)
+    if problem := file_kinds.identify_by_guess(data):
+        return problem
+    message = f"not a supported image format; it starts with the bytes {data[:8].hex(' ')}"
+    return FileProblem("unknown_format", message, "convert it to PNG, or move it out of the folder")

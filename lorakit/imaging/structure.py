@@ -20,6 +20,7 @@ MAX_TAG_BYTES = 64 << 20  # to which the tags of a file point together
 MAX_STRIPS = 300_000  # strips or tiles of a TIFF; each is an object in memory
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _TYPE_BYTES |= {16: 8, 17: 8, 18: 8}  # of BigTIFF
+_TYPE_LETTERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of integers
 _EXIF = b"Exif\x00\x00"
 
 
@@ -97,6 +98,8 @@ def _check_png(data: bytes) -> None:
     place, segments, metadata = 8, 0, 0
     while place + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IEND" or place + 8 + size > len(data):
+            return  # what follows is not part of the image, or the chunk is cut off
         if kind not in (b"IDAT", b"fdAT", b"fcTL"):
             segments += 1
             metadata += size
@@ -203,3 +206,24 @@ def _check_ppm(data: bytes) -> None:
     """Check that the header ends soon: Pillow reads it byte by byte."""
     if len(data) > 4096 and len(re.sub(rb"#[^\r\n]*[\r\n]", b" ", data[:4096]).split()) < 4:
         raise _TooMuch("a header of more than 4096 bytes")
+
+
+def read_tags(data: bytes) -> dict[int, tuple[int, ...]]:
+    """Return the integer tags of the first directory of a TIFF; struct.error if it is cut off."""
+    order, big = "<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+")
+    (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    try:
+        directory = _read_directory(data, place, order, big)
+    except _TooMuch:
+        return {}
+    start = place + (8 if big else 2)
+    values: dict[int, tuple[int, ...]] = {}
+    for number, (tag, kind, count, target) in enumerate(directory.tags):
+        letter = _TYPE_LETTERS.get(kind)
+        if letter is None or not 0 < count <= MAX_STRIPS:
+            continue
+        form = f"{order}{count}{letter}"
+        is_inline = struct.calcsize(form) <= (8 if big else 4)
+        inline_place = start + number * (20 if big else 12) + (12 if big else 8)
+        values[tag] = struct.unpack_from(form, data, inline_place if is_inline else target)
+    return values

@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -23,14 +24,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lorakit.core.errors import ConfigError
+from lorakit.imaging import file_kinds, signatures
 from lorakit.imaging.color_encoding import encoding_to_srgb, from_codes
 from lorakit.imaging.image_reader import ImageError
 from lorakit.manifest import VideoInfo
 
-# The file extension selects the demuxer: one selected by content could be a playlist of other files.
-_FORMATS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska"}
-VIDEO_SUFFIXES = frozenset(_FORMATS)
+# The first bytes select one of these demuxers: none of them opens other files, as a playlist would.
+_DEMUXERS = {
+    "mov": re.compile(rb".{4}(ftyp|moov|mdat|wide|free|skip)", re.DOTALL),
+    "matroska": re.compile(rb"\x1a\x45\xdf\xa3"),
+    "avi": re.compile(rb"RIFF.{4}AVI ", re.DOTALL),
+}
+_READ_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".3gp", ".f4v", ".qt")
+_OTHER_SUFFIXES = (".flv", ".wmv", ".asf", ".mpg", ".mpeg", ".m2ts", ".mts", ".vob", ".ogv", ".rm")
+VIDEO_SUFFIXES = frozenset(_READ_SUFFIXES + _OTHER_SUFFIXES)  # the others so that they are named
 _COPY_REMEDY = "copy it again, or save it as .mp4"
+_CONVERT_REMEDY = "convert it: `ffmpeg -i INPUT OUTPUT.mp4`"
 _UNSPECIFIED_COLORSPACE = 2  # of a frame whose file does not name its color space
 _MAX_PIXEL_ASPECT = 20  # a larger one is damage
 _MIN_HD_LINES = 720  # from this height on, players assume BT.709 for an unspecified color space
@@ -163,16 +172,22 @@ class _VideoReader:
         self.container: Any = None
 
     def __enter__(self) -> tuple[Any, Any]:
+        demuxer = _select_demuxer(self.data, self.name)
         try:
-            demuxer = _FORMATS[PurePosixPath(self.name).suffix.lower()]
             self.container = self.av.open(io.BytesIO(self.data), format=demuxer)
         except self.av.FFmpegError as error:
-            raise ImageError(
-                "corrupt", f"not a video: {_error_text(error)}", where=self.name, remedy=_COPY_REMEDY
-            ) from error
+            message = f"damaged or cut off: {_error_text(error)}"
+            if demuxer == "mov" and b"moov" not in self.data:
+                message = "cut off: its index (moov), which follows the frames, is missing"
+            raise ImageError("corrupt", message, where=self.name, remedy=_COPY_REMEDY) from error
         if not self.container.streams.video:
             self.container.close()
-            raise ImageError("corrupt", "it has no video stream", where=self.name, remedy=_COPY_REMEDY)
+            message, remedy = "it holds sound or text and no video", "move it out of the folder"
+            raise ImageError("not_an_image", message, where=self.name, remedy=remedy)
+        if self.container.streams.video[0].codec_context is None:
+            self.container.close()
+            message = "its codec has no decoder here"
+            raise ImageError("unsupported_format", message, where=self.name, remedy=_CONVERT_REMEDY)
         stream = self.container.streams.video[0]
         stream.thread_type = "AUTO"
         return self.container, stream
@@ -183,6 +198,24 @@ class _VideoReader:
             raise ImageError(
                 "corrupt", f"damaged: {_error_text(error)}", where=self.name, remedy=_COPY_REMEDY
             ) from error
+
+
+def _select_demuxer(data: bytes, name: str) -> str:
+    """Return the demuxer of a file by its content; ImageError for a file that is not a video that is read."""
+    for demuxer, pattern in _DEMUXERS.items():
+        if pattern.match(data):
+            return demuxer
+    problem = signatures.detect_non_image(data)
+    if problem is None or problem.code == "not_an_image":
+        problem = file_kinds.identify_by_guess(data) or problem
+    code, message, remedy = "unknown_format", "not a supported video format", _CONVERT_REMEDY
+    if problem and problem.code == "video_file":
+        code = "unsupported_format"
+        message = problem.message.replace(", not an image", ": a container that is not supported")
+    elif problem:
+        code, message = problem.code, re.sub("not (an|the) image", "not a video", problem.message)
+        remedy = problem.remedy or remedy
+    raise ImageError(code, message, where=name, remedy=remedy)
 
 
 def _error_text(error: Exception) -> str:

@@ -44,6 +44,21 @@ def test_a_video_is_examined_and_its_frames_are_read(name, codec):
 
 
 @pytest.mark.parametrize(
+    ("container", "codec", "name"),
+    [
+        (".mp4", "libx264", "a.mkv"),
+        (".mkv", "ffv1", "a.mp4"),
+        (".avi", "mpeg4", "a.avi"),
+        (".avi", "mpeg4", "a"),
+    ],
+)
+def test_the_content_of_a_video_decides_not_its_name(container, codec, name):
+    data = videos.encode(4, name=f"x{container}", codec=codec)
+    assert video.inspect_video(data, name, 10_000).video.frames == 4
+    assert videos.frame_number(video.read_frames(data, name, [3])[0]) == 3
+
+
+@pytest.mark.parametrize(
     ("info", "fps", "max_frames", "multiple", "expected"),
     [
         (VideoInfo(9, 8.0), 8.0, 9, 4, (0, 1, 2, 3, 4, 5, 6, 7, 8)),
@@ -81,11 +96,16 @@ def test_damaged_and_other_files_are_refused():
     data = videos.encode(9, codec="ffv1", name="a.mkv", size=(128, 96))
     for bytes_, name, code in (
         (data[: len(data) // 2], "a.mkv", "truncated"),
-        (b"", "a.mp4", "corrupt"),
+        (b"", "a.mp4", "empty"),
         (bytes(400), "a.mp4", "corrupt"),
         (videos.encode(3)[:900], "a.mp4", "corrupt"),
-        (b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", "a.mp4", "corrupt"),  # a playlist would read other files
-        (videos.encode(3), "a.webm", "corrupt"),
+        (b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", "a.mp4", "not_an_image"),  # it would read other files
+        (b"<!doctype html><title>404</title>", "a.mp4", "html_or_xml"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a.mp4", "lfs_pointer"),
+        (b"FLV\x01\x05" + bytes(99), "a.mp4", "unsupported_format"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(99), "a.wmv", "unsupported_format"),
+        (videos.encode(3).replace(b"avc1", b"zzz1"), "a.mp4", "unsupported_format"),  # an unknown codec
+        (videos.encode_sound(), "a.mp4", "not_an_image"),
         (videos.encode(3), "a.mp4", "too_many_pixels"),
     ):
         with pytest.raises(ImageError) as caught:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SHADE = 24  # between one frame and the next
-_MUXERS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska"}
+_MUXERS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska", ".avi": "avi"}
 
 
 def encode(
@@ -62,6 +62,18 @@ def encode_timed(
             if codes:
                 frame.color_primaries, frame.color_trc = codes
             container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def encode_sound() -> bytes:
+    """Encode an MP4 that holds sound only."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("aac", rate=44_100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 44_100, 0
+        container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file.getvalue()
 
