@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from lorakit.config.caption_use import CaptionUse
 from lorakit.config.fields import RecipeSection, StrippedPath, StrippedStr
 from lorakit.core.errors import ConfigError
 from lorakit.core.words import has_word
@@ -38,6 +39,8 @@ class Concept(RecipeSection):
     used when a plain folder is prepared."""
     class_images: StrippedPath | None = None
     """Class images of this concept; those of all concepts form one set."""
+    caption_use: CaptionUse | None = None
+    """Use of the captions of this concept, instead of the recipe's `caption_use`."""
 
     @property
     def template_caption(self) -> str | None:
@@ -107,7 +110,7 @@ def concept_to_change(dataset: Any, key: str) -> dict[str, Any]:
             where=key,
             remedy=f"give a list: 'dataset=[{{folder: {dataset or 'photos'}, repeats: 2}}]'",
         )
-    if not (number.isascii() and number.isdigit() and int(number) < len(dataset) and len(names) == 1):
+    if not (number.isascii() and number.isdigit() and int(number) < len(dataset) and names):
         last = len(dataset) - 1
         raise ConfigError(
             f"this recipe has {len(dataset)} concepts, which are changed by number and key",

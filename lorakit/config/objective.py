@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lorakit.config.fields import Fraction, NonNegativeFloat, PositiveFloat, RecipeSection
+from lorakit.config.fields import NonNegativeFloat, PositiveFloat, RecipeSection
 
 DEFAULT_GAMMA = 5.0  # arXiv:2303.09556
 DEFAULT_MODE_SCALE = 1.29  # arXiv:2403.03206
@@ -79,8 +79,6 @@ class ObjectiveConfig(RecipeSection):
     """Pseudo-Huber loss instead of the squared error: a section, {} for its defaults; null means squared."""
     masked_loss: MaskedLossConfig | None = None
     """Weight the loss by the masks of the dataset: a section, {} for its defaults; null ignores masks."""
-    caption_dropout: Fraction = 0.0
-    """Probability that an image is trained with the empty caption."""
     prior_loss_weight: PositiveFloat = 1.0
     """Weight of the prior-preservation loss on `class_images` (the loss on the dataset has weight 1)."""
     output_preservation: NonNegativeFloat = 0.0

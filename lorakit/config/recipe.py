@@ -19,6 +19,7 @@ from lorakit.config.adapter import SliderConfig as SliderConfig
 from lorakit.config.adapter import TextualInversionConfig as TextualInversionConfig
 from lorakit.config.builtin_recipes import builtin_recipes_folder as builtin_recipes_folder
 from lorakit.config.builtin_recipes import find_recipe
+from lorakit.config.caption_use import CaptionUse as CaptionUse
 from lorakit.config.concepts import Concept as Concept
 from lorakit.config.concepts import Dataset, concept_to_change, find_contradictions, unique_triggers
 from lorakit.config.fields import MAX_RANK as MAX_RANK
@@ -79,6 +80,7 @@ class Recipe(RecipeSection):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    caption_use: CaptionUse = CaptionUse()
     use_generated_controls: bool = False
     """Train a Control LoRA on a base that has no control input of its own (Flux.1 dev), from the controls of
     `lorakit data control`. Bases with such an input use them always, others never."""
@@ -152,24 +154,27 @@ class Recipe(RecipeSection):
             yield "objective.output_preservation needs both names: set `trigger` and `class_noun`"
 
     def _keys_without_slider(self) -> list[str]:
-        parts = ("masked_loss", "output_preservation", "caption_dropout")
+        parts = ("masked_loss", "output_preservation")
         values = {f"objective.{part}": getattr(self.objective, part) for part in parts}
         values |= {"class_images": self.class_images, "textual_inversion": self.textual_inversion}
         values |= {"adapter.text_encoder": self.adapter.text_encoder}
         values |= {"the list of concepts": isinstance(self.dataset, tuple)}
+        values |= {"caption_use": self.caption_use != CaptionUse()}
         return [key for key, value in values.items() if value]
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
-        """The concepts of the dataset; one if the dataset is a folder."""
+        """The concepts of the dataset, each with its `caption_use`; one if the dataset is a folder."""
         if isinstance(self.dataset, tuple):
-            return self.dataset
+            default = {"caption_use": self.caption_use}
+            return tuple(c if c.caption_use else c.model_copy(update=default) for c in self.dataset)
         return (
             Concept(
                 folder=self.dataset,
                 trigger=self.trigger,
                 class_noun=self.class_noun,
                 class_images=self.class_images,
+                caption_use=self.caption_use,
             ),
         )
 
@@ -205,6 +210,11 @@ class Recipe(RecipeSection):
         return None if setting is None else bool(setting)
 
     @property
+    def keep_text_encoders(self) -> bool | None:
+        """True or False if the recipe says so; None to decide by the size of the cache."""
+        return self.memory.keep_text_encoders if isinstance(self.memory, MemoryConfig) else None
+
+    @property
     def tracker_config(self) -> TrackerConfig:
         """The section `tracker`, also if the recipe names only a tracker."""
         return self.tracker if isinstance(self.tracker, TrackerConfig) else TrackerConfig(name=self.tracker)
@@ -237,19 +247,20 @@ NON_TRAINING_KEYS = (
     "train.keep_optimizer_states",
     "validate.every",
     "validate.folder",
+    "memory.keep_text_encoders",
 )
 CONCEPT_PATHS = ("folder", "class_images")  # keys of a concept that may move, too
 
 
 def training_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the flat settings that determine the adapter: {"optimizer.lr": 0.0001, ...}."""
-    flat = _flatten(recipe.dump())
+    memory = MemoryConfig() if recipe.memory == "auto" else recipe.memory
+    flat = _flatten(recipe.model_copy(update={"memory": memory}).dump())
     concepts = recipe.dataset if isinstance(recipe.dataset, tuple) else ()
-    flat_concepts = {
-        f"dataset.{number}.{key}": value
-        for number, concept in enumerate(concepts)
-        for key, value in concept.model_dump(mode="json", exclude=set(CONCEPT_PATHS)).items()
-    }
+    flat_concepts: dict[str, Any] = {}
+    for number, concept in enumerate(concepts):
+        values = concept.model_dump(mode="json", exclude=set(CONCEPT_PATHS))
+        flat_concepts |= _flatten(values, f"dataset.{number}.")
     return flat_concepts | {
         key: flat[key]
         for key in flat
@@ -355,7 +366,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
     *parents, last = key.split(".")
     node = tree
     if parents and parents[0] == "dataset":
-        node, parents = concept_to_change(tree.get("dataset"), key), []
+        node, parents = concept_to_change(tree.get("dataset"), key), parents[2:]
     for parent in parents:
         below = node.setdefault(parent, {})
         if not isinstance(below, dict):

@@ -22,6 +22,7 @@ def explain_setting(name: str, value: str | None, known: list[str]) -> Suggestio
 
     None if the name is not known; see `suggest_key` for names that are only similar.
     """
+    known = _concepts_last(known)
     name = name.lower().replace("-", "_").strip("_")
     shown_value = "..." if value is None else value
     if name in EPOCH_NAMES:
@@ -36,12 +37,18 @@ def explain_setting(name: str, value: str | None, known: list[str]) -> Suggestio
     return Suggestion(f"{key}={shown_value}") if key in known else None
 
 
+def _concepts_last(known: list[str]) -> list[str]:
+    """Return the keys with those of a concept, many of which are the recipe's too, at the end."""
+    return sorted(known, key=lambda key: key.startswith("dataset."))
+
+
 def suggest_key(key: str, known: list[str]) -> str | None:
     """Return the known dotted key that `key` was probably meant to be, or None.
 
     In this order: the name of another trainer; the same name in another section; similar spelling in the
     same section, then anywhere.
     """
+    known = _concepts_last(known)
     section, _, last = key.rpartition(".")
     name = last.lower().replace("-", "_").strip("_")
     others = {other.replace("_", ""): target for other, target in OTHER_NAMES.items()}

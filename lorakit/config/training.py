@@ -96,6 +96,11 @@ class MemoryConfig(RecipeSection):
     """Quantization of the frozen base model's linear layers: `nf4` takes a quarter of the memory of bf16,
     `int8` half; null does not quantize."""
 
+    keep_text_encoders: Annotated[bool, Field(strict=True)] | None = None
+    """For captions whose tags change with each use: true keeps the text encoders in memory and encodes each
+    caption when it is used, false encodes all of them into the cache before the first step; null fills the
+    cache up to 8 GiB, and keeps the text encoders for more."""
+
     @model_validator(mode="after")
     def _check_gradient_checkpointing(self) -> MemoryConfig:
         if self.gradient_checkpointing not in (None, 0.0, 1.0):

@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from lorakit.core import rng
+from lorakit.data.caption_choice import CaptionChoice
 
 BatchShape = tuple[int, ...]
 EMPTY_CAPTION = -1  # caption index of the empty caption
@@ -24,12 +25,14 @@ class SampleIndex:
     """One sample of a step.
 
     `position` in the endless stream also keys its noise; `image_index` counts the images of the training set
-    and `caption_index` the captions of that image, or is `EMPTY_CAPTION`.
+    and `caption_index` the captions of that image, or is `EMPTY_CAPTION`. `tag_seed` gives the order of its
+    tags; None leaves them as they are written.
     """
 
     position: int
     image_index: int
     caption_index: int
+    tag_seed: int | None = None
 
 
 @lru_cache(maxsize=8)
@@ -38,34 +41,26 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def step_samples(
-    step: int,
-    batch_size: int,
-    captions_per_image: Sequence[int],
-    seed: int,
-    caption_dropout: float = 0.0,
-    *,
-    first_position: int = 0,
+    step: int, batch_size: int, choices: Sequence[CaptionChoice], seed: int, *, first_position: int = 0
 ) -> list[SampleIndex]:
     """Return the `batch_size` samples of a step (counted from 0).
 
-    `caption_dropout` is the share of samples that get the empty caption, `first_position` the position in the
-    stream of the first sample of step 0.
+    `choices` has an entry for each image of the training set, `first_position` is the position in the stream
+    of the first sample of step 0.
     """
     start = first_position + step * batch_size
-    positions = range(start, start + batch_size)
-    return [sample_at(position, captions_per_image, seed, caption_dropout) for position in positions]
+    return [sample_at(position, choices, seed) for position in range(start, start + batch_size)]
 
 
-def sample_at(
-    position: int, captions_per_image: Sequence[int], seed: int, caption_dropout: float = 0.0
-) -> SampleIndex:
+def sample_at(position: int, choices: Sequence[CaptionChoice], seed: int) -> SampleIndex:
     """Return the sample at a position of the stream."""
-    epoch, index = divmod(position, len(captions_per_image))
-    image_index = _epoch_order(len(captions_per_image), seed, epoch)[index]
-    caption_index = rng.derive_seed(seed, "caption", position) % captions_per_image[image_index]
-    if caption_dropout and rng.keyed_uniform(seed, "caption dropout", position) < caption_dropout:
-        caption_index = EMPTY_CAPTION
-    return SampleIndex(position, image_index, caption_index)
+    epoch, index = divmod(position, len(choices))
+    image_index = _epoch_order(len(choices), seed, epoch)[index]
+    choice = choices[image_index]
+    if choice.is_dropped(seed, position):
+        return SampleIndex(position, image_index, EMPTY_CAPTION)
+    caption_index = choice.caption_index(seed, position)
+    return SampleIndex(position, image_index, caption_index, choice.tag_seed(seed, position, caption_index))
 
 
 def micro_batches(
@@ -78,6 +73,11 @@ def micro_batches(
     ordered = sorted(samples, key=lambda sample: (shapes[sample.image_index], sample.position))
     groups = [list(group) for _, group in groupby(ordered, key=lambda sample: shapes[sample.image_index])]
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+
+
+def first_position(content_hash: str | None, num_images: int, batch_size: int) -> int:
+    """Return the position at which a run begins; `content_hash` is that of the adapter of `init_from`."""
+    return 0 if content_hash is None else continued_position(content_hash, num_images, batch_size)
 
 
 def continued_position(content_hash: str, num_images: int, batch_size: int) -> int:

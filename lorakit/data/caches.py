@@ -79,7 +79,7 @@ class TextCache:
         """
         overflowing = []
         for request in track_progress(requests, "text", len(requests), quiet=quiet):
-            embeddings = self._encode(pipe, request)
+            embeddings = self.encode(pipe, request)
             if non_finite.all_finite(embeddings.values()):
                 self._store.put(self.key(request), embeddings, f"caption {request.caption[:80]!r}")
             elif dtype != torch.float32:
@@ -88,7 +88,8 @@ class TextCache:
                 raise self._error(pipe, request)
         return overflowing
 
-    def _encode(self, pipe: Any, request: TextRequest) -> Conditioning:
+    def encode(self, pipe: Any, request: TextRequest) -> Conditioning:
+        """Return text embeddings by the text encoders in `pipe`, which are not stored."""
         images = None
         if request.conditioning and self.family.conditioning.read_by_text_encoder:
             images = request.conditioning.load_tensors()
@@ -99,9 +100,13 @@ class TextCache:
         networks = {name: part for name, part in pipe.components.items() if name.startswith(prefixes)}
         return non_finite.text_error(
             networks,
-            lambda: self._encode(pipe, replace(request, caption="")).values(),
+            lambda: self.encode(pipe, replace(request, caption="")).values(),
             f"caption {request.caption[:80]!r}",
         )
+
+    def find(self, request: TextRequest) -> Conditioning | None:
+        """Return stored text embeddings; None if there are none."""
+        return self._store.get(self.key(request))
 
     def get(self, caption: str, size: Size, conditioning: ConditioningInputs | None = None) -> Conditioning:
         """Return text embeddings that were stored before."""

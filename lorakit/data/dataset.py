@@ -10,12 +10,14 @@ import torch
 from lorakit.adapters.text_encoders import UncachedTextEncoder
 from lorakit.data.batch_sampler import EMPTY_CAPTION, BatchShape, SampleIndex
 from lorakit.data.caches import ConditioningCache, LatentCache, TextCache
+from lorakit.data.caption_choice import CaptionChoice, caption_as_written, caption_choice, vary_tags
 from lorakit.data.items import DatasetItem
 from lorakit.data.mask_cache import MaskCache
+from lorakit.data.text_at_use import TextAtUse
 from lorakit.models.families.family import Conditioning
 
 CaptionTransform = Callable[[str], str]
-TextSource = TextCache | UncachedTextEncoder
+TextSource = TextCache | TextAtUse | UncachedTextEncoder
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,28 @@ class Batch:
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1], where masks weigh the loss
 
 
+def item_choices(items: Sequence[DatasetItem]) -> list[CaptionChoice]:
+    """Return the choices for the captions of each item."""
+    return [
+        caption_choice(item.record.captions, item.caption_use, item.record.content_hash) for item in items
+    ]
+
+
+def sample_caption(item: DatasetItem, sample: SampleIndex, kept_words: Sequence[str] = ()) -> str:
+    """Return the caption of a sample of an item; tags with one of `kept_words` are never left out."""
+    if sample.caption_index == EMPTY_CAPTION:
+        return ""
+    text = item.record.captions[sample.caption_index].text
+    if sample.tag_seed is None:
+        return caption_as_written(text, item.caption_use)
+    return vary_tags(text, item.caption_use, sample.tag_seed, kept_words)
+
+
 class TrainingSet:
     """Images and captions by index, as tensors.
 
-    `batch_shapes` and `captions_per_image` have one entry for each item, with repeats if `repeated`.
+    `batch_shapes` and `caption_choices` have one entry for each item, with repeats if `repeated`. Tags with
+    one of `kept_words` are never left out of a caption.
     """
 
     def __init__(
@@ -42,6 +62,7 @@ class TrainingSet:
         masks: MaskCache | None = None,
         *,
         repeated: bool = True,
+        kept_words: Sequence[str] = (),
     ) -> None:
         self.items = [item for item in items for _ in range(item.repeats if repeated else 1)]
         self._latents, self._text, self._conditioning, self._masks = latents, text, conditioning, masks
@@ -50,13 +71,21 @@ class TrainingSet:
         self.batch_shapes: list[BatchShape] = [
             (*item.batch_shape, 1 + count) for item, count in zip(self.items, counts, strict=True)
         ]
-        self.captions_per_image = [len(item.record.captions) for item in self.items]
+        self.caption_choices = item_choices(self.items)
+        self.kept_words = kept_words
 
     def caption(self, sample: SampleIndex) -> str:
-        """Return the caption of a sample."""
-        if sample.caption_index == EMPTY_CAPTION:
-            return ""
-        return self.items[sample.image_index].record.captions[sample.caption_index].text
+        """Return the caption of a sample, with its order of tags."""
+        return sample_caption(self.items[sample.image_index], sample, self.kept_words)
+
+    @property
+    def kept_text_encoders(self) -> list[torch.nn.Module]:
+        """Text encoders that stay in memory only to encode captions at their use."""
+        return self._text.networks if isinstance(self._text, TextAtUse) else []
+
+    def sample_as_written(self, position: int, image_index: int) -> SampleIndex:
+        """Return a sample with the caption of an image that is used most, without any change."""
+        return SampleIndex(position, image_index, self.caption_choices[image_index].main_index)
 
     def loss_weights(self, samples: Sequence[SampleIndex]) -> list[float] | None:
         """Return the loss weights of the samples' concepts; None if all are 1."""

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lorakit import manifest
+from lorakit.config.caption_use import CaptionUse
 from lorakit.config.concepts import Concept
-from lorakit.core import checksums
+from lorakit.core import dataset_paths
 from lorakit.core.errors import DataError
+from lorakit.core.file_hashes import FileHashes
 from lorakit.core.words import has_word
 from lorakit.imaging import crops, video
 from lorakit.manifest import Record
@@ -35,13 +37,13 @@ class DatasetItem:
 
     @property
     def folder(self) -> Path:
-        """The dataset folder that the files of the record are relative to."""
+        """The dataset folder, which has the manifest."""
         return self.concept.folder
 
     @property
     def path(self) -> Path:
         """The path of the image."""
-        return self.folder / self.record.file
+        return dataset_paths.file_path(self.folder, self.record.file)
 
     @property
     def name(self) -> str:
@@ -52,6 +54,11 @@ class DatasetItem:
     def repeats(self) -> int:
         """Number of times that an epoch contains the image."""
         return self.record.repeats * self.concept.repeats
+
+    @property
+    def caption_use(self) -> CaptionUse:
+        """The use of the captions of the concept."""
+        return self.concept.caption_use or CaptionUse()
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -123,11 +130,15 @@ def subject_items(items: Sequence[DatasetItem]) -> dict[str | None, list[Dataset
 
 
 def check_unchanged(folder: Path, records: Sequence[Record]) -> None:
-    """Check that every file is still the one that the manifest describes; DataError if not."""
+    """Check that every file is still the one that the manifest describes; DataError if not.
+
+    A file is not read if its size and times are those at which the dataset was prepared.
+    """
+    hashes = FileHashes.load(folder)
     for record in records:
-        file = folder / record.file
+        file = dataset_paths.file_path(folder, record.file)
         try:
-            same = checksums.sha256_file(file) == record.sha256
+            same = hashes.sha256(record.file, file) == record.sha256
         except OSError as error:
             raise DataError(f"cannot read the image: {error}", where=str(file)) from error
         if not same:

@@ -48,6 +48,26 @@ def run_with_text_encoders(
     return work(family.load(base_folder, dtype=dtype, only=components))
 
 
+def load_text_encoders(
+    family: Family,
+    base_folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    log: Callable[[str], None],
+) -> Any:
+    """Return a pipeline with text encoders only, on the CPU if they do not fit `device`."""
+    components = text_components(family, base_folder)
+    try:
+        return family.load(base_folder, dtype=dtype, device=device, only=components)
+    except (RuntimeError, MemoryError) as error:
+        if device.type == "cpu" or not memory.is_out_of_memory(error):
+            raise
+    free_memory(device)
+    log("the text encoders do not fit this device: the CPU encodes the texts")
+    return family.load(base_folder, dtype=dtype, only=components)
+
+
 def load_components(
     family: Family,
     base_folder: Path,

@@ -10,6 +10,7 @@ from typing import Any
 from lorakit import manifest
 from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe
+from lorakit.core import dataset_paths
 from lorakit.core.errors import ConfigError
 from lorakit.core.path_kind import it_is
 
@@ -28,7 +29,7 @@ def check_data_folders(recipe: Recipe, out: Path) -> None:
     for key, folder in folders.items():
         _check_disjoint(key, folder, out)
     for (key, folder), (other_key, other) in combinations(folders.items(), 2):
-        one, two = folder.resolve(), other.resolve()
+        one, two = _image_folder(folder), _image_folder(other)
         if one == two and (key.endswith(CLASS_KEY) or other_key.endswith(CLASS_KEY)):
             continue  # concepts of one class; the subject's images are refused by their captions
         where = f"{key}: {folder}, {other_key}: {other}"
@@ -45,19 +46,26 @@ def check_data_folders(recipe: Recipe, out: Path) -> None:
 
 
 def _check_disjoint(key: str, folder: Path, out: Path) -> None:
-    data = folder.resolve()
-    if not data.is_dir():
+    if not folder.is_dir():
         raise ConfigError(
             f"there is no such dataset folder{it_is(folder)}",
             where=f"{key}: {folder}",
             remedy="give the folder that holds your images",
         )
-    if out.resolve().is_relative_to(data) or data.is_relative_to(out.resolve()):
+    target = out.resolve()
+    for data in {folder.resolve(), _image_folder(folder)}:
+        if not (target.is_relative_to(data) or data.is_relative_to(target)):
+            continue
         raise ConfigError(
             "one of `out` and the dataset is inside the other",
             where=f"out: {out}, {key}: {folder}",
             remedy="choose two separate folders",
         )
+
+
+def _image_folder(folder: Path) -> Path:
+    """Return the folder of the images, which may be another one than that of the manifest."""
+    return dataset_paths.image_folder(folder).resolve()
 
 
 def absolute_data_folders(recipe: Recipe) -> dict[str, Any]:
@@ -92,7 +100,8 @@ def unprepared_concepts(recipe: Recipe) -> Iterator[Concept]:
 def class_concepts(recipe: Recipe) -> list[Concept]:
     """Return the folders of class images, each once, as concepts without a trigger."""
     folders = {c.class_images: c.class_noun for c in recipe.concepts if c.class_images is not None}
-    return [Concept(folder=folder, class_noun=noun) for folder, noun in folders.items()]
+    use = recipe.caption_use.for_class_images()
+    return [Concept(folder=folder, class_noun=noun, caption_use=use) for folder, noun in folders.items()]
 
 
 def validation_concept(recipe: Recipe) -> Concept | None:
@@ -104,9 +113,9 @@ def validation_concept(recipe: Recipe) -> Concept | None:
     if folder is None:
         return None
     if len(concepts) > 1:
-        return Concept(folder=folder)
-    words = {name: getattr(concepts[0], name) for name in ("trigger", "class_noun", "captions")}
-    return Concept(folder=folder, **words)
+        return Concept(folder=folder, caption_use=recipe.caption_use)
+    keys = ("trigger", "class_noun", "captions", "caption_use")
+    return Concept(folder=folder, **{key: getattr(concepts[0], key) for key in keys})
 
 
 def possible_fingerprints(recipe: Recipe) -> dict[str, tuple[str, ...]]:

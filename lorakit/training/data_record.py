@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorakit import manifest
+from lorakit.config.caption_use import CaptionUse
 from lorakit.config.concepts import Concept
 from lorakit.core.tables import format_table
 from lorakit.core.words import has_word
 from lorakit.data.items import DatasetItem
+from lorakit.training.caption_checks import describe_caption_use
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.run_plan import DataPlan
 
@@ -32,6 +34,8 @@ def record_data(run: RunFolder, plan: DataPlan, total_batch_size: int, log: Call
     rows = list(concept_rows(plan, total_batch_size))
     table = format_table(COLUMNS, table_cells(rows), numeric=[c for c in COLUMNS if c not in TEXT_COLUMNS])
     log(table)
+    for line in caption_lines(rows):
+        log(line)
     held_out = _held_out_entry(plan.split.held_out)
     before = run.record().get("held_out", held_out)
     if before != held_out:
@@ -49,6 +53,7 @@ def concept_rows(plan: DataPlan, total_batch_size: int) -> Iterator[dict[str, An
         trained = [item for item in plan.split.train if item.concept == concept]
         captions = [caption.text for item in trained for caption in item.record.captions]
         samples = sum(item.repeats for item in trained)
+        use = concept.caption_use or CaptionUse()
         yield {
             "folder": concept.folder.name,
             "trigger": concept.trigger,
@@ -60,7 +65,15 @@ def concept_rows(plan: DataPlan, total_batch_size: int) -> Iterator[dict[str, An
             "captions_with_trigger": _count_with_trigger(concept, captions),
             "samples_per_epoch": samples,
             "steps_per_epoch": round(samples / total_batch_size, 2),
+            "caption_use": describe_caption_use([item.record for item in trained], use),
         }
+
+
+def caption_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line about the use of the captions of each concept, without the folder if there is one."""
+    if len(rows) == 1:
+        return [f"captions: {rows[0]['caption_use']}"]
+    return [f"captions of {row['folder']}: {row['caption_use']}" for row in rows]
 
 
 def table_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -158,7 +158,7 @@ class RegularizationLosses:
         self, loss: DenoisingLoss, train_set: TrainingSet, class_image_set: TrainingSet | None
     ) -> None:
         self.loss, self.train_set, self.class_image_set = loss, train_set, class_image_set
-        self.class_image_seed = rng.derive_seed(loss.recipe.train.seed, "class images")
+        self.class_image_seed = regularization.class_image_seed(loss.recipe.train.seed)
 
     def terms(self, samples: Sequence[SampleIndex]) -> list[LossTerm]:
         """The terms that the recipe asks for beside these samples."""
@@ -166,7 +166,7 @@ class RegularizationLosses:
         terms = []
         if (data := self.class_image_set) is not None:
             class_samples = [
-                batch_sampler.sample_at(s.position, data.captions_per_image, self.class_image_seed)
+                batch_sampler.sample_at(s.position, data.caption_choices, self.class_image_seed)
                 for s in samples
             ]
             weight = settings.prior_loss_weight

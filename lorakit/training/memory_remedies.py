@@ -77,6 +77,7 @@ def estimate_session(session: Session, forward: Callable[[], torch.Tensor] | Non
         for name in ("vae", *session.family.components.sampling_only, *_text_encoders(session))
         if isinstance(module := getattr(session.pipe, name, None), nn.Module)
     ]
+    others += session.train_set.kept_text_encoders
     return memory.estimate_memory(session.denoiser, session.recipe.optimizer.name, forward, others)
 
 
@@ -99,6 +100,7 @@ def find_remedies(
         _optimizer(session, estimate),
         _rank(session, estimate),
         _samples(session, estimate),
+        _kept_text_encoders(session, estimate),
         _checkpointing(session, estimate, forward),
     )
     remedies = [remedy for candidate in candidates for remedy in candidate]
@@ -206,6 +208,15 @@ def _samples(session: Session, estimate: MemoryEstimate) -> Iterator[Remedy]:
     saved = sum(memory.total_bytes(module.parameters()) for module in modules)
     smaller = replace(estimate, other_bytes=estimate.other_bytes - saved)
     yield Remedy(("samples.prompts=null",), f"no samples; saves the VAE's {format_bytes(saved)}", smaller)
+
+
+def _kept_text_encoders(session: Session, estimate: MemoryEstimate) -> Iterator[Remedy]:
+    """Captions whose tags change, encoded before the first step instead of at each use."""
+    encoders = session.train_set.kept_text_encoders
+    saved = sum(memory.total_bytes(encoder.parameters()) for encoder in encoders)
+    smaller = replace(estimate, other_bytes=estimate.other_bytes - saved)
+    effect = f"all captions in the cache; saves the text encoders' {format_bytes(saved)}"
+    yield Remedy(("memory.keep_text_encoders=false",), effect, smaller)
 
 
 def _checkpointing(

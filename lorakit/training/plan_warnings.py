@@ -68,9 +68,12 @@ def _optimizer_warnings(recipe: Recipe) -> Iterator[str]:
         yield f"optimizer.max_grad_norm is {optimizer.max_grad_norm:g}: nearly every gradient is scaled down"
     if optimizer.warmup > train.steps / 2:
         yield f"optimizer.warmup takes {optimizer.warmup} of {train.steps} steps"
-    if objective.caption_dropout > 0.5:
-        share = f"{objective.caption_dropout:.0%}"
-        yield f"objective.caption_dropout drops {share} of the captions; 5 to 10 % is usual"
+    for use in {concept.caption_use for concept in recipe.concepts if concept.caption_use}:
+        if use.caption_dropout > 0.5:
+            share = f"{use.caption_dropout:.0%}"
+            yield f"caption_use.caption_dropout drops {share} of the captions; 5 to 10 % is usual"
+        if use.tag_dropout > 0.5:
+            yield f"caption_use.tag_dropout leaves out {use.tag_dropout:.0%} of the tags; 5 to 20 % is usual"
     if objective.noise_offset > 0.3:
         yield f"objective.noise_offset is {objective.noise_offset:g}; 0.05 to 0.1 is usual"
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe
+from lorakit.core import dataset_paths, rng
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.words import has_word
-from lorakit.data import prompts
+from lorakit.data import caption_choice
 from lorakit.data.items import ConceptRecords, DatasetItem, check_unchanged, load_training_records
+from lorakit.data.subjects import concept_subjects, replace_triggers
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,43 @@ def load_class_records(recipe: Recipe, concept: Concept) -> ConceptRecords:
                 raise DataError(
                     f"a class image's caption has the trigger {trigger!r}, so it would teach the class as the"
                     " subject",
-                    where=str(concept.folder / record.file),
+                    where=str(dataset_paths.file_path(concept.folder, record.file)),
                     remedy="take the word out of the caption, or move the image to the dataset",
                 )
     return data
 
 
+def class_image_seed(seed: int) -> int:
+    """Return the seed of the order and captions of class images."""
+    return rng.derive_seed(seed, "class images")
+
+
+def kept_words(recipe: Recipe) -> tuple[str, ...]:
+    """Return the words whose tags are never left out: what the run teaches."""
+    token = (recipe.textual_inversion.token,) if recipe.textual_inversion else ()
+    return (*recipe.triggers, *token)
+
+
+def used_captions(item: DatasetItem) -> list[str]:
+    """Return the captions of an item that are used, as they are written."""
+    use, captions = item.caption_use, item.record.captions
+    shares = caption_choice.caption_shares(captions, use)
+    pairs = [pair for pair in zip(captions, shares, strict=True) if pair[1]] or [(captions[0], 1.0)]
+    return [caption_choice.caption_as_written(caption.text, use) for caption, _ in pairs]
+
+
 def replace_trigger(recipe: Recipe, caption: str) -> str | None:
     """The caption with class nouns in place of triggers; None when it has no trigger."""
-    replaced = prompts.replace_triggers(caption, prompts.concept_subjects(recipe.concepts))
+    replaced = replace_triggers(caption, concept_subjects(recipe.concepts))
     return None if replaced == caption else replaced
 
 
 def extra_captions(recipe: Recipe, items: Sequence[DatasetItem]) -> list[CaptionedItem]:
     """The captions that training encodes beside the dataset's own: empty, without the trigger, a slider's."""
-    captions = [CaptionedItem("", item) for item in items] if recipe.objective.caption_dropout else []
+    captions = [CaptionedItem("", item) for item in items if item.caption_use.caption_dropout]
     if recipe.objective.output_preservation:
-        pairs = [(replace_trigger(recipe, c.text), item) for item in items for c in item.record.captions]
+        texts = [(text, item) for item in items for text in used_captions(item)]
+        pairs = [(replace_trigger(recipe, text), item) for text, item in texts]
         captions += [CaptionedItem(text, item) for text, item in pairs if text is not None]
     if recipe.slider:
         captions += [CaptionedItem(text, item) for item in items for text in recipe.slider.prompts]

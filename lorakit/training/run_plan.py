@@ -26,11 +26,21 @@ from lorakit.data.items import (
     plan_items,
     select_frames,
 )
+from lorakit.data.subjects import concept_subjects
 from lorakit.models import base_model
 from lorakit.models.families import detect_family
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
-from lorakit.training import data_folders, data_warnings, held_out, objective, regularization
+from lorakit.sampling.generate import SamplingSettings
+from lorakit.sampling.prompt_settings import resolve_sizes
+from lorakit.training import (
+    caption_checks,
+    data_folders,
+    data_warnings,
+    held_out,
+    objective,
+    regularization,
+)
 from lorakit.training.concept_checks import concept_warnings
 from lorakit.training.held_out import DataSplit
 from lorakit.training.initial_adapter import InitialAdapter, check_initial_adapter
@@ -64,8 +74,8 @@ class TrainingPlan(DataPlan):
 
     class_image_items: list[DatasetItem]
     prompts: list[prompts.Prompt]
-    sample_resolution: int
-    """Side of the sampled images in pixels."""
+    sampling_settings: SamplingSettings
+    """Settings of the samples whose prompts have none of their own."""
     native_side: int | None
     """Side in pixels of the square images that the base model was trained on; None if it does not say."""
     input_hashes: dict[str, str]
@@ -77,10 +87,14 @@ class TrainingPlan(DataPlan):
 def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     """Check base, data and prompts against each other; raises for every problem before any work is done."""
     base_folder = base_model.resolve_base(recipe.base)
-    subjects, file = prompts.concept_subjects(recipe.concepts), recipe.samples.prompts
+    subjects, file = concept_subjects(recipe.concepts), recipe.samples.prompts
     sample_prompts = prompts.load_prompts(file, subjects, log) if file else []
     concepts = load_concepts(recipe.concepts)
-    for warning in (*data_warnings.data_warnings(concepts), *concept_warnings(concepts)):
+    for warning in (
+        *data_warnings.data_warnings(concepts),
+        *concept_warnings(concepts),
+        *caption_checks.caption_use_warnings(concepts),
+    ):
         log(f"warning: {warning}")
     records = [record for concept in concepts for record in concept.records]
     kinds = conditioning.conditioning_types(records, generated=recipe.use_generated_controls)
@@ -90,6 +104,10 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     conditioning.check_prompt_conditioning(family, sample_prompts)
     pipe = family.load(base_folder, dtype=torch.float32, only={"scheduler"})
     data = plan_data(recipe, base_folder, family, pipe, concepts, log)
+    settings = _sampling_settings(recipe)
+    sample_prompts, notes = resolve_sizes(family, pipe, sample_prompts, settings)
+    for note in notes:
+        log(note)
     class_images = _load_class_images(recipe, family)
     class_items = _plan_images(recipe, family, pipe, class_images, max_frames=1)
     for note in (
@@ -101,6 +119,8 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     if recipe.validate_.holds_out:  # near duplicates, which are not in the dataset's fingerprint, decide it
         held_out_records = [item.record for item in data.split.held_out]
         input_hashes["held_out"] = manifest.dataset_fingerprint(held_out_records)
+    if sources := caption_checks.sources_hash(concepts):
+        input_hashes["caption_sources"] = sources
     input_hashes["base"] = base_model.base_hash(base_folder)
     planned, initial = planning.plan_adapters(recipe, family, base_folder, log), None
     if recipe.init_from:
@@ -115,10 +135,17 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
         latent_sizes={**data.latent_sizes, **_latent_sizes(family, pipe, class_items)},
         class_image_items=class_items,
         prompts=sample_prompts,
-        sample_resolution=recipe.resolution,
+        sampling_settings=settings,
         native_side=family.native_side(pipe),
         input_hashes=input_hashes,
         initial_adapter=initial,
+    )
+
+
+def _sampling_settings(recipe: Recipe) -> SamplingSettings:
+    samples, side = recipe.samples, recipe.resolution
+    return SamplingSettings(
+        side, side, samples.num_inference_steps, samples.guidance_scale, num_frames=recipe.frames
     )
 
 
@@ -203,6 +230,7 @@ def _check_data(
     captions = [caption for data in concepts for caption in data.captions]
     text_encoders.check_text_training(recipe, family, captions, pipeline_components(base_folder))
     _check_files(family, concepts)
+    caption_checks.check_caption_use(concepts)
     regularization.check_objective_data(recipe, concepts)
 
 

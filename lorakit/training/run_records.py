@@ -21,13 +21,14 @@ PHASES = ("text", "latents", "conditioning", "masks", "train", "validation", "sa
 
 RUN_KEYS = {
     "settings": "recipe keys that decide the adapter's bytes, such as optimizer.lr, and their values",
-    "inputs": "hashes of dataset, base, class_images, held_out and init_from, and num_processes",
+    "inputs": "hashes of dataset, base, class_images, held_out, caption_sources (where they are weighted) and"
+    " init_from, and num_processes",
     "versions": "versions of Python, lorakit and the packages that decide a run's numbers",
     "machine": "platform and processor",
     "status": "running, interrupted, failed or done",
     "num_images": "images of the dataset, held-out ones included",
     "concepts": "for each concept: folder, trigger, images, held_out, repeats, weight, captions,"
-    " captions_with_trigger, samples_per_epoch, steps_per_epoch",
+    " captions_with_trigger, samples_per_epoch, steps_per_epoch, caption_use (in words)",
     "held_out": "images of the validation loss: their number and fingerprint",
     "objective_check": "the sanity check before step 1: prediction_type, relative_errors, passed",
     "step": "the last step, of a finished run",

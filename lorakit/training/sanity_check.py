@@ -15,7 +15,6 @@ import torch
 
 from lorakit.core import rng
 from lorakit.core.errors import ConfigError
-from lorakit.data import batch_sampler
 from lorakit.data.dataset import TrainingSet
 from lorakit.training.losses import DenoisingLoss
 
@@ -70,7 +69,7 @@ def check_objective(loss: DenoisingLoss, data: TrainingSet) -> ObjectiveCheck:
     sums: dict[str, float] = {}
     for number, image in enumerate(order):
         for index, quantile in enumerate(QUANTILES):
-            sample = batch_sampler.SampleIndex(number * len(QUANTILES) + index, image, 0)
+            sample = data.sample_as_written(number * len(QUANTILES) + index, image)
             batch = loss.add_noise(data, [sample], "probe", [quantile])
             prediction = loss.predict_without_adapter(batch).float()
             targets = loss.objective.targets(batch.latents, batch.noise, batch.timesteps)

@@ -24,6 +24,7 @@ from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_name
 from lorakit.sampling import generate
 from lorakit.training import data_warnings, phases
+from lorakit.training.caption_stream import caption_stream
 from lorakit.training.initial_adapter import load_initial_adapter
 from lorakit.training.objective import Objective
 from lorakit.training.run_caches import RunCaches
@@ -74,8 +75,7 @@ class Session:
         """Encode the prompts again if the text encoders are trained."""
         if not text_encoders.trains_text(self.recipe):
             return encoded
-        size = (self.sampling_settings.width, self.sampling_settings.height)
-        return generate.encode_prompts(self.family, self.pipe, encoded.prompts, size)
+        return generate.encode_prompts(self.family, self.pipe, encoded.prompts, self.sampling_settings)
 
 
 def build_session(
@@ -85,13 +85,15 @@ def build_session(
     *,
     main: bool,
     wait_for_everyone: Callable[[], None],
+    num_processes: int = 1,
     log: LogFn = lambda text: None,
 ) -> Session:
     """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters."""
-    family, run_caches = plan.family, RunCaches(recipe, plan, device, log)
+    stream = caption_stream(recipe, plan, num_processes)
+    family, run_caches = plan.family, RunCaches(recipe, plan, device, log, stream)
     if main:
         log(phases.phase("encoding images and texts that are not in the cache"))
-        run_caches.fill(plan.all_items, plan.class_image_items, plan.prompts, plan.sample_resolution)
+        run_caches.fill(plan.all_items, plan.class_image_items, plan.prompts, plan.sampling_settings)
     wait_for_everyone()
     log(phases.phase("loading the base model"))
     pipe = _load_trained_components(recipe, plan, device)
@@ -105,8 +107,7 @@ def build_session(
     if _uses_gradient_checkpointing(recipe, device):
         family.enable_gradient_checkpointing(denoiser)
     text = text_source(recipe, family, pipe, run_caches)
-    split, samples = plan.split, recipe.samples
-    side = plan.sample_resolution
+    split = plan.split
     return Session(
         recipe=recipe,
         base_folder=plan.base_folder,
@@ -121,18 +122,17 @@ def build_session(
         class_image_set=run_caches.class_image_set(plan.class_image_items, text),
         objective=plan.objective,
         encoded_prompts=_encoded_prompts(plan, run_caches, text) if plan.prompts else None,
-        sampling_settings=generate.SamplingSettings(
-            side, side, samples.num_inference_steps, samples.guidance_scale, num_frames=recipe.frames
-        ),
+        sampling_settings=plan.sampling_settings,
         input_hashes=plan.input_hashes,
     )
 
 
 def text_source(recipe: Recipe, family: Family, pipe: Any, run_caches: RunCaches) -> TextSource:
-    """The source of text embeddings: the cache, or the text encoders in `pipe` if they are trained."""
+    """The source of text embeddings: the cache, the text encoders in `pipe` if they are trained, or ones that
+    are loaded for captions that change with each use and do not fit the cache."""
     if text_encoders.trains_text(recipe):
         return UncachedTextEncoder(family, pipe)
-    return run_caches.text
+    return run_caches.text_at_use() if run_caches.encodes_at_use else run_caches.text
 
 
 def _check_exports(recipe: Recipe, family: Family, specs: Mapping[str, adapters.AdapterSpec]) -> None:
@@ -169,7 +169,7 @@ def _load_trained_components(recipe: Recipe, plan: TrainingPlan, device: torch.d
 def _encoded_prompts(plan: TrainingPlan, run_caches: RunCaches, text: TextSource) -> generate.EncodedPrompts:
     if isinstance(text, UncachedTextEncoder):  # they are encoded when they are sampled
         return generate.EncodedPrompts(plan.prompts, [], [])
-    return run_caches.encoded_prompts(plan.prompts, plan.sample_resolution)
+    return run_caches.encoded_prompts(plan.prompts, plan.sampling_settings)
 
 
 def _uses_gradient_checkpointing(recipe: Recipe, device: torch.device) -> bool:

@@ -109,10 +109,11 @@ class TrainingStep:
 
     def _first_position(self) -> int:
         """Return the position in the stream of samples at which step 0 begins."""
-        if (content_hash := self.session.input_hashes.get("init_from")) is None:
-            return 0
-        num_images = len(self.session.train_set.captions_per_image)
-        return batch_sampler.continued_position(content_hash, num_images, self.total_batch_size)
+        return batch_sampler.first_position(
+            self.session.input_hashes.get("init_from"),
+            len(self.session.train_set.items),
+            self.total_batch_size,
+        )
 
     def run(self) -> StepResult:
         """Take one step over the whole batch; a step with non-finite numbers changes no weight."""
@@ -120,9 +121,8 @@ class TrainingStep:
         samples = batch_sampler.step_samples(
             state.step,
             self.total_batch_size,
-            self.session.train_set.captions_per_image,
+            self.session.train_set.caption_choices,
             train.seed,
-            self.recipe.objective.caption_dropout,
             first_position=self.first_position,
         )
         own = batch_sampler.shard(samples, self.accelerator.process_index, self.accelerator.num_processes)
@@ -232,7 +232,7 @@ class TrainingStep:
         """`count` samples of the largest shape in the data."""
         shapes = self.session.train_set.batch_shapes
         image = max(range(len(shapes)), key=lambda i: math.prod(shapes[i]))
-        return [SampleIndex(position, image, 0) for position in range(count)]
+        return [self.session.train_set.sample_as_written(position, image) for position in range(count)]
 
     def _largest_forward(self) -> torch.Tensor:
         return self.sample_losses(self._largest_samples(1), [0.5])

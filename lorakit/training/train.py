@@ -192,6 +192,7 @@ def _train_planned(
             accelerator.device,
             main=is_main,
             wait_for_everyone=lambda: _wait_for_everyone(accelerator),
+            num_processes=accelerator.num_processes,
             log=log,
         )
         trainer = Trainer(session, accelerator, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def _overview_rows(run: RunFolder, recipe: Recipe, record: dict[str, Any]) -> li
         ("Base", Path(recipe.base).name),
         ("Status", f"{record['status']}, {len(run.metrics())} rows of metrics"),
         ("Data", f"{record.get('num_images', '?')} images at resolution {recipe.resolution}"),
+        *_caption_rows(record.get("concepts") or ()),
         (
             "Adapter",
             f"{recipe.adapter.type}, rank {recipe.adapter.rank}, alpha {recipe.adapter.alpha:g}{size}",
@@ -76,6 +78,12 @@ def _overview_rows(run: RunFolder, recipe: Recipe, record: dict[str, Any]) -> li
         ("Steps", f"{train.steps} of {recipe.effective_batch} images, {train.precision}, seed {train.seed}"),
         ("Exports", ", ".join(exports) or "none"),
     ]
+
+
+def _caption_rows(concepts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return the use of the captions of each concept."""
+    rows = [line.partition(": ") for line in data_record.caption_lines(concepts)]
+    return [(head.capitalize(), text) for head, _, text in rows]
 
 
 def _data_warnings(recipe: Recipe) -> list[str]:

@@ -12,7 +12,6 @@ import torch
 
 from lorakit.core import rng
 from lorakit.core.progress import track_progress
-from lorakit.data.batch_sampler import SampleIndex
 from lorakit.data.dataset import TrainingSet
 from lorakit.training.losses import DenoisingLoss
 
@@ -46,4 +45,5 @@ class ValidationLoss:
     def _loss(self, image: int, part: int) -> float:
         position = image * TIMESTEPS_PER_IMAGE + part
         uniform = (part + rng.keyed_uniform(0, "validation time", position)) / TIMESTEPS_PER_IMAGE
-        return float(self.loss(self.data, [SampleIndex(position, image, 0)], "validation", [uniform])[0])
+        sample = self.data.sample_as_written(position, image)
+        return float(self.loss(self.data, [sample], "validation", [uniform])[0])

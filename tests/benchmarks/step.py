@@ -93,7 +93,7 @@ def bare_step(base: str, folder: Path, steps: int) -> Callable[[int], float]:
 
 def _prepare_step(trainer: Trainer, number: int) -> _PreparedStep:
     train_set, seed = trainer.session.train_set, trainer.recipe.train.seed
-    samples = batch_sampler.step_samples(number, BATCH_SIZE, train_set.captions_per_image, seed)
+    samples = batch_sampler.step_samples(number, BATCH_SIZE, train_set.caption_choices, seed)
     samples = batch_sampler.micro_batches(samples, train_set.batch_shapes, BATCH_SIZE)[0]
     batch = train_set.batch(samples, torch.device("cpu"))
     shape = tuple(batch.latents.shape[1:])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lorakit.config import recipe
+from lorakit.config.caption_use import CaptionUse
 from lorakit.config.concepts import Concept
 from lorakit.config.recipe import Recipe, training_settings
 from lorakit.core.errors import ConfigError
@@ -43,7 +44,8 @@ def problem(dataset: Any, **changes: Any) -> str:
     ],
 )
 def test_a_folder_and_a_list_are_the_same_concepts(dataset, changes, expected):
-    assert list(parse(dataset, **changes).concepts) == expected
+    use = {"caption_use": CaptionUse()}
+    assert list(parse(dataset, **changes).concepts) == [one.model_copy(update=use) for one in expected]
 
 
 def test_triggers_and_folders_are_those_of_all_concepts():

@@ -9,11 +9,14 @@ import torch
 
 from lorakit.core import rng
 from lorakit.data import batch_sampler
+from lorakit.data.caption_choice import CaptionChoice
+
+ONE_CAPTION = CaptionChoice((1.0,))
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(5, 4), (7, 3), (3, 8), (20, 1)])
 def test_an_epoch_is_an_exact_permutation_with_any_batch_size(num_images, batch_size):
-    captions = [1] * num_images
+    captions = [ONE_CAPTION] * num_images
     steps = (batch_sampler.step_samples(step, batch_size, captions, seed=3) for step in range(60))
     stream = [sample for samples in steps for sample in samples]
     assert [sample.position for sample in stream] == list(range(60 * batch_size))
@@ -24,7 +27,7 @@ def test_an_epoch_is_an_exact_permutation_with_any_batch_size(num_images, batch_
 
 
 def test_the_samples_of_a_step_depend_on_step_and_seed_only():
-    captions = [1, 2, 3, 1]
+    captions = [CaptionChoice((1 / count,) * count) for count in (1, 2, 3, 1)]
     later = batch_sampler.step_samples(17, 4, captions, seed=1)
     assert later == batch_sampler.step_samples(17, 4, captions, seed=1)
     assert later != batch_sampler.step_samples(17, 4, captions, seed=2)
@@ -39,7 +42,7 @@ def test_the_samples_of_a_step_depend_on_step_and_seed_only():
 
 def test_each_micro_batch_has_one_shape_and_no_sample_is_dropped():
     shapes = [(64, 64), (96, 64), (64, 64), (64, 96), (96, 64)]
-    samples = batch_sampler.step_samples(0, 10, [1] * 5, seed=0)
+    samples = batch_sampler.step_samples(0, 10, [ONE_CAPTION] * 5, seed=0)
     groups = batch_sampler.micro_batches(samples, shapes, size=3)
     assert Counter(s for g in groups for s in g) == Counter(samples)
     for group in groups:
@@ -49,7 +52,7 @@ def test_each_micro_batch_has_one_shape_and_no_sample_is_dropped():
 
 def test_weighted_micro_batches_give_the_gradient_of_the_full_batch():
     shapes = [(1,), (2,), (1,), (2,), (2,)]
-    samples = batch_sampler.step_samples(0, 5, [1] * 5, seed=0)
+    samples = batch_sampler.step_samples(0, 5, [ONE_CAPTION] * 5, seed=0)
     weight = torch.tensor(0.5, requires_grad=True)
     losses = {sample: (weight * (sample.image_index + 1) - 1) ** 2 for sample in samples}
     (full,) = torch.autograd.grad(sum(losses.values()) / 5, weight, retain_graph=True)
@@ -59,7 +62,7 @@ def test_weighted_micro_batches_give_the_gradient_of_the_full_batch():
 
 
 def test_processes_split_a_step_without_overlap():
-    samples = batch_sampler.step_samples(2, 8, [1] * 5, seed=0)
+    samples = batch_sampler.step_samples(2, 8, [ONE_CAPTION] * 5, seed=0)
     shares = [batch_sampler.shard(samples, rank, 2) for rank in range(2)]
     assert sorted([*shares[0], *shares[1]], key=lambda s: s.position) == samples
     assert len(shares[0]) == len(shares[1])
@@ -80,7 +83,7 @@ def test_keyed_numbers_depend_on_every_part_and_on_nothing_else():
 
 @pytest.mark.parametrize("content_hash", ["a" * 64, "b" * 64, "c" * 64])
 def test_a_run_from_an_adapter_sees_other_images_and_noise_than_the_run_before(content_hash):
-    captions, batch_size = [1] * 7, 4
+    captions, batch_size = [ONE_CAPTION] * 7, 4
     first = batch_sampler.continued_position(content_hash, len(captions), batch_size)
     assert first % len(captions) == first % batch_size == 0  # the beginning of an epoch and of a step
     earlier, later = (

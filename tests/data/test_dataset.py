@@ -96,4 +96,4 @@ def test_an_epoch_contains_an_image_as_often_as_its_repeats_say(folder, tmp_path
     text = caches.TextCache(detect_family(base), base, torch.float32, tmp_path)
     train_set = dataset.TrainingSet(items, caches.LatentCache(base, tmp_path), text)
     assert [item.record.file for item in train_set.items].count("2.png") == 3
-    assert len(train_set.items) == 8 == len(train_set.batch_shapes) == len(train_set.captions_per_image)
+    assert len(train_set.items) == 8 == len(train_set.batch_shapes) == len(train_set.caption_choices)

@@ -91,7 +91,7 @@ def test_the_weight_of_a_concept_multiplies_the_loss_of_its_images(weights, data
     session = session_of(make_recipe(data, concepts(data, weight=weights)))
     step = TrainingStep(session, Accelerator(cpu=True), lambda text: None)
     train_set = session.train_set
-    samples = batch_sampler.step_samples(0, 8, train_set.captions_per_image, 0)
+    samples = batch_sampler.step_samples(0, 8, train_set.caption_choices, 0)
     expected = 0.0
     for sample in samples:  # each alone
         plain = float(step.loss(train_set, [sample], "noise", step._uniforms([sample], "time")).detach())

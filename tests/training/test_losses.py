@@ -23,12 +23,7 @@ from lorakit.training.step import TrainingStep
 from tests import runs
 from tests.masked_data import add_masks, repaint_unmasked
 
-STRATA = {
-    "stratified_timesteps": True,
-    "output_preservation": 1.0,
-    "prior_loss_weight": 0.7,
-    "caption_dropout": 0.3,
-}
+STRATA = {"stratified_timesteps": True, "output_preservation": 1.0, "prior_loss_weight": 0.7}
 SUBJECT = {"trigger": "sks", "class_noun": "round"}  # "a sks picture" becomes "a round picture"
 
 
@@ -82,8 +77,8 @@ def with_objective(step: TrainingStep, **objective: Any) -> TrainingStep:
 
 def gradients(step: TrainingStep, number: int = 0) -> tuple[float, list[torch.Tensor]]:
     """(loss, gradients) of one step of four images."""
-    captions, dropout = step.session.train_set.captions_per_image, step.recipe.objective.caption_dropout
-    samples = batch_sampler.step_samples(number, 4, captions, step.recipe.train.seed, dropout)
+    choices = step.session.train_set.caption_choices
+    samples = batch_sampler.step_samples(number, 4, choices, step.recipe.train.seed)
     loss = float(step.compute_gradients(samples))
     values = [p.grad.clone() for _, p in step.parameters]
     step.optimizer.zero_grad(set_to_none=True)
@@ -136,13 +131,13 @@ def test_the_noise_offset_is_a_constant_in_each_channel_of_training_noise_only(d
 
 
 def test_dropped_captions_are_empty_and_keyed_by_position(data, tmp_path):
-    data_set = training_step(tmp_path, data, objective={"caption_dropout": 0.25}).session.train_set
-    samples = batch_sampler.step_samples(0, 4000, data_set.captions_per_image, 0, 0.25)
+    data_set = training_step(tmp_path, data, caption_use={"caption_dropout": 0.25}).session.train_set
+    choices = data_set.caption_choices
+    samples = batch_sampler.step_samples(0, 4000, choices, 0)
     empty = [sample for sample in samples if sample.caption_index == batch_sampler.EMPTY_CAPTION]
     assert len(empty) / 4000 == pytest.approx(0.25, abs=0.02)
-    again = [batch_sampler.sample_at(s.position, data_set.captions_per_image, 0, 0.25) for s in empty]
-    assert again == empty
-    without = batch_sampler.step_samples(0, 4000, data_set.captions_per_image, 0)
+    assert [batch_sampler.sample_at(s.position, choices, 0) for s in empty] == empty
+    without = batch_sampler.step_samples(0, 4000, [dataclasses.replace(c, dropout=0.0) for c in choices], 0)
     assert [(s.position, s.image_index) for s in without] == [(s.position, s.image_index) for s in samples]
     batch = data_set.batch(empty[:1], torch.device("cpu"))
     expected = data_set._text.get("", data_set.items[empty[0].image_index].bucket)
@@ -158,7 +153,7 @@ def test_class_images_add_their_weighted_loss(data, class_images, tmp_path):
     assert extra[2.0] > 0.01
     for base, half, double in zip(alone[1], weighted[0.5][1], weighted[2.0][1], strict=True):
         assert torch.allclose(double - base, 4 * (half - base), atol=2e-5)
-    samples = batch_sampler.step_samples(0, 200, step.session.train_set.captions_per_image, 0)
+    samples = batch_sampler.step_samples(0, 200, step.session.train_set.caption_choices, 0)
     term = with_objective(step, prior_loss_weight=1.0).regularization.terms(samples)[0]
     captions = [step.session.class_image_set.caption(sample) for sample in term.samples]
     assert sorted({text: captions.count(text) for text in captions}.values()) == [40] * 5
@@ -174,10 +169,10 @@ def test_a_class_image_of_the_subject_is_named(data, class_images, tmp_path):
 
 
 def test_output_preservation_holds_captions_without_the_trigger_at_the_base(data, tmp_path):
-    objective = {"output_preservation": 2.0, "caption_dropout": 0.5}
-    step = training_step(tmp_path, data, **SUBJECT, objective=objective)
+    changes = {"objective": {"output_preservation": 2.0}, "caption_use": {"caption_dropout": 0.5}}
+    step = training_step(tmp_path, data, **SUBJECT, **changes)
     data_set, loss = step.session.train_set, step.loss
-    samples = batch_sampler.step_samples(0, 40, data_set.captions_per_image, 0, 0.5)
+    samples = batch_sampler.step_samples(0, 40, data_set.caption_choices, 0)
     (term,) = step.regularization.terms(samples)
     assert [s.position for s in term.samples] == [
         s.position for s in samples if s.caption_index != batch_sampler.EMPTY_CAPTION
@@ -221,8 +216,9 @@ def test_output_preservation_reduces_what_training_moves(data, tmp_path):
 
 
 def test_gradients_of_two_processes_add_up_to_the_whole_step(data, class_images, tmp_path):
-    step = training_step(tmp_path, data, **SUBJECT, class_images=str(class_images), objective=STRATA)
-    samples = batch_sampler.step_samples(1, 4, step.session.train_set.captions_per_image, 0, 0.3)
+    changes = {"class_images": str(class_images), "caption_use": {"caption_dropout": 0.3}}
+    step = training_step(tmp_path, data, **SUBJECT, **changes, objective=STRATA)
+    samples = batch_sampler.step_samples(1, 4, step.session.train_set.caption_choices, 0)
     values = []
     for own in (samples, batch_sampler.shard(samples, 0, 2), batch_sampler.shard(samples, 1, 2)):
         loss = float(step.compute_gradients(own))
@@ -255,7 +251,6 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
             "min_snr_gamma": 3.0,
             "noise_offset": 0.05,
             "huber": {},
-            "caption_dropout": 0.3,
         },
     ),
     "strata": (
@@ -281,7 +276,7 @@ def test_a_killed_run_resumes_in_the_same_bytes(name, data, class_images, tmp_pa
     changes: dict[str, Any] = {"objective": objective, **SUBJECT}
     changes["train"] = {"steps": 2, "batch_size": 2, "save_every": 1, "precision": "fp32"}
     if name == "class":
-        changes["class_images"] = str(class_images)
+        changes |= {"class_images": str(class_images), "caption_use": {"caption_dropout": 0.3}}
     whole = runs.train(runs.make_recipe(tmp_path / "a.yaml", base, data, tmp_path / "a", **changes))
     file = runs.make_recipe(tmp_path / "b.yaml", base, data, tmp_path / "b", **changes)
     with runs.killed_at(1):
