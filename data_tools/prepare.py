@@ -16,6 +16,10 @@ from data_tools import assign_buckets, captioners, check, out_folder, report, sc
 from data_tools.assign_buckets import BucketOptions
 from data_tools.captioners import Captioner
 from data_tools.captions import collect, generate, metadata, tokens
+from data_tools.captions.caption_counts import CaptioningCounts
+from data_tools.captions.caption_jobs import run_jobs
+from data_tools.captions.caption_journal import CaptionJournal, shard_journal
+from data_tools.captions.ray_captions import RayRunner
 from data_tools.conditioning import attach, controls, masks, segment
 from data_tools.conditioning.controls import ControlOptions
 from data_tools.conditioning.segment import SegmentOptions
@@ -25,7 +29,7 @@ from data_tools.listing import Listing, list_dataset
 from data_tools.options import PrepareOptions
 from lorakit import manifest
 from lorakit.core import storage
-from lorakit.core.errors import DataError
+from lorakit.core.errors import ConfigError, DataError
 from lorakit.manifest import Record
 
 __all__ = [
@@ -33,6 +37,7 @@ __all__ = [
     "PrepareOptions",
     "bucket_dataset",
     "caption_dataset",
+    "caption_dataset_shard",
     "check_dataset_folder",
     "generate_dataset_controls",
     "mask_dataset",
@@ -60,8 +65,8 @@ def prepare_dataset(folder: str | os.PathLike[str], options: PrepareOptions | No
         listing.folder, records, options.bucket_options(), quiet=options.quiet
     )
     records = _attach_files(files, records, options)
-    records = _run_captioner(listing, records, captioner, options)
-    return _save(listing, records, options, with_report=options.report)
+    records, counts = _run_captioner(listing, records, captioner, options)
+    return replace(_save(listing, records, options, with_report=options.report), captioning=counts)
 
 
 def scan_dataset(
@@ -75,8 +80,7 @@ def scan_dataset(
     files = _list_files(folder, options)
     _require_writable(files.listing)
     if ray_address is not None:
-        address = None if ray_address == "local" else ray_address
-        records = scan_shards.scan_with_ray(files.listing, options.scan_options(), address)
+        records = scan_shards.scan_with_ray(files.listing, options.scan_options(), ray_address)
     else:
         records = scan.scan_images(files.listing, options.scan_options(), journal=True)
     return _save(files.listing, _attach_files(files, records, options), options)
@@ -100,13 +104,48 @@ def merge_scan_shards(folder: str | os.PathLike[str], options: PrepareOptions) -
     return result
 
 
-def caption_dataset(folder: str | os.PathLike[str], options: PrepareOptions) -> Dataset:
-    """Measure new images, caption, and write the manifest."""
+def caption_dataset(
+    folder: str | os.PathLike[str], options: PrepareOptions, *, ray_address: str | None = None
+) -> Dataset:
+    """Measure new images, caption, and write the manifest.
+
+    With `ray_address`, the address of a cluster or "local", Ray Data runs the model on every GPU. Answers of
+    shards are used.
+    """
     options.check()
+    runner = _ray_runner(options, ray_address)
     listing = _list_files(folder, options).listing
     captioner = captioners.load_captioner(options.captioner) if options.captioner else None
     records = _scan_and_caption(_require_writable(listing), options)
-    return _save(listing, _run_captioner(listing, records, captioner, options), options)
+    records, counts = _run_captioner(listing, records, captioner, options, runner)
+    return replace(_save(listing, records, options), captioning=counts)
+
+
+def caption_dataset_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: str) -> Dataset:
+    """Caption one shard of the images, such as "2/8", with a model; `caption_dataset` writes the manifest."""
+    options.check()
+    if options.captioner is None:
+        remedy = "give --model or --server; captions of files need no shards"
+        raise ConfigError("a shard needs a captioner", where="shard", remedy=remedy)
+    part = scan_shards.Shard.parse(shard)
+    listing = _require_writable(_list_files(folder, options).listing)
+    captioner = captioners.load_captioner(options.captioner)
+    earlier = listing.earlier.records
+    measured = list(scan.scan_files(listing, part.files(listing), options.scan_options(), earlier))
+    records = collect.collect_captions(listing, measured, options.caption_options())
+    journal = CaptionJournal(listing.folder, shard_journal(part.number, part.count))
+    records, counts = generate.caption_images(
+        records, captioner, options.captioning, journal, quiet=options.quiet
+    )
+    return Dataset(listing.folder, tuple(records), (), captioning=counts)
+
+
+def _ray_runner(options: PrepareOptions, address: str | None) -> generate.JobRunner:
+    if address is None:
+        return run_jobs
+    if options.captioner is None:
+        raise ConfigError("--ray needs a captioner", where="ray", remedy="give --model, or leave --ray out")
+    return RayRunner(options.captioner, address)
 
 
 def check_dataset_folder(
@@ -230,18 +269,24 @@ def _scan_and_caption(listing: Listing, options: PrepareOptions) -> list[Record]
 
 
 def _run_captioner(
-    listing: Listing, records: Sequence[Record], captioner: Captioner | None, options: PrepareOptions
-) -> list[Record]:
+    listing: Listing,
+    records: Sequence[Record],
+    captioner: Captioner | None,
+    options: PrepareOptions,
+    runner: generate.JobRunner = run_jobs,
+) -> tuple[list[Record], CaptioningCounts | None]:
     """Caption with the captioner, if any, and count tokens for the base, if any.
 
     An image at which the model fails is a finding, not an exception: the other captions are kept.
     """
+    counts = None
     if captioner is not None:
-        records = generate.caption_images(
-            listing.folder, records, captioner, options.captioning, quiet=options.quiet
+        journal = CaptionJournal(listing.folder)
+        records, counts = generate.caption_images(
+            records, captioner, options.captioning, journal, runner=runner, quiet=options.quiet
         )
         records = collect.apply_edits_to_records(records, options.caption_options())
-    return tokens.annotate_token_counts(records, options.base)
+    return tokens.annotate_token_counts(records, options.base), counts
 
 
 def _require_writable(listing: Listing) -> Listing:
@@ -272,13 +317,17 @@ def _save(
     """Write the manifest, and the report if requested; remove the journals."""
     result, folder = _result(listing, records, options), listing.folder
     manifest.save_manifest(folder, records, wrote_metadata=listing.earlier.wrote_metadata)
-    listing.earlier.hashes.save(record.file for record in records)
+    listing.earlier.hashes.save(file for record in records for file in _files_of(record))
     storage.remove_file(folder / scan.SCAN_JOURNAL)
     if options.captioner is not None:
-        generate.remove_caption_journal(folder)
+        CaptionJournal(folder).remove()
     if with_report:
         _report(result, options)
     return result
+
+
+def _files_of(record: Record) -> list[str]:
+    return [record.file, *(image.file for image in record.conditioning_images)]
 
 
 def _report(result: Dataset, options: PrepareOptions) -> None:

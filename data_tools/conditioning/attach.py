@@ -1,8 +1,8 @@
 """Find the conditioning images of each image (sources of an edit, controls), and attach them to the records.
 
-A source is a file `a.source.png` beside `a.jpg` (several: `a.source1.png`, `a.source2.png`) or is named in
-the column `source_file_name` of a metadata file, as one path or a list; a control is `a.control.png` or named
-in `control_file_name`. These files are not trained on as images. Generated ones are in a hidden folder.
+A source is a file `a.source.png` beside `a.jpg` (several: `a.source1.png`, `a.source2.png`), `sources/a.png`,
+or is named in the column `source_file_name` of a metadata file, as one path or a list; a control is
+`a.control.png`, `a-condlabel.png`, `controls/a.png`, or named in `control_file_name`. These files are not trained on as images. Generated ones are in a hidden folder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from data_tools.captions import metadata
 from data_tools.conditioning.masks import GENERATED
@@ -24,6 +25,8 @@ from lorakit.manifest import ConditioningImage, Record, change_record
 
 CONTROL_FOLDER = ".lorakit-controls"  # of generated controls; hidden, so that no tool uses them as images
 NOTES = frozenset({"conditioning_image_unreadable", "conditioning_image_aspect_mismatch"})
+CONTROL_LABEL = "-condlabel"  # OneTrainer's end of the names of conditioning images
+_FOLDER_NAME = re.compile(r"(?P<type>sources|controls)(?:_(?P<number>\d+))?/(?P<stem>.+)")
 _SIDECAR_NAME = re.compile(r"(?P<stem>.+)\.(?P<type>source|control)(?P<number>\d*)")
 
 
@@ -43,21 +46,19 @@ def separate_conditioning_files(listing: Listing) -> tuple[Listing, dict[str, li
         for image, files in listing.tables.files.get(column, {}).items():
             by_image[image] += [ConditioningFile(image_type, file, "metadata") for file in files]
     in_metadata = {file.file for files in by_image.values() for file in files}
-    stems = {
-        file_stem(name): name for name in listing.images if name not in in_metadata
-    }
+    stems = {file_stem(name): name for name in listing.images if name not in in_metadata}
     sidecars: dict[str, list[tuple[str, int, ConditioningFile]]] = defaultdict(list)
     orphans = []
     for name in listing.images:
-        match = _SIDECAR_NAME.fullmatch(file_stem(name))
-        if match is None or name in in_metadata:
+        label = None if name in in_metadata else _label(name, stems)
+        if label is None:
             continue
-        owner = stems.get(match["stem"])
+        owner = stems.get(label.stem)
         if owner is None:
             orphans.append(name)
             continue
-        file = ConditioningFile(match["type"], name, "file")
-        sidecars[owner].append((file.type, int(match["number"] or 0), file))
+        file = ConditioningFile(label.type, name, "file")
+        sidecars[owner].append((file.type, label.number, file))
     for image, numbered in sidecars.items():
         metadata_types = {file.type for file in by_image[image]}  # metadata goes before files
         by_image[image] += [
@@ -68,6 +69,30 @@ def separate_conditioning_files(listing: Listing) -> tuple[Listing, dict[str, li
     other_files = tuple(sorted({*listing.other_files, *orphans}))
     separated = replace(listing, images=images, other_files=other_files)
     return separated, {image: files for image, files in by_image.items() if files}
+
+
+class _Label(NamedTuple):
+    """The image that a conditioning image belongs to by its name, as the name without extension."""
+
+    stem: str
+    type: str
+    number: int
+
+
+def _label(name: str, stems: Mapping[str, str]) -> _Label | None:
+    """Return the label of a conditioning image, None for other names.
+
+    In `controls/` and `sources/`, only images with the name of another image are conditioning images.
+    """
+    stem = file_stem(name)
+    if match := _SIDECAR_NAME.fullmatch(stem):
+        return _Label(match["stem"], match["type"], int(match["number"] or 0))
+    if stem.endswith(CONTROL_LABEL):
+        return _Label(stem.removesuffix(CONTROL_LABEL), "control", 0)
+    match = _FOLDER_NAME.fullmatch(stem)
+    if match and match["stem"] in stems:
+        return _Label(match["stem"], match["type"].rstrip("s"), int(match["number"] or 0))
+    return None
 
 
 def attach_conditioning(

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lorakit.core import checksums
+from lorakit.core import checksums, dataset_paths
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.file_hashes import FileHashes
 from lorakit.data import tensor_cache
 from lorakit.data.prompts import Prompt
 from lorakit.imaging import buckets, decode, masks, resize
@@ -81,7 +82,7 @@ def record_conditioning(
     for image in record.conditioning_images:
         if image.type in spec.accepted:
             box = _conditioning_crop(image, record.size, crop, size)
-            load = partial(_load_image, folder / image.file, box, size)
+            load = partial(_load_image, dataset_paths.file_path(folder, image.file), box, size)
             inputs.append(ConditioningInput(image.type, (image.sha256, box), load))
     if spec.source_is_image and not any(one.type == "source" for one in inputs):
         load = partial(resize.load_image_tensor, folder, record, crop, size)
@@ -150,10 +151,11 @@ def check_record_conditioning(family: Family, folder: Path, records: Sequence[Re
                 where=where,
                 remedy=f"{family.title} needs one for each image; {_REMEDIES[image_type]}",
             )
+    hashes = FileHashes.load(folder)
     for record in records:
         _check_types(family, record, where)
         for image in record.conditioning_images:
-            _check_file(folder, image)
+            _check_file(folder, image, hashes)
 
 
 def _check_types(family: Family, record: Record, where: str) -> None:
@@ -209,11 +211,11 @@ def _has_conditioning(record: Record, image_type: str) -> bool:
     return any(image.type == image_type for image in record.conditioning_images)
 
 
-def _check_file(folder: Path, image: ConditioningImage) -> None:
-    file = folder / image.file
+def _check_file(folder: Path, image: ConditioningImage, hashes: FileHashes) -> None:
+    file = dataset_paths.file_path(folder, image.file)
     remedy = f"run `lorakit data prepare {folder}` again"
     try:
-        same = checksums.sha256_file(file) == image.sha256
+        same = hashes.sha256(image.file, file) == image.sha256
     except OSError as error:
         raise DataError(f"cannot read the {image.type}: {error}", where=str(file), remedy=remedy) from error
     if not same:
@@ -229,8 +231,21 @@ def _conditioning_crop(image: ConditioningImage, image_size: Size, crop: CropBox
     own_size = image.width, image.height
     if not masks.same_aspect(own_size, image_size):
         return buckets.crop_box(own_size, size)
-    x, y = own_size[0] / image_size[0], own_size[1] / image_size[1]
-    return round(crop[0] * x), round(crop[1] * y), round(crop[2] * x), round(crop[3] * y)
+    left, right = _scaled_span((crop[0], crop[2]), image_size[0], own_size[0], size[0])
+    top, bottom = _scaled_span((crop[1], crop[3]), image_size[1], own_size[1], size[1])
+    return left, top, right, bottom
+
+
+def _scaled_span(span: tuple[int, int], image_side: int, own_side: int, length: int) -> tuple[int, int]:
+    """Return a span of the image's side on the other side.
+
+    If it is `length` pixels long but for rounding, it has that length: the pixels then stay as they are.
+    """
+    start, end = (round(edge * own_side / image_side) for edge in span)
+    if abs(end - start - length) > 1 or length > own_side:
+        return start, end
+    start = min(start, own_side - length)
+    return start, start + length
 
 
 def _load_image(file: Path, box: CropBox | None, size: Size) -> torch.Tensor:
