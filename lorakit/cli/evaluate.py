@@ -176,7 +176,7 @@ def score_command(
     folder: Path, prompts: Path, out: Path | None, trigger: str | None, class_noun: str | None, **values: Any
 ) -> None:
     """Score a folder of images from any generator."""
-    from lorakit.data.prompts import Subject
+    from lorakit.data.subjects import Subject
     from lorakit.evaluation.evaluate_folder import evaluate_folder
 
     resolved = folder.resolve()
@@ -282,7 +282,7 @@ def prompts_command(
     from lorakit.config.recipe import load_recipe
     from lorakit.core.errors import ConfigError
     from lorakit.data.items import load_concepts
-    from lorakit.data.prompts import Subject
+    from lorakit.data.subjects import Subject
     from lorakit.evaluation import prompt_set
 
     if (dataset / "recipe.yaml").is_file():

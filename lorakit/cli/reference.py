@@ -282,7 +282,9 @@ def _dataclass_rows(kind: type) -> Iterator[tuple[str, str, str]]:
 
 
 def _prompt_rows() -> Iterator[tuple[str, str, str]]:
-    from lorakit.data.prompts import DEFAULT_KIND, DEFAULT_SEEDS, PROMPT_KEYS
+    from lorakit.data.prompt_files.keys import PROMPT_KEYS
+    from lorakit.data.prompt_files.values import DEFAULT_SEEDS
+    from lorakit.data.prompts import DEFAULT_KIND
 
     values = {
         "seeds": ("list of integer", f"`{list(DEFAULT_SEEDS)}`"),

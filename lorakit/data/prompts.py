@@ -1,47 +1,43 @@
-"""Prompt files: the prompts to sample, and the texts to score the images against.
+"""Prompts to sample, and the texts to score their images against; `load_prompts` reads them from a file.
 
-JSONL holds one object per line with the keys `PROMPT_KEYS`; a YAML list holds such objects or plain strings;
-a TSV with a `Prompt` column is PartiPrompts' format (Yu et al., 2022); a text with `.format(unique_token,
-class_token)` is DreamBooth's prompts_and_classes.txt (Ruiz et al., 2022); other text has one prompt per line.
-JSON and TOML lists, `#` and options such as `--n` are those of kohya's scripts (foreign_prompts.py).
+The forms of prompt files are in prompt_files/, their keys are `PROMPT_KEYS`.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorakit.config import strict_yaml
-from lorakit.config.concepts import Concept
-from lorakit.core import input_files
 from lorakit.core.errors import DataError
-from lorakit.core.strict_csv import read_csv
-from lorakit.core.strict_json import parse_json
+from lorakit.core.nearest import did_you_mean
 from lorakit.core.words import has_word
-from lorakit.data import foreign_prompts
+from lorakit.data.prompt_files import values
+from lorakit.data.prompt_files.forms import find_form
+from lorakit.data.prompt_files.keys import OWN_NAME, PROMPT_KEYS
+from lorakit.data.prompt_files.options import with_options
+from lorakit.data.prompt_files.row import PromptRow, PromptText, Values
+from lorakit.data.prompt_files.syntax import read_syntax
+from lorakit.data.prompt_files.unknown import read_prompt_text
+from lorakit.data.prompt_files.values import DEFAULT_SEEDS
 from lorakit.data.questions import Question, parse_questions, question_to_json
+from lorakit.data.subjects import Subjects, replace_triggers, subject_triggers
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _LOGGER = logging.getLogger("lorakit")
-DEFAULT_SEEDS = (0, 1, 2, 3)
 DEFAULT_KIND = "subject"
-MAX_SEED = 2**63 - 1  # the limit of torch.Generator.manual_seed
-PROMPT_KEYS = ("id", "prompt", "score_text", "negative", "seeds", "kind", "image", "mask", "questions")
+PROMPT_SETTINGS = ("width", "height", "aspect_ratio", "num_inference_steps", "guidance_scale")
 SUBJECT_KINDS = ("subject", "recontextualization", "property", "style", "view")
 CLASS_KINDS, UNRELATED_KINDS = ("class",), ("unrelated",)
-# DreamBooth's prompts for living subjects have clothes, those for things have surfaces.
-LIVING_CLASS_NOUNS = {"animal", "baby", "bird", "boy", "cat", "child", "dog", "face", "girl", "horse"}
-LIVING_CLASS_NOUNS |= {"kitten", "man", "person", "puppy", "woman"}
 Role = Literal["subject", "class", "unrelated"]
 MAX_ID_BYTES = 100  # an id becomes part of a file name, which has at most 255 bytes
 _ID = re.compile(r"[\w][\w.-]*")
-_DREAMBOOTH = re.compile(r"""['"](.*\{0\}.*\{1\}.*)['"]\.format\(unique_token, *class_token\)""")
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,8 @@ class Prompt:
     `kind` groups prompts in reports: "subject", "unrelated", or any name. `images` (the key `image`) are the
     conditioning images of the prompt: those that the base model edits, or the one of img2img, ControlNet or
     IP-Adapter. `mask` is white where the base model fills in. `questions` can be answered with yes or no by
-    looking at an image; a model answers them in an evaluation.
+    looking at an image; a model answers them in an evaluation. Size, `num_inference_steps` and
+    `guidance_scale` come before those of the command or recipe; `aspect_ratio` (such as 3:2) keeps the area.
     """
 
     id: str
@@ -63,6 +60,11 @@ class Prompt:
     images: tuple[Path, ...] = ()
     mask: Path | None = None
     questions: tuple[Question, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    aspect_ratio: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
 
     def role(self, triggers: Collection[str]) -> Role:
         """Return the prompt's role in an evaluation: a trained subject, its class, or something unrelated.
@@ -77,46 +79,6 @@ class Prompt:
         if self.kind in UNRELATED_KINDS or (triggers and not has_trigger):
             return "unrelated"
         return "subject"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A subject to fill into prompt lists such as DreamBooth's: "a {trigger} {class_noun} in snow"."""
-
-    trigger: str | None = None
-    class_noun: str | None = None
-
-
-Subjects = Sequence[Subject]
-
-
-def concept_subjects(concepts: Iterable[Concept]) -> tuple[Subject, ...]:
-    """Return the subjects that the concepts of a recipe name, each once."""
-    named = (Subject(concept.trigger, concept.class_noun) for concept in concepts)
-    return tuple(dict.fromkeys(subject for subject in named if subject != Subject()))
-
-
-def subject_triggers(subjects: Subjects) -> tuple[str, ...]:
-    """Return the trigger words of the subjects, each once."""
-    return tuple(dict.fromkeys(subject.trigger for subject in subjects if subject.trigger))
-
-
-def replace_triggers(text: str, subjects: Subjects) -> str:
-    """Return the text with class nouns instead of triggers, which scoring models do not know."""
-    named = {s.trigger.casefold(): s for s in subjects if s.trigger and s.class_noun}
-    if not named:
-        return text
-    longest_first = sorted(named.values(), key=lambda s: len(s.trigger or ""), reverse=True)
-    # one pattern for all: a class noun that was filled in is not searched again
-    pattern = "|".join(
-        rf"(?<!\w)({re.escape(s.trigger or '')})(?:\s+{re.escape(s.class_noun or '')})?(?!\w)"
-        for s in longest_first
-    )
-
-    def class_noun(match: re.Match[str]) -> str:
-        return longest_first[(match.lastindex or 1) - 1].class_noun or ""
-
-    return re.sub(pattern, class_noun, text, flags=re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -135,44 +97,49 @@ class Sample:
 def load_prompts(
     path: str | Path, subjects: Subjects = (), log: Callable[[str], None] = _LOGGER.warning
 ) -> list[Prompt]:
-    """Read a prompt file by its extension (.jsonl, .yaml/.yml, .tsv, .json, .toml, otherwise text).
+    """Read a prompt file; its content decides which of the forms in prompt_files/forms.py it has.
 
     The subjects fill the placeholders of DreamBooth's list, and `[trigger]`; elsewhere class nouns replace
-    their triggers in rows without a `score_text`. `log` receives what is not sampled, or read as plain words
-    though it may be the syntax of another tool. Raises DataError with file and line for an unknown key, an
-    empty prompt, a repeated id, a seed that is not a non-negative integer, syntax of other tools that has no
-    meaning here, or a file without prompts.
+    their triggers in rows without a `score_text`. `log` receives what is not sampled or used, and what is
+    read as plain words though it may be the syntax of another tool.
+
+    Raises DataError with file and line for an unknown key or option, a value that cannot be used, an empty
+    prompt, a repeated id, syntax of other tools that has no meaning here, text that is no prompt, or a file
+    without prompts.
     """
     file = Path(path)
-    text = input_files.read_text(file)
-    reader = _READERS.get(file.suffix.lower(), _read_lines)
-    unit = "entry" if reader in (_read_json, _read_toml) else "line"
-    if reader is _read_lines and _DREAMBOOTH.search(text):
-        rows = _read_dreambooth(text, file, subjects)
-    else:
-        rows = reader(text, file)
-        if reader is _read_lines and (comments := foreign_prompts.comment_lines(text)):
-            log(f"{file}: {len(comments)} lines that start with # are comments, from line {comments[0]}")
+    source = PromptText(read_prompt_text(str(file)), file, subjects, log)
     prompts: list[Prompt] = []
-    triggers = subject_triggers(subjects)
-    line_of_id: dict[str, int] = {}
-    for line, row in rows:
-        where = f"{file}, {unit} {line}"
-        row, doubtful = foreign_prompts.read_syntax(row, where, triggers)
-        for message in doubtful:
-            log(f"{where}: {message}")
-        prompt = _parse_prompt(row, default_prompt_id(len(prompts) + 1), file, where)
-        if prompt.score_text == prompt.prompt:
-            prompt = replace(prompt, score_text=replace_triggers(prompt.prompt, subjects))
-        questions = tuple(replace(q, text=replace_triggers(q.text, subjects)) for q in prompt.questions)
-        prompt = replace(prompt, questions=questions)
-        first = line_of_id.setdefault(prompt.id.casefold(), line)  # some file systems ignore case
-        if first != line:
-            raise DataError(f"id {prompt.id!r} is used in {unit} {first} already", where=where)
+    place_of_id: dict[str, str] = {}
+    unused = Counter[str]()
+    for row in find_form(source).read(source):
+        prompt, names = _read_row(row, source, default_prompt_id(len(prompts) + 1))
+        unused.update(names)
+        first = place_of_id.setdefault(prompt.id.casefold(), row.place)  # some file systems ignore case
+        if first != row.place:
+            raise DataError(f"id {prompt.id!r} is used in {first} already", where=f"{file}, {row.place}")
         prompts.append(prompt)
     if not prompts:
-        raise DataError("the file contains no prompt", where=str(file))
+        raise DataError("the file contains no prompt", where=str(file), remedy="write one prompt a line")
+    if unused:
+        counts = ", ".join(f"{name} ({number}x)" for name, number in unused.most_common())
+        log(f"{file}: not used, for they have no equal in lorakit: {counts}")
     return prompts
+
+
+def _read_row(row: PromptRow, source: PromptText, default_id: str) -> tuple[Prompt, tuple[str, ...]]:
+    """Return the prompt of a row, and the names of what is not used."""
+    where, subjects = f"{source.where}, {row.place}", source.subjects
+    cells, more = with_options(row.values, where)
+    cells = row.shared | cells
+    cells, doubtful = read_syntax(cells, where, subject_triggers(subjects))
+    for message in doubtful:
+        source.log(f"{where}: {message}")
+    prompt = _parse_prompt(cells, default_id, source.file, where)
+    if prompt.score_text == prompt.prompt:
+        prompt = replace(prompt, score_text=replace_triggers(prompt.prompt, subjects))
+    questions = tuple(replace(q, text=replace_triggers(q.text, subjects)) for q in prompt.questions)
+    return replace(prompt, questions=questions), row.unused + more
 
 
 def default_prompt_id(number: int) -> str:
@@ -194,105 +161,39 @@ def prompt_to_row(prompt: Prompt) -> dict[str, Any]:
         row["mask"] = str(prompt.mask)
     if prompt.questions:
         row["questions"] = [question_to_json(question) for question in prompt.questions]
+    for key in PROMPT_SETTINGS:
+        if (value := getattr(prompt, key)) is not None:
+            row[key] = value
     return row | {"seeds": list(prompt.seeds), "kind": prompt.kind}
 
 
-def _read_jsonl(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        row = parse_json(line, f"{file}, line {number}")
-        if not isinstance(row, dict):
-            raise DataError("a line must contain one JSON object", where=f"{file}, line {number}")
-        yield number, row
-
-
-def _read_yaml(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, value in strict_yaml.parse_yaml_list(text, str(file)):
-        if not isinstance(value, str | dict):
-            where = f"{file}, line {line}"
-            raise DataError("an item must be a string or a mapping", where=where, remedy="quote the prompt")
-        yield line, {"prompt": value} if isinstance(value, str) else value
-
-
-def _read_tsv(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, row in read_csv(text, str(file), delimiter="\t", has_quotes=False):
-        if "Prompt" not in row:
-            remedy = "PartiPrompts' first line is: Prompt, Category, Challenge, Note (separated by tabs)"
-            raise DataError("no column named Prompt", where=f"{file}, line 1", remedy=remedy)
-        yield number, {"prompt": row["Prompt"], "kind": row.get("Category") or DEFAULT_KIND}
-
-
-def _read_dreambooth(text: str, file: Path, subjects: Subjects) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read DreamBooth's file for each subject."""
-    named = [subject for subject in subjects if subject.class_noun]
-    if not named:
-        remedy = "name it, for example with --class-noun dog (and --trigger sks)"
-        raise DataError("the prompts have placeholders for a subject", where=str(file), remedy=remedy)
-    for subject in named:
-        yield from _dreambooth_rows(text, subject)
-
-
-def _dreambooth_rows(text: str, subject: Subject) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield one of the two lists of DreamBooth's file: the first is for things, the second for the living."""
-    assert subject.class_noun
-    living = subject.class_noun.split()[-1].lower() in LIVING_CLASS_NOUNS
-    list_number = 0
-    for line, content in enumerate(text.split("\n"), 1):
-        if "prompt_list" in content:
-            list_number += 1
-        match = _DREAMBOOTH.search(content)
-        if match and list_number == (2 if living else 1):
-            prompt, score_text = (
-                " ".join(match[1].format(token, subject.class_noun).split())
-                for token in (subject.trigger or "", "")
-            )
-            yield line, {"prompt": prompt, "score_text": score_text}
-
-
-def _read_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield number, {"prompt": line}
-
-
-def _read_json(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    return foreign_prompts.read_json_list(text, str(file))
-
-
-def _read_toml(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    return foreign_prompts.read_toml(text, str(file))
-
-
-_READERS = {
-    ".jsonl": _read_jsonl,
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
-    ".tsv": _read_tsv,
-    ".json": _read_json,
-    ".toml": _read_toml,
-}
-
-
-def _parse_prompt(row: dict[str, Any], default_id: str, file: Path, where: str) -> Prompt:
+def _parse_prompt(row: Values, default_id: str, file: Path, where: str) -> Prompt:
     """Check a row and return its prompt; image paths are relative to `file`."""
-    unknown = [str(key) for key in row if key not in PROMPT_KEYS]
-    if unknown:
+    known = (*PROMPT_KEYS, "size")
+    if unknown := [str(key) for key in row if key not in known]:
+        names = ", ".join(map(repr, unknown))
         remedy = f"known keys: {', '.join(PROMPT_KEYS)}"
-        raise DataError(f"unknown key {', '.join(map(repr, unknown))}", where=where, remedy=remedy)
+        message = f"unknown key {names}{did_you_mean(unknown[0], OWN_NAME)}"
+        raise DataError(message, where=where, remedy=remedy)
     prompt = _text(row, "prompt", where).strip()
     if not prompt:
-        raise DataError("the prompt is empty", where=where)
+        raise DataError("the prompt is empty", where=where, remedy="write its text, or delete it")
+    width, height = values.read_size(row, where)
     return Prompt(
         id=_prompt_id(row.get("id", default_id), where),
         prompt=prompt,
         score_text=_text(row, "score_text", where).strip() or prompt,
-        negative=_text(row, "negative", where),
-        seeds=_seeds(row.get("seeds"), where),
+        negative=_text(row, "negative", where).strip(),
+        seeds=values.read_seeds(row.get("seeds"), where),
         kind=_text(row, "kind", where).strip() or DEFAULT_KIND,
         images=_image_paths(row, file, where),
         mask=_image_path(_text(row, "mask", where), file, where),
         questions=parse_questions(row.get("questions"), where),
+        width=width,
+        height=height,
+        aspect_ratio=values.read_aspect_ratio(row.get("aspect_ratio"), where),
+        num_inference_steps=values.read_steps(row.get("num_inference_steps"), where),
+        guidance_scale=values.read_guidance(row.get("guidance_scale"), where),
     )
 
 
@@ -311,7 +212,7 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
-def _image_paths(row: dict[str, Any], file: Path, where: str) -> tuple[Path, ...]:
+def _image_paths(row: Values, file: Path, where: str) -> tuple[Path, ...]:
     """Return the paths of the key `image`: one path or a list of them."""
     value = row.get("image")
     names = value if isinstance(value, list) else [_text(row, "image", where)]
@@ -330,23 +231,11 @@ def _image_path(name: str, file: Path, where: str) -> Path | None:
     return path
 
 
-def _text(row: dict[str, Any], key: str, where: str) -> str:
+def _text(row: Values, key: str, where: str) -> str:
     value = row.get(key)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{key} must be a string, got {value!r}", where=where)
+        remedy = "write one text in quotes"
+        raise DataError(f"{key} must be a string, got {_shortened(value)}", where=where, remedy=remedy)
     return value
-
-
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
-    if value is None:
-        return DEFAULT_SEEDS
-    integers = isinstance(value, list) and all(
-        isinstance(seed, int) and not isinstance(seed, bool) for seed in value
-    )
-    unique = integers and value and len(set(value)) == len(value)
-    if not unique or not all(0 <= seed <= MAX_SEED for seed in value):
-        remedy = "use a list of different non-negative integers, such as [0, 1, 2, 3]"
-        raise DataError(f"seeds {value!r} cannot be used", where=where, remedy=remedy)
-    return tuple(value)

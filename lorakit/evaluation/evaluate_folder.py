@@ -10,7 +10,8 @@ from pathlib import Path
 from lorakit.adapters.selection_record import EVALUATION_FOLDER
 from lorakit.adapters.sources import LAST
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.data.prompts import Prompt, Subject, load_prompts, subject_triggers
+from lorakit.data.prompts import Prompt, load_prompts
+from lorakit.data.subjects import Subject, subject_triggers
 from lorakit.evaluation.judge_changes import check_same_judges, without_changed_metrics
 from lorakit.evaluation.judges import DEFAULT_JUDGES, JudgeOptions, load_folder_references, load_judges
 from lorakit.evaluation.measure import score_variants

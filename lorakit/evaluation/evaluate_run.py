@@ -11,7 +11,8 @@ from lorakit.adapters.sources import read_last_step
 from lorakit.config.recipe import change_recipe, load_recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, first_line
-from lorakit.data.prompts import Prompt, concept_subjects, load_prompts
+from lorakit.data.prompts import Prompt, load_prompts
+from lorakit.data.subjects import concept_subjects
 from lorakit.evaluation import race as racing
 from lorakit.evaluation.checkpoints import list_variants
 from lorakit.evaluation.guests import GuestRequest, find_guests

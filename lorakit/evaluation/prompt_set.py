@@ -14,7 +14,8 @@ from pathlib import Path
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.words import has_word
-from lorakit.data.prompts import LIVING_CLASS_NOUNS, Prompt, Subject, prompt_to_row
+from lorakit.data.prompts import Prompt, prompt_to_row
+from lorakit.data.subjects import LIVING_CLASS_NOUNS, Subject
 from lorakit.evaluation.template_questions import template_questions, unrelated_questions, with_article
 
 SUBJECT_COUNT, OTHER_COUNT = 24, 6  # prompts of the subject; of its class, and as many of unrelated things

@@ -13,7 +13,7 @@ from lorakit.core import rng
 from lorakit.core.errors import ConfigError, DataError, first_line
 from lorakit.core.words import has_word
 from lorakit.data.items import DatasetItem, load_concepts
-from lorakit.data.prompts import concept_subjects, replace_triggers
+from lorakit.data.subjects import concept_subjects, replace_triggers
 from lorakit.evaluation.caption_match import FloatArray, find_subject_groups, measure_caption_match
 from lorakit.evaluation.feature_cache import FrameSource, cached_features
 from lorakit.evaluation.run_facts import ConceptFacts, RunFacts, SubjectGroups

@@ -25,6 +25,7 @@ from lorakit.evaluation.variant_origin import VariantOrigin
 from lorakit.evaluation.variant_sampler import SamplingTask, VariantSampler
 from lorakit.models import device as devices
 from lorakit.models import loading
+from lorakit.sampling.generate import SamplingSettings
 from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline, resolve_quantization
 
 _Losses = Mapping[str, list[float]]
@@ -164,7 +165,7 @@ class RunSampler:
                 _sampling_settings(sampler.pipeline, self.options),
                 size,
                 sampler.pipeline.family.title,
-                list(sampler.pipeline.notes),
+                [*sampler.pipeline.notes, *_own_settings_notes(self.plan.prompts, settings)],
             )
         missing = sum(sampler.count_missing(task) for task in tasks)
         total = sum(len(prompt.seeds) for task in tasks for prompt in task.prompts)
@@ -218,6 +219,16 @@ def _guest_task(guest: Guest, prompts: Sequence[Prompt]) -> SamplingTask:
     adapter_hash = checksums.sha256_file(guest.source.weights_file)
     own = [guest.own_prompt(prompt) for prompt in prompts]
     return SamplingTask(guest.name, guest.folder, own, adapter_hash, guest.source.strength)
+
+
+def _own_settings_notes(prompts: Sequence[Prompt], settings: SamplingSettings) -> list[str]:
+    """Return a note about the prompts whose images have other settings than the report's."""
+    number = sum(
+        settings.for_prompt(prompt) != settings or prompt.aspect_ratio is not None for prompt in prompts
+    )
+    if not number:
+        return []
+    return [f"{number} of {len(prompts)} prompts have their own size, steps or guidance, of the prompt file."]
 
 
 def _sampling_settings(pipeline: SamplingPipeline, options: SamplingOptions) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lorakit.core.errors import DataError
 from lorakit.core.shares import share_difference, share_interval
 from lorakit.core.statistics import Interval, mean_interval
 from lorakit.core.words import has_word
-from lorakit.data.prompts import Prompt, Role, prompt_to_row
+from lorakit.data.prompts import PROMPT_SETTINGS, Prompt, Role, prompt_to_row
 from lorakit.data.questions import parse_questions
 from lorakit.evaluation.copies import CopyScale, TrainingMatch
 from lorakit.evaluation.metric_table import METRICS, metric_spec
@@ -315,7 +315,8 @@ def _prompt_from_json(row: Mapping[str, Any]) -> Prompt:
     seeds, score_text = tuple(row["seeds"]), row.get("score_text", text)
     questions = parse_questions(row.get("questions"), row["id"])
     negative = row.get("negative", "")
-    return Prompt(row["id"], text, score_text, negative, seeds, row["kind"], questions=questions)
+    settings: dict[str, Any] = {name: row.get(name) for name in PROMPT_SETTINGS}
+    return Prompt(row["id"], text, score_text, negative, seeds, row["kind"], questions=questions, **settings)
 
 
 def column_interval(column: NDArray[np.float64], level: float = 0.95) -> Interval | None:

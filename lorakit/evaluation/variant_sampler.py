@@ -54,7 +54,6 @@ class VariantSampler:
         versions = package_versions()
         self._common_key_parts = {
             "base": base_model.base_hash(pipeline.base_folder),
-            "settings": asdict(pipeline.settings(options)) | {"batch_size": None},
             "control": [control.type, control.scale, _folder_hash(control.folder)] if control else None,
             "noise": generate.NOISE_SEED,
             "quantize": pipeline.quantize,
@@ -118,6 +117,9 @@ class VariantSampler:
         parts: dict[str, Any] = {"prompt": prompt.prompt, "negative": prompt.negative, "image": image}
         if family.conditioning.accepted:
             parts["conditioning"] = conditioning.prompt_conditioning(family, prompt, (0, 0)).cache_key
+        settings = self.pipeline.settings(self.options)
+        (resolved,) = self.pipeline.resolve_sizes([prompt], settings)
+        parts["settings"] = asdict(settings.for_prompt(resolved)) | {"batch_size": None}
         parts |= {"id": prompt.id, "seed": seed, "adapter": task.adapter_hash, "strength": task.strength}
         return tensor_cache.cache_key(**parts, **self._common_key_parts)
 

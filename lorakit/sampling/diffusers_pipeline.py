@@ -125,7 +125,7 @@ def sample(
         num_inference_steps, guidance_scale, _size(width, height), batch_size, sampler=sampler, num_frames=1
     )
     settings = complete_settings(family, pipe, adapter_metadata, options)
-    encoded = generate.encode_prompts(family, pipe, requests, (settings.width, settings.height))
+    encoded = generate.encode_prompts(family, pipe, requests, settings)
     samples = generate.sample_images(family, pipe, encoded, settings, quiet=quiet)
     return [one.image for one in samples]
 

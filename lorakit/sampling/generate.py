@@ -6,10 +6,11 @@ whatever the batch size.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ class SamplingSettings:
     sampler: str | None = None
     num_frames: int = 1
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """The (width, height) of the images."""
+        return self.width, self.height
+
+    def for_prompt(self, prompt: Prompt) -> SamplingSettings:
+        """Return the settings of a prompt, whose own come first; its size is one of `resolve_sizes`."""
+        own = {
+            name: value
+            for name in ("width", "height", "num_inference_steps", "guidance_scale")
+            if (value := getattr(prompt, name)) is not None
+        }
+        return replace(self, **own) if own else self
+
 
 @dataclass(frozen=True)
 class EncodedPrompts:
@@ -68,18 +83,16 @@ class _Job:
 
 
 def encode_prompts(
-    family: Family, pipe: Any, prompts: Sequence[Prompt], size: tuple[int, int] | None = None
+    family: Family, pipe: Any, prompts: Sequence[Prompt], settings: SamplingSettings
 ) -> EncodedPrompts:
-    """Encode all prompts with the pipeline's text encoders, and load their conditioning images.
-
-    `size` is the (width, height) of the images to sample.
-    """
+    """Encode all prompts with the pipeline's text encoders, and load their conditioning images."""
     positive, negative = [], []
-    negative_by_key: dict[tuple[str, str], Conditioning] = {}
+    negative_by_key: dict[tuple[Any, ...], Conditioning] = {}
     for prompt in prompts:
-        inputs = conditioning.prompt_conditioning(family, prompt, size or (0, 0))
+        size = settings.for_prompt(prompt).size
+        inputs = conditioning.prompt_conditioning(family, prompt, size)
         images, negative_prompt = inputs.load_tensors(), prompt.negative or ""
-        key = negative_prompt, inputs.cache_key if family.conditioning.read_by_text_encoder else ""
+        key = negative_prompt, size, inputs.cache_key if family.conditioning.read_by_text_encoder else ""
         if key not in negative_by_key:
             negative_by_key[key] = family.encode_text(pipe, [negative_prompt], size, images)[0]
         positive.append({**family.encode_text(pipe, [prompt.prompt], size, images)[0], **images})
@@ -118,14 +131,12 @@ def sample_batches(
 
     A batch whose (prompt id, seed) are all in `completed` is skipped. The others are sampled as a whole, so
     that an image has the same neighbours, and the same bytes, as without an interruption. If memory runs out,
-    all further batches are split into halves.
+    all further batches are split into halves. The images of a batch have one size, steps and guidance.
     """
-    jobs = [_Job(i, seed) for i, prompt in enumerate(encoded.prompts) for seed in prompt.seeds]
     size = 1 if controlled and controlled.one_image_per_call else settings.batch_size
-    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     batches = [
         batch
-        for batch in batches
+        for batch in _batches(encoded.prompts, settings, size)
         if any((encoded.prompts[job.prompt_index].id, job.seed) not in completed for job in batch)
     ]
     denoiser = family.denoiser(pipe)
@@ -138,13 +149,14 @@ def sample_batches(
             Progress(label, sum(map(len, batches)), quiet=quiet) as progress,
         ):
             for batch in batches:
+                own = settings.for_prompt(encoded.prompts[batch[0].prompt_index])
                 outputs: list[Any] = []
                 while part := batch[len(outputs) : len(outputs) + size]:
                     if controlled:
                         files = [_control_image(encoded.prompts[job.prompt_index]) for job in part]
                         images = [decode.decode_image(file) for file in files]
-                        controlled.set_images(images, settings.width, settings.height)
-                    sampled = _sample_unless_out_of_memory(family, sampling_pipe, encoded, settings, part)
+                        controlled.set_images(images, own.width, own.height)
+                    sampled = _sample_unless_out_of_memory(family, sampling_pipe, encoded, own, part)
                     size = len(part) // 2 if sampled is None else size
                     outputs += sampled or []
                 yield [
@@ -154,6 +166,15 @@ def sample_batches(
                 progress.update(progress.done + len(batch))
     finally:
         denoiser.train(training)
+
+
+def _batches(prompts: Sequence[Prompt], settings: SamplingSettings, size: int) -> Iterator[list[_Job]]:
+    """Yield batches of at most `size` images; a prompt with other settings than the last starts a new one."""
+    rows = ((settings.for_prompt(prompt), index) for index, prompt in enumerate(prompts))
+    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+        jobs = [_Job(index, seed) for _, index in group for seed in prompts[index].seeds]
+        for start in range(0, len(jobs), size):
+            yield jobs[start : start + size]
 
 
 def _sample_unless_out_of_memory(

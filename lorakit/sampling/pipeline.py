@@ -22,7 +22,7 @@ from lorakit.models import base_model, loading, schedulers
 from lorakit.models import device as devices
 from lorakit.models.families import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
-from lorakit.sampling import controls, generate
+from lorakit.sampling import controls, generate, prompt_settings
 from lorakit.sampling.adapter_arguments import find_family, read_adapters
 
 DEFAULT_RESOLUTION = 1024  # of a base model without an adapter
@@ -201,10 +201,11 @@ class SamplingPipeline:
         if options.control and options.control not in self._controlled:
             self._controlled[options.control] = options.control.attach(self.pipe)
         settings = self.settings(options)
+        resolved = self.resolve_sizes(prompts, settings)
         return generate.sample_batches(
             self.family,
             self.pipe,
-            self._encode(prompts, (settings.width, settings.height)),
+            self._encode(resolved, settings),
             settings,
             completed=completed,
             controlled=self._controlled[options.control] if options.control else None,
@@ -212,10 +213,21 @@ class SamplingPipeline:
             quiet=options.quiet,
         )
 
-    def _encode_new(self, prompts: list[Prompt], size: tuple[int, int]) -> generate.EncodedPrompts:
+    def resolve_sizes(self, prompts: Sequence[Prompt], settings: generate.SamplingSettings) -> list[Prompt]:
+        """Return the prompts with sizes that the base model generates; a line says once what is rounded."""
+        resolved, notes = prompt_settings.resolve_sizes(self.family, self.pipe, prompts, settings)
+        for note in notes:
+            if note not in self.notes:
+                self.notes.append(note)
+                print_line(note)
+        return resolved
+
+    def _encode_new(
+        self, prompts: list[Prompt], settings: generate.SamplingSettings
+    ) -> generate.EncodedPrompts:
         """Encode prompts, those that overflow in half precision in float32."""
         encoded = self.run_with_text_encoders(
-            lambda pipe: generate.encode_prompts(self.family, pipe, prompts, size)
+            lambda pipe: generate.encode_prompts(self.family, pipe, prompts, settings)
         )
         overflowing = [number for number in range(len(prompts)) if not encoded.is_finite(number)]
         if not overflowing or self._has_text_encoders or self.dtype == torch.float32:
@@ -223,7 +235,9 @@ class SamplingPipeline:
         again = loading.run_with_text_encoders(
             self.family,
             self.base_folder,
-            lambda pipe: generate.encode_prompts(self.family, pipe, [prompts[n] for n in overflowing], size),
+            lambda pipe: generate.encode_prompts(
+                self.family, pipe, [prompts[n] for n in overflowing], settings
+            ),
             dtype=torch.float32,
             device=self.device,
             log=print_line,
@@ -232,13 +246,15 @@ class SamplingPipeline:
             encoded.positive[number], encoded.negative[number] = positive, negative
         return encoded
 
-    def _encode(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> generate.EncodedPrompts:
+    def _encode(
+        self, prompts: Sequence[Prompt], settings: generate.SamplingSettings
+    ) -> generate.EncodedPrompts:
         """Encode the prompts; each is encoded once, however often it is sampled."""
         conditioning.check_prompt_conditioning(self.family, prompts)
-        keys = [(p.prompt, p.negative, size, p.images, p.mask) for p in prompts]
+        keys = [(p.prompt, p.negative, settings.for_prompt(p).size, p.images, p.mask) for p in prompts]
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._encoded}
         if new:
-            encoded = self._encode_new(list(new.values()), size)
+            encoded = self._encode_new(list(new.values()), settings)
             rows = zip(new, encoded.prompts, encoded.positive, encoded.negative, strict=True)
             for key, prompt, positive, negative in rows:
                 self._encoded[key] = generate.EncodedPrompts([prompt], [positive], [negative])

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from lorakit.core import storage
 from lorakit.core.errors import first_line
-from lorakit.data.prompts import Prompt, Sample, Subjects, concept_subjects, replace_triggers
+from lorakit.data.prompts import Prompt, Sample
+from lorakit.data.subjects import Subjects, concept_subjects, replace_triggers
 from lorakit.models import clip_score, memory
 from lorakit.sampling import generate
 from lorakit.training import final_loss, losses

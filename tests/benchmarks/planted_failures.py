@@ -175,7 +175,7 @@ def too_long(place: Workplace) -> EvaluationResult:
 def copied_outputs(place: Workplace) -> EvaluationResult:
     """Images of another generator, a quarter of them training images; one training image is there twice."""
     from lorakit.core import storage
-    from lorakit.data.prompts import Subject
+    from lorakit.data.subjects import Subject
     from lorakit.evaluation.evaluate_folder import evaluate_folder
     from lorakit.evaluation.judges import JudgeOptions
     from lorakit.quickstart import shape_world

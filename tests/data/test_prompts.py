@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 
 from lorakit.core.errors import DataError
-from lorakit.data.prompts import (
-    DEFAULT_SEEDS,
-    Prompt,
-    Subject,
-    load_prompts,
-    prompt_to_row,
-    replace_triggers,
-)
+from lorakit.data.prompts import DEFAULT_SEEDS, Prompt, load_prompts, prompt_to_row
+from lorakit.data.subjects import Subject, replace_triggers
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -196,13 +190,13 @@ def test_plain_text_has_one_prompt_per_line(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "X"}\n', 2, "used in line 1"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "id": "0001"}\n', 2, "used in line 1"),
         ("p.jsonl", '{"prompt": "a"\n', 1, "not valid JSON"),
-        ("p.jsonl", '["a"]\n', 1, "one JSON object"),
+        ("p.jsonl", '{"prompt": "a"}\n["a"]\n', 2, "one JSON object"),
         ("p.jsonl", '{"prompt": 5}\n', 1, "must be a string"),
         ("p.jsonl", '{"prompt": "a", "negative": ["b"]}\n', 1, "negative must be a string"),
         ("p.yaml", "- a\n- prompt: b\n  sedes: [1]\n", 2, "unknown key 'sedes'"),
         ("p.yaml", "- a\n- 5\n", 2, "a string or a mapping"),
         ("p.yaml", "- ''\n", 1, "empty"),
-        ("p.tsv", "Text\tCategory\na\tb\n", 1, "no column named Prompt"),
+        ("p.tsv", "Words\tCategory\na\tb\n", 1, "no column named Prompt"),
         ("p.tsv", "Prompt\tCategory\na\tb\nc\n", 3, "1 cells under 2 column names"),
     ],
 )
@@ -213,7 +207,7 @@ def test_errors_name_file_and_line(tmp_path: Path, name: str, text: str, line: i
     assert caught.value.where == f"{path}, line {line}"
 
 
-@pytest.mark.parametrize("seeds", ["[]", "4", "[1, 1]", "[-1]", "[1.5]", "[true]", '["1"]', f"[{2**63}]"])
+@pytest.mark.parametrize("seeds", ["[]", '"4x"', "[1, 1]", "[-1]", "[1.5]", "[true]", "-2", f"[{2**63}]"])
 def test_seeds_must_be_different_non_negative_integers(tmp_path: Path, seeds: str) -> None:
     path = write(tmp_path, "p.jsonl", f'{{"prompt": "a", "seeds": {seeds}}}\n')
     with pytest.raises(DataError, match="seeds") as caught:
@@ -234,7 +228,7 @@ def test_ids_that_cannot_name_a_file_are_refused(tmp_path: Path, name: object) -
     [
         ("p.txt", b"\n \n", "no prompt"),
         ("p.jsonl", b"", "no prompt"),
-        ("p.yaml", b"", "not a YAML list"),
+        ("p.yaml", b"", "no prompt"),
         ("p.yaml", b"a: 1\n", "not a YAML list"),
         ("p.yaml", b"- [\n", "not valid YAML"),
         ("p.yaml", b"- !!python/object/apply:os.getcwd []\n", "not valid YAML"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lorakit.core.errors import DataError
-from lorakit.data.prompts import Subject, load_prompts, prompt_to_row
+from lorakit.data.prompts import load_prompts, prompt_to_row
 from lorakit.data.questions import MAX_QUESTIONS, Question
+from lorakit.data.subjects import Subject
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -8,7 +8,8 @@ import pytest
 
 from lorakit.core.errors import ConfigError
 from lorakit.core.words import has_word
-from lorakit.data.prompts import Subject, load_prompts
+from lorakit.data.prompts import load_prompts
+from lorakit.data.subjects import Subject
 from lorakit.evaluation.prompt_set import make_prompt_set, make_prompt_sets, write_prompt_set
 
 DOG = Subject("sks", "dog")

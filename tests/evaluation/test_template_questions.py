@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorakit.core.words import has_word
-from lorakit.data.prompts import Subject
+from lorakit.data.subjects import Subject
 from lorakit.evaluation.prompt_set import make_prompt_set
 
 

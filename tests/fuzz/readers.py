@@ -42,12 +42,13 @@ def _prompts(folder: Path) -> object:
 
 def _captions(folder: Path) -> object:
     from data_tools.captions.collect import CaptionOptions, collect_captions
+    from data_tools.captions.metadata import with_tables
     from data_tools.listing import list_dataset
     from lorakit.manifest import Record
 
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(folder / name)
-    listing = list_dataset(folder)
+    listing = with_tables(list_dataset(folder))
     records = [Record(name, "0" * 64, "0" * 64, 8, 8) for name in listing.images]
     return collect_captions(listing, records, CaptionOptions(class_noun="dog", trigger="sks"))
 

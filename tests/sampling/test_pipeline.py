@@ -108,6 +108,28 @@ def test_sizes_must_be_multiples_that_the_base_model_supports(sampling):
         pipeline.parse_size("640")
 
 
+def test_a_prompt_has_its_own_size_steps_and_guidance(sampling, capsys):
+    plain = Prompt("a", "a red circle", "a red circle", seeds=(0, 1))
+    prompts = [
+        plain,
+        replace(plain, id="b", width=96, height=50, seeds=(0,)),
+        replace(plain, id="c", num_inference_steps=1, seeds=(0,)),
+        replace(plain, id="d", aspect_ratio=1.5, guidance_scale=1.0, seeds=(0,)),
+    ]
+    samples = sampling.sample(prompts, SMALL, "x")
+    multiple = sampling.family.size_multiple(sampling.pipe)
+    height = round(50 / multiple) * multiple
+    assert [s.prompt.id for s in samples] == ["a", "a", "b", "c", "d"]
+    assert [s.image.size for s in samples][:4] == [(64, 64), (64, 64), (96, height), (64, 64)]
+    assert f"rounded from 96x50 to 96x{height}" in "".join(capsys.readouterr())
+    width, high = samples[4].image.size
+    assert width > high
+    assert abs(width * high / 64**2 - 1) < 0.3
+    options = replace(SMALL, num_inference_steps=1)
+    (alone,) = sampling.sample([replace(plain, id="c", seeds=(0,))], options, "x")
+    assert np.abs(pixels([alone])[0] - pixels(samples)[3]).max() <= 1
+
+
 EXPORTS = {"tiny-unet": ["comfyui", "a1111", "diffusers"], "tiny-dit": ["comfyui", "diffusers"]}
 
 

@@ -13,6 +13,7 @@ from lorakit.config import recipe as recipes
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.data import prompts
+from lorakit.data.subjects import Subject
 from lorakit.models import base_model, clip_score
 from lorakit.training import monitor, sample_sheet
 from tests import runs
@@ -110,5 +111,5 @@ def test_an_unknown_clip_model_is_refused_before_the_first_step(folder):
 
 def test_a_prompt_without_a_score_text_is_scored_without_the_trigger():
     prompt = prompts.Prompt("a", "a sks dog in snow", "a sks dog in snow")
-    assert monitor._scoring_text(prompt, [prompts.Subject("sks", "dog")]) == "a dog in snow"
+    assert monitor._scoring_text(prompt, [Subject("sks", "dog")]) == "a dog in snow"
     assert recipes.SamplingConfig().clip_model is None
