@@ -193,7 +193,7 @@ def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
         level, message = _NOTE_MESSAGES.get(code, ("note", "noted in the manifest"))
         if code in _QUOTED_NOTES:
             texts = list(_files_by_note(records, code))
-            message += f": {'; '.join(texts[:3])}" + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
+            message += f": {'; '.join(texts[:3])}{f'; and {len(texts) - 3} more' if texts[3:] else ''}"
         yield Finding(level, code, message, tuple(files))
 
 

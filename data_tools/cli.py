@@ -42,6 +42,7 @@ COMMANDS = {
         ("report", "Write report.html and report.json again.", "Single steps"),
         ("mask", "Make masks of objects that a word names, with a segmentation model.", "Additional images"),
         ("control", "Make conditioning images: edges, depth maps, poses, masks.", "Additional images"),
+        ("unlink", "Take generated controls, masks and captions out again.", "Additional images"),
         ("import", "Fill a folder from archives, tables or other folders.", "Formats"),
         ("export", "Write the images and captions for other tools.", "Formats"),
     )
@@ -297,6 +298,28 @@ def control_command(folder: Path, regenerate: bool, **values: Any) -> int:
 
 
 @command(
+    "unlink",
+    _folder,
+    option("--controls", is_flag=True, help="Take out generated controls."),
+    option("--masks", is_flag=True, help="Take out generated masks."),
+    option("--captions", is_flag=True, help="Take out captions of models."),
+    option("--yes", is_flag=True, help="Do it; without this option, only print what would be done."),
+    _out,
+    example="lorakit data unlink photos --controls --masks --yes",
+)
+def unlink_command(folder: Path, yes: bool, **values: Any) -> None:
+    """Take generated controls, masks and captions out again.
+
+    Deletes only files that lorakit generated and that have not changed since. Your own masks, controls and
+    captions stay; `lorakit data prepare` then does as if nothing had been generated.
+    """
+    from data_tools.unlink import UnlinkOptions, unlink_generated
+
+    result = unlink_generated(folder, pick_fields(UnlinkOptions, values), apply=yes)
+    print_answer(result.to_json(), None if is_quiet() else result.summary())
+
+
+@command(
     "import",
     click.argument("folder", type=FOLDER, metavar="DIR", required=True,
                    help="Folder to fill; its files are not changed."),
@@ -352,7 +375,9 @@ def _print_report_path(folder: Path) -> None:
 
 def _print_result(result: Dataset, values: Values | None = None) -> int:
     """Print the result; return EXIT_DATA if a model was asked and left images without a caption."""
-    print_answer({"folder": str(result.folder), **result.counts()}, None if is_quiet() else result.summary())
+    warnings = [finding.to_json() for finding in result.findings if finding.level != "note"]
+    answer = {"folder": str(result.folder), **result.counts(), "warnings": warnings}
+    print_answer(answer, None if is_quiet() else result.summary())
     if not values or values["allow_missing_captions"] or not (values.get("model") or values.get("server")):
         return 0
     return EXIT_DATA if any(finding.code == "no_caption" for finding in result.findings) else 0

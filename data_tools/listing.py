@@ -31,6 +31,7 @@ _IMAGES = (
 )
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
+ROW_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson"})  # of tables of text
 OWN_FILES = frozenset({manifest.MANIFEST_FILE, dataset_paths.IMAGES_FILE, "report.html", "report.json"})
 _NEVER_IMAGES = frozenset({".txt", ".csv", ".json", ".jsonl", ".html", ".md", ".py", ".yaml", ".yml"})
 _KOHYA_JSON = re.compile(r"meta_\w+\.json")

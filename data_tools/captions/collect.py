@@ -168,7 +168,8 @@ def require_captions(records: Sequence[Record], listing: Listing) -> None:
 
 def _collect_for_record(listing: Listing, record: Record, options: CaptionOptions) -> Record:
     """Collect for one image, from the files beside it and from tables."""
-    collected = read_sidecars(listing, record.file, options.sidecar_options())
+    known = [caption.text for caption in record.captions]
+    collected = read_sidecars(listing, record.file, options.sidecar_options(), known)
     used = "the caption file"
     for caption in listing.tables.captions.get(record.file, ()):
         if is_metadata_file(caption.table):

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageFile, IptcImagePlugin
 
 EMBEDDED_TEXT = "embedded_text"
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF")  # a JPEG may turn out to be an MPO
 _EXIF = {
     ExifTags.Base.ImageDescription: "EXIF ImageDescription",
     ExifTags.Base.XPTitle: "EXIF XPTitle",
@@ -30,9 +30,9 @@ _XML_TAG = re.compile(r"<[^>]*>")
 _BY_DEFAULT = re.compile(
     r"(?:olympus|sony|minolta|konica|kodak|samsung|nikon|canon|fuji\w*|panasonic|pentax|casio|dcim|dji"
     r"|digital camera)[\w .-]*$|screen ?shot|default|untitled|none$|created (?:with|by|using)|edited by"
-    r"|edited with|adobe|copyright|©|\(c\)|lead tech|file (?:source|written)|intel\(r\)|handmade|optimi[sz]ed|compressed"
-    r"|resized|creat(?:ed|or):|processed|xv version|jpeg|gd-jpeg|exif|software|gimp|imagemagick|paint\.net"
-    r"|ffmpeg|lavc|https?://|charset|camera phone",
+    r"|edited with|adobe|copyright|©|\(c\)|lead tech|file (?:source|written)|intel\(r\)|handmade"
+    r"|optimi[sz]ed|compressed|resized|creat(?:ed|or):|processed|xv version|jpeg|gd-jpeg|exif|software|gimp"
+    r"|imagemagick|paint\.net|ffmpeg|lavc|https?://|charset|camera phone",
     re.IGNORECASE,
 )
 _MIN_LETTERS = 3
@@ -52,7 +52,8 @@ def embedded_text_notes(data: bytes) -> list[str]:
 
 def _fields(data: bytes) -> Iterator[tuple[str, str]]:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        formats = [name for name in _FORMATS if name in Image.OPEN]  # registered when the image was decoded
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             yield from _fields_of_image(image)
     except Exception:
         return

@@ -17,7 +17,7 @@ from data_tools.captions.entries import Entry, read_entry
 from data_tools.captions.table_captions import RowProblem, TableCaption, Tables
 from data_tools.captions.table_files import Row, read_rows
 from data_tools.captions.text import clean_caption
-from data_tools.listing import OWN_FILES, Listing, file_stem
+from data_tools.listing import OWN_FILES, ROW_SUFFIXES, Listing, file_stem
 from data_tools.scan import resolve_inside
 from lorakit import manifest
 from lorakit.core.errors import DataError
@@ -28,7 +28,7 @@ FILE_COLUMNS = (MASK_COLUMN, *CONDITIONING_COLUMNS.values())
 MAX_REPEATS = 1000  # in kohya's `10_name`; a larger number is a year or an id
 EMPTY = "caption_empty"
 ROWS_JOINED = "caption_rows_joined"
-_OTHER_TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json"})
+_OTHER_TABLES = ROW_SUFFIXES | {".json"}
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _KOHYA_KEYS = ("caption", "tags")
 

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from data_tools.captions.entries import SETTINGS_UNUSED, read_entry
 from data_tools.captions.generation_settings import split_settings
-from data_tools.captions.lines import split_captions
+from data_tools.captions.lines import exported_captions, split_captions
 from data_tools.captions.text import clean_caption, decode_text
 from data_tools.listing import CAPTION_SUFFIXES, Listing, file_stem
 from data_tools.scan import resolve_inside
@@ -48,13 +48,18 @@ class ImageCaptions:
     repeats: int = 1
 
 
-def read_sidecars(listing: Listing, file: str, options: SidecarOptions) -> ImageCaptions:
-    """Read the caption files of an image; all different texts count."""
+def read_sidecars(
+    listing: Listing, file: str, options: SidecarOptions, known: Sequence[str] = ()
+) -> ImageCaptions:
+    """Read the caption files of an image; all different texts count.
+
+    `known` are its captions in an earlier manifest, which decides what the lines of an exported file are.
+    """
     collected = ImageCaptions()
     names = sidecar_names(listing, file, options.extension)
     for name in names:
         try:
-            texts = _read_file(listing, name, collected, options)
+            texts = _read_file(listing, name, collected, options, known)
         except ConfigError:
             raise  # a wrong option, the same for every file
         except DataError as error:
@@ -76,13 +81,15 @@ def read_sidecars(listing: Listing, file: str, options: SidecarOptions) -> Image
 
 
 def _read_file(
-    listing: Listing, name: str, collected: ImageCaptions, options: SidecarOptions
+    listing: Listing, name: str, collected: ImageCaptions, options: SidecarOptions, known: Sequence[str]
 ) -> Sequence[str]:
     """Return the captions of a file; its tags and notes go into `collected`."""
     path = resolve_inside(listing.root, name)
     text = decode_text(decode.read_file(path, MAX_BYTES), str(path), options.encoding)
     if path.suffix.lower() == ".json":
         return _read_json(text, name, str(path), collected, options)
+    if options.lines == "auto" and (exported := exported_captions(text, known)):
+        return exported
     prompt, settings = split_settings(text)
     if settings:
         message = f"{SETTINGS_UNUSED}: the settings after the prompt in {name}: {settings[:60]!r}"

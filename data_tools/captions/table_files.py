@@ -94,7 +94,7 @@ def _json_rows(text: str, where: str, on_problem: OnProblem) -> Iterator[tuple[s
     """Yield the objects of JSON lines, of a list, or of an object with an entry for each image."""
     lines = text.split("\n")  # not `splitlines`: a caption may hold other line ends
     filled = [line.strip() for line in lines if line.strip()]
-    if len(filled) < 2 or where.lower().endswith(".json") or not _is_object(filled[0]):
+    if where.lower().endswith(".json") or not filled or not _is_row(filled[0]):
         try:
             yield from _entries(parse_json(text, where, allow_infinity=True), where, on_problem)
             return
@@ -117,11 +117,13 @@ def _json_rows(text: str, where: str, on_problem: OnProblem) -> Iterator[tuple[s
         yield place, row
 
 
-def _is_object(line: str) -> bool:
+def _is_row(line: str) -> bool:
+    """Return True for an object that names an image."""
     try:
-        return isinstance(parse_json(line.rstrip(","), "", allow_infinity=True), dict)
+        value = parse_json(line.rstrip(","), "", allow_infinity=True)
     except DataError:
         return False
+    return isinstance(value, dict) and _has_name(value)
 
 
 def _entries(value: Any, where: str, on_problem: OnProblem) -> Iterator[tuple[str, Row]]:
@@ -129,11 +131,12 @@ def _entries(value: Any, where: str, on_problem: OnProblem) -> Iterator[tuple[st
     if isinstance(value, dict) and (joined := _coco_entries(value)):
         value = joined
     lists = [one for one in value.values() if _is_list_of_objects(one)] if isinstance(value, dict) else []
-    if isinstance(value, dict) and any(isinstance(value.get(key), str) for key in columns.IMAGE_COLUMNS):
+    if isinstance(value, dict) and _has_name(value):
         yield "entry 1", value
     elif isinstance(value, dict) and len(lists) != 1:
         for key, entry in value.items():
-            yield repr(key), ({**entry} if isinstance(entry, dict) else {"text": entry}) | _name(entry, key)
+            row = dict(entry) if isinstance(entry, dict) else {"text": entry}
+            yield repr(key), row if _has_name(row) else row | {"file_name": key}
     else:
         entries = lists[0] if lists else value if isinstance(value, list) else [value]
         for number, entry in enumerate(entries, 1):
@@ -157,6 +160,5 @@ def _is_list_of_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _name(entry: Any, key: str) -> dict[str, str]:
-    has_name = isinstance(entry, dict) and any(isinstance(entry.get(n), str) for n in columns.IMAGE_COLUMNS)
-    return {} if has_name else {"file_name": key}
+def _has_name(entry: Mapping[str, Any]) -> bool:
+    return any(columns.folded(key) in columns.IMAGE_COLUMNS and isinstance(entry[key], str) for key in entry)

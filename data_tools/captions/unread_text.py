@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from data_tools.captions.embedded_text import EMBEDDED_TEXT
@@ -122,44 +122,43 @@ def _other_tables(listing: Listing) -> Iterator[Finding]:
 
 
 def _siblings(listing: Listing, files: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Return (file, image) of the files whose names belong to an image, by the end of their names."""
+    """Return (file, image) of the unread files whose names belong to one of `files`, by the names' ends."""
     candidates = [name for name in sorted(listing.text_candidates) if _suffix(name) not in _NO_CAPTIONS]
-    read = (
-        {
-            f"{owner}{suffix}"
-            for image in listing.images
-            for owner in (image, os.path.splitext(image)[0])
-            for suffix in CAPTION_SUFFIXES
-        }
-        if candidates
-        else set()
-    )
-    by_stem: dict[str, str] = {}
-    by_name: dict[str, str] = {}
-    for image in files:
-        by_stem[_normalized(os.path.splitext(image)[0])] = image
-        by_name[_normalized(PurePosixPath(image).stem)] = image
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    if not candidates or not files:
+        return groups
+    owners = {owner for image in listing.images for owner in (image, os.path.splitext(image)[0])}
+    owners |= set(map(listing.normalize_name, owners))
+    by_stem = {_normalized(os.path.splitext(image)[0]): image for image in files}
+    by_folder: dict[str, str] = {}  # by the name in a folder, without the folder below it
+    for image in files:
+        path = PurePosixPath(image)
+        for folder in (path.parent, path.parent.parent):
+            by_folder.setdefault(_normalized(str(folder / path.stem)), image)
     for name in candidates:
-        if name in read or not by_stem:
+        if _suffix(name) in CAPTION_SUFFIXES and _is_sidecar(name, owners):
             continue
-        owner = _owner(name, by_stem, by_name)
+        owner = _owner(name, by_stem, by_folder)
         if owner is not None and _is_text(listing, name):
             stem = os.path.splitext(owner)[0]
             groups[name.removeprefix(stem) if name.startswith(stem) else _suffix(name)].append((name, owner))
     return groups
 
 
-def _owner(name: str, by_stem: Mapping[str, str], by_name: Mapping[str, str]) -> str | None:
-    """Return the image whose name a file's name starts with, or has in another folder."""
-    folder, _, base = name.rpartition("/")
-    base = base.casefold()
-    ends = [match.start() for match in _BOUNDARY.finditer(base)][::-1]
-    for end in ends:
-        key = _normalized(f"{folder}/{base[:end]}" if folder else base[:end])
-        if base[:end] and key in by_stem:
+def _is_sidecar(name: str, owners: Collection[str]) -> bool:
+    stem = os.path.splitext(name)[0]
+    return stem in owners or Listing.normalize_name(stem) in owners
+
+
+def _owner(name: str, by_stem: Mapping[str, str], by_folder: Mapping[str, str]) -> str | None:
+    """Return the image whose name a file's name starts with, or has in a folder beside or below it."""
+    path = PurePosixPath(name)
+    base = path.name.casefold()
+    for end in [match.start() for match in _BOUNDARY.finditer(base)][::-1]:
+        key = _normalized(str(path.with_name(base[:end]))) if base[:end] else ""
+        if key in by_stem:
             return by_stem[key]
-    return by_name.get(_normalized(PurePosixPath(name).stem))
+    return by_folder.get(_normalized(str(path.parent.parent / path.stem))) if len(path.parts) > 1 else None
 
 
 def _normalized(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from data_tools.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES, SYSTEM_FOLDERS
+from data_tools.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES, ROW_SUFFIXES, SYSTEM_FOLDERS
 from lorakit import manifest
 from lorakit.imaging import signatures, video
 
@@ -17,7 +17,7 @@ _DATASETS_FILES = frozenset(
     ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 )  # of Hugging Face datasets
 _CLOUD_SUFFIXES = frozenset((".icloud", ".cloud", ".cloudf"))
-_TEXT_SUFFIXES = (*CAPTION_SUFFIXES, ".jsonl", ".csv", ".parquet")
+_TEXT_SUFFIXES = (*CAPTION_SUFFIXES, *sorted(ROW_SUFFIXES), ".parquet")
 
 
 def reason_to_leave_out(name: str, head: bytes) -> str | None:
@@ -37,7 +37,9 @@ def reason_to_leave_out(name: str, head: bytes) -> str | None:
         return "a description of the table for Hugging Face datasets"
     if path.name in ("README.md", "LICENSE", ".gitattributes", "LICENSE.txt", "README.txt"):
         return "a description of the dataset"
-    if suffix in IMAGE_SUFFIXES or suffix in CAPTION_SUFFIXES or suffix in video.VIDEO_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES or suffix in video.VIDEO_SUFFIXES:
+        return None
+    if suffix in CAPTION_SUFFIXES or suffix in ROW_SUFFIXES:
         return None
     if signatures.is_image_header(head[:16]):
         return None
