@@ -3,12 +3,13 @@
 Codes are those of ITU-T H.273. Of two descriptions in one file the same one is used as in browsers: for PNG
 cICP, the ICC profile, sRGB, then gAMA with cHRM (PNG 3, section 4.3); for AVIF and HEIF the ICC profile, then
 nclx. The transfer of BT.709 is a gamma of 2.4 in PNG, and sRGB in AVIF and HEIF. Measured against Chromium on
-eight colors, 16 codes of transfer and 10 of primaries: at most 3 of 255 levels apart for SDR.
+eight colors, 16 codes of transfer and 10 of primaries: at most 3 of 255 levels apart for SDR, and 2 for HDR.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _GAMMAS = {4: 2.2, 5: 2.8}
 PQ, HLG, LINEAR, SMPTE_240M, SMPTE_428 = 16, 18, 8, 7, 17
 _OTHER_CURVES = (PQ, HLG, LINEAR, SMPTE_240M, SMPTE_428)
 _REFERENCE_WHITE, _PEAK = 203.0, 1000.0  # cd/m2 of diffuse white and of the brightest light (BT.2408)
+_CURVATURE = 0.65  # of the tone curve above white
 _GAMMA_OF_SRGB = 0.45455
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _ROWS = 256  # of an image converted at a time
@@ -51,11 +53,15 @@ _ROWS = 256  # of an image converted at a time
 
 @dataclass(frozen=True)
 class ColorEncoding:
-    """Primaries and transfer of an image: a code of H.273, or a gamma; 13 is sRGB."""
+    """Primaries and transfer of an image: a code of H.273, or a gamma; 13 is sRGB.
+
+    `peak` is the luminance in cd/m2 of the brightest light of an HDR image.
+    """
 
     primaries: Chromaticities = SRGB_PRIMARIES
     transfer: int = 13
     gamma: float | None = None
+    peak: float = 1000.0
 
     @property
     def is_srgb(self) -> bool:
@@ -80,16 +86,29 @@ def read_color_encoding(data: bytes, *, has_icc: bool) -> ColorEncoding | None:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png_encoding(dict(_png_chunks(data)), has_icc)
     if data[4:8] == b"ftyp" and not has_icc:
-        codes = iso_boxes.primary_nclx(data)
-        return from_codes(*codes) if codes else None
+        color = iso_boxes.primary_color(data)
+        if color is None:
+            return None
+        peak = struct.unpack_from(">H", color.content_light)[0] if len(color.content_light) == 4 else 0
+        return from_codes(color.primaries, color.transfer, peak or _mastering_peak(color.mastering_display))
     return None
 
 
-def from_codes(primaries: int, transfer: int) -> ColorEncoding:
-    """Return the encoding of an AVIF, HEIF or video with these codes; unknown ones mean sRGB."""
+def _mastering_peak(display: bytes) -> float:
+    """Return the highest luminance of a mastering display in cd/m2; 0 if it is not stated."""
+    return struct.unpack_from(">I", display, 16)[0] / 10_000 if len(display) == 24 else 0.0
+
+
+def from_codes(primaries: int, transfer: int, peak: float = 0.0) -> ColorEncoding:
+    """Return the encoding of an AVIF, HEIF or video with these codes; unknown ones mean sRGB.
+
+    `peak` is the luminance in cd/m2 of the brightest light of an HDR image; 0 if it is not known.
+    """
     known = _PRIMARIES.get(primaries, SRGB_PRIMARIES)
     if transfer in _GAMMAS:
         return ColorEncoding(known, gamma=_GAMMAS[transfer])
+    if transfer in (PQ, HLG) and peak:
+        return ColorEncoding(known, transfer, peak=float(np.clip(peak, _REFERENCE_WHITE, 10_000)))
     return ColorEncoding(known, transfer if transfer in _OTHER_CURVES else 13)
 
 
@@ -111,7 +130,9 @@ def _png_encoding(chunks: dict[bytes, bytes], has_icc: bool) -> ColorEncoding | 
         primaries, transfer = cicp[:2]
         if transfer in _BT709_LIKE:
             return ColorEncoding(_PRIMARIES.get(primaries, SRGB_PRIMARIES), gamma=2.4)
-        return from_codes(primaries, transfer)
+        light = chunks.get(b"cLLI", b"")
+        peak = struct.unpack_from(">I", light)[0] / 10_000 if len(light) == 8 else 0.0
+        return from_codes(primaries, transfer, peak or _mastering_peak(chunks.get(b"mDCV", b"")))
     if has_icc or b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
         return None
     gamma = struct.unpack(">I", chunks[b"gAMA"])[0] / 100_000
@@ -130,12 +151,19 @@ def encoding_to_srgb(image: Image.Image, encoding: ColorEncoding) -> Image.Image
     """Convert an 8-bit RGB image of an encoding to sRGB; light above white is mapped into the range."""
     pixels = np.asarray(image.convert("RGB"))
     to_light = _light_table(encoding.transfer, encoding.gamma)
-    matrix = (_xyz_of(SRGB_PRIMARIES, inverse=True) @ _xyz_of(encoding.primaries)).T.astype(np.float32)
+    to_xyz, to_srgb = _xyz_of(encoding.primaries), _xyz_of(SRGB_PRIMARIES, inverse=True)
+    to_bt2020, from_bt2020 = _xyz_of(_PRIMARIES[9], inverse=True), _xyz_of(_PRIMARIES[9])
+    steps = [to_bt2020 @ to_xyz, to_srgb @ from_bt2020] if encoding.is_hdr else [to_srgb @ to_xyz]
+    matrices = [step.T.astype(np.float32) for step in steps]
+    luminance = to_xyz[1].astype(np.float32)
     converted = np.empty_like(pixels)
     for start in range(0, len(pixels), _ROWS):
-        light = to_light[pixels[start : start + _ROWS]] @ matrix  # (rows, W, 3)
+        light = to_light[pixels[start : start + _ROWS]]  # (rows, W, 3)
+        if encoding.transfer == HLG:
+            light = _PEAK / _REFERENCE_WHITE * light * (light @ luminance)[..., None] ** 0.2
+        light = light @ matrices[0]
         if encoding.is_hdr:
-            light = _tone_map(light)
+            light = _tone_map(light, encoding.peak / _REFERENCE_WHITE) @ matrices[1]
         converted[start : start + _ROWS] = _encode_srgb(light)
     return Image.fromarray(converted)
 
@@ -183,19 +211,28 @@ def _pq_light(value: FloatArray) -> FloatArray:
 
 
 def _hlg_light(value: FloatArray) -> FloatArray:
-    """ARIB STD-B67 with its system gamma of 1.2, relative to diffuse white."""
+    """ARIB STD-B67: the light of the scene; its system gamma of 1.2 needs the luminance."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    scene = np.where(value <= 0.5, value**2 / 3, (np.exp((value - c) / a) + b) / 12)
-    light: FloatArray = _PEAK / _REFERENCE_WHITE * scene**1.2
+    light: FloatArray = np.where(value <= 0.5, value**2 / 3, (np.exp((value - c) / a) + b) / 12)
     return light
 
 
-def _tone_map(light: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Map light up to the peak into 0..1, by the largest channel so that hues stay (Reinhard 2002, eq. 4)."""
-    largest = np.maximum(light.max(-1, keepdims=True), 1e-6)
-    white = _PEAK / _REFERENCE_WHITE
-    mapped: NDArray[np.float32] = light * ((1 + largest / white**2) / (1 + largest))
-    return mapped
+def _tone_map(light: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
+    """Map light up to the peak into 0..1, by the largest channel so that hues stay.
+
+    The curve of SMPTE ST 2094-50 that browsers use: a line up to white, which becomes as much darker as the
+    peak is brighter, then a parabola (a quadratic Bezier curve) up to the peak.
+    """
+    white = 1 - 0.5 * min(1.0, math.log(peak) / math.log(_PEAK / _REFERENCE_WHITE))
+    middle = 1 - _CURVATURE + _CURVATURE / white
+    largest = np.clip(light.max(-1, keepdims=True), 1e-6, None)
+    bounded = np.minimum(largest, peak)
+    a, b, c = 1 - 2 * middle + peak, 2 * (middle - 1), np.minimum(1 - bounded, 0)
+    root = np.sqrt(np.maximum(b * b - 4 * a * c, 0))
+    t = -2 * c / np.maximum(b + root, 1e-6)  # the place on the Bezier curve
+    above = (1 - t) ** 2 * white + 2 * t * (1 - t) * middle * white + t**2
+    mapped: NDArray[np.float32] = light * (np.where(bounded <= 1, white * bounded, above) / largest)
+    return mapped.astype(np.float32)
 
 
 def _encode_srgb(light: NDArray[np.float32]) -> NDArray[np.uint8]:

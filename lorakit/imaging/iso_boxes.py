@@ -48,32 +48,45 @@ def are_boxes_complete(data: bytes) -> bool:
     return place == len(data)
 
 
-def primary_nclx(data: bytes) -> tuple[int, int] | None:
-    """Return the codes of primaries and transfer of the primary image of an AVIF or HEIC, or None."""
+class ItemColor(NamedTuple):
+    """Codes of primaries and transfer, and the content of the boxes on brightness, or b""."""
+
+    primaries: int
+    transfer: int
+    content_light: bytes
+    mastering_display: bytes
+
+
+def primary_color(data: bytes) -> ItemColor | None:
+    """Return the colors of the primary image of an AVIF or HEIC if it has an nclx box, else None."""
     try:
-        return _primary_nclx(data)
+        properties = {
+            (kind, data[start : start + 4] if kind == b"colr" else b""): data[start:end]
+            for kind, start, end in _primary_properties(data)
+        }
+        nclx = properties.get((b"colr", b"nclx"))
+        if nclx is None:
+            return None
+        light, display = properties.get((b"clli", b""), b""), properties.get((b"mdcv", b""), b"")
+        primaries, transfer = struct.unpack_from(">HH", nclx, 4)
+        return ItemColor(primaries, transfer, light, display)
     except (struct.error, IndexError):
         return None
 
 
-def _primary_nclx(data: bytes) -> tuple[int, int] | None:
+def _primary_properties(data: bytes) -> list[Box]:
     meta = _child(data, Box(b"", 0, len(data)), b"meta")
     if meta is None:
-        return None
+        return []
     inner = Box(b"meta", meta.start + 4, meta.end)
     primary, properties = _child(data, inner, b"pitm"), _child(data, inner, b"iprp")
-    if primary is None or properties is None:
-        return None
+    container = properties and _child(data, properties, b"ipco")
+    if primary is None or properties is None or not container:
+        return []
     item = struct.unpack_from(">I" if data[primary.start] else ">H", data, primary.start + 4)[0]
-    container = _child(data, properties, b"ipco")
-    boxes = list(iter_boxes(data, container.start, container.end)) if container else []
-    for index in _property_indices(data, properties, item):
-        if 0 < index <= len(boxes):
-            kind, start, _ = boxes[index - 1]
-            if kind == b"colr" and data[start : start + 4] == b"nclx":
-                primaries, transfer = struct.unpack_from(">HH", data, start + 4)
-                return primaries, transfer
-    return None
+    boxes = list(iter_boxes(data, container.start, container.end))
+    indices = _property_indices(data, properties, item)
+    return [boxes[index - 1] for index in indices if 0 < index <= len(boxes)]
 
 
 def _child(data: bytes, parent: Box, kind: bytes) -> Box | None:
