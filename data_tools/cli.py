@@ -15,6 +15,7 @@ from data_tools.cli_options import Values, parse_prepare_options, pick_fields
 from lorakit.core.command_line import (
     FILE,
     FOLDER,
+    POSITIVE,
     Group,
     LazyCommand,
     command,
@@ -216,6 +217,8 @@ def _print_bucket_costs(result: Dataset, options: BucketOptions) -> None:
     cli_options.decoding_options,
     cli_options.caption_options,
     cli_options.caption_edit_options,
+    option("--resolution", type=POSITIVE, default=1024, metavar="PX",
+           help="Resolution of the training, for a folder that is not prepared yet."),
     option("--fail-on", type=click.Choice(["error", "warning", "never"]), default="error",
            help="Exit with code 3 for findings of this level or worse."),
     option("--held-out", type=FOLDER, metavar="DIR",

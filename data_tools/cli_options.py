@@ -202,10 +202,11 @@ import_options = add_options(
 
 export_options = add_options(
     option("--to", "format", required=True, help="Format to write.",
-           type=click.Choice(["imagefolder", "kohya", "webdataset", "parquet", "zip"])),
+           type=click.Choice(["imagefolder", "kohya", "onetrainer", "ai-toolkit", "webdataset", "parquet",
+                              "zip"])),
     option("--out", required=True, type=FILE, metavar="PATH", help="New folder, or the zip file."),
     option("--folder-name", metavar="TEXT",
-           help="Name of the image folders after their number of repeats (kohya)."),
+           help="Name of the image folders after their number of repeats (kohya, onetrainer, ai-toolkit)."),
     option("--metadata-format", type=click.Choice(["jsonl", "csv", "parquet", "kohya"]), default="jsonl",
            help="Format of the metadata file."),
     option("--shard-size-mb", type=POSITIVE, default=256, metavar="MB",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools import assign_buckets, findings, scan
+from data_tools.captions.caption_counts import CaptioningCounts
 from data_tools.findings import Finding
 from lorakit.core.visible_text import escape_name
 from lorakit.manifest import Record
@@ -21,6 +22,8 @@ class Dataset:
     records: tuple[Record, ...]
     findings: tuple[Finding, ...]
     removed_files: tuple[str, ...] = ()
+    captioning: CaptioningCounts | None = None
+    """Requests, answers and tokens of the captioner, if there was one."""
 
     @property
     def kept(self) -> list[Record]:
@@ -41,6 +44,7 @@ class Dataset:
             "buckets": buckets,
             "masks": sum(record.mask is not None for record in self.kept),
             **({"conditioning_images": dict(sorted(conditioning.items()))} if conditioning else {}),
+            **({"captioner": self.captioning.to_json()} if self.captioning else {}),
             "findings": findings.count_by_level(self.findings),
         }
 
@@ -57,6 +61,8 @@ class Dataset:
             for file in self.removed_files[:10]
         ]
         lines.append(f"  captions   {_listed(counts['captions'])}")
+        if self.captioning:
+            lines.append(f"  captioner  {self.captioning.summary()}")
         lines.append(f"  buckets    {_listed(counts['buckets'])}")
         if "conditioning_images" in counts:
             lines.append(f"  conditioning images {_listed(counts['conditioning_images'])}")

@@ -30,6 +30,7 @@ from data_tools.options import PrepareOptions
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.imaging import crops
 from lorakit.manifest import Record
 
 __all__ = [
@@ -162,6 +163,9 @@ def check_dataset_folder(
     files = _list_files(folder, options)
     records = scan.scan_images(files.listing, options.scan_options())
     records = collect.collect_captions(files.listing, records, options.caption_options())
+    if not any(record.bucket for record in records if record.keep):  # a folder that is not prepared
+        bucket_options = replace(options.bucket_options(), crop=crops.CENTER)
+        records = assign_buckets.bucket_records(files.listing.folder, records, bucket_options)
     records = tokens.annotate_token_counts(_attach_files(files, records, options), options.base)
     held_out_records = _held_out_records(Path(held_out), options) if held_out is not None else []
     return _result(files.listing, records, options, held_out_records)

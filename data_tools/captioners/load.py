@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from data_tools.captioners.captioner import Captioner, ModelFolder
+from data_tools.captioners import unsupported_models
+from data_tools.captioners.captioner import Captioner
+from data_tools.captioners.model_folder import ModelFolder
 from data_tools.captioners.options import CaptionerOptions
 from lorakit.core.errors import ConfigError
 
@@ -15,17 +17,28 @@ def load_captioner(options: CaptionerOptions) -> Captioner:
 
         return OpenAICaptioner(options)
     model = ModelFolder.resolve(str(options.model))
+    if _is_onnx_tagger(model):
+        from data_tools.captioners.onnx_tagger import OnnxTagger
+
+        return OnnxTagger(model, options)
     config = model.read_config()
     if "model_type" in config:
         from data_tools.captioners.vision_language import VisionLanguageCaptioner
 
         return VisionLanguageCaptioner(model, options)
     if "architecture" in config:
-        from data_tools.captioners.tagger import Tagger
+        from data_tools.captioners.tagger import TimmTagger
 
-        return Tagger(model, options)
+        return TimmTagger(model, options)
     raise ConfigError(
         "config.json names neither a transformers model (model_type) nor a timm one (architecture)",
         where=str(model.folder),
-        remedy="use an image-and-text-to-text model or a WD tagger",
+        remedy=f"give {unsupported_models.SUPPORTED}",
     )
+
+
+def _is_onnx_tagger(model: ModelFolder) -> bool:
+    """Return True for a folder with a tagger in ONNX and no safetensors, which are preferred."""
+    names = {path.name for path in model.folder.iterdir()}
+    has_safetensors = "config.json" in names and any(name.endswith(".safetensors") for name in names)
+    return {"model.onnx", unsupported_models.TAGS_FILE} <= names and not has_safetensors

@@ -12,9 +12,9 @@ class CaptionerOptions:
     """`model` is a folder, a hub id, or a name on the server; `server` is the server's address.
 
     `api_key_env` names the environment variable with the server's key. `max_tokens` limits an answer.
-    `temperature` 0 gives the most likely answer. `concurrency` is the batch size of a local model, or the
-    number of requests in flight to a server. `timeout` is in seconds for each try. `threshold` and
-    `character_threshold` (0..1) are for taggers.
+    `temperature` 0 gives the most likely answer. `concurrency` is the batch size of a local model (default:
+    as many images as its memory takes), or the number of requests in flight to a server (default: 4).
+    `timeout` is in seconds for each try. `threshold` and `character_threshold` (0..1) are for taggers.
     """
 
     model: str | None = None
@@ -22,7 +22,7 @@ class CaptionerOptions:
     api_key_env: str = "LORAKIT_CAPTION_API_KEY"
     max_tokens: int = 300
     temperature: float = 0.0
-    concurrency: int = 4
+    concurrency: int | None = None
     timeout: float = 120.0
     threshold: float = 0.35
     character_threshold: float = 0.85
@@ -33,7 +33,8 @@ class CaptionerOptions:
         if not (self.model or self.server):
             raise ConfigError("no captioner is given", where="model", remedy="give --model or --server")
         for name in ("max_tokens", "concurrency", "timeout"):
-            if not getattr(self, name) > 0:  # false for NaN, too
+            value = getattr(self, name)
+            if value is not None and not value > 0:  # true for NaN, too
                 raise ConfigError(
                     f"{name} must be above 0, not {getattr(self, name)}", where=name, remedy="use 1 or more"
                 )

@@ -14,7 +14,9 @@ from data_tools.captioners.captioner import (
 from data_tools.captioners.options import CaptionerOptions
 from lorakit.core.errors import ConfigError
 from lorakit.models.chat_client import ChatClient
-from lorakit.models.chat_replies import ChatError
+from lorakit.models.chat_errors import ChatError
+
+REQUESTS_IN_FLIGHT = 4
 
 
 class OpenAICaptioner(Captioner):
@@ -23,7 +25,7 @@ class OpenAICaptioner(Captioner):
     prompts = (CHAT_PROMPT,)
 
     def __init__(self, options: CaptionerOptions) -> None:
-        self.options, self.num_workers = options, options.concurrency
+        self.options, self.num_workers = options, options.concurrency or REQUESTS_IN_FLIGHT
         self.client = ChatClient(
             str(options.server), api_key_env=options.api_key_env, timeout=options.timeout
         )
@@ -47,14 +49,15 @@ class OpenAICaptioner(Captioner):
             )
         except ChatError as error:
             raise CaptionFailure(error.code, error.message, fatal=error.fatal) from error
-        return CaptionResponse(reply.text, truncated=reply.truncated)
+        usage = (reply.prompt_tokens, reply.answer_tokens)
+        return CaptionResponse(reply.text, truncated=reply.truncated, usage=usage)
 
     def _single_served_model(self) -> str:
         """Return the name of the server's model; a server with several is a `ConfigError`."""
         try:
             names = self.client.list_models()
         except ChatError as error:
-            remedy = "check --server (it usually ends in /v1), and name the model: --model NAME"
+            remedy = "check --server, or name the model: --model NAME"
             raise ConfigError(
                 f"the server does not list its models: {error}", where=self.client.url, remedy=remedy
             ) from error

@@ -10,16 +10,18 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from data_tools.captioners import unsupported_models
+from data_tools.captioners.batch_size import BatchSize
 from data_tools.captioners.captioner import (
     CHAT_PROMPT,
     Captioner,
     CaptionFailure,
     CaptionRequest,
     CaptionResponse,
-    ModelFolder,
 )
+from data_tools.captioners.model_folder import ModelFolder
 from data_tools.captioners.options import CaptionerOptions
-from lorakit.core.errors import ConfigError, first_line
+from lorakit.core.errors import first_line
 
 _TASK_PROMPTS = {"florence2": "<DETAILED_CAPTION>", "kosmos-2": "<grounding>An image of"}
 
@@ -31,57 +33,65 @@ class VisionLanguageCaptioner(Captioner):
         from transformers import AutoProcessor
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-        self.name, self.batch_size, self._model_folder = model.name, options.concurrency, model
+        from lorakit.models.device import default_device
+
+        self.name, self._model_folder = model.name, model
+        self._device = options.device or default_device().type
+        self._batch = BatchSize(self._device, options.concurrency)
         self.max_new_tokens, self.temperature = options.max_tokens, options.temperature
-        model_type = str(model.read_config().get("model_type"))
+        config = model.read_config()
+        model_type = str(config.get("model_type"))
         if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            remedy = "use an image-text-to-text model that is part of transformers"
-            raise ConfigError(
-                f"{model_type} is not an image-text-to-text model",
-                where=f"captioner: {self.name}",
-                remedy=remedy,
-            )
+            raise unsupported_models.model_type_error(self.name, model_type, config)
+        unsupported_models.check_architecture(self.name, config)
         self.processor: Any = model.load_pretrained(AutoProcessor)
         self.has_chat_template = bool(getattr(self.processor, "chat_template", None))
         self.prompts = (CHAT_PROMPT if self.has_chat_template else _TASK_PROMPTS.get(model_type, ""),)
-        self._device = options.device
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch.value
 
     @functools.cached_property
     def model(self) -> Any:
         """The model, on its device."""
         from transformers import AutoModelForImageTextToText
 
-        from lorakit.models.device import default_device, inference_dtype
+        from lorakit.models.device import inference_dtype
 
-        device = self._device or default_device().type
-        dtype = inference_dtype(device)
+        dtype = inference_dtype(self._device)
         model = self._model_folder.load_pretrained(
             AutoModelForImageTextToText, dtype=dtype, use_safetensors=True
         )
         if hasattr(self.processor, "tokenizer") and not model.config.is_encoder_decoder:
             self.processor.tokenizer.padding_side = "left"  # so that each prompt ends where its answer starts
-        return model.to(device).eval().requires_grad_(False)
+        return model.to(self._device).eval().requires_grad_(False)
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         import torch
 
-        from lorakit.models.device import default_device
         from lorakit.models.memory import empty_device_cache, is_out_of_memory
 
         try:
             with torch.inference_mode(), torch.random.fork_rng(enabled=self.temperature > 0):
-                return self._generate(requests)
+                responses = self._generate(requests)
         except (MemoryError, ValueError, RuntimeError, IndexError) as error:
             # of processors and models, for one input
             if is_out_of_memory(error):
-                empty_device_cache(default_device())
+                self._batch.record_out_of_memory(len(requests))
+                empty_device_cache(torch.device(self._device))
                 raise CaptionFailure("out_of_memory", "too large for this device") from error
             raise CaptionFailure("model_error", first_line(error)) from error
+        self._batch.record_success(len(requests))
+        return responses
 
     def _generate(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         import torch
 
-        if self.temperature > 0 and len(requests) > 1:  # an answer must not depend on its batch
+        # An answer must not depend on its batch: sampled ones are drawn alone, and without a chat template,
+        # whose models need no padding on the left, prompts of one length only go together.
+        differ = not self.has_chat_template and len({request.prompt for request in requests}) > 1
+        if len(requests) > 1 and (self.temperature > 0 or differ):
             return [answer for request in requests for answer in self._generate([request])]
         model = self.model  # loaded first: it sets the padding side
         inputs = self._inputs(requests).to(model.device, model.dtype)

@@ -22,28 +22,20 @@ from PIL import Image
 
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.secret_text import mask_secrets, mask_value
-from lorakit.core.strict_json import parse_json
-from lorakit.models.chat_replies import (
-    OPTIONAL_PARAMETERS,
-    WANTS_STREAM,
-    ChatError,
-    ChatReply,
-    RetryableError,
-    in_dialect,
-    join_events,
-    parse_completion,
-    parse_models,
-    raise_reported_error,
-    refused_parameter,
-    status_error,
-)
+from lorakit.models import chat_dialects, chat_errors, chat_replies
+from lorakit.models.chat_errors import MAX_RETRY_DELAY, ChatError, RetryableError
+from lorakit.models.chat_replies import ChatReply
+from lorakit.models.server_address import base_url, transport_error, useful_addresses
 
 RETRY_DELAYS = (1.0, 3.0, 9.0, 27.0)  # seconds before each further try
-MAX_RETRY_DELAY = 60.0  # limit of the delay that a server asks for
+LOADING_PATIENCE = 600.0  # seconds in which a server may load its model
 FIRST_TRIES = 2  # of a server that has never answered
 MAX_RESPONSE_BYTES = 1 << 22
 MAX_ERROR_BYTES = 1 << 14
 JPEG_QUALITY = 92
+MIN_IMAGE_SIDE = 256  # pixels to which an image is reduced, at most, for a server that refuses its size
+PROBE_TIMEOUT = 5.0  # seconds for each address that could be meant instead
+LISTED_MODELS = 10
 
 T = TypeVar("T")
 
@@ -57,7 +49,7 @@ class ChatClient:
     """
 
     def __init__(self, url: str, *, api_key_env: str, timeout: float = 120.0, option: str = "server") -> None:
-        self.url, self.timeout = _base_url(url, option), timeout
+        self.url, self.timeout, self.option = base_url(url, option), timeout, option
         parts = httpx2.URL(self.url)
         self.host, self.is_local = parts.host, _is_loopback(parts.host)
         headers = {"User-Agent": "lorakit", "Accept-Encoding": "identity"}
@@ -72,12 +64,21 @@ class ChatClient:
             headers["Authorization"] = f"Bearer {self._key}"
         if not self.is_local:
             logging.getLogger("lorakit").warning("the images are sent to another machine: %s", self.host)
-        # trust_env: a proxy of the environment would see the images, and cannot reach a local server
-        self._http = httpx2.Client(headers=headers, timeout=timeout, trust_env=not self.is_local)
+        # trust_env: a proxy of the environment would see the images, and cannot reach a local server. The
+        # certificates that the user trusts (SSL_CERT_FILE) count for a local server, too.
+        self._http = httpx2.Client(
+            headers=headers,
+            timeout=timeout,
+            trust_env=not self.is_local,
+            verify=httpx2.create_ssl_context() if parts.scheme == "https" else True,
+        )
         self._cancelled = threading.Event()
         self._has_answered = False
+        self._has_completed = False  # an answer of the chat protocol has come
         self._refused: frozenset[str] = frozenset()  # parameters that this server does not take
         self._streams = False
+        self._max_side: int | None = None  # pixels of an image that this server takes
+        self._lock = threading.Lock()
 
     def complete(
         self,
@@ -94,73 +95,128 @@ class ChatClient:
         """Answer a prompt about an RGB image, sent as a JPEG or, if `lossless`, a PNG.
 
         With `top_logprobs`, the reply has that many candidates for its first token, if the server returns
-        them. Raises `ChatError`.
+        them. An image that the server refuses for its size is sent smaller, unless `lossless`. Raises
+        `ChatError`.
         """
-        content = [
-            {"type": "image_url", "image_url": {"url": _data_uri(image, lossless)}},
-            {"type": "text", "text": prompt},
-        ]
-        body: dict[str, Any] = {
-            "model": model,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "messages": [{"role": "user", "content": content}],
-        }
+        body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
         if seed is not None:
             body["seed"] = seed
         if top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
-        return self._masked(lambda: parse_completion(self._request_in_dialect(body), max_tokens))
+
+        def request() -> ChatReply:
+            while True:
+                sent = image if lossless else _reduced(image, self._max_side)
+                content = [
+                    {"type": "image_url", "image_url": {"url": _data_uri(sent, lossless)}},
+                    {"type": "text", "text": prompt},
+                ]
+                messages = {"messages": [{"role": "user", "content": content}]}
+                try:
+                    value = self._request_in_dialect(body | messages)
+                except ChatError as error:
+                    if error.code != "image_too_large" or lossless or not self._reduce(max(sent.size)):
+                        raise
+                    continue
+                reply = chat_replies.parse_completion(value, max_tokens)
+                self._has_completed = True
+                return reply
+
+        return self._explained(request, model)
 
     def list_models(self) -> list[str]:
         """Return the names of the models that the server offers. Raises `ChatError`."""
-        return self._masked(lambda: parse_models(self._request("GET", "models", None)))
+        return self._explained(lambda: chat_replies.parse_models(self._request("GET", "models", None)), None)
 
     def cancel(self) -> None:
         """Stop waiting between tries: requests in progress end at their next failure."""
         self._cancelled.set()
 
-    def _masked(self, request: Callable[[], T]) -> T:
-        """Return the result of a request; the message of its error has no key."""
+    def _explained(self, request: Callable[[], T], model: str | None) -> T:
+        """Return the result of a request; the message of its error has no key, and says what to try."""
         try:
             return request()
         except ChatError as error:
             message = mask_secrets(error.message, self._key)
-            raise ChatError(error.code, message, fatal=error.fatal) from None  # the cause may have the key
+            if error.misdirected and not self._has_completed and (advice := self._advice(model)):
+                message, fatal = f"{message}; {advice}", True
+            else:
+                fatal = error.fatal
+            raise ChatError(error.code, message, fatal=fatal) from None  # the cause may have the key
+
+    def _advice(self, model: str | None) -> str:
+        """Return what to write instead of a wrong model or address, from what the server offers."""
+        names = self._models_at(self.url)
+        if model is not None and names and model not in names:
+            more = f" and {len(names) - LISTED_MODELS} more" if len(names) > LISTED_MODELS else ""
+            return f"its models: {', '.join(names[:LISTED_MODELS])}{more} (--model)"
+        if names is None:
+            for url in useful_addresses(self.url):
+                if self._models_at(url) is not None:
+                    return f"the address is {url}, not {self.url}"
+            return f"check the address {self.url}, which usually ends in /v1"
+        return ""
+
+    def _models_at(self, url: str) -> list[str] | None:
+        """Return the models listed at an address of the same server; None if it lists none."""
+        with contextlib.suppress(httpx2.HTTPError, ChatError, DataError):
+            with self._http.stream("GET", f"{url}/models", timeout=PROBE_TIMEOUT) as response:
+                text = self._read_text(response, MAX_RESPONSE_BYTES, time.monotonic() + PROBE_TIMEOUT)
+            if response.is_success:
+                return chat_replies.parse_models(mask_value(chat_replies.parse_answer(text, url), self._key))
+        return None
+
+    def _reduce(self, side: int) -> bool:
+        """Halve the side of all further images; False if they are small already."""
+        with self._lock:
+            if self._max_side is not None and self._max_side < side:
+                return True  # another thread has reduced it
+            if side <= MIN_IMAGE_SIDE:
+                return False
+            self._max_side = max(MIN_IMAGE_SIDE, side // 2)
+        text = "the server refuses images of %d pixels: they are sent with at most %d"
+        logging.getLogger("lorakit").warning(text, side, self._max_side)
+        return True
 
     def _request_in_dialect(self, body: dict[str, Any]) -> Any:
         """Request a completion without the parameters that the server refuses, learnt from its errors."""
-        for _ in OPTIONAL_PARAMETERS:
+        for _ in chat_dialects.OPTIONAL_PARAMETERS:
             refused, streams = self._refused, self._streams
+            sent = chat_dialects.in_dialect(body, refused, streams)
             try:
-                return self._request("POST", "chat/completions", in_dialect(body, refused, streams))
+                return self._request("POST", "chat/completions", sent)
             except ChatError as error:
                 if error.code not in ("http_400", "http_422"):
                     raise
-                sent = in_dialect(body, refused, streams)
-                parameter = refused_parameter(error.message, sent)
-                if parameter is None and (streams or not WANTS_STREAM.search(error.message)):
+                parameter = chat_dialects.refused_parameter(error.message, sent)
+                if parameter is None and (streams or not chat_dialects.WANTS_STREAM.search(error.message)):
                     raise
                 self._refused |= {parameter} if parameter else frozenset()
                 self._streams |= parameter is None
-        return self._request("POST", "chat/completions", in_dialect(body, self._refused, self._streams))
+        sent = chat_dialects.in_dialect(body, self._refused, self._streams)
+        return self._request("POST", "chat/completions", sent)
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         """Return the JSON answer; try again, with growing delays, where that may help.
 
-        A server that has never answered is tried twice: it is not running, or the address is wrong.
+        A server that has never answered is tried twice: it is not running, or the address is wrong. One that
+        loads its model is waited for.
         """
-        for number, delay in enumerate((*RETRY_DELAYS, None), 1):
+        delays, deadline = list(RETRY_DELAYS), time.monotonic() + LOADING_PATIENCE
+        number = 0
+        while True:
+            number += 1
             try:
                 return self._try_request(method, path, body)
             except RetryableError as failure:
                 is_dead = failure.error.code == "unreachable" and not self._has_answered
-                if delay is None or (is_dead and number >= FIRST_TRIES):
+                waits = failure.is_loading and time.monotonic() < deadline
+                if (not delays and not waits) or (is_dead and number >= FIRST_TRIES):
                     raise failure.error from failure
-                pause = delay if failure.delay is None else failure.delay
+                pause = 0.0 if waits else delays.pop(0)
+                pause = pause if failure.delay is None else failure.delay
                 if self._cancelled.wait(min(pause, MAX_RETRY_DELAY)):
                     raise failure.error from failure
-        raise AssertionError("the last try returns or raises")
 
     def _try_request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         deadline = time.monotonic() + self.timeout
@@ -169,22 +225,24 @@ class ChatClient:
                 self._has_answered = True
                 if not response.is_success:
                     text = self._read_text(response, MAX_ERROR_BYTES, deadline)
-                    raise status_error(response, text, self._key)
+                    raise chat_errors.status_error(response, text, self._key)
                 text = self._read_text(response, MAX_RESPONSE_BYTES, deadline)
         except httpx2.TimeoutException as error:
             failure = ChatError("timeout", f"no answer within {self.timeout:g} s")
             raise RetryableError(failure) from error
         except httpx2.RequestError as error:
-            failure = ChatError("unreachable", f"the server cannot be reached: {error}")
-            raise RetryableError(failure) from error
-        if text.lstrip().startswith(("data:", "event:", ": ")):
-            text = join_events(text)
+            raise transport_error(error, self.url, self._has_answered) from error
         try:
-            value = mask_value(parse_json(text, self.url), self._key)
-            raise_reported_error(value)
-            return value
+            value = mask_value(chat_replies.parse_answer(text, self.url), self._key)
         except DataError as error:
-            raise RetryableError(ChatError("invalid_response", "the answer is not JSON")) from error
+            title = chat_errors.page_title(text)
+            detail = f"it is a web page, {title!r}" if title else error.message
+            failure = ChatError(
+                "invalid_response", f"the answer is not JSON: {detail}", misdirected=not self._has_completed
+            )
+            raise RetryableError(failure) from error
+        chat_errors.raise_reported_error(value)
+        return value
 
     def _read_text(self, response: httpx2.Response, max_bytes: int, deadline: float) -> str:
         """Read the body; give up if it is too long, or arrives after the deadline."""
@@ -198,24 +256,7 @@ class ChatClient:
         return content.decode("utf-8", errors="replace")
 
 
-# ---- addresses and images ----------------------------------------------------------------------------------
-
-
-def _base_url(url: str, option: str) -> str:
-    remedy = "write it like http://127.0.0.1:8000/v1"
-    try:
-        parts = httpx2.URL(url)
-    except httpx2.InvalidURL as error:
-        raise ConfigError(f"{url!r} is not a server's address", where=option, remedy=remedy) from error
-    if parts.userinfo:
-        remedy = f"put the key into an environment variable, and take it out of {option}"
-        raise ConfigError("a server's address must not contain a password", where=option, remedy=remedy)
-    if parts.query or parts.fragment:
-        remedy = f"put a key into an environment variable, and take everything from the ? on out of {option}"
-        raise ConfigError("a server's address must end before the question mark", where=option, remedy=remedy)
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise ConfigError(f"{url!r} is not a server's address", where=option, remedy=remedy)
-    return url.rstrip("/").removesuffix("/chat/completions")
+# ---- keys and images ---------------------------------------------------------------------------------------
 
 
 def _check_key(key: str, variable: str) -> None:
@@ -232,6 +273,13 @@ def _is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def _reduced(image: Image.Image, max_side: int | None) -> Image.Image:
+    if max_side is None or max(image.size) <= max_side:
+        return image
+    scale = max_side / max(image.size)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def _data_uri(image: Image.Image, lossless: bool) -> str:

@@ -1,75 +1,29 @@
-"""Answers of servers that speak OpenAI's chat protocol in one of its dialects, and their errors.
-
-Servers differ in the parameters that they take, in the place of an error (status, or an answer with status
-200), and in the form of an answer (one object, or server-sent events).
-"""
+"""Answers of servers that speak OpenAI's chat protocol: one object, or server-sent events; text, or parts."""
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import json
-import re
-import time
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-
-from lorakit.core.errors import DataError
-from lorakit.core.secret_text import mask_value
 from lorakit.core.strict_json import parse_json
+from lorakit.models.chat_errors import ChatError, one_line
 
-RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-_FATAL_STATUS = {
-    401: "the server refuses the key",
-    402: "the account has no credit",
-    403: "the server refuses access",
-    404: "the server has no such address or model",
-}
-_NO_CREDIT = re.compile(
-    r"insufficient_quota|billing|no credit|credit balance|payment required", re.IGNORECASE
+_FILTER_REASONS = frozenset(
+    {
+        "content_filter",
+        "safety",
+        "image_safety",
+        "recitation",
+        "prohibited_content",
+        "blocklist",
+        "spii",
+        "refusal",
+    }
 )
-# Optional parameters, and the words by which a server refuses one. A required one is replaced, not left out.
-OPTIONAL_PARAMETERS = (
-    "top_logprobs",
-    "logprobs",
-    "temperature",
-    "seed",
-    "max_completion_tokens",
-    "max_tokens",
-)
-_OTHER_NAME = {"max_tokens": "max_completion_tokens"}
-_REFUSES_PARAMETER = re.compile(
-    r"unsupported|not support|unknown|unrecogni[sz]ed|not allowed|not permitted|extra|unexpected|invalid"
-    r"|deprecated|does not (?:take|accept|exist)|only the default",
-    re.IGNORECASE,
-)
-WANTS_STREAM = re.compile(
-    r"stream\W+(?:must|should|needs|has) (?:to )?be|only supports? stream|stream.{0,20}required",
-    re.IGNORECASE,
-)
-_PASSES = re.compile(r"overload|rate.?limit|timeout|try again|busy|loading", re.IGNORECASE)
-
-
-class ChatError(Exception):
-    """A request without an answer. `code` is stable: timeout, unreachable, invalid_response, refused,
-    reasoning_only, reported_error, http_NNN.
-
-    `fatal` means that every further request would fail in the same way (a wrong key, an unknown model).
-    """
-
-    def __init__(self, code: str, message: str, *, fatal: bool = False) -> None:
-        super().__init__(message)
-        self.code, self.message, self.fatal = code, message, fatal
-
-
-class RetryableError(Exception):
-    """An error after which another try may work, in `delay` seconds if the server names a time."""
-
-    def __init__(self, error: ChatError, delay: float | None = None) -> None:
-        super().__init__(error.message)
-        self.error, self.delay = error, delay
+_LENGTH_REASONS = frozenset({"length", "max_tokens", "model_length", "max_output_tokens"})
+_TEXT_PARTS = frozenset({None, "text", "output_text"})
 
 
 @dataclass(frozen=True)
@@ -82,138 +36,169 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """An answer. `truncated` if it reached max_tokens; `first_token` if log probabilities were requested."""
+    """An answer. `truncated` if it reached max_tokens; `first_token` if log probabilities were requested.
+
+    `prompt_tokens` and `answer_tokens` are what the server counted, 0 if it does not say.
+    """
 
     text: str
     truncated: bool = False
     first_token: tuple[TokenLogprob, ...] = ()
-
-
-def status_error(response: httpx2.Response, body: str, key: str) -> Exception:
-    """Return the error for a failed status, with the server's own words but without the key."""
-    status, detail = response.status_code, ""
-    with contextlib.suppress(DataError, KeyError, TypeError):
-        error = mask_value(parse_json(body, "the answer"), key)["error"]
-        text = error["message"] if isinstance(error, dict) else error
-        detail = f": {_one_line(text)}"
-    if status in _FATAL_STATUS:
-        return ChatError(f"http_{status}", f"{_FATAL_STATUS[status]}{detail}", fatal=True)
-    if status == 429 and _NO_CREDIT.search(body):
-        return ChatError(f"http_{status}", f"{_FATAL_STATUS[402]}{detail}", fatal=True)
-    failure = ChatError(f"http_{status}", f"the server answered with status {status}{detail}")
-    if status in RETRYABLE_STATUS:
-        return RetryableError(failure, _retry_after(response.headers.get("Retry-After")))
-    return failure
-
-
-def _one_line(text: Any) -> str:
-    """Return the first 200 characters of a server's text, without line breaks and control characters."""
-    words = " ".join(str(text).split())
-    return "".join(letter for letter in words if letter.isprintable())[:200]
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Return the delay in seconds that a Retry-After header asks for, as a number or a date (RFC 9110)."""
-    if not header:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(header))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    return None
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
 
 def parse_models(value: Any) -> list[str]:
+    """Return the names in a list of models. Raises `ChatError` for anything else."""
     try:
-        return [_one_line(model["id"]) for model in value["data"]]
+        return [one_line(model["id"]) for model in value["data"]]
     except (KeyError, TypeError) as error:
-        raise ChatError("invalid_response", "the answer has no list of models") from error
+        raise ChatError("invalid_response", "the answer has no list of models", misdirected=True) from error
 
 
-def in_dialect(body: dict[str, Any], refused: frozenset[str], streams: bool) -> dict[str, Any]:
-    """Return the body of a request without refused parameters, or with another name for them."""
-    adapted: dict[str, Any] = {}
-    for name, value in body.items():
-        chosen: str | None = name
-        while chosen in refused:
-            chosen = _OTHER_NAME.get(chosen)
-        if chosen:
-            adapted[chosen] = value
-    return adapted | ({"stream": True} if streams else {})
-
-
-def refused_parameter(message: str, body: dict[str, Any]) -> str | None:
-    """Return the optional parameter of a request that an error refuses; None for another error."""
-    if not _REFUSES_PARAMETER.search(message):
-        return None
-    named = [name for name in OPTIONAL_PARAMETERS if name in body]
-    return next((name for name in named if re.search(rf"(?<![\w]){name}(?![\w])", message)), None)
+def is_event_stream(text: str) -> bool:
+    """Return True for server-sent events."""
+    return text.lstrip().startswith(("data:", "event:", ":", "id:", "retry:"))
 
 
 def join_events(text: str) -> str:
-    """Return the completion that server-sent events hold in pieces, as one answer."""
-    content: list[str] = []
-    message: dict[str, str] = {}
-    finish_reason, last = None, {}
-    for line in text.splitlines():
-        data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or data in ("", "[DONE]"):
-            continue
-        last = parse_json(data, "an event of the answer")
-        choice = (last.get("choices") or [{}])[0] if isinstance(last, dict) else {}
+    """Return the completion that server-sent events hold in pieces, as one answer. May raise DataError."""
+    pieces: list[str] = []
+    message: dict[str, Any] = {}
+    finish_reason, usage, last = None, None, None
+    for event in _event_data(text):
+        last = parse_json(event, "an event of the answer")
+        if not isinstance(last, dict) or last.get("error"):
+            return json.dumps(last)
+        usage = last.get("usage") or usage
+        choice = (last.get("choices") or [{}])[0]
         delta = choice.get("delta") or choice.get("message") or {}
-        content.append(delta.get("content") or "")
+        pieces.append(text_of(delta.get("content")) or choice.get("text") or "")
         finish_reason = choice.get("finish_reason") or finish_reason
-        for key in ("refusal", "reasoning_content"):
-            if delta.get(key):
+        for key in ("refusal", "reasoning_content", "reasoning", "thinking"):
+            if isinstance(delta.get(key), str):
                 message[key] = message.get(key, "") + delta[key]
-    if not content or (isinstance(last, dict) and "error" in last):
-        return json.dumps(last)
-    message["content"] = "".join(content)
-    return json.dumps({"choices": [{"message": message, "finish_reason": finish_reason}]})
+    if last is None:
+        return "{}"
+    message["content"] = "".join(pieces)
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish_reason}], "usage": usage})
 
 
-def raise_reported_error(value: Any) -> None:
-    """Raise the error that some servers report in an answer with status 200."""
-    error = value.get("error") if isinstance(value, dict) and not value.get("choices") else None
-    if not error:
-        return
-    details = error if isinstance(error, dict) else {"message": error}
-    words = " ".join(str(details.get(key, "")) for key in ("code", "type", "message"))
-    message = f"the server reports an error: {_one_line(details.get('message') or words)}"
-    status = next((int(code) for code in re.findall(r"\b[45]\d\d\b", str(details.get("code", "")))), 0)
-    if _NO_CREDIT.search(words):
-        status = 402
-    if status in _FATAL_STATUS:
-        raise ChatError(f"http_{status}", f"{_FATAL_STATUS[status]}; {message}", fatal=True)
-    failure = ChatError("reported_error", message)
-    if status in RETRYABLE_STATUS or re.search(
-        r"overload|rate.?limit|timeout|try again|busy|loading", words, re.I
-    ):
-        raise RetryableError(failure)
-    raise failure
+def _event_data(text: str) -> list[str]:
+    """Return the data of each event; the lines of one event belong together."""
+    events: list[str] = []
+    data: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("data:"):
+            data.append(line.removeprefix("data:").strip())
+        elif not line.strip() and data:
+            events.append("\n".join(data))
+            data = []
+    parts = [part for event in events for part in _separate(event)]
+    return [part for part in parts if part not in ("", "[DONE]")]
+
+
+def _separate(event: str) -> list[str]:
+    """Return the lines of an event, as some servers leave out the empty line between events."""
+    lines = event.split("\n")
+    return lines if all(line[:1] in ("{", "[", "") for line in lines) else [event]
 
 
 def parse_completion(value: Any, max_tokens: int = 0) -> ChatReply:
     """Parse a chat completion. A refusal, and an answer without text, raise `ChatError`."""
-    try:
-        choice = value["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or ""
-        finish_reason = choice.get("finish_reason")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ChatError("invalid_response", "the answer has no choices[0].message") from error
-    if message.get("refusal") or finish_reason == "content_filter":
-        raise ChatError("refused", _one_line(message.get("refusal") or "filtered by the server"))
-    if isinstance(text, list):  # some servers answer in parts
-        text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
-    if not isinstance(text, str):
+    choice, message = _choice_and_message(value)
+    finish_reason = str(choice.get("finish_reason") or "").lower()
+    refusal = message.get("refusal") or _part_text(message.get("content"), "refusal")
+    if refusal or finish_reason in _FILTER_REASONS:
+        raise ChatError("refused", one_line(refusal or "filtered by the server"))
+    text = text_of(message.get("content"))
+    if text is None:
         raise ChatError("invalid_response", "the answer's content is not text")
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if not text.strip() and (reasoning or finish_reason == "length"):
+    if not text.strip():
+        _raise_empty(message, finish_reason, max_tokens)
+    usage = value.get("usage") if isinstance(value, dict) else None
+    return ChatReply(
+        text.strip(),
+        finish_reason in _LENGTH_REASONS,
+        _first_token(choice),
+        _count(usage, "prompt_tokens", "input_tokens"),
+        _count(usage, "completion_tokens", "output_tokens"),
+    )
+
+
+def _choice_and_message(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the first choice and its message; of other forms of answers, what corresponds to them."""
+    if isinstance(value, dict):
+        choices = value.get("choices")
+        feedback = value.get("prompt_feedback") or value.get("promptFeedback")
+        if not choices and isinstance(feedback, dict):
+            raise ChatError("refused", one_line(f"filtered by the server: {feedback}"))
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if isinstance(choice, dict) and choice.get("error"):
+            raise ChatError("reported_error", f"the server reports an error: {one_line(choice['error'])}")
+        if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
+            return choice, choice["message"]
+        if isinstance(choice, dict) and isinstance(choice.get("text"), str):  # of the older protocol
+            return choice, {"content": choice["text"]}
+        if choices is None and isinstance(value.get("message"), dict):  # Ollama's own protocol
+            return {"finish_reason": value.get("done_reason")}, value["message"]
+    raise ChatError("invalid_response", "the answer has no choices[0].message")
+
+
+def text_of(content: Any) -> str | None:
+    """Return the text of a message's content, also of parts; None if it is neither."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, dict):
+        content = [content]
+    if isinstance(content, list) and all(isinstance(part, dict | str) for part in content):
+        return "".join(part if isinstance(part, str) else _text_part(part) for part in content)
+    return None
+
+
+def _text_part(part: dict[str, Any]) -> str:
+    text = part.get("text") if part.get("type") in _TEXT_PARTS else None
+    return text if isinstance(text, str) else ""
+
+
+def _part_text(content: Any, kind: str) -> str:
+    parts = content if isinstance(content, list) else []
+    return " ".join(
+        str(part.get(kind, "")) for part in parts if isinstance(part, dict) and part.get("type") == kind
+    )
+
+
+def _raise_empty(message: dict[str, Any], finish_reason: str, max_tokens: int) -> None:
+    """Raise the reason for an answer without text, if there is one."""
+    calls = message.get("tool_calls")
+    if isinstance(calls, list) and calls:
+        name = None
+        with contextlib.suppress(KeyError, TypeError):
+            name = calls[0]["function"]["name"]
+        raise ChatError(
+            "invalid_response", f"the model calls a tool ({one_line(name, 40)}) instead of answering"
+        )
+    names = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+    reasoning = any(message.get(name) for name in names) or bool(
+        _part_kinds(message) & {"thinking", "reasoning"}
+    )
+    if reasoning or finish_reason in _LENGTH_REASONS:
         used = "the model used them for reasoning" if reasoning else "no text is among them"
         raise ChatError("reasoning_only", f"{max_tokens} tokens were not enough: {used} (raise --max-tokens)")
-    return ChatReply(text.strip(), finish_reason == "length", _first_token(choice))
+
+
+def _part_kinds(message: dict[str, Any]) -> set[str]:
+    content = message.get("content")
+    return (
+        {str(part.get("type")) for part in content if isinstance(part, dict)}
+        if isinstance(content, list)
+        else set()
+    )
+
+
+def _count(usage: Any, *names: str) -> int:
+    values = [usage.get(name) for name in names] if isinstance(usage, dict) else []
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
 
 
 def _first_token(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
@@ -223,3 +208,8 @@ def _first_token(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
         return tuple(TokenLogprob(str(one["token"]), float(one["logprob"])) for one in candidates)
     except (KeyError, IndexError, TypeError, ValueError):
         return ()
+
+
+def parse_answer(text: str, where: str) -> Any:
+    """Return the JSON value of an answer, of one object or of events. Raises DataError."""
+    return parse_json(join_events(text) if is_event_stream(text) else text, where)

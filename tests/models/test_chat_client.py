@@ -11,7 +11,7 @@ from PIL import Image
 
 from lorakit.models import chat_client
 from lorakit.models.chat_client import ChatClient
-from lorakit.models.chat_replies import ChatError
+from lorakit.models.chat_errors import ChatError
 from tests.data_tools.caption_server import serving_captions
 
 KEY_VARIABLE = "LORAKIT_TEST_KEY"

@@ -158,7 +158,7 @@ class OpenAIVqaModel:
 
     def _first_token(self, image: Image.Image, question: str) -> list[tuple[str, float]]:
         """Return the most probable tokens that begin the answer, with their probabilities."""
-        from lorakit.models.chat_replies import ChatError
+        from lorakit.models.chat_errors import ChatError
 
         try:
             reply = self.client.complete(

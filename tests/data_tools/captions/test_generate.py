@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_tools.captioners import CaptionerOptions, load_captioner
-from data_tools.captions import generate
+from data_tools.captions.caption_journal import JOURNAL, CaptionJournal
 from data_tools.captions.generate import CaptioningOptions
 from data_tools.prepare import Dataset, PrepareOptions, bucket_dataset, caption_dataset, prepare_dataset
 from lorakit import manifest
@@ -87,7 +87,7 @@ def test_every_image_is_captioned_and_the_manifest_names_the_model(tmp_path: Pat
         assert run_captioner(folder, server, full=True).records == result.records
     assert len(server.requests) == 3  # no request is repeated
     assert hashes(folder) == before
-    assert not (folder / generate.JOURNAL).exists()
+    assert not (folder / JOURNAL).exists()
 
 
 def test_the_model_gets_the_image_upright_and_cropped(tmp_path: Path) -> None:
@@ -273,12 +273,12 @@ def test_a_stopped_run_continues_with_the_missing_requests(tmp_path: Path) -> No
             raise KeyboardInterrupt
 
     with serving_captions(reply) as server, pytest.MonkeyPatch.context() as patch:
-        real = generate._append_to_journal
-        patch.setattr(generate, "_append_to_journal", lambda *args: (real(*args), interrupt()))
+        real = CaptionJournal.append
+        patch.setattr(CaptionJournal, "append", lambda *args: (real(*args), interrupt()))
         with pytest.raises(KeyboardInterrupt):
             run_captioner(folder, server, concurrency=1)
     assert not (folder / manifest.MANIFEST_FILE).exists()
-    journal = folder / generate.JOURNAL
+    journal = folder / JOURNAL
     journal.write_bytes(journal.read_bytes() + b'{"key": "torn')
     done = len(journal.read_text().splitlines()) - 1
     assert done >= 4

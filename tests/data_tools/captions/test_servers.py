@@ -11,7 +11,7 @@ import pytest
 from data_tools.captioners import CaptionerOptions
 from data_tools.dataset import Dataset
 from data_tools.prepare import PrepareOptions, caption_dataset
-from lorakit.models import chat_client
+from lorakit.models import chat_client, chat_errors
 from tests.data_tools.caption_server import ReceivedRequest, completion, serving_captions
 from tests.data_tools.folders import fill
 
@@ -21,6 +21,7 @@ DOG = "A brown dog sits on the grass."
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_client, "RETRY_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(chat_errors, "LOADING_DELAY", 0.01)
 
 
 def run(
