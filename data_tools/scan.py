@@ -57,11 +57,19 @@ _OTHER_KINDS = "camera_raw no_decoder not_an_image svg unknown_format unsupporte
 NEVER_USABLE = frozenset(_OTHER_KINDS.split())
 NOTES = frozenset({*_NOTE_CODES.split(), EMBEDDED_TEXT})
 _FORMAT_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "MPO": (".jpg", ".jpeg", ".mpo"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "GIF": (".gif",),
+    "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heif", ".heics", ".hif"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp", ".dib"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpf", ".jpx"),
+    "JXL": (".jxl",),
+    "QOI": (".qoi",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm"),
 }
 
 

@@ -29,7 +29,7 @@ _UNPACK_REMEDY = "unpack it, and put the images into the folder"
 _UNSUPPORTED, _RAW, _VIDEO, _OTHER = "unsupported_format", "camera_raw", "video_file", "not_an_image"
 _ZIP = b"PK\x03\x04"
 _OTHER_ENDINGS = re.compile(rb"\x00\x00TRUEVISION-XFILE\.\x00$")
-_TGA_TYPES, _TGA_DEPTHS = (1, 2, 3, 9, 10, 11), (8, 15, 16, 24, 32)
+_TGA_TYPES, _TGA_DEPTHS = (1, 2, 3, 9, 10, 11), (1, 8, 15, 16, 24, 32)
 
 # Code, name, remedy, and the regular expression that the file starts with.
 _KINDS: tuple[tuple[str, str, str, bytes], ...] = (
@@ -55,6 +55,9 @@ _KINDS: tuple[tuple[str, str, str, bytes], ...] = (
     (_UNSUPPORTED, "a BPG image", CONVERT_REMEDY, rb"BPG\xfb"),
     (_UNSUPPORTED, "a FLIF image", CONVERT_REMEDY, rb"FLIF"),
     (_UNSUPPORTED, "a DjVu document", CONVERT_REMEDY, rb"AT&TFORM"),
+    (_UNSUPPORTED, "an IFUNC or LabEye image (IM)", CONVERT_REMEDY, rb"Image type: "),
+    (_UNSUPPORTED, "a Windows Paint image (MSP)", CONVERT_REMEDY, rb"DanM|LinS"),
+    (_UNSUPPORTED, "an X bitmap (XBM)", CONVERT_REMEDY, rb"#define \w+_width \d"),
     (_UNSUPPORTED, "an XPM image", CONVERT_REMEDY, rb"/\* XPM \*/"),
     (_UNSUPPORTED, "a MAT or NumPy array", CONVERT_REMEDY, rb"\x93NUMPY|MATLAB 5\.0"),
     (

@@ -81,6 +81,8 @@ def explain_undecoded(image: Image.Image, data: bytes) -> FileProblem | None:
         name = _PROBED_COMPRESSION[compression]
         message = f"a TIFF compressed with {name}, for which there is no decoder"
         return FileProblem("unsupported_format", message, CONVERT_REMEDY)
+    if data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9") and (kind := _jpeg_kind(data)):
+        return FileProblem("unsupported_format", f"{kind}, which the decoder refuses", CONVERT_REMEDY)
     if image.format == "BMP" and is_complete_bmp(data):
         return FileProblem("unsupported_format", "a rare kind of BMP, which is not supported", CONVERT_REMEDY)
     return None
