@@ -18,11 +18,14 @@ from data_tools.duplicates import Cluster
 from data_tools.findings import Finding, Level, pluralize, sort_findings
 from data_tools.listing import Listing, file_stem
 from data_tools.scan import SCAN_REASONS, note_code
+from lorakit.core.words import has_word
+from lorakit.imaging import video
 from lorakit.imaging.buckets import MAX_UNNOTICED_UPSCALE
 from lorakit.imaging.crops import upscale_factor
 from lorakit.manifest import Record
 
 MIN_DIFFERENT_IMAGES = 5
+MAX_TEMPLATE_IMAGES = 50  # of one subject with one caption
 # Level and message of the finding for all images that carry a note.
 _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
     "transparency": ("note", "transparent parts show the background color"),
@@ -126,7 +129,7 @@ def check_dataset(
         *_upscaled(records),
         *_failed_captions(records),
         *_duplicates(records, exact, near),
-        *_too_little_to_learn_from(records, [*exact, *near]),
+        *_too_little_to_learn_from(records, [*exact, *near], trigger),
         *_name_collisions(listing, records),
         *_unused_files(listing),
         *lint.lint_captions(records, trigger, tokens_counted=tokens_counted),
@@ -197,7 +200,9 @@ def _manifest_notes(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding(level, code, message, tuple(files))
 
 
-def _too_little_to_learn_from(records: Sequence[Record], clusters: Sequence[Cluster]) -> Iterator[Finding]:
+def _too_little_to_learn_from(
+    records: Sequence[Record], clusters: Sequence[Cluster], trigger: str | None
+) -> Iterator[Finding]:
     """Find sets of a few different images, far too small images, and captions that are all the same."""
     kept = [record for record in records if record.keep]
     own = {record.file for record in kept}
@@ -205,8 +210,26 @@ def _too_little_to_learn_from(records: Sequence[Record], clusters: Sequence[Clus
     if kept and number < MIN_DIFFERENT_IMAGES:
         message = f"{pluralize(number, 'different image')}: they would be memorized; 10 to 30 are usual"
         yield Finding("warning", "few_images", message, tuple(record.file for record in kept))
-    sources = {record.captions[0].source for record in kept if record.captions}
-    if len(kept) > 1 and sources == {"template"}:
+    yield from _template_captions(kept, trigger)
+
+
+def _template_captions(kept: Sequence[Record], trigger: str | None) -> Iterator[Finding]:
+    """Find sets whose captions are all the template.
+
+    For a few images of one subject that is the method of DreamBooth. Without a trigger word the subject has
+    no name that it could be learned by, and many images differ in more than their subject.
+    """
+    if len(kept) < 2 or any(not r.captions or r.captions[0].source != "template" for r in kept):
+        return
+    text = kept[0].caption
+    if not trigger or not has_word(text, trigger):
+        message = f"all captions are {text!r}, without a word that stands for the subject; give --trigger"
+        yield Finding("warning", "template_captions", message)
+    elif len(kept) > MAX_TEMPLATE_IMAGES:
+        message = f"{len(kept)} images share the caption {text!r}, so nothing that differs between them"
+        message += " is learned; describe each image"
+        yield Finding("warning", "template_captions", message)
+    else:
         message = "all captions are one template; describe each image, so that only the subject is learned"
         yield Finding("note", "template_captions", message)
 
@@ -291,8 +314,14 @@ def _unused_files(listing: Listing) -> Iterator[Finding]:
     if listing.linked_folders:
         message = "linked folders are not followed; copy them here if they belong to the dataset"
         yield Finding("warning", "linked_folder", message, listing.linked_folders)
-    if listing.other_files:
-        yield Finding("note", "unused_files", "not images; not used", listing.other_files)
+    videos = tuple(name for name in listing.other_files if video.is_video(name))
+    if videos:
+        # Phones store a short video beside a photo.
+        is_live_photo = all(file_stem(name) in owners for name in videos)
+        message = "videos are used only with --videos, for a base model that generates videos"
+        yield Finding("note" if is_live_photo else "warning", "unused_videos", message, videos)
+    if others := tuple(name for name in listing.other_files if name not in set(videos)):
+        yield Finding("note", "unused_files", "not images; not used", others)
 
 
 def _has_image(name: str, owners: set[str], listing: Listing) -> bool:

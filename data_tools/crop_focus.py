@@ -4,7 +4,7 @@ Saliency is the spectral residual of Hou and Zhang (CVPR 2007): the log amplitud
 part, transformed back, is large where the image stands out. On 120 off-center windows of photographs its
 point is on average 0.12 of a side from the subject's center, the image's own center 0.15; on the 30
 photographs themselves, with centered subjects, 0.07 and 0.045: so `center` is the default. Face detection
-needs OpenCV (`lorakit[faces]`), which includes the cascades; without a face, saliency is used.
+uses the cascades of OpenCV; without a face, saliency is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import track_progress
-from lorakit.imaging import crops, decode, faces
+from lorakit.imaging import crops, decode, faces, opencv
 from lorakit.imaging.buckets import CropBox, Point
 from lorakit.manifest import Record
 
@@ -152,6 +152,6 @@ def _face_detector() -> Detector:
     try:
         detect = faces.load_face_detector(where="crop")
     except ConfigError as error:
-        remedy = f"install one ({faces.INSTALL}), or use --crop saliency"
+        remedy = f"install one ({opencv.INSTALL}), or use --crop saliency"
         raise ConfigError("no face detector is installed", where="crop", remedy=remedy) from error
     return lambda image: [face.box for face in detect(image)]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorakit.core import storage
+from lorakit.core import dataset_paths, storage
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import track_progress
 from lorakit.imaging import crops, decode
@@ -15,7 +15,7 @@ from lorakit.manifest import Record
 
 def check_preview_folder(root: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     """Raise `ConfigError` for a folder inside the dataset, where the previews would count as images."""
-    if Path(out).resolve().is_relative_to(Path(root).resolve()):
+    if Path(out).resolve().is_relative_to(dataset_paths.image_folder(root).resolve()):
         remedy = "name a folder outside the dataset"
         raise ConfigError("previews inside the dataset would be trained on", where=str(out), remedy=remedy)
 

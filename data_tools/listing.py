@@ -175,10 +175,7 @@ def list_dataset(folder: str | os.PathLike[str], *, include_videos: bool = False
     if groups.include_videos and any(video.is_video(name) for name in groups.images):
         video.import_av()  # report a missing library once, not for each file
     if not groups.images:
-        rest = sorted(groups.other_files) + sorted(groups.unusable)
-        examples = f"; it holds {', '.join(rest[:3])}" if rest else ""
-        message = f"the folder has no images{examples}"
-        raise DataError(message, where=str(root), remedy="put .jpg, .png or .webp files into it")
+        raise _no_images(root, groups)
     return Listing(
         root,
         Path(folder),
@@ -196,6 +193,20 @@ def list_dataset(folder: str | os.PathLike[str], *, include_videos: bool = False
         tuple(sorted(groups.hidden_folders)),
         tuple(sorted(groups.cloud_placeholders)),
     )
+
+
+def _no_images(root: Path, groups: _FileGroups) -> DataError:
+    """Return the error of a folder without images, which names what there is."""
+    videos = [name for name in sorted(groups.other_files) if video.is_video(name)]
+    if videos:
+        number = "1 video" if len(videos) == 1 else f"{len(videos)} videos"
+        message = f"the folder has no images, but {number}: {', '.join(videos[:3])}"
+        remedy = "add --videos to use them, for a base model that generates videos"
+        return DataError(message, where=str(root), remedy=remedy)
+    rest = sorted(groups.other_files) + sorted(groups.unusable)
+    examples = f"; it holds {', '.join(rest[:3])}" if rest else ""
+    message = f"the folder has no images{examples}"
+    return DataError(message, where=str(root), remedy="put .jpg, .png or .webp files into it")
 
 
 def _has_videos(folder: Path) -> bool:

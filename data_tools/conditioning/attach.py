@@ -1,8 +1,9 @@
 """Find the conditioning images of each image (sources of an edit, controls), and attach them to the records.
 
-A source is a file `a.source.png` beside `a.jpg` (several: `a.source1.png`, `a.source2.png`), `sources/a.png`,
-or is named in the column `source_file_name` of a metadata file, as one path or a list; a control is
-`a.control.png`, `a-condlabel.png`, `controls/a.png`, or named in `control_file_name`. These files are not trained on as images. Generated ones are in a hidden folder.
+A source is a file `a.source.png` beside `a.jpg` (several: `a.source1.png`, `a.source2.png`) or
+`sources/a.png`, or is named in the column `source_file_name` of a metadata file, as one path or a list; a
+control is `a.control.png`, `a-condlabel.png`, `controls/a.png`, or is named in `control_file_name`. These
+files are not trained on as images. Generated ones are in a hidden folder.
 """
 
 from __future__ import annotations

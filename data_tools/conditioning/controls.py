@@ -1,8 +1,7 @@
-"""Conditioning images generated from the images: edges, depth maps, and masks for inpainting.
+"""Conditioning images generated from the images: edges, depth maps, poses, and masks for inpainting.
 
-Canny's detector (1986, doi:10.1109/TPAMI.1986.4767851) in numpy: Gaussian blur, Sobel gradients, non-maximum
-suppression, hysteresis. The files are stored in hidden folders beside the images; a control or mask of the
-user's is never replaced.
+They are generated at the size that the image is trained at, as the tools that sample with them do: lines one
+pixel wide stay so. The files are stored in hidden folders; a control or mask of the user's is never replaced.
 """
 
 from __future__ import annotations
@@ -10,34 +9,48 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
 from data_tools.captioners import ModelFolder
 from data_tools.conditioning import attach, masks
-from lorakit.core import checksums, rng, storage
+from data_tools.conditioning.depth import DepthEstimator
+from data_tools.conditioning.edges import MAX_THRESHOLD, SoftEdgeDetector, canny
+from data_tools.conditioning.pose import PoseEstimator
+from data_tools.conditioning.random_masks import random_mask
+from data_tools.conditioning.update import Save, update_records
+from data_tools.scan import replace_notes
+from lorakit.core import checksums, dataset_paths, storage
 from lorakit.core.errors import ConfigError
-from lorakit.core.progress import track_progress
-from lorakit.imaging import decode
+from lorakit.imaging import crops, decode
 from lorakit.imaging import masks as mask_files
 from lorakit.manifest import ConditioningImage, Record
 
-CONTROL_KINDS = ("canny", "depth", "mask")
-_BLUR_SIGMA = 1.4  # pixels; the usual blur before Sobel gradients
+CONTROL_TYPES = ("canny", "depth", "pose", "softedge", "mask")
+NOTHING_TO_CONTROL = "pose_not_found"
+_MODEL_EXAMPLES = {
+    "depth": "depth-anything/Depth-Anything-V2-Small-hf",
+    "pose": "usyd-community/vitpose-base-simple --detector PekingU/rtdetr_r50vd_coco_o365",
+    "softedge": "edge_detection_dexined_2024sep.onnx (OpenCV's model zoo)",
+}
+# Names that other tools have for these types.
+_OTHER_NAMES = {
+    "edges": "canny", "hed": "softedge", "pidinet": "softedge", "teed": "softedge", "dexined": "softedge",
+    "openpose": "pose", "dwpose": "pose", "midas": "depth", "zoe": "depth", "inpaint": "mask",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ControlOptions:
-    """`type` is one of CONTROL_KINDS; `model` a depth model; `seed` selects the random masks.
+    """`type` is one of CONTROL_TYPES. `model` is a depth or pose model, or the ONNX file of soft edges.
 
-    The thresholds are Canny's, on gradients of 8-bit gray (0..1020).
+    `detector` finds the persons of poses. The thresholds are those of `cv2.Canny`; `seed` selects the random
+    masks.
     """
 
     type: str
     model: str | None = None
+    detector: str | None = None
     low_threshold: int = 100
     high_threshold: int = 200
     seed: int = 0
@@ -45,208 +58,137 @@ class ControlOptions:
 
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot work."""
-        if self.type not in CONTROL_KINDS:
+        if self.type not in CONTROL_TYPES:
             raise ConfigError(
-                f"{self.type!r} is not a type of control",
-                where="type",
-                remedy=f"use {', '.join(CONTROL_KINDS)}",
+                f"{self.type!r} is not a type of control", where="type", remedy=_remedy_for(self.type)
             )
-        if (self.type == "depth") != (self.model is not None):
-            remedy = "give --type depth --model FOLDER_OR_HUB_ID, for example a Depth Anything model"
-            raise ConfigError(
-                "depth needs a model, and the other types need none", where="model", remedy=remedy
-            )
-        if not 0 < self.low_threshold <= self.high_threshold <= 1020:
+        example = _MODEL_EXAMPLES.get(self.type)
+        if example and self.model is None:
+            remedy = f"for example: --type {self.type} --model {example}"
+            raise ConfigError(f"{self.type} needs a model", where="model", remedy=remedy)
+        if self.model is not None and not example:
+            raise ConfigError(f"{self.type} needs no model", where="model", remedy="leave out --model")
+        if self.detector is not None and self.type != "pose":
+            remedy = "leave out --detector"
+            raise ConfigError(f"{self.type} needs no detector", where="detector", remedy=remedy)
+        if not 0 < self.low_threshold <= self.high_threshold <= MAX_THRESHOLD:
             remedy = "use --low-threshold 100 --high-threshold 200"
-            message = "the thresholds must satisfy 0 < low <= high <= 1020"
+            message = f"the thresholds must satisfy 0 < low <= high <= {MAX_THRESHOLD}"
             raise ConfigError(message, where="low-threshold", remedy=remedy)
 
 
+def _remedy_for(name: str) -> str:
+    """Return the type that is meant by a name of other tools, or the way to use any other control."""
+    if known := _OTHER_NAMES.get(name.casefold()):
+        return f"use --type {known}"
+    return (
+        f"use {', '.join(CONTROL_TYPES)}; generate any other control with the tool that you sample with, "
+        "such as ComfyUI, and put it as NAME.control.png beside NAME.png"
+    )
+
+
 def generate_conditioning(
-    root: Path,
+    folder: Path,
     records: Sequence[Record],
     options: ControlOptions,
     *,
     regenerate: bool = False,
     quiet: bool = True,
+    save: Save | None = None,
 ) -> list[Record]:
-    """Return the records with controls or masks of type `options.type`; those of the user's stay."""
+    """Return the records with controls or masks of type `options.type`; those of the user's stay.
+
+    `save` as in `update_records`.
+    """
     options.check()
     if options.type == "mask":
-        return _generate_masks(root, records, options, regenerate, quiet)
+        todo = [record for record in records if _needs_mask(record, regenerate)]
+        return update_records(
+            records, todo, lambda record: _with_mask(folder, record, options.seed),
+            label="masks", quiet=quiet, save=save,
+        )  # fmt: skip
     generator = _control_generator(options)
     origin = masks.GENERATED + generator.label
     todo = [record for record in records if record.keep and _needs_control(record, origin, regenerate)]
-    updated: dict[str, Record] = {}
-    for record in track_progress(todo, "controls", len(todo), quiet=quiet):
-        file = f"{attach.CONTROL_FOLDER}/{attach.generated_stem(record)}-{options.type}.png"
-        image = generator.generate(decode.read_record_image(root, record))
-        path = storage.save_image(root / file, image)
-        entry = ConditioningImage("control", file, checksums.sha256_file(path), *image.size, origin)
-        updated[record.file] = attach.with_generated_control(record, entry)
-    return [updated.get(record.file, record) for record in records]
+    return update_records(
+        records, todo, lambda record: _with_control(folder, record, generator, options.type),
+        label="controls", quiet=quiet, save=save,
+    )  # fmt: skip
 
 
-def _needs_control(record: Record, origin: str, regenerate: bool) -> bool:
-    """Return True if no control is the user's, and generated ones do not serve."""
-    origins = [image.origin for image in record.conditioning_images if image.type == "control"]
-    only_generated = all(known.startswith(masks.GENERATED) for known in origins)
-    return only_generated and (regenerate or origin not in origins)
+# ---- controls ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _ControlGenerator:
-    """A function that makes a control of an image, and the label that the record stores."""
+    """A function that makes a control of an image (None: nothing to see), and the label that is stored."""
 
     label: str
-    generate: Callable[[Image.Image], Image.Image]
+    generate: Callable[[Image.Image], Image.Image | None]
 
 
 def _control_generator(options: ControlOptions) -> _ControlGenerator:
+    low, high, model = options.low_threshold, options.high_threshold, options.model or ""
     if options.type == "canny":
-        label = f"canny {options.low_threshold} {options.high_threshold}"
-        return _ControlGenerator(
-            label, lambda image: canny(image, options.low_threshold, options.high_threshold)
-        )
-    model = ModelFolder.resolve(options.model or "", "depth model")
-    return _ControlGenerator(f"depth {model.name}", DepthEstimator(model, options.device))
+        return _ControlGenerator(f"canny {low} {high}", lambda image: canny(image, low, high))
+    if options.type == "softedge":
+        return _ControlGenerator(f"softedge {Path(model).name}", SoftEdgeDetector(model))
+    if options.type == "depth":
+        estimator = ModelFolder.resolve(model, "depth model")
+        return _ControlGenerator(f"depth {estimator.name}", DepthEstimator(estimator, options.device))
+    poses = ModelFolder.resolve(model, "pose model")
+    detector = ModelFolder.resolve(options.detector, "person detector") if options.detector else None
+    label = f"pose {poses.name}" + (f" {detector.name}" if detector else "")
+    return _ControlGenerator(label, PoseEstimator(poses, detector, options.device))
 
 
-# ---- canny ------------------------------------------------------------------------------------------------
+def _needs_control(record: Record, origin: str, regenerate: bool) -> bool:
+    """Return True if no control is the user's, and generated ones do not serve."""
+    controls = [image for image in record.conditioning_images if image.type == "control"]
+    only_generated = all(image.is_generated for image in controls)
+    current = any((one.origin, (one.width, one.height)) == (origin, control_size(record)) for one in controls)
+    return only_generated and (regenerate or not current)
 
 
-def canny(image: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
-    """Return white edges on black, RGB, of the image's size."""
-    gray = np.asarray(image.convert("L").filter(ImageFilter.GaussianBlur(_BLUR_SIGMA)), dtype=np.float32)
-    grad_x, grad_y = _sobel_gradients(gray)
-    magnitude = np.hypot(grad_x, grad_y)
-    local_maxima = _non_maximum_suppression(magnitude, grad_x, grad_y)
-    edges = _hysteresis(local_maxima & (magnitude >= high), local_maxima & (magnitude >= low))
-    return Image.fromarray(np.where(edges, 255, 0).astype(np.uint8)).convert("RGB")
+def control_size(record: Record) -> tuple[int, int]:
+    """Return the size of the whole image at the scale of training; without a bucket, its own size."""
+    if record.bucket is None:
+        return record.size
+    left, top, right, bottom = crops.training_crop(record)
+    width, height = record.bucket
+    x, y = width / (right - left), height / (bottom - top)
+    return max(1, round(record.width * x)), max(1, round(record.height * y))
 
 
-def _sobel_gradients(gray: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the gradients in x and y; the border is repeated."""
-    p = np.pad(gray, 1, mode="edge")
-    column = p[:-2] + 2 * p[1:-1] + p[2:]
-    row = p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]
-    return column[:, 2:] - column[:, :-2], row[2:] - row[:-2]
+def _with_control(folder: Path, record: Record, generator: _ControlGenerator, type: str) -> Record:
+    image = decode.crop_and_resize(decode.read_record_image(folder, record), None, control_size(record))
+    control = generator.generate(image)
+    if control is None:
+        notes = [f"{NOTHING_TO_CONTROL}: no person was detected; the image has no control"]
+        return replace_notes(attach.without_generated_controls(record), (NOTHING_TO_CONTROL,), notes)
+    file = f"{attach.CONTROL_FOLDER}/{attach.generated_stem(record)}-{type}.png"
+    path = storage.save_image(folder / file, control)
+    origin = masks.GENERATED + generator.label
+    entry = ConditioningImage("control", file, checksums.sha256_file(path), *control.size, origin)
+    return attach.with_generated_control(replace_notes(record, (NOTHING_TO_CONTROL,), []), entry)
 
 
-def _non_maximum_suppression(
-    magnitude: NDArray[Any], grad_x: NDArray[Any], grad_y: NDArray[Any]
-) -> NDArray[np.bool_]:
-    """Return True where the gradient is larger than at its two neighbors along the gradient's direction."""
-    p = np.pad(magnitude, 1)
-    height, width = magnitude.shape
-    angle = np.rad2deg(np.arctan2(grad_y, grad_x)) % 180
-    sector = ((angle + 22.5) // 45).astype(int) % 4
-    local_maxima = np.zeros(magnitude.shape, dtype=bool)
-    for number, (dy, dx) in enumerate([(0, 1), (1, 1), (1, 0), (1, -1)]):
-        before = p[1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
-        after = p[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
-        local_maxima |= (sector == number) & (magnitude > before) & (magnitude >= after)
-    return local_maxima
+# ---- masks -------------------------------------------------------------------------------------------------
 
 
-def _hysteresis(strong: NDArray[np.bool_], weak: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the strong edges, and the weak edges connected to them."""
-    kept, stack = strong.copy(), list(zip(*np.nonzero(strong), strict=True))
-    height, width = kept.shape
-    while stack:
-        y, x = stack.pop()
-        for ny in range(max(y - 1, 0), min(y + 2, height)):
-            for nx in range(max(x - 1, 0), min(x + 2, width)):
-                if weak[ny, nx] and not kept[ny, nx]:
-                    kept[ny, nx] = True
-                    stack.append((ny, nx))
-    return kept
+def _needs_mask(record: Record, regenerate: bool) -> bool:
+    own = (record.mask_source or "").startswith(masks.GENERATED)
+    return record.keep and (record.mask is None or (regenerate and own))
 
 
-# ---- depth ------------------------------------------------------------------------------------------------
-
-
-class DepthEstimator:
-    """A depth estimator of transformers. Near is bright, as published control networks expect it."""
-
-    def __init__(self, model: ModelFolder, device: str | None) -> None:
-        import transformers
-
-        from lorakit.models.device import default_device
-
-        self.device = device or default_device().type
-        self.processor: Any = model.load_pretrained(transformers.AutoImageProcessor, "depth model")
-        model_class = transformers.AutoModelForDepthEstimation
-        network: Any = model.load_pretrained(model_class, "depth model", use_safetensors=True)
-        self.model: Any = network.eval().requires_grad_(False).to(self.device)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        import torch
-
-        inputs = self.processor(images=image, return_tensors="pt").to(self.device)
-        with torch.inference_mode():
-            predicted_depth = self.model(**inputs).predicted_depth
-        size = image.height, image.width
-        depth = torch.nn.functional.interpolate(predicted_depth[:, None].float(), size, mode="bicubic")[0, 0]
-        low, high = depth.min(), depth.max()
-        gray = (
-            ((depth - low) / (high - low).clamp(min=torch.finfo(depth.dtype).tiny) * 255)
-            .round()
-            .clamp(0, 255)
-        )
-        return Image.fromarray(gray.to(torch.uint8).cpu().numpy()).convert("RGB")
-
-
-# ---- masks ------------------------------------------------------------------------------------------------
-
-
-def _generate_masks(
-    root: Path, records: Sequence[Record], options: ControlOptions, regenerate: bool, quiet: bool
-) -> list[Record]:
-    """Make a mask for each image without one: its opaque part, or else a random box or stroke."""
-    todo = [
-        record
-        for record in records
-        if record.keep and (record.mask is None or (regenerate and _generated_by_lorakit(record)))
-    ]
-    updated: dict[str, Record] = {}
-    for record in track_progress(todo, "masks", len(todo), quiet=quiet):
-        if any(note.startswith("transparency:") for note in record.notes):
-            label = "alpha"
-            mask = mask_files.mask_from_alpha(root / record.file, first_frame=record.first_frame)
-        else:
-            label, mask = (
-                f"random {options.seed}",
-                random_mask(record.size, record.content_hash, options.seed),
-            )
-        file = f"{masks.MASK_FOLDER}/{masks.generated_mask_stem(record)}.png"
-        storage.save_image(root / file, mask)
-        updated[record.file] = masks.with_mask(record, mask, file, masks.GENERATED + label)
-    return [updated.get(record.file, record) for record in records]
-
-
-def _generated_by_lorakit(record: Record) -> bool:
-    return (record.mask_source or "").startswith(masks.GENERATED)
-
-
-def random_mask(size: tuple[int, int], name: str, seed: int = 0) -> Image.Image:
-    """Return a box or a stroke_width stroke, white on black; the same for the same `name` and seed."""
-
-    def uniform(purpose: str, low: float, high: float) -> float:
-        return low + (high - low) * rng.keyed_uniform(seed, "mask", name, purpose)
-
-    mask, (width, height) = Image.new("L", size), size
-    drawing = ImageDraw.Draw(mask)
-    if rng.keyed_uniform(seed, "mask", name, "kind") < 0.5:
-        box_width, box_height = uniform("w", 0.2, 0.6) * width, uniform("h", 0.2, 0.6) * height
-        left, top = uniform("x", 0, width - box_width), uniform("y", 0, height - box_height)
-        drawing.rectangle((left, top, left + box_width, top + box_height), fill=255)
-        return mask
-    stroke_width = max(2, round(uniform("thick", 0.1, 0.25) * min(size)))
-    points = [(uniform(f"x{i}", 0.1, 0.9) * width, uniform(f"y{i}", 0.1, 0.9) * height) for i in range(4)]
-    drawing.line(points, fill=255, width=stroke_width, joint="curve")
-    for x, y in points:
-        drawing.ellipse(
-            (x - stroke_width / 2, y - stroke_width / 2, x + stroke_width / 2, y + stroke_width / 2), fill=255
-        )
-    return mask
+def _with_mask(folder: Path, record: Record, seed: int) -> Record:
+    """Return the record with a mask: the opaque part of the image, or else a random box or stroke."""
+    if any(note.startswith("transparency:") for note in record.notes):
+        label = "alpha"
+        path = dataset_paths.file_path(folder, record.file)
+        mask = mask_files.mask_from_alpha(path, first_frame=record.first_frame)
+    else:
+        label, mask = f"random {seed}", random_mask(record.size, record.content_hash, seed)
+    file = f"{masks.MASK_FOLDER}/{masks.generated_mask_stem(record)}.png"
+    storage.save_image(folder / file, mask)
+    return masks.with_mask(record, mask, file, masks.GENERATED + label)

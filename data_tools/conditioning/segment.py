@@ -15,15 +15,18 @@ from PIL import Image
 
 from data_tools.captioners import ModelFolder
 from data_tools.conditioning.masks import MASK_FOLDER, SEGMENTED, generated_mask_stem, with_mask, without_mask
+from data_tools.conditioning.update import Save, update_records
 from data_tools.scan import replace_notes
 from lorakit.core import storage
-from lorakit.core.errors import ConfigError, DataError
-from lorakit.core.progress import track_progress
+from lorakit.core.errors import ConfigError
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
 from lorakit.models.text_segmentation import TextSegmenter
 
 MASK_NOT_FOUND = "mask_prompt_not_found"
+MASK_COVERS_ALL = "mask_covers_all"
+NOTES = (MASK_NOT_FOUND, MASK_COVERS_ALL)
+_WHOLE = 0.99  # share of the image from which a mask selects nothing
 _MAX_SIDE = 1024  # long side in pixels of the image for the model, whose own input is smaller
 
 
@@ -55,27 +58,32 @@ class SegmentOptions:
 
 
 def segment_images(
-    root: Path,
+    folder: Path,
     records: Sequence[Record],
     options: SegmentOptions,
     *,
     regenerate: bool = False,
     quiet: bool = True,
+    save: Save | None = None,
 ) -> list[Record]:
-    """Return the records with masks of what `options.prompt` names; if nothing is found, a note says so."""
+    """Return the records with masks of what `options.prompt` names; if nothing is found, a note says so.
+
+    `save` as in `update_records`.
+    """
     options.check()
     model = ModelFolder.resolve(options.model, "segmenter")
     segmenter = TextSegmenter(model.folder, model.name, options.device)
-    label = f"{SEGMENTED}: {options.prompt} ({segmenter.name})"
+    settings = f"{segmenter.name}, {options.threshold:g}, {options.dilate:g}"
+    label = f"{SEGMENTED}: {options.prompt} ({settings})"
     todo = [
         r
         for r in records
         if r.keep and (r.mask is None or (_has_segmented_mask(r) and (regenerate or r.mask_source != label)))
     ]
-    updated: dict[str, Record] = {}
-    for record in track_progress(todo, "masks", len(todo), quiet=quiet):
-        updated[record.file] = _segment(root, record, segmenter, options, label)
-    return [updated.get(record.file, record) for record in records]
+    return update_records(
+        records, todo, lambda record: _segment(folder, record, segmenter, options, label),
+        label="masks", quiet=quiet, save=save,
+    )  # fmt: skip
 
 
 def _has_segmented_mask(record: Record) -> bool:
@@ -83,24 +91,21 @@ def _has_segmented_mask(record: Record) -> bool:
 
 
 def _segment(
-    root: Path, record: Record, segmenter: TextSegmenter, options: SegmentOptions, label: str
+    folder: Path, record: Record, segmenter: TextSegmenter, options: SegmentOptions, label: str
 ) -> Record:
-    without_note = replace_notes(record, (MASK_NOT_FOUND,), [])
-    try:
-        image = decode.record_thumbnail(root, record, _MAX_SIDE)
-    except DataError as error:
-        return replace_notes(
-            without_mask(without_note), (MASK_NOT_FOUND,), [f"{MASK_NOT_FOUND}: {error.message}"]
-        )
+    image = decode.record_thumbnail(folder, record, _MAX_SIDE)
     selected = segmenter.probability_map(image, options.prompt) >= options.threshold
     if not selected.any():
         note = f"{MASK_NOT_FOUND}: nothing like {options.prompt!r} was found"
-        return replace_notes(without_mask(without_note), (MASK_NOT_FOUND,), [note])
+        return replace_notes(without_mask(record), NOTES, [note])
     small = _dilate(Image.fromarray(selected * np.uint8(255)), options.dilate)
     mask = small.resize(record.size, Image.Resampling.BILINEAR)
     file = f"{MASK_FOLDER}/{generated_mask_stem(record)}.png"
-    storage.save_image(root / file, mask)
-    return with_mask(without_note, masks.load_mask_file(root / file, record.size), file, label)
+    storage.save_image(folder / file, mask)
+    share = float((np.asarray(mask) >= 128).mean())
+    notes = [f"{MASK_COVERS_ALL}: {share:.1%} of the image is in the mask"] if share >= _WHOLE else []
+    masked = with_mask(record, masks.load_mask_file(folder / file, record.size), file, label)
+    return replace_notes(masked, NOTES, notes)
 
 
 def _dilate(mask: Image.Image, share: float) -> Image.Image:

@@ -29,6 +29,13 @@ class DatasetFile(NamedTuple):
     keep_name: bool = False
 
 
+class RenamedRecord(NamedTuple):
+    """A record, and the record that it becomes in the export."""
+
+    old: Record
+    new: Record
+
+
 def read_verified_bytes(folder: Path, record: Record) -> bytes:
     """Return the image's bytes; an `ImageError` if they changed since it was prepared."""
     path = dataset_paths.file_path(folder, record.file)

@@ -1,7 +1,7 @@
 """Datasets as folders or zips: images with caption files, metadata and the manifest beside them.
 
-All tools can read an exported folder: ImageFolder uses metadata.jsonl, kohya's scripts and similar trainers
-the .txt files, and lorakit the manifest, which is the only complete one.
+All tools can read an exported folder: ImageFolder uses metadata.jsonl, trainers the .txt files, and lorakit
+the manifest, which is the only complete one. For folders that a trainer reads completely, see `trainers`.
 """
 
 from __future__ import annotations
@@ -12,90 +12,70 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
-from data_tools.captions.metadata import parse_kohya_folder
 from data_tools.captions.table_files import escape_csv_cell
-from data_tools.conditioning.masks import MASK_FOLDER as GENERATED_MASKS
-from data_tools.conditioning.masks import SIDECAR_SUFFIX
-from data_tools.formats import DatasetFile, for_export, read_verified_bytes, separate_mask_path
+from data_tools.formats import (
+    DatasetFile,
+    read_verified_bytes,
+    separate_mask_path,
+)
 from lorakit.core import dataset_paths
 from lorakit.imaging import decode
 from lorakit.manifest import Record
 
 
-class RenamedRecord(NamedTuple):
-    """A record, and the record that it becomes in the export."""
+def export_files(folder: Path, records: Sequence[Record]) -> Iterator[DatasetFile]:
+    """Yield images, masks and conditioning images unchanged, and caption files for each image."""
+    written: set[str] = set()
+    for record in records:
+        yield DatasetFile(record.file, read_verified_bytes(folder, record), record, keep_name=True)
+        for file in (separate_mask_path(record), *(image.file for image in record.conditioning_images)):
+            if file and file not in written:  # images may share a conditioning image
+                written.add(file)
+                yield DatasetFile(
+                    file, decode.read_file(dataset_paths.file_path(folder, file)), keep_name=True
+                )
+    yield from caption_files(records)
 
-    old: Record
-    new: Record
+
+def layout_notes(records: Sequence[Record]) -> list[str]:
+    """Return what only lorakit reads of images with captions and other files beside them."""
+    variants = sum(len(record.captions) > 1 for record in records)
+    tagged = sum(bool(unwritten_tags(record)) for record in records)
+    others = sum(bool(separate_mask_path(record) or record.conditioning_images) for record in records)
+    notes = []
+    if variants:
+        text = "images have several captions: NAME.txt and metadata.jsonl have the first, NAME.json all"
+        notes.append(f"{variants} {text}")
+    if tagged:
+        notes.append(f"{tagged} images have tags that are not in their caption: NAME.json has them")
+    if others:
+        notes.append(f"{others} images have masks or conditioning images, which `datasets` does not return")
+    return notes
 
 
-def export_files(folder: Path, renamed: Sequence[RenamedRecord]) -> Iterator[DatasetFile]:
-    """Yield images, masks and conditioning images unchanged, and a caption file for each image."""
-    for old, new in renamed:
-        yield DatasetFile(new.file, read_verified_bytes(folder, old), new, keep_name=True)
-        source, target = separate_mask_path(old), separate_mask_path(new)
-        if source and target:
-            yield DatasetFile(
-                target, decode.read_file(dataset_paths.file_path(folder, source)), keep_name=True
-            )
-        for (
-            image
-        ) in new.conditioning_images:  # they keep their names, so only layouts without renaming have them
-            yield DatasetFile(
-                image.file, decode.read_file(dataset_paths.file_path(folder, image.file)), keep_name=True
-            )
-    yield from caption_files([pair.new for pair in renamed])
+def unwritten_tags(record: Record) -> list[str]:
+    """Return the tags that are not in the first caption."""
+    return [tag for tag in record.tags if tag not in record.caption]
 
 
 def caption_files(records: Sequence[Record]) -> Iterator[DatasetFile]:
-    """Yield a caption file for each image with captions; `a.jpg.txt` if there is also an `a.png`."""
+    """Yield `a.txt` with the first caption, and `a.json` if there are several or tags.
+
+    If there is also an `a.png`, the files of `a.jpg` are `a.jpg.txt` and `a.jpg.json`.
+    """
     stems = Counter(_stem(record.file) for record in records)
     for record in records:
+        stem = record.file if stems[_stem(record.file)] > 1 else _stem(record.file)
         if record.captions:
-            yield _caption_file(record, record.file if stems[_stem(record.file)] > 1 else _stem(record.file))
-
-
-def _caption_file(record: Record, stem: str) -> DatasetFile:
-    """Return `a.txt` with one caption, or `a.json` with several captions or tags."""
-    if len(record.captions) == 1 and not record.tags:
-        return DatasetFile(f"{stem}.txt", record.caption.encode("utf-8"))
-    value: dict[str, Any] = {"captions": [caption.text for caption in record.captions]}
-    if record.tags:
-        value["tags"] = list(record.tags)
-    text = json.dumps(value, ensure_ascii=False, indent=1)
-    return DatasetFile(f"{stem}.json", (text + "\n").encode("utf-8"))
-
-
-def keep_layout(records: Sequence[Record]) -> list[RenamedRecord]:
-    """Return the records for an export without renaming."""
-    return [RenamedRecord(record, for_export(record)) for record in records]
-
-
-def kohya_layout(records: Sequence[Record], name: str) -> list[RenamedRecord]:
-    """Return the records in kohya's layout, `<repeats>_<name>/a.jpg`; such a folder keeps its name."""
-    renamed: list[RenamedRecord] = []
-    used_stems: set[str] = set()
-    for record in records:
-        path = PurePosixPath(record.file)
-        is_kohya_folder = parse_kohya_folder(path.parent.name) is not None
-        flat_name = path.name if is_kohya_folder or len(path.parts) == 1 else "_".join(path.parts)
-        folder = path.parent.name if is_kohya_folder else f"{record.repeats}_{name}"
-        target, number = f"{folder}/{flat_name}", 1
-        while _stem(target) in used_stems:
-            number += 1
-            target = f"{folder}/{PurePosixPath(flat_name).stem}_{number}{path.suffix}"
-        used_stems.add(_stem(target))
-        mask = record.mask
-        if record.mask == record.file:
-            mask = target
-        elif mask and not mask.startswith(GENERATED_MASKS):
-            mask = f"{_stem(target)}{SIDECAR_SUFFIX}{PurePosixPath(mask).suffix}"
-        renamed.append(RenamedRecord(record, replace(for_export(record), file=target, mask=mask)))
-    return renamed
+            yield DatasetFile(f"{stem}.txt", record.caption.encode("utf-8"))
+        if len(record.captions) > 1 or record.tags:
+            value: dict[str, Any] = {"captions": [caption.text for caption in record.captions]}
+            value |= {"tags": list(record.tags)} if record.tags else {}
+            text = json.dumps(value, ensure_ascii=False, indent=1)
+            yield DatasetFile(f"{stem}.json", (text + "\n").encode("utf-8"))
 
 
 def metadata_file(records: Sequence[Record], format: str) -> DatasetFile:
@@ -104,7 +84,7 @@ def metadata_file(records: Sequence[Record], format: str) -> DatasetFile:
     A spreadsheet cannot run anything in the CSV.
     """
     if format == "kohya":
-        pairs = {_stem(r.file): {"caption": r.caption, "tags": ", ".join(r.tags)} for r in records}
+        pairs = {_stem(r.file): {"caption": r.caption, "tags": ", ".join(unwritten_tags(r))} for r in records}
         return DatasetFile("meta_cap.json", json.dumps(pairs, ensure_ascii=False, indent=1).encode("utf-8"))
     rows = [(record.file, record.caption) for record in records]
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Listing of folders that may be nested deeper than Python's recursion goes."""
+"""Listing of folders that may be nested deeper than Python's recursion goes; paths between folders."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def walk_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
             else:
                 yield current / entry.name
         pending += reversed(folders)
+
+
+def relative_path(path: str | os.PathLike[str], start: str | os.PathLike[str]) -> str:
+    """Return the path from one folder to another with `/`; the absolute path if they are on two drives."""
+    try:
+        return Path(os.path.relpath(path, start)).as_posix()
+    except ValueError:  # Windows: two drives
+        return Path(os.path.abspath(path)).as_posix()

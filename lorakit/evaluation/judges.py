@@ -13,7 +13,9 @@ import numpy as np
 
 from lorakit import manifest
 from lorakit.config.recipe import Recipe
+from lorakit.core import dataset_paths
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.folders import relative_path
 from lorakit.core.nearest import did_you_mean
 from lorakit.data.items import DatasetItem, load_concepts, subject_items
 from lorakit.evaluation.feature_cache import FrameSource, frame_source
@@ -144,7 +146,7 @@ def load_folder_references(folder: Path, root: Path, class_noun: str | None = No
         [file.name for file in files],
         [frame_source(file) for file in files],
         [True] * len(files),
-        _relative_path(folder, root),
+        relative_path(folder, root),
         class_nouns={None: class_noun},
     )
 
@@ -162,12 +164,13 @@ def load_run_references(recipe: Recipe, root: Path) -> ReferenceImages:
     held_out = {item.record.content_hash for item in split_dataset(items, recipe).held_out}
     subjects = subject_items(items)
     chosen = [item for own in subjects.values() for item in own]
-    parent = _common_folder(list(dict.fromkeys(item.folder for item in chosen)))
+    folders_of_images = dict.fromkeys(dataset_paths.image_folder(item.folder) for item in chosen)
+    parent = _common_folder(list(folders_of_images))
     return ReferenceImages(
         [(item.path.relative_to(parent) if parent else item.path).as_posix() for item in chosen],
         [_record_source(item.folder, item.record) for item in chosen],
         [item.record.content_hash not in held_out for item in chosen],
-        _relative_path(parent, root) if parent else None,
+        relative_path(parent, root) if parent else None,
         [trigger for trigger, own in subjects.items() for _ in own],
         _cut_outs([(item.folder, item.record) for item in chosen]),
         {trigger: own[0].concept.class_noun for trigger, own in subjects.items()},
@@ -188,13 +191,9 @@ def _references(folder: Path, records: Sequence[Record], root: Path) -> Referenc
         [record.file for record in records],
         [_record_source(folder, record) for record in records],
         [True] * len(records),
-        _relative_path(folder, root),
+        relative_path(dataset_paths.image_folder(folder), root),
         cut_outs=_cut_outs([(folder, record) for record in records]),
     )
-
-
-def _relative_path(folder: Path, root: Path) -> str:
-    return Path(os.path.relpath(folder, root)).as_posix()
 
 
 def _cut_outs(records: Sequence[tuple[Path, Record]]) -> dict[int, FrameSource]:

@@ -13,14 +13,13 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageSequence
 
-from lorakit.core import input_files
+from lorakit.core import dataset_paths, input_files
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging.color import PARSE_ERRORS, Color
 from lorakit.imaging.image_reader import EXIF_TRANSPOSE, ImageError, ImageSource, color_name, pixel_limit
@@ -213,7 +212,7 @@ def read_record_image_scaled(
 
 
 def _open_record(folder: str | os.PathLike[str], record: Record) -> ImageSource:
-    path = Path(folder) / record.file
+    path = dataset_paths.file_path(folder, record.file)
     data = read_file(path)
     hash_matches = hashlib.sha256(data).hexdigest() == record.sha256
     if record.video is not None:

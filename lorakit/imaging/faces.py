@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lorakit.core.errors import ConfigError, first_line
+from lorakit.imaging.opencv import INSTALL, load_opencv
 
-INSTALL = "pip install 'opencv-python-headless<5'"
 _LEAST_SIDES = 16  # the smallest face that is detected has this fraction of the image's shorter side
 _MIN_SCORE = 0.7  # of YuNet
 
@@ -42,16 +42,8 @@ def load_face_detector(file: str | Path | None = None, where: str = "face detect
     return _yunet(Path(file), where) if file else _cascades(where)
 
 
-def _opencv(where: str, remedy: str) -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise ConfigError("OpenCV is not installed", where=where, remedy=remedy) from error
-    return cv2
-
-
 def _cascades(where: str) -> FaceDetector:
-    cv2 = _opencv(where, INSTALL)
+    cv2 = load_opencv(where)
     if not hasattr(cv2, "CascadeClassifier"):  # OpenCV 5 has none
         raise ConfigError("this OpenCV has no face cascades", where=where, remedy=INSTALL)
     folder = Path(cv2.data.haarcascades)
@@ -73,7 +65,7 @@ def _cascades(where: str) -> FaceDetector:
 def _yunet(file: Path, where: str) -> FaceDetector:
     if not file.is_file():
         raise ConfigError("there is no such file", where=f"{where} {file}", remedy="use a YuNet ONNX file")
-    cv2 = _opencv(where, INSTALL)
+    cv2 = load_opencv(where)
     try:
         detector = cv2.FaceDetectorYN.create(str(file), "", (320, 320), _MIN_SCORE)
     except cv2.error as error:

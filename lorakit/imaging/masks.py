@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from pathlib import Path
 
 from PIL import ExifTags, Image, ImageChops, ImageOps
 
+from lorakit.core import dataset_paths
 from lorakit.imaging import decode
 from lorakit.imaging.decode import ImageError
 from lorakit.manifest import Record
@@ -27,7 +27,7 @@ def read_record_mask(folder: str | os.PathLike[str], record: Record) -> Image.Im
     """
     if record.mask is None:
         return None
-    path = Path(folder) / record.mask
+    path = dataset_paths.file_path(folder, record.mask)
     if record.mask == record.file:
         mask = mask_from_alpha(path, first_frame=record.first_frame)
     else:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from lorakit.core import dataset_paths
 from lorakit.imaging import decode, video
 from lorakit.imaging.decode import CropBox
 from lorakit.manifest import Record
@@ -42,7 +42,7 @@ def load_video_tensor(
     indices: Sequence[int],
 ) -> torch.Tensor:
     """Return frames of a video by index, cropped and resized to `size`, as uint8 (3, F, H, W)."""
-    path = Path(folder) / record.file
+    path = dataset_paths.file_path(folder, record.file)
     frames = video.read_frames(decode.read_file(path), str(path), indices)
     return torch.stack([crop_and_resize_tensor(frame, crop, size) for frame in frames], dim=1)
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFilter
 
 from data_tools.conditioning.controls import ControlOptions
-from data_tools.prepare import generate_dataset_controls
+from data_tools.conditioning.edges import canny
+from data_tools.prepare import PrepareOptions, generate_dataset_controls, prepare_dataset
 from lorakit import manifest
 from lorakit.config.recipe import load_recipe
 from lorakit.core.errors import DataError
+from lorakit.data import conditioning
+from lorakit.imaging import crops, decode
+from lorakit.models import families
 from lorakit.training import run_plan
 from lorakit.training.run_plan import TrainingPlan
 from tests import runs, tiny
@@ -84,6 +90,30 @@ def test_a_control_base_uses_generated_controls(row: str, changes: dict, tmp_pat
     assert planned.family.name == "flux1-control"
     assert all(len(item.record.conditioning_images) == 1 for item in planned.items)
     assert not any("not used" in line for line in lines)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (203, 331), (64, 64), (150, 97)])
+def test_edges_reach_the_model_one_pixel_wide_and_in_place(tmp_path: Path, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (40, 90, 60))
+    drawing = ImageDraw.Draw(image)
+    width, height = size
+    drawing.rectangle((width // 4, height // 4, width // 2, height // 2), fill=(250, 230, 90))
+    drawing.ellipse((width // 3, height // 3, width * 3 // 4, height * 3 // 4), fill=(200, 20, 180))
+    image.save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("shapes")
+    options = PrepareOptions(resolution=96, bucket_mode="square", quiet=True, report=False)
+    prepare_dataset(tmp_path, options)
+    family = families.get_family("flux1-control")
+    (record,) = generate_dataset_controls(tmp_path, ControlOptions("canny")).records
+    crop, bucket = crops.training_crop(record), record.bucket
+    assert bucket == (96, 96)
+    inputs = conditioning.record_conditioning(family, tmp_path, record, crop, bucket)
+    edges = inputs.load_tensors()["control"][0].numpy()
+    assert set(np.unique(edges)) == {0, 255}  # nothing was resampled
+    trained = decode.crop_and_resize(decode.read_record_image(tmp_path, record), crop, bucket)
+    expected = Image.fromarray(np.asarray(canny(trained))[:, :, 0])
+    near = np.asarray(expected.filter(ImageFilter.MaxFilter(3)))
+    assert (near[edges[0] > 0] == 255).mean() > 0.98  # those of the image that is trained, within a pixel
 
 
 def test_flux_becomes_a_control_base_for_controls_of_the_user_without_a_setting(tmp_path: Path) -> None:

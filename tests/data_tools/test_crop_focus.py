@@ -166,10 +166,7 @@ def test_a_missing_face_detector_is_an_error_with_a_remedy(
 def test_an_installed_detector_runs(tmp_path: Path) -> None:
     """The tests have no photograph of a person: this checks the call, not the detection."""
     crop_focus._face_detector.cache_clear()
-    try:
-        detect = crop_focus._face_detector()
-    except ConfigError:
-        pytest.skip("no face detector is installed (lorakit[faces])")
+    detect = crop_focus._face_detector()
     assert detect(Image.new("RGB", (320, 240), "grey")) == []
 
 

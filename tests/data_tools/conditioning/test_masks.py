@@ -22,7 +22,7 @@ from data_tools.prepare import (
 )
 from lorakit import manifest
 from lorakit.core import storage
-from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.errors import ConfigError
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
 from lorakit.models.text_segmentation import TextSegmenter
@@ -115,8 +115,10 @@ def test_a_mask_is_named_in_the_metadata(tmp_path: Path) -> None:
         ('{"file_name": "b.png", "mask_file_name": "masks/m.png"}', "no image 'b.png'"),
     ):
         (tmp_path / "metadata.jsonl").write_text(row + "\n")
-        with pytest.raises(DataError, match=words):
-            prepared(tmp_path)
+        (found,) = [f for f in prepared(tmp_path).findings if f.code == "table_rows_unused"]
+        assert found.level == "warning"
+        assert "metadata.jsonl: line 1 not used" in found.message
+        assert words in found.message
 
 
 def test_transparency_is_a_mask_on_request(tmp_path: Path) -> None:
@@ -287,13 +289,16 @@ def test_a_word_becomes_masks_in_the_manifest(
     )
     options = SegmentOptions(str(folder), "dog", threshold=float(np.median(found)), dilate=0.0)
     first, _, third = mask_dataset(tmp_path, options).records
-    assert first.mask_source == f"segmented: dog (tiny-{name})"
+    assert first.mask_source == f"segmented: dog (tiny-{name}, {options.threshold:g}, 0)"
     assert (third.mask, third.mask_source) == ("c-masklabel.png", "file")
     assert np.array_equal(read(tmp_path, first) == 255, found >= options.threshold)
     assert {name: digest for name, digest in hashes(tmp_path).items() if not name.startswith(".")} == before
     assert prepared(tmp_path).records[0] == first  # a later prepare keeps it, and finds no new images
     grown = dataclasses.replace(options, dilate=0.1, prompt="cat")
-    assert mask_dataset(tmp_path, grown).records[0].mask_source == f"segmented: cat (tiny-{name})"
+    second = mask_dataset(tmp_path, grown).records[0]
+    assert second.mask_source == f"segmented: cat (tiny-{name}, {options.threshold:g}, 0.1)"
+    other = dataclasses.replace(grown, threshold=0.9 * options.threshold)  # other settings, other masks
+    assert mask_dataset(tmp_path, other).records[0].mask_source != second.mask_source
     photo(9, (90, 60)).save(tmp_path / "a.png")
     assert prepared(tmp_path).records[0].mask is None  # of another image
 
