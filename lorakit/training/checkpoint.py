@@ -19,7 +19,7 @@ from lorakit.training.run_folder import RunFolder
 from lorakit.training.run_records import ADAPTER_FILE as ADAPTER_FILE
 from lorakit.training.run_records import CHECKPOINTS_FOLDER as CHECKPOINTS_FOLDER
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
 _FILES = (ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE)
 _NAME = re.compile(r"step-(\d{8})")

@@ -23,6 +23,7 @@ from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
 from lorakit.models import memory
 from lorakit.training import memory_remedies, numeric_errors, optimizers, slider, timesteps
+from lorakit.training.flat_parameters import FlatParameters
 from lorakit.training.loss_scale import LossScale
 from lorakit.training.losses import LossTerm, RegularizationLosses
 from lorakit.training.setup import Session
@@ -76,9 +77,8 @@ class TrainingStep:
 
     def __init__(self, session: Session, accelerator: Accelerator, log: Callable[[str], None]) -> None:
         self.session, self.accelerator, self.recipe, self.log = session, accelerator, session.recipe, log
-        self.parameters = adapters.all_trainable_parameters(session.networks)
-        lr_multiplier = functools.partial(text_encoders.lr_multiplier, self.recipe)
-        self.optimizer = optimizers.build_optimizer(self.parameters, self.recipe.optimizer, lr_multiplier)
+        self.parameters = self._flat_parameters()
+        self.optimizer = optimizers.build_optimizer(self.parameters, self.recipe.optimizer)
         self._rate_groups = optimizers.groups_by_name(self.optimizer, self.parameters, text_encoders.lr_name)
         self.state = self._new_state()
         self.total_batch_size = self.recipe.effective_batch * accelerator.num_processes
@@ -87,6 +87,19 @@ class TrainingStep:
             self.recipe, session.family, session.pipe, session.objective, session.device
         )
         self.regularization = RegularizationLosses(self.loss, session.train_set, session.class_image_set)
+
+    def _flat_parameters(self) -> FlatParameters:
+        networks = self.session.networks
+        named = adapters.all_trainable_parameters(networks)
+        component_of = {
+            id(parameter): component
+            for component, network in networks.items()
+            for parameter in network.parameters()
+        }
+        network_of = {name: component_of[id(parameter)] for name, parameter in named}
+        multiplier = functools.partial(text_encoders.lr_multiplier, self.recipe)
+        lr_multiplier = optimizers.lr_multiplier(self.recipe.optimizer, multiplier)
+        return FlatParameters(named, network_of.__getitem__, lr_multiplier)
 
     def _new_state(self) -> TrainerState:
         train = self.recipe.train
@@ -130,10 +143,10 @@ class TrainingStep:
         optimizers.set_learning_rate(self.optimizer, lr)
         result = self._compute_step(own)
         if result.is_finite:
-            self.optimizer.step()
+            optimizers.take_step(self.optimizer, self.parameters)
         else:
             self._record_skipped_step(samples)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.parameters.zero_gradients()
         state.step += 1
         return result
 
@@ -160,7 +173,7 @@ class TrainingStep:
             if not math.isfinite(result.loss) or not scale.shrink():
                 self.state.loss_scale = before
                 return result
-            self.optimizer.zero_grad(set_to_none=True)
+            self.parameters.zero_gradients()
             self.log(
                 f"step {self.state.step}: gradients overflow in fp16, computed again with loss scale"
                 f" {scale.value:g}"
@@ -169,7 +182,7 @@ class TrainingStep:
     def try_largest_batch(self) -> None:
         """Compute gradients of the largest shape before step 1, so that memory runs out then if at all."""
         self.compute_gradients(self._largest_samples(self.state.micro_batch_size))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.parameters.zero_gradients()
 
     def compute_gradients(self, samples: Sequence[SampleIndex]) -> torch.Tensor:
         """Add up the gradients of this process's samples; returns their mean loss, a scalar tensor.
@@ -184,7 +197,7 @@ class TrainingStep:
                 if not memory.is_out_of_memory(error):
                     raise
                 reason = first_line(error)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.parameters.zero_gradients()
             memory.empty_device_cache(self.accelerator.device)
             self.halve_micro_batch(reason)
 
@@ -198,6 +211,7 @@ class TrainingStep:
                 losses = term.loss_fn(batch, self._uniforms(batch, term.timestep_purpose))
                 loss = losses.sum() * term.weight / len(samples)
                 self.accelerator.backward(loss if scale is None else loss * scale.value)
+                self.parameters.add_gradients()
                 total += loss.detach()
         return total
 
@@ -238,37 +252,16 @@ class TrainingStep:
         return self.sample_losses(self._largest_samples(1), [0.5])
 
     def reduce_and_clip(self, loss: torch.Tensor) -> StepResult:
-        """Average gradients and loss over processes, in one flat reduction of a few MB, then clip."""
+        """Average gradients and loss over processes, then clip the gradients."""
         accelerator = self.accelerator
-        if accelerator.num_processes > 1 and self.session.family.components.experts:
-            self._fill_missing_gradients()
-        gradients = [p.grad for _, p in self.parameters if p.grad is not None]
         if accelerator.num_processes > 1:
-            flat = torch.cat([loss.view(1), *(g.flatten() for g in gradients)])
+            mean = functools.partial(accelerator.reduce, reduction="mean")
             with collective(accelerator, self.state.step):
-                flat = accelerator.reduce(flat, reduction="mean")
-            loss, rest = flat[0], flat[1:]
-            parts = rest.split([g.numel() for g in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
-        if scale := self.state.loss_scale:
-            for gradient in gradients:
-                gradient.div_(scale.value)
-        max_grad_norm = self.recipe.optimizer.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], max_grad_norm)
-        values = torch.stack([loss, norm.detach()]).tolist()  # the step's one wait for the device
+                loss = self.parameters.exchange_gradients(loss, mean)
+        scale = self.state.loss_scale.value if self.state.loss_scale else 1.0
+        norm = self.parameters.clip_gradients(self.recipe.optimizer.max_grad_norm, scale)
+        values = torch.stack([loss, norm]).tolist()  # the step's one wait for the device
         return StepResult(loss=values[0], grad_norm=values[1])
-
-    def _fill_missing_gradients(self) -> None:
-        """Set gradients to zero that another process has and this one has not, because its timesteps were
-        those of another expert."""
-        device = self.accelerator.device
-        present = torch.tensor([float(p.grad is not None) for _, p in self.parameters], device=device)
-        with collective(self.accelerator, self.state.step):
-            counts = self.accelerator.reduce(present, reduction="sum")
-        for (_, parameter), count in zip(self.parameters, counts.tolist(), strict=True):
-            if count and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
 
     def _record_skipped_step(self, samples: Sequence[SampleIndex]) -> None:
         """Log a step with non-finite numbers; too many of them are a NumericError."""

@@ -50,7 +50,11 @@ def main() -> int:
         print(json.dumps(rows, indent=2) if arguments.json else buckets.format_report(rows))
         return 0 if buckets.passes(rows) else 1
     bases = ("tiny-unet", "tiny-dit")
-    rows = [step.measure(base, rounds=arguments.rounds, steps=arguments.steps) for base in bases]
+    rows = [
+        step.measure(base, optimizer, rounds=arguments.rounds, steps=arguments.steps)
+        for base in bases
+        for optimizer in step.OPTIMIZERS
+    ]
     print(json.dumps(rows, indent=2) if arguments.json else step.format_report(rows))
     return 0 if all(row["ratio"] <= row["goal"] for row in rows) else 1
 

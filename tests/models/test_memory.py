@@ -57,11 +57,12 @@ def test_running_out_of_memory_within_a_step_changes_nothing(data, tmp_path, mon
     plain = TrainingStep.halve_micro_batch
 
     def halve(self, reason):
-        weights[self.state.step] = [p.detach().clone() for _, p in self.parameters]
-        assert all(p.grad is None for _, p in self.parameters)
+        weights[self.state.step] = [p.detach().clone() for _, p in self.parameters.named]
+        assert all(p.grad is None for _, p in self.parameters.named)
         plain(self, reason)
         assert all(
-            torch.equal(a, p) for a, (_, p) in zip(weights[self.state.step], self.parameters, strict=True)
+            torch.equal(a, p)
+            for a, (_, p) in zip(weights[self.state.step], self.parameters.named, strict=True)
         )
 
     small_memory(monkeypatch, 1, since=5)

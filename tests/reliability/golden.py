@@ -13,15 +13,15 @@ import torch
 
 from lorakit.config.recipe import OptimizerConfig
 from lorakit.training import checkpoint, optimizers
+from lorakit.training.flat_parameters import FlatParameters
 
 FOLDER = Path(__file__).parent / "formats"
 SHAPES = {"a.lora_A.weight": (2, 3), "a.lora_B.weight": (4, 2)}
-Parameters = list[tuple[str, torch.nn.Parameter]]
 
 
-def parameters() -> Parameters:
+def parameters() -> FlatParameters:
     """A small adapter's parameters, all zero."""
-    return [(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in SHAPES.items()]
+    return FlatParameters([(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in SHAPES.items()])
 
 
 def make(run: Path) -> Path:
@@ -29,10 +29,12 @@ def make(run: Path) -> Path:
     trained = parameters()
     optimizer = optimizers.build_optimizer(trained, OptimizerConfig(lr=0.1))
     for step in range(2):
-        for _, parameter in trained:
+        for _, parameter in trained.named:
             parameter.grad = torch.arange(parameter.numel()).view_as(parameter).float() - step
-        optimizer.step()
-    adapter = {f"unet.{name}": parameter.detach().clone() for name, parameter in trained}
+        trained.add_gradients()
+        optimizers.take_step(optimizer, trained)
+        trained.zero_gradients()
+    adapter = {f"unet.{name}": parameter.detach().clone() for name, parameter in trained.named}
     moments = optimizers.optimizer_state_dict(optimizer, trained)
     saved = checkpoint.Checkpoint(2, adapter, moments, {"skipped_steps": [1], "micro_batch_size": 1}, "run")
     return checkpoint.save_checkpoint(run, saved, {"format": "pt", "lorakit": "{}"})

@@ -142,7 +142,7 @@ def test_an_overflow_changes_no_weight_until_the_step_succeeds(data, tmp_path, o
     def watch(self, loss):
         result = plain(self, loss)
         if self.state.step == 2:
-            seen.append([parameter.detach().clone() for _, parameter in self.parameters])
+            seen.append([parameter.detach().clone() for _, parameter in self.parameters.named])
         return result
 
     monkeypatch.setattr(TrainingStep, "reduce_and_clip", watch)

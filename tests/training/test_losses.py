@@ -80,8 +80,8 @@ def gradients(step: TrainingStep, number: int = 0) -> tuple[float, list[torch.Te
     choices = step.session.train_set.caption_choices
     samples = batch_sampler.step_samples(number, 4, choices, step.recipe.train.seed)
     loss = float(step.compute_gradients(samples))
-    values = [p.grad.clone() for _, p in step.parameters]
-    step.optimizer.zero_grad(set_to_none=True)
+    values = [gradient.clone() for _, gradient in step.parameters.gradient_views()]
+    step.parameters.zero_gradients()
     return loss, values
 
 
@@ -188,7 +188,7 @@ def test_output_preservation_holds_captions_without_the_trigger_at_the_base(data
     assert distance.item() == pytest.approx(expected.item(), rel=1e-5)
     assert distance > 1e-5
     with torch.no_grad():
-        for name, parameter in step.parameters:
+        for name, parameter in step.parameters.named:
             if name.endswith("lora_B.weight"):
                 parameter.zero_()
     assert term.loss_fn(sample, [0.3]).item() == 0  # the adapter has no effect
@@ -199,14 +199,14 @@ def test_output_preservation_reduces_what_training_moves(data, tmp_path):
     """The same few steps with and without: predictions for captions without the trigger stay nearer."""
     objective = {"output_preservation": 1.0}
     step = training_step(tmp_path, data, **SUBJECT, optimizer={"lr": 1e-2}, objective=objective)
-    start = [parameter.detach().clone() for _, parameter in step.parameters]
+    start = [parameter.detach().clone() for _, parameter in step.parameters.named]
     (term,) = with_objective(step, **SUBJECT, **objective).regularization.terms(
         [batch_sampler.SampleIndex(1000, 0, 0)]
     )
     moved = {}
     for weight in (0.0, 5.0):
         with torch.no_grad():
-            for (name, parameter), first in zip(step.parameters, start, strict=True):
+            for (name, parameter), first in zip(step.parameters.named, start, strict=True):
                 parameter.copy_(0 * first if name.endswith("lora_B.weight") else first)  # no effect yet
         run = with_objective(step, **SUBJECT, output_preservation=weight)
         for _ in range(4):
@@ -222,8 +222,8 @@ def test_gradients_of_two_processes_add_up_to_the_whole_step(data, class_images,
     values = []
     for own in (samples, batch_sampler.shard(samples, 0, 2), batch_sampler.shard(samples, 1, 2)):
         loss = float(step.compute_gradients(own))
-        values.append([torch.tensor(loss), *(p.grad.clone() for _, p in step.parameters)])
-        step.optimizer.zero_grad(set_to_none=True)
+        values.append([torch.tensor(loss), *(g.clone() for _, g in step.parameters.gradient_views())])
+        step.parameters.zero_gradients()
     for whole, first, second in zip(*values, strict=True):
         assert torch.allclose(whole, (first + second) / 2, atol=1e-5)
 

@@ -10,9 +10,10 @@ from lorakit.adapters import text_encoders
 from lorakit.config.recipe import OptimizerConfig, Recipe, TrainConfig
 from lorakit.core.errors import DataError
 from lorakit.training import optimizers
+from lorakit.training.flat_parameters import FlatParameters
 
 
-def parameters(seed: int = 0) -> list[tuple[str, torch.nn.Parameter]]:
+def named_parameters(seed: int = 0) -> list[tuple[str, torch.nn.Parameter]]:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a.lora_A.weight": (4, 300), "a.lora_B.weight": (96, 4)}
     return [
@@ -20,12 +21,17 @@ def parameters(seed: int = 0) -> list[tuple[str, torch.nn.Parameter]]:
     ]
 
 
+def parameters(seed: int = 0) -> FlatParameters:
+    return FlatParameters(named_parameters(seed))
+
+
 def step(optimizer, values, number):
-    for index, (_, parameter) in enumerate(values):
+    for index, (_, parameter) in enumerate(values.named):
         generator = torch.Generator().manual_seed(100 * number + index)
         parameter.grad = torch.randn(parameter.shape, generator=generator)
-    optimizer.step()
-    optimizer.zero_grad()
+    values.add_gradients()
+    optimizers.take_step(optimizer, values)
+    values.zero_gradients()
 
 
 @pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
@@ -35,12 +41,12 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name):
     optimizer = optimizers.build_optimizer(straight, settings)
     for number in range(6):
         if number == 3:
-            weights = [p.detach().clone() for _, p in straight]
+            weights = [p.detach().clone() for _, p in straight.named]
             state = {k: v.clone() for k, v in optimizers.optimizer_state_dict(optimizer, straight).items()}
         step(optimizer, straight, number)
 
     resumed = parameters(seed=9)
-    for (_, parameter), value in zip(resumed, weights, strict=True):
+    for (_, parameter), value in zip(resumed.named, weights, strict=True):
         parameter.data.copy_(value)
     other = optimizers.build_optimizer(resumed, settings)
     optimizers.load_optimizer_state_dict(other, resumed, state)
@@ -48,7 +54,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name):
     assert all(torch.equal(again[k], state[k]) and again[k].dtype == state[k].dtype for k in state)
     for number in range(3, 6):
         step(other, resumed, number)
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(straight, resumed, strict=True))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(straight.named, resumed.named, strict=True))
 
 
 def test_small_tensors_are_in_8_bits_too():
@@ -56,7 +62,7 @@ def test_small_tensors_are_in_8_bits_too():
     optimizer = optimizers.build_optimizer(values, OptimizerConfig())
     step(optimizer, values, 0)
     state = optimizers.optimizer_state_dict(optimizer, values)
-    assert {state[f"{n}|state{i}"].dtype for n, _ in values for i in (1, 2)} == {torch.uint8}
+    assert {state[f"{n}|state{i}"].dtype for n, _ in values.named for i in (1, 2)} == {torch.uint8}
 
 
 def test_a_state_of_another_adapter_is_refused():
@@ -64,13 +70,13 @@ def test_a_state_of_another_adapter_is_refused():
     optimizer = optimizers.build_optimizer(values, OptimizerConfig())
     step(optimizer, values, 0)
     state = optimizers.optimizer_state_dict(optimizer, values)
-    renamed = [(name.replace("a.", "b."), p) for name, p in values]
+    renamed = FlatParameters([(name.replace("a.", "b."), p) for name, p in values.named])
     with pytest.raises(DataError, match="another adapter"):
         optimizers.load_optimizer_state_dict(
             optimizers.build_optimizer(renamed, OptimizerConfig()), renamed, state
         )
-    smaller = [(name, torch.nn.Parameter(p[:2].detach())) for name, p in values]
-    with pytest.raises(DataError, match="the parameter"):
+    smaller = FlatParameters([(name, torch.nn.Parameter(p[:2].detach())) for name, p in values.named])
+    with pytest.raises(DataError, match="the parameter needs"):
         optimizers.load_optimizer_state_dict(
             optimizers.build_optimizer(smaller, OptimizerConfig()), smaller, state
         )
@@ -94,11 +100,13 @@ def test_an_extension_starts_the_schedule_again_without_warmup():
 
 
 def test_lora_plus_makes_b_learn_faster_by_the_ratio():
-    values = parameters()
-    optimizer = optimizers.build_optimizer(values, OptimizerConfig(name="adamw", loraplus_lr_ratio=16.0))
+    config = OptimizerConfig(name="adamw", loraplus_lr_ratio=16.0)
+    values = FlatParameters(named_parameters(), lr_multiplier=optimizers.lr_multiplier(config))
+    optimizer = optimizers.build_optimizer(values, config)
     optimizers.set_learning_rate(optimizer, 1e-3)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert [rates[id(p)] for _, p in values] == [1e-3, pytest.approx(1.6e-2)]
+    by_name = {member.name: rates[id(t.values)] for t in values.tensors for member in t.members}
+    assert [by_name[name] for name, _ in values.named] == [1e-3, pytest.approx(1.6e-2)]
     assert optimizer.param_groups[0]["lr"] == 1e-3  # the one that is logged
 
 
@@ -135,9 +143,12 @@ def test_the_learning_rate_of_each_group_is_logged_where_it_differs(names, recip
         optimizer={"name": "adamw", "lr": 1e-3, "loraplus_lr_ratio": recipe.get("ratio", 1.0)},
         textual_inversion={"token": "t", "initializer_token": "dog", "lr": recipe.get("token_lr", 1e-3)},
     )
-    trained = [(name, torch.nn.Parameter(torch.ones(2, 2))) for name in names]
     multiplier = functools.partial(text_encoders.lr_multiplier, whole)
-    optimizer = optimizers.build_optimizer(trained, whole.optimizer, multiplier)
+    trained = FlatParameters(
+        [(name, torch.nn.Parameter(torch.ones(2, 2))) for name in names],
+        lr_multiplier=optimizers.lr_multiplier(whole.optimizer, multiplier),
+    )
+    optimizer = optimizers.build_optimizer(trained, whole.optimizer)
     optimizers.set_learning_rate(optimizer, 1e-3)
     groups = optimizers.groups_by_name(optimizer, trained, text_encoders.lr_name)
     assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(rates)

@@ -19,6 +19,7 @@ from lorakit.config.recipe import Recipe
 from lorakit.core import storage
 from lorakit.models import families
 from lorakit.training import checkpoint
+from lorakit.training.flat_parameters import FlatParameters
 from lorakit.training.step import TrainerState, TrainingStep
 from tests import runs, tiny
 from tests.training import two_processes
@@ -120,10 +121,14 @@ def _reduce(rank: int, port: int, out: Path) -> None:
     step.accelerator, step.state = Accelerator(cpu=True), TrainerState()
     step.session = SimpleNamespace(family=families.get_family("wan"))
     step.recipe = Recipe(base="b", dataset="d", out="o", optimizer={"max_grad_norm": 100.0})
-    step.parameters = [(name, torch.nn.Parameter(torch.zeros(2))) for name in ("high", "low", "neither")]
-    step.parameters[rank][1].grad = torch.tensor([2.0, 4.0]) * (rank + 1)
+    experts = [(name, torch.nn.Parameter(torch.zeros(2))) for name in ("high", "low", "neither")]
+    step.parameters = FlatParameters(experts, network_of=lambda name: name)
+    experts[rank][1].grad = torch.tensor([2.0, 4.0]) * (rank + 1)
+    step.parameters.add_gradients()
     result = step.reduce_and_clip(torch.tensor(float(rank)))
-    gradients = {name: None if p.grad is None else p.grad.tolist() for name, p in step.parameters}
+    step.parameters.attach_gradients()
+    optimized = {tensor.network: tensor.values.grad for tensor in step.parameters.tensors}
+    gradients = {name: None if grad is None else grad[:2].tolist() for name, grad in optimized.items()}
     storage.write_json(
         out / f"{rank}.json", {"loss": result.loss, "norm": result.grad_norm, "gradients": gradients}
     )

@@ -173,10 +173,10 @@ def test_a_step_with_non_finite_gradients_never_reaches_the_weights(data, tmp_pa
     def poisoned(self, samples, uniforms):
         loss = plain(self, samples, uniforms)
         if self.state.step == 3:
-            before.append({n: p.detach().clone() for n, p in self.parameters})
+            before.append({n: p.detach().clone() for n, p in self.parameters.named})
             return loss * float("nan")
         if self.state.step == 4 and len(before) < 9:
-            assert all(torch.equal(before[0][n], p) for n, p in self.parameters)
+            assert all(torch.equal(before[0][n], p) for n, p in self.parameters.named)
         return loss
 
     monkeypatch.setattr(TrainingStep, "sample_losses", poisoned)

@@ -38,8 +38,7 @@ def overflow() -> None:
     def reduce_and_clip(self: TrainingStep, loss: torch.Tensor) -> StepResult:
         scale = self.state.loss_scale
         if self.state.step == 5 and scale is not None and scale.value > 2**14:
-            for _, parameter in self.parameters:
-                parameter.grad = torch.full_like(parameter, torch.inf)
+            self.parameters.gradients.fill_(torch.inf)
         return plain(self, loss)
 
     TrainingStep.reduce_and_clip = reduce_and_clip  # type: ignore[method-assign]

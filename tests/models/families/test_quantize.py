@@ -15,6 +15,7 @@ from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError
 from lorakit.models import base_model, families, quantize
 from lorakit.training import objective, optimizers
+from lorakit.training.flat_parameters import FlatParameters
 from tests import runs, tiny
 from tests.models.families.common import CAPTIONS, encoded, family_of, noise_for, two_timesteps
 
@@ -84,15 +85,17 @@ def test_fifteen_steps_lower_the_loss(name, quantization):
     latents = rng.keyed_normal(tuple(quantized.noise.shape[1:]), 0, "picture")[None]
     noised = goal.add_noise(latents, quantized.noise, torch.tensor([0.6]))
     noisy_latents, timesteps = noised.noisy_latents.float(), noised.timesteps
-    optimizer = optimizers.build_optimizer(quantized.parameters, recipe.OptimizerConfig(lr=1e-2))
+    parameters = FlatParameters(quantized.parameters)
+    optimizer = optimizers.build_optimizer(parameters, recipe.OptimizerConfig(lr=1e-2))
     losses = []
     for _ in range(15):
         prediction = quantized.family.predict(quantized.model, noisy_latents, timesteps, quantized.cond)
         loss = goal.loss(prediction, noised.target, timesteps).mean()
         losses.append(loss.item())
-        optimizer.zero_grad()
+        parameters.zero_gradients()
         loss.backward()
-        optimizer.step()
+        parameters.add_gradients()
+        optimizers.take_step(optimizer, parameters)
     assert losses[-1] < 0.97 * losses[0], losses
 
 

@@ -1,0 +1,181 @@
+"""The trainable parameters of a run as views of one buffer, and their gradients as views of another.
+
+An adapter has hundreds of small tensors. In one buffer, the norm, the clipping, the reduction over processes
+and the optimizer are one call each, whatever the number of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+NamedParameters = Sequence[tuple[str, nn.Parameter]]
+ALIGNMENT = 256
+"""Every parameter starts at a multiple of this many elements: the size of a block of 8-bit optimizers, so
+that none holds elements of two parameters, and each parameter is trained as if it were alone."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter of an `OptimizerTensor`, which starts at its element `start`."""
+
+    name: str
+    shape: torch.Size
+    start: int
+
+    @property
+    def elements(self) -> slice:
+        """The parameter's elements."""
+        return slice(self.start, self.start + self.shape.numel())
+
+    @property
+    def blocks(self) -> slice:
+        """The parameter's blocks of `ALIGNMENT` elements, the last one padded with zeros."""
+        return slice(self.start // ALIGNMENT, self.start // ALIGNMENT + _num_blocks(self.shape.numel()))
+
+
+@dataclass(frozen=True)
+class OptimizerTensor:
+    """One tensor that the optimizer updates: all parameters of a network that share a learning rate, flat;
+    or a single parameter in its own shape, for optimizers that do not work element by element.
+    """
+
+    values: nn.Parameter
+    gradients: torch.Tensor
+    members: tuple[Member, ...]
+    network: str
+    lr_multiplier: float
+
+
+class FlatParameters:
+    """Trainable parameters, in buffers of float32 that the optimizer works on.
+
+    The parameters of the model become views of `values` in place. `network_of` gives the network of a name:
+    a network without gradients in a step, such as the expert of other timesteps, is not updated in it.
+    """
+
+    def __init__(
+        self,
+        parameters: NamedParameters,
+        network_of: Callable[[str], str] = lambda name: "",
+        lr_multiplier: Callable[[str], float] = lambda name: 1.0,
+        *,
+        per_tensor: bool = False,
+    ) -> None:
+        self.named = list(parameters)
+        self.networks = list(dict.fromkeys(network_of(name) for name, _ in self.named))
+        self._active = dict.fromkeys(self.networks, False)
+        self._network_of = [network_of(name) for name, _ in self.named]
+        keys = [(network_of(name), lr_multiplier(name)) for name, _ in self.named]
+        # those of multiplier 1 first, whose rate is logged as the run's
+        order = sorted(range(len(keys)), key=lambda i: (keys[i][1] != 1.0, keys.index(keys[i]), i))
+        self._starts = [0] * len(keys)
+        end = 0
+        for i in order:
+            self._starts[i] = end
+            end += ALIGNMENT * _num_blocks(self.named[i][1].numel())
+        device = self.named[0][1].device
+        self.values = torch.zeros(end, device=device)
+        # the first block holds the numbers that processes exchange beside the gradients
+        self._exchanged = torch.zeros(ALIGNMENT + end, device=device)
+        self.gradients = self._exchanged[ALIGNMENT:]
+        self._gradient_views = [self._view(self.gradients, i) for i in range(len(keys))]
+        self._take_over_values()
+        groups = [[i] for i in order] if per_tensor else _consecutive(order, keys)
+        self.tensors = [
+            self._optimizer_tensor(group, keys[group[0]], flat=not per_tensor) for group in groups
+        ]
+
+    def _view(self, buffer: torch.Tensor, index: int) -> torch.Tensor:
+        parameter, start = self.named[index][1], self._starts[index]
+        return buffer[start : start + parameter.numel()].view(parameter.shape)
+
+    def _take_over_values(self) -> None:
+        for index, (_, parameter) in enumerate(self.named):
+            view = self._view(self.values, index)
+            view.copy_(parameter.detach())
+            parameter.data, parameter.grad = view, None
+
+    def _optimizer_tensor(self, group: list[int], key: tuple[str, float], *, flat: bool) -> OptimizerTensor:
+        start, last = self._starts[group[0]], group[-1]
+        end = self._starts[last] + ALIGNMENT * _num_blocks(self.named[last][1].numel())
+        members = tuple(
+            Member(self.named[i][0], self.named[i][1].shape, self._starts[i] - start) for i in group
+        )
+        if flat:
+            values, gradients = self.values[start:end], self.gradients[start:end]
+        else:
+            values, gradients = self._view(self.values, last), self._gradient_views[last]
+        return OptimizerTensor(nn.Parameter(values), gradients, members, *key)
+
+    def gradient_views(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the gradient of each parameter, in its shape, by name."""
+        return ((name, view) for (name, _), view in zip(self.named, self._gradient_views, strict=True))
+
+    def add_gradients(self) -> None:
+        """Add the gradients of a backward pass to the buffer, and remove them from the parameters."""
+        first = not any(self._active.values())
+        views, gradients = [], []
+        for (_, parameter), view, network in zip(
+            self.named, self._gradient_views, self._network_of, strict=True
+        ):
+            if parameter.grad is not None:
+                views.append(view)
+                gradients.append(parameter.grad)
+                self._active[network] = True
+                parameter.grad = None
+        if views and first:
+            torch._foreach_copy_(views, gradients)
+        elif views:
+            torch._foreach_add_(views, gradients)
+
+    def zero_gradients(self) -> None:
+        """Forget all gradients, also those of a backward pass that was not finished."""
+        self._exchanged.zero_()
+        self._active = dict.fromkeys(self.networks, False)
+        for _, parameter in self.named:
+            parameter.grad = None
+
+    def exchange_gradients(
+        self, loss: torch.Tensor, mean: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Average the gradients and a loss (scalar) over processes with `mean`; returns the mean loss.
+
+        A network is active afterwards if it was active in any process.
+        """
+        flags = torch.tensor([float(active) for active in self._active.values()])
+        numbers = torch.cat([loss.view(1), flags.to(loss)])
+        self._exchanged[: len(numbers)] = numbers
+        self._exchanged.copy_(mean(self._exchanged))
+        averaged = self._exchanged[1 : len(numbers)].tolist()
+        self._active = {name: value > 0 for name, value in zip(self.networks, averaged, strict=True)}
+        return self._exchanged[0].clone()
+
+    def clip_gradients(self, max_norm: float, scale: float = 1.0) -> torch.Tensor:
+        """Divide the gradients by `scale`, then limit their norm; returns the norm before the limit."""
+        if scale != 1.0:
+            self.gradients.div_(scale)
+        norm = torch.linalg.vector_norm(self.gradients)
+        self.gradients.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def attach_gradients(self) -> None:
+        """Give the optimizer's tensors their gradients, except those of networks without any."""
+        for tensor in self.tensors:
+            tensor.values.grad = tensor.gradients if self._active[tensor.network] else None
+
+
+def _num_blocks(numel: int) -> int:
+    return max(1, math.ceil(numel / ALIGNMENT))
+
+
+def _consecutive(order: Sequence[int], keys: Sequence[tuple[str, float]]) -> list[list[int]]:
+    """Group the indices in `order` by their key; equal keys follow each other."""
+    groups: dict[tuple[str, float], list[int]] = {}
+    for index in order:
+        groups.setdefault(keys[index], []).append(index)
+    return list(groups.values())
