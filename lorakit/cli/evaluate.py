@@ -160,10 +160,15 @@ def run_command(
 @command(
     "score",
     click.argument("folder", type=FOLDER, metavar="DIR",
-                   help="Images with samples.json ([{prompt_id, seed, file}]), or named by prompt id."),
-    option("--prompts", required=True, type=FILE, metavar="FILE",
-           help="Prompt file: JSONL, YAML, TSV (PartiPrompts) or text."),
-    option("--pattern", metavar="PATTERN", help='How the files are named, such as "{prompt_id}/{seed}.png".'),
+                   help="Images with samples.json ([{prompt_id, seed, file}]), named by prompt id, or of "
+                   "A1111, ComfyUI, kohya's scripts, ai-toolkit, InvokeAI, SwarmUI, Fooocus or Midjourney."),
+    option("--prompts", type=FILE, metavar="FILE",
+           help="Prompt file: JSONL, JSON, YAML, TOML, CSV, TSV or text; by default the prompts that the "
+           "images carry in their metadata."),
+    option("--pattern", metavar="PATTERN",
+           help='How the files are named, such as "{prompt_id}/{seed}.png" or "*_{index}_{step}": '
+           "{prompt_id}, {prompt} (its words), {index} (from 0), {number} (from 1), {seed}, "
+           "{step}, and * for any text."),
     option("--base-images", type=FOLDER, metavar="DIR",
            help="Images of the base model for the same prompts and seeds."),
     option("--trigger", metavar="WORD", help="Trigger word of the subject."),
@@ -173,7 +178,12 @@ def run_command(
     example='lorakit eval score images --prompts prompts.tsv --pattern "{prompt_id}-{seed}.png"',
 )  # fmt: skip
 def score_command(
-    folder: Path, prompts: Path, out: Path | None, trigger: str | None, class_noun: str | None, **values: Any
+    folder: Path,
+    prompts: Path | None,
+    out: Path | None,
+    trigger: str | None,
+    class_noun: str | None,
+    **values: Any,
 ) -> None:
     """Score a folder of images from any generator."""
     from lorakit.data.subjects import Subject

@@ -75,7 +75,8 @@ def parse_sampling_options(values: dict[str, Any]) -> SamplingOptions:
            help="Adapter file, run (its selected checkpoint) or RUN@STEP, such as runs/dog@400:0.8; may be "
            "given several times: they add up."),
     option("--prompts", required=True, type=FILE, metavar="FILE",
-           help="Prompt file: JSONL, YAML, TSV or text."),
+           help="Prompt file: JSONL, JSON, YAML, TOML, CSV, TSV or text; its own size, steps, guidance and "
+           "seeds come before the options."),
     option("--out", type=FOLDER, default="samples", metavar="DIR", help="Folder of the images."),
     sampling_options,
     example="lorakit sample tiny-dit --adapter runs/dog:0.8 --prompts prompts.jsonl",

@@ -21,7 +21,8 @@ class SamplingConfig(RecipeSection):
     """Samples during training, from fixed prompts with fixed noise."""
 
     prompts: StrippedPath | None = None
-    """Prompt file (JSONL, YAML, TSV or text); null generates no samples."""
+    """Prompt file (JSONL, JSON, YAML, TOML, CSV, TSV or text); null generates no samples. The size,
+    steps, guidance and seeds of a prompt come before those of the recipe."""
     every: StepCount = 250
     """Training steps between samples."""
     num_inference_steps: Annotated[int, Field(gt=0, le=1000, strict=True)] = 20

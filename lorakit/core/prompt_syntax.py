@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 MAX_EXAMPLES = 3
+_MAX_NESTING = 8  # of weights within weights
 _NUMBER_OPTIONS = "w h d l s g f b m fs bs ow oh nw nh ds st cr c t dsd1 dsd2 dsr1 glt gls gle gr of ns"
 _TEXT_OPTIONS = "n nl n2 p2 ss am cn cni ct ctr cnt ck ci cim ei i iss sc vn"
 _LONG_OPTIONS = (
-    "prompt negative_prompt negative steps cfg cfg_scale scale guidance_scale width height seed subseed sampler"
-    " sampler_name scheduler batch_size n_iter restore_faces tiling sd_model outpath_samples network_multiplier"
-    " rcfg styles num_inference_steps"
+    "prompt negative_prompt negative steps cfg cfg_scale scale guidance_scale width height seed subseed"
+    " sampler sampler_name scheduler batch_size n_iter restore_faces tiling sd_model outpath_samples"
+    " network_multiplier rcfg styles num_inference_steps"
 )
 _MIDJOURNEY_OPTIONS = (
     "ar aspect v version niji stylize chaos q quality no style iw sref cref sw cw tile weird raw uplight"
@@ -196,6 +197,18 @@ def _bracketed_tags(text: str) -> list[str]:
 def unescape_parentheses(text: str) -> str:
     r"""Return the text that `\(` and `\)` stand for: web interfaces read others as weights."""
     return _ESCAPED.sub(r"\1", text)
+
+
+def plain_words(text: str) -> str:
+    """Return a text without weights, tags of networks and keywords: the words that an image is to show."""
+    text = unescape_parentheses(text)
+    for kind in (NETWORK_TAG, KEYWORD, WEIGHT):
+        pattern, replacement = kind.edit.removeprefix("replace=/").removesuffix("/").rsplit("/", 1)
+        for _ in range(_MAX_NESTING):
+            text, before = re.sub(pattern, replacement, text), text
+            if text == before:
+                break
+    return " ".join(text.split()).strip(" ,")
 
 
 def fill_trigger(text: str, trigger: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorakit.adapters.selection_record import EVALUATION_FOLDER
 from lorakit.adapters.sources import LAST
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.progress import print_line
 from lorakit.data.prompts import Prompt, load_prompts
 from lorakit.data.subjects import Subject, subject_triggers
 from lorakit.evaluation.judge_changes import check_same_judges, without_changed_metrics
@@ -18,7 +19,7 @@ from lorakit.evaluation.measure import score_variants
 from lorakit.evaluation.report import write
 from lorakit.evaluation.report.verdict import selection_headline
 from lorakit.evaluation.result import EvaluationResult
-from lorakit.evaluation.sample_files import SampleKey, find_samples, prompts_with_seeds
+from lorakit.evaluation.sample_files import SampleFile, SampleKey, find_samples, prompts_with_seeds
 from lorakit.evaluation.score_table import (
     BASE,
     Evaluation,
@@ -43,7 +44,7 @@ NO_SUBJECT = Subject()
 def evaluate_folder(
     folder: str | Path,
     *,
-    prompts: str | Path,
+    prompts: str | Path | None = None,
     out: str | Path,
     judges: JudgeOptions = DEFAULT_JUDGES,
     pattern: str | None = None,
@@ -53,19 +54,30 @@ def evaluate_folder(
     max_drift: float | None = None,
     quiet: bool = False,
 ) -> EvaluationResult:
-    """Score a folder of images of any generator against a prompt file and write the report to `out`.
+    """Score a folder of images of any generator against their prompts and write the report to `out`.
+
+    The prompts are those of a prompt file; without one, those that the images carry (`find_samples`). Samples
+    of a training, whose names have steps, are one variant a step.
 
     `base_images` is a folder with images of the base model for the same prompts and seeds. With it and
     `references` all scores and alarms of a run's evaluation are available. `pattern` describes the file names
     (`find_samples`); `max_drift` is the drift (1 - cosine) tolerated on prompts without the subject.
     """
     folder, out = Path(folder), Path(out)
-    prompt_list = load_prompts(prompts, [subject])
-    samples = find_samples(folder, prompt_list, pattern)
-    variants = [VariantSamples(folder.resolve().name, samples)]
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        print_line(text)
+
+    prompt_list = load_prompts(prompts, [subject]) if prompts else []
+    samples = find_samples(folder, prompt_list, pattern, subject=subject, log=note)
+    prompt_list = prompt_list or prompts_with_seeds(samples)
+    variants = _variants_by_step(samples, folder.resolve().name, note)
+    samples = [sample for variant in variants for sample in variant.samples]
     if base_images:
         keys = {sample.key for sample in samples}
-        base_samples = find_samples(base_images, prompt_list, pattern)
+        base_samples = find_samples(base_images, prompt_list, pattern, subject=subject, log=note)
         variants.append(VariantSamples(BASE, [sample for sample in base_samples if sample.key in keys]))
     judge_models = load_judges(judges)
     reference_images = (
@@ -77,12 +89,53 @@ def evaluate_folder(
         variants=[],
         triggers=subject_triggers([subject]),
         settings={"max_drift": max_drift},
+        notes=notes,
     )
     if missing := len(prompt_list) - len(evaluation.prompts):
         evaluation.notes.append(f"{missing} of {len(prompt_list)} prompts have no image.")
     score_variants(evaluation, variants, judge_models, reference_images, root=out, quiet=quiet)
     selection = select_with_votes(out, evaluation) if base_images and references else None
     return EvaluationResult(evaluation, selection, write.write_evaluation(out, evaluation, selection))
+
+
+def _variants_by_step(
+    samples: Sequence[SampleFile], name: str, note: Callable[[str], None]
+) -> list[VariantSamples]:
+    """Return the samples of each training step as a variant; those without steps are one variant."""
+    by_step: dict[str | None, list[SampleFile]] = {}
+    for sample in samples:
+        by_step.setdefault(sample.step, []).append(sample)
+    if len(by_step) == 1:
+        return [VariantSamples(name, list(samples))]
+    keys = {step: {sample.key for sample in group} for step, group in by_step.items()}
+    complete = set().union(*keys.values())
+    partial = sorted(_step_name(step) for step, own in keys.items() if own != complete)
+    if len(partial) == len(by_step):
+        complete = set.intersection(*keys.values())
+        note(f"Steps have different prompts and seeds: the {len(complete)} images that all have are scored.")
+        by_step = {step: [s for s in group if s.key in complete] for step, group in by_step.items()}
+    elif partial:
+        note(f"Steps without all images are not scored: {', '.join(partial)}.")
+        by_step = {step: group for step, group in by_step.items() if keys[step] == complete}
+    if not complete:
+        raise DataError(
+            "the steps have no prompt and seed in common",
+            where=name,
+            remedy="score the images of each step in a folder of its own",
+        )
+    steps = sorted(by_step, key=lambda step: (step or "").lstrip("e").zfill(12))
+    return [VariantSamples(_step_name(step), by_step[step], _step_number(step)) for step in steps]
+
+
+def _step_name(step: str | None) -> str:
+    number = _step_number(step)
+    if number is None:
+        return "without a step"
+    return f"epoch {number}" if step and step.startswith("e") else f"step {number}"
+
+
+def _step_number(step: str | None) -> int | None:
+    return int(step.lstrip("e")) if step else None
 
 
 def rebuild_evaluation_report(folder: str | Path, max_drift: float | None = None) -> EvaluationResult:

@@ -1,9 +1,9 @@
-"""Image files with their prompts and seeds, in a folder of any generator: matched by id, never by order."""
+"""Image files with their prompts and seeds, in a folder of any generator: never matched by their order."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,14 @@ from lorakit.core.errors import DataError
 from lorakit.core.folders import walk_files
 from lorakit.core.strict_csv import read_csv
 from lorakit.data.prompts import Prompt
+from lorakit.data.subjects import Subject
+from lorakit.evaluation.image_prompts.find import ImagePrompts, names_text, number_seeds
+from lorakit.evaluation.image_prompts.names import compile_pattern
 
 LISTING_FILES = ("samples.json", "samples.jsonl", "samples.csv")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".bmp", ".tif", ".tiff"}
-_DEFAULT_NAME = re.compile(r"(?P<prompt_id>.+)[-_](?P<seed>\d+)")
 _ROW = "prompt_id (text), seed (whole number) and file (text)"
-_SHOWN_NAMES = 5  # in an error message
+_LOGGER = logging.getLogger("lorakit")
 
 
 class SampleKey(NamedTuple):
@@ -39,6 +41,8 @@ class SampleFile:
     seed: int
     path: Path
     video: Path | None = None
+    step: str | None = None
+    """Training step (500) or epoch (e000003) in the name, for samples of a training."""
 
     @property
     def key(self) -> SampleKey:
@@ -47,33 +51,45 @@ class SampleFile:
 
 
 def find_samples(
-    folder: str | Path, prompts: Iterable[Prompt], pattern: str | None = None
+    folder: str | Path,
+    prompts: Iterable[Prompt] = (),
+    pattern: str | None = None,
+    *,
+    subject: Subject | None = None,
+    log: Callable[[str], None] = _LOGGER.warning,
 ) -> list[SampleFile]:
-    """Find the images of a folder by its sample list, or by their names.
+    """Find the images of a folder by its sample list, a pattern, what they carry, or their names.
 
     The list is samples.json, samples.jsonl or samples.csv with prompt_id, seed, file, and video for a video.
     `pattern` describes the file names relative to the folder, such as "{prompt_id}/{seed}.png"; without it a
-    name is ID, ID-SEED or ID_SEED. Raises DataError with the row or file for an image without a prompt, and
-    for a file that is missing or outside the folder.
+    name is ID, ID-SEED or ID_SEED, or one of a known tool, and metadata and text files beside the images are
+    read. Without `prompts`, the prompts are those that the images carry; class nouns then replace the
+    subject's trigger in what they are scored against. `log` receives what is uncertain or left out.
+
+    Raises DataError with the row or file for a file that is missing or outside the folder, two images of one
+    prompt and seed, and if fewer than half of the images have a prompt.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError("there is no such folder", where=str(root))
-    prompts_by_id = {prompt.id: prompt for prompt in prompts}
+    prompt_list = list(prompts)
     listing = next((root / name for name in LISTING_FILES if (root / name).is_file()), None)
-    if pattern is None and listing:
+    if pattern is None and listing and prompt_list:
+        by_id = {prompt.id: prompt for prompt in prompt_list}
         samples = [
-            _from_listing(row, prompts_by_id, root, f"{listing}, row {number}")
+            _from_listing(row, by_id, root, f"{listing}, row {number}")
             for number, row in enumerate(_read_listing(listing), 1)
         ]
     else:
-        samples = _from_file_names(root, prompts_by_id, pattern)
-    paths: dict[SampleKey, Path] = {}
+        name_pattern = compile_pattern(pattern) if pattern else None
+        samples = _from_images(root, ImagePrompts(prompt_list, name_pattern, subject), log)
+    paths: dict[tuple[SampleKey, str | None], Path] = {}
     for sample in samples:
-        if first := paths.get(sample.key):
+        if first := paths.get((sample.key, sample.step)):
             text = f"prompt {sample.prompt.id!r} with seed {sample.seed} has two images"
-            raise DataError(text, where=f"{first.name}, {sample.path.name}")
-        paths[sample.key] = sample.path
+            remedy = "score images of different settings in folders of their own"
+            raise DataError(text, where=f"{first.name}, {sample.path.name}", remedy=remedy)
+        paths[sample.key, sample.step] = sample.path
     return samples
 
 
@@ -84,7 +100,7 @@ def prompts_with_seeds(samples: Sequence[SampleFile]) -> list[Prompt]:
     for sample in samples:
         prompts.setdefault(sample.prompt.id, sample.prompt)
         seeds.setdefault(sample.prompt.id, []).append(sample.seed)
-    return [replace(prompt, seeds=tuple(sorted(seeds[prompt.id]))) for prompt in prompts.values()]
+    return [replace(prompt, seeds=tuple(sorted(set(seeds[prompt.id])))) for prompt in prompts.values()]
 
 
 def _read_listing(listing: Path) -> list[Any]:
@@ -128,53 +144,48 @@ def resolve_sample_path(root: Path, name: str, where: str) -> Path:
     return path
 
 
-def _from_file_names(root: Path, prompts: Mapping[str, Prompt], pattern: str | None) -> list[SampleFile]:
+def _from_images(root: Path, image_prompts: ImagePrompts, log: Callable[[str], None]) -> list[SampleFile]:
+    """Return the images of a folder with the prompts that their names or contents give."""
+    found = image_prompts.find(root, _image_files(root, image_prompts.pattern is not None, log))
+    unmatched = [name for names in found.unmatched.values() for name in names]
+    if not found.images or len(unmatched) > len(found.images):
+        raise _without_prompts(root, found.unmatched, image_prompts)
+    for note in found.notes:
+        log(note)
+    for reason, names in found.unmatched.items():
+        log(f"Images without a prompt are not scored: {names_text(sorted(names))} ({reason}).")
+    images = number_seeds(found.images, log)
+    return [SampleFile(image.prompt, image.seed or 0, image.path, step=image.step) for image in images]
+
+
+def _image_files(root: Path, with_subfolders: bool, log: Callable[[str], None]) -> list[Path]:
+    """Return the images in a folder; those of its subfolders with a pattern, or if it has none itself."""
     files = sorted(
         file for file in walk_files(root) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     )
-    if pattern is None:
-        files = [file for file in files if file.parent == root]
-    name_pattern = _compile_pattern(pattern) if pattern else None
-    samples, unmatched = [], []
-    for file in files:
-        name = file.relative_to(root).as_posix()
-        key = _match_name(name, prompts, name_pattern)
-        if key is None:
-            unmatched.append(name)
-        else:
-            samples.append(SampleFile(prompts[key.prompt_id], key.seed, file))
-    if unmatched or not samples:
-        remedy = (
-            f"name them ID-SEED.png with the ids of the prompt file ({', '.join(list(prompts)[:3])}, ...), "
-            "use --pattern, or list them in samples.json: [{prompt_id, seed, file}, ...]"
-        )
-        more = len(unmatched) - _SHOWN_NAMES
-        names = ", ".join(unmatched[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-        text = f"images without a prompt: {names}" if unmatched else "the folder holds no images"
-        raise DataError(text, where=str(root), remedy=remedy)
-    return samples
+    top = [file for file in files if file.parent == root]
+    if with_subfolders or not top:
+        return files
+    if len(top) < len(files):
+        log(f"{len(files) - len(top)} images in subfolders are not scored (--pattern reaches them).")
+    return top
 
 
-def _compile_pattern(pattern: str) -> re.Pattern[str]:
-    if "{prompt_id}" not in pattern:
-        remedy = 'for example "{prompt_id}/{seed}.png"'
-        raise DataError(f"the pattern {pattern!r} has no {{prompt_id}}", where="--pattern", remedy=remedy)
-    escaped = re.escape(pattern)
-    escaped = escaped.replace(r"\{prompt_id\}", "(?P<prompt_id>.+?)").replace(r"\{seed\}", r"(?P<seed>\d+)")
-    return re.compile(escaped if Path(pattern).suffix else escaped + r"\.\w+")
-
-
-def _match_name(
-    name: str, prompts: Mapping[str, Prompt], name_pattern: re.Pattern[str] | None
-) -> SampleKey | None:
-    """Return the prompt id and seed that a file's name holds; None if no prompt has the id."""
-    if name_pattern is None:
-        stem = Path(name).stem
-        if stem in prompts:
-            return SampleKey(stem, 0)
-        match = _DEFAULT_NAME.fullmatch(stem)
-    else:
-        match = name_pattern.fullmatch(name)
-    if match is None or match["prompt_id"] not in prompts:
-        return None
-    return SampleKey(match["prompt_id"], int(match.groupdict().get("seed") or 0))
+def _without_prompts(
+    root: Path, unmatched: Mapping[str, Sequence[str]], image_prompts: ImagePrompts
+) -> DataError:
+    """Return the error for a folder most of whose images have no prompt."""
+    if not unmatched:
+        remedy = f"give a folder with images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        return DataError("the folder holds no images", where=str(root), remedy=remedy)
+    names = sorted(name for group in unmatched.values() for name in group)
+    reasons = "; ".join(unmatched)
+    ids = ", ".join(prompt.id for prompt in image_prompts.index.prompts[:3])
+    named = f"name them ID-SEED.png with the ids of the prompt file ({ids}, ...), " if ids else ""
+    remedy = (
+        f'{named or "give --prompts FILE, "}use --pattern, such as "{{index}}_*" or "{{prompt}}-{{seed}}",'
+        " or list them in samples.json: [{prompt_id, seed, file}, ...]"
+    )
+    return DataError(
+        f"images without a prompt: {names_text(names)} ({reasons})", where=str(root), remedy=remedy
+    )
