@@ -125,8 +125,8 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browser() -> Iterator[Browser]:
-    """A fresh browser with an empty profile; skips where none is installed."""
+def browser(*flags: str) -> Iterator[Browser]:
+    """A fresh browser with an empty profile and extra flags; skips where none is installed."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip(f"no browser is installed ({', '.join(NAMES)})")
@@ -142,6 +142,7 @@ def browser() -> Iterator[Browser]:
                 str(theirs_out),
                 program,
                 *FLAGS,
+                *flags,
                 f"--user-data-dir={profile}",
             ],
             pass_fds=(theirs_in, theirs_out),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_tools import scan
 from data_tools.listing import list_dataset
-from lorakit.imaging import decode
+from lorakit.imaging import decode, iso_boxes
 
 COLORS = [(200, 60, 40), (40, 180, 90), (60, 80, 200), (128, 128, 128), (20, 40, 30)]
 P3 = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06))
@@ -150,17 +150,57 @@ def test_colors_of_an_avif_are_those_of_a_browser(tmp_path: Path, codes: tuple[i
     assert np.abs(pixels - np.array(AVIF[codes])).max() <= 4
 
 
-@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
-def test_hdr_is_mapped_into_the_range_with_a_warning(tmp_path: Path, transfer: int, name: str) -> None:
-    """Brighter stays brighter, white and black stay so, and greys stay grey."""
-    greys = [(level,) * 3 for level in (0, 32, 64, 96, 128, 160, 192)]
-    pixels = decoded(tmp_path / "a.png", png(cicp(9, transfer), greys))
-    assert (np.diff(pixels[:, 0]) > 0).all()
+PEAK_600 = chunk(b"cLLI", struct.pack(">II", 600 * 10_000, 0))
+MASTERED_AT_600 = chunk(b"mDCV", bytes(16) + struct.pack(">II", 600 * 10_000, 1))
+HDR_COLORS = [(150, 60, 40), (40, 140, 90), (60, 80, 160), (128, 128, 128), (20, 40, 30)]
+HDR = {
+    "PQ": (cicp(9, 16), [(241, 0, 0), (0, 173, 33), (0, 41, 224), (132, 132, 132), (0, 10, 4)]),
+    "HLG": (cicp(9, 18), [(137, 21, 20), (0, 114, 65), (3, 58, 124), (99, 99, 99), (0, 22, 13)]),
+    "PQ of P3": (cicp(12, 16), [(212, 0, 0), (0, 166, 41), (16, 45, 223), (132, 132, 132), (0, 10, 4)]),
+    "PQ with a peak": (
+        PEAK_600 + cicp(9, 16),
+        [(255, 0, 0), (0, 196, 39), (0, 46, 247), (150, 150, 150), (0, 13, 5)],
+    ),
+    "PQ with the peak of a display": (
+        MASTERED_AT_600 + cicp(9, 16),
+        [(255, 0, 0), (0, 196, 39), (0, 46, 247), (150, 150, 150), (0, 13, 5)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HDR)
+def test_hdr_is_mapped_into_the_range_as_in_a_browser_with_a_warning(tmp_path: Path, name: str) -> None:
+    chunks, expected = HDR[name]
+    data = png(chunks, HDR_COLORS)
+    assert np.abs(decoded(tmp_path / "a.png", data) - np.array(expected)).max() <= 2
+    (record,) = scan.scan_images(list_dataset(tmp_path), scan.ScanOptions(min_side=1))
+    assert "hdr_tone_mapped" in {scan.note_code(note) for note in record.notes}
+
+
+@pytest.mark.parametrize("peak", [100, 203, 204, 1000, 10_000])
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_brighter_light_is_never_darker_and_grays_stay_gray(tmp_path: Path, transfer: int, peak: int) -> None:
+    light = chunk(b"cLLI", struct.pack(">II", peak * 10_000, 0))
+    grays = [(level,) * 3 for level in range(256)]
+    pixels = decoded(tmp_path / "a.png", png(light + cicp(9, transfer), grays))
+    assert (np.diff(pixels[:, 0]) >= 0).all()
     assert (np.ptp(pixels, axis=1) <= 1).all()
     assert pixels[0, 0] == 0
-    assert 60 < pixels[4, 0] < 200
-    (record,) = scan.scan_images(list_dataset(tmp_path), scan.ScanOptions(min_side=1))
-    assert f"hdr_tone_mapped: BT.2020, {name} converted to sRGB" in record.notes
+    assert pixels[-1, 0] > 200
+
+
+def test_the_colors_of_an_avif_are_those_of_its_primary_image(tmp_path: Path) -> None:
+    """Another description before it, as of a gain map, is not that of the image."""
+    data = avif(12, 13)
+    place = data.index(b"colrnclx") - 4
+    other = data[place : place + 8] + b"nclx" + struct.pack(">HHHB", 9, 16, 9, 128)
+    assert iso_boxes.primary_color(other + data) is None
+    color = iso_boxes.primary_color(data)
+    assert color is not None
+    assert color[:2] == (12, 13)
+    (tmp_path / "a.avif").write_bytes(data + struct.pack(">I", 8 + len(other)) + b"free" + other)
+    pixels = np.asarray(decode.decode_image(tmp_path / "a.avif"))[8, 8::16].astype(int)
+    assert np.abs(pixels - np.array(AVIF[12, 13])).max() <= 4
 
 
 @pytest.mark.parametrize(
