@@ -17,6 +17,7 @@ from PIL import Image
 from data_tools import scan
 from data_tools.listing import list_dataset
 from lorakit.imaging import decode, iso_boxes
+from lorakit.imaging.color_encoding import read_color_encoding
 
 COLORS = [(200, 60, 40), (40, 180, 90), (60, 80, 200), (128, 128, 128), (20, 40, 30)]
 P3 = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06))
@@ -189,18 +190,39 @@ def test_brighter_light_is_never_darker_and_grays_stay_gray(tmp_path: Path, tran
     assert pixels[-1, 0] > 200
 
 
-def test_the_colors_of_an_avif_are_those_of_its_primary_image(tmp_path: Path) -> None:
-    """Another description before it, as of a gain map, is not that of the image."""
+def test_the_colors_of_an_avif_are_those_of_its_primary_image() -> None:
+    """A description before it, as that of a gain map, is not that of the image."""
     data = avif(12, 13)
-    place = data.index(b"colrnclx") - 4
-    other = data[place : place + 8] + b"nclx" + struct.pack(">HHHB", 9, 16, 9, 128)
-    assert iso_boxes.primary_color(other + data) is None
-    color = iso_boxes.primary_color(data)
+    other = b"colrnclx" + struct.pack(">HHHB", 9, 16, 9, 128)
+    start = data.index(b"ftyp") - 4 + int.from_bytes(data[:4])
+    color = iso_boxes.primary_color(
+        data[:start] + struct.pack(">I4s", 8 + len(other), b"free") + other + data[start:]
+    )
     assert color is not None
     assert color[:2] == (12, 13)
-    (tmp_path / "a.avif").write_bytes(data + struct.pack(">I", 8 + len(other)) + b"free" + other)
-    pixels = np.asarray(decode.decode_image(tmp_path / "a.avif"))[8, 8::16].astype(int)
-    assert np.abs(pixels - np.array(AVIF[12, 13])).max() <= 4
+    assert iso_boxes.primary_color(data[:start] + other) is None
+
+
+@pytest.mark.parametrize("kind", [b"clli", b"mdcv"])
+def test_the_peak_of_an_avif_is_read(kind: bytes) -> None:
+    """In its container, beside the description of colors."""
+    content = struct.pack(">HH", 600, 100) if kind == b"clli" else MASTERED_AT_600[8:32]
+    box = struct.pack(">I4s", 8 + len(content), kind) + content
+    data = avif(9, 16)
+    container, owners = data.index(b"ipco"), data.index(b"ipma")
+    size = int.from_bytes(data[container - 4 : container])
+    count = sum(1 for _ in iso_boxes.iter_boxes(data, container + 4, container - 4 + size))
+    end = container - 4 + size
+    bigger = data[: container - 4] + struct.pack(">I", size + len(box)) + data[container:end] + box
+    rest = bytearray(data[end:])
+    rest[owners - end + 4 + 4 + 4 + 2 + 1] = count + 1  # the first property of the image is the new one
+    whole = bytearray(bigger + rest)
+    for parent in (b"meta", b"iprp"):
+        place = whole.index(parent) - 4
+        whole[place : place + 4] = (int.from_bytes(whole[place : place + 4]) + len(box)).to_bytes(4)
+    encoding = read_color_encoding(bytes(whole), has_icc=False)
+    assert encoding is not None
+    assert encoding.peak == 600
 
 
 @pytest.mark.parametrize(
