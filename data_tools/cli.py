@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +38,7 @@ COMMANDS = {
         ("merge", "Write the manifest from the shards of a scan.", "Single steps"),
         ("caption", "Give each image a caption in the manifest.", "Single steps"),
         ("bucket", "Choose buckets and crops again.", "Single steps"),
+        ("cache", "Encode the images and captions of a recipe before its training.", "Single steps"),
         ("check", "Find problems without writing anything.", "Single steps"),
         ("report", "Write report.html and report.json again.", "Single steps"),
         ("mask", "Make masks of objects that a word names, with a segmentation model.", "Additional images"),
@@ -58,28 +58,6 @@ def data_group() -> None:
 _folder = click.argument("folder", type=FOLDER, metavar="DIR", required=True, help="Folder of images.")
 
 
-def _out_option(*, create: bool = True) -> Callable[[Any], Any]:
-    """Add `--out`: the command's function gets the dataset folder instead of the folder of images.
-
-    Without `create` it is not created.
-    """
-
-    def decorate(function: Any) -> Any:
-        @functools.wraps(function)
-        def run(folder: Path, out: Path | None, **values: Any) -> Any:
-            from data_tools.out_folder import open_out_folder
-
-            return function(open_out_folder(folder, out, create=create), **values)
-
-        text = "Write manifest, report and generated files to this folder; for images that are read-only."
-        return option("--out", type=FOLDER, metavar="DIR", help=text)(run)
-
-    return decorate
-
-
-_out = _out_option()
-
-
 def _ray_option(text: str) -> Callable[[Any], Any]:
     where = "on this machine, or on the cluster at ADDRESS."
     return option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]", help=f"{text} {where}")
@@ -94,7 +72,7 @@ def _ray_option(text: str) -> Callable[[Any], Any]:
     cli_options.captioner_options,
     cli_options.bucket_options,
     option("--no-report", is_flag=True, help="Do not write report.html and report.json."),
-    _out,
+    cli_options.out_option(),
     example="lorakit data prepare photos --class-noun dog --trigger sks --resolution 1024",
 )
 def prepare_command(folder: Path, no_report: bool, **values: Any) -> int:
@@ -118,7 +96,7 @@ def prepare_command(folder: Path, no_report: bool, **values: Any) -> int:
     cli_options.decoding_options,
     option("--shard", metavar="I/N", help="Scan one part only, such as 1/8; `lorakit data merge` joins all."),
     _ray_option("Scan with Ray Data"),
-    _out,
+    cli_options.out_option(),
     example="lorakit data scan photos",
 )  # fmt: skip
 def scan_command(folder: Path, shard: str | None, ray: str | None, **values: Any) -> int:
@@ -131,7 +109,13 @@ def scan_command(folder: Path, shard: str | None, ray: str | None, **values: Any
     return _print_result(scan_dataset(folder, options, ray_address=ray))
 
 
-@command("merge", _folder, cli_options.decoding_options, _out, example="lorakit data merge photos")
+@command(
+    "merge",
+    _folder,
+    cli_options.decoding_options,
+    cli_options.out_option(),
+    example="lorakit data merge photos",
+)
 def merge_command(folder: Path, **values: Any) -> int:
     """Write the manifest from the shards of a scan."""
     from data_tools.prepare import merge_scan_shards
@@ -150,7 +134,7 @@ def merge_command(folder: Path, **values: Any) -> int:
            help="Caption one part only, such as 1/8; the command without --shard joins all and writes the "
            "manifest."),
     _ray_option("Run the model on every GPU with Ray Data"),
-    _out,
+    cli_options.out_option(),
     example=[
         "lorakit data caption photos --class-noun dog --trigger sks",
         "lorakit data caption photos --server http://127.0.0.1:8000/v1",
@@ -176,7 +160,7 @@ def caption_command(folder: Path, shard: str | None, ray: str | None, **values: 
     _folder,
     cli_options.bucket_options,
     cli_options.crop_file_options,
-    _out,
+    cli_options.out_option(),
     example="lorakit data bucket photos --resolution 768 --preview preview",
 )
 def bucket_command(folder: Path, crops_file: Path | None, preview: Path | None, **values: Any) -> int:
@@ -223,7 +207,7 @@ def _print_bucket_costs(result: Dataset, options: BucketOptions) -> None:
            help="Exit with code 3 for findings of this level or worse."),
     option("--held-out", type=FOLDER, metavar="DIR",
            help="Report images that are also in this folder of held-out images."),
-    _out_option(create=False),
+    cli_options.out_option(create=False),
     example="lorakit data check photos --fail-on warning",
 )  # fmt: skip
 def check_command(folder: Path, fail_on: str, held_out: Path | None, **values: Any) -> int:
@@ -250,11 +234,42 @@ def check_command(folder: Path, fail_on: str, held_out: Path | None, **values: A
 
 
 @command(
+    "cache",
+    click.argument("recipe", metavar="RECIPE", required=True,
+                   help="A YAML file, or the name of a built-in recipe (see `lorakit recipes`)."),
+    click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...",
+                   help="Keys of the recipe to change, for example dataset=photos."),
+    option("--shard", metavar="I/N", help="Encode one part only, such as 1/8, on as many machines."),
+    _ray_option("Encode on every GPU with Ray Data"),
+    example="lorakit data cache sd15 dataset=photos out=runs/dog --ray",
+)  # fmt: skip
+def cache_command(recipe: str, overrides: tuple[str, ...], shard: str | None, ray: str | None) -> None:
+    """Encode the images and captions of a recipe before its training, which then starts at once.
+
+    `lorakit train` does this by itself, on one GPU; several GPUs or machines do it faster. They share the
+    folder of the environment variable LORAKIT_CACHE.
+    """
+    from data_tools.prepare_for_training import prepare_for_training
+    from lorakit.config.builtin_recipes import find_recipe
+    from lorakit.config.recipe import load_recipe
+    from lorakit.core.progress import print_line
+    from lorakit.training.fill_caches import fill_caches
+    from lorakit.training.start import prepare_training
+
+    if shard and ray:
+        raise click.UsageError("--shard and --ray both divide the work: leave one of them out")
+    loaded = load_recipe(str(find_recipe(recipe)), list(overrides))
+    prepare_training(loaded, prepare_for_training)
+    result = fill_caches(loaded, print_line, ray_address=ray, shard=shard)
+    print_answer(result.to_json(), None if is_quiet() else result.summary())
+
+
+@command(
     "report",
     _folder,
     option("--trigger", metavar="WORD", help="Word to highlight in captions."),
     option("--base", metavar="BASE", help="Count the tokens of captions with this base model's tokenizers."),
-    _out,
+    cli_options.out_option(),
     example="lorakit data report photos",
 )
 def report_command(folder: Path, trigger: str | None, base: str | None) -> None:
@@ -269,7 +284,7 @@ def report_command(folder: Path, trigger: str | None, base: str | None) -> None:
     "mask",
     _folder,
     cli_options.mask_options,
-    _out,
+    cli_options.out_option(),
     example="lorakit data mask photos --model CIDAS/clipseg-rd64-refined --prompt dog",
 )
 def mask_command(folder: Path, regenerate: bool, **values: Any) -> int:
@@ -285,7 +300,11 @@ def mask_command(folder: Path, regenerate: bool, **values: Any) -> int:
 
 
 @command(
-    "control", _folder, cli_options.control_options, _out, example="lorakit data control photos --type canny"
+    "control",
+    _folder,
+    cli_options.control_options,
+    cli_options.out_option(),
+    example="lorakit data control photos --type canny",
 )
 def control_command(folder: Path, regenerate: bool, **values: Any) -> int:
     """Make conditioning images: edges, depth maps, poses, masks.
@@ -307,7 +326,7 @@ def control_command(folder: Path, regenerate: bool, **values: Any) -> int:
     option("--masks", is_flag=True, help="Take out generated masks."),
     option("--captions", is_flag=True, help="Take out captions of models."),
     option("--yes", is_flag=True, help="Do it; without this option, only print what would be done."),
-    _out,
+    cli_options.out_option(create=False),
     example="lorakit data unlink photos --controls --masks --yes",
 )
 def unlink_command(folder: Path, yes: bool, **values: Any) -> None:

@@ -30,6 +30,7 @@ from data_tools.options import PrepareOptions
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.shards import Shard
 from lorakit.imaging import crops
 from lorakit.manifest import Record
 
@@ -90,7 +91,7 @@ def scan_dataset(
 def scan_dataset_shard(folder: str | os.PathLike[str], options: PrepareOptions, shard: str) -> Dataset:
     """Measure one shard of the images, such as "2/8"; `merge_scan_shards` writes the manifest."""
     options.check()
-    parsed_shard = scan_shards.Shard.parse(shard)
+    parsed_shard = Shard.parse(shard)
     listing = _require_writable(_list_files(folder, options).listing)
     records = scan_shards.scan_shard(listing, options.scan_options(), parsed_shard)
     return Dataset(listing.folder, tuple(records), ())
@@ -128,11 +129,11 @@ def caption_dataset_shard(folder: str | os.PathLike[str], options: PrepareOption
     if options.captioner is None:
         remedy = "give --model or --server; captions of files need no shards"
         raise ConfigError("a shard needs a captioner", where="shard", remedy=remedy)
-    part = scan_shards.Shard.parse(shard)
+    part = Shard.parse(shard)
     listing = _require_writable(_list_files(folder, options).listing)
     captioner = captioners.load_captioner(options.captioner)
     earlier = listing.earlier.records
-    measured = list(scan.scan_files(listing, part.files(listing), options.scan_options(), earlier))
+    measured = list(scan.scan_files(listing, part.part(listing.images), options.scan_options(), earlier))
     records = collect.collect_captions(listing, measured, options.caption_options())
     journal = CaptionJournal(listing.folder, shard_journal(part.number, part.count))
     records, counts = generate.caption_images(

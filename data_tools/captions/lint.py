@@ -20,6 +20,11 @@ COMMON_PHRASE_SHARE = 0.8
 _WORDS_FOR_PHRASES = 400  # the most frequent ones
 COMMON_PHRASE_MIN_CAPTIONS = 5  # with fewer captions, every phrase is in most of them
 _TOKENS = re.compile(r"[^\W\d_]+|\d|[^\w\s]+")  # CLIP uses at least one token for each of these
+_DESCRIPTIVE = re.compile(r"[^\W\d_]")
+_FILE_NAME = re.compile(  # as cameras, phones and screens name images, and any name with its extension
+    r"(?i)^\W*(?:(?:img|dsc[nf]?|dcim|pxl|p|mvimg|image|photo|picture|screenshot|untitled|wa)[\W_]*\d[\w-]*"
+    r"|\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif))\W*$"
+)
 _WORDS = re.compile(r"[\w'-]+")
 _STOP_WORD_LIST = (
     "a an the of in on at to and with is are its it by for from as this that there"
@@ -90,6 +95,12 @@ def _single_caption_findings(records: Sequence[Record]) -> Iterator[Finding]:
     """Yield findings that concern one caption alone."""
     tests = (
         ("warning", "captioner_refusal", "the captioner refused instead of describing the image", is_refusal),
+        (
+            "warning",
+            "caption_without_words",
+            "a number or the name of a file does not describe the image",
+            lambda text: not _DESCRIPTIVE.search(_FILE_NAME.sub(" ", text)),
+        ),
         ("note", "short_caption", "a caption of one word", lambda text: len(_WORDS.findall(text)) < 2),
         (
             "note",

@@ -10,6 +10,7 @@ from typing import Any
 from data_tools import bucket_costs as costs
 from data_tools.assign_buckets import BucketOptions
 from data_tools.captions import lint, tokens
+from data_tools.finding_text import describe
 from data_tools.findings import LEVELS, Finding, Level
 from data_tools.scan import note_code
 from lorakit.core.version import __version__
@@ -30,11 +31,15 @@ class Flag:
 
 @dataclass(frozen=True)
 class ReportData:
-    """The data of one report. `token_counts` has one count for each tokenizer, by caption text."""
+    """The data of one report on the dataset in `folder`, its name for commands.
+
+    `token_counts` has one count for each tokenizer, by caption text.
+    """
 
     records: Sequence[Record]
     findings: Sequence[Finding]
     counts: Mapping[str, Any]
+    folder: str = "DIR"
     trigger: str | None = None
     base: str | None = None
     bucket_costs: Sequence[costs.BucketCost] = ()
@@ -72,6 +77,7 @@ def collect_report_data(
     findings: Sequence[Finding],
     counts: Mapping[str, Any],
     *,
+    folder: str,
     trigger: str | None = None,
     base: str | None = None,
 ) -> ReportData:
@@ -81,7 +87,8 @@ def collect_report_data(
     token_counts = {
         text: [tokenizer.count(text) for tokenizer in tokenizers] for text in sorted(texts) if tokenizers
     }
-    return ReportData(records, findings, counts, trigger, base, _bucket_costs(records), token_counts)
+    costs_of_modes = _bucket_costs(records)
+    return ReportData(records, findings, counts, folder, trigger, base, costs_of_modes, token_counts)
 
 
 def to_json(data: ReportData) -> dict[str, Any]:
@@ -95,9 +102,15 @@ def to_json(data: ReportData) -> dict[str, Any]:
         "images_per_epoch": data.images_per_epoch,
         "bucket_costs": [asdict(cost) for cost in data.bucket_costs],
         "phrases": [{"phrase": phrase, "num_captions": number} for phrase, number in data.frequent_phrases()],
-        "findings": [finding.to_json() for finding in data.findings],
+        "findings": [_finding(finding, data.folder) for finding in data.findings],
         "images": [_image(record, data, flags.get(record.file, [])) for record in data.records],
     }
+
+
+def _finding(finding: Finding, folder: str) -> dict[str, Any]:
+    """Return a finding with the part of the dataset that it concerns and what to do."""
+    text = describe(finding, folder)
+    return {**finding.to_json(), "area": text.area, "action": text.action.replace("`", "")}
 
 
 def _image(record: Record, data: ReportData, flags: Sequence[Flag]) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data_tools.findings import Finding
+from data_tools.finding_text import AREAS, EXCLUDED, area_of, describe
+from data_tools.findings import Finding, pluralize
 from data_tools.report.data import ReportData
 from data_tools.report.thumbnails import CARD_SIDE, FINDING_SIDE, FileName, Thumbnail, Thumbnails
+from lorakit.core import platform
+from lorakit.core.visible_text import escape_name
 from lorakit.reports import Badge, Level
 
 _MAX_IMAGES, _MAX_FILES = 5, 6  # beside a finding
+_MAX_MORE_FILES = 200  # behind a click; report.json has all
+_MAX_PROBLEMS, _MAX_MORE_PROBLEMS = 3, 50  # of one code
 _MAX_CLUSTERS = 40
 _MAX_CLUSTER_IMAGES = 8
 _DUPLICATE_CODES = ("duplicate", "near_duplicate")
@@ -30,23 +36,47 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What is wrong with some files: the first of them, the next ones behind a click, and the number of the
+    rest."""
+
+    text: str
+    first_files: Sequence[FileName] = ()
+    more_files: Sequence[FileName] = ()
+    num_hidden: int = 0
+
+
+@dataclass(frozen=True)
 class FindingRow:
-    """One finding with its files: the first ones, and the rest behind a click."""
+    """All findings of one code and level: what is wrong, what to do, and images."""
 
     badge: Badge
     code: str
-    message: str
-    first_files: Sequence[FileName] = ()
-    more_files: Sequence[FileName] = ()
+    title: str
+    action: str
+    first_problems: Sequence[Problem]
+    more_problems: Sequence[Problem] = ()
+    num_hidden: int = 0
     images: Sequence[tuple[FileName, Thumbnail]] = ()
 
 
 @dataclass(frozen=True)
-class FindingRows:
+class FindingGroup:
+    """The findings on one part of the dataset, worst first."""
+
+    anchor: str
+    title: str
+    summary: str
+    rows: list[FindingRow]
+
+
+@dataclass(frozen=True)
+class FindingGroups:
     """Findings that need an action, and notes."""
 
-    alerts: list[FindingRow] = field(default_factory=list)
-    notes: list[FindingRow] = field(default_factory=list)
+    alerts: list[FindingGroup] = field(default_factory=list)
+    notes: list[FindingGroup] = field(default_factory=list)
+    num_notes: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,53 +99,95 @@ class Cluster:
 
 
 def summarize(data: ReportData) -> Summary:
-    """Return the first line: ready to train, or not."""
+    """Return the first line: how many images are ready, and what to do first."""
     errors = [finding for finding in data.findings if finding.level == "error"]
-    warnings = [finding for finding in data.findings if finding.level == "warning"]
-    files = len({file for finding in errors for file in finding.files})
-    if files and files == sum(not record.keep for record in data.records):
-        rest = f"the other {len(data.kept)} are ready"
-        return Summary(f"{_files(files)} cannot be used and {_is(files)} excluded; {rest}.", "warn")
+    num_warnings = sum(finding.level == "warning" for finding in data.findings)
+    excluded = sum(not record.keep for record in data.records)
+    warnings = f" with {pluralize(num_warnings, 'warning')}" if num_warnings else ""
+    if not data.kept:
+        return Summary("No image can be used yet.", "bad", _next_step(data))
+    if any(area_of(finding.code) != EXCLUDED for finding in errors):
+        text = f"{_images(len(data.kept))} of {len(data.records)} can be used, but there are errors."
+        return Summary(text, "bad", _next_step(data))
     if errors:
-        return Summary(f"{_files(files)} cannot be used yet. See the findings below.", "bad")
-    if warnings:
-        number = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
-        return Summary(f"Ready to train, with {number}.", "warn")
+        rest = f"the other {len(data.kept)} are ready{warnings}"
+        text = f"{_files(excluded)} cannot be used and {_is(excluded)} excluded; {rest}."
+        return Summary(text, "warn", _next_step(data))
+    if num_warnings:
+        return Summary(f"Ready to train,{warnings}.", "warn", _next_step(data))
     return Summary("Ready to train. No problems found.", "good")
 
 
-def finding_rows(data: ReportData, thumbnails: Thumbnails) -> FindingRows:
-    """Return one row for each finding, worst first; groups of duplicates, shown below, share a row."""
-    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
-    rows = FindingRows()
+def _next_step(data: ReportData) -> str:
+    folder = platform.quote_argument(escape_name(data.folder)).replace("`", "'")
+    return f"correct what the findings name, worst first, then run `lorakit data prepare {folder}` again"
+
+
+def finding_groups(data: ReportData, thumbnails: Thumbnails) -> FindingGroups:
+    """Return the findings by the part of the dataset that they concern."""
+    by_row: dict[tuple[str, bool, str, str], list[Finding]] = defaultdict(list)
     for finding in data.findings:
-        if finding.code in (*_DUPLICATE_CODES, _LEAK_CODE):
-            groups[finding.level, finding.code].append(finding)
-        else:
-            _list_of(rows, finding.level).append(_row(finding, thumbnails))
-    for (level, code), group in groups.items():
-        message = (
-            f"{len(group)} groups, shown below" if len(group) > 1 else f"{group[0].message}, shown below"
-        )
-        _list_of(rows, level).append(FindingRow(Badge(level, LEVELS[level]), code, message))
-    return rows
+        key = area_of(finding.code), finding.level == "note", finding.level, finding.code
+        by_row[key].append(finding)
+    rows: dict[tuple[str, bool], list[FindingRow]] = defaultdict(list)
+    numbers: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
+    for (area, is_note, level, _), findings in sorted(by_row.items(), key=_by_level):
+        rows[area, is_note].append(_row(findings, data.folder, thumbnails))
+        numbers[area, is_note][level] += 1
+    groups = FindingGroups(num_notes=sum(counts["note"] for counts in numbers.values()))
+    for area, is_note in sorted(rows, key=lambda key: (_worst(numbers[key]), AREAS.index(key[0]))):
+        counts = numbers[area, is_note]
+        summary = ", ".join(pluralize(counts[level], level) for level in LEVELS if counts[level])
+        anchor = f"{'notes' if is_note else 'findings'}-{AREAS.index(area)}"
+        group = FindingGroup(anchor, area, summary, rows[area, is_note])
+        (groups.notes if is_note else groups.alerts).append(group)
+    return groups
 
 
-def _list_of(rows: FindingRows, level: str) -> list[FindingRow]:
-    return rows.notes if level == "note" else rows.alerts
+def _by_level(item: tuple[tuple[str, bool, str, str], list[Finding]]) -> tuple[int, int, str]:
+    (_, _, level, code), findings = item
+    return list(LEVELS).index(level), -sum(len(finding.files) for finding in findings), code
 
 
-def _row(finding: Finding, thumbnails: Thumbnails) -> FindingRow:
-    decoded = [
-        file for file in finding.files if file in thumbnails.records and thumbnails.records[file].width
-    ]
-    images = [
+def _worst(counts: Counter[str]) -> int:
+    return next(index for index, level in enumerate(LEVELS) if counts[level])
+
+
+def _row(findings: Sequence[Finding], folder: str, thumbnails: Thumbnails) -> FindingRow:
+    """Return the row of findings of one code; groups of duplicates are shown in a section of their own."""
+    first = findings[0]
+    texts = [describe(finding, folder) for finding in findings[: _MAX_PROBLEMS + _MAX_MORE_PROBLEMS]]
+    badge = Badge(first.level, LEVELS[first.level])
+    if first.code in (*_DUPLICATE_CODES, _LEAK_CODE):
+        text = f"{len(findings)} groups" if len(findings) > 1 else texts[0].problem
+        problem = Problem(f"{text}: see Duplicates below")
+        return FindingRow(badge, first.code, texts[0].title, texts[0].action, [problem])
+    problems = [_problem(f, text.problem, thumbnails) for f, text in zip(findings, texts, strict=False)]
+    return FindingRow(
+        badge,
+        first.code,
+        texts[0].title,
+        texts[0].action,
+        problems[:_MAX_PROBLEMS],
+        problems[_MAX_PROBLEMS:],
+        len(findings) - len(problems),
+        _images_of(findings, thumbnails) if first.level != "note" else (),
+    )
+
+
+def _problem(finding: Finding, text: str, thumbnails: Thumbnails) -> Problem:
+    names = [thumbnails.file_name(file) for file in finding.files[: _MAX_FILES + _MAX_MORE_FILES]]
+    hidden = len(finding.files) - len(names)
+    return Problem(text, names[:_MAX_FILES], names[_MAX_FILES:], hidden)
+
+
+def _images_of(findings: Sequence[Finding], thumbnails: Thumbnails) -> list[tuple[FileName, Thumbnail]]:
+    files = (file for finding in findings for file in finding.files)
+    decoded = (file for file in files if file in thumbnails.records and thumbnails.records[file].width)
+    return [
         (thumbnails.file_name(file), thumbnails.thumbnail(file, FINDING_SIDE, overlay=False))
-        for file in (decoded[:_MAX_IMAGES] if finding.level != "note" else ())
+        for file in itertools.islice(dict.fromkeys(decoded), _MAX_IMAGES)
     ]
-    names = [thumbnails.file_name(file) for file in finding.files]
-    badge = Badge(finding.level, LEVELS[finding.level])
-    return FindingRow(badge, finding.code, finding.message, names[:_MAX_FILES], names[_MAX_FILES:], images)
 
 
 def duplicate_clusters(data: ReportData, thumbnails: Thumbnails) -> list[Cluster]:
@@ -149,6 +221,10 @@ def _cluster(cluster: Finding, leak: str | None, thumbnails: Thumbnails) -> Clus
 def _area(file: str, thumbnails: Thumbnails) -> int:
     record = thumbnails.records.get(file)
     return record.width * record.height if record else 0
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _files(count: int) -> str:

@@ -34,7 +34,9 @@ def write_report(
     quiet: bool = True,
 ) -> bool:
     """Write report.json and report.html; return False if both exist with exactly this content."""
-    data = report_data.collect_report_data(records, findings, counts, trigger=trigger, base=base)
+    data = report_data.collect_report_data(
+        records, findings, counts, folder=root.resolve().name, trigger=trigger, base=base
+    )
     value = report_data.to_json(data)
     json_path, html_path = root / JSON_FILE, root / HTML_FILE
     if html_path.is_file() and json_path.is_file() and _file_equals(json_path, value):
@@ -77,11 +79,11 @@ def render_report(root: Path, data: ReportData, *, quiet: bool = True) -> str:
     thumbnails = Thumbnails(root, data.records)
     return render_page(
         TEMPLATE,
-        title=f"Dataset {root.resolve().name}",
+        title=f"Dataset {data.folder}",
         subtitle=_subtitle(data),
         summary=findings_sections.summarize(data),
         figures=_key_figures(data),
-        findings=findings_sections.finding_rows(data, thumbnails),
+        findings=findings_sections.finding_groups(data, thumbnails),
         clusters=findings_sections.duplicate_clusters(data, thumbnails),
         num_hidden_clusters=findings_sections.num_hidden_clusters(data),
         buckets=statistics.bucket_statistics(data),

@@ -239,7 +239,7 @@ def _conditioning_crop(image: ConditioningImage, image_size: Size, crop: CropBox
 def _scaled_span(span: tuple[int, int], image_side: int, own_side: int, length: int) -> tuple[int, int]:
     """Return a span of the image's side on the other side.
 
-    If it is `length` pixels long but for rounding, it has that length: the pixels then stay as they are.
+    If it is `length` pixels long but for rounding, it has that length: the pixels are then not resampled.
     """
     start, end = (round(edge * own_side / image_side) for edge in span)
     if abs(end - start - length) > 1 or length > own_side:
