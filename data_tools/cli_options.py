@@ -5,7 +5,10 @@ The name of an option is the name of the field that it sets. Loads nothing heavy
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -220,6 +223,25 @@ crop_file_options = add_options(
     option("--preview", type=FOLDER, metavar="DIR",
            help="Write each training image, cropped and resized, to this folder."),
 )  # fmt: skip
+
+
+def out_option(*, create: bool = True) -> Callable[[Any], Any]:
+    """Add `--out`: the command's function gets the dataset folder instead of the folder of images.
+
+    Without `create` it is not created.
+    """
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def run(folder: Path, out: Path | None, **values: Any) -> Any:
+            from data_tools.out_folder import open_out_folder
+
+            return function(open_out_folder(folder, out, create=create), **values)
+
+        text = "Write manifest, report and generated files to this folder; for images that are read-only."
+        return option("--out", type=FOLDER, metavar="DIR", help=text)(run)
+
+    return decorate
 
 
 def pick_fields(kind: type[T], values: Values) -> T:

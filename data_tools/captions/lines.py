@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from lorakit.core.errors import ConfigError
@@ -51,6 +52,16 @@ def split_captions(text: str, name: str, mode: str = "auto") -> tuple[list[str],
     if chosen == "captions":
         return lines, [f"{CAPTIONS}: {len(lines)} lines of {name} are a caption each"]
     return [" ".join(lines)], [f"{JOINED}: {len(lines)} lines of {name} joined into one"]
+
+
+def exported_captions(text: str, known: Sequence[str]) -> list[str]:
+    """Return the lines of a file that are exactly the `known` captions, one a line; [] for any other.
+
+    An export for sd-scripts doubles braces, which are alternatives there.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    single = [line.replace("{{", "{").replace("}}", "}") for line in lines]
+    return next((texts for texts in (lines, single) if texts and sorted(texts) == sorted(known)), [])
 
 
 def _recognize(lines: list[str], *, has_paragraphs: bool) -> LineMode:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_tools.captions.table_files import escape_csv_cell
+from data_tools.findings import pluralize
 from data_tools.formats import (
     DatasetFile,
     read_verified_bytes,
@@ -47,12 +48,13 @@ def layout_notes(records: Sequence[Record]) -> list[str]:
     others = sum(bool(separate_mask_path(record) or record.conditioning_images) for record in records)
     notes = []
     if variants:
-        text = "images have several captions: NAME.txt and metadata.jsonl have the first, NAME.json all"
-        notes.append(f"{variants} {text}")
+        where = "NAME.txt and metadata.jsonl have the first, NAME.json all"
+        notes.append(f"{pluralize(variants, 'image')} with several captions: {where}")
     if tagged:
-        notes.append(f"{tagged} images have tags that are not in their caption: NAME.json has them")
+        notes.append(f"{pluralize(tagged, 'image')} with tags outside the caption: NAME.json has them")
     if others:
-        notes.append(f"{others} images have masks or conditioning images, which `datasets` does not return")
+        images = pluralize(others, "image")
+        notes.append(f"{images} with a mask or conditioning images, which `datasets` does not return")
     return notes
 
 

@@ -10,11 +10,22 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from data_tools.formats import DatasetFile, folders, import_parts, separate_mask_path, tables, webdataset
+from data_tools.formats import (
+    DatasetFile,
+    folders,
+    for_export,
+    import_parts,
+    separate_mask_path,
+    tables,
+    webdataset,
+)
 from data_tools.formats.archive_checks import ArchiveLimits
 from data_tools.formats.column_roles import ColumnChoice
 from data_tools.formats.import_files import ImportedRecords, part_entries
 from data_tools.formats.resize_on_import import resize_entries
+from data_tools.formats.trainer_config import config_file, usage_notes
+from data_tools.formats.trainer_files import TrainerExport
+from data_tools.formats.trainers import TRAINERS, trainer_layout
 from data_tools.formats.transfer_result import TransferResult
 from lorakit import manifest
 from lorakit.core import dataset_paths, storage
@@ -22,7 +33,7 @@ from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.progress import track_progress
 from lorakit.manifest import Record
 
-EXPORT_FORMATS = ("imagefolder", "kohya", "webdataset", "parquet", "zip")
+EXPORT_FORMATS = ("imagefolder", *TRAINERS, "webdataset", "parquet", "zip")
 BATCH_FILES, BATCH_BYTES = 256, 64 << 20  # files written with one sync
 
 
@@ -114,8 +125,9 @@ def export_dataset(
 ) -> TransferResult:
     """Write the kept images of a prepared folder for other tools; `out` is a folder, or a file for "zip".
 
-    `folder_name` is used in the names of kohya's folders; `metadata_format` is jsonl, csv, parquet or kohya.
-    Raises `ConfigError` if `out` cannot be used, `DataError` for an image that changed since it was prepared.
+    `folder_name` is used in the names of the folders for trainers; `metadata_format` is jsonl, csv, parquet
+    or kohya. Everything that the format cannot carry is in the result. Raises `ConfigError` if `out` cannot
+    be used, `DataError` for an image that changed since it was prepared.
     """
     source, target = Path(folder), Path(out)
     if format not in EXPORT_FORMATS:
@@ -131,31 +143,73 @@ def export_dataset(
     result.left_out.extend("image", ((r.file, r.reason or "excluded") for r in records if not r.keep))
     if not kept:
         raise DataError("all images are excluded", where=str(source), remedy="see report.html in the folder")
-    if format not in ("imagefolder", "zip") and any(record.conditioning_images for record in kept):
-        message = f"{format} cannot store conditioning images, which this dataset has"
-        raise ConfigError(message, where="to", remedy="use imagefolder or zip")
-    if format in ("webdataset", "parquet"):
+    if format in TRAINERS:
+        pairs = trainer_layout(
+            source, kept, TRAINERS[format], folder_name or source.resolve().name, result.left_out
+        )
+        export = TrainerExport(source, pairs, TRAINERS[format], result.left_out)
+        _export_for_trainer(export, target, result, metadata_format, quiet=quiet)
+    elif format in ("webdataset", "parquet"):
         _require_empty(target)
         writer = webdataset.write_webdataset if format == "webdataset" else tables.write_parquet
         result.num_shards = writer(source, kept, target, shard_bytes)
-        return result
-    renamed = (
-        folders.kohya_layout(kept, folder_name or source.resolve().name)
-        if format == "kohya"
-        else folders.keep_layout(kept)
-    )
-    entries = folders.export_files(source, renamed)
-    if format == "zip":
-        _write_zip(target, entries, [pair.new for pair in renamed])
-        result.num_shards = 1
-        return result
-    total = sum(1 + bool(record.captions) + bool(separate_mask_path(record)) for record in kept)
-    _write_files(target, track_progress(entries, "files", total, quiet=quiet), source)
-    if metadata_format != "jsonl":
-        _write_files(target, [folders.metadata_file([pair.new for pair in renamed], metadata_format)], source)
-    manifest.save_manifest(target, [pair.new for pair in renamed])
-    result.num_text_files = sum(bool(record.captions) for record in kept)
+    else:
+        exported = [for_export(record) for record in kept]
+        result.notes += folders.layout_notes(exported)
+        if format == "zip":
+            _write_zip(target, folders.export_files(source, exported), exported)
+            result.num_shards = 1
+        else:
+            files = folders.export_files(source, exported)
+            _write_dataset(target, files, exported, metadata_format, source, quiet=quiet)
+            result.num_text_files = sum(bool(record.captions) for record in exported)
     return result
+
+
+def _export_for_trainer(
+    export: TrainerExport, target: Path, result: TransferResult, metadata_format: str, *, quiet: bool
+) -> None:
+    """Write the folders that another trainer reads, and its configuration."""
+    planned = [pair.new for pair in export.pairs]
+    if not planned:
+        message = f"{export.trainer.name} can read none of the images"
+        raise DataError(message, where=str(export.folder), remedy="see what it reads in examples/data.md")
+    files = track_progress(export.files(), "files", _num_files(planned), quiet=quiet)
+    _write_files(target, files, export.folder)
+    _write_manifest(target, export.records, metadata_format, export.folder)
+    config = config_file(target, export.records, export.trainer)
+    if config is not None:
+        _write_files(target, [config], export.folder)
+    result.num_images, result.num_masks = len(planned), sum(bool(record.mask) for record in planned)
+    result.num_conditioning_images = sum(len(record.conditioning_images) for record in planned)
+    result.num_text_files = sum(bool(record.captions) for record in planned)
+    result.notes += [*export.notes(), *usage_notes(target, export.records, export.trainer)]
+
+
+def _write_dataset(
+    target: Path,
+    files: Iterator[DatasetFile],
+    records: Sequence[Record],
+    metadata_format: str,
+    source: Path,
+    *,
+    quiet: bool,
+) -> None:
+    _write_files(target, track_progress(files, "files", _num_files(records), quiet=quiet), source)
+    _write_manifest(target, records, metadata_format, source)
+
+
+def _write_manifest(target: Path, records: Sequence[Record], metadata_format: str, source: Path) -> None:
+    """Write the manifest, and the metadata file in its format."""
+    if metadata_format != "jsonl":  # first: a manifest beside it does without metadata.jsonl
+        _write_files(target, [folders.metadata_file(records, metadata_format)], source)
+    manifest.save_manifest(target, records)
+
+
+def _num_files(records: Sequence[Record]) -> int:
+    return sum(
+        1 + bool(r.captions) + bool(separate_mask_path(r)) + len(r.conditioning_images) for r in records
+    )
 
 
 def _write_zip(target: Path, entries: Iterator[DatasetFile], records: Sequence[Record]) -> None:
