@@ -45,6 +45,7 @@ COUNTS = {
     "masks": "images with a mask",
     "conditioning_images": "number by type (absent without any)",
     "findings": "number of findings by level",
+    "warnings": "errors and warnings, with the rows of `data check`",
 }
 SELECTION = {
     "selected": "name of the variant, such as step-400@0.7; null if none",
@@ -90,6 +91,13 @@ TRANSFER = {
 JSON_ANSWERS: dict[str, dict[str, str]] = {
     "data prepare, scan, merge, caption, bucket, mask, control": COUNTS,
     "data check": {"counts": "as of `data prepare`", "findings": "rows: level, code, message, files, remedy"},
+    "data unlink": {
+        "folder": "the dataset",
+        "done": "false if it was only a plan, without --yes",
+        "controls, masks, captions": "number of entries of each named part",
+        "files": "generated files that are deleted",
+        "kept": "generated files that are kept, and the reason",
+    },
     "data import, export": TRANSFER,
     "eval run, score, report": {
         "report": "report.html",
@@ -177,6 +185,10 @@ def _lines() -> Iterator[str]:
     yield from _manifest()
     yield from _section("Prompt files", _paragraph(Prompt))
     yield from _table(("key", "values", "default"), _prompt_rows())
+    yield "The content of a file decides its form, whatever its name. The keys have other names too."
+    yield ""
+    yield from _table(("form", "usual extensions"), _form_rows())
+    yield from _table(("key", "other names"), _name_rows())
     yield from _run_files()
     yield from _section("Exit codes", "")
     yield from _table(("code", "meaning"), _exit_codes())
@@ -287,7 +299,12 @@ def _prompt_rows() -> Iterator[tuple[str, str, str]]:
     from lorakit.data.prompts import DEFAULT_KIND
 
     values = {
-        "seeds": ("list of integer", f"`{list(DEFAULT_SEEDS)}`"),
+        "seeds": ("list of integer, or one", f"`{list(DEFAULT_SEEDS)}`"),
+        "width": ("pixels, rounded to what the base model generates", "of the command or recipe"),
+        "height": ("pixels", "of the command or recipe"),
+        "aspect_ratio": ("text such as `3:2`, with the area of the command or recipe", ""),
+        "num_inference_steps": ("integer", "of the command or recipe"),
+        "guidance_scale": ("number", "of the command or recipe"),
         "image": ("path or list of path", ""),
         "mask": ("path", ""),
         "kind": ("text", f"`{DEFAULT_KIND}`"),
@@ -297,6 +314,25 @@ def _prompt_rows() -> Iterator[tuple[str, str, str]]:
     }
     for key in PROMPT_KEYS:
         yield (f"`{key}`", *values.get(key, ("text", "")))
+
+
+def _form_rows() -> Iterator[tuple[str, str]]:
+    from lorakit.data.prompt_files.forms import FORMS, LINES
+
+    for form in (*FORMS, LINES):
+        yield form.title, ", ".join(f"`{suffix}`" for suffix in form.suffixes if suffix)
+
+
+def _name_rows() -> Iterator[tuple[str, str]]:
+    """Yield the keys of prompts with their names in other tools, and as options behind a prompt."""
+    from lorakit.data.prompt_files.keys import OPTION_NAME, OWN_NAME, PROMPT_KEYS, PROMPT_NAMES
+
+    for key in (*PROMPT_KEYS, "size"):
+        names = [name for name, own in OWN_NAME.items() if own == key and name != key]
+        names += [name for name in PROMPT_NAMES[1:] if key == "prompt"]
+        names += [f"--{name}" for name, own in OPTION_NAME.items() if own == key and name not in OWN_NAME]
+        if names:
+            yield f"`{key}`", ", ".join(f"`{name}`" for name in names)
 
 
 def _run_files() -> Iterator[str]:

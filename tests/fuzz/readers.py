@@ -44,13 +44,18 @@ def _captions(folder: Path) -> object:
     from data_tools.captions.collect import CaptionOptions, collect_captions
     from data_tools.captions.metadata import with_tables
     from data_tools.listing import list_dataset
+    from lorakit.core.errors import DataError
     from lorakit.manifest import Record
 
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(folder / name)
     listing = with_tables(list_dataset(folder))
     records = [Record(name, "0" * 64, "0" * 64, 8, 8) for name in listing.images]
-    return collect_captions(listing, records, CaptionOptions(class_noun="dog", trigger="sks"))
+    captioned = collect_captions(listing, records, CaptionOptions(class_noun="dog", trigger="sks"))
+    notes = [note for record in captioned for note in record.notes if note.startswith("caption_unreadable")]
+    if notes or listing.tables.problems:  # findings, which do not stop the other images
+        raise DataError("text that is not used", where=str(folder))
+    return captioned
 
 
 def _manifest(folder: Path) -> object:
