@@ -68,6 +68,8 @@ caption_options = add_options(
            help='Caption of images that have none; by default "a photo of {trigger} {class_noun}".'),
     option("--caption-from-folder", is_flag=True, section=_CAPTIONS,
            help="Use the name of an image's folder as its caption, before the template."),
+    option("--caption-from-image", is_flag=True, section=_CAPTIONS,
+           help="Use the description inside an image file (EXIF, XMP, IPTC, PNG text), before its folder."),
     option("--overwrite-captions", is_flag=True, section=_CAPTIONS,
            help="Replace existing captions in the manifest by the template, or by the folder's name with "
            "--caption-from-folder; caption files are not changed."),

@@ -48,7 +48,7 @@ class UnlinkOptions:
 
 @dataclass
 class UnlinkResult:
-    """What is taken out, and the files; `kept` are files in the folders of generated ones that stay, and why.
+    """Numbers of what is taken out, and its files; `kept` are generated files that stay, and why.
 
     `done` is False if it is only a plan.
     """

@@ -67,6 +67,7 @@ def prepare(
     resolution: int = 1024,
     class_noun: str | None = None,
     trigger: str | None = None,
+    out: PathLike | None = None,
     verbose: bool = False,
     **options: Any,
 ) -> Dataset:
@@ -78,18 +79,20 @@ def prepare(
         resolution: side of a square training image in pixels.
         class_noun: what the images show, such as "dog"; used in captions of images that have none.
         trigger: trigger word to train, such as "sks".
+        out: another folder to write to, if `folder` is read-only; it is the dataset then.
         verbose: print the progress.
         options: further fields of `data_tools.options.PrepareOptions`, such as `base` or `crop`.
 
     Raises ConfigError for invalid options, and DataError if no image can be used or a caption is missing.
     """
     from data_tools.options import PrepareOptions
+    from data_tools.out_folder import open_out_folder
     from data_tools.prepare import prepare_dataset
     from lorakit.core import progress
 
     fields = {"resolution": resolution, "class_noun": class_noun, "trigger": trigger, **options}
     with progress.silent(not verbose):
-        return prepare_dataset(folder, PrepareOptions.from_fields(fields))
+        return prepare_dataset(open_out_folder(folder, out), PrepareOptions.from_fields(fields))
 
 
 def train(

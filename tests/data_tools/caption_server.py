@@ -44,8 +44,8 @@ class ReceivedRequest:
 
 
 Reply = Callable[[ReceivedRequest], Any]
-"""Returns the answer: text, (text, finish reason), status, (status, headers[, body]), bytes, or seconds
-between the bytes of a slow answer."""
+"""Returns the answer: text, (text, finish reason), status, (status, headers[, body]), bytes, seconds between
+the bytes of a slow answer, or None for a connection that breaks off."""
 
 
 @dataclass
@@ -56,6 +56,8 @@ class CaptionServer:
     requests: list[ReceivedRequest] = field(default_factory=list)
     max_concurrency: int = 0
     models: list[str] = field(default_factory=lambda: ["served-model"])
+    path: str = ""
+    """The only path that has answers; "" for any."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _in_progress: int = 0
 
@@ -79,10 +81,16 @@ def completion(text: Any, reason: str = "stop") -> bytes:
 def _handler(server: CaptionServer, reply: Reply) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if not self.path.startswith(server.path):
+                self._send(404, b"404 page not found")
+                return
             self._send(200, json.dumps({"data": [{"id": name} for name in server.models]}).encode())
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if not self.path.startswith(server.path):
+                self._send(404, b"404 page not found")
+                return
             with server.busy():
                 request = ReceivedRequest(body, dict(self.headers), len(server.requests))
                 server.requests.append(request)
@@ -98,6 +106,8 @@ def _handler(server: CaptionServer, reply: Reply) -> type[BaseHTTPRequestHandler
                 self._send(200, answer)
             elif isinstance(answer, float):
                 self._drip(answer)
+            elif answer is None:
+                self._break_off()
             elif isinstance(answer[0], int):
                 status, headers, *body = answer
                 self._send(status, body[0] if body else b"{}", headers)
@@ -113,6 +123,12 @@ def _handler(server: CaptionServer, reply: Reply) -> type[BaseHTTPRequestHandler
                     self.wfile.write(bytes([byte]))
                     self.wfile.flush()
                     time.sleep(seconds)
+
+        def _break_off(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
 
         def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
             with contextlib.suppress(OSError):

@@ -16,6 +16,7 @@ from data_tools.captions import lint
 from data_tools.findings import Finding, any_at_level, sort_findings
 from data_tools.prepare import PrepareOptions, check_dataset_folder, prepare_dataset
 from lorakit.core import storage
+from lorakit.core.errors import DataError
 from lorakit.imaging import near_duplicates
 from lorakit.manifest import Caption, Record
 from tests.data_tools.folders import fill, photo
@@ -263,9 +264,57 @@ def test_enlarged_images_are_graded_by_the_factor(tmp_path: Path, side: int, lev
     assert check_images(tmp_path, [photo(seed, (side, side)) for seed in range(6)])["upscaled"] == level
 
 
-def test_captions_of_one_template_are_noted(tmp_path: Path) -> None:
-    levels = check_images(tmp_path, [photo(seed) for seed in range(6)], class_noun="dog")
-    assert levels["template_captions"] == "note"
+@pytest.mark.parametrize(
+    ("number", "trigger", "level"), [(6, "sks", "note"), (6, None, "warning"), (51, "sks", "warning")]
+)
+def test_captions_of_one_template_are_graded(
+    tmp_path: Path, number: int, trigger: str | None, level: str
+) -> None:
+    images = [photo(seed, (64, 48)) for seed in range(number)]
+    levels = check_images(tmp_path, images, class_noun="dog", trigger=trigger, report=False)
+    assert levels["template_captions"] == level
+
+
+def test_a_check_of_a_folder_that_is_not_prepared_measures_enlargement(tmp_path: Path) -> None:
+    folder = fill(tmp_path, {f"{seed}.png": f"image {seed}" for seed in range(6)}, size=(40, 40))
+    for resolution, expected in ((512, "error"), (64, "warning"), (32, None)):
+        result = check_dataset_folder(folder, PrepareOptions(resolution=resolution, quiet=True))
+        assert {f.code: f.level for f in result.findings}.get("upscaled") == expected
+
+
+@pytest.mark.parametrize(
+    "caption", ["12", "IMG_0042", "DSC-1234.", "photo 7.jpg", "2024-01-02 03:04", "x9.png"]
+)
+def test_numbers_and_names_of_files_are_no_captions(caption: str) -> None:
+    codes = {finding.code for finding in lint.lint_captions([record_with(caption)])}
+    assert "caption_without_words" in codes
+
+
+@pytest.mark.parametrize(
+    "caption", ["sks", "a dog", "12 dogs", "犬", "photo 7 of a dog", "IMG studio portrait"]
+)
+def test_short_captions_with_words_are_captions(caption: str) -> None:
+    codes = {finding.code for finding in lint.lint_captions([record_with(caption)])}
+    assert "caption_without_words" not in codes
+
+
+def record_with(caption: str) -> Record:
+    return Record("a.png", "0" * 64, "0" * 64, 64, 64, captions=(Caption(caption, "file"),))
+
+
+def test_a_folder_of_videos_names_the_option(tmp_path: Path) -> None:
+    for name in ("b.mp4", "a.mov"):
+        (tmp_path / name).write_bytes(b"video")
+    with pytest.raises(DataError, match=r"no images, but 2 videos: a\.mov, b\.mp4") as caught:
+        prepare_dataset(tmp_path, PrepareOptions(quiet=True))
+    assert "--videos" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "level"), [("clip.mp4", "warning"), ("0.mov", "note")])
+def test_videos_beside_images_are_named(tmp_path: Path, name: str, level: str) -> None:
+    """Phones store a short video with each photo, under its name."""
+    (tmp_path / name).write_bytes(b"video")
+    assert check_images(tmp_path, [photo(1, (64, 48))])["unused_videos"] == level
 
 
 def test_drawings_that_differ_in_color_only_are_no_near_duplicates(tmp_path: Path) -> None:

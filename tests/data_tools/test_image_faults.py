@@ -172,7 +172,9 @@ def test_the_pixel_limit_can_be_raised(tmp_path: Path) -> None:
 def test_a_huge_text_chunk_is_excluded(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("Comment", "a" * (70 << 20), zip=True)
-    assert exclusion_reason(tmp_path, "a.png", encoded(photo(1), "PNG", pnginfo=info)).startswith("unsupported_format:")
+    assert exclusion_reason(tmp_path, "a.png", encoded(photo(1), "PNG", pnginfo=info)).startswith(
+        "unsupported_format:"
+    )
 
 
 @pytest.mark.parametrize(("size", "code"), [((1, 1), "too_small"), ((20, 4000), "extreme_aspect_ratio")])

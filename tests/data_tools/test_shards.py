@@ -22,9 +22,10 @@ from data_tools.prepare import (
     scan_dataset_shard,
 )
 from data_tools.scan import ScanOptions
-from data_tools.scan_shards import Shard
+from data_tools.scan_shards import shard_file
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.shards import Shard
 from tests.data_tools.folders import fill, photo, written
 from tests.long_tier import some_long
 
@@ -62,7 +63,7 @@ def test_shards_and_merge_give_what_one_scan_gives(folder: Path) -> None:
 def test_every_image_is_in_exactly_one_shard(folder: Path) -> None:
     listing = list_dataset(folder)
     for count in (1, 2, 5, 20):
-        parts = [file for number in range(1, count + 1) for file in Shard(number, count).files(listing)]
+        parts = [file for number in range(1, count + 1) for file in Shard(number, count).part(listing.images)]
         assert sorted(parts) == sorted(listing.images)
 
 
@@ -74,7 +75,7 @@ def test_a_missing_or_unfinished_shard_is_an_error(folder: Path) -> None:
         merge_scan_shards(folder, OPTIONS)
     assert "--shard 2/2" in str(caught.value)
     scan_dataset_shard(folder, OPTIONS, "2/2")
-    path = folder / Shard(2, 2).file_name
+    path = folder / shard_file(Shard(2, 2))
     path.write_bytes(path.read_bytes()[:-30])  # a crash tore the last line
     with pytest.raises(DataError, match="lacks 1 images"):
         merge_scan_shards(folder, OPTIONS)
@@ -86,7 +87,7 @@ def test_a_missing_or_unfinished_shard_is_an_error(folder: Path) -> None:
 
 def test_a_stopped_shard_continues(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan_dataset_shard(folder, OPTIONS, "1/2")
-    path = folder / Shard(1, 2).file_name
+    path = folder / shard_file(Shard(1, 2))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]))
     seen: list[str] = []

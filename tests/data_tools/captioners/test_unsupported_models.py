@@ -22,7 +22,10 @@ FOLDERS = {
     "the old layout of BLIP": ({"model_base_caption.pth": b"x"}, "pickle", "safetensors"),
     "checkpoints": ({"last.ckpt": b"x"}, "pickle", "never loaded"),
     "an adapter": (
-        {"adapter_config.json": {"base_model_name_or_path": "Qwen/Qwen2-VL"}, "adapter_model.safetensors": b""},
+        {
+            "adapter_config.json": {"base_model_name_or_path": "Qwen/Qwen2-VL"},
+            "adapter_model.safetensors": b"",
+        },
         "an adapter of Qwen/Qwen2-VL",
         "merge",
     ),
@@ -36,14 +39,21 @@ FOLDERS = {
         "compares images with texts",
         "blip-image-captioning",
     ),
-    "a text model": ({"config.json": {"model_type": "llama"}, "model.safetensors": b""}, "reads text only", "use"),
+    "a text model": (
+        {"config.json": {"model_type": "llama"}, "model.safetensors": b""},
+        "reads text only",
+        "use",
+    ),
     "an image classifier": (
         {"config.json": {"model_type": "vit"}, "model.safetensors": b""},
         "classifies images",
         "WD tagger",
     ),
     "code of its own": (
-        {"config.json": {"model_type": "moondream1", "auto_map": {"AutoModel": "x.Y"}}, "model.safetensors": b""},
+        {
+            "config.json": {"model_type": "moondream1", "auto_map": {"AutoModel": "x.Y"}},
+            "model.safetensors": b"",
+        },
         "code of its own",
         "--server",
     ),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_tools.captions.text import clean_caption, decode_text
 from data_tools.prepare import PrepareOptions, bucket_dataset, caption_dataset, prepare_dataset, scan_dataset
 from lorakit import manifest
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.manifest import Record
-from tests.data_tools.folders import fill, hashes
+from tests.data_tools import word_forms
+from tests.data_tools.folders import fill, hashes, photo
 
 
 def run(folder: Path, **changes: object) -> dict[str, Record]:
@@ -479,3 +482,38 @@ def test_overwrite_needs_a_new_caption(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": "one"})
     with pytest.raises(ConfigError, match="overwrite"):
         run(tmp_path, overwrite_captions=True)
+
+
+EMBEDDED = {
+    "png parameters": "a dog on grass\nNegative prompt: blurry\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64",
+    "exif description": "a dog on grass",
+    "xmp": "a dog on grass",
+    "iptc": "a dog on grass",
+    "exif keywords": "dog; grass",
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_description_inside_an_image_is_its_caption_on_request(name: str, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "photos", {"IMG_0.png": None, "b.png": "by hand"}, size=(64, 64))
+    words = word_forms.Words(folder)
+    words.new = lambda *place, number=3: EMBEDDED[name]  # type: ignore[method-assign]
+    word_forms.EMBEDDED[name](words)
+    options = PrepareOptions(resolution=64, quiet=True, class_noun="dog")
+    warned = prepare_dataset(folder, options)
+    assert "embedded_text_unread" in {f.code for f in warned.findings}
+    result = prepare_dataset(folder, dataclasses.replace(options, caption_from_image=True))
+    assert [r.caption for r in result.records] == [EMBEDDED[name].split("\n")[0], "by hand"]
+    assert "embedded_text_unread" not in {f.code for f in result.findings}
+
+
+@pytest.mark.parametrize(
+    "text", ["OLYMPUS DIGITAL CAMERA", "SONY DSC", "Screenshot", "Created with GIMP", "12", "DCIM\\100", ""]
+)
+def test_what_cameras_write_by_themselves_is_no_description(text: str, tmp_path: Path) -> None:
+    image = photo(1, (64, 64))
+    exif = Image.Exif()
+    exif[0x010E] = text
+    image.save(tmp_path / "a.jpg", exif=exif)
+    (record,) = run(tmp_path, class_noun="dog").values()
+    assert not any(note.startswith("embedded_text") for note in record.notes)

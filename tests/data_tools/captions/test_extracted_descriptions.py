@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 
 import pytest
 
 from data_tools.captions.answers import UnusableAnswer, extract_description
+from tests.data_tools.captions import answer_samples
+from tests.data_tools.captions.answer_samples import DOG
 
-DOG = "A brown dog sits on the grass."
-WRAPPED = {
+WRAPPED = answer_samples.WRAPPED | {
     "think": f"<think>The user wants a caption.\nIt is a dog.</think>\n\n{DOG}",
     "think without its start": f"The user wants a caption. It is a dog.\n</think>\n{DOG}",
     "thinking": f"<thinking>a dog?</thinking>{DOG}",
@@ -53,12 +56,34 @@ WRAPPED = {
 }
 
 
+@pytest.mark.parametrize("name", answer_samples.UNUSABLE)
+def test_an_answer_that_describes_nothing_is_unusable(name: str) -> None:
+    with pytest.raises(UnusableAnswer):
+        extract_description(answer_samples.UNUSABLE[name])
+
+
+def test_a_prompt_that_is_repeated_is_removed() -> None:
+    prompt = "Describe this image in one sentence."
+    assert extract_description(f"{prompt}\n{DOG}", prompt) == (DOG, ["prompt"])
+    assert extract_description(prompt, prompt) == (prompt, [])
+
+
+@pytest.mark.parametrize(
+    "unit", ["<a>", "{", "*a", "```", "\n", '"', "[", "<think>", "okay, ", " #a", "(", "-"]
+)
+def test_a_hostile_answer_is_read_in_time(unit: str) -> None:
+    begin = time.process_time()
+    with contextlib.suppress(UnusableAnswer):
+        extract_description((unit * 20_000)[:20_000])
+    assert time.process_time() - begin < 5
+
+
 @pytest.mark.parametrize("name", WRAPPED)
 def test_only_the_description_remains(name: str) -> None:
     description, removed = extract_description(WRAPPED[name])
     if name == "heading":
         description = description.split("\n")[-1].removeprefix("Description: ")
-    assert description == DOG
+    assert " ".join(description.split()) == DOG
     assert bool(removed) == (WRAPPED[name] != DOG)
 
 
@@ -88,7 +113,7 @@ def test_a_plain_description_is_not_changed(text: str) -> None:
         ("[THINK]hm", "reasoning_only", "--max-tokens"),
         ('{"tags": {"a": 1}, "score": 3}', "invalid_response", "tags, score"),
         ('```json\n{"caption": "A brown dog', "invalid_response", "cut off"),
-        ("{}", "invalid_response", "without a caption"),
+        ("{}", "invalid_response", "empty JSON"),
     ],
 )
 def test_an_answer_without_a_description_is_named(answer: str, code: str, words: str) -> None:

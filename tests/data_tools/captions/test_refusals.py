@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data_tools.captions.refusals import is_refusal
+from tests.data_tools.captions import answer_samples
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
@@ -67,11 +68,13 @@ DESCRIPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("text", REFUSALS)
+@pytest.mark.parametrize("text", [*REFUSALS, *answer_samples.REFUSALS])
 def test_a_refusal_is_recognized(text: str) -> None:
     assert is_refusal(text)
 
 
-@pytest.mark.parametrize("text", DESCRIPTIONS)
+@pytest.mark.parametrize(
+    "text", [*DESCRIPTIONS, *answer_samples.DESCRIPTIONS, *answer_samples.WRAPPED.values()]
+)
 def test_a_description_is_not_a_refusal(text: str) -> None:
     assert not is_refusal(text)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import report
+from data_tools import check, report
+from data_tools.listing import list_dataset
 from data_tools.prepare import PrepareOptions, bucket_dataset, prepare_dataset, rebuild_dataset_report
 from lorakit import manifest
-from lorakit.core import storage
 from tests.browser import Browser, browser
 from tests.data_tools.folders import fill, photo
 from tests.page_checks import access_faults, layout_faults, press
@@ -113,7 +114,8 @@ def test_a_cluster_across_splits_is_shown_once_with_the_leak_named(tmp_path: Pat
 def test_the_json_report_has_the_same_data(folder: Path) -> None:
     text = (folder / report.JSON_FILE).read_text(encoding="utf-8")
     value = json.loads(text)
-    assert text == storage.dump_json(value)  # although it is written in pieces
+    assert list(value) == sorted(value)
+    assert len(text.splitlines()) > len(value["images"]) + len(value["findings"])  # one line for each
     assert value["counts"]["kept"] == 2
     assert [image["keep"] for image in value["images"]] == [True, True, False]
     assert value["images"][1]["captions"] == [{"text": HOSTILE, "source": "file"}]
@@ -126,8 +128,43 @@ def test_the_json_report_has_the_same_data(folder: Path) -> None:
     assert native["mean_crop"] < 0.1
     assert value["phrases"] == [{"phrase": "sks", "num_captions": 2}]
     assert value["images"][1]["crop_fraction"] == 0.5
-    assert {"html_or_xml", "cropped"} <= {finding["code"] for finding in value["findings"]}
+    findings = {finding["code"]: finding for finding in value["findings"]}
+    assert {"html_or_xml", "cropped"} <= findings.keys()
+    assert findings["html_or_xml"]["area"] == "Images that cannot be used"
+    assert findings["html_or_xml"]["action"] == "download or copy it again"
     assert str(folder) not in json.dumps(value)
+
+
+def test_findings_are_grouped_with_what_to_do(folder: Path) -> None:
+    text = re.sub(r"\s+", " ", parse(folder).text)
+    findings = text[text.index("Images that cannot be used 1 error") :]
+    assert findings.index("To do: download or copy it again") < findings.index("Images 1 warning")
+    assert f"lorakit data bucket {folder.name} --crops FILE" in findings
+
+
+def test_thousands_of_findings_stay_a_short_page_and_are_complete_in_json(tmp_path: Path) -> None:
+    fill(tmp_path, {f"{number}.png": f"image {number}" for number in range(3)}, size=(64, 48))
+    records = list(prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True)).records)
+    bad = [
+        replace(
+            records[0], file=f"bad/{number:04}.png", keep=False, reason=f"too_small: {number}x9 (--min-side)"
+        )
+        for number in range(3000)
+    ]
+    damaged = [
+        replace(one, file=f"cut{one.file}", reason="truncated: the end (copy it again)") for one in bad
+    ]
+    findings = check.check_dataset(list_dataset(tmp_path), [*records, *bad, *damaged])
+    assert len(findings) < 10
+    report.write_report(tmp_path, [*records, *bad, *damaged], findings, counts={"captions": {}})
+    value = json.loads((tmp_path / report.JSON_FILE).read_text())
+    files = {file for finding in value["findings"] for file in finding["files"]}
+    assert {record.file for record in (*bad, *damaged)} <= files
+    html = (tmp_path / report.HTML_FILE).read_text()
+    assert "3000 images" in html
+    assert "more in report.json" in html
+    before_images = html[: html.index('id="images"')]
+    assert before_images.count("<a ") < 1000
 
 
 def test_the_rebuilt_report_is_the_same(folder: Path) -> None:
