@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from data_tools import duplicates
 from data_tools.captions import collect, lint
@@ -25,6 +25,7 @@ from lorakit.imaging.crops import upscale_factor
 from lorakit.manifest import Record
 
 MIN_DIFFERENT_IMAGES = 5
+MAX_REASONS = 20  # of one code that are findings of their own
 MAX_TEMPLATE_IMAGES = 50  # of one subject with one caption
 # Level and message of the finding for all images that carry a note.
 _NOTE_MESSAGES: dict[str, tuple[Level, str]] = {
@@ -142,12 +143,28 @@ def _rejected_images(records: Sequence[Record]) -> Iterator[Finding]:
     for record in records:
         if not record.keep:
             groups[record.reason or ""].append(record)
-    for reason, group in groups.items():
+    for reason, group in _few_reasons(groups).items():
         by_user = note_code(reason) not in SCAN_REASONS
         level: Level = "note" if by_user else "error"
         code = "excluded_by_user" if by_user else note_code(reason)
         text = reason if by_user else reason.partition(":")[2].strip()
         yield Finding(level, code, text, tuple(record.file for record in group))
+
+
+def _few_reasons(groups: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """Return the images by reason; of a code with many different reasons, such as sizes, as one group."""
+    by_code: dict[str, list[str]] = defaultdict(list)
+    for reason in groups:
+        by_code[note_code(reason)].append(reason)
+    joined: dict[str, list[Record]] = {}
+    for code, reasons in by_code.items():
+        if len(reasons) <= MAX_REASONS or code not in SCAN_REASONS:
+            joined |= {reason: groups[reason] for reason in reasons}
+            continue
+        images = [record for reason in reasons for record in groups[reason]]
+        first = reasons[0].partition(":")[2].strip()
+        joined[f"{code}: {len(images)} images, for example {first}"] = images
+    return joined
 
 
 def _missing_captions(records: Sequence[Record]) -> Iterator[Finding]:

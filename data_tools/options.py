@@ -38,6 +38,7 @@ class PrepareOptions:
     trigger: str | None = None
     caption_template: str | None = None
     caption_from_folder: bool = False
+    caption_from_image: bool = False
     overwrite_captions: bool = False
     allow_missing_captions: bool = False
     caption_encoding: str = "utf-8"
@@ -102,6 +103,7 @@ class PrepareOptions:
             trigger=self.trigger,
             template=self.caption_template,
             caption_from_folder=self.caption_from_folder,
+            caption_from_image=self.caption_from_image,
             overwrite_captions=self.overwrite_captions,
             allow_missing_captions=self.allow_missing_captions,
             caption_encoding=self.caption_encoding,

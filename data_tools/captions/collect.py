@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from data_tools.captions import edits
 from data_tools.captions.columns import COLUMNS_UNREAD
+from data_tools.captions.embedded_text import EMBEDDED_TEXT, embedded_caption
 from data_tools.captions.entries import SETTINGS_UNUSED, TAGS_UNUSED
 from data_tools.captions.lines import CAPTIONS, JOINED, TAGS, check_line_mode
 from data_tools.captions.metadata import ROWS_JOINED, is_metadata_file, parse_kohya_folder
@@ -26,10 +27,11 @@ from data_tools.captions.sidecars import (
 from data_tools.captions.text import MOJIBAKE, UNESCAPED, clean_caption
 from data_tools.captions.unread_text import find_unread_text
 from data_tools.listing import CAPTION_SUFFIXES, Listing
-from data_tools.scan import note_code, replace_notes
+from data_tools.scan import note_code, replace_notes, resolve_inside
 from lorakit.config.concepts import fill_template, find_template_problem
 from lorakit.core import prompt_syntax
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.imaging import decode
 from lorakit.manifest import USER_METADATA_NOTE, Caption, Record, change_record
 
 REREAD_SOURCES = ("file", "metadata", "folder", "template")  # collected again in every run
@@ -64,13 +66,15 @@ class CaptionOptions:
 
     With `caption_extension`, only caption files whose names end so are read (".txt", ".tags",
     "_caption.txt"); with `caption_columns`, only these columns of tables and keys of JSON files.
-    `caption_edits` (edits.py) apply to every caption; None means the edits that the manifest records.
+    `caption_from_image` reads the description inside the image file. `caption_edits` (edits.py) apply to
+    every caption; None means the edits that the manifest records.
     """
 
     class_noun: str | None = None
     trigger: str | None = None
     template: str | None = None
     caption_from_folder: bool = False
+    caption_from_image: bool = False
     overwrite_captions: bool = False
     allow_missing_captions: bool = False
     caption_encoding: str = "utf-8"
@@ -182,6 +186,8 @@ def _collect_for_record(listing: Listing, record: Record, options: CaptionOption
         elif not set(caption.texts) <= {known.text for known in collected.captions}:
             message = f"caption_conflict: {caption.table} has another caption; {used} is used"
             collected.notes.append(message)
+    if options.caption_from_image and not collected.captions:
+        collected.captions = _from_image(listing, record)
     folder_caption = _from_folder(record.file, collected, use_folder_names=options.caption_from_folder)
     captions = _select_sources(collected.captions, folder_caption, record, options)
     captions, notes = _apply_edits(captions, record, options)
@@ -270,6 +276,15 @@ def _with_trigger(specs: tuple[str, ...], caption: Caption, trigger: str | None)
         return specs
     others = [spec for spec in specs if not spec.startswith(f"{edits.FILL_TRIGGER}=")]
     return (f"{edits.FILL_TRIGGER}={trigger.strip()}", *others)
+
+
+def _from_image(listing: Listing, record: Record) -> list[Caption]:
+    """Return the description inside the image file, of which the scan has noted that there is one."""
+    if not any(note_code(note) == EMBEDDED_TEXT for note in record.notes):
+        return []
+    data = decode.read_file(resolve_inside(listing.root, record.file))
+    text = clean_caption(embedded_caption(data), record.file)[0]
+    return [Caption(text, "file")] if text else []
 
 
 def _from_folder(file: str, collected: ImageCaptions, *, use_folder_names: bool) -> Caption | None:

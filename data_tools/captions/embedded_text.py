@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageFile, IptcImagePlugin
 
+from data_tools.captions.generation_settings import split_settings
+
 EMBEDDED_TEXT = "embedded_text"
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF")  # a JPEG may turn out to be an MPO
 _EXIF = {
@@ -35,19 +37,33 @@ _BY_DEFAULT = re.compile(
     r"|imagemagick|paint\.net|ffmpeg|lavc|https?://|charset|camera phone",
     re.IGNORECASE,
 )
+_KEYWORDS = re.compile("keywords|subject|title|headline", re.IGNORECASE)
 _MIN_LETTERS = 3
 _MAX_QUOTE = 60
 
 
 def embedded_text_notes(data: bytes) -> list[str]:
     """Return a note with the fields that hold a description of the image, and how each starts; or nothing."""
+    fields = _described_fields(data)
+    quoted = "; ".join(f"{name}={' '.join(text.split())[:_MAX_QUOTE]!r}" for name, text in fields.items())
+    return [f"{EMBEDDED_TEXT}: {quoted}"] if fields else []
+
+
+def embedded_caption(data: bytes) -> str:
+    """Return the description inside an image file, else its keywords; "" without any."""
+    fields = _described_fields(data)
+    names = sorted(fields, key=lambda name: bool(_KEYWORDS.search(name)))  # descriptions first
+    return split_settings(fields[names[0]])[0] if names else ""
+
+
+def _described_fields(data: bytes) -> dict[str, str]:
+    """Return the texts by field, without those that cameras and programs write by themselves."""
     fields: dict[str, str] = {}
     for name, text in _fields(data):
         line = " ".join(text.split())
         if sum(letter.isalpha() for letter in line) >= _MIN_LETTERS and not _BY_DEFAULT.match(line):
-            fields.setdefault(name, line)
-    quoted = "; ".join(f"{name}={text[:_MAX_QUOTE]!r}" for name, text in fields.items())
-    return [f"{EMBEDDED_TEXT}: {quoted}"] if fields else []
+            fields.setdefault(name, text)
+    return fields
 
 
 def _fields(data: bytes) -> Iterator[tuple[str, str]]:

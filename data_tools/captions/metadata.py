@@ -6,6 +6,7 @@ others are used. Tables nearer to an image go before others, metadata files befo
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ MAX_REPEATS = 1000  # in kohya's `10_name`; a larger number is a year or an id
 EMPTY = "caption_empty"
 ROWS_JOINED = "caption_rows_joined"
 _OTHER_TABLES = ROW_SUFFIXES | {".json"}
+_MAX_OTHER_TABLES = 200
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")
 _KOHYA_KEYS = ("caption", "tags")
 
@@ -80,13 +82,17 @@ def _user_metadata(listing: Listing) -> list[str]:
 
 def _other_tables(listing: Listing) -> Iterator[str]:
     """Yield files that may be tables by their names: those that belong to no image."""
+    names = [name for name in listing.text_candidates if os.path.splitext(name)[1].lower() in _OTHER_TABLES]
+    if not names:
+        return
     owners = set(map(file_stem, listing.images)) | listing.image_set
+    names = [name for name in names if file_stem(name) not in owners]
+    if not names:
+        return
     owners |= set(map(listing.normalize_name, owners))
-    for name in sorted({*listing.other_files, *listing.sidecars}):
-        path, stem = PurePosixPath(name), file_stem(name)
-        is_sidecar = stem in owners or listing.normalize_name(stem) in owners
-        if path.suffix.lower() in _OTHER_TABLES and path.name not in OWN_FILES and not is_sidecar:
-            yield name
+    names = [name for name in names if listing.normalize_name(file_stem(name)) not in owners]
+    if len(names) <= _MAX_OTHER_TABLES:  # more are files of images that are not here
+        yield from sorted(name for name in names if os.path.basename(name) not in OWN_FILES)
 
 
 def _merge(tables: Tables, other: Tables) -> None:

@@ -123,9 +123,11 @@ def _other_tables(listing: Listing) -> Iterator[Finding]:
 
 def _siblings(listing: Listing, files: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Return (file, image) of the unread files whose names belong to one of `files`, by the names' ends."""
-    candidates = [name for name in sorted(listing.text_candidates) if _suffix(name) not in _NO_CAPTIONS]
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    if not candidates or not files:
+    if not files:
+        return groups
+    candidates = [name for name in sorted(listing.text_candidates) if _suffix(name) not in _NO_CAPTIONS]
+    if not candidates:
         return groups
     owners = {owner for image in listing.images for owner in (image, os.path.splitext(image)[0])}
     owners |= set(map(listing.normalize_name, owners))
@@ -193,7 +195,7 @@ def _unread_siblings(groups: Mapping[str, Sequence[tuple[str, str]]]) -> Iterato
             remedy = f"read them with --caption-extension {end}"
         else:
             remedy = "write the words into .txt files with the images' names"
-        message = f"text of {pluralize(len(pairs), 'image')} is not read, and something else is the caption"
+        message = f"text of {pluralize(len(pairs), 'image')} without a caption of your own is not read"
         files = tuple(name for name, _ in pairs)
         yield Finding("warning", "caption_text_unread", f"{message}; {remedy}", files)
 
@@ -210,8 +212,8 @@ def _files_naming_images(listing: Listing, without: Sequence[Record], skipped: s
         if _suffix(name) in _DOCUMENTS or _mentions(listing, name, names):
             found.append(name)
     if found:
-        message = "files that may hold captions are not read, and something else is the caption; write the"
-        message += " captions into .txt files, or into metadata.csv with the columns file_name and text"
+        message = "files that may hold captions are not read, and images have no caption of yours; write"
+        message += " them into .txt files, or into metadata.csv with the columns file_name and text"
         yield Finding("warning", "text_file_unread", message, tuple(found))
 
 
@@ -238,5 +240,6 @@ def _embedded(without: Sequence[Record]) -> Iterator[Finding]:
                 names = re.findall(r"(?:^|; )([^=;]+)=", note.partition(": ")[2])
                 groups[", ".join(dict.fromkeys(names))].append(record.file)
     for fields, files in groups.items():
-        message = f"the image file itself holds text ({fields}) that is not read; write it into .txt files"
+        message = f"the image file itself holds text ({fields}) that is not read"
+        message += "; --caption-from-image makes it the caption"
         yield Finding("warning", "embedded_text_unread", message, tuple(files))

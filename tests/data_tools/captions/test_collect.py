@@ -485,7 +485,7 @@ def test_overwrite_needs_a_new_caption(tmp_path: Path) -> None:
 
 
 EMBEDDED = {
-    "png parameters": "a dog on grass\nNegative prompt: blurry\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64",
+    "png parameters": "a dog on grass\nNegative prompt: blurry\nSteps: 20, Sampler: Euler, Seed: 1",
     "exif description": "a dog on grass",
     "xmp": "a dog on grass",
     "iptc": "a dog on grass",
