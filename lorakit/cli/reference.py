@@ -85,8 +85,12 @@ TRANSFER = {
     "num_text_files": "caption and metadata files",
     "num_shards": "files of the format",
     "resize_errors": "images that could not be resized, with the reason",
-    "excluded": "images that were not taken, with the reason",
-    "unread_columns": "columns of a table that look like captions and are not read",
+    "num_masks": "number of masks",
+    "num_conditioning_images": "number of sources and controls",
+    "columns": "columns of a table by role: image, source, control, mask, captions, tags",
+    "splits": "splits that were imported, each into a folder of its own",
+    "left_out": "what was left out: `type` (file, column, row, ...), `reason` and `names`",
+    "notes": "what another program does differently with the files",
 }
 JSON_ANSWERS: dict[str, dict[str, str]] = {
     "data prepare, scan, merge, caption, bucket, mask, control": COUNTS,

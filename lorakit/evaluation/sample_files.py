@@ -146,15 +146,15 @@ def resolve_sample_path(root: Path, name: str, where: str) -> Path:
 
 def _from_images(root: Path, image_prompts: ImagePrompts, log: Callable[[str], None]) -> list[SampleFile]:
     """Return the images of a folder with the prompts that their names or contents give."""
-    found = image_prompts.find(root, _image_files(root, image_prompts.pattern is not None, log))
-    unmatched = [name for names in found.unmatched.values() for name in names]
-    if not found.images or len(unmatched) > len(found.images):
-        raise _without_prompts(root, found.unmatched, image_prompts)
-    for note in found.notes:
+    result = image_prompts.find(root, _image_files(root, image_prompts.pattern is not None, log))
+    unmatched = [name for names in result.unmatched.values() for name in names]
+    if not result.images or len(unmatched) > len(result.images):
+        raise _without_prompts(root, result.unmatched, image_prompts)
+    for note in result.notes:
         log(note)
-    for reason, names in found.unmatched.items():
+    for reason, names in result.unmatched.items():
         log(f"Images without a prompt are not scored: {names_text(sorted(names))} ({reason}).")
-    images = number_seeds(found.images, log)
+    images = number_seeds(result.images, log)
     return [SampleFile(image.prompt, image.seed or 0, image.path, step=image.step) for image in images]
 
 

@@ -46,8 +46,8 @@ def test_without_a_prompt_file_the_prompts_are_those_of_the_images(tmp_path: Pat
     METADATA[tool](tmp_path / "x", IMAGES)
     lines: list[str] = []
     samples = find_samples(tmp_path / "x", subject=Subject("red", "dog"), log=lines.append)
-    found = {re.sub(r", masterpiece$|,", "", s.prompt.prompt): color_of(s) for s in samples}
-    assert found == COLORS
+    by_prompt = {re.sub(r", masterpiece$|,", "", s.prompt.prompt): color_of(s) for s in samples}
+    assert by_prompt == COLORS
     assert {s.seed for s in samples} == {100, 101, 102}
     assert any(s.prompt.score_text.startswith("a dog") for s in samples)
     assert "Prompts of the images come from" in lines[0]

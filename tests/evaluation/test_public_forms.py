@@ -1,5 +1,5 @@
-"""Public prompt-file forms and folders of other tools, scored by CLIP: the right image wins for each prompt, and
-not if the prompts are in another order."""
+"""Public prompt-file forms and folders of other tools, scored by CLIP: the right image wins for each prompt,
+and not if the images are in another order."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from tests import runs
 
 ROWS = [
     {"id": "s", "prompt": "a sks heart", "score_text": "a red heart", "seeds": [0, 1]},
+    {"id": "w", "prompt": "a red heart --w 96 --s 1", "seeds": [0], "kind": "class"},
     {"id": "o", "prompt": "a blue ring", "seeds": [0], "kind": "unrelated"},
 ]
 
@@ -56,6 +57,8 @@ def test_clip_t_of_the_samples_is_in_the_metrics(run):
     clip = clip_score.ClipScorer.from_folder(base_model.EMBEDDED_CLIP)
     for row in rows:
         samples = sample_sheet.step_folder(run, row["step"])
+        with Image.open(samples / "w-0.png") as wide:
+            assert wide.size == (96, 64)
         images = [Image.open(samples / name) for name in ("s-0.png", "s-1.png", "o-0.png")]
         expected = clip.clip_t(images, ["a red heart", "a red heart", "a blue ring"])
         assert row["clip_t"] == pytest.approx(expected[:2].mean(), abs=1e-5)

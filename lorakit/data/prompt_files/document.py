@@ -12,7 +12,7 @@ from lorakit.data.prompt_files.row import PromptRow
 
 _LIST_NAMES = ("prompts", "prompt", "subset", "items", "data", "rows", "entries", "samples")
 _WRAPPERS = ("sample", "samples", "prompt", "train", "config")  # sections around the list and its settings
-# keys of a description, whose values are no prompts
+# keys of a description, whose values are not prompts
 _DESCRIPTION = frozenset(
     ["name", "title", "author", "version", "license", "url", "homepage", "date", "type", "format", "model"]
 )

@@ -34,12 +34,12 @@ class Infotext:
 
     def values(self, where: str) -> tuple[Values, tuple[str, ...]]:
         """Return the values of a prompt, and the names of the settings that have no equal."""
-        found: dict[str, list[Any]] = {}
+        collected: dict[str, list[Any]] = {}
         for name, text in self.settings.items():
             if name in _KEYS:
-                found.setdefault(_KEYS[name], []).append(text)
+                collected.setdefault(_KEYS[name], []).append(text)
         unused = tuple(name for name in self.settings if name not in _KEYS)
-        values = {key: one_value(key, texts, where) for key, texts in found.items()}
+        values = {key: one_value(key, texts, where) for key, texts in collected.items()}
         return {"prompt": self.prompt, "negative": self.negative, **values}, unused
 
 

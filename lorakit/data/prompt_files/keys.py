@@ -117,7 +117,7 @@ def own_values(row: Mapping[str, Any], where: str, *, table: bool = False) -> tu
     In a table, unknown columns are unused; other unknown keys stay, and are refused when the values are
     checked. Raises DataError for a setting with no place in a prompt, and for two values of one key.
     """
-    found: dict[str, list[Any]] = {}
+    collected: dict[str, list[Any]] = {}
     unused = []
     prompt = prompt_name(row)
     for name, value in row.items():
@@ -125,18 +125,18 @@ def own_values(row: Mapping[str, Any], where: str, *, table: bool = False) -> tu
         if value is None or (table and not str(value).strip()):
             continue
         if name == prompt:
-            found.setdefault("prompt", []).append(value)
+            collected.setdefault("prompt", []).append(value)
         elif plain in PROMPT_NAMES or plain in UNUSED_NAMES:
             unused.append(name)
         elif plain in REFUSED:
             raise no_place(f"{name} = {str(value)[:40]}", plain, where)
         elif plain in OWN_NAME:
-            found.setdefault(OWN_NAME[plain], []).append(value)
+            collected.setdefault(OWN_NAME[plain], []).append(value)
         elif table:
             unused.append(name)
         else:
-            found.setdefault(name, []).append(value)
-    return {key: one_value(key, values, where) for key, values in found.items()}, tuple(
+            collected.setdefault(name, []).append(value)
+    return {key: one_value(key, values, where) for key, values in collected.items()}, tuple(
         name for name in unused if name != "enum"
     )
 

@@ -13,7 +13,7 @@ _IN_QUOTES = re.compile(r"""(?:"([^"]+)"|'([^']+)'),?""")
 
 
 def read_lines(source: PromptText) -> Iterator[PromptRow]:
-    """Yield one prompt a line. Comments, and marks that all lines have, are no part of a prompt."""
+    """Yield one prompt a line. Comments, and marks that all lines have, are left out."""
     comments = [number for number, line in enumerate(source.text.split("\n"), 1) if is_comment(line)]
     if comments:
         message = f"{len(comments)} lines that start with # are comments, from line {comments[0]}"

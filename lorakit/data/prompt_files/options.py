@@ -48,21 +48,21 @@ def with_options(values: Values, where: str) -> tuple[Values, tuple[str, ...]]:
     prompt, options = prompt_syntax.split_options(_JOB.sub("", _IMAGINE.sub("", text)))
     names = {option.name for option in options}
     is_midjourney = bool(names & _MIDJOURNEY)
-    found: dict[str, list[object]] = {"prompt": [prompt]} if prompt else {}
+    collected: dict[str, list[object]] = {"prompt": [prompt]} if prompt else {}
     unused = []
     for option in options:
         name = _meaning(option.name, names) if is_midjourney else option.name
         if name in UNUSED_NAMES:
             unused.append(f"--{option.name}")
         elif name in OPTION_NAME and name not in REFUSED:
-            found.setdefault(OPTION_NAME[name], []).append(option.value)
+            collected.setdefault(OPTION_NAME[name], []).append(option.value)
         else:
             written = _unknown(options, name)
             raise no_place(written, name, where)
-    for key, texts in found.items():
+    for key, texts in collected.items():
         if key != "prompt" and values.get(key):
             texts.append(values[key])
-    read = {key: one_value(key, texts, where) for key, texts in found.items()}
+    read = {key: one_value(key, texts, where) for key, texts in collected.items()}
     return values | {"prompt": ""} | read, tuple(unused)
 
 
@@ -74,7 +74,7 @@ def _meaning(name: str, names: set[str]) -> str:
 
 
 def _unknown(options: Sequence[PromptOption], first: str) -> str:
-    """Return the options that are refused for the same reason as the first, as they are written."""
+    """Return the options that are refused for the same reason as the first, in their own spelling."""
     reason = REFUSED.get(first)
     same = [
         option

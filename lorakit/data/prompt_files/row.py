@@ -51,14 +51,14 @@ class PromptText:
         return self.file.suffix.lower()
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Yield (number, line without spaces around it) of the lines with text that are no comment."""
+        """Yield (number, line without spaces around it) of the lines with text, without comments."""
         for number, line in enumerate(self.text.split("\n"), 1):
             stripped = line.strip()
             if stripped and not is_comment(stripped):
                 yield number, stripped
 
     def first_line(self) -> str:
-        """Return the first line with text that is no comment, or an empty string."""
+        """Return the first line with text that is not a comment, or an empty string."""
         return next((line for _, line in self.lines()), "")
 
 

@@ -109,7 +109,7 @@ def _cells(
     ways: list[dict[str, Any]] = [{"quotechar": dialect.quote}]
     if any(f"\\{dialect.quote}" in line for line in lines):
         ways.append({"quotechar": dialect.quote, "escapechar": "\\", "doublequote": False})
-    if dialect.delimiter in ("\t", _NO_DELIMITER):  # PartiPrompts has quotation marks that are no syntax
+    if dialect.delimiter in ("\t", _NO_DELIMITER):  # PartiPrompts has literal quotation marks
         ways.append({"quoting": csv.QUOTE_NONE})
     way = next((way for way in ways if _suits(lines, dialect, way)), ways[0])
     reader = _reader(lines, dialect, way)

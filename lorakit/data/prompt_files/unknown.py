@@ -53,7 +53,7 @@ def read_prompt_text(source: str) -> str:
 
 
 def refuse_unknown(source: PromptText) -> None:
-    """Raise DataError, with the line, for markup and programs: their lines are no prompts."""
+    """Raise DataError, with the line, for the lines of markup and programs."""
     code = []
     for number, line in enumerate(source.text.split("\n"), 1):
         stripped = line.strip()

@@ -64,7 +64,7 @@ class ImagePrompts:
 
     def find(self, root: Path, files: Iterable[Path]) -> FoundImages:
         """Return the images of a folder with their prompts."""
-        found, grids = FoundImages(), []
+        result, grids = FoundImages(), []
         for path in files:
             name = path.relative_to(root).as_posix()
             if self.pattern is None and is_grid(name):
@@ -72,11 +72,11 @@ class ImagePrompts:
                 continue
             image = self._find_one(path, name)
             if isinstance(image, str):
-                found.unmatched.setdefault(image, []).append(name)
+                result.unmatched.setdefault(image, []).append(name)
             else:
-                found.images.append(image)
-        found.notes += self._notes(grids)
-        return found
+                result.images.append(image)
+        result.notes += self._notes(grids)
+        return result
 
     def _find_one(self, path: Path, name: str) -> FoundImage | str:
         """Return the image, or the reason why it has no prompt."""

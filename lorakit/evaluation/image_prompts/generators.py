@@ -31,7 +31,9 @@ class ImageText:
 
 def read_prompt(texts: Texts) -> ImageText | None:
     """Return the prompt in the texts of an image; None if no generator wrote one."""
-    return next((found for reader in READERS if (found := reader(texts)) and found.prompt), None)
+    return next(
+        (image_text for reader in READERS if (image_text := reader(texts)) and image_text.prompt), None
+    )
 
 
 def parse_sidecar(text: str, source: str) -> ImageText | None:
@@ -50,8 +52,8 @@ def parse_sidecar(text: str, source: str) -> ImageText | None:
 
 def _a1111(texts: Texts) -> ImageText | None:
     for name in _PARAMETERS:
-        if found := _infotext(texts.get(name, ""), "the metadata of A1111"):
-            return found
+        if image_text := _infotext(texts.get(name, ""), "the metadata of A1111"):
+            return image_text
     text = texts.get("parameters", "").strip()
     return (
         ImageText(" ".join(text.split()), "the metadata of A1111") if text and text[0] not in "{[" else None
@@ -69,8 +71,10 @@ def _infotext(text: str, source: str) -> ImageText | None:
 def _comfyui(texts: Texts) -> ImageText | None:
     for name in ("prompt", "workflow"):
         graph = _tree(texts.get(name, ""), allow_infinity=True)
-        if graph is not None and (found := read_graph(graph)):
-            return ImageText(found.prompt, "the metadata of ComfyUI", found.negative, found.seed)
+        if graph is not None and (image_text := read_graph(graph)):
+            return ImageText(
+                image_text.prompt, "the metadata of ComfyUI", image_text.negative, image_text.seed
+            )
     return None
 
 
@@ -159,7 +163,7 @@ def _tree(text: str, *, allow_infinity: bool = False) -> Any:
 
 
 def _number(value: Any) -> int | None:
-    """Return a seed; None for what is no whole number from 0."""
+    """Return a seed; None for anything but a whole number from 0."""
     if isinstance(value, str) and re.fullmatch(r"\d{1,19}", value.strip(), re.ASCII):
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,4 +1,4 @@
-"""Which prompt of a prompt file a text or a name belongs to: equal text, a part of it, or words in a name."""
+"""The prompt of a prompt file that a text or a name belongs to: equal text, a part of it, or words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Match:
 
 
 class PromptIndex:
-    """The prompts of a file, found by id, position, text, and words in names."""
+    """The prompts of a file, matching by id, position, text, and words in names."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.prompts = list(prompts)
@@ -59,8 +59,8 @@ class PromptIndex:
         inside = [known for known in self._by_text if known and f" {known} " in f" {name} "]
         if inside:
             longest = max(map(len, inside))
-            found = [p for known in inside if len(known) == longest for p in self._by_text[known]]
-            return _only(found, inside == [name])
+            matching = [p for known in inside if len(known) == longest for p in self._by_text[known]]
+            return _only(matching, inside == [name])
         lengths = {known: _prefix_length(name, known) for known in self._by_text}
         best = max(lengths.values(), default=0)
         if best < MIN_PREFIX_LETTERS:

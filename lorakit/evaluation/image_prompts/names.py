@@ -24,7 +24,7 @@ _PART = re.compile(r"\{([^{}]*)\}|(\*)|([^{}*]+|[{}])")
 
 @dataclass(frozen=True)
 class ImageName:
-    """What the name of an image says; `index` counts prompts from 0, `words` are a part of the prompt."""
+    """Parts of the name of an image; `index` counts prompts from 0, `words` are a part of the prompt."""
 
     scheme: str
     prompt_id: str | None = None
