@@ -70,6 +70,11 @@ _ACTIONS = {
     "caption_row_missing": "add a row for each image",
     "caption_truncated": "write the important words first, or shorten the caption",
     "caption_without_words": "describe what the image shows",
+    "caption_markup": "correct the text, or caption again:"
+    " `lorakit data caption {folder} --model MODEL --regenerate`",
+    "caption_script": "write these captions in the language of the others",
+    "captioner_same_answer": "run `lorakit data caption {folder} --model MODEL --regenerate` with a model"
+    " that reads images",
     "captioner_refusal": "write the caption, or run `lorakit data caption {folder} --model MODEL` again",
     "conditioning_image_unreadable": "replace the file by an image",
     "cropped": "look at the crop below; set another one with `lorakit data bucket {folder} --crops FILE`",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks import evaluation_alarms, evaluation_statistics, step
+from tests.benchmarks import evaluation_alarms, evaluation_statistics, prepare_again, step
 from tests.benchmarks.evaluation_population import SCENES, Population
 from tests.benchmarks.evaluation_worlds import generated_features
 
@@ -14,6 +14,14 @@ def test_the_bare_floor_trains_as_lorakit_does():
     row = step.measure("tiny-dit", rounds=1, steps=2)
     assert row["loss_difference"] <= 1e-5
     assert row["ratio"] > 0
+
+
+def test_a_small_folder_prepared_again_gives_the_same_bytes_and_the_time_of_each_phase():
+    results = prepare_again.measure(20)
+    assert results["same_bytes"]
+    assert results["first"]["images"] == results["again"]["images"] == 20
+    assert {"read the manifest", "read captions", "report"} <= results["again"]["phases"].keys()
+    assert "CPU seconds" in prepare_again.format_report(results)
 
 
 def random_population() -> Population:

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence, Set
 
+from data_tools.captions import lint_answers
 from data_tools.captions.edits import apply_edits, strip_preamble
 from data_tools.captions.refusals import is_refusal
 from data_tools.findings import Finding
@@ -45,6 +46,7 @@ def lint_captions(
         *_missing_trigger(kept, trigger),
         *_foreign_syntax(kept),
         *_single_caption_findings(kept),
+        *lint_answers.answer_findings(kept),
         *_identical_captions(kept),
         *_common_phrase_findings(kept, trigger),
         *_stale_captions(kept),

@@ -13,9 +13,9 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from tests.benchmarks import buckets, data, preserve, step, votes
+from tests.benchmarks import buckets, data, prepare_again, preserve, step, votes
 
-NAMES = ("step", "buckets", "data", "files", "hostile", "preserve", "votes")
+NAMES = ("step", "buckets", "data", "files", "again", "hostile", "preserve", "votes")
 
 
 def main() -> int:
@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="training steps of each round of `step`")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--files", type=int, nargs="+", default=[1000, 100_000], help="counts for `files`")
+    parser.add_argument(
+        "--files", type=int, nargs="+", default=[1000, 100_000], help="counts for `files`, `again`"
+    )
     arguments = parser.parse_args()
     if arguments.name == "data":
         rows = data.measure_images(arguments.rounds)
@@ -33,6 +35,10 @@ def main() -> int:
     if arguments.name == "files":
         print(json.dumps(data.measure_small_files(tuple(arguments.files)), indent=2))
         return 0
+    if arguments.name == "again":
+        results = prepare_again.measure(max(arguments.files))
+        print(json.dumps(results, indent=2) if arguments.json else prepare_again.format_report(results))
+        return 0 if prepare_again.passes(results) else 1
     if arguments.name == "hostile":
         results = data.measure_hostile_files()
         print(json.dumps(results, indent=2))

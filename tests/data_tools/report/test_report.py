@@ -137,7 +137,7 @@ def test_the_json_report_has_the_same_data(folder: Path) -> None:
 
 def test_findings_are_grouped_with_what_to_do(folder: Path) -> None:
     text = re.sub(r"\s+", " ", parse(folder).text)
-    findings = text[text.index("Images that cannot be used 1 error") :]
+    findings = text[text.rindex("Images that cannot be used 1 error") :]
     assert findings.index("To do: download or copy it again") < findings.index("Images 1 warning")
     assert f"lorakit data bucket {folder.name} --crops FILE" in findings
 
@@ -145,15 +145,13 @@ def test_findings_are_grouped_with_what_to_do(folder: Path) -> None:
 def test_thousands_of_findings_stay_a_short_page_and_are_complete_in_json(tmp_path: Path) -> None:
     fill(tmp_path, {f"{number}.png": f"image {number}" for number in range(3)}, size=(64, 48))
     records = list(prepare_dataset(tmp_path, PrepareOptions(resolution=64, quiet=True)).records)
+    reasons = [f"too_small: {number}x9 (--min-side)" for number in range(3000)]
     bad = [
-        replace(
-            records[0], file=f"bad/{number:04}.png", keep=False, reason=f"too_small: {number}x9 (--min-side)"
-        )
-        for number in range(3000)
+        replace(records[0], file=f"bad/{number:04}.png", keep=False, reason=reason)
+        for number, reason in enumerate(reasons)
     ]
-    damaged = [
-        replace(one, file=f"cut{one.file}", reason="truncated: the end (copy it again)") for one in bad
-    ]
+    cut = "truncated: the end (copy it again)"
+    damaged = [replace(record, file=f"cut{record.file}", reason=cut) for record in bad]
     findings = check.check_dataset(list_dataset(tmp_path), [*records, *bad, *damaged])
     assert len(findings) < 10
     report.write_report(tmp_path, [*records, *bad, *damaged], findings, counts={"captions": {}})
