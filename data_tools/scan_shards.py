@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +16,32 @@ from data_tools.listing import Listing
 from data_tools.scan import ScanJob, ScanOptions
 from lorakit import manifest
 from lorakit.core import storage
-from lorakit.core.errors import ConfigError, DataError
+from lorakit.core.errors import DataError
 from lorakit.core.progress import Progress
 from lorakit.core.ray_data import LOCAL, ray_session
+from lorakit.core.shards import Shard
 from lorakit.manifest import Record
 
 _NAME = re.compile(r"\.lorakit-shard-(\d+)-of-(\d+)\.jsonl")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Shard `number` (from 1) of `count`: every `count`-th image."""
-
-    number: int
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Parse `2/8`; anything else is a `ConfigError`."""
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise ConfigError(f"{text!r} is not a shard", where="shard", remedy="write 1/8, 2/8, ... 8/8")
-        return cls(int(match[1]), int(match[2]))
-
-    @property
-    def file_name(self) -> str:
-        """The name of the shard's file in the dataset folder."""
-        return f".lorakit-shard-{self.number}-of-{self.count}.jsonl"
-
-    def files(self, listing: Listing) -> tuple[str, ...]:
-        """Return the images of this shard."""
-        return listing.images[self.number - 1 :: self.count]
+def shard_file(shard: Shard) -> str:
+    """Return the name of a shard's file in the dataset folder."""
+    return f".lorakit-shard-{shard.number}-of-{shard.count}.jsonl"
 
 
 def scan_shard(listing: Listing, options: ScanOptions, shard: Shard) -> list[Record]:
     """Measure one shard into its file, and return its records; images in that file are not read again."""
-    path = listing.folder / shard.file_name
+    path = listing.folder / shard_file(shard)
     if options.rescan:
         storage.remove_file(path)
     done = scan.read_scan_journal(path)
     previous = {} if options.rescan else listing.earlier.records
-    files = [file for file in shard.files(listing) if file not in done]
+    files = [file for file in shard.part(listing.images) if file not in done]
     for record in scan.scan_files(listing, files, options, previous):
         storage.append_jsonl(path, manifest.record_to_json(record))
         done[record.file] = record
-    return [done[file] for file in shard.files(listing)]
+    return [done[file] for file in shard.part(listing.images)]
 
 
 def join_scan_shards(listing: Listing) -> list[Record]:
@@ -82,11 +62,11 @@ def join_scan_shards(listing: Listing) -> list[Record]:
         records |= scan.read_scan_journal(listing.folder / name)
     for number in range(1, count + 1):
         shard = Shard(number, count)
-        missing = [file for file in shard.files(listing) if file not in records]
+        missing = [file for file in shard.part(listing.images) if file not in records]
         if missing:
             message = f"shard {number}/{count} lacks {len(missing)} images, for example {missing[0]!r}"
             remedy = f"run `lorakit data scan {listing.folder} --shard {number}/{count}`"
-            raise DataError(message, where=str(listing.folder / shard.file_name), remedy=remedy)
+            raise DataError(message, where=str(listing.folder / shard_file(shard)), remedy=remedy)
     return scan.reject_name_collisions(listing, [records[file] for file in listing.images])
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 LARGEST_BATCH = 64
-CPU_BATCH = 4  # a larger one is hardly faster there
-MAX_MEMORY_SHARE = 0.85  # of the device's memory that a batch may be expected to take
+OTHER_BATCH = 4  # on a CPU, where a larger one is hardly faster, and on devices without their memory's size
+MAX_MEMORY_SHARE = 0.85  # of the free memory that a batch may be expected to take
 
 
 class BatchSize:
     """Grows from 1 on a GPU while its memory suffices, and halves when it ends; `fixed` only halves."""
 
     def __init__(self, device: str, fixed: int | None = None) -> None:
-        self.device, self.grows = device, fixed is None and device != "cpu"
-        self.value = fixed or (CPU_BATCH if device == "cpu" else 1)
+        self.device, is_gpu = device, device.partition(":")[0] in ("cuda", "xpu")
+        self.grows = fixed is None and is_gpu
+        self.value = fixed or (1 if is_gpu else OTHER_BATCH)
         self._limit = LARGEST_BATCH
 
     def record_success(self, size: int) -> None:
@@ -29,7 +30,7 @@ class BatchSize:
         """Return True if a batch of twice the size is expected to fit."""
         import torch
 
-        with torch.device(self.device):
-            total = torch.accelerator.get_memory_info(self.device)[1]
-            idle, peak = torch.accelerator.memory_allocated(), torch.accelerator.max_memory_allocated()
-        return idle + 2 * (peak - idle) <= MAX_MEMORY_SHARE * total
+        memory = torch.accelerator
+        idle, peak = memory.memory_allocated(self.device), memory.max_memory_allocated(self.device)
+        free = memory.get_memory_info(self.device)[0] + memory.memory_reserved(self.device) - idle
+        return 2 * (peak - idle) <= MAX_MEMORY_SHARE * free

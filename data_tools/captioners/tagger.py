@@ -70,7 +70,7 @@ class Tagger(Captioner):
             if not is_out_of_memory(error):
                 raise CaptionFailure("model_error", first_line(error)) from error
             self._batch.record_out_of_memory(len(requests))
-            raise CaptionFailure("out_of_memory", "too large for this device") from error
+            raise CaptionFailure("out_of_memory", "an image is too large for this device") from error
         if scores.shape[1] != len(self.tags):
             message = f"the model has {scores.shape[1]} classes, but {TAGS_FILE} has {len(self.tags)} tags"
             raise CaptionFailure("model_error", message, fatal=True)

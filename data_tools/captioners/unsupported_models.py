@@ -93,7 +93,7 @@ _MERGE = (
 
 
 def check_weights(folder: Path, config: Mapping[str, object], role: str = CAPTIONER) -> None:
-    """Raise ConfigError for a folder with config.json whose weights are missing, partial or of no use here."""
+    """Raise ConfigError for a folder with config.json whose weights are missing, partial or of no use."""
     if (folder / "adapter_config.json").is_file():
         raise folder_error(folder, config, role)
     weights = list(folder.glob("*.safetensors"))

@@ -73,6 +73,13 @@ class VisionLanguageCaptioner(Captioner):
         from lorakit.models.memory import empty_device_cache, is_out_of_memory
 
         try:
+            assert self.model is not None  # loaded here: its size is not that of an image
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = "the model does not fit this device (use a smaller one, --device cpu, or a server)"
+            raise CaptionFailure("out_of_memory", message, fatal=True) from error
+        try:
             with torch.inference_mode(), torch.random.fork_rng(enabled=self.temperature > 0):
                 responses = self._generate(requests)
         except (MemoryError, ValueError, RuntimeError, IndexError) as error:
@@ -80,7 +87,8 @@ class VisionLanguageCaptioner(Captioner):
             if is_out_of_memory(error):
                 self._batch.record_out_of_memory(len(requests))
                 empty_device_cache(torch.device(self._device))
-                raise CaptionFailure("out_of_memory", "too large for this device") from error
+                message = "an image is too large for this device (lower --max-side)"
+                raise CaptionFailure("out_of_memory", message) from error
             raise CaptionFailure("model_error", first_line(error)) from error
         self._batch.record_success(len(requests))
         return responses

@@ -39,8 +39,8 @@ def ray_session(address: str) -> Iterator[Any]:
         options = {"log_to_driver": False, "include_dashboard": False} if address == LOCAL else {}
         try:
             ray.init(address=None if address == LOCAL else address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            message, remedy = f"no cluster of Ray: {first_line(error)}", "start one with `ray start --head`"
+        except Exception as error:  # Ray raises plain exceptions, too
+            message, remedy = f"Ray does not start: {first_line(error)}", "try again, or leave --ray out"
             raise ConfigError(message, where=f"ray: {address}", remedy=remedy) from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:

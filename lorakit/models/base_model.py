@@ -24,6 +24,7 @@ MODEL_INDEX = single_file.INDEX
 MODULAR_INDEX = "modular_model_index.json"
 """Index of models that are published as modular blocks."""
 
+CACHE_VARIABLE = "LORAKIT_CACHE"
 
 def is_embedded(spec: str) -> bool:
     """Return True if the base model ships with lorakit."""
@@ -32,7 +33,7 @@ def is_embedded(spec: str) -> bool:
 
 def cache_folder() -> Path:
     """Return the folder of files that may be deleted at any time: $LORAKIT_CACHE, else the user's cache."""
-    if folder := os.environ.get("LORAKIT_CACHE"):
+    if folder := os.environ.get(CACHE_VARIABLE):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import ipaddress
 import logging
 import os
 import threading
@@ -25,7 +24,7 @@ from lorakit.core.secret_text import mask_secrets, mask_value
 from lorakit.models import chat_dialects, chat_errors, chat_replies
 from lorakit.models.chat_errors import MAX_RETRY_DELAY, ChatError, RetryableError
 from lorakit.models.chat_replies import ChatReply
-from lorakit.models.server_address import base_url, transport_error, useful_addresses
+from lorakit.models.server_address import base_url, is_loopback, transport_error, useful_addresses
 
 RETRY_DELAYS = (1.0, 3.0, 9.0, 27.0)  # seconds before each further try
 LOADING_PATIENCE = 600.0  # seconds in which a server may load its model
@@ -51,7 +50,7 @@ class ChatClient:
     def __init__(self, url: str, *, api_key_env: str, timeout: float = 120.0, option: str = "server") -> None:
         self.url, self.timeout, self.option = base_url(url, option), timeout, option
         parts = httpx2.URL(self.url)
-        self.host, self.is_local = parts.host, _is_loopback(parts.host)
+        self.host, self.is_local = parts.host, is_loopback(parts.host)
         headers = {"User-Agent": "lorakit", "Accept-Encoding": "identity"}
         self._key = os.environ.get(api_key_env, "").strip()
         if self._key:
@@ -267,12 +266,6 @@ def _check_key(key: str, variable: str) -> None:
             where=f"environment variable {variable}",
             remedy="set it to the key alone",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _reduced(image: Image.Image, max_side: int | None) -> Image.Image:

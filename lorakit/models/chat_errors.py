@@ -41,6 +41,9 @@ _FILTERED = re.compile(
     r"|data_inspection_failed|flagged|prohibited_content",
     re.IGNORECASE,
 )
+_WRONG_KEY = re.compile(
+    r"(?:invalid|incorrect|wrong|missing) api[ _-]?key|api[ _-]?key (?:is )?(?:not valid|invalid)", re.I
+)
 _NO_VISION = re.compile(
     r"image input is not supported|(?:does|do) ?n[o']t support (?:image|vision|multi-?modal)|mmproj"
     r"|not (?:a )?(?:multi-?modal|vision)|image_url is only supported|no endpoints found that support image"
@@ -212,6 +215,8 @@ def problem_error(status: int, problem: ServerProblem, delay: float | None = Non
     if status in (404, 405) or (status in (0, 400, 422, 500) and _UNKNOWN_MODEL.search(words)):
         message = _FATAL_STATUS.get(status, "the server has no such model")
         return ChatError(code, f"{message}{detail}", fatal=True, misdirected=True)
+    if status == 400 and _WRONG_KEY.search(words):
+        return ChatError(code, f"{_FATAL_STATUS[401]}{detail}", fatal=True)
     if status in _FATAL_STATUS:
         return ChatError(code, f"{_FATAL_STATUS[status]}{detail}", fatal=True)
     said = (

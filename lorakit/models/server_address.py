@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 from collections.abc import Iterator
+from urllib.request import getproxies
 
 import httpx2
 
@@ -65,6 +68,20 @@ def transport_error(error: httpx2.RequestError, url: str, has_answered: bool) ->
             ChatError("unreachable", f"the proxy of HTTP_PROXY or HTTPS_PROXY fails: {text}")
         )
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return RetryableError(ChatError("unreachable", f"the server cannot be reached: {text}"))
+        through = f" through the proxy {proxy}" if (proxy := _proxy(url)) else ""
+        return RetryableError(ChatError("unreachable", f"the server cannot be reached{through}: {text}"))
     hint = "" if is_https or has_answered else f" (perhaps it needs https{url.removeprefix('http')})"
     return RetryableError(ChatError("unreachable", f"the connection to the server broke off: {text}{hint}"))
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy of the environment for an address; None without one, and on this machine."""
+    parts = httpx2.URL(url)
+    return None if is_loopback(parts.host) else getproxies().get(parts.scheme)
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for this machine."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

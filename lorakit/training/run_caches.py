@@ -181,6 +181,10 @@ class RunCaches:
         sizes = [sum(t.nbytes for t in tensors.values()) for tensors in stored if tensors is not None]
         return max(1, sum(sizes) // len(sizes)) if sizes else None
 
+    def lacks_text(self, item: DatasetItem) -> bool:
+        """Return True if a caption of an item is not in the cache."""
+        return bool(self.text.missing(self._caption_requests([item], self.images)))
+
     def text_at_use(self) -> TextAtUse:
         """Load the text encoders, to encode texts that are not in the cache when they are used."""
         pipe = loading.load_text_encoders(

@@ -31,7 +31,7 @@ _TOKEN = re.compile(
     r"<\|[^<>|\n]{1,40}\|>|<｜[^<>\n]{1,40}｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk|mask|sep|cls)>"
     r"|<0x[0-9A-F]{2}>|<(?:unused|loc|seg|extra_id|patch_index|reserved_token|point|bin)_?\d+>|\[(?:PAD"
     r"|CLS|SEP|UNK)\]"
-    r"|<(?:image|img|video|OD|CAPTION|[A-Z]+_(?:CAPTION|CONTEXT|TOKEN|START|END|PAD)[A-Z_]*|image_\w+)>"
+    r"|<(?:image|img|video|OD|CAPTION|[A-Z_]+_(?:CAPTION|CONTEXT|TOKEN|START|END|PAD)[A-Z_]*|image_\w+)>"
 )
 _SPACED_MARK = re.compile(r"(?<=\S) +(?=[.,;:!?](?:\s|$))")
 _BOXES = re.compile(

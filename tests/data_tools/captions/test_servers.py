@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_tools.captioners import CaptionerOptions, load_captioner
+from data_tools.captions.generate import CaptioningOptions
 from data_tools.dataset import Dataset
 from data_tools.prepare import PrepareOptions, caption_dataset
 from lorakit.core.errors import ConfigError
@@ -33,12 +34,14 @@ def run(
     *,
     size: tuple[int, int] = (64, 64),
     quiet: bool = True,
+    num_answers: int = 1,
 ) -> tuple[Dataset, list[ReceivedRequest]]:
     fill(folder, {f"{number}.png": None for number in range(num_images)}, size=size)
     with serving_captions(reply) as server:
         captioner = CaptionerOptions(server=server.url, timeout=5.0, concurrency=2)
-        result = caption_dataset(folder, PrepareOptions(resolution=64, quiet=quiet, captioner=captioner))
-        return result, server.requests
+        captioning = CaptioningOptions(captions_per_prompt=num_answers)
+        options = PrepareOptions(resolution=64, quiet=quiet, captioner=captioner, captioning=captioning)
+        return caption_dataset(folder, options), server.requests
 
 
 def captions(result: Dataset) -> set[str]:
@@ -258,16 +261,19 @@ def test_a_failure_has_its_reason_and_stores_nothing(tmp_path: Path, name: str) 
 
 
 def test_no_markup_and_no_refusal_of_many_answers_is_stored(tmp_path: Path) -> None:
-    """One folder, one server, an answer for each image: descriptions and others in turn."""
+    """One server, and answers in turn that hold a description and that do not."""
     unusable = [*UNUSABLE.values(), *REFUSALS]
     answers = [answer for pair in zip_longest(WRAPPED.values(), unusable, fillvalue=DOG) for answer in pair]
-    result, requests = run(tmp_path, lambda request: answers[request.number], len(answers))
+    answers += [DOG] * (-len(answers) % 4)
+    result, requests = run(
+        tmp_path, lambda request: answers[request.number], 4, num_answers=len(answers) // 4
+    )
     assert len(requests) == len(answers)
     assert captions(result) == {DOG}
-    assert sum(bool(record.captions) for record in result.records) == len(answers) - len(unusable)
     assert result.captioning is not None
+    assert result.captioning.num_answered == len(answers) - len(unusable)
     assert result.captioning.failures.total() == len(unusable)
-    refused = [reason for record in result.records for reason in record.notes if ": refused: " in reason]
+    refused = {reason for reason in result.captioning.failures if reason.startswith("refused")}
     assert len(refused) >= len(REFUSALS)
 
 

@@ -1,0 +1,54 @@
+"""Tests of caches filled before a training: whole, in shards, by Ray; the training then encodes nothing."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from lorakit.data import tensor_cache
+from tests.commands import call_data
+from tests.runs import make_dataset, make_recipe
+
+
+def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *words: str) -> dict[str, bytes]:
+    """Fill a cache of its own, and return its entries."""
+    cache = tmp_path / name
+    monkeypatch.setenv("LORAKIT_CACHE", str(cache))
+    assert call_data("cache", str(tmp_path / "recipe.yaml"), *words) == 0
+    return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*.safetensors")}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    dataset = make_dataset(tmp_path / "data", 6)
+    return make_recipe(tmp_path / "recipe.yaml", "tiny-dit", dataset, tmp_path / "run")
+
+
+def test_shards_fill_the_cache_with_the_same_bytes(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = filled(tmp_path, monkeypatch, "whole")
+    assert {name.partition("/")[0] for name in whole} >= {"text", "latents"}
+    parts = filled(tmp_path, monkeypatch, "parts", "--shard", "1/2")
+    assert 0 < len(parts) < len(whole)
+    parts = filled(tmp_path, monkeypatch, "parts", "--shard", "2/2")
+    assert all(whole[name] == data for name, data in parts.items())
+    assert {name for name in whole if name.startswith("latents")} <= parts.keys()
+    capsys.readouterr()
+    monkeypatch.setattr(tensor_cache.TensorCache, "put", lambda *args: pytest.fail("encoded again"))
+    filled(tmp_path, monkeypatch, "whole", "--json")
+    assert json.loads(capsys.readouterr().out) == {
+        "images": 6,
+        "encoded": 0,
+        "cache": str(tmp_path / "whole"),
+    }
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason='needs the extra: pip install "lorakit[ray]"')
+def test_ray_fills_the_cache_with_the_same_bytes(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert filled(tmp_path, monkeypatch, "ray", "--ray") == filled(tmp_path, monkeypatch, "plain")
