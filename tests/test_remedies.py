@@ -46,6 +46,8 @@ OTHER_PROGRAMS = {
     "--project": "trackio",
     "--repo": "aim",
     "--w": "prompt files of kohya's sd-scripts",
+    "--dataset": "sd-scripts: --dataset_config",
+    "--masked": "sd-scripts: --masked_loss",
     "--torch-backend": "uv",
     "--reinstall-package": "uv",
     "--no-sync": "uv",

@@ -14,6 +14,7 @@ from data_tools.formats.transfer_result import TransferResult
 from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit.core.errors import ConfigError
 from lorakit.manifest import Record
+from tests.commands import call_data
 from tests.data_tools.formats.tables import cell, jpeg, write_table
 
 PHOTOS = ["photo 1", "photo 2"]
@@ -238,3 +239,33 @@ def test_the_json_answer_has_columns_and_what_was_left_out(tmp_path: Path) -> No
     answer = run(tmp_path, image=PHOTOS, text=["a dog", "a cat"], score=[1.5, 2.5]).to_json()
     assert json.loads(json.dumps(answer))["columns"] == {"image": ["image"], "captions": ["text"]}
     assert [entry["names"] for entry in answer["left_out"]] == [["score"]]
+
+
+def test_the_command_reads_its_options_and_answers_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_table(tmp_path / "t.parquet", before=["photo 1"], after=["photo 2"], title=["Make it red"])
+    options = ["--target-column", "after", "--image-column", "before", "--caption-column", "title", "--json"]
+    assert call_data("import", str(tmp_path / "out"), str(table), *options) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["columns"] == {"image": ["after"], "source": ["before"], "captions": ["title"]}
+    assert (answer["num_images"], answer["num_conditioning_images"], answer["left_out"]) == (1, 1, [])
+    assert (tmp_path / "out/00000000.jpg").read_bytes() == jpeg(2)
+    assert call_data("import", str(tmp_path / "two"), str(table)) == 2
+    error = capsys.readouterr().err
+    assert "before, after" in error
+    assert "--target-column" in error
+
+
+@pytest.mark.parametrize("name", ["import", "export"])
+def test_the_help_says_of_each_folder_if_it_is_only_read(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_data(name, "--help")
+    words = " ".join(capsys.readouterr().out.split())
+    if name == "import":
+        assert "DIR Folder to fill" in words
+        assert "SOURCE... " in words
+        assert words.index("They are only read") > words.index("SOURCE... ")
+    else:
+        assert "DIR Prepared folder of images, which is only read" in words
