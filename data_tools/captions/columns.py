@@ -76,11 +76,11 @@ def select_columns(row: Mapping[str, Any], where: str, chosen: Sequence[str] = (
     texts = {
         name: [t for key in keys for t in _column_texts(row, key, where)] for name, keys in groups.items()
     }
-    filled = {name: found for name, found in texts.items() if found}
+    filled = {name: own_texts for name, own_texts in texts.items() if own_texts}
     if not filled:
         return []
     largest = max(filled, key=lambda name: len(filled[name]))
-    is_complete = all(set(found) <= set(filled[largest]) for found in filled.values())
+    is_complete = all(set(own_texts) <= set(filled[largest]) for own_texts in filled.values())
     return groups[largest if is_complete else next(iter(filled))]
 
 

@@ -31,7 +31,7 @@ _XML_TAG = re.compile(r"<[^>]*>")
 # Texts that cameras and programs write by themselves.
 _BY_DEFAULT = re.compile(
     r"(?:olympus|sony|minolta|konica|kodak|samsung|nikon|canon|fuji\w*|panasonic|pentax|casio|dcim|dji"
-    r"|digital camera)[\w .-]*$|screen ?shot|default|untitled|none$|created (?:with|by|using)|edited by"
+    r"|digital camera)[\w .\\/:-]*$|screen ?shot|default|untitled|none$|created (?:with|by|using)|edited by"
     r"|edited with|adobe|copyright|©|\(c\)|lead tech|file (?:source|written)|intel\(r\)|handmade"
     r"|optimi[sz]ed|compressed|resized|creat(?:ed|or):|processed|xv version|jpeg|gd-jpeg|exif|software|gimp"
     r"|imagemagick|paint\.net|ffmpeg|lavc|https?://|charset|camera phone",

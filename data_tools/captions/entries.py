@@ -32,18 +32,18 @@ def read_entry(
     captions and tags that are not text.
     """
     texts = columns.caption_texts(entry, where, chosen)
-    found = read_tags(entry, where)
+    read = read_tags(entry, where)
     notes = []
-    tags = ", ".join(found.tags)
+    tags = ", ".join(read.tags)
     if texts and tags and not any(tags in text for text in texts):
-        notes.append(f"{TAGS_UNUSED}: {len(found.tags)} tags of {name}")
-    if found.unused:
-        notes.append(f"{TAGS_UNUSED}: {', '.join(found.unused)}, of the file or the site, in {name}")
+        notes.append(f"{TAGS_UNUSED}: {len(read.tags)} tags of {name}")
+    if read.unused:
+        notes.append(f"{TAGS_UNUSED}: {', '.join(read.unused)}, of the file or the site, in {name}")
     if negative := columns.negative_columns(entry):
         notes.append(f"{SETTINGS_UNUSED}: {', '.join(negative)} of {name}")
     nothing_read = not texts and not tags
-    unread = columns.unread_columns(entry, (*known, *found.keys), chosen, name_all=nothing_read)
+    unread = columns.unread_columns(entry, (*known, *read.keys), chosen, name_all=nothing_read)
     if unread:
         notes.append(columns.unread_note(unread))
     captions = tuple(texts or ([tags] if tags else []))
-    return Entry(captions, found.tags, tuple(notes), is_empty=texts == [] and not captions)
+    return Entry(captions, read.tags, tuple(notes), is_empty=texts == [] and not captions)

@@ -57,10 +57,10 @@ def with_tables(listing: Listing, encoding: str = "utf-8", chosen: Sequence[str]
     for name in listing.kohya_metadata:
         _KohyaReader(listing, name, tables, chosen).read(encoding)
     for name in _other_tables(listing):
-        found = _empty_tables()
-        _OtherReader(listing, name, found, chosen).read(encoding)
-        if found.captions:
-            _merge(tables, found)
+        other = _empty_tables()
+        _OtherReader(listing, name, other, chosen).read(encoding)
+        if other.captions:
+            _merge(tables, other)
             tables.other_names.append(name)
     used = set(tables.other_names)
     return replace(

@@ -1,4 +1,4 @@
-"""What the tables of a folder say: captions and files by image, and the rows that are not used."""
+"""Captions and files by image from the tables of a folder, and the rows that are not used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TableCaption:
 
 @dataclass
 class Tables:
-    """What the tables of a folder say: captions and files by image, and rows that are not used."""
+    """Captions and files by image from all tables of a folder, and the rows that are not used."""
 
     captions: dict[str, list[TableCaption]] = field(default_factory=dict)
     files: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # by column and image

@@ -204,17 +204,17 @@ def _files_naming_images(listing: Listing, without: Sequence[Record], skipped: s
     """Find other files of text that name images which have no caption of the user's."""
     names = {PurePosixPath(record.file).name.casefold() for record in without}
     names |= {stem for name in names if len(stem := os.path.splitext(name)[0]) > 3}
-    found = []
+    names_images = []
     for name in sorted(listing.text_candidates - skipped) if names else ():
         stem = PurePosixPath(name).stem.casefold()
         if _suffix(name) in _NO_CAPTIONS or stem in _ABOUT or listing.normalize_name(name) in names:
             continue
         if _suffix(name) in _DOCUMENTS or _mentions(listing, name, names):
-            found.append(name)
-    if found:
+            names_images.append(name)
+    if names_images:
         message = "files that may hold captions are not read, and images have no caption of yours; write"
         message += " them into .txt files, or into metadata.csv with the columns file_name and text"
-        yield Finding("warning", "text_file_unread", message, tuple(found))
+        yield Finding("warning", "text_file_unread", message, tuple(names_images))
 
 
 def _mentions(listing: Listing, name: str, names: set[str]) -> bool:
