@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
     from data_tools.formats.transfer_result import TransferResult
 
 EXIT_DATA = 3
+_MODULES = {"cache": "data_tools.cli_cache"}
 COMMANDS = {
-    name: LazyCommand(f"data_tools.cli:{name}_command", text, section)
+    name: LazyCommand(f"{_MODULES.get(name, 'data_tools.cli')}:{name}_command", text, section)
     for name, text, section in (
         ("prepare", "Do all steps: scan, caption, bucket, check and report.", "All steps"),
         ("scan", "Measure the images and write the manifest.", "Single steps"),
@@ -56,11 +56,6 @@ def data_group() -> None:
 
 
 _folder = click.argument("folder", type=FOLDER, metavar="DIR", required=True, help="Folder of images.")
-
-
-def _ray_option(text: str) -> Callable[[Any], Any]:
-    where = "on this machine, or on the cluster at ADDRESS."
-    return option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]", help=f"{text} {where}")
 
 
 @command(
@@ -95,7 +90,7 @@ def prepare_command(folder: Path, no_report: bool, **values: Any) -> int:
     _folder,
     cli_options.decoding_options,
     option("--shard", metavar="I/N", help="Scan one part only, such as 1/8; `lorakit data merge` joins all."),
-    _ray_option("Scan with Ray Data"),
+    cli_options.ray_option("Scan with Ray Data"),
     cli_options.out_option(),
     example="lorakit data scan photos",
 )  # fmt: skip
@@ -133,7 +128,7 @@ def merge_command(folder: Path, **values: Any) -> int:
     option("--shard", metavar="I/N",
            help="Caption one part only, such as 1/8; the command without --shard joins all and writes the "
            "manifest."),
-    _ray_option("Run the model on every GPU with Ray Data"),
+    cli_options.ray_option("Run the model on every GPU with Ray Data"),
     cli_options.out_option(),
     example=[
         "lorakit data caption photos --class-noun dog --trigger sks",
@@ -231,37 +226,6 @@ def check_command(folder: Path, fail_on: str, held_out: Path | None, **values: A
     rows = [finding.to_json() for finding in result.findings]
     print_answer({"counts": result.counts(), "findings": rows}, summary)
     return EXIT_DATA if findings.any_at_level(result.findings, fail_on) else 0
-
-
-@command(
-    "cache",
-    click.argument("recipe", metavar="RECIPE", required=True,
-                   help="A YAML file, or the name of a built-in recipe (see `lorakit recipes`)."),
-    click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...",
-                   help="Keys of the recipe to change, for example dataset=photos."),
-    option("--shard", metavar="I/N", help="Encode one part only, such as 1/8, on as many machines."),
-    _ray_option("Encode on every GPU with Ray Data"),
-    example="lorakit data cache sd15 dataset=photos out=runs/dog --ray",
-)  # fmt: skip
-def cache_command(recipe: str, overrides: tuple[str, ...], shard: str | None, ray: str | None) -> None:
-    """Encode the images and captions of a recipe before its training, which then starts at once.
-
-    `lorakit train` does this by itself, on one GPU; several GPUs or machines do it faster. They share the
-    folder of the environment variable LORAKIT_CACHE.
-    """
-    from data_tools.prepare_for_training import prepare_for_training
-    from lorakit.config.builtin_recipes import find_recipe
-    from lorakit.config.recipe import load_recipe
-    from lorakit.core.progress import print_line
-    from lorakit.training.fill_caches import fill_caches
-    from lorakit.training.start import prepare_training
-
-    if shard and ray:
-        raise click.UsageError("--shard and --ray both divide the work: leave one of them out")
-    loaded = load_recipe(str(find_recipe(recipe)), list(overrides))
-    prepare_training(loaded, prepare_for_training)
-    result = fill_caches(loaded, print_line, ray_address=ray, shard=shard)
-    print_answer(result.to_json(), None if is_quiet() else result.summary())
 
 
 @command(

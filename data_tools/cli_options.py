@@ -246,6 +246,12 @@ def out_option(*, create: bool = True) -> Callable[[Any], Any]:
     return decorate
 
 
+def ray_option(text: str) -> Callable[[Any], Any]:
+    """Return the option `--ray`; `text` says what Ray does."""
+    where = "on this machine, or on the cluster at ADDRESS."
+    return option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]", help=f"{text} {where}")
+
+
 def pick_fields(kind: type[T], values: Values) -> T:
     """Return an options dataclass from the values that carry the names of its fields."""
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]

@@ -212,6 +212,8 @@ class ChatClient:
                 waits = failure.is_loading and time.monotonic() < deadline
                 if (not delays and not waits) or (is_dead and number >= FIRST_TRIES):
                     raise failure.error from failure
+                if waits and number == 1:
+                    logging.getLogger("lorakit").warning("waiting: %s", failure.error.message)
                 pause = 0.0 if waits else delays.pop(0)
                 pause = pause if failure.delay is None else failure.delay
                 if self._cancelled.wait(min(pause, MAX_RETRY_DELAY)):

@@ -31,7 +31,7 @@ CAPTION_KEYS = (
     "input",
 )
 _FENCE = re.compile(r"(?:```|~~~)[\w+-]*[ \t]*\n?(.*?)(?:```|~~~|$)", re.DOTALL)
-_OBJECT = re.compile(r"\{\s*[\"'“]?[A-Za-z_][\w -]*[\"'”]?\s*:\s*")
+_OBJECT = re.compile(r"\{\s*(?:[\"'“][^\"'”\n]{1,80}[\"'”]\s*:|[A-Za-z_]\w*\s*:\s*[\"'])")
 _FIELD = re.compile(
     r"[\"'“]?\b(?:caption|description|text|answer|output)[\"'”]?\s*:\s*\"((?:[^\"\\]|\\.)+)\"", re.IGNORECASE
 )
