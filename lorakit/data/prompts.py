@@ -104,8 +104,8 @@ def load_prompts(
     read as plain words though it may be the syntax of another tool.
 
     Raises DataError with file and line for an unknown key or option, a value that cannot be used, an empty
-    prompt, a repeated id, syntax of other tools that has no meaning here, text that holds no prompt, or an empty
-    file.
+    prompt, a repeated id, syntax of other tools that has no meaning here, text that holds no prompt, or an
+    empty file.
     """
     file = Path(path)
     source = PromptText(read_prompt_text(str(file)), file, subjects, log)
