@@ -23,7 +23,7 @@ COMMON_PHRASE_MIN_CAPTIONS = 5  # with fewer captions, every phrase is in most o
 _TOKENS = re.compile(r"[^\W\d_]+|\d|[^\w\s]+")  # CLIP uses at least one token for each of these
 _DESCRIPTIVE = re.compile(r"[^\W\d_]")
 _FILE_NAME = re.compile(  # as cameras, phones and screens name images, and any name with its extension
-    r"(?i)^\W*(?:(?:img|dsc[nf]?|dcim|pxl|p|mvimg|image|photo|picture|screenshot|untitled|wa)[\W_]*\d[\w-]*"
+    r"(?i)^\W*(?:(?:img|dsc[nf]?|dcim|pxl|p|mvimg|image|photo|picture|screenshot|untitled|wa)[\W_]*\d[\w-]*(?:\.\w+)?"
     r"|\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif))\W*$"
 )
 _WORDS = re.compile(r"[\w'-]+")

@@ -68,6 +68,8 @@ def _other_scripts(records: Sequence[Record]) -> Iterator[Finding]:
 
 def _script(text: str) -> str | None:
     """Return the script of most letters of a text, such as Latin; None without one."""
+    if text.isascii():  # most captions, and a look at each letter takes long
+        return "Latin" if any(map(str.isalpha, text)) else None
     letters = [unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha()]
     counts = Counter(_SCRIPTS.get(name, name.capitalize()) for name in letters)
     if not counts:

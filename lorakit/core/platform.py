@@ -232,13 +232,12 @@ def file_status(path: str | os.PathLike[str]) -> FileStatus | None:
 
 def _change_time(handle: int) -> int:
     """Return the time of change of an open file on Windows, where `os.stat` lacks it; 0 if there is none."""
-    if sys.platform != "win32":
-        return 0
-    times = (ctypes.c_longlong * 5)()  # FILE_BASIC_INFO: created, accessed, written, changed; attributes
-    file = ctypes.c_void_p(msvcrt.get_osfhandle(handle))
-    if not ctypes.windll.kernel32.GetFileInformationByHandleEx(file, 0, times, ctypes.sizeof(times)):
-        return 0
-    return max(0, times[3] - 116_444_736_000_000_000) * 100  # 100 ns since 1601 to ns since 1970
+    if sys.platform == "win32":
+        times = (ctypes.c_longlong * 5)()  # FILE_BASIC_INFO: created, accessed, written, changed; attributes
+        file = ctypes.c_void_p(msvcrt.get_osfhandle(handle))
+        if ctypes.windll.kernel32.GetFileInformationByHandleEx(file, 0, times, ctypes.sizeof(times)):
+            return int(max(0, times[3] - 116_444_736_000_000_000)) * 100  # 100 ns since 1601 to ns since 1970
+    return 0
 
 
 def retry_while_open(operation: Callable[[], object], *, seconds: float = 3.0) -> None:
