@@ -326,8 +326,8 @@ def _unused_files(listing: Listing) -> Iterator[Finding]:
         yield Finding("note", "system_folder", message, listing.system_folders)
     if listing.hidden_folders:
         yield Finding("note", "hidden_folder", "hidden folders are not used", listing.hidden_folders)
-    if listing.hidden_images:
-        yield Finding("note", "hidden_file", "hidden images are not used", listing.hidden_images)
+    if listing.hidden_files:
+        yield Finding("note", "hidden_file", "hidden files are not used", listing.hidden_files)
     if listing.linked_folders:
         message = "linked folders are not followed; copy them here if they belong to the dataset"
         yield Finding("warning", "linked_folder", message, listing.linked_folders)

@@ -72,7 +72,7 @@ class Listing:
     sidecars: frozenset[str]
     metadata: tuple[str, ...]
     other_files: tuple[str, ...]
-    hidden_images: tuple[str, ...]
+    hidden_files: tuple[str, ...]
     linked_folders: tuple[str, ...]
     # Escaped as ASCII: names that are not UTF-8, or that lead out of the folder on some system.
     unusable_names: tuple[str, ...] = ()
@@ -262,7 +262,8 @@ def _classify(name: str, entry: os.DirEntry[str], groups: _FileGroups) -> None:
     if suffix in _CLOUD_SUFFIXES:
         groups.cloud_placeholders.append(name)
     elif entry.name.startswith("."):
-        if suffix in IMAGE_SUFFIXES:
+        is_text = suffix in CAPTION_SUFFIXES and not entry.name.startswith(("._", ".lorakit"))
+        if suffix in IMAGE_SUFFIXES or is_text:
             groups.hidden.append(name)
     elif entry.name in manifest.METADATA_FILES:
         groups.metadata.append(name)

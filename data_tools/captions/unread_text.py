@@ -126,7 +126,10 @@ def _siblings(listing: Listing, files: Sequence[str]) -> dict[str, list[tuple[st
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
     if not files:
         return groups
-    candidates = [name for name in sorted(listing.text_candidates) if _suffix(name) not in _NO_CAPTIONS]
+    texts = listing.text_candidates | {
+        name for name in listing.hidden_files if _suffix(name) in CAPTION_SUFFIXES
+    }
+    candidates = [name for name in sorted(texts) if _suffix(name) not in _NO_CAPTIONS]
     if not candidates:
         return groups
     owners = {owner for image in listing.images for owner in (image, os.path.splitext(image)[0])}
@@ -155,7 +158,7 @@ def _is_sidecar(name: str, owners: Collection[str]) -> bool:
 def _owner(name: str, by_stem: Mapping[str, str], by_folder: Mapping[str, str]) -> str | None:
     """Return the image whose name a file's name starts with, or has in a folder beside or below it."""
     path = PurePosixPath(name)
-    base = path.name.casefold()
+    base = path.name.casefold().lstrip(".")
     for end in [match.start() for match in _BOUNDARY.finditer(base)][::-1]:
         key = _normalized(str(path.with_name(base[:end]))) if base[:end] else ""
         if key in by_stem:

@@ -122,7 +122,8 @@ def test_a_word_that_is_hidden_is_found(tmp_path: Path, monkeypatch: pytest.Monk
 def many_forms(folder: Path, start: int = 0, step: int = 5) -> Words:
     """Return the words of every `step`-th form of captions, each in a folder of its own."""
     every = Words(folder)
-    names = list(FORMS)[start::step]
+    # An import takes a folder with such a table for a set of tables, and names its other files as left out.
+    names = [name for name in FORMS if name != "table: parquet of another name"][start::step]
     for number, name in enumerate(names):
         own = f"form {number}"
         for word, place in folder_with(FORMS[name], folder / own).places.items():
@@ -238,7 +239,7 @@ def test_the_report_and_its_json_show_the_warnings(
     report = json.loads((tmp_path / "photos/report.json").read_text(encoding="utf-8"))
     assert warnings == {row["message"] for row in report["findings"] if row["level"] != "note"}
     page = html.unescape((tmp_path / "photos/report.html").read_text(encoding="utf-8"))
-    assert all(message[:80] in page for message in warnings)
+    assert all(message.partition("; ")[0][:70] in page for message in warnings)
     assert main.main(["data", "check", str(tmp_path / "photos"), "--class-noun", "dog", "--json"]) == 0
     found = {row["message"] for row in json.loads(capsys.readouterr().out)["findings"]}
     assert {message for message in warnings if "caption" in message} <= found

@@ -110,6 +110,7 @@ FILES: dict[str, Form] = {
     "html": _beside(".html", template="<p>{}</p>"),
     "other spelling": lambda words: words.write("img 0.txt", words.new("img 0.txt")),
     "copy": _beside(" (1).txt"),
+    "hidden": lambda words: words.write(".IMG_0.txt", words.new(".IMG_0.txt")),
     "in a folder of captions": lambda words: words.write("txt/IMG_0.txt", words.new("txt/IMG_0.txt")),
     "list of names": lambda words: words.write("list.txt", f"IMG_0.png|{words.new('list.txt')}\n"),
     "word processor": lambda words: words.write(
@@ -210,6 +211,12 @@ def _parquet(make: Callable[[Words], dict[str, list[Any]]], name: str = "metadat
 
 def _line(number: int, name: str = "metadata.jsonl") -> tuple[str, str]:
     return name, f"line {number}"
+
+
+def _two_tables(words: Words) -> None:
+    row = {"file_name": IMAGES[0], "text": words.new("metadata.jsonl")}
+    words.write("metadata.csv", f"file_name,text\n{IMAGES[0]},{words.new()}\n")
+    words.write("metadata.jsonl", json.dumps(row))
 
 
 TABLES: dict[str, Form] = {
@@ -338,12 +345,7 @@ TABLES: dict[str, Form] = {
     "parquet of another name": _parquet(
         lambda words: {"text": [words.new("train.parquet"), words.new("train.parquet")]}, name="train.parquet"
     ),
-    "two tables": lambda words: (
-        words.write("metadata.csv", f"file_name,text\n{IMAGES[0]},{words.new()}\n"),
-        words.write(
-            "metadata.jsonl", json.dumps({"file_name": IMAGES[0], "text": words.new("metadata.jsonl")})
-        ),
-    )[0],
+    "two tables": _two_tables,
 }
 
 
