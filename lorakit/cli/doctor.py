@@ -34,6 +34,9 @@ REQUIRED = (
 OPTIONAL = {
     "av": ("av", "reads videos (extra: video)"),
     "pillow-heif": ("pillow_heif", "reads HEIC photos of phones"),
+    "prodigyopt": ("prodigyopt", "optimizer: prodigy (extra: optimizers)"),
+    "pytorch-optimizer": ("pytorch_optimizer", "optimizer: came (extra: optimizers)"),
+    "schedulefree": ("schedulefree", "optimizer: schedulefree_adamw (extra: optimizers)"),
     "tensorboard": ("tensorboard", "tracker: tensorboard (extra: tensorboard)"),
 }
 MIN_FREE_GIB = 2

@@ -33,6 +33,7 @@ from lorakit.config.monitoring import TrackerConfig as TrackerConfig
 from lorakit.config.monitoring import TrackerName, merge_tracker
 from lorakit.config.monitoring import ValidationConfig as ValidationConfig
 from lorakit.config.objective import ObjectiveConfig as ObjectiveConfig
+from lorakit.config.optimizer_names import PRODIGY, SCHEDULE_FREE
 from lorakit.config.suggest_key import explain_setting
 from lorakit.config.training import MemoryConfig as MemoryConfig
 from lorakit.config.training import OptimizerConfig as OptimizerConfig
@@ -111,6 +112,10 @@ class Recipe(RecipeSection):
         """Yield a sentence that names the keys for each pair of settings that contradict each other."""
         method = self.adapter.type
         is_low_rank = method in ("lora", "rslora", "dora")
+        if self.train.ema_decay and self.optimizer.name == SCHEDULE_FREE:
+            yield f"optimizer.name {SCHEDULE_FREE} has an average of its own: leave out train.ema_decay"
+        if self.optimizer.name == PRODIGY and (self.adapter.text_encoder_lr or self.textual_inversion):
+            yield "optimizer.name prodigy has one learning rate: leave out the other rates and new tokens"
         if self.optimizer.warmup > self.train.steps:
             yield (
                 f"optimizer.warmup ({self.optimizer.warmup}) is longer than train.steps ({self.train.steps}):"

@@ -20,28 +20,75 @@ from lorakit.config.fields import (
     PositiveInt,
     RecipeSection,
     StepCount,
+    StrippedStr,
+)
+from lorakit.config.optimizer_names import (
+    OPTIMIZER_NAMES,
+    PRODIGY,
+    SCHEDULE_FREE,
+    THREE_BETAS,
+    OptimizerName,
+)
+
+WarmupLength = (
+    Annotated[int, Field(ge=0, le=MAX_STEPS, strict=True)] | Annotated[float, Field(gt=0, lt=1, strict=True)]
 )
 
 
 class OptimizerConfig(RecipeSection):
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw8bit", "adamw"] = "adamw8bit"
-    """`adamw8bit` stores its moments in 8 bits (bitsandbytes), `adamw` in 32."""
+    name: OptimizerName = "adamw8bit"
+    """adamw, lion; in 8 bits (bitsandbytes) adamw8bit, lion8bit, ademamix8bit, which start with `paged_` if
+    their state may leave a full GPU; adafactor, came; prodigy, which finds its rate (lr: 1); muon for
+    matrices, with adamw for the rest; schedulefree_adamw, without a schedule. Or a class by its dotted name,
+    such as `torch.optim.RAdam`, if it can be resumed in the same bytes."""
     lr: LearningRate = 1e-4
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning-rate schedule after the warmup; cosine and linear end at zero."""
-    warmup: Annotated[int, Field(ge=0, le=MAX_STEPS, strict=True)] = 0
-    """Steps of linear warmup."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of the first and second moments."""
+    schedule: Literal["constant", "cosine", "cosine_restarts", "linear", "polynomial", "rex"] = "constant"
+    """Learning-rate schedule after the warmup; all but constant end at `min_lr_ratio`. rex (arXiv:2107.04197)
+    falls late."""
+    warmup: WarmupLength = 0
+    """Steps of linear warmup, or their share of all steps if it is below 1, such as 0.05."""
+    min_lr_ratio: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    """Smallest learning rate of a schedule, divided by `lr`."""
+    cycles: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
+    """For cosine_restarts: number of falls from `lr`; null means 2."""
+    power: PositiveFloat | None = None
+    """For polynomial: exponent of the remaining share of the steps; null means 2."""
+    betas: Annotated[tuple[Fraction, ...], Field(min_length=2, max_length=3)] | None = None
+    """Decay rates of the moments; null means the optimizer's own, 0.9 and 0.999 for adamw."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping: gradients with a larger global norm are scaled down to it."""
     loraplus_lr_ratio: PositiveFloat = 1.0
     """Learning rate of LoRA's B divided by that of A (LoRA+, arXiv:2402.12354, uses 16)."""
+    options: dict[StrippedStr, bool | int | float | str | list[bool | int | float | str] | None] = Field(
+        default_factory=dict
+    )
+    """Further arguments of the optimizer's class, such as `{d_coef: 2}` for prodigy."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> OptimizerConfig:
+        if self.cycles is not None and self.schedule != "cosine_restarts":
+            raise ValueError(f"optimizer.cycles is for schedule: cosine_restarts, not {self.schedule}")
+        if self.power is not None and self.schedule != "polynomial":
+            raise ValueError(f"optimizer.power is for schedule: polynomial, not {self.schedule}")
+        if self.min_lr_ratio and self.schedule == "constant":
+            raise ValueError("optimizer.min_lr_ratio is for a schedule that falls, not for constant")
+        if self.name == SCHEDULE_FREE and self.schedule != "constant":
+            raise ValueError(f"{self.name} averages instead of a schedule: leave out optimizer.schedule")
+        if self.name == PRODIGY and self.loraplus_lr_ratio != 1:
+            raise ValueError("prodigy has one learning rate: leave out optimizer.loraplus_lr_ratio")
+        if self.betas and self.name in OPTIMIZER_NAMES:
+            number = 3 if self.name.endswith(THREE_BETAS) else 2
+            if len(self.betas) != number:
+                raise ValueError(f"optimizer.betas: {self.name} has {number}, not {len(self.betas)}")
+        for key in ("lr", "betas", "weight_decay", "params"):
+            if key in self.options:
+                raise ValueError(f"optimizer.options.{key}: write optimizer.{key}")
+        return self
 
 
 class TrainConfig(RecipeSection):
@@ -57,6 +104,9 @@ class TrainConfig(RecipeSection):
     """Seed of all randomness."""
     save_every: StepCount = 250
     """Steps between checkpoints: a crash costs at most this many."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
+    """Moving average of the adapter, which samples, validation and files then have, such as 0.999; null for
+    none."""
     keep_optimizer_states: PositiveInt = 3
     """Number of newest checkpoints that keep their optimizer state, so that they can be resumed from; the
     adapters of all checkpoints are kept."""

@@ -109,9 +109,21 @@ def estimate_memory(
     )
 
 
+_STATE_BYTES = {
+    "adamw8bit": 2,
+    "lion8bit": 1,
+    "lion": 4,
+    "ademamix8bit": 3,
+    "adafactor": 0,  # rows and columns of a moment
+    "came": 4,
+    "muon": 4,
+    "prodigy": 16,
+}
+
+
 def optimizer_state_bytes(optimizer: str) -> int:
-    """Return the bytes of the two moments that an optimizer keeps of each parameter."""
-    return 2 if optimizer.endswith("8bit") else 8
+    """Return the bytes that an optimizer keeps of each parameter; of an unknown one those of two moments."""
+    return _STATE_BYTES.get(optimizer.removeprefix("paged_"), 8)
 
 
 def trained_bytes(optimizer: str) -> int:

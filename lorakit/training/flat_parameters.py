@@ -66,7 +66,7 @@ class FlatParameters:
         *,
         per_tensor: bool = False,
     ) -> None:
-        self.named = list(parameters)
+        self.named, self.per_tensor = list(parameters), per_tensor
         self.networks = list(dict.fromkeys(network_of(name) for name, _ in self.named))
         self._active = dict.fromkeys(self.networks, False)
         self._network_of = [network_of(name) for name, _ in self.named]
@@ -111,6 +111,10 @@ class FlatParameters:
         else:
             values, gradients = self._view(self.values, last), self._gradient_views[last]
         return OptimizerTensor(nn.Parameter(values), gradients, members, *key)
+
+    def named_views(self, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the part of each parameter, in its shape, of a buffer that is laid out like `values`."""
+        return ((name, self._view(buffer, index)) for index, (name, _) in enumerate(self.named))
 
     def gradient_views(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the gradient of each parameter, in its shape, by name."""

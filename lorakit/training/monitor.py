@@ -5,7 +5,8 @@ They come after the checkpoint and change no state: a run with them gives the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 
 from lorakit.core import storage
 from lorakit.core.errors import first_line
@@ -24,8 +25,15 @@ from lorakit.training.validation import ValidationLoss
 class TrainingMonitor:
     """Samples images, scores them and measures the validation loss, in the writing process of a run."""
 
-    def __init__(self, session: Session, run: RunFolder, loss: DenoisingLoss) -> None:
-        self.session, self.run = session, run
+    def __init__(
+        self,
+        session: Session,
+        run: RunFolder,
+        loss: DenoisingLoss,
+        averaged: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        """Within `averaged()` the networks have the averaged weights of the adapter, if there are any."""
+        self.session, self.run, self._averaged = session, run, averaged
         self.validation_loss = ValidationLoss(loss, session.held_out_set)
         name = session.recipe.samples.clip_model if session.encoded_prompts else None
         # on the CPU, where it takes no memory from training
@@ -35,13 +43,17 @@ class TrainingMonitor:
         """Sample and validate if it is due at this step and not done yet."""
         recipe = self.session.recipe
         last = step == recipe.train.steps
+        samples, validates = step % recipe.samples.every == 0, step % recipe.validate_.every == 0
+        if not (samples or validates or last):
+            return
         try:
-            if step % recipe.samples.every == 0 or last:
-                self._sample(step)
-            if step % recipe.validate_.every == 0 or last:
-                self._validate(step)
-            if last:
-                self._compare_with_base()
+            with self._averaged():
+                if samples or last:
+                    self._sample(step)
+                if validates or last:
+                    self._validate(step)
+                if last:
+                    self._compare_with_base()
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise

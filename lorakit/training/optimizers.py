@@ -1,24 +1,48 @@
-"""Optimizers and learning-rate schedules.
-
-The optimizer's state is saved and restored parameter by parameter, bit for bit: `load_state_dict` would cast
-it.
-"""
+"""Optimizers by name, and the learning rates of their parameter groups."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from lorakit.adapters import textual_inversion
 from lorakit.config.recipe import OptimizerConfig
-from lorakit.core.errors import DataError
-from lorakit.training.flat_parameters import ALIGNMENT, FlatParameters, Member, OptimizerTensor
+from lorakit.core.errors import ConfigError, first_line
+from lorakit.training import optimizer_classes
+from lorakit.training.flat_parameters import FlatParameters, OptimizerTensor
+from lorakit.training.optimizer_state import (
+    load_optimizer_state_dict,
+    optimizer_parts,
+    optimizer_state_dict,
+)
 
 _LORA_B = "lora_B.weight"
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _LOGGED_RATES = ("lr", "lr_lora_b", "lr_text_encoder", "lr_text_encoder_lora_b", "lr_embedding")
+_TRIAL_STEPS = 8  # some optimizers do not move the parameters in their first five
+_TRIAL_SIDE = 4
+
+
+class CombinedOptimizer:
+    """Several optimizers, each with parameters of its own, that step together."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """Take a step with each part."""
+        for part in self.parts:
+            part.step()
+
+
+RunOptimizer = torch.optim.Optimizer | CombinedOptimizer
 
 
 def lr_multiplier(
@@ -28,67 +52,137 @@ def lr_multiplier(
     return lambda name: multiplier(name) * (config.loraplus_lr_ratio if name.endswith(_LORA_B) else 1.0)
 
 
-def build_optimizer(parameters: FlatParameters, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer over the parameters."""
+def build_optimizer(parameters: FlatParameters, config: OptimizerConfig) -> RunOptimizer:
+    """Build the recipe's optimizer over the parameters.
+
+    Raises ConfigError for a class that is not installed or refuses its arguments, and for one that lorakit
+    does not name if it cannot be resumed in the same bytes.
+    """
+    optimizer_classes.check_device(config.name, parameters.values.device)
+    if config.name not in optimizer_classes.CLASSES:
+        try_resuming(parameters, config)
+    return _build(parameters, config)
+
+
+def _build(parameters: FlatParameters, config: OptimizerConfig) -> RunOptimizer:
+    if config.name == "muon":
+        return _build_muon(parameters, config)
+    options: dict[str, Any] = {}
+    if config.name == "adamw":
+        options["fused"] = parameters.values.device.type in _FUSED_DEVICES
+    return optimizer_classes.construct(
+        config.name, _param_groups(parameters.tensors, config), config, options
+    )
+
+
+def _build_muon(parameters: FlatParameters, config: OptimizerConfig) -> RunOptimizer:
+    matrices = [tensor for tensor in parameters.tensors if _is_matrix(tensor)]
+    others = [tensor for tensor in parameters.tensors if not _is_matrix(tensor)]
+    adamw = config.model_copy(update={"options": {}})
+    parts = [
+        optimizer_classes.construct(name, _param_groups(tensors, config), settings)
+        for name, tensors, settings in (("muon", matrices, config), ("adamw", others, adamw))
+        if tensors
+    ]
+    return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)
+
+
+def _is_matrix(tensor: OptimizerTensor) -> bool:
+    """Return True for what Muon is made for; the vectors of a new token are none, although they form a
+    table."""
+    return tensor.values.ndim == 2 and not textual_inversion.is_embedding_key(tensor.members[0].name)
+
+
+def _param_groups(tensors: Iterable[OptimizerTensor], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Return the tensors grouped by the multiplier of their learning rate."""
     groups: dict[float, list[torch.nn.Parameter]] = {}
-    for tensor in parameters.tensors:
+    for tensor in tensors:
         groups.setdefault(tensor.lr_multiplier, []).append(tensor.values)
-    param_groups = [
+    return [
         {"params": group, "lr_multiplier": multiplier, "lr": config.lr * multiplier}
         for multiplier, group in groups.items()
     ]
-    common: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
-    if config.name == "adamw":
-        fused = parameters.values.device.type in _FUSED_DEVICES
-        return torch.optim.AdamW(param_groups, **common, fused=fused)
-    import bitsandbytes as bnb
-
-    # The library keeps tensors of fewer than 4,096 elements in 32 bits, unless it is asked not to.
-    return bnb.optim.AdamW8bit(param_groups, **common, min_8bit_size=1)
 
 
-def take_step(optimizer: torch.optim.Optimizer, parameters: FlatParameters) -> None:
+def try_resuming(parameters: FlatParameters, config: OptimizerConfig) -> None:
+    """Compare, on small tensors, an optimizer that goes on with one that is restored from a saved state.
+
+    Raises ConfigError if the class cannot take a step, if its state cannot be saved, or if the restored one
+    takes another step.
+    """
+    name = config.name
+    shapes = {parameter.ndim: (_TRIAL_SIDE,) * parameter.ndim for _, parameter in parameters.named}
+    first, second = (_trial_parameters(shapes.values(), parameters.values.device) for _ in range(2))
+    straight, restored = _build(first, config), _build(second, config)
+    try:
+        for number in range(_TRIAL_STEPS):
+            _trial_step(straight, first, number)
+    except Exception as error:  # any code of a package runs here
+        raise ConfigError(
+            f"the optimizer {name} cannot take a step of this training: {first_line(error)}",
+            where="optimizer.name",
+            remedy="use another optimizer",
+        ) from error
+    second.values.copy_(first.values)
+    load_optimizer_state_dict(restored, second, optimizer_state_dict(straight, first))
+    for number in range(_TRIAL_STEPS, 2 * _TRIAL_STEPS):
+        for optimizer, values in ((straight, first), (restored, second)):
+            _trial_step(optimizer, values, number)
+    if not torch.equal(first.values, second.values):
+        raise ConfigError(
+            f"the optimizer {name} takes other steps after its state is saved and restored, so that a run"
+            " could not be resumed in the same bytes",
+            where="optimizer.name",
+            remedy="use another optimizer",
+        )
+
+
+def _trial_parameters(shapes: Iterable[tuple[int, ...]], device: torch.device) -> FlatParameters:
+    generator = torch.Generator().manual_seed(0)
+    named = [
+        (f"trial {number}", torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)))
+        for number, shape in enumerate(shapes)
+    ]
+    return FlatParameters(named, per_tensor=True)
+
+
+def _trial_step(optimizer: RunOptimizer, parameters: FlatParameters, number: int) -> None:
+    generator = torch.Generator().manual_seed(1 + number)
+    for _, parameter in parameters.named:
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+    parameters.add_gradients()
+    for part in optimizer_parts(optimizer):
+        if hasattr(part, "train"):  # one that averages
+            part.train()
+    take_step(optimizer, parameters)
+    parameters.zero_gradients()
+
+
+def take_step(optimizer: RunOptimizer, parameters: FlatParameters) -> None:
     """Update the parameters; those of a network without gradients stay as they are.
 
     The `step` of bitsandbytes waits for the device after every tensor, so its update is called directly.
     """
     parameters.attach_gradients()
-    if not _is_bitsandbytes(optimizer) or optimizer.is_paged:  # type: ignore[attr-defined]
-        optimizer.step()
-        return
     library: Any = optimizer
+    if not _is_bitsandbytes(optimizer) or library.is_paged:
+        library.step()
+        return
     with torch.no_grad():
         for group_index, group in enumerate(optimizer.param_groups):
             for index, values in enumerate(group["params"]):
                 if values.grad is not None:
-                    if not optimizer.state[values]:
+                    if not library.state[values]:
                         library.init_state(group, values, group_index, index)
                     library.update_step(group, values, group_index, index)
 
 
-def _is_bitsandbytes(optimizer: torch.optim.Optimizer) -> bool:
+def _is_bitsandbytes(optimizer: RunOptimizer) -> bool:
     return type(optimizer).__module__.startswith("bitsandbytes")
 
 
-def learning_rate(step: int, stage: range, config: OptimizerConfig) -> float:
-    """The learning rate of a step, counted from 0, in the `stage` of the schedule that it belongs to.
-
-    A run has one stage, and one more for each time that it was extended; only the first has the warmup.
-    """
-    warmup = config.warmup if stage.start == 0 else 0
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - stage.start - warmup) / max(1, len(stage) - warmup)
-    factor = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-    }[config.schedule]
-    return config.lr * factor
-
-
 def groups_by_name(
-    optimizer: torch.optim.Optimizer, parameters: FlatParameters, lr_name: Callable[[str], str]
+    optimizer: RunOptimizer, parameters: FlatParameters, lr_name: Callable[[str], str]
 ) -> dict[str, dict[str, Any]]:
     """Return the parameter groups to log, by the name of their learning rate: `lr` first.
 
@@ -114,85 +208,7 @@ def groups_by_name(
     return named
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: RunOptimizer, lr: float) -> None:
     """Set the learning rate of every group, times the group's multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]
-
-
-def optimizer_state_dict(
-    optimizer: torch.optim.Optimizer, parameters: FlatParameters
-) -> dict[str, torch.Tensor]:
-    """The whole state: `<parameter>|<entry>`, as copies on the CPU; counters become int64 scalars."""
-    stored = {}
-    for tensor in parameters.tensors:
-        for entry, value in optimizer.state.get(tensor.values, {}).items():
-            whole = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
-            whole = whole.cpu()
-            for member in tensor.members:
-                part = _elements(entry, whole, member)
-                stored[f"{member.name}|{entry}"] = part.clone()
-    return stored
-
-
-def _elements(entry: str, state: torch.Tensor, member: Member) -> torch.Tensor:
-    """Return a parameter's part of one entry of the state; counters and tables belong to all parameters."""
-    if _is_shared(entry, state):
-        return state
-    if _is_by_block(entry):
-        return state[member.blocks]
-    if state.dtype == torch.uint8:  # whole blocks: the elements behind the parameter have codes too
-        return state.flatten()[member.blocks.start * ALIGNMENT : member.blocks.stop * ALIGNMENT]
-    return state.flatten()[member.elements].view(member.shape)
-
-
-def _is_shared(entry: str, state: torch.Tensor) -> bool:
-    return state.ndim == 0 or entry.startswith("qmap")
-
-
-def _is_by_block(entry: str) -> bool:
-    return entry.startswith("absmax")
-
-
-def load_optimizer_state_dict(
-    optimizer: torch.optim.Optimizer, parameters: FlatParameters, stored: Mapping[str, torch.Tensor]
-) -> None:
-    """Restore a state of `optimizer_state_dict`; one of another optimizer or adapter is a `DataError`."""
-    names = {name for name, _ in parameters.named}
-    unknown = [key for key in stored if key[: key.index("|")] not in names]
-    if unknown:
-        raise DataError("the optimizer state belongs to another adapter", where=", ".join(unknown[:5]))
-    moment = "state1" if _is_bitsandbytes(optimizer) else "exp_avg"
-    if stored and not any(key.endswith(f"|{moment}") for key in stored):
-        raise DataError("the optimizer state belongs to another optimizer", where=min(stored))
-    entries_of: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in stored.items():
-        name, entry = key.split("|", 1)
-        entries_of.setdefault(name, {})[entry] = value
-    for tensor in parameters.tensors:
-        first = entries_of.get(tensor.members[0].name, {})
-        for entry in first:
-            parts = [entries_of.get(member.name, {}).get(entry) for member in tensor.members]
-            optimizer.state[tensor.values][entry] = _joined(entry, parts, tensor)
-
-
-def _joined(entry: str, parts: Sequence[torch.Tensor | None], tensor: OptimizerTensor) -> torch.Tensor | int:
-    """Join the parts of one entry; one that is missing or has another shape is a DataError."""
-    first = parts[0]
-    assert first is not None
-    if _is_shared(entry, first):
-        is_counter = first.ndim == 0 and first.dtype == torch.int64
-        return int(first) if is_counter else first.to(tensor.values.device)
-    numel = tensor.values.numel()
-    size = (numel // ALIGNMENT,) if _is_by_block(entry) else tensor.values.shape
-    whole = torch.zeros(size, dtype=first.dtype)
-    for part, member in zip(parts, tensor.members, strict=True):
-        place = _elements(entry, whole, member)
-        if part is None or part.shape != place.shape:
-            shape = "missing" if part is None else f"of shape {tuple(part.shape)}"
-            raise DataError(
-                f"the optimizer state is {shape}, the parameter needs {tuple(place.shape)}",
-                where=f"{member.name}|{entry}",
-            )
-        place.copy_(part)
-    return whole.to(tensor.values.device)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from lorakit.config.optimizer_names import PRODIGY
 from lorakit.config.recipe import Recipe
 from lorakit.data.items import DatasetItem
+from lorakit.training import schedules
 
 MIN_LR, MAX_LR = 1e-6, 1e-2
 """Learning rates of Adam for adapters: published recipes use 1e-5 to 1e-3."""
 MAX_EMBEDDING_LR = 0.5
 """Learning rate of the vectors of a new token: published recipes use 5e-4 to 5e-2."""
+MIN_PRODIGY_LR = 0.1
 FEW_IMAGES = 4
 MAX_EPOCHS, MIN_EPOCHS = 2000, 1
 MAX_ALPHA_RATIO, MIN_ALPHA_RATIO = 8.0, 1 / 64
@@ -42,6 +45,10 @@ def plan_warnings(
 
 def _learning_rate_warnings(recipe: Recipe) -> Iterator[str]:
     rates = {"optimizer.lr": (recipe.optimizer.lr, MAX_LR)}
+    if recipe.optimizer.name == PRODIGY:
+        rates = {}
+        if recipe.optimizer.lr < MIN_PRODIGY_LR:
+            yield f"optimizer.lr is {recipe.optimizer.lr:g}; prodigy finds the rate itself, and 1 is usual"
     if recipe.adapter.text_encoder_lr is not None:
         rates["adapter.text_encoder_lr"] = (recipe.adapter.text_encoder_lr, MAX_LR)
     if recipe.textual_inversion:
@@ -62,12 +69,13 @@ def _optimizer_warnings(recipe: Recipe) -> Iterator[str]:
     optimizer, train, objective = recipe.optimizer, recipe.train, recipe.objective
     if optimizer.weight_decay > 1:
         yield f"optimizer.weight_decay is {optimizer.weight_decay:g}; 0 to 0.1 is usual"
-    if optimizer.betas[0] < 0.5 or optimizer.betas[1] < 0.9:
+    if optimizer.betas and (optimizer.betas[0] < 0.5 or optimizer.betas[1] < 0.9):
         yield f"optimizer.betas are {optimizer.betas}; [0.9, 0.999] is usual, smaller ones follow the noise"
     if optimizer.max_grad_norm < 1e-3:
         yield f"optimizer.max_grad_norm is {optimizer.max_grad_norm:g}: nearly every gradient is scaled down"
-    if optimizer.warmup > train.steps / 2:
-        yield f"optimizer.warmup takes {optimizer.warmup} of {train.steps} steps"
+    warmup = schedules.warmup_steps(range(train.steps), optimizer)
+    if warmup > train.steps / 2:
+        yield f"optimizer.warmup takes {warmup} of {train.steps} steps"
     for use in {concept.caption_use for concept in recipe.concepts if concept.caption_use}:
         if use.caption_dropout > 0.5:
             share = f"{use.caption_dropout:.0%}"

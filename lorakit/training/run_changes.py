@@ -13,7 +13,7 @@ from typing import Any
 from lorakit.config.recipe import Recipe, training_settings
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
-from lorakit.training import run_identity, run_records, run_results
+from lorakit.training import optimizer_classes, run_identity, run_records, run_results
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.run_identity import Comparison, Difference
 
@@ -101,7 +101,7 @@ def check_settings(run: RunFolder, recipe: Recipe, num_processes: int, *, accept
 
 
 def _identity(recipe: Recipe, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    versions = run_identity.package_versions()
+    versions = run_identity.package_versions() | optimizer_classes.package_version(recipe.optimizer.name)
     return {"settings": training_settings(recipe), "inputs": dict(inputs), "versions": versions}
 
 

@@ -40,6 +40,7 @@ FIXED_KEYS = (
     "slider",
     "optimizer.name",
     "optimizer.loraplus_lr_ratio",
+    "train.ema_decay",
     "init_from",
 )
 """Keys, or beginnings of keys, that decide which tensors a checkpoint holds or how a run starts."""
@@ -151,6 +152,7 @@ def _is_extension(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     if new["train.steps"] <= old["train.steps"]:
         return False
     before, after = list(old.get("train.extended_at", ())), list(new["train.extended_at"])
-    if old.get("optimizer.schedule") == new.get("optimizer.schedule") == "constant":
+    constant = old.get("optimizer.schedule") == new.get("optimizer.schedule") == "constant"
+    if constant and isinstance(new.get("optimizer.warmup"), int):  # a share would be one of more steps
         return before == after
     return after == [*before, old["train.steps"]]

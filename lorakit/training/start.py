@@ -107,7 +107,8 @@ def extension_overrides(run: Path, steps: int) -> list[str]:
             remedy=f"give a larger number, for example --extend {recipe.train.steps + steps}",
         )
     overrides = [f"train.steps={steps}"]
-    if steps > recipe.train.steps and recipe.optimizer.schedule != "constant":
+    same_rates = recipe.optimizer.schedule == "constant" and isinstance(recipe.optimizer.warmup, int)
+    if steps > recipe.train.steps and not same_rates:
         starts = [*recipe.train.extended_at, recipe.train.steps]
         overrides.append(f"train.extended_at={json.dumps(starts)}")
     return overrides

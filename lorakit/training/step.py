@@ -22,10 +22,22 @@ from lorakit.core.errors import DataError, ProcessEndedError, first_line
 from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
 from lorakit.models import memory
-from lorakit.training import memory_remedies, numeric_errors, optimizers, slider, timesteps
+from lorakit.training import (
+    averaged_weights,
+    memory_remedies,
+    numeric_errors,
+    optimizer_classes,
+    optimizer_state,
+    optimizers,
+    schedules,
+    slider,
+    timesteps,
+)
+from lorakit.training.averaged_weights import AveragedWeights
 from lorakit.training.flat_parameters import FlatParameters
 from lorakit.training.loss_scale import LossScale
 from lorakit.training.losses import LossTerm, RegularizationLosses
+from lorakit.training.optimizer_state import FlatState
 from lorakit.training.setup import Session
 
 MAX_SKIPPED_STEPS = 10  # steps with non-finite numbers that a run survives
@@ -80,6 +92,7 @@ class TrainingStep:
         self.parameters = self._flat_parameters()
         self.optimizer = optimizers.build_optimizer(self.parameters, self.recipe.optimizer)
         self._rate_groups = optimizers.groups_by_name(self.optimizer, self.parameters, text_encoders.lr_name)
+        self.averages = AveragedWeights(self.parameters, self.optimizer, self.recipe.train.ema_decay)
         self.state = self._new_state()
         self.total_batch_size = self.recipe.effective_batch * accelerator.num_processes
         self.first_position = self._first_position()
@@ -99,7 +112,8 @@ class TrainingStep:
         network_of = {name: component_of[id(parameter)] for name, parameter in named}
         multiplier = functools.partial(text_encoders.lr_multiplier, self.recipe)
         lr_multiplier = optimizers.lr_multiplier(self.recipe.optimizer, multiplier)
-        return FlatParameters(named, network_of.__getitem__, lr_multiplier)
+        per_tensor = self.recipe.optimizer.name not in optimizer_classes.ELEMENTWISE
+        return FlatParameters(named, network_of.__getitem__, lr_multiplier, per_tensor=per_tensor)
 
     def _new_state(self) -> TrainerState:
         train = self.recipe.train
@@ -128,6 +142,18 @@ class TrainingStep:
             self.total_batch_size,
         )
 
+    def optimizer_tensors(self) -> FlatState:
+        """Return the state of the optimizer and of the averaged weights, for a checkpoint."""
+        return (
+            optimizer_state.optimizer_state_dict(self.optimizer, self.parameters) | self.averages.state_dict()
+        )
+
+    def load_optimizer(self, flat: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `optimizer_tensors` returned."""
+        own = {key: value for key, value in flat.items() if not averaged_weights.is_average_key(key)}
+        optimizer_state.load_optimizer_state_dict(self.optimizer, self.parameters, own)
+        self.averages.load_state_dict(flat)
+
     def run(self) -> StepResult:
         """Take one step over the whole batch; a step with non-finite numbers changes no weight."""
         state, train = self.state, self.recipe.train
@@ -139,11 +165,12 @@ class TrainingStep:
             first_position=self.first_position,
         )
         own = batch_sampler.shard(samples, self.accelerator.process_index, self.accelerator.num_processes)
-        lr = optimizers.learning_rate(state.step, train.schedule_stage(state.step), self.recipe.optimizer)
+        lr = schedules.learning_rate(state.step, train.schedule_stage(state.step), self.recipe.optimizer)
         optimizers.set_learning_rate(self.optimizer, lr)
         result = self._compute_step(own)
         if result.is_finite:
             optimizers.take_step(self.optimizer, self.parameters)
+            self.averages.update()
         else:
             self._record_skipped_step(samples)
         self.parameters.zero_gradients()

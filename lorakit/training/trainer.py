@@ -19,7 +19,6 @@ from lorakit.core.errors import Interrupted
 from lorakit.core.progress import Progress
 from lorakit.training import (
     checkpoint,
-    optimizers,
     run_identity,
     run_results,
     sample_sheet,
@@ -80,7 +79,7 @@ class Trainer:
                 self.session.networks, saved.adapter, f"checkpoint of step {saved.step}"
             )
             step = self.training_step
-            optimizers.load_optimizer_state_dict(step.optimizer, step.parameters, saved.optimizer)
+            step.load_optimizer(saved.optimizer)
             step.restore_state(saved.step, saved.state)
             # another number of processes may divide the batch in another way
             self.state.micro_batch_size = min(self.state.micro_batch_size, self.recipe.train.batch_size)
@@ -96,10 +95,12 @@ class Trainer:
         if not self.is_main_process:
             return
         step = self.training_step
+        with step.averages.applied():
+            tensors = adapters.adapter_state_dict(self.session.networks)
         saved = checkpoint.Checkpoint(
             step=self.state.step,
-            adapter=adapters.adapter_state_dict(self.session.networks),
-            optimizer=optimizers.optimizer_state_dict(step.optimizer, step.parameters),
+            adapter=tensors,
+            optimizer=step.optimizer_tensors(),
             state=self.state.to_json(),
             run_hash=self.run_hash,
         )
@@ -114,7 +115,8 @@ class Trainer:
         """Write the finished adapter, its exports and the training report."""
         if not self.is_main_process:
             return
-        tensors = adapters.adapter_state_dict(self.session.networks)
+        with self.training_step.averages.applied():
+            tensors = adapters.adapter_state_dict(self.session.networks)
         metadata = adapters.pack_metadata(self.session.adapter_metadata() | {"step": self.state.step})
         run_results.forget_results(self.run)
         adapter = storage.write_safetensors(self.run.adapter_file, tensors, metadata)
@@ -149,7 +151,9 @@ class Trainer:
             self.save_results()
 
     def _train_steps(self, tracker: trackers.TrackerProcess) -> None:
-        monitor = TrainingMonitor(self.session, self.run, self.training_step.loss)
+        monitor = TrainingMonitor(
+            self.session, self.run, self.training_step.loss, self.training_step.averages.applied
+        )
         self._run_monitor(monitor)
         tracker.report(self.state.step)
         total_steps = self.recipe.train.steps

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lorakit.config.recipe import OptimizerConfig
-from lorakit.training import checkpoint, optimizers
+from lorakit.training import checkpoint, optimizer_state, optimizers
 from lorakit.training.flat_parameters import FlatParameters
 
 FOLDER = Path(__file__).parent / "formats"
@@ -35,7 +35,7 @@ def make(run: Path) -> Path:
         optimizers.take_step(optimizer, trained)
         trained.zero_gradients()
     adapter = {f"unet.{name}": parameter.detach().clone() for name, parameter in trained.named}
-    moments = optimizers.optimizer_state_dict(optimizer, trained)
+    moments = optimizer_state.optimizer_state_dict(optimizer, trained)
     saved = checkpoint.Checkpoint(2, adapter, moments, {"skipped_steps": [1], "micro_batch_size": 1}, "run")
     return checkpoint.save_checkpoint(run, saved, {"format": "pt", "lorakit": "{}"})
 

@@ -8,7 +8,7 @@ import torch
 from lorakit.config.recipe import OptimizerConfig
 from lorakit.core import checksums, storage
 from lorakit.core.errors import NumericError
-from lorakit.training import checkpoint, optimizers
+from lorakit.training import checkpoint, optimizer_state, optimizers
 from tests.reliability import checks, corruption, golden, instants
 from tests.reliability.tiny_training import DIT
 
@@ -44,8 +44,8 @@ def test_a_golden_file_of_each_format_is_read(name):
     assert saved.adapter["unet.a.lora_B.weight"][3, 1] < -0.15  # two steps of about the rate, 0.1
     trained = golden.parameters()
     optimizer = optimizers.build_optimizer(trained, OptimizerConfig(lr=0.1))
-    optimizers.load_optimizer_state_dict(optimizer, trained, saved.optimizer)
-    back = optimizers.optimizer_state_dict(optimizer, trained)
+    optimizer_state.load_optimizer_state_dict(optimizer, trained, saved.optimizer)
+    back = optimizer_state.optimizer_state_dict(optimizer, trained)
     assert back.keys() == saved.optimizer.keys()
     assert all(torch.equal(back[key], value) for key, value in saved.optimizer.items())
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit.config.recipe import OptimizerConfig
-from lorakit.training import optimizers
+from lorakit.training import optimizer_state, optimizers
 from lorakit.training.flat_parameters import FlatParameters
 
 SHAPES = [(4, 300), (96, 4), (1,), (256,), (16, 16, 3, 3), (7, 5), (513,)]
@@ -98,7 +98,7 @@ def test_a_network_without_gradients_is_not_updated(name):
     optimizers.take_step(optimizer, parameters)
     changed = [key for key, p in flat if not torch.equal(p, before[key])]
     assert changed == [key for key, _ in flat[3:]]
-    state = optimizers.optimizer_state_dict(optimizer, parameters)
+    state = optimizer_state.optimizer_state_dict(optimizer, parameters)
     assert {key.partition("|")[0] for key in state} == set(changed)
 
 
@@ -130,11 +130,11 @@ def test_a_restored_state_goes_on_bit_for_bit_for_many_steps(name):
             optimizers.take_step(optimizer, flat)
             flat.zero_gradients()
         if step == 3:  # only the second one is restored
-            state = optimizers.optimizer_state_dict(built[1], flats[1])
+            state = optimizer_state.optimizer_state_dict(built[1], flats[1])
             built[1] = optimizers.build_optimizer(flats[1], config)
-            optimizers.load_optimizer_state_dict(built[1], flats[1], state)
+            optimizer_state.load_optimizer_state_dict(built[1], flats[1], state)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*runs, strict=True))
-    states = [optimizers.optimizer_state_dict(*pair) for pair in zip(built, flats, strict=True)]
+    states = [optimizer_state.optimizer_state_dict(*pair) for pair in zip(built, flats, strict=True)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 

@@ -270,11 +270,20 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "class": {"lr": 1e-3, "schedule": "cosine_restarts", "min_lr_ratio": 0.1, "warmup": 0.5},
+    "strata": {"lr": 1e-2, "name": "schedulefree_adamw"},
+    "mask": {"lr": 1e-3, "name": "muon", "schedule": "rex"},
+}
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_killed_run_resumes_in_the_same_bytes(name, data, class_images, tmp_path):
     base, objective = OBJECTIVES[name]
-    changes: dict[str, Any] = {"objective": objective, **SUBJECT}
+    changes: dict[str, Any] = {"objective": objective, "optimizer": OPTIMIZERS[name], **SUBJECT}
     changes["train"] = {"steps": 2, "batch_size": 2, "save_every": 1, "precision": "fp32"}
+    if name == "mask":
+        changes["train"]["ema_decay"] = 0.9
     if name == "class":
         changes |= {"class_images": str(class_images), "caption_use": {"caption_dropout": 0.3}}
     whole = runs.train(runs.make_recipe(tmp_path / "a.yaml", base, data, tmp_path / "a", **changes))
