@@ -21,7 +21,7 @@ _TEXT_SUFFIXES = (*CAPTION_SUFFIXES, *sorted(ROW_SUFFIXES), ".parquet")
 
 
 def reason_to_leave_out(name: str, head: bytes) -> str | None:
-    """Return why a file is not imported, None for images, videos, captions, metadata and the manifest.
+    """Return why a file is not imported, None for images, videos, captions, tables of them and the manifest.
 
     `head` are its first bytes: an image may have any extension.
     """

@@ -18,6 +18,7 @@ from data_tools.formats import DatasetFile, RenamedRecord, read_verified_bytes
 from data_tools.formats.folders import unwritten_tags
 from data_tools.formats.left_out import LeftOut
 from data_tools.formats.resize_on_import import JPEG_QUALITY
+from data_tools.formats.row_files import caption_files
 from data_tools.formats.trainers import CONVERSION_NOTES, MASKS, Trainer, conversion_reason
 from lorakit.core import checksums, dataset_paths
 from lorakit.imaging import decode, masks, signatures
@@ -104,6 +105,7 @@ class TrainerExport:
         if len(texts) > 1 and not self.trainer.caption_lines:
             lost = [f"{pair.old.file}: {text}" for text in texts[1:]]
             self.left_out.add("caption", f"{name} reads one caption of an image", *lost)
+            yield from caption_files(str(PurePosixPath(pair.new.file).with_suffix("")), texts)  # a.json
             texts = texts[:1]
         if unwritten_tags(pair.new):
             reason = f"tags that are not in the caption, which is all that {name} reads"

@@ -45,6 +45,7 @@ def test_every_file_of_a_folder_is_imported_or_named(tmp_path: Path) -> None:
         "a.txt": b"a dog",
         "sub__b.JPG": JPEGS[1],
         "film.mp4": b"x",
+        "captions.csv": b"file,text\n",
         "c.caption": b"x",
     }
     others = {"notes.md": b"x", "README.md": b"x", ".git__config": b"x", "@eaDir__a.jpg": JPEGS[2],
