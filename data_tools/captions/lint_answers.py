@@ -1,4 +1,4 @@
-"""Checks of what slipped through as a caption: markup of a model's answer, one answer for many, another script."""
+"""Checks of what slipped through as a caption: markup of a model, one answer for many, another script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARKUP = frozenset({"reasoning", "chat markup", "JSON", "code block", "repetiti
 _SAME_ANSWERS = 3  # different images with one answer, from which the model may not see them
 _MAIN_SCRIPT_SHARE = 0.8  # of the captions; the others are in another script than the set
 _SCRIPT_SHARE = 0.6  # of the letters of a caption
-_SCRIPTS = {"CJK": "Chinese or Japanese", "HIRAGANA": "Chinese or Japanese", "KATAKANA": "Chinese or Japanese"}
+_SCRIPTS = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA"), "Chinese or Japanese")
 
 
 def answer_findings(records: Sequence[Record]) -> list[Finding]:
@@ -49,7 +49,7 @@ def _same_answers(records: Sequence[Record]) -> Iterator[Finding]:
                 images[caption.text.casefold()].setdefault(record.content_hash, record.file)
     for text, files in images.items():
         if len(files) >= _SAME_ANSWERS:
-            message = f"a model gave {len(files)} different images one answer, and may not see them: {text[:60]!r}"
+            message = f"a model gave {len(files)} images one answer, and may not see them: {text[:60]!r}"
             yield Finding("warning", "captioner_same_answer", message, tuple(files.values()))
 
 

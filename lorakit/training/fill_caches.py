@@ -66,8 +66,8 @@ def fill_caches(
         _fill_with_ray(recipe, plan, missing, ray_address)
         if lost := len(_missing_items(caches, items)):
             print_line(
-                f"warning: {lost} images that Ray encoded are not in the cache of this machine, which encodes them;"
-                " set LORAKIT_CACHE to a folder that all machines share"
+                f"warning: {lost} images that Ray encoded are not in this machine's cache; they are encoded"
+                " again: set LORAKIT_CACHE to a folder that all machines share"
             )
     caches.fill(items, class_items, prompts, plan.sampling_settings)
     return FilledCaches(len(items), len(missing), base_model.cache_folder())
