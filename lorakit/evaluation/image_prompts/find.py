@@ -90,7 +90,7 @@ class ImagePrompts:
             match = of_text
         if match is None and self.pattern is not None and of_text is None:
             return "their names do not have the pattern, and they carry no prompt"
-        if match is None and text is None:
+        if match is None and text is None and self.has_file:
             match = self.index.of_words(Path(name).stem)
             named = ImageName("words in their names") if match.prompt else None
         if match is None or match.prompt is None:
