@@ -60,8 +60,10 @@ def to_srgb(image: Image.Image, notes: list[str], *, has_other_encoding: bool = 
     elif image.mode in ("1", "LA", "La"):
         image = (image.convert("LA") if image.mode == "La" else image).convert("L")
     icc = None if has_other_encoding else image.info.get("icc_profile")
-    if icc and image.mode == "L" and _is_rgb(icc):
+    if icc and image.mode == "L" and _device(icc) == b"RGB ":
         image = image.convert("RGB")
+    elif icc and image.mode == "RGB" and _device(icc) == b"GRAY" and _is_gray(image):
+        image = image.convert("L")  # Pillow reads 16-bit gray with alpha as RGBA
     transform = _usable_transform(icc, image.mode, notes) if icc else None
     if transform is None:
         if image.mode == "CMYK":
@@ -70,9 +72,15 @@ def to_srgb(image: Image.Image, notes: list[str], *, has_other_encoding: bool = 
     return _convert(image, transform)
 
 
-def _is_rgb(icc: bytes) -> bool:
-    """Return True if a profile describes RGB; byte 16 names the color space (ICC.1:2022, 7.2.6)."""
-    return icc[16:20] == b"RGB "
+def _device(icc: bytes) -> bytes:
+    """Return the name of the color space of a profile's device (ICC.1:2022, 7.2.6)."""
+    return icc[16:20]
+
+
+def _is_gray(image: Image.Image) -> bool:
+    """Return True if all pixels of an RGB image are gray."""
+    red, green, blue = image.split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 def _scale_depth(image: Image.Image) -> Image.Image:

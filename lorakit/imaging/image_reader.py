@@ -224,7 +224,8 @@ class ImageSource:
         """Read the EXIF orientation; a broken EXIF block is ignored, with a note."""
         orientation: object = None
         xmp: list[object] = []
-        broken = len(self.image.info.get("exif") or b"") > 0
+        block = self.image.info.get("exif") or b""
+        broken = len(block) > 0 and not structure.is_empty_exif(block)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             try:

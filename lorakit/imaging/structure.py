@@ -69,6 +69,17 @@ def check_exif(exif: bytes) -> bool:
     return len(exif) <= MAX_METADATA_BYTES
 
 
+def is_empty_exif(exif: bytes) -> bool:
+    """Return True for a block that states that it holds no tags, as some programs leave."""
+    data = exif.removeprefix(_EXIF)
+    order = "<" if data[:1] == b"I" else ">"
+    try:
+        (place,) = struct.unpack_from(order + "I", data, 4)
+        return data[:2] in (b"II", b"MM") and struct.unpack_from(order + "H", data, place)[0] == 0
+    except struct.error:
+        return False
+
+
 def _count(number: int, limit: int, noun: str) -> None:
     if number > limit:
         raise _TooMuch(f"more than {limit} {noun}")

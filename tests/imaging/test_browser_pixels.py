@@ -84,6 +84,10 @@ def png16(color: int, *, is_interlaced: bool = False) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def with_profile(data: bytes, profile: bytes) -> bytes:
+    return data[:33] + chunk(b"iCCP", b"name\0\0" + zlib.compress(profile)) + data[33:]
+
+
 def gray_profile() -> bytes:
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(1.4 * 256))
     return icc(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": curve})
@@ -120,6 +124,7 @@ CASES = {
     "gray PNG with a profile": save("PNG", "L", icc_profile=gray_profile()),
     "16-bit PNG": png16(2),
     "16-bit gray PNG with alpha": png16(4),
+    "16-bit gray PNG with alpha and a profile": with_profile(png16(4), gray_profile()),
     "16-bit PNG with alpha": png16(6),
     "interlaced 16-bit PNG": png16(2, is_interlaced=True),
     "rotated PNG": rotated("PNG"),

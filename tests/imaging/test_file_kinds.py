@@ -263,3 +263,8 @@ def test_a_png_whose_chunks_are_whole_is_not_called_damaged(tmp_path: Path) -> N
     body = b"iCCPname\0\x07" + zlib.compress(b"x")
     profile = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     assert code_of(tmp_path, data[:33] + profile + data[33:], "a.png") == "unsupported_format"
+
+
+def test_an_empty_exif_block_is_not_called_damaged(tmp_path: Path) -> None:
+    empty = encoded(photo(1, (64, 48)), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
+    assert "broken_exif" not in {scan.note_code(note) for note in measured(tmp_path, empty).notes}
