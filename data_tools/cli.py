@@ -29,16 +29,14 @@ if TYPE_CHECKING:
     from data_tools.formats.transfer_result import TransferResult
 
 EXIT_DATA = 3
-_MODULES = {"cache": "data_tools.cli_cache"}
 COMMANDS = {
-    name: LazyCommand(f"{_MODULES.get(name, 'data_tools.cli')}:{name}_command", text, section)
+    name: LazyCommand(f"data_tools.cli:{name}_command", text, section)
     for name, text, section in (
         ("prepare", "Do all steps: scan, caption, bucket, check and report.", "All steps"),
         ("scan", "Measure the images and write the manifest.", "Single steps"),
         ("merge", "Write the manifest from the shards of a scan.", "Single steps"),
         ("caption", "Give each image a caption in the manifest.", "Single steps"),
         ("bucket", "Choose buckets and crops again.", "Single steps"),
-        ("cache", "Encode the images and captions of a recipe before its training.", "Single steps"),
         ("check", "Find problems without writing anything.", "Single steps"),
         ("report", "Write report.html and report.json again.", "Single steps"),
         ("mask", "Make masks of objects that a word names, with a segmentation model.", "Additional images"),

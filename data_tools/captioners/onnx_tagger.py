@@ -40,8 +40,8 @@ class OnnxTagger(Tagger):
             raise ConfigError(message, where=str(path), remedy="download it again") from error
         shape = session.get_inputs()[0].shape
         if len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int) or shape[1] != shape[2]:
-            taken = " x ".join(map(str, shape))
-            message = f"the tagger takes an input of {taken}, not square images (N, side, side, 3)"
+            size = " x ".join(map(str, shape))
+            message = f"the tagger takes an input of {size}, not square images (N, side, side, 3)"
             remedy = "use a WD tagger; other taggers in ONNX prepare their images in ways of their own"
             raise ConfigError(message, where=str(path), remedy=remedy)
         return session

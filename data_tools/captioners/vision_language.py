@@ -96,7 +96,7 @@ class VisionLanguageCaptioner(Captioner):
     def _generate(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         import torch
 
-        # An answer must not depend on its batch: sampled ones are drawn alone, and without a chat template,
+        # An answer must not depend on its batch: sampled ones are generated alone, and without a chat template,
         # whose models need no padding on the left, prompts of one length only go together.
         differ = not self.has_chat_template and len({request.prompt for request in requests}) > 1
         if len(requests) > 1 and (self.temperature > 0 or differ):

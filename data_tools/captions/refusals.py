@@ -37,14 +37,14 @@ _TASK = (
 _NO_IMAGE = (
     r"(?:i|we) (?:do not|don[’']?t|cannot|can[’']?t|am not able to|[’']m not able to)(?: actually"
     r"| currently)? see"
-    r" (?:any|an|the|your) (?:image|picture|photo|attach)"
-    r"|(?:it|this) (?:seems|looks|appears)\b[^.!?\n]{0,40}\b(?:image|picture|photo|attachment)[^.!?\n]{0,40}"
+    r" (?:any|an|the|your) (?:image|pictur\w+|photo|attach)"
+    r"|(?:it|this) (?:seems|looks|appears)\b[^.!?\n]{0,40}\b(?:image|pictur\w+|photo|attachment)[^.!?\n]{0,40}"
     r"(?:\bnot|n[’']t|\bmissing|\bfailed|\battached|\bprovided|\buploaded)\b"
-    r"|(?:there is|there[’']s)?\s*no (?:image|picture|photo|attachment)\s+(?:is |was |has been )?"
+    r"|(?:there is|there[’']s)?\s*no (?:image|pictur\w+|photo|attachment)\s+(?:is |was |has been )?"
     r"(?:provided|attached|uploaded|included|shared|given)"
     r"|(?:(?:could|can|would) you\s+)?(?:please )?(?:provide|upload|share|attach|send"
     r"|re-?upload)\b[^.!?\n]{0,20}"
-    r"\b(?:the|an|your|that) (?:image|picture|photo)"
+    r"\b(?:the|an|your|that) (?:image|pictur\w+|photo)"
     r"|(?:i[’']?m|i am) an? (?:text|language)[- ](?:based|only|model)"
 )
 _RULES = (

@@ -33,18 +33,21 @@ _HEAD_BYTES, _MAX_TEXT_BYTES = 4096, 4 << 20
 _BOUNDARY = re.compile(r"[^a-z0-9]+")
 _NAMES = re.compile(r"[\w.()-]+")
 _MAX_EXAMPLES = 3
+_MAX_FILES = 500  # that are searched for names of images
 
 
 def find_unread_text(listing: Listing, records: Sequence[Record]) -> list[Finding]:
     """Return findings on text that is not used: rows of tables, files, and descriptions inside images."""
     without = [record for record in records if record.keep and not _has_own_caption(record)]
-    siblings = _siblings(listing, [record.file for record in without])
+    texts = _unclaimed_texts(listing) if without else []
+    siblings = _siblings(listing, [record.file for record in without], texts)
+    others = set(texts) - {name for pairs in siblings.values() for name, _ in pairs}
     return [
         *_unreadable_files([record for record in records if record.keep]),
         *_unused_rows(listing),
         *_missing_rows(listing, without),
         *_unread_siblings(siblings),
-        *_files_naming_images(listing, without, {name for pairs in siblings.values() for name, _ in pairs}),
+        *_files_naming_images(listing, without, sorted(others)[:_MAX_FILES]),
         *_embedded(without),
         *_other_tables(listing),
     ]
@@ -121,38 +124,42 @@ def _other_tables(listing: Listing) -> Iterator[Finding]:
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _siblings(listing: Listing, files: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Return (file, image) of the unread files whose names belong to one of `files`, by the names' ends."""
-    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    if not files:
-        return groups
-    texts = listing.text_candidates | {
-        name for name in listing.hidden_files if _suffix(name) in CAPTION_SUFFIXES
-    }
-    candidates = [name for name in sorted(texts) if _suffix(name) not in _NO_CAPTIONS]
-    if not candidates:
-        return groups
+def _unclaimed_texts(listing: Listing) -> list[str]:
+    """Return the files that may hold text and are not the caption file of an image, hidden ones too."""
+    hidden = {name for name in listing.hidden_files if _suffix(name) in CAPTION_SUFFIXES}
+    texts = [name for name in listing.text_candidates | hidden if _suffix(name) not in _NO_CAPTIONS]
     owners = {owner for image in listing.images for owner in (image, os.path.splitext(image)[0])}
-    owners |= set(map(listing.normalize_name, owners))
+    texts = [name for name in texts if not _is_sidecar(name, owners)]
+    if texts:
+        owners = set(map(listing.normalize_name, owners))
+        texts = [name for name in texts if not _is_sidecar(listing.normalize_name(name), owners)]
+    return sorted(texts)
+
+
+def _is_sidecar(name: str, owners: Collection[str]) -> bool:
+    stem, suffix = os.path.splitext(name)
+    return suffix.lower() in CAPTION_SUFFIXES and stem in owners
+
+
+def _siblings(
+    listing: Listing, files: Sequence[str], texts: Sequence[str]
+) -> dict[str, list[tuple[str, str]]]:
+    """Return (text, image) of the texts whose names belong to one of `files`, by the names' ends."""
+    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    if not texts:
+        return groups
     by_stem = {_normalized(os.path.splitext(image)[0]): image for image in files}
     by_folder: dict[str, str] = {}  # by the name in a folder, without the folder below it
     for image in files:
         path = PurePosixPath(image)
         for folder in (path.parent, path.parent.parent):
             by_folder.setdefault(_normalized(str(folder / path.stem)), image)
-    for name in candidates:
-        if _suffix(name) in CAPTION_SUFFIXES and _is_sidecar(name, owners):
-            continue
+    for name in texts:
         owner = _owner(name, by_stem, by_folder)
         if owner is not None and _is_text(listing, name):
             stem = os.path.splitext(owner)[0]
             groups[name.removeprefix(stem) if name.startswith(stem) else _suffix(name)].append((name, owner))
     return groups
-
-
-def _is_sidecar(name: str, owners: Collection[str]) -> bool:
-    stem = os.path.splitext(name)[0]
-    return stem in owners or Listing.normalize_name(stem) in owners
 
 
 def _owner(name: str, by_stem: Mapping[str, str], by_folder: Mapping[str, str]) -> str | None:
@@ -203,14 +210,15 @@ def _unread_siblings(groups: Mapping[str, Sequence[tuple[str, str]]]) -> Iterato
         yield Finding("warning", "caption_text_unread", f"{message}; {remedy}", files)
 
 
-def _files_naming_images(listing: Listing, without: Sequence[Record], skipped: set[str]) -> Iterator[Finding]:
+def _files_naming_images(
+    listing: Listing, without: Sequence[Record], texts: Sequence[str]
+) -> Iterator[Finding]:
     """Find other files of text that name images which have no caption of the user's."""
     names = {PurePosixPath(record.file).name.casefold() for record in without}
     names |= {stem for name in names if len(stem := os.path.splitext(name)[0]) > 3}
     names_images = []
-    for name in sorted(listing.text_candidates - skipped) if names else ():
-        stem = PurePosixPath(name).stem.casefold()
-        if _suffix(name) in _NO_CAPTIONS or stem in _ABOUT or listing.normalize_name(name) in names:
+    for name in texts:
+        if PurePosixPath(name).stem.casefold() in _ABOUT:
             continue
         if _suffix(name) in _DOCUMENTS or _mentions(listing, name, names):
             names_images.append(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorakit.data import tensor_cache
-from tests.commands import call_data
+from tests.commands import call
 from tests.runs import make_dataset, make_recipe
 
 
@@ -17,7 +17,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *words: s
     """Fill a cache of its own, and return its entries."""
     cache = tmp_path / name
     monkeypatch.setenv("LORAKIT_CACHE", str(cache))
-    assert call_data("cache", str(tmp_path / "recipe.yaml"), *words) == 0
+    assert call("cache", str(tmp_path / "recipe.yaml"), *words) == 0
     return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*.safetensors")}
 
 

@@ -517,3 +517,19 @@ def test_what_cameras_write_by_themselves_is_no_description(text: str, tmp_path:
     image.save(tmp_path / "a.jpg", exif=exif)
     (record,) = run(tmp_path, class_noun="dog").values()
     assert not any(note.startswith("embedded_text") for note in record.notes)
+
+
+@pytest.mark.parametrize(
+    "end", [".tags", "_caption.txt", ".prompt", "-tags.txt", ".jpg.text", "_description"]
+)
+def test_the_remedy_for_caption_files_of_other_names_works(end: str, tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": None, "b.png": None}, size=(64, 64))
+    for stem in ("a", "b"):
+        (tmp_path / f"{stem}{end}").write_text(f"a dog {stem}")
+    options = PrepareOptions(resolution=64, quiet=True, class_noun="cat")
+    (found,) = [f for f in prepare_dataset(tmp_path, options).findings if f.code == "caption_text_unread"]
+    assert set(found.files) == {f"a{end}", f"b{end}"}
+    assert found.message.endswith(f"--caption-extension {end}")
+    result = prepare_dataset(tmp_path, dataclasses.replace(options, caption_extension=end))
+    assert [texts(record) for record in result.records] == [[("a dog a", "file")], [("a dog b", "file")]]
+    assert "caption_text_unread" not in {f.code for f in result.findings}

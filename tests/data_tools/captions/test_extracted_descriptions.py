@@ -68,9 +68,7 @@ def test_a_prompt_that_is_repeated_is_removed() -> None:
     assert extract_description(prompt, prompt) == (prompt, [])
 
 
-@pytest.mark.parametrize(
-    "unit", ["<a>", "{", "*a", "```", "\n", '"', "[", "<think>", "okay, ", " #a", "(", "-"]
-)
+@pytest.mark.parametrize("unit", ["<a>", "\n", '"', "okay, ", " #a"])
 def test_a_hostile_answer_is_read_in_time(unit: str) -> None:
     begin = time.process_time()
     with contextlib.suppress(UnusableAnswer):

@@ -1,4 +1,4 @@
-"""`lorakit data cache`: images and captions of a recipe, encoded before its training."""
+"""`lorakit cache`: images and captions of a recipe, encoded before its training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorakit.core.command_line import command, is_quiet, option, print_answer
                    help="Keys of the recipe to change, for example dataset=photos."),
     option("--shard", metavar="I/N", help="Encode one part only, such as 1/8, on as many machines."),
     cli_options.ray_option("Encode on every GPU with Ray Data"),
-    example="lorakit data cache sd15 dataset=photos out=runs/dog --ray",
+    example="lorakit cache sd15 dataset=photos out=runs/dog --ray",
 )  # fmt: skip
 def cache_command(recipe: str, overrides: tuple[str, ...], shard: str | None, ray: str | None) -> None:
     """Encode the images and captions of a recipe before its training, which then starts at once.
