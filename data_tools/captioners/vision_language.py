@@ -96,8 +96,8 @@ class VisionLanguageCaptioner(Captioner):
     def _generate(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         import torch
 
-        # An answer must not depend on its batch: sampled ones are generated alone, and without a chat template,
-        # whose models need no padding on the left, prompts of one length only go together.
+        # An answer must not depend on its batch: sampled ones are generated alone, and models without a chat
+        # template get equal prompts only, which need no padding.
         differ = not self.has_chat_template and len({request.prompt for request in requests}) > 1
         if len(requests) > 1 and (self.temperature > 0 or differ):
             return [answer for request in requests for answer in self._generate([request])]
