@@ -54,8 +54,9 @@ WORDS = {
 OWN_TEXT = {
     "data_tools/captions/edits.py": "photo|photograph",
     "data_tools/captions/lint.py": "photo photograph",
+    "data_tools/formats/column_names.py": "img imgs",
 }
-"""Words of captions that these modules look for."""
+"""Words of captions and columns that these modules look for."""
 WORD = re.compile(rf"\b({'|'.join(WORDS)})\b", re.IGNORECASE)
 NAMES = {"made", "told", "given", "taken", "wanted", "asked", "found", "drawn", "shown"}
 """Variables are named for what they hold."""

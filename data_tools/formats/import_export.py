@@ -130,13 +130,7 @@ def export_dataset(
     be used, `DataError` for an image that changed since it was prepared.
     """
     source, target = Path(folder), Path(out)
-    if format not in EXPORT_FORMATS:
-        raise ConfigError(
-            f"unknown format {format!r}", where="to", remedy=f"use one of {', '.join(EXPORT_FORMATS)}"
-        )
-    if _within(target, source) or _within(target, dataset_paths.image_folder(source)):
-        remedy = "choose a path outside the dataset"
-        raise ConfigError("the export would be inside the dataset", where=str(target), remedy=remedy)
+    _check_export(source, format, target)
     records = manifest.load_manifest(source)
     kept = [record for record in records if record.keep]
     result = TransferResult(target, num_images=len(kept))
@@ -164,6 +158,17 @@ def export_dataset(
             _write_dataset(target, files, exported, metadata_format, source, quiet=quiet)
             result.num_text_files = sum(bool(record.captions) for record in exported)
     return result
+
+
+def _check_export(source: Path, format: str, target: Path) -> None:
+    """Raise `ConfigError` for an unknown format, or a target inside the dataset."""
+    if format not in EXPORT_FORMATS:
+        raise ConfigError(
+            f"unknown format {format!r}", where="to", remedy=f"use one of {', '.join(EXPORT_FORMATS)}"
+        )
+    if _within(target, source) or _within(target, dataset_paths.image_folder(source)):
+        remedy = "choose a path outside the dataset"
+        raise ConfigError("the export would be inside the dataset", where=str(target), remedy=remedy)
 
 
 def _export_for_trainer(

@@ -44,7 +44,7 @@ class LeftOut:
         """Return a line of text for each type and reason."""
         lines = []
         for (noun, reason), names in self._names.items():
-            shown = ", ".join(map(escape_name, list(names)[:_MAX_NAMES]))
+            first = ", ".join(map(escape_name, list(names)[:_MAX_NAMES]))
             more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-            lines.append(f"  left out   {pluralize(len(names), noun)} ({shown}{more}): {escape_name(reason)}")
+            lines.append(f"  left out   {pluralize(len(names), noun)} ({first}{more}): {escape_name(reason)}")
         return lines

@@ -5,7 +5,7 @@ From the code of sd-scripts, OneTrainer (mgds) and ai-toolkit in 2026. All get f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -75,7 +75,20 @@ def trainer_layout(
             continue
         mask = None if record.mask is None else _beside(target, trainer.mask_suffix, MASKS)
         renamed.append(RenamedRecord(record, replace(for_export(record), file=target, mask=mask)))
-    return [_with_conditioning(pair, trainer, renamed, left_out) for pair in renamed]
+    reasons = _folder_reasons(renamed, trainer) if trainer.all_or_none else {}
+    return [_with_conditioning(pair, trainer, reasons, left_out) for pair in renamed]
+
+
+def _folder_reasons(renamed: Sequence[RenamedRecord], trainer: Trainer) -> dict[PurePosixPath, str]:
+    """Return why the controls of a folder cannot be used, for folders where they cannot."""
+    reasons: dict[PurePosixPath, str] = {}
+    for old, new in renamed:
+        folder = PurePosixPath(new.file).parent
+        if old.mask:
+            reasons[folder] = f"{trainer.name} reads either masks or controls, and there are masks"
+        elif not any(image.type == "control" for image in old.conditioning_images):
+            reasons.setdefault(folder, f"{trainer.name} needs a control of every image of a folder")
+    return reasons
 
 
 def _unique_target(record: Record, name: str, suffix: str, used: set[str]) -> str:
@@ -123,14 +136,15 @@ def _beside(target: str, suffix: str | None, folder: str, extension: str = ".png
 
 
 def _with_conditioning(
-    pair: RenamedRecord, trainer: Trainer, renamed: Sequence[RenamedRecord], left_out: LeftOut
+    pair: RenamedRecord, trainer: Trainer, reasons: Mapping[PurePosixPath, str], left_out: LeftOut
 ) -> RenamedRecord:
     """Return the record with the conditioning images that the trainer reads, under their new names."""
     kept: list[ConditioningImage] = []
     counts = {"source": 0, "control": 0}
     for image in pair.old.conditioning_images:
         counts[image.type] += 1
-        reason = _unread_reason(image, counts[image.type], trainer, pair, renamed)
+        reason = _unread_reason(image, counts[image.type], trainer)
+        reason = reason or reasons.get(PurePosixPath(pair.new.file).parent)
         if reason:
             left_out.add(f"{image.type} image", reason, image.file)
             continue
@@ -140,22 +154,8 @@ def _with_conditioning(
     return RenamedRecord(pair.old, replace(pair.new, conditioning_images=tuple(kept)))
 
 
-def _unread_reason(
-    image: ConditioningImage,
-    number: int,
-    trainer: Trainer,
-    pair: RenamedRecord,
-    renamed: Sequence[RenamedRecord],
-) -> str | None:
+def _unread_reason(image: ConditioningImage, number: int, trainer: Trainer) -> str | None:
     if image.type == "source":
         return None if trainer.reads_sources else f"{trainer.name} reads no images before an edit"
-    if number > 1 and not trainer.reads_sources:
-        return f"{trainer.name} reads one control of an image"
-    if trainer.all_or_none:
-        folder = PurePosixPath(pair.new.file).parent
-        beside = [other.old for other in renamed if PurePosixPath(other.new.file).parent == folder]
-        if any(other.mask for other in beside):
-            return f"{trainer.name} reads either masks or controls, and there are masks"
-        if not all(any(one.type == "control" for one in other.conditioning_images) for other in beside):
-            return f"{trainer.name} needs a control of every image of a folder"
-    return None
+    is_too_many = number > 1 and not trainer.reads_sources
+    return f"{trainer.name} reads one control of an image" if is_too_many else None
