@@ -44,6 +44,7 @@ COUNTS = {
     "buckets": "number of images by bucket (WIDTHxHEIGHT)",
     "masks": "images with a mask",
     "conditioning_images": "number by type (absent without any)",
+    "captioner": "a model's `known` answers, `requested`, `answered`, `failures` by reason, tokens (or absent)",
     "findings": "number of findings by level",
     "warnings": "errors and warnings, with the rows of `data check`",
 }
@@ -103,6 +104,11 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "kept": "generated files that are kept, and the reason",
     },
     "data import, export": TRANSFER,
+    "cache": {
+        "images": "images of the run, or of the shard",
+        "encoded": "those that were not in the cache",
+        "cache": "folder of the cache",
+    },
     "eval run, score, report": {
         "report": "report.html",
         "verdict": "one sentence",
