@@ -44,7 +44,7 @@ COUNTS = {
     "buckets": "number of images by bucket (WIDTHxHEIGHT)",
     "masks": "images with a mask",
     "conditioning_images": "number by type (absent without any)",
-    "captioner": "a model's `known` answers, `requested`, `answered`, `failures` by reason, tokens (or absent)",
+    "captioner": "numbers of answers and tokens, failures by reason (absent without a model)",
     "findings": "number of findings by level",
     "warnings": "errors and warnings, with the rows of `data check`",
 }
