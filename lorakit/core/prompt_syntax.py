@@ -29,7 +29,7 @@ _OPTION = re.compile(
     rf"|(?:^|[\s,])--(?:{'|'.join(f'{_LONG_OPTIONS} {_MIDJOURNEY_OPTIONS}'.split())})(?=[\s=]|$)",
     re.IGNORECASE,
 )
-_OPTION_START = re.compile(r"(?:^|[\s,]+)(?:--|—)(?=[A-Za-z])")
+_OPTION_START = re.compile(r"(?:^|(?<=[\s,]))(?:--|—)(?=[A-Za-z])")
 _NAME_AND_VALUE = re.compile(r"([\w-]+)(?:\s*=\s*|\s+|$)(.*)", re.DOTALL)
 # options of one word at most, up to the end: `--xyz 2`, but not `--brown and white-- on grass`
 _UNKNOWN_OPTIONS = re.compile(r"(?:^|\s)--[A-Za-z]\w*(?:(?:\s+|=)[\w.:,/-]+)?\s*$")

@@ -105,6 +105,10 @@ def read_infotext(source: PromptText) -> Iterator[PromptRow]:
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
     """Yield (number of the first line, text) of each block."""
     lines = text.split("\n")
+    followers, nearest = [""] * len(lines), ""
+    for index in range(len(lines) - 1, -1, -1):
+        followers[index] = nearest  # the next line with text
+        nearest = lines[index].strip() or nearest
     block: list[str] = []
     start = 0
     for number, line in enumerate(lines, 1):
@@ -113,7 +117,7 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
         start = start if block else number
         if line.strip():
             block.append(line)
-        following = next((other.strip() for other in lines[number:] if other.strip()), "")
+        following = followers[number - 1]
         continues = following.lower().startswith(_NEGATIVE) or _SETTINGS.match(following) is not None
         if _SETTINGS.match(line) or (not line.strip() and not continues):
             yield start, "\n".join(block)
