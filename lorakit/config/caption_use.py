@@ -83,7 +83,7 @@ class CaptionUse(RecipeSection):
     """Number of versions of a caption, each with an order and left-out tags of its own, of which every use
     takes one; null makes a new one for each use. Fewer versions need a smaller cache."""
     weights: CaptionWeights | Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] | None = None
-    """How often each of several captions of an image is used: shares by form such as
+    """Shares of several captions of an image in its uses: by form such as
     `{sentences: 7, tags: 3}`, by source such as `{model: 7, file: 3}`, or of the first, second, ... caption
     such as `[7, 3]`; null uses all alike."""
     caption_dropout: Fraction = 0.0

@@ -72,7 +72,7 @@ def resolve_class(name: str) -> OptimizerClass:
 
 
 def package_version(name: str) -> dict[str, str]:
-    """Return the version of the package of an optimizer by its name; {} if it is no installed package."""
+    """Return the version of the package of an optimizer by its name; {} if it is not installed."""
     package = resolve_class(name).package
     if name not in CLASSES:  # the name of a module, whose package may have another one
         package = metadata.packages_distributions().get(package, [package])[0]
@@ -87,7 +87,7 @@ def import_class(name: str) -> type[torch.optim.Optimizer]:
     entry = resolve_class(name)
     module, _, attribute = entry.path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        loaded = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         missing = isinstance(error, ImportError)
         remedy = f"pip install 'lorakit[{entry.extra}]'" if entry.extra else f"pip install {entry.package}"
@@ -96,11 +96,11 @@ def import_class(name: str) -> type[torch.optim.Optimizer]:
             where="optimizer.name",
             remedy=remedy if missing else f"write the name of a class in {module}",
         ) from error
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+    if not (isinstance(loaded, type) and issubclass(loaded, torch.optim.Optimizer)):
         raise ConfigError(
             f"{entry.path} is not an optimizer of torch", where="optimizer.name", remedy="name a class"
         )
-    return found
+    return loaded
 
 
 def check_device(name: str, device: torch.device) -> None:

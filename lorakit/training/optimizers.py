@@ -159,7 +159,7 @@ def _trial_step(optimizer: RunOptimizer, parameters: FlatParameters, number: int
 
 
 def take_step(optimizer: RunOptimizer, parameters: FlatParameters) -> None:
-    """Update the parameters; those of a network without gradients stay as they are.
+    """Update the parameters, except those of a network without gradients.
 
     The `step` of bitsandbytes waits for the device after every tensor, so its update is called directly.
     """
