@@ -105,7 +105,7 @@ def _param_groups(tensors: Iterable[OptimizerTensor], config: OptimizerConfig) -
 
 
 def try_resuming(parameters: FlatParameters, config: OptimizerConfig) -> None:
-    """Compare, on small tensors, an optimizer that goes on with one that is restored from a saved state.
+    """Compare, on small tensors, an optimizer with a copy that is restored from a saved state.
 
     Raises ConfigError if the class cannot take a step, if its state cannot be saved, or if the restored one
     takes another step.
