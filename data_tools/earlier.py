@@ -1,4 +1,4 @@
-"""What an earlier command wrote into a dataset folder: its records, and the hashes of the files it read."""
+"""Records of an earlier command in a dataset folder, and the hashes of the files that it read."""
 
 from __future__ import annotations
 

@@ -2,23 +2,23 @@
 
 `manifest.jsonl` is canonical. It lies beside the user's images, or in a folder that names theirs
 (`core/dataset_paths.py`). `metadata.jsonl` repeats files and captions in the ImageFolder convention, so that
-`datasets.load_dataset("imagefolder", data_dir=...)` reads the same pairs. An image is never deleted or moved: it
-gets `keep: false` and a reason.
+`datasets.load_dataset("imagefolder", data_dir=...)` reads the same pairs. An image is never deleted or moved:
+it gets `keep: false` and a reason.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lorakit.core import dataset_paths, storage
+from lorakit.core.dataset_paths import check_dataset_path as check_dataset_path
 from lorakit.core.errors import DataError
 from lorakit.core.strict_json import parse_json
 
@@ -29,10 +29,6 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the n
 USER_METADATA_NOTE = "user_metadata: has a row in the user's metadata file"
 CONDITIONING_IMAGE_TYPES = ("source", "control")
 _HASH = re.compile(r"[0-9a-f]{64}")
-# No path, an absolute one, a drive, an address, a parent folder, a zero byte.
-_OUTSIDE = re.compile(
-    r"\A(?:\Z|[/\\]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://)|(?:\A|[/\\])\.\.(?:[/\\]|\Z)|\0"
-)
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
@@ -155,7 +151,7 @@ class Record:
 
 
 def change_record(record: Record, **values: Any) -> Record:
-    """Return the record with these values; the same object if it has them already, which is ten times faster."""
+    """Return the record with these values; the same object, which is faster, if it has them already."""
     if all(getattr(record, name) == value for name, value in values.items()):
         return record
     return replace(record, **values)
@@ -210,7 +206,8 @@ def save_manifest(
     pairs, metadata_file = imagefolder_metadata(ordered), root / METADATA_FILE
     write_metadata = False
     if not metadata_file.is_file() or metadata_file.read_bytes() != pairs:
-        write_metadata = not user_metadata_files(root, parent_folders(ordered), wrote_metadata=wrote_metadata)
+        subfolders = folders_of(record.file for record in ordered)
+        write_metadata = not user_metadata_files(root, subfolders, wrote_metadata=wrote_metadata)
     if write_metadata and metadata_file.is_file():
         # A crash may leave no metadata.jsonl, but never one that contradicts the manifest.
         storage.remove_file(metadata_file)
@@ -229,11 +226,6 @@ def manifest_bytes(records: Iterable[Record]) -> bytes:
 def imagefolder_metadata(records: Iterable[Record]) -> bytes:
     """Return the bytes of `metadata.jsonl` for the kept records (ImageFolder's `file_name` and `text`)."""
     return b"".join(_line({"file_name": r.file, "text": r.caption}) for r in records if r.keep)
-
-
-def parent_folders(records: Iterable[Record]) -> set[PurePosixPath]:
-    """Return the folders that the files of records are in, and all folders around them."""
-    return folders_of(record.file for record in records)
 
 
 def folders_of(files: Iterable[str]) -> set[PurePosixPath]:
@@ -288,50 +280,6 @@ def is_generated_metadata(folder: str | os.PathLike[str], records: Collection[Re
                 remedy=f"delete {METADATA_FILE} to keep the manifest's captions, otherwise {MANIFEST_FILE}",
             )
     return True
-
-
-def dataset_fingerprint(records: Iterable[Record]) -> str:
-    """Return the SHA-256, in hex, of everything in the kept records that training uses, in file order."""
-    digest = hashlib.sha256()
-    for record in sorted(records, key=lambda record: record.file):
-        if record.keep:
-            texts = [caption.text for caption in record.captions]
-            used = [
-                record.file,
-                record.content_hash,
-                record.crop,
-                record.bucket,
-                texts,
-                record.mask_content_hash or record.mask,
-                record.repeats,
-                *([image.type, image.sha256] for image in record.conditioning_images),
-            ]
-            digest.update(_line(used))
-    return digest.hexdigest()
-
-
-def dataset_fingerprints(records: Sequence[Record]) -> tuple[str, str]:
-    """Return the fingerprint with all conditioning images, and the one without generated ones.
-
-    The second is that of a run whose base model takes no such images (`conditioning.without_unused_images`).
-    """
-    user_images = [
-        replace(
-            record, conditioning_images=tuple(i for i in record.conditioning_images if not i.is_generated)
-        )
-        for record in records
-    ]
-    return dataset_fingerprint(records), dataset_fingerprint(user_images)
-
-
-def check_dataset_path(path: str, where: str) -> None:
-    """Raise DataError for a path that leaves the dataset folder (absolute, `..`, drive, share, URL)."""
-    if _OUTSIDE.search(path):
-        raise DataError(
-            f"{path!r} is not the path of a file in the dataset folder",
-            where=where,
-            remedy="use a path relative to the dataset folder",
-        )
 
 
 def check_record(record: Record, where: str) -> None:

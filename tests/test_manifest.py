@@ -12,6 +12,7 @@ import pytest
 from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import DataError
+from lorakit.data import fingerprints
 from lorakit.manifest import Caption, Record
 
 HASH = "ab" * 32
@@ -226,11 +227,11 @@ def test_a_bad_record_is_refused_before_anything_is_written(tmp_path: Path) -> N
 
 def test_the_fingerprint_depends_on_everything_that_training_uses() -> None:
     base = [record(), record("b.png")]
-    same = manifest.dataset_fingerprint(base)
-    assert manifest.dataset_fingerprint(base[::-1]) == same
+    same = fingerprints.dataset_fingerprint(base)
+    assert fingerprints.dataset_fingerprint(base[::-1]) == same
     dropped = Record("c.png", "", "", 0, 0, keep=False, reason="empty: x")
-    assert manifest.dataset_fingerprint([*base, dropped]) == same
-    assert manifest.dataset_fingerprint([record(notes=("blur: x",), phash="1" * 16), base[1]]) == same
+    assert fingerprints.dataset_fingerprint([*base, dropped]) == same
+    assert fingerprints.dataset_fingerprint([record(notes=("blur: x",), phash="1" * 16), base[1]]) == same
     other = [
         record(content_hash="cd" * 32),
         record(captions=(Caption("other", "file"),)),
@@ -240,6 +241,6 @@ def test_the_fingerprint_depends_on_everything_that_training_uses() -> None:
         record(mask="m.png"),
         record(keep=False, reason="user: no"),
     ]
-    prints = {manifest.dataset_fingerprint([changed, base[1]]) for changed in other}
+    prints = {fingerprints.dataset_fingerprint([changed, base[1]]) for changed in other}
     assert len(prints) == len(other)
     assert same not in prints

@@ -37,8 +37,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with some files: the first of them, the next ones behind a click, and the number of the
-    rest."""
+    """A problem of some files: the first of them, the next ones behind a click, and the number of the rest."""
 
     text: str
     first_files: Sequence[FileName] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from pathlib import Path
 
 from lorakit.core import folders, storage
@@ -17,6 +18,10 @@ from lorakit.core.errors import DataError
 IMAGES_FILE = "lorakit-images.json"
 _KEY = "images"
 _GENERATED = ".lorakit-"  # first part of the path of a file that lorakit generated, such as a mask
+# No path, an absolute one, a drive, an address, a parent folder, a zero byte.
+_OUTSIDE = re.compile(
+    r"\A(?:\Z|[/\\]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://)|(?:\A|[/\\])\.\.(?:[/\\]|\Z)|\0"
+)
 
 
 def image_folder(folder: str | os.PathLike[str]) -> Path:
@@ -74,3 +79,13 @@ def link_images(folder: str | os.PathLike[str], images: str | os.PathLike[str]) 
     """Write the file that names the folder of the images, relative if both are on one drive."""
     path = folders.relative_path(Path(images).resolve(), Path(folder).resolve())
     storage.write_json(Path(folder) / IMAGES_FILE, {_KEY: path})
+
+
+def check_dataset_path(path: str, where: str) -> None:
+    """Raise DataError for a path that leaves the dataset folder (absolute, `..`, drive, share, URL)."""
+    if _OUTSIDE.search(path):
+        raise DataError(
+            f"{path!r} is not the path of a file in the dataset folder",
+            where=where,
+            remedy="use a path relative to the dataset folder",
+        )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class FileHashes:
     def start_reading(self) -> None:
         """Note the time; to be called before the first file is read whose hash is going to be kept."""
         try:
-            status = storage.file_system_clock(self.folder)
+            status = file_system_clock(self.folder)
         except (OSError, DiskError):
             return  # a folder that cannot be written to keeps no hashes either
         self._clock = status.modified, status.device
@@ -95,6 +96,18 @@ class FileHashes:
             file.write(f"{_HEADER}\0\n".encode())
             for name, entry in sorted(entries.items()):
                 file.write(f"{' '.join(map(str, entry))} {name}\0\n".encode())
+
+
+def file_system_clock(folder: Path) -> FileStatus:
+    """Return the status of a file written now: the time of the folder's file system, maybe of a server."""
+    probe = folder / f"{HASHES_FILE}-{secrets.token_hex(4)}"
+    try:
+        storage.write_bytes(probe, b"")
+        status = platform.file_status(probe)
+    finally:
+        storage.remove_file(probe)
+    assert status is not None
+    return status
 
 
 def _parse(text: str) -> dict[str, _Entry]:

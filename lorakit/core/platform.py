@@ -197,7 +197,7 @@ def describe_crash(code: int) -> str | None:
 
 
 class FileStatus(NamedTuple):
-    """What a file system knows of a regular file; times in nanoseconds.
+    """Status of a regular file as its file system states it; times in nanoseconds.
 
     `changed` is the time at which content or attributes were last changed, which programs cannot set; it
     equals `modified` where there is none. `number` is the inode or file id on the `device`.

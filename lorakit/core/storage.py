@@ -148,19 +148,6 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 os.unlink(partial)
 
 
-def file_system_clock(folder: str | os.PathLike[str]) -> platform.FileStatus:
-    """Return the status of a file written now: the time of the folder's file system, maybe of a server."""
-    probe = Path(folder) / f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"
-    with _disk_errors(probe):
-        try:
-            probe.write_bytes(b"0")
-            status = platform.file_status(probe)
-        finally:
-            probe.unlink(missing_ok=True)
-    assert status is not None
-    return status
-
-
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Write many small files atomically, with one sync for all of them: ten times faster than one each."""
     for folder in {path.parent for path in files}:

@@ -13,6 +13,7 @@ from lorakit.config.recipe import Recipe
 from lorakit.core import dataset_paths
 from lorakit.core.errors import ConfigError
 from lorakit.core.path_kind import it_is
+from lorakit.data import fingerprints
 
 CLASS_KEY = "class_images"
 
@@ -124,7 +125,7 @@ def possible_fingerprints(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     Several are possible: which one is that of the run depends on the base model.
     """
     return {
-        key: manifest.dataset_fingerprints([r for r in manifest.load_manifest(folder) if r.keep])
+        key: fingerprints.dataset_fingerprints([r for r in manifest.load_manifest(folder) if r.keep])
         for key, folder in recipe.data_folders.items()
     }
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lorakit import manifest
 from lorakit.config.caption_use import CaptionUse
 from lorakit.config.concepts import Concept
 from lorakit.core.tables import format_table
 from lorakit.core.words import has_word
+from lorakit.data import fingerprints
 from lorakit.data.items import DatasetItem
 from lorakit.training.caption_checks import describe_caption_use
 from lorakit.training.run_folder import RunFolder
@@ -101,5 +101,5 @@ def _count_with_trigger(concept: Concept, captions: Sequence[str]) -> int:
 def _held_out_entry(items: Sequence[DatasetItem]) -> dict[str, Any]:
     return {
         "images": len(items),
-        "fingerprint": manifest.dataset_fingerprint([item.record for item in items]) if items else None,
+        "fingerprint": fingerprints.dataset_fingerprint([item.record for item in items]) if items else None,
     }

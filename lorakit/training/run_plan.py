@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from lorakit import manifest
 from lorakit.adapters import planning, text_encoders
 from lorakit.adapters.formats.consumers import check_consumer
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError
-from lorakit.data import conditioning, prompts
+from lorakit.data import conditioning, fingerprints, prompts
 from lorakit.data.items import (
     ConceptRecords,
     DatasetItem,
@@ -118,7 +117,7 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     input_hashes = _data_fingerprints(recipe, family, [*concepts, *class_images])
     if recipe.validate_.holds_out:  # near duplicates, which are not in the dataset's fingerprint, decide it
         held_out_records = [item.record for item in data.split.held_out]
-        input_hashes["held_out"] = manifest.dataset_fingerprint(held_out_records)
+        input_hashes["held_out"] = fingerprints.dataset_fingerprint(held_out_records)
     if sources := caption_checks.sources_hash(concepts):
         input_hashes["caption_sources"] = sources
     input_hashes["base"] = base_model.base_hash(base_folder)
@@ -212,7 +211,7 @@ def _load_class_images(recipe: Recipe, family: Family) -> list[ConceptRecords]:
 def _data_fingerprints(recipe: Recipe, family: Family, concepts: Sequence[ConceptRecords]) -> dict[str, str]:
     """Return the fingerprints of the folders that decide the adapter, by recipe key."""
     by_folder = {
-        data.concept.folder: manifest.dataset_fingerprint(_without_unused_images(family, data).records)
+        data.concept.folder: fingerprints.dataset_fingerprint(_without_unused_images(family, data).records)
         for data in concepts
     }
     return {key: by_folder[folder] for key, folder in recipe.data_folders.items()}

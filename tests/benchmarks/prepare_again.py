@@ -127,10 +127,10 @@ def _time_phases() -> None:
 def _prepare(folder: str) -> dict[str, Any]:
     start = os.times()
     from data_tools.prepare import PrepareOptions, prepare_dataset
-    from lorakit.core import storage
+    from lorakit.core import file_hashes
 
-    real = storage.file_system_clock
-    storage.file_system_clock = lambda where: real(where)._replace(  # type: ignore[assignment]
+    real = file_hashes.file_system_clock
+    file_hashes.file_system_clock = lambda where: real(where)._replace(  # type: ignore[assignment]
         modified=real(where).modified + AGE_SECONDS * 10**9
     )
     _time_phases()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.core import checksums, file_hashes, platform, storage
+from lorakit.core import checksums, file_hashes, platform
 from lorakit.core.file_hashes import HASHES_FILE, FileHashes
 from lorakit.core.platform import FileStatus
 
@@ -19,14 +19,14 @@ SECOND = 1_000_000_000
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Return a function that moves the clock of the file system, as `FileHashes` sees it, forward."""
-    real = storage.file_system_clock
+    real = file_hashes.file_system_clock
     seconds = [0.0]
 
     def clock(folder: str | os.PathLike[str]) -> FileStatus:
         status = real(folder)
         return status._replace(modified=status.modified + int(seconds[0] * SECOND))
 
-    monkeypatch.setattr(storage, "file_system_clock", clock)
+    monkeypatch.setattr(file_hashes, "file_system_clock", clock)
 
     def move(by: float) -> None:
         seconds[0] += by
@@ -129,9 +129,7 @@ def test_a_copied_folder_is_read_again(file: Path, later: Callable[[float], None
     assert not is_known(FileHashes.load(copy), copy / file.name)
 
 
-def test_a_moved_folder_is_not_read_again(
-    file: Path, later: Callable[[float], None], tmp_path: Path
-) -> None:
+def test_a_moved_folder_is_not_read_again(file: Path, later: Callable[[float], None], tmp_path: Path) -> None:
     later(60)
     keep(file.parent, file.name)
     moved = tmp_path.with_name("moved")
@@ -145,12 +143,12 @@ def test_the_clock_of_another_file_system_is_not_trusted(
 ) -> None:
     real = platform.file_status
     monkeypatch.setattr(platform, "file_status", lambda path: real(path)._replace(device=-1))
-    monkeypatch.setattr(storage, "file_system_clock", lambda folder: real(file)._replace(device=0))
+    monkeypatch.setattr(file_hashes, "file_system_clock", lambda folder: real(file)._replace(device=0))
     later(seconds)
     assert not is_known(keep(file.parent, file.name), file)
     long_after = real(file).modified + file_hashes.MAX_CLOCK_ERROR_NS + SECOND
     clock = real(file)._replace(device=0, modified=long_after)
-    monkeypatch.setattr(storage, "file_system_clock", lambda folder: clock)
+    monkeypatch.setattr(file_hashes, "file_system_clock", lambda folder: clock)
     assert is_known(keep(file.parent, file.name), file)
 
 

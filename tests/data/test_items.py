@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lorakit import manifest
+from lorakit.data import fingerprints
 from lorakit.data.items import load_training_records
 from tests import runs
 
@@ -32,7 +32,7 @@ def test_the_order_of_the_manifest_changes_nothing(folder, order):
     after = load_training_records(folder)
     assert after == before
     assert [record.file for record in after] == sorted(record.file for record in after)
-    assert manifest.dataset_fingerprint(after) == manifest.dataset_fingerprint(before)
+    assert fingerprints.dataset_fingerprint(after) == fingerprints.dataset_fingerprint(before)
 
 
 @pytest.mark.parametrize("order", ["reversed", 1, 2])

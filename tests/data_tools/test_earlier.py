@@ -10,7 +10,7 @@ import pytest
 from data_tools import prepare
 from data_tools.prepare import PrepareOptions, check_dataset_folder, prepare_dataset
 from lorakit import manifest
-from lorakit.core import platform, storage
+from lorakit.core import file_hashes, platform
 from lorakit.core.errors import DataError
 from lorakit.core.file_hashes import HASHES_FILE
 from lorakit.data.items import check_unchanged
@@ -23,10 +23,10 @@ OPTIONS = PrepareOptions(resolution=64, class_noun="dog", quiet=True)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A prepared folder whose files are an hour old, by the clock of its file system."""
-    real = storage.file_system_clock
+    real = file_hashes.file_system_clock
     later = 3600 * 10**9
     monkeypatch.setattr(
-        storage,
+        file_hashes,
         "file_system_clock",
         lambda folder: real(folder)._replace(modified=real(folder).modified + later),
     )

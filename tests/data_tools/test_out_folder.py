@@ -18,6 +18,7 @@ from lorakit import manifest
 from lorakit.cli import main
 from lorakit.core import dataset_paths, folders
 from lorakit.core.errors import ConfigError, DataError, DiskError
+from lorakit.data import fingerprints
 from lorakit.data.items import load_training_records
 from lorakit.evaluation.judges import load_folder_references
 from lorakit.imaging import decode, masks
@@ -123,7 +124,7 @@ def test_the_dataset_is_the_same_as_one_beside_the_images(tmp_path: Path) -> Non
         ]
     beside = prepare_dataset(tmp_path / "photos", OPTIONS)
     assert apart.records == beside.records
-    assert manifest.dataset_fingerprint(apart.records) == manifest.dataset_fingerprint(beside.records)
+    assert fingerprints.dataset_fingerprint(apart.records) == fingerprints.dataset_fingerprint(beside.records)
     assert [r.caption for r in load_training_records(out)] == [r.caption for r in beside.records]
     (tmp_path / "photos/a.txt").write_text("a sks dog, written anew")
     assert prepare_dataset(out, OPTIONS).records[0].caption == "a sks dog, written anew"

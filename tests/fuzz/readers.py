@@ -60,9 +60,10 @@ def _captions(folder: Path) -> object:
 
 def _manifest(folder: Path) -> object:
     from lorakit import manifest
+    from lorakit.data import fingerprints
 
     records = manifest.load_manifest(folder)
-    return manifest.user_metadata_files(folder), manifest.dataset_fingerprint(records)
+    return manifest.user_metadata_files(folder), fingerprints.dataset_fingerprint(records)
 
 
 def _run(folder: Path) -> object:

@@ -14,6 +14,7 @@ from lorakit import manifest
 from lorakit.cli import main
 from lorakit.config.recipe import load_recipe
 from lorakit.core import launch, storage
+from lorakit.data import fingerprints
 from lorakit.models import base_model
 from lorakit.training import run_changes, run_results, start
 from lorakit.training.run_folder import RunFolder
@@ -27,7 +28,7 @@ def finished(tmp_path):
     file = runs.make_recipe(tmp_path / "r.yaml", "tiny-unet", data, tmp_path / "run")
     recipe = load_recipe(file)
     inputs = {
-        "dataset": manifest.dataset_fingerprint(manifest.load_manifest(data)),
+        "dataset": fingerprints.dataset_fingerprint(manifest.load_manifest(data)),
         "base": base_model.base_hash(base_model.resolve_base("tiny-unet")),
         "num_processes": 1,
     }

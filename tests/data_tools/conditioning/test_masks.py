@@ -20,9 +20,9 @@ from data_tools.prepare import (
     mask_dataset,
     prepare_dataset,
 )
-from lorakit import manifest
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
+from lorakit.data import fingerprints
 from lorakit.imaging import decode, masks
 from lorakit.manifest import Record
 from lorakit.models.text_segmentation import TextSegmenter
@@ -199,13 +199,13 @@ def test_a_changed_mask_is_refused_until_the_next_preparation(tmp_path: Path) ->
     fill(tmp_path, {"a.png": None}, size=(64, 48))
     corner((64, 48), (0, 0, 32, 48)).save(tmp_path / "a-masklabel.png")
     record = only(prepared(tmp_path))
-    fingerprint = manifest.dataset_fingerprint([record])
+    fingerprint = fingerprints.dataset_fingerprint([record])
     corner((64, 48), (0, 0, 16, 48)).save(tmp_path / "a-masklabel.png")
     with pytest.raises(decode.ImageError, match="mask has changed"):
         masks.read_record_mask(tmp_path, record)
     again = only(prepared(tmp_path))
     assert read(tmp_path, again).mean() == pytest.approx(255 / 4)
-    assert manifest.dataset_fingerprint([again]) != fingerprint
+    assert fingerprints.dataset_fingerprint([again]) != fingerprint
     (tmp_path / "a-masklabel.png").unlink()
     assert only(prepared(tmp_path)).mask is None
 

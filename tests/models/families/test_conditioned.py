@@ -19,7 +19,7 @@ from lorakit.cli import main
 from lorakit.config import recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
-from lorakit.data import conditioning, prompts
+from lorakit.data import conditioning, fingerprints, prompts
 from lorakit.models import families
 from lorakit.training import run_plan
 from tests import oracle, runs, tiny
@@ -178,7 +178,7 @@ def test_a_column_may_name_several_sources(tmp_path):
     _prepare(tmp_path)
     (record,) = manifest.load_manifest(tmp_path)
     assert [image.file for image in record.conditioning_images] == ["c.png", "b.png"]
-    assert manifest.dataset_fingerprint([record]) != manifest.dataset_fingerprint(
+    assert fingerprints.dataset_fingerprint([record]) != fingerprints.dataset_fingerprint(
         [dataclasses.replace(record, conditioning_images=())]
     )
     inputs = conditioning.record_conditioning(
