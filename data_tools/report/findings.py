@@ -37,7 +37,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem of some files: the first of them, the next ones behind a click, and the number of the rest."""
+    """A problem of some files: the first of them, the next behind a click, and the number of the rest."""
 
     text: str
     first_files: Sequence[FileName] = ()

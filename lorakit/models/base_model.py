@@ -26,6 +26,7 @@ MODULAR_INDEX = "modular_model_index.json"
 
 CACHE_VARIABLE = "LORAKIT_CACHE"
 
+
 def is_embedded(spec: str) -> bool:
     """Return True if the base model ships with lorakit."""
     return spec in EMBEDDED_BASES
