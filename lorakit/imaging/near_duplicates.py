@@ -43,7 +43,7 @@ def near_pair_arrays(hashes: Sequence[str]) -> Iterator[tuple[Indices, Indices, 
 def _close_pairs(first: Hashes, second: Hashes, max_distance: int) -> Iterator[tuple[Indices, Indices]]:
     """Yield i and j, i < j, of hashes first[i] and second[j] that differ in at most `max_distance` bits.
 
-    Of n parts of two such hashes, with 2 n above `max_distance`, at least one part differs in at most one bit:
+    Of n parts of two such hashes, 2 n above `max_distance`, at least one part differs in at most one bit:
     only hashes with such a part are compared, which takes time in proportion to the number of hashes.
     """
     num_parts = max_distance // 2 + 1
