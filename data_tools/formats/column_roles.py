@@ -136,6 +136,14 @@ def _column_kind(name: str, rows: Sequence[Mapping[str, Any]], find: FindFile) -
     return next(kind for kind in order if kind in kinds)
 
 
+def image_kind(rows: Sequence[Mapping[str, Any]], find: FindFile) -> Kind | None:
+    """Return what these rows hold of images: themselves, paths of files in the source, addresses, or None."""
+    names = dict.fromkeys(str(name) for row in rows for name in row)
+    kinds = {_column_kind(name, rows, find) for name in names}
+    order: tuple[Kind, ...] = ("image", "path", "address")
+    return next((kind for kind in order if kind in kinds), None)
+
+
 def is_image_cell(value: Any) -> bool:
     """Return True for an image as `datasets` stores it: bytes, a path, or both."""
     return isinstance(value, Mapping) and bool(value) and set(value) <= {"bytes", "path"}

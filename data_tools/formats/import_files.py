@@ -64,6 +64,8 @@ def _read_part(
 def _read_files(part: Part, result: TransferResult) -> Iterator[DatasetFile]:
     """Yield the plain files of a folder; one that cannot be read is named."""
     for name, path in part.files:
+        if path.resolve() in part.folder.read_by_tables:
+            continue  # it is in the dataset, with the caption of its row
         try:
             with open(path, "rb") as file:
                 reason = reason_to_leave_out(name, file.read(16))

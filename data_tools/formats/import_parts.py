@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from data_tools.captions import columns
 from data_tools.formats import tar_archives, zip_archives
+from data_tools.formats.column_roles import image_kind
 from data_tools.formats.left_out import LeftOut
 from data_tools.formats.members import TABLE_SUFFIXES, reason_to_leave_out
 from data_tools.formats.source_folder import SourceFolder
+from data_tools.formats.table_rows import iter_rows
 from data_tools.listing import IMAGE_SUFFIXES
 from lorakit import manifest
 from lorakit.core import dataset_paths
-from lorakit.core.errors import ConfigError
+from lorakit.core.errors import ConfigError, DataError
 
 Kind = Literal["tables", "zip", "tar", "files"]
 SPLITS = frozenset(["train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"])
 _SHARD = re.compile(r"([A-Za-z][A-Za-z_]*)-\d+(?:-of-\d+)?\..+")
 _TAR = re.compile(r".+\.(?:tar(?:\.(?:gz|bz2|xz))?|tgz|tbz2|txz)$", re.IGNORECASE)
 _TOP = PurePosixPath()
+_NUM_FIRST_ROWS = 16  # which show what the columns of a table hold
 _BESIDE_TABLES = "beside tables, which hold the images; give its folder as a source of its own"
+_NO_IMAGES = (
+    "a table without images or names of files; captions are read from metadata.parquet or metadata.csv"
+    " beside the images, with the columns file_name and text"
+)
 _NO_ARCHIVE = (
     "give a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .parquet or .arrow file, or a saved dataset"
 )
@@ -81,20 +91,36 @@ def _source_parts(source: Path, left_out: LeftOut, *, follow_links: bool) -> Ite
 
 
 def _folder_parts(folder: SourceFolder, left_out: LeftOut) -> Iterator[Part]:
-    """Yield the tables of a folder, else its archives and its other files."""
+    """Yield the tables of a folder, else its archives and its other files.
+
+    Beside images, a table counts only if it has images of its own or names of files. With names, it describes
+    images of the folder, so that the others are imported too; beside images of its own, they are previews.
+    """
     files = list(folder.files(left_out))
     if any(name == manifest.MANIFEST_FILE for name, _ in files):
         yield Part("files", folder.root, folder, tuple(_dataset_files(folder.root, files, left_out)))
         return
     tables = [(name, path) for name, path in files if _is_table(name, path)]
+    are_described = False
+    if tables and any(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name, _ in files):
+        kinds = {table: _image_kind(table[1], folder) for table in tables}
+        without = [table for table in tables if kinds[table] is None]
+        left_out.extend("file", ((name, _NO_IMAGES) for name, _ in without))
+        tables, files = ([pair for pair in pairs if pair not in without] for pairs in (tables, files))
+        are_described = all(kinds[table] == "path" for table in tables)
     if tables:
-        others = [(name, path) for name, path in files if (name, path) not in tables]
-        left_out.extend("file", ((name, _reason_beside_tables(name, path)) for name, path in others))
         labels = _split_labels([name for name, _ in tables])
-        yield Part(
-            "tables", folder.root, folder, tuple(zip(labels, (path for _, path in tables), strict=True))
-        )
-        return
+        paths = (path for _, path in tables)
+        yield Part("tables", folder.root, folder, tuple(zip(labels, paths, strict=True)))
+        files = [pair for pair in files if pair not in tables]
+        if not are_described:
+            left_out.extend("file", ((name, _reason_beside_tables(name, path)) for name, path in files))
+            return
+    yield from _plain_parts(files, folder)
+
+
+def _plain_parts(files: Sequence[tuple[str, Path]], folder: SourceFolder) -> Iterator[Part]:
+    """Yield the archives among the files of a folder, and its other files."""
     archives = {name: path for name, path in files if _is_archive(name, path)}
     others = [(name, path) for name, path in files if name not in archives]
     has_images = any(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name, _ in others)
@@ -128,6 +154,15 @@ def _is_table(name: str, path: Path) -> bool:
         return False
     is_saved = (path.parent / "state.json").is_file() or (path.parent / "dataset_info.json").is_file()
     return file.suffix.lower() != ".arrow" or is_saved or not any(path.parent.glob("*.json"))
+
+
+def _image_kind(table: Path, folder: SourceFolder) -> str | None:
+    """Return "image" for a table with images, and for one that cannot be read; "path", "address" or None."""
+    try:
+        rows = list(itertools.islice(iter_rows(table, columns.check_column_names), _NUM_FIRST_ROWS))
+    except DataError:
+        return "image"  # the import then says what is wrong with it
+    return image_kind(rows, functools.partial(folder.find, beside=table.parent))
 
 
 def _is_archive(name: str, path: Path) -> bool:

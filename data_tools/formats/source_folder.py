@@ -27,6 +27,7 @@ class SourceFolder:
     def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
         self.root, self.follow_links = find_snapshot(folder), follow_links
         self.allowed = [self.root.resolve(), *_blob_folders(self.root)]
+        self.read_by_tables: set[Path] = set()
 
     def files(self, left_out: LeftOut) -> Iterator[tuple[str, Path]]:
         """Yield (relative name, path) of the files; links that are not followed are added to `left_out`."""
@@ -71,7 +72,10 @@ class SourceFolder:
     def read(self, name: str, beside: Path | None = None) -> bytes | None:
         """Return the bytes of such a file, or None."""
         path = self.find(name, beside)
-        return None if path is None else decode.read_file(path)
+        if path is None:
+            return None
+        self.read_by_tables.add(path.resolve())
+        return decode.read_file(path)
 
 
 def find_snapshot(folder: Path) -> Path:

@@ -115,6 +115,21 @@ def test_a_folder_of_links_out_of_it_says_why_there_is_no_image(tmp_path: Path) 
         import_dataset(tmp_path / "out", [tmp_path / "in"])
 
 
+def test_a_table_without_images_does_not_hide_the_images_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, data in enumerate(JPEGS[:2]):
+        (folder / f"{number}.jpg").write_bytes(data)
+    write_table(folder / "train.parquet", text=["a dog", "a cat"])
+    done = import_dataset(tmp_path / "out", [folder])
+    assert set(files(tmp_path / "out")) == {"0.jpg", "1.jpg"}
+    assert "without images" in reasons(done)["train.parquet"]
+    write_table(folder / "train.parquet", image=["1.jpg"], text=["a cat"])
+    done = import_dataset(tmp_path / "named", [folder])
+    assert sorted(files(tmp_path / "named")) == ["0.jpg", "00000000-1.jpg", "00000000-1.txt"]
+    assert not reasons(done)
+
+
 def test_splits_of_tables_get_folders_and_can_be_chosen(tmp_path: Path) -> None:
     for name in ("data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001"):
         write_table(tmp_path / f"in/{name}.parquet", image=["photo 1"], text=[name])
