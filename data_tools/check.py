@@ -225,7 +225,7 @@ def _too_little_to_learn_from(
     own = {record.file for record in kept}
     number = len(kept) - sum(max(0, len(own & set(cluster.files)) - 1) for cluster in clusters)
     if kept and number < MIN_DIFFERENT_IMAGES:
-        message = f"{pluralize(number, 'different image')}: they would be memorized; 10 to 30 are usual"
+        message = f"{pluralize(number, 'different image')} would be memorized; 10 to 30 are usual"
         yield Finding("warning", "few_images", message, tuple(record.file for record in kept))
     yield from _template_captions(kept, trigger)
 
@@ -238,8 +238,8 @@ def _template_captions(kept: Sequence[Record], trigger: str | None) -> Iterator[
     """
     if len(kept) < 2 or any(not r.captions or r.captions[0].source != "template" for r in kept):
         return
-    text = kept[0].caption
-    if not trigger or not has_word(text, trigger):
+    text, template = kept[0].caption, kept[0].captions[0].prompt or ""
+    if not (has_word(text, trigger) if trigger else "{trigger}" in template):
         message = f"all captions are {text!r}, without a word that stands for the subject; give --trigger"
         yield Finding("warning", "template_captions", message)
     elif len(kept) > MAX_TEMPLATE_IMAGES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,16 @@ class Dataset:
             lines.append(f"  conditioning images {_listed(counts['conditioning_images'])}")
         levels = [findings.pluralize(number, level) for level, number in counts["findings"].items() if number]
         lines.append(f"  findings   {', '.join(levels) or 'none'}")
-        fileless_codes = ("unusable_name", "unreadable_folder")  # these files have no record
-        printed = [f for f in self.findings if f.level == "warning" or f.code in fileless_codes]
+        named = {record.file for record in excluded}
+        printed = [f for f in self.findings if f.level == "warning" or _is_about_others(f, named)]
         lines += [f"  {finding}" for finding in printed[:10]]
+        lines += [f"  ... and {len(printed) - 10} more, see report.html"] if len(printed) > 10 else []
         return "\n".join(lines)
+
+
+def _is_about_others(finding: Finding, named: Collection[str]) -> bool:
+    """Return True for an error that concerns more than the files that are named already."""
+    return finding.level == "error" and not (finding.files and set(finding.files) <= set(named))
 
 
 def _listed(counts: dict[str, int]) -> str:

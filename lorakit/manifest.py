@@ -36,6 +36,7 @@ _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 class Caption:
     """One caption and its source: file, metadata, folder, template, or model.
 
+    `prompt` is what a model was asked, or the template with the names of its words, such as {trigger}.
     `edits` were applied in order to `original_text` to get `text` (`data_tools.captions.edits`).
     `image_hash` is a short hash of the pixels and crop that a captioning model described: if they change, the
     caption may be wrong.

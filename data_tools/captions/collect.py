@@ -108,9 +108,16 @@ class CaptionOptions:
             self.caption_extension, self.caption_encoding, self.caption_lines, self.caption_columns
         )
 
-    def template_caption(self) -> str | None:
-        """Return the caption for images without one, or None."""
-        return fill_template(self.template, self.trigger, self.class_noun)
+    def template_caption(self) -> Caption | None:
+        """Return the caption for images without one, or None; its prompt is the template with names of words.
+
+        Without a trigger word the template has no place for one.
+        """
+        text = fill_template(self.template, self.trigger, self.class_noun)
+        if text is None:
+            return None
+        trigger = "{trigger}" if self.trigger else None
+        return Caption(text, "template", prompt=fill_template(self.template, trigger, "{class_noun}"))
 
 
 def collect_captions(listing: Listing, records: Sequence[Record], options: CaptionOptions) -> list[Record]:
@@ -220,13 +227,13 @@ def _select_sources(
         if folder and options.caption_from_folder:
             return [folder]
         if template:
-            return [Caption(template, "template")]
+            return [template]
     if user_captions or others:
         return [*user_captions, *others]
     if folder:
         return [folder]
     if template:
-        return [Caption(template, "template")]
+        return [template]
     return [caption for caption in earlier if caption.source == "template"]
 
 

@@ -340,3 +340,22 @@ def test_near_duplicates_are_confirmed_in_color(tmp_path: Path, change: str) -> 
         "crop": cut(original, 0.04),
     }[change]
     assert "near_duplicate" in check_images(tmp_path, [photo(1), original, changed])
+
+
+@pytest.mark.parametrize(("trigger", "level"), [("sks", "note"), (None, "warning")])
+def test_a_check_of_a_prepared_folder_knows_if_its_template_had_a_trigger_word(
+    tmp_path: Path, trigger: str | None, level: str
+) -> None:
+    for number in range(5):
+        photo(number, (80, 64)).save(tmp_path / f"{number}.png")
+    prepare_dataset(tmp_path, PrepareOptions(class_noun="dog", trigger=trigger, resolution=64, quiet=True))
+    result = check_dataset_folder(tmp_path, PrepareOptions(resolution=64, quiet=True))
+    assert {f.code: f.level for f in result.findings}["template_captions"] == level
+
+
+def test_the_summary_of_a_preparation_names_errors_of_images_that_are_kept(tmp_path: Path) -> None:
+    folder = fill(tmp_path, {f"{seed}.png": f"image {seed}" for seed in range(6)}, size=(18, 18))
+    (folder / "bad.png").write_bytes(b"")
+    summary = prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True)).summary()
+    assert "error   upscaled" in summary
+    assert summary.count("bad.png") == 1
