@@ -12,6 +12,7 @@ from lorakit.data.caches import TextCache, TextRequest
 from lorakit.data.conditioning import ConditioningInputs
 from lorakit.models import non_finite
 from lorakit.models.families.family import Conditioning
+from lorakit.models.truncated_texts import collect_truncations
 
 
 class TextAtUse:
@@ -34,7 +35,8 @@ class TextAtUse:
         stored = self._cache.find(request)
         if stored is not None:
             return stored
-        embeddings = self._cache.encode(self._pipe, request)
+        with collect_truncations():  # `data check` names such captions
+            embeddings = self._cache.encode(self._pipe, request)
         if not non_finite.all_finite(embeddings.values()):
             raise NumericError(
                 "the text encoders overflow in half precision",

@@ -21,6 +21,7 @@ from lorakit.models import device as devices
 from lorakit.models import loading
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.memory import format_bytes
+from lorakit.models.truncated_texts import collect_truncations, truncation_summary
 from lorakit.sampling import generate
 from lorakit.training import regularization
 from lorakit.training.caption_stream import CaptionStream
@@ -134,9 +135,13 @@ class RunCaches:
         self, requests: Sequence[caches.TextRequest], dtype: torch.dtype, pipe: Any
     ) -> list[caches.TextRequest]:
         """Encode and store missing texts; returns those that overflow in `dtype`."""
-        overflowing = self.text.fill(self.text.missing(requests), pipe, dtype)
-        varied = self.text.missing(self._varied_requests())
-        return overflowing + self.text.fill(varied, pipe, dtype)
+        with collect_truncations() as ignored_words:
+            overflowing = self.text.fill(self.text.missing(requests), pipe, dtype)
+            varied = self.text.missing(self._varied_requests())
+            overflowing += self.text.fill(varied, pipe, dtype)
+        if summary := truncation_summary(ignored_words):
+            self.log(f"warning: {summary}; `lorakit data check` names their images")
+        return overflowing
 
     @property
     def encodes_at_use(self) -> bool:
