@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from PIL import ExifTags, Image, ImageFile, IptcImagePlugin
 
 from data_tools.captions.generation_settings import split_settings
+from lorakit.core.errors import DataError
+from lorakit.core.strict_json import parse_json
 
 EMBEDDED_TEXT = "embedded_text"
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF")  # a JPEG may turn out to be an MPO
@@ -125,7 +126,7 @@ def _is_json(text: str) -> bool:
     if text[:1] not in "{[":
         return False
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        parse_json(text, "")
+    except DataError:
         return False
     return True

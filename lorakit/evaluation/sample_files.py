@@ -88,7 +88,7 @@ def find_samples(
         if first := paths.get((sample.key, sample.step)):
             text = f"prompt {sample.prompt.id!r} with seed {sample.seed} has two images"
             remedy = "score images of different settings in folders of their own"
-            raise DataError(text, where=f"{first.name}, {sample.path.name}", remedy=remedy)
+            raise DataError(text, where=f"{first}, {sample.path}", remedy=remedy)
         paths[sample.key, sample.step] = sample.path
     return samples
 

@@ -7,13 +7,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lorakit.config.recipe import OptimizerConfig
 from lorakit.core.errors import ConfigError, first_line
 from lorakit.core.nearest import did_you_mean
+
+if TYPE_CHECKING:
+    import torch  # not at run time: the answer for a finished run asks for versions only
 
 Groups = Sequence[dict[str, Any]]
 # The library keeps tensors of fewer than 4,096 elements in 32 bits: most of a small adapter.
@@ -84,6 +85,8 @@ def package_version(name: str) -> dict[str, str]:
 
 def import_class(name: str) -> type[torch.optim.Optimizer]:
     """Return the class of an optimizer; ConfigError if it is not installed or no optimizer."""
+    import torch
+
     entry = resolve_class(name)
     module, _, attribute = entry.path.rpartition(".")
     try:

@@ -98,7 +98,7 @@ def bare_step(base: str, folder: Path, optimizer_name: str, steps: int) -> Calla
 def _library_optimizer(
     parameters: list[torch.nn.Parameter], config: recipe.OptimizerConfig
 ) -> torch.optim.Optimizer:
-    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {"lr": config.lr, "betas": (0.9, 0.999), "weight_decay": config.weight_decay}
     if config.name == "adamw":
         return torch.optim.AdamW(parameters, **settings, fused=True)
     import bitsandbytes

@@ -40,7 +40,7 @@ def problem(**changes) -> str:
         ),
         ({"validate": {"fractoin": 0.1}}, "did you mean 'fraction'?"),
         ({"optimizer": {"name": "adamw8bitt"}}, "did you mean 'adamw8bit'?"),
-        ({"optimizer": {"name": "adamw8bit "}}, "'adamw8bit ' is not one of adamw8bit, adamw; did you mean"),
+        ({"optimizer": {"name": "adamw8"}}, "'adamw8' is not one of adamw, adamw8bit, "),
         ({"tracker": "wandbb"}, "did you mean 'wandb'?"),
         ({"tracker": False}, "tracker: False is not one of none, wandb, tensorboard"),
         ({"export": ["comfy"]}, "did you mean 'comfyui'?"),
@@ -96,7 +96,7 @@ def test_an_impossible_number_is_refused(changes, words):
     ("changes", "words"),
     [
         ({"optimizer": {"warmup": 20}, "train": {"steps": 10}}, "would never be reached"),
-        ({"optimizer": {"name": "prodigy", "groups": []}}, "'prodigy' is not one of"),
+        ({"optimizer": {"name": "prodgy"}}, "did you mean 'prodigy'?"),
         ({"adapter": {"text_encoder": True, "type": "none"}}, "has no text_encoder"),
         ({"adapter": {"type": "loha"}, "memory": {"quantize": "nf4"}}, "needs full weights"),
         ({"slider": SLIDER, "caption_use": {"caption_dropout": 0.1}}, "leave out caption_use"),
@@ -210,7 +210,7 @@ def test_blanks_around_a_path_are_refused(key, value):
 
 @pytest.mark.parametrize("key", recipe.NON_TRAINING_KEYS)
 def test_settings_that_may_change_are_keys_of_the_recipe(key):
-    flat = recipe.parse_recipe(BASE).dump()
+    flat = recipe.parse_recipe(BASE | {"memory": {}}).dump()
     for part in key.split("."):
         assert part in flat
         flat = flat[part]

@@ -186,7 +186,7 @@ def test_the_report_is_written_again_from_the_numbers_alone(place, capsys):
         (["pick", "{root}"], 3, "lorakit eval run"),
         (["compare", "{solid}@step-9", "{solid}"], 2, "no variant 'step-9'"),
         (["score", "{root}/solid", "--prompts", "{root}/nowhere.tsv"], 3, "the file does not exist"),
-        (["score", "{root}", "--prompts", "{root}/parti.tsv"], 3, "no images"),
+        (["score", "{root}", "--prompts", "{root}/parti.tsv"], 3, "in folders of their own"),
         (
             [
                 "score",
@@ -214,5 +214,5 @@ def test_a_mistake_is_one_readable_error(place, capsys, arguments, code, message
     command = [text.format(root=place, solid=place / "solid-scores") for text in arguments]
     assert main.main(["eval", *command]) == code
     err = capsys.readouterr().err
-    assert err.startswith("error: ")
+    assert "\nerror: " in f"\n{err}"
     assert message in err

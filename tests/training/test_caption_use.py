@@ -115,8 +115,8 @@ def test_gradients_of_two_processes_with_varied_captions_add_up_to_the_whole_ste
     values = []
     for own in (samples, batch_sampler.shard(samples, 0, 2), batch_sampler.shard(samples, 1, 2)):
         loss = float(step.compute_gradients(own))
-        values.append([torch.tensor(loss), *(p.grad.clone() for _, p in step.parameters)])
-        step.optimizer.zero_grad(set_to_none=True)
+        values.append([torch.tensor(loss), *(g.clone() for _, g in step.parameters.gradient_views())])
+        step.parameters.zero_gradients()
     for whole, first, second in zip(*values, strict=True):
         assert torch.allclose(whole, (first + second) / 2, atol=1e-5)
 

@@ -13,6 +13,7 @@ from lorakit.config import recipe
 from lorakit.core import rng, storage
 from lorakit.models import vae
 from lorakit.training import objective, optimizers
+from lorakit.training.flat_parameters import FlatParameters
 from tests import tiny
 from tests.models.families.common import CAPTIONS, all_rows, encode_all, family_of, noise_for, two_timesteps
 
@@ -97,7 +98,7 @@ def test_fifteen_steps_lower_the_loss(name):
     latents = vae.encode_latents(trial.pipe.vae, pixels[:, :, None] if trial.family.is_video else pixels).mean
     goal = trial.objective()
     noised = goal.add_noise(latents, trial.noise, torch.tensor([0.6]))
-    parameters = adapters.trainable_parameters(trial.model)
+    parameters = FlatParameters(adapters.trainable_parameters(trial.model))
     optimizer = optimizers.build_optimizer(parameters, recipe.OptimizerConfig(name="adamw8bit", lr=1e-2))
     trial.model.train()
     losses = []
@@ -105,9 +106,10 @@ def test_fifteen_steps_lower_the_loss(name):
         prediction = trial.predict(noised.noisy_latents.float(), noised.timesteps)
         loss = goal.loss(prediction, noised.target, noised.timesteps).mean()
         losses.append(loss.item())
-        optimizer.zero_grad()
+        parameters.zero_gradients()
         loss.backward()
-        optimizer.step()
+        parameters.add_gradients()
+        optimizers.take_step(optimizer, parameters)
     assert math.isfinite(losses[-1])
     assert losses[-1] < 0.99 * losses[0], losses
 

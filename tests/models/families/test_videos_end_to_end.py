@@ -63,7 +63,7 @@ def test_prepared_videos_stay_in_the_manifest_and_a_broken_one_is_reported(tmp_p
     assert main.main(["data", "prepare", str(data), "--videos", "--resolution", "64"]) == 0
     records = {record.file: record for record in manifest.load_manifest(data)}
     assert {file for file, record in records.items() if record.video} == {"a.mp4", "b.webm", "c.mkv"}
-    assert records["broken.mp4"].reason.startswith("corrupt: ")
+    assert records["broken.mp4"].reason.startswith("not_an_image: ")
     before = (data / "manifest.jsonl").read_bytes()
     assert main.main(["data", "prepare", str(data), "--resolution", "64"]) == 0  # known from the manifest
     assert (data / "manifest.jsonl").read_bytes() == before
