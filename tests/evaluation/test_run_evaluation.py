@@ -29,6 +29,7 @@ from lorakit.models import base_model
 from lorakit.models.clip_score import ClipScorer
 from lorakit.sampling.pipeline import SamplingOptions
 from tests.evaluation import embedded, untrained
+from tests.long_tier import long
 
 FAST = SamplingOptions(num_inference_steps=2, guidance_scale=3.0, batch_size=8, quiet=True)
 
@@ -250,6 +251,7 @@ def test_a_guest_is_a_row_with_the_same_prompts_and_its_own_trigger_word_and_is_
     )
 
 
+@long
 def test_a_race_samples_the_other_prompts_only_for_those_that_can_still_be_the_best(run, monkeypatch):
     monkeypatch.setattr(race, "find_losers", lambda evaluation: ["step-100"])
     evaluate(run, "many.jsonl", race=True)

@@ -147,6 +147,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert not job("line", tmp_path, 3).checkpoint.exists()
 
 
+@long
 def test_no_unseen_composition_enters_the_latents(small_vae: tuple[Path, float], tmp_path: Path) -> None:
     pool = denoisers.build_latent_pool(
         autoencoder.load_autoencoder(small_vae[0]), tmp_path / "latents.safetensors", compositions=20
@@ -164,6 +165,7 @@ def test_a_stage_needs_the_earlier_stages(tmp_path: Path) -> None:
     assert pretrain.main(["--stage", "unet", "--out", str(tmp_path)]) == ConfigError.exit_code
 
 
+@long
 def test_the_joint_accuracy_is_not_above_that_of_its_attributes(small_clip: Path) -> None:
     scenes = assess.unseen_scenes(8, seed=1)
     assert len({shape_world.scene_caption(scene) for scene in scenes}) == 8

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.long_tier import some_long
 from tests.reliability import instants, kills, processes, tiny_training
 from tests.reliability.tiny_training import DIT
 
@@ -14,7 +15,7 @@ KILLS = 20
 IN_A_ROW = 5
 
 
-@pytest.mark.parametrize("base", tiny_training.BASES)
+@pytest.mark.parametrize("base", some_long(tiny_training.BASES, tiny_training.DIT))
 def test_five_kills_in_a_row_at_random_moments_end_in_the_same_bytes(recorded, base):
     """20 kills in 4 runs, each killed 5 times before it may finish."""
     training, reference, _ = recorded(base, True)

@@ -39,7 +39,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Command]:
 @pytest.mark.parametrize(
     ("num_processes", "parts"),
     [
-        (ONE, ["command", "trainer"]),
+        (ONE, ["trainer"]),
+        pytest.param(ONE, ["command", "trainer"], marks=long),
         pytest.param(TWO, ["launcher", "trainer", "command"], marks=long),
     ],
 )
