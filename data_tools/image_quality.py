@@ -91,15 +91,19 @@ def _downscaled_gray(image: Image.Image) -> GrayImage:
 
 
 def _bar_rows(rows: GrayImage) -> int:
-    """Return the number of first rows of one tone if the next rows differ from it along most of their width,
-    else 0."""
+    """Return the number of first rows of one tone if the next row differs from it along most of its width and
+    the rows that follow do so at both ends, else 0: a shape before a plain background ends before them.
+    """
     flat = (np.abs(rows - rows[0].mean()) <= 4).all(axis=1)
     if flat.all() or not flat[0]:
         return 0
     count = int(np.argmin(flat))
     # Reducing the image blurs the edge over one row, so the row after that one is compared.
-    beyond = rows[min(count + 1, len(rows) - 1)]
-    return count if (np.abs(beyond - rows[0].mean()) >= 16).mean() >= 0.5 else 0
+    differs = np.abs(rows[min(count + 1, len(rows) - 1) :] - rows[0].mean()) >= 16
+    end = max(1, rows.shape[1] // 20)
+    near = differs[: max(1, len(rows) // 10)]
+    reaches_ends = near[:, :end].any() and near[:, -end:].any()
+    return count if differs[0].mean() >= 0.5 and reaches_ends else 0
 
 
 @functools.cache

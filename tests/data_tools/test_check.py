@@ -19,6 +19,7 @@ from lorakit.core import storage
 from lorakit.core.errors import DataError
 from lorakit.imaging import near_duplicates
 from lorakit.manifest import Caption, Record
+from lorakit.quickstart import concept
 from tests.data_tools.folders import fill, photo
 
 
@@ -359,3 +360,18 @@ def test_the_summary_of_a_preparation_names_errors_of_images_that_are_kept(tmp_p
     summary = prepare_dataset(folder, PrepareOptions(resolution=64, quiet=True)).summary()
     assert "error   upscaled" in summary
     assert summary.count("bad.png") == 1
+
+
+def test_the_drawings_of_the_quickstart_have_no_false_near_duplicates_or_bars(tmp_path: Path) -> None:
+    """Other shapes and colors on one plain background, and a square above the middle of one."""
+    concept.make_dataset(tmp_path, concept.DemoConcept("striped"))
+    result = prepare_dataset(tmp_path, PrepareOptions(resolution=64, report=False, quiet=True))
+    assert [finding.code for finding in result.findings if finding.level != "note"] == ["truncated"]
+
+
+def test_a_shape_that_ends_before_a_plain_background_is_no_letterbox() -> None:
+    drawing = Image.new("RGB", (200, 200), "green")
+    drawing.paste(Image.new("RGB", (120, 100), "yellow"), (40, 10))
+    assert not any(note.startswith("letterbox") for note in image_quality.quality_notes(drawing))
+    drawing.paste(Image.new("RGB", (200, 100), "yellow"), (0, 10))
+    assert any(note.startswith("letterbox") for note in image_quality.quality_notes(drawing))
