@@ -39,8 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Command]:
 @pytest.mark.parametrize(
     ("num_processes", "parts"),
     [
-        (ONE, ["trainer"]),
-        pytest.param(ONE, ["command", "trainer"], marks=long),
+        (ONE, ["command", "trainer"]),
         pytest.param(TWO, ["launcher", "trainer", "command"], marks=long),
     ],
 )
