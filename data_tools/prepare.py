@@ -29,6 +29,7 @@ from data_tools.listing import Listing, list_dataset
 from data_tools.options import PrepareOptions
 from lorakit import manifest
 from lorakit.core import storage
+from lorakit.core.checksums import sha256_file
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.core.shards import Shard
 from lorakit.imaging import crops
@@ -343,6 +344,7 @@ def _report(result: Dataset, options: PrepareOptions) -> None:
         counts=result.counts(),
         trigger=options.trigger,
         base=options.base,
+        records_hash=sha256_file(result.folder / manifest.MANIFEST_FILE),
         quiet=options.quiet,
     )
 

@@ -15,6 +15,8 @@ from data_tools.report import image_cards, statistics
 from data_tools.report.data import ReportData
 from data_tools.report.thumbnails import Thumbnails
 from lorakit.core import storage
+from lorakit.core.checksums import sha256_bytes, sha256_file
+from lorakit.core.version import __version__
 from lorakit.imaging import crops
 from lorakit.manifest import Record
 from lorakit.reports import render_page
@@ -31,20 +33,58 @@ def write_report(
     counts: Mapping[str, Any],
     trigger: str | None = None,
     base: str | None = None,
+    records_hash: str | None = None,
     quiet: bool = True,
 ) -> bool:
-    """Write report.json and report.html; return False if both exist with exactly this content."""
+    """Write report.json and report.html; return False if both exist with exactly this content.
+
+    With `records_hash`, of the manifest with these records, the page ends with a mark of what it was made
+    from, so that an equal report is recognized without its content being computed.
+    """
+    html_path, json_path = root / HTML_FILE, root / JSON_FILE
+    source = None
+    if records_hash is not None and base is None:  # the tokenizers of a base model may change
+        source = _source_hash(root, records_hash, findings, counts, trigger)
+        if _has_mark(html_path, json_path, source):
+            return False
     data = report_data.collect_report_data(
         records, findings, counts, folder=root.resolve().name, trigger=trigger, base=base
     )
     value = report_data.to_json(data)
-    json_path, html_path = root / JSON_FILE, root / HTML_FILE
-    if html_path.is_file() and json_path.is_file() and _file_equals(json_path, value):
+    if source is None and html_path.is_file() and json_path.is_file() and _file_equals(json_path, value):
         return False
-    storage.write_text(html_path, render_report(root, data, quiet=quiet))
+    html = render_report(root, data, quiet=quiet)
     with storage.open_atomic(json_path) as file:
         file.writelines(_json_chunks(value))
+    storage.write_text(html_path, html + ("" if source is None else _mark(source, json_path)))
     return True
+
+
+def _source_hash(
+    root: Path,
+    records_hash: str,
+    findings: Sequence[Finding],
+    counts: Mapping[str, Any],
+    trigger: str | None,
+) -> str:
+    """Return a hash of everything that a report without a base model is made from."""
+    inputs = [__version__, root.resolve().name, records_hash, sorted(counts.items()), trigger]
+    template = sha256_bytes(TEMPLATE.read_bytes())
+    return sha256_bytes("\n".join(map(repr, [*inputs, template, *findings])).encode("utf-8", "replace"))
+
+
+def _mark(source: str, json_path: Path) -> str:
+    """Return the end of a page that was made from `source` beside this report.json."""
+    return f"<!-- made from {source}, with report.json {sha256_file(json_path)} -->\n"
+
+
+def _has_mark(html_path: Path, json_path: Path, source: str) -> bool:
+    if not (html_path.is_file() and json_path.is_file()):
+        return False
+    mark = _mark(source, json_path).encode()
+    with open(html_path, "rb") as file:
+        file.seek(max(0, html_path.stat().st_size - len(mark)))
+        return file.read() == mark
 
 
 def _json_chunks(value: Mapping[str, Any]) -> Iterator[bytes]:

@@ -172,6 +172,28 @@ def test_the_rebuilt_report_is_the_same(folder: Path) -> None:
     assert {name: (folder / name).read_bytes() for name in (report.HTML_FILE, report.JSON_FILE)} == before
 
 
+@pytest.mark.parametrize("name", [report.HTML_FILE, report.JSON_FILE])
+@pytest.mark.parametrize("change", ["nothing", "cut", "removed", "another caption"])
+def test_a_report_is_written_again_only_if_it_differs(tmp_path: Path, name: str, change: str) -> None:
+    fill(tmp_path, {f"{number}.png": f"thing {number}" for number in range(5)})
+    options = PrepareOptions(resolution=64, quiet=True)
+    prepare_dataset(tmp_path, options)
+    before, file = (
+        {n: (tmp_path / n).read_bytes() for n in (report.HTML_FILE, report.JSON_FILE)},
+        tmp_path / name,
+    )
+    if change == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    elif change == "removed":
+        file.unlink()
+    elif change == "another caption":
+        (tmp_path / "0.txt").write_text("something else")
+    written = file.stat().st_mtime_ns if file.exists() else None
+    prepare_dataset(tmp_path, options)
+    assert (file.stat().st_mtime_ns == written) == (change == "nothing")
+    assert ((tmp_path / name).read_bytes() == before[name]) == (change != "another caption")
+
+
 # ---- in a browser ------------------------------------------------------------------------------------------
 
 LOADED = (
