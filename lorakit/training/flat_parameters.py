@@ -71,8 +71,8 @@ class FlatParameters:
         self._active = dict.fromkeys(self.networks, False)
         self._network_of = [network_of(name) for name, _ in self.named]
         keys = [(network_of(name), lr_multiplier(name)) for name, _ in self.named]
-        # those of multiplier 1 first, whose rate is logged as the run's
-        order = sorted(range(len(keys)), key=lambda i: (keys[i][1] != 1.0, keys.index(keys[i]), i))
+        groups = _group_indices(keys)
+        order = [index for group in groups for index in group]
         self._starts = [0] * len(keys)
         end = 0
         for i in order:
@@ -85,9 +85,9 @@ class FlatParameters:
         self.gradients = self._exchanged[ALIGNMENT:]
         self._gradient_views = [self._view(self.gradients, i) for i in range(len(keys))]
         self._take_over_values()
-        groups = [[i] for i in order] if per_tensor else _consecutive(order, keys)
         self.tensors = [
-            self._optimizer_tensor(group, keys[group[0]], flat=not per_tensor) for group in groups
+            self._optimizer_tensor(group, keys[group[0]], flat=not per_tensor)
+            for group in ([[index] for index in order] if per_tensor else groups)
         ]
 
     def _view(self, buffer: torch.Tensor, index: int) -> torch.Tensor:
@@ -177,9 +177,12 @@ def _num_blocks(numel: int) -> int:
     return max(1, math.ceil(numel / ALIGNMENT))
 
 
-def _consecutive(order: Sequence[int], keys: Sequence[tuple[str, float]]) -> list[list[int]]:
-    """Group the indices in `order` by their key; equal keys follow each other."""
+def _group_indices(keys: Sequence[tuple[str, float]]) -> list[list[int]]:
+    """Group indices by their key (network, multiplier of the learning rate).
+
+    Those of multiplier 1 come first, whose rate is logged as the run's.
+    """
     groups: dict[tuple[str, float], list[int]] = {}
-    for index in order:
-        groups.setdefault(keys[index], []).append(index)
-    return list(groups.values())
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[1] != 1.0)]

@@ -287,7 +287,7 @@ class TrainingStep:
                 loss = self.parameters.exchange_gradients(loss, mean)
         scale = self.state.loss_scale.value if self.state.loss_scale else 1.0
         norm = self.parameters.clip_gradients(self.recipe.optimizer.max_grad_norm, scale)
-        values = torch.stack([loss, norm]).tolist()  # the step's one wait for the device
+        values = torch.stack([loss, norm]).tolist()  # a wait for the device, as the exchange of processes is
         return StepResult(loss=values[0], grad_norm=values[1])
 
     def _record_skipped_step(self, samples: Sequence[SampleIndex]) -> None:

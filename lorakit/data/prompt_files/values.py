@@ -39,13 +39,8 @@ def _seed_list(value: Any) -> list[Any]:
 
 def read_steps(value: Any, where: str) -> int | None:
     """Return a number of sampler steps."""
-    if value is None:
-        return None
-    steps = _whole(value)
-    if steps is None or not 0 < steps <= MAX_STEPS:
-        remedy = f"write a whole number from 1 to {MAX_STEPS}, such as 28"
-        raise DataError(f"num_inference_steps {value!r} cannot be used", where=where, remedy=remedy)
-    return steps
+    remedy = f"write a whole number from 1 to {MAX_STEPS}, such as 28"
+    return _positive("num_inference_steps", value, MAX_STEPS, where, remedy)
 
 
 def read_guidance(value: Any, where: str) -> float | None:
@@ -74,13 +69,18 @@ def read_size(row: dict[str, Any], where: str) -> tuple[int | None, int | None]:
 
 
 def _side(name: str, value: Any, where: str) -> int | None:
+    remedy = f"write a whole number of pixels up to {MAX_SIDE}, such as 1024"
+    return _positive(name, value, MAX_SIDE, where, remedy)
+
+
+def _positive(name: str, value: Any, maximum: int, where: str, remedy: str) -> int | None:
+    """Return a whole number from 1 to `maximum`; None stays None."""
     if value is None:
         return None
-    side = _whole(value)
-    if side is None or not 0 < side <= MAX_SIDE:
-        remedy = f"write a whole number of pixels up to {MAX_SIDE}, such as 1024"
+    number = _whole(value)
+    if number is None or not 0 < number <= maximum:
         raise DataError(f"{name} {value!r} cannot be used", where=where, remedy=remedy)
-    return side
+    return number
 
 
 def read_aspect_ratio(value: Any, where: str) -> float | None:
