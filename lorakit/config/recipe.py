@@ -128,7 +128,8 @@ class Recipe(RecipeSection):
             yield f"export names {consumer} twice: leave one out"
         if self.optimizer.loraplus_lr_ratio != 1 and not is_low_rank:
             yield f"optimizer.loraplus_lr_ratio needs a matrix B, which adapter.type {method} does not have"
-        if self.quantized and not is_low_rank and method != "none":
+        is_quantized = self.memory_config.quantize not in (None, "none")
+        if is_quantized and not is_low_rank and method != "none":
             yield (
                 f"adapter.type {method} needs full weights, which memory.quantize does not keep:"
                 " leave one of them out"
@@ -204,20 +205,9 @@ class Recipe(RecipeSection):
         return self.model_dump(mode="json", by_alias=True)
 
     @property
-    def quantized(self) -> Literal["nf4", "int8"] | None:
-        """Quantization of the frozen base model; None if it is not quantized."""
-        return self.memory.quantize if isinstance(self.memory, MemoryConfig) else None
-
-    @property
-    def gradient_checkpointing(self) -> bool | None:
-        """True or False if the recipe says so; None to use it on a GPU only."""
-        setting = self.memory.gradient_checkpointing if isinstance(self.memory, MemoryConfig) else None
-        return None if setting is None else bool(setting)
-
-    @property
-    def keep_text_encoders(self) -> bool | None:
-        """True or False if the recipe says so; None to decide by the size of the cache."""
-        return self.memory.keep_text_encoders if isinstance(self.memory, MemoryConfig) else None
+    def memory_config(self) -> MemoryConfig:
+        """The section `memory`, with keys that are None where the planner decides."""
+        return self.memory if isinstance(self.memory, MemoryConfig) else MemoryConfig()
 
     @property
     def tracker_config(self) -> TrackerConfig:

@@ -139,13 +139,11 @@ class TrainConfig(RecipeSection):
 class MemoryConfig(RecipeSection):
     """Memory settings: less memory for more time. A key that is left out keeps its automatic value."""
 
-    gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-    """1 recomputes activations in the backward pass, 0 keeps them in memory; null recomputes them on a GPU
-    only."""
-    quantize: Literal["nf4", "int8"] | None = None
+    quantize: Literal["none", "nf4", "int8"] | None = None
     """Quantization of the frozen base model's linear layers: `nf4` takes a quarter of the memory of bf16,
-    `int8` half; null does not quantize."""
-
+    `int8` half."""
+    gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    """Share of the blocks whose activations are recomputed in the backward pass instead of kept in memory."""
     keep_text_encoders: Annotated[bool, Field(strict=True)] | None = None
     """For captions whose tags change with each use: true keeps the text encoders in memory and encodes each
     caption when it is used, false encodes all of them into the cache before the first step; null fills the

@@ -67,7 +67,7 @@ def load_run_pipeline(
     return SamplingPipeline(
         recipe.base,
         adapter if isinstance(adapter, Path) else [adapter],
-        quantize=resolve_quantization(options, recipe.quantized),
+        quantize=resolve_quantization(options, recipe.memory_config.quantize),
         device=device,
         dtype=devices.weight_dtype(device, precision),
         compute_dtype=devices.compute_dtype(precision),

@@ -78,7 +78,7 @@ def check_8bit_optimizer(device: torch.device) -> str | None:
 def check_4bit_layers(device: torch.device) -> str | None:
     """Compute a gradient through a layer in 4 bits; return what failed, or None."""
     _silence_bitsandbytes()
-    from lorakit.models.quantize import QUANTIZED_LAYERS
+    from lorakit.models.memory.quantize import QUANTIZED_LAYERS
 
     try:
         dtype = devices.compute_dtype(devices.supported_precisions(device)[0])

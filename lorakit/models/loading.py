@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from lorakit.models import memory, quantize, vae
+from lorakit.models import memory, vae
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
+from lorakit.models.memory import quantize
 
 T = TypeVar("T")
 

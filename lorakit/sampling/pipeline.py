@@ -266,7 +266,8 @@ class SamplingPipeline:
 
 def resolve_quantization(options: SamplingOptions, trained: str | None = None) -> str | None:
     """Return the quantization of a sampling pipeline: that of the options, otherwise that of the run."""
-    return None if options.quantize == "none" else options.quantize or trained
+    quantize = options.quantize or trained
+    return None if quantize == "none" else quantize
 
 
 def sample_to_folder(

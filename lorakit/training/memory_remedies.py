@@ -17,9 +17,9 @@ from lorakit.adapters.injection import all_trainable_parameters
 from lorakit.config.recipe import Recipe, change_recipe
 from lorakit.core.errors import ConfigError, MemoryLimitError
 from lorakit.models import device as devices
-from lorakit.models import memory, quantize
+from lorakit.models import memory
 from lorakit.models.families.video import VideoFamily
-from lorakit.models.memory import MemoryEstimate, format_bytes
+from lorakit.models.memory import MemoryEstimate, format_bytes, quantize
 from lorakit.training.setup import Session
 
 _RANK_AXES = {
@@ -117,7 +117,7 @@ def _suits(recipe: Recipe, overrides: tuple[str, ...]) -> bool:
 
 
 def _quantization(session: Session, estimate: MemoryEstimate) -> Iterator[Remedy]:
-    saved = quantize.bytes_saved(session.denoiser, "nf4") if session.recipe.quantized != "nf4" else 0
+    saved = quantize.bytes_saved(session.denoiser, "nf4") if session.memory_settings.quantize != "nf4" else 0
     if saved > 0:
         base = estimate.base_bytes - saved
         effect = f"base {format_bytes(base)} instead of {format_bytes(estimate.base_bytes)}"

@@ -159,7 +159,7 @@ class RunCaches:
         return self._varied or []
 
     def _decide(self, stream: CaptionStream) -> None:
-        keep, size = self.recipe.keep_text_encoders, self._embedding_bytes(stream.items)
+        keep, size = self.recipe.memory_config.keep_text_encoders, self._embedding_bytes(stream.items)
         if size is None:  # no caption is encoded yet
             return
         limit = {None: MAX_VARIED_BYTES // size, True: 0, False: None}[keep]

@@ -22,8 +22,9 @@ from lorakit.models import device as devices
 from lorakit.models import loading
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_name
+from lorakit.models.memory import MemorySettings
 from lorakit.sampling import generate
-from lorakit.training import data_warnings, phases
+from lorakit.training import data_warnings, memory_plan, phases
 from lorakit.training.caption_stream import caption_stream
 from lorakit.training.initial_adapter import load_initial_adapter
 from lorakit.training.objective import Objective
@@ -36,6 +37,7 @@ class Session:
     """A run that is ready to train: the model with its adapters, the data, the prompts to sample."""
 
     recipe: Recipe
+    memory_settings: MemorySettings
     base_folder: Path
     family: Family
     device: torch.device
@@ -96,7 +98,8 @@ def build_session(
         run_caches.fill(plan.all_items, plan.class_image_items, plan.prompts, plan.sampling_settings)
     wait_for_everyone()
     log(phases.phase("loading the base model"))
-    pipe = _load_trained_components(recipe, plan, device)
+    settings = memory_plan.decide_memory(recipe, device)
+    pipe = _load_trained_components(recipe, plan, settings, device)
     denoiser = family.denoiser(pipe)
     specs = text_encoders.inject_adapters(recipe, family, pipe)
     _check_exports(recipe, family, specs)
@@ -104,12 +107,13 @@ def build_session(
     networks = {component: network for component, network in adaptable.items() if component in specs}
     if plan.initial_adapter:
         load_initial_adapter(plan.initial_adapter.adapter, networks)
-    if _uses_gradient_checkpointing(recipe, device):
+    if settings.gradient_checkpointing:
         family.enable_gradient_checkpointing(denoiser)
     text = text_source(recipe, family, pipe, run_caches)
     split = plan.split
     return Session(
         recipe=recipe,
+        memory_settings=settings,
         base_folder=plan.base_folder,
         family=family,
         device=device,
@@ -148,7 +152,9 @@ def _check_exports(recipe: Recipe, family: Family, specs: Mapping[str, adapters.
             raise consumers.unsupported_error(family.name, consumer, modules, "export")
 
 
-def _load_trained_components(recipe: Recipe, plan: TrainingPlan, device: torch.device) -> Any:
+def _load_trained_components(
+    recipe: Recipe, plan: TrainingPlan, settings: MemorySettings, device: torch.device
+) -> Any:
     family = plan.family
     components = {*family.denoiser_components(plan.base_folder), "scheduler"}
     if plan.prompts:
@@ -161,7 +167,7 @@ def _load_trained_components(recipe: Recipe, plan: TrainingPlan, device: torch.d
         components,
         dtype=devices.weight_dtype(device, recipe.train.precision),
         device=device,
-        quantization=recipe.quantized,
+        quantization=settings.quantize,
         compute_dtype=devices.compute_dtype(recipe.train.precision),
     )
 
@@ -170,8 +176,3 @@ def _encoded_prompts(plan: TrainingPlan, run_caches: RunCaches, text: TextSource
     if isinstance(text, UncachedTextEncoder):  # they are encoded when they are sampled
         return generate.EncodedPrompts(plan.prompts, [], [])
     return run_caches.encoded_prompts(plan.prompts, plan.sampling_settings)
-
-
-def _uses_gradient_checkpointing(recipe: Recipe, device: torch.device) -> bool:
-    setting = recipe.gradient_checkpointing
-    return device.type != "cpu" if setting is None else setting

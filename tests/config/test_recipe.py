@@ -9,7 +9,7 @@ import torch
 
 from lorakit.config import recipe, strict_yaml
 from lorakit.core.errors import ConfigError
-from lorakit.training import setup
+from lorakit.training import memory_plan
 
 BASE = {"base": "tiny-dit", "dataset": "a", "out": "b"}
 NAN, INF = float("nan"), float("inf")
@@ -246,20 +246,20 @@ def test_every_recipe_that_ships_parses_and_says_what_it_is(file):
         ({}, None, None),
         ({"quantize": "nf4"}, None, "nf4"),
         ({"quantize": "int8", "gradient_checkpointing": None}, None, "int8"),
-        ({"gradient_checkpointing": 0}, False, None),
-        ({"gradient_checkpointing": 1, "quantize": "nf4"}, True, "nf4"),
+        ({"gradient_checkpointing": 0, "quantize": "none"}, 0, "none"),
+        ({"gradient_checkpointing": 1, "quantize": "nf4"}, 1, "nf4"),
         ("auto", None, None),
     ],
 )
 def test_a_partial_memory_section_leaves_the_rest_automatic(section, checkpointing, quantized):
     parsed = recipe.parse_recipe(BASE | {"memory": section})
-    assert parsed.gradient_checkpointing is checkpointing
-    assert parsed.quantized == quantized
     again = recipe.parse_recipe(parsed.dump())
-    assert again.gradient_checkpointing is checkpointing
+    for config in (parsed.memory_config, again.memory_config):
+        assert (config.gradient_checkpointing, config.quantize) == (checkpointing, quantized)
     for kind in ("cpu", "cuda", "mps", "xpu"):
-        used = setup._uses_gradient_checkpointing(parsed, torch.device(kind))
-        assert used == (kind != "cpu" if checkpointing is None else checkpointing)
+        settings = memory_plan.decide_memory(parsed, torch.device(kind))
+        assert settings.gradient_checkpointing == (kind != "cpu" if checkpointing is None else checkpointing)
+        assert settings.quantize == (None if quantized == "none" else quantized)
 
 
 @pytest.mark.parametrize(
@@ -276,4 +276,5 @@ def test_an_override_of_a_section_keeps_its_other_keys(override, key, kept):
     assert getattr(getattr(parsed, section), key) == kept
     changed = recipe.change_recipe(parsed, ["memory.quantize=nf4", "memory.gradient_checkpointing=1"])
     changed = recipe.change_recipe(changed, ["memory={quantize: int8}"])
-    assert (changed.quantized, changed.gradient_checkpointing) == ("int8", True)
+    config = changed.memory_config
+    assert (config.quantize, config.gradient_checkpointing) == ("int8", 1)

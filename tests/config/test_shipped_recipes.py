@@ -15,7 +15,8 @@ import torch
 from lorakit.adapters.formats import consumers
 from lorakit.config import recipe
 from lorakit.config.recipe import MemoryConfig
-from lorakit.models import families, quantize
+from lorakit.models import families
+from lorakit.models.memory import quantize
 from lorakit.training import objective
 from tests import tiny
 
@@ -148,5 +149,5 @@ def test_the_readme_lists_each_recipe_with_the_memory_that_it_needs():
     smaller = dict(zip(rows, [0, *rows], strict=False))
     for memory, names in rows.items():
         for name in names:
-            size = _sizes(_known(name)[1])[recipe.load_recipe(_file(name)).quantized]
+            size = _sizes(_known(name)[1])[recipe.load_recipe(_file(name)).memory_config.quantize]
             assert smaller[memory] / 2 < size <= memory / 2, (name, size)

@@ -28,7 +28,7 @@ def test_the_8_bit_optimizer_and_the_4_bit_layer_work_on_this_machine():
     ("target", "check", "reason"),
     [
         ("bitsandbytes.optim.AdamW8bit", device_checks.check_8bit_optimizer, "no kernel"),
-        ("lorakit.models.quantize._nf4", device_checks.check_4bit_layers, "no kernel"),
+        ("lorakit.models.memory.quantize._nf4", device_checks.check_4bit_layers, "no kernel"),
     ],
 )
 def test_a_part_that_fails_on_the_device_is_reported_with_the_reason(monkeypatch, target, check, reason):
@@ -41,7 +41,7 @@ def test_a_part_that_fails_on_the_device_is_reported_with_the_reason(monkeypatch
 
 
 def device_checks_layers() -> dict:
-    from lorakit.models import quantize
+    from lorakit.models.memory import quantize
 
     return quantize.QUANTIZED_LAYERS
 

@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorakit.config import recipe
-from lorakit.models import families, quantize
+from lorakit.models import families
 from lorakit.models.families import published_sizes
+from lorakit.models.memory import quantize
 from tests import tiny
 
 GIB = 2**30

@@ -13,7 +13,8 @@ from lorakit import adapters
 from lorakit.config import recipe
 from lorakit.core import rng, storage
 from lorakit.core.errors import ConfigError
-from lorakit.models import base_model, families, quantize
+from lorakit.models import base_model, families
+from lorakit.models.memory import quantize
 from lorakit.training import objective, optimizers
 from lorakit.training.flat_parameters import FlatParameters
 from tests import runs, tiny
