@@ -16,6 +16,8 @@ from lorakit.models.memory import quantize
 
 T = TypeVar("T")
 
+_PLAIN = memory.MemorySettings()
+
 
 def text_components(family: Family, base_folder: Path) -> set[str]:
     """Return the names of a base model's components that encode text."""
@@ -76,18 +78,21 @@ def load_components(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    quantization: str | None = None,
+    settings: memory.MemorySettings = _PLAIN,
     compute_dtype: torch.dtype | None = None,
 ) -> Any:
     """Load a pipeline with some components; None: all that sampling needs.
 
-    With a `quantization` ("nf4", "int8"), the denoiser is quantized layer by layer, so that the device never
-    holds all of it in full, and computes in `compute_dtype` (default: `dtype`). With float16, the VAE
-    computes in float32 nevertheless.
+    `settings` say how the denoiser is quantized, layer by layer, so that the device never holds all of it in
+    full; it computes in `compute_dtype` (default: `dtype`). With float16, the VAE computes in float32
+    nevertheless.
     """
-    pipe = family.load(base_folder, dtype=dtype, device="cpu" if quantization else device, only=components)
-    if quantization:
-        quantize.quantize_linear_layers(family.denoiser(pipe), quantization, device, compute_dtype or dtype)
+    is_quantized = settings.quantize is not None
+    pipe = family.load(base_folder, dtype=dtype, device="cpu" if is_quantized else device, only=components)
+    if settings.quantize is not None:
+        quantize.quantize_linear_layers(
+            family.denoiser(pipe), settings.quantize, device, compute_dtype or dtype
+        )
         pipe = pipe.to(device)
     if torch.float16 in (dtype, compute_dtype) and getattr(pipe, "vae", None) is not None:
         vae.compute_in_float32(pipe.vae)

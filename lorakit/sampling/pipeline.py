@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from lorakit.models import base_model, loading, schedulers
 from lorakit.models import device as devices
 from lorakit.models.families import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
+from lorakit.models.memory import MemorySettings, Quantization
 from lorakit.sampling import controls, generate, prompt_settings
 from lorakit.sampling.adapter_arguments import find_family, read_adapters
 
@@ -104,7 +105,7 @@ class SamplingPipeline:
         adapter: Path | Sequence[AdapterSource] | None = None,
         strength: float = 1.0,
         *,
-        quantize: str | None = None,
+        quantize: Quantization | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         compute_dtype: torch.dtype | None = None,
@@ -126,7 +127,7 @@ class SamplingPipeline:
             None if self._has_text_encoders else self._components_without_text(),
             dtype=self.dtype,
             device=self.device,
-            quantization=quantize,
+            settings=MemorySettings(quantize=quantize),
             compute_dtype=compute_dtype,
         )
         self._encoded: dict[tuple[Any, ...], generate.EncodedPrompts] = {}
@@ -264,10 +265,10 @@ class SamplingPipeline:
         )
 
 
-def resolve_quantization(options: SamplingOptions, trained: str | None = None) -> str | None:
+def resolve_quantization(options: SamplingOptions, trained: str | None = None) -> Quantization | None:
     """Return the quantization of a sampling pipeline: that of the options, otherwise that of the run."""
     quantize = options.quantize or trained
-    return None if quantize == "none" else quantize
+    return None if quantize in (None, "none") else cast(Quantization, quantize)
 
 
 def sample_to_folder(

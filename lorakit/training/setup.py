@@ -167,7 +167,7 @@ def _load_trained_components(
         components,
         dtype=devices.weight_dtype(device, recipe.train.precision),
         device=device,
-        quantization=settings.quantize,
+        settings=settings,
         compute_dtype=devices.compute_dtype(recipe.train.precision),
     )
 

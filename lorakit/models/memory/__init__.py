@@ -9,11 +9,12 @@ from lorakit.models.memory.estimate import (
     total_bytes,
     trained_bytes,
 )
-from lorakit.models.memory.settings import MemorySettings
+from lorakit.models.memory.settings import MemorySettings, Quantization
 
 __all__ = [
     "MemoryEstimate",
     "MemorySettings",
+    "Quantization",
     "activation_bytes",
     "empty_device_cache",
     "estimate_memory",
