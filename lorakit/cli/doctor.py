@@ -46,7 +46,9 @@ INSTALL_TORCH = (  # uv keeps an installed torch unless it is named
 )
 _WITHOUT = {
     "optimizer adamw8bit": "train with optimizer.name=adamw",
-    "memory.quantize nf4": "train without memory.quantize",
+    "memory.quantize nf4": "train with memory.quantize=int8, or without",
+    "memory.quantize int8": "train with memory.quantize=nf4, or without",
+    "memory.quantize fp8": "train with memory.quantize=int8, or without",
 }
 
 
@@ -116,6 +118,7 @@ def _inspect_devices(*, quick: bool, quiet: bool) -> dict[str, Any]:
     from lorakit.models import device as devices
     from lorakit.models import device_checks
     from lorakit.models.families import published_sizes
+    from lorakit.models.memory import quantized_layers
 
     all_devices = devices.list_devices()
     first = all_devices[0]
@@ -128,7 +131,10 @@ def _inspect_devices(*, quick: bool, quiet: bool) -> dict[str, Any]:
         "devices": [device.to_json() for device in all_devices],
         "failures": {
             "optimizer adamw8bit": device_checks.check_8bit_optimizer(first.device),
-            "memory.quantize nf4": device_checks.check_4bit_layers(first.device),
+            **{
+                f"memory.quantize {name}": device_checks.check_quantized_layers(first.device, name)
+                for name in quantized_layers.LAYERS
+            },
         },
         "unused_gpu": device_checks.unused_gpu(),
         "unusable_driver": device_checks.unusable_driver(),

@@ -1,4 +1,4 @@
-"""Measurements of a device: its speed, and if the 8-bit optimizer and 4-bit layers run on it."""
+"""Measurements of a device: its speed, and if the 8-bit optimizer and quantized layers run on it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from lorakit.core.errors import first_line
 from lorakit.core.progress import Progress
 from lorakit.models import device as devices
+from lorakit.models.memory import quantized_layers
 
 MEASURED_SECONDS = 2.0
 
@@ -75,23 +76,31 @@ def check_8bit_optimizer(device: torch.device) -> str | None:
     return None if moved else "a step did not change the weights"
 
 
-def check_4bit_layers(device: torch.device) -> str | None:
-    """Compute a gradient through a layer in 4 bits; return what failed, or None."""
+def check_quantized_layers(device: torch.device, quantization: str) -> str | None:
+    """Compare a quantized layer and its gradient with full precision; return what failed, or None."""
     _silence_bitsandbytes()
-    from lorakit.models.memory.quantize import QUANTIZED_LAYERS
-
     try:
         dtype = devices.compute_dtype(devices.supported_precisions(device)[0])
         linear = nn.Linear(64, 64)
-        expected = linear(torch.ones(1, 64)).detach()
-        layer = QUANTIZED_LAYERS["nf4"](linear, dtype).to(device)
-        value = torch.ones(1, 64, device=device, dtype=dtype, requires_grad=True)
-        result = layer(value)
-        result.float().sum().backward()
-        close = torch.allclose(result.float().cpu(), expected, atol=0.5)
+        exact, value = (torch.linspace(-1, 1, 128).reshape(2, 64) for _ in range(2))
+        layer = quantized_layers.quantized_layer(linear, quantization, dtype, device)
+        exact.requires_grad_()
+        value = value.to(device, dtype).requires_grad_()
+        expected, result = linear(exact), layer(value)
+        for output in (expected, result):
+            output.float().square().sum().backward()
+        pairs = ((result, expected), (value.grad, exact.grad))
+        is_close = all(_relative_error(got, wanted) < 0.4 for got, wanted in pairs)
     except Exception as error:  # any code of a library for devices runs here
         return first_line(error)
-    return None if close and value.grad is not None else "the result is wrong"
+    return None if is_close else "the result is wrong"
+
+
+def _relative_error(result: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    if result is None or expected is None:
+        return float("inf")
+    with torch.no_grad():
+        return float((result.float().cpu() - expected).norm() / expected.norm())
 
 
 def _silence_bitsandbytes() -> None:

@@ -30,7 +30,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(device, "list_devices", lambda: [info])
         monkeypatch.setattr(device, "supported_precisions", lambda _: precisions)
         monkeypatch.setattr(device_checks, "measure_teraflops", lambda *_, **__: speed)
-        for check in ("check_8bit_optimizer", "check_4bit_layers", "unused_gpu", "unusable_driver"):
+        for check in ("check_8bit_optimizer", "check_quantized_layers", "unused_gpu", "unusable_driver"):
             monkeypatch.setattr(device_checks, check, lambda *_: None)
         monkeypatch.setattr("lorakit.core.platform.total_memory", lambda: 64 * GIB)
 
@@ -105,7 +105,6 @@ def test_a_device_without_bf16_says_what_it_computes_in(capsys, machine):
         ("unused_gpu", "NVIDIA RTX 4070", "uv pip install --torch-backend=auto --reinstall-package torch"),
         ("unusable_driver", "NVIDIA RTX 4070", "update its driver"),
         ("check_8bit_optimizer", "no kernel image", "train with optimizer.name=adamw"),
-        ("check_4bit_layers", "no kernel image", "train without memory.quantize"),
     ],
 )
 def test_what_does_not_work_is_a_problem_with_its_remedy(capsys, machine, monkeypatch, check, result, words):
@@ -116,6 +115,19 @@ def test_what_does_not_work_is_a_problem_with_its_remedy(capsys, machine, monkey
     (problem,) = [line for line in out.splitlines() if line.startswith("PROBLEM")]
     assert result in problem
     assert words in problem
+
+
+def test_each_quantization_that_does_not_work_is_a_problem_with_its_remedy(capsys, machine, monkeypatch):
+    machine("cpu", 32, 0.1)
+    reasons = {"nf4": "no kernel image", "fp8": "no such type"}
+    monkeypatch.setattr(device_checks, "check_quantized_layers", lambda _, name: reasons.get(name))
+    code, out = run(capsys)
+    assert code == 2
+    problems = [line for line in out.splitlines() if line.startswith("PROBLEM")]
+    assert len(problems) == 2
+    for problem, (name, reason) in zip(problems, reasons.items(), strict=True):
+        assert f"memory.quantize {name} does not work on this device ({reason})" in problem
+        assert "train with memory.quantize=int8" in problem
 
 
 def test_missing_packages_and_space_are_problems():

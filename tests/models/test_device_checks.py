@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 
 from lorakit.models import device, device_checks
+from lorakit.models.memory import quantized_layers
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
+QUANTIZED_CHECKS = NF4_CHECK, INT8_CHECK, FP8_CHECK = [
+    functools.partial(device_checks.check_quantized_layers, quantization=name)
+    for name in ("nf4", "int8", "fp8")
+]
 
 
 def test_the_speed_of_a_device_is_measured(monkeypatch):
@@ -19,31 +25,36 @@ def test_the_speed_of_a_device_is_measured(monkeypatch):
     assert 1e-4 < device_checks.measure_teraflops(CPU, quiet=True) < 100
 
 
-def test_the_8_bit_optimizer_and_the_4_bit_layer_work_on_this_machine():
-    assert device_checks.check_8bit_optimizer(CPU) is None
-    assert device_checks.check_4bit_layers(CPU) is None
+@pytest.mark.parametrize("check", [device_checks.check_8bit_optimizer, *QUANTIZED_CHECKS])
+def test_the_8_bit_optimizer_and_quantized_layers_work_on_this_machine(check):
+    assert check(CPU) is None
 
 
 @pytest.mark.parametrize(
-    ("target", "check", "reason"),
+    ("target", "check"),
     [
-        ("bitsandbytes.optim.AdamW8bit", device_checks.check_8bit_optimizer, "no kernel"),
-        ("lorakit.models.memory.quantize._nf4", device_checks.check_4bit_layers, "no kernel"),
+        ("bitsandbytes.optim.AdamW8bit", device_checks.check_8bit_optimizer),
+        ("bitsandbytes.matmul_4bit", NF4_CHECK),
+        ("torch._int_mm", INT8_CHECK),
     ],
 )
-def test_a_part_that_fails_on_the_device_is_reported_with_the_reason(monkeypatch, target, check, reason):
+def test_a_part_that_fails_on_the_device_is_reported_with_the_reason(monkeypatch, target, check):
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError(reason)
+        raise RuntimeError("no kernel")
 
+    assert check(CPU) is None
     monkeypatch.setattr(target, fail)
-    monkeypatch.setitem(device_checks_layers(), "nf4", fail)
-    assert check(CPU) == reason
+    assert check(CPU) == "no kernel"
 
 
-def device_checks_layers() -> dict:
-    from lorakit.models.memory import quantize
-
-    return quantize.QUANTIZED_LAYERS
+@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
+def test_a_quantized_layer_with_a_wrong_result_or_gradient_is_reported(monkeypatch, kind):
+    layer = quantized_layers.LAYERS[kind]
+    multiply = layer._multiply
+    monkeypatch.setattr(layer, "_multiply", lambda self, value: 2 * multiply(self, value))
+    assert device_checks.check_quantized_layers(CPU, kind) == "the result is wrong"
+    monkeypatch.setattr(layer, "_multiply", lambda self, value: multiply(self, value.detach()))
+    assert "does not require grad" in device_checks.check_quantized_layers(CPU, kind)
 
 
 def test_an_optimizer_that_changes_nothing_is_reported(monkeypatch):

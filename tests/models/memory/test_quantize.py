@@ -149,8 +149,8 @@ def test_only_linear_layers_in_numbered_blocks_are_quantized():
     model = copy.deepcopy(tiny.tiny_pipeline("chroma").transformer)
     quantize.quantize_linear_layers(model, "nf4", "cpu", torch.bfloat16)
     classes = {name: type(module).__name__ for name, module in model.named_modules()}
-    assert classes["transformer_blocks.0.attn.to_q"] == "Linear4bit"
-    assert classes["transformer_blocks.0.ff.net.2"] == "Linear4bit"
+    assert classes["transformer_blocks.0.attn.to_q"] == "Nf4Linear"
+    assert classes["transformer_blocks.0.ff.net.2"] == "Nf4Linear"
     kept = ("x_embedder", "context_embedder", "proj_out", "distilled_guidance_layer.layers.0.linear_1")
     assert {classes[name] for name in kept} == {"Linear"}
     bias = model.transformer_blocks[0].attn.to_q.bias
