@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit.core.errors import ConfigError
 from lorakit.models.families import pipeline_folder as folders
-from lorakit.models.families.pipeline_folder import ComponentConfig
+from lorakit.models.families.packing import pad_text
+from lorakit.models.families.pipeline_folder import ComponentConfig, NetworkLoader
 from lorakit.models.families.specs import CallSpec, ComponentSpec, ConditioningSpec, LatentSpec, TextSpec
 
 if TYPE_CHECKING:
@@ -97,11 +98,13 @@ class Family(ABC):
         dtype: torch.dtype,
         device: str | torch.device = "cpu",
         only: Collection[str] | None = None,
+        loaders: Mapping[str, NetworkLoader] | None = None,
     ) -> Any:
         """Load a local diffusers folder as its pipeline: frozen, in evaluation mode, without foreign code.
 
         `only` names the components to load (such as `{"vae"}`); the others are None. All networks get
-        `dtype`. Raises ConfigError for a folder that is missing, incomplete, pickled or of another family.
+        `dtype`; those of components in `loaders` are loaded by these. Raises ConfigError for a folder that is
+        missing, incomplete, pickled or of another family.
         """
         pipe = folders.load_pipeline(
             Path(folder),
@@ -110,6 +113,7 @@ class Family(ABC):
             only=only,
             optional=self.components.optional,
             always_loaded=self.components.always_loaded,
+            loaders=loaders,
         )
         self._configure_pipeline(pipe)
         pipe.set_progress_bar_config(disable=True)
@@ -170,7 +174,20 @@ class Family(ABC):
         """
         with self._with_denoiser_config(pipe):
             batches = [self._encode_prompt(pipe, [caption]) for caption in captions]
-        return [{name: value[0].clone() for name, value in batch.items()} for batch in batches]
+        return [
+            self._cut_padding({name: value[0] for name, value in batch.items()}, self.text.padded)
+            for batch in batches
+        ]
+
+    @staticmethod
+    def _cut_padding(cond: Conditioning, padded: Mapping[str, Sequence[str]]) -> Conditioning:
+        """Return tensors of their own, without the positions at the end that a mask (L,) hides."""
+        lengths: dict[str, int] = {}
+        for mask, embeds in padded.items():
+            kept = cond[mask].nonzero()
+            length = int(kept[-1]) + 1 if len(kept) else 1  # no network takes a text without any token
+            lengths |= dict.fromkeys((mask, *embeds), length)
+        return {name: value[: lengths.get(name)].clone() for name, value in cond.items()}
 
     @contextlib.contextmanager
     def _with_denoiser_config(self, pipe: Any) -> Iterator[None]:
@@ -295,6 +312,7 @@ class Family(ABC):
                 name: value.expand(len(noise), *value.shape[1:]) for name, value in negative_cond.items()
             }
             negative_cond = _cast(negative_cond, device, dtype)
+            cond, negative_cond = self._pad_alike(cond, negative_cond)
         settings = {
             "latents": self._pack_latents(noise.to(dtype)),
             "num_inference_steps": num_inference_steps,
@@ -307,6 +325,17 @@ class Family(ABC):
             **self.call.extra_arguments,
         }
         return self._call_pipeline(pipe, _cast(cond, device, dtype), negative_cond, settings)
+
+    def _pad_alike(self, cond: Conditioning, negative: Conditioning) -> tuple[Conditioning, Conditioning]:
+        """Pad the texts of caption and negative to one length, as pipelines put them into one batch."""
+        names = {name for mask, embeds in self.text.padded.items() for name in (mask, *embeds)}
+        if not names:
+            return cond, negative
+        lengths = {name: max(cond[name].shape[1], negative[name].shape[1]) for name in names}
+        first, second = (
+            each | {name: pad_text(each[name], lengths[name]) for name in names} for each in (cond, negative)
+        )
+        return first, second
 
     def _call_pipeline(
         self, pipe: Any, cond: Conditioning, negative_cond: Conditioning | None, settings: Mapping[str, Any]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.specs import LatentSpec
+from lorakit.models.families.specs import LatentSpec, TextSpec
 from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class HunyuanVideo(VideoFamily):
     pipelines = ("HunyuanVideoPipeline",)
     rank16_parameters = "28.3 M"
     license = "Tencent Hunyuan community"
+    text = TextSpec(padded={"prompt_attention_mask": ("prompt_embeds",)})
     latents = LatentSpec(patch_size=2)
     fps = 24.0
 

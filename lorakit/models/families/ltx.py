@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.models.families.family import Conditioning
 from lorakit.models.families.packing import unpack_video_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
+from lorakit.models.families.specs import TextSpec
 from lorakit.models.families.video import VideoFamily
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class LTX(VideoFamily):
     pipelines = ("LTXPipeline",)
     rank16_parameters = "14.7 M"
     license = "LTX-Video open weights"
+    text = TextSpec(padded={"prompt_attention_mask": ("prompt_embeds",)})
     fps = 25.0
 
     def denoiser(self, pipe: Any) -> torch.nn.Module:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.specs import NO_SHIFT, CallSpec, LatentSpec
+from lorakit.models.families.specs import NO_SHIFT, CallSpec, LatentSpec, TextSpec
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,7 @@ class PixArtSigma(Family):
     pipelines = ("PixArtSigmaPipeline",)
     rank16_parameters = "8.3 M"
     license = "CreativeML Open RAIL++-M"
+    text = TextSpec(padded={"prompt_attention_mask": ("prompt_embeds",)})
     call = CallSpec(extra_arguments={"use_resolution_binning": False, "negative_prompt": None})
     latents = LatentSpec(patch_size=2, vae_overrides=NO_SHIFT)
     objective = "ddpm"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.specs import CallSpec
+from lorakit.models.families.specs import CallSpec, TextSpec
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ class Sana(Family):
     pipelines = ("SanaPipeline",)
     rank16_parameters = "11.5 M (1.6B)"
     license = "NVIDIA (NSCL v2-custom, non-commercial)"
+    text = TextSpec(padded={"prompt_attention_mask": ("prompt_embeds",)})
     call = CallSpec(extra_arguments={"use_resolution_binning": False, "negative_prompt": None})
 
     def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
