@@ -12,7 +12,7 @@ import torch
 from lorakit.models import memory, vae
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
-from lorakit.models.memory import quantize
+from lorakit.models.quantized_network import QuantizedLoader
 
 T = TypeVar("T")
 
@@ -83,17 +83,15 @@ def load_components(
 ) -> Any:
     """Load a pipeline with some components; None: all that sampling needs.
 
-    `settings` say how the denoiser is quantized, layer by layer, so that the device never holds all of it in
-    full; it computes in `compute_dtype` (default: `dtype`). With float16, the VAE computes in float32
-    nevertheless.
+    `settings` say how the denoiser is quantized, tensor by tensor, so that neither the device nor the host
+    ever holds all of it in full; it computes in `compute_dtype` (default: `dtype`). With float16, the VAE
+    computes in float32 nevertheless.
     """
-    is_quantized = settings.quantize is not None
-    pipe = family.load(base_folder, dtype=dtype, device="cpu" if is_quantized else device, only=components)
+    loaders = {}
     if settings.quantize is not None:
-        quantize.quantize_linear_layers(
-            family.denoiser(pipe), settings.quantize, device, compute_dtype or dtype
-        )
-        pipe = pipe.to(device)
+        loader = QuantizedLoader(base_folder, settings.quantize, compute_dtype or dtype, device)
+        loaders = dict.fromkeys(family.denoiser_components(base_folder), loader)
+    pipe = family.load(base_folder, dtype=dtype, device=device, only=components, loaders=loaders)
     if torch.float16 in (dtype, compute_dtype) and getattr(pipe, "vae", None) is not None:
         vae.compute_in_float32(pipe.vae)
     return pipe

@@ -16,6 +16,7 @@ from lorakit.models.families.conditioned import ConditionedFamily, first_pil_ima
 from lorakit.models.families.family import ATTENTION_TARGETS, Conditioning, ConditioningTensors
 from lorakit.models.families.flux1 import Flux1
 from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
+from lorakit.models.families.pipeline_folder import NetworkLoader
 from lorakit.models.families.specs import ConditioningSpec
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class Flux1Control(ConditionedFamily, Flux1):
         dtype: torch.dtype,
         device: str | torch.device = "cpu",
         only: Collection[str] | None = None,
+        loaders: Mapping[str, NetworkLoader] | None = None,
     ) -> Any:
         """Load as `Family.load`; Flux.1 dev becomes the control pipeline, its first layer widened."""
         if folders.pipeline_name(Path(folder)) in self.pipelines:
-            return super().load(folder, dtype=dtype, device=device, only=only)
+            return super().load(folder, dtype=dtype, device=device, only=only, loaders=loaders)
         from diffusers import FluxControlPipeline
 
-        base = Flux1().load(folder, dtype=dtype, only=only)
+        base = Flux1().load(folder, dtype=dtype, only=only, loaders=loaders)
         names = FluxControlPipeline._get_signature_keys(FluxControlPipeline)[0]
         pipe = FluxControlPipeline(**{name: getattr(base, name) for name in names})
         pipe.lorakit_folder, pipe.lorakit_settings = base.lorakit_folder, base.lorakit_settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,10 @@ class ComponentClass:
         return not any(word in self.class_name for word in _WEIGHTLESS_CLASSES)
 
 
+NetworkLoader = Callable[[Path, ComponentClass, "torch.dtype"], "torch.nn.Module"]
+"""Loads the network in a component's folder, frozen, in evaluation mode and with a data type."""
+
+
 def pipeline_name(folder: Path) -> str:
     """Read the pipeline class that a folder names; ConfigError if it is not a diffusers folder."""
     name = _read_index(folder).get("_class_name")
@@ -69,6 +73,7 @@ def load_pipeline(
     only: Collection[str] | None,
     optional: Collection[str],
     always_loaded: Collection[str] = (),
+    loaders: Mapping[str, NetworkLoader] | None = None,
 ) -> Any:
     """Build the folder's pipeline; see `Family.load`."""
     import diffusers
@@ -87,7 +92,9 @@ def load_pipeline(
     _silence_progress_bars()
     try:
         networks = {
-            component: _load_network(folder / component, classes[component], dtype)
+            component: (loaders or {}).get(component, load_network)(
+                folder / component, classes[component], dtype
+            )
             for component in names
             if classes[component].has_weights
         }
@@ -254,7 +261,7 @@ def _silence_progress_bars() -> None:
     diffusers.utils.logging.get_logger("diffusers.guiders.guider_utils").setLevel("ERROR")
 
 
-def _variant(path: Path) -> str | None:
+def file_variant(path: Path) -> str | None:
     """Return `fp16` for a folder with only model.fp16.safetensors; None for plain names."""
     stems = [file.name.split(".") for file in sorted(path.glob("*.safetensors"))]
     if any(len(stem) == 2 for stem in stems):
@@ -262,7 +269,7 @@ def _variant(path: Path) -> str | None:
     return stems[0][1].split("-")[0]
 
 
-def _load_network(path: Path, component_class: ComponentClass, dtype: torch.dtype) -> torch.nn.Module:
+def load_network(path: Path, component_class: ComponentClass, dtype: torch.dtype) -> torch.nn.Module:
     """Load one complete network: the libraries fill missing tensors with random numbers and only warn."""
     import diffusers
     import transformers
@@ -281,7 +288,7 @@ def _load_network(path: Path, component_class: ComponentClass, dtype: torch.dtyp
         path,
         local_files_only=True,
         use_safetensors=True,
-        variant=_variant(path),
+        variant=file_variant(path),
         output_loading_info=True,
         **options,
     )

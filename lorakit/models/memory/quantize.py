@@ -46,7 +46,10 @@ def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def quantize_linear_layers(
-    denoiser: nn.Module, quantization: str, device: torch.device | str, compute_dtype: torch.dtype
+    denoiser: nn.Module,
+    quantization: str,
+    device: torch.device | str,
+    compute_dtype: torch.dtype,
 ) -> int:
     """Replace linear layers in place by quantized ones ("nf4", "int8", "fp8") on `device`; returns their
     number.

@@ -39,9 +39,6 @@ class QuantizedLinear(nn.Linear):
     or `compute_dtype` inside autocast, as with a layer in full precision.
     """
 
-    W_q: torch.Tensor
-    """The codes, under the name by which peft knows layers that have a method `dequantize`."""
-
     def __init__(self, linear: nn.Linear, compute_dtype: torch.dtype, device: torch.device | str) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -53,7 +50,7 @@ class QuantizedLinear(nn.Linear):
         self.weight = nn.Parameter(shapes.pop("weight"), requires_grad=False)
         for name, tensor in shapes.items():
             self.register_buffer(name, tensor)
-        bias = None if linear.bias is None else linear.bias.detach().to(compute_dtype)
+        bias = None if linear.bias is None else linear.bias.detach().to(compute_dtype)  # may be on meta
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.has_products = self._has_products(torch.device(device))
         self.train(linear.training)
@@ -62,6 +59,15 @@ class QuantizedLinear(nn.Linear):
     def W_q(self) -> torch.Tensor:
         """The codes: peft calls `dequantize` of a layer that has them under this name."""
         return self.weight
+
+    @property
+    def code_names(self) -> list[str]:
+        """Names of the tensors of the quantized weight."""
+        return list(self.code_shapes(self.out_features, self.in_features))
+
+    def codes(self) -> Codes:
+        """Return the tensors of the quantized weight by name."""
+        return {name: getattr(self, name).detach() for name in self.code_names}
 
     @staticmethod
     @abstractmethod
