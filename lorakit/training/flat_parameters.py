@@ -137,6 +137,10 @@ class FlatParameters:
         elif views:
             torch._foreach_add_(views, gradients)
 
+    def mark_active(self) -> None:
+        """Note that gradients are in the buffer already, of all networks."""
+        self._active = dict.fromkeys(self.networks, True)
+
     def zero_gradients(self) -> None:
         """Forget all gradients, also those of a backward pass that was not finished."""
         self._exchanged.zero_()

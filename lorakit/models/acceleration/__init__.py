@@ -1,1 +1,1 @@
-"""Speed of a training step: compiled blocks, attention and memory formats that suit the device, CUDA graphs."""
+"""Speed of a training step: compiled blocks, kernels and memory formats that suit the device, CUDA graphs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning
-from lorakit.models.families.packing import unshift_timestep
+from lorakit.models.families.packing import small_vector, unshift_timestep
 from lorakit.models.families.pipeline_folder import max_sequence_length
 from lorakit.models.families.specs import NO_SHIFT, LatentSpec
 from lorakit.models.families.unpadded import TEXT_MASK, UnpaddedTextFamily
@@ -39,9 +39,8 @@ class CogView4(UnpaddedTextFamily):
         self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         text = cond["prompt_embeds"]
-        size = text.new_tensor([PIXELS * side for side in noisy_latents.shape[2:]]).expand(
-            len(noisy_latents), -1
-        )
+        sides = [PIXELS * side for side in noisy_latents.shape[2:]]
+        size = small_vector(sides, text).expand(len(noisy_latents), -1)
         return denoiser(
             hidden_states=noisy_latents,
             encoder_hidden_states=text,

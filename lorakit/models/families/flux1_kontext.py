@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.models.families.conditioned import ConditionedFamily
 from lorakit.models.families.family import Conditioning, ConditioningTensors
 from lorakit.models.families.flux1 import Flux1
-from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
+from lorakit.models.families.packing import pack_latents, position_ids, small_vector, unpack_latents
 from lorakit.models.families.specs import ConditioningSpec
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Flux1Kontext(ConditionedFamily, Flux1):
         source_positions = position_ids(
             1, *(side // 2 for side in source.shape[2:]), device=noisy_latents.device
         )
-        source_positions = source_positions + source_positions.new_tensor([1, 0, 0])
+        source_positions = source_positions + small_vector([1, 0, 0], source_positions)
         tokens = torch.cat([pack_latents(noisy_latents), pack_latents(source)], dim=1)
         output = self._forward_tokens(
             denoiser, tokens, torch.cat([positions, source_positions]), timesteps, cond

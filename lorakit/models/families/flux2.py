@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.conditioned import ConditionedFamily, to_pil_images
 from lorakit.models.families.family import ATTENTION_TARGETS, Conditioning, ConditioningTensors
-from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
+from lorakit.models.families.packing import pack_latents, position_ids, small_vector, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
 from lorakit.models.families.specs import ConditioningSpec, LatentSpec
 
@@ -55,7 +55,7 @@ class Flux2(ConditionedFamily):
         sources = cond["source_latents"].unbind(1) if "source_latents" in cond else ()
         for number, source in enumerate(sources, 1):
             tokens.append(pack_latents(source, 1))
-            offset = positions[0].new_tensor([REFERENCE_OFFSET * number, 0, 0, 0])
+            offset = small_vector([REFERENCE_OFFSET * number, 0, 0, 0], positions[0])
             positions.append(position_ids(1, *source.shape[2:], 1, device=noisy_latents.device) + offset)
         prediction = denoiser(
             hidden_states=torch.cat(tokens, dim=1),

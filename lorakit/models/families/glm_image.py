@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.core.errors import ConfigError
 from lorakit.models.families import prompt_override
 from lorakit.models.families.family import Conditioning, ConditioningTensors
-from lorakit.models.families.packing import unshift_timestep
+from lorakit.models.families.packing import small_vector, unshift_timestep
 from lorakit.models.families.specs import NO_SHIFT, LatentSpec, TextSpec
 from lorakit.models.families.unpadded import TEXT_MASK, UnpaddedTextFamily
 
@@ -61,9 +61,8 @@ class GlmImage(UnpaddedTextFamily):
         import torch
 
         text, prior = cond["prompt_embeds"], cond["prior_token_ids"]
-        size = text.new_tensor([PIXELS * side for side in noisy_latents.shape[2:]]).expand(
-            len(noisy_latents), -1
-        )
+        sides = [PIXELS * side for side in noisy_latents.shape[2:]]
+        size = small_vector(sides, text).expand(len(noisy_latents), -1)
         prediction: torch.Tensor = denoiser(
             hidden_states=noisy_latents,
             encoder_hidden_states=text,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import small_vector
 from lorakit.models.families.specs import NO_SHIFT, CallSpec, ComponentSpec, LatentSpec
 
 if TYPE_CHECKING:
@@ -28,14 +28,6 @@ class HunyuanDiT(Family):
     latents = LatentSpec(patch_size=2, vae_overrides=NO_SHIFT)
     objective = "ddpm"
 
-    def enable_gradient_checkpointing(self, denoiser: Any) -> None:
-        # diffusers has none for this network
-        from torch.utils.checkpoint import checkpoint
-
-        for block in denoiser.blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-        denoiser.gradient_checkpointing = True
-
     def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         cond: Conditioning = {}
         for index, suffix in enumerate(("", "_2")):  # CLIP of 77 tokens, T5 of 256
@@ -52,7 +44,7 @@ class HunyuanDiT(Family):
         self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         height, width = (PIXELS * side for side in noisy_latents.shape[2:])
-        sizes = cond["prompt_embeds"].new_tensor([ORIGINAL_SIZE, ORIGINAL_SIZE, height, width, 0, 0])
+        sizes = small_vector([ORIGINAL_SIZE, ORIGINAL_SIZE, height, width, 0, 0], cond["prompt_embeds"])
         prediction: torch.Tensor = denoiser(
             noisy_latents,
             timesteps.to(noisy_latents.dtype),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families import prompt_override
 from lorakit.models.families.family import Conditioning, Family
-from lorakit.models.families.packing import pack_latents, position_ids, unpack_latents
+from lorakit.models.families.packing import pack_latents, position_ids, small_vector, unpack_latents
 from lorakit.models.families.specs import CallSpec, LatentSpec
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class LongCatImage(Family):
         self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         height, width = noisy_latents.shape[2:]
-        start = noisy_latents.new_tensor([1, TEXT_TOKENS, TEXT_TOKENS])
+        start = small_vector([1, TEXT_TOKENS, TEXT_TOKENS], noisy_latents)
         prediction = denoiser(
             hidden_states=pack_latents(noisy_latents),
             timestep=timesteps.to(noisy_latents.dtype) / 1000,
@@ -67,4 +67,5 @@ def _text_positions(device: torch.device) -> torch.Tensor:
     """Return positions (512, 3): 0, and twice the token's number."""
     import torch
 
-    return torch.arange(TEXT_TOKENS, device=device)[:, None] * torch.tensor([0, 1, 1], device=device)
+    tokens = torch.arange(TEXT_TOKENS, device=device)
+    return tokens[:, None] * small_vector([0, 1, 1], tokens)

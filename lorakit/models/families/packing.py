@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ def position_ids(*sizes: int, device: torch.device) -> torch.Tensor:
     import torch
 
     return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))
+
+
+def small_vector(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """Return numbers (N,) in the data type of `like`, without a copy from the host, which would wait for the
+    device."""
+    import torch
+
+    return torch.cat([like.new_full((1,), value) for value in values])
 
 
 def pad_text(text: torch.Tensor, length: int) -> torch.Tensor:

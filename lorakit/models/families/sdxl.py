@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.packing import small_vector
 from lorakit.models.families.specs import NO_SHIFT, ComponentSpec, LatentSpec, TextSpec
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class StableDiffusionXL(Family):
     ) -> torch.Tensor:
         text = cond["prompt_embeds"]
         height, width = (PIXELS * side for side in noisy_latents.shape[2:])
-        sizes = text.new_tensor([height, width, 0, 0, height, width])  # original, corner of the crop, target
+        # original size, corner of the crop, target size
+        sizes = small_vector([height, width, 0, 0, height, width], text)
         added = {
             "text_embeds": cond["pooled_prompt_embeds"],
             "time_ids": sizes.expand(len(noisy_latents), -1),
