@@ -9,7 +9,6 @@ described in milliseconds.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import zlib
 from abc import ABC, abstractmethod
@@ -139,13 +138,6 @@ class Family(ABC):
         present = folders.pipeline_components(Path(folder))
         return {self.components.denoiser, *(name for name in self.components.experts if name in present)}
 
-    def enable_gradient_checkpointing(self, denoiser: Any) -> None:
-        """Keep no activations inside blocks any more; recompute them in the backward pass."""
-        from torch.utils.checkpoint import checkpoint
-
-        # diffusers' own function accepts no keywords, which some of its networks pass
-        denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=False))
-
     def encode_text(
         self,
         pipe: Any,
@@ -175,15 +167,15 @@ class Family(ABC):
         with self._with_denoiser_config(pipe):
             batches = [self._encode_prompt(pipe, [caption]) for caption in captions]
         return [
-            self._cut_padding({name: value[0] for name, value in batch.items()}, self.text.padded)
+            self._cut_padding({name: value[0] for name, value in batch.items()}, self.text.masks)
             for batch in batches
         ]
 
     @staticmethod
-    def _cut_padding(cond: Conditioning, padded: Mapping[str, Sequence[str]]) -> Conditioning:
+    def _cut_padding(cond: Conditioning, masks: Mapping[str, Sequence[str]]) -> Conditioning:
         """Return tensors of their own, without the positions at the end that a mask (L,) hides."""
         lengths: dict[str, int] = {}
-        for mask, embeds in padded.items():
+        for mask, embeds in masks.items():
             kept = cond[mask].nonzero()
             length = int(kept[-1]) + 1 if len(kept) else 1  # no network takes a text without any token
             lengths |= dict.fromkeys((mask, *embeds), length)
@@ -211,11 +203,22 @@ class Family(ABC):
     def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:
         """Call `pipe.encode_prompt` for a list of one caption and name the tensors that it returns."""
 
-    def collate(self, conds: Sequence[Conditioning]) -> Conditioning:
-        """Stack the tensors along a new batch dimension, shorter ones padded with zeros at the end."""
+    def collate(self, conds: Sequence[Conditioning], text_multiple: int = 1) -> Conditioning:
+        """Stack the tensors along a new batch dimension, shorter ones padded with zeros at the end.
+
+        Texts with a mask get a length that is a multiple of `text_multiple`, so that there are fewer shapes.
+        """
         from torch.nn.utils.rnn import pad_sequence
 
-        return {name: pad_sequence([cond[name] for cond in conds], batch_first=True) for name in conds[0]}
+        batch = {name: pad_sequence([cond[name] for cond in conds], batch_first=True) for name in conds[0]}
+        for name in self._masked_names:
+            length = -(-batch[name].shape[1] // text_multiple) * text_multiple
+            batch[name] = pad_text(batch[name], length)
+        return batch
+
+    @property
+    def _masked_names(self) -> set[str]:
+        return {name for mask, embeds in self.text.masks.items() for name in (mask, *embeds)}
 
     @abstractmethod
     def predict(
@@ -328,12 +331,10 @@ class Family(ABC):
 
     def _pad_alike(self, cond: Conditioning, negative: Conditioning) -> tuple[Conditioning, Conditioning]:
         """Pad the texts of caption and negative to one length, as pipelines put them into one batch."""
-        names = {name for mask, embeds in self.text.padded.items() for name in (mask, *embeds)}
-        if not names:
-            return cond, negative
-        lengths = {name: max(cond[name].shape[1], negative[name].shape[1]) for name in names}
+        lengths = {name: max(cond[name].shape[1], negative[name].shape[1]) for name in self._masked_names}
         first, second = (
-            each | {name: pad_text(each[name], lengths[name]) for name in names} for each in (cond, negative)
+            each | {name: pad_text(each[name], length) for name, length in lengths.items()}
+            for each in (cond, negative)
         )
         return first, second
 

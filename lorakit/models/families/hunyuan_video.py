@@ -21,7 +21,7 @@ class HunyuanVideo(VideoFamily):
     pipelines = ("HunyuanVideoPipeline",)
     rank16_parameters = "28.3 M"
     license = "Tencent Hunyuan community"
-    text = TextSpec(padded={"prompt_attention_mask": ("prompt_embeds",)})
+    text = TextSpec(masks={"prompt_attention_mask": ("prompt_embeds",)})
     latents = LatentSpec(patch_size=2)
     fps = 24.0
 

@@ -39,7 +39,7 @@ class Ideogram4(Family):
         embeds = embeds[:, kept].to(pipe.text_encoder.dtype)  # the dtype of the computation, half the size
         return {"prompt_embeds": embeds, "text_mask": kept[None, kept]}  # (1, L, 13 layers * D), (1, L)
 
-    def collate(self, conds: Sequence[Conditioning]) -> Conditioning:
+    def collate(self, conds: Sequence[Conditioning], text_multiple: int = 1) -> Conditioning:
         """Stack conditions, shorter captions padded on the left."""
         from torch.nn.utils.rnn import pad_sequence
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lorakit.models.families.family import ATTENTION_TARGETS, Conditioning, Family
 from lorakit.models.families.packing import pack_latents, pad_text, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.specs import CallSpec, LatentSpec
+from lorakit.models.families.specs import CallSpec, LatentSpec, TextSpec
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ class Krea2(Family):
     rank16_parameters = "25.0 M"
     license = "Krea 2 Community"
     target_modules: ClassVar[list[str]] = [*ATTENTION_TARGETS, "to_gate"]
+    text = TextSpec(masks={"prompt_embeds_mask": ("prompt_embeds",)})
     call = CallSpec(guidance_off=0.0)
     latents = LatentSpec(patch_size=2)
 

@@ -22,7 +22,7 @@ class LTX(VideoFamily):
     pipelines = ("LTXPipeline",)
     rank16_parameters = "14.7 M"
     license = "LTX-Video open weights"
-    text = TextSpec(padded={"prompt_attention_mask": ("prompt_embeds",)})
+    text = TextSpec(masks={"prompt_attention_mask": ("prompt_embeds",)})
     fps = 25.0
 
     def denoiser(self, pipe: Any) -> torch.nn.Module:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.packing import pad_text
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.specs import LatentSpec
+from lorakit.models.families.specs import LatentSpec, TextSpec
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ class Lumina2(Family):
     pipelines = ("Lumina2Pipeline",)
     rank16_parameters = "7.4 M"
     license = "Apache-2.0"
+    text = TextSpec(masks={"prompt_attention_mask": ("prompt_embeds",)})
     # the pipeline's shift counts channels where others count tokens
     latents = LatentSpec(patch_size=2, scheduler_shift=False)
 

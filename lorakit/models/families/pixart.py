@@ -20,7 +20,7 @@ class PixArtSigma(Family):
     pipelines = ("PixArtSigmaPipeline",)
     rank16_parameters = "8.3 M"
     license = "CreativeML Open RAIL++-M"
-    text = TextSpec(padded={"prompt_attention_mask": ("prompt_embeds",)})
+    text = TextSpec(masks={"prompt_attention_mask": ("prompt_embeds",)})
     call = CallSpec(extra_arguments={"use_resolution_binning": False, "negative_prompt": None})
     latents = LatentSpec(patch_size=2, vae_overrides=NO_SHIFT)
     objective = "ddpm"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.packing import pack_latents, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
-from lorakit.models.families.specs import CallSpec, LatentSpec
+from lorakit.models.families.specs import CallSpec, LatentSpec, TextSpec
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ class QwenImage(Family):
     pipelines = ("QwenImagePipeline",)
     rank16_parameters = "47.2 M"
     license = "Apache-2.0"
+    text = TextSpec(masks={"prompt_embeds_mask": ("prompt_embeds",)})
     call = CallSpec(guidance_argument="true_cfg_scale")
     latents = LatentSpec(patch_size=2)
 

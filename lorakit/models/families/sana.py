@@ -21,7 +21,7 @@ class Sana(Family):
     pipelines = ("SanaPipeline",)
     rank16_parameters = "11.5 M (1.6B)"
     license = "NVIDIA (NSCL v2-custom, non-commercial)"
-    text = TextSpec(padded={"prompt_attention_mask": ("prompt_embeds",)})
+    text = TextSpec(masks={"prompt_attention_mask": ("prompt_embeds",)})
     call = CallSpec(extra_arguments={"use_resolution_binning": False, "negative_prompt": None})
 
     def _encode_prompt(self, pipe: Any, captions: list[str]) -> Conditioning:

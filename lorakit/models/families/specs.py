@@ -39,9 +39,9 @@ class TextSpec:
     """CLIP text encoders that can be trained; all others stay frozen."""
     skipped_layers: Mapping[str, int] = field(default_factory=dict)
     """Number of last layers of a text encoder that the text embeddings do not depend on."""
-    padded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Masks of the text, each with the embeddings whose padding it hides from the network: padding at the end
-    is cut off."""
+    masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Masks of the text, each with the embeddings whose padding it hides from the network: the length of the
+    padding changes nothing, so it is cut off."""
     depends_on_size: bool = False
     """True if text embeddings belong to one image size, which `encode_text` then needs."""
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorakit.models.families.packing import pad_text
 from tests import tiny
 from tests.models.families.common import CAPTIONS, encoded, family_of, noise_for, two_timesteps
 
-ROWS = ["pixart-sigma", "sana", "ltx", "hunyuan-video"]
+ROWS = [
+    "pixart-sigma", "sana", "ltx", "hunyuan-video", "qwen-image", "qwen-image-edit", "lumina2", "krea2"
+]  # fmt: skip
 
 
 def _predict(name: str, cond: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
@@ -26,12 +27,13 @@ def _predict(name: str, cond: dict[str, torch.Tensor]) -> tuple[torch.Tensor, in
 @pytest.mark.parametrize("name", ROWS)
 def test_a_text_without_its_padding_gives_the_same_prediction_for_less(name):
     family = family_of(name)
-    ((mask, embeds),) = family.text.padded.items()
+    ((mask, embeds),) = family.text.masks.items()
     texts = encoded(name)
     assert all(text[mask][-1] for text in texts), "the last position belongs to the text"
     assert len({len(text[mask]) for text in texts}) == 2
     cond = family.collate(texts[:1])
-    padded = cond | {key: pad_text(cond[key], cond[key].shape[1] + 40) for key in (mask, *embeds)}
+    padded = family.collate(texts[:1], cond[mask].shape[1] + 40)
+    assert padded[mask].shape[1] == 40 + cond[mask].shape[1]
     prediction, flops = _predict(name, cond)
     expected, padded_flops = _predict(name, padded)
     assert (prediction - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -47,6 +49,6 @@ def test_a_text_without_its_padding_gives_the_same_prediction_for_less(name):
 def test_families_without_a_text_mask_keep_their_padding():
     """It is an input of the network like the text itself. Chroma adds its mask, of 0 and 1, to the scores."""
     for name in ("flux1-dev", "chroma", "wan", "sd3", "auraflow", "hunyuan-dit"):
-        assert not family_of(name).text.padded
+        assert not family_of(name).text.masks
         lengths = {tuple(sorted((key, len(value)) for key, value in text.items())) for text in encoded(name)}
         assert len(lengths) == 1, CAPTIONS

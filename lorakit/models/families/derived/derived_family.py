@@ -201,7 +201,7 @@ class DerivedFamily(Family):
             optional |= {"guidance_scale": guidance, "true_cfg_scale": 1.0, "guidance_schedule": None}
         return arguments | {name: value for name, value in optional.items() if name in parameters}
 
-    def collate(self, conds: Sequence[Conditioning]) -> Conditioning:
+    def collate(self, conds: Sequence[Conditioning], text_multiple: int = 1) -> Conditioning:
         """Keep rows separate, as `row/name`: the pipeline is called for each of them."""
         return {f"{row}/{name}": value for row, cond in enumerate(conds) for name, value in cond.items()}
 
