@@ -22,7 +22,7 @@ from lorakit.models import device as devices
 from lorakit.models import loading
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_name
-from lorakit.models.memory import MemorySettings
+from lorakit.models.memory import MemorySettings, placement
 from lorakit.sampling import generate
 from lorakit.training import data_warnings, memory_plan, phases
 from lorakit.training.caption_stream import caption_stream
@@ -30,6 +30,9 @@ from lorakit.training.initial_adapter import load_initial_adapter
 from lorakit.training.objective import Objective
 from lorakit.training.run_caches import RunCaches
 from lorakit.training.run_plan import LogFn, TrainingPlan
+
+LoadFn = Callable[[Recipe, TrainingPlan, MemorySettings, torch.device], Any]
+"""Returns a pipeline with the components that a recipe trains and samples with."""
 
 
 @dataclass
@@ -89,8 +92,12 @@ def build_session(
     wait_for_everyone: Callable[[], None],
     num_processes: int = 1,
     log: LogFn = lambda text: None,
+    load: LoadFn | None = None,
 ) -> Session:
-    """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters."""
+    """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters.
+
+    `load` returns the components to inject adapters into; by default they are loaded from the base model.
+    """
     stream = caption_stream(recipe, plan, num_processes)
     family, run_caches = plan.family, RunCaches(recipe, plan, device, log, stream)
     if main:
@@ -99,7 +106,7 @@ def build_session(
     wait_for_everyone()
     log(phases.phase("loading the base model"))
     settings = memory_plan.decide_memory(recipe, device)
-    pipe = _load_trained_components(recipe, plan, settings, device)
+    pipe = (load or load_trained_components)(recipe, plan, settings, device)
     denoiser = family.denoiser(pipe)
     specs = text_encoders.inject_adapters(recipe, family, pipe)
     _check_exports(recipe, family, specs)
@@ -107,8 +114,9 @@ def build_session(
     networks = {component: network for component, network in adaptable.items() if component in specs}
     if plan.initial_adapter:
         load_initial_adapter(plan.initial_adapter.adapter, networks)
-    if settings.gradient_checkpointing:
-        family.enable_gradient_checkpointing(denoiser)
+    if note := placement.shared_memory_note(settings, device):
+        log(note)
+    placement.place(denoiser, settings, device)
     text = text_source(recipe, family, pipe, run_caches)
     split = plan.split
     return Session(
@@ -152,9 +160,10 @@ def _check_exports(recipe: Recipe, family: Family, specs: Mapping[str, adapters.
             raise consumers.unsupported_error(family.name, consumer, modules, "export")
 
 
-def _load_trained_components(
+def load_trained_components(
     recipe: Recipe, plan: TrainingPlan, settings: MemorySettings, device: torch.device
 ) -> Any:
+    """Load the denoiser, and what samples and trained text encoders need beside it, as a pipeline."""
     family = plan.family
     components = {*family.denoiser_components(plan.base_folder), "scheduler"}
     if plan.prompts:

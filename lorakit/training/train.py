@@ -64,7 +64,7 @@ def train_recipe(recipe: Recipe, *, handle_signals: bool = False, accept_changes
     run.check_paths(recipe)
     check_tracker(recipe.tracker_config)
     devices.check_precision(devices.default_device(), recipe.train.precision)
-    with _torch_settings(recipe):
+    with torch_settings(recipe):
         _train_with_accelerate(recipe, run, handle_signals, accept_changes)
     return run
 
@@ -72,18 +72,10 @@ def train_recipe(recipe: Recipe, *, handle_signals: bool = False, accept_changes
 def _train_with_accelerate(
     recipe: Recipe, run: RunFolder, handle_signals: bool, accept_changes: bool
 ) -> None:
-    # Others wait while one process fills caches or samples, which may take hours; a process that has died is
-    # noticed by its closed connection or by the launcher, and the watchdog reports one that hangs.
-    process_group = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
-    AcceleratorState._reset_state(reset_partial_state=True)  # or a process keeps its first run's precision
-    accelerator = Accelerator(
-        mixed_precision="no",  # `losses.autocast` and `loss_scale` do it
-        cpu=devices.default_device().type == "cpu",
-        kwargs_handlers=[process_group],
-    )
+    accelerator = new_accelerator()
     with contextlib.ExitStack() as stack:
         if handle_signals:
-            stack.enter_context(launch.handle_signals(_interrupt_setup))
+            stack.enter_context(launch.handle_signals(interrupt_setup))
         if accelerator.is_main_process:
             stack.enter_context(run.lock())
             stack.enter_context(progress.progress_listener(run.heartbeat))
@@ -96,11 +88,24 @@ def _train_with_accelerate(
         except Interrupted as stop:
             if run.status != "done":  # or it came too late to stop anything
                 if accelerator.is_main_process:
-                    _record_interruption(run, recipe, stop)
+                    record_interruption(run, recipe, stop)
                 raise
         _wait_for_everyone(accelerator)
     accelerator.end_training()  # or the threads of its process group abort the process at exit
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def new_accelerator() -> Accelerator:
+    """Return the accelerator of a new run; accelerate's state of an earlier one is forgotten."""
+    # Others wait while one process fills caches or samples, which may take hours; a process that has died is
+    # noticed by its closed connection or by the launcher, and the watchdog reports one that hangs.
+    process_group = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
+    AcceleratorState._reset_state(reset_partial_state=True)  # or a process keeps its first run's precision
+    return Accelerator(
+        mixed_precision="no",  # `losses.autocast` and `loss_scale` do it
+        cpu=devices.default_device().type == "cpu",
+        kwargs_handlers=[process_group],
+    )
 
 
 def _wait_for_everyone(accelerator: Accelerator) -> None:
@@ -108,7 +113,7 @@ def _wait_for_everyone(accelerator: Accelerator) -> None:
         accelerator.wait_for_everyone()
 
 
-def _record_interruption(run: RunFolder, recipe: Recipe, stop: Interrupted) -> None:
+def record_interruption(run: RunFolder, recipe: Recipe, stop: Interrupted) -> None:
     """Note an interruption in run.json and log.txt, where it is read when the terminal is gone."""
     if run.exists:
         run.update_record(status="interrupted")
@@ -119,7 +124,7 @@ def _record_interruption(run: RunFolder, recipe: Recipe, stop: Interrupted) -> N
 
 
 @contextlib.contextmanager
-def _torch_settings(recipe: Recipe) -> Iterator[None]:
+def torch_settings(recipe: Recipe) -> Iterator[None]:
     """Seed all generators and set determinism within the block; restore both afterwards.
 
     lorakit uses keyed generators only, but a library might use a global one.
@@ -130,16 +135,27 @@ def _torch_settings(recipe: Recipe) -> Iterator[None]:
         set_seed(recipe.train.seed)
         if recipe.train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by torch's documentation
-        torch.use_deterministic_algorithms(recipe.train.deterministic)
+        set_deterministic(recipe.train.deterministic)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(deterministic)
+            set_deterministic(deterministic)
             random.setstate(states[0])
             np.random.set_state(states[1])
 
 
-def _interrupt_setup(number: int, _: FrameType | None) -> None:
+def set_deterministic(mode: bool) -> None:
+    """Set the determinism of torch's operations and, if it is used, of its compiler.
+
+    `torch.use_deterministic_algorithms` does the same, but imports the whole compiler for it.
+    """
+    torch.set_deterministic_debug_mode("error" if mode else "default")
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(mode))  # read when the compiler is imported
+    if compiler := sys.modules.get("torch._inductor.config"):
+        compiler.deterministic = mode  # type: ignore[attr-defined]
+
+
+def interrupt_setup(number: int, _: FrameType | None) -> None:
     """Stop while models load and caches fill: nothing has to be saved, as caches are on disk already."""
     raise Interrupted("stopped before the first step of this session", signal_number=number)
 
@@ -200,15 +216,7 @@ def _train_planned(
         if is_main:
             run.update_record(num_images=len(plan.items), status="running", error=None)
             data_record.record_data(run, plan, trainer.training_step.total_batch_size, log)
-        trainer.resume(changes)
-        trainer.training_step.try_largest_batch()
-        if trainer.state.step == 0:
-            check = sanity_check.check_objective(trainer.training_step.loss, session.train_set)
-            if not math.isfinite(check.relative_error):
-                raise numeric_errors.untrained_error(session)
-            log(check.summary)
-            if is_main:
-                run.update_record(objective_check=check.to_json())
+        begin_training(trainer, changes)
         with contextlib.ExitStack() as stack:
             if handle_signals:
                 stack.enter_context(launch.handle_signals(trainer.on_signal))
@@ -224,6 +232,22 @@ def _train_planned(
         ) from error
     if is_main:
         log(phases.done_lines(run, recipe))
+
+
+def begin_training(trainer: Trainer, changes: run_changes.SessionChanges | None) -> None:
+    """Load the newest checkpoint, find out that the largest batch fits, and check the objective of a new run.
+
+    Raises NumericError for a base model whose predictions are not finite.
+    """
+    trainer.resume(changes)
+    trainer.training_step.try_largest_batch()
+    if trainer.state.step == 0:
+        check = sanity_check.check_objective(trainer.training_step.loss, trainer.session.train_set)
+        if not math.isfinite(check.relative_error):
+            raise numeric_errors.untrained_error(trainer.session)
+        trainer.log(check.summary)
+        if trainer.is_main_process:
+            trainer.run.update_record(objective_check=check.to_json())
 
 
 def _overview(session: setup.Session, trainer: Trainer) -> str:

@@ -200,7 +200,7 @@ def test_memory_that_runs_out_while_loading_has_its_own_exit_code(data, tmp_path
     def load(*_, **__):
         raise error
 
-    monkeypatch.setattr("lorakit.training.setup._load_trained_components", load)
+    monkeypatch.setattr("lorakit.training.setup.load_trained_components", load)
     file = runs.make_recipe(tmp_path / "r.yaml", tiny.tiny_folder("sd15"), data, tmp_path / "run")
     with pytest.raises(MemoryLimitError) as caught:
         runs.train(file)

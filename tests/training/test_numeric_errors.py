@@ -47,14 +47,14 @@ def poisoned_losses(monkeypatch) -> None:
 
 
 def damaged_weight(monkeypatch) -> None:
-    load = setup._load_trained_components
+    load = setup.load_trained_components
 
     def damaged(recipe, plan, device):
         pipe = load(recipe, plan, device)
         next(pipe.transformer.parameters()).data.view(-1)[0] = float("nan")
         return pipe
 
-    monkeypatch.setattr(setup, "_load_trained_components", damaged)
+    monkeypatch.setattr(setup, "load_trained_components", damaged)
 
 
 @pytest.mark.parametrize("failure", [poisoned_losses, damaged_weight])
