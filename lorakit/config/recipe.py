@@ -240,9 +240,14 @@ NON_TRAINING_KEYS = (
     "export",
     "train.save_every",
     "train.keep_optimizer_states",
+    "train.cuda_graph",
     "validate.every",
     "validate.folder",
     "memory.keep_text_encoders",
+    "memory.stream",
+    "memory.gradient_checkpointing",
+    "memory.offload_activations",
+    "memory.offload_modulation",
 )
 CONCEPT_PATHS = ("folder", "class_images")  # keys of a concept that may move, too
 

@@ -115,6 +115,16 @@ class TrainConfig(RecipeSection):
     scaling, is for GPUs without bf16: Turing (T4, RTX 20xx) and older."""
     deterministic: Annotated[bool, Field(strict=True)] = False
     """On a GPU, use only deterministic algorithms of torch; a CPU is deterministic anyway."""
+    compile: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
+    """Compile the repeated blocks of the base model: faster steps after a minute for each shape of images.
+    Needs a C++ compiler on a CPU, Triton on a GPU; auto compiles on GPUs, in runs of 500 steps or more with
+    few shapes."""
+    cuda_graph: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
+    """Record forward and backward passes once for each shape and replay them, on NVIDIA and AMD GPUs: small
+    models then wait no longer for the CPU. Takes more memory; changes no result."""
+    kernels: Literal["auto", "measure", "default"] = "auto"
+    """Attention, memory format of convolutions and TF32: `measure` times training steps with each and keeps
+    the fastest, `default` is torch's choice; auto measures on GPUs unless `deterministic`."""
     extended_at: list[StepCount] = Field(default=[])
     """Steps at which the run was extended: the learning-rate schedule starts again there, without warmup.
     Written by `lorakit train RUN --extend STEPS`."""
@@ -144,15 +154,15 @@ class MemoryConfig(RecipeSection):
     `int8` half."""
     gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     """Share of the blocks whose activations are recomputed in the backward pass instead of kept in memory."""
+    stream: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    """Share of the blocks' weights that stay in the machine's memory and visit the GPU block by block."""
+    offload_activations: Annotated[bool, Field(strict=True)] | None = None
+    """Keep the activations that wait for the backward pass in the machine's memory: with gradient
+    checkpointing the inputs of the blocks."""
+    offload_modulation: Annotated[bool, Field(strict=True)] | None = None
+    """Keep the modulation layers of a transformer (AdaLN) in the machine's memory, and compute them on the
+    CPU: a quarter of the weights of some models for a thousandth of the work."""
     keep_text_encoders: Annotated[bool, Field(strict=True)] | None = None
     """For captions whose tags change with each use: true keeps the text encoders in memory and encodes each
     caption when it is used, false encodes all of them into the cache before the first step; null fills the
     cache up to 8 GiB, and keeps the text encoders for more."""
-
-    @model_validator(mode="after")
-    def _check_gradient_checkpointing(self) -> MemoryConfig:
-        if self.gradient_checkpointing not in (None, 0.0, 1.0):
-            raise ValueError(
-                "gradient_checkpointing must be 0 or 1: a fraction of the blocks is not supported yet"
-            )
-        return self

@@ -68,6 +68,7 @@ def load_run_pipeline(
         recipe.base,
         adapter if isinstance(adapter, Path) else [adapter],
         quantize=resolve_quantization(options, recipe.memory_config.quantize),
+        stream=(recipe.memory_config.stream or 0.0) if options.stream is None else options.stream,
         device=device,
         dtype=devices.weight_dtype(device, precision),
         compute_dtype=devices.compute_dtype(precision),

@@ -12,6 +12,7 @@ import torch
 from lorakit.models import memory, vae
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
+from lorakit.models.memory import placement
 from lorakit.models.quantized_network import QuantizedLoader
 
 T = TypeVar("T")
@@ -85,16 +86,30 @@ def load_components(
 
     `settings` say how the denoiser is quantized, tensor by tensor, so that neither the device nor the host
     ever holds all of it in full; it computes in `compute_dtype` (default: `dtype`). With float16, the VAE
-    computes in float32 nevertheless.
+    computes in float32 nevertheless. If its weights are to wait in host memory, the denoiser is loaded there:
+    `memory.placement.place` moves the rest of it once it has its adapter.
     """
     loaders = {}
     if settings.quantize is not None:
         loader = QuantizedLoader(base_folder, settings.quantize, compute_dtype or dtype, device)
         loaders = dict.fromkeys(family.denoiser_components(base_folder), loader)
-    pipe = family.load(base_folder, dtype=dtype, device=device, only=components, loaders=loaders)
+    waits = placement.waits_in_host_memory(settings)
+    pipe = family.load(
+        base_folder, dtype=dtype, device="cpu" if waits else device, only=components, loaders=loaders
+    )
+    if waits:
+        _move_others(family, base_folder, pipe, device)
     if torch.float16 in (dtype, compute_dtype) and getattr(pipe, "vae", None) is not None:
         vae.compute_in_float32(pipe.vae)
     return pipe
+
+
+def _move_others(family: Family, base_folder: Path, pipe: Any, device: torch.device) -> None:
+    """Move all networks but the denoiser to a device."""
+    denoisers = family.denoiser_components(base_folder)
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module) and name not in denoisers:
+            component.to(device)
 
 
 def free_memory(device: torch.device) -> None:

@@ -22,7 +22,7 @@ from lorakit.models import base_model, loading, schedulers
 from lorakit.models import device as devices
 from lorakit.models.families import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
-from lorakit.models.memory import MemorySettings, Quantization
+from lorakit.models.memory import MemorySettings, Quantization, placement
 from lorakit.sampling import controls, generate, prompt_settings
 from lorakit.sampling.adapter_arguments import find_family, read_adapters
 
@@ -35,7 +35,8 @@ class SamplingOptions:
     """Sampling options; None: the pipeline's own guidance and sampler, the adapter's resolution and frames.
 
     `size` is (width, height). `quantize` ("nf4", "int8", "none") applies to the base model; None: as in the
-    training run, otherwise not quantized.
+    training run, otherwise not quantized. `stream` is the share of the denoiser's blocks that stay in host
+    memory; None: as in the training run, otherwise 0.
     """
 
     num_inference_steps: int = 20
@@ -47,6 +48,7 @@ class SamplingOptions:
     control: controls.Control | None = None
     num_frames: int | None = None
     quantize: str | None = None
+    stream: float | None = None
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -96,7 +98,8 @@ class SamplingPipeline:
     each difference, which is also printed. Raises ConfigError if family, modules or shapes do not fit.
 
     Text encoders other than CLIP may be larger than all other components together. They are loaded when there
-    is text to encode, and released afterwards, unless `keep_text_encoders`.
+    is text to encode, and released afterwards, unless `keep_text_encoders`. The share `stream` of the
+    denoiser's blocks stays in host memory.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class SamplingPipeline:
         strength: float = 1.0,
         *,
         quantize: Quantization | None = None,
+        stream: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         compute_dtype: torch.dtype | None = None,
@@ -120,6 +124,7 @@ class SamplingPipeline:
             print_line(note)
         self.device = torch.device(device or devices.default_device())
         self.dtype = dtype or devices.inference_dtype(self.device)
+        settings = MemorySettings(quantize=quantize, stream=stream)
         self._has_text_encoders = keep_text_encoders or bool(self.family.text.trainable_encoders)
         self.pipe = loading.load_components(
             self.family,
@@ -127,12 +132,14 @@ class SamplingPipeline:
             None if self._has_text_encoders else self._components_without_text(),
             dtype=self.dtype,
             device=self.device,
-            settings=MemorySettings(quantize=quantize),
+            settings=settings,
             compute_dtype=compute_dtype,
         )
         self._encoded: dict[tuple[Any, ...], generate.EncodedPrompts] = {}
         self._controlled: dict[controls.Control, controls.ControlledPipeline] = {}
         read.inject(self.family, self.pipe, self.networks)
+        if stream:
+            placement.place(self.denoiser, settings, self.device)
 
     def _components_without_text(self) -> set[str]:
         """Return the names of the components that sampling needs once the text is encoded."""
@@ -282,6 +289,8 @@ def sample_to_folder(
     prompts = load_prompts(prompt_file)
     texts = [adapter] if isinstance(adapter, str) else adapter or ()
     sources = [parse_adapter_source(text).print_line() for text in texts]
-    pipeline = SamplingPipeline(base, sources, quantize=resolve_quantization(options))
+    pipeline = SamplingPipeline(
+        base, sources, quantize=resolve_quantization(options), stream=options.stream or 0.0
+    )
     samples = pipeline.sample(prompts, options, "samples")
     return generate.save_samples(out, samples, pipeline.family.fps)

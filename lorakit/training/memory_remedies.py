@@ -19,7 +19,7 @@ from lorakit.core.errors import ConfigError, MemoryLimitError
 from lorakit.models import device as devices
 from lorakit.models import memory
 from lorakit.models.families.video import VideoFamily
-from lorakit.models.memory import MemoryEstimate, format_bytes, quantize
+from lorakit.models.memory import MemoryEstimate, format_bytes, placement, quantize
 from lorakit.training.setup import Session
 
 _RANK_AXES = {
@@ -222,12 +222,10 @@ def _kept_text_encoders(session: Session, estimate: MemoryEstimate) -> Iterator[
 def _checkpointing(
     session: Session, estimate: MemoryEstimate, forward: Callable[[], torch.Tensor]
 ) -> Iterator[Remedy]:
-    if estimate.gradient_checkpointing:
+    placed = placement.placement_of(session.denoiser)
+    if placed is None or estimate.gradient_checkpointing >= 1:
         return
-    try:
-        session.family.enable_gradient_checkpointing(session.denoiser)
-    except (ValueError, AttributeError):  # diffusers has none for this network
-        return
+    placed.set_checkpointing(1.0)
     overrides, before = ("memory.gradient_checkpointing=1",), estimate.activation_bytes
     after = memory.activation_bytes(session.denoiser, forward) if before is not None else None
     if before is None or after is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning, Family
@@ -44,36 +42,16 @@ class Chroma(Family):
         text, tokens = cond["prompt_embeds"], pack_latents(noisy_latents)
         ones = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         mask = torch.cat([cond["prompt_attention_mask"], ones], dim=1)
-        with _mask_in_checkpoints(denoiser, mask):
-            prediction = denoiser(
-                hidden_states=tokens,
-                timestep=timesteps.to(noisy_latents.dtype) / 1000,
-                encoder_hidden_states=text,
-                txt_ids=noisy_latents.new_zeros(text.shape[1], 3),
-                img_ids=position_ids(1, height // 2, width // 2, device=noisy_latents.device),
-                attention_mask=mask,
-                return_dict=False,
-            )[0]
+        prediction = denoiser(
+            hidden_states=tokens,
+            timestep=timesteps.to(noisy_latents.dtype) / 1000,
+            encoder_hidden_states=text,
+            txt_ids=noisy_latents.new_zeros(text.shape[1], 3),
+            img_ids=position_ids(1, height // 2, width // 2, device=noisy_latents.device),
+            attention_mask=mask,
+            return_dict=False,
+        )[0]
         return unpack_latents(prediction, height, width)
 
     def _pack_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return pack_latents(noise)
-
-
-@contextlib.contextmanager
-def _mask_in_checkpoints(denoiser: Any, mask: torch.Tensor) -> Iterator[None]:
-    """Pass the mask to the single blocks under gradient checkpointing, where diffusers 0.42 omits it."""
-    if not denoiser.gradient_checkpointing:
-        yield
-        return
-    checkpoint, single = denoiser._gradient_checkpointing_func, set(denoiser.single_transformer_blocks)
-
-    def with_mask(block: Any, *inputs: Any) -> Any:
-        omitted = block in single and len(inputs) == 3  # hidden states, modulation, positions
-        return checkpoint(block, *inputs, mask) if omitted else checkpoint(block, *inputs)
-
-    denoiser._gradient_checkpointing_func = with_mask
-    try:
-        yield
-    finally:
-        denoiser._gradient_checkpointing_func = checkpoint

@@ -1,4 +1,4 @@
-"""The repeated blocks of a denoiser: the units whose weights are streamed and whose activations are recomputed.
+"""The repeated blocks of a denoiser: the units that are streamed, recomputed and offloaded.
 
 A transformer's are the items of its block lists. A U-Net's are smaller: residual blocks and the transformer
 blocks inside its attentions, because one level of a U-Net may hold half of its weights.
@@ -61,7 +61,7 @@ def _weighted_layers(module: nn.Module) -> int:
 
 
 def block_bytes(network: nn.Module) -> dict[str, int]:
-    """Return the bytes of each block's frozen weights, in their present form (full precision or quantized)."""
+    """Return the bytes of each block's frozen weights in their present form, such as quantized."""
     return {block.name: tensor_places.frozen_bytes(block.module) for block in repeated_blocks(network)}
 
 

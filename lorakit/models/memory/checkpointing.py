@@ -1,4 +1,4 @@
-"""Gradient checkpointing of any block: its activations are recomputed in the backward pass (arXiv:1604.06174).
+"""Gradient checkpointing of any block: its activations are computed again for backward (arXiv:1604.06174).
 
 It wraps the blocks themselves, because diffusers' own has gaps: none in HunyuanDiT, no mask in Chroma.
 """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+
+from lorakit.models.memory import placement
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class MemoryEstimate:
     """Trainable parameters with their gradients and optimizer states."""
     activation_bytes: int | None
     """Activations of one image at the largest size; None if they cannot be counted."""
-    gradient_checkpointing: bool
+    gradient_checkpointing: float
+    """Share of the blocks that are recomputed."""
     other_bytes: int = 0
     """Other components that stay on the device: VAE, trained text encoders."""
     unknown_share: float = 1.0
@@ -45,8 +49,12 @@ def activation_bytes(model: torch.nn.Module, forward: Callable[[], torch.Tensor]
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    placed = placement.placement_of(model)
     kept: dict[int, int] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with (
+        placed.shapes_only() if placed else contextlib.nullcontext(),
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+    ):
         weights = [
             mode.from_tensor(p) for p in model.parameters()
         ]  # kept alive, so that no address is reused
@@ -77,13 +85,16 @@ def estimate_memory(
 
     `forward` is a training step for one image.
     """
+    placed = placement.placement_of(denoiser)
     beside = [p for module in others for p in module.parameters()]
     trained = [p for p in (*denoiser.parameters(), *beside) if p.requires_grad]
     return MemoryEstimate(
-        base_bytes=total_bytes(p for p in denoiser.parameters() if not p.requires_grad),
+        base_bytes=placed.device_bytes(denoiser)
+        if placed
+        else total_bytes(p for p in denoiser.parameters() if not p.requires_grad),
         adapter_bytes=trained_bytes(optimizer) * sum(p.numel() for p in trained),
         activation_bytes=activation_bytes(denoiser, forward) if forward else None,
-        gradient_checkpointing=any(getattr(m, "gradient_checkpointing", False) for m in denoiser.modules()),
+        gradient_checkpointing=placed.checkpointing_share if placed else 0.0,
         other_bytes=total_bytes(p for p in beside if not p.requires_grad),
     )
 

@@ -45,7 +45,7 @@ def pinned_bytes(count: int, device: torch.device) -> torch.Tensor:
 
 
 class TransferStream:
-    """A side stream of a device: copies on it wait for the computation so far, and run beside what follows."""
+    """A side stream of a device: its copies wait for the computation so far, and run beside the next."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +71,7 @@ class TransferStream:
             self._compute_stream().wait_event(event)
 
     def keep_until_copied(self, tensor: torch.Tensor) -> None:
-        """Keep the memory of a freed device tensor from being reused before the copies so far have read it."""
+        """Keep the memory of a freed device tensor until the copies so far have read it."""
         if self._stream is not None:
             tensor.record_stream(self._stream)
 

@@ -1,7 +1,7 @@
 """Modulation layers (AdaLN) in host memory: they see one vector a sample and no tokens.
 
-In a large transformer they hold a quarter to a third of the weights and do a thousandth of the work. The vector
-goes to the host, and the shifts, scales and gates that are computed from it come back.
+In a large transformer they hold a quarter to a third of the weights and do a thousandth of the work. The
+vector goes to the host, and the shifts, scales and gates that are computed from it come back.
 
 The layers of a network that see the same vector are learned in its first pass. Later, when the first of them
 is called, a thread of the host computes all of them, so that the device does not wait at each block. Every
@@ -84,7 +84,7 @@ class HostModulation:
         self.device = device
         self.is_paused = False
         """True while shapes are counted: layers then are called one by one."""
-        self._leaders: list[_HostLayer] = []
+        self.leaders: list[_HostLayer] = []
         self._worker: ThreadPoolExecutor | None = None
         self._mismatch: torch.Tensor | None = None
         for module in layers:
@@ -102,25 +102,26 @@ class HostModulation:
             assert leader is not None
             if leader is layer:
                 self._compute_followers(layer, vector)
-            elif not self._is_same_vector(leader, vector):
+            elif layer.result is None or not self._is_same_vector(leader, vector):
                 return layer.compute(vector.to(layer.host)).to(vector.device)
             assert layer.result is not None
-            return layer.result().to(vector.device, non_blocking=True)
+            result, layer.result = layer.result, None  # a second call in a pass may see another vector
+            return result().to(vector.device, non_blocking=True)
 
     def _learn(self, layer: _HostLayer, vector: torch.Tensor) -> None:
         """Find the layer that was called first with the same vector; the layer itself if there is none."""
         host_vector = vector.to(layer.host)
-        for leader in self._leaders:
+        for leader in self.leaders:
             if leader.host_vector is not None and _is_equal(leader.host_vector, host_vector):
                 layer.leader = leader
                 leader.followers.append(layer)
                 self._submit(layer, host_vector, _autocast(self.device))
                 return
         layer.leader = layer
-        self._leaders.append(layer)
+        self.leaders.append(layer)
 
     def _compute_followers(self, leader: _HostLayer, vector: torch.Tensor) -> None:
-        """Compute a layer now, and those that see the same vector in the worker, in the order of their use."""
+        """Compute a layer now, and those that see the same vector in the worker, in order of use."""
         host_vector = vector.to(leader.host)  # the host waits for the device here, and not at each block
         if self._mismatch is not None and self._mismatch.item():
             raise ConfigError(

@@ -37,6 +37,11 @@ class _HostCopy:
             self._host.copy_(tensor, non_blocking=True)
         transfers.keep_until_copied(tensor)
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self._host.nbytes
+
     def fetch(self) -> None:
         """Start the transfer back to the device."""
         if self._fetched is not None or (self._in_use and self._in_use() is not None):
@@ -80,6 +85,11 @@ class ActivationOffload:
     def hooks(self) -> Any:
         """Return a context in which all saved tensors are kept in host memory."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def live_copies(self) -> list[_HostCopy]:
+        """Return the copies in host memory that a backward pass may still need."""
+        copies = {id(copy): copy for _, known in self._known.values() if (copy := known()) is not None}
+        return list(copies.values())
 
     def _pack(self, tensor: torch.Tensor) -> Any:
         if self._in_backward:

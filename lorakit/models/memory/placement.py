@@ -16,6 +16,7 @@ from torch import nn
 from lorakit.core.errors import ConfigError
 from lorakit.models.memory import blocks, checkpointing, tensor_places
 from lorakit.models.memory.blocks import Block
+from lorakit.models.memory.host_memory import SHARED_MEMORY
 from lorakit.models.memory.host_modulation import HostModulation, modulation_layers
 from lorakit.models.memory.offload import ActivationOffload
 from lorakit.models.memory.settings import MemorySettings
@@ -67,6 +68,12 @@ class Placement:
 
     def __init__(self, network: nn.Module, settings: MemorySettings, device: torch.device) -> None:
         found = blocks.repeated_blocks(network)
+        if settings.stream and not found:
+            raise ConfigError(
+                "this base model has no repeated blocks that could be streamed",
+                where="memory.stream",
+                remedy="memory.stream=0",
+            )
         self.device = device
         self.blocks = [PlacedBlock(block) for block in found]
         self.modulation: HostModulation | None = None
@@ -74,7 +81,7 @@ class Placement:
         self.offload: ActivationOffload | None = None
         kept = self._offload_modulation(network) if settings.offload_modulation else set()
         streamed = {block.name for block in blocks.spread_blocks(found, settings.stream)}
-        self._move(network, streamed, kept)
+        self._host_bytes = self._move(network, streamed, kept)
         if streamed:
             self._stream([block for block in self.blocks if block.name in streamed], kept)
         self.set_checkpointing(settings.gradient_checkpointing)
@@ -92,6 +99,11 @@ class Placement:
     def checkpointing_share(self) -> float:
         """Share of the blocks that are recomputed."""
         return sum(block.recomputed for block in self.blocks) / max(1, len(self.blocks))
+
+    def device_bytes(self, network: nn.Module) -> int:
+        """Return the bytes of frozen weights on the device at most, while the network computes."""
+        waiting = tensor_places.frozen_bytes(network) - self._host_bytes
+        return waiting + (self.ring.largest_resident_bytes if self.ring else 0)
 
     @contextlib.contextmanager
     def shapes_only(self) -> Iterator[None]:
@@ -127,8 +139,8 @@ class Placement:
         self.modulation = HostModulation(layers.values(), self.device)
         return {id(place.owner) for module in layers.values() for place in tensor_places.all_places(module)}
 
-    def _move(self, network: nn.Module, streamed: set[str], kept: set[int]) -> None:
-        """Move to the device what is not to stay in host memory."""
+    def _move(self, network: nn.Module, streamed: set[str], kept: set[int]) -> int:
+        """Move to the device what is not to stay in host memory; return the bytes that stay there."""
         stays = set(kept)
         for block in self.blocks:
             if block.name in streamed:
@@ -136,6 +148,9 @@ class Placement:
         for place in tensor_places.all_places(network):
             if id(place.owner) not in stays:
                 place.set(place.get().to(self.device))
+        return tensor_places.count_bytes(
+            place for place in tensor_places.frozen_places(network) if id(place.owner) in stays
+        )
 
     def _stream(self, placed: list[PlacedBlock], kept: set[int]) -> None:
         self.ring = WeightRing([block.module for block in placed], self.device, kept)
@@ -172,3 +187,15 @@ def placement_of(network: nn.Module) -> Placement | None:
 def waits_in_host_memory(settings: MemorySettings) -> bool:
     """Return True if weights stay in host memory: the network is loaded there, and `place` moves the rest."""
     return settings.stream > 0 or settings.offload_modulation
+
+
+def shared_memory_note(settings: MemorySettings, device: torch.device) -> str | None:
+    """Return a line about settings that save nothing on a device whose memory is the main memory."""
+    keys = ("stream", "offload_activations", "offload_modulation")
+    names = [f"memory.{key}" for key in keys if getattr(settings, key)]
+    if not names or device.type not in SHARED_MEMORY:
+        return None
+    return (
+        f"{', '.join(names)}: saves no memory here, because the memory of this device ({device.type}) is the"
+        " main memory, and costs time; leave it out"
+    )

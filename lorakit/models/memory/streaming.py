@@ -72,8 +72,8 @@ class StreamedWeights:
 class WeightRing:
     """The streamed blocks of a network, of which at most `RING_BLOCKS` are on the device.
 
-    Entering a block prefetches the one that followed it the last time, in the forward pass and in the backward
-    pass each, so that any order of execution is learned in one pass.
+    Entering a block prefetches the one that followed it the last time, in forward and backward passes each:
+    any order of execution is learned in one pass.
     """
 
     def __init__(
@@ -96,6 +96,11 @@ class WeightRing:
         self.transfers = 0
         self.peak_bytes = 0
         """Largest size of the resident blocks so far."""
+
+    @property
+    def largest_resident_bytes(self) -> int:
+        """Size of the largest blocks that may be on the device at once."""
+        return sum(sorted((block.size for block in self.blocks), reverse=True)[:RING_BLOCKS])
 
     def enter(self, index: int, *, backward: bool) -> None:
         """Make a block ready to compute in one direction, and start the transfer of the one that follows."""
@@ -147,7 +152,7 @@ class WeightRing:
             yield from (on_device for _, _, on_device in block.views)
 
     def show_shapes(self) -> None:
-        """Let all blocks show shapes on the device, to count a pass on fake tensors; undone by `release_all`."""
+        """Let all blocks show shapes on the device, to count a pass on fake tensors."""
         self.release_all()
         for block in self.blocks:
             block.show_shapes()

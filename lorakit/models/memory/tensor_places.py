@@ -5,7 +5,7 @@ A place can be read and set, so that the same tensor may be in host memory now a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,13 @@ def frozen_places(module: nn.Module) -> Iterator[TensorPlace]:
 
 def frozen_bytes(module: nn.Module) -> int:
     """Return the bytes of a module's frozen tensors, each storage counted once."""
+    return count_bytes(frozen_places(module))
+
+
+def count_bytes(places: Iterable[TensorPlace]) -> int:
+    """Return the bytes of the tensors at some places, each storage counted once."""
     sizes = {}
-    for place in frozen_places(module):
+    for place in places:
         tensor = place.get()
         sizes[storage_key(tensor)] = tensor.numel() * tensor.element_size()
     return sum(sizes.values())

@@ -40,11 +40,6 @@ class NoiseLevelExperts(nn.Module):
         """Configuration of both."""
         return self.transformer.config
 
-    def enable_gradient_checkpointing(self, function: Any = None) -> None:
-        """Recompute activations in both."""
-        for expert in (self.transformer, self.transformer_2):
-            expert.enable_gradient_checkpointing(function)
-
     def split_rows(self, timesteps: torch.Tensor) -> Iterator[ExpertRows]:
         """Assign rows to experts by their timesteps (B,) of 0 to 1000; experts without rows are left out."""
         high = timesteps >= self.boundary * 1000
