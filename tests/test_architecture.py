@@ -20,6 +20,7 @@ LAYERS = (
     ("adapters",),
     ("data",),
     ("sampling",),
+    ("planner",),
     ("training",),
     ("evaluation",),
     ("data_tools",),

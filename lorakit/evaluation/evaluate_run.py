@@ -40,6 +40,7 @@ from lorakit.evaluation.word_choice import prompt_alternatives
 from lorakit.models import device as devices
 from lorakit.sampling.pipeline import SamplingOptions
 from lorakit.training.run_folder import RunFolder, run_recipe_file
+from lorakit.training.run_memory import with_recorded_quantization
 
 IMAGES_FOLDER = "images"
 
@@ -140,7 +141,7 @@ def _plan_evaluation(
     max_images: int | None,
 ) -> RunPlan:
     """Check everything that can be checked before the base model is loaded."""
-    recipe = load_recipe(run_recipe_file(run))
+    recipe = with_recorded_quantization(load_recipe(run_recipe_file(run)), run)
     prompt_file = prompts or recipe.samples.prompts
     if prompt_file is None:
         remedy = "use --prompts FILE; `lorakit eval prompts` creates such a file"

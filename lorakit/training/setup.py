@@ -29,6 +29,7 @@ from lorakit.training.caption_stream import caption_stream
 from lorakit.training.initial_adapter import load_initial_adapter
 from lorakit.training.objective import Objective
 from lorakit.training.run_caches import RunCaches
+from lorakit.training.run_memory import MemoryRecord
 from lorakit.training.run_plan import LogFn, TrainingPlan
 
 LoadFn = Callable[[Recipe, TrainingPlan, MemorySettings, torch.device], Any]
@@ -41,6 +42,8 @@ class Session:
 
     recipe: Recipe
     memory_settings: MemorySettings
+    micro_batch_size: int
+    """Images of a forward pass, at most those of the recipe: as many as fit the device."""
     base_folder: Path
     family: Family
     device: torch.device
@@ -93,19 +96,27 @@ def build_session(
     num_processes: int = 1,
     log: LogFn = lambda text: None,
     load: LoadFn | None = None,
+    memory_record: MemoryRecord | None = None,
 ) -> Session:
     """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters.
 
-    `load` returns the components to inject adapters into; by default they are loaded from the base model.
+    The main process decides the memory settings of all, and `memory_record` keeps them. `load` returns the components to inject adapters into; by default they are loaded from the base model.
     """
+    memory_record = memory_record or MemoryRecord()
     stream = caption_stream(recipe, plan, num_processes)
     family, run_caches = plan.family, RunCaches(recipe, plan, device, log, stream)
     if main:
         log(phases.phase("encoding images and texts that are not in the cache"))
         run_caches.fill(plan.all_items, plan.class_image_items, plan.prompts, plan.sampling_settings)
+        decided = memory_plan.decide_memory(recipe, plan, run_caches, device, log, memory_record.read())
+        memory_record.write(decided.to_json(memory_plan.device_name(device)))
     wait_for_everyone()
+    if not main:
+        entry = memory_record.read()
+        assert entry is not None  # written by the main process
+        decided = memory_plan.decided_from(entry)
     log(phases.phase("loading the base model"))
-    settings = memory_plan.decide_memory(recipe, device)
+    settings = decided.settings
     pipe = (load or load_trained_components)(recipe, plan, settings, device)
     denoiser = family.denoiser(pipe)
     specs = text_encoders.inject_adapters(recipe, family, pipe)
@@ -122,6 +133,7 @@ def build_session(
     return Session(
         recipe=recipe,
         memory_settings=settings,
+        micro_batch_size=decided.micro_batch,
         base_folder=plan.base_folder,
         family=family,
         device=device,

@@ -100,6 +100,7 @@ class TrainingStep:
             self.recipe, session.family, session.pipe, session.objective, session.device
         )
         self.regularization = RegularizationLosses(self.loss, session.train_set, session.class_image_set)
+        self.acceleration: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def _flat_parameters(self) -> FlatParameters:
         networks = self.session.networks
@@ -118,7 +119,7 @@ class TrainingStep:
     def _new_state(self) -> TrainerState:
         train = self.recipe.train
         scale = LossScale() if train.precision == "fp16" else None
-        return TrainerState(micro_batch_size=train.batch_size, loss_scale=scale)
+        return TrainerState(micro_batch_size=self.session.micro_batch_size, loss_scale=scale)
 
     def restore_state(self, step: int, values: Mapping[str, Any]) -> None:
         """Restore the state of a checkpoint, from what `TrainerState.to_json` returned."""
@@ -219,7 +220,8 @@ class TrainingStep:
         """
         while True:
             try:
-                return self._accumulate_gradients(samples)
+                with self.acceleration():
+                    return self._accumulate_gradients(samples)
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise

@@ -34,6 +34,7 @@ from lorakit.core.errors import (
 from lorakit.models import device as devices
 from lorakit.models import memory
 from lorakit.training import (
+    acceleration_plan,
     data_record,
     numeric_errors,
     phases,
@@ -46,6 +47,7 @@ from lorakit.training import (
     trackers,
 )
 from lorakit.training.run_folder import RunFolder
+from lorakit.training.run_memory import MemoryRecord
 from lorakit.training.step import collective
 from lorakit.training.trackers.libraries import check_tracker
 from lorakit.training.trainer import Trainer
@@ -210,14 +212,16 @@ def _train_planned(
             wait_for_everyone=lambda: _wait_for_everyone(accelerator),
             num_processes=accelerator.num_processes,
             log=log,
+            memory_record=MemoryRecord(run),
         )
         trainer = Trainer(session, accelerator, run)
         log(_overview(session, trainer))
         if is_main:
             run.update_record(num_images=len(plan.items), status="running", error=None)
             data_record.record_data(run, plan, trainer.training_step.total_batch_size, log)
-        begin_training(trainer, changes)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(acceleration_plan.accelerated(trainer))
+            begin_training(trainer, changes)
             if handle_signals:
                 stack.enter_context(launch.handle_signals(trainer.on_signal))
                 stack.enter_context(supervision.saving_state())

@@ -1,0 +1,243 @@
+"""Counts of a forward and backward pass by block: memory, operations, bytes moved, kernels.
+
+The pass runs on fake tensors, which have shapes but no memory, so a network of any size is counted in seconds
+and without weights. The family's own call of its network is counted, at one shape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+REST = ""
+"""Name of the part of a network that is in no block."""
+_NO_KERNEL: tuple[str, ...] = (
+    "prim::",
+    "aten::detach",
+    "aten::alias",
+    "aten::lift",
+    "aten::empty",
+    "aten::_unsafe_view",
+)
+_MAX_REAL = 1 << 20  # numbers in a new tensor that is computed
+_NO_KERNEL += ("aten::_local_scalar", "aten::sym_", "aten::new_empty", "aten::_reshape")
+
+
+@dataclass
+class Work:
+    """Work of one direction of a pass: operations by kind, bytes read and written by the rest, kernels."""
+
+    linear: float = 0.0
+    convolution: float = 0.0
+    attention: float = 0.0
+    moved_bytes: float = 0.0
+    kernels: float = 0.0
+
+
+@dataclass
+class PassCount:
+    """Counts of one block in a forward and backward pass for one image."""
+
+    forward: Work = field(default_factory=Work)
+    backward: Work = field(default_factory=Work)
+    saved_bytes: int = 0
+    """Activations that the forward pass keeps for the backward pass, without the block's inputs."""
+    input_bytes: int = 0
+    """Inputs of the block that no block before had: gradient checkpointing keeps them."""
+    shared_bytes: int = 0
+    """The part of the inputs that the peaks below include."""
+    forward_peak_bytes: int = 0
+    """Most memory of the block at once in the forward pass: what it keeps so far, and temporary tensors."""
+    backward_peak_bytes: int = 0
+    """The same in the backward pass: what is still kept, and gradients of activations."""
+
+
+class PassMeter(TorchDispatchMode):
+    """Counts all operations below it by block.
+
+    `block` says where the pass is, `is_backward` in which half.
+    """
+
+    def __init__(self, resident: Collection[int]) -> None:
+        super().__init__()
+        self.counts: dict[str, PassCount] = {}
+        self.block, self.is_backward = REST, False
+        self._resident = resident
+        """Storages of weights, which are no activations."""
+        self._sizes: dict[int, int] = {}
+        self._live = 0
+        self._saved: dict[int, tuple[str, int]] = {}
+        self._saved_live: dict[str, int] = {}
+        self._all_saved = 0
+        self._block_inputs: set[int] = set()
+
+    def count(self, block: str) -> PassCount:
+        """Return the counts of a block."""
+        return self.counts.setdefault(block, PassCount())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation and count it."""
+        result = _execute(func, args, kwargs or {})
+        name = func._schema.name
+        if func.is_view or name.startswith("prim::"):
+            return result
+        if not name.startswith(_NO_KERNEL):
+            self._count_work(func, name, args, kwargs or {}, result)
+        for tensor in tensors_in(result):
+            self._track(tensor)
+        self._count_peak()
+        return result
+
+    def _count_work(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        count = self.count(self.block)
+        work = count.backward if self.is_backward else count.forward
+        work.kernels += 1
+        if counter := flop_registry.get(func._overloadpacket):
+            operations = counter(*args, **kwargs, out_val=result)
+            if "attention" in name:
+                work.attention += operations
+            elif "convolution" in name:
+                work.convolution += operations
+            else:
+                work.linear += operations
+        else:
+            moved = (*tensors_in(args), *tensors_in(kwargs), *tensors_in(result))
+            work.moved_bytes += sum(t.numel() * t.element_size() for t in moved)
+
+    def _track(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes and key not in self._resident:
+            self._sizes[key] = size = storage.nbytes()
+            self._live += size
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self._live -= self._sizes.pop(key, 0)
+        if key in self._saved:
+            block, size = self._saved.pop(key)
+            self._saved_live[block] -= size
+            self._all_saved -= size
+        self._block_inputs.discard(key)
+
+    def _count_peak(self) -> None:
+        count = self.count(self.block)
+        own = self._live - self._all_saved + self._saved_live.get(self.block, 0)
+        if self.is_backward:
+            count.backward_peak_bytes = max(count.backward_peak_bytes, own)
+        else:
+            count.forward_peak_bytes = max(count.forward_peak_bytes, own)
+
+    def exclude(self, parameter: torch.Tensor) -> None:
+        """Count the gradient of a parameter, which stays, no longer as an activation."""
+        if parameter.grad is not None:
+            self._free(parameter.grad.untyped_storage()._cdata)
+
+    def save(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count an activation that autograd keeps, once for each storage."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._sizes and key not in self._saved:
+            size = self._sizes[key]
+            self._saved[key] = self.block, size
+            self._saved_live[self.block] = self._saved_live.get(self.block, 0) + size
+            self._all_saved += size
+            self.count(self.block).saved_bytes += size
+        return tensor
+
+    def enter(self, block: str, inputs: Any) -> None:
+        """Enter a block in the forward pass."""
+        self.block = block
+        count = self.count(block)
+        for tensor in tensors_in(inputs):
+            key = tensor.untyped_storage()._cdata
+            if key in self._sizes and key not in self._block_inputs:
+                self._block_inputs.add(key)
+                count.input_bytes += self._sizes[key]
+                count.shared_bytes += 0 if key in self._saved else self._sizes[key]
+
+
+def _execute(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operation on fake tensors, or compute it if no fake tensor is involved.
+
+    So masks, lengths, positions and timesteps have values, which the code of many networks reads.
+    """
+    inputs = list(tensors_in((args, kwargs)))
+    if not any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in inputs):
+        if not inputs:
+            result = func(*args, **kwargs)
+            if any(tensor.numel() > _MAX_REAL for tensor in tensors_in(result)):
+                return result
+        with _disable_current_modes():
+            return func(*args, **kwargs)
+    if func._overloadpacket is torch.ops.aten.index:  # a mask with values selects a known number
+        with _disable_current_modes():
+            args = (args[0], _mask_positions(args[1]))
+    return func(*args, **kwargs)
+
+
+def _mask_positions(indices: Any) -> list[Any]:
+    positions: list[Any] = []
+    for index in indices:
+        is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+        positions += index.nonzero().unbind(1) if is_mask else [index]
+    return positions
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested containers."""
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def count_pass(
+    blocks: Mapping[str, nn.Module],
+    forward: Callable[[], torch.Tensor],
+    parameters: Collection[torch.Tensor],
+    inputs: Collection[torch.Tensor],
+) -> dict[str, PassCount]:
+    """Run `forward()`, which returns a scalar loss, and its backward pass; return counts by block.
+
+    Call it in a fake tensor mode. `parameters` are the network's weights.
+    """
+    meter = PassMeter({t.untyped_storage()._cdata for t in (*parameters, *inputs)})
+    with contextlib.ExitStack() as stack:
+        for parameter in parameters:
+            if parameter.requires_grad:
+                stack.callback(parameter.register_post_accumulate_grad_hook(meter.exclude).remove)
+        for name, block in blocks.items():
+            for handle in _block_hooks(meter, name, block):
+                stack.callback(handle.remove)
+        stack.enter_context(meter)
+        with torch.autograd.graph.saved_tensors_hooks(meter.save, lambda tensor: tensor):
+            loss = forward()
+        meter.is_backward, meter.block = True, REST
+        loss.backward()
+    return meter.counts
+
+
+def _block_hooks(meter: PassMeter, name: str, block: nn.Module) -> list[Any]:
+    """Register hooks that tell the meter when the pass enters and leaves a block, in both directions."""
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        meter.enter(name, (args, kwargs))
+
+    def enter_backward(gradient: torch.Tensor) -> None:
+        meter.block = name
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        meter.block = REST
+        for tensor in tensors_in(output):
+            if tensor.requires_grad:
+                tensor.register_hook(enter_backward)
+
+    before = block.register_forward_pre_hook(enter, with_kwargs=True)
+    return [before, block.register_forward_hook(leave)]
