@@ -102,6 +102,17 @@ _KINDS: tuple[tuple[str, str, str, bytes], ...] = (
 _PATTERNS = tuple(
     (code, name, remedy, re.compile(pattern, re.DOTALL)) for code, name, remedy, pattern in _KINDS
 )
+# Images that are read, for programs that expect another kind of file.
+_IMAGES = (
+    ("a PNG image", re.compile(rb"\x89PNG")),
+    ("a JPEG image", re.compile(rb"\xff\xd8\xff")),
+    ("a WebP image", re.compile(rb"RIFF.{4}WEBP", re.DOTALL)),
+    ("a GIF image", re.compile(rb"GIF8[79]a")),
+    ("a BMP image", re.compile(rb"BM.{4}\x00{4}", re.DOTALL)),
+    ("a TIFF image", re.compile(rb"II\*\x00|MM\x00\*")),
+    ("a JPEG XL image", re.compile(rb"\xff\x0a|\x00\x00\x00\x0cJXL ")),
+    ("an AVIF or HEIC image", re.compile(rb".{4}ftyp(avif|avis|hei[cfsx]|mif1|msf1)", re.DOTALL)),
+)
 # Brands of the container that MP4, MOV, AVIF and HEIC share.
 _VIDEO_BRANDS = re.compile(rb"iso[m2-9]|mp4[12]|avc1|qt  |M4V[ HP]|3g[p2].|dash|mmp4|MSNV|f4v |XAVC|mp71")
 
@@ -119,6 +130,17 @@ def identify(data: bytes) -> FileProblem | None:
                 return FileProblem(code, f"{name}, which is not supported", remedy)
             return FileProblem(code, f"{name}, not an image" if code != _RAW else name, remedy)
     return None
+
+
+def kind_name(data: bytes) -> str | None:
+    """Return the name of a file's kind, images that are read among them; None without a known signature."""
+    head = data[:4096]
+    if head.startswith(_ZIP):
+        return "a zip archive, such as a spreadsheet or a document"
+    if head[4:8] == b"ftyp" and _VIDEO_BRANDS.match(head[8:12]):
+        return "a video in an MP4 or MOV container"
+    named = ((name, pattern) for _, name, _, pattern in _PATTERNS)
+    return next((name for name, pattern in (*named, *_IMAGES) if pattern.match(head)), None)
 
 
 def identify_by_guess(data: bytes) -> FileProblem | None:

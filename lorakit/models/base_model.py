@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lorakit.core import checksums, path_kind, safetensors_header, storage
 from lorakit.core.errors import ConfigError
+from lorakit.core.file_hashes import FileHashes
 from lorakit.core.folders import walk_files
 from lorakit.core.nearest import did_you_mean
 from lorakit.core.path_kind import it_is
@@ -117,15 +118,23 @@ def pin_revision(spec: str) -> str:
 
 @lru_cache(maxsize=4)
 def component_hashes(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each component's files ({"vae": ..., "unet": ...}; "" for files beside them)."""
-    lines_by_component: dict[str, list[str]] = {}
+    """Return the SHA-256 of each component's files ({"vae": ..., "unet": ...}; "" for files beside them).
+
+    They are kept in the cache folder, so that a base model that does not change is read only once.
+    """
+    kept = FileHashes.load(
+        cache_folder() / "base-hashes" / checksums.sha256_bytes(bytes(folder.resolve()))[:32]
+    )
+    kept.start_reading()
+    names, lines_by_component = [], dict[str, list[str]]()
     for file in sorted(walk_files(folder)):
         if file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja") and file.is_file():
             relative = file.relative_to(folder)
             component = relative.parts[0] if len(relative.parts) > 1 else ""
-            lines_by_component.setdefault(component, []).append(
-                f"{relative.as_posix()} {checksums.sha256_file(file)}"
-            )
+            names.append(relative.as_posix())
+            lines = lines_by_component.setdefault(component, [])
+            lines.append(f"{names[-1]} {kept.sha256(names[-1], file)}")
+    kept.save(names)
     return {
         component: checksums.sha256_bytes("\n".join(lines).encode())
         for component, lines in sorted(lines_by_component.items())

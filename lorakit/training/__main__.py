@@ -3,13 +3,14 @@
 import os
 import sys
 
-from lorakit.core import launch, process_setup, supervision
+from lorakit.core import deferred_imports, launch, process_setup, supervision
 from lorakit.core.progress import QUIET_VARIABLE, print_line
 
 
 def main() -> int:
     """Train in this process, or in all processes that a launcher was asked for; return the exit code."""
     process_setup.configure_process()
+    deferred_imports.defer_imports()
     launch.start_missing_processes(sys.argv[1:])
     supervision.start()
     if not (supervision.is_connected() or supervision.rank() or os.environ.get(QUIET_VARIABLE)):

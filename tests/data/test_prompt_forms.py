@@ -191,7 +191,7 @@ def test_what_is_not_understood_is_refused_with_line_and_remedy(
     ("data", "kind"),
     [
         (b"\x89PNG\r\n\x1a\n\x00", "a PNG image"),
-        (b"PK\x03\x04\x14\x00", "a ZIP archive"),
+        (b"PK\x03\x04\x14\x00", "a zip archive"),
         (b"%PDF-1.7", "a PDF document"),
         (b"{\\rtf1\\ansi a dog}", "Rich Text"),
         (b"a\x00dog", "control character"),

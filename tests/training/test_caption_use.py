@@ -16,7 +16,7 @@ from lorakit.data import batch_sampler
 from lorakit.models import loading
 from lorakit.training import run_caches, run_plan
 from tests import runs
-from tests.training.test_losses import training_step
+from tests.training.training_steps import training_step
 
 SHUFFLED = {"shuffle_tags": True, "keep_first": 1, "tag_dropout": 0.2, "caption_dropout": 0.1}
 TAGS = "sks, red {}, round, ring, shiny, big"

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from lorakit import adapters, manifest
+from lorakit import manifest
 from lorakit.config import recipe as recipes
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.data import batch_sampler, caches
 from lorakit.models import base_model
-from lorakit.training import regularization, run_plan, setup
+from lorakit.training import regularization, run_plan
 from lorakit.training.step import TrainingStep
 from tests import runs
 from tests.masked_data import add_masks, repaint_unmasked
+from tests.training.training_steps import training_step
 
 STRATA = {"stratified_timesteps": True, "output_preservation": 1.0, "prior_loss_weight": 0.7}
 SUBJECT = {"trigger": "sks", "class_noun": "round"}  # "a sks picture" becomes "a round picture"
@@ -42,20 +42,6 @@ def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records[index] = dataclasses.replace(record, captions=(caption,))
     manifest.save_manifest(folder, list(reversed(records)))
     return folder
-
-
-def training_step(folder: Path, data: Path, base: str = "tiny-dit", **changes: Any) -> TrainingStep:
-    """The steps of a run before the first, with an adapter that has an effect."""
-    file = runs.make_recipe(folder / "r.yaml", base, data, folder / "run", **changes)
-    recipe = recipes.load_recipe(file)
-    plan = run_plan.plan_training(recipe, lambda text: None)
-    accelerator = Accelerator(cpu=True)
-    session = setup.build_session(recipe, plan, accelerator.device, main=True, wait_for_everyone=lambda: None)
-    with torch.no_grad():
-        for number, (_, parameter) in enumerate(adapters.trainable_parameters(session.denoiser)):
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-            parameter.add_(0.05 * noise)
-    return TrainingStep(session, accelerator, print)
 
 
 def with_objective(step: TrainingStep, **objective: Any) -> TrainingStep:

@@ -7,23 +7,10 @@ import re
 from lorakit.core import input_files
 from lorakit.core.errors import DataError
 from lorakit.data.prompt_files.row import PromptText
+from lorakit.imaging import file_kinds
 
-_SIGNATURES = (
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"RIFF", "a WebP image or another RIFF file"),
-    (b"GIF8", "a GIF image"),
-    (b"PK\x03\x04", "a ZIP archive, such as a spreadsheet or document"),
-    (b"%PDF", "a PDF document"),
-    (b"{\\rtf", "a document in Rich Text Format"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"7z\xbc\xaf", "a 7-Zip archive"),
-    (b"PAR1", "a Parquet table"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"\xd0\xcf\x11\xe0", "an old document of Microsoft Office"),
-    (b"\x80\x02", "a pickle"),
-    (b"\x80\x04", "a pickle"),
-)
+_TEXT_SIGNATURES = ((b"%PDF-", "a PDF document"), (b"{\\rtf", "a document in Rich Text Format"))
+_BINARY_SIGNATURES = ((b"PAR1", "a Parquet table"), (b"\x80\x02", "a pickle"), (b"\x80\x04", "a pickle"))
 _MARKUP = re.compile(
     r"<!doctype|<\?xml|<!--|</?(?:html|head|body|div|p|span|table|tr|td|ul|ol|li|h[1-6]|script|style|br|svg|a|b|i)"
     r"(?:\s[^<>]*)?/?>",
@@ -46,10 +33,24 @@ _REMEDY = "give a prompt file: one prompt a line, or JSONL, JSON, YAML, TOML, CS
 def read_prompt_text(source: str) -> str:
     """Read a file as text. Raises DataError for a binary, with its kind, and for text that is not UTF-8."""
     data = input_files.read_bytes(source)
-    kind = next((kind for start, kind in _SIGNATURES if data.startswith(start)), None)
-    if kind:
+    if kind := _kind_name(data):
         raise DataError(f"{kind}, not a prompt file", where=source, remedy=_REMEDY)
     return input_files.decode_text(data, source)
+
+
+def _kind_name(data: bytes) -> str | None:
+    """Return the kind of a file that holds no prompts; a prompt may start like the signature of a binary."""
+    signatures = _TEXT_SIGNATURES if _is_text(data) else (*_TEXT_SIGNATURES, *_BINARY_SIGNATURES)
+    named = next((kind for start, kind in signatures if data.startswith(start)), None)
+    return named or (None if _is_text(data) else file_kinds.kind_name(data))
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+        return b"\0" not in data[:4096]
+    except UnicodeDecodeError:
+        return False
 
 
 def refuse_unknown(source: PromptText) -> None:

@@ -148,6 +148,24 @@ def max_sequence_length(pipe: Any, default: int) -> int:
     return int(getattr(pipe, "lorakit_settings", {}).get("max_sequence_length", default))
 
 
+def _without_initial_values() -> contextlib.AbstractContextManager[Any]:
+    """Skip the filling of weights: without memory it does nothing, and loads torch's symbolic algebra."""
+    import torch
+
+    fills = {function for name, function in vars(torch.nn.init).items() if name.endswith("_")}
+
+    class WithoutFills(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            values = kwargs or {}
+            if func in fills:
+                return args[0] if args else values["tensor"]
+            return func(*args, **values)
+
+    return WithoutFills()
+
+
 def build_meta_network(folder: str | Path, component: str) -> torch.nn.Module:
     """Build a component's network without weights (on the meta device), from its configuration alone.
 
@@ -162,13 +180,13 @@ def build_meta_network(folder: str | Path, component: str) -> torch.nn.Module:
     network: torch.nn.Module
     network_class = getattr(diffusers, str(config.get("_class_name")), None)
     if network_class is not None:
-        with torch.device("meta"):
+        with torch.device("meta"), _without_initial_values():
             network = network_class.from_config(config)
         return network
     architecture = next(iter(config.get("architectures") or ()), "")
     network_class = getattr(transformers, str(architecture), None)
     if network_class is not None:
-        with torch.device("meta"):
+        with torch.device("meta"), _without_initial_values():
             network = network_class(network_class.config_class.from_pretrained(path))
         return network
     raise ConfigError("the network's class is unknown to diffusers", where=str(path / "config.json"))
