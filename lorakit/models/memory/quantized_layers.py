@@ -26,6 +26,7 @@ _LARGEST_INT8, _LARGEST_FP8 = 127.0, 448.0
 _SMALLEST_SCALE = 1e-30  # of a row of zeros
 _FP8 = torch.float8_e4m3fn
 _NF4_BLOCK, _SCALE_BLOCK = 64, 256
+_ENCODED_AT_ONCE = 1 << 22  # weights, a multiple of the blocks
 _MIN_ROWS = 17  # of torch's integer product on CUDA
 
 Codes = dict[str, torch.Tensor]
@@ -127,8 +128,7 @@ class Int8Linear(QuantizedLinear):
 
     @staticmethod
     def encode(weight: torch.Tensor) -> Codes:
-        codes, scale = _integer_rows(weight.detach().cpu().float())
-        return {"weight": codes, "scale": scale.squeeze(1)}
+        return _encode_rows(weight, _integer_rows)
 
     def dequantize(self) -> torch.Tensor:
         return (self.weight * self.scale[:, None]).to(self.compute_dtype)
@@ -154,8 +154,8 @@ class Fp8Linear(QuantizedLinear):
 
     @staticmethod
     def encode(weight: torch.Tensor) -> Codes:
-        codes, scale = _fp8_rows(weight.detach().cpu().float())
-        return {"weight": codes.view(torch.uint8), "scale": scale.squeeze(1)}
+        codes = _encode_rows(weight, _fp8_rows)
+        return codes | {"weight": codes["weight"].view(torch.uint8)}
 
     def dequantize(self) -> torch.Tensor:
         return (self.weight.view(_FP8).float() * self.scale[:, None]).to(self.compute_dtype)
@@ -192,20 +192,21 @@ class Nf4Linear(QuantizedLinear):
 
     @staticmethod
     def encode(weight: torch.Tensor) -> Codes:
-        from bitsandbytes.functional import quantize_4bit
+        from bitsandbytes.functional import quantize_4bit, quantize_blockwise
 
-        codes, state = quantize_4bit(
-            weight.detach().cpu().float().contiguous(),
-            blocksize=_NF4_BLOCK,
-            compress_statistics=True,
-            quant_type="nf4",
-        )
+        parts = [
+            quantize_4bit(part.float(), blocksize=_NF4_BLOCK, quant_type="nf4")
+            for part in weight.detach().cpu().reshape(-1).split(_ENCODED_AT_ONCE)
+        ]
+        absmax = torch.cat([state.absmax for _, state in parts])
+        offset = absmax.mean()
+        absmax_codes, nested = quantize_blockwise(absmax - offset, blocksize=_SCALE_BLOCK)
         return {
-            "weight": codes,
-            "absmax": state.absmax,
-            "absmax_scale": state.state2.absmax,
-            "absmax_code": state.state2.code,
-            "absmax_offset": state.offset,
+            "weight": torch.cat([codes for codes, _ in parts]),
+            "absmax": absmax_codes,
+            "absmax_scale": nested.absmax,
+            "absmax_code": nested.code,
+            "absmax_offset": offset,
         }
 
     def dequantize(self) -> torch.Tensor:
@@ -333,6 +334,16 @@ def _integer_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _fp8_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = _row_scales(rows, _LARGEST_FP8)
     return (rows / scale).to(_FP8), scale
+
+
+def _encode_rows(
+    weight: torch.Tensor, encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+) -> Codes:
+    """Encode a few rows at a time: `encode` needs several times their memory."""
+    rows_at_once = max(1, _ENCODED_AT_ONCE // weight.shape[1])
+    parts = [encode(part.float()) for part in weight.detach().cpu().split(rows_at_once)]
+    scales = torch.cat([scale.squeeze(1) for _, scale in parts])
+    return {"weight": torch.cat([codes for codes, _ in parts]), "scale": scales}
 
 
 def _integer_product(
