@@ -36,6 +36,8 @@ COMMANDS = {
         ("resume", "lorakit.cli.train:resume_command", "Resume an interrupted run.", "Train"),
         ("reproduce", "lorakit.cli.train:reproduce_command",
          "Train a finished run again and compare the weights byte for byte.", "Train"),
+        ("plan", "lorakit.cli.plan:plan_command",
+         "Predict memory, time and cost of a run before it starts.", "Train"),
         ("cache", "lorakit.cli.cache:cache_command",
          "Encode the images and captions of a recipe before its training.", "Train"),
         ("data", "data_tools.cli:data_group",

@@ -41,7 +41,7 @@ def download_model(spec: str, patterns: Sequence[str] = PIPELINE_FILES, role: st
     A complete copy in the cache is used without the network. `role` names the model in errors. Raises
     ConfigError if the download fails, DiskError if it cannot be stored, DataError if a file is damaged.
     """
-    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub import snapshot_download
 
     name, _, revision = spec.partition("@")
     if ".." in revision:  # git has no such name, but a file system has
@@ -55,15 +55,32 @@ def download_model(spec: str, patterns: Sequence[str] = PIPELINE_FILES, role: st
         allow_patterns=list(patterns),
         ignore_patterns=IGNORE_PATTERNS,
     )
-    with contextlib.suppress(Exception):  # missing or incomplete in the local cache: ask the hub
-        get_cached_repo_tree(name, revision=revision or None)  # else missing files would go unnoticed
-        return Path(get(local_files_only=True))
+    if folder := cached_model(spec, patterns):
+        return folder
     try:
         folder = Path(_with_retries(get))
     except Exception as error:
         raise _hub_error(spec, error, role) from error
     _check_download(folder, f"{role}: {spec}")
     return folder
+
+
+def cached_model(spec: str, patterns: Sequence[str] = PIPELINE_FILES) -> Path | None:
+    """Return the folder of a complete copy in the local cache; None if it is missing or incomplete."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+
+    name, _, revision = spec.partition("@")
+    with contextlib.suppress(Exception):
+        get_cached_repo_tree(name, revision=revision or None)  # else missing files would go unnoticed
+        folder = snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=list(patterns),
+            ignore_patterns=IGNORE_PATTERNS,
+            local_files_only=True,
+        )
+        return Path(folder)
+    return None
 
 
 def _with_retries(get: Callable[[], str]) -> str:

@@ -8,7 +8,7 @@ again on another one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from lorakit.data.items import DatasetItem
 from lorakit.models import device as devices
 from lorakit.models import loading
 from lorakit.models.families.family import Family
+from lorakit.models.families.video import VideoFamily
 from lorakit.models.memory import MemorySettings, format_bytes
 from lorakit.planner import networks
 from lorakit.planner.choice import QUANTIZATIONS, Choice, FixedSettings, choose
 from lorakit.planner.demand import RunDemand
-from lorakit.planner.machine import Machine, free_bytes, this_machine
+from lorakit.planner.machine import free_bytes, this_machine
 from lorakit.planner.network_count import CountError, NetworkCount, Shapes, count_network
+from lorakit.planner.text_shapes import text_shapes
 from lorakit.training import phases, run_memory
 from lorakit.training.run_caches import RunCaches
 from lorakit.training.run_plan import DataPlan, LogFn
@@ -80,7 +82,7 @@ def decide_memory(
         return DecidedMemory(_plain_settings(fixed), batch)
     log(phases.phase("planning the memory"))
     machine = this_machine(device)
-    demand = run_demand(recipe, plan, device, _cached_shapes(caches, plan))
+    demand, _ = count_target(recipe, target_of(plan), device, _cached_shapes(caches, plan))
     choice = choose(demand, machine, fixed, quantizations=usable_quantizations(recipe), micro_batch=batch)
     log(f"memory: {describe_choice(choice)}")
     return DecidedMemory(choice.best.settings, choice.best.micro_batch, choice)
@@ -159,6 +161,32 @@ def _fits_plainly(recipe: Recipe, plan: DataPlan, device: torch.device) -> bool:
     return weights + bound + 4 * adapter <= QUICK_SHARE * free
 
 
+@dataclass(frozen=True)
+class CountTarget:
+    """The network and the image that a run is counted with."""
+
+    family: Family
+    base_folder: Path
+    image: tuple[int, int]
+    """Width and height of the largest bucket."""
+    latents: tuple[int, ...]
+    """Shape of its latents."""
+    captions: Sequence[str]
+    mean_area: float
+    """Mean area of the images, as a share of the largest."""
+
+
+def target_of(plan: DataPlan) -> CountTarget:
+    """Return the image of a dataset that needs most memory."""
+    item = _largest_item(plan)
+    areas = [one.bucket[0] * one.bucket[1] for one in plan.items]
+    captions = [one.record.caption for one in plan.items[:200]]
+    mean_area = sum(areas) / len(areas) / max(areas)
+    return CountTarget(
+        plan.family, plan.base_folder, item.bucket, _largest_latents(plan), captions, mean_area
+    )
+
+
 def _largest_item(plan: DataPlan) -> DatasetItem:
     return max(plan.items, key=lambda item: item.bucket[0] * item.bucket[1] * max(1, len(item.frame_indices)))
 
@@ -166,47 +194,38 @@ def _largest_item(plan: DataPlan) -> DatasetItem:
 def _largest_latents(plan: DataPlan) -> tuple[int, ...]:
     pipe = plan.family.load(plan.base_folder, dtype=torch.float32, only={"scheduler"})
     item = _largest_item(plan)
-    shape = plan.family.latent_shape(pipe, *item.bucket)
-    if plan.family.is_video and len(item.frame_indices) > 1:
-        shape = plan.family.latent_shape(pipe, *item.bucket, len(item.frame_indices))  # type: ignore[call-arg]
-    return shape
+    if isinstance(plan.family, VideoFamily) and len(item.frame_indices) > 1:
+        return plan.family.latent_shape(pipe, *item.bucket, len(item.frame_indices))
+    return plan.family.latent_shape(pipe, *item.bucket)
 
 
-def _cached_shapes(caches: RunCaches, plan: DataPlan) -> Callable[[], Shapes | None]:
-    """Return a function that reads the conditioning of the largest image from the caches."""
-
-    def read() -> Shapes | None:
-        item = _largest_item(plan)
-        request = caches.images.text_request(item.record.caption, item)
-        text = caches.text.find(request)
-        if text is None:
-            return None
-        tensors = {**text, **caches.images.conditioning[item]}
-        return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
-
-    return read
-
-
-def run_demand(
-    recipe: Recipe,
-    plan: DataPlan,
-    device: torch.device,
-    cached: Callable[[], Shapes | None] = lambda: None,
-) -> RunDemand:
-    """Count a run; `cached` returns the shapes of its conditioning if they are in the caches."""
-    from lorakit.planner.text_shapes import text_shapes
-
-    family, folder = plan.family, plan.base_folder
+def _cached_shapes(caches: RunCaches, plan: DataPlan) -> Shapes | None:
+    """Return the shapes of the conditioning of the largest image; None if it is not in the caches."""
     item = _largest_item(plan)
-    shapes = cached()
+    request = caches.images.text_request(item.record.caption, item)
+    text = caches.text.find(request)
+    if text is None:
+        return None
+    tensors = {**text, **caches.images.conditioning[item]}
+    return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+
+
+def count_target(
+    recipe: Recipe, target: CountTarget, device: torch.device, shapes: Shapes | None = None
+) -> tuple[RunDemand, Shapes]:
+    """Count a run; `shapes` are those of its conditioning, where they are in the caches."""
     if shapes is None:
-        captions = [one.record.caption for one in plan.items[:200]]
-        shapes = text_shapes(family, folder, captions, item.bucket)
+        shapes = text_shapes(target.family, target.base_folder, target.captions, target.image)
     dtype = devices.weight_dtype(device, recipe.train.precision)
-    network = _count(recipe, plan, shapes, dtype, item)
-    areas = [one.bucket[0] * one.bucket[1] for one in plan.items]
-    others, trained = _other_networks(recipe, family, folder, dtype.itemsize)
-    objective = recipe.objective
+    network = _count(recipe, target, shapes, dtype)
+    others, trained = _other_networks(recipe, target.family, target.base_folder, dtype.itemsize)
+    return demand_of(recipe, network, others, trained, target.mean_area), shapes
+
+
+def demand_of(
+    recipe: Recipe, network: NetworkCount, others: Mapping[str, int], others_trained: int, mean_area: float
+) -> RunDemand:
+    """Return what a recipe needs with a counted network."""
     return RunDemand(
         network=network,
         batch_size=recipe.train.batch_size,
@@ -215,50 +234,43 @@ def run_demand(
         optimizer=recipe.optimizer.name,
         averaged=recipe.train.ema_decay is not None,
         others=others,
-        others_trained=trained,
-        mean_area=sum(areas) / len(areas) / max(areas),
+        others_trained=others_trained,
+        mean_area=mean_area,
         passes=1.0
-        + bool(any(concept.class_images for concept in recipe.concepts))
-        + 0.4 * bool(objective.output_preservation),
+        + any(concept.class_images for concept in recipe.concepts)
+        + 0.4 * bool(recipe.objective.output_preservation),
     )
 
 
-def _count(
-    recipe: Recipe, plan: DataPlan, shapes: Shapes, dtype: torch.dtype, item: DatasetItem
-) -> NetworkCount:
-    family, folder = plan.family, plan.base_folder
-    planned = planning.plan_adapters(recipe, family, folder, lambda text: None)
-    denoisers = {name: spec for name, spec in planned.specs.items() if name in planned.networks}
+def _count(recipe: Recipe, target: CountTarget, shapes: Shapes, dtype: torch.dtype) -> NetworkCount:
+    family, folder = target.family, target.base_folder
+    specs = planning.plan_adapters(recipe, family, folder, lambda text: None).specs
+    experts = [name for name in specs if name in family.components.experts]
 
     def inject(network: nn.Module) -> None:
         parts = {family.components.denoiser: network}
-        if any(name in family.components.experts for name in denoisers):
-            parts = {name: getattr(network, name) for name in denoisers if hasattr(network, name)}
+        if experts:
+            parts = {name: getattr(network, name) for name in (family.components.denoiser, *experts)}
         for name, part in parts.items():
-            if name in denoisers:
-                adapters.inject_adapter(part, spec=_without_initial_weights(denoisers[name]))
+            if name in specs:
+                adapters.inject_adapter(part, spec=without_initial_weights(specs[name]))
 
-    latents = _largest_latents(plan)
+    def build() -> nn.Module:
+        return networks.build_denoiser(family, folder)
+
     try:
-        return count_network(
-            family,
-            lambda: networks.build_denoiser(family, folder),
-            inject,
-            latents,
-            shapes,
-            dtype=dtype,
-            image=item.bucket,
-        )
+        return count_network(family, build, inject, target.latents, shapes, dtype=dtype, image=target.image)
     except CountError:
-        network = networks.build_denoiser(family, folder)
+        network, patch_size = build(), family.latents.patch_size
         counted = networks.assumed_count(
-            network, latents, family.latents.patch_size, shapes, trained=0, itemsize=dtype.itemsize
+            network, target.latents, patch_size, shapes, trained=0, itemsize=dtype.itemsize
         )
         inject(network)
-        return replace(counted, trained=adapters.count_trainable(network).num_parameters, image=item.bucket)
+        trained = adapters.count_trainable(network).num_parameters
+        return replace(counted, trained=trained, image=target.image)
 
 
-def _without_initial_weights(spec: adapters.AdapterSpec) -> adapters.AdapterSpec:
+def without_initial_weights(spec: adapters.AdapterSpec) -> adapters.AdapterSpec:
     """Return an adapter of the same shapes that does not read the base model's weights."""
     return replace(spec, init="kaiming") if spec.starts_from_weight else spec
 
@@ -281,15 +293,6 @@ def _other_networks(
     elif recipe.memory_config.keep_text_encoders:
         names += sorted(loading.text_components(family, folder))
     return networks.component_bytes(folder, names, itemsize), trained
-
-
-def plan_run(
-    recipe: Recipe, plan: DataPlan, machine: Machine, device: torch.device
-) -> tuple[RunDemand, Choice]:
-    """Count a run and choose its settings on a machine, for `lorakit plan`."""
-    demand = run_demand(recipe, plan, device)
-    choice = choose(demand, machine, fixed_settings(recipe), quantizations=usable_quantizations(recipe))
-    return demand, choice
 
 
 def buckets_of(items: Sequence[DatasetItem]) -> dict[tuple[int, int], int]:

@@ -1,0 +1,217 @@
+"""A run predicted before it starts, for `lorakit plan`: memory, time, cost, cache, and the settings for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit import adapters
+from lorakit.adapters import text_encoders
+from lorakit.config.recipe import Recipe
+from lorakit.core.errors import ConfigError, LorakitError, first_line
+from lorakit.data.items import load_concepts
+from lorakit.models import base_model, families, hub
+from lorakit.models import device as devices
+from lorakit.models.families import detect_family
+from lorakit.models.memory import format_bytes
+from lorakit.planner.choice import Choice, Option, choose
+from lorakit.planner.demand import RunDemand
+from lorakit.planner.machine import Machine
+from lorakit.planner.network_count import Shapes, count_network
+from lorakit.planner.published import PublishedModel, published_model
+from lorakit.planner.table import describe_settings
+from lorakit.training import memory_plan, run_plan
+
+CACHED_BYTES = 2  # of a number in the caches
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan of a run."""
+
+    base: str
+    machine: Machine
+    demand: RunDemand
+    choice: Choice
+    buckets: dict[tuple[int, int], int]
+    """Number of images of each bucket; empty if there is no dataset yet."""
+    cache_bytes: int
+    """Latents and text embeddings of all images."""
+    price: float | None
+    """Of an hour."""
+    notes: tuple[str, ...]
+
+    @property
+    def hours(self) -> float:
+        """Duration of the steps, without caching, samples and validation."""
+        return self.choice.best.step.total * self.demand.steps / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
+        best = self.choice.best
+        return {
+            "base": self.base,
+            "device": {"name": self.machine.name, "usable_bytes": self.machine.usable_bytes},
+            "fits": best.fits,
+            "memory": best.settings.to_json(),
+            "images_at_once": best.micro_batch,
+            "peak_bytes": best.footprint.to_json(),
+            "main_memory_bytes": best.host_bytes,
+            "step_seconds": best.step.to_json(),
+            "steps": self.demand.steps,
+            "hours": float(f"{self.hours:.3g}"),
+            "cost": None if self.price is None else float(f"{self.hours * self.price:.3g}"),
+            "cache_bytes": self.cache_bytes,
+            "buckets": [
+                {"width": width, "height": height, "images": count}
+                for (width, height), count in self.buckets.items()
+            ],
+            "reasons": list(self.choice.reasons),
+            "alternatives": [option.to_json() for option in self.choice.alternatives],
+            "notes": list(self.notes),
+        }
+
+    def summary(self) -> str:
+        """Return the plan as text."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        best, step = self.choice.best, self.choice.best.step
+        yield f"plan for {self.machine.name}, {format_bytes(self.machine.usable_bytes)} of which may be filled"
+        yield ""
+        yield f"peak memory    {format_bytes(best.footprint.total)}"
+        for name, size in best.footprint.to_json().items():
+            if size and name != "total":
+                yield f"  {name.replace('_', ' '):<15}{format_bytes(size)}"
+        if best.host_bytes:
+            yield f"main memory    {format_bytes(best.host_bytes)} of weights and activations"
+        yield f"a step         {step.total:.3g} s"
+        yield f"the run        {self.demand.steps} steps, {_duration(self.hours)}, without caching and samples"
+        if self.price is not None:
+            yield f"cost           {self.hours * self.price:.2f} at {self.price:g} an hour"
+        if self.cache_bytes:
+            yield f"cache          {format_bytes(self.cache_bytes)} on the disk"
+        for (width, height), count in self.buckets.items():
+            yield f"bucket         {width} x {height}: {count} images"
+        yield ""
+        yield f"settings       {describe_settings(best.settings)}"
+        yield from (f"  {reason}" for reason in self.choice.reasons)
+        for option in self.choice.alternatives:
+            yield f"or             {_describe(option)}"
+        yield from (f"note: {note}" for note in self.notes)
+
+
+def _describe(option: Option) -> str:
+    peak = format_bytes(option.footprint.total)
+    return f"{describe_settings(option.settings)}: peak {peak}, {option.step.total:.3g} s a step"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours * 60:.0f} minutes" if hours < 1.5 else f"{hours:.1f} hours"
+
+
+def forecast_run(recipe: Recipe, machine: Machine, price: float | None = None) -> Forecast:
+    """Predict a run on a machine; no weights are loaded, and nothing is downloaded.
+
+    Raises ConfigError for a base model that is neither on this machine nor a published one that is known.
+    """
+    folder = _local_base(recipe.base)
+    if folder is None:
+        return _forecast_published(recipe, machine, price)
+    device, notes = torch.device(machine.platform), list[str]()
+    family = detect_family(folder, ())
+    pipe = family.load(folder, dtype=torch.float32, only={"scheduler"})
+    try:
+        concepts = load_concepts(recipe.concepts)
+        plan = run_plan.plan_data(recipe, folder, family, pipe, concepts, lambda text: None)
+    except LorakitError as error:
+        notes.append(f"planned for square images of {recipe.resolution} pixels: {first_line(error)}")
+        plan = None
+    if plan is None:
+        size = (recipe.resolution, recipe.resolution)
+        latents = family.latent_shape(pipe, *size)
+        target = memory_plan.CountTarget(family, folder, size, latents, ("a photo",), 1.0)
+    else:
+        target = memory_plan.target_of(plan)
+    demand, shapes = memory_plan.count_target(recipe, target, device)
+    choice = _choose(recipe, demand, machine)
+    images = len(plan.items) if plan else 0
+    return Forecast(
+        base=recipe.base,
+        machine=machine,
+        demand=demand,
+        choice=choice,
+        buckets=memory_plan.buckets_of(plan.items) if plan else {},
+        cache_bytes=images * _cached_bytes(target.latents, shapes),
+        price=price,
+        notes=tuple(notes),
+    )
+
+
+def _choose(recipe: Recipe, demand: RunDemand, machine: Machine) -> Choice:
+    fixed = memory_plan.fixed_settings(recipe)
+    return choose(demand, machine, fixed, quantizations=memory_plan.usable_quantizations(recipe))
+
+
+def _local_base(base: str) -> Path | None:
+    """Return the folder of a base model that is on this machine; None for one that is not downloaded."""
+    is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+    return hub.cached_model(base) if is_hub_id else base_model.resolve_base(base)
+
+
+def _cached_bytes(latents: tuple[int, ...], shapes: Shapes) -> int:
+    return CACHED_BYTES * (math.prod(latents) + sum(math.prod(shape) for shape, _ in shapes.values()))
+
+
+def _forecast_published(recipe: Recipe, machine: Machine, price: float | None) -> Forecast:
+    """Plan a base model that is not downloaded from the settings of its network, which are known."""
+    download = f"hf download {recipe.base.partition('@')[0]}"
+    model = published_model(recipe.base)
+    if model is None:
+        raise ConfigError(
+            "this base model is not on this machine, and its network is not known",
+            where=f"base: {recipe.base}",
+            remedy=f"download it: {download}",
+        )
+    size = recipe.resolution
+    latents = model.latents_at(size, size)
+    demand = _published_demand(recipe, model, latents, torch.device(machine.platform))
+    note = f"{model.title} is not downloaded: planned for square images of {size} pixels from the settings of"
+    return Forecast(
+        base=recipe.base,
+        machine=machine,
+        demand=demand,
+        choice=_choose(recipe, demand, machine),
+        buckets={},
+        cache_bytes=0,
+        price=price,
+        notes=(f"{note} its published network; download it: {download}",),
+    )
+
+
+def _published_demand(
+    recipe: Recipe, model: PublishedModel, latents: tuple[int, ...], device: torch.device
+) -> RunDemand:
+    family = families.get_family(model.family)
+
+    def inject(network: torch.nn.Module) -> None:
+        component = family.components.denoiser
+        specs = text_encoders.adapter_specs(recipe, family, {component: network}, lambda text: None)
+        adapters.inject_adapter(network, spec=memory_plan.without_initial_weights(specs[component]))
+
+    dtype = devices.weight_dtype(device, recipe.train.precision)
+    network = count_network(
+        family,
+        model.build,
+        inject,
+        latents,
+        model.shapes(),
+        dtype=dtype,
+        image=(recipe.resolution, recipe.resolution),
+    )
+    return memory_plan.demand_of(recipe, network, {}, 0, 1.0)
