@@ -15,7 +15,7 @@ from lorakit.adapters.sources import parse_adapter_source
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from lorakit.data.prompts import Prompt, Sample
-from lorakit.models import base_model, families
+from lorakit.models import base_model, families, memory
 from lorakit.sampling import generate, pipeline
 from tests import runs
 
@@ -230,3 +230,15 @@ def test_an_exported_adapter_loads_in_diffusers_and_gives_the_same_images(base, 
     sampled = [pixels(one.sample(PROMPTS, SMALL, "x")) for one in (by_lorakit, by_diffusers, without)]
     assert max(np.abs(a - b).max() for a, b in zip(sampled[0], sampled[1], strict=True)) <= 1
     assert max(np.abs(a - b).max() for a, b in zip(sampled[0], sampled[2], strict=True)) > 1
+
+
+@pytest.mark.parametrize("base", base_model.EMBEDDED_BASES)
+def test_a_streamed_base_model_samples_the_same_images(base):
+    whole = pixels(pipeline.SamplingPipeline(base).sample(PROMPTS, SMALL, "x"))
+    streamed = pipeline.SamplingPipeline(base, stream=1.0)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(whole, pixels(streamed.sample(PROMPTS, SMALL, "x")), strict=True)
+    )
+    ring = memory.placement.placement_of(streamed.denoiser).ring
+    assert ring.transfers > 0
+    assert 0 < ring.peak_bytes < sum(block.size for block in ring.blocks)

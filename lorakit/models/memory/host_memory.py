@@ -38,9 +38,11 @@ def pinned_bytes(count: int, device: torch.device) -> torch.Tensor:
     buffer = torch.empty(count, dtype=torch.uint8)
     runtime, address = torch.cuda.cudart(), buffer.data_ptr()
     if int(runtime.cudaHostRegister(address, count, 0)):  # a limit of the system on locked memory
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=device)  # CUDA reports the error once more, here
         return torch.empty(count, dtype=torch.uint8, pin_memory=True)
-    # the storage, for views of it outlive the tensor
-    weakref.finalize(buffer.untyped_storage(), runtime.cudaHostUnregister, address)
+    # of the storage, because views of it outlive the tensor; at exit CUDA is gone before
+    weakref.finalize(buffer.untyped_storage(), runtime.cudaHostUnregister, address).atexit = False
     return buffer
 
 

@@ -52,6 +52,7 @@ class _HostCopy:
         with self._transfers.after_computation():
             self._fetched.copy_(self._host, non_blocking=True)
         self._arrival = self._transfers.event()
+        self._transfers.keep_until_copied(self._fetched)
 
     def get(self) -> torch.Tensor:
         """Return the tensor on the device; a later call returns the same one while it is in use."""
