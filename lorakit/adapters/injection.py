@@ -22,6 +22,7 @@ NO_ADAPTER = "none"
 """Method of an adapter without modules: only the vectors of a new token are trained."""
 INIT_ADAPTER = "start"
 """Second adapter of layers that start from the base model's weight: that part, negative and frozen."""
+_COMPUTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRAINABLE = re.compile(
     rf"\.(lora_A|lora_B|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R)\.{ADAPTER_NAME}(\.weight)?$|\.learned$"
 )
@@ -164,6 +165,33 @@ def all_trainable_parameters(networks: Mapping[str, nn.Module]) -> list[tuple[st
         for component, network in networks.items()
         for name, parameter in trainable_parameters(network)
     ]
+
+
+def computed_dtypes(network: nn.Module, compute_dtype: torch.dtype) -> dict[nn.Parameter, torch.dtype]:
+    """Return the data type in which each parameter of injected adapters computes: that of the adapted weight.
+
+    It is `compute_dtype` where that weight is quantized, and float32 for the vectors of a new token. Some
+    networks keep a few modules in float32 although the others have half precision.
+    """
+    dtypes: dict[nn.Parameter, torch.dtype] = {}
+    for layer in peft_layers(network):
+        base_dtype = getattr(getattr(layer.get_base_layer(), "weight", None), "dtype", None)
+        dtype = base_dtype if base_dtype in _COMPUTED_DTYPES else compute_dtype
+        base_parameters = set(layer.get_base_layer().parameters())
+        dtypes |= dict.fromkeys((p for p in layer.parameters() if p not in base_parameters), dtype)
+    for embedding in textual_inversion.learned_embeddings(network):
+        dtypes[embedding.learned] = torch.float32
+    return dtypes
+
+
+def cast_adapter(network: nn.Module, compute_dtype: torch.dtype, *, only_frozen: bool = False) -> None:
+    """Round the parameters of injected adapters to their `computed_dtypes`, in place.
+
+    With `only_frozen`, those that are trained keep theirs.
+    """
+    for parameter, dtype in computed_dtypes(network, compute_dtype).items():
+        if not (only_frozen and parameter.requires_grad):
+            parameter.data = parameter.data.to(dtype)
 
 
 def peft_layers(network: nn.Module) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """`lorakit doctor`: installed packages, disk space, what is missing, and what this machine can train.
 
-What it can train is an estimate from a short measurement: see `lorakit.models.families.published_sizes`.
+What it can train is an estimate from a short measurement: see `lorakit.planner.outlook`.
 """
 
 from __future__ import annotations
@@ -117,15 +117,15 @@ def _inspect_devices(*, quick: bool, quiet: bool) -> dict[str, Any]:
     from lorakit.core.platform import total_memory
     from lorakit.models import device as devices
     from lorakit.models import device_checks
-    from lorakit.models.families import published_sizes
     from lorakit.models.memory import quantized_layers
+    from lorakit.planner import outlook
 
     all_devices = devices.list_devices()
     first = all_devices[0]
     speed = None if quick else device_checks.measure_teraflops(first.device, quiet=quiet)
-    dtype = devices.weight_dtype(first.device, first.precisions[0])
-    outlooks = published_sizes.training_outlook(
-        first.device.type, first.memory_bytes, total_memory(), dtype, speed
+    dtype = devices.compute_dtype(first.precisions[0])
+    outlooks = outlook.training_outlook(
+        first.device.type, first.memory_bytes, total_memory(), dtype, speed, first.name
     )
     return {
         "devices": [device.to_json() for device in all_devices],
@@ -142,8 +142,8 @@ def _inspect_devices(*, quick: bool, quiet: bool) -> dict[str, Any]:
             "device": str(first.device),
             "teraflops_per_second": None if speed is None else float(f"{speed:.3g}"),
             "embedded_models": True,
-            "models": [outlook.to_json() for outlook in outlooks],
-            "estimated_by": [published_sizes.MEMORY_RULE, published_sizes.TIME_RULE],
+            "models": [one.to_json() for one in outlooks],
+            "estimated_by": [outlook.MEMORY_RULE, outlook.TIME_RULE],
         },
     }
 
@@ -228,12 +228,12 @@ def _print_training(training: dict[str, Any], devices: list[dict[str, Any]]) -> 
             model["model"],
             str(model["resolution"]),
             _fit(model),
-            f"{model['denoiser_gib']:g} GiB" if model["fits"] else "",
+            f"{model['peak_gib']:g} GiB" if model["fits"] else "",
             _duration(model["step_seconds"]),
         )
         for model in training["models"]
     ]
-    print_table(("model", "pixels", "fits", "its weights", "time for an image"), rows)
+    print_table(("model", "pixels", "fits", "peak", "time for an image"), rows)
     print("\n".join(f"  {rule}" for rule in training["estimated_by"]))
     if training["device"] == "cpu":
         print(_cpu_advice(training["models"]))
@@ -242,8 +242,8 @@ def _print_training(training: dict[str, Any], devices: list[dict[str, Any]]) -> 
 def _fit(model: dict[str, Any]) -> str:
     if not model["fits"]:
         return f"no: {model['shortage']}"
-    quantize = f", with memory.quantize={model['quantize']}" if model["quantize"] else ""
-    return f"yes{quantize}" if model["practical"] else f"yes{quantize}, but slow"
+    settings = "" if model["settings"] == "nothing" else f", with {model['settings']}"
+    return f"yes{settings}" if model["practical"] else f"yes{settings}, but slow"
 
 
 def _duration(seconds: float | None) -> str:

@@ -14,6 +14,7 @@ from lorakit.data.caption_choice import CaptionChoice, caption_as_written, capti
 from lorakit.data.items import DatasetItem
 from lorakit.data.mask_cache import MaskCache
 from lorakit.data.text_at_use import TextAtUse
+from lorakit.models import device as devices
 from lorakit.models.families.family import Conditioning
 
 CaptionTransform = Callable[[str], str]
@@ -27,6 +28,11 @@ class Batch:
     latents: torch.Tensor  # (B, C, H, W), of videos (B, C, F, H, W)
     cond: Conditioning  # collated text embeddings and conditioning latents
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1], where masks weigh the loss
+
+    def move(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Return the batch with all tensors moved by a function."""
+        cond = {name: move(tensor) for name, tensor in self.cond.items()}
+        return Batch(move(self.latents), cond, None if self.mask is None else move(self.mask))
 
 
 def item_choices(items: Sequence[DatasetItem]) -> list[CaptionChoice]:
@@ -73,10 +79,17 @@ class TrainingSet:
         ]
         self.caption_choices = item_choices(self.items)
         self.kept_words = kept_words
+        self.text_multiple = 1
+        """Texts with a mask are padded to a multiple of this many tokens."""
 
     def caption(self, sample: SampleIndex) -> str:
         """Return the caption of a sample, with its order of tags."""
         return sample_caption(self.items[sample.image_index], sample, self.kept_words)
+
+    @property
+    def is_cached(self) -> bool:
+        """True if all tensors come from caches, so that a thread may load them ahead."""
+        return isinstance(self._text, TextCache)
 
     @property
     def kept_text_encoders(self) -> list[torch.nn.Module]:
@@ -99,15 +112,23 @@ class TrainingSet:
         caption_transform: CaptionTransform | None = None,
     ) -> Batch:
         """Return the tensors of samples that share one shape; `caption_transform` changes their captions."""
+        batch = self.load_batch(samples, caption_transform)
+        return batch.move(lambda tensor: devices.copy_to(tensor, device))
+
+    def load_batch(
+        self, samples: Sequence[SampleIndex], caption_transform: CaptionTransform | None = None
+    ) -> Batch:
+        """Return the tensors of samples that share one shape in host memory, as `batch` copies them."""
         items = [self.items[sample.image_index] for sample in samples]
         latents = torch.stack([self._latents[item] for item in items])
         captions = [self.caption(sample) for sample in samples]
         if caption_transform:
             captions = [caption_transform(caption) for caption in captions]
         pairs = zip(items, captions, strict=True)
-        cond = self._text.family.collate([self._item_conditioning(item, caption) for item, caption in pairs])
-        mask = torch.stack([self._masks.get(item) for item in items]).to(device) if self._masks else None
-        return Batch(latents.to(device), {name: tensor.to(device) for name, tensor in cond.items()}, mask)
+        conds = [self._item_conditioning(item, caption) for item, caption in pairs]
+        cond = self._text.family.collate(conds, self.text_multiple)
+        mask = torch.stack([self._masks.get(item) for item in items]) if self._masks else None
+        return Batch(latents.float(), cond, mask)
 
     def _item_conditioning(self, item: DatasetItem, caption: str) -> Conditioning:
         """Return the text embeddings of one caption and the conditioning latents of one item."""

@@ -70,8 +70,7 @@ def load_run_pipeline(
         quantize=resolve_quantization(options, recipe.memory_config.quantize),
         stream=(recipe.memory_config.stream or 0.0) if options.stream is None else options.stream,
         device=device,
-        dtype=devices.weight_dtype(device, precision),
-        compute_dtype=devices.compute_dtype(precision),
+        dtype=devices.compute_dtype(precision),
     )
 
 

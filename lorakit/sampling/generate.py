@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,12 +107,10 @@ def sample_images(
     *,
     label: str = "samples",
     quiet: bool = False,
-    autocast: AbstractContextManager[Any] | None = None,
 ) -> list[Sample]:
     """Sample one image for every seed of every prompt, in order."""
-    with autocast or nullcontext():
-        batches = sample_batches(family, pipe, encoded, settings, label=label, quiet=quiet)
-        return [sample for batch in batches for sample in batch]
+    batches = sample_batches(family, pipe, encoded, settings, label=label, quiet=quiet)
+    return [sample for batch in batches for sample in batch]
 
 
 def sample_batches(

@@ -138,6 +138,8 @@ class SamplingPipeline:
         self._encoded: dict[tuple[Any, ...], generate.EncodedPrompts] = {}
         self._controlled: dict[controls.Control, controls.ControlledPipeline] = {}
         read.inject(self.family, self.pipe, self.networks)
+        for network in self.networks.values():
+            adapters.cast_adapter(network, compute_dtype or self.dtype)
         if stream:
             placement.place(self.denoiser, settings, self.device)
 

@@ -41,7 +41,7 @@ class AveragedWeights:
         return bool(self._modal) or self._ema is not None
 
     def update(self) -> None:
-        """Add the weights after a step to the moving average."""
+        """Add the weights after a step to the moving average; a skipped step adds them once more."""
         if self._ema is not None:
             self._ema.step([self._values])
 
@@ -56,12 +56,14 @@ class AveragedWeights:
             part.eval()
         if self._ema is not None:
             self._ema.copy_to([self._values])
+        self.parameters.refresh_copies()
         try:
             yield
         finally:
             for part in self._modal:
                 part.train()
             self.parameters.values.copy_(trained)
+            self.parameters.refresh_copies()
 
     def state_dict(self) -> FlatState:
         """Return what a checkpoint needs beside the optimizer's state and the averages in its adapter."""
@@ -85,6 +87,7 @@ class AveragedWeights:
         if missing or (self._ema is not None and COUNT not in flat):
             raise DataError("the checkpoint has no averaged weights", where=", ".join(missing[:5]))
         self._restore(TRAINED, self.parameters.values, flat)
+        self.parameters.refresh_copies()
         if self._ema is not None:
             self._restore(AVERAGE, self._ema.shadow_params[0], flat)
             self._ema.optimization_step = int(flat[COUNT])

@@ -2,10 +2,14 @@
 
 An adapter has hundreds of small tensors. In one buffer, the norm, the clipping, the reduction over processes
 and the optimizer are one call each, whatever the number of tensors.
+
+Where a network computes in half precision, its parameters are copies in that precision, in a buffer of the
+same layout: the optimizer works on the values in float32, and each step ends with one call that rounds them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,8 +58,9 @@ class OptimizerTensor:
 class FlatParameters:
     """Trainable parameters, in buffers of float32 that the optimizer works on.
 
-    The parameters of the model become views of `values` in place. `network_of` gives the network of a name:
-    a network without gradients in a step, such as the expert of other timesteps, is not updated in it.
+    The parameters of the model become views in place: of `values`, or of copies in the data type that
+    `dtype_of` gives for a parameter. `network_of` gives the network of a name: a network without gradients in
+    a step, such as the expert of other timesteps, is not updated in it.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class FlatParameters:
         network_of: Callable[[str], str] = lambda name: "",
         lr_multiplier: Callable[[str], float] = lambda name: 1.0,
         *,
+        dtype_of: Callable[[nn.Parameter], torch.dtype] = lambda parameter: torch.float32,
         per_tensor: bool = False,
     ) -> None:
         self.named, self.per_tensor = list(parameters), per_tensor
@@ -84,7 +90,8 @@ class FlatParameters:
         self._exchanged = torch.zeros(ALIGNMENT + end, device=device)
         self.gradients = self._exchanged[ALIGNMENT:]
         self._gradient_views = [self._view(self.gradients, i) for i in range(len(keys))]
-        self._take_over_values()
+        self._copies: dict[torch.dtype, torch.Tensor] = {}
+        self._take_over_values(dtype_of)
         self.tensors = [
             self._optimizer_tensor(group, keys[group[0]], flat=not per_tensor)
             for group in ([[index] for index in order] if per_tensor else groups)
@@ -94,11 +101,40 @@ class FlatParameters:
         parameter, start = self.named[index][1], self._starts[index]
         return buffer[start : start + parameter.numel()].view(parameter.shape)
 
-    def _take_over_values(self) -> None:
+    def _take_over_values(self, dtype_of: Callable[[nn.Parameter], torch.dtype]) -> None:
+        self._masters, self._computed = [], []
         for index, (_, parameter) in enumerate(self.named):
-            view = self._view(self.values, index)
+            dtype, view = dtype_of(parameter), self._view(self.values, index)
             view.copy_(parameter.detach())
+            self._masters.append(view)
+            if dtype != torch.float32:
+                copies = self._copies.setdefault(dtype, torch.zeros_like(self.values, dtype=dtype))
+                view = self._view(copies, index)
+            self._computed.append(view)
+        self._set_data(self._computed)
+        self.refresh_copies()
+
+    def _set_data(self, views: Sequence[torch.Tensor]) -> None:
+        for (_, parameter), view in zip(self.named, views, strict=True):
             parameter.data, parameter.grad = view, None
+
+    def refresh_copies(self) -> None:
+        """Round the values into the copies that the networks compute with; to do after values change."""
+        for copies in self._copies.values():
+            copies.copy_(self.values)
+
+    @contextlib.contextmanager
+    def in_full_precision(self) -> Iterator[None]:
+        """Let the parameters of the networks be the values in float32 within the block, to save or load."""
+        if not self._copies:
+            yield
+            return
+        self._set_data(self._masters)
+        try:
+            yield
+        finally:
+            self._set_data(self._computed)
+            self.refresh_copies()
 
     def _optimizer_tensor(self, group: list[int], key: tuple[str, float], *, flat: bool) -> OptimizerTensor:
         start, last = self._starts[group[0]], group[-1]
@@ -123,19 +159,24 @@ class FlatParameters:
     def add_gradients(self) -> None:
         """Add the gradients of a backward pass to the buffer, and remove them from the parameters."""
         first = not any(self._active.values())
-        views, gradients = [], []
-        for (_, parameter), view, network in zip(
-            self.named, self._gradient_views, self._network_of, strict=True
-        ):
+        indices, gradients = [], []
+        for index, (_, parameter) in enumerate(self.named):
             if parameter.grad is not None:
-                views.append(view)
+                indices.append(index)
                 gradients.append(parameter.grad)
-                self._active[network] = True
+                self._active[self._network_of[index]] = True
                 parameter.grad = None
-        if views and first:
+        if not indices:
+            return
+        views = [self._gradient_views[index] for index in indices]
+        if first:
             torch._foreach_copy_(views, gradients)
-        elif views:
+        elif not self._copies:
             torch._foreach_add_(views, gradients)
+        else:  # sums of two data types would be a kernel for each tensor
+            added = torch.zeros_like(self.gradients)
+            torch._foreach_copy_([self._view(added, index) for index in indices], gradients)
+            self.gradients.add_(added)
 
     def mark_active(self) -> None:
         """Note that gradients are in the buffer already, of all networks."""
@@ -155,12 +196,14 @@ class FlatParameters:
 
         A network is active afterwards if it was active in any process.
         """
-        flags = torch.tensor([float(active) for active in self._active.values()])
-        numbers = torch.cat([loss.view(1), flags.to(loss)])
-        self._exchanged[: len(numbers)] = numbers
+        self._exchanged[0] = loss
+        flags = [float(active) for active in self._active.values()]
+        if len(flags) > 1:  # a single network is active everywhere, and nothing has to be read
+            self._exchanged[1 : 1 + len(flags)] = torch.tensor(flags, device=loss.device)
         self._exchanged.copy_(mean(self._exchanged))
-        averaged = self._exchanged[1 : len(numbers)].tolist()
-        self._active = {name: value > 0 for name, value in zip(self.networks, averaged, strict=True)}
+        if len(flags) > 1:
+            averaged = self._exchanged[1 : 1 + len(flags)].tolist()
+            self._active = {name: value > 0 for name, value in zip(self.networks, averaged, strict=True)}
         return self._exchanged[0].clone()
 
     def clip_gradients(self, max_norm: float, scale: float = 1.0) -> torch.Tensor:

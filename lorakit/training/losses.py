@@ -8,7 +8,7 @@ model (differential output preservation).
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,10 +22,11 @@ from lorakit.core import rng
 from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
 from lorakit.data.dataset import CaptionTransform, TrainingSet
-from lorakit.models import device as devices
+from lorakit.models.acceleration.cuda_graphs import Network
 from lorakit.models.families.family import Conditioning, Family
 from lorakit.training import regularization
 from lorakit.training.objective import Objective
+from lorakit.training.prefetch import BatchRequest, LoadedBatch, Prefetcher
 
 OFFSET_PURPOSES = ("noise", "class noise")
 """Purposes of noise that take the noise offset; validation and the sanity check measure without it."""
@@ -37,7 +38,8 @@ LossFn = Callable[[list[SampleIndex], list[float]], torch.Tensor]
 class LossTerm:
     """One term of a step's loss: `weight` times the mean of `loss_fn` over `samples` of `data`.
 
-    `timestep_purpose` keys the uniform numbers from which the timesteps come.
+    `noise_purpose` keys the noise, `timestep_purpose` the uniform numbers from which the timesteps come.
+    `transform` changes captions.
     """
 
     data: TrainingSet
@@ -45,6 +47,8 @@ class LossTerm:
     loss_fn: LossFn
     timestep_purpose: str
     weight: float
+    noise_purpose: str = "noise"
+    transform: CaptionTransform | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,6 @@ class NoisedBatch:
     """Compute `cond` again, with text encoders whose adapters may have been switched off since."""
 
 
-def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The mixed precision that a run trains, validates and samples in."""
-    if recipe.train.precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=devices.compute_dtype(recipe.train.precision))
-
-
 class DenoisingLoss:
     """The loss of a base model with adapters, loaded in `pipe`."""
 
@@ -78,10 +75,13 @@ class DenoisingLoss:
         self.recipe, self.family, self.objective, self.device = recipe, family, objective, device
         denoiser: Any = family.denoiser(pipe)
         self.denoiser = denoiser
+        self.network: Network = functools.partial(family.predict, denoiser)
+        """(noisy latents, timesteps, conditioning) -> prediction; replaced where passes are recorded."""
         self.networks = text_encoders.adaptable_networks(family, pipe)
         self.trains_text = text_encoders.trains_text(recipe)
         # not that of any one weight, for some stay in float32; read once, as it walks through all modules
         self.dtype: torch.dtype = denoiser.dtype
+        self.prefetcher = Prefetcher(self.load, device)
 
     def __call__(
         self, data: TrainingSet, samples: Sequence[SampleIndex], purpose: str, uniforms: Sequence[float]
@@ -113,13 +113,13 @@ class DenoisingLoss:
         transform: CaptionTransform | None = None,
     ) -> NoisedBatch:
         """Load samples that share one shape and add noise to their latents; `transform` changes captions."""
-        batch = data.batch(samples, self.device, transform)
-        noise = self._noise(tuple(batch.latents.shape[1:]), samples, purpose)
-        u = torch.tensor(uniforms, dtype=torch.float32).to(self.device)
-        noised = self.objective.add_noise(batch.latents, noise, u)
+        request = BatchRequest.of(data, samples, purpose, uniforms, transform)
+        loaded = self.prefetcher.take(request).copy_to(self.device)
+        batch = loaded.batch
+        noised = self.objective.mix(batch.latents, loaded.noise, loaded.levels)
         return NoisedBatch(
             latents=batch.latents,
-            noise=noise,
+            noise=loaded.noise,
             noisy_latents=noised.noisy_latents,
             timesteps=noised.timesteps,
             target=noised.target,
@@ -127,6 +127,13 @@ class DenoisingLoss:
             mask=batch.mask,
             reencode_text=lambda: data.batch(samples, self.device, transform).cond,
         )
+
+    def load(self, request: BatchRequest) -> LoadedBatch:
+        """Load samples, their noise and noise levels into host memory; a thread may do it."""
+        batch = request.data.load_batch(request.samples, request.transform)
+        noise = self._noise(tuple(batch.latents.shape[1:]), request.samples, request.purpose)
+        u = torch.tensor(request.uniforms, dtype=torch.float32)
+        return LoadedBatch(batch, noise, self.objective.sample_levels(u, batch.latents.shape))
 
     def _noise(self, shape: tuple[int, ...], samples: Sequence[SampleIndex], purpose: str) -> torch.Tensor:
         """Noise (B, *shape), keyed by position; in training with the recipe's offset of each channel."""
@@ -136,7 +143,7 @@ class DenoisingLoss:
             per_channel = (shape[0], *[1] * (len(shape) - 1))
             offsets = [rng.keyed_normal(per_channel, seed, f"{purpose} offset", s.position) for s in samples]
             noise = noise + offset * torch.stack(offsets)
-        return noise.to(self.device)
+        return noise
 
     def predict_without_adapter(self, batch: NoisedBatch) -> torch.Tensor:
         """The base model's prediction, without gradient."""
@@ -146,9 +153,7 @@ class DenoisingLoss:
     def predict(self, batch: NoisedBatch) -> torch.Tensor:
         """The denoiser's prediction, of the latents' shape."""
         cond = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in batch.cond.items()}
-        with autocast(self.recipe, self.device):
-            noisy_latents = batch.noisy_latents.to(self.dtype)
-            return self.family.predict(self.denoiser, noisy_latents, batch.timesteps, cond)
+        return self.network(batch.noisy_latents.to(self.dtype), batch.timesteps, cond)
 
 
 class RegularizationLosses:
@@ -170,15 +175,23 @@ class RegularizationLosses:
                 for s in samples
             ]
             weight = settings.prior_loss_weight
-            terms.append(LossTerm(data, class_samples, self._prior_preservation_loss, "class time", weight))
+            terms.append(
+                LossTerm(
+                    data, class_samples, self._prior_preservation_loss, "class time", weight, "class noise"
+                )
+            )
         if weight := settings.output_preservation:
             with_trigger = [
                 s for s in samples if regularization.replace_trigger(recipe, self.train_set.caption(s))
             ]
+            loss_fn = self._output_preservation_loss
             terms.append(
-                LossTerm(self.train_set, with_trigger, self._output_preservation_loss, "time", weight)
+                LossTerm(self.train_set, with_trigger, loss_fn, "time", weight, transform=self._no_trigger)
             )
         return terms
+
+    def _no_trigger(self, caption: str) -> str:
+        return regularization.replace_trigger(self.loss.recipe, caption) or caption
 
     def _prior_preservation_loss(self, samples: list[SampleIndex], uniforms: list[float]) -> torch.Tensor:
         assert self.class_image_set is not None
@@ -186,13 +199,6 @@ class RegularizationLosses:
 
     def _output_preservation_loss(self, samples: list[SampleIndex], uniforms: list[float]) -> torch.Tensor:
         """Losses (B,) of predictions for captions without the trigger, against those of the base model."""
-        recipe = self.loss.recipe
-        batch = self.loss.add_noise(
-            self.train_set,
-            samples,
-            "noise",
-            uniforms,
-            lambda caption: regularization.replace_trigger(recipe, caption) or caption,
-        )
+        batch = self.loss.add_noise(self.train_set, samples, "noise", uniforms, self._no_trigger)
         base_prediction = self.loss.predict_without_adapter(batch)
         return self.loss.objective.loss(self.loss.predict(batch), base_prediction, batch.timesteps)

@@ -14,7 +14,7 @@ from lorakit.data.prompts import Prompt, Sample
 from lorakit.data.subjects import Subjects, concept_subjects, replace_triggers
 from lorakit.models import clip_score, memory
 from lorakit.sampling import generate
-from lorakit.training import final_loss, losses
+from lorakit.training import final_loss
 from lorakit.training.losses import DenoisingLoss
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.sample_sheet import step_folder, write_contact_sheet
@@ -39,13 +39,19 @@ class TrainingMonitor:
         # on the CPU, where it takes no memory from training
         self.clip_scorer = clip_score.load_clip_scorer(name, "samples.clip_model") if name else None
 
+    def is_due(self, step: int) -> bool:
+        """Return True if it is time to sample or validate."""
+        recipe = self.session.recipe
+        intervals = (recipe.samples.every, recipe.validate_.every)
+        return step == recipe.train.steps or any(step % every == 0 for every in intervals)
+
     def run_if_due(self, step: int) -> None:
         """Sample and validate if it is due at this step and not done yet."""
+        if not self.is_due(step):
+            return
         recipe = self.session.recipe
         last = step == recipe.train.steps
         samples, validates = step % recipe.samples.every == 0, step % recipe.validate_.every == 0
-        if not (samples or validates or last):
-            return
         try:
             with self._averaged():
                 if samples or last:
@@ -71,11 +77,13 @@ class TrainingMonitor:
             session.pipe,
             session.encode_prompts_now(session.encoded_prompts),
             session.sampling_settings,
-            autocast=losses.autocast(session.recipe, session.device),
         )
         memory.empty_device_cache(session.device)
         self._score_samples(step, samples)
-        generate.save_samples(folder, samples, session.family.fps)
+        self._write_samples(step, samples)
+
+    def _write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        generate.save_samples(step_folder(self.run.path, step), samples, self.session.family.fps)
         write_contact_sheet(self.run.path)
 
     def _score_samples(self, step: int, samples: Sequence[Sample]) -> None:

@@ -1,7 +1,8 @@
 """The training objectives: flow matching and ddpm, read from the base model's scheduler, never from a flag.
 
-`add_noise` maps clean latents, noise and one uniform number a sample to noisy latents, timesteps and target;
-`loss` compares the model's prediction with the target. Both are pure. Timesteps are in scheduler units: ddpm
+`add_noise` maps clean latents, noise and one uniform number a sample to noisy latents, timesteps and target:
+`sample_levels` computes the few numbers of each sample on the host, `mix` the rest on the device. `loss`
+compares the model's prediction with the target. All are pure. Timesteps are in scheduler units: ddpm
 0..T-1 (integers), flow 0..1000.
 
 Sources: DDPM, arXiv:2006.11239; v-prediction, arXiv:2202.00512; zero-terminal SNR, arXiv:2305.08891;
@@ -12,8 +13,8 @@ in `loss_weighting`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +35,24 @@ class NoisedLatents:
 
 
 @dataclass(frozen=True)
+class SampledLevels:
+    """Timesteps (B,) in scheduler units, with alpha and sigma (B,) of x_t = alpha x + sigma n in float32."""
+
+    timesteps: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+
+    def move(self, move: Callable[[torch.Tensor], torch.Tensor]) -> SampledLevels:
+        """Return the levels with all tensors moved by a function."""
+        return SampledLevels(move(self.timesteps), move(self.alpha), move(self.sigma))
+
+    def factors(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return alpha and sigma, each (B, 1, ..., 1), for latents (B, C, ..., H, W)."""
+        shape = (-1, *[1] * (latents.ndim - 1))
+        return self.alpha.view(shape), self.sigma.view(shape)
+
+
+@dataclass(frozen=True)
 class Objective(ABC):
     """A base model's training objective with the recipe's changes."""
 
@@ -43,9 +62,21 @@ class Objective(ABC):
     prediction_type: str
     """The name in `targets` of what the network predicts."""
 
-    @abstractmethod
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> NoisedLatents:
         """Mix `latents` and `noise` (B, C, ..., H, W) at timesteps given by `u` (B,) in [0, 1)."""
+        levels = self.sample_levels(u, latents.shape)
+        return self.mix(latents, noise, levels.move(lambda tensor: tensor.to(latents.device)))
+
+    @abstractmethod
+    def sample_levels(self, u: torch.Tensor, latent_shape: Sequence[int]) -> SampledLevels:
+        """The timesteps and noise levels given by `u` (B,) in [0, 1), for latents (B, C, ..., H, W).
+
+        To be called with numbers of the host: some devices have no float64.
+        """
+
+    @abstractmethod
+    def mix(self, latents: torch.Tensor, noise: torch.Tensor, levels: SampledLevels) -> NoisedLatents:
+        """Mix `latents` and `noise` (B, C, ..., H, W) at noise levels."""
 
     @abstractmethod
     def noise_levels(self, t: torch.Tensor) -> NoiseLevels:
@@ -83,17 +114,21 @@ class FlowMatching(Objective):
 
     shift: float | timesteps.ResolutionShift
 
-    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> NoisedLatents:
-        """Mix `latents` and `noise` (B, C, ..., H, W) at timesteps given by `u` (B,) in [0, 1)."""
-        u = self.timestep_distribution(u).to(latents.dtype)
-        shift = self.shift(latents.shape) if isinstance(self.shift, timesteps.ResolutionShift) else self.shift
+    def sample_levels(self, u: torch.Tensor, latent_shape: Sequence[int]) -> SampledLevels:
+        """The timesteps and noise levels given by `u` (B,) in [0, 1), for latents (B, C, ..., H, W)."""
+        u = self.timestep_distribution(u).float()
+        shift = self.shift(latent_shape) if isinstance(self.shift, timesteps.ResolutionShift) else self.shift
         sigma = shift * u / (1 + (shift - 1) * u)
-        s = sigma.view(-1, *[1] * (latents.ndim - 1))
-        return NoisedLatents((1 - s) * latents + s * noise, sigma * 1000, noise - latents)
+        return SampledLevels(sigma * 1000, 1 - sigma, sigma)
+
+    def mix(self, latents: torch.Tensor, noise: torch.Tensor, levels: SampledLevels) -> NoisedLatents:
+        """Mix `latents` and `noise` (B, C, ..., H, W) at noise levels."""
+        alpha, sigma = levels.factors(latents)
+        return NoisedLatents(alpha * latents + sigma * noise, levels.timesteps, noise - latents)
 
     def noise_levels(self, t: torch.Tensor) -> NoiseLevels:
         """The noise levels of timesteps (B,)."""
-        sigma = t.double() / 1000
+        sigma = t.to(_precise_dtype(t.device)) / 1000
         return NoiseLevels(fraction=sigma, alpha=1 - sigma, sigma=sigma)
 
     def targets(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -111,31 +146,56 @@ class DDPM(Objective):
     """DDPM: x_t = sqrt(a_t) x + sqrt(1 - a_t) n with the base's own a_t, target noise, v or the sample."""
 
     alphas_cumprod: torch.Tensor  # (T,)
+    _on_device: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> NoisedLatents:
-        """Mix `latents` and `noise` (B, C, ..., H, W) at timesteps given by `u` (B,) in [0, 1)."""
+    def sample_levels(self, u: torch.Tensor, latent_shape: Sequence[int]) -> SampledLevels:
+        """The timesteps and noise levels given by `u` (B,) in [0, 1), for latents (B, C, ..., H, W)."""
         count = len(self.alphas_cumprod)
         t = (self.timestep_distribution(u) * count).long().clamp(max=count - 1)
-        alpha, sigma = self._alpha_sigma(latents, t)
-        target = self.targets(latents, noise, t)[self.prediction_type]
-        return NoisedLatents(alpha * latents + sigma * noise, t, target)
+        return self._levels(t)
 
-    def _alpha_sigma(self, latents: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(alpha, sigma) of x_t = alpha x + sigma n, each (B, 1, ..., 1)."""
-        alpha_bar = self.alphas_cumprod.to(latents.device)[t].to(latents.dtype)
-        alpha_bar = alpha_bar.view(-1, *[1] * (latents.ndim - 1))
-        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    def mix(self, latents: torch.Tensor, noise: torch.Tensor, levels: SampledLevels) -> NoisedLatents:
+        """Mix `latents` and `noise` (B, C, ..., H, W) at noise levels."""
+        alpha, sigma = levels.factors(latents)
+        target = _ddpm_targets(latents, noise, alpha, sigma)[self.prediction_type]()
+        return NoisedLatents(alpha * latents + sigma * noise, levels.timesteps, target)
+
+    def _levels(self, t: torch.Tensor) -> SampledLevels:
+        alpha_bar = self._alphas(t.device)[t].float()
+        return SampledLevels(t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+    def _alphas(self, device: torch.device) -> torch.Tensor:
+        """The `alphas_cumprod` on a device, copied there once."""
+        if device not in self._on_device:
+            alphas = self.alphas_cumprod.to(_precise_dtype(device))
+            self._on_device[device] = alphas.to(device)
+        return self._on_device[device]
 
     def noise_levels(self, t: torch.Tensor) -> NoiseLevels:
         """The noise levels of timesteps (B,)."""
-        alpha_bar = self.alphas_cumprod.to(t.device)[t]
-        fraction = t.double() / len(self.alphas_cumprod)
+        alpha_bar = self._alphas(t.device)[t]
+        fraction = t.to(alpha_bar.dtype) / len(self.alphas_cumprod)
         return NoiseLevels(fraction, alpha=alpha_bar.sqrt(), sigma=(1 - alpha_bar).sqrt())
 
     def targets(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
         """Everything that networks of this kind may predict, by name."""
-        alpha, sigma = self._alpha_sigma(latents, t)
-        return {"epsilon": noise, "v_prediction": alpha * noise - sigma * latents, "sample": latents}
+        alpha, sigma = self._levels(t).factors(latents)
+        return {name: target() for name, target in _ddpm_targets(latents, noise, alpha, sigma).items()}
+
+
+def _ddpm_targets(
+    latents: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+) -> dict[str, Callable[[], torch.Tensor]]:
+    return {
+        "epsilon": lambda: noise,
+        "v_prediction": lambda: alpha * noise - sigma * latents,
+        "sample": lambda: latents,
+    }
+
+
+def _precise_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating-point data type of a device: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def objective_from_scheduler(

@@ -21,6 +21,7 @@ from lorakit.training.optimizer_state import (
 _LORA_B = "lora_B.weight"
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _LOGGED_RATES = ("lr", "lr_lora_b", "lr_text_encoder", "lr_text_encoder_lora_b", "lr_embedding")
+_CHANGED_STATE = ("state1", "state2", "absmax1", "absmax2", "unorm_vec")  # of bitsandbytes, by its steps
 _TRIAL_STEPS = 8  # some optimizers do not move the parameters in their first five
 _TRIAL_SIDE = 4
 
@@ -158,23 +159,52 @@ def _trial_step(optimizer: RunOptimizer, parameters: FlatParameters, number: int
     parameters.zero_gradients()
 
 
-def take_step(optimizer: RunOptimizer, parameters: FlatParameters) -> None:
+def can_skip_on_device(optimizer: RunOptimizer) -> bool:
+    """Return True if `take_step` can decide on the device whether a step counts, without a wait for it."""
+    if _is_bitsandbytes(optimizer):
+        library: Any = optimizer
+        return not library.is_paged
+    return type(optimizer) is torch.optim.AdamW and all(group["fused"] for group in optimizer.param_groups)
+
+
+def take_step(
+    optimizer: RunOptimizer, parameters: FlatParameters, is_finite: torch.Tensor | None = None
+) -> None:
     """Update the parameters, except those of a network without gradients.
 
+    `is_finite` is a boolean scalar on the device: if it is false, values and moments keep their bytes. Only
+    for optimizers that `can_skip_on_device`. The steps that bitsandbytes counts include skipped ones.
     The `step` of bitsandbytes waits for the device after every tensor, so its update is called directly.
     """
     parameters.attach_gradients()
     library: Any = optimizer
-    if not _is_bitsandbytes(optimizer) or library.is_paged:
+    if _is_bitsandbytes(optimizer) and not library.is_paged:
+        _take_bitsandbytes_step(library, is_finite)
+    else:
+        if is_finite is not None:
+            library.found_inf = (~is_finite).float()
         library.step()
-        return
-    with torch.no_grad():
-        for group_index, group in enumerate(optimizer.param_groups):
-            for index, values in enumerate(group["params"]):
-                if values.grad is not None:
-                    if not library.state[values]:
-                        library.init_state(group, values, group_index, index)
-                    library.update_step(group, values, group_index, index)
+    parameters.refresh_copies()
+
+
+@torch.no_grad()
+def _take_bitsandbytes_step(optimizer: Any, is_finite: torch.Tensor | None) -> None:
+    for group_index, group in enumerate(optimizer.param_groups):
+        for index, values in enumerate(group["params"]):
+            if values.grad is None:
+                continue
+            state = optimizer.state[values]
+            if not state:
+                optimizer.init_state(group, values, group_index, index)
+                state = optimizer.state[values]
+            changed = [values.data, *(state[key] for key in _CHANGED_STATE if key in state)]
+            if is_finite is None:
+                optimizer.update_step(group, values, group_index, index)
+                continue
+            before = [tensor.clone() for tensor in changed]
+            optimizer.update_step(group, values, group_index, index)
+            for tensor, old in zip(changed, before, strict=True):
+                torch.where(is_finite, tensor, old, out=tensor)
 
 
 def _is_bitsandbytes(optimizer: RunOptimizer) -> bool:

@@ -22,7 +22,7 @@ from lorakit.models import device as devices
 from lorakit.models import loading
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_name
-from lorakit.models.memory import MemorySettings, placement
+from lorakit.models.memory import MemorySettings, placement, sharding
 from lorakit.sampling import generate
 from lorakit.training import data_warnings, memory_plan, phases
 from lorakit.training.caption_stream import caption_stream
@@ -96,11 +96,12 @@ def build_session(
     num_processes: int = 1,
     log: LogFn = lambda text: None,
     load: LoadFn | None = None,
+    shard: bool = False,
     memory_record: MemoryRecord | None = None,
 ) -> Session:
     """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters.
 
-    The main process decides the memory settings of all, and `memory_record` keeps them. `load` returns the
+    With `shard` the denoiser's weights are divided among the processes. The main process decides the memory settings of all, and `memory_record` keeps them. `load` returns the
     components to inject adapters into; by default they are loaded from the base model.
     """
     memory_record = memory_record or MemoryRecord()
@@ -117,8 +118,9 @@ def build_session(
         assert entry is not None  # written by the main process
         decided = memory_plan.decided_from(entry)
     log(phases.phase("loading the base model"))
-    settings = decided.settings
-    pipe = (load or load_trained_components)(recipe, plan, settings, device)
+    settings = sharding.with_whole_weights(decided.settings) if shard else decided.settings
+    place = torch.device("cpu") if shard else device
+    pipe = (load or load_trained_components)(recipe, plan, settings, place)
     denoiser = family.denoiser(pipe)
     specs = text_encoders.inject_adapters(recipe, family, pipe)
     _check_exports(recipe, family, specs)
@@ -126,9 +128,14 @@ def build_session(
     networks = {component: network for component, network in adaptable.items() if component in specs}
     if plan.initial_adapter:
         load_initial_adapter(plan.initial_adapter.adapter, networks)
+    for network in networks.values():  # what is trained stays in float32 until it gets its buffer
+        adapters.cast_adapter(network, devices.compute_dtype(recipe.train.precision), only_frozen=True)
     if note := placement.shared_memory_note(settings, device):
         log(note)
-    placement.place(denoiser, settings, device)
+    placement.place(denoiser, settings, place)
+    if shard:
+        sharding.shard_network(denoiser, device)
+        pipe.to(device)
     text = text_source(recipe, family, pipe, run_caches)
     split = plan.split
     return Session(
@@ -187,10 +194,9 @@ def load_trained_components(
         family,
         plan.base_folder,
         components,
-        dtype=devices.weight_dtype(device, recipe.train.precision),
+        dtype=devices.compute_dtype(recipe.train.precision),
         device=device,
         settings=settings,
-        compute_dtype=devices.compute_dtype(recipe.train.precision),
     )
 
 

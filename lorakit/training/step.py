@@ -1,5 +1,9 @@
 """One optimizer step of a process: batch, losses, gradients, reduction, clipping, optimizer.
 
+The host never waits for the device inside a step: batches are loaded ahead, whether a step counts is decided
+on the device, and its numbers are read when they have arrived. Exceptions are loss scaling (fp16), where the
+host must know whether to compute a step again, and optimizers that cannot undo a step on the device.
+
 The state after step k is a function of the recipe, the data and the base model alone: order, noise and
 timesteps are keyed by position, so that a run that was stopped and resumed ends in the same bytes.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,7 +26,9 @@ from lorakit.adapters import text_encoders
 from lorakit.core.errors import DataError, ProcessEndedError, first_line
 from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
+from lorakit.models import device as devices
 from lorakit.models import memory
+from lorakit.models.memory import placement
 from lorakit.training import (
     averaged_weights,
     memory_remedies,
@@ -38,9 +45,11 @@ from lorakit.training.flat_parameters import FlatParameters
 from lorakit.training.loss_scale import LossScale
 from lorakit.training.losses import LossTerm, RegularizationLosses
 from lorakit.training.optimizer_state import FlatState
+from lorakit.training.prefetch import BatchRequest
 from lorakit.training.setup import Session
 
 MAX_SKIPPED_STEPS = 10  # steps with non-finite numbers that a run survives
+MAX_UNREAD_STEPS = 16  # steps by which the host may be ahead of the numbers that it has read
 
 
 @dataclass
@@ -60,17 +69,48 @@ class TrainerState:
         return values | ({"loss_scale": asdict(self.loss_scale)} if self.loss_scale else {})
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """The mean loss of a step, and its gradient norm before clipping."""
+    """The mean loss of a step, and its gradient norm before clipping: on the device until they are read."""
 
-    loss: float
-    grad_norm: float
+    def __init__(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        """`loss` and `grad_norm` are scalars; `step` counts from 0."""
+        numbers = torch.stack([loss.detach(), grad_norm])
+        self.step = step
+        self.is_finite_on_device = torch.isfinite(numbers).all()
+        self.numbers = devices.PendingNumbers(numbers)
+        self.learning_rates: dict[str, float] = {}
+        self.loss_scale: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """The mean loss; waits for the device if the number has not arrived."""
+        return self.numbers.read()[0]
+
+    @property
+    def grad_norm(self) -> float:
+        """The gradient norm before clipping; waits for the device if the number has not arrived."""
+        return self.numbers.read()[1]
 
     @property
     def is_finite(self) -> bool:
-        """True if the step can be taken."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        """True if the step can be taken; waits for the device if the numbers have not arrived."""
+        return all(map(math.isfinite, self.numbers.read()))
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The forward passes of one process's share of a step: each a term, its samples and their uniforms."""
+
+    samples: Sequence[SampleIndex]
+    micro_batch_size: int
+    passes: list[tuple[LossTerm, list[SampleIndex], list[float]]]
+
+    def requests(self) -> list[BatchRequest]:
+        """Return what the forward passes load."""
+        return [
+            BatchRequest.of(term.data, batch, term.noise_purpose, uniforms, term.transform)
+            for term, batch, uniforms in self.passes
+        ]
 
 
 @contextlib.contextmanager
@@ -92,6 +132,12 @@ class TrainingStep:
         self.parameters = self._flat_parameters()
         self.optimizer = optimizers.build_optimizer(self.parameters, self.recipe.optimizer)
         self._rate_groups = optimizers.groups_by_name(self.optimizer, self.parameters, text_encoders.lr_name)
+        # a CPU computes while the host waits: there is nothing to gain
+        self.skips_on_device = accelerator.device.type != "cpu" and optimizers.can_skip_on_device(
+            self.optimizer
+        )
+        self._unread: deque[StepResult] = deque()
+        self._prepared: dict[int, StepBatches] = {}
         self.averages = AveragedWeights(self.parameters, self.optimizer, self.recipe.train.ema_decay)
         self.state = self._new_state()
         self.total_batch_size = self.recipe.effective_batch * accelerator.num_processes
@@ -113,8 +159,27 @@ class TrainingStep:
         network_of = {name: component_of[id(parameter)] for name, parameter in named}
         multiplier = functools.partial(text_encoders.lr_multiplier, self.recipe)
         lr_multiplier = optimizers.lr_multiplier(self.recipe.optimizer, multiplier)
-        per_tensor = self.recipe.optimizer.name not in optimizer_classes.ELEMENTWISE
-        return FlatParameters(named, network_of.__getitem__, lr_multiplier, per_tensor=per_tensor)
+        compute_dtype = devices.compute_dtype(self.recipe.train.precision)
+        dtypes: dict[torch.nn.Parameter, torch.dtype] = {}
+        for network in networks.values():
+            dtypes |= adapters.computed_dtypes(network, compute_dtype)
+        return FlatParameters(
+            named,
+            network_of.__getitem__,
+            lr_multiplier,
+            dtype_of=dtypes.__getitem__,
+            per_tensor=self.recipe.optimizer.name not in optimizer_classes.ELEMENTWISE,
+        )
+
+    def adapter_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the adapter's tensors in float32, with averaged weights if there are any."""
+        with self.averages.applied(), self.parameters.in_full_precision():
+            return adapters.adapter_state_dict(self.session.networks)
+
+    def load_adapter(self, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+        """Restore what `adapter_tensors` returned."""
+        with self.parameters.in_full_precision():
+            adapters.load_adapter_state_dict(self.session.networks, tensors, where)
 
     def _new_state(self) -> TrainerState:
         train = self.recipe.train
@@ -156,27 +221,80 @@ class TrainingStep:
         self.averages.load_state_dict(flat)
 
     def run(self) -> StepResult:
-        """Take one step over the whole batch; a step with non-finite numbers changes no weight."""
+        """Take one step over the whole batch; a step with non-finite numbers changes no weight.
+
+        The result also waits for `read_results`, which records skipped steps.
+        """
         state, train = self.state, self.recipe.train
-        samples = batch_sampler.step_samples(
-            state.step,
-            self.total_batch_size,
-            self.session.train_set.caption_choices,
-            train.seed,
-            first_position=self.first_position,
-        )
-        own = batch_sampler.shard(samples, self.accelerator.process_index, self.accelerator.num_processes)
+        samples = self._prepare_step(state.step).samples
         lr = schedules.learning_rate(state.step, train.schedule_stage(state.step), self.recipe.optimizer)
         optimizers.set_learning_rate(self.optimizer, lr)
-        result = self._compute_step(own)
-        if result.is_finite:
+        result = self._compute_step(samples)
+        if self.skips_on_device:
+            optimizers.take_step(self.optimizer, self.parameters, result.is_finite_on_device)
+            self.averages.update()
+        elif result.is_finite:
             optimizers.take_step(self.optimizer, self.parameters)
             self.averages.update()
-        else:
-            self._record_skipped_step(samples)
         self.parameters.zero_gradients()
+        result.learning_rates = self.learning_rates()
+        result.loss_scale = state.loss_scale.value if state.loss_scale else None
         state.step += 1
+        self._unread.append(result)
         return result
+
+    def read_results(self, *, wait: bool) -> Iterator[StepResult]:
+        """Yield the results whose numbers have arrived, in order, and record skipped steps.
+
+        `wait` reads all of them. Otherwise only the oldest is waited for, when too many are unread: what the
+        device works on is never read, so that it always has work. Raises NumericError for too many skipped
+        steps.
+        """
+        while self._unread:
+            oldest, is_late = self._unread[0], len(self._unread) > MAX_UNREAD_STEPS
+            wait = wait or (is_late and not oldest.numbers.arrives)
+            if not (wait or is_late or oldest.numbers.is_ready):
+                return
+            result = self._unread.popleft()
+            if not result.is_finite:
+                self._record_skipped_step(result.step)
+            yield result
+
+    def _step_samples(self, step: int) -> list[SampleIndex]:
+        return batch_sampler.step_samples(
+            step,
+            self.total_batch_size,
+            self.session.train_set.caption_choices,
+            self.recipe.train.seed,
+            first_position=self.first_position,
+        )
+
+    def _prepare_step(self, step: int) -> StepBatches:
+        """Return the batches of a step, and have those of the next one loaded meanwhile."""
+        steps = [step]
+        if self.loss.prefetcher.is_ahead and step + 1 < self.recipe.train.steps:
+            steps.append(step + 1)
+        size = self.state.micro_batch_size
+        before = {number: one for number, one in self._prepared.items() if one.micro_batch_size == size}
+        self._prepared = {number: before.get(number) or self._plan_step(number) for number in steps}
+        requests = [request for batches in self._prepared.values() for request in batches.requests()]
+        self.loss.prefetcher.request(requests)
+        return self._prepared[step]
+
+    def _plan_step(self, step: int) -> StepBatches:
+        process, count = self.accelerator.process_index, self.accelerator.num_processes
+        return self._split_batches(batch_sampler.shard(self._step_samples(step), process, count))
+
+    def _split_batches(self, samples: Sequence[SampleIndex]) -> StepBatches:
+        """Split this process's samples of a step into forward passes of one shape each."""
+        own = LossTerm(self.session.train_set, samples, self.sample_losses, "time", 1.0)
+        size = self.state.micro_batch_size
+        passes = [
+            (term, batch, self._uniforms(batch, term.timestep_purpose))
+            for term in (own, *self.regularization.terms(samples))
+            for batch in batch_sampler.micro_batches(term.samples, term.data.batch_shapes, size)
+        ]
+        return StepBatches(samples, size, passes)
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rates of this step: `lr`, and by name those of parameters with another one."""
@@ -233,22 +351,29 @@ class TrainingStep:
     def _accumulate_gradients(self, samples: Sequence[SampleIndex]) -> torch.Tensor:
         total = torch.zeros((), device=self.accelerator.device)
         scale = self.state.loss_scale
-        own = LossTerm(self.session.train_set, samples, self.sample_losses, "time", 1.0)
-        for term in (own, *self.regularization.terms(samples)):
-            size = self.state.micro_batch_size
-            for batch in batch_sampler.micro_batches(term.samples, term.data.batch_shapes, size):
-                losses = term.loss_fn(batch, self._uniforms(batch, term.timestep_purpose))
-                loss = losses.sum() * term.weight / len(samples)
-                self.accelerator.backward(loss if scale is None else loss * scale.value)
-                self.parameters.add_gradients()
-                total += loss.detach()
+        for term, batch, uniforms in self._batches(samples).passes:
+            losses = term.loss_fn(batch, uniforms)
+            loss = losses.sum() * (term.weight / len(samples))
+            (loss if scale is None else loss * scale.value).backward()
+            self.parameters.add_gradients()
+            total += loss.detach()
         return total
+
+    def _batches(self, samples: Sequence[SampleIndex]) -> StepBatches:
+        """Return the forward passes of samples, those that are prepared if they have the size of now."""
+        for batches in self._prepared.values():
+            if batches.samples is samples and batches.micro_batch_size == self.state.micro_batch_size:
+                return batches
+        return self._split_batches(samples)
 
     def sample_losses(self, samples: list[SampleIndex], uniforms: list[float]) -> torch.Tensor:
         """Losses (B,) of training samples that share one shape, weighted, without regularization."""
         losses = self.loss(self.session.train_set, samples, "noise", uniforms)
         weights = self.session.train_set.loss_weights(samples)
-        return losses if weights is None else losses * losses.new_tensor(weights)
+        return losses if weights is None else losses * self._on_device(weights)
+
+    def _on_device(self, numbers: Sequence[float]) -> torch.Tensor:
+        return devices.copy_to(torch.tensor(numbers), self.accelerator.device)
 
     def _uniforms(self, samples: Sequence[SampleIndex], purpose: str) -> list[float]:
         return timesteps.sample_uniforms(
@@ -260,15 +385,29 @@ class TrainingStep:
         )
 
     def halve_micro_batch(self, reason: str) -> None:
-        """Use half as many images at once from now on; raises MemoryLimitError if it is one already."""
+        """Use half as many images at once from now on, or recompute more blocks if it is one already.
+
+        Raises MemoryLimitError if all blocks are recomputed.
+        """
         step, size = self.state.step, self.state.micro_batch_size
         if size == 1:
-            raise memory_remedies.memory_limit_error(self.session, self._largest_forward, step, reason)
+            return self._recompute_more(reason)
         self.state.micro_batch_size = (size + 1) // 2
         self.log(
             f"step {step}: out of memory with {size} images at once, continuing with"
             f" {self.state.micro_batch_size}; the effective batch size stays {self.total_batch_size}."
             f" {reason}"
+        )
+
+    def _recompute_more(self, reason: str) -> None:
+        """Recompute the activations of more blocks from now on, which changes no result."""
+        placed, step = placement.placement_of(self.session.denoiser), self.state.step
+        if placed is None or not placed.blocks or placed.checkpointing_share >= 1:
+            raise memory_remedies.memory_limit_error(self.session, step, reason)
+        placed.set_checkpointing(min(1.0, placed.checkpointing_share + 0.5))
+        self.log(
+            f"step {step}: out of memory with one image at a time, recomputing the activations of"
+            f" {placed.checkpointing_share:.0%} of the blocks from now on. {reason}"
         )
 
     def _largest_samples(self, count: int) -> list[SampleIndex]:
@@ -289,14 +428,13 @@ class TrainingStep:
                 loss = self.parameters.exchange_gradients(loss, mean)
         scale = self.state.loss_scale.value if self.state.loss_scale else 1.0
         norm = self.parameters.clip_gradients(self.recipe.optimizer.max_grad_norm, scale)
-        values = torch.stack([loss, norm]).tolist()  # a wait for the device, as the exchange of processes is
-        return StepResult(loss=values[0], grad_norm=values[1])
+        return StepResult(self.state.step, loss, norm)
 
-    def _record_skipped_step(self, samples: Sequence[SampleIndex]) -> None:
+    def _record_skipped_step(self, step: int) -> None:
         """Log a step with non-finite numbers; too many of them are a NumericError."""
-        state, items = self.state, self.session.train_set.items
-        state.skipped_steps.append(state.step)
-        files = sorted({items[sample.image_index].name for sample in samples})
-        self.log(f"step {state.step}: loss or gradient not finite, step skipped; images: {', '.join(files)}")
-        if len(state.skipped_steps) > MAX_SKIPPED_STEPS:
-            raise numeric_errors.skipped_steps_error(self.session, len(state.skipped_steps), state.step)
+        skipped, items = self.state.skipped_steps, self.session.train_set.items
+        skipped.append(step)
+        files = sorted({items[sample.image_index].name for sample in self._step_samples(step)})
+        self.log(f"step {step}: loss or gradient not finite, step skipped; images: {', '.join(files)}")
+        if len(skipped) > MAX_SKIPPED_STEPS:
+            raise numeric_errors.skipped_steps_error(self.session, len(skipped), step)

@@ -44,6 +44,7 @@ from lorakit.training import (
     run_plan,
     sanity_check,
     setup,
+    sharded_step,
     trackers,
 )
 from lorakit.training.run_folder import RunFolder
@@ -104,7 +105,7 @@ def new_accelerator() -> Accelerator:
     process_group = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=7))
     AcceleratorState._reset_state(reset_partial_state=True)  # or a process keeps its first run's precision
     return Accelerator(
-        mixed_precision="no",  # `losses.autocast` and `loss_scale` do it
+        mixed_precision="no",  # weights have the precision, and `loss_scale` scales
         cpu=devices.default_device().type == "cpu",
         kwargs_handlers=[process_group],
     )
@@ -212,6 +213,7 @@ def _train_planned(
             wait_for_everyone=lambda: _wait_for_everyone(accelerator),
             num_processes=accelerator.num_processes,
             log=log,
+            shard=sharded_step.check_sharding(recipe, accelerator.num_processes),
             memory_record=MemoryRecord(run),
         )
         trainer = Trainer(session, accelerator, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -17,11 +18,13 @@ from lorakit.config.recipe import TrackerConfig
 from lorakit.core import storage
 from lorakit.core.errors import Interrupted
 from lorakit.core.progress import Progress
+from lorakit.models.memory import sharding
 from lorakit.training import (
     checkpoint,
     run_identity,
     run_results,
     sample_sheet,
+    sharded_step,
     trackers,
     training_report,
 )
@@ -29,7 +32,7 @@ from lorakit.training.monitor import TrainingMonitor
 from lorakit.training.run_changes import SessionChanges
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.setup import Session
-from lorakit.training.step import StepResult, TrainerState, TrainingStep, collective
+from lorakit.training.step import StepResult, TrainerState, collective
 
 SAME_SIGNAL_SECONDS = 0.5  # within which a second signal is the first one again
 
@@ -40,11 +43,13 @@ class Trainer:
     def __init__(self, session: Session, accelerator: Accelerator, run: RunFolder) -> None:
         self.session, self.accelerator, self.run = session, accelerator, run
         self.recipe = session.recipe
-        self.training_step = TrainingStep(session, accelerator, self.log)
+        self.training_step = sharded_step.build_step(session, accelerator, self.log)
         self.metadata = adapters.pack_metadata(session.adapter_metadata())
         self.run_hash = ""
         self.stop_signal, self.stopped_at = 0, 0.0
         self.monitoring = False
+        self.unlogged_seconds = 0.0
+        self.smoothed_loss: float | None = None
 
     @property
     def state(self) -> TrainerState:
@@ -75,10 +80,8 @@ class Trainer:
         for problem in latest.problems:
             self.log(f"{problem}; falling back to the one before")
         if (saved := latest.checkpoint) is not None:
-            adapters.load_adapter_state_dict(
-                self.session.networks, saved.adapter, f"checkpoint of step {saved.step}"
-            )
             step = self.training_step
+            step.load_adapter(saved.adapter, f"checkpoint of step {saved.step}")
             step.load_optimizer(saved.optimizer)
             step.restore_state(saved.step, saved.state)
             # another number of processes may divide the batch in another way
@@ -95,11 +98,9 @@ class Trainer:
         if not self.is_main_process:
             return
         step = self.training_step
-        with step.averages.applied():
-            tensors = adapters.adapter_state_dict(self.session.networks)
         saved = checkpoint.Checkpoint(
             step=self.state.step,
-            adapter=tensors,
+            adapter=step.adapter_tensors(),
             optimizer=step.optimizer_tensors(),
             state=self.state.to_json(),
             run_hash=self.run_hash,
@@ -115,8 +116,7 @@ class Trainer:
         """Write the finished adapter, its exports and the training report."""
         if not self.is_main_process:
             return
-        with self.training_step.averages.applied():
-            tensors = adapters.adapter_state_dict(self.session.networks)
+        tensors = self.training_step.adapter_tensors()
         metadata = adapters.pack_metadata(self.session.adapter_metadata() | {"step": self.state.step})
         run_results.forget_results(self.run)
         adapter = storage.write_safetensors(self.run.adapter_file, tensors, metadata)
@@ -151,27 +151,39 @@ class Trainer:
             self.save_results()
 
     def _train_steps(self, tracker: trackers.TrackerProcess) -> None:
-        monitor = TrainingMonitor(
+        monitor_class = TrainingMonitor if self.is_main_process else sharded_step.SilentMonitor
+        monitor = monitor_class(
             self.session, self.run, self.training_step.loss, self.training_step.averages.applied
         )
         self._run_monitor(monitor)
         tracker.report(self.state.step)
         total_steps = self.recipe.train.steps
-        smoothed: float | None = None
         quiet = not self.is_main_process
-        with Progress("train", total_steps, start=self.state.step, quiet=quiet) as progress:
+        with (
+            Progress("train", total_steps, start=self.state.step, quiet=quiet) as progress,
+            contextlib.closing(self.training_step.loss.prefetcher),
+        ):
             while self.state.step < total_steps:
                 start = time.monotonic()
-                result = self.training_step.run()
-                self.log_step(result, time.monotonic() - start)
-                if smoothed is None or math.isnan(smoothed):
-                    smoothed = result.loss
-                smoothed = 0.95 * smoothed + 0.05 * result.loss
-                progress.update(self.state.step, f"loss {smoothed:.4f}")
+                self.training_step.run()
+                self.unlogged_seconds += time.monotonic() - start
                 try:
-                    self._after_step(monitor)
+                    self._after_step(monitor, progress)
                 finally:
                     tracker.report(self.state.step)
+
+    def log_results(self, progress: Progress, *, wait: bool) -> None:
+        """Log the steps whose numbers have arrived from the device; `wait` logs all."""
+        start = time.monotonic()
+        for result in self.training_step.read_results(wait=wait):
+            self.unlogged_seconds += time.monotonic() - start
+            seconds = self.unlogged_seconds / (self.state.step - result.step)  # an equal share of each step
+            self.unlogged_seconds -= seconds
+            self.log_step(result, seconds)
+            self.smoothed_loss = smoothed(self.smoothed_loss, result.loss)
+            start = time.monotonic()
+        loss = "" if self.smoothed_loss is None else f"loss {self.smoothed_loss:.4f}"
+        progress.update(self.state.step, loss)
 
     def log_step(self, result: StepResult, seconds: float) -> None:
         """Append a finished step's row to metrics.jsonl; numbers that are not finite are null."""
@@ -180,18 +192,20 @@ class Trainer:
         values = {
             "loss": result.loss,
             "grad_norm": result.grad_norm,
-            **self.training_step.learning_rates(),
+            **result.learning_rates,
             "step_seconds": round(seconds, 4),
         }
-        if self.state.loss_scale:
-            values["loss_scale"] = self.state.loss_scale.value
+        if result.loss_scale is not None:
+            values["loss_scale"] = result.loss_scale
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        storage.append_jsonl(self.run.metrics_file, {"step": self.state.step, **row})
+        storage.append_jsonl(self.run.metrics_file, {"step": result.step + 1, **row})
 
-    def _after_step(self, monitor: TrainingMonitor) -> None:
+    def _after_step(self, monitor: TrainingMonitor, progress: Progress) -> None:
         """Save a checkpoint if one is due, then stop if asked to, else sample and validate."""
         step, stop = self.state.step, self._agreed_stop_signal()
-        if step % self.recipe.train.save_every == 0 or step == self.recipe.train.steps or stop:
+        saves = step % self.recipe.train.save_every == 0 or step == self.recipe.train.steps or stop
+        self.log_results(progress, wait=bool(saves or monitor.is_due(step)))
+        if saves:
             self.save_checkpoint()
         if stop:
             raise Interrupted(f"stopped after step {step}, which is saved", signal_number=stop)
@@ -203,7 +217,7 @@ class Trainer:
 
     def _run_monitor(self, monitor: TrainingMonitor) -> None:
         """Sample and validate; this changes no state, so a signal may stop it at once."""
-        if not self.is_main_process:
+        if not (self.is_main_process or sharding.is_sharded(self.session.denoiser)):
             return
         self.monitoring = True
         try:
@@ -235,3 +249,8 @@ class Trainer:
         if self.monitoring:
             message = f"stopped after step {self.state.step}, which is saved"
             raise Interrupted(message, signal_number=number)
+
+
+def smoothed(average: float | None, loss: float) -> float:
+    """Return the moving average of the losses after one more; it starts anew after NaN."""
+    return loss if average is None or math.isnan(average) else 0.95 * average + 0.05 * loss
