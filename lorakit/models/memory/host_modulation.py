@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from lorakit.core.errors import ConfigError
+from lorakit.models.memory.blocks import repeated_blocks
 from lorakit.models.memory.host_memory import has_streams
 
 _MODULATION = re.compile(
@@ -37,8 +38,13 @@ def is_modulation(name: str, module: nn.Module) -> bool:
 
 
 def modulation_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the modulation layers of a network that carry no adapter, by name."""
-    return {name: module for name, module in network.named_modules() if is_modulation(name, module)}
+    """Return the modulation layers of a network's repeated blocks that carry no adapter, by name."""
+    return {
+        f"{block.name}.{name}": module
+        for block in repeated_blocks(network)
+        for name, module in block.module.named_modules()
+        if is_modulation(f"{block.name}.{name}", module)
+    }
 
 
 class ModulationTape:
