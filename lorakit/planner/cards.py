@@ -87,10 +87,12 @@ def match_card(name: str, memory_gib: float | None = None) -> Card | None:
         memory = {word for word in words if word.endswith("gb")}
         if numbers <= words and words - memory <= target | {"rtx", "gtx", "rx", "apple", "instinct", "arc"}:
             matches.append(card)
-    if memory_gib is not None:
-        matches.sort(key=lambda card: abs(card.memory_gib - memory_gib))
-    else:
-        matches.sort(key=lambda card: (len(_words(card.name)), card.memory_gib))
+
+    def distance(card: Card) -> tuple[int, float]:
+        different = len(target - _words(card.name)), len(_words(card.name))
+        return sum(different), abs(card.memory_gib - memory_gib) if memory_gib else card.memory_gib
+
+    matches.sort(key=distance)
     return matches[0] if matches else None
 
 

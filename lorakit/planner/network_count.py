@@ -7,7 +7,7 @@ without gradients, the second, which stands for the others, and the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,38 @@ class NetworkCount:
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain values."""
         return asdict(self)
+
+
+_BYTES = ("saved_bytes", "input_bytes", "shared_bytes", "forward_peak_bytes", "backward_peak_bytes")
+
+
+def with_activations(network: NetworkCount, share: float) -> NetworkCount:
+    """Return a network whose activations have a share of their bytes."""
+    rest, *blocks = [
+        replace(
+            part,
+            passes=replace(part.passes, **{key: int(getattr(part.passes, key) * share) for key in _BYTES}),
+        )
+        for part in network.parts
+    ]
+    return replace(network, rest=rest, blocks=tuple(blocks))
+
+
+def in_precision(network: NetworkCount, itemsize: int) -> NetworkCount:
+    """Return a network whose weights and activations have numbers of `itemsize` bytes."""
+    share = itemsize / network.itemsize
+    rest, *blocks = [
+        replace(
+            part,
+            passes=replace(
+                part.passes,
+                forward=replace(part.passes.forward, moved_bytes=part.passes.forward.moved_bytes * share),
+                backward=replace(part.passes.backward, moved_bytes=part.passes.backward.moved_bytes * share),
+            ),
+        )
+        for part in with_activations(network, share).parts
+    ]
+    return replace(network, rest=rest, blocks=tuple(blocks), itemsize=itemsize)
 
 
 def network_count_from_json(values: Mapping[str, Any]) -> NetworkCount:

@@ -1,4 +1,4 @@
-"""A run predicted before it starts, for `lorakit plan`: memory, time, cost, cache, and the settings for it."""
+"""A run predicted before it starts, for `lorakit plan`: memory, time, cost, cache, and the settings."""
 
 from __future__ import annotations
 
@@ -82,14 +82,15 @@ class Forecast:
 
     def _lines(self) -> Iterator[str]:
         best, step = self.choice.best, self.choice.best.step
-        yield f"plan for {self.machine.name}, {format_bytes(self.machine.usable_bytes)} of which may be filled"
+        usable, waiting = format_bytes(self.machine.usable_bytes), format_bytes(best.host_bytes)
+        yield f"plan for {self.machine.name}, of whose memory a run may fill {usable}"
         yield ""
         yield f"peak memory    {format_bytes(best.footprint.total)}"
         for name, size in best.footprint.to_json().items():
             if size and name != "total":
                 yield f"  {name.replace('_', ' '):<15}{format_bytes(size)}"
         if best.host_bytes:
-            yield f"main memory    {format_bytes(best.host_bytes)} of weights and activations"
+            yield f"main memory    {waiting} of weights and activations"
         yield f"a step         {step.total:.3g} s"
         yield f"the run        {self.demand.steps} steps, {_duration(self.hours)}, without caching and samples"
         if self.price is not None:

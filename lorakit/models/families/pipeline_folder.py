@@ -148,11 +148,13 @@ def max_sequence_length(pipe: Any, default: int) -> int:
     return int(getattr(pipe, "lorakit_settings", {}).get("max_sequence_length", default))
 
 
-def _without_initial_values() -> contextlib.AbstractContextManager[Any]:
+def _without_initial_values() -> Any:
     """Skip the filling of weights: without memory it does nothing, and loads torch's symbolic algebra."""
     import torch
 
-    fills = {function for name, function in vars(torch.nn.init).items() if name.endswith("_")}
+    fills = {
+        getattr(torch.nn.init, name) for name in dir(torch.nn.init) if name.endswith("_") and name[0] != "_"
+    }
 
     class WithoutFills(torch.overrides.TorchFunctionMode):
         def __torch_function__(

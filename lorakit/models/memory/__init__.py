@@ -2,25 +2,19 @@
 
 from lorakit.models.memory.allocation import empty_device_cache, format_bytes, is_out_of_memory
 from lorakit.models.memory.estimate import (
-    MemoryEstimate,
     activation_bytes,
-    estimate_memory,
     optimizer_state_bytes,
     total_bytes,
-    trained_bytes,
 )
 from lorakit.models.memory.settings import MemorySettings, Quantization
 
 __all__ = [
-    "MemoryEstimate",
     "MemorySettings",
     "Quantization",
     "activation_bytes",
     "empty_device_cache",
-    "estimate_memory",
     "format_bytes",
     "is_out_of_memory",
     "optimizer_state_bytes",
     "total_bytes",
-    "trained_bytes",
 ]

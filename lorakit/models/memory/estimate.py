@@ -4,37 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 
 from lorakit.models.memory import placement
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Estimated sizes in bytes."""
-
-    base_bytes: int
-    adapter_bytes: int
-    """Trainable parameters with their gradients and optimizer states."""
-    activation_bytes: int | None
-    """Activations of one image at the largest size; None if they cannot be counted."""
-    gradient_checkpointing: float
-    """Share of the blocks that are recomputed."""
-    other_bytes: int = 0
-    """Other components that stay on the device: VAE, trained text encoders."""
-    unknown_share: float = 1.0
-    """Share of the activations that is left, where they cannot be counted."""
-
-    @property
-    def total_bytes(self) -> int:
-        """Sum of all that can be counted."""
-        return self.base_bytes + self.adapter_bytes + (self.activation_bytes or 0) + self.other_bytes
-
-    def is_below(self, other: MemoryEstimate) -> bool:
-        """Return True if this is less memory than `other`."""
-        return (self.total_bytes, self.unknown_share) < (other.total_bytes, other.unknown_share)
 
 
 def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -75,30 +48,6 @@ def activation_bytes(model: torch.nn.Module, forward: Callable[[], torch.Tensor]
     return sum(kept.values())
 
 
-def estimate_memory(
-    denoiser: torch.nn.Module,
-    optimizer: str,
-    forward: Callable[[], torch.Tensor] | None = None,
-    others: Iterable[torch.nn.Module] = (),
-) -> MemoryEstimate:
-    """Estimate the memory of a denoiser with its adapter, and of the `others` that are loaded beside it.
-
-    `forward` is a training step for one image.
-    """
-    placed = placement.placement_of(denoiser)
-    beside = [p for module in others for p in module.parameters()]
-    trained = [p for p in (*denoiser.parameters(), *beside) if p.requires_grad]
-    return MemoryEstimate(
-        base_bytes=placed.device_bytes(denoiser)
-        if placed
-        else total_bytes(p for p in denoiser.parameters() if not p.requires_grad),
-        adapter_bytes=trained_bytes(optimizer) * sum(p.numel() for p in trained),
-        activation_bytes=activation_bytes(denoiser, forward) if forward else None,
-        gradient_checkpointing=placed.checkpointing_share if placed else 0.0,
-        other_bytes=total_bytes(p for p in beside if not p.requires_grad),
-    )
-
-
 _STATE_BYTES = {
     "adamw8bit": 2,
     "lion8bit": 1,
@@ -114,8 +63,3 @@ _STATE_BYTES = {
 def optimizer_state_bytes(optimizer: str) -> int:
     """Return the bytes that an optimizer keeps of each parameter; of an unknown one those of two moments."""
     return _STATE_BYTES.get(optimizer.removeprefix("paged_"), 8)
-
-
-def trained_bytes(optimizer: str) -> int:
-    """Return the bytes of each trained parameter: itself and its gradient in float32, and its moments."""
-    return 2 * 4 + optimizer_state_bytes(optimizer)

@@ -94,9 +94,11 @@ def test_one_image_that_does_not_fit_is_an_error_with_sizes_and_remedies(data, t
         "base ",
         "activations of one image",
         "Tried to allocate 2.00 GiB",
-        "memory.gradient_checkpointing=1",
     ):
         assert part in text
+    assert "memory.gradient_checkpointing" not in text  # it was switched on before the run gave up
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "recomputing the activations of 100% of the blocks" in log
     assert "resolution=72" in text
     assert "adapter.rank=8 adapter.alpha=4" in text  # the same alpha / rank
     assert "advice" not in text
@@ -157,27 +159,6 @@ def test_activations_are_counted_without_running_the_model(batch):
     # x is not kept (its layer is frozen), nor the input of GELU, which needs no gradient; kept are the input
     # of the last layer and the input of the square
     assert kept == 4 * batch * (32 + 4)
-
-
-def test_activations_grow_with_the_image_and_shrink_with_gradient_checkpointing(data, tmp_path, monkeypatch):
-    counts = {}
-    plain = TrainingStep.try_largest_batch
-
-    def try_largest_batch(self):
-        counts[len(counts)] = memory.estimate_memory(
-            self.session.denoiser, "adamw8bit", self._largest_forward
-        )
-        plain(self)
-
-    monkeypatch.setattr(TrainingStep, "try_largest_batch", try_largest_batch)
-    file = runs.make_recipe(tmp_path / "r.yaml", "tiny-dit", data, tmp_path / "run")
-    for number, extra in enumerate(([], ["resolution=96"], ["memory={gradient_checkpointing: 1}"])):
-        runs.train(file, "train.steps=1", f"out={tmp_path / str(number)}", *extra)
-    small, large, checkpointed = (counts[i] for i in range(3))
-    assert small.base_bytes == large.base_bytes
-    assert 1.8 < large.activation_bytes / small.activation_bytes < 6
-    assert checkpointed.activation_bytes < 0.5 * small.activation_bytes
-    assert (small.gradient_checkpointing, checkpointed.gradient_checkpointing) == (False, True)
 
 
 def test_text_encoders_that_do_not_fit_the_device_encode_on_the_cpu(data, tmp_path, monkeypatch):
