@@ -128,12 +128,17 @@ class Recipe(RecipeSection):
             yield f"export names {consumer} twice: leave one out"
         if self.optimizer.loraplus_lr_ratio != 1 and not is_low_rank:
             yield f"optimizer.loraplus_lr_ratio needs a matrix B, which adapter.type {method} does not have"
-        is_quantized = self.memory_config.quantize not in (None, "none")
-        if is_quantized and not is_low_rank and method != "none":
+        if self.memory_config.quantize == "nf4" and method in ("loha", "lokr"):
             yield (
-                f"adapter.type {method} needs full weights, which memory.quantize does not keep:"
-                " leave one of them out"
+                f"adapter.type {method} needs weights in rows and columns, which memory.quantize nf4 does not"
+                " keep: use int8 or fp8"
             )
+        config = self.memory_config
+        for key in ("stream", "offload_modulation", "offload_activations"):
+            if config.shard and getattr(config, key):
+                yield f"memory.shard divides the weights among GPUs, and memory.{key} does not: leave one out"
+        if config.shard and config.quantize not in (None, "none"):
+            yield "memory.shard divides weights that are not quantized: leave out memory.quantize"
         if self.init_from and self.adapter.init in ("pissa", "olora"):
             init = self.adapter.init
             yield f"init_from and adapter.init {init} both set the initial weights: leave one of them out"
@@ -245,6 +250,7 @@ NON_TRAINING_KEYS = (
     "validate.folder",
     "memory.keep_text_encoders",
     "memory.stream",
+    "memory.shard",
     "memory.gradient_checkpointing",
     "memory.offload_activations",
     "memory.offload_modulation",

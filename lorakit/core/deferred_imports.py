@@ -110,7 +110,9 @@ class _Finder(importlib.abc.MetaPathFinder):
         if isinstance(parent, _DeferredModule) and name not in DEFERRED:
             _load(parent)
             if name in sys.modules:  # its parent has imported it just now
-                return ModuleSpec(name, _LoadedAlready(sys.modules[name]))
+                module = sys.modules[name]
+                module.__spec__ = ModuleSpec(name, _LoadedAlready(module))  # or Python would load it again
+                return module.__spec__
         if name not in DEFERRED and name not in COMPILES_AT_IMPORT:
             return None
         spec = PathFinder.find_spec(name, path, target)

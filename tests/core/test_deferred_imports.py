@@ -75,6 +75,6 @@ def test_the_compiler_learns_what_was_marked_before_it_was_loaded(first):
 
 
 def test_a_process_without_deferred_imports_is_left_alone():
-    code = "import sys; before = list(sys.meta_path); import lorakit.training.start; print(before == sys.meta_path)"
+    code = "import sys; old = list(sys.meta_path); import lorakit.training.start; print(old == sys.meta_path)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

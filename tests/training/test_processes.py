@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +21,7 @@ from lorakit.training.flat_parameters import FlatParameters
 from lorakit.training.step import TrainerState, TrainingStep
 from tests import runs, tiny
 from tests.training import two_processes
+from tests.training.process_pairs import join, run_both
 
 LAUNCH = [
     sys.executable,
@@ -87,36 +86,11 @@ def test_a_run_of_two_processes_goes_on_with_one(data, two, tmp_path):
     assert storage.read_json(run / "run.json")["changes"][0]["step"] == 4
 
 
-def _join(rank: int, port: int) -> None:
-    """Make this process the `rank`-th of two, as a launcher would."""
-    variables = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in variables.items()})
-
-
-def _run_both(target: Callable[..., object], *arguments: object) -> list[int | None]:
-    """Run `target(rank, port, *arguments)` in two processes without a launcher; returns their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [runs._CONTEXT.Process(target=target, args=(rank, port, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    return [process.exitcode for process in processes]
-
-
 def _reduce(rank: int, port: int, out: Path) -> None:
     """Reduce the gradients of one process of two, each with the gradient of one expert."""
     from accelerate import Accelerator
 
-    _join(rank, port)
+    join(rank, port)
     step = TrainingStep.__new__(TrainingStep)
     step.accelerator, step.state = Accelerator(cpu=True), TrainerState()
     step.session = SimpleNamespace(family=families.get_family("wan"))
@@ -136,7 +110,7 @@ def _reduce(rank: int, port: int, out: Path) -> None:
 
 def test_processes_may_train_different_experts(tmp_path):
     """The noise levels of one process may be those of an expert that the other does not use at this step."""
-    _run_both(_reduce, tmp_path)
+    run_both(_reduce, tmp_path)
     first, second = (storage.read_json(tmp_path / f"{rank}.json") for rank in range(2))
     assert first == second
     assert first["gradients"] == {"high": [1.0, 2.0], "low": [2.0, 4.0], "neither": None}
@@ -151,7 +125,7 @@ def _ended_soon(run: Path, ended: float) -> bool:
 
 def _train(rank: int, port: int, fault: str | None, file: Path) -> None:
     """Train in one process of two, the second perhaps with a fault; its output goes beside the recipe."""
-    _join(rank, port)
+    join(rank, port)
     output = os.open(file.with_name(f"output-{rank}"), os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 2)
     sys.exit(two_processes.main(fault, str(file)))
@@ -166,7 +140,7 @@ def test_one_killed_process_ends_all_soon_and_the_run_resumes_to_the_same_bytes(
     assert "SIGKILL" in done.stderr
     # the other prints why it stops, unless the launcher ended it first
     assert "another process of this run has ended" in done.stderr or "closing signal" in done.stderr
-    assert _run_both(_train, None, file) == [0, 0]
+    assert run_both(_train, None, file) == [0, 0]
     assert "resuming from step 4" in file.with_name("output-0").read_text()
     assert (run / "adapter.safetensors").read_bytes() == (two / "adapter.safetensors").read_bytes()
 
@@ -176,7 +150,7 @@ def test_one_killed_process_ends_all_soon_and_the_run_resumes_to_the_same_bytes(
 )
 def test_without_a_launcher_the_other_process_ends_by_itself(data, tmp_path, fault, cause):
     file = recipe(tmp_path, data)
-    codes = _run_both(_train, fault, file)
+    codes = run_both(_train, fault, file)
     assert _ended_soon(tmp_path / "run", time.time())
     assert all(code is not None and code > 0 for code in codes), codes
     first, second = (file.with_name(f"output-{rank}").read_text() for rank in range(2))
@@ -186,8 +160,8 @@ def test_without_a_launcher_the_other_process_ends_by_itself(data, tmp_path, fau
 
 def test_an_overflow_of_one_process_shrinks_the_loss_scale_of_both(data, tmp_path):
     files = [recipe(tmp_path / name, data, precision="fp16") for name in ("plain", "overflow")]
-    assert _run_both(_train, None, files[0]) == [0, 0]
-    assert _run_both(_train, "overflow", files[1]) == [0, 0]
+    assert run_both(_train, None, files[0]) == [0, 0]
+    assert run_both(_train, "overflow", files[1]) == [0, 0]
     plain, shrunk = (storage.read_jsonl(file.parent / "run/metrics.jsonl") for file in files)
     assert [row["loss_scale"] for row in shrunk] == [2.0**16] * 5 + [2.0**14] * 7
     assert [row["loss"] for row in shrunk] == pytest.approx([row["loss"] for row in plain], rel=1e-3)
