@@ -89,8 +89,8 @@ def match_card(name: str, memory_gib: float | None = None) -> Card | None:
             matches.append(card)
 
     def distance(card: Card) -> tuple[int, float]:
-        different = len(target - _words(card.name)), len(_words(card.name))
-        return sum(different), abs(card.memory_gib - memory_gib) if memory_gib else card.memory_gib
+        different = {word for word in target ^ _words(card.name) if not word.endswith("gb")}
+        return len(different), abs(card.memory_gib - memory_gib) if memory_gib else card.memory_gib
 
     matches.sort(key=distance)
     return matches[0] if matches else None
