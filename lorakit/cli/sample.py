@@ -36,7 +36,7 @@ sampling_options = add_options(
            help="Number of video frames; by default as trained."),
     option("--batch-size", type=POSITIVE, default=8, metavar="N", section=_SAMPLING,
            help="Images generated at once; reduced when memory runs out."),
-    option("--quantize", type=click.Choice(["nf4", "int8", "none"]), section=_SAMPLING,
+    option("--quantize", type=click.Choice(["nf4", "int8", "fp8", "none"]), section=_SAMPLING,
            help="Quantize the base model; by default as in the training of the adapter."),
     option("--stream", type=click.FloatRange(0, 1), metavar="SHARE", section=_SAMPLING,
            help="Share of the base model's blocks, 0 to 1, that stay in the machine's memory and visit the "

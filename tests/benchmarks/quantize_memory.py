@@ -89,7 +89,7 @@ def load_and_measure(folder: Path, quantization: str) -> dict[str, Any]:
     layers = [module for module in network.modules() if isinstance(module, QuantizedLinear)]
     size = sum(tensor.nbytes for tensor in tensors)
     # read every page once, as a forward pass does
-    checksum = sum(int(layer.weight.view(torch.uint8).sum()) for layer in layers)
+    checksum = sum(int(layer.weight.view(torch.uint8).flatten()[::1024].sum()) for layer in layers)
     return {
         "quantized_bytes": size,
         "peak_bytes": peak,

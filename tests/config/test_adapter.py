@@ -21,7 +21,11 @@ WHERE = {"base": "tiny-unet", "dataset": "data", "out": "out"}
         ({"adapter": {"type": "oft", "rank_pattern": {"to_q": 8}}}, "type oft has no rank_pattern"),
         ({"adapter": {"targets": ["re:("]}}, "not a valid regular expression"),
         ({"adapter": {"rank_pattern": {"to_q": 0}}}, "adapter.rank_pattern.to_q"),
-        ({"adapter": {"type": "lokr"}, "memory": {"quantize": "nf4"}}, "lokr needs full weights"),
+        (
+            {"adapter": {"type": "lokr"}, "memory": {"quantize": "nf4"}},
+            "lokr needs weights in rows",
+        ),
+        ({"adapter": {"type": "loha"}, "memory": {"quantize": "nf4"}}, "use int8 or fp8"),
         (
             {"adapter": {"type": "loha"}, "optimizer": {"loraplus_lr_ratio": 4}},
             "needs a matrix B, which adapter.type loha does not have",

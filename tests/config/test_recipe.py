@@ -98,7 +98,7 @@ def test_an_impossible_number_is_refused(changes, words):
         ({"optimizer": {"warmup": 20}, "train": {"steps": 10}}, "would never be reached"),
         ({"optimizer": {"name": "prodgy"}}, "did you mean 'prodigy'?"),
         ({"adapter": {"text_encoder": True, "type": "none"}}, "has no text_encoder"),
-        ({"adapter": {"type": "loha"}, "memory": {"quantize": "nf4"}}, "needs full weights"),
+        ({"adapter": {"type": "loha"}, "memory": {"quantize": "nf4"}}, "use int8 or fp8"),
         ({"slider": SLIDER, "caption_use": {"caption_dropout": 0.1}}, "leave out caption_use"),
         ({"slider": SLIDER, "adapter": {"text_encoder": True}}, "leave out adapter.text_encoder"),
         ({"adapter": {"text_encoder_lr": 1e-3}}, "text_encoder_lr has no effect"),

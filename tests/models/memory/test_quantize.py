@@ -74,7 +74,11 @@ def test_eight_bits_are_nearly_exact(name):
 
 @pytest.mark.parametrize(
     ("name", "quantization"),
-    [*((name, "nf4") for name in ("sd15", "sd35", "flux1-dev", "qwen-image", "sana")), ("sd35", "int8")],
+    [
+        *((name, "nf4") for name in ("sd15", "sd35", "flux1-dev", "qwen-image", "sana")),
+        ("sd35", "int8"),
+        ("sd35", "fp8"),
+    ],
 )
 def test_fifteen_steps_lower_the_loss(name, quantization):
     quantized = Quantized(name, quantization)
@@ -112,7 +116,7 @@ def test_a_trained_base_model_predicts_nearly_the_same(base, four):
         torch.int64 if family.objective == "ddpm" else torch.float32
     )
     results = {}
-    for quantization in (None, "int8", "nf4"):
+    for quantization in (None, "int8", "nf4", "fp8"):
         model = copy.deepcopy(family.denoiser(pipe))
         size = _bytes(model)
         if quantization:
@@ -125,15 +129,16 @@ def test_a_trained_base_model_predicts_nearly_the_same(base, four):
         for quantization, (prediction, _) in results.items()
     }
     assert 1e-3 < errors["int8"] < 0.02
+    assert errors["int8"] < errors["fp8"] < 0.05
     assert 0.02 < errors["nf4"] < four
     assert results["nf4"][1] < results["int8"][1] < 0.8
 
 
 def _bytes(model: torch.nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "fp8"])
 def test_inference_without_gradients_changes_nothing(quantization):
     """Some CPUs would repack weights permanently for inference, and lose the gradient."""
     quantized = Quantized("sd35", quantization)
