@@ -11,7 +11,7 @@ from lorakit.config import recipe as recipes
 from lorakit.config.recipe import Recipe
 from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
-from lorakit.training import run_folder, run_identity
+from lorakit.training import run_folder, run_identity, run_memory
 from lorakit.training.run_folder import RunFolder
 
 OUTPUT_ONLY_OVERRIDES = ("tracker=none", "export=[]", "samples.prompts=null", "validate.folder=null")
@@ -78,7 +78,18 @@ def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> Reproduc
             remedy="restore it; the settings are in run.json under `settings`",
         )
     _check_inputs(recipe, record["inputs"])
+    overrides += _recorded_memory(record)
     return Reproduction(file, overrides, int(record["inputs"]["num_processes"]))
+
+
+def _recorded_memory(record: dict[str, Any]) -> list[str]:
+    """Return overrides with the memory settings that the run has decided, whatever memory is free now."""
+    entry = record.get("memory")
+    if not run_memory.is_memory_entry(entry):
+        return []
+    settings = {key: value for key, value in entry["settings"].items() if key != "quantize"}
+    settings["quantize"] = entry["settings"]["quantize"] or "none"
+    return [f"memory.{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def _check_inputs(recipe: Recipe, inputs: dict[str, Any]) -> None:
