@@ -284,7 +284,7 @@ def _convert_delta(
         return delta
     family, base_weights = conversion.family, conversion.base_weights
     native = native_module(family, module.split(".", 1)[1]) or NativeModule(module, [module])
-    is_fused = layout == "native" and len(native.members) > 1
+    is_fused = layout in ("native", "kohya") and len(native.members) > 1
     base = base_weight_for(base_weights, module, delta)
     # With diffusers' names ComfyUI and Forge swap the halves of a modulation's delta, not of its magnitudes.
     is_renamed = layout == "diffusers" and consumer != "diffusers"

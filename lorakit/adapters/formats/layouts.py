@@ -38,16 +38,24 @@ def write_diffusers(deltas: Deltas, family: str) -> Tensors:
 def write_native(deltas: Deltas, family: str) -> Tensors:
     """Write `diffusion_model.<native module>`, with fused layers where the published network has them."""
     tensors: Tensors = {}
-    written: set[str] = set()
+    for module, delta in _native_deltas(deltas, family).items():
+        component, path = module.split(".", 1)
+        is_denoiser = component in ("transformer", "unet")
+        _write_dotted(tensors, f"diffusion_model.{path}" if is_denoiser else module, delta)
+    return tensors
+
+
+def _native_deltas(deltas: Deltas, family: str) -> dict[str, DeltaWeight]:
+    """Return the deltas by `<component>.<native module>`, those of fused layers as one."""
+    native_deltas: dict[str, DeltaWeight] = {}
     for module, delta in deltas.items():
         component, path = module.split(".", 1)
         if component not in ("transformer", "unet"):
-            _write_dotted(tensors, module, delta)
+            native_deltas[module] = delta
             continue
         native = native_names.native_module(family, path) or NativeModule(path, [path])
-        if native.name in written:
+        if f"{component}.{native.name}" in native_deltas:
             continue
-        written.add(native.name)
         members = {
             member: deltas[f"{component}.{member}"]
             for member in native.members
@@ -55,8 +63,8 @@ def write_native(deltas: Deltas, family: str) -> Tensors:
         }
         fused = _fuse_deltas(members, native.members, family)
         fused = native_names.reorder_modulation(native.name, native.members[0], fused)
-        _write_dotted(tensors, f"diffusion_model.{native.name}", fused)
-    return tensors
+        native_deltas[f"{component}.{native.name}"] = fused
+    return native_deltas
 
 
 def _fuse_deltas(deltas: Deltas, members: list[str], family: str) -> DeltaWeight:
@@ -75,20 +83,39 @@ def _fuse_deltas(deltas: Deltas, members: list[str], family: str) -> DeltaWeight
 def write_kohya(deltas: Deltas, family: str) -> Tensors:
     """Write `lora_unet_<module with underscores>.lora_down.weight`, `lora_up.weight` and `alpha`.
 
-    The whole file has one alpha, because diffusers uses the first one for all modules; the rest of each scale
-    is multiplied into `lora_up`.
+    Transformers get the modules of the published network, as sd-scripts and musubi-tuner name them. The whole
+    file has one alpha, because diffusers uses the first one for all modules; the rest of each scale is
+    multiplied into `lora_up`. Raises ConfigError for a transformer whose published names are not known.
     """
     directions = [_direction(delta) for delta in deltas.values()]
     first = next((delta for delta in directions if isinstance(delta, LoraDelta)), None)
     alpha = first.scale * first.rank if first else None
-    has_two_text_encoders = len(consumers.loader_rules(family)["diffusers"].text_encoders) > 1
-    prefixes = {"unet": "lora_unet", "transformer": "lora_unet", "text_encoder_2": "lora_te2"}
-    prefixes["text_encoder"] = "lora_te1" if has_two_text_encoders else "lora_te"
+    prefixes = _kohya_prefixes(deltas, family)
     tensors: Tensors = {}
-    for module, delta in deltas.items():
+    for module, delta in _native_deltas(deltas, family).items():
         component, path = module.split(".", 1)
         _write_kohya_module(tensors, f"{prefixes[component]}_{path.replace('.', '_')}", delta, alpha)
     return tensors
+
+
+def _kohya_prefixes(deltas: Deltas, family: str) -> dict[str, str]:
+    """Return the prefix of each component; ConfigError for a network without kohya's names."""
+    is_transformer = any(module.startswith("transformer.") for module in deltas)
+    if is_transformer and not native_names.has_native_names(family):
+        raise ConfigError(
+            f"kohya's layout has no names for {family}: neither sd-scripts nor musubi-tuner trains it",
+            where="--to kohya",
+            remedy="use --to diffusers",
+        )
+    rules = consumers.loader_rules(family).get("diffusers")
+    numbered = is_transformer or (rules is not None and len(rules.text_encoders) > 1)
+    return {
+        "unet": "lora_unet",
+        "transformer": "lora_unet",
+        "text_encoder": "lora_te1" if numbered else "lora_te",
+        "text_encoder_2": "lora_te2",
+        "text_encoder_3": "lora_te3",
+    }
 
 
 def _direction(delta: DeltaWeight) -> DeltaWeight:

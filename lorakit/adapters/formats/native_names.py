@@ -10,15 +10,20 @@ from functools import cache
 import torch
 
 from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, FullDelta, LoraDelta, OftDelta
-from lorakit.adapters.formats.native_tables import DIFFUSERS_NAMED_FAMILIES, NATIVE_NAMES, NameRow
+from lorakit.adapters.formats.native_tables import (
+    DIFFUSERS_NAMED_FAMILIES,
+    NATIVE_NAMES,
+    SAME_NETWORK,
+    NameRow,
+)
 from lorakit.core.errors import DataError
 
 __all__ = [
-    "DIFFUSERS_NAMED_FAMILIES",
     "NATIVE_NAMES",
     "NativeModule",
     "diffusers_modules",
     "fuse_low_rank",
+    "has_native_names",
     "native_module",
     "reorder_modulation",
     "split_fused",
@@ -33,21 +38,28 @@ class NativeModule:
     members: list[str]
 
 
+def has_native_names(family: str) -> bool:
+    """Return True if the module names of a family's published network are known."""
+    network = SAME_NETWORK.get(family, family)
+    return network in NATIVE_NAMES or network in DIFFUSERS_NAMED_FAMILIES
+
+
+def _rows(family: str | None) -> list[NameRow]:
+    return NATIVE_NAMES.get(SAME_NETWORK.get(family or "", family or ""), [])
+
+
 def _regex(template: str) -> re.Pattern[str]:
     return re.compile(r"(\d+)".join(re.escape(part) for part in template.split("{}")))
 
 
 @cache
 def _patterns(family: str | None) -> list[tuple[re.Pattern[str], re.Pattern[str], NameRow]]:
-    return [
-        (_regex(row.native), _regex(row.native.replace(".", "_")), row)
-        for row in NATIVE_NAMES.get(family or "", [])
-    ]
+    return [(_regex(row.native), _regex(row.native.replace(".", "_")), row) for row in _rows(family)]
 
 
 @cache
 def _owner_patterns(family: str | None) -> list[tuple[re.Pattern[str], NameRow]]:
-    return [(_regex(member), row) for row in NATIVE_NAMES.get(family or "", []) for member in row.members]
+    return [(_regex(member), row) for row in _rows(family) for member in row.members]
 
 
 def diffusers_modules(family: str | None, name: str) -> list[str] | None:
@@ -153,7 +165,8 @@ def fuse_low_rank(
 ) -> LoraDelta:
     """Return the deltas of a native module's members as one: the ranks add up, the outputs are stacked.
 
-    A member without a delta gets zeros. Raises DataError if its number of outputs is unknown.
+    Members that share one A, because the layer was trained fused, keep its rank. A member without a delta
+    gets zeros. Raises DataError if its number of outputs is unknown.
     """
     if len(modules) == 1:
         return deltas[modules[0]]
@@ -172,11 +185,20 @@ def fuse_low_rank(
             heights.append(4 * width)
         else:
             heights.append(width if len(modules) > 2 else present[0].shape[0])
-    up = torch.zeros(sum(heights), sum(delta.rank for delta in present))
+    shares_down = all(_is_equal(present[0].down, delta.down) for delta in present)
+    rank = present[0].rank if shares_down else sum(delta.rank for delta in present)
+    up = torch.zeros(sum(heights), rank)
     row = column = 0
     for height, module in zip(heights, modules, strict=True):
         if (delta := deltas.get(module)) is not None:
             up[row : row + height, column : column + delta.rank] = delta.up.float() * delta.scale
-            column += delta.rank
+            column += 0 if shares_down else delta.rank
         row += height
-    return LoraDelta(torch.cat([delta.down.float() for delta in present]), up)
+    down = present[0].down.float() if shares_down else torch.cat([delta.down.float() for delta in present])
+    return LoraDelta(down, up)
+
+
+def _is_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and (
+        first.data_ptr() == second.data_ptr() or torch.equal(first, second)
+    )

@@ -310,3 +310,11 @@ NATIVE_NAMES = {family: [NameRow(*row) for row in rows] for family, rows in _ROW
 """Rows by family."""
 DIFFUSERS_NAMED_FAMILIES = ("qwen-image", "hidream", "kandinsky5", "ernie-image")
 """Families whose native names are those of diffusers."""
+SAME_NETWORK = {
+    "flux1-kontext": "flux1",
+    "flux1-fill": "flux1",
+    "flux1-control": "flux1",
+    "qwen-image-edit": "qwen-image",
+    "qwen-image-edit-plus": "qwen-image",
+}
+"""Families with the network of another one, except for the width of its first layer."""

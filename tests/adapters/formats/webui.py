@@ -71,6 +71,12 @@ _ENDINGS = re.compile(
 
 def modules_of(stem, family, modules):
     """Return the diffusers modules that a key changes, by the program's table."""
+    if stem.startswith("lora_unet_") and family in FUSED:  # the published names, with underscores
+        name = stem.removeprefix("lora_unet_")
+        for pattern, parts in FUSED[family]:
+            if parts != [r"\1"] and (match := re.fullmatch(pattern.replace(r"\.", "_"), name)):
+                return [f"transformer.{match.expand(part)}" for part in parts]
+        return [module for module in modules if module.split(".", 1)[1].replace(".", "_") == name]
     if stem.startswith("lora_"):
         kohya = {"unet": "lora_unet", "text_encoder": "lora_te1" if family == "sdxl" else "lora_te"}
         kohya["text_encoder_2"] = "lora_te2"
