@@ -158,24 +158,32 @@ def cpu_machine(*, measure: bool = False) -> Machine:
 
 
 def measured_cpu(machine: Machine, dtype: torch.dtype = torch.float32) -> Machine:
-    """Return a CPU with its speeds measured, in about a second of CPU time."""
-    first, second = torch.randn(256, 512, dtype=dtype), torch.randn(512, 1024, dtype=dtype)
-    image = torch.randn(1, 128, 32, 32, dtype=dtype)
-    kernel = torch.randn(128, 128, 3, 3, dtype=dtype)
-    heads = torch.randn(1, 8, 512, 64, dtype=dtype)
-    large, small = torch.randn(1 << 20, dtype=dtype), torch.randn(64, dtype=dtype)
-    linear = 2 * 256 * 512 * 1024 / _seconds(lambda: first @ second)
-    convolved = 2 * 9 * 128 * 128 * 32 * 32 / _seconds(lambda: torch.conv2d(image, kernel, padding=1))
+    """Return a CPU with its speeds measured, in a few seconds of CPU time.
+
+    Each kind of work is a forward pass and the gradient of its input, as in a training of an adapter: the
+    kernels of gradients are slower.
+    """
+    tokens, weight = _random(256, 512, dtype=dtype), torch.randn(512, 1024, dtype=dtype)
+    heads = _random(1, 8, 512, 64, dtype=dtype)
+    large = torch.randn(1 << 22, dtype=dtype)
+    linear = 2 * 2 * 256 * 512 * 1024 / _pass_seconds(lambda: tokens @ weight)
     attended = (
-        4
+        3.5
+        * 4
         * 8
         * 512
         * 512
         * 64
-        / _seconds(lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads))
+        / _pass_seconds(lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads))
     )
-    moved = 3 * large.nbytes / _seconds(lambda: large + large)
-    launch = _seconds(lambda: small + small, count=400)
+    convolved = 0.0
+    for channels, side in ((64, 32), (256, 8)):  # a U-Net's first and last level
+        image = _random(1, channels, side, side, dtype=dtype)
+        kernel = torch.randn(channels, channels, 3, 3, dtype=dtype)
+        operations = 2 * 2 * 9 * channels**2 * side**2
+        seconds = _pass_seconds(lambda i=image, k=kernel: torch.conv2d(i, k, padding=1))  # type: ignore[misc]
+        convolved += 0.5 * operations / seconds
+    moved = 3 * large.nbytes / _seconds(lambda: large + large, count=3)
     name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     return replace(
         machine,
@@ -183,8 +191,26 @@ def measured_cpu(machine: Machine, dtype: torch.dtype = torch.float32) -> Machin
         convolution=convolved,
         attention=attended,
         bandwidth=moved,
-        launch_seconds=4 * launch,  # with the bookkeeping of autograd and of Python around it
+        launch_seconds=_launch_seconds(dtype),
     )
+
+
+def _launch_seconds(dtype: torch.dtype) -> float:
+    """Measure the seconds of a kernel that does next to nothing, autograd and modules included."""
+    layer = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.GELU(), torch.nn.LayerNorm(16)).to(dtype)
+    value = _random(4, 16, dtype=dtype)
+    kernels = 3 + 2 + 1 + 2 + 1  # forward; gradients of the product, its bias, and the two other layers
+    return _pass_seconds(lambda: layer(value), count=60) / kernels
+
+
+def _random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+def _pass_seconds(forward: Callable[[], torch.Tensor], count: int = 6) -> float:
+    """Return the seconds of a forward pass and its backward pass."""
+    gradient = torch.ones_like(forward())
+    return _seconds(lambda: forward().backward(gradient), count=count)
 
 
 def _seconds(work: Callable[[], object], count: int = 12) -> float:

@@ -78,13 +78,12 @@ _BYTES = ("saved_bytes", "input_bytes", "shared_bytes", "forward_peak_bytes", "b
 
 def with_activations(network: NetworkCount, share: float) -> NetworkCount:
     """Return a network whose activations have a share of their bytes."""
-    rest, *blocks = [
-        replace(
-            part,
-            passes=replace(part.passes, **{key: int(getattr(part.passes, key) * share) for key in _BYTES}),
-        )
-        for part in network.parts
-    ]
+
+    def scaled(passes: PassCount) -> PassCount:
+        sizes: dict[str, Any] = {key: int(getattr(passes, key) * share) for key in _BYTES}
+        return replace(passes, **sizes)
+
+    rest, *blocks = [replace(part, passes=scaled(part.passes)) for part in network.parts]
     return replace(network, rest=rest, blocks=tuple(blocks))
 
 

@@ -84,7 +84,7 @@ def prepare_reproduction(run: Path, out: Path, overrides: list[str]) -> Reproduc
 
 def _recorded_memory(record: dict[str, Any]) -> list[str]:
     """Return overrides with the memory settings that the run has decided, whatever memory is free now."""
-    entry = record.get("memory")
+    entry: dict[str, Any] = record.get("memory") or {}
     if not run_memory.is_memory_entry(entry):
         return []
     settings = {key: value for key, value in entry["settings"].items() if key != "quantize"}
