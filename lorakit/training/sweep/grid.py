@@ -111,7 +111,8 @@ def build_members(recipe: Recipe, axes: Sequence[Axis], out: Path) -> list[Membe
     members = []
     for values in itertools.product(*(axis.values for axis in axes)):
         pairs = list(zip(axes, values, strict=True))
-        name = "-".join(f"{short[axis.key]}{value_label(value)}" for axis, value in pairs)
+        labels = [(short[axis.key], value_label(value)) for axis, value in pairs]
+        name = "-".join(label if label[:1].isalpha() else key + label for key, label in labels)
         overrides = tuple(f"{axis.key}={value}" for axis, value in pairs)
         folder = f"out={json.dumps(str(out / name))}"
         members.append(Member(name, overrides, change_recipe(recipe, [*overrides, folder])))

@@ -14,8 +14,8 @@ from lorakit.training.sweep.row_groups import BaseLayer, RowGroups
 class AdaptedLayer(BaseLayer):
     """The forward pass of one layer that some members adapt.
 
-    The base layer is computed once for all rows. LoRA adds to its output; adapters that change the weight
-    itself (DoRA, LoKr, LoHa, OFT) compute their rows alone.
+    LoRA adds to the output of the base layer, which is computed once for all rows. Adapters that change the
+    weight itself (DoRA, LoKr, LoHa, OFT), and those with two parts (PiSSA, OLoRA), compute their rows alone.
     """
 
     def __init__(self, layer: nn.Module, groups: RowGroups, adapted: Mapping[int, nn.Module]) -> None:
@@ -25,19 +25,19 @@ class AdaptedLayer(BaseLayer):
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the output (N, ...) for the rows of all members."""
-        sizes, members = self.groups.sizes(x), self.groups.members
-        layers = [self.adapted.get(member) for member in members]
-        if all(layer is not None and _is_additive(layer) for layer in layers):
+        layers = [self.adapted.get(member) for member in self.groups.members]
+        if all(_is_plain_linear(layer, x) for layer in layers):
             base = super().__call__(x, *args, **kwargs)
-            if all(_is_plain_linear(layer, x) for layer in layers):
-                return _grouped_linear(x, base, sizes, layers)
+            return _grouped_linear(x, base, self.groups.sizes(x), layers)
+        parts = self.groups.split(x)
+        if all(_is_convolution(layer) for layer in layers):
+            base = super().__call__(x, *args, **kwargs)
             bases = base.split(self.groups.sizes(base))
-            pairs = zip(layers, x.split(sizes), bases, strict=True)
-            return torch.cat([_add_low_rank(layer, part, own) for layer, part, own in pairs])
+            return torch.cat([_add_low_rank(*row) for row in zip(layers, parts, bases, strict=True)])
         return torch.cat(
             [
                 layer(part, *args, **kwargs) if layer is not None else self._forward(part, *args, **kwargs)
-                for layer, part in zip(layers, x.split(sizes), strict=True)
+                for layer, part in zip(layers, parts, strict=True)
             ]
         )
 
@@ -49,8 +49,14 @@ def _is_additive(layer: Any) -> bool:
     return isinstance(layer, LoraLayer) and not any(a in layer.lora_variant for a in layer.active_adapters)
 
 
+def _is_convolution(layer: Any) -> bool:
+    return _is_additive(layer) and len(layer.active_adapters) == 1 and not isinstance(layer.get_base_layer(), nn.Linear)
+
+
 def _is_plain_linear(layer: Any, x: torch.Tensor) -> bool:
-    """Return True for one pair of matrices of the input's dtype, without dropout and bias."""
+    """Return True for LoRA with one pair of matrices of the input's dtype, without dropout and bias."""
+    if not _is_additive(layer):
+        return False
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(names) != 1:
         return False

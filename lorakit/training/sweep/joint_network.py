@@ -18,8 +18,11 @@ from lorakit.training.sweep.row_groups import PROBED_LAYERS, BaseLayer, RowGroup
 class Call:
     """One call of a member's denoiser: its arguments, whose tensors have the images in dimension 0."""
 
-    def __init__(self, member: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.member = member
+    def __init__(
+        self, member: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_first_step: bool = False
+    ) -> None:
+        """`is_first_step` is True while the member's adapter has no effect yet."""
+        self.member, self.is_first_step = member, is_first_step
         self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
         self.num_images = len(self.leaves[0])
         self.output: Any = None
@@ -84,6 +87,8 @@ class JointNetwork:
         if len(calls) == 1 or key in self._separate:
             return JointPass(self, calls, self._run_separately(calls))
         is_exact = calls[0].leaves[0].device.type == "cpu"
+        if is_exact and any(call.is_first_step for call in calls):  # differences would be multiplied by zero
+            return JointPass(self, calls, self._run_separately(calls))
         try:
             if is_exact and key not in self._compared:
                 self._compared.add(key)
@@ -102,8 +107,7 @@ class JointNetwork:
 
     def select(self, calls: Sequence[Call]) -> None:
         """Declare whose rows the layers compute, also again in the backward pass of a checkpointed block."""
-        self.groups.counts = tuple(call.num_images for call in calls)
-        self.groups.members = tuple(call.member for call in calls)
+        self.groups.select(tuple(call.num_images for call in calls), tuple(call.member for call in calls))
 
     def _run_joined(self, calls: Sequence[Call]) -> _Output:
         self.select(calls)
