@@ -22,7 +22,7 @@ from lorakit.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from data_tools.dataset import Dataset as Dataset
     from lorakit.adapters.adapter import Adapter as Adapter
@@ -58,7 +58,7 @@ _MODULES = {
     "load_pipeline": "lorakit.sampling.diffusers_pipeline",
     "sample": "lorakit.sampling.diffusers_pipeline",
 }
-__all__ = ["__version__", "evaluate", "prepare", "train", *_MODULES]
+__all__ = ["__version__", "evaluate", "prepare", "sweep", "train", *_MODULES]
 
 
 def prepare(
@@ -131,6 +131,42 @@ def train(
         prepare_training(resolved, prepare_for_training)
         train_recipe(resolved, accept_changes=accept_changes)
     return Run(resolved.out)
+
+
+def sweep(
+    recipe: PathLike | Mapping[str, Any] | Recipe,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    verbose: bool = False,
+    accept_changes: bool = False,
+    **settings: Any,
+) -> dict[str, Run]:
+    """Train an adapter for each combination of values, together on one base model; returns the runs by name.
+
+    Args:
+        recipe: as for `train`; its `out` is the folder of the sweep, where report.html compares the runs.
+        grid: recipe keys with their values, such as {"adapter.rank": [4, 16], "optimizer.lr": [1e-4, 3e-4]}.
+        verbose: print the progress.
+        accept_changes: continue with runs although their settings, data or the software changed.
+        settings: top-level keys of the recipe, the same for all adapters.
+
+    Each adapter is that of a run of its own. KeyboardInterrupt stops the sweep; the same call resumes it.
+    Raises ConfigError for a key that the adapters must share. A run that fails has the status `failed`.
+    """
+    from data_tools.prepare_for_training import prepare_for_training
+    from lorakit.config.recipe import resolve_recipe
+    from lorakit.core import progress
+    from lorakit.training.run import Run
+    from lorakit.training.start import prepare_training
+    from lorakit.training.sweep.grid import axes_of, build_members
+    from lorakit.training.sweep.run_sweep import run_sweep
+
+    resolved = resolve_recipe(recipe, **settings)
+    members = build_members(resolved, axes_of(grid), resolved.out)
+    with progress.silent(not verbose):
+        prepare_training(members[0].recipe, prepare_for_training)
+        run_sweep(members, resolved.out, accept_changes=accept_changes)
+    return {member.name: Run(member.recipe.out) for member in members}
 
 
 def evaluate(

@@ -38,6 +38,8 @@ COMMANDS = {
          "Train a finished run again and compare the weights byte for byte.", "Train"),
         ("plan", "lorakit.cli.plan:plan_command",
          "Predict memory, time and cost of a run before it starts.", "Train"),
+        ("sweep", "lorakit.cli.sweep:sweep_command",
+         "Train adapters with several values of recipe keys, and compare them.", "Train"),
         ("cache", "lorakit.cli.cache:cache_command",
          "Encode the images and captions of a recipe before its training.", "Train"),
         ("data", "data_tools.cli:data_group",

@@ -146,7 +146,9 @@ def _check_axes(axes: Sequence[Axis]) -> None:
     known = known_keys(Recipe)
     for axis in axes:
         if keys.count(axis.key) > 1:
-            raise ConfigError(f"{axis.key} is named twice", where="--grid", remedy="write its values together")
+            raise ConfigError(
+                f"{axis.key} is named twice", where="--grid", remedy="write its values together"
+            )
         reason = _refusal(axis.key)
         if axis.key not in known:
             meant = suggest_key(axis.key, known)

@@ -50,7 +50,11 @@ def _is_additive(layer: Any) -> bool:
 
 
 def _is_convolution(layer: Any) -> bool:
-    return _is_additive(layer) and len(layer.active_adapters) == 1 and not isinstance(layer.get_base_layer(), nn.Linear)
+    return (
+        _is_additive(layer)
+        and len(layer.active_adapters) == 1
+        and not isinstance(layer.get_base_layer(), nn.Linear)
+    )
 
 
 def _is_plain_linear(layer: Any, x: torch.Tensor) -> bool:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from lorakit import adapters
-from lorakit.training.sweep.grouped_layers import AdaptedLayer
 from lorakit.adapters.injection import peft_layers
+from lorakit.training.sweep.grouped_layers import AdaptedLayer
 from lorakit.training.sweep.row_groups import PROBED_LAYERS, BaseLayer, RowGroups, RowsNotSeparableError
 
 
@@ -181,9 +181,7 @@ class JointPass:
                 call = next(remaining)
                 call.predictions = [tensor.detach().requires_grad_() for tensor in own]
                 values = iter(call.predictions)
-                leaves = [
-                    next(values) if isinstance(leaf, torch.Tensor) else leaf for leaf in output.leaves
-                ]
+                leaves = [next(values) if isinstance(leaf, torch.Tensor) else leaf for leaf in output.leaves]
                 call.output = pytree.tree_unflatten(leaves, output.structure)
 
     def backward(self) -> None:
@@ -220,5 +218,3 @@ def _detached(value: torch.Tensor) -> torch.Tensor:
 def _gradient(prediction: torch.Tensor) -> torch.Tensor:
     """Return the gradient of a prediction; zero if its member has failed before it computed one."""
     return torch.zeros_like(prediction) if prediction.grad is None else prediction.grad
-
-

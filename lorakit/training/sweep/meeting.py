@@ -89,9 +89,7 @@ class MeetingDenoiser:
         if not torch.is_grad_enabled():
             return self._network(*args, **kwargs)
         participant = self._participant
-        call = Call(
-            participant.number, args, kwargs, is_first_step=participant.step.state.step == 0
-        )
+        call = Call(participant.number, args, kwargs, is_first_step=participant.step.state.step == 0)
         participant.call = call
         participant.stop()
         return call.output

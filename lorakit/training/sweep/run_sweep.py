@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -24,18 +24,19 @@ from lorakit.config.recipe import Recipe
 from lorakit.core import launch, progress, supervision
 from lorakit.core.errors import ConfigError, Interrupted, LorakitError, first_line
 from lorakit.core.progress import Progress, print_line
-from lorakit.models import memory
 from lorakit.models import device as devices
+from lorakit.models import memory
 from lorakit.models.memory import placement
 from lorakit.training import data_record, phases, run_changes, run_plan, setup, train
 from lorakit.training.run_folder import RunFolder
-from lorakit.training.sweep import sweep_record
+from lorakit.training.sweep import comparison, comparison_page, sweep_record
 from lorakit.training.sweep.grid import Member
 from lorakit.training.sweep.joint_network import JointNetwork
 from lorakit.training.sweep.meeting import Meeting, Participant
 from lorakit.training.sweep.shared_base import shared_copy, shared_pipeline
 from lorakit.training.trackers.libraries import check_tracker
 from lorakit.training.trainer import SAME_SIGNAL_SECONDS, Trainer
+from lorakit.training.validation import ValidationLoss
 
 
 @dataclass
@@ -127,6 +128,10 @@ def run_sweep(
                 if run.exists and run.status not in ("done", "failed"):
                     train.record_interruption(run, member.recipe, stop)
             raise
+        finally:
+            if any(RunFolder(member.recipe.out).exists for member in members):
+                report = comparison_page.write_comparison(out)
+    print_line(f"comparison: {report}")
     return result
 
 
@@ -206,7 +211,19 @@ def _train_member(one: MemberRun) -> None:
     """Train a member to its end, in its own thread: what a single run does after its session is built."""
     train.begin_training(one.trainer, one.changes)
     one.trainer.fit()
+    _store_losses(one)
     one.run.log(phases.done_lines(one.run, one.member.recipe))
+
+
+def _store_losses(one: MemberRun) -> None:
+    """Store the losses of the held-out images, by which the members are compared."""
+    held_out = one.trainer.session.held_out_set
+    if held_out.items:
+        step = one.trainer.training_step
+        with step.averages.applied():
+            losses = ValidationLoss(step.loss, held_out).image_losses(quiet=True)
+        hashes = [item.record.content_hash for item in held_out.items]
+        comparison.store_losses(one.run.path.parent, one.member.name, dict(zip(hashes, losses, strict=True)))
 
 
 def _run_meeting(meeting: Meeting, runs: Sequence[MemberRun]) -> None:

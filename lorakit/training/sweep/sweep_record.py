@@ -51,6 +51,8 @@ def read_record(out: Path) -> list[RecordedMember]:
         raise ConfigError("not a sweep", where=str(out), remedy="give the --out folder of a `lorakit sweep`")
     values = storage.read_json(file)
     try:
-        return [RecordedMember(str(row["name"]), tuple(map(str, row["overrides"]))) for row in values["members"]]
+        return [
+            RecordedMember(str(row["name"]), tuple(map(str, row["overrides"]))) for row in values["members"]
+        ]
     except (KeyError, TypeError) as error:
         raise DataError("the record of the sweep is damaged", where=str(file), remedy="remove it") from error
