@@ -1,4 +1,4 @@
-"""The process of a sweep: `python -m lorakit.training.sweep RECIPE [key=value ...] --out=DIR --grid=KEY=V,V`."""
+"""The process of a sweep: `python -m lorakit.training.sweep RECIPE --out=DIR --grid=KEY=V,V`."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def _check_axes(axes: Sequence[Axis]) -> None:
             raise ConfigError(
                 f"a sweep cannot vary {axis.key}: {reason}",
                 where="--grid",
-                remedy=f"run a sweep for each value, with {axis.key}=VALUE after the recipe and another --out",
+                remedy=f"run a sweep for each value, with {axis.key}=VALUE and another --out",
             )
 
 
@@ -181,7 +181,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def value_label(value: str) -> str:
-    """Return a value as part of a folder's name: `1e-4` for 0.0001, without signs that file systems refuse."""
+    """Return a value as part of a folder's name: `1e-4` for 0.0001, only with signs for any file system."""
     parsed = strict_yaml.parse_yaml(value, "grid")
     if isinstance(parsed, float):
         mantissa, _, exponent = f"{parsed:.5e}".partition("e")

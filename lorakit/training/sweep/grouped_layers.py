@@ -93,7 +93,7 @@ def _grouped_linear(x: torch.Tensor, base: torch.Tensor, sizes: list[int], layer
     down = [layer.lora_A[name].weight for layer, name in pairs]
     up = [layer.lora_B[name].weight for layer, name in pairs]
     scales = tuple(float(layer.scaling[name]) for layer, name in pairs)
-    output: torch.Tensor = GroupedLowRank.apply(x, base, tuple(sizes), scales, *down, *up)  # type: ignore[no-untyped-call]
+    output: torch.Tensor = GroupedLowRank.apply(x, base, tuple(sizes), scales, *down, *up)
     return output
 
 

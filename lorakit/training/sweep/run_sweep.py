@@ -130,8 +130,7 @@ def run_sweep(
             raise
         finally:
             if any(RunFolder(member.recipe.out).exists for member in members):
-                report = comparison_page.write_comparison(out)
-    print_line(f"comparison: {report}")
+                print_line(f"comparison: {comparison_page.write_comparison(out)}")
     return result
 
 
@@ -279,6 +278,6 @@ def _collect(runs: Sequence[MemberRun], participants: Sequence[Participant], res
         steps = sorted({one.trainer.state.step for one in runs})
         where = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
         message = f"stopped after {where}, which are saved; the same command goes on"
-        raise Interrupted(message, signal_number=stops[0].signal_number)
+        raise Interrupted(message, signal_number=stops[0].exit_code - 128)
     if crashes:
         raise crashes[0]
