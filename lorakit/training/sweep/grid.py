@@ -131,6 +131,17 @@ def _check_recipe(recipe: Recipe) -> None:
             where="slider",
             remedy="train sliders one by one with lorakit train",
         )
+    for key in ("compile", "cuda_graph"):
+        if getattr(recipe.train, key) is True:
+            raise ConfigError(
+                "the joined passes of a sweep are not compiled",
+                where=f"train.{key}",
+                remedy=f"set train.{key}=false; or train the adapters one by one",
+            )
+    if recipe.train.kernels == "measure":
+        raise ConfigError(
+            "a sweep measures no kernels", where="train.kernels", remedy="leave it out, or train one by one"
+        )
     if recipe.tracker_config.run_name:
         raise ConfigError(
             "all members of a sweep would have the same name in the tracker",

@@ -8,6 +8,7 @@ order of the members, so that threads decide nothing.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -61,7 +62,8 @@ class Participant:
 
     def attend(self, network: nn.Module) -> None:
         """Let the member's calls of its denoiser, and the end of its backward passes, stop at the meeting."""
-        self.step.loss.denoiser = MeetingDenoiser(network, self)
+        loss = self.step.loss
+        loss.network = functools.partial(loss.family.predict, MeetingDenoiser(network, self))
         add_gradients = self.step.parameters.add_gradients
 
         def add_gradients_of_meeting() -> None:

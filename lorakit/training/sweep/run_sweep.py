@@ -29,6 +29,7 @@ from lorakit.models import memory
 from lorakit.models.memory import placement
 from lorakit.training import data_record, phases, run_changes, run_plan, setup, train
 from lorakit.training.run_folder import RunFolder
+from lorakit.training.run_memory import MemoryRecord
 from lorakit.training.sweep import comparison, comparison_page, sweep_record
 from lorakit.training.sweep.grid import Member
 from lorakit.training.sweep.joint_network import JointNetwork
@@ -171,6 +172,7 @@ def _prepare(
         wait_for_everyone=lambda: None,
         log=run.log,
         load=base.load,
+        memory_record=MemoryRecord(run),
     )
     trainer = Trainer(session, accelerator, run)
     run.update_record(num_images=len(plan.items), status="running", error=None)
