@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lorakit.models.memory.blocks import repeated_blocks
-from lorakit.models.memory.placement import PlacedBlock
+from lorakit.models.memory.placement import PlacedBlock, placement_of
 
 MAX_VERSIONS = 256
 """Versions of one kind of block (shapes, widths, with and without adapter) above which compiling fails."""
@@ -61,6 +61,9 @@ class CompiledBlocks:
 
     def __init__(self, network: nn.Module) -> None:
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
+        placed = placement_of(network)
+        if placed and placed.modulation:
+            placed.modulation.exclude_from_compilation()
         for block in repeated_blocks(network):
             owner = _forward_owner(block.module)
             compiled = torch.compile(owner.forward, dynamic=False, options={"deterministic": True})

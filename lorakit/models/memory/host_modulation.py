@@ -93,8 +93,14 @@ class HostModulation:
         self.leaders: list[_HostLayer] = []
         self._worker: ThreadPoolExecutor | None = None
         self._mismatch: torch.Tensor | None = None
-        for module in layers:
+        self._modules = list(layers)
+        for module in self._modules:
             module.forward = _HostLayer(self, module)
+
+    def exclude_from_compilation(self) -> None:
+        """Let compiled blocks call these layers without compiling them; imports torch's compiler."""
+        for module in self._modules:
+            module.forward = torch.compiler.disable(module.forward.__call__)
 
     def call(self, layer: _HostLayer, vector: torch.Tensor) -> torch.Tensor:
         """Return the modulation (B, K x D) of a layer for a vector (B, D) on the device."""
