@@ -22,7 +22,7 @@ from tests.benchmarks import buckets, data, prepare_again, preserve, results, vo
 
 QUICK = ("floor", "start", "sampling")
 TABLES = (*QUICK, "peers", "growth", "evaluation")
-OTHERS = ("buckets", "data", "files", "again", "hostile", "preserve", "votes", "plan")
+OTHERS = ("buckets", "data", "files", "again", "hostile", "preserve", "votes", "plan", "sweep")
 
 
 def main() -> int:
@@ -148,6 +148,11 @@ def _run_other(name: str, arguments: argparse.Namespace) -> bool:
     elif name == "preserve":
         found, report = preserve.measure(), preserve.format_report
         passed = found["passes"]
+    elif name == "sweep":
+        from tests.benchmarks import sweep
+
+        found, report = sweep.measure(rounds=arguments.rounds, steps=4), sweep.format_report
+        passed = found["ratio"] <= found["goal"]
     elif name == "votes":
         found = [votes.measure(scenario, 200 * arguments.rounds) for scenario in votes.SCENARIOS]
         report, passed = votes.format_report, all(row.passes for row in found)
