@@ -13,7 +13,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class RunDemand:
-    """What a run needs, whatever the memory settings."""
+    """Needs of a run under any memory settings."""
 
     network: NetworkCount
     """The denoiser at the run's largest bucket."""

@@ -165,7 +165,6 @@ def measured_cpu(machine: Machine, dtype: torch.dtype = torch.float32) -> Machin
     """
     tokens, weight = _random(256, 512, dtype=dtype), torch.randn(512, 1024, dtype=dtype)
     heads = _random(1, 8, 512, 64, dtype=dtype)
-    large = torch.randn(1 << 22, dtype=dtype)
     linear = 2 * 2 * 256 * 512 * 1024 / _pass_seconds(lambda: tokens @ weight)
     attended = (
         3.5
@@ -183,16 +182,26 @@ def measured_cpu(machine: Machine, dtype: torch.dtype = torch.float32) -> Machin
         operations = 2 * 2 * 9 * channels**2 * side**2
         seconds = _pass_seconds(lambda i=image, k=kernel: torch.conv2d(i, k, padding=1))  # type: ignore[misc]
         convolved += 0.5 * operations / seconds
-    moved = 3 * large.nbytes / _seconds(lambda: large + large, count=3)
     name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     return replace(
         machine,
         linear=machine.linear | {name: linear},
         convolution=convolved,
         attention=attended,
-        bandwidth=moved,
+        bandwidth=_elementwise_bandwidth(dtype),
         launch_seconds=_launch_seconds(dtype),
     )
+
+
+def _elementwise_bandwidth(dtype: torch.dtype) -> float:
+    """Measure the bytes a second of norms and activation functions, as the meter counts bytes.
+
+    On a CPU their functions take longer than their memory.
+    """
+    image, functions = _random(1, 64, 64, 64, dtype=dtype), torch.nn.functional
+    seconds = _pass_seconds(lambda: functions.gelu(functions.silu(functions.group_norm(image, 8))), count=3)
+    reads_and_writes = 3 * 2 + 3 * 3  # of each function forward, and of its gradient
+    return reads_and_writes * image.nbytes / seconds
 
 
 def _launch_seconds(dtype: torch.dtype) -> float:

@@ -73,7 +73,7 @@ class PassMeter(TorchDispatchMode):
         self.counts: dict[str, PassCount] = {}
         self.block, self.is_backward = REST, False
         self._resident = resident
-        """Storages of weights, which are no activations."""
+        """Storages of weights, which are not activations."""
         self._sizes: dict[int, int] = {}
         self._live = 0
         self._saved: dict[int, tuple[str, int]] = {}

@@ -44,7 +44,7 @@ class NetworkCount:
     """A network with its adapter, counted for one image."""
 
     rest: BlockCount
-    """What is in no block."""
+    """Everything that is in no block."""
     blocks: tuple[BlockCount, ...]
     """The repeated blocks, in the order of the forward pass."""
     trained: int

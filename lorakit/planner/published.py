@@ -67,6 +67,8 @@ class PublishedModel:
     """Settings that differ from the defaults of the class in diffusers."""
     masks: tuple[str, ...] = ()
     """Those embeddings that are masks of truth values."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """Attributes that the family sets on the network."""
     hub_ids: tuple[str, ...] = ()
     """Names on the model hub whose network this is."""
 
@@ -91,8 +93,8 @@ class PublishedModel:
 
         with torch.device("meta"):
             network: nn.Module = getattr(diffusers, self.network_class)(**self.config)
-        if self.family in ("wan", "ltx"):
-            network.expand_timesteps = False  # type: ignore[assignment]
+        for name, value in self.attributes.items():
+            setattr(network, name, value)
         return network
 
 
@@ -151,7 +153,7 @@ PUBLISHED_MODELS = (
     ),
     PublishedModel(
         "Wan 2.1 14B, 17 frames", "wan", "wan", "WanTransformer3DModel", 480, (16, 5, 60, 60),
-        {"prompt_embeds": (512, 4096)},
+        {"prompt_embeds": (512, 4096)}, attributes={"expand_timesteps": False},
         hub_ids=("Wan-AI/Wan2.1-T2V-14B-Diffusers",),
     ),
     PublishedModel(

@@ -66,7 +66,7 @@ def _to_zeros(value: Any) -> Any:
 def text_shapes(family: Family, base_folder: Path, captions: Sequence[str], size: tuple[int, int]) -> Shapes:
     """Return the shapes of the longest caption's embeddings, without batch dimension.
 
-    Raises CountError for a text encoder whose code needs real numbers, if the family is no published one.
+    Raises CountError for a text encoder whose code needs real numbers, if the family has no published model.
     """
     longest = max(captions, key=len, default="")
     try:

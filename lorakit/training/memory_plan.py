@@ -46,7 +46,7 @@ class DecidedMemory:
     settings: MemorySettings
     micro_batch: int
     choice: Choice | None = None
-    """What the planner has chosen; None if there was nothing to choose."""
+    """The planner's choice; None if there was nothing to choose."""
 
     def to_json(self, device: str) -> dict[str, Any]:
         """Return the entry of run.json."""

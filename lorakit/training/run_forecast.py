@@ -92,7 +92,8 @@ class Forecast:
         if best.host_bytes:
             yield f"main memory    {waiting} of weights and activations"
         yield f"a step         {step.total:.3g} s"
-        yield f"the run        {self.demand.steps} steps, {_duration(self.hours)}, without caching and samples"
+        length = f"{self.demand.steps} steps, {_duration(self.hours)}"
+        yield f"the run        {length}, without caching and samples"
         if self.price is not None:
             yield f"cost           {self.hours * self.price:.2f} at {self.price:g} an hour"
         if self.cache_bytes:
