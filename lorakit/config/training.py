@@ -111,8 +111,8 @@ class TrainConfig(RecipeSection):
     """Number of newest checkpoints that keep their optimizer state, so that they can be resumed from; the
     adapters of all checkpoints are kept."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Precision of the frozen base model; the adapter itself is trained in fp32. `fp16`, with automatic loss
-    scaling, is for GPUs without bf16: Turing (T4, RTX 20xx) and older."""
+    """Precision in which base model and adapter compute; the optimizer keeps the adapter in fp32. `fp16`, with
+    automatic loss scaling, is for GPUs without bf16: Turing (T4, RTX 20xx) and older."""
     deterministic: Annotated[bool, Field(strict=True)] = False
     """On a GPU, use only deterministic algorithms of torch; a CPU is deterministic anyway."""
     compile: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"

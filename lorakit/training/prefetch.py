@@ -47,7 +47,7 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """What a request asks for: tensors of the data, noise (B, C, ..., H, W), and noise levels."""
+    """The tensors of a request: data, noise (B, C, ..., H, W), and noise levels."""
 
     batch: Batch
     noise: torch.Tensor
