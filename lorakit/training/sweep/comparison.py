@@ -23,7 +23,7 @@ LOSSES_FOLDER = "held-out-losses"
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What is known of one member."""
+    """The status, losses and rank of one member."""
 
     name: str
     overrides: tuple[str, ...]
