@@ -154,8 +154,7 @@ class MemoryConfig(RecipeSection):
     `int8` and `fp8` half. `int8` multiplies integers, which most GPUs do about twice as fast; `fp8` multiplies
     on GPUs from Ada and Hopper on, and only saves memory on others. The quantized weights are kept on disk."""
     gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-    """Share of the blocks with gradient checkpointing: they keep their inputs only, and compute once
-    more in the backward pass."""
+    """Share of the blocks whose activations are recomputed in the backward pass instead of kept in memory."""
     stream: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     """Share of the blocks' weights that stay in the machine's memory and visit the GPU block by block."""
     offload_activations: Annotated[bool, Field(strict=True)] | None = None

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from lorakit.core import input_files
@@ -141,6 +141,21 @@ def _check_spans(places: list[tuple[int, int, str]], rest: int) -> None:
         raise ValueError(f"{rest} bytes of tensors, but the header names {position}")
 
 
+def header_bytes(rows: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """Return the beginning of a file, whose tensors (name, dtype, shape, bytes) follow in this order."""
+    tree, position = {}, 0
+    for name, dtype, shape, size in rows:
+        tree[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    return _header_with_length(tree)
+
+
+def _header_with_length(tree: Mapping[str, Any]) -> bytes:
+    text = json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def safetensors_bytes(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> bytes:
@@ -160,6 +175,4 @@ def safetensors_bytes(
     if metadata:
         ordered["__metadata__"] = dict(sorted(metadata.items()))
     ordered |= dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
-    text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
+    return _header_with_length(ordered) + raw[8 + length :]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,20 @@ from typing import Any
 import torch
 
 from lorakit.core.errors import NumericError
-from lorakit.core.progress import track_progress
+from lorakit.core.progress import Progress
 from lorakit.data import mask_cache, tensor_cache
 from lorakit.data.conditioning import ConditioningInputs, record_conditioning
 from lorakit.data.items import DatasetItem
+from lorakit.data.load_ahead import decoding_threads, load_ahead
 from lorakit.imaging import resize
-from lorakit.models import base_model, non_finite, vae
+from lorakit.models import base_model, non_finite
+from lorakit.models.exact_batches import ExactBatches
 from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.vae_batches import LatentEncoder
 
 Size = tuple[int, int]
+TEXT_BATCH = 16  # captions
+MIN_TEXTS = 8  # captions for which it pays to encode them together
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class TextCache:
     def missing(self, requests: Iterable[TextRequest]) -> list[TextRequest]:
         """Return the requests that have no intact entry, one for each entry."""
         by_key = {self.key(request): request for request in requests}
-        return [request for key, request in by_key.items() if self._store.get(key) is None]
+        missing = self._store.missing(by_key)
+        return [request for key, request in by_key.items() if key in missing]
 
     def fill(
         self,
@@ -78,15 +85,42 @@ class TextCache:
         Embeddings that are not finite in float32 are a NumericError.
         """
         overflowing = []
-        for request in track_progress(requests, "text", len(requests), quiet=quiet):
-            embeddings = self.encode(pipe, request)
-            if non_finite.all_finite(embeddings.values()):
-                self._store.put(self.key(request), embeddings, f"caption {request.caption[:80]!r}")
-            elif dtype != torch.float32:
-                overflowing.append(request)
-            else:
-                raise self._error(pipe, request)
+        with Progress("text", len(requests), quiet=quiet) as progress, self._store.writing():
+            for request, embeddings in self._encode_all(requests, pipe):
+                if non_finite.all_finite(embeddings.values()):
+                    self._store.put(self.key(request), embeddings, f"caption {request.caption[:80]!r}")
+                elif dtype != torch.float32:
+                    overflowing.append(request)
+                else:
+                    raise self._error(pipe, request)
+                progress.update(progress.done + 1)
         return overflowing
+
+    def _encode_all(
+        self, requests: Sequence[TextRequest], pipe: Any
+    ) -> Iterator[tuple[TextRequest, Conditioning]]:
+        """Yield the embeddings of captions, encoded together where that gives the same bytes."""
+        if len(requests) < MIN_TEXTS or not self._has_one_length(pipe):
+            yield from ((request, self.encode(pipe, request)) for request in requests)
+            return
+        batches = ExactBatches(functools.partial(self._encode_together, pipe), limit=TEXT_BATCH)
+        start = 0
+        while chunk := requests[start : start + batches.size]:
+            yield from zip(chunk, batches.encode(chunk), strict=True)
+            start += len(chunk)
+
+    def _encode_together(self, pipe: Any, requests: list[TextRequest]) -> list[Conditioning]:
+        if len(requests) == 1:
+            return [self.encode(pipe, requests[0])]
+        return self.family.encode_texts_together(pipe, [request.caption for request in requests])
+
+    def _has_one_length(self, pipe: Any) -> bool:
+        """Return True if the pipeline encodes plain text, and pads every caption to one length."""
+        own_code = getattr(self.family.encode_text, "__func__", None) is not Family.encode_text
+        if own_code or self.family.conditioning.read_by_text_encoder or self.family.text.depends_on_size:
+            return False
+        short, long = (self.family.encode_text(pipe, [text])[0] for text in ("", "a photo of a dog"))
+        return all(value.shape == long[name].shape for name, value in short.items())
 
     def encode(self, pipe: Any, request: TextRequest) -> Conditioning:
         """Return text embeddings by the text encoders in `pipe`, which are not stored."""
@@ -114,7 +148,7 @@ class TextCache:
 
 
 class LatentCache:
-    """Latents of images and videos, addressed by content hash, crop, size and VAE."""
+    """Latents of images and videos, addressed by content hash, crop, size, VAE and data type."""
 
     def __init__(
         self,
@@ -122,17 +156,19 @@ class LatentCache:
         cache_folder: Path | None = None,
         vae_overrides: Mapping[str, Any] | None = None,
         gray_unmasked: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """`vae_overrides` are the family's own VAE settings, which change latents of the same weights;
-        `gray_unmasked` replaces the pixels outside an image's mask with gray."""
-        self._gray_unmasked = gray_unmasked
+        `gray_unmasked` replaces the pixels outside an image's mask with gray. Latents are stored in `dtype`.
+        """
+        self._gray_unmasked, self.dtype = gray_unmasked, dtype
         self._vae_overrides = dict(vae_overrides or {})
         self._store = tensor_cache.TensorCache("latents", cache_folder)
         self._vae_hash = base_model.component_hashes(base).get("vae", "")
 
     def key(self, item: DatasetItem) -> str:
         """Return the key of an item's latents."""
-        parts: dict[str, Any] = {"vae": self._vae_hash, "version": "mean-2"}
+        parts: dict[str, Any] = {"vae": self._vae_hash, "version": "mean-3", "dtype": str(self.dtype)}
         if self._vae_overrides:
             parts["settings"] = self._vae_overrides
         if item.frame_indices:
@@ -145,17 +181,39 @@ class LatentCache:
 
     def missing(self, items: Sequence[DatasetItem]) -> list[DatasetItem]:
         """Return the items that have no intact entry."""
-        return [item for item in items if self._store.get(self.key(item)) is None]
+        return _missing_items(self._store, items, self.key)
 
     def fill(self, items: Sequence[DatasetItem], pipe: Any, *, quiet: bool = False) -> None:
-        """Encode images and store their latents: the posterior's mean, normalized for the denoiser."""
-        for item in track_progress(items, "latents", len(items), quiet=quiet):
-            pixels = self._load_pixels(item)[None].float() / 127.5 - 1
-            with torch.no_grad():
-                mean = vae.encode_latents(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype)).mean
+        """Encode images and store their latents: the posterior's mean, normalized for the denoiser.
+
+        Images of one shape are encoded together, while the next ones are read.
+        """
+        encoder = LatentEncoder(pipe.vae)
+        ordered = sorted(items, key=lambda item: item.batch_shape)
+        with Progress("latents", len(items), quiet=quiet) as progress, self._store.writing():
+            threads = decoding_threads(pipe.vae.device)
+            chunk: list[tuple[DatasetItem, torch.Tensor]] = []
+            for item, pixels in load_ahead(ordered, self._load_pixels, threads=threads):
+                if chunk and chunk[0][1].shape != pixels.shape:
+                    self._encode(chunk, encoder, pipe.vae)
+                    chunk = []
+                chunk.append((item, pixels))
+                if len(chunk) >= encoder.batch_size(pixels.shape):
+                    self._encode(chunk, encoder, pipe.vae)
+                    chunk = []
+                progress.update(progress.done + 1)
+            if chunk:
+                self._encode(chunk, encoder, pipe.vae)
+
+    def _encode(
+        self, chunk: Sequence[tuple[DatasetItem, torch.Tensor]], encoder: LatentEncoder, network: Any
+    ) -> None:
+        means = encoder.encode([pixels for _, pixels in chunk])
+        for (item, _), mean in zip(chunk, means, strict=True):
             if not non_finite.all_finite([mean]):
-                raise non_finite.vae_error(pipe.vae, item.name)
-            self._store.put(self.key(item), {"latents": mean[0].float()}, item.name)
+                raise non_finite.vae_error(network, item.name)
+            group = "latents-" + "x".join(map(str, item.batch_shape))
+            self._store.put(self.key(item), {"latents": mean.to(self.dtype)}, item.name, group)
 
     def _load_pixels(self, item: DatasetItem) -> torch.Tensor:
         """Return uint8 (3, H, W), or (3, F, H, W) for base models that generate videos."""
@@ -167,7 +225,7 @@ class LatentCache:
         return image[:, None] if item.frame_indices else image
 
     def __getitem__(self, item: DatasetItem) -> torch.Tensor:
-        return self._store.require(self.key(item))["latents"]
+        return self._store.require(self.key(item))["latents"].float()
 
 
 class ConditioningCache:
@@ -193,17 +251,29 @@ class ConditioningCache:
     def missing(self, items: Sequence[DatasetItem]) -> list[DatasetItem]:
         """Return the items with conditioning images that have no intact entry."""
         with_images = [item for item in items if self.conditioning_inputs(item).count]
-        return [item for item in with_images if self._store.get(self._key(item)) is None]
+        return _missing_items(self._store, with_images, self._key)
 
     def fill(self, items: Sequence[DatasetItem], pipe: Any, *, quiet: bool = False) -> None:
-        """Encode and store the items' conditioning images."""
-        for item in track_progress(items, "conditioning", len(items), quiet=quiet):
-            images = self.conditioning_inputs(item).load_tensors()
-            tensors = self.family.encode_conditioning(pipe, images)
-            tensors = {name: value.float() for name, value in tensors.items()}
-            if pipe.vae is not None and not non_finite.all_finite(tensors.values()):
-                raise non_finite.vae_error(pipe.vae, f"conditioning images of {item.name}")
-            self._store.put(self._key(item), tensors, item.name)
+        """Encode and store the items' conditioning images, while the next ones are read."""
+        threads = 0 if pipe.vae is None else decoding_threads(pipe.vae.device)
+        ahead = load_ahead(items, lambda one: self.conditioning_inputs(one).load_tensors(), threads=threads)
+        with Progress("conditioning", len(items), quiet=quiet) as progress, self._store.writing():
+            for item, images in ahead:
+                tensors = self.family.encode_conditioning(pipe, images)
+                tensors = {name: value.float() for name, value in tensors.items()}
+                if pipe.vae is not None and not non_finite.all_finite(tensors.values()):
+                    raise non_finite.vae_error(pipe.vae, f"conditioning images of {item.name}")
+                group = "conditioning-" + "x".join(map(str, item.bucket))
+                self._store.put(self._key(item), tensors, item.name, group)
+                progress.update(progress.done + 1)
 
     def __getitem__(self, item: DatasetItem) -> Conditioning:
         return self._store.require(self._key(item)) if self.conditioning_inputs(item).count else {}
+
+
+def _missing_items(
+    store: tensor_cache.TensorCache, items: Sequence[DatasetItem], key: Callable[[DatasetItem], str]
+) -> list[DatasetItem]:
+    keys = [key(item) for item in items]
+    missing = store.missing(keys)
+    return [item for item, one in zip(items, keys, strict=True) if one in missing]

@@ -63,9 +63,12 @@ class MaskCache:
         would have no loss.
         """
         masked = [item for item in items if item.record.mask is not None]
-        missing = [item for item in masked if self._store.get(self.key(item)) is None]
-        for item in track_progress(missing, "masks", len(missing), quiet=quiet):
-            self._store.put(self.key(item), {"mask": self._latent_mask(item)}, item.name)
+        absent = self._store.missing(map(self.key, masked))
+        missing = [item for item in masked if self.key(item) in absent]
+        with self._store.writing():
+            for item in track_progress(missing, "masks", len(missing), quiet=quiet):
+                group = "masks-" + "x".join(map(str, item.bucket))
+                self._store.put(self.key(item), {"mask": self._latent_mask(item)}, item.name, group)
         for item in masked:
             if not allow_empty and not self._store.require(self.key(item))["mask"].any():
                 raise DataError(

@@ -36,11 +36,18 @@ NUM_MEASURED_TEXTS = 8
 class ImageCaches:
     """The latents and conditioning images of training items."""
 
-    def __init__(self, family: Family, base_folder: Path, *, gray_unmasked: bool = False) -> None:
+    def __init__(
+        self,
+        family: Family,
+        base_folder: Path,
+        *,
+        gray_unmasked: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.family, self.base_folder = family, base_folder
         vae_overrides = family.latents.vae_overrides
         self.latents = caches.LatentCache(
-            base_folder, vae_overrides=vae_overrides, gray_unmasked=gray_unmasked
+            base_folder, vae_overrides=vae_overrides, gray_unmasked=gray_unmasked, dtype=dtype
         )
         self.conditioning = caches.ConditioningCache(family, base_folder)
 
@@ -84,8 +91,10 @@ class RunCaches:
         family, base_folder, masked_loss = plan.family, plan.base_folder, recipe.objective.masked_loss
         self.text = caches.TextCache(family, base_folder, self.text_dtype)
         gray_unmasked = masked_loss is not None and masked_loss.gray_unmasked
-        self.images = ImageCaches(family, base_folder, gray_unmasked=gray_unmasked)
-        self.class_images = ImageCaches(family, base_folder)
+        # the precision of a run decides its latents' too: float16 could overflow
+        dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+        self.images = ImageCaches(family, base_folder, gray_unmasked=gray_unmasked, dtype=dtype)
+        self.class_images = ImageCaches(family, base_folder, dtype=dtype)
         self.masks = mask_cache.MaskCache(plan.latent_sizes) if masked_loss else None
 
     def fill(

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from PIL import Image
 
 from data_tools.prepare import PrepareOptions, prepare_dataset
 from lorakit import manifest
-from lorakit.core import storage
+from lorakit.core import file_hashes, storage
 from lorakit.core.errors import DataError, DiskError, NumericError
-from lorakit.data import caches, tensor_cache
+from lorakit.data import caches, tensor_cache, tensor_shards
 from lorakit.data.items import DatasetItem, check_unchanged
 from lorakit.models import base_model, families
 from tests import runs
@@ -127,39 +128,104 @@ def test_another_model_has_its_own_entries(part, kind, tmp_path, pipe):
     assert not caches.TextCache(family, BASE, torch.float32, store).missing([DOG])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "zero", "empty", "header", "folder"])
-def test_a_damaged_entry_counts_as_missing(tmp_path, damage):
-    store = tensor_cache.TensorCache("latents", tmp_path)
-    key = tensor_cache.cache_key(content_hash="abc", crop=[0, 0, 1, 1])
-    store.put(key, {"latents": torch.arange(12.0)}, "a.png")
-    path = store.entry_path(key)
+KEY, OTHER_KEY = (tensor_cache.cache_key(content_hash=name) for name in "ab")
+
+
+def stored(folder: Path) -> tensor_cache.TensorCache:
+    """A store with two entries in one shard."""
+    store = tensor_cache.TensorCache("latents", folder)
+    with store.writing():
+        store.put(KEY, {"latents": torch.arange(12.0)}, "a.png")
+        store.put(OTHER_KEY, {"latents": torch.ones(3)}, "b.png")
+    return store
+
+
+@pytest.mark.parametrize("damage", ["cut", "zero", "empty", "header", "folder"])
+def test_a_damaged_shard_counts_as_missing_and_is_named(tmp_path, damage, capsys):
+    store = stored(tmp_path)
+    (path,) = store.files()
     data = path.read_bytes()
+    path.unlink()  # what is mapped stays readable
     if damage == "folder":
-        path.unlink()
         path.mkdir()
     else:
         header = data[:20] + b"\xff" + data[21:]
-        kinds = {"cut": data[:-8], "flip": data[:-1] + b"\x01", "zero": bytes(len(data)), "empty": b""}
-        path.write_bytes((kinds | {"header": header})[damage])
-    assert torch.equal(store.get(key)["latents"], torch.arange(12.0))  # this process still has it in memory
+        kinds = {"cut": data[:-8], "zero": bytes(len(data)), "empty": b"", "header": header}
+        path.write_bytes(kinds[damage])
+    assert torch.equal(store.get(KEY)["latents"], torch.arange(12.0))  # this process has it open
     fresh = tensor_cache.TensorCache("latents", tmp_path)
-    assert fresh.get(key) is None
+    assert fresh.missing([KEY]) == {KEY}
+    assert damage == "folder" or path.name in capsys.readouterr().err
     with pytest.raises(DataError, match="deleted or damaged"):
-        fresh.require(key)
+        fresh.require(KEY)
+
+
+def test_only_the_damaged_entries_of_a_shard_are_computed_again(tmp_path, capsys):
+    (path,) = stored(tmp_path).files()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of the entry whose key is last
+    path.unlink()
+    path.write_bytes(data)
+    store = tensor_cache.TensorCache("latents", tmp_path)
+    first, last = sorted([KEY, OTHER_KEY])
+    assert store.missing([first, last]) == {last}
+    assert f"1 of 2 entries of {path} are damaged" in capsys.readouterr().err
+    with store.writing():
+        store.put(last, {"latents": torch.zeros(5)}, "b.png")
+    (joined,) = store.files()
+    assert joined != path
+    again = tensor_cache.TensorCache("latents", tmp_path)
+    assert again.missing([first, last]) == set()
+    assert torch.equal(again.get(last)["latents"], torch.zeros(5))
 
 
 def test_a_flipped_bit_in_any_byte_is_detected(tmp_path):
-    store = tensor_cache.TensorCache("latents", tmp_path)
-    store.put("ab", {"latents": torch.arange(4.0), "mask": torch.ones(2, dtype=torch.uint8)}, "a.png")
-    data = store.entry_path("ab").read_bytes()
-    whole = store.get("ab")
+    store = stored(tmp_path)
+    (path,) = store.files()
+    data, whole = path.read_bytes(), store.get(KEY)["latents"].clone()
     for place in range(len(data)):
         broken = bytearray(data)
         broken[place] ^= 1 << place % 8
-        store.entry_path("ab").write_bytes(broken)
-        found = tensor_cache.TensorCache("latents", tmp_path).get("ab")
-        equal = found is not None and all(torch.equal(found[name], whole[name]) for name in whole)
+        path.unlink()
+        path.write_bytes(broken)
+        found = tensor_cache.TensorCache("latents", tmp_path).get(KEY)
+        equal = found is not None and set(found) == {"latents"} and torch.equal(found["latents"], whole)
         assert found is None or equal, place  # a space of the header may change: it has no meaning
+
+
+def test_an_intact_shard_is_not_read_again_until_it_changes(tmp_path, monkeypatch):
+    (path,) = stored(tmp_path).files()
+    os.utime(path, (1, 1))
+    monkeypatch.setattr(file_hashes, "MAX_TICK_NS", -(1 << 62))  # no wait for the clock of the file system
+    reads = []
+    plain = tensor_shards.Shard.damaged_rows
+    monkeypatch.setattr(tensor_shards.Shard, "damaged_rows", lambda one: reads.append(one) or plain(one))
+    for expected in (1, 1):
+        assert tensor_cache.TensorCache("latents", tmp_path).get(KEY) is not None
+        assert len(reads) == expected
+    tensor_cache.check_everything_again(tmp_path)
+    assert tensor_cache.TensorCache("latents", tmp_path).get(KEY) is not None
+    os.utime(path, (2, 2))
+    assert tensor_cache.TensorCache("latents", tmp_path).get(KEY) is not None
+    assert len(reads) == 3
+
+
+def test_two_writers_lose_nothing_and_leave_one_shard(tmp_path):
+    keys = [tensor_cache.cache_key(number=number) for number in range(20)]
+    stores = [tensor_cache.TensorCache("text", tmp_path) for _ in range(2)]
+
+    def fill(number: int) -> None:
+        for key in keys[number::2]:  # a shard for each entry
+            stores[number].put(key, {"x": torch.full((2,), float(keys.index(key)))}, "a caption")
+        stores[number].join_shards()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(fill, range(2)))
+    store = tensor_cache.TensorCache("text", tmp_path)
+    assert store.missing(keys) == set()
+    assert [store.get(key)["x"][0].item() for key in keys] == list(range(20))
+    store.join_shards()
+    assert len(store.files()) == 1
 
 
 def test_a_run_with_a_damaged_cache_gives_the_same_adapter(tmp_path, monkeypatch):
@@ -171,7 +237,9 @@ def test_a_run_with_a_damaged_cache_gives_the_same_adapter(tmp_path, monkeypatch
         adapters.append((runs.train(file, "train.steps=2") / "adapter.safetensors").read_bytes())
         entries = sorted((tmp_path / "cache").rglob("*.safetensors"))
         for entry, kept in zip(entries, (0, 30, 500) * len(entries), strict=False):
-            entry.write_bytes(entry.read_bytes()[:kept])
+            content = entry.read_bytes()[:kept]
+            entry.unlink()  # a file that is still mapped is not shortened
+            entry.write_bytes(content)
     assert adapters[0] == adapters[1]
 
 
@@ -179,7 +247,7 @@ def test_a_run_with_a_damaged_cache_gives_the_same_adapter(tmp_path, monkeypatch
 def test_non_finite_values_are_never_stored(tmp_path, value):
     store = tensor_cache.TensorCache("latents", tmp_path)
     with pytest.raises(NumericError, match=r"a\.png") as caught:
-        store.put("ab", {"latents": torch.tensor([1.0, value])}, "a.png")
+        store.put(KEY, {"latents": torch.tensor([1.0, value])}, "a.png")
     assert caught.value.exit_code == 6
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -228,7 +296,7 @@ def test_the_error_of_a_cache_that_cannot_be_written_names_a_remedy(tmp_path, mo
 
     monkeypatch.setattr(storage, "io_hook", refuse)
     with pytest.raises(DiskError, match="LORAKIT_CACHE") as caught:
-        tensor_cache.TensorCache("text", tmp_path).put("ab", {"x": torch.zeros(1)}, "a caption")
+        tensor_cache.TensorCache("text", tmp_path).put(KEY, {"x": torch.zeros(1)}, "a caption")
     assert caught.value.exit_code == 5
     assert str(tmp_path) in str(caught.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -239,7 +307,7 @@ def test_a_cache_folder_that_cannot_be_created_is_an_error(tmp_path, place):
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "link")
     with pytest.raises(DiskError, match="LORAKIT_CACHE"):
-        tensor_cache.TensorCache("text", tmp_path / place).put("ab", {"x": torch.zeros(1)}, "a caption")
+        tensor_cache.TensorCache("text", tmp_path / place).put(KEY, {"x": torch.zeros(1)}, "a caption")
 
 
 def test_a_full_disk_ends_a_run_with_exit_code_5_and_the_same_command_resumes(tmp_path, monkeypatch):
@@ -266,10 +334,14 @@ def test_every_part_changes_a_key():
     assert len(keys) == 4
 
 
-def test_memory_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_cache, "MAX_MEMORY_BYTES", 100)
-    store = tensor_cache.TensorCache("text", tmp_path)
-    for name in ("aa", "bb", "cc"):
-        store.put(name, {"x": torch.zeros(16)}, name)
-    assert len(store._memory) == 1
-    assert store.get("cc") is not None
+def test_a_shard_is_limited_in_size_and_no_entry_stays_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_cache, "SHARD_BYTES", 400)
+    monkeypatch.setattr(tensor_cache, "GROUP_BYTES", 100)
+    store, keys = tensor_cache.TensorCache("text", tmp_path), [tensor_cache.cache_key(n=n) for n in range(9)]
+    with store.writing():
+        for number, key in enumerate(keys):
+            store.put(key, {"x": torch.full((32,), float(number))}, "a caption")
+    assert len(store.files()) >= 3
+    assert not store._pending
+    assert not store._in_flight
+    assert [store.get(key)["x"][5].item() for key in keys] == list(range(9))

@@ -7,16 +7,21 @@ import shutil
 import pytest
 
 from lorakit.core import storage
-from lorakit.core.errors import DataError
-from lorakit.data import tensor_cache
+from lorakit.data import tensor_shards
 from tests.reliability import checks, instants, processes
 from tests.reliability.tiny_training import DIT, TinyTraining
 
 
-def entries(training: TinyTraining) -> dict[str, bytes]:
+def entries(training: TinyTraining) -> dict[str, object]:
     """The entries that a reader can see."""
-    files = training.cache.rglob("*.safetensors")
-    return {str(file.relative_to(training.cache)): file.read_bytes() for file in files}
+    found: dict[str, object] = {}
+    for path in training.cache.rglob("*.safetensors"):
+        if path.parent.name in ("text", "latents"):
+            shard = tensor_shards.Shard(path)
+            assert not shard.damaged_rows()
+            for row, key in enumerate(shard.keys):
+                found[key] = [(name, value.tolist()) for name, value in shard.tensors(row).items()]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,8 @@ def filling(recorded):
 
 def test_a_kill_while_caching_leaves_no_torn_entry(filling):
     training, _, whole, seen = filling
-    assert len(seen) >= 4 * len(whole) > 0
+    assert whole
+    assert len(seen) >= 8
     for instant in instants.distinct(seen):
         instants.lay_out(instant.tree, training.state)
         assert entries(training).items() <= whole.items(), instant
@@ -69,8 +75,8 @@ def test_two_runs_can_fill_one_cache_at_once(recorded, tmp_path):
     assert entries(training) == whole
 
 
-def test_a_cache_deleted_during_a_run_costs_nothing_or_stops_it_resumably(recorded, monkeypatch):
-    """Entries that were read stay in memory; if there are too many, the run stops and can be resumed."""
+def test_a_cache_deleted_during_a_run_costs_nothing(recorded, monkeypatch):
+    """Shards that are open stay readable."""
     training, reference, seen = recorded(DIT, True)
     row = [i for i in seen if i.path.endswith("metrics.jsonl") and i.committed == 10][1]
 
@@ -80,11 +86,4 @@ def test_a_cache_deleted_during_a_run_costs_nothing_or_stops_it_resumably(record
 
     monkeypatch.setattr(storage, "io_hook", operation)
     instants.lay_out(row.tree, training.state)
-    assert checks.finish(training, reference, at_least=10) == []
-    monkeypatch.setattr(tensor_cache, "MAX_MEMORY_BYTES", 0)
-    instants.lay_out(row.tree, training.state)
-    code, output = training.train()
-    assert code == DataError.exit_code, output
-    assert "run the same command again" in output
-    monkeypatch.undo()
     assert checks.finish(training, reference, at_least=10) == []

@@ -8,17 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.data import tensor_cache
+from lorakit.data import tensor_cache, tensor_shards
 from tests.commands import call
 from tests.runs import make_dataset, make_recipe
 
 
-def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *words: str) -> dict[str, bytes]:
-    """Fill a cache of its own, and return its entries."""
+def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *words: str) -> dict[str, object]:
+    """Fill a cache of its own, and return its entries by kind and key."""
     cache = tmp_path / name
     monkeypatch.setenv("LORAKIT_CACHE", str(cache))
     assert call("cache", str(tmp_path / "recipe.yaml"), *words) == 0
-    return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*.safetensors")}
+    entries: dict[str, object] = {}
+    for path in cache.rglob("*.safetensors"):
+        shard = tensor_shards.Shard(path)
+        for row, key in enumerate(shard.keys):
+            values = [(n, t.dtype, t.tolist()) for n, t in shard.tensors(row).items()]
+            entries[f"{path.parent.name}/{key}"] = values
+    return entries
 
 
 @pytest.fixture

@@ -181,6 +181,17 @@ class Family(ABC):
             lengths |= dict.fromkeys((mask, *embeds), length)
         return {name: value[: lengths.get(name)].clone() for name, value in cond.items()}
 
+    def encode_texts_together(self, pipe: Any, captions: Sequence[str]) -> list[Conditioning]:
+        """Encode captions in one call, without gradients.
+
+        Only for pipelines that pad every caption to one length; others would pad to the longest of these.
+        """
+        import torch
+
+        with torch.no_grad(), self._with_denoiser_config(pipe):
+            batch = self._encode_prompt(pipe, list(captions))
+        return [{name: value[row].clone() for name, value in batch.items()} for row in range(len(captions))]
+
     @contextlib.contextmanager
     def _with_denoiser_config(self, pipe: Any) -> Iterator[None]:
         """Give the pipeline a denoiser's configuration while it encodes text: some pipelines read it."""

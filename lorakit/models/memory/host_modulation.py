@@ -16,7 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -100,8 +100,7 @@ class HostModulation:
     def exclude_from_compilation(self) -> None:
         """Let compiled blocks call these layers without compiling them; imports torch's compiler."""
         for module in self._modules:
-            layer: Any = module.forward
-            module.forward = torch.compiler.disable(layer.__call__)
+            module.forward = torch.compiler.disable(module.forward.__call__)
 
     def call(self, layer: _HostLayer, vector: torch.Tensor) -> torch.Tensor:
         """Return the modulation (B, K x D) of a layer for a vector (B, D) on the device."""

@@ -23,7 +23,7 @@ LOSSES_FOLDER = "held-out-losses"
 
 @dataclass(frozen=True)
 class MemberResult:
-    """The status, losses and rank of one member."""
+    """What is known of one member."""
 
     name: str
     overrides: tuple[str, ...]

@@ -49,7 +49,7 @@ def _curves(rows: list[MemberResult]) -> reports.Chart | None:
 
 
 def _headers() -> list[str]:
-    return ["Member", "Held-out loss", "Above the best", "Verdict", "Training loss", "Steps", "Status"]
+    return ["Member", "Held-out loss", "Above the best (95 %)", "Verdict", "Training loss", "Steps", "Status"]
 
 
 def _row(out: Path, row: MemberResult) -> list[Any]:

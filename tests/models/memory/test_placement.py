@@ -191,7 +191,7 @@ def test_modulation_layers_learn_which_of_them_share_a_vector():
     placed.numbers()
     modulation = placed.placement.modulation
     (leader,) = modulation.leaders
-    assert len(leader.followers) == 3
+    assert len(leader.followers) == 4
 
 
 def test_modulation_that_sees_another_vector_than_before_is_an_error():
