@@ -90,7 +90,7 @@ def check_quantized_layers(device: torch.device, quantization: str) -> str | Non
         for output in (expected, result):
             output.float().square().sum().backward()
         pairs = ((result, expected), (value.grad, exact.grad))
-        is_close = all(_relative_error(got, wanted) < 0.4 for got, wanted in pairs)
+        is_close = all(_relative_error(value, exact) < 0.4 for value, exact in pairs)
     except Exception as error:  # any code of a library for devices runs here
         return first_line(error)
     return None if is_close else "the result is wrong"

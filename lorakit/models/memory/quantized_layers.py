@@ -16,18 +16,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
-_LARGEST_INT8, _LARGEST_FP8 = 127.0, 448.0
-_SMALLEST_SCALE = 1e-30  # of a row of zeros
-_FP8 = torch.float8_e4m3fn
+from lorakit.models.memory.quantized_products import (
+    FP8,
+    Fp8Product,
+    IntegerProduct,
+    Nf4Product,
+    RowScaledProduct,
+    fp8_rows,
+    integer_rows,
+    multiplies_fp8,
+    multiplies_integers,
+)
+
 _NF4_BLOCK, _SCALE_BLOCK = 64, 256
 _ENCODED_AT_ONCE = 1 << 22  # weights, a multiple of the blocks
-_MIN_ROWS = 17  # of torch's integer product on CUDA
 
 Codes = dict[str, torch.Tensor]
 """The tensors of a quantized weight by their names in the layer: `weight`, and its scales."""
@@ -93,7 +100,7 @@ class QuantizedLinear(nn.Linear):
         """Return the product of rows (n, inputs) with the weight, (n, outputs), without bias."""
 
     def set_codes(self, codes: Mapping[str, torch.Tensor]) -> None:
-        """Use these tensors as they are, without a copy."""
+        """Use these tensors, without a copy."""
         for name, tensor in codes.items():
             setattr(self, name, nn.Parameter(tensor, requires_grad=False) if name == "weight" else tensor)
 
@@ -108,7 +115,7 @@ class QuantizedLinear(nn.Linear):
         return result.to(value.dtype)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
-        """Move the tensors; conversions to another type leave them as they are."""
+        """Move the tensors; conversions to another type change none of them."""
 
         def keep_type(tensor: torch.Tensor) -> Any:
             changed = fn(tensor)
@@ -128,7 +135,7 @@ class Int8Linear(QuantizedLinear):
 
     @staticmethod
     def encode(weight: torch.Tensor) -> Codes:
-        return _encode_rows(weight, _integer_rows)
+        return _encode_rows(weight, integer_rows)
 
     def dequantize(self) -> torch.Tensor:
         return (self.weight * self.scale[:, None]).to(self.compute_dtype)
@@ -138,7 +145,7 @@ class Int8Linear(QuantizedLinear):
         return is_aligned and multiplies_integers(device)
 
     def _multiply(self, value: torch.Tensor) -> torch.Tensor:
-        product = _IntegerProduct if self.has_products else _RowScaledProduct
+        product = IntegerProduct if self.has_products else RowScaledProduct
         result: torch.Tensor = product.apply(value, self.weight, self.scale)
         return result
 
@@ -154,18 +161,18 @@ class Fp8Linear(QuantizedLinear):
 
     @staticmethod
     def encode(weight: torch.Tensor) -> Codes:
-        codes = _encode_rows(weight, _fp8_rows)
+        codes = _encode_rows(weight, fp8_rows)
         return codes | {"weight": codes["weight"].view(torch.uint8)}
 
     def dequantize(self) -> torch.Tensor:
-        return (self.weight.view(_FP8).float() * self.scale[:, None]).to(self.compute_dtype)
+        return (self.weight.view(FP8).float() * self.scale[:, None]).to(self.compute_dtype)
 
     def _has_products(self, device: torch.device) -> bool:
         is_aligned = self.in_features % 16 == 0 and self.out_features % 16 == 0
         return is_aligned and self.compute_dtype != torch.float32 and multiplies_fp8(device)
 
     def _multiply(self, value: torch.Tensor) -> torch.Tensor:
-        product = _Fp8Product if self.has_products else _RowScaledProduct
+        product = Fp8Product if self.has_products else RowScaledProduct
         result: torch.Tensor = product.apply(value, self.weight, self.scale)
         return result
 
@@ -235,105 +242,8 @@ class Nf4Linear(QuantizedLinear):
         )
 
     def _multiply(self, value: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = _Nf4Product.apply(value, self._state, self.weight, *self._scales())
+        result: torch.Tensor = Nf4Product.apply(value, self._state, self.weight, *self._scales())
         return result
-
-
-class _IntegerProduct(torch.autograd.Function):
-    """Rows (n, inputs) with codes (outputs, inputs) and their scales (outputs,), by products of integers."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(codes, scale)
-        return _integer_product(value, codes.t(), scale).to(value.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        codes, scale = ctx.saved_tensors
-        (gradient,) = gradients
-        return _integer_product(gradient * scale, codes).to(gradient.dtype), None, None
-
-
-class _Fp8Product(torch.autograd.Function):
-    """Rows (n, inputs) with e4m3 codes (outputs, inputs) and their scales (outputs,), by products of e4m3."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(codes, scale)
-        return _fp8_product(value, codes.view(_FP8).t(), scale).to(value.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        codes, scale = ctx.saved_tensors
-        (gradient,) = gradients
-        by_columns = codes.view(_FP8).t().contiguous().t()  # the only order that GPUs multiply
-        ones = torch.ones(codes.shape[1], dtype=torch.float32, device=codes.device)
-        return _fp8_product(gradient * scale, by_columns, ones).to(gradient.dtype), None, None
-
-
-class _RowScaledProduct(torch.autograd.Function):
-    """Rows (n, inputs) with the weight that integer or e4m3 codes and their scales stand for."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(codes, scale)
-        return value @ _row_scaled_weight(codes, scale, value.dtype).t()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        codes, scale = ctx.saved_tensors
-        (gradient,) = gradients
-        return gradient @ _row_scaled_weight(codes, scale, gradient.dtype), None, None
-
-
-class _Nf4Product(torch.autograd.Function):
-    """Rows (n, inputs) with a weight in nf4; `read_state` describes its scales to bitsandbytes."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        value: torch.Tensor,
-        read_state: Callable[..., Any],
-        codes: torch.Tensor,
-        *scales: torch.Tensor,
-    ) -> torch.Tensor:
-        from bitsandbytes import matmul_4bit
-
-        ctx.read_state = read_state
-        ctx.save_for_backward(codes, *scales)
-        result: torch.Tensor = matmul_4bit(value, codes, quant_state=read_state(*scales))
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        from bitsandbytes.functional import dequantize_4bit
-
-        codes, *scales = ctx.saved_tensors
-        (gradient,) = gradients
-        weight = dequantize_4bit(codes, ctx.read_state(*scales))
-        return gradient @ weight.to(gradient.dtype), None, None, *(None for _ in scales)
-
-
-def _row_scaled_weight(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    numbers = codes.view(_FP8).float() if codes.dtype == torch.uint8 else codes
-    return (numbers * scale[:, None]).to(dtype)
-
-
-def _row_scales(rows: torch.Tensor, largest: float) -> torch.Tensor:
-    """Return the step (n, 1) in float32 with which the largest value of each row becomes `largest`."""
-    peaks = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1, keepdim=True).float()
-    return (peaks / largest).clamp(min=_SMALLEST_SCALE)
-
-
-def _integer_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return 8-bit integers, and the step (n, 1) of each row; a value that is not finite spoils its step."""
-    scale = _row_scales(rows, _LARGEST_INT8)
-    return (rows / scale).round_().to(torch.int8), scale
-
-
-def _fp8_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = _row_scales(rows, _LARGEST_FP8)
-    return (rows / scale).to(_FP8), scale
 
 
 def _encode_rows(
@@ -344,55 +254,6 @@ def _encode_rows(
     parts = [encode(part.float()) for part in weight.detach().cpu().split(rows_at_once)]
     scales = torch.cat([scale.squeeze(1) for _, scale in parts])
     return {"weight": torch.cat([codes for codes, _ in parts]), "scale": scales}
-
-
-def _integer_product(
-    rows: torch.Tensor, codes: torch.Tensor, column_scale: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Multiply rows (n, k), as integers, with codes (k, m); returns (n, m) in float32."""
-    integers, scale = _integer_rows(rows)
-    missing = _MIN_ROWS - len(rows) if rows.device.type == "cuda" else 0
-    if missing > 0:
-        integers = nn.functional.pad(integers, (0, 0, 0, missing))
-    result = torch._int_mm(integers, codes)[: len(rows)] * scale
-    return result if column_scale is None else result.mul_(column_scale)
-
-
-def _fp8_product(rows: torch.Tensor, codes: torch.Tensor, column_scale: torch.Tensor) -> torch.Tensor:
-    """Multiply rows (n, k), in e4m3, with codes (k, m) that lie by columns; returns (n, m) in bfloat16."""
-    numbers, scale = _fp8_rows(rows)
-    return torch._scaled_mm(
-        numbers,
-        codes,
-        scale_a=scale,
-        scale_b=column_scale[None],
-        out_dtype=torch.bfloat16,
-        use_fast_accum=rows.device.type == "cuda",
-    )
-
-
-@lru_cache
-def multiplies_integers(device: torch.device) -> bool:
-    """Return True if a device has a fast product of 8-bit integers."""
-    if device.type == "meta" or (device.type == "cpu" and not torch.backends.mkldnn.is_available()):
-        return False
-    rows = torch.ones(32, 32, dtype=torch.int8, device=device)
-    try:
-        return int(torch._int_mm(rows, rows.t())[0, 0]) == 32
-    except (RuntimeError, NotImplementedError):
-        return False
-
-
-@lru_cache
-def multiplies_fp8(device: torch.device) -> bool:
-    """Return True if a device has a fast product of e4m3 with a scale for each row and column."""
-    if device.type in ("meta", "cpu"):  # torch has it for CPUs too, where it is slow
-        return False
-    rows = torch.ones(32, 32, device=device)
-    try:
-        return float(_fp8_product(rows, rows.to(_FP8).t(), rows[0])[0, 0]) == 32.0
-    except (RuntimeError, NotImplementedError):
-        return False
 
 
 LAYERS: dict[str, type[QuantizedLinear]] = {"nf4": Nf4Linear, "int8": Int8Linear, "fp8": Fp8Linear}
