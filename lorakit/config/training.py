@@ -111,8 +111,8 @@ class TrainConfig(RecipeSection):
     """Number of newest checkpoints that keep their optimizer state, so that they can be resumed from; the
     adapters of all checkpoints are kept."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Precision in which base model and adapter compute; the optimizer keeps the adapter in fp32. `fp16`, with
-    automatic loss scaling, is for GPUs without bf16: Turing (T4, RTX 20xx) and older."""
+    """Precision in which base model and adapter compute; the optimizer keeps the adapter in fp32. `fp16`,
+    with automatic loss scaling, is for GPUs without bf16: Turing (T4, RTX 20xx) and older."""
     deterministic: Annotated[bool, Field(strict=True)] = False
     """On a GPU, use only deterministic algorithms of torch; a CPU is deterministic anyway."""
     compile: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"
@@ -151,10 +151,10 @@ class MemoryConfig(RecipeSection):
 
     quantize: Literal["none", "nf4", "int8", "fp8"] | None = None
     """Quantization of the frozen base model's linear layers: `nf4` takes a quarter of the memory of bf16,
-    `int8` and `fp8` half. `int8` multiplies integers, which most GPUs do about twice as fast; `fp8` multiplies
-    on GPUs from Ada and Hopper on, and only saves memory on others. The quantized weights are kept on disk."""
+    `int8` and `fp8` half. `int8` multiplies integers, for which GPUs have faster units; `fp8` multiplies on
+    GPUs from Ada and Hopper on, and only saves memory on others. The quantized weights are kept on disk."""
     gradient_checkpointing: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-    """Share of the blocks whose activations are recomputed in the backward pass instead of kept in memory."""
+    """Share of the blocks that recompute their activations in the backward pass instead of keeping them."""
     stream: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     """Share of the blocks' weights that stay in the machine's memory and visit the GPU block by block."""
     offload_activations: Annotated[bool, Field(strict=True)] | None = None

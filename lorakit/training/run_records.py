@@ -30,7 +30,7 @@ RUN_KEYS = {
     "concepts": "for each concept: folder, trigger, images, held_out, repeats, weight, captions,"
     " captions_with_trigger, samples_per_epoch, steps_per_epoch, caption_use (in words)",
     "held_out": "images of the validation loss: their number and fingerprint",
-    "memory": "memory settings that the run has decided: device, settings, images_at_once (of a forward pass),"
+    "memory": "memory settings of the run, decided: device, settings, images_at_once (of a forward pass),"
     " predicted (peak_bytes, step_seconds; only where the planner had to choose)",
     "objective_check": "the sanity check before step 1: prediction_type, relative_errors, passed",
     "acceleration": "compiled blocks, CUDA graphs and kernels of the training: request, settings, reasons of"

@@ -101,7 +101,8 @@ def build_session(
 ) -> Session:
     """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters.
 
-    With `shard` the denoiser's weights are divided among the processes. The main process decides the memory settings of all, and `memory_record` keeps them. `load` returns the
+    With `shard` the denoiser's weights are divided among the processes. The main process decides the memory
+    settings of all, and `memory_record` keeps them. `load` returns the
     components to inject adapters into; by default they are loaded from the base model.
     """
     memory_record = memory_record or MemoryRecord()

@@ -99,6 +99,6 @@ def format_report(row: dict[str, Any]) -> str:
     """Return the row as text."""
     how = "bytes equal" if not row["computed_separately"] else "computed member by member: bits differ"
     return (
-        f"{row['adapters']} adapters on {row['parameters'] / 1e6:.1f} M weights, {row['batch_size']} images each:"
+        f"{row['adapters']} adapters on {row['parameters'] / 1e6:.1f} M weights, {row['batch_size']} images:"
         f" {row['all_ms']} ms, one alone {row['one_ms']} ms, ratio {row['ratio']} (goal {row['goal']}), {how}"
     )

@@ -9,7 +9,8 @@ import pytest
 
 from lorakit.adapters.formats.verify import ExportedFile
 from lorakit.cli import main
-from lorakit.cli.reference import JSON_ANSWERS, reference_page
+from lorakit.cli.json_answers import JSON_ANSWERS
+from lorakit.cli.reference import reference_page
 from lorakit.core import errors
 from tests import runs
 from tests.adapters.formats import runs as adapter_files

@@ -38,7 +38,7 @@ def _find_blocks(module: nn.Module, prefix: str, *, inside_list: bool) -> Iterat
         path = f"{prefix}{name}"
         if isinstance(child, _LISTS):
             yield from _blocks_of_list(child, path)
-        elif not inside_list:  # a block's own parts (feed-forward, experts) are no blocks
+        elif not inside_list:  # a block's own parts (feed-forward, experts) are not blocks
             yield from _find_blocks(child, f"{path}.", inside_list=False)
 
 

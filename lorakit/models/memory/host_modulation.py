@@ -100,7 +100,7 @@ class HostModulation:
     def exclude_from_compilation(self) -> None:
         """Let compiled blocks call these layers without compiling them; imports torch's compiler."""
         for module in self._modules:
-            module.forward = torch.compiler.disable(module.forward.__call__)
+            module.forward = torch.compiler.disable(module.forward)
 
     def call(self, layer: _HostLayer, vector: torch.Tensor) -> torch.Tensor:
         """Return the modulation (B, K x D) of a layer for a vector (B, D) on the device."""

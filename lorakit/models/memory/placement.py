@@ -67,20 +67,20 @@ class Placement:
     """The blocks of a network with their memory settings; `place` builds it."""
 
     def __init__(self, network: nn.Module, settings: MemorySettings, device: torch.device) -> None:
-        found = blocks.repeated_blocks(network)
-        if settings.stream and not found:
+        blocks_of_network = blocks.repeated_blocks(network)
+        if settings.stream and not blocks_of_network:
             raise ConfigError(
                 "this base model has no repeated blocks that could be streamed",
                 where="memory.stream",
                 remedy="memory.stream=0",
             )
         self.device = device
-        self.blocks = [PlacedBlock(block) for block in found]
+        self.blocks = [PlacedBlock(block) for block in blocks_of_network]
         self.modulation: HostModulation | None = None
         self.ring: WeightRing | None = None
         self.offload: ActivationOffload | None = None
         kept = self._offload_modulation(network) if settings.offload_modulation else set()
-        streamed = {block.name for block in blocks.spread_blocks(found, settings.stream)}
+        streamed = {block.name for block in blocks.spread_blocks(blocks_of_network, settings.stream)}
         self._host_bytes = self._move(network, streamed, kept)
         if streamed:
             self._stream([block for block in self.blocks if block.name in streamed], kept)
@@ -90,8 +90,8 @@ class Placement:
 
     def set_checkpointing(self, share: float) -> None:
         """Recompute a share of the blocks from now on."""
-        found = [Block(block.name, block.module) for block in self.blocks]
-        chosen = {block.name for block in blocks.narrowest_blocks(found, share)}
+        blocks_of_network = [Block(block.name, block.module) for block in self.blocks]
+        chosen = {block.name for block in blocks.narrowest_blocks(blocks_of_network, share)}
         for block in self.blocks:
             block.recomputed = block.name in chosen
 

@@ -20,7 +20,7 @@ class MemorySettings:
     stream: float = 0.0
     """Share of the repeated blocks, 0 to 1, whose weights stay in host memory and visit the device."""
     gradient_checkpointing: float = 0.0
-    """Share of the repeated blocks, 0 to 1, whose activations are recomputed in the backward pass."""
+    """Share of the repeated blocks, 0 to 1, that recompute their activations in the backward pass."""
     offload_activations: bool = False
     """The activations that are kept between blocks wait in host memory for the backward pass."""
     offload_modulation: bool = False

@@ -32,7 +32,7 @@ class StreamedWeights:
         self._host = pinned_bytes(self.size, device)
         flat = torch.empty(self.size, dtype=torch.uint8, device=device)
         self._storage = flat.untyped_storage()
-        # its version counter is its own, so that a transfer is no change of the tensors that autograd saved
+        # its version counter is its own, so that a transfer does not change the tensors that autograd saved
         self._flat = flat.data
         self.views: list[tuple[TensorPlace, torch.Tensor, torch.Tensor]] = []
         for place in places:

@@ -23,7 +23,7 @@ LOSSES_FOLDER = "held-out-losses"
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What is known of one member."""
+    """One member: its settings, its held-out loss, and the difference from the best."""
 
     name: str
     overrides: tuple[str, ...]

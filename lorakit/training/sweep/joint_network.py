@@ -157,7 +157,7 @@ class JointNetwork:
 
 
 class _Output:
-    """What a network returned for the rows of some calls, and the inputs that need a gradient."""
+    """The result of a network for the rows of some calls, and the inputs that need a gradient."""
 
     def __init__(self, result: Any, counts: list[int], inputs: list[list[torch.Tensor | None]]) -> None:
         self.leaves, self.structure = pytree.tree_flatten(result)

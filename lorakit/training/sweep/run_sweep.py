@@ -1,7 +1,7 @@
 """A sweep in this process: all members trained on one base model, each into the folder of a run of its own.
 
 A member's folder is that of a single run, and so are its bytes (float32 on a CPU): it can be evaluated,
-exported, resumed and trained on alone. A sweep that was stopped goes on with each member from its own newest
+exported, resumed and trained on alone. A sweep that was stopped resumes each member from its own newest
 checkpoint. A member that fails, because it diverges for example, does not stop the others.
 """
 
@@ -57,7 +57,7 @@ class MemberRun:
 
 @dataclass
 class SweepResult:
-    """How a sweep ended: members by what became of them, and the forward passes that it took."""
+    """The end of a sweep: finished and failed members, and the number of forward passes."""
 
     finished: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class SharedBase:
 def run_sweep(
     members: Sequence[Member], out: Path, *, handle_signals: bool = False, accept_changes: bool = False
 ) -> SweepResult:
-    """Train all members to their end, or go on with them; writes the comparison afterwards.
+    """Train all members to their end, or resume them; writes the comparison afterwards.
 
     With `handle_signals`, SIGINT and SIGTERM let each member save its step, and raise Interrupted. Raises
     LorakitError for a problem of the recipe or the data; errors of single members are in the result.
