@@ -16,7 +16,7 @@ from lorakit.core.command_line import command, is_quiet, option, print_answer
                    help="Keys of the recipe to change, for example dataset=photos."),
     option("--shard", metavar="I/N", help="Encode one part only, such as 1/8, on as many machines."),
     cli_options.ray_option("Encode on every GPU with Ray Data"),
-    option("--verify", is_flag=True, help="Check the hash of every entry first, also in files that have not changed."),
+    option("--verify", is_flag=True, help="Check the hash of every entry first, not only in changed files."),
     example="lorakit cache sd15 dataset=photos out=runs/dog --ray",
 )  # fmt: skip
 def cache_command(

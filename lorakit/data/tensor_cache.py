@@ -70,11 +70,11 @@ class TensorCache:
 
     def get(self, key: str) -> Tensors | None:
         """Return the entry, or None if it is missing or damaged; its tensors are views of a mapped file."""
-        found = self._find(key)
-        if found is None:
+        entry = self._find(key)
+        if entry is None:
             self._open_new_shards()
-            found = self._find(key)
-        return found
+            entry = self._find(key)
+        return entry
 
     def require(self, key: str) -> Tensors:
         """Return an entry that was stored before; DataError if it is missing or damaged now."""
