@@ -57,9 +57,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="training steps of each round of `floor`")
     parser.add_argument("--bases", nargs="+", help="bases of `floor`; by default all")
-    parser.add_argument(
-        "--diffusers", type=Path, metavar="SCRIPT", help="train_text_to_image_lora.py"
-    )
+    parser.add_argument("--diffusers", type=Path, metavar="SCRIPT", help="train_text_to_image_lora.py")
     parser.add_argument("--kohya", type=Path, metavar="SCRIPT", help="train_network.py of kohya's sd-scripts")
     parser.add_argument("--images", type=int, nargs="+", help="numbers of images for `growth`")
     parser.add_argument("--files", type=int, nargs="+", default=[1000, 100_000], help="for `files`, `again`")

@@ -55,7 +55,7 @@ def shard_network(network: nn.Module, device: torch.device) -> None:
         whole = {parameter for parameter in block.module.parameters() if id(parameter) not in divided}
         _move(whole, block.module, device)
         if divided:
-            fully_shard(block.module, mesh=mesh, ignored_params=whole)
+            fully_shard(block.module, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
     _move(list(_undivided(network)), network, device)
     object.__setattr__(network, "_lorakit_sharded", True)
 

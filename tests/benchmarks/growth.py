@@ -1,0 +1,90 @@
+"""Growth with the number of images: preparing, filling the caches, and the start of a training.
+
+Each stage is a process of its own; its row has CPU seconds, seconds and peak memory.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lorakit.core import storage
+from lorakit.core.progress import Progress
+from tests import runs
+from tests.benchmarks import start_up
+
+COUNTS = (100, 1_000)
+SIDE = 64
+
+
+def make_images(folder: Path, count: int) -> Path:
+    """Write noise images of three sizes with captions beside them; no two are near duplicates."""
+    rng = np.random.default_rng(0)
+    with Progress("images", count) as progress:
+        for number in range(count):
+            width, height = [(64, 64), (96, 64), (64, 96)][number % 3]
+            noise = rng.integers(0, 255, (height // 4, width // 4, 3), dtype=np.uint8)
+            image = Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
+            storage.save_image(folder / f"{number:06d}.png", image)
+            storage.write_text(folder / f"{number:06d}.txt", f"picture {number % 50} of noise")
+            progress.update(number + 1)
+    return folder
+
+
+def measure(folder: Path, counts: Sequence[int] = COUNTS) -> list[dict[str, Any]]:
+    """Return a row for each stage and number of images."""
+    rows: list[dict[str, Any]] = []
+    for count in counts:
+        root = folder / str(count)
+        images = make_images(root / "images", count)
+        lorakit, data = start_up.LORAKIT, root / "data"
+        prepare = [*lorakit, "data", "prepare", str(images), "--out", str(data)]
+        train = {"steps": 1, "batch_size": 4, "precision": "fp32"}
+        recipe = runs.make_recipe(
+            root / "recipe.json", "tiny-dit", data, root / "run", train=train, validate={"fraction": 0}
+        )
+        for name, command in (
+            ("prepare", prepare),
+            ("fill the caches", [*lorakit, "cache", str(recipe)]),
+            ("train one step", [*lorakit, "train", str(recipe)]),
+        ):
+            rows.append({"name": name, "images": count, **_measure(command, root / "cache")})
+    return rows
+
+
+def _measure(command: Sequence[str], cache: Path) -> dict[str, float]:
+    """Run a command below a process that reports the largest process among its children."""
+    variables = start_up.environment() | {"LORAKIT_CACHE": str(cache)}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.growth", *command],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    cpu, peak = map(float, done.stdout.split()[-2:])
+    return {"cpu_seconds": cpu, "seconds": round(time.monotonic() - start, 2), "peak_mb": peak}
+
+
+def main(command: Sequence[str]) -> int:
+    """Run a command, and print its CPU seconds and the peak memory in MB of its largest process."""
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(round(used.ru_utime + used.ru_stime, 2), round(used.ru_maxrss * unit / 1e6, 1))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
