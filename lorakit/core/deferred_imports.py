@@ -111,8 +111,9 @@ class _Finder(importlib.abc.MetaPathFinder):
             _load(parent)
             if name in sys.modules:  # its parent has imported it just now
                 module = sys.modules[name]
-                module.__spec__ = ModuleSpec(name, _LoadedAlready(module))  # or Python would load it again
-                return module.__spec__
+                spec = ModuleSpec(name, _LoadedAlready(module))
+                vars(module)["__spec__"] = spec  # which Python asks, and would load the module again
+                return spec
         if name not in DEFERRED and name not in COMPILES_AT_IMPORT:
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -290,4 +291,4 @@ class _LoadedAlready(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Keep the module's own spec."""
-        module.__spec__ = self._spec
+        vars(module)["__spec__"] = self._spec  # modules of settings refuse new attributes

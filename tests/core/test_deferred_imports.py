@@ -63,7 +63,9 @@ def test_the_compiler_learns_what_was_marked_before_it_was_loaded(first):
             return x.numpy() is not None and x + 1
         torch.optim.SGD([torch.nn.Parameter(torch.ones(2))])  # calls a function that is never compiled
         print(deferred_imports.is_loaded("torch._dynamo"))
+        import torch._dynamo.config as config
         import torch._dynamo.trace_rules as rules
+        assert config is torch._dynamo.config and config.__spec__.name == config.__name__
         print(deferred_imports.is_loaded("torch._dynamo"), id(opaque) in rules._allowed_callable_ids)
         method = torch.optim.Optimizer.add_param_group.__wrapped__
         print(getattr(method, "__dynamo_disable")._torchdynamo_disable)
