@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from lorakit.models.families.published_models import PublishedModel
 from lorakit.models.memory import MemorySettings
-from lorakit.planner.published import PublishedModel
 from tests import tiny
 from tests.benchmarks import (
     bases,

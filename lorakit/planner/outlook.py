@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lorakit.models.families.published_models import PUBLISHED_MODELS, PublishedModel
 from lorakit.planner.cards import match_card
 from lorakit.planner.choice import Choice, choose
 from lorakit.planner.demand import RunDemand
@@ -20,7 +21,7 @@ from lorakit.planner.machine import (
     machine_of_card,
 )
 from lorakit.planner.network_count import NetworkCount, in_precision
-from lorakit.planner.published import PUBLISHED_MODELS, PublishedModel, stored_counts
+from lorakit.planner.published import stored_counts
 from lorakit.planner.table import describe_settings
 
 PRACTICAL_STEP_SECONDS = 5.0  # with four images a step, 1500 steps take about eight hours

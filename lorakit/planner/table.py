@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from lorakit.models.families.published_models import PUBLISHED_MODELS
 from lorakit.models.memory import MemorySettings
 from lorakit.planner.choice import Choice, choose
 from lorakit.planner.demand import RunDemand
 from lorakit.planner.machine import Machine, machine_with_memory
-from lorakit.planner.published import PUBLISHED_MODELS, stored_counts
+from lorakit.planner.published import stored_counts
 
 CARD_GIB = (6, 8, 12, 16, 24)
 GIB = 1 << 30

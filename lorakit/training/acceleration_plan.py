@@ -50,7 +50,7 @@ class RunFacts:
 
     @property
     def too_many_shapes(self) -> str | None:
-        """Why there are too many shapes; None if there are not."""
+        """The reason if there are too many shapes; None if there are not."""
         if self.text_varies:
             return "captions of each length are a shape of their own with this base model"
         if self.num_shapes > MAX_SHAPES:

@@ -88,8 +88,9 @@ def decide_memory(
     return DecidedMemory(choice.best.settings, choice.best.micro_batch, choice)
 
 
-def decided_from(entry: Mapping[str, Any]) -> DecidedMemory:
-    """Return what another process of this run has decided, from the entry in run.json."""
+def decided_from(entry: Mapping[str, Any] | None) -> DecidedMemory:
+    """Return what the main process of this run has decided, from the entry in run.json."""
+    assert entry is not None
     return DecidedMemory(run_memory.recorded_settings(entry), int(entry["images_at_once"]))
 
 

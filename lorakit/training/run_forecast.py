@@ -18,12 +18,12 @@ from lorakit.data.items import load_concepts
 from lorakit.models import base_model, families, hub
 from lorakit.models import device as devices
 from lorakit.models.families import detect_family
+from lorakit.models.families.published_models import PublishedModel, published_model
 from lorakit.models.memory import format_bytes
 from lorakit.planner.choice import Choice, Option, choose
 from lorakit.planner.demand import RunDemand
 from lorakit.planner.machine import Machine
 from lorakit.planner.network_count import Shapes, count_network
-from lorakit.planner.published import PublishedModel, published_model
 from lorakit.planner.table import describe_settings
 from lorakit.training import memory_plan, run_plan
 

@@ -102,8 +102,7 @@ def build_session(
     """Fill the caches (in the `main` process, the others wait), load what is trained, inject the adapters.
 
     With `shard` the denoiser's weights are divided among the processes. The main process decides the memory
-    settings of all, and `memory_record` keeps them. `load` returns the
-    components to inject adapters into; by default they are loaded from the base model.
+    settings of all, and `memory_record` keeps them. `load` returns the components to inject adapters into.
     """
     memory_record = memory_record or MemoryRecord()
     stream = caption_stream(recipe, plan, num_processes)
@@ -111,32 +110,20 @@ def build_session(
     if main:
         log(phases.phase("encoding images and texts that are not in the cache"))
         run_caches.fill(plan.all_items, plan.class_image_items, plan.prompts, plan.sampling_settings)
-        decided = memory_plan.decide_memory(recipe, plan, run_caches, device, log, memory_record.read())
-        memory_record.write(decided.to_json(memory_plan.device_name(device)))
+        chosen = memory_plan.decide_memory(recipe, plan, run_caches, device, log, memory_record.read())
+        memory_record.write(chosen.to_json(memory_plan.device_name(device)))
     wait_for_everyone()
-    if not main:
-        entry = memory_record.read()
-        assert entry is not None  # written by the main process
-        decided = memory_plan.decided_from(entry)
+    decided = memory_plan.decided_from(memory_record.read())
     log(phases.phase("loading the base model"))
     settings = sharding.with_whole_weights(decided.settings) if shard else decided.settings
     place = torch.device("cpu") if shard else device
     pipe = (load or load_trained_components)(recipe, plan, settings, place)
-    denoiser = family.denoiser(pipe)
     specs = text_encoders.inject_adapters(recipe, family, pipe)
     _check_exports(recipe, family, specs)
-    adaptable = text_encoders.adaptable_networks(family, pipe)
-    networks = {component: network for component, network in adaptable.items() if component in specs}
-    if plan.initial_adapter:
-        load_initial_adapter(plan.initial_adapter.adapter, networks)
-    for network in networks.values():  # what is trained stays in float32 until it gets its buffer
-        adapters.cast_adapter(network, devices.compute_dtype(recipe.train.precision), only_frozen=True)
+    networks = _adapted_networks(recipe, plan, pipe, specs)
     if note := placement.shared_memory_note(settings, device):
         log(note)
-    placement.place(denoiser, settings, place)
-    if shard:
-        sharding.shard_network(denoiser, device)
-        pipe.to(device)
+    denoiser = _placed_denoiser(family, pipe, settings, device, shard=shard)
     text = text_source(recipe, family, pipe, run_caches)
     split = plan.split
     return Session(
@@ -158,6 +145,31 @@ def build_session(
         sampling_settings=plan.sampling_settings,
         input_hashes=plan.input_hashes,
     )
+
+
+def _placed_denoiser(
+    family: Family, pipe: Any, settings: MemorySettings, device: torch.device, *, shard: bool
+) -> Any:
+    """Return the denoiser with its memory settings in force; with `shard`, divided among the processes."""
+    denoiser = family.denoiser(pipe)
+    placement.place(denoiser, settings, torch.device("cpu") if shard else device)
+    if shard:
+        sharding.shard_network(denoiser, device)
+        pipe.to(device)
+    return denoiser
+
+
+def _adapted_networks(
+    recipe: Recipe, plan: TrainingPlan, pipe: Any, specs: Mapping[str, adapters.AdapterSpec]
+) -> dict[str, torch.nn.Module]:
+    """Return the networks that carry adapters, by component; the adapters have their first values."""
+    adaptable = text_encoders.adaptable_networks(plan.family, pipe)
+    networks = {component: network for component, network in adaptable.items() if component in specs}
+    if plan.initial_adapter:
+        load_initial_adapter(plan.initial_adapter.adapter, networks)
+    for network in networks.values():  # what is trained stays in float32 until it gets its buffer
+        adapters.cast_adapter(network, devices.compute_dtype(recipe.train.precision), only_frozen=True)
+    return networks
 
 
 def text_source(recipe: Recipe, family: Family, pipe: Any, run_caches: RunCaches) -> TextSource:

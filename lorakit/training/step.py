@@ -28,6 +28,7 @@ from lorakit.data import batch_sampler
 from lorakit.data.batch_sampler import SampleIndex
 from lorakit.models import device as devices
 from lorakit.models import memory
+from lorakit.models.acceleration import cpu_attention
 from lorakit.models.memory import placement
 from lorakit.training import (
     averaged_weights,
@@ -117,6 +118,8 @@ class TrainingStep:
         multiplier = functools.partial(text_encoders.lr_multiplier, self.recipe)
         lr_multiplier = optimizers.lr_multiplier(self.recipe.optimizer, multiplier)
         compute_dtype = devices.compute_dtype(self.recipe.train.precision)
+        if self.accelerator.device.type == "cpu" and compute_dtype != torch.float32:
+            cpu_attention.use_matrix_products()
         dtypes: dict[torch.nn.Parameter, torch.dtype] = {}
         for network in networks.values():
             dtypes |= adapters.computed_dtypes(network, compute_dtype)

@@ -26,10 +26,11 @@ from lorakit.core import storage
 from lorakit.core.errors import first_line
 from lorakit.data.dataset import Batch, TrainingSet
 from lorakit.models import memory
+from lorakit.models.families.published_models import PUBLISHED_MODELS, PublishedModel
 from lorakit.models.memory import MemorySettings, quantize
 from lorakit.planner.machine import this_machine
 from lorakit.planner.network_count import NetworkCount
-from lorakit.planner.published import PUBLISHED_MODELS, PublishedModel, stored_counts
+from lorakit.planner.published import stored_counts
 from lorakit.planner.table import describe_settings, machine_with_memory, plan_model
 from lorakit.training import acceleration_plan, run_changes, run_plan, setup
 from lorakit.training.run_folder import RunFolder

@@ -41,7 +41,8 @@ def _save_base(kind: str, folder: Path) -> Path:
         )
     else:
         config = dict(pipe.transformer.config) | {
-            "num_layers": 8, "num_attention_heads": 8, "attention_head_dim": 64, "caption_projection_dim": 512,
+            "num_layers": 8, "num_attention_heads": 8,
+            "attention_head_dim": 64, "caption_projection_dim": 512,
         }  # fmt: skip
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         pipe.transformer = type(pipe.transformer)(**config)

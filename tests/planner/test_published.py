@@ -10,13 +10,14 @@ import torch
 
 from lorakit.config import recipe
 from lorakit.config.builtin_recipes import builtin_recipes
+from lorakit.models.families.published_models import PUBLISHED_MODELS, published_model
 from lorakit.models.memory import MemorySettings
 from lorakit.planner import outlook, table
 from lorakit.planner.choice import evaluate
 from lorakit.planner.demand import RunDemand
 from lorakit.planner.machine import GIB, machine_with_memory
 from lorakit.planner.network_count import in_precision
-from lorakit.planner.published import PUBLISHED_MODELS, count_model, published_model, stored_counts
+from lorakit.planner.published import count_model, stored_counts
 from lorakit.planner.weights import count_weights
 from tests import tiny
 

@@ -102,7 +102,7 @@ class _Replay(torch.autograd.Function):
         return graph.output.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:
         ctx.graph.output_gradient.copy_(gradient)
         ctx.graph.replay_backward()
         ctx.owner.pending = False
@@ -159,7 +159,7 @@ class GraphedNetwork:
             return self.network(latents, timesteps, cond)
         graph.copy_inputs(latents, timesteps, cond)
         self.pending = True
-        return _Replay.apply(graph, self, self._anchor)  # type: ignore[no-any-return, no-untyped-call]
+        return _Replay.apply(graph, self, self._anchor)
 
     def _graph(
         self, key: Hashable, latents: torch.Tensor, timesteps: torch.Tensor, cond: Tensors

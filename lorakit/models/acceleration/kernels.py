@@ -139,7 +139,7 @@ def kernels_in_force(kernels: Kernels, network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _frozen_convolutions(network: nn.Module) -> Iterator[nn.Parameter]:
+def _frozen_convolutions(network: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the weights of two-dimensional convolutions that are not trained.
 
     Trained ones are views of one buffer, which has the layout of the adapter's files.
@@ -160,7 +160,7 @@ def _channels_last(network: nn.Module) -> Iterator[None]:
         _set_format(weights, torch.contiguous_format)
 
 
-def _set_format(weights: list[nn.Parameter], memory_format: torch.memory_format) -> None:
+def _set_format(weights: list[torch.Tensor], memory_format: torch.memory_format) -> None:
     for weight in weights:
         weight.data = weight.data.contiguous(memory_format=memory_format)
 
