@@ -31,7 +31,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:gi?b|g)?\s*", re.IGNORECASE)
 def plan_command(
     recipe: str, overrides: tuple[str, ...], gpu: str | None, vram: str | None, price: float | None
 ) -> int:
-    """Predict memory, time and cost of a run, and choose its memory settings, before it starts.
+    """Predict memory, time and cost of a run, and choose its memory settings.
 
     No weights are loaded, and nothing is downloaded. Without --gpu and --vram the plan is for this machine.
     The exit code is 4 if nothing fits.

@@ -28,7 +28,7 @@ from lorakit.core.command_line import FOLDER, command, option
 def sweep_command(
     recipe: str, overrides: tuple[str, ...], grid: tuple[str, ...], out: Path | None, accept_changes: bool
 ) -> int:
-    """Train adapters with several values of recipe keys together on one base model, and compare them.
+    """Train adapters with several values of recipe keys together on one base model.
 
     Each adapter is a run in a folder of its own, with the same result as alone. The same command continues
     an interrupted sweep.

@@ -46,7 +46,7 @@ def check_precision(device: torch.device | str, precision: str) -> None:
     supported = supported_precisions(device)
     if precision not in supported:
         raise ConfigError(
-            f"{_device_name(torch.device(device))} cannot compute in {precision}",
+            f"this device ({device_name(torch.device(device))}) cannot compute in {precision}",
             where="train.precision",
             remedy=f"set train.precision={supported[0]}",
         )
@@ -98,10 +98,11 @@ def _describe(device: torch.device) -> DeviceInfo:
     return DeviceInfo(device, name, label, memory, supported_precisions(device))
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda" and torch.cuda.is_available():
-        return f"this GPU ({torch.cuda.get_device_name(device)})"
-    return f"this device ({device.type})"
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU's model; of other devices their type."""
+    if device.type in ("cuda", "xpu") and getattr(torch, device.type).is_available():
+        return str(getattr(torch, device.type).get_device_name(device))
+    return device.type
 
 
 def inference_dtype(device: torch.device | str) -> torch.dtype:

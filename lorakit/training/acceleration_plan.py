@@ -16,6 +16,7 @@ import torch
 from lorakit.adapters import text_encoders
 from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError
+from lorakit.models import device as devices
 from lorakit.models import memory
 from lorakit.models.acceleration import compiled, kernels
 from lorakit.models.acceleration.compiled import CompiledBlocks
@@ -201,9 +202,8 @@ def _description(decision: Decision) -> Iterator[str]:
 def _request(trainer: Trainer) -> dict[str, Any]:
     """Return what a record is valid for: the recipe's wishes, the device and torch."""
     train, device = trainer.recipe.train, trainer.session.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     wishes = {"compile": train.compile, "cuda_graph": train.cuda_graph, "kernels": train.kernels}
-    return {**wishes, "device": name, "torch": torch.__version__}
+    return {**wishes, "device": devices.device_name(device), "torch": torch.__version__}
 
 
 def _recorded(trainer: Trainer) -> Decision | None:

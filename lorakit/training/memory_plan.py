@@ -75,7 +75,7 @@ def decide_memory(
     fixed, batch = fixed_settings(recipe), recipe.train.batch_size
     if recorded:
         known = run_memory.recorded_settings(recorded)
-        same_device = recorded["device"] == device_name(device)
+        same_device = recorded["device"] == devices.device_name(device)
         fixed = _with_recorded(fixed, known, keep_all=same_device)
         batch = min(batch, int(recorded["images_at_once"]))
     if all(value is not None for value in vars(fixed).values()) or _fits_plainly(recipe, plan, device):
@@ -100,13 +100,6 @@ def describe_choice(choice: Choice) -> str:
     settings = [f"{key}={value}" for key, value in best.settings.to_json().items() if value]
     peak, words = format_bytes(best.footprint.total), ", ".join(settings) or "nothing needs to be saved"
     return f"{words} (predicted: peak {peak}, {best.step.total:.2g} s a step)"
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of a device, as run.json records it."""
-    if device.type in ("cuda", "xpu"):
-        return str(getattr(torch, device.type).get_device_name(device))
-    return device.type
 
 
 def fixed_settings(recipe: Recipe) -> FixedSettings:

@@ -72,8 +72,14 @@ class Session:
             "resolution": self.recipe.resolution,
             **({"frames": self.recipe.frames} if self.family.is_video else {}),
             "trigger": ", ".join(self._learned_triggers()) or None,
-            "recipe_hash": recipe_hash(self.recipe),
+            "recipe_hash": recipe_hash(self._decided_recipe()),
         }
+
+    def _decided_recipe(self) -> Recipe:
+        """The recipe with the quantization in force, whether the recipe or the planner chose it."""
+        quantize = self.memory_settings.quantize or "none"
+        memory = self.recipe.memory_config.model_copy(update={"quantize": quantize})
+        return self.recipe.model_copy(update={"memory": memory})
 
     def _learned_triggers(self) -> tuple[str, ...]:
         captions = [caption.text for item in self.train_set.items for caption in item.record.captions]
@@ -111,7 +117,7 @@ def build_session(
         log(phases.phase("encoding images and texts that are not in the cache"))
         run_caches.fill(plan.all_items, plan.class_image_items, plan.prompts, plan.sampling_settings)
         chosen = memory_plan.decide_memory(recipe, plan, run_caches, device, log, memory_record.read())
-        memory_record.write(chosen.to_json(memory_plan.device_name(device)))
+        memory_record.write(chosen.to_json(devices.device_name(device)))
     wait_for_everyone()
     decided = memory_plan.decided_from(memory_record.read())
     log(phases.phase("loading the base model"))

@@ -99,7 +99,13 @@ def test_this_machine_has_at_least_a_cpu():
 # ---- devices are chosen in one place -----------------------------------------------------------------------
 
 KINDS = {"cuda", "mps", "xpu", "hip"}
-CHOOSING = ("lorakit/models/device.py", "lorakit/models/device_checks.py")
+CHOOSING = (
+    "lorakit/models/device.py",
+    "lorakit/models/device_checks.py",
+    "lorakit/models/acceleration/cuda_graphs.py",  # other devices have none
+    "lorakit/models/memory/host_memory.py",  # registers memory with CUDA's runtime; others have pinned memory
+    "lorakit/planner/cards.py",  # a table of cards, which says what torch calls each
+)
 SOURCES = [
     file
     for package in ("lorakit", "data_tools")

@@ -19,7 +19,7 @@ from tests.reliability.tiny_training import DIT
 LIMIT = 30.0  # seconds; a loaded machine may be slow, a hang is longer
 PHASES = {
     "load": ("append", "log.txt"),
-    "cache": ("write", "cache/"),
+    "cache": ("write", "cache/latents"),
     "step": ("append", "metrics.jsonl"),
     "sample": ("write", "samples/"),
     "save": ("write", "checkpoints/"),

@@ -37,7 +37,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*arguments: object) -> None:
         raise AssertionError(f"a model was loaded: {arguments}")
 
-    monkeypatch.setattr(folders, "_load_network", load)
+    monkeypatch.setattr(folders, "load_network", load)
 
 
 def start(chosen: recipe.Recipe) -> None:
@@ -115,6 +115,8 @@ CHOICES = {
     "textual_inversion": {"token": "blorp", "initializer_token": "dog"},
     "slider": {"target_prompt": "a ring", "positive_prompt": "a big ring", "negative_prompt": "a small ring"},
     "train.precision": "fp32",
+    "train.compile": True,
+    "train.kernels": "measure",
     "train.extended_at": [1],
     "train.ema_decay": 0.9,
     "memory.quantize": "nf4",

@@ -76,7 +76,7 @@ def test_the_shift_by_resolution_is_the_pipelines(kind, side):
     u = torch.tensor([0.05, 0.3, 0.5, 0.8, 0.99])
     mu = calculate_shift(side * side // 4, base_shift=0.4, max_shift=1.3)
     expected = 1000 * scheduler.time_shift(mu, 1.0, u.double())
-    assert torch.allclose(objective.add_noise(x, x, u).timesteps, expected, rtol=1e-6)
+    assert torch.allclose(objective.add_noise(x, x, u).timesteps.double(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["flux1-dev", "qwen-image-2.1", "z-image"])
