@@ -111,9 +111,9 @@ class _Finder(importlib.abc.MetaPathFinder):
             _load(parent)
             if name in sys.modules:  # its parent has imported it just now
                 module = sys.modules[name]
-                spec = ModuleSpec(name, _LoadedAlready(module))
-                vars(module)["__spec__"] = spec  # which Python asks, and would load the module again
-                return spec
+                loaded = ModuleSpec(name, _LoadedAlready(module))
+                vars(module)["__spec__"] = loaded  # which Python asks, and would load the module again
+                return loaded
         if name not in DEFERRED and name not in COMPILES_AT_IMPORT:
             return None
         spec = PathFinder.find_spec(name, path, target)

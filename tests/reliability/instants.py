@@ -152,11 +152,14 @@ def hidden(name: str) -> bool:
     return any(storage.is_internal_file(Path(part)) for part in Path(name).parts)
 
 
+_RANDOM_NAME = r"^(\.partial-|\.lorakit-hashes-)(?:\d+-)?[0-9a-f]{8}$"
+
+
 def plain(tree: Tree) -> Tree:
     """The tree without the differences between two equal processes: their ids, and durations."""
     names: dict[str, str] = {}
     for name in tree:
-        parts = [re.sub(r"^(\.partial-)\d+-[0-9a-f]{8}$", r"\1", part) for part in name.split("/")]
+        parts = [re.sub(_RANDOM_NAME, r"\1", part) for part in name.split("/")]
         names[name] = "/".join(parts)
     return {names[name]: None if content is None else _timeless(content) for name, content in tree.items()}
 

@@ -93,8 +93,10 @@ def attention_gradients(
     for item in range(0, batch, some_items):
         for head in range(0, heads, some_heads):
             part = (slice(item, item + some_items), slice(head, head + some_heads))
-            inputs = (tensor[part] for tensor in (grad_out, query, key, value))
-            computed = _gradients_at_once(*inputs, None if mask is None else mask[part], scale)
+            part_mask = None if mask is None else mask[part]
+            computed = _gradients_at_once(
+                grad_out[part], query[part], key[part], value[part], part_mask, scale
+            )
             for target, values in zip(gradients, computed, strict=True):
                 target[part] = values
     return gradients  # type: ignore[return-value]
