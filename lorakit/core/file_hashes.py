@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -100,7 +99,7 @@ class FileHashes:
 
 def file_system_clock(folder: Path) -> FileStatus:
     """Return the status of a file written now: the time of the folder's file system, maybe of a server."""
-    probe = folder / f"{HASHES_FILE}-{secrets.token_hex(4)}"
+    probe = storage.partial_path(folder)
     try:
         storage.write_bytes(probe, b"")
         status = platform.file_status(probe)

@@ -85,6 +85,12 @@ def is_internal_file(path: Path) -> bool:
     return path.name.startswith((_PARTIAL, LOCK))
 
 
+def partial_path(folder: Path) -> Path:
+    """Return a new name for an incomplete file, which `remove_partial_files` removes after a crash."""
+    # a process id alone is not unique: containers that share a cache have equal ones
+    return folder / f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"
+
+
 def remove_partial_files(folder: str | os.PathLike[str], *, owned: str) -> None:
     """Remove incomplete writes of earlier processes below a folder.
 
@@ -112,8 +118,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write `data` atomically: readers see the old file or the new one. Creates parent folders."""
     target = Path(path)
     make_dir(target.parent)
-    # A process id alone is not unique: containers that share a cache have equal ones.
-    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
+    partial = partial_path(target.parent)
     with _disk_errors(target):
         try:
             _write_synced(partial, data)
@@ -131,7 +136,7 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file for writing in parts; it appears complete when the block ends, or not at all."""
     target = Path(path)
     make_dir(target.parent)
-    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
+    partial = partial_path(target.parent)
     with _disk_errors(target):
         try:
             io_hook("write", partial)
@@ -152,7 +157,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     """Write many small files atomically, with one sync for all of them: ten times faster than one each."""
     for folder in {path.parent for path in files}:
         make_dir(folder)
-    partials = {path: path.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}") for path in files}
+    partials = {path: partial_path(path.parent) for path in files}
     try:
         for path, data in files.items():
             with _disk_errors(path):

@@ -152,7 +152,7 @@ def hidden(name: str) -> bool:
     return any(storage.is_internal_file(Path(part)) for part in Path(name).parts)
 
 
-_RANDOM_NAME = r"^(\.partial-|\.lorakit-hashes-)(?:\d+-)?[0-9a-f]{8}$"
+_RANDOM_NAME = r"^(\.partial-)\d+-[0-9a-f]{8}$"
 
 
 def plain(tree: Tree) -> Tree:

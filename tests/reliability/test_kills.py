@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from lorakit.core import storage
 from tests.long_tier import some_long
 from tests.reliability import instants, kills, processes, tiny_training
 from tests.reliability.tiny_training import DIT
@@ -33,6 +34,7 @@ def test_a_killed_process_leaves_just_the_recorded_instant(recorded):
     training, _, seen = recorded(DIT, True)
     for instant in seen[:-1:12]:
         training.delete_run()
+        storage.remove_partial_files(training.state, owned="cache")  # of the kill before
         code, output = processes.train(training, processes.kill_before, training.state, instant.number)
         assert code == -9, output
         assert instants.plain(instants.capture(training.state)) == instants.plain(instant.tree), instant
