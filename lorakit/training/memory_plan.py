@@ -145,7 +145,7 @@ def _fits_plainly(recipe: Recipe, plan: DataPlan, device: torch.device) -> bool:
     """Return True if a bound many times too large, which takes milliseconds, fits the memory."""
     family, folder = plan.family, plan.base_folder
     names = family.denoiser_components(folder)
-    itemsize = devices.weight_dtype(device, recipe.train.precision).itemsize
+    itemsize = devices.compute_dtype(recipe.train.precision).itemsize
     weights = sum(networks.component_bytes(folder, [*names, "vae"], itemsize).values())
     shape = _largest_latents(plan)
     positions = math.prod(shape[1:]) + 512
@@ -210,7 +210,7 @@ def count_target(
     """Count a run; `shapes` are those of its conditioning, where they are in the caches."""
     if shapes is None:
         shapes = text_shapes(target.family, target.base_folder, target.captions, target.image)
-    dtype = devices.weight_dtype(device, recipe.train.precision)
+    dtype = devices.compute_dtype(recipe.train.precision)
     network = _count(recipe, target, shapes, dtype)
     others, trained = _other_networks(recipe, target.family, target.base_folder, dtype.itemsize)
     return demand_of(recipe, network, others, trained, target.mean_area), shapes

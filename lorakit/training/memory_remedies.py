@@ -164,9 +164,9 @@ def _settings(session: Session, situation: Situation) -> Iterator[_Candidate]:
 
 def _precision(session: Session, situation: Situation) -> Iterator[_Candidate]:
     """Half precision of the frozen base model, where the device keeps its weights in it."""
-    before = devices.weight_dtype(session.device, session.recipe.train.precision)
+    before = devices.compute_dtype(session.recipe.train.precision)
     half = devices.supported_precisions(session.device)[0]
-    after = devices.weight_dtype(session.device, half)
+    after = devices.compute_dtype(half)
     if after.itemsize < before.itemsize:
         changed = in_precision(situation.demand.network, after.itemsize)
         yield (f"train.precision={half}",), _with_network(situation, changed)

@@ -206,7 +206,7 @@ def _published_demand(
         specs = text_encoders.adapter_specs(recipe, family, {component: network}, lambda text: None)
         adapters.inject_adapter(network, spec=memory_plan.without_initial_weights(specs[component]))
 
-    dtype = devices.weight_dtype(device, recipe.train.precision)
+    dtype = devices.compute_dtype(recipe.train.precision)
     network = count_network(
         family,
         model.build,
