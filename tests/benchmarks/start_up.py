@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from lorakit.core import storage
+from lorakit.models import base_model
 from tests import runs
 from tests.benchmarks import bases
 
@@ -132,6 +133,7 @@ def peers(
     folder: Path, base: Path | str, images: Path, paths: Mapping[str, Path | None], steps: int = 1
 ) -> list[Contestant]:
     """Return the other trainers of which there is a script."""
+    base = base_model.resolve_base(str(base))
     makers: dict[str, Callable[..., Contestant]] = {"diffusers": diffusers_script, "kohya": kohya_script}
     return [makers[name](folder, base, images, path, steps) for name, path in paths.items() if path]
 
