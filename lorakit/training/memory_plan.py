@@ -36,7 +36,7 @@ from lorakit.training import phases, run_memory
 from lorakit.training.run_caches import RunCaches
 from lorakit.training.run_plan import DataPlan, LogFn
 
-QUICK_SHARE = 0.5  # of the free memory, below which nothing needs to be counted
+QUICK_SHARE = 0.8  # of the free memory, below which nothing needs to be counted
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
     def record(base: str, monitored: bool) -> Recorded:
         if (base, monitored) not in known:
             training = tiny_training.make(tmp_path_factory.mktemp(base), base, monitored=monitored)
+            base_model.component_hashes.cache_clear()  # of tests before in this process
             training.train()  # fills the cache
             training.delete_run()
             # A training collects garbage twice, and need not search the objects of the imports each time.
