@@ -13,6 +13,7 @@ from lorakit import adapters
 from lorakit.adapters import methods
 from lorakit.adapters.targets import AdapterSpec, find_target_modules
 from lorakit.models import families
+from lorakit.models.families.published_models import PUBLISHED_MODELS
 
 MAX_LAUNCHES = 5_600
 """Of an SDXL forward; float32 adapters under autocast need 8,628."""
@@ -34,19 +35,6 @@ WITHOUT_KERNEL = {
     "view",
     "_unsafe_view",
 }
-SDXL = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
 
 
 class Launches(TorchDispatchMode):
@@ -63,11 +51,8 @@ class Launches(TorchDispatchMode):
 
 
 def test_an_sdxl_forward_in_bf16_launches_few_kernels():
-    from diffusers import UNet2DConditionModel
-
     family, bf16 = families.get_family("sdxl"), {"device": "meta", "dtype": torch.bfloat16}
-    with torch.device("meta"):
-        network = UNet2DConditionModel(**SDXL).to(torch.bfloat16)
+    network = next(m for m in PUBLISHED_MODELS if m.family == "sdxl").build().to(torch.bfloat16)
     names = tuple(find_target_modules(network, family.target_modules))
     config = methods.peft_config(AdapterSpec("lora", 16, 16, names))
     inject_adapter_in_model(config, network, adapter_name=adapters.ADAPTER_NAME)
