@@ -120,9 +120,26 @@ def _read_file(path: Path, family: str | None, **options: bool) -> LoadedAdapter
     return read_adapter_file(find_adapter(path).print_line().path, family, **options)
 
 
-@command("inspect", _file, _family, example="lorakit inspect dog.safetensors")
+@command(
+    "inspect",
+    click.argument("file", type=FILE, metavar="FILE",
+                   help="Adapter file, run, RUN@STEP or peft folder; or an image."),
+    _family,
+    example=["lorakit inspect dog.safetensors", "lorakit inspect samples/prompt-1-0.png"],
+)  # fmt: skip
 def inspect_command(file: Path, family: str | None) -> None:
-    """Show an adapter's family, type, ranks and norms, and which programs load it."""
+    """Show an adapter's family, type, ranks and norms, and which programs load it.
+
+    Of an image it shows the prompt, seed and hashes that it was generated from, and whether its signature
+    (C2PA) is valid; the exit code is 3 if it is not.
+    """
+    from lorakit.imaging import inspect_image
+
+    if file.is_file() and file.suffix.lower() in inspect_image.SUFFIXES:
+        image = inspect_image.inspect_image(file)
+        print_answer(image, lambda: _print_properties(image))
+        inspect_image.require_unchanged(image)
+        return
     from lorakit.adapters.formats.read import require_finite
     from lorakit.adapters.tools.inspect import inspect_adapter
 

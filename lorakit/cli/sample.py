@@ -41,6 +41,9 @@ sampling_options = add_options(
     option("--stream", type=click.FloatRange(0, 1), metavar="SHARE", section=_SAMPLING,
            help="Share of the base model's blocks, 0 to 1, that stay in the machine's memory and visit the "
            "GPU one by one; by default as in the training of the adapter."),
+    option("--provenance", type=click.Choice(["text", "c2pa", "none"]), default="text", section=_SAMPLING,
+           help="Contents of image files beside the pixels: prompt, seed, settings and hashes as text; c2pa "
+           "adds a signed manifest."),
     option("--img2img-strength", type=float, metavar="S", section=_SAMPLING,
            help="Start from the `image` of each row of the prompt file: 0 keeps it, 1 ignores it."),
     option("--controlnet", metavar="DIR[:SCALE]", section=_SAMPLING,
@@ -68,6 +71,7 @@ def parse_sampling_options(values: dict[str, Any]) -> SamplingOptions:
         num_frames=values["num_frames"],
         quantize=values["quantize"],
         stream=values["stream"],
+        provenance=values["provenance"],
     )
 
 

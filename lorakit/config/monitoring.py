@@ -32,6 +32,10 @@ class SamplingConfig(RecipeSection):
     clip_model: StrippedStr | None = None
     """CLIP model that scores the samples during training: `embedded`, a folder written by open_clip, or
     NAME/PRETRAINED such as ViT-L-14/openai; null does not score."""
+    provenance: Literal["text", "c2pa", "none"] = "text"
+    """Contents of the image files beside the pixels: `text` is prompt, seed, settings and hashes as A1111 and
+    galleries read them, and the mark that the image is AI-generated; `c2pa` adds a signed C2PA manifest
+    (needs lorakit[c2pa]); `none` is nothing."""
 
 
 class ValidationConfig(RecipeSection):

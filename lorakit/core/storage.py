@@ -174,6 +174,24 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def write_private(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write `data` atomically into a file that only the user can read, where the system has such files."""
+    target = Path(path)
+    make_dir(target.parent)
+    partial = partial_path(target.parent)
+    with _disk_errors(target):
+        try:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            _write_synced(partial, data)
+            io_hook("rename", target)
+            _replace(partial, target)
+            _sync_folder(target.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+    return target
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write UTF-8 text atomically."""
     return write_bytes(path, text.encode("utf-8"))

@@ -39,6 +39,7 @@ from lorakit.evaluation.vote.settle import select_with_votes
 from lorakit.evaluation.word_choice import prompt_alternatives
 from lorakit.models import device as devices
 from lorakit.sampling.pipeline import SamplingOptions
+from lorakit.sampling.saved_samples import check_mode
 from lorakit.training.run_folder import RunFolder, run_recipe_file
 from lorakit.training.run_memory import with_recorded_quantization
 
@@ -90,7 +91,12 @@ def evaluate_run(
     judge_models = load_judges(judges, plan.recipe.base)
     reference_images = _load_references(plan, references, root)
     recipe = plan.recipe
-    options = sampling or SamplingOptions(recipe.samples.num_inference_steps, recipe.samples.guidance_scale)
+    options = sampling or SamplingOptions(
+        recipe.samples.num_inference_steps,
+        recipe.samples.guidance_scale,
+        provenance=recipe.samples.provenance,
+    )
+    check_mode(options.provenance)
     sampler = RunSampler(plan, options, root / IMAGES_FOLDER, with_losses=validation_loss, is_race=race)
     if race:
         samples = _race(plan, sampler, judge_models, reference_images, root, max_drift)

@@ -148,7 +148,7 @@ class RunSampler:
         """Load the base model with an adapter, and free its memory afterwards."""
         pipeline = load_run_pipeline(self.plan.recipe, adapter, options)
         device = pipeline.device
-        sampler = VariantSampler(pipeline, options, self.root, self.meter)
+        sampler = VariantSampler(pipeline, options, self.root, self.meter, self.plan.recipe.base)
         del pipeline
         try:
             yield sampler

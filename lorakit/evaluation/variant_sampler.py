@@ -13,12 +13,13 @@ from lorakit.data import conditioning, tensor_cache
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.sample_files import SampleFile, SampleKey
 from lorakit.evaluation.sampling_estimate import SamplingMeter
+from lorakit.imaging.provenance import AdapterUse
 from lorakit.models import base_model
-from lorakit.sampling import generate
+from lorakit.sampling import generate, saved_samples
 from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline
 from lorakit.training.run_identity import package_versions
 
-PNG_KEY = "lorakit"  # the PNG text with the hash of everything that the image depends on
+PNG_KEY = "lorakit_inputs"  # the PNG text with the hash of everything that the image depends on
 _SAMPLING_PACKAGES = ("torch", "diffusers", "transformers", "peft", "lorakit")  # images depend on them
 
 
@@ -47,8 +48,15 @@ class VariantSampler:
     """Samples the missing images of variants with one pipeline; the same noise for all of them."""
 
     def __init__(
-        self, pipeline: SamplingPipeline, options: SamplingOptions, root: Path, meter: SamplingMeter
+        self,
+        pipeline: SamplingPipeline,
+        options: SamplingOptions,
+        root: Path,
+        meter: SamplingMeter,
+        base: str,
     ) -> None:
+        """`base` is the base model as the recipe names it."""
+        self.base = base
         self.pipeline, self.options, self.root, self.meter = pipeline, options, root, meter
         control = options.control
         versions = package_versions()
@@ -71,7 +79,7 @@ class VariantSampler:
 
         `listed` are the prompts of the folder's list, if those of the task are only a part of them.
         """
-        images = self._find_images(task)
+        images, recorder = self._find_images(task), self._recorder(task)
         begin = time.monotonic()
         for batch in self.pipeline.sample_batches(task.prompts, self.options, task.name, images.current):
             for image in batch:
@@ -79,12 +87,16 @@ class VariantSampler:
                 if key in images.current:
                     continue
                 file = images.samples[key].path
-                generate.save_video(image, file, self.pipeline.family.fps)
-                storage.save_image(file, image.image, pnginfo=_png_text(images.hashes[key]))
+                texts = {PNG_KEY: images.hashes[key]}
+                saved_samples.save_sample(file, image, self.pipeline.family.fps, recorder, texts)
             self.meter.add(len(batch), time.monotonic() - begin)
             begin = time.monotonic()
         self._write_list(task, listed or task.prompts)
         return list(images.samples.values())
+
+    def _recorder(self, task: SamplingTask) -> saved_samples.SampleRecorder | None:
+        uses = [AdapterUse(task.adapter_hash, task.strength)] if task.adapter_hash else []
+        return self.pipeline.make_recorder(self.options, self.base, uses)
 
     def _find_images(self, task: SamplingTask) -> _Images:
         folder = self.root / task.folder
@@ -109,7 +121,7 @@ class VariantSampler:
                 row = {"file": file.name, "prompt_id": prompt.id, "prompt": prompt.prompt, "seed": seed}
                 video = file.with_suffix(".webp")
                 rows.append(row | ({"video": video.name} if video.is_file() else {}))
-        storage.write_json(folder / generate.SAMPLES_FILE, rows)
+        storage.write_json(folder / saved_samples.SAMPLES_FILE, rows)
 
     def _sample_hash(self, prompt: Prompt, seed: int, task: SamplingTask) -> str:
         family = self.pipeline.family
@@ -140,14 +152,6 @@ def read_sample_hash(path: Path) -> str | None:
             return text if isinstance(text, str) else None
     except (OSError, SyntaxError, ValueError):
         return None
-
-
-def _png_text(sample_hash: str) -> Any:
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text(PNG_KEY, sample_hash)
-    return info
 
 
 def _folder_hash(folder: Path | None) -> str | None:

@@ -148,8 +148,8 @@ def frame_strip(frames: Sequence[Image.Image]) -> Image.Image:
     return strip
 
 
-def encode_webp(frames: Sequence[Image.Image], fps: float) -> bytes:
-    """Encode frames as a lossless animated WebP that repeats forever."""
+def encode_webp(frames: Sequence[Image.Image], fps: float, **options: bytes) -> bytes:
+    """Encode frames as a lossless animated WebP that repeats forever; `options` are `exif` and `xmp`."""
     file = io.BytesIO()
     frames[0].save(
         file,
@@ -160,6 +160,7 @@ def encode_webp(frames: Sequence[Image.Image], fps: float) -> bytes:
         loop=0,
         lossless=True,
         method=0,
+        **options,
     )
     return file.getvalue()
 

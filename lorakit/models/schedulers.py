@@ -33,6 +33,31 @@ SAMPLERS: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 }
 """By objective: name -> (diffusers class, settings that differ from the base's own scheduler)."""
 
+_INFOTEXT_NAMES = {
+    "DDIMScheduler": "DDIM",
+    "DDPMScheduler": "DDPM",
+    "EulerDiscreteScheduler": "Euler",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "FlowMatchEulerDiscreteScheduler": "Euler",
+    "FlowMatchHeunDiscreteScheduler": "Heun",
+    "HeunDiscreteScheduler": "Heun",
+    "LCMScheduler": "LCM",
+    "PNDMScheduler": "PLMS",
+    "UniPCMultistepScheduler": "UniPC",
+}
+
+
+def infotext_name(pipe: Any, objective: str, name: str | None) -> str:
+    """Return A1111's name of a sampler, None being the pipeline's own; other classes keep theirs."""
+    if name is None:
+        class_name, settings = type(pipe.scheduler).__name__, pipe.scheduler.config
+    else:
+        class_name, settings = SAMPLERS[objective][name]
+    if class_name != "DPMSolverMultistepScheduler":
+        return _INFOTEXT_NAMES.get(class_name, class_name)
+    kind = " SDE" if str(settings.get("algorithm_type", "")).startswith("sde") else ""
+    return f"DPM++ 2M{kind}{' Karras' if settings.get('use_karras_sigmas') else ''}"
+
 
 def check_sampler(objective: str, name: str) -> None:
     """Raise ConfigError for a sampler that does not exist for this objective ("ddpm" or "flow")."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lorakit.core import rng, storage
+from lorakit.core import rng
 from lorakit.core.errors import ConfigError
 from lorakit.core.progress import Progress
 from lorakit.data import conditioning
@@ -26,7 +26,6 @@ from lorakit.models.families.family import Conditioning, Family
 from lorakit.models.families.video import VideoFamily
 from lorakit.sampling.controls import ControlledPipeline
 
-SAMPLES_FILE = "samples.json"  # written last: where it exists, all images do
 NOISE_SEED = 20_240_229  # of all sampling noise, fixed: runs with different training seeds compare
 
 
@@ -243,32 +242,3 @@ def _device(family: Family, pipe: Any) -> torch.device:
 
 def _to_device(device: torch.device, cond: Conditioning) -> Conditioning:
     return {name: tensor.to(device) for name, tensor in cond.items()}
-
-
-def save_samples(folder: Path, samples: Sequence[Sample], fps: float = 0.0) -> list[Path]:
-    """Write images as <prompt id>-<seed>.png, videos beside them as .webp, and their list samples.json.
-
-    `fps` is the frame rate of the videos. Returns the paths of the images.
-    """
-    files, rows = [], []
-    for sample in samples:
-        file = storage.save_image(folder / f"{sample.prompt.id}-{sample.seed}.png", sample.image)
-        row = {
-            "file": file.name,
-            "prompt_id": sample.prompt.id,
-            "prompt": sample.prompt.prompt,
-            "seed": sample.seed,
-        }
-        if video_file := save_video(sample, file, fps):
-            row["video"] = video_file.name
-        files.append(file)
-        rows.append(row)
-    storage.write_json(folder / SAMPLES_FILE, rows)
-    return files
-
-
-def save_video(sample: Sample, image_file: Path, fps: float) -> Path | None:
-    """Write a sample's frames as .webp beside its image; return None if the sample is not a video."""
-    if not sample.frames:
-        return None
-    return storage.write_bytes(image_file.with_suffix(".webp"), video.encode_webp(sample.frames, fps))

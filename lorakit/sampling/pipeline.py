@@ -18,12 +18,13 @@ from lorakit.core.errors import ConfigError
 from lorakit.core.progress import print_line
 from lorakit.data import conditioning
 from lorakit.data.prompts import Prompt, Sample, load_prompts
+from lorakit.imaging.provenance import AdapterUse
 from lorakit.models import base_model, loading, schedulers
 from lorakit.models import device as devices
 from lorakit.models.families import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
 from lorakit.models.memory import MemorySettings, Quantization, placement
-from lorakit.sampling import controls, generate, prompt_settings
+from lorakit.sampling import controls, generate, prompt_settings, saved_samples
 from lorakit.sampling.adapter_arguments import find_family, read_adapters
 
 DEFAULT_RESOLUTION = 1024  # of a base model without an adapter
@@ -36,7 +37,7 @@ class SamplingOptions:
 
     `size` is (width, height). `quantize` ("nf4", "int8", "none") applies to the base model; None: as in the
     training run, otherwise not quantized. `stream` is the share of the denoiser's blocks that stay in host
-    memory; None: as in the training run, otherwise 0.
+    memory; None: as in the training run, otherwise 0. `provenance` decides what files say about their origin.
     """
 
     num_inference_steps: int = 20
@@ -49,6 +50,7 @@ class SamplingOptions:
     num_frames: int | None = None
     quantize: str | None = None
     stream: float | None = None
+    provenance: saved_samples.ProvenanceMode = "text"
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -196,6 +198,15 @@ class SamplingPipeline:
         """Complete the options: see `complete_settings`."""
         return complete_settings(self.family, self.pipe, self.adapter_metadata, options)
 
+    def make_recorder(
+        self, options: SamplingOptions, base: str, uses: Sequence[AdapterUse]
+    ) -> saved_samples.SampleRecorder | None:
+        """Return the recorder of what the images of this pipeline are generated from, as the options ask."""
+        settings = self.settings(options)
+        return saved_samples.make_recorder(
+            options.provenance, self.family, self.pipe, settings, base=base, adapters=uses
+        )
+
     def sample(self, prompts: Sequence[Prompt], options: SamplingOptions, label: str) -> list[Sample]:
         """Sample every seed of every prompt; `label` names the progress bar."""
         return [sample for batch in self.sample_batches(prompts, options, label) for sample in batch]
@@ -286,13 +297,15 @@ def sample_to_folder(
     """Sample a prompt file into a folder, for `lorakit sample`; adapters are PATH or RUN@STEP, and :STRENGTH.
 
     Several adapters add up; a line says which checkpoint of a run is used, and why. Returns the paths of the
-    images; see `save_samples` for the other files.
+    images; see `saved_samples.save_samples` for the other files.
     """
     prompts = load_prompts(prompt_file)
+    saved_samples.check_mode(options.provenance)
     texts = [adapter] if isinstance(adapter, str) else adapter or ()
     sources = [parse_adapter_source(text).print_line() for text in texts]
     pipeline = SamplingPipeline(
         base, sources, quantize=resolve_quantization(options), stream=options.stream or 0.0
     )
     samples = pipeline.sample(prompts, options, "samples")
-    return generate.save_samples(out, samples, pipeline.family.fps)
+    recorder = pipeline.make_recorder(options, base, saved_samples.adapter_uses(sources))
+    return saved_samples.save_samples(out, samples, pipeline.family.fps, recorder)

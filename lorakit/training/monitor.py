@@ -12,8 +12,9 @@ from lorakit.core import storage
 from lorakit.core.errors import first_line
 from lorakit.data.prompts import Prompt, Sample
 from lorakit.data.subjects import Subjects, concept_subjects, replace_triggers
+from lorakit.imaging.provenance import AdapterUse
 from lorakit.models import clip_score, memory
-from lorakit.sampling import generate
+from lorakit.sampling import generate, saved_samples
 from lorakit.training import final_loss
 from lorakit.training.losses import DenoisingLoss
 from lorakit.training.run_folder import RunFolder
@@ -70,7 +71,7 @@ class TrainingMonitor:
 
     def _sample(self, step: int) -> None:
         session, folder = self.session, step_folder(self.run.path, step)
-        if session.encoded_prompts is None or (folder / generate.SAMPLES_FILE).exists():
+        if session.encoded_prompts is None or (folder / saved_samples.SAMPLES_FILE).exists():
             return
         samples = generate.sample_images(
             session.family,
@@ -83,7 +84,18 @@ class TrainingMonitor:
         self._write_samples(step, samples)
 
     def _write_samples(self, step: int, samples: Sequence[Sample]) -> None:
-        generate.save_samples(step_folder(self.run.path, step), samples, self.session.family.fps)
+        session = self.session
+        recorder = saved_samples.make_recorder(
+            session.recipe.samples.provenance,
+            session.family,
+            session.pipe,
+            session.sampling_settings,
+            base=session.recipe.base,
+            base_hash=session.input_hashes["base"],
+            adapters=[AdapterUse(recipe_hash=session.adapter_metadata()["recipe_hash"], step=step)],
+        )
+        folder = step_folder(self.run.path, step)
+        saved_samples.save_samples(folder, samples, session.family.fps, recorder)
         write_contact_sheet(self.run.path)
 
     def _score_samples(self, step: int, samples: Sequence[Sample]) -> None:

@@ -32,6 +32,7 @@ from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
 from lorakit.sampling.generate import SamplingSettings
 from lorakit.sampling.prompt_settings import resolve_sizes
+from lorakit.sampling.saved_samples import check_mode
 from lorakit.training import (
     caption_checks,
     data_folders,
@@ -88,6 +89,8 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     base_folder = base_model.resolve_base(recipe.base)
     subjects, file = concept_subjects(recipe.concepts), recipe.samples.prompts
     sample_prompts = prompts.load_prompts(file, subjects, log) if file else []
+    if file:
+        check_mode(recipe.samples.provenance)
     concepts = load_concepts(recipe.concepts)
     for warning in (
         *data_warnings.data_warnings(concepts),

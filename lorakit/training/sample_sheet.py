@@ -9,7 +9,7 @@ from PIL import Image
 from lorakit import reports
 from lorakit.core import storage
 from lorakit.imaging.decode import decode_image
-from lorakit.sampling import generate
+from lorakit.sampling.saved_samples import SAMPLES_FILE
 
 CONTACT_SHEET_FILE = "contact-sheet.png"
 MAX_ROWS, MAX_COLUMNS, CELL_PIXELS = 16, 12, 128
@@ -22,7 +22,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 def sampled_step_folders(run: Path, max_folders: int) -> list[Path]:
     """At most `max_folders` folders of sampled steps, the first and the last among them."""
-    folders = sorted(folder.parent for folder in (run / "samples").glob(f"step-*/{generate.SAMPLES_FILE}"))
+    folders = sorted(folder.parent for folder in (run / "samples").glob(f"step-*/{SAMPLES_FILE}"))
     indices = {round(i * (len(folders) - 1) / (max_folders - 1)) for i in range(max_folders)}
     return [folder for i, folder in enumerate(folders) if i in indices]
 
@@ -35,7 +35,7 @@ def step_label(folder: Path) -> str:
 def write_contact_sheet(run: Path) -> Path:
     """Write the contact sheet: a row for each prompt and seed, a column for each sampled step."""
     folders = sampled_step_folders(run, MAX_COLUMNS)
-    rows = storage.read_json(folders[-1] / generate.SAMPLES_FILE)[:MAX_ROWS]
+    rows = storage.read_json(folders[-1] / SAMPLES_FILE)[:MAX_ROWS]
     cells = [[_open_if_exists(folder / row["file"]) for folder in folders] for row in rows]
     sheet = reports.contact_sheet(
         cells,

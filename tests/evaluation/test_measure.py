@@ -25,7 +25,7 @@ from lorakit.evaluation.scoring_inputs import JudgeModels, VariantSamples
 from lorakit.imaging import video
 from lorakit.models import base_model, clip_score
 from lorakit.quickstart import shape_world
-from lorakit.sampling import generate
+from lorakit.sampling import saved_samples
 
 SEEDS = (0, 1)
 
@@ -225,7 +225,7 @@ def test_a_video_is_scored_by_its_frames_not_by_its_strip(clip, tmp_path):
         for n, video_frames in enumerate(videos)
     ]
     for name in (BASE, "same"):
-        generate.save_samples(tmp_path / name, samples, 16.0)
+        saved_samples.save_samples(tmp_path / name, samples, 16.0)
     variants = [VariantSamples(name, find_samples(tmp_path / name, [prompt])) for name in (BASE, "same")]
     judges = JudgeModels(clip, prompt_scorers=[ClipScore(clip)])
     evaluation = score_variants(Evaluation("e", [prompt], []), variants, judges, None, root=tmp_path)

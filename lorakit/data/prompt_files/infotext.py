@@ -14,7 +14,7 @@ from lorakit.data.prompt_files.row import PromptRow, PromptText, Values, is_comm
 
 _NEGATIVE = "negative prompt:"
 _SETTINGS = re.compile(r"\s*Steps:\s*\d+\s*(?:,|$)", re.IGNORECASE)
-_SETTING = re.compile(r'\s*(\w[\w /-]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_SETTING = re.compile(r'\s*(\w[\w /-]*):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
 _KEYS = {
     "steps": "num_inference_steps",
     "cfg scale": "guidance_scale",

@@ -14,9 +14,9 @@ from lorakit.core.prompt_syntax import plain_words
 from lorakit.data.prompts import Prompt, default_prompt_id
 from lorakit.data.subjects import Subject, replace_triggers
 from lorakit.evaluation.image_prompts.generators import ImageText, parse_sidecar, read_prompt
-from lorakit.evaluation.image_prompts.image_texts import read_image_texts
 from lorakit.evaluation.image_prompts.match import Match, PromptIndex, normal_text
 from lorakit.evaluation.image_prompts.names import ImageName, is_grid, read_pattern, read_scheme
+from lorakit.imaging.image_texts import read_image_texts
 
 MAX_NAMES = 5  # in a sentence
 _ID_AND_SEED = re.compile(r"(?P<prompt_id>.+)[-_](?P<seed>\d+)")

@@ -310,10 +310,7 @@ class Family(ABC):
         model: Any = self.denoiser(pipe)
         # not the dtype of an arbitrary weight: some networks keep a few in float32
         dtype, device = model.dtype, noise.device
-        parameters = inspect.signature(type(pipe).__call__).parameters
-        argument, scale = self.call.guidance_argument, guidance_scale
-        if scale is None:
-            scale = parameters[argument].default if argument else self.call.guidance_off
+        argument, scale = self.call.guidance_argument, self.resolve_guidance(pipe, guidance_scale)
         if not self._uses_negative(pipe, scale):
             negative_cond = None
         elif negative_cond is None:
@@ -339,6 +336,15 @@ class Family(ABC):
             **self.call.extra_arguments,
         }
         return self._call_pipeline(pipe, _cast(cond, device, dtype), negative_cond, settings)
+
+    def resolve_guidance(self, pipe: Any, guidance_scale: float | None) -> float:
+        """Return the guidance scale of a call: the given one, or without one the pipeline's default."""
+        if guidance_scale is not None:
+            return guidance_scale
+        if not (argument := self.call.guidance_argument):
+            return self.call.guidance_off
+        default: float = inspect.signature(type(pipe).__call__).parameters[argument].default
+        return default
 
     def _pad_alike(self, cond: Conditioning, negative: Conditioning) -> tuple[Conditioning, Conditioning]:
         """Pad the texts of caption and negative to one length, as pipelines put them into one batch."""
