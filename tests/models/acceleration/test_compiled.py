@@ -107,12 +107,12 @@ def test_a_gpu_without_triton_is_named_and_on_windows_its_package_too(monkeypatc
     assert "mps" in compiled.compile_problem(torch.device("mps"))
 
 
-def test_a_cpu_without_a_c_compiler_is_named(monkeypatch):
+def test_a_cpu_without_a_c_compiler_is_named():
     from torch._inductor import config, cpp_builder
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
-        assert "no C++ compiler" in compiled.compile_problem(CPU)
+        with config.patch("cpp.cxx", ("no-such-compiler",)):  # monkeypatch would remove the setting afterwards
+            assert "no C++ compiler" in compiled.compile_problem(CPU)
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
