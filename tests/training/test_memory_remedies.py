@@ -20,6 +20,7 @@ from lorakit.training import memory_remedies
 from lorakit.training.memory_remedies import Situation
 from lorakit.training.step import TrainingStep
 from tests import runs, tiny
+from tests.long_tier import some_long
 
 
 class _Estimated(Exception):
@@ -90,7 +91,11 @@ RECIPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECIPES)
+SHORT = ("U-Net", "U-Net, text encoder, samples", "DiT, adamw, rank 1", "DiT, all in force",
+         "images on a base for videos")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", some_long(RECIPES, *SHORT))
 def test_every_printed_remedy_is_accepted_and_shrinks_the_memory(data, tmp_path, monkeypatch, name):
     base, overrides = RECIPES[name]
     prompts = str(runs.make_prompts(tmp_path / "p.jsonl"))
