@@ -21,6 +21,7 @@ LAYERS = (
     ("data",),
     ("sampling",),
     ("planner",),
+    ("publishing",),
     ("training",),
     ("evaluation",),
     ("data_tools",),

@@ -42,6 +42,10 @@ class SelectionRecord:
     num_prompts: int
     alarms: list[dict[str, Any]] = field(default_factory=list)
     """Alarms of the variant: name, title, message, ..."""
+    scores: list[dict[str, str]] = field(default_factory=list)
+    """Rows for model cards, as text: score, prompts, base, adapter, change, meaning."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Folders of the images without and with the adapter, relative to the run's: `base`, `adapter`."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; without a time, so that the same evaluation gives the same bytes."""

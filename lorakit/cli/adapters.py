@@ -65,26 +65,35 @@ _rank_options = add_options(
     option("--allow-untrained", is_flag=True, help="Export an adapter without effect too."),
     option("--include-names", is_flag=True,
            help="Write the names of the adapter file and the base model into the metadata."),
+    option("--no-card", is_flag=True,
+           help="Write no model card beside the files, and no thumbnail into them."),
     example="lorakit export runs/dog --for comfyui",
 )  # fmt: skip
 def export_command(
-    source: Path, consumer: str, out: Path | None, base: str | None, apply_strength: bool, **values: Any
+    source: Path,
+    consumer: str,
+    out: Path | None,
+    base: str | None,
+    apply_strength: bool,
+    no_card: bool,
+    **values: Any,
 ) -> None:
     """Write an adapter for ComfyUI, A1111 or diffusers.
 
-    Each file is read back and compared with the trained weights before it is written.
+    Each file is read back and compared with the trained weights before it is written. Beside those of a run
+    is a model card, README.md, with a grid of samples.
     """
-    from lorakit.adapters.formats import export_adapter
     from lorakit.adapters.sources import parse_adapter_source
+    from lorakit.publishing.export_run import export_source
 
     chosen = parse_adapter_source(str(source)).print_line()
-    exported = export_adapter(
-        chosen.weights_file if chosen.run else chosen.path,
+    exported = export_source(
+        chosen,
         consumer,
         out or chosen.export_folder(),
-        base=_find_export_base(chosen.run, base),
-        strength=chosen.strength,
+        base=find_export_base(chosen.run, base),
         apply_strength=apply_strength,
+        card=not no_card,
         **values,
     )
     origin = {"step": chosen.step, "strength": chosen.strength, "strength_applied": apply_strength}
@@ -95,7 +104,7 @@ def export_command(
         _print_strength(chosen, "; or export it with --apply-strength")
 
 
-def _find_export_base(run: Path | None, base: str | None) -> Path | None:
+def find_export_base(run: Path | None, base: str | None) -> Path | None:
     """Return the folder of `base`, else of the run's base model if it is on this machine."""
     from lorakit.config.recipe import load_recipe
     from lorakit.models import base_model

@@ -125,6 +125,14 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "strength": "strength to use the file with, in its metadata",
         "strength_applied": "true if it was multiplied into the weights, which are then used at 1",
     },
+    "publish": {
+        "folder": "the written folder",
+        "files": "its files; these are uploaded",
+        "num_bytes": "their size",
+        "is_evaluated": "false if the card says that there is no current evaluation",
+        "upload": "null, or repository, url, commit (empty if nothing had changed), is_private, uploaded and"
+        " removed (names of files)",
+    },
     "convert": EXPORTED_FILE,
     "check": {"loads": "true or false", "reason": "one sentence"},
     "combine": {"path": "the written file", "num_tensors": "number of tensors"},
@@ -148,6 +156,15 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "nonfinite_tensors": "their names",
         "consumers": "yes, partly, after export, no or unknown by program",
         "metadata": "the header's metadata",
+    },
+    "inspect IMAGE": {
+        "path": "the file",
+        "format, width, height, sha256": "of the image file",
+        "says_ai_generated": "true if it contains the IPTC's mark of AI-generated media",
+        "record": "lorakit's record of its generation, or null",
+        "texts": "texts of any program in the file, by name",
+        "content_credentials": "null without a C2PA manifest; else state (trusted, valid, invalid or not checked),"
+        " digital_source_type, generator, issuer, identity, problems",
     },
     "reproduce": {
         "original, reproduction": "the two adapter files",

@@ -20,7 +20,8 @@ from lorakit.config.validation_errors import find_section
 
 ENVIRONMENT = {
     "LORAKIT_CACHE": "folder of the caches (latents, text embeddings, converted base models); may be deleted",
-    "LORAKIT_C2PA_CERTIFICATE, LORAKIT_C2PA_KEY": "PEM files that sign images: certificates, the signer's first; its key",
+    "LORAKIT_C2PA_CERTIFICATE": "PEM file of the certificates that sign images (C2PA), the signer's first",
+    "LORAKIT_C2PA_KEY": "PEM file of its private key",
     "LORAKIT_C2PA_TRUST": "PEM file of the authorities whose certificates `lorakit inspect IMAGE` trusts",
     "LORAKIT_CAPTION_API_KEY": "key of the caption server (`--api-key-env` names another variable)",
     "LORAKIT_VQA_API_KEY": "key of the server that answers VQAScore's questions",

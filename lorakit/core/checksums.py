@@ -25,6 +25,15 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def git_blob_sha1(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-1 by which git, and a model hub for small files, names the content of a file."""
+    digest = hashlib.sha1(b"blob %d\0" % os.stat(path).st_size, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def find_folder_damage(folder: str | os.PathLike[str], names: Iterable[str] = ()) -> str | None:
     """Return the damage of a committed folder as text, or None if every file has its recorded size and hash.
 

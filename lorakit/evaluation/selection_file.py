@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorakit.adapters.selection_record import SELECTION_FILE, SelectionRecord
+from lorakit.adapters.selection_record import EVALUATION_FOLDER, SELECTION_FILE, SelectionRecord
 from lorakit.core import checksums, platform, storage
 from lorakit.data.prompts import prompt_to_row
+from lorakit.evaluation.report.published_scores import published_scores
 from lorakit.evaluation.score_table import Evaluation, VariantScores
 from lorakit.evaluation.select import Selection
 from lorakit.models import base_model
@@ -74,7 +75,19 @@ def _record(evaluation: Evaluation, selection: Selection | None, verdict: str) -
         prompts_sha256=prompts_hash(evaluation),
         num_prompts=len(evaluation.prompts),
         alarms=[{"title": alarm.title, **alarm.to_json()} for alarm in alarms],
+        scores=published_scores(evaluation, selection, variant) if selection and variant else [],
+        images=_image_folders(evaluation, variant) if variant else {},
     )
+
+
+def _image_folders(evaluation: Evaluation, variant: VariantScores) -> dict[str, str]:
+    """Return the folders of the images of the base model and of a variant, relative to the run's folder."""
+    folders = {}
+    for name, one in (("base", evaluation.base), ("adapter", variant)):
+        parents = {Path(file).parent.as_posix() for file in one.files.values()} if one else set()
+        if len(parents) == 1:
+            folders[name] = f"{EVALUATION_FOLDER}/{parents.pop()}"
+    return folders
 
 
 def prompts_hash(evaluation: Evaluation) -> str:

@@ -89,13 +89,13 @@ def _with_retries(get: Callable[[], str]) -> str:
         try:
             return get()
         except Exception as error:
-            if _status(error) not in _RETRYABLE_STATUS:
+            if http_status(error) not in _RETRYABLE_STATUS:
                 raise
         time.sleep(wait)
     return get()
 
 
-def _status(error: BaseException) -> int:
+def http_status(error: BaseException) -> int:
     """Return the HTTP status behind an error of the hub's client; 0 if there is none."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     return int(getattr(response, "status_code", 0))
@@ -106,7 +106,7 @@ def _hub_error(spec: str, error: Exception, role: str) -> LorakitError:
     from huggingface_hub import errors
 
     name, _, revision = spec.partition("@")
-    status, where = _status(error), f"{role}: {spec}"
+    status, where = http_status(error), f"{role}: {spec}"
     access = "accept the terms on its page, then run `hf auth login` or set HF_TOKEN"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         remedy = "free space there, or set HF_HOME to a folder on another disk"
@@ -154,7 +154,6 @@ def _hash_differs(file: Path) -> bool:
     if re.fullmatch(r"[0-9a-f]{64}", cached_hash):
         return checksums.sha256_file(file) != cached_hash
     if re.fullmatch(r"[0-9a-f]{40}", cached_hash):
-        data = file.read_bytes()
-        git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
-        return cached_hash not in (git.hexdigest(), hashlib.sha1(data, usedforsecurity=False).hexdigest())
+        plain = hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
+        return cached_hash not in (checksums.git_blob_sha1(file), plain)
     return False

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorakit.config.recipe import Recipe, load_recipe
 from lorakit.training.run_folder import RunFolder, run_recipe_file
 from lorakit.training.run_records import ADAPTER_FILE, CHECKPOINTS_FOLDER
+
+if TYPE_CHECKING:
+    from lorakit.adapters.sources import AdapterSource
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ class Checkpoint:
         cannot load the adapter, or if the strength of its method cannot be multiplied in.
         """
         folder = Path(out) if out else self.run / "exports" / f"step-{self.step:08d}"
-        return _export(self.run, self.adapter, consumer, folder, self.strength, apply_strength)
+        from lorakit.adapters.sources import AdapterSource
+
+        source = AdapterSource(self.adapter, self.strength, self.run, self.step)
+        return _export(self.run, source, consumer, folder, apply_strength)
 
 
 class Run:
@@ -117,17 +123,13 @@ class Run:
 
         source = find_adapter(self.path if step is None else f"{self.path}@{step}").print_line()
         folder = Path(out) if out else source.export_folder()
-        return _export(self.path, source.path, consumer, folder, source.strength, apply_strength)
+        return _export(self.path, source, consumer, folder, apply_strength)
 
 
-def _export(
-    run: Path, adapter: Path, consumer: str, out: Path, strength: float, apply_strength: bool
-) -> list[Path]:
-    from lorakit.adapters.formats import export_adapter
+def _export(run: Path, source: AdapterSource, consumer: str, out: Path, apply_strength: bool) -> list[Path]:
     from lorakit.models import base_model
+    from lorakit.publishing.export_run import export_source
 
     base = base_model.local_base_folder(Run(run).recipe.base)
-    exported = export_adapter(
-        adapter, consumer, out, base=base, strength=strength, apply_strength=apply_strength
-    )
+    exported = export_source(source, consumer, out, base=base, apply_strength=apply_strength)
     return [one.path for one in exported]

@@ -13,12 +13,13 @@ import torch
 from accelerate import Accelerator
 
 from lorakit import adapters
-from lorakit.adapters.formats import export_adapter
+from lorakit.adapters.sources import AdapterSource
 from lorakit.config.recipe import TrackerConfig
 from lorakit.core import storage
 from lorakit.core.errors import Interrupted
 from lorakit.core.progress import Progress
 from lorakit.models.memory import sharding
+from lorakit.publishing.export_run import export_source
 from lorakit.training import (
     checkpoint,
     run_identity,
@@ -128,18 +129,12 @@ class Trainer:
         run_results.record_results(self.run, self.state.step, [adapter, *exports, report], consumers)
 
     def _export(self, file: Path) -> tuple[list[Path], list[str]]:
-        """Export the adapter for each consumer that the recipe names; return the files and all consumers.
-
-        One file may serve several.
-        """
-        files, served = dict[Path, None](), set[str]()
-        for consumer in self.recipe.export:
-            if consumer not in served:
-                folder = self.run.path / "exports"
-                exports = export_adapter(file, consumer, folder, base=self.session.base_folder)
-                files |= dict.fromkeys(exported.path for exported in exports)
-                served |= {consumer, *(name for exported in exports for name in exported.consumers)}
-        return list(files), sorted(served)
+        """Export the adapter for each consumer that the recipe names; return the files and all consumers."""
+        source = AdapterSource(file, run=self.run.path, step=self.state.step, is_last=True)
+        folder, base = self.run.path / "exports", self.session.base_folder
+        exports = export_source(source, self.recipe.export, folder, base=base)
+        served = {*self.recipe.export, *(name for exported in exports for name in exported.consumers)}
+        return [exported.path for exported in exports], sorted(served)
 
     # the loop
 

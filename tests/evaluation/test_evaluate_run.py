@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from lorakit import adapters
+from lorakit.adapters import selection_record
 from lorakit.adapters.selection_record import SELECTION_FILE
 from lorakit.cli import main
 from lorakit.core import storage
@@ -60,6 +61,13 @@ def test_the_result_names_the_selected_checkpoint_and_holds_the_scores(run, resu
     else:
         assert (best.run, best.step, best.strength) == (run, selected.step, selected.strength)
         assert best.adapter.is_file()
+    record = selection_record.read_selection(run, 48).record
+    assert record is not None
+    assert {row["score"] for row in record.scores} >= {"CLIP-T", "Fidelity", "Prompt adherence"}
+    assert all("[" in row["adapter"] or "cannot" in row["adapter"] for row in record.scores)
+    for folder in record.images.values():
+        assert len(list((run / folder).glob("*.png"))) == 12
+    assert set(record.images) == {"base", "adapter"}
     assert {row["variant"] for row in result.scores} == {v.name for v in result.evaluation.variants}
     assert all(row["clip_t"]["ci_low"] < row["clip_t"]["ci_high"] for row in result.scores)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import zlib
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lorakit.cli import main
+from lorakit.cli.json_answers import JSON_ANSWERS
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from lorakit.imaging import content_credentials, inspect_image, provenance, signing_identity
@@ -103,6 +105,9 @@ def test_inspect_shows_record_and_signature_and_fails_for_a_changed_image(tmp_pa
     file = storage.write_bytes(tmp_path / "a.png", data)
     assert main.main(["inspect", str(file)]) == 0
     text = capsys.readouterr().out
+    assert main.main(["inspect", str(file), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer.keys() == {key for names in JSON_ANSWERS["inspect IMAGE"] for key in names.split(", ")}
     for part in ("a photo of sks dog", "valid", "trainedAlgorithmicMedia", "not who made it", "ab" * 32):
         assert part in text
     storage.write_bytes(file, changed_at(data, data.index(b"Steps: 20"), "png"))

@@ -7,9 +7,10 @@ names of the file and of the base model only on request.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,10 @@ _KEPT_KEYS = (
     "applied_strength",
     "recipe_hash",
 )
+THUMBNAIL_KEY, PUBLIC_BASE_KEY = "modelspec.thumbnail", "lorakit.base"
+"""Keys of `with_public_details`: a data URI, and the public name of the base model."""
+_MAX_HEADER_BYTES = 1 << 20  # that ComfyUI reads
+_BYTES_PER_TENSOR = 120  # of its entry in a header, beside its name
 _IMPLEMENTATION = "https://github.com/huggingface/diffusers"
 
 # Architecture by family, and published models that differ in the number of inputs of a module.
@@ -74,6 +79,18 @@ class MethodSummary:
     method: str
     rank: int
     alpha: float
+
+
+def with_public_details(
+    adapter: LoadedAdapter, *, thumbnail: bytes | None = None, base: str | None = None
+) -> LoadedAdapter:
+    """Return an adapter whose exports show a thumbnail (JPEG) and name the base model, which is public."""
+    details = {}
+    if thumbnail:
+        details[THUMBNAIL_KEY] = f"data:image/jpeg;base64,{base64.b64encode(thumbnail).decode('ascii')}"
+    if base:
+        details[PUBLIC_BASE_KEY] = base
+    return replace(adapter, metadata={**adapter.metadata, **details})
 
 
 def build_metadata(
@@ -112,12 +129,9 @@ def build_metadata(
     for prefix, versions in _BASE_VERSIONS.items():
         if architecture.startswith(prefix):
             entries |= versions
-    if isinstance(resolution := own.get("resolution"), int):
-        entries["modelspec.resolution"] = f"{resolution}x{resolution}"
-    if isinstance(trigger := own.get("trigger"), str) and trigger:
-        entries["modelspec.trigger_phrase"] = trigger
-    if isinstance(strength := own.get("strength"), float):
-        entries["modelspec.usage_hint"] = f"Use at strength {strength:g}."
+    entries |= _training_entries(own)
+    if base_name := adapter.metadata.get(PUBLIC_BASE_KEY):
+        entries["ss_sd_model_name"] = base_name
     if (
         base is not None
         and (base / "scheduler" / "scheduler_config.json").is_file()
@@ -128,7 +142,33 @@ def build_metadata(
         entries["ss_output_name"] = output_name
         if isinstance(base_name := adapter.lorakit_metadata.get("base"), str):
             entries["ss_sd_model_name"] = PureWindowsPath(base_name).name
-    return {key: mask_secrets(text) for key, text in entries.items()}
+    masked = {key: mask_secrets(text) for key, text in entries.items()}
+    thumbnail = adapter.metadata.get(THUMBNAIL_KEY, "")
+    is_shown = thumbnail.startswith("data:image/") and _fits_header(tensors, masked, thumbnail)
+    return masked | ({THUMBNAIL_KEY: thumbnail} if is_shown else {})
+
+
+def _training_entries(own: Mapping[str, Any]) -> dict[str, str]:
+    """Return what user interfaces show of a training: resolution, steps, trigger words, the use."""
+    entries, hints = dict[str, str](), []
+    if isinstance(resolution := own.get("resolution"), int):
+        entries["modelspec.resolution"] = f"{resolution}x{resolution}"
+        entries["ss_resolution"] = f"({resolution}, {resolution})"
+    if isinstance(step := own.get("step"), int):
+        entries["ss_steps"] = str(step)
+    if isinstance(trigger := own.get("trigger"), str) and trigger:
+        entries["modelspec.trigger_phrase"] = trigger
+        hints.append(f"Write {trigger} in the prompt.")
+    if isinstance(strength := own.get("strength"), float):
+        hints.append(f"Use at strength {strength:g}.")
+    return entries | ({"modelspec.usage_hint": " ".join(hints)} if hints else {})
+
+
+def _fits_header(tensors: Mapping[str, torch.Tensor], entries: Mapping[str, str], thumbnail: str) -> bool:
+    """Return True if a header with this thumbnail stays below the size that ComfyUI reads."""
+    names = sum(len(name.encode()) + _BYTES_PER_TENSOR for name in tensors)
+    texts = sum(len(key.encode()) + len(json.dumps(text)) + 8 for key, text in entries.items())
+    return names + texts + len(thumbnail) < _MAX_HEADER_BYTES
 
 
 def _method_summary(deltas: Mapping[str, DeltaWeight], tensors: Mapping[str, torch.Tensor]) -> MethodSummary:
