@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from peft.utils import merge_utils
 
 from lorakit.adapters.formats import BaseWeights, DeltaWeight, LoadedAdapter, LoraDelta, low_rank
 from lorakit.adapters.formats.export import require_family
@@ -17,7 +18,7 @@ from lorakit.adapters.tools.weighted import WeightedAdapter, WeightedDelta
 from lorakit.core import rng
 from lorakit.core.errors import ConfigError
 
-COMBINE_METHODS = ("concatenate", "svd", "ties", "dare")
+COMBINE_METHODS = ("concatenate", "svd", "ties", "dare", "dare-ties")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ def combine_adapters(
 
     `concatenate` is exact, and its rank is the sum of the ranks; `svd` keeps the best `max_rank` of the exact
     sum; `ties` keeps the largest `density` of each difference and elects signs; `dare` drops all but
-    `density` of it at random and rescales the rest. The last three have at most `max_rank` (default: the
-    largest rank of the adapters). `base_weights` are needed for DoRA and OFT.
+    `density` of it at random and rescales the rest; `dare-ties` drops at random and elects signs. All but the
+    first have at most `max_rank` (default: the largest rank of the adapters). `base_weights` are needed for
+    DoRA and OFT.
     Raises ConfigError for an unknown method, a density outside (0, 1], and adapters of different models.
     """
     if method not in COMBINE_METHODS:
@@ -79,7 +81,7 @@ def combine_adapters(
                 term.strength * term.delta.dense(base_weight_for(base_weights, module, term.delta))
                 for term in terms
             ]
-            merged = _ties(matrices, density) if method == "ties" else _dare(matrices, density, seed, module)
+            merged = _merge_dense(matrices, method, density, (seed, "dare", module))
             combined[module] = low_rank.nearest_lora(merged, rank_limit)
     return LoadedAdapter(combined, "diffusers", possible_families=tuple(families))
 
@@ -92,26 +94,32 @@ def _matrix_shape(delta: DeltaWeight) -> tuple[int, int]:
     return delta.shape[0], int(torch.tensor(delta.shape[1:]).prod())
 
 
-def _ties(matrices: Sequence[torch.Tensor], density: float) -> torch.Tensor:
-    """Trim each matrix to its largest entries, elect a sign for each entry, average those that agree."""
-    stack = torch.stack([_trimmed(matrix, density) for matrix in matrices])
-    sign = stack.sum(0).sign()
-    agrees = (stack.sign() == sign) & (stack != 0)
-    return (stack * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+def _merge_dense(
+    matrices: Sequence[torch.Tensor], method: str, density: float, keys: tuple[int | str, ...]
+) -> torch.Tensor:
+    """Merge delta weights by `ties`, `dare` or `dare-ties`, from the parts that peft has for it.
+
+    `keys` are those of the random entries that DARE drops.
+    """
+    kept = [_prune(matrix, method, density, (*keys, number)) for number, matrix in enumerate(matrices)]
+    stack = torch.stack(kept)
+    if method == "dare":
+        return stack.sum(0)
+    # peft elects the positive sign where the sum is exactly zero; by the paper no entry agrees with it there
+    agrees = merge_utils.calculate_majority_sign_mask(stack) & (stack.sum(0) != 0)
+    return merge_utils.disjoint_merge(stack, agrees)
 
 
-def _trimmed(matrix: torch.Tensor, density: float) -> torch.Tensor:
-    num_kept = max(1, round(matrix.numel() * density))
-    threshold = matrix.abs().flatten().kthvalue(matrix.numel() - num_kept + 1).values
-    return torch.where(matrix.abs() >= threshold, matrix, 0)
-
-
-def _dare(matrices: Sequence[torch.Tensor], density: float, seed: int, module: str) -> torch.Tensor:
-    total = torch.zeros_like(matrices[0])
-    for number, matrix in enumerate(matrices):
-        generator = rng.generator(seed, "dare", module, number)
-        total += matrix * (torch.rand(matrix.shape, generator=generator) < density) / density
-    return total
+def _prune(matrix: torch.Tensor, method: str, density: float, keys: tuple[int | str, ...]) -> torch.Tensor:
+    """Keep the largest entries (`ties`), or random ones, scaled so that the mean stays the same."""
+    if density >= 1:
+        return matrix
+    if method == "ties":
+        return merge_utils.prune(matrix, max(density, 1 / matrix.numel()), "magnitude")
+    with torch.random.fork_rng(devices=()):  # peft draws from torch's global generator
+        seed, purpose, *parts = keys
+        torch.default_generator.manual_seed(rng.derive_seed(int(seed), str(purpose), *parts))
+        return merge_utils.prune(matrix, density, "random", rescale=True)
 
 
 def resize_adapter(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,21 +63,70 @@ def test_svd_keeps_the_best_rank_of_the_sum(pair):
     assert off(combined.deltas[module].dense(), u[:, :3] * s[:3] @ vh[:3]) < 1e-5
 
 
-def test_ties_elects_signs_and_averages_those_that_agree():
+KEYS = (0, "dare", "m")
+
+
+def elected_mean(stack: torch.Tensor) -> torch.Tensor:
+    """The election and the disjoint mean of arXiv:2306.01708, one entry after the other."""
+    merged = torch.zeros(stack.shape[1:])
+    for index in np.ndindex(*stack.shape[1:]):
+        values = [float(value) for value in stack[(slice(None), *index)]]
+        sign = np.sign(sum(values))
+        agreeing = [value for value in values if value and np.sign(value) == sign]
+        merged[index] = sum(agreeing) / len(agreeing) if agreeing else 0.0
+    return merged
+
+
+def trim(matrix: torch.Tensor, density: float) -> torch.Tensor:
+    """The entries of the largest magnitudes, as many as the density says."""
+    order = sorted(np.ndindex(*matrix.shape), key=lambda index: -abs(float(matrix[index])))
+    trimmed = torch.zeros_like(matrix)
+    for index in order[: int(density * matrix.numel())]:
+        trimmed[index] = matrix[index]
+    return trimmed
+
+
+@pytest.mark.parametrize("density", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_ties_is_the_formula_of_its_paper(count, density):
+    generator = torch.Generator().manual_seed(count)
+    matrices = [torch.randn(6, 4, generator=generator) for _ in range(count)]
+    expected = elected_mean(torch.stack([trim(matrix, density) for matrix in matrices]))
+    merged = combine._merge_dense(matrices, "ties", density, KEYS)
+    assert torch.allclose(merged, expected, atol=1e-6)
+
+
+def test_opposite_adapters_cancel_in_ties():
+    matrix = torch.tensor([[4.0, -3.0, 0.5]])
+    assert not combine._merge_dense([matrix, -matrix], "ties", 1.0, KEYS).any()
     first, second = torch.tensor([[4.0, -3.0, 0.1, 1.0]]), torch.tensor([[2.0, 5.0, 0.2, -9.0]])
-    merged = combine._ties([first, second], density=0.75)
+    merged = combine._merge_dense([first, second], "ties", 0.75, KEYS)
     assert torch.equal(merged, torch.tensor([[3.0, 5.0, 0.0, -9.0]]))
 
 
-def test_dare_keeps_the_mean_and_the_density():
-    matrix = torch.ones(200, 200)
-    merged = combine._dare([matrix], 0.25, 0, "m")
+def test_dare_keeps_the_mean_and_the_density_and_no_global_random_state():
+    matrix, state = torch.ones(200, 200), torch.get_rng_state()
+    merged = combine._merge_dense([matrix], "dare", 0.25, KEYS)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(merged.unique().tolist()) == {
+        0.0,
+        4.0,
+    }  # dropped, or divided by the density (arXiv:2311.03099)
     assert abs(float((merged != 0).float().mean()) - 0.25) < 0.01
     assert abs(float(merged.mean()) - 1) < 0.05
-    assert torch.equal(merged, combine._dare([matrix], 0.25, 0, "m"))
+    assert torch.equal(merged, combine._merge_dense([matrix], "dare", 0.25, KEYS))
+    assert not torch.equal(merged, combine._merge_dense([matrix], "dare", 0.25, (1, "dare", "m")))
 
 
-@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_dare_adds_and_dare_ties_elects():
+    first, second = torch.tensor([[1.0, -1.0]]).repeat(8, 8), torch.tensor([[2.0, 3.0]]).repeat(8, 8)
+    kept = [combine._prune(matrix, "dare", 0.5, (*KEYS, n)) for n, matrix in enumerate((first, second))]
+    assert torch.equal(combine._merge_dense([first, second], "dare", 0.5, KEYS), kept[0] + kept[1])
+    elected = combine._merge_dense([first, second], "dare-ties", 0.5, KEYS)
+    assert torch.allclose(elected, elected_mean(torch.stack(kept)))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "dare-ties"])
 def test_one_adapter_at_full_density_is_not_changed(method, pair):
     combined = combine.combine_adapters([WeightedAdapter(pair[0])], method, density=1.0)
     for module, delta in combined.deltas.items():
