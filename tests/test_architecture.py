@@ -21,7 +21,6 @@ LAYERS = (
     ("data",),
     ("sampling",),
     ("planner",),
-    ("publishing",),
     ("training",),
     ("evaluation",),
     ("data_tools",),

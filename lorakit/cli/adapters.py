@@ -83,8 +83,8 @@ def export_command(
     Each file is read back and compared with the trained weights before it is written. Beside those of a run
     is a model card, README.md, with a grid of samples.
     """
+    from lorakit.adapters.publishing.export_run import export_source
     from lorakit.adapters.sources import parse_adapter_source
-    from lorakit.publishing.export_run import export_source
 
     chosen = parse_adapter_source(str(source)).print_line()
     exported = export_source(

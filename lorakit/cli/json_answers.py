@@ -163,8 +163,8 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "says_ai_generated": "true if it contains the IPTC's mark of AI-generated media",
         "record": "lorakit's record of its generation, or null",
         "texts": "texts of any program in the file, by name",
-        "content_credentials": "null without a C2PA manifest; else state (trusted, valid, invalid or not checked),"
-        " digital_source_type, generator, issuer, identity, problems",
+        "content_credentials": "null without a C2PA manifest; else state (trusted, valid, invalid or not"
+        " checked), digital_source_type, generator, issuer, identity, problems",
     },
     "reproduce": {
         "original, reproduction": "the two adapter files",

@@ -10,8 +10,8 @@ import click
 from lorakit.core.command_line import FILE, FOLDER, command, option, print_answer
 
 if TYPE_CHECKING:
-    from lorakit.publishing.hub_upload import Upload
-    from lorakit.publishing.publication import Publication
+    from lorakit.adapters.publishing.hub_upload import Upload
+    from lorakit.adapters.publishing.publication import Publication
 
 
 @command(
@@ -51,9 +51,9 @@ def publish_command(
     of the evaluation; no images, captions and names of the training data. Look at it before you upload it:
     files that you add are uploaded, too, and a card that you edit stays.
     """
+    from lorakit.adapters.publishing import hub_upload, publication
     from lorakit.adapters.sources import parse_adapter_source
     from lorakit.cli.adapters import find_export_base
-    from lorakit.publishing import hub_upload, publication
 
     source = parse_adapter_source(str(run)).print_line()
     folder = out or publication.publish_folder(source)

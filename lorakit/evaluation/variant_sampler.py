@@ -13,7 +13,7 @@ from lorakit.data import conditioning, tensor_cache
 from lorakit.data.prompts import Prompt
 from lorakit.evaluation.sample_files import SampleFile, SampleKey
 from lorakit.evaluation.sampling_estimate import SamplingMeter
-from lorakit.imaging.provenance import AdapterUse
+from lorakit.imaging.provenance import SAMPLES_FILE, AdapterUse
 from lorakit.models import base_model
 from lorakit.sampling import generate, saved_samples
 from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline
@@ -121,7 +121,7 @@ class VariantSampler:
                 row = {"file": file.name, "prompt_id": prompt.id, "prompt": prompt.prompt, "seed": seed}
                 video = file.with_suffix(".webp")
                 rows.append(row | ({"video": video.name} if video.is_file() else {}))
-        storage.write_json(folder / saved_samples.SAMPLES_FILE, rows)
+        storage.write_json(folder / SAMPLES_FILE, rows)
 
     def _sample_hash(self, prompt: Prompt, seed: int, task: SamplingTask) -> str:
         family = self.pipeline.family

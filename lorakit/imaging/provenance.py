@@ -18,6 +18,8 @@ from lorakit.core.version import __version__
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
+SAMPLES_FILE = "samples.json"
+"""List of the samples in a folder. It is written last: where it exists, all images do."""
 INFOTEXT_KEY, RECORD_KEY, XMP_KEY = "parameters", "lorakit", "XML:com.adobe.xmp"
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """The IPTC's term for media that a trained model generated."""

@@ -53,6 +53,14 @@ def absolute_spec(spec: str) -> str:
     return f"{path}@{Path(parsed.parts).resolve() if Path(parsed.parts).is_dir() else parsed.parts}"
 
 
+def public_name(spec: str) -> str | None:
+    """Return the name of a base model that everybody knows: embedded, or of the hub; None for local ones."""
+    if is_embedded(spec):
+        return spec
+    is_local = Path(spec).exists() or single_file.is_single_file(spec) or spec.count("/") != 1
+    return None if is_local or spec.startswith((".", "/", "~")) else spec
+
+
 def local_base_folder(spec: str) -> Path | None:
     """Return the folder of a base model that is embedded or a local folder; None if it is anything else."""
     if is_embedded(spec):

@@ -17,15 +17,20 @@ from lorakit.adapters.sources import AdapterSource
 from lorakit.core import checksums, storage
 from lorakit.data.prompts import Sample
 from lorakit.imaging import content_credentials, signing_identity, video
-from lorakit.imaging.provenance import AdapterUse, ImageProvenance, png_info, webp_options
-from lorakit.models import base_model, schedulers, single_file
+from lorakit.imaging.provenance import (
+    SAMPLES_FILE,
+    AdapterUse,
+    ImageProvenance,
+    png_info,
+    webp_options,
+)
+from lorakit.models import base_model, schedulers
 from lorakit.models.families.family import Family
 
 if TYPE_CHECKING:
     from lorakit.sampling.generate import SamplingSettings
 
 ProvenanceMode = Literal["text", "c2pa", "none"]
-SAMPLES_FILE = "samples.json"  # written last: where it exists, all images do
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def make_recorder(
         _known_guidance(family, pipe, settings.guidance_scale),
         family.name,
         base_hash or base_model.base_hash(base_model.resolve_base(base)),
-        public_base_name(base),
+        base_model.public_name(base),
         tuple(adapters),
         signing_identity.load_identity() if mode == "c2pa" else None,
     )
@@ -109,14 +114,6 @@ def adapter_uses(sources: Sequence[AdapterSource]) -> tuple[AdapterUse, ...]:
         AdapterUse(checksums.sha256_file(source.weights_file), source.strength, step=source.step)
         for source in sources
     )
-
-
-def public_base_name(base: str) -> str | None:
-    """Return the name of a base model that everybody knows: embedded, or of the hub; None for local ones."""
-    if base_model.is_embedded(base):
-        return base
-    is_local = Path(base).exists() or single_file.is_single_file(base) or base.count("/") != 1
-    return None if is_local or base.startswith((".", "/", "~")) else base
 
 
 def _known_guidance(family: Family, pipe: Any, guidance_scale: float | None) -> float | None:

@@ -12,7 +12,7 @@ from lorakit.core import storage
 from lorakit.core.errors import first_line
 from lorakit.data.prompts import Prompt, Sample
 from lorakit.data.subjects import Subjects, concept_subjects, replace_triggers
-from lorakit.imaging.provenance import AdapterUse
+from lorakit.imaging.provenance import SAMPLES_FILE, AdapterUse
 from lorakit.models import clip_score, memory
 from lorakit.sampling import generate, saved_samples
 from lorakit.training import final_loss
@@ -71,7 +71,7 @@ class TrainingMonitor:
 
     def _sample(self, step: int) -> None:
         session, folder = self.session, step_folder(self.run.path, step)
-        if session.encoded_prompts is None or (folder / saved_samples.SAMPLES_FILE).exists():
+        if session.encoded_prompts is None or (folder / SAMPLES_FILE).exists():
             return
         samples = generate.sample_images(
             session.family,

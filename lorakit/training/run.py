@@ -127,8 +127,8 @@ class Run:
 
 
 def _export(run: Path, source: AdapterSource, consumer: str, out: Path, apply_strength: bool) -> list[Path]:
+    from lorakit.adapters.publishing.export_run import export_source
     from lorakit.models import base_model
-    from lorakit.publishing.export_run import export_source
 
     base = base_model.local_base_folder(Run(run).recipe.base)
     exported = export_source(source, consumer, out, base=base, apply_strength=apply_strength)

@@ -9,7 +9,7 @@ from PIL import Image
 from lorakit import reports
 from lorakit.core import storage
 from lorakit.imaging.decode import decode_image
-from lorakit.sampling.saved_samples import SAMPLES_FILE
+from lorakit.imaging.provenance import SAMPLES_FILE
 
 CONTACT_SHEET_FILE = "contact-sheet.png"
 MAX_ROWS, MAX_COLUMNS, CELL_PIXELS = 16, 12, 128

@@ -13,13 +13,13 @@ import torch
 from accelerate import Accelerator
 
 from lorakit import adapters
+from lorakit.adapters.publishing.export_run import export_source
 from lorakit.adapters.sources import AdapterSource
 from lorakit.config.recipe import TrackerConfig
 from lorakit.core import storage
 from lorakit.core.errors import Interrupted
 from lorakit.core.progress import Progress
 from lorakit.models.memory import sharding
-from lorakit.publishing.export_run import export_source
 from lorakit.training import (
     checkpoint,
     run_identity,

@@ -15,7 +15,6 @@ from lorakit.config import recipe
 from lorakit.core import checksums, storage
 from lorakit.imaging import inspect_image
 from lorakit.models import base_model
-from lorakit.sampling import saved_samples
 from tests import runs
 from tests.sampling.test_diffusers_pipeline import write_adapter
 
@@ -99,13 +98,13 @@ def test_a_sample_is_signed_on_request(sampled):
     ],
 )
 def test_only_public_names_of_base_models_are_written(base, name):
-    assert saved_samples.public_base_name(base) == name
+    assert base_model.public_name(base) == name
 
 
 def test_a_folder_that_looks_like_a_hub_id_is_not_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org/model").mkdir(parents=True)
-    assert saved_samples.public_base_name("org/model") is None
+    assert base_model.public_name("org/model") is None
 
 
 @pytest.mark.parametrize("mode", ["text", "none"])

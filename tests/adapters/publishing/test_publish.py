@@ -17,14 +17,14 @@ from PIL import Image
 
 from lorakit import manifest
 from lorakit.adapters import formats
+from lorakit.adapters.publishing import card_facts, hub_upload, model_card, private_data, publication
 from lorakit.adapters.sources import parse_adapter_source
 from lorakit.cli import main
 from lorakit.cli.json_answers import JSON_ANSWERS
 from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
-from lorakit.publishing import card_facts, hub_upload, model_card, private_data, publication
+from tests.adapters.publishing import fake_hub, run_folders
 from tests.network import servers
-from tests.publishing import fake_hub, run_folders
 
 NAME = "me/sks-lora"
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.adapters.publishing.publication import LIST_FILE, Publication, parse_file_list, read_file_list
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, LorakitError
 from lorakit.models import hub
-from lorakit.publishing.publication import LIST_FILE, Publication, parse_file_list, read_file_list
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _MAX_NAMES = 5  # in a sentence

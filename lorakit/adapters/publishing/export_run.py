@@ -10,13 +10,18 @@ from lorakit.adapters.formats.export import export_loaded_adapter
 from lorakit.adapters.formats.metadata import with_public_details
 from lorakit.adapters.formats.strength import with_strength
 from lorakit.adapters.formats.verify import ExportedFile
+from lorakit.adapters.publishing.card_facts import CardFacts, read_card_facts
+from lorakit.adapters.publishing.model_card import GRID_FILE, CardContents, CardFile, format_card, write_card
+from lorakit.adapters.publishing.sample_pictures import (
+    SampleImage,
+    find_sample_images,
+    sample_grid,
+    thumbnail,
+)
 from lorakit.adapters.sources import AdapterSource
 from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError, first_line
 from lorakit.core.progress import print_line
-from lorakit.publishing.card_facts import CardFacts, read_card_facts
-from lorakit.publishing.model_card import GRID_FILE, CardContents, CardFile, format_card, write_card
-from lorakit.publishing.sample_pictures import SampleImage, find_sample_images, sample_grid, thumbnail
 
 
 def export_source(

@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image
 
 from lorakit import reports
+from lorakit.adapters.publishing.card_facts import CardFacts
 from lorakit.core import storage
 from lorakit.core.errors import LorakitError
 from lorakit.imaging import decode
-from lorakit.publishing.card_facts import CardFacts
-from lorakit.sampling.saved_samples import SAMPLES_FILE
+from lorakit.imaging.provenance import SAMPLES_FILE
 
 GRID_ROWS, GRID_CELL_PIXELS = 6, 224
 MAX_EXAMPLES = 4

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
+from lorakit.adapters.publishing.card_facts import NO_EVALUATION, CardFacts
 from lorakit.core import checksums, storage
 from lorakit.core.progress import print_line
 from lorakit.core.version import __version__
-from lorakit.publishing.card_facts import NO_EVALUATION, CardFacts
 
 CARD_FILE, GRID_FILE, THUMBNAIL_FILE = "README.md", "samples.png", "thumbnail.jpg"
 _MARK = "<!-- written by lorakit, sha256 of the text above: "
@@ -296,7 +296,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 
 def _escaped(text: str) -> str:
-    """Return text that Markdown shows as it is, in one line."""
+    """Return text in one line, without marks of Markdown."""
     plain = " ".join(str(text).split())
     for mark in "\\`*_[]<>":
         plain = plain.replace(mark, f"\\{mark}")

@@ -10,14 +10,13 @@ from typing import Any
 
 from lorakit import manifest
 from lorakit.adapters.files import read_adapter_metadata
+from lorakit.adapters.publishing.private_data import PrivateData, read_private_data
 from lorakit.adapters.selection_record import ReadSelection, SelectionRecord, read_selection
 from lorakit.adapters.sources import RECIPE_FILE, AdapterSource, read_last_step
 from lorakit.config.recipe import Recipe, load_recipe
 from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.models import base_model, families
-from lorakit.publishing.private_data import PrivateData, read_private_data
-from lorakit.sampling.saved_samples import public_base_name
 
 RUN_FILE = "run.json"
 NO_EVALUATION = "This run was not evaluated."
@@ -98,7 +97,7 @@ def read_card_facts(source: AdapterSource) -> CardFacts:
         adapter_sha256=checksums.sha256_file(source.weights_file),
         family_title=title,
         license_of_base=license_text,
-        base=public_base_name(recipe.base),
+        base=base_model.public_name(recipe.base),
         is_video=is_video,
         data=_summarize(recipe, record),
         evaluation=evaluation,

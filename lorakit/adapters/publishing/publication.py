@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.adapters.formats.verify import ExportedFile
-from lorakit.adapters.sources import AdapterSource
-from lorakit.core import checksums, output_paths, storage
-from lorakit.core.errors import ConfigError, DataError
-from lorakit.publishing.card_facts import read_card_facts
-from lorakit.publishing.export_run import card_files, export_source
-from lorakit.publishing.model_card import (
+from lorakit.adapters.publishing.card_facts import read_card_facts
+from lorakit.adapters.publishing.export_run import card_files, export_source
+from lorakit.adapters.publishing.model_card import (
     CARD_FILE,
     GRID_FILE,
     THUMBNAIL_FILE,
@@ -26,7 +23,15 @@ from lorakit.publishing.model_card import (
     is_unedited,
     numbers_of_evaluation,
 )
-from lorakit.publishing.sample_pictures import MAX_EXAMPLES, find_sample_images, sample_grid, thumbnail
+from lorakit.adapters.publishing.sample_pictures import (
+    MAX_EXAMPLES,
+    find_sample_images,
+    sample_grid,
+    thumbnail,
+)
+from lorakit.adapters.sources import AdapterSource
+from lorakit.core import checksums, output_paths, storage
+from lorakit.core.errors import ConfigError, DataError
 
 EVALUATION_FILE, LIST_FILE = "evaluation.json", "publication.json"
 EXAMPLES_FOLDER = "examples"
