@@ -37,6 +37,7 @@ KNOWN = {
     "chroma": ("chroma", "chroma", _KL),
     "sana": ("sana", "sana", _DC),
     "krea2": ("krea2", "krea2", _QWEN),
+    "anima": ("anima", "anima", _QWEN),
     "wan": ("wan", "wan", _WAN),
 }
 NAMES = [name + ending for name in KNOWN for ending in ("", "-low-memory")]

@@ -14,7 +14,7 @@ _GUIDANCE = {
 }
 
 
-def _vae(class_name: str = "AutoencoderKLQwenImage", levels: int = 3, **changes: Any) -> Any:
+def qwen_vae(class_name: str = "AutoencoderKLQwenImage", levels: int = 3, **changes: Any) -> Any:
     """Build a video VAE, used for images, that halves them `levels` - 1 times."""
     import diffusers
 
@@ -53,7 +53,7 @@ def _qwen_image(pipeline: str = "QwenImagePipeline") -> Any:
     )
     return getattr(diffusers, pipeline)(
         scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
-        vae=_vae(),
+        vae=qwen_vae(),
         text_encoder=parts.qwen25_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer,
@@ -95,7 +95,7 @@ def _qwen_image_21() -> Any:
     return QwenImage21Pipeline(
         scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
         # the pipeline assumes 16 pixels per latent
-        vae=_vae("AutoencoderKLQwenImage21", levels=5, decoder_base_dim=4, scale_factor_spatial=16),
+        vae=qwen_vae("AutoencoderKLQwenImage21", levels=5, decoder_base_dim=4, scale_factor_spatial=16),
         text_encoder=parts.qwen3_vl(tokenizer),
         processor=processor,
         transformer=transformer,
@@ -125,7 +125,7 @@ def _krea2() -> Any:
     )
     pipe = Krea2Pipeline(
         scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
-        vae=_vae(),
+        vae=qwen_vae(),
         text_encoder=parts.qwen3_vl(tokenizer, head=False, num_hidden_layers=2),
         tokenizer=tokenizer,
         transformer=transformer,

@@ -80,6 +80,10 @@ _WAN = (
 )
 _LTX = rf"transformer_blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
 _PIXART = rf"transformer_blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2))"
+_COSMOS = (
+    rf"transformer_blocks\.\d+\.(attn[12]\.{_PLAIN}|ff\.net\.(0\.proj|2)|norm[123]\.linear_[12])"
+    r"|norm_out\.linear_[12]|time_embed\.t_embedder\.linear_[12]|patch_embed\.proj|proj_out"
+)
 _ANY = r".+"
 
 _CLIP, _CLIPS = ("text_encoder",), ("text_encoder", "text_encoder_2")
@@ -133,6 +137,7 @@ LOADER_RULES: dict[str, dict[str, LoaderRule]] = {
     "lumina2": _DIFFUSERS | _native(_LUMINA),
     "hunyuan-image": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
     "ernie-image": _DIFFUSERS | _native(_ERNIE),
+    "anima": _DIFFUSERS | _native(_COSMOS),
     # video: ComfyUI has its own names; keys with diffusers' names load nothing there
     "wan": _DIFFUSERS | _native(_WAN),
     "ltx-video": _DIFFUSERS | _native(_LTX),

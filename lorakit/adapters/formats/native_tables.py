@@ -288,7 +288,29 @@ def _ltx() -> list[_Row]:
     )
 
 
+def _cosmos() -> list[_Row]:
+    native, ours = "blocks.{}", "transformer_blocks.{}"
+    rows = [
+        _row(f"{native}.mlp.layer1", f"{ours}.ff", "net.0.proj"),
+        _row(f"{native}.mlp.layer2", f"{ours}.ff", "net.2"),
+    ]
+    for attention, own in (("self_attn", "attn1"), ("cross_attn", "attn2")):
+        rows += [
+            _row(f"{native}.{attention}.{letter}_proj", f"{ours}.{own}", f"to_{letter}") for letter in "qkv"
+        ]
+        rows.append(_row(f"{native}.{attention}.output_proj", f"{ours}.{own}", "to_out.0"))
+    for depth in (1, 2):
+        rows += [
+            _row(f"{native}.adaln_modulation_{name}.{depth}", f"{ours}.norm{number}", f"linear_{depth}")
+            for number, name in enumerate(("self_attn", "cross_attn", "mlp"), 1)
+        ]
+        rows.append((f"final_layer.adaln_modulation.{depth}", (f"norm_out.linear_{depth}",)))
+        rows.append((f"t_embedder.1.linear_{depth}", (f"time_embed.t_embedder.linear_{depth}",)))
+    return rows + _outer_rows(("x_embedder.proj.1", "patch_embed.proj"), ("final_layer.linear", "proj_out"))
+
+
 _ROWS: dict[str, list[_Row]] = {
+    "anima": _cosmos(),
     "sd3": _sd3(),
     "flux1": _FLUX1_ROWS,
     "chroma": _CHROMA,

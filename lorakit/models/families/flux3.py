@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families.family import Conditioning
+from lorakit.models.families.modular import ModularFamily
 from lorakit.models.families.packing import pack_latents, unpack_latents
 from lorakit.models.families.pipeline_folder import max_sequence_length
 from lorakit.models.families.specs import ComponentSpec, LatentSpec
@@ -13,10 +13,9 @@ from lorakit.models.families.unpadded import TEXT_MASK, UnpaddedTextFamily
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 
-class Flux3(UnpaddedTextFamily):
+class Flux3(UnpaddedTextFamily, ModularFamily):
     """Black Forest Labs 2026, https://bfl.ai/models/flux-3-image-klein. The base, not the distilled model.
     It expects long captions: the published pipeline has a language model write them."""
 
@@ -55,38 +54,10 @@ class Flux3(UnpaddedTextFamily):
         )[0]
         return unpack_latents(prediction, height, width, 1)
 
-    def sample(
-        self,
-        pipe: Any,
-        cond: Conditioning,
-        negative_cond: Conditioning | None,
-        noise: torch.Tensor,
-        **options: Any,
-    ) -> list[Image.Image]:
-        if options["guidance_scale"] is None:
-            options["guidance_scale"] = pipe.guider.guidance_scale
-        return super().sample(pipe, cond, negative_cond, noise, **options)
-
-    def _call_pipeline(
-        self, pipe: Any, cond: Conditioning, negative_cond: Conditioning | None, settings: Mapping[str, Any]
-    ) -> list[Image.Image]:
-        """Run the published blocks after the text encoder, with a guider of this scale."""
-        from diffusers import ClassifierFreeGuidance, Flux3AutoBlocks
+    def _sampling_blocks(self) -> Any:
+        from diffusers import Flux3AutoBlocks
 
         blocks = Flux3AutoBlocks()
         for name in ("prompt_upsampler", "text_encoder"):
             blocks.sub_blocks.pop(name)
-        sampler, scale = blocks.init_pipeline(), settings["guidance_scale"]
-        for name in ("transformer", "vae", "scheduler", "image_processor"):
-            setattr(sampler, name, getattr(pipe, name))
-        sampler.guider = ClassifierFreeGuidance(guidance_scale=scale, enabled=scale > self.call.guidance_off)
-        sampler.set_progress_bar_config(disable=True)
-        texts = {"prompt_embeds": cond["prompt_embeds"]}
-        if negative_cond is not None:
-            texts["negative_prompt_embeds"] = negative_cond["prompt_embeds"]
-        options = {name: value for name, value in settings.items() if name != "guidance_scale"}
-        images: list[Image.Image] = sampler(**texts, **options, output="images")
-        return images
-
-    def _uses_negative(self, pipe: Any, scale: float) -> bool:
-        return scale > self.call.guidance_off
+        return blocks

@@ -126,7 +126,8 @@ def _assemble(
     if issubclass(pipeline_class, diffusers.ModularPipeline):
         pipe = pipeline_class()
         for name in classes.keys() - networks.keys():
-            component_class = getattr(transformers, classes[name].class_name)
+            source = diffusers if classes[name].library == "diffusers" else transformers
+            component_class = getattr(source, classes[name].class_name)
             components[name] = component_class.from_pretrained(folder / name, **options)
         pipe.update_components(**components)
         return pipe

@@ -20,6 +20,7 @@ NAMES = {
     "flux1": ["lora_unet_double_blocks_0_txt_attn_proj", "lora_unet_single_blocks_0_linear1"],
     "flux2": ["lora_unet_single_blocks_0_linear2", "lora_unet_double_blocks_0_img_attn_qkv"],
     "wan": ["lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_0_cross_attn_o"],
+    "anima": ["lora_unet_blocks_0_self_attn_q_proj", "lora_unet_blocks_0_cross_attn_output_proj"],
     "krea2": ["lora_unet_blocks_0_attn_wq", "lora_unet_blocks_0_attn_gate"],
     "hunyuan-video": ["lora_unet_txt_in_individual_token_refiner_blocks_0_self_attn_qkv"],
     "lumina2": ["lora_unet_layers_0_attention_qkv", "lora_unet_context_refiner_0_attention_out"],

@@ -63,6 +63,12 @@ FUSED["wan"] = [
     (r"blocks\.(\d+)\.cross_attn\.([qkv])", [r"blocks.\1.attn2.to_\2"]),
     (r"blocks\.(\d+)\.cross_attn\.o", [r"blocks.\1.attn2.to_out.0"]),
 ]
+FUSED["anima"] = [
+    (r"blocks\.(\d+)\.self_attn\.([qkv])_proj", [r"transformer_blocks.\1.attn1.to_\2"]),
+    (r"blocks\.(\d+)\.self_attn\.output_proj", [r"transformer_blocks.\1.attn1.to_out.0"]),
+    (r"blocks\.(\d+)\.cross_attn\.([qkv])_proj", [r"transformer_blocks.\1.attn2.to_\2"]),
+    (r"blocks\.(\d+)\.cross_attn\.output_proj", [r"transformer_blocks.\1.attn2.to_out.0"]),
+]
 FUSED["ltx-video"] = [(r"(transformer_blocks\.\d+\.attn[12]\.to_(?:q|k|v|out\.0))", [r"\1"])]
 _ENDINGS = re.compile(
     r"(.+?)\.(lora_[AB]\.weight|lora_(?:up|down)\.weight|alpha|dora_scale|diff|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)"

@@ -35,6 +35,7 @@ RECIPES = {
     "chroma": "chroma-low-memory",
     "sana": "sana",
     "krea2": "krea2-low-memory",
+    "anima": "anima-low-memory",
     "glm-image": "krea2",  # its text embeddings belong to one image size
     "kandinsky5": "krea2",  # has no export for some programs
 }
