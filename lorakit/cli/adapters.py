@@ -295,20 +295,29 @@ def extract_command(base: Path, model: Path, out: Path, **values: Any) -> None:
 
 @command(
     "merge",
-    _base_argument,
+    click.argument("base", metavar="BASE",
+                   help="Base model: an embedded name, a diffusers folder, .safetensors file or hub id; it "
+                   "is only read."),
     _files,
-    option("--out", required=True, type=FOLDER, metavar="DIR", help="New folder of the merged model."),
+    option("--out", required=True, type=FILE, metavar="PATH",
+           help="New folder of the merged model, or a .safetensors file: a single checkpoint in the layout "
+           "of the model's authors, for ComfyUI and A1111."),
     _family,
-    example="lorakit merge base-model dog.safetensors:0.8 --out dog-model",
-)
-def merge_command(base: Path, files: tuple[str, ...], out: Path, family: str | None) -> None:
+    example=[
+        "lorakit merge base-model dog.safetensors:0.8 --out dog-model",
+        "lorakit merge base.safetensors dog.safetensors --out dog-model.safetensors",
+    ],
+)  # fmt: skip
+def merge_command(base: str, files: tuple[str, ...], out: Path, family: str | None) -> None:
     """Merge adapters into a copy of a base model."""
-    from lorakit.adapters.tools.merge import merge_into_base
+    from lorakit.adapters.tools.merge import merge_model
+    from lorakit.models import base_model
 
+    folder = Path(base) if Path(base).is_dir() else base_model.resolve_base(base)
     inputs = [_read_weighted_adapter(text, family, allow_embedding_only=True) for text in files]
     for weighted in inputs:
-        _print_base_notes(weighted.adapter, base)
-    num_weights = merge_into_base(base, inputs, out)
+        _print_base_notes(weighted.adapter, folder)
+    num_weights = merge_model(base, folder, inputs, out)
     tokens = [weighted.adapter.token for weighted in inputs if weighted.adapter.token]
     added = "".join(f", token {token} added" for token in tokens)
     print_answer(

@@ -77,7 +77,7 @@ def build_publication(
 ) -> Publication:
     """Write the folder of a run's checkpoint; a folder of an earlier publication is replaced.
 
-    A card that somebody edited stays as it is. Raises ConfigError if `out` is another folder with files.
+    A card that somebody edited stays. Raises ConfigError if `out` is another folder with files.
     """
     output_paths.check_output_path(out, "out")
     facts = read_card_facts(source)

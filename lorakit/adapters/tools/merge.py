@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from lorakit.adapters import base_fit
-from lorakit.adapters.formats import BaseWeights, LoadedAdapter
+from lorakit.adapters.formats import BaseWeights
+from lorakit.adapters.tools import merge_single_file
+from lorakit.adapters.tools.merge_plan import DeltasByTensor, add_deltas, plan_terms
 from lorakit.adapters.tools.merge_tokens import EmbeddingMerger
 from lorakit.adapters.tools.weighted import WeightedAdapter, WeightedDelta
 from lorakit.core import output_paths, safetensors_header, storage
-from lorakit.core.errors import ConfigError, first_line
+from lorakit.core.errors import ConfigError
 from lorakit.core.folders import walk_files
 from lorakit.core.progress import track_progress
-from lorakit.models import families
-from lorakit.models.base_model import MODEL_INDEX
+from lorakit.models import single_file
 
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx")
 _COPY_CHUNK_BYTES = 16 << 20
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-_DeltasByTensor = Mapping[str, Sequence[WeightedDelta]]
+
+
+def merge_model(base: str, base_folder: Path, adapters: Sequence[WeightedAdapter], out: Path) -> int:
+    """Merge into a new folder, or into one .safetensors file in the authors' layout, by the name of `out`.
+
+    `base` is the base model as a command names it, `base_folder` its diffusers folder. Returns the number of
+    changed weights.
+    """
+    if out.suffix.lower() != ".safetensors":
+        return merge_into_base(base_folder, adapters, out)
+    if single_file.is_single_file(base):
+        return merge_single_file.merge_into_file(base, base_folder, adapters, out)
+    return merge_single_file.merge_folder_into_file(base_folder, adapters, out)
 
 
 def merge_into_base(base: Path, adapters: Sequence[WeightedAdapter], out: Path) -> int:
@@ -44,7 +56,7 @@ def merge_into_base(base: Path, adapters: Sequence[WeightedAdapter], out: Path) 
             where=str(out),
             remedy="give another folder",
         )
-    deltas = _plan_terms(BaseWeights(base), adapters)
+    deltas = plan_terms(BaseWeights(base), adapters)
     embedding_merger = EmbeddingMerger(base, adapters)
     files = [file for file in sorted(walk_files(base)) if _is_copied(file, base)]
     for file in track_progress(files, "merging", len(files)):
@@ -54,42 +66,6 @@ def merge_into_base(base: Path, adapters: Sequence[WeightedAdapter], out: Path) 
             _merge_file(file, source, sink, file_deltas) if file_deltas else _copy(source, sink)
     embedding_merger.write(out)
     return sum(len(component_deltas) for component_deltas in deltas.values())
-
-
-def _plan_terms(
-    base_weights: BaseWeights, adapters: Sequence[WeightedAdapter]
-) -> dict[str, dict[str, list[WeightedDelta]]]:
-    """Return component -> tensor name -> deltas to add; ConfigError before anything is written."""
-    planned: dict[str, dict[str, list[WeightedDelta]]] = {}
-    for weighted in adapters:
-        adapter, wrong = _for_base(weighted.adapter, base_weights.folder), []
-        for module, delta in adapter.deltas.items():
-            try:
-                key, shape = base_weights.tensor_key(module), base_weights.shape(module)
-            except ConfigError as error:
-                wrong.append(first_line(error))
-                continue
-            if not base_fit.shapes_match(delta.shape, shape):
-                wrong.append(f"{module} has the shape {delta.shape}, the base model's weight {shape}")
-                continue
-            terms = planned.setdefault(key.component, {}).setdefault(key.tensor, [])
-            terms.append(WeightedDelta(delta, weighted.strength))
-        if wrong:
-            raise ConfigError(
-                f"the adapter does not fit this base model: {len(wrong)} of {len(adapter.deltas)} modules"
-                f" differ, first {'; '.join(wrong[:5])}",
-                where=f"{adapter.path or 'adapter'}, {base_weights.folder}",
-                remedy="give the base model that it was trained on, or a fine-tune of that model",
-            )
-    return planned
-
-
-def _for_base(adapter: LoadedAdapter, base: Path) -> LoadedAdapter:
-    """Return an adapter with the component names of the base model; ConfigError for another family."""
-    if (base / MODEL_INDEX).is_file():
-        family = families.family_for_adapter(base, adapter.family)
-        base_fit.require_related(adapter, family, adapter.path or base)
-    return base_fit.assign_expert(adapter, {folder.name for folder in base.iterdir() if folder.is_dir()})
 
 
 def _is_copied(file: Path, base: Path) -> bool:
@@ -102,7 +78,7 @@ def _copy(source: BinaryIO, sink: BinaryIO) -> None:
         sink.write(chunk)
 
 
-def _merge_file(file: Path, source: BinaryIO, sink: BinaryIO, deltas: _DeltasByTensor) -> None:
+def _merge_file(file: Path, source: BinaryIO, sink: BinaryIO, deltas: DeltasByTensor) -> None:
     """Write the file with merged weights; header, order and precision stay the same."""
     entries = safetensors_header.read_header(file).tensors
     length = int.from_bytes(source.read(8), "little")
@@ -120,8 +96,5 @@ def _merge_tensor(data: bytes, entry: dict[str, Any], terms: Sequence[WeightedDe
             remedy="use a base model that is not quantized",
         )
     weight = torch.frombuffer(bytearray(data), dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    base = weight.float()
-    total = base.clone()
-    for term in terms:
-        total += term.strength * term.delta.dense(base).reshape(base.shape)
-    return bytes(total.to(weight.dtype).contiguous().view(torch.uint8).numpy().tobytes())
+    merged = add_deltas(weight, terms)
+    return bytes(merged.contiguous().view(torch.uint8).numpy().tobytes())

@@ -48,17 +48,30 @@ def _upcast_fp8(value: torch.Tensor) -> torch.Tensor:
     return value.to(torch.bfloat16) if value.is_floating_point() and value.element_size() == 1 else value
 
 
-def _load_renamed(tensors: dict[str, torch.Tensor], class_name: str, settings: Path) -> Any:
+def meta_model(class_name: str, settings: Path) -> Any:
+    """Return a network of diffusers without weights, with the settings in a folder."""
     import diffusers
     import torch
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     config = storage.read_json(settings / "config.json", allow_infinity=True)
     with torch.device("meta"):
-        model = getattr(diffusers, class_name).from_config(config)
-    if tensors.keys() != model.state_dict().keys():
-        mapping = SINGLE_FILE_LOADABLE_CLASSES[class_name]["checkpoint_mapping_fn"]
-        tensors = mapping(checkpoint=tensors, config=model.config)
+        return getattr(diffusers, class_name).from_config(config)
+
+
+def rename_tensors(tensors: dict[str, torch.Tensor], class_name: str, model: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint under diffusers' names, split and reordered by its own tables."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    if tensors.keys() == model.state_dict().keys():
+        return tensors
+    mapping = SINGLE_FILE_LOADABLE_CLASSES[class_name]["checkpoint_mapping_fn"]
+    renamed: dict[str, torch.Tensor] = mapping(checkpoint=dict(tensors), config=model.config)
+    return renamed
+
+
+def _load_renamed(tensors: dict[str, torch.Tensor], class_name: str, settings: Path) -> Any:
+    model = meta_model(class_name, settings)
+    tensors = rename_tensors(tensors, class_name, model)
     missing, unknown = model.load_state_dict(tensors, strict=False, assign=True)
     if missing or unknown:
         raise ValueError(
