@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorakit.config.other_trainers import OTHER_NAMES
 from lorakit.core.errors import ConfigError
 from lorakit.core.input_files import read_bytes
 from lorakit.core.path_kind import DESCRIPTIONS, Kind, path_kind
@@ -18,14 +16,23 @@ _LIST = "`lorakit recipes` lists recipes"
 _MAX_BYTES = 1 << 20
 # trainer: keys of its configuration files, of which two are enough
 _TRAINERS = {
-    "ai-toolkit": {"job", "config", "process", "trigger_word", "job_name"},
-    "OneTrainer": {"training_method", "base_model_name", "concept_file_name", "workspace_dir", "lora_rank"},
-    "SimpleTuner": {"model_family", "data_backend_config", "lora_rank", "max_train_steps", "model_flavour"},
-    "diffusion-pipe": {"micro_batch_size_per_gpu", "pipeline_stages", "save_dtype", "blocks_to_swap"},
-    "kohya sd-scripts": {
+    "ai-toolkit": {"job", "config", "process", "trigger_word", "job_name", "network"},
+    "OneTrainer": {
+        "training_method", "base_model_name", "concept_file_name", "workspace_dir", "lora_rank", "model_type",
+        "output_model_destination", "output_model_format",
+    },
+    "SimpleTuner": {
+        "model_family", "data_backend_config", "lora_rank", "max_train_steps", "model_flavour", "lora_type",
+        "base_model_precision",
+    },
+    "diffusion-pipe": {
+        "micro_batch_size_per_gpu", "pipeline_stages", "save_dtype", "blocks_to_swap", "adapter",
+        "activation_checkpointing",
+    },
+    "kohya's scripts": {
         "network_dim", "network_alpha", "network_module", "max_train_steps", "max_train_epochs",
         "train_data_dir", "pretrained_model_name_or_path", "output_name", "optimizer_type",
-        "mixed_precision", "learning_rate",
+        "mixed_precision", "learning_rate", "dataset_config", "save_model_as", "dit",
     },
 }  # fmt: skip
 _RECIPE_KEYS = {"base", "dataset", "out", "adapter", "optimizer", "train", "objective", "memory", "samples"}
@@ -77,15 +84,11 @@ def read_toml(path: Path) -> Any:
 
 def check_is_recipe(tree: Any, file: Path) -> None:
     """Raise ConfigError if the content of a file is not a recipe: no mapping, or another trainer's."""
-    keys = dict(_flat_keys(tree))
-    if trainer := _trainer(tree, keys):
-        meant = [f"{OTHER_NAMES[key]}={value}" for key, value in keys.items() if key in OTHER_NAMES and value]
-        words = " ".join(["lorakit train RECIPE", *meant[:4]])
-        remedy = f"name a recipe and write the settings after it: {words}; {_LIST}"
+    if trainer := trainer_of(tree):
         raise ConfigError(
             f"this is a configuration of {trainer}, not a recipe of lorakit",
             where=str(file),
-            remedy=remedy.strip(),
+            remedy=f"make a recipe of it: lorakit recipe import {file} --out recipe.yaml",
         )
     if not isinstance(tree, dict):
         raise ConfigError("a recipe is a mapping of keys to values", where=str(file), remedy=_GIVE_RECIPE)
@@ -93,25 +96,23 @@ def check_is_recipe(tree: Any, file: Path) -> None:
         raise ConfigError("this is a TOML file, not a recipe", where=str(file), remedy=_GIVE_RECIPE)
 
 
-def _trainer(tree: Any, keys: Mapping[str, str]) -> str | None:
-    if isinstance(tree, dict) and _RECIPE_KEYS & tree.keys() - {"train", "model"}:
-        return None
-    counts = {trainer: len(marks & keys.keys()) for trainer, marks in _TRAINERS.items()}
+def trainer_of(tree: Any) -> str | None:
+    """Return the trainer whose configuration a tree is; None for a recipe and for anything else."""
+    has_recipe_keys = isinstance(tree, dict) and bool(_RECIPE_KEYS & tree.keys() - {"train", "model"})
+    names = set(_names(tree))
+    counts = {trainer: len(marks & names) for trainer, marks in _TRAINERS.items()}
     best = max(counts, key=lambda trainer: counts[trainer])
-    return best if counts[best] >= 2 else None
+    return best if counts[best] >= (3 if has_recipe_keys else 2) else None
 
 
-def _flat_keys(tree: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Yield the keys of all levels with their values as words; leading dashes of options are left out."""
+def _names(tree: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the keys of all levels; leading dashes of options are left out."""
     if depth > 6:
         return
     if isinstance(tree, list):
         for entry in tree[:20]:
-            yield from _flat_keys(entry, depth + 1)
+            yield from _names(entry, depth + 1)
     elif isinstance(tree, dict):
         for key, value in tree.items():
-            simple = (
-                str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
-            )
-            yield str(key).lstrip("-"), simple if re.fullmatch(r"[\w./+-]{1,60}", simple) else ""
-            yield from _flat_keys(value, depth + 1)
+            yield str(key).lstrip("-")
+            yield from _names(value, depth + 1)
