@@ -17,12 +17,13 @@ LINE = re.compile(r"^\| `([\w.]+)=(.+)` \| `([\w.]+)=(.+)` \|$")
 # title: a file name, and settings by which the trainer is recognized
 TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
     "kohya's sd-scripts and musubi-tuner": (
-        "a.yaml", {"network_module": "networks.lora_flux", "output_name": "dog", "output_dir": "out"}
+        "a.yaml", {"network_module": "networks.lora_flux", "output_name": "dog", "output_dir": "out"},
     ),
     "ai-toolkit": ("a.yaml", {"network.type": "lora"}),
     "OneTrainer": ("a.json", {"training_method": "LORA", "model_type": "FLUX_DEV_1"}),
     "SimpleTuner": (
-        "a.json", {"model_family": "flux", "model_type": "lora", "model_flavour": "dev", "lora_type": "standard"}
+        "a.json",
+        {"model_family": "flux", "model_type": "lora", "model_flavour": "dev", "lora_type": "standard"},
     ),
     "diffusion-pipe": ("a.yaml", {"pipeline_stages": 1, "save_dtype": "bfloat16", "adapter.type": "lora"}),
     "Scripts of diffusers": ("a.sh", {"instance_data_dir": "photos", "validation_prompt": "a dog"}),
