@@ -15,7 +15,7 @@ FIELD_REPORTS = (
     *(f"B{number}" for number in range(11, 17)),
     *(f"C{number}" for number in range(17, 22)),
     *(f"D{number}" for number in range(22, 25)),
-    *(f"R{number}" for number in range(1, 15)),
+    *(f"R{number}" for number in range(1, 18)),
 )
 
 

@@ -114,13 +114,15 @@ def _is_abandoned(partial: Path) -> bool:
     return time.time() - partial.stat().st_mtime > _ABANDONED_AFTER
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write `data` atomically: readers see the old file or the new one. Creates parent folders."""
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, private: bool = False) -> Path:
+    """Write `data` atomically (readers see the old file or the new one), for the user only if `private`."""
     target = Path(path)
     make_dir(target.parent)
     partial = partial_path(target.parent)
     with _disk_errors(target):
         try:
+            if private:
+                partial.touch(0o600, exist_ok=False)
             _write_synced(partial, data)
             io_hook("rename", target)
             _replace(partial, target)
@@ -172,24 +174,6 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
-
-
-def write_private(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write `data` atomically into a file that only the user can read, where the system has such files."""
-    target = Path(path)
-    make_dir(target.parent)
-    partial = partial_path(target.parent)
-    with _disk_errors(target):
-        try:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            _write_synced(partial, data)
-            io_hook("rename", target)
-            _replace(partial, target)
-            _sync_folder(target.parent)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
-    return target
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -60,7 +60,7 @@ def load_identity() -> SigningIdentity:
     if not file.is_file():
         with storage.file_lock(file.with_suffix(".lock"), wait_seconds=30):
             if not file.is_file():
-                storage.write_private(file, _self_signed_pem())
+                storage.write_bytes(file, _self_signed_pem(), private=True)
     pem = _read_pem(str(file))
     return _identity(pem, pem, str(file), str(file))
 

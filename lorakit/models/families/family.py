@@ -338,13 +338,10 @@ class Family(ABC):
         return self._call_pipeline(pipe, _cast(cond, device, dtype), negative_cond, settings)
 
     def resolve_guidance(self, pipe: Any, guidance_scale: float | None) -> float:
-        """Return the guidance scale of a call: the given one, or without one the pipeline's default."""
-        if guidance_scale is not None:
-            return guidance_scale
-        if not (argument := self.call.guidance_argument):
-            return self.call.guidance_off
-        default: float = inspect.signature(type(pipe).__call__).parameters[argument].default
-        return default
+        """Return the guidance scale of a call; without one it is the pipeline's default."""
+        if guidance_scale is None and (name := self.call.guidance_argument):
+            return inspect.signature(type(pipe).__call__).parameters[name].default
+        return self.call.guidance_off if guidance_scale is None else guidance_scale
 
     def _pad_alike(self, cond: Conditioning, negative: Conditioning) -> tuple[Conditioning, Conditioning]:
         """Pad the texts of caption and negative to one length, as pipelines put them into one batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,15 @@ from PIL import Image
 
 from lorakit import manifest
 from lorakit.adapters import formats
+from lorakit.adapters.formats.export import export_loaded_adapter
+from lorakit.adapters.formats.metadata import with_public_details
 from lorakit.adapters.publishing import card_facts, hub_upload, model_card, private_data, publication
 from lorakit.adapters.sources import parse_adapter_source
 from lorakit.cli import main
 from lorakit.cli.json_answers import JSON_ANSWERS
 from lorakit.core import checksums, storage
 from lorakit.core.errors import ConfigError
+from tests import commands
 from tests.adapters.publishing import fake_hub, run_folders
 from tests.network import servers
 
@@ -203,6 +207,24 @@ def test_a_thumbnail_changes_no_tensor_and_keeps_the_header_small(trained, tmp_p
     assert first.deltas.keys() == second.deltas.keys()
     assert all((first.deltas[m].dense() == second.deltas[m].dense()).all() for m in first.deltas)
     assert int.from_bytes(published.read_bytes()[:8], "little") < 1 << 20
+
+
+def test_a_thumbnail_that_would_fill_the_header_is_left_out(trained, tmp_path):
+    adapter = formats.read_adapter_file(parse_adapter_source(str(trained / "run")).path)
+    for size, is_shown in ((1 << 19, True), (1 << 20, False)):
+        detailed = with_public_details(adapter, thumbnail=bytes(size), base="org/model")
+        (file,) = export_loaded_adapter(detailed, "diffusers", tmp_path / str(size))
+        metadata = storage.read_safetensors_metadata(file.path)
+        assert ("modelspec.thumbnail" in metadata) is is_shown
+        assert metadata["ss_sd_model_name"] == "org/model"
+
+
+def test_the_commands_of_the_guide_are_valid():
+    text = (Path(__file__).parents[3] / "examples/publishing.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    assert len(lines) == 4
+    assert [commands.parse(line[1:]) for line in lines]
 
 
 def test_the_same_folder_is_written_again_and_another_is_refused(trained, tmp_path):
