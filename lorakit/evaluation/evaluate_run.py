@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorakit.adapters.selection_record import EVALUATION_FOLDER
 from lorakit.adapters.sources import read_last_step
-from lorakit.config.recipe import change_recipe, load_recipe
+from lorakit.config.recipe import Recipe, change_recipe, load_recipe
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError, first_line
 from lorakit.data.prompts import Prompt, load_prompts
@@ -91,11 +91,7 @@ def evaluate_run(
     judge_models = load_judges(judges, plan.recipe.base)
     reference_images = _load_references(plan, references, root)
     recipe = plan.recipe
-    options = sampling or SamplingOptions(
-        recipe.samples.num_inference_steps,
-        recipe.samples.guidance_scale,
-        provenance=recipe.samples.provenance,
-    )
+    options = sampling or _sampling_of(recipe)
     check_mode(options.provenance)
     sampler = RunSampler(plan, options, root / IMAGES_FOLDER, with_losses=validation_loss, is_race=race)
     if race:
@@ -136,6 +132,12 @@ def _write_results(
         selected_checkpoint(plan.run, selection),
         next_commands(plan.run, Path(prompts) if prompts else None),
     )
+
+
+def _sampling_of(recipe: Recipe) -> SamplingOptions:
+    """Return the sampling options of a run's recipe."""
+    samples = recipe.samples
+    return SamplingOptions(samples.num_inference_steps, samples.guidance_scale, provenance=samples.provenance)
 
 
 def _plan_evaluation(

@@ -12,7 +12,7 @@ from lorakit.adapters.formats.strength import with_strength
 from lorakit.adapters.formats.verify import ExportedFile
 from lorakit.adapters.publishing.card_facts import CardFacts, read_card_facts
 from lorakit.adapters.publishing.model_card import GRID_FILE, CardContents, CardFile, format_card, write_card
-from lorakit.adapters.publishing.sample_pictures import (
+from lorakit.adapters.publishing.sample_images import (
     SampleImage,
     find_sample_images,
     sample_grid,

@@ -253,9 +253,9 @@ def _data(facts: CardFacts) -> Iterator[str]:
         rows.append(("captions", sources))
     rows += [("masks", str(data.masks))] if data.masks else []
     if data.sizes:
-        shown = [f"{size} ({count})" for size, count in data.sizes[:_MAX_SIZES]]
-        more = len(data.sizes) - len(shown)
-        rows.append(("sizes in pixels", ", ".join(shown) + (f" and {more} others" if more else "")))
+        frequent = [f"{size} ({count})" for size, count in data.sizes[:_MAX_SIZES]]
+        more = len(data.sizes) - len(frequent)
+        rows.append(("sizes in pixels", ", ".join(frequent) + (f" and {more} others" if more else "")))
     yield from _table(("", ""), rows)
     yield ""
     yield "The training images and their captions are not part of this card."

@@ -23,7 +23,7 @@ from lorakit.adapters.publishing.model_card import (
     is_unedited,
     numbers_of_evaluation,
 )
-from lorakit.adapters.publishing.sample_pictures import (
+from lorakit.adapters.publishing.sample_images import (
     MAX_EXAMPLES,
     find_sample_images,
     sample_grid,

@@ -1,4 +1,4 @@
-"""Pictures of a run for its model card: a grid of samples, single samples, a thumbnail."""
+"""Images of a run for its model card: a grid of samples, single samples, a thumbnail."""
 
 from __future__ import annotations
 
@@ -79,16 +79,16 @@ def _listed(folder: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def sample_grid(images: Sequence[SampleImage]) -> Image.Image | None:
-    """Return one picture of samples: the base model beside the adapter where both exist; None without any."""
-    shown = images[:GRID_ROWS]
-    if not shown:
+    """Return one image of many samples, the base model beside the adapter; None without any."""
+    rows = images[:GRID_ROWS]
+    if not rows:
         return None
-    columns = ["base model", "with the adapter"] if any(one.before for one in shown) else ["with the adapter"]
+    columns = ["base model", "with the adapter"] if any(one.before for one in rows) else ["with the adapter"]
     cells: list[list[Image.Image | None]] = []
-    for one in shown:
-        pictures = [decode.decode_image(one.before) if one.before else None, decode.decode_image(one.file)]
-        cells.append(pictures if len(columns) == 2 else pictures[1:])
-    heads = [one.prompt for one in shown]
+    for one in rows:
+        pair = [decode.decode_image(one.before) if one.before else None, decode.decode_image(one.file)]
+        cells.append(pair if len(columns) == 2 else pair[1:])
+    heads = [one.prompt for one in rows]
     return reports.contact_sheet(cells, column_heads=columns, row_heads=heads, cell=GRID_CELL_PIXELS)
 
 
@@ -96,11 +96,11 @@ def thumbnail(images: Sequence[SampleImage]) -> bytes | None:
     """Return the first sample as a small JPEG; None without samples."""
     if not images:
         return None
-    picture = decode.decode_image(images[0].file).convert("RGB")
-    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    image = decode.decode_image(images[0].file).convert("RGB")
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     for quality in (90, 75, 50):
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality)
+        image.save(buffer, "JPEG", quality=quality)
         if buffer.tell() <= MAX_THUMBNAIL_BYTES:
             return buffer.getvalue()
     return None
