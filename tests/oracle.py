@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from tests import tiny
 
@@ -59,7 +59,8 @@ class OneStep:
     def step(self, model_output: torch.Tensor, t: Any, sample: torch.Tensor, **options: Any) -> Any:
         if self.stop:
             raise Caught(model_output)
-        return SchedulerOutput(sample)  # pipelines use it as a tuple, or by name
+        # pipelines use it as a tuple, or by name; of one step, some use the predicted image
+        return DDIMSchedulerOutput(sample, sample)
 
 
 @contextlib.contextmanager

@@ -99,5 +99,5 @@ def _pipeline_without_weights(family: Family, base_folder: Path) -> Any:
     pipe = family.load(base_folder, dtype=torch.float32, only=without_weights)
     for name in names:
         if components[name].has_weights:
-            pipe.register_modules(**{name: _ShapesOnly(family.meta_network(base_folder, name).eval())})
+            setattr(pipe, name, _ShapesOnly(family.meta_network(base_folder, name).eval()))
     return pipe

@@ -1,4 +1,4 @@
-"""Transformers on plain latents: PixArt-Sigma, HunyuanDiT, Sana, AuraFlow, HiDream, CogView4, ERNIE-Image."""
+"""Transformers on plain latents: PixArt, HunyuanDiT, Sana, AuraFlow, HiDream, CogView4, ERNIE-Image."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from tests.tiny import parts
 from tests.tiny.row import FullNetwork, Row, unshifted_timestep
 
 
-def _pixart() -> Any:
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+def _pixart(pipeline: str = "PixArtSigmaPipeline", sample_size: int = 8, vae_levels: int = 3) -> Any:
+    import diffusers
+    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
     t5, tokenizer = parts.t5()
     transformer = PixArtTransformer2DModel(
         num_attention_heads=2,
-        attention_head_dim=8,
+        attention_head_dim=12,
         num_layers=2,
-        cross_attention_dim=16,
-        sample_size=8,
+        cross_attention_dim=24,
+        sample_size=sample_size,
         caption_channels=32,
-        use_additional_conditions=False,
+        use_additional_conditions=sample_size == 128,
     )
-    pipe = PixArtSigmaPipeline(
-        vae=parts.kl(scaling_factor=0.13025),
+    pipe = getattr(diffusers, pipeline)(
+        vae=parts.kl(vae_levels, scaling_factor=0.13025),
         text_encoder=t5,
         tokenizer=tokenizer,
         transformer=transformer,
@@ -254,6 +255,18 @@ ROWS = {
         _CROSS,
         call_arguments=_NO_BINS | {"clean_caption": False, "max_sequence_length": 32},
         full=FullNetwork("PixArtTransformer2DModel", 224, 8.3, {"caption_channels": 4096, **_UNSIZED}),
+    ),
+    # the network is told the image's size in pixels, 8 for each latent
+    "pixart-alpha": Row(
+        functools.partial(_pixart, "PixArtAlphaPipeline", 128, 4),
+        _CROSS,
+        call_arguments=_NO_BINS | {"clean_caption": False, "max_sequence_length": 32},
+        full=FullNetwork("PixArtTransformer2DModel", 224, 8.3, {"caption_channels": 4096}),
+    ),
+    "pixart-alpha-512": Row(
+        functools.partial(_pixart, "PixArtAlphaPipeline"),
+        _CROSS,
+        call_arguments=_NO_BINS | {"clean_caption": False, "max_sequence_length": 32},
     ),
     "hunyuan-dit": Row(
         functools.partial(_hunyuan_dit, True),

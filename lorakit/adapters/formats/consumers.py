@@ -142,7 +142,8 @@ LOADER_RULES: dict[str, dict[str, LoaderRule]] = {
     "wan": _DIFFUSERS | _native(_WAN),
     "ltx-video": _DIFFUSERS | _native(_LTX),
     "hunyuan-video": _DIFFUSERS | _native(rf"{_FLUX}|{_REFINER}"),
-    # diffusers has no loader for these two; their networks accept an adapter only through peft
+    # diffusers has no loader for these three; their networks accept an adapter only through peft
+    "pixart-alpha": {"comfyui": LoaderRule("diffusers", _PIXART)},
     "pixart-sigma": {"comfyui": LoaderRule("diffusers", _PIXART)},
     "hunyuan-dit": _native(_HYDIT),
 } | dict.fromkeys(

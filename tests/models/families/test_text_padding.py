@@ -10,7 +10,7 @@ from tests import tiny
 from tests.models.families.common import CAPTIONS, encoded, family_of, noise_for, two_timesteps
 
 ROWS = [
-    "pixart-sigma", "sana", "ltx", "hunyuan-video", "qwen-image", "qwen-image-edit", "lumina2", "krea2"
+    "pixart-alpha", "sana", "ltx", "hunyuan-video", "qwen-image", "qwen-image-edit", "lumina2", "krea2"
 ]  # fmt: skip
 
 
