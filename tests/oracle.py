@@ -113,6 +113,8 @@ def prediction(
     settings = row.call_arguments | row.guidance_off
     settings |= {"width": width, "height": height, "num_inference_steps": 1} | more
     settings |= row.image_arguments(images) if row.image_arguments and images else {}
+    accepted = inspect.signature(call).parameters  # some take their size from the source
+    settings = {name: value for name, value in settings.items() if name in accepted}
     module = sys.modules[type(pipe).__module__]
     stub = OneStep(pipe.scheduler, row.timestep(pipe, t, noise), stop=True)
     fixed_noise = mock.patch.object(module, "randn_tensor", randn_tensor)

@@ -67,15 +67,19 @@ def _chroma() -> Any:
     return parts.with_text_length(pipe, 32)
 
 
-def _longcat() -> Any:
-    from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+def _longcat(pipeline: str = "LongCatImagePipeline") -> Any:
+    import diffusers
+    from diffusers import LongCatImageTransformer2DModel
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     tokenizer = parts.qwen_tokenizer(*parts.VISION_TOKENS)
     processor = Qwen2VLProcessor(
-        Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT
+        Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112}),
+        tokenizer,
+        Qwen2VLVideoProcessor(),
+        chat_template=parts.CHAT,
     )
-    return LongCatImagePipeline(
+    return getattr(diffusers, pipeline)(
         vae=_vae(latent_channels=16),  # the pipeline accepts no other number
         text_encoder=parts.qwen25_vl(tokenizer),
         tokenizer=tokenizer,
@@ -85,6 +89,11 @@ def _longcat() -> Any:
         ),
         scheduler=parts.flow_scheduler(use_dynamic_shifting=True),
     )
+
+
+def _sample_edit(pipe: Any, **settings: Any) -> Any:
+    """Call the edit pipeline, which takes its size from the source."""
+    return pipe(**{k: v for k, v in settings.items() if k not in ("width", "height")})[0]
 
 
 def _bria() -> Any:
@@ -167,6 +176,15 @@ ROWS = {
             "guidance_scale": 4.0,
             "negative_prompt": ["", ""],
         },  # its default is a single one, too few for two prompts
+        full=FullNetwork("LongCatImageTransformer2DModel", 266, 26.1),
+        **_PACKED,
+    ),
+    "longcat-image-edit": Row(
+        functools.partial(_longcat, "LongCatImageEditPipeline"),
+        _MODULES,
+        sample=_sample_edit,
+        image_arguments=lambda images: {"image": to_pil_images(images["source"])[0]},
+        guidance_on={"guidance_scale": 4.0, "negative_prompt": ""},
         full=FullNetwork("LongCatImageTransformer2DModel", 266, 26.1),
         **_PACKED,
     ),

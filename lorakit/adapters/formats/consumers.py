@@ -128,6 +128,7 @@ LOADER_RULES: dict[str, dict[str, LoaderRule]] = {
     "qwen-image-edit-plus": _comfyui_and_diffusers(_QWEN),
     "chroma": _comfyui_and_diffusers(_CHROMA) | {"a1111": LoaderRule("native", _CHROMA)},
     "longcat-image": _comfyui_and_diffusers(_FLUX1),
+    "longcat-image-edit": _comfyui_and_diffusers(_FLUX1),
     "flux2": _comfyui_and_diffusers(_FLUX2),
     "qwen-image": _comfyui_and_diffusers(_QWEN),
     "z-image": _comfyui_and_diffusers(_Z),

@@ -336,6 +336,7 @@ SAME_NETWORK = {
     "flux1-kontext": "flux1",
     "flux1-fill": "flux1",
     "flux1-control": "flux1",
+    "longcat-image-edit": "longcat-image",
     "pixart-alpha": "pixart-sigma",
     "qwen-image-edit": "qwen-image",
     "qwen-image-edit-plus": "qwen-image",

@@ -1,20 +1,21 @@
-"""LongCat-Image: Flux.1's transformer conditioned on Qwen2.5-VL, with quoted words letter by letter."""
+"""LongCat-Image, also for edits: Flux.1's transformer conditioned on Qwen2.5-VL, with quoted words letter by
+letter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families import prompt_override
-from lorakit.models.families.family import Conditioning, Family
+from lorakit.models.families.conditioned import ConditionedFamily, to_pil_images
+from lorakit.models.families.family import Conditioning, ConditioningTensors, Family
 from lorakit.models.families.packing import pack_latents, position_ids, small_vector, unpack_latents
-from lorakit.models.families.specs import CallSpec, LatentSpec
+from lorakit.models.families.qwen_image_edit import fixed_source_size
+from lorakit.models.families.specs import CallSpec, ComponentSpec, ConditioningSpec, LatentSpec
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-
-TEXT_TOKENS = 512  # of a caption; image positions start after them
 
 
 class LongCatImage(Family):
@@ -34,17 +35,33 @@ class LongCatImage(Family):
     def predict(
         self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
+        import torch
+
         height, width = noisy_latents.shape[2:]
-        start = small_vector([1, TEXT_TOKENS, TEXT_TOKENS], noisy_latents)
+        images = [noisy_latents, *self._sources(cond)]
+        grid, count = (height // 2, width // 2), cond["prompt_embeds"].shape[1]
+        positions = position_ids(
+            1, *grid, device=noisy_latents.device
+        )  # whole numbers: half precision rounds
         prediction = denoiser(
-            hidden_states=pack_latents(noisy_latents),
+            hidden_states=torch.cat([pack_latents(each) for each in images], dim=1),
             timestep=timesteps.to(noisy_latents.dtype) / 1000,
             encoder_hidden_states=cond["prompt_embeds"],
-            txt_ids=_text_positions(noisy_latents.device),
-            img_ids=position_ids(1, height // 2, width // 2, device=noisy_latents.device) + start,
+            txt_ids=_text_positions(count, noisy_latents.device),
+            # images start after the text
+            img_ids=torch.cat(
+                [
+                    positions + small_vector([number, count, count], positions)
+                    for number in range(1, len(images) + 1)
+                ]
+            ),
             return_dict=False,
         )[0]
-        return unpack_latents(prediction, height, width)
+        return unpack_latents(prediction[:, : len(positions)], height, width)
+
+    def _sources(self, cond: Conditioning) -> list[torch.Tensor]:
+        """Return the latents (B, C, H, W) of edited images."""
+        return []
 
     def _call_pipeline(
         self, pipe: Any, cond: Conditioning, negative_cond: Conditioning | None, settings: Mapping[str, Any]
@@ -54,7 +71,7 @@ class LongCatImage(Family):
 
         def encode_rows(rows: list[Conditioning], _: Any) -> tuple[torch.Tensor, torch.Tensor]:
             embeds = torch.stack([row["prompt_embeds"] for row in rows])
-            return embeds, _text_positions(embeds.device)
+            return embeds, _text_positions(embeds.shape[1], embeds.device)
 
         with prompt_override.lookup_encode_prompt(pipe, cond, negative_cond, encode_rows) as captions:
             return pipe(**captions, **settings)[0]
@@ -63,9 +80,59 @@ class LongCatImage(Family):
         return pack_latents(noise)
 
 
-def _text_positions(device: torch.device) -> torch.Tensor:
-    """Return positions (512, 3): 0, and twice the token's number."""
+class LongCatImageEdit(ConditionedFamily, LongCatImage):
+    """Meituan 2025, https://arxiv.org/abs/2512.07584. The text encoder sees the source at half its size, and
+    the source's tokens follow the noisy latents."""
+
+    name = "longcat-image-edit"
+    title = "LongCat-Image-Edit"
+    pipelines = ("LongCatImageEditPipeline",)
+    components = ComponentSpec(always_loaded=("text_processor",))
+    call = CallSpec()
+    conditioning = ConditioningSpec(
+        accepted=("source",), required=("source",), read_by_text_encoder=True, one_prompt_per_call=True
+    )
+
+    def encode_text(
+        self,
+        pipe: Any,
+        captions: Sequence[str],
+        size: tuple[int, int] | None = None,
+        images: ConditioningTensors | None = None,
+    ) -> list[Conditioning]:
+        """Encode instructions about `images["source"]`."""
+        import torch
+
+        if images is None:
+            raise ValueError("this text encoder needs the source with the instruction: pass `images`")
+        (source,) = to_pil_images(images["source"])
+        half = pipe.image_processor.resize(source, source.height // 2, source.width // 2)
+        with torch.no_grad():
+            return [
+                {"prompt_embeds": pipe.encode_prompt([caption], image=half)[0][0].clone()}
+                for caption in captions
+            ]  # (tokens of the image + 512, D)
+
+    def _sources(self, cond: Conditioning) -> list[torch.Tensor]:
+        return [cond["source_latents"][:, 0]]
+
+    def _conditioning_arguments(
+        self, images: ConditioningTensors, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {"image": to_pil_images(images["source"][0])[0]}
+
+    def _call_pipeline(
+        self, pipe: Any, cond: Conditioning, negative_cond: Conditioning | None, settings: Mapping[str, Any]
+    ) -> list[Image.Image]:
+        # its call takes the size of the source, resized to a megapixel
+        options = {name: value for name, value in settings.items() if name not in ("width", "height")}
+        with fixed_source_size(pipe, settings["width"], settings["height"]):
+            return super()._call_pipeline(pipe, cond, negative_cond, options)
+
+
+def _text_positions(count: int, device: torch.device) -> torch.Tensor:
+    """Return positions (count, 3): 0, and twice the token's number."""
     import torch
 
-    tokens = torch.arange(TEXT_TOKENS, device=device)
+    tokens = torch.arange(count, device=device)
     return tokens[:, None] * small_vector([0, 1, 1], tokens)

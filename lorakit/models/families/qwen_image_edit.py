@@ -66,7 +66,7 @@ class QwenImageEdit(ConditionedFamily, QwenImage):
     def _call_pipeline(
         self, pipe: Any, cond: Conditioning, negative_cond: Conditioning | None, settings: Mapping[str, Any]
     ) -> list[Image.Image]:
-        with _fixed_source_size(pipe, settings["width"], settings["height"]):
+        with fixed_source_size(pipe, settings["width"], settings["height"]):
             return super()._call_pipeline(pipe, cond, negative_cond, settings)
 
 
@@ -93,7 +93,7 @@ class QwenImageEditPlus(QwenImageEdit):
 
 
 @contextlib.contextmanager
-def _fixed_source_size(pipe: Any, width: int, height: int) -> Iterator[None]:
+def fixed_source_size(pipe: Any, width: int, height: int) -> Iterator[None]:
     """Make the pipeline resize sources to this size, as in training, and not to a megapixel."""
     module = sys.modules[type(pipe).__module__]
     size = (width, height, None)[: len(module.calculate_dimensions(1, 1.0))]

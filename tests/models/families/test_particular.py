@@ -146,3 +146,18 @@ def test_a_modular_model_may_lack_components(tmp_path):
     ]
     with pytest.raises(ConfigError, match="the model has no text_encoder"):
         family.load(tmp_path / "base", dtype=torch.float32, only={"text_encoder"})
+
+
+@pytest.mark.parametrize("name", ["longcat-image", "longcat-image-edit"])
+def test_positions_are_exact_in_half_precision(name, monkeypatch):
+    """Positions after 512 tokens of text are not multiples of four, as bfloat16 would make them."""
+    family, pipe = family_of(name), tiny.tiny_pipeline(name)
+    network, seen = family.denoiser(pipe), []
+    monkeypatch.setattr(
+        network, "forward", lambda **inputs: seen.append(inputs) or (inputs["hidden_states"],)
+    )
+    noise, t, cond = noise_for(name), two_timesteps(family)[:1], family.collate(encoded(name)[:1])
+    for dtype in (torch.float32, torch.bfloat16):
+        family.predict(network, noise.to(dtype), t, {key: value.to(dtype) for key, value in cond.items()})
+    assert torch.equal(seen[0]["img_ids"].double(), seen[1]["img_ids"].double())
+    assert seen[0]["img_ids"][1].tolist() != seen[0]["img_ids"][0].tolist()
