@@ -33,6 +33,7 @@ REQUIRED = (
 )
 OPTIONAL = {
     "av": ("av", "reads videos (extra: video)"),
+    "c2pa-python": ("c2pa", "signs images and checks their signatures (extra: c2pa)"),
     "pillow-heif": ("pillow_heif", "reads HEIC photos of phones"),
     "prodigyopt": ("prodigyopt", "optimizer: prodigy (extra: optimizers)"),
     "pytorch-optimizer": ("pytorch_optimizer", "optimizer: came (extra: optimizers)"),
@@ -71,7 +72,7 @@ def doctor_command(quick: bool) -> int:
 def inspect_environment(*, quick: bool = True, quiet: bool = True) -> dict[str, Any]:
     """Return what `lorakit doctor` shows, as plain values; `quick` measures no speed."""
     from lorakit.core.platform import total_memory
-    from lorakit.models import base_model
+    from lorakit.models import base_model, cache_size
     from lorakit.models.offline_judges import judge_states
 
     cache = base_model.cache_folder()
@@ -95,6 +96,7 @@ def inspect_environment(*, quick: bool = True, quiet: bool = True) -> dict[str, 
         "judges": [state.to_json() for state in judge_states()],
         "offline": os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"),
         "cache_dir": str(cache),
+        "cache_bytes": cache_size.cache_sizes(cache),
         "free_gib": round(shutil.disk_usage(_nearest_existing(cache)).free / 2**30, 1),
     }
 
@@ -180,6 +182,7 @@ def find_problems(environment: dict[str, Any]) -> list[str]:
 
 def _print_report(environment: dict[str, Any]) -> None:
     from lorakit.core.tables import print_table
+    from lorakit.models.cache_size import describe_sizes
 
     rows = [
         ("Python", environment["python"], environment["platform"]),
@@ -198,6 +201,7 @@ def _print_report(environment: dict[str, Any]) -> None:
             for judge in environment["judges"]
         ),
         ("cache", f"{environment['free_gib']} GiB free", environment["cache_dir"]),
+        ("size of the cache", describe_sizes(environment["cache_bytes"]), "may be deleted"),
         ("model hub", "offline" if environment["offline"] else "online", ""),
     ]
     print_table(("part", "state", "details"), rows)

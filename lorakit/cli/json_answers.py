@@ -102,6 +102,7 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "images": "images of the run, or of the shard",
         "encoded": "those that were not in the cache",
         "cache": "folder of the cache",
+        "cache_bytes": "bytes of each part of that folder, of all runs",
     },
     "eval run, score, report": {
         "report": "report.html",
@@ -184,6 +185,6 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "training": "teraflops_per_second as measured (null with --quick); for each published model: fits,"
         " quantize, denoiser_gib, shortage, step_seconds, practical",
         "judges": "judges of an evaluation: name, measures, offline (works without network), remedy",
-        "(more)": "embedded base models, cache folder and free space",
+        "(more)": "embedded base models; cache folder, bytes of its parts, free space",
     },
 }

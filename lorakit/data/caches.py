@@ -19,8 +19,8 @@ from lorakit.data.load_ahead import decoding_threads, load_ahead
 from lorakit.imaging import resize
 from lorakit.models import base_model, non_finite
 from lorakit.models.exact_batches import ExactBatches
-from lorakit.models.families.family import Conditioning, Family
-from lorakit.models.vae_batches import LatentEncoder
+from lorakit.models.families.family import Conditioning, ConditioningTensors, Family
+from lorakit.models.vae_batches import ConditioningEncoder, LatentEncoder, shapes_of
 
 Size = tuple[int, int]
 TEXT_BATCH = 16  # captions
@@ -254,18 +254,37 @@ class ConditioningCache:
         return _missing_items(self._store, with_images, self._key)
 
     def fill(self, items: Sequence[DatasetItem], pipe: Any, *, quiet: bool = False) -> None:
-        """Encode and store the items' conditioning images, while the next ones are read."""
+        """Encode and store the items' conditioning images, those of one shape together."""
         threads = 0 if pipe.vae is None else decoding_threads(pipe.vae.device)
-        ahead = load_ahead(items, lambda one: self.conditioning_inputs(one).load_tensors(), threads=threads)
+        encoder = ConditioningEncoder(self.family, pipe)
+        ordered = sorted(items, key=lambda item: (item.bucket, self.conditioning_inputs(item).count))
+        ahead = load_ahead(ordered, lambda one: self.conditioning_inputs(one).load_tensors(), threads=threads)
         with Progress("conditioning", len(items), quiet=quiet) as progress, self._store.writing():
+            chunk: list[tuple[DatasetItem, ConditioningTensors]] = []
             for item, images in ahead:
-                tensors = self.family.encode_conditioning(pipe, images)
-                tensors = {name: value.float() for name, value in tensors.items()}
-                if pipe.vae is not None and not non_finite.all_finite(tensors.values()):
-                    raise non_finite.vae_error(pipe.vae, f"conditioning images of {item.name}")
-                group = "conditioning-" + "x".join(map(str, item.bucket))
-                self._store.put(self._key(item), tensors, item.name, group)
+                if chunk and shapes_of(chunk[0][1]) != shapes_of(images):
+                    self._encode(chunk, encoder, pipe.vae)
+                    chunk = []
+                chunk.append((item, images))
+                if len(chunk) >= encoder.batch_size(images):
+                    self._encode(chunk, encoder, pipe.vae)
+                    chunk = []
                 progress.update(progress.done + 1)
+            if chunk:
+                self._encode(chunk, encoder, pipe.vae)
+
+    def _encode(
+        self,
+        chunk: Sequence[tuple[DatasetItem, ConditioningTensors]],
+        encoder: ConditioningEncoder,
+        network: Any,
+    ) -> None:
+        encoded = encoder.encode([images for _, images in chunk])
+        for (item, _), tensors in zip(chunk, encoded, strict=True):
+            if network is not None and not non_finite.all_finite(tensors.values()):
+                raise non_finite.vae_error(network, f"conditioning images of {item.name}")
+            group = "conditioning-" + "x".join(map(str, item.bucket))
+            self._store.put(self._key(item), tensors, item.name, group)
 
     def __getitem__(self, item: DatasetItem) -> Conditioning:
         return self._store.require(self._key(item)) if self.conditioning_inputs(item).count else {}

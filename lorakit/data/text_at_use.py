@@ -10,6 +10,7 @@ from torch import nn
 from lorakit.core.errors import NumericError
 from lorakit.data.caches import TextCache, TextRequest
 from lorakit.data.conditioning import ConditioningInputs
+from lorakit.models import device as devices
 from lorakit.models import non_finite
 from lorakit.models.families.family import Conditioning
 from lorakit.models.truncated_texts import collect_truncations
@@ -20,6 +21,9 @@ class TextAtUse:
 
     def __init__(self, cache: TextCache, pipe: Any) -> None:
         self.family, self._cache, self._pipe = cache.family, cache, pipe
+        weights = [weight for network in self.networks for weight in network.parameters()]
+        self._device = weights[0].device if weights else torch.device("cpu")
+        self._can_overflow = any(weight.dtype == torch.float16 for weight in weights)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -30,17 +34,21 @@ class TextAtUse:
     def get(
         self, caption: str, size: tuple[int, int], conditioning: ConditioningInputs | None = None
     ) -> Conditioning:
-        """Return the text embeddings of a caption for an image of `size` (width, height)."""
+        """Return the text embeddings of a caption for an image of `size` (width, height).
+
+        They are on the device of the text encoders, so that no step waits for them.
+        """
         request = TextRequest(caption, size, conditioning)
         stored = self._cache.find(request)
         if stored is not None:
-            return stored
+            return {name: devices.copy_to(tensor, self._device) for name, tensor in stored.items()}
         with collect_truncations():  # `data check` names such captions
             embeddings = self._cache.encode(self._pipe, request)
-        if not non_finite.all_finite(embeddings.values()):
+        # only half precision overflows; the step names the images of all other values that are not finite
+        if self._can_overflow and not non_finite.all_finite(embeddings.values()):
             raise NumericError(
                 "the text encoders overflow in half precision",
                 where=f"caption {caption[:80]!r}",
                 remedy="set memory.keep_text_encoders=false: such texts are encoded in float32 beforehand",
             )
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in embeddings.items()}
+        return {name: tensor.detach().contiguous() for name, tensor in embeddings.items()}

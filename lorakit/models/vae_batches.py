@@ -1,15 +1,18 @@
-"""Images encoded by the VAE in batches, as large as the memory of the device allows."""
+"""Images, and conditioning images, encoded by the VAE in batches, as large as the device's memory allows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lorakit.models import vae
 from lorakit.models.exact_batches import ExactBatches, Tensors
+
+if TYPE_CHECKING:
+    from lorakit.models.families.family import Conditioning, ConditioningTensors, Family
 
 PAIR_PIXELS = 256 * 256
 """Images of at most this size are encoded at least in pairs: half the time an image, at little memory."""
@@ -24,6 +27,7 @@ class LatentEncoder:
 
     def __init__(self, network: Any) -> None:
         self._network = network
+        self._device, self._dtype = network.device, network.dtype  # diffusers looks at every parameter
         self._batches: dict[tuple[int, ...], ExactBatches[torch.Tensor]] = {}
 
     def batch_size(self, shape: Sequence[int]) -> int:
@@ -39,16 +43,54 @@ class LatentEncoder:
         if key not in self._batches:
             count = math.prod(key[1:])
             reference = 2 if count <= PAIR_PIXELS else 1
-            limit = batch_limit(self._network.device, count)
+            limit = batch_limit(self._device, count)
             self._batches[key] = ExactBatches(self._encode_batch, limit=limit, reference=reference)
         return self._batches[key]
 
     def _encode_batch(self, pixels: list[torch.Tensor]) -> list[Tensors]:
-        device, dtype = self._network.device, self._network.dtype
-        batch = torch.stack(pixels).to(device).float() / 127.5 - 1
+        batch = torch.stack(pixels).to(self._device).float() / 127.5 - 1
         with torch.no_grad():
-            mean = vae.encode_latents(self._network, batch.to(dtype)).mean.float().cpu()
+            mean = vae.encode_latents(self._network, batch.to(self._dtype)).mean.float().cpu()
         return [{"latents": row} for row in mean]
+
+
+class ConditioningEncoder:
+    """The denoiser's inputs from conditioning images, for each sample the bytes that it has alone."""
+
+    def __init__(self, family: Family, pipe: Any) -> None:
+        self._family, self._pipe = family, pipe
+        self._device = None if pipe.vae is None else pipe.vae.device
+        self._batches: dict[Any, ExactBatches[ConditioningTensors]] = {}
+
+    def batch_size(self, images: ConditioningTensors) -> int:
+        """Return the number of samples with conditioning images of these shapes to pass at once."""
+        return self._of_shape(images).size
+
+    def encode(self, samples: Sequence[ConditioningTensors]) -> list[Conditioning]:
+        """Encode samples whose conditioning images have the same shapes: float32 tensors on the CPU."""
+        return self._of_shape(samples[0]).encode(samples)
+
+    def _of_shape(self, images: ConditioningTensors) -> ExactBatches[ConditioningTensors]:
+        key = shapes_of(images)
+        if key not in self._batches:
+            limit = 1
+            if self._device is not None and images:
+                sizes = [value.shape for value in images.values()]
+                limit = batch_limit(self._device, sum(size[0] * size[-2] * size[-1] for size in sizes))
+            self._batches[key] = ExactBatches(self._encode_batch, limit=limit)
+        return self._batches[key]
+
+    def _encode_batch(self, samples: list[ConditioningTensors]) -> list[Tensors]:
+        """Encode the images of all samples as those of one, which `ExactBatches` compares with each alone."""
+        joined = {kind: torch.cat([images[kind] for images in samples]) for kind in samples[0]}
+        encoded = self._family.encode_conditioning(self._pipe, joined)
+        rows = {name: value.float().cpu().tensor_split(len(samples)) for name, value in encoded.items()}
+        return [{name: parts[index] for name, parts in rows.items()} for index in range(len(samples))]
+
+
+def shapes_of(images: ConditioningTensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the kinds of conditioning images of a sample, and their shapes."""
+    return tuple((kind, tuple(value.shape)) for kind, value in images.items())
 
 
 def batch_limit(device: torch.device, num_pixels: int) -> int:

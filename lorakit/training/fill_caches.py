@@ -17,7 +17,7 @@ from lorakit.core import ray_data
 from lorakit.core.progress import Progress, print_line, silent
 from lorakit.core.shards import Shard
 from lorakit.data.items import DatasetItem
-from lorakit.models import base_model
+from lorakit.models import base_model, cache_size
 from lorakit.models import device as devices
 from lorakit.training.caption_stream import caption_stream
 from lorakit.training.run_caches import RunCaches
@@ -28,20 +28,32 @@ IMAGES_AT_A_TIME = 64  # for which a worker loads the text encoders and the VAE 
 
 @dataclass(frozen=True)
 class FilledCaches:
-    """Number of images of a run (or of its shard), how many were not in the cache, and its folder."""
+    """Number of images of a run (or of its shard), how many were not in the cache; its folder and its size.
+
+    The size is that of each part of the folder in bytes, with the entries of all other runs.
+    """
 
     num_images: int
     num_missing: int
     folder: Path
+    sizes: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers for scripts."""
-        return {"images": self.num_images, "encoded": self.num_missing, "cache": str(self.folder)}
+        return {
+            "images": self.num_images,
+            "encoded": self.num_missing,
+            "cache": str(self.folder),
+            "cache_bytes": self.sizes,
+        }
 
     def summary(self) -> str:
-        """Return one line for people."""
+        """Return two lines for people."""
         known = self.num_images - self.num_missing
-        return f"{self.num_missing} images encoded, {known} were in the cache {self.folder}"
+        size = cache_size.describe_sizes(self.sizes)
+        return (
+            f"{self.num_missing} images encoded, {known} were in the cache {self.folder}\ncache size: {size}"
+        )
 
 
 def fill_caches(
@@ -70,7 +82,8 @@ def fill_caches(
                 " again: set LORAKIT_CACHE to a folder that all machines share"
             )
     caches.fill(items, class_items, prompts, plan.sampling_settings)
-    return FilledCaches(len(items), len(missing), base_model.cache_folder())
+    folder = base_model.cache_folder()
+    return FilledCaches(len(items), len(missing), folder, cache_size.cache_sizes(folder))
 
 
 def _missing_items(caches: RunCaches, items: Sequence[DatasetItem]) -> list[DatasetItem]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorakit.data import tensor_cache, tensor_shards
+from lorakit.models.memory import format_bytes
 from tests.commands import call
 from tests.runs import make_dataset, make_recipe
 
@@ -46,11 +47,14 @@ def test_shards_fill_the_cache_with_the_same_bytes(
     capsys.readouterr()
     monkeypatch.setattr(tensor_cache.TensorCache, "put", lambda *args: pytest.fail("encoded again"))
     filled(tmp_path, monkeypatch, "whole", "--json")
-    assert json.loads(capsys.readouterr().out) == {
-        "images": 6,
-        "encoded": 0,
-        "cache": str(tmp_path / "whole"),
-    }
+    answer = json.loads(capsys.readouterr().out)
+    sizes = answer.pop("cache_bytes")
+    assert answer == {"images": 6, "encoded": 0, "cache": str(tmp_path / "whole")}
+    files = [path for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    assert sum(sizes.values()) == sum(path.stat().st_size for path in files)
+    assert sizes.keys() >= {"text", "latents"}
+    filled(tmp_path, monkeypatch, "whole")
+    assert f"text {format_bytes(sizes['text'])}" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason='needs the extra: pip install "lorakit[ray]"')
