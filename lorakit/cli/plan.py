@@ -38,10 +38,12 @@ def plan_command(
     """
     from lorakit.config.builtin_recipes import find_recipe
     from lorakit.config.recipe import load_recipe
+    from lorakit.core import deferred_imports
     from lorakit.core.errors import MemoryLimitError
 
     if gpu and vram:
         raise click.UsageError("--gpu and --vram both choose a card: leave one of them out")
+    deferred_imports.defer_imports()
     loaded = load_recipe(str(find_recipe(recipe)), list(overrides))
     machine = _machine(gpu, vram, loaded.train.precision)
     from lorakit.training.run_forecast import forecast_run
@@ -57,7 +59,7 @@ def _machine(gpu: str | None, vram: str | None, precision: str) -> Machine:
     if gpu:
         return machine.machine_of_card(cards.find_card(gpu), precision)
     if vram is None:
-        return machine.this_machine(measure=True)
+        return machine.this_machine()
     size = _SIZE.fullmatch(vram)
     if not size or not 0 < float(size[1]) <= 1024:
         raise ConfigError(

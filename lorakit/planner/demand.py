@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lorakit.models.memory import optimizer_state_bytes
 from lorakit.planner.network_count import NetworkCount
+from lorakit.planner.pass_times import PassTimes
 
 FLOAT32 = 4
 
@@ -32,6 +33,8 @@ class RunDemand:
     """Mean area of the images, as a share of the largest bucket's."""
     passes: float = 1.0
     """Training passes for each image: one more for class images, and about half for output preservation."""
+    times: PassTimes | None = None
+    """Times of the pass, if they were measured on the machine that is planned for."""
 
     @property
     def trained(self) -> int:

@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from lorakit.models.acceleration.cpu_attention import MAX_WORKSPACE
 from lorakit.models.memory import MemorySettings
 from lorakit.models.memory.quantize import BYTES_PER_WEIGHT
 from lorakit.models.memory.streaming import RING_BLOCKS
-from lorakit.planner.demand import RunDemand
+from lorakit.planner.demand import FLOAT32, RunDemand
+from lorakit.planner.meter import PassCount
 from lorakit.planner.network_count import NetworkCount
 from lorakit.planner.weights import WeightCount
 
@@ -63,7 +65,7 @@ def estimate_footprint(
     if settings.stream:
         sizes = [_block_bytes(block.weights, settings, network.itemsize) for block in network.blocks]
         ring = RING_BLOCKS * max(sizes, default=0)
-    activations, recomputed, temporary = _activation_bytes(network, settings)
+    activations, recomputed, temporary = _activation_bytes(network, settings, micro_batch)
     temporary = temporary * micro_batch + _unpacked_bytes(network, settings)
     moving = (activations + recomputed) * micro_batch + temporary
     return Footprint(
@@ -168,19 +170,30 @@ class _Moment:
         return self.kept + self.recomputed + self.temporary
 
 
-def _activation_bytes(network: NetworkCount, settings: MemorySettings) -> tuple[int, int, int]:
-    """Return what is kept, recomputed and temporary for one image at the peak of a step."""
-    peak = max(_moments(network, settings), key=lambda moment: moment.total)
+def _activation_bytes(
+    network: NetworkCount, settings: MemorySettings, micro_batch: int
+) -> tuple[int, int, int]:
+    """Return what is kept, recomputed and temporary for each image at the peak of a step."""
+    peak = max(_moments(network, settings, micro_batch), key=lambda moment: moment.total)
     return peak.kept, peak.recomputed, peak.temporary
 
 
-def _moments(network: NetworkCount, settings: MemorySettings) -> Iterator[_Moment]:
+def _peak_bytes(passes: PassCount, itemsize: int, micro_batch: int) -> int:
+    """Return the most memory of a block at once, for each image."""
+    peak = max(passes.forward_peak_bytes, passes.backward_peak_bytes)
+    if itemsize == FLOAT32:
+        return peak
+    workspace = min(passes.workspace_bytes, max(passes.workspace_bytes, MAX_WORKSPACE) // micro_batch)
+    return max(peak, passes.attention_peak_bytes + workspace)
+
+
+def _moments(network: NetworkCount, settings: MemorySettings, micro_batch: int) -> Iterator[_Moment]:
     rest = network.rest.passes
     kept, offloaded = rest.saved_bytes, 0
     chosen = checkpointed_numbers(network, settings.gradient_checkpointing)
     for block, recomputed in zip(network.blocks, chosen, strict=True):
         passes = block.passes
-        peak = max(passes.forward_peak_bytes, passes.backward_peak_bytes)
+        peak = _peak_bytes(passes, network.itemsize, micro_batch)
         # the first of equal blocks are recomputed
         for number, is_recomputed in ((recomputed, True), (block.number - recomputed, False)):
             if not number:
@@ -196,5 +209,5 @@ def _moments(network: NetworkCount, settings: MemorySettings) -> Iterator[_Momen
                 yield _Moment(kept + waiting, saved, own - saved)
             else:  # what the block keeps is in both numbers
                 yield _Moment(kept + waiting, 0, max(0, peak - passes.saved_bytes))
-    peak = max(rest.forward_peak_bytes, rest.backward_peak_bytes)
+    peak = _peak_bytes(rest, network.itemsize, micro_batch)
     yield _Moment(kept + OFFLOADED_BLOCKS * offloaded, 0, max(0, peak - rest.saved_bytes))

@@ -97,11 +97,11 @@ def machine_with_memory(gib: float) -> Machine:
     )
 
 
-def this_machine(device: torch.device | None = None, *, measure: bool = False) -> Machine:
-    """Return the machine that this process runs on; `measure` measures a CPU's speeds for a second."""
+def this_machine(device: torch.device | None = None) -> Machine:
+    """Return the machine that this process runs on; a CPU has assumed speeds: see `measured_cpu`."""
     device = device or devices.default_device()
     if device.type == "cpu":
-        return cpu_machine(measure=measure)
+        return cpu_machine()
     info = next((one for one in devices.list_devices() if one.device.type == device.type), None)
     name, memory = (info.name, info.memory_bytes) if info else (str(device), total_memory())
     card = match_card(name, memory / GIB)
@@ -138,9 +138,9 @@ def _free_main_memory() -> int:
     return int(psutil.virtual_memory().available * USABLE_MAIN_SHARE)
 
 
-def cpu_machine(*, measure: bool = False) -> Machine:
-    """Return this machine without a GPU."""
-    machine = Machine(
+def cpu_machine() -> Machine:
+    """Return this machine without a GPU, with assumed speeds."""
+    return Machine(
         name="this CPU",
         platform="cpu",
         usable_bytes=_free_main_memory(),
@@ -154,7 +154,6 @@ def cpu_machine(*, measure: bool = False) -> Machine:
         context_bytes=0,
         precision="fp32",
     )
-    return measured_cpu(machine) if measure else machine
 
 
 def measured_cpu(machine: Machine, dtype: torch.dtype = torch.float32) -> Machine:
@@ -186,6 +185,7 @@ def measured_cpu(machine: Machine, dtype: torch.dtype = torch.float32) -> Machin
     return replace(
         machine,
         linear=machine.linear | {name: linear},
+        precision=name,
         convolution=convolved,
         attention=attended,
         bandwidth=_elementwise_bandwidth(dtype),

@@ -10,7 +10,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -31,6 +31,11 @@ _NO_KERNEL: tuple[str, ...] = (
 )
 _MAX_REAL = 1 << 20  # numbers in a new tensor that is computed
 _NO_KERNEL += ("aten::_local_scalar", "aten::sym_", "aten::new_empty", "aten::_reshape")
+
+
+WorkspaceFn = Callable[[str, Any], tuple[int, int]]
+"""Returns the bytes that an operation (name, arguments) allocates for itself: those that grow with the batch,
+and those that are limited."""
 
 
 @dataclass
@@ -60,6 +65,10 @@ class PassCount:
     """Most memory of the block at once in the forward pass: what it keeps so far, and temporary tensors."""
     backward_peak_bytes: int = 0
     """The same in the backward pass: what is still kept, and gradients of activations."""
+    attention_peak_bytes: int = 0
+    """The same while an operation works that has a workspace."""
+    workspace_bytes: int = 0
+    """What that operation allocates for itself if the network computes in half precision."""
 
 
 class PassMeter(TorchDispatchMode):
@@ -68,8 +77,9 @@ class PassMeter(TorchDispatchMode):
     `block` says where the pass is, `is_backward` in which half.
     """
 
-    def __init__(self, resident: Collection[int]) -> None:
+    def __init__(self, resident: Collection[int], workspace: WorkspaceFn | None = None) -> None:
         super().__init__()
+        self._workspace = workspace
         self.counts: dict[str, PassCount] = {}
         self.block, self.is_backward = REST, False
         self._resident = resident
@@ -95,7 +105,7 @@ class PassMeter(TorchDispatchMode):
             self._count_work(func, name, args, kwargs or {}, result)
         for tensor in tensors_in(result):
             self._track(tensor)
-        self._count_peak()
+        self._count_peak(*(self._workspace(name, args) if self._workspace else (0, 0)))
         return result
 
     def _count_work(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
@@ -130,13 +140,15 @@ class PassMeter(TorchDispatchMode):
             self._all_saved -= size
         self._block_inputs.discard(key)
 
-    def _count_peak(self) -> None:
+    def _count_peak(self, growing: int, limited: int) -> None:
         count = self.count(self.block)
-        own = self._live - self._all_saved + self._saved_live.get(self.block, 0)
-        if self.is_backward:
-            count.backward_peak_bytes = max(count.backward_peak_bytes, own)
-        else:
+        own = self._live - self._all_saved + self._saved_live.get(self.block, 0) + growing
+        if not self.is_backward:
             count.forward_peak_bytes = max(count.forward_peak_bytes, own)
+            return
+        count.backward_peak_bytes = max(count.backward_peak_bytes, own)
+        if own + limited > count.attention_peak_bytes + count.workspace_bytes and limited:
+            count.attention_peak_bytes, count.workspace_bytes = own, limited
 
     def exclude(self, parameter: torch.Tensor) -> None:
         """Count the gradient of a parameter, which stays, no longer as an activation."""
@@ -154,9 +166,13 @@ class PassMeter(TorchDispatchMode):
             self.count(self.block).saved_bytes += size
         return tensor
 
+    def move_to(self, block: str) -> None:
+        """Count for this block from now on."""
+        self.block = block
+
     def enter(self, block: str, inputs: Any) -> None:
         """Enter a block in the forward pass."""
-        self.block = block
+        self.move_to(block)
         count = self.count(block)
         for tensor in tensors_in(inputs):
             key = tensor.untyped_storage()._cdata
@@ -203,19 +219,18 @@ def count_pass(
     forward: Callable[[], torch.Tensor],
     parameters: Collection[torch.Tensor],
     inputs: Collection[torch.Tensor],
+    workspace: WorkspaceFn | None = None,
 ) -> dict[str, PassCount]:
     """Run `forward()`, which returns a scalar loss, and its backward pass; return counts by block.
 
     Call it in a fake tensor mode. `parameters` are the network's weights.
     """
-    meter = PassMeter({t.untyped_storage()._cdata for t in (*parameters, *inputs)})
+    meter = PassMeter({t.untyped_storage()._cdata for t in (*parameters, *inputs)}, workspace)
     with contextlib.ExitStack() as stack:
         for parameter in parameters:
             if parameter.requires_grad:
                 stack.callback(parameter.register_post_accumulate_grad_hook(meter.exclude).remove)
-        for name, block in blocks.items():
-            for handle in _block_hooks(meter, name, block):
-                stack.callback(handle.remove)
+        stack.enter_context(observed_blocks(meter, blocks))
         stack.enter_context(meter)
         with torch.autograd.graph.saved_tensors_hooks(meter.save, lambda tensor: tensor):
             loss = forward()
@@ -224,17 +239,35 @@ def count_pass(
     return meter.counts
 
 
-def _block_hooks(meter: PassMeter, name: str, block: nn.Module) -> list[Any]:
-    """Register hooks that tell the meter when the pass enters and leaves a block, in both directions."""
+class PassObserver(Protocol):
+    """What is told in which block a pass is."""
 
+    def enter(self, block: str, inputs: Any) -> None:
+        """Enter a block in the forward pass."""
+
+    def move_to(self, block: str) -> None:
+        """Go on in a block, in either direction."""
+
+
+@contextlib.contextmanager
+def observed_blocks(observer: PassObserver, blocks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Tell an observer when a pass enters and leaves a block, in both directions."""
+    with contextlib.ExitStack() as stack:
+        for name, block in blocks.items():
+            for handle in _block_hooks(observer, name, block):
+                stack.callback(handle.remove)
+        yield
+
+
+def _block_hooks(observer: PassObserver, name: str, block: nn.Module) -> list[Any]:
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        meter.enter(name, (args, kwargs))
+        observer.enter(name, (args, kwargs))
 
     def enter_backward(gradient: torch.Tensor) -> None:
-        meter.block = name
+        observer.move_to(name)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        meter.block = REST
+        observer.move_to(REST)
         for tensor in tensors_in(output):
             if tensor.requires_grad:
                 tensor.register_hook(enter_backward)

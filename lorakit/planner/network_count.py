@@ -1,13 +1,12 @@
 """A network counted for a training: weights by part, and a forward and backward pass, block by block.
 
-The network has no weights (meta device). Of many equal blocks three are run: the first, which may have inputs
-without gradients, the second, which stands for the others, and the last.
+The network has no weights (meta device), and few of its equal blocks are run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,14 +14,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from lorakit.core.errors import LorakitError
+from lorakit.models.acceleration import cpu_attention
 from lorakit.models.families.family import Family
-from lorakit.models.memory.blocks import repeated_blocks
-from lorakit.planner.meter import REST, PassCount, Work, count_pass
-from lorakit.planner.weights import WeightCount, count_weights
-
-_KEPT = 3  # of a run of equal blocks
-Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""Shape and data type of each tensor of a sample's conditioning, without batch dimension."""
+from lorakit.planner.meter import REST, PassCount, Work, WorkspaceFn, count_pass
+from lorakit.planner.short_network import Shapes, ShortNetwork, pass_inputs, short_network
+from lorakit.planner.weights import WeightCount
 
 
 class CountError(LorakitError):
@@ -73,7 +69,8 @@ class NetworkCount:
         return asdict(self)
 
 
-_BYTES = ("saved_bytes", "input_bytes", "shared_bytes", "forward_peak_bytes", "backward_peak_bytes")
+_BYTES = ("saved_bytes", "input_bytes", "shared_bytes", "forward_peak_bytes", "backward_peak_bytes",
+          "attention_peak_bytes")  # fmt: skip
 
 
 def with_activations(network: NetworkCount, share: float) -> NetworkCount:
@@ -121,19 +118,6 @@ def _block_from_json(values: Mapping[str, Any]) -> BlockCount:
     return BlockCount(values["name"], values["number"], WeightCount(**values["weights"]), PassCount(**passes))
 
 
-@dataclass
-class _Run:
-    """Equal blocks in a row: those that are run, by the number of blocks that each stands for."""
-
-    members: list[tuple[str, nn.Module]] = field(default_factory=list)
-
-    def kept(self, *, shorten: bool) -> list[tuple[str, nn.Module, int]]:
-        if not shorten or len(self.members) <= _KEPT:
-            return [(name, module, 1) for name, module in self.members]
-        first, second, last = self.members[0], self.members[1], self.members[-1]
-        return [(*first, 1), (*second, len(self.members) - 2), (*last, 1)]
-
-
 def count_network(
     family: Family,
     build: Callable[[], nn.Module],
@@ -143,53 +127,44 @@ def count_network(
     *,
     dtype: torch.dtype,
     image: tuple[int, int] = (0, 0),
+    on_cpu: bool = False,
 ) -> NetworkCount:
     """Count a training step of a network for one image.
 
     `build` returns the network on the meta device, `inject` adds the adapter. `latent_shape` is that of one
-    image (C, ..., H, W). Raises CountError for a network whose code needs real numbers.
+    image (C, ..., H, W). `on_cpu` counts what lorakit's attention on a CPU allocates. Raises CountError for a
+    network whose code needs real numbers.
     """
+    settings = (family, build, inject, latent_shape, conditioning, dtype, image, on_cpu)
     try:
-        return _count(family, build(), inject, latent_shape, conditioning, dtype, image, shorten=True)
+        return _count(*settings, shorten=True)
     except CountError:  # its code numbers the blocks
-        return _count(family, build(), inject, latent_shape, conditioning, dtype, image, shorten=False)
+        return _count(*settings, shorten=False)
 
 
 def _count(
     family: Family,
-    network: nn.Module,
+    build: Callable[[], nn.Module],
     inject: Callable[[nn.Module], object],
     latent_shape: tuple[int, ...],
     conditioning: Shapes,
     dtype: torch.dtype,
     image: tuple[int, int],
+    on_cpu: bool,
     *,
     shorten: bool,
 ) -> NetworkCount:
-    from lorakit import adapters
-
-    lists = {block.name: block.module for block in repeated_blocks(network)}
-    weights = {name: count_weights(network, name) for name in lists}
-    whole = count_weights(network, "")
-    inject(network)
-    _silent_to(network, dtype)
-    trained = sum(p.numel() for _, p in adapters.trainable_parameters(network))
-    runs = _runs(lists, weights)
-    kept = [block for run in runs for block in run.kept(shorten=shorten)]
-    _shorten_lists(network, {id(module) for module in lists.values()} - {id(module) for _, module, _ in kept})
-    counts = _run(family, network, kept, latent_shape, conditioning, dtype)
+    network = short_network(build, inject, dtype, shorten=shorten)
+    workspace = _cpu_workspace if on_cpu else None
+    counts = _run(family, network, latent_shape, conditioning, dtype, workspace)
     order = {name: index for index, name in enumerate(counts)}
     counted = [
-        BlockCount(name, number, weights[name], counts.get(name, PassCount())) for name, _, number in kept
+        BlockCount(block.name, block.number, network.weights[block.name], counts.get(block.name, PassCount()))
+        for block in network.blocks
     ]
     counted.sort(key=lambda block: order.get(block.name, -1))  # those that do not run stay in memory, too
-    rest = BlockCount(REST, 1, _without(whole, counted), counts[REST])
-    return NetworkCount(rest, tuple(counted), trained, dtype.itemsize, image)
-
-
-def _silent_to(network: nn.Module, dtype: torch.dtype) -> None:
-    """Set the data type; diffusers warns of layers that it would keep in float32."""
-    nn.Module.to(network, dtype)
+    rest = BlockCount(REST, 1, _without(network.whole, counted), counts[REST])
+    return NetworkCount(rest, tuple(counted), network.trained, dtype.itemsize, image)
 
 
 def _without(whole: WeightCount, blocks: list[BlockCount]) -> WeightCount:
@@ -203,64 +178,38 @@ def _without(whole: WeightCount, blocks: list[BlockCount]) -> WeightCount:
     return WeightCount(**{kind: left(kind) for kind in kinds})
 
 
-def _runs(lists: Mapping[str, nn.Module], weights: Mapping[str, WeightCount]) -> list[_Run]:
-    """Return the blocks in runs of equal ones of the same list."""
-    runs: list[_Run] = []
-    previous: Any = None
-    for name, module in lists.items():
-        shapes = tuple((key, tuple(p.shape), p.requires_grad) for key, p in module.named_parameters())
-        signature = (name.rpartition(".")[0], type(module), weights[name], shapes)
-        if signature != previous:
-            runs.append(_Run())
-        runs[-1].members.append((name, module))
-        previous = signature
-    return runs
-
-
-def _shorten_lists(network: nn.Module, dropped: set[int]) -> None:
-    """Remove blocks from the lists that they are in."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.ModuleList) and any(id(item) in dropped for item in child):
-                setattr(module, name, nn.ModuleList(item for item in child if id(item) not in dropped))
-
-
 def _run(
     family: Family,
-    network: nn.Module,
-    kept: list[tuple[str, nn.Module, int]],
+    network: ShortNetwork,
     latent_shape: tuple[int, ...],
     conditioning: Shapes,
     dtype: torch.dtype,
+    workspace: WorkspaceFn | None,
 ) -> dict[str, PassCount]:
     """Run one training step on fake tensors."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    weights = _fake_weights(network, mode)
+    weights = _fake_weights(network.module, mode)
+    blocks = {block.name: block.module for block in network.blocks}
     try:
-        time = torch.tensor([500] if family.objective == "ddpm" else [500.0])
-        masks = {
-            name: torch.ones(1, *shape, dtype=kind)
-            for name, (shape, kind) in conditioning.items()
-            if not kind.is_floating_point
-        }
         with mode, torch.enable_grad():
-            latents = torch.empty(1, *latent_shape, dtype=dtype)
-            cond = masks | {
-                name: torch.empty(1, *shape, dtype=dtype)
-                for name, (shape, kind) in conditioning.items()
-                if kind.is_floating_point
-            }
-            inputs = [latents, time, *cond.values()]
+            latents, time, cond = pass_inputs(family, latent_shape, conditioning, dtype)
 
             def forward() -> torch.Tensor:
-                prediction = family.predict(network, latents, time, cond)
+                prediction = family.predict(network.module, latents, time, cond)
                 return (
                     (prediction.float() - torch.empty_like(prediction, dtype=torch.float32)).square().mean()
                 )
 
-            return count_pass({name: module for name, module, _ in kept}, forward, weights, inputs)
+            return count_pass(blocks, forward, weights, [latents, time, *cond.values()], workspace)
     except Exception as error:  # any model code runs here
         raise CountError(f"this network does not run without weights: {error}") from error
+
+
+def _cpu_workspace(operation: str, arguments: Any) -> tuple[int, int]:
+    """Return the bytes that an operation of lorakit's own allocates on a CPU, beside its results."""
+    if operation == f"aten::{cpu_attention.OPERATOR}":
+        return cpu_attention.workspace_bytes(arguments[1], arguments[2])
+    return 0, 0
 
 
 def _fake_weights(network: nn.Module, mode: FakeTensorMode) -> list[torch.Tensor]:

@@ -13,7 +13,8 @@ from lorakit.core import safetensors_header
 from lorakit.models.families.family import Family
 from lorakit.models.memory.blocks import repeated_blocks
 from lorakit.planner.meter import REST, PassCount, Work
-from lorakit.planner.network_count import BlockCount, NetworkCount, Shapes
+from lorakit.planner.network_count import BlockCount, NetworkCount
+from lorakit.planner.short_network import Shapes
 from lorakit.planner.weights import WeightCount, count_weights
 
 _SAVED_PER_FEATURE = 1.5  # activations that are kept, by inputs and outputs of the linear layers

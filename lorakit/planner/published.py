@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from lorakit.planner.network_count import NetworkCount
 
 COUNTS_FILE = "published.json"
+RANK = 16
+"""Rank of the adapters of the stored counts."""
 
 
 def count_model(model: PublishedModel, dtype: torch.dtype | None = None) -> NetworkCount:
-    """Count a model with a LoRA of rank 16 on the default target modules."""
+    """Count a model with a LoRA of the rank `RANK` on the default target modules."""
     import torch
 
     from lorakit import adapters
@@ -34,7 +36,9 @@ def count_model(model: PublishedModel, dtype: torch.dtype | None = None) -> Netw
     return count_network(
         family,
         model.build,
-        lambda network: adapters.inject_adapter(network, rank=16, alpha=16, targets=family.target_modules),
+        lambda network: adapters.inject_adapter(
+            network, rank=RANK, alpha=RANK, targets=family.target_modules
+        ),
         model.latents,
         model.shapes(),
         dtype=dtype or torch.bfloat16,

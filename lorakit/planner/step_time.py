@@ -1,4 +1,4 @@
-"""The time of an optimizer step: operations, bytes and kernels of the counted pass, on a machine.
+"""The time of an optimizer step: of a pass measured on this CPU, or of a counted pass on a machine.
 
 A GPU works while the host starts further kernels, and while weights are transferred: the slowest of the three
 decides. A CPU does one after the other.
@@ -13,8 +13,9 @@ from lorakit.models.memory import MemorySettings
 from lorakit.planner.demand import RunDemand
 from lorakit.planner.footprint import checkpointed_numbers, kept_bytes, modulation_bytes, streamed_bytes
 from lorakit.planner.machine import Machine
-from lorakit.planner.meter import Work
+from lorakit.planner.meter import REST, Work
 from lorakit.planner.network_count import NetworkCount
+from lorakit.planner.pass_times import PassTimes
 
 _PRODUCTS = {"int8": "int8", "fp8": "fp8"}
 _UNPACKING_BYTES = {"nf4": 2.5, "int8": 3.0, "fp8": 3.0}
@@ -56,12 +57,17 @@ def estimate_step(
     network = demand.network
     images = demand.batch_size * demand.accumulate * demand.passes
     forwards = -(-demand.batch_size // micro_batch) * demand.accumulate * demand.passes
-    work = pass_work(network, settings)
     area = demand.mean_area
-    computing = images * _seconds(work, network, settings, machine, area)
+    if demand.times is not None:
+        computing = images * area * measured_seconds(network, demand.times, settings) / demand.times.images
+        computing += demand.times.update
+        launching = 0.0  # is in the measured times
+    else:
+        work = pass_work(network, settings)
+        computing = images * _seconds(work, network, settings, machine, area)
+        computing += OPTIMIZER_BYTES * demand.trained / machine.bandwidth
+        launching = forwards * work.kernels * machine.launch_seconds
     computing += forwards * _unpacking_seconds(network, settings, machine)
-    computing += OPTIMIZER_BYTES * demand.trained / machine.bandwidth
-    launching = forwards * work.kernels * machine.launch_seconds
     moved = 2 * forwards * streamed_bytes(network, settings)
     if settings.offload_activations:
         moved += 2 * images * area * kept_bytes(network, settings)
@@ -71,6 +77,25 @@ def estimate_step(
     parts = (computing, launching, transferring)
     total = computing + launching if machine.platform == "cpu" else max(parts)
     return StepTime(total, computing, launching, transferring)
+
+
+def kept_pass_seconds(network: NetworkCount, machine: Machine) -> float:
+    """Return the seconds of a pass for one image, of each of the equal blocks that are run only once."""
+    total = Work()
+    for part in network.parts:
+        _add(total, part.passes.forward)
+        _add(total, part.passes.backward)
+    return _seconds(total, network, MemorySettings(), machine, 1.0) + total.kernels * machine.launch_seconds
+
+
+def measured_seconds(network: NetworkCount, times: PassTimes, settings: MemorySettings) -> float:
+    """Return the seconds of a pass over the images of `times`, recomputed blocks included."""
+    total = sum(times.of_block(REST))
+    chosen = checkpointed_numbers(network, settings.gradient_checkpointing)
+    for block, recomputed in zip(network.blocks, chosen, strict=True):
+        forward, backward = times.of_block(block.name)
+        total += (block.number + recomputed) * forward + block.number * backward
+    return total
 
 
 def pass_work(network: NetworkCount, settings: MemorySettings) -> Work:

@@ -18,7 +18,8 @@ from lorakit.core.storage import read_json
 from lorakit.models.families.family import Family
 from lorakit.models.families.pipeline_folder import pipeline_components
 from lorakit.models.families.published_models import model_of_family
-from lorakit.planner.network_count import CountError, Shapes
+from lorakit.planner.network_count import CountError
+from lorakit.planner.short_network import Shapes
 
 _WIDTH_KEYS = ("joint_attention_dim", "text_dim", "cross_attention_dim", "caption_channels")
 """Settings of denoisers that say how wide their text embeddings are."""

@@ -7,34 +7,23 @@ again on another one.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from lorakit import adapters
-from lorakit.adapters import planning, text_encoders
 from lorakit.config.recipe import Recipe, change_recipe
 from lorakit.core.errors import ConfigError
-from lorakit.data.items import DatasetItem
 from lorakit.models import device as devices
-from lorakit.models import loading
-from lorakit.models.families.family import Family
-from lorakit.models.families.video import VideoFamily
 from lorakit.models.memory import MemorySettings, format_bytes
 from lorakit.planner import networks
 from lorakit.planner.choice import QUANTIZATIONS, Choice, FixedSettings, choose
-from lorakit.planner.demand import RunDemand
 from lorakit.planner.machine import free_bytes, this_machine
-from lorakit.planner.network_count import CountError, NetworkCount, Shapes, count_network
-from lorakit.planner.text_shapes import text_shapes
-from lorakit.training import phases, run_memory
+from lorakit.training import phases, run_demand, run_memory
 from lorakit.training.run_caches import RunCaches
 from lorakit.training.run_plan import DataPlan, LogFn
+from lorakit.training.step_measurement import with_measured_times
 
 QUICK_SHARE = 0.8  # of the free memory, below which nothing needs to be counted
 
@@ -82,7 +71,9 @@ def decide_memory(
         return DecidedMemory(_plain_settings(fixed), batch)
     log(phases.phase("planning the memory"))
     machine = this_machine(device)
-    demand, _ = count_target(recipe, target_of(plan), device, _cached_shapes(caches, plan))
+    shapes = run_demand.cached_shapes(caches, plan)
+    demand, network = run_demand.count_target(recipe, run_demand.target_of(plan), device.type, shapes)
+    demand, machine = with_measured_times(recipe, network, demand, machine)
     choice = choose(demand, machine, fixed, quantizations=usable_quantizations(recipe), micro_batch=batch)
     log(f"memory: {describe_choice(choice)}")
     return DecidedMemory(choice.best.settings, choice.best.micro_batch, choice)
@@ -143,155 +134,9 @@ def usable_quantizations(recipe: Recipe) -> list[str | None]:
 
 def _fits_plainly(recipe: Recipe, plan: DataPlan, device: torch.device) -> bool:
     """Return True if a bound many times too large, which takes milliseconds, fits the memory."""
-    family, folder = plan.family, plan.base_folder
-    names = family.denoiser_components(folder)
+    names = plan.family.denoiser_components(plan.base_folder)
     itemsize = devices.compute_dtype(recipe.train.precision).itemsize
-    weights = sum(networks.component_bytes(folder, [*names, "vae"], itemsize).values())
-    shape = _largest_latents(plan)
-    positions = math.prod(shape[1:]) + 512
-    bound = networks.activation_bound(folder, names, positions, itemsize) * recipe.train.batch_size
+    weights = sum(networks.component_bytes(plan.base_folder, [*names, "vae"], itemsize).values())
     adapter = 16 * weights // itemsize if recipe.adapter.rank > 64 else weights
-    free = free_bytes(device)
-    return weights + bound + 4 * adapter <= QUICK_SHARE * free
-
-
-@dataclass(frozen=True)
-class CountTarget:
-    """The network and the image that a run is counted with."""
-
-    family: Family
-    base_folder: Path
-    image: tuple[int, int]
-    """Width and height of the largest bucket."""
-    latents: tuple[int, ...]
-    """Shape of its latents."""
-    captions: Sequence[str]
-    mean_area: float
-    """Mean area of the images, as a share of the largest."""
-
-
-def target_of(plan: DataPlan) -> CountTarget:
-    """Return the image of a dataset that needs most memory."""
-    item = _largest_item(plan)
-    areas = [one.bucket[0] * one.bucket[1] for one in plan.items]
-    captions = [one.record.caption for one in plan.items[:200]]
-    mean_area = sum(areas) / len(areas) / max(areas)
-    return CountTarget(
-        plan.family, plan.base_folder, item.bucket, _largest_latents(plan), captions, mean_area
-    )
-
-
-def _largest_item(plan: DataPlan) -> DatasetItem:
-    return max(plan.items, key=lambda item: item.bucket[0] * item.bucket[1] * max(1, len(item.frame_indices)))
-
-
-def _largest_latents(plan: DataPlan) -> tuple[int, ...]:
-    pipe = plan.family.load(plan.base_folder, dtype=torch.float32, only={"scheduler"})
-    item = _largest_item(plan)
-    if isinstance(plan.family, VideoFamily) and len(item.frame_indices) > 1:
-        return plan.family.latent_shape(pipe, *item.bucket, len(item.frame_indices))
-    return plan.family.latent_shape(pipe, *item.bucket)
-
-
-def _cached_shapes(caches: RunCaches, plan: DataPlan) -> Shapes | None:
-    """Return the shapes of the conditioning of the largest image; None if it is not in the caches."""
-    item = _largest_item(plan)
-    request = caches.images.text_request(item.record.caption, item)
-    text = caches.text.find(request)
-    if text is None:
-        return None
-    tensors = {**text, **caches.images.conditioning[item]}
-    return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
-
-
-def count_target(
-    recipe: Recipe, target: CountTarget, device: torch.device, shapes: Shapes | None = None
-) -> tuple[RunDemand, Shapes]:
-    """Count a run; `shapes` are those of its conditioning, where they are in the caches."""
-    if shapes is None:
-        shapes = text_shapes(target.family, target.base_folder, target.captions, target.image)
-    dtype = devices.compute_dtype(recipe.train.precision)
-    network = _count(recipe, target, shapes, dtype)
-    others, trained = _other_networks(recipe, target.family, target.base_folder, dtype.itemsize)
-    return demand_of(recipe, network, others, trained, target.mean_area), shapes
-
-
-def demand_of(
-    recipe: Recipe, network: NetworkCount, others: Mapping[str, int], others_trained: int, mean_area: float
-) -> RunDemand:
-    """Return what a recipe needs with a counted network."""
-    return RunDemand(
-        network=network,
-        batch_size=recipe.train.batch_size,
-        accumulate=recipe.train.accumulate,
-        steps=recipe.train.steps,
-        optimizer=recipe.optimizer.name,
-        averaged=recipe.train.ema_decay is not None,
-        others=others,
-        others_trained=others_trained,
-        mean_area=mean_area,
-        passes=1.0
-        + any(concept.class_images for concept in recipe.concepts)
-        + 0.4 * bool(recipe.objective.output_preservation),
-    )
-
-
-def _count(recipe: Recipe, target: CountTarget, shapes: Shapes, dtype: torch.dtype) -> NetworkCount:
-    family, folder = target.family, target.base_folder
-    specs = planning.plan_adapters(recipe, family, folder, lambda text: None).specs
-    experts = [name for name in specs if name in family.components.experts]
-
-    def inject(network: nn.Module) -> None:
-        parts = {family.components.denoiser: network}
-        if experts:
-            parts = {name: getattr(network, name) for name in (family.components.denoiser, *experts)}
-        for name, part in parts.items():
-            if name in specs:
-                adapters.inject_adapter(part, spec=without_initial_weights(specs[name]))
-
-    def build() -> nn.Module:
-        return networks.build_denoiser(family, folder)
-
-    try:
-        return count_network(family, build, inject, target.latents, shapes, dtype=dtype, image=target.image)
-    except CountError:
-        network, patch_size = build(), family.latents.patch_size
-        counted = networks.assumed_count(
-            network, target.latents, patch_size, shapes, trained=0, itemsize=dtype.itemsize
-        )
-        inject(network)
-        trained = adapters.count_trainable(network).num_parameters
-        return replace(counted, trained=trained, image=target.image)
-
-
-def without_initial_weights(spec: adapters.AdapterSpec) -> adapters.AdapterSpec:
-    """Return an adapter of the same shapes that does not read the base model's weights."""
-    return replace(spec, init="kaiming") if spec.starts_from_weight else spec
-
-
-def _other_networks(
-    recipe: Recipe, family: Family, folder: Path, itemsize: int
-) -> tuple[dict[str, int], int]:
-    """Return the bytes of the networks beside the denoiser that stay loaded, and what is trained in them."""
-    names: list[str] = []
-    if recipe.samples.prompts is not None:
-        names += ["vae", *family.components.sampling_only]
-    trained = 0
-    if text_encoders.trains_text(recipe):
-        names += sorted(loading.text_components(family, folder))
-        planned = planning.plan_adapters(recipe, family, folder, lambda text: None)
-        for name, spec in planned.specs.items():
-            if name in family.text.trainable_encoders:
-                adapters.inject_adapter(planned.networks[name], spec=spec)
-                trained += adapters.count_trainable(planned.networks[name]).num_parameters
-    elif recipe.memory_config.keep_text_encoders:
-        names += sorted(loading.text_components(family, folder))
-    return networks.component_bytes(folder, names, itemsize), trained
-
-
-def buckets_of(items: Sequence[DatasetItem]) -> dict[tuple[int, int], int]:
-    """Return the number of images of each bucket, the largest number first."""
-    counts: dict[tuple[int, int], int] = {}
-    for item in items:
-        counts[item.bucket] = counts.get(item.bucket, 0) + 1
-    return dict(sorted(counts.items(), key=lambda entry: -entry[1]))
+    bound = run_demand.activation_bound(recipe, plan, itemsize)
+    return weights + bound + 4 * adapter <= QUICK_SHARE * free_bytes(device)

@@ -21,9 +21,9 @@ from lorakit.models.families.video import VideoFamily
 from lorakit.models.memory import MemorySettings, format_bytes, placement
 from lorakit.planner.demand import RunDemand
 from lorakit.planner.footprint import Footprint, estimate_footprint, modulation_bytes
-from lorakit.planner.network_count import NetworkCount, in_precision, with_activations
-from lorakit.training import memory_plan
-from lorakit.training.memory_plan import CountTarget
+from lorakit.planner.network_count import NetworkCount, with_activations
+from lorakit.training import run_demand
+from lorakit.training.run_demand import CountTarget
 from lorakit.training.setup import Session
 
 _RANK_AXES = {
@@ -86,15 +86,19 @@ def memory_limit_error(session: Session, step: int, reason: str) -> MemoryLimitE
     )
 
 
-def session_situation(session: Session) -> Situation:
-    """Return what a session needs, and the settings in force, for one image of its largest bucket."""
+def session_situation(session: Session, recipe: Recipe | None = None) -> Situation:
+    """Return what a session needs, and the settings in force, for one image of its largest bucket.
+
+    `recipe` replaces the session's own.
+    """
+    recipe = recipe or session.recipe
     data = session.train_set
     index = max(range(len(data.items)), key=lambda i: _pixels(data.batch_shapes[i]))
     batch = data.batch([data.sample_as_written(0, index)], torch.device("cpu"))
     shapes = {name: (tuple(value.shape[1:]), value.dtype) for name, value in batch.cond.items()}
     latents = tuple(batch.latents.shape[1:])
     target = CountTarget(session.family, session.base_folder, data.items[index].bucket, latents, (), 1.0)
-    demand, _ = memory_plan.count_target(session.recipe, target, session.device, shapes)
+    demand, _ = run_demand.count_target(recipe, target, session.device.type, shapes)
     others = {f"kept text encoder {i}": memory.total_bytes(encoder.parameters())
               for i, encoder in enumerate(data.kept_text_encoders)}  # fmt: skip
     demand = replace(demand, others={**demand.others, **others})
@@ -167,9 +171,10 @@ def _precision(session: Session, situation: Situation) -> Iterator[_Candidate]:
     before = devices.compute_dtype(session.recipe.train.precision)
     half = devices.supported_precisions(session.device)[0]
     after = devices.compute_dtype(half)
-    if after.itemsize < before.itemsize:
-        changed = in_precision(situation.demand.network, after.itemsize)
-        yield (f"train.precision={half}",), _with_network(situation, changed)
+    override = f"train.precision={half}"
+    if after.itemsize < before.itemsize:  # counted again: some layers compute in float32 all the same
+        counted = session_situation(session, change_recipe(session.recipe, [override]))
+        yield (override,), _with_network(situation, counted.demand.network)
 
 
 def _resolution(session: Session, situation: Situation) -> Iterator[_Candidate]:

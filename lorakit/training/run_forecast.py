@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from lorakit import adapters
 from lorakit.adapters import text_encoders
-from lorakit.config.recipe import Recipe
+from lorakit.config.recipe import AdapterConfig, Recipe
 from lorakit.core.errors import ConfigError, LorakitError, first_line
 from lorakit.data.items import load_concepts
 from lorakit.models import base_model, families, hub
@@ -20,12 +20,17 @@ from lorakit.models import device as devices
 from lorakit.models.families import detect_family
 from lorakit.models.families.published_models import PublishedModel, published_model
 from lorakit.models.memory import format_bytes
+from lorakit.planner import published
 from lorakit.planner.choice import Choice, Option, choose
 from lorakit.planner.demand import RunDemand
 from lorakit.planner.machine import Machine
-from lorakit.planner.network_count import Shapes, count_network
+from lorakit.planner.network_count import NetworkCount, in_precision
+from lorakit.planner.short_network import Shapes
 from lorakit.planner.table import describe_settings
-from lorakit.training import memory_plan, run_plan
+from lorakit.training import memory_plan, run_demand, run_plan
+from lorakit.training.run_caches import RunCaches
+from lorakit.training.run_demand import CountTarget, RunNetwork
+from lorakit.training.step_measurement import with_measured_times
 
 CACHED_BYTES = 2  # of a number in the caches
 
@@ -51,6 +56,13 @@ class Forecast:
         """Duration of the steps, without caching, samples and validation."""
         return self.choice.best.step.total * self.demand.steps / 3600
 
+    @property
+    def timing(self) -> str:
+        """The origin of the step's time, in words."""
+        if self.demand.times is not None:
+            return "measured on this machine with random weights"
+        return f"computed from {'measured' if self.machine.platform == 'cpu' else 'published'} speeds"
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain values."""
         best = self.choice.best
@@ -63,6 +75,7 @@ class Forecast:
             "peak_bytes": best.footprint.to_json(),
             "main_memory_bytes": best.host_bytes,
             "step_seconds": best.step.to_json(),
+            "timing": self.timing,
             "steps": self.demand.steps,
             "hours": float(f"{self.hours:.3g}"),
             "cost": None if self.price is None else float(f"{self.hours * self.price:.3g}"),
@@ -91,7 +104,7 @@ class Forecast:
                 yield f"  {name.replace('_', ' '):<15}{format_bytes(size)}"
         if best.host_bytes:
             yield f"main memory    {waiting} of weights and activations"
-        yield f"a step         {step.total:.3g} s"
+        yield f"a step         {step.total:.3g} s, {self.timing}"
         length = f"{self.demand.steps} steps, {_duration(self.hours)}"
         yield f"the run        {length}, without caching and samples"
         if self.price is not None:
@@ -125,9 +138,10 @@ def forecast_run(recipe: Recipe, machine: Machine, price: float | None = None) -
     folder = _local_base(recipe.base)
     if folder is None:
         return _forecast_published(recipe, machine, price)
-    device, notes = torch.device(machine.platform), list[str]()
+    notes = list[str]()
     family = detect_family(folder, ())
     pipe = family.load(folder, dtype=torch.float32, only={"scheduler"})
+    shapes = None
     try:
         concepts = load_concepts(recipe.concepts)
         plan = run_plan.plan_data(recipe, folder, family, pipe, concepts, lambda text: None)
@@ -136,28 +150,41 @@ def forecast_run(recipe: Recipe, machine: Machine, price: float | None = None) -
         plan = None
     if plan is None:
         size = (recipe.resolution, recipe.resolution)
-        latents = family.latent_shape(pipe, *size)
-        target = memory_plan.CountTarget(family, folder, size, latents, ("a photo",), 1.0)
+        target = CountTarget(family, folder, size, family.latent_shape(pipe, *size), ("a photo",), 1.0)
     else:
-        target = memory_plan.target_of(plan)
-    demand, shapes = memory_plan.count_target(recipe, target, device)
-    choice = _choose(recipe, demand, machine)
+        target = run_demand.target_of(plan)
+        caches = RunCaches(recipe, plan, devices.default_device(), lambda text: None)
+        shapes = run_demand.cached_shapes(caches, plan)
+    demand, network = run_demand.count_target(recipe, target, machine.platform, shapes)
     images = len(plan.items) if plan else 0
-    return Forecast(
-        base=recipe.base,
-        machine=machine,
-        demand=demand,
-        choice=choice,
-        buckets=memory_plan.buckets_of(plan.items) if plan else {},
-        cache_bytes=images * _cached_bytes(target.latents, shapes),
+    return _forecast(
+        recipe,
+        network,
+        demand,
+        machine,
+        buckets=run_demand.buckets_of(plan.items) if plan else {},
+        cache_bytes=images * _cached_bytes(target.latents, network.shapes),
         price=price,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
-def _choose(recipe: Recipe, demand: RunDemand, machine: Machine) -> Choice:
-    fixed = memory_plan.fixed_settings(recipe)
-    return choose(demand, machine, fixed, quantizations=memory_plan.usable_quantizations(recipe))
+def _forecast(
+    recipe: Recipe,
+    network: RunNetwork,
+    demand: RunDemand,
+    machine: Machine,
+    *,
+    price: float | None,
+    notes: Sequence[str],
+    buckets: dict[tuple[int, int], int] | None = None,
+    cache_bytes: int = 0,
+) -> Forecast:
+    """Measure the step where it can be measured, and choose the settings."""
+    demand, machine = with_measured_times(recipe, network, demand, machine)
+    fixed, usable = memory_plan.fixed_settings(recipe), memory_plan.usable_quantizations(recipe)
+    choice = choose(demand, machine, fixed, quantizations=usable)
+    return Forecast(recipe.base, machine, demand, choice, buckets or {}, cache_bytes, price, tuple(notes))
 
 
 def _local_base(base: str) -> Path | None:
@@ -181,39 +208,35 @@ def _forecast_published(recipe: Recipe, machine: Machine, price: float | None) -
             remedy=f"download it: {download}",
         )
     size = recipe.resolution
-    latents = model.latents_at(size, size)
-    demand = _published_demand(recipe, model, latents, torch.device(machine.platform))
+    network = _published_network(recipe, model, on_cpu=machine.platform == "cpu")
     note = f"{model.title} is not downloaded: planned for square images of {size} pixels from the settings of"
-    return Forecast(
-        base=recipe.base,
-        machine=machine,
-        demand=demand,
-        choice=_choose(recipe, demand, machine),
-        buckets={},
-        cache_bytes=0,
+    return _forecast(
+        recipe,
+        network,
+        run_demand.demand_of(recipe, _published_count(recipe, model, network), {}, 0, 1.0),
+        machine,
         price=price,
         notes=(f"{note} its published network; download it: {download}",),
     )
 
 
-def _published_demand(
-    recipe: Recipe, model: PublishedModel, latents: tuple[int, ...], device: torch.device
-) -> RunDemand:
-    family = families.get_family(model.family)
+def _published_network(recipe: Recipe, model: PublishedModel, *, on_cpu: bool) -> RunNetwork:
+    family, size = families.get_family(model.family), recipe.resolution
 
     def inject(network: torch.nn.Module) -> None:
         component = family.components.denoiser
         specs = text_encoders.adapter_specs(recipe, family, {component: network}, lambda text: None)
-        adapters.inject_adapter(network, spec=memory_plan.without_initial_weights(specs[component]))
+        adapters.inject_adapter(network, spec=run_demand.without_initial_weights(specs[component]))
 
     dtype = devices.compute_dtype(recipe.train.precision)
-    network = count_network(
-        family,
-        model.build,
-        inject,
-        latents,
-        model.shapes(),
-        dtype=dtype,
-        image=(recipe.resolution, recipe.resolution),
-    )
-    return memory_plan.demand_of(recipe, network, {}, 0, 1.0)
+    latents = model.latents_at(size, size)
+    return RunNetwork(family, model.build, inject, latents, model.shapes(), dtype, (size, size), on_cpu)
+
+
+def _published_count(recipe: Recipe, model: PublishedModel, network: RunNetwork) -> NetworkCount:
+    """Return the stored count of a model, if the recipe has its adapter and image size; else count it."""
+    adapter = recipe.adapter
+    plain = AdapterConfig(rank=published.RANK, alpha=adapter.alpha)
+    if adapter == plain and recipe.resolution == model.resolution and not network.on_cpu:
+        return in_precision(published.stored_counts()[model.key], network.dtype.itemsize)
+    return network.count()

@@ -1,105 +1,86 @@
 """Predictions of the planner against measured steps on this CPU: memory and time, over several settings.
 
-Each setting is measured in this process, in which the machine's speeds are measured too, next to the steps.
-Memory is what torch's allocator reports, time is CPU seconds: other programs disturb it less.
+Everything is predicted as `lorakit plan` does it. A step is the trainer's whole step, with loading of
+batches, clipping and optimizer. Rounds are interleaved: the planner measures the machine, then steps are
+measured, so that both see the same load of other programs. Memory is what torch's allocator reports.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lorakit.models.memory import MemorySettings
-from lorakit.planner.footprint import estimate_footprint
-from lorakit.planner.machine import cpu_machine, measured_cpu
-from lorakit.planner.step_time import estimate_step
-from lorakit.training import memory_remedies
-from tests import runs, tiny
-from tests.planner.measured import cpu_seconds, make_trainer, peak_growth
+from tests import runs
+from tests.benchmarks import bases
+from tests.planner.measured import Setting, plan_run
 
 MEMORY_GOAL, TIME_GOAL = 0.10, 0.25
-SETTINGS = tuple(itertools.product(("unet", "dit"), (1, 4), (0.0, 0.5, 1.0)))
-"""Network, images at once, share of checkpointed blocks."""
-
-
-def _save_base(kind: str, folder: Path) -> Path:
-    """Save a pipeline with a network of about 35 million random weights."""
-    pipe = tiny.build("sd15" if kind == "unet" else "sd3")
-    if kind == "unet":
-        channels = (64, 128, 256, 256)
-        pipe.unet = type(pipe.unet)(
-            block_out_channels=channels,
-            in_channels=pipe.unet.config.in_channels,
-            out_channels=pipe.unet.config.out_channels,
-            cross_attention_dim=pipe.unet.config.cross_attention_dim,
-        )
-    else:
-        config = dict(pipe.transformer.config) | {
-            "num_layers": 8, "num_attention_heads": 8,
-            "attention_head_dim": 64, "caption_projection_dim": 512,
-        }  # fmt: skip
-        config = {key: value for key, value in config.items() if not key.startswith("_")}
-        pipe.transformer = type(pipe.transformer)(**config)
-    pipe.save_pretrained(folder / kind)
-    return folder / kind
+SETTINGS: tuple[tuple[str, Setting], ...] = (
+    ("tiny-unet", Setting(4, 64)),
+    ("tiny-unet", Setting(2, 128, 1.0, "bf16", "adamw8bit")),
+    ("tiny-dit", Setting(1, 64, optimizer="adamw8bit")),
+    ("tiny-dit", Setting(4, 128, 1.0, "bf16")),
+    ("unet-34m", Setting(1, 128)),
+    ("unet-34m", Setting(4, 64, 0.5, optimizer="adamw8bit")),
+    ("unet-34m", Setting(2, 128, 1.0, "bf16", "lion8bit")),
+    ("unet-34m", Setting(1, 192, 0.0, "bf16")),
+    ("dit-36m", Setting(1, 64, 0.5)),
+    ("dit-36m", Setting(4, 64, 1.0, optimizer="adamw8bit")),
+    ("dit-36m", Setting(2, 128, 0.0, "bf16")),
+    ("dit-36m", Setting(1, 128, 1.0, "bf16", "lion8bit")),
+)
+STEP_SECONDS = 1.0  # steps of a round take about this long
+MIB = 1 << 20
 
 
 def measure(rounds: int = 3) -> list[dict[str, Any]]:
-    """Measure all settings; `rounds` steps are timed in each."""
+    """Measure all settings in `rounds` rounds each."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = runs.make_dataset(folder / "data", 3)
-        bases = {kind: _save_base(kind, folder) for kind in ("unet", "dit")}
-        for number, (kind, batch, share) in enumerate(SETTINGS):
+        data = runs.make_dataset(folder / "data", 1)  # a square
+        for number, (base, setting) in enumerate(SETTINGS):
             target = folder / str(number)
             target.mkdir()
-            rows.append(_measure_setting(target, bases[kind], data, kind, batch, share, rounds))
+            rows.append(measure_setting(target, base, bases.make_base(base, folder), data, setting, rounds))
+            done = f"{number + 1} of {len(SETTINGS)}"
+            print(f"{done}: {base} {rows[-1]['time_error']:+.1%}", file=sys.stderr, flush=True)
     return rows
 
 
-def _measure_setting(
-    folder: Path, base: Path, data: Path, kind: str, batch: int, share: float, rounds: int
+def measure_setting(
+    folder: Path, name: str, base: str | Path, data: Path, setting: Setting, rounds: int
 ) -> dict[str, Any]:
-    trainer = make_trainer(
-        folder,
-        base,
-        data,
-        resolution=128,
-        memory={"gradient_checkpointing": share},
-        train={"steps": 100, "batch_size": batch, "precision": "fp32"},
-        optimizer={"name": "adamw"},
-    )
-    step = trainer.training_step
-    samples = step._largest_samples(batch)
-    step.compute_gradients(samples)
-    situation = memory_remedies.session_situation(trainer.session)
-    settings: MemorySettings = situation.settings
-    footprint = estimate_footprint(situation.demand, settings, batch)
+    """Predict and measure one setting."""
+    run = plan_run(folder, base, data, setting)
+    run.trainer.training_step.run()  # also a warm-up, and the optimizer's states are there afterwards
+    footprint = run.footprint
     moving = footprint.activations + footprint.recomputed + footprint.temporary
     resident = footprint.total - moving
-    peak = resident + peak_growth(lambda: step.compute_gradients(samples))
+    peak = resident + run.measured_activations()
     seconds, predicted = [], []
     for _ in range(rounds):
-        machine = measured_cpu(cpu_machine())
-        start = cpu_seconds()
-        step.compute_gradients(samples)
-        seconds.append((cpu_seconds() - start) / torch.get_num_threads())
-        predicted.append(estimate_step(situation.demand, settings, machine, batch).total)
+        predicted.append(run.predicted_seconds())
+        first = run.measured_seconds()
+        others = [run.measured_seconds() for _ in range(min(20, int(STEP_SECONDS / first)))]
+        seconds.append(statistics.median([first, *others]))
     return {
-        "network": kind,
-        "images": batch,
-        "checkpointing": share,
-        "peak_mib": peak / 2**20,
-        "memory_error": footprint.total / peak - 1,
-        "step_seconds": statistics.median(seconds),
-        "time_error": statistics.median(p / s for p, s in zip(predicted, seconds, strict=True)) - 1,
+        "network": name,
+        "images": setting.images,
+        "pixels": setting.resolution,
+        "checkpointing": setting.checkpointing,
+        "precision": setting.precision,
+        "optimizer": setting.optimizer,
+        "predicted_mib": round(footprint.total / MIB, 1),
+        "peak_mib": round(peak / MIB, 1),
+        "memory_error": round(footprint.total / peak - 1, 4),
+        "predicted_ms": round(1000 * statistics.median(predicted), 1),
+        "step_ms": round(1000 * statistics.median(seconds), 1),
+        "time_error": round(statistics.median(p / s for p, s in zip(predicted, seconds, strict=True)) - 1, 4),
     }
 
 
@@ -111,11 +92,19 @@ def passes(rows: Sequence[dict[str, Any]]) -> bool:
 
 
 def format_report(rows: Sequence[dict[str, Any]]) -> str:
-    """Return one line for each setting."""
-    lines = [
-        f"{row['network']:<5} batch {row['images']} checkpoint {row['checkpointing']:<4}"
-        f" peak {row['peak_mib']:7.1f} MiB, predicted {row['memory_error']:+.1%};"
-        f" step {row['step_seconds']:.3f} s, predicted {row['time_error']:+.1%}"
-        for row in rows
-    ]
-    return "\n".join([*lines, f"goals: memory {MEMORY_GOAL:.0%}, time {TIME_GOAL:.0%}"])
+    """Return a table in Markdown, and the largest errors."""
+    head = ["network", "images", "pixels", "checkpointing", "precision", "optimizer"]
+    head += ["memory", "predicted", "error", "step", "predicted", "error"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in rows:
+        cells = [str(row[key]) for key in ("network", "images", "pixels")]
+        cells += [f"{row['checkpointing']:.0%}", row["precision"], row["optimizer"]]
+        for kind, unit in (("mib", "MiB"), ("ms", "ms")):
+            name, measured = ("memory", row["peak_mib"]) if kind == "mib" else ("time", row["step_ms"])
+            cells += [f"{measured:.0f} {unit}", f"{row[f'predicted_{kind}']:.0f} {unit}"]
+            cells.append(f"{row[f'{name}_error']:+.1%}")
+        lines.append(f"| {' | '.join(cells)} |")
+    for name, goal in (("memory", MEMORY_GOAL), ("time", TIME_GOAL)):
+        worst = max(abs(row[f"{name}_error"]) for row in rows)
+        lines += ["", f"largest error of the {name}: {worst:.1%}, goal {goal:.0%}"]
+    return "\n".join(lines)

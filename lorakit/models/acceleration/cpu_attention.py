@@ -18,7 +18,9 @@ MAX_SCORES = 2**20
 """Scores that are computed at once, except those of one head: 2 MiB, which a core's cache holds."""
 _MAX_HEAD_SCORES = 2**24  # longer inputs are left to the kernel, which keeps no scores in memory
 _NARROW_HEAD, _NARROW_SCORES = 32, 2**18  # products of narrower heads are slow where there are more scores
-_OPERATOR = "_scaled_dot_product_flash_attention_for_cpu_backward"
+_SCORE_BYTES = 4 * 2  # scores, weights, and the gradients of both, in half precision
+MAX_WORKSPACE = _SCORE_BYTES * MAX_SCORES
+OPERATOR = "_scaled_dot_product_flash_attention_for_cpu_backward"
 _HALF = (torch.bfloat16, torch.float16)
 _Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -29,7 +31,7 @@ def use_matrix_products() -> torch.library.Library:
 
     Returns the registration, which is valid for as long as it is kept.
     """
-    kernel = torch.library.get_kernel(f"aten::{_OPERATOR}", "CPU")
+    kernel = torch.library.get_kernel(f"aten::{OPERATOR}", "CPU")
 
     def backward(
         keys: torch.DispatchKeySet,
@@ -47,7 +49,7 @@ def use_matrix_products() -> torch.library.Library:
     ) -> _Gradients:
         per_head, is_half = query.shape[2] * key.shape[2], query.dtype in _HALF
         is_plain = not (dropout_p or is_causal) and query.shape[:2] == key.shape[:2]
-        is_wide = query.shape[3] >= _NARROW_HEAD or per_head <= _NARROW_SCORES
+        is_wide = _is_wide(query, key)
         if is_half and is_plain and is_wide and per_head <= _MAX_HEAD_SCORES:
             return attention_gradients(grad_out, query, key, value, attn_mask, scale)
         tensors = [grad_out, query, key, value, out]
@@ -60,8 +62,24 @@ def use_matrix_products() -> torch.library.Library:
         return gradients if gradients[0].dtype == query.dtype else _cast(gradients, query.dtype)
 
     library = torch.library.Library("aten", "IMPL")
-    library.impl(_OPERATOR, backward, "CPU", with_keyset=True)
+    library.impl(OPERATOR, backward, "CPU", with_keyset=True)
     return library
+
+
+def _is_wide(query: torch.Tensor, key: torch.Tensor) -> bool:
+    return query.shape[3] >= _NARROW_HEAD or query.shape[2] * key.shape[2] <= _NARROW_SCORES
+
+
+def workspace_bytes(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
+    """Return the bytes of temporary tensors beside the results, for the planner: those that grow with the
+    batch, and those that do not once they are `MAX_WORKSPACE` bytes, which only half precision has.
+    """
+    if not _is_wide(query, key):  # inputs and results in float32
+        return 8 * 4 * max(query.numel(), key.numel()) * (query.dtype in _HALF), 0
+    per_head = query.shape[2] * key.shape[2]
+    if per_head > _MAX_HEAD_SCORES:
+        return 0, 0
+    return 0, _SCORE_BYTES * min(query.shape[0] * query.shape[1] * per_head, max(per_head, MAX_SCORES))
 
 
 def _cast(gradients: _Gradients, dtype: torch.dtype) -> _Gradients:
