@@ -89,6 +89,7 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "peak_bytes": "predicted peak by part, and total",
         "main_memory_bytes": "weights and activations that wait in main memory",
         "step_seconds": "total, computing, launching (kernels), transferring",
+        "timing": "origin of these seconds: measured on this machine, or computed from speeds",
         "steps": "optimizer steps",
         "hours": "of the steps, without caching and samples",
         "cost": "hours times --price, or null",
