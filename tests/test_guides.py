@@ -94,8 +94,11 @@ def _samples(folder: str) -> list[Path]:
 def _exported(run: str) -> list[str]:
     """Check that `lorakit export` writes the bytes that training exported, and return the file names."""
     command_lines.run(["export", run, "--for", "all", "--out", "exported"])
-    files = {file.name: file.read_bytes() for file in Path("exported").iterdir()}
-    of_run = {file.name: file.read_bytes() for file in (Path(run) / "exports").iterdir()}
+    folders = (Path("exported"), Path(run) / "exports")
+    files, of_run = (
+        {file.name: file.read_bytes() for file in folder.glob("*.safetensors")} for folder in folders
+    )
+    assert all((folder / "README.md").is_file() for folder in folders)
     assert of_run.items() <= files.items()
     return sorted(files)
 
@@ -225,7 +228,9 @@ def test_the_adapters_guide_works(name, place):
     assert {key.split(".")[0] for key in tensors} == networks
     assert all(value.any() for value in tensors.values())
     if name == "word":  # other programs load it as an embedding, so there is one file
-        assert [file.name for file in Path("runs/word/exports").iterdir()] == ["my-dog.safetensors"]
+        assert [file.name for file in Path("runs/word/exports").glob("*.safetensors")] == [
+            "my-dog.safetensors"
+        ]
     else:
         assert len(_exported(f"runs/{name}")) == files
     samples = [_samples(line[-1]) for line in lines if line[0] == "sample"]
