@@ -7,6 +7,7 @@ measured, so that both see the same load of other programs. Memory is what torch
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import tempfile
@@ -39,6 +40,7 @@ MIB = 1 << 20
 
 def measure(rounds: int = 3) -> list[dict[str, Any]]:
     """Measure all settings in `rounds` rounds each."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that no setting uses
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
