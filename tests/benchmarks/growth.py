@@ -1,6 +1,8 @@
-"""Growth with the number of images: preparing, filling the caches, and the start of a training.
+"""Growth with the number of images: preparing, checking, filling the caches, and the start of a training.
 
-Each stage is a process of its own; its row has CPU seconds, seconds and peak memory.
+Each stage is a process of its own; its row has CPU seconds, seconds, peak memory and the files of the caches.
+`python -m tests.benchmarks growth --images 100 1000 10000 100000` takes hours: each row is printed when it is
+measured.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from PIL import Image
 
 from lorakit.core import storage
 from lorakit.core.progress import Progress
+from lorakit.data.tensor_cache import KINDS
+from lorakit.data.tensor_shards import SUFFIX
 from tests import runs
 from tests.benchmarks import start_up
 
@@ -53,11 +57,20 @@ def measure(folder: Path, counts: Sequence[int] = COUNTS) -> list[dict[str, Any]
         )
         for name, command in (
             ("prepare", prepare),
+            ("check", [*lorakit, "data", "check", str(data)]),
             ("fill the caches", [*lorakit, "cache", str(recipe)]),
+            ("fill full caches", [*lorakit, "cache", str(recipe)]),
             ("train one step", [*lorakit, "train", str(recipe)]),
         ):
-            rows.append({"name": name, "images": count, **_measure(command, root / "cache")})
+            row = {"name": name, "images": count, **_measure(command, root / "cache")}
+            rows.append(row | {"cache_files": count_shards(root / "cache")})
+            print(rows[-1], file=sys.stderr, flush=True)
     return rows
+
+
+def count_shards(cache: Path) -> int:
+    """Return the number of files with latents, text embeddings, conditioning and masks."""
+    return sum(1 for kind in KINDS for _ in (cache / kind).glob(f"*{SUFFIX}"))
 
 
 def _measure(command: Sequence[str], cache: Path) -> dict[str, float]:
