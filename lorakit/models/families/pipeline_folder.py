@@ -99,7 +99,7 @@ def load_pipeline(
             if classes[component].has_weights
         }
         pipe = _assemble(pipeline_class, folder, networks, {name: classes[name] for name in names})
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(f"cannot load the model: {error}", where=str(folder)) from error
     pipe.lorakit_folder, pipe.lorakit_settings = folder, settings
     return pipe

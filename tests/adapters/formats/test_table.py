@@ -161,3 +161,16 @@ def test_every_family_can_be_exported():
         }
     served = [name for name in names if "comfyui" in consumers.LOADER_RULES[name]]
     assert len(served) >= 17
+
+
+def test_diffusers_own_names_of_anima_agree_with_the_native_table(tmp_path):
+    """diffusers converts the file for ComfyUI itself: every module of the table, also outside blocks."""
+    pattern = consumers.loader_rules("anima")["comfyui"].module_pattern
+    expected = train_method("anima", tmp_path / "adapter.safetensors", "lora", targets=rf"({pattern})")
+    assert {module.split(".")[1] for module in expected} == {
+        "transformer_blocks", "norm_out", "time_embed", "patch_embed", "proj_out",
+    }  # fmt: skip
+    (file,) = formats.export_adapter(tmp_path / "adapter.safetensors", "comfyui", tmp_path / "out")
+    keys = set(storage.read_safetensors(file.path))
+    assert all(key.startswith("diffusion_model.") for key in keys)
+    check(as_diffusers("anima", file.path), expected, file.path.name)
