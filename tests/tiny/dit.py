@@ -256,7 +256,7 @@ ROWS = {
         call_arguments=_NO_BINS | {"clean_caption": False, "max_sequence_length": 32},
         full=FullNetwork("PixArtTransformer2DModel", 224, 8.3, {"caption_channels": 4096, **_UNSIZED}),
     ),
-    # the network is told the image's size in pixels, 8 for each latent
+    # the network gets the image's size in pixels, 8 for each latent
     "pixart-alpha": Row(
         functools.partial(_pixart, "PixArtAlphaPipeline", 128, 4),
         _CROSS,

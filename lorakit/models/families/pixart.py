@@ -57,8 +57,8 @@ class PixArtSigma(Family):
 
 
 class PixArtAlpha(PixArtSigma):
-    """Chen et al. 2023, https://arxiv.org/abs/2310.00426. The model for 1024 pixels is told the image's
-    size, as its pipeline tells it."""
+    """Chen et al. 2023, https://arxiv.org/abs/2310.00426. The model for 1024 pixels gets the image's
+    size, as in its pipeline."""
 
     name = "pixart-alpha"
     title = "PixArt-Alpha"
