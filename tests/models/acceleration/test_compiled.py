@@ -112,7 +112,7 @@ def test_a_cpu_without_a_c_compiler_is_named():
 
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
-        with config.patch("cpp.cxx", ("no-such-compiler",)):  # monkeypatch would remove the setting afterwards
+        with config.patch("cpp.cxx", ("no-such-compiler",)):  # monkeypatch would remove it
             assert "no C++ compiler" in compiled.compile_problem(CPU)
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
