@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lorakit.adapters.tools.weighted import WeightedAdapter
 
 CONSUMERS = ["comfyui", "a1111", "diffusers"]
+READERS = [*CONSUMERS, "forge", "kohya", "musubi"]
+DTYPES = ["fp16", "bf16", "fp32"]
 
 _file = click.argument("file", type=FILE, metavar="FILE", help="Adapter file, run, RUN@STEP or peft folder.")
 _files = click.argument(
@@ -38,6 +40,8 @@ _base_argument = click.argument(
     "base", type=FOLDER, metavar="BASE", help="Base model folder; it is only read."
 )
 _out = option("--out", required=True, type=FILE, metavar="FILE", help="The .safetensors file to write.")
+_allow_loss = option("--allow-loss", is_flag=True,
+                     help="Write also a nearest LoRA that loses over 10 % of a delta weight.")  # fmt: skip
 _rank_options = add_options(
     option("--max-rank", type=POSITIVE, metavar="N", help="Largest rank of the result."),
     option("--energy", type=float, metavar="SHARE",
@@ -59,6 +63,9 @@ _rank_options = add_options(
     option("--max-rank", type=POSITIVE, metavar="N",
            help="Largest rank of the LoRA that other methods become for a program that loads only LoRA; by "
            "default 128."),
+    option("--dtype", type=click.Choice(DTYPES), default="fp16",
+           help="Number type of the file; the rounding error is printed."),
+    _allow_loss,
     option("--apply-strength", is_flag=True,
            help="Multiply the strength into the weights, so that the file is used at 1; exact for LoRA, LoHa "
            "and LoKr. Without it the strength is in the metadata."),
@@ -173,16 +180,20 @@ def _print_properties(properties: dict[str, Any]) -> None:
 @command(
     "check",
     _file,
-    option("--for", "consumer", required=True, type=click.Choice(CONSUMERS),
-           help="Program to check."),
+    option("--for", "consumer", required=True, type=click.Choice(READERS),
+           help="Program to check; kohya is sd-scripts, musubi is musubi-tuner."),
     _family,
     example="lorakit check dog.safetensors --for comfyui",
 )  # fmt: skip
 def check_command(file: Path, consumer: str, family: str | None) -> int:
-    """Check whether a program loads an adapter file. The exit code is 3 if it does not."""
+    """Check whether a program loads an adapter file: yes, no, or partly with what it ignores.
+
+    The exit code is 3 if it does not load it wholly.
+    """
+    from lorakit.adapters.sources import find_adapter
     from lorakit.adapters.tools.inspect import check_consumer_loads
 
-    check = check_consumer_loads(_read_file(file, family), consumer)
+    check = check_consumer_loads(find_adapter(file).print_line().path, consumer, family)
     print_answer({"loads": check.loads, "reason": check.reason}, f"{consumer}: {check.reason}")
     return 0 if check.loads else DataError.exit_code
 
@@ -194,11 +205,18 @@ def check_command(file: Path, consumer: str, family: str | None) -> int:
     option("--to", "layout", required=True, type=click.Choice(["diffusers", "kohya", "native"]),
            help="File layout: diffusers (dotted peft keys), kohya (sd-scripts) or native (the model authors' "
            "names)."),
+    option("--dtype", type=click.Choice(DTYPES), default="fp32",
+           help="Number type of the file; the rounding error is printed."),
+    option("--max-rank", type=POSITIVE, metavar="N",
+           help="Largest rank of the LoRA that other methods become; by default 128."),
+    _allow_loss,
     _base,
     _family,
     example="lorakit convert dog.safetensors dog-kohya.safetensors --to kohya",
 )  # fmt: skip
-def convert_command(file: Path, out: Path, layout: str, base: Path | None, family: str | None) -> None:
+def convert_command(
+    file: Path, out: Path, layout: str, base: Path | None, family: str | None, **values: Any
+) -> None:
     """Write an adapter in another file layout."""
     from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.formats.export import save_adapter
@@ -207,7 +225,7 @@ def convert_command(file: Path, out: Path, layout: str, base: Path | None, famil
 
     source = parse_adapter_source(str(file)).print_line()
     adapter = with_strength(read_adapter_file(source.path, family), source.strength)
-    written = save_adapter(adapter, out, layout, base=base)
+    written = save_adapter(adapter, out, layout, base=base, **values)
     print_answer(written.to_json(), written.summary())
     _print_strength(source)
 

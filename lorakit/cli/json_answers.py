@@ -7,6 +7,8 @@ EXPORTED_FILE = {
     "consumers": "programs that load it",
     "layout": "diffusers, native, kohya or textual_inversion",
     "num_tensors": "number of tensors",
+    "dtype": "number type of the factors",
+    "max_relative_error": "largest error of a delta weight in the written file, relative to its norm",
     "approximated_modules": "modules that became the nearest LoRA",
     "approximation_error": "largest relative error of these",
     "token_file": "file with the vectors of a new token beside it, or null",
@@ -156,7 +158,7 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "norms": "norm of the delta weights by block",
         "finite": "false if it contains NaN or infinity",
         "nonfinite_tensors": "their names",
-        "consumers": "yes, partly, after export, no or unknown by program",
+        "consumers": "yes, partly, no or unknown by program, with the reason",
         "metadata": "the header's metadata",
     },
     "inspect IMAGE": {

@@ -244,6 +244,13 @@ def _ernie() -> Any:
 
 _NO_BINS = {"use_resolution_binning": False}
 _UNSIZED = {"use_additional_conditions": False}
+_ERNIE_FULL: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_layers": 36,
+    "ffn_hidden_size": 12288,
+    "text_in_dim": 3072,
+}
 _HUNYUAN = {"hidden_size": 1408, "in_channels": 4, "patch_size": 2, "num_layers": 40}
 _HIDREAM: dict[str, Any] = {"patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096]}
 _HIDREAM |= {"llama_layers": [*range(48)]}
@@ -272,7 +279,7 @@ ROWS = {
         functools.partial(_hunyuan_dit, True),
         _CROSS,
         call_arguments=_NO_BINS,
-        full=FullNetwork("HunyuanDiT2DModel", 320, 13.9, _HUNYUAN),
+        full=FullNetwork("HunyuanDiT2DModel", 320, 13.9, _HUNYUAN | {"mlp_ratio": 4.3637}),
     ),
     "hunyuan-dit-1.2": Row(functools.partial(_hunyuan_dit, False), _CROSS, call_arguments=_NO_BINS),
     "sana": Row(
@@ -306,6 +313,6 @@ ROWS = {
         2 * 4,
         call_arguments={"use_pe": False},
         attention_layers=r"self_attention\.",
-        full=FullNetwork("ErnieImageTransformer2DModel", 96, 9.4),
+        full=FullNetwork("ErnieImageTransformer2DModel", 144, 18.9, _ERNIE_FULL),
     ),
 }

@@ -9,6 +9,7 @@ from typing import Any
 from tests.tiny import parts
 from tests.tiny.row import FullNetwork, Row, Tensor, from_packed, inpainting_arguments, packed, to_pil_images
 
+_LONGCAT_FULL: dict[str, Any] = {"num_layers": 10, "num_single_layers": 20}
 _SHAPE: dict[str, Any] = {
     "in_channels": 16,
     "num_layers": 1,
@@ -176,7 +177,7 @@ ROWS = {
             "guidance_scale": 4.0,
             "negative_prompt": ["", ""],
         },  # its default is a single one, too few for two prompts
-        full=FullNetwork("LongCatImageTransformer2DModel", 266, 26.1),
+        full=FullNetwork("LongCatImageTransformer2DModel", 140, 13.8, _LONGCAT_FULL),
         **_PACKED,
     ),
     "longcat-image-edit": Row(
@@ -185,7 +186,7 @@ ROWS = {
         sample=_sample_edit,
         image_arguments=lambda images: {"image": to_pil_images(images["source"])[0]},
         guidance_on={"guidance_scale": 4.0, "negative_prompt": ""},
-        full=FullNetwork("LongCatImageTransformer2DModel", 266, 26.1),
+        full=FullNetwork("LongCatImageTransformer2DModel", 140, 13.8, _LONGCAT_FULL),
         **_PACKED,
     ),
     "bria": Row(_bria, _MODULES, full=FullNetwork("BriaTransformer2DModel", 266, 26.1), **_PACKED),

@@ -42,6 +42,14 @@ def _kandinsky5() -> Any:
     return pipe
 
 
+_LITE: dict[str, Any] = {
+    "in_visual_dim": 16,
+    "out_visual_dim": 16,
+    "model_dim": 2560,
+    "ff_dim": 10240,
+    "num_visual_blocks": 50,
+    "axes_dims": (32, 48, 48),
+}
 ROWS = {
     "kandinsky5": Row(
         _kandinsky5,
@@ -52,6 +60,6 @@ ROWS = {
         unpack_prediction=lambda pipe, output, noise: output[:, 0].permute(0, 3, 1, 2),
         attention_layers=r"_attention\.",
         one_prompt_per_call=True,
-        full=FullNetwork("Kandinsky5Transformer3DModel", 264, 17.3),
+        full=FullNetwork("Kandinsky5Transformer3DModel", 408, 33.4, _LITE),
     ),
 }

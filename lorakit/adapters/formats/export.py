@@ -17,7 +17,7 @@ from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, LoraD
 from lorakit.adapters.formats.native_names import NativeModule, is_modulation_swapped, native_module
 from lorakit.adapters.formats.read import LoadedAdapter, read_adapter_file
 from lorakit.adapters.formats.strength import with_strength
-from lorakit.adapters.formats.verify import ExportedFile, ExportPlan, base_weight_for
+from lorakit.adapters.formats.verify import ExportedFile, ExportPlan, WriteOptions, base_weight_for
 from lorakit.core import output_paths, storage
 from lorakit.core.errors import ConfigError, NumericError
 from lorakit.models import families
@@ -45,6 +45,8 @@ def export_adapter(
     family: str | None = None,
     max_rank: int | None = None,
     include_names: bool = False,
+    dtype: str = "fp16",
+    allow_loss: bool = False,
     strength: float = 1.0,
     apply_strength: bool = False,
 ) -> list[ExportedFile]:
@@ -63,6 +65,8 @@ def export_adapter(
         allow_untrained=allow_untrained,
         max_rank=max_rank,
         include_names=include_names,
+        dtype=dtype,
+        allow_loss=allow_loss,
     )
 
 
@@ -75,6 +79,8 @@ def export_loaded_adapter(
     allow_untrained: bool = False,
     max_rank: int | None = None,
     include_names: bool = False,
+    dtype: str = "fp16",
+    allow_loss: bool = False,
 ) -> list[ExportedFile]:
     """Write an adapter for a consumer ("comfyui", "a1111", "diffusers") or for "all" that can read it.
 
@@ -82,7 +88,9 @@ def export_loaded_adapter(
     beside it. With `base`, the base model's folder, modules and shapes are compared with the model; DoRA for
     ComfyUI and A1111, and OFT, need it. A method that a consumer does not support becomes the nearest LoRA of
     at most `max_rank`; the result has the error. `allow_untrained` accepts an adapter without effect;
-    `include_names` writes the names of the file and of the base model into the metadata.
+    `include_names` writes the names of the file and of the base model into the metadata. `dtype` is the
+    number type of the factors (fp16, bf16 or fp32); `allow_loss` accepts a nearest LoRA that loses more
+    than 10 % of a delta weight.
     Raises ConfigError if a consumer cannot read the adapter, NumericError if it has no effect.
     """
     _check_request(consumer, out)
@@ -106,7 +114,11 @@ def export_loaded_adapter(
         _check_token_file(adapter, out)
     exported = [
         verify.write_verified(
-            part, family, plan, _target(adapter, out, plan), base_weights, base, include_names
+            part,
+            family,
+            plan,
+            _target(adapter, out, plan),
+            WriteOptions(base_weights, base, include_names, dtype, allow_loss),
         )
         for part, plan, base_weights in parts
     ]
@@ -120,12 +132,17 @@ def save_adapter(
     *,
     base: Path | None = None,
     sources: Sequence[Path] = (),
+    dtype: str = "fp32",
+    allow_loss: bool = False,
+    max_rank: int | None = None,
 ) -> ExportedFile:
     """Write an adapter as one file in a layout ("diffusers", "kohya" or "native"), verified like an export.
 
-    `base`, the base model's folder, is needed for DoRA and OFT. `sources` are further files that must not be
-    replaced. The vectors of a new token get a file of their own beside it, named after the token.
-    Raises ConfigError for an unknown layout or family, and for a file that must not be replaced.
+    `base`, the base model's folder, is needed for DoRA and OFT; `dtype` is the number type of the factors,
+    and `allow_loss` accepts a nearest LoRA, of at most `max_rank`, that loses more than 10 %. `sources` are
+    further files that must not be replaced. The vectors of a new token get a file of their own beside it,
+    named after the token. Raises ConfigError for an unknown layout or family, and for a file that must not
+    be replaced.
     """
     output_paths.check_output_path(path, "out")
     if layout not in layouts.WRITERS:
@@ -141,9 +158,10 @@ def save_adapter(
         )
     verify.require_overwritable(path, *sources, *([adapter.path] if adapter.path else []))
     base_weights = BaseWeights(base) if base else None
-    plan = ExportPlan((), layout, "", convert_deltas(adapter, family, layout, base_weights))
+    plan = ExportPlan((), layout, "", convert_deltas(adapter, family, layout, base_weights, max_rank))
     tokens = _export_embedding(adapter, family, "all", path)  # first: it may be refused
-    written = verify.write_verified(adapter, family, plan, path, base_weights)
+    options = WriteOptions(base_weights, dtype=dtype, allow_loss=allow_loss)
+    written = verify.write_verified(adapter, family, plan, path, options)
     return replace(written, token_file=tokens[0].path if tokens else None)
 
 
@@ -237,7 +255,7 @@ def _group_plans(
     adapter: LoadedAdapter, requested: tuple[str, ...], conversion: _Conversion
 ) -> list[ExportPlan]:
     """Return as few files as serve all requested consumers: one for each layout and numeric convention."""
-    family = conversion.family
+    family, modules = conversion.family, list(adapter.deltas)
     only_lora = all(isinstance(delta, LoraDelta) for delta in adapter.deltas.values())
     has_dora = any(isinstance(delta, DoraDelta) for delta in adapter.deltas.values())
     groups: dict[tuple[str, str], list[str]] = {}
@@ -247,7 +265,8 @@ def _group_plans(
             convention = consumer
         # diffusers drops the magnitudes of kohya's layout, and reads them in its own layout for every family
         is_diffusers = convention == "diffusers"
-        layout = convention if is_diffusers else consumers.loader_rules(family)[consumer].layout
+        layout = convention if is_diffusers else consumers.layout_for(family, consumer, modules)
+        assert layout is not None, "only consumers that read all modules are exported for"
         groups.setdefault((layout, convention), []).append(consumer)
     plans = []
     for (layout, convention), group in groups.items():

@@ -35,6 +35,7 @@ _SUFFIXES = {
            "lora_linear_layer.up.weight", "lora_B.default"),
     "mid": ("lora_mid.weight",),
     "alpha": ("alpha",),
+    "new_shape": ("reshape_weight",),
     "dora_scale": ("dora_scale",),
     "magnitude": ("lora_magnitude_vector", "lora_magnitude_vector.weight",
                   "lora_magnitude_vector.default.weight", "lora_magnitude_vector.default", "magnitude"),
@@ -101,6 +102,7 @@ def build_delta(parts: ModuleTensors, scaling: ScaleForRank, where: str) -> Delt
     """Build a module's delta weight from its tensors; DataError if they are incomplete or do not fit."""
     remaining = dict(parts)
     alpha = remaining.pop("alpha", None)
+    remaining.pop("new_shape", None)  # for ComfyUI, whose first layer may be narrower than the trained one
     if alpha is not None and alpha.numel() != 1:
         raise DataError("alpha must be a single number", where=where)
     alpha_value = None if alpha is None else float(alpha)

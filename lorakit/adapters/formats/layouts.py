@@ -38,14 +38,26 @@ def write_diffusers(deltas: Deltas, family: str) -> Tensors:
 def write_native(deltas: Deltas, family: str) -> Tensors:
     """Write `diffusion_model.<native module>`, with fused layers where the published network has them."""
     tensors: Tensors = {}
-    for module, delta in _native_deltas(deltas, family).items():
+    for module, delta in _native_deltas(deltas, family, "native").items():
         component, path = module.split(".", 1)
         is_denoiser = component in ("transformer", "unet")
         _write_dotted(tensors, f"diffusion_model.{path}" if is_denoiser else module, delta)
     return tensors
 
 
-def _native_deltas(deltas: Deltas, family: str) -> dict[str, DeltaWeight]:
+def _single(family: str, component: str, path: str, layout: str) -> NativeModule:
+    """Return a module that is not fused, with its published name; ConfigError if it has none."""
+    name = consumers.native_path(family, component, path, layout)
+    if name is None:
+        raise ConfigError(
+            f"the {layout} layout has no name for {path} of {family}",
+            where=f"--to {layout}",
+            remedy="use --to diffusers",
+        )
+    return NativeModule(name, [path])
+
+
+def _native_deltas(deltas: Deltas, family: str, layout: str) -> dict[str, DeltaWeight]:
     """Return the deltas by `<component>.<native module>`, those of fused layers as one."""
     native_deltas: dict[str, DeltaWeight] = {}
     for module, delta in deltas.items():
@@ -53,7 +65,7 @@ def _native_deltas(deltas: Deltas, family: str) -> dict[str, DeltaWeight]:
         if component not in ("transformer", "unet"):
             native_deltas[module] = delta
             continue
-        native = native_names.native_module(family, path) or NativeModule(path, [path])
+        native = native_names.native_module(family, path) or _single(family, component, path, layout)
         if f"{component}.{native.name}" in native_deltas:
             continue
         members = {
@@ -76,7 +88,7 @@ def _fuse_deltas(deltas: Deltas, members: list[str], family: str) -> DeltaWeight
             "only LoRA can be fused into one layer",
             where=", ".join(sorted(deltas.keys() - lora_deltas.keys())),
         )
-    is_grouped_query = family in consumers.GROUPED_QUERY_FAMILIES
+    is_grouped_query = family in native_names.GROUPED_QUERY_FAMILIES
     return native_names.fuse_low_rank(lora_deltas, members, is_grouped_query, family)
 
 
@@ -92,7 +104,7 @@ def write_kohya(deltas: Deltas, family: str) -> Tensors:
     alpha = first.scale * first.rank if first else None
     prefixes = _kohya_prefixes(deltas, family)
     tensors: Tensors = {}
-    for module, delta in _native_deltas(deltas, family).items():
+    for module, delta in _native_deltas(deltas, family, "kohya").items():
         component, path = module.split(".", 1)
         _write_kohya_module(tensors, f"{prefixes[component]}_{path.replace('.', '_')}", delta, alpha)
     return tensors
@@ -107,15 +119,7 @@ def _kohya_prefixes(deltas: Deltas, family: str) -> dict[str, str]:
             where="--to kohya",
             remedy="use --to diffusers",
         )
-    rules = consumers.loader_rules(family).get("diffusers")
-    numbered = is_transformer or (rules is not None and len(rules.text_encoders) > 1)
-    return {
-        "unet": "lora_unet",
-        "transformer": "lora_unet",
-        "text_encoder": "lora_te1" if numbered else "lora_te",
-        "text_encoder_2": "lora_te2",
-        "text_encoder_3": "lora_te3",
-    }
+    return {"unet": "lora_unet", "transformer": "lora_unet"} | consumers.text_prefixes(family)
 
 
 def _direction(delta: DeltaWeight) -> DeltaWeight:
@@ -188,6 +192,18 @@ def unshare_memory(tensors: Tensors) -> Tensors:
         unshared[key] = tensor.clone() if tensor.data_ptr() in seen_pointers else tensor
         seen_pointers.add(tensor.data_ptr())
     return unshared
+
+
+def add_new_shapes(tensors: Tensors, deltas: Deltas, family: str, layout: str) -> None:
+    """Add `reshape_weight` for a first layer that the adapter widens, which ComfyUI then widens too."""
+    rule = consumers.rule_for(family, "comfyui")
+    if rule is None or rule.first_width is None:
+        return
+    path, width = rule.first_width
+    for module, delta in deltas.items():
+        stem = consumers.stem_in_layout(layout, family, module)
+        if module == f"transformer.{path}" and delta.shape[1] != width and stem:
+            tensors[f"{stem}.reshape_weight"] = torch.tensor(delta.shape[:2])
 
 
 def is_supported_method(delta: DeltaWeight, family: str, consumer: str) -> bool:

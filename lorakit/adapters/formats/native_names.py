@@ -10,11 +10,11 @@ from functools import cache
 import torch
 
 from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, FullDelta, LoraDelta, OftDelta
+from lorakit.adapters.formats.native_rows import NameRow
 from lorakit.adapters.formats.native_tables import (
     DIFFUSERS_NAMED_FAMILIES,
     NATIVE_NAMES,
     SAME_NETWORK,
-    NameRow,
 )
 from lorakit.core.errors import DataError
 
@@ -28,6 +28,10 @@ __all__ = [
     "reorder_modulation",
     "split_fused",
 ]
+
+
+GROUPED_QUERY_FAMILIES = ("lumina2",)
+"""Families with grouped-query attention and fused layers: keys and values are narrower than queries."""
 
 
 @dataclass(frozen=True)

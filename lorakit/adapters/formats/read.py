@@ -173,6 +173,14 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return all(math.isfinite(value) for value in torch.aminmax(wide))
 
 
+def find_adapter_file(path: Path) -> Path:
+    """Return the file of weights of an adapter file or folder; ConfigError if there is none."""
+    file = _find_in_folder(path).weights_file if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError("there is no such adapter", where=str(file), remedy="give an adapter file")
+    return file
+
+
 def _find_in_folder(folder: Path) -> _PeftFolder:
     for name in ADAPTER_FILE_NAMES:
         if (folder / name).is_file():

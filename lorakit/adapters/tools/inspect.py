@@ -6,13 +6,17 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorakit.adapters.formats import LoadedAdapter, LoraDelta, consumers, low_rank
 from lorakit.adapters.formats.delta_weights import DeltaWeight
-from lorakit.adapters.formats.export import require_family
+from lorakit.adapters.formats.read import find_adapter_file, read_adapter_file
+from lorakit.adapters.textual_inversion import is_embedding_key
+from lorakit.core import storage
+from lorakit.core.errors import DataError
 
 _MAX_METADATA_CHARS = 400  # characters of one metadata value
 _NUMBER = re.compile(r"^(.*?\.\d+)(\..*)?$")
@@ -56,47 +60,57 @@ def inspect_adapter(adapter: LoadedAdapter) -> dict[str, Any]:
 
 
 def consumer_support(adapter: LoadedAdapter) -> dict[str, str]:
-    """Return for each consumer whether it loads the file: yes, partly, after export, no or unknown."""
+    """Return for each program whether it loads the file: yes, partly, no or unknown, and the reason."""
     if adapter.nonfinite_tensors:
-        return dict.fromkeys(consumers.CONSUMERS, "no: it contains NaN or infinity")
-    family = adapter.family
-    if family is None:
-        return dict.fromkeys(consumers.CONSUMERS, "unknown: the family is not certain, give --family")
-    return {name: _support_text(adapter, family, name) for name in consumers.CONSUMERS}
+        return dict.fromkeys(consumers.ALL_CONSUMERS, "no: it contains NaN or infinity")
+    if adapter.path is None:
+        return dict.fromkeys(consumers.ALL_CONSUMERS, "unknown: the adapter is not in a file")
+    tensors, metadata = _read_tensors(adapter.path)
+    support = {}
+    for name in consumers.ALL_CONSUMERS:
+        found = _load_answer(tensors, metadata, name, adapter.possible_families)
+        support[name] = str(found) + ("" if found.loads else _export_remedy(adapter, name))
+    return support
 
 
-def _support_text(adapter: LoadedAdapter, family: str, consumer: str) -> str:
-    rule = consumers.loader_rules(family).get(consumer)
-    if rule is None:
-        return "no: it reads no adapters of this family"
-    ignored = consumers.unsupported_modules(family, consumer, adapter.deltas)
-    if ignored:
-        return f"partly: it would ignore {len(ignored)} of {len(adapter.deltas)} modules, first {ignored[0]}"
-    if _loads_unchanged(adapter, rule, consumer):
-        return "yes"
-    return f"after export: run `lorakit export --for {consumer}`"
+def check_consumer_loads(path: Path, consumer: str, family: str | None = None) -> LoadCheck:
+    """Check whether a consumer loads a file of any origin with its full effect, without conversion.
 
-
-def _loads_unchanged(adapter: LoadedAdapter, rule: consumers.LoaderRule, consumer: str) -> bool:
-    """Return True if the layout and the scales are the consumer's own.
-
-    In dotted layouts only the program that wrote an alpha reads it, so the scales must be 1.
+    The answer comes from the consumer's own rules, so that it holds for files that lorakit itself cannot
+    read. Raises ConfigError for a path without an adapter, NumericError for NaN or infinity.
     """
-    loras = [delta for delta in adapter.deltas.values() if isinstance(delta, LoraDelta)]
-    if adapter.layout != rule.layout or len(loras) < len(adapter.deltas):
-        return False
-    if rule.layout == "kohya":
-        return consumer != "diffusers" or len({round(lora.scale * lora.rank, 4) for lora in loras}) == 1
-    return all(abs(lora.scale - 1) < 1e-6 for lora in loras)
+    tensors, metadata = _read_tensors(path)
+    adapter: LoadedAdapter | None = None
+    try:
+        adapter = read_adapter_file(path, family)
+        families = adapter.possible_families
+    except DataError:  # not readable here; the consumer may read it
+        families = (family,) if family else ()
+    found = _load_answer(tensors, metadata, consumer, families)
+    remedy = _export_remedy(adapter, consumer) if adapter and not found.loads else ""
+    return LoadCheck(found.loads, str(found) + remedy)
 
 
-def check_consumer_loads(adapter: LoadedAdapter, consumer: str) -> LoadCheck:
-    """Check whether a consumer loads a file without conversion and with its full effect.
+def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    file = find_adapter_file(path)
+    return storage.read_safetensors(file), storage.read_safetensors_metadata(file)
 
-    Raises ConfigError if the family is not certain.
-    """
-    text = _support_text(adapter, require_family(adapter), consumer)
-    return LoadCheck(text == "yes", text)
+
+def _load_answer(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], consumer: str, families: tuple[str, ...]
+) -> consumers.LoadAnswer:
+    adapter_tensors = {key: value for key, value in tensors.items() if not is_embedding_key(key)}
+    candidates = families or consumers.fitting_families(adapter_tensors, consumer)
+    return consumers.load_answer(adapter_tensors, consumer, candidates, metadata)
+
+
+def _export_remedy(adapter: LoadedAdapter, consumer: str) -> str:
+    """Return the hint that an export would load, if it would."""
+    if consumer not in consumers.CONSUMERS or adapter.family is None:
+        return ""
+    if consumer not in consumers.supporting_consumers(adapter.family, adapter.deltas):
+        return ""
+    return f"; `lorakit export --for {consumer}` writes a file that it loads"
 
 
 def _module_type(module: str) -> str:

@@ -17,7 +17,7 @@ class ErnieImage(Family):
     name = "ernie-image"
     title = "ERNIE-Image"
     pipelines = ("ErnieImagePipeline",)
-    rank16_parameters = "9.4 M"
+    rank16_parameters = "18.9 M"
     license = "Apache-2.0"
     # `pe` is a language model that rewrites captions
     components = ComponentSpec(optional=("pe", "pe_tokenizer"))

@@ -20,7 +20,7 @@ class Kandinsky5(UnpaddedTextFamily):
     name = "kandinsky5"
     title = "Kandinsky 5 Image"
     pipelines = ("Kandinsky5T2IPipeline",)
-    rank16_parameters = "17.3 M"
+    rank16_parameters = "33.4 M"
     license = "MIT"
     target_modules: ClassVar[list[str]] = [
         *("to_query", "to_key", "to_value"),

@@ -24,7 +24,7 @@ class LongCatImage(Family):
     name = "longcat-image"
     title = "LongCat-Image"
     pipelines = ("LongCatImagePipeline",)
-    rank16_parameters = "26.1 M"
+    rank16_parameters = "13.8 M"
     license = "Apache-2.0"
     call = CallSpec(extra_arguments={"enable_prompt_rewrite": False})
     latents = LatentSpec(patch_size=2)

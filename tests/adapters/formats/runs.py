@@ -7,6 +7,7 @@ import re
 import torch
 
 from lorakit import adapters
+from lorakit.adapters import formats
 from lorakit.core import storage
 from lorakit.models import families
 from tests import tiny
@@ -37,6 +38,11 @@ def train(name, path, *, targets=None, std=0.3, **entries):
         path, adapters.adapter_state_dict({family.components.denoiser: model}), metadata
     )
     return pipe
+
+
+def export_exactly(*arguments, **settings):
+    """Export in float32, whose rounding is below the tolerance of the tests."""
+    return formats.export_adapter(*arguments, **{"dtype": "fp32"} | settings)
 
 
 def run_metadata(name, pipe):

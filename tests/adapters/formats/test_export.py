@@ -12,7 +12,7 @@ from lorakit.adapters import formats
 from lorakit.adapters.formats import key_suffixes, layouts, module_names
 from lorakit.core import checksums, storage
 from tests import tiny
-from tests.adapters.formats.runs import ALPHA, RANK, family_of, predict, train
+from tests.adapters.formats.runs import ALPHA, RANK, export_exactly, family_of, predict, train
 
 NAMES = ["sd15", "sd15-v", "sd3", "sd35", "flux2-dev", "flux2-klein"]
 LAYOUT = {"sd15": "kohya", "sd3": "diffusers", "flux2": "diffusers"}
@@ -38,7 +38,7 @@ KEYS = {  # as in files of the consumers
 @pytest.mark.parametrize("name", NAMES)
 def test_diffusers_loads_an_export_as_trained(name, tmp_path):
     trained = predict(name, train(name, tmp_path / "adapter.safetensors"))
-    (exported,) = formats.export_adapter(tmp_path / "adapter.safetensors", "diffusers", tmp_path / "exports")
+    (exported,) = export_exactly(tmp_path / "adapter.safetensors", "diffusers", tmp_path / "exports")
     fresh = tiny.build(name)
     before = predict(name, fresh)
     fresh.load_lora_weights(str(exported.path.parent), weight_name=exported.path.name)
@@ -52,7 +52,7 @@ def test_diffusers_loads_an_export_as_trained(name, tmp_path):
 def test_an_export_has_the_layout_and_the_alphas_of_its_family(name, tmp_path):
     family = family_of(name)
     train(name, tmp_path / "adapter.safetensors")
-    (exported,) = formats.export_adapter(
+    (exported,) = export_exactly(
         tmp_path / "adapter.safetensors", "comfyui", tmp_path, base=tiny.tiny_folder(name)
     )
     tensors = storage.read_safetensors(exported.path)
@@ -71,7 +71,7 @@ def test_an_export_read_back_equals_the_adapter_of_the_run(name, tmp_path):
     path = tmp_path / "adapter.safetensors"
     pipe = train(name, path)
     own = formats.read_adapter_file(path)
-    (exported,) = formats.export_adapter(path, "diffusers", tmp_path)
+    (exported,) = export_exactly(path, "diffusers", tmp_path)
     back = formats.read_adapter_file(exported.path)
     assert own.deltas.keys() == back.deltas.keys()
     modules = dict(family_of(name).denoiser(pipe).named_modules())
@@ -80,14 +80,14 @@ def test_an_export_read_back_equals_the_adapter_of_the_run(name, tmp_path):
         for one in (delta, own.deltas[module]):
             assert (one.dense() - expected).abs().max() <= 1e-5 * expected.abs().max()
     again = tmp_path / "again.safetensors"
-    formats.export_adapter(exported.path, "diffusers", again)
+    export_exactly(exported.path, "diffusers", again)
     assert again.read_bytes() == exported.path.read_bytes(), "export -> import -> export must keep every byte"
 
 
 def test_metadata_is_an_allow_list(tmp_path):
     path = tmp_path / "adapter.safetensors"
     train("sd15-v", path, caption="my cat in the garden", host="alices-laptop")
-    (exported,) = formats.export_adapter(path, "a1111", tmp_path / "alice", base=tiny.tiny_folder("sd15-v"))
+    (exported,) = export_exactly(path, "a1111", tmp_path / "alice", base=tiny.tiny_folder("sd15-v"))
     metadata = storage.read_safetensors_metadata(exported.path)
     own = json.loads(metadata.pop("lorakit"))
     hashed = metadata.pop("modelspec.hash_sha256")
@@ -122,7 +122,7 @@ def test_metadata_is_an_allow_list(tmp_path):
 
 def test_alpha_is_not_applied_twice(trained, tmp_path):
     """With alpha multiplied into the weights, a file with alpha != rank would be scaled again."""
-    (exported,) = formats.export_adapter(trained, "comfyui", tmp_path / "exports")
+    (exported,) = export_exactly(trained, "comfyui", tmp_path / "exports")
     metadata = storage.read_safetensors_metadata(exported.path)
     assert "lora_adapter_metadata" not in metadata
     assert json.loads(metadata["lorakit"])["alpha"] == RANK
@@ -149,7 +149,7 @@ def test_the_architecture_of_published_models_follows_their_width(width, second,
         tensors[f"transformer.{name}.lora_B.weight"] = torch.ones(width, 1)
     metadata = {"rank": 1, "alpha": 1.0, "family": "sd3"}
     storage.write_safetensors(tmp_path / "a.safetensors", tensors, adapters.pack_metadata(metadata))
-    (exported,) = formats.export_adapter(tmp_path / "a.safetensors", "diffusers", tmp_path / "out")
+    (exported,) = export_exactly(tmp_path / "a.safetensors", "diffusers", tmp_path / "out")
     assert (
         storage.read_safetensors_metadata(exported.path)["modelspec.architecture"] == f"{architecture}/lora"
     )
@@ -194,9 +194,9 @@ def test_kohyas_names_of_every_layer_become_dotted_again():
 
 
 def test_the_names_of_file_and_base_model_are_written_only_on_request(trained, tmp_path):
-    (plain,) = formats.export_adapter(trained, "comfyui", tmp_path / "dog.safetensors")
+    (plain,) = export_exactly(trained, "comfyui", tmp_path / "dog.safetensors")
     assert b"dog" not in plain.path.read_bytes()[:4000]
-    (named,) = formats.export_adapter(trained, "comfyui", tmp_path / "cat.safetensors", include_names=True)
+    (named,) = export_exactly(trained, "comfyui", tmp_path / "cat.safetensors", include_names=True)
     metadata = storage.read_safetensors_metadata(named.path)
     assert metadata["ss_output_name"] == "cat"
     assert metadata["ss_sd_model_name"] == "secret-base"

@@ -12,7 +12,7 @@ from lorakit.adapters.formats.strength import is_exactly_scalable, with_strength
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError
 from tests import tiny
-from tests.adapters.formats.runs import train, train_method
+from tests.adapters.formats.runs import export_exactly, train, train_method
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
@@ -23,7 +23,7 @@ def test_an_applied_strength_scales_every_delta_weight_exactly(tmp_path, method,
     adapter = formats.read_adapter_file(file)
     assert is_exactly_scalable(adapter)
     consumer = "a1111" if layout == "kohya" else "diffusers"
-    exported = formats.export_adapter(
+    exported = export_exactly(
         file, consumer, tmp_path / "out", strength=0.7, apply_strength=True, base=tiny.tiny_folder("sd15")
     )
     written = formats.read_adapter_file(exported[0].path)
@@ -41,8 +41,8 @@ def test_an_applied_strength_scales_every_delta_weight_exactly(tmp_path, method,
 def test_a_strength_that_is_not_applied_is_in_the_metadata_and_changes_no_weight(tmp_path, strength):
     file = tmp_path / "a.safetensors"
     train("sd15", file, step=400)
-    (plain,) = formats.export_adapter(file, "a1111", tmp_path / "plain")
-    (noted,) = formats.export_adapter(file, "a1111", tmp_path / "noted", strength=strength)
+    (plain,) = export_exactly(file, "a1111", tmp_path / "plain")
+    (noted,) = export_exactly(file, "a1111", tmp_path / "noted", strength=strength)
     one, other = storage.read_safetensors(plain.path), storage.read_safetensors(noted.path)
     assert all(torch.equal(one[name], other[name]) for name in one)
     metadata = storage.read_safetensors_metadata(noted.path)

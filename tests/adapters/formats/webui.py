@@ -69,9 +69,20 @@ FUSED["anima"] = [
     (r"blocks\.(\d+)\.cross_attn\.([qkv])_proj", [r"transformer_blocks.\1.attn2.to_\2"]),
     (r"blocks\.(\d+)\.cross_attn\.output_proj", [r"transformer_blocks.\1.attn2.to_out.0"]),
 ]
+FUSED["hunyuan-video-1.5"] = FUSED["hunyuan-image"]
+FUSED["ideogram4"] = [
+    (r"layers\.(\d+)\.attention\.qkv", _parts(r"layers.\1.attention", *QKV)),
+    (r"layers\.(\d+)\.attention\.o", [r"layers.\1.attention.to_out.0"]),
+]
+FUSED["cogvideox"] = [
+    (r"blocks\.(\d+)\.([qkv])", [r"transformer_blocks.\1.attn1.to_\2"]),
+    (r"blocks\.(\d+)\.attn_out", [r"transformer_blocks.\1.attn1.to_out.0"]),
+]
+FUSED["ltx-2"] = [(r"(transformer_blocks\.\d+\.\w+\.to_(?:q|k|v|out\.0))", [r"\1"])]
 FUSED["ltx-video"] = [(r"(transformer_blocks\.\d+\.attn[12]\.to_(?:q|k|v|out\.0))", [r"\1"])]
 _ENDINGS = re.compile(
-    r"(.+?)\.(lora_[AB]\.weight|lora_(?:up|down)\.weight|alpha|dora_scale|diff|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)"
+    r"(.+?)\.(lora_[AB]\.weight|lora_(?:up|down)\.weight|alpha|dora_scale|reshape_weight|diff"
+    r"|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)"
 )
 
 
@@ -121,6 +132,8 @@ def differences(tensors, family, weights):
 
 def _apply(parts, weight):
     left = dict(parts)
+    if "reshape_weight" in left:
+        assert left.pop("reshape_weight").tolist() == list(weight.shape)
     alpha, dora = left.pop("alpha", None), left.pop("dora_scale", None)
     if "diff" in left:
         return weight + left.pop("diff")

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from lorakit.adapters.formats import consumers
+from lorakit.adapters.formats.consumers import guide_table
 from lorakit.cli import main
 from lorakit.models import families
 from lorakit.models.families import specs
@@ -72,9 +72,6 @@ def test_the_readmes_example_is_a_family():
 
 def test_the_guide_lists_every_family_and_the_programs_that_load_its_adapters():
     text = (README.parents[3] / "examples" / "models.md").read_text(encoding="utf-8")
-    titles = {"comfyui": "ComfyUI", "a1111": "A1111/Forge", "diffusers": "diffusers"}
-    for family in families.FAMILIES:
-        tools = [titles[name] for name in consumers.CONSUMERS if name in consumers.loader_rules(family.name)]
-        assert f"| `{family.name}` | {family.title} | {', '.join(tools)} |" in text
+    assert guide_table.markdown_table() in text
     text_only = sum(row.image_arguments is None for row in tiny.ROWS.values())
     assert f"Of {text_only} tiny pipelines, {len(EQUAL)} work this way" in text
