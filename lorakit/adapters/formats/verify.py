@@ -220,9 +220,9 @@ def _verify_bytes(
     refusals: dict[str, str] = {}
     for consumer, rule in _proof_rules(family, plan).items():
         reading = consumers.read_tensors(tensors, rule, family, header)
-        found = consumers.answer(reading)
-        if not found.loads:
-            refusals[consumer] = str(found)
+        result = consumers.answer(reading)
+        if not result.loads:
+            refusals[consumer] = str(result)
             continue
         try:
             errors[consumer] = _largest_error(reading, plan, target, base_weights, rounding)
@@ -256,10 +256,10 @@ def _proof_rules(family: str, plan: ExportPlan) -> dict[str, consumers.LoaderRul
     """Return the rules by which a file is read back: of its consumers, else of all that read the layout."""
     names = plan.consumers or consumers.ALL_CONSUMERS
     rules = {name: consumers.rule_for(family, name) for name in names}
-    found = {name: rule for name, rule in rules.items() if rule is not None and plan.layout in rule.layouts}
+    result = {name: rule for name, rule in rules.items() if rule is not None and plan.layout in rule.layouts}
     if plan.layout == "diffusers" and not plan.consumers:
-        found[_PEFT] = consumers.PEFT_RULE
-    return found
+        result[_PEFT] = consumers.PEFT_RULE
+    return result
 
 
 def _largest_error(
@@ -274,16 +274,16 @@ def _largest_error(
     Raises LorakitError if one is missing, differs, or was not trained.
     """
     try:
-        found = reading.deltas()
+        result = reading.deltas()
     except DataError as error:
         raise _difference([str(error)], target) from error
     # a fused layer has a delta for every member, which is zero for those that were not trained
-    unexpected = {module for module in found.keys() - plan.deltas.keys() if found[module].dense().any()}
-    missing = sorted(unexpected | (plan.deltas.keys() - found.keys()))
+    unexpected = {module for module in result.keys() - plan.deltas.keys() if result[module].dense().any()}
+    missing = sorted(unexpected | (plan.deltas.keys() - result.keys()))
     errors = {
-        module: low_rank.relative_error(delta, found[module], base_weight_for(base_weights, module, delta))
+        module: low_rank.relative_error(delta, result[module], base_weight_for(base_weights, module, delta))
         for module, delta in plan.deltas.items()
-        if module in found and not (base_weights is None and delta.needs_base)
+        if module in result and not (base_weights is None and delta.needs_base)
     }
     wrong = missing + [module for module, error in errors.items() if not error <= rounding.tolerance]
     if wrong:

@@ -68,8 +68,8 @@ def consumer_support(adapter: LoadedAdapter) -> dict[str, str]:
     tensors, metadata = _read_tensors(adapter.path)
     support = {}
     for name in consumers.ALL_CONSUMERS:
-        found = _load_answer(tensors, metadata, name, adapter.possible_families)
-        support[name] = str(found) + ("" if found.loads else _export_remedy(adapter, name))
+        result = _load_answer(tensors, metadata, name, adapter.possible_families)
+        support[name] = str(result) + ("" if result.loads else _export_remedy(adapter, name))
     return support
 
 
@@ -86,9 +86,9 @@ def check_consumer_loads(path: Path, consumer: str, family: str | None = None) -
         families = adapter.possible_families
     except DataError:  # not readable here; the consumer may read it
         families = (family,) if family else ()
-    found = _load_answer(tensors, metadata, consumer, families)
-    remedy = _export_remedy(adapter, consumer) if adapter and not found.loads else ""
-    return LoadCheck(found.loads, str(found) + remedy)
+    result = _load_answer(tensors, metadata, consumer, families)
+    remedy = _export_remedy(adapter, consumer) if adapter and not result.loads else ""
+    return LoadCheck(result.loads, str(result) + remedy)
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

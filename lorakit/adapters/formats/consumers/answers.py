@@ -47,10 +47,10 @@ class LoadAnswer:
 
 def rule_for(family: str, consumer: str) -> LoaderRule | None:
     """Return the rule by which a consumer reads the adapters of a family; None if it reads none."""
-    found = ALL_CONSUMERS[consumer].rules.get(family)
-    if found is None and consumer == "diffusers" and family not in diffusers.NOT_LOADED:
+    result = ALL_CONSUMERS[consumer].rules.get(family)
+    if result is None and consumer == "diffusers" and family not in diffusers.NOT_LOADED:
         return diffusers.DEFAULT_RULE
-    return found
+    return result
 
 
 def loader_rules(family: str) -> dict[str, LoaderRule]:
@@ -217,7 +217,7 @@ def load_answer(
             if rule is None
             else answer(read_tensors(tensors, rule, family, metadata))
         )
-    if len({found.word for found in answers.values()}) == 1:
+    if len({result.word for result in answers.values()}) == 1:
         return next(iter(answers.values()))
-    texts = "; ".join(f"as {family} {found.word}" for family, found in answers.items())
+    texts = "; ".join(f"as {family} {result.word}" for family, result in answers.items())
     return LoadAnswer("unknown", f"{texts}; give --family")

@@ -155,11 +155,11 @@ def member_deltas(delta: DeltaWeight, layer: Layer, stem: str) -> dict[str, Delt
     sizes = member_heights(len(modules), delta.shape[0], delta.shape[1])
     if sum(sizes) != delta.shape[0] or min(sizes) <= 0:
         raise DataError(f"{delta.shape[0]} outputs cannot belong to {', '.join(layer.members)}", where=stem)
-    found, start = {}, 0
+    result, start = {}, 0
     for module, size in zip(modules, sizes, strict=True):
-        found[module] = delta.slice_outputs(start, start + size)
+        result[module] = delta.slice_outputs(start, start + size)
         start += size
-    return found
+    return result
 
 
 def member_heights(count: int, height: int, width: int) -> list[int]:

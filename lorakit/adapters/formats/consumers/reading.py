@@ -56,14 +56,14 @@ class Reading:
 
         Raises DataError for shapes that do not fit together.
         """
-        found: dict[str, DeltaWeight] = {}
+        result: dict[str, DeltaWeight] = {}
         for stem in sorted(self.modules):
             read = self.modules[stem]
             if read.kind == "bias":
                 continue
             delta = convention.build_delta(read.kind, read.parts, self.rule, stem)
-            found |= convention.member_deltas(delta, read.layer, stem)
-        return found
+            result |= convention.member_deltas(delta, read.layer, stem)
+        return result
 
 
 def read_tensors(

@@ -62,18 +62,18 @@ def _has_attention_up(level: int, network: str) -> bool:
 @cache
 def modules(separator: str) -> dict[str, str]:
     """Return diffusers' modules of all U-Nets, by their name with this separator."""
-    found = [*_OUTER]
+    result = [*_OUTER]
     for way, sampler in (("down_blocks", "downsamplers"), ("up_blocks", "upsamplers")):
         for level in range(4):
             block = f"{way}.{level}"
-            found.append(f"{block}.{sampler}.0.conv")
-            found += [f"{block}.resnets.{layer}.{name}" for layer in range(3) for name in _RESNET]
-            found += [
+            result.append(f"{block}.{sampler}.0.conv")
+            result += [f"{block}.resnets.{layer}.{name}" for layer in range(3) for name in _RESNET]
+            result += [
                 f"{block}.attentions.{layer}.{name}" for layer in range(3) for name in _attention_layers()
             ]
-    found += [f"mid_block.resnets.{layer}.{name}" for layer in range(2) for name in _RESNET]
-    found += [f"mid_block.attentions.0.{name}" for name in _attention_layers()]
-    return {module.replace(".", separator): module for module in found}
+    result += [f"mid_block.resnets.{layer}.{name}" for layer in range(2) for name in _RESNET]
+    result += [f"mid_block.attentions.0.{name}" for name in _attention_layers()]
+    return {module.replace(".", separator): module for module in result}
 
 
 def _attention_layers() -> list[str]:
