@@ -45,7 +45,7 @@ DIFFUSERS = {
 KOHYA = {**_pairs("lora_up.weight"), "lora_mid.weight": "mid", "alpha": "alpha"}
 """LoRA as sd-scripts and musubi-tuner write it."""
 DIFFUSERS_KOHYA = DIFFUSERS | KOHYA
-"""What diffusers reads for families whose loader converts kohya's or native names."""
+"""All that diffusers reads for families whose loader converts kohya's or native names."""
 WITH_LOKR = DIFFUSERS_KOHYA | _LOKR
 
 UNREAD = {
@@ -70,6 +70,6 @@ UNREAD = {
     "lora_mid.weight": "a core of LoCon",
     "alpha": "an alpha",
 }
-"""What a key with an end is that a consumer does not read."""
+"""A name for each kind of key that a consumer does not read, by its end."""
 LEGACY_ENDS = {"_lora.up.weight": "up", "_lora.down.weight": "down"}
 """Ends of attention processors of diffusers before 0.20, which follow the module's name without a dot."""

@@ -1,7 +1,7 @@
 """Module names of Stable Diffusion's U-Nets: the published (latent diffusion) names of diffusers' modules.
 
-The published network numbers all blocks of the way down, and of the way up, in one row: two resnets and a
-downsampler for each level down, three resnets for each level up.
+The published network numbers the blocks of all levels in one row: two resnets and a downsampler for each level,
+and after the middle three resnets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RESNET = {
 _BLOCK = re.compile(r"(down_blocks\.(\d+)|up_blocks\.(\d+)|mid_block)\.(resnets|attentions)\.(\d+)\.(.+)")
 _SAMPLER = re.compile(r"(down|up)_blocks\.(\d+)\.(?:downsamplers|upsamplers)\.0\.conv")
 _LEVELS_WITHOUT_ATTENTION = {"sd15": (3,), "sdxl": (0,), "sdxl-refiner": (0, 3)}
-"""Levels of the way down, by network."""
+"""Levels before the middle, by network."""
 _LEVELS = {"sd15": 4, "sdxl": 3, "sdxl-refiner": 4}
 _DEEPEST = 10  # transformer blocks of SDXL's largest attention
 
