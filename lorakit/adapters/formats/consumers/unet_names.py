@@ -1,7 +1,7 @@
 """Module names of Stable Diffusion's U-Nets: the published (latent diffusion) names of diffusers' modules.
 
-The published network numbers the blocks of all levels in one row: two resnets and a downsampler for each level,
-and after the middle three resnets.
+The published network numbers the blocks of all levels in one row: two resnets and a downsampler for each
+level, and after the middle three resnets.
 """
 
 from __future__ import annotations
