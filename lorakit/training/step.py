@@ -230,15 +230,16 @@ class TrainingStep:
         )
 
     def _prepare_step(self, step: int) -> StepBatches:
-        """Return the batches of a step, and have those of the next one loaded meanwhile."""
-        steps = [step]
-        if self.loss.prefetcher.is_ahead and step + 1 < self.recipe.train.steps:
-            steps.append(step + 1)
-        size = self.state.micro_batch_size
+        """Return the batches of a step, and have those of the next ones loaded meanwhile, or with them."""
+        size, prefetcher = self.state.micro_batch_size, self.loss.prefetcher
         before = {number: one for number, one in self._prepared.items() if one.micro_batch_size == size}
-        self._prepared = {number: before.get(number) or self._plan_step(number) for number in steps}
-        requests = [request for batches in self._prepared.values() for request in batches.requests()]
-        self.loss.prefetcher.request(requests)
+        if step not in before or prefetcher.in_thread:
+            end = min(step + 1 + prefetcher.steps_ahead, self.recipe.train.steps)
+            steps = range(step, max(end, step + 1))
+            self._prepared = {number: before.get(number) or self._plan_step(number) for number in steps}
+            prefetcher.request(
+                request for batches in self._prepared.values() for request in batches.requests()
+            )
         return self._prepared[step]
 
     def _plan_step(self, step: int) -> StepBatches:

@@ -21,10 +21,15 @@ class StepResult:
         """`loss` and `grad_norm` are scalars; `step` counts from 0."""
         numbers = torch.stack([loss.detach(), grad_norm])
         self.step = step
-        self.is_finite_on_device = torch.isfinite(numbers).all()
+        self._on_device = numbers
         self.numbers = devices.PendingNumbers(numbers)
         self.learning_rates: dict[str, float] = {}
         self.loss_scale: float | None = None
+
+    @property
+    def is_finite_on_device(self) -> torch.Tensor:
+        """A boolean scalar: whether the step can be taken, without a wait for the device."""
+        return torch.isfinite(self._on_device).all()
 
     @property
     def loss(self) -> float:

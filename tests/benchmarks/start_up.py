@@ -29,6 +29,7 @@ GOAL = 0.6  # of the CPU seconds of diffusers' script
 FINISHED_SECONDS, HELP_SECONDS = 2.0, 0.06
 SIDE, BATCH_SIZE, NUM_IMAGES = 64, 4, 24
 LORAKIT = [sys.executable, "-m", "lorakit"]
+KOHYA_LAUNCH = Path(__file__).with_name("kohya_launch.py")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ def lorakit(folder: Path, base: Path | str, data: Path, steps: int = 1, **train:
     return Contestant("lorakit", [*LORAKIT, "train", str(file), "--fresh"], out, file="metrics.jsonl")
 
 
+def interpreter(script: Path) -> str:
+    """Return the Python of the virtual environment in a folder of a script, else the one that runs this."""
+    for folder in script.resolve().parents:
+        for name in ("venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe"):
+            if (folder / name).exists():
+                return str(folder / name)
+    return sys.executable
+
+
 def diffusers_script(
     folder: Path, base: Path | str, images: Path, script: Path, steps: int = 1
 ) -> Contestant:
@@ -98,7 +108,7 @@ def diffusers_script(
         "seed": 0,
     }
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(script), *words, "--use_8bit_adam"]
+    command = [interpreter(script), str(script), *words, "--use_8bit_adam"]
     return Contestant("diffusers script", command, out, text=f"| 1/{steps} ".encode())
 
 
@@ -117,16 +127,36 @@ def kohya_script(folder: Path, base: Path | str, images: Path, script: Path, ste
         "resolution": f"{SIDE},{SIDE}",
         "train_batch_size": BATCH_SIZE,
         "max_train_steps": steps,
+        "min_bucket_reso": SIDE // 2,
+        "max_bucket_reso": 2 * SIDE,
+        "bucket_reso_steps": 16,
         "network_module": "networks.lora",
         "network_dim": 4,
         "caption_extension": ".txt",
+        "tokenizer_cache_dir": _kohya_tokenizer(folder, base).parent,
         "optimizer_type": "AdamW8bit",
         "seed": 0,
     }
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     options = ["--cache_latents", "--enable_bucket", "--network_train_unet_only"]
-    command = [sys.executable, str(script), *words, *options]
+    launch = [str(KOHYA_LAUNCH), str(Path(base) / "unet" / "config.json"), str(script)]
+    command = [interpreter(script), *launch, *words, *options]
     return Contestant("kohya script", command, out, text=f"| 1/{steps} ".encode())
+
+
+def _kohya_tokenizer(folder: Path, base: Path | str) -> Path:
+    """Return the base's tokenizer under the name that kohya's script looks for before it goes to the hub.
+
+    Older versions of transformers, which it needs, read vocabulary and merges from files of their own.
+    """
+    target = folder / "kohya-tokenizers" / "openai_clip-vit-large-patch14"
+    if not target.exists():
+        shutil.copytree(Path(base) / "tokenizer", target)
+        model = storage.read_json(target / "tokenizer.json")["model"]
+        storage.write_json(target / "vocab.json", model["vocab"])
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        storage.write_text(target / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    return target
 
 
 def peers(
@@ -206,7 +236,9 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
 def measure_command(command: Sequence[str]) -> dict[str, float]:
     """Run a command to its end; return its CPU seconds and seconds."""
     before, start = os.times(), time.monotonic()
-    subprocess.run(command, check=True, capture_output=True, env=environment())
+    finished = subprocess.run(command, capture_output=True, env=environment(), stdin=subprocess.DEVNULL)
+    if finished.returncode:
+        raise RuntimeError(f"{command[1]} failed:\n{finished.stderr.decode(errors='replace')[-2000:]}")
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     return {"cpu_seconds": used, "seconds": time.monotonic() - start}

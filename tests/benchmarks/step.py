@@ -26,6 +26,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from lorakit import adapters
 from lorakit.config import recipe
 from lorakit.core import rng
+from lorakit.core.progress import Progress
 from lorakit.data import batch_sampler
 from lorakit.models import base_model
 from lorakit.training import run_changes, run_plan, setup
@@ -201,14 +202,13 @@ class BareLoop:
         return loss.item()
 
 
-def lorakit_step(trainer: Trainer, total: int) -> Callable[[int], float]:
+def lorakit_step(trainer: Trainer, progress: Progress) -> Callable[[int], float]:
     """Return a function that does all that the training loop does in a step, and returns its loss."""
 
     def take_step(number: int) -> float:
         result = trainer.training_step.run()
-        for finished in trainer.training_step.read_results(wait=True):
-            trainer.log_step(finished, 0.0)
-        trainer.run.heartbeat("train", number, total, 0.0)
+        trainer.log_results(progress, wait=False)
+        trainer.run.heartbeat("train", number, progress.total, 0.0)
         return result.loss
 
     return take_step
@@ -228,7 +228,8 @@ def measure(case: Case, *, rounds: int, steps: int, folder: Path | None = None) 
     with _folder(folder) as root:
         trainer = make_trainer(case, root)
         bare = BareLoop(case, trainer, rounds * steps + 1)
-        contestants = {"lorakit": lorakit_step(trainer, rounds * steps), "bare": bare.take_step}
+        progress = Progress("train", rounds * steps)
+        contestants = {"lorakit": lorakit_step(trainer, progress), "bare": bare.take_step}
         losses = {key: [take_step(0)] for key, take_step in contestants.items()}  # also the warm-up
         seconds: dict[str, list[float]] = {key: [] for key in contestants}
         for round_index in range(rounds):

@@ -33,17 +33,8 @@ def offload_small_tensors(monkeypatch):
 
 
 @functools.cache
-def plain_numbers(name: str, quantization: str | None = None) -> list[torch.Tensor]:
-    return PlacedNetwork(name, quantization=quantization).numbers()
-
-
-def in_combination(name: str) -> MemorySettings:
-    return MemorySettings(
-        stream=0.6,
-        gradient_checkpointing=0.5,
-        offload_activations=True,
-        offload_modulation=name in WITH_MODULATION,
-    )
+def plain_numbers(name: str) -> list[torch.Tensor]:
+    return PlacedNetwork(name).numbers()
 
 
 @pytest.mark.parametrize("settings", ALONE.values(), ids=ALONE)
@@ -57,20 +48,6 @@ def test_a_memory_setting_changes_no_bit(name, settings):
 def test_modulation_on_the_host_changes_no_bit(name):
     placed = PlacedNetwork(name, MemorySettings(offload_modulation=True))
     assert_equal(placed.numbers(), plain_numbers(name))
-
-
-@pytest.mark.parametrize(
-    ("name", "quantization"), [*((name, None) for name in NAMES), *((name, "nf4") for name in NAMES[:5])]
-)
-def test_all_memory_settings_together_change_no_bit(name, quantization):
-    placed = PlacedNetwork(name, in_combination(name), quantization=quantization)
-    assert_equal(placed.numbers(), plain_numbers(name, quantization))
-
-
-@pytest.mark.parametrize("quantization", ["int8", "fp8"])
-def test_other_quantized_layers_are_streamed_too(quantization):
-    placed = PlacedNetwork("flux1-dev", in_combination("flux1-dev"), quantization=quantization)
-    assert_equal(placed.numbers(), plain_numbers("flux1-dev", quantization))
 
 
 @pytest.mark.parametrize("method", ["dora", "lokr", "oft"])
