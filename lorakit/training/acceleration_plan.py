@@ -18,7 +18,7 @@ from lorakit.config.recipe import Recipe
 from lorakit.core.errors import ConfigError
 from lorakit.models import device as devices
 from lorakit.models import memory
-from lorakit.models.acceleration import compiled, kernels
+from lorakit.models.acceleration import compiled, kernels, packed_convolutions
 from lorakit.models.acceleration.compiled import CompiledBlocks
 from lorakit.models.acceleration.cuda_graphs import GraphedNetwork
 from lorakit.models.acceleration.kernels import Measurement
@@ -175,7 +175,7 @@ def accelerated(trainer: Trainer) -> Iterator[AccelerationSettings]:
         trainer.log(line)
     sets = [data for data in (session.train_set, session.class_image_set) if data]
     acceleration = Acceleration(trainer, settings)
-    with kernels.kernels_in_force(settings.kernels, session.denoiser):
+    with kernels.kernels_in_force(settings.kernels, session.denoiser), _packed(trainer, settings):
         for data in sets:
             data.text_multiple = settings.text_multiple
         trainer.training_step.acceleration = acceleration.in_step
@@ -185,6 +185,19 @@ def accelerated(trainer: Trainer) -> Iterator[AccelerationSettings]:
             trainer.training_step.acceleration = contextlib.nullcontext
             for data in sets:
                 data.text_multiple = 1
+
+
+@contextlib.contextmanager
+def _packed(trainer: Trainer, settings: AccelerationSettings) -> Iterator[None]:
+    """Arrange the weights of frozen convolutions once within the block; this changes no bit."""
+    session = trainer.session
+    if settings.compile or session.memory_settings.stream or sharding.is_sharded(session.denoiser):
+        yield
+        return
+    with packed_convolutions.packed_convolutions(session.denoiser) as count:
+        if count:
+            trainer.log(f"the weights of {count} convolutions are arranged for this processor once")
+        yield
 
 
 def _description(decision: Decision) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Start kohya's training script on a smaller U-Net: it builds the U-Net of Stable Diffusion 1.5 whatever the base.
+"""Start kohya's training script on a smaller U-Net: by itself it builds that of Stable Diffusion 1.5.
 
 `PYTHON kohya_launch.py UNET_CONFIG SCRIPT ARGUMENTS`, in the environment of that script, without lorakit.
 """

@@ -127,9 +127,6 @@ def kohya_script(folder: Path, base: Path | str, images: Path, script: Path, ste
         "resolution": f"{SIDE},{SIDE}",
         "train_batch_size": BATCH_SIZE,
         "max_train_steps": steps,
-        "min_bucket_reso": SIDE // 2,
-        "max_bucket_reso": 2 * SIDE,
-        "bucket_reso_steps": 16,
         "network_module": "networks.lora",
         "network_dim": 4,
         "caption_extension": ".txt",
@@ -138,7 +135,7 @@ def kohya_script(folder: Path, base: Path | str, images: Path, script: Path, ste
         "seed": 0,
     }
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    options = ["--cache_latents", "--enable_bucket", "--network_train_unet_only"]
+    options = ["--cache_latents", "--network_train_unet_only"]
     launch = [str(KOHYA_LAUNCH), str(Path(base) / "unet" / "config.json"), str(script)]
     command = [interpreter(script), *launch, *words, *options]
     return Contestant("kohya script", command, out, text=f"| 1/{steps} ".encode())
