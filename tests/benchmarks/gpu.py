@@ -140,6 +140,10 @@ def make_trainer(subject: Subject, folder: Path, device: torch.device, settings:
             setattr(pipe, plan.family.components.denoiser, network)
         else:
             pipe.to(device)
+            if decided.quantize:
+                dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+                network = plan.family.denoiser(pipe)
+                quantize.quantize_linear_layers(network, decided.quantize, device, dtype)
         return pipe
 
     accelerator = Accelerator(cpu=device.type == "cpu")
@@ -176,7 +180,7 @@ def measure(
     return {
         "step_seconds": round(step_seconds, 5),
         "mfu": mfu(subject.count, step_seconds, device),
-        "peak_gib": round(peak / 2**30, 2),
+        "peak_gib": None if peak is None else round(peak / 2**30, 2),
         "launches": launches,
         "steps": len(times),
         "memory": describe_settings(settings),
@@ -225,8 +229,8 @@ def _reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_bytes(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+def _peak_bytes(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _free(device: torch.device) -> None:
@@ -273,6 +277,8 @@ def run(
         left = budget - (time.monotonic() - start)
         row: dict[str, Any] = {"name": f"{subject.key}, {name}", "cap_gib": gib}
         row["goal"] = None if gib else GOALS.get(subject.key)
+        if gib and device.type != "cuda":
+            row["cap"] = "not available on this device: settings only"
         if left < 10 and not miniature:
             rows.append(row | {"error": "no time was left"})
             continue

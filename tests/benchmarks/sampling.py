@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lorakit.core import storage
 from lorakit.data.prompts import Prompt
 from lorakit.models import base_model
 from lorakit.sampling.pipeline import SamplingOptions, SamplingPipeline
@@ -58,7 +59,11 @@ def _diffusers_pipeline(base: str) -> Any:
     import diffusers
 
     folder = base_model.resolve_base(base)
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    index = storage.read_json(Path(folder) / "model_index.json")
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    components = pipeline_class._get_signature_keys(pipeline_class)[0]
+    absent = {name: None for name in components if not index.get(name, [None])[0]}  # such as a text encoder
+    pipe = pipeline_class.from_pretrained(folder, torch_dtype=torch.float32, **absent)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

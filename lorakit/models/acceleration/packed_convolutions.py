@@ -74,7 +74,7 @@ def packed_convolutions(network: nn.Module) -> Iterator[int]:
     try:
         for layer in layers if size <= MAX_BYTES and is_available() else []:
             if forward := _packed_forward(layer):
-                layer.forward = forward  # type: ignore[method-assign]
+                layer.forward = forward  # type: ignore[method-assign, assignment]
                 packed.append(layer)
         yield len(packed)
     finally:
@@ -101,7 +101,8 @@ def _fits(layer: nn.Conv2d) -> bool:
 
 def _packed_forward(layer: nn.Conv2d) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Return the forward pass of a layer with arranged weights; None if a trial gives other bits."""
-    padding, size = tuple(layer.padding), layer.kernel_size
+    padding: tuple[int, int] = layer.padding  # type: ignore[assignment]  # numbers, see _fits
+    size: tuple[int, int] = layer.kernel_size  # type: ignore[assignment]
     weight, plain = layer.weight.detach(), layer.forward
     turned = weight.flip(2, 3).transpose(0, 1).contiguous()
     back = [k - 1 - p for k, p in zip(size, padding, strict=True)]
