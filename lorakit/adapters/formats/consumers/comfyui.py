@@ -8,11 +8,39 @@ ignores.
 from __future__ import annotations
 
 from lorakit.adapters.formats.consumers import ends
-from lorakit.adapters.formats.consumers.rules import Consumer, LoaderRule, Names, Spelling
+from lorakit.adapters.formats.consumers.rules import Consumer, Conversion, LoaderRule, Names, Spelling
 from lorakit.adapters.formats.native_tables import SAME_NETWORK
 
 _NATIVE = (Spelling("diffusion_model.", Names.NATIVE), Spelling("lora_unet_", Names.NATIVE, "_"))
 """Every weight of every network."""
+
+_CONTROL = Conversion(
+    ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale"),
+    ((".lora_B.bias", ".diff_b"), ("_norm.scale", "_norm.set_weight")),
+    prefix="diffusion_model.",
+    widens=True,
+)
+"""Control LoRAs of Black Forest Labs."""
+_WAN_FUN = Conversion(
+    ("lora_unet__blocks_0_cross_attn_k.lora_down.weight",), (("lora_unet__", "lora_unet_"),)
+)
+_USO = Conversion(
+    ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.processor.qkv_lora2.up.weight"),
+    (
+        (".down.weight", ".lora_down.weight"),
+        (".up.weight", ".lora_up.weight"),
+        (".qkv_lora2.", ".txt_attn.qkv."),
+        (".qkv_lora1.", ".img_attn.qkv."),
+        (".proj_lora1.", ".img_attn.proj."),
+        (".proj_lora2.", ".txt_attn.proj."),
+        (".qkv_lora.", ".linear1_qkv."),
+        (".proj_lora.", ".linear2."),
+        (".processor.", "."),
+    ),
+    prefix="diffusion_model.",
+)
+"""USO, and other files of Flux.1's processors that adapt every block."""
+_CONVERSIONS = (_CONTROL, _WAN_FUN, _USO)
 
 
 def text_spellings(count: int, t5: int | None = None) -> tuple[Spelling, ...]:
@@ -57,16 +85,19 @@ def _rule(
         ends.COMFYUI,
         text_encoders=clips,
         first_width=first_width,
+        conversions=_CONVERSIONS,
     )
 
 
 def unet_rule(texts: int) -> LoaderRule:
     """Return the rule of Stable Diffusion's U-Nets, which ComfyUI, A1111 and Forge share."""
+    processors = tuple(Spelling(p, Names.PROCESSOR, component="unet") for p in ("", "unet."))
     unet = (
         Spelling("lora_unet_", Names.UNET, "_", component="unet"),
         Spelling("lycoris_", Names.UNET, "_", component="unet"),
         Spelling("diffusion_model.", Names.LDM, component="unet"),
         Spelling("lora_unet_", Names.LDM, "_", component="unet"),
+        *processors,
     )
     clips = ("text_encoder", "text_encoder_2")[:texts]
     return LoaderRule(("kohya", "native"), (*unet, *text_spellings(texts)), ends.COMFYUI, text_encoders=clips)

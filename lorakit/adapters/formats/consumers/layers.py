@@ -118,9 +118,15 @@ def _resolve_transformer(name: str, spelling: Spelling, family: str) -> Layer | 
     return None
 
 
+_UNET_TABLES = {
+    Names.UNET: unet_names.modules,
+    Names.LDM: unet_names.ldm_modules,
+    Names.PROCESSOR: unet_names.processor_modules,
+}
+
+
 def _resolve_unet(name: str, spelling: Spelling, family: str) -> Layer | None:
-    table = unet_names.modules if spelling.names is Names.UNET else unet_names.ldm_modules
-    module = table(spelling.separator).get(name)
+    module = _UNET_TABLES[spelling.names](spelling.separator).get(name)
     return None if module is None else Layer(spelling.component, module, (module,))
 
 
@@ -162,6 +168,7 @@ _RESOLVERS: dict[Names, Callable[[str, Spelling, str], Layer | None]] = {
     Names.DIFFUSERS: _resolve_transformer,
     Names.UNET: _resolve_unet,
     Names.LDM: _resolve_unet,
+    Names.PROCESSOR: _resolve_unet,
     Names.ANY: _resolve_any,
     Names.CLIP: _resolve_clip,
     Names.T5: _resolve_t5,

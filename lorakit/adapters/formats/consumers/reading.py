@@ -71,9 +71,10 @@ def read_tensors(
 ) -> Reading:
     """Return the effect of a file's tensors by a consumer's rule for a family."""
     reading = Reading(rule, family)
+    conversion = next((c for c in rule.conversions if all(mark in tensors for mark in c.marks)), None)
     stems: dict[str, dict[str, str]] = {}
     for key in sorted(tensors):
-        stem, part = split_key(key, rule)
+        stem, part = split_key(conversion.new_key(key) if conversion else key, rule)
         if part is None:
             reading.ignored[key] = _unread_reason(key, stem)
         else:
@@ -150,7 +151,7 @@ def _apply_file_rules(reading: Reading, tensors: Tensors, metadata: Mapping[str,
     is_read = rule.reads_peft_metadata and "lorakit" not in metadata
     if scale is not None and not alphas and abs(scale - 1) > 1e-6 and not is_read:
         reading.problems.append(f"it ignores the alpha in the metadata, so its effect is {1 / scale:g} times")
-    if rule.first_width is not None:
+    if rule.first_width is not None and not any(c.widens and c.marks[0] in tensors for c in rule.conversions):
         _check_first_width(reading, *rule.first_width)
 
 

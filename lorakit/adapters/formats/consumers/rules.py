@@ -24,6 +24,8 @@ class Names(StrEnum):
     """Those of Stable Diffusion's published U-Net."""
     UNET = "unet"
     """Those of diffusers' U-Net."""
+    PROCESSOR = "processor"
+    """Those of diffusers' U-Net before 0.20, where layers of attention belong to a processor."""
     ANY = "any"
     """Every module of diffusers' network."""
     CLIP = "clip"
@@ -54,6 +56,26 @@ class Spelling:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """A layout of whole files, recognized by some keys, and the keys that a consumer reads instead."""
+
+    marks: tuple[str, ...]
+    """Keys that only such files have."""
+    renames: tuple[tuple[str, str], ...]
+    """Parts of keys and their replacements, in this order."""
+    prefix: str = ""
+    """Beginning of the new keys."""
+    widens: bool = False
+    """True if it also adds the new shape of a widened first layer."""
+
+    def new_key(self, key: str) -> str:
+        """Return the key that the consumer looks up instead of a file's key."""
+        for part, replacement in self.renames:
+            key = key.replace(part, replacement)
+        return self.prefix + key
+
+
+@dataclass(frozen=True)
 class LoaderRule:
     """The rule by which one consumer reads the adapters of one family."""
 
@@ -68,6 +90,8 @@ class LoaderRule:
     """The effect of alphas by beginning of the key; below others they are read."""
     reads_peft_metadata: bool = False
     """True if it reads the alphas that diffusers writes into the metadata."""
+    conversions: tuple[Conversion, ...] = ()
+    """Layouts of whole files whose keys it renames first."""
     norm_of: str = "base"
     """The norm that DoRA's magnitudes are divided by: of the weight (base), the merged one, or the inputs."""
     one_alpha: bool = False

@@ -95,3 +95,13 @@ def ldm_modules(separator: str) -> dict[str, str]:
             if name := ldm_module(module, network):
                 table[name.replace(".", separator)] = module
     return table
+
+
+@cache
+def processor_modules(separator: str) -> dict[str, str]:
+    """Return diffusers' modules of all U-Nets, by their name with the layers of attention in a processor."""
+    table = {}
+    for module in modules(".").values():
+        name = module.replace(".to_", ".processor.to_")
+        table[name.removesuffix(".0") if name.endswith(".to_out.0") else name] = module
+    return table
