@@ -133,7 +133,10 @@ def _read_file(path: Path, family: str | None, **options: bool) -> LoadedAdapter
     from lorakit.adapters.formats import read_adapter_file
     from lorakit.adapters.sources import find_adapter
 
-    return read_adapter_file(find_adapter(path).print_line().path, family, **options)
+    adapter = read_adapter_file(find_adapter(path).print_line().path, family, **options)
+    for note in adapter.notes:
+        print_line(f"note: {note}")
+    return adapter
 
 
 @command(

@@ -149,6 +149,7 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "path": "the file",
         "families": "possible model families",
         "layout": "layout of the tensor names",
+        "notes": "repairs of damaged keys",
         "components": "number of modules by component",
         "types": "number of modules by method",
         "ranks": "number of modules by rank",

@@ -34,7 +34,10 @@ _FAMILY_BY_PREFIX = {
         "longcat-image": "longcat",
         "wan": "wan",
         "anima": "anima",
+        "ltx-2": "ltx-2 ltx2 ltxv2 ltx_2",
         "ltx-video": "ltx",
+        "hunyuan-video-1.5": "hunyuan-video-1.5 hunyuan_video_1_5 hunyuan_video-1.5",
+        "cogvideox": "cogvideox",
         "hunyuan-video": "hunyuan-video hunyuan_video",
         "cogview4": "cogview4",
         "kandinsky5": "kandinsky5",
@@ -81,29 +84,32 @@ _MODULE_PATTERNS: list[tuple[str, str, str]] = [  # family, pattern of some modu
     ("flux3", r"mode_blocks", r"^$"),
     ("hunyuan-dit", r"transformer\.blocks\.\d+\.attn[12]", r"\.ffn\."),
     ("wan", r"transformer\.blocks\.\d+\.(attn[12]|ffn)\.", r"\.ff\."),
-    ("pixart-sigma", r"(?<![a-z_])transformer_blocks\.\d+\.attn2\.", r"\.attn\.|unet"),
-    ("ltx-video", r"(?<![a-z_])transformer_blocks\.\d+\.attn2\.", r"\.attn\.|unet"),
-    ("sana", r"(?<![a-z_])transformer_blocks\.\d+\.attn2\.|ff\.conv_", r"\.attn\.|unet|ff\.net"),
+    ("pixart-sigma", r"(?<![a-z_])transformer_blocks\.\d+\.attn2\.", r"\.attn\.|unet|audio"),
+    ("ltx-video", r"(?<![a-z_])transformer_blocks\.\d+\.attn2\.", r"\.attn\.|unet|audio"),
+    ("sana", r"(?<![a-z_])transformer_blocks\.\d+\.attn2\.|ff\.conv_", r"\.attn\.|unet|ff\.net|audio"),
     ("anima", r"(?<![a-z_])transformer_blocks\.\d+\.(attn2|norm[123]\.linear_[12])", r"\.attn\.|unet"),
-    ("cogview4", r"(?<![a-z_])transformer_blocks\.\d+\.attn1\.", r"attn2|unet"),
-    ("glm-image", r"(?<![a-z_])transformer_blocks\.\d+\.attn1\.", r"attn2|unet"),
+    ("ltx-2", r"transformer_blocks\.\d+\.(audio_(attn[12]|ff|to_video_attn)|video_to_audio_attn)\.", r"^$"),
+    ("cogvideox", r"(?<![a-z_])transformer_blocks\.\d+\.(attn1|norm[12]\.linear)", r"attn2|unet|audio"),
+    ("cogview4", r"(?<![a-z_])transformer_blocks\.\d+\.attn1\.", r"attn2|unet|audio"),
+    ("glm-image", r"(?<![a-z_])transformer_blocks\.\d+\.attn1\.", r"attn2|unet|audio"),
 ]  # fmt: skip
 
 _SINGLE_BLOCK_COUNTS = {"longcat-image": 20, "flux1": 38, "chroma": 38}
 """Number of single-stream blocks of families with the same names and widths."""
+_ATTENTION = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|to_add_out)$"
 # Number of inputs of a layer in the published models, for families with the same names.
 _WIDTHS: dict[str, tuple[str, tuple[int, ...]]] = {
     "sd15": (r"attn2\.to_k$", (768, 1024)),
     "sdxl": (r"attn2\.to_k$", (2048,)),
     "kolors": (r"attn2\.to_k$", (4096,)),
-    "flux1": (r"transformer_blocks\.\d+\.attn\.to_q$", (3072,)),
-    "chroma": (r"transformer_blocks\.\d+\.attn\.to_q$", (3072,)),
-    "longcat-image": (r"transformer_blocks\.\d+\.attn\.to_q$", (3072,)),
-    "hunyuan-image": (r"transformer_blocks\.\d+\.attn\.to_q$", (3584,)),
-    "hunyuan-video": (r"transformer_blocks\.\d+\.attn\.to_q$", (3072,)),
-    "sd3": (r"transformer_blocks\.\d+\.attn\.to_q$", (1536, 2432)),
-    "qwen-image": (r"transformer_blocks\.\d+\.attn\.to_q$", (3072,)),
-    "qwen-image-2.1": (r"transformer_blocks\.\d+\.attn\.to_q$", (4096,)),
+    "flux1": (_ATTENTION, (3072,)),
+    "chroma": (_ATTENTION, (3072,)),
+    "longcat-image": (_ATTENTION, (3072,)),
+    "hunyuan-image": (_ATTENTION, (3584,)),
+    "hunyuan-video": (_ATTENTION, (3072,)),
+    "sd3": (_ATTENTION, (1536, 2432)),
+    "qwen-image": (_ATTENTION, (3072,)),
+    "qwen-image-2.1": (_ATTENTION, (4096,)),
     "pixart-sigma": (r"attn1\.to_q$", (1152,)),
     "ltx-video": (r"attn2\.to_k$", (2048, 4096)),
     "anima": (r"attn2\.to_k$", (1024,)),
@@ -112,6 +118,8 @@ _WIDTHS: dict[str, tuple[str, tuple[int, ...]]] = {
     "sana": (r"attn1\.to_q$", (2240, 1152)),
     "z-image": (r"layers\.\d+\.attention\.to_q$", (3840,)),
     "ideogram4": (r"layers\.\d+\.attention\.to_q$", (4608,)),
+    "lumina2": (r"layers\.\d+\.attn\.to_q$", (2304,)),
+    "cogvideox": (r"attn1\.to_q$", (1920, 3072)),
     "cogview4": (r"attn1\.to_q$", (4096,)),
     "glm-image": (r"attn1\.to_q$", (4096,)),
 }
@@ -135,20 +143,66 @@ def families_from_tensors(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> tu
     """
     families = families_from_keys(parts)
     for stem, part in parts.items():
-        down, up = part.get("down", part.get("hada_w1_b")), part.get("up", part.get("hada_w1_a"))
-        if down is not None and up is not None and _ONE_STREAM.search(stem):
-            is_flux2_height = up.shape[0] == 9 * down.shape[1]
-            return tuple(family for family in families if (family == "flux2") == is_flux2_height) or families
-    return families
+        size = _height_and_width(part) if _ONE_STREAM.search(stem) else None
+        if size is not None:
+            is_flux2_height = size[0] == 9 * size[1]
+            families = tuple(f for f in families if (f == "flux2") == is_flux2_height) or families
+            break
+    return _with_known_width(families, parts)
+
+
+def _with_known_width(
+    families: tuple[str, ...], parts: Mapping[str, Mapping[str, torch.Tensor]]
+) -> tuple[str, ...]:
+    """Return the families for which a layer has the width of a published model; all if it fits none."""
+    if len(families) < 2:
+        return families
+    sizes = {stem: size for stem, part in parts.items() if (size := _height_and_width(part))}
+
+    def fits(family: str) -> bool:
+        ending, widths = _WIDTHS.get(family, ("", ()))
+        return bool(ending) and any(
+            size[1] in widths and any(re.search(ending, module) for module in modules)
+            for stem, size in sizes.items()
+            if (modules := module_names.resolve_key(stem, family))
+        )
+
+    return tuple(family for family in families if fits(family)) or families
+
+
+def _height_and_width(part: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
+    """Return the outputs and inputs of a weight by the tensors of its adapter; None if these do not say."""
+    if "full" in part and part["full"].ndim >= 2:
+        return part["full"].shape[0], part["full"].shape[1]
+    for up, down in (("up", "down"), ("hada_w1_a", "hada_w1_b")):
+        if up in part and down in part:
+            return part[up].shape[0], part[down].shape[1]
+    first, second = _factor_size(part, 1), _factor_size(part, 2)
+    return (first[0] * second[0], first[1] * second[1]) if first and second else None
+
+
+def _factor_size(part: Mapping[str, torch.Tensor], number: int) -> tuple[int, int] | None:
+    """Return the outputs and inputs of one of LoKr's two factors, dense or as a product."""
+    dense = part.get(f"lokr_w{number}")
+    if dense is not None:
+        return dense.shape[0], dense.shape[1]
+    a, b = part.get(f"lokr_w{number}_a"), part.get(f"lokr_w{number}_b")
+    if a is None or b is None:
+        return None
+    # with a core for convolutions, both are (rank, size)
+    return a.shape[1 if "lokr_t2" in part and number == 2 else 0], b.shape[1]
+
+
+_PREFIXES = re.compile(
+    r"^(model\.)?diffusion_model\.|^lora_unet_|^base_model\.model\.|^transformer\.(?=(double|single)_blocks\.)"
+)
 
 
 def families_from_keys(stems: Iterable[str]) -> tuple[str, ...]:
     """Return the families whose native names fit most keys; without native names, those whose diffusers names
     fit."""
     stems = list(stems)
-    names = [
-        re.sub(r"^(model\.)?diffusion_model\.|^lora_unet_|^base_model\.model\.", "", stem) for stem in stems
-    ]
+    names = [_PREFIXES.sub("", stem) for stem in stems]
     matches = {
         family: sum(native_names.is_block_module(family, name) for name in names)
         for family in native_names.NATIVE_NAMES

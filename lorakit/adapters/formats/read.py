@@ -14,6 +14,8 @@ import torch
 from lorakit.adapters.files import METADATA_KEY, parse_adapter_metadata
 from lorakit.adapters.formats import delta_weights, detect_family, key_suffixes, module_names, native_names
 from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, OftDelta
+from lorakit.adapters.formats.key_repair import repair_keys
+from lorakit.adapters.formats.unreadable_kinds import refuse_unreadable_kinds
 from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.core import safetensors_header, storage
 from lorakit.core.errors import ConfigError, DataError, NumericError, first_line
@@ -52,6 +54,8 @@ class LoadedAdapter:
     adapter; `lorakit_metadata["textual_inversion"]` names the token."""
     nonfinite_tensors: tuple[str, ...] = ()
     """Keys of the file's tensors with NaN or infinity; only an adapter read to be inspected has any."""
+    notes: tuple[str, ...] = ()
+    """Repairs of damaged keys, one sentence for each kind of damage."""
     path: Path | None = None
     """The file or folder it was read from; None for an adapter that was computed."""
 
@@ -133,8 +137,7 @@ def read_adapter_file(
             metadata,
             (own["family"],),
             _embedding_tensors(tensors),
-            (),
-            source,
+            path=source,
         )
     adapter = _build_adapter(tensors, metadata, str(file), family, folder.config)
     return replace(adapter, nonfinite_tensors=nonfinite, path=source)
@@ -217,6 +220,9 @@ def _build_adapter(
                 where=where,
                 remedy="`lorakit export` writes them as a file that other programs read",
             )
+    refuse_unreadable_kinds(tensors, where)
+    repaired = repair_keys(tensors, where)
+    tensors = repaired.tensors
     if not key_suffixes.looks_like_adapter(tensors):
         raise DataError(
             f"unknown adapter layout; its first keys are {', '.join(sorted(tensors)[:3])}",
@@ -243,7 +249,8 @@ def _build_adapter(
     deltas = dict(sorted(deltas.items()))
     if len(families) != 1:
         families = detect_family.narrow_by_shapes(families, deltas)
-    return LoadedAdapter(deltas, detect_layout(tensors), own, metadata, families, embeddings)
+    layout = detect_layout(tensors)
+    return LoadedAdapter(deltas, layout, own, metadata, families, embeddings, notes=repaired.notes)
 
 
 def _embedding_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -45,6 +45,7 @@ def inspect_adapter(adapter: LoadedAdapter) -> dict[str, Any]:
         "path": str(adapter.path),
         "families": list(adapter.possible_families),
         "layout": adapter.layout,
+        "notes": list(adapter.notes),
         "components": {part: len(adapter.component_deltas(part)) for part in adapter.components},
         "types": dict(Counter(delta.method for delta in deltas)),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
