@@ -25,7 +25,7 @@ class _Kind:
 _KINDS = tuple(
     _Kind(re.compile(pattern), message, remedy)
     for pattern, message, remedy in (
-        (r".+\.on_input", "this is an (IA)3 adapter, which multiplies activations instead of adding to weights",
+        (r".+\.on_input", "this is an (IA)3 adapter, which multiplies activations and adds to no weight",
          "load it in a program with LyCORIS, or train a LoRA on the same data"),
         (r".+\.[ab][12]\.weight", "this is a GLoRA adapter, whose change depends on the weights of its base",
          _OTHER_PROGRAM + ", or train a LoRA on the same data"),
