@@ -29,7 +29,7 @@ from lorakit.core import rng
 from lorakit.core.progress import Progress
 from lorakit.data import batch_sampler
 from lorakit.models import base_model
-from lorakit.training import run_changes, run_plan, setup
+from lorakit.training import acceleration_plan, run_changes, run_plan, setup
 from lorakit.training.held_out import DataSplit
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.trainer import Trainer
@@ -119,8 +119,8 @@ class _PreparedStep:
 class BareLoop:
     """Steps without anything around them, on what `trainer` would train with."""
 
-    def __init__(self, case: Case, trainer: Trainer, steps: int) -> None:
-        self.trainer, self.case = trainer, case
+    def __init__(self, case: Case, trainer: Trainer, steps: int, dtype: torch.dtype = torch.float32) -> None:
+        self.trainer, self.case, self.dtype = trainer, case, dtype
         self.steps = [self._prepare(number) for number in range(steps)]
         self.network = self._load_network()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -148,7 +148,7 @@ class BareLoop:
         if self.case.checkpointing:
             network.enable_gradient_checkpointing()
             network.train()
-        return network
+        return network.to(self.dtype)
 
     def _build_optimizer(self, config: recipe.OptimizerConfig) -> torch.optim.Optimizer:
         settings: dict[str, Any] = {
@@ -184,9 +184,12 @@ class BareLoop:
         u = torch.tensor([rng.keyed_uniform(seed, "time", sample.position) for sample in samples])
         noised = session.objective.add_noise(batch.latents, noise, u)
         cond = {
-            name: value.float() if value.is_floating_point() else value for name, value in batch.cond.items()
+            name: value.to(self.dtype) if value.is_floating_point() else value
+            for name, value in batch.cond.items()
         }
-        return _PreparedStep(noised.noisy_latents.float(), noised.timesteps, noised.target.float(), cond)
+        return _PreparedStep(
+            noised.noisy_latents.to(self.dtype), noised.timesteps, noised.target.float(), cond
+        )
 
     def take_step(self, number: int) -> float:
         """Take a numbered step and return its loss."""
@@ -194,7 +197,7 @@ class BareLoop:
         prediction = self.trainer.session.family.predict(
             self.network, step.noisy_latents, step.timesteps, step.cond
         )
-        loss = torch.nn.functional.mse_loss(prediction, step.target)
+        loss = torch.nn.functional.mse_loss(prediction.float(), step.target)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -224,12 +227,18 @@ def _folder(folder: Path | None) -> Iterator[Path]:
 
 
 def measure(case: Case, *, rounds: int, steps: int, folder: Path | None = None) -> dict[str, Any]:
-    """Return one row: medians of `rounds` interleaved rounds of `steps` steps."""
-    with _folder(folder) as root:
+    """Return one row: medians of `rounds` interleaved rounds of `steps` steps.
+
+    Where lorakit computes in bfloat16, a bare loop that does so is measured too.
+    """
+    with _folder(folder) as root, contextlib.ExitStack() as stack:
         trainer = make_trainer(case, root)
         bare = BareLoop(case, trainer, rounds * steps + 1)
         progress = Progress("train", rounds * steps)
-        contestants = {"lorakit": lorakit_step(trainer, progress), "bare": bare.take_step}
+        contestants = {"lorakit": lorakit_step(trainer, progress), "bare_fp32": bare.take_step}
+        if case.precision == "bf16":
+            contestants["bare_bf16"] = BareLoop(case, trainer, rounds * steps + 1, torch.bfloat16).take_step
+        stack.enter_context(acceleration_plan.accelerated(trainer))
         losses = {key: [take_step(0)] for key, take_step in contestants.items()}  # also the warm-up
         seconds: dict[str, list[float]] = {key: [] for key in contestants}
         for round_index in range(rounds):
@@ -238,20 +247,21 @@ def measure(case: Case, *, rounds: int, steps: int, folder: Path | None = None) 
                 start = cpu_seconds()
                 losses[key] += [take_step(number) for number in numbers]
                 seconds[key].append((cpu_seconds() - start) / steps)
-        difference = max(abs(a - b) for a, b in zip(losses["lorakit"], losses["bare"], strict=True))
+        difference = max(abs(a - b) for a, b in zip(losses["lorakit"], losses["bare_fp32"], strict=True))
         if case.precision == "fp32":
             assert difference <= MAX_DIFFERENCE, f"not the same training: losses differ by {difference}"
         size = adapters.count_trainable(trainer.session.denoiser)
-    ratio = statistics.median(a / b for a, b in zip(seconds["lorakit"], seconds["bare"], strict=True))
-    return {
-        "name": case.name,
-        "lorakit_ms": round(1000 * statistics.median(seconds["lorakit"]), 1),
-        "bare_fp32_ms": round(1000 * statistics.median(seconds["bare"]), 1),
-        "ratio": round(ratio, 3),
-        "goal": case.goal,
-        "loss_difference": difference,
-        "modules": size.num_modules,
-    }
+    row: dict[str, Any] = {"name": case.name}
+    row |= {f"{key}_ms": round(1000 * statistics.median(values), 1) for key, values in seconds.items()}
+    row |= {"ratio": _ratio(seconds, "bare_fp32"), "goal": case.goal}
+    if "bare_bf16" in seconds:
+        row["ratio_bare_bf16"] = _ratio(seconds, "bare_bf16")
+    return row | {"loss_difference": difference, "modules": size.num_modules}
+
+
+def _ratio(seconds: dict[str, list[float]], other: str) -> float:
+    pairs = zip(seconds["lorakit"], seconds[other], strict=True)
+    return round(statistics.median(own / value for own, value in pairs), 3)
 
 
 def passes(rows: Sequence[dict[str, Any]]) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 MAX_BYTES = 256 << 20  # of all arranged weights; larger networks see larger images, and gain less
+MIN_BYTES = 128 << 10  # of a weight; smaller ones are arranged in the time that these calls take
 _TRIAL_SIDE = 16
 _Arranged = tuple[torch.Tensor, torch.Tensor]
 
@@ -91,6 +92,7 @@ def _fits(layer: nn.Conv2d) -> bool:
         and type(weight.data) is torch.Tensor
         and (weight.device.type, weight.dtype, weight.ndim) == ("cpu", torch.bfloat16, 4)
         and weight.is_contiguous()
+        and weight.nbytes >= MIN_BYTES
         and "forward" not in vars(layer)
         and (layer.groups, layer.padding_mode) == (1, "zeros")
         and tuple(layer.stride) == tuple(layer.dilation) == (1, 1)

@@ -18,6 +18,11 @@ needs_bf16 = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def pack_small_weights(monkeypatch):
+    monkeypatch.setattr(packed_convolutions, "MIN_BYTES", 0)
+
+
 def layer(*args, dtype: torch.dtype = torch.bfloat16, **kwargs) -> nn.Conv2d:
     torch.manual_seed(0)
     return nn.Conv2d(*args, **kwargs).to(dtype).requires_grad_(False)
@@ -77,10 +82,12 @@ def test_other_convolutions_are_left_alone(convolution):
 
 
 @needs_bf16
-@pytest.mark.parametrize("change", ["size", "bits"])
-def test_weights_that_are_too_large_or_give_other_bits_are_left_alone(change, monkeypatch):
+@pytest.mark.parametrize("change", ["small", "large", "bits"])
+def test_weights_that_are_small_or_too_large_or_give_other_bits_are_left_alone(change, monkeypatch):
     first, second = layer(16, 16, 3), layer(16, 24, 3)
-    if change == "size":
+    if change == "small":
+        monkeypatch.setattr(packed_convolutions, "MIN_BYTES", second.weight.nbytes + 1)
+    elif change == "large":
         monkeypatch.setattr(
             packed_convolutions, "MAX_BYTES", 2 * (first.weight.nbytes + second.weight.nbytes) - 1
         )
