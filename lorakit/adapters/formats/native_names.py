@@ -66,8 +66,30 @@ def _owner_patterns(family: str | None) -> list[tuple[re.Pattern[str], NameRow]]
     return [(_regex(member), row) for row in _rows(family) for member in row.members]
 
 
+# HunyuanVideo's published names, where ComfyUI's are other: `img_attn_qkv`, `mlp.fc1`, `modulation.linear`.
+_HUNYUAN_NAMES = (
+    (re.compile(r"(blocks\.\d+\.(?:img|txt|self)_attn)_(qkv|proj)$"), r"\1.\2"),
+    (re.compile(r"(blocks[._]\d+[._](?:(?:img|txt)_)?mlp[._])fc1$"), r"\g<1>0"),
+    (re.compile(r"(blocks[._]\d+[._](?:(?:img|txt)_)?mlp[._])fc2$"), r"\g<1>2"),
+    (re.compile(r"((?:double|single)_blocks[._]\d+[._]\w+[._]lin)ear$"), r"\1"),
+)
+
+
 def diffusers_modules(family: str | None, name: str) -> list[str] | None:
     """Return the diffusers modules of a native module, named with dots or underscores; None if unknown."""
+    modules = _modules_of(family, name)
+    if modules is None and (other := _without_hunyuan_names(name)) != name:
+        return _modules_of(family, other)
+    return modules
+
+
+def _without_hunyuan_names(name: str) -> str:
+    for pattern, replacement in _HUNYUAN_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _modules_of(family: str | None, name: str) -> list[str] | None:
     for dotted, underscored, row in _patterns(family):
         if match := dotted.fullmatch(name) or underscored.fullmatch(name):
             return _fill_block_number(match, row.members)
@@ -76,8 +98,9 @@ def diffusers_modules(family: str | None, name: str) -> list[str] | None:
 
 def is_block_module(family: str, name: str) -> bool:
     """Return True if a native module is in a numbered block; names outside blocks occur in many families."""
+    names = {name, _without_hunyuan_names(name)}
     return any(
-        "{}" in row.native and bool(dotted.fullmatch(name) or underscored.fullmatch(name))
+        "{}" in row.native and any(dotted.fullmatch(one) or underscored.fullmatch(one) for one in names)
         for dotted, underscored, row in _patterns(family)
     )
 

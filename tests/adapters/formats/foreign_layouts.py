@@ -190,7 +190,7 @@ _SD3_DIFFUSERS = {
     "transformer_blocks.{0,37}.ff.net.2": (2432, 9728),
 }
 _LTX = {
-    "transformer_blocks.{0,27}.attn1.{to_q,to_out.0}": (2048, 2048),
+    "transformer_blocks.{0,27}.{attn1,attn2}.{to_q,to_k,to_out.0}": (2048, 2048),
     "transformer_blocks.{0,27}.ff.net.0.proj": (8192, 2048),
 }
 _LTX2 = {
@@ -553,7 +553,7 @@ LAYOUTS = {
         ),
     ),
     "pixart": Layout(
-        ("pixart-sigma", "pixart-alpha"),
+        ("pixart-sigma", "pixart-alpha", "sana"),
         "peft, OneTrainer",
         "peft",
         _with("transformer.", {"transformer_blocks.{0,27}.{attn1,attn2}.{to_q,to_out.0}": (1152, 1152)}),
