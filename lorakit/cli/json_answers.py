@@ -86,6 +86,7 @@ JSON_ANSWERS: dict[str, dict[str, str]] = {
         "base": "base model of the recipe",
         "device": "name, and usable_bytes, which a run may fill",
         "fits": "true if the settings fit",
+        "precision": "value of train.precision, and reason",
         "memory": "the chosen settings, as in the recipe's section memory",
         "images_at_once": "images of a forward pass",
         "peak_bytes": "predicted peak by part, and total",

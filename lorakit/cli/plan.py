@@ -12,6 +12,7 @@ from lorakit.core.command_line import command, option, print_answer
 from lorakit.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lorakit.config.recipe import Recipe
     from lorakit.planner.machine import Machine
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:gi?b|g)?\s*", re.IGNORECASE)
@@ -45,7 +46,7 @@ def plan_command(
         raise click.UsageError("--gpu and --vram both choose a card: leave one of them out")
     deferred_imports.defer_imports()
     loaded = load_recipe(str(find_recipe(recipe)), list(overrides))
-    machine = _machine(gpu, vram, loaded.train.precision)
+    machine = _machine(gpu, vram, loaded)
     from lorakit.training.run_forecast import forecast_run
 
     forecast = forecast_run(loaded, machine, price)
@@ -53,11 +54,13 @@ def plan_command(
     return 0 if forecast.choice.best.fits else MemoryLimitError.exit_code
 
 
-def _machine(gpu: str | None, vram: str | None, precision: str) -> Machine:
+def _machine(gpu: str | None, vram: str | None, recipe: Recipe) -> Machine:
     from lorakit.planner import cards, machine
+    from lorakit.training.run_precision import choose_precision
 
     if gpu:
-        return machine.machine_of_card(cards.find_card(gpu), precision)
+        card = cards.find_card(gpu)
+        return machine.machine_of_card(card, choose_precision(recipe, card.platform, card.half).value)
     if vram is None:
         return machine.this_machine()
     size = _SIZE.fullmatch(vram)

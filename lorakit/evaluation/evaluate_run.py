@@ -42,6 +42,7 @@ from lorakit.sampling.pipeline import SamplingOptions
 from lorakit.sampling.saved_samples import check_mode
 from lorakit.training.run_folder import RunFolder, run_recipe_file
 from lorakit.training.run_memory import with_recorded_quantization
+from lorakit.training.run_precision import with_precision
 
 IMAGES_FOLDER = "images"
 
@@ -149,7 +150,7 @@ def _plan_evaluation(
     max_images: int | None,
 ) -> RunPlan:
     """Check everything that can be checked before the base model is loaded."""
-    recipe = with_recorded_quantization(load_recipe(run_recipe_file(run)), run)
+    recipe = with_precision(with_recorded_quantization(load_recipe(run_recipe_file(run)), run), [run])
     prompt_file = prompts or recipe.samples.prompts
     if prompt_file is None:
         remedy = "use --prompts FILE; `lorakit eval prompts` creates such a file"

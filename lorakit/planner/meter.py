@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from lorakit.planner.known_values import KnownValues, tensors_in
 
 REST = ""
 """Name of the part of a network that is in no block."""
@@ -29,7 +29,6 @@ _NO_KERNEL: tuple[str, ...] = (
     "aten::empty",
     "aten::_unsafe_view",
 )
-_MAX_REAL = 1 << 20  # numbers in a new tensor that is computed
 _NO_KERNEL += ("aten::_local_scalar", "aten::sym_", "aten::new_empty", "aten::_reshape")
 
 
@@ -80,6 +79,7 @@ class PassMeter(TorchDispatchMode):
     def __init__(self, resident: Collection[int], workspace: WorkspaceFn | None = None) -> None:
         super().__init__()
         self._workspace = workspace
+        self._known = KnownValues()
         self.counts: dict[str, PassCount] = {}
         self.block, self.is_backward = REST, False
         self._resident = resident
@@ -97,7 +97,7 @@ class PassMeter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count it."""
-        result = _execute(func, args, kwargs or {})
+        result = self._known.execute(func, args, kwargs or {})
         name = func._schema.name
         if func.is_view or name.startswith("prim::"):
             return result
@@ -180,38 +180,6 @@ class PassMeter(TorchDispatchMode):
                 self._block_inputs.add(key)
                 count.input_bytes += self._sizes[key]
                 count.shared_bytes += 0 if key in self._saved else self._sizes[key]
-
-
-def _execute(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operation on fake tensors, or compute it if no fake tensor is involved.
-
-    So masks, lengths, positions and timesteps have values, which the code of many networks reads.
-    """
-    inputs = list(tensors_in((args, kwargs)))
-    if not any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in inputs):
-        if not inputs:
-            result = func(*args, **kwargs)
-            if any(tensor.numel() > _MAX_REAL for tensor in tensors_in(result)):
-                return result
-        with _disable_current_modes():
-            return func(*args, **kwargs)
-    if func._overloadpacket is torch.ops.aten.index:  # a mask with values selects a known number
-        with _disable_current_modes():
-            args = (args[0], _mask_positions(args[1]))
-    return func(*args, **kwargs)
-
-
-def _mask_positions(indices: Any) -> list[Any]:
-    positions: list[Any] = []
-    for index in indices:
-        is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
-        positions += index.nonzero().unbind(1) if is_mask else [index]
-    return positions
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested containers."""
-    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def count_pass(

@@ -81,15 +81,15 @@ def pass_inputs(
     with torch.utils._python_dispatch._disable_current_modes():
         time = torch.tensor([500 if family.objective == "ddpm" else 500.0] * images)
         masks = {
-            name: torch.ones(images, *shape, dtype=kind)
+            name: torch.ones(images, *shape, dtype=dtype if kind.is_floating_point else kind)
             for name, (shape, kind) in conditioning.items()
-            if not kind.is_floating_point
+            if "mask" in name or not kind.is_floating_point
         }
     latents = torch.empty(images, *latent_shape, dtype=dtype)
     cond = masks | {
         name: torch.empty(images, *shape, dtype=dtype)
-        for name, (shape, kind) in conditioning.items()
-        if kind.is_floating_point
+        for name, (shape, _) in conditioning.items()
+        if name not in masks
     }
     return latents, time, cond
 

@@ -22,6 +22,7 @@ from lorakit.models import device as devices
 from lorakit.training.caption_stream import caption_stream
 from lorakit.training.run_caches import RunCaches
 from lorakit.training.run_plan import DataPlan, LogFn, TrainingPlan, plan_training
+from lorakit.training.run_precision import with_precision
 
 IMAGES_AT_A_TIME = 64  # for which a worker loads the text encoders and the VAE once
 
@@ -64,6 +65,7 @@ def fill_caches(
     With `shard`, such as "2/8", only every eighth image; with `ray_address`, the address of a cluster or
     "local", Ray Data encodes them on every GPU. A training with this recipe then encodes nothing.
     """
+    recipe = with_precision(recipe)
     plan = plan_training(recipe, log)
     items, class_items, prompts, stream = plan.all_items, plan.class_image_items, plan.prompts, None
     if shard is not None:

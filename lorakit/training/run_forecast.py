@@ -20,6 +20,7 @@ from lorakit.models import device as devices
 from lorakit.models.families import detect_family
 from lorakit.models.families.published_models import PublishedModel, published_model
 from lorakit.models.memory import format_bytes
+from lorakit.models.precision import PrecisionChoice
 from lorakit.planner import published
 from lorakit.planner.choice import Choice, Option, choose
 from lorakit.planner.demand import RunDemand
@@ -30,6 +31,7 @@ from lorakit.planner.table import describe_settings
 from lorakit.training import memory_plan, run_demand, run_plan
 from lorakit.training.run_caches import RunCaches
 from lorakit.training.run_demand import CountTarget, RunNetwork
+from lorakit.training.run_precision import change_precision, choose_precision
 from lorakit.training.step_measurement import with_measured_times
 
 CACHED_BYTES = 2  # of a number in the caches
@@ -43,6 +45,7 @@ class Forecast:
     machine: Machine
     demand: RunDemand
     choice: Choice
+    precision: PrecisionChoice
     buckets: dict[tuple[int, int], int]
     """Number of images of each bucket; empty if there is no dataset yet."""
     cache_bytes: int
@@ -70,6 +73,7 @@ class Forecast:
             "base": self.base,
             "device": {"name": self.machine.name, "usable_bytes": self.machine.usable_bytes},
             "fits": best.fits,
+            "precision": self.precision.to_json(),
             "memory": best.settings.to_json(),
             "images_at_once": best.micro_batch,
             "peak_bytes": best.footprint.to_json(),
@@ -114,6 +118,7 @@ class Forecast:
         for (width, height), count in self.buckets.items():
             yield f"bucket         {width} x {height}: {count} images"
         yield ""
+        yield f"precision      {self.precision.value}: {self.precision.reason}"
         yield f"settings       {describe_settings(best.settings)}"
         yield from (f"  {reason}" for reason in self.choice.reasons)
         for option in self.choice.alternatives:
@@ -135,9 +140,10 @@ def forecast_run(recipe: Recipe, machine: Machine, price: float | None = None) -
 
     Raises ConfigError for a base model that is neither on this machine nor a published one that is known.
     """
-    folder = _local_base(recipe.base)
+    precision = choose_precision(recipe, machine.platform, machine.precision)
+    recipe, folder = change_precision(recipe, precision.value), _local_base(recipe.base)
     if folder is None:
-        return _forecast_published(recipe, machine, price)
+        return _forecast_published(recipe, machine, precision, price)
     notes = list[str]()
     family = detect_family(folder, ())
     pipe = family.load(folder, dtype=torch.float32, only={"scheduler"})
@@ -162,6 +168,7 @@ def forecast_run(recipe: Recipe, machine: Machine, price: float | None = None) -
         network,
         demand,
         machine,
+        precision,
         buckets=run_demand.buckets_of(plan.items) if plan else {},
         cache_bytes=images * _cached_bytes(target.latents, network.shapes),
         price=price,
@@ -174,6 +181,7 @@ def _forecast(
     network: RunNetwork,
     demand: RunDemand,
     machine: Machine,
+    precision: PrecisionChoice,
     *,
     price: float | None,
     notes: Sequence[str],
@@ -184,7 +192,9 @@ def _forecast(
     demand, machine = with_measured_times(recipe, network, demand, machine)
     fixed, usable = memory_plan.fixed_settings(recipe), memory_plan.usable_quantizations(recipe)
     choice = choose(demand, machine, fixed, quantizations=usable)
-    return Forecast(recipe.base, machine, demand, choice, buckets or {}, cache_bytes, price, tuple(notes))
+    return Forecast(
+        recipe.base, machine, demand, choice, precision, buckets or {}, cache_bytes, price, tuple(notes)
+    )
 
 
 def _local_base(base: str) -> Path | None:
@@ -197,7 +207,9 @@ def _cached_bytes(latents: tuple[int, ...], shapes: Shapes) -> int:
     return CACHED_BYTES * (math.prod(latents) + sum(math.prod(shape) for shape, _ in shapes.values()))
 
 
-def _forecast_published(recipe: Recipe, machine: Machine, price: float | None) -> Forecast:
+def _forecast_published(
+    recipe: Recipe, machine: Machine, precision: PrecisionChoice, price: float | None
+) -> Forecast:
     """Plan a base model that is not downloaded from the settings of its network, which are known."""
     download = f"hf download {recipe.base.partition('@')[0]}"
     model = published_model(recipe.base)
@@ -215,6 +227,7 @@ def _forecast_published(recipe: Recipe, machine: Machine, price: float | None) -
         network,
         run_demand.demand_of(recipe, _published_count(recipe, model, network), {}, 0, 1.0),
         machine,
+        precision,
         price=price,
         notes=(f"{note} its published network; download it: {download}",),
     )

@@ -18,7 +18,15 @@ from lorakit.core import launch, storage
 from lorakit.core.errors import ConfigError, LorakitError
 from lorakit.core.progress import print_line
 from lorakit.models import base_model
-from lorakit.training import crashes, data_folders, run_changes, run_folder, run_identity, run_results
+from lorakit.training import (
+    crashes,
+    data_folders,
+    run_changes,
+    run_folder,
+    run_identity,
+    run_precision,
+    run_results,
+)
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.trackers import send_rest
 from lorakit.training.trackers.libraries import check_tracker
@@ -37,6 +45,7 @@ def prepare_training(recipe: Recipe, prepare: PrepareFn) -> None:
         from lorakit.models import device
         from lorakit.training import slider
 
+        recipe = run_precision.with_precision(recipe)
         device.check_precision(device.default_device(), recipe.train.precision)
         slider.generate_slider_images(recipe)
     RunFolder(recipe.out).check_paths(recipe)
@@ -77,7 +86,7 @@ def train_in_child(
     `file` and `overrides` are what `recipe` was loaded from. The child stays free of what this process has
     imported, and signals are forwarded to it.
     """
-    run = RunFolder(recipe.out)
+    run, recipe = RunFolder(recipe.out), run_precision.with_recorded_precision(recipe)
     run_changes.check_settings(run, recipe, num_processes, accept_changes=accept_changes)
     prepare_training(recipe, prepare)
     options = [launch.ACCEPT_CHANGES] if accept_changes else []
@@ -125,6 +134,7 @@ def finished_adapter(recipe: Recipe, num_processes: int = 1) -> Path | None:
     with contextlib.suppress(LorakitError, OSError, KeyError, TypeError):
         record = run.record()
         inputs = record["inputs"] | {"num_processes": num_processes}
+        recipe = run_precision.with_recorded_precision(recipe)
         new = {"settings": training_settings(recipe), "inputs": inputs, "versions": record["versions"]}
         comparison = run_identity.compare_identities(record, new)
         if (

@@ -42,6 +42,7 @@ from lorakit.training import (
     regularization,
     run_changes,
     run_plan,
+    run_precision,
     sanity_check,
     setup,
     sharded_step,
@@ -66,6 +67,7 @@ def train_recipe(recipe: Recipe, *, handle_signals: bool = False, accept_changes
     run = RunFolder(recipe.out)
     run.check_paths(recipe)
     check_tracker(recipe.tracker_config)
+    recipe = run_precision.with_precision(recipe)
     devices.check_precision(devices.default_device(), recipe.train.precision)
     with torch_settings(recipe):
         _train_with_accelerate(recipe, run, handle_signals, accept_changes)
@@ -263,6 +265,7 @@ def _overview(session: setup.Session, trainer: Trainer) -> str:
         f"{session.family.title}: {size.num_modules} modules, {size.num_parameters:,} trainable parameters;"
         f" {len(session.train_set.items)} images and {len(session.held_out_set.items)} held out;"
         f" {session.recipe.train.steps} steps of {trainer.training_step.total_batch_size}"
+        f" in {session.recipe.train.precision}"
     )
 
 

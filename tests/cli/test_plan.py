@@ -55,6 +55,23 @@ def test_the_json_has_the_documented_keys_and_agrees_with_itself(plan):
     assert answer["cache_bytes"] > 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "value", "reason"),
+    [
+        ((), "fp32", "on a CPU"),
+        (("--gpu", "RTX 3060"), "bf16", "the GPU computes in it"),
+        (("--gpu", "T4"), "fp16", "the GPU has no bf16"),
+        (("--gpu", "T4", "train.precision=fp32"), "fp32", "set in the recipe"),
+    ],
+)
+def test_the_precision_is_chosen_for_the_device_with_a_reason(plan, arguments, value, reason):
+    auto = () if any("precision" in word for word in arguments) else ("train.precision=auto",)
+    _, text, _ = plan(*arguments, *auto)
+    assert f"precision      {value}: {reason}" in text
+    _, text, _ = plan(*arguments, *auto, "--json")
+    assert json.loads(text)["precision"]["value"] == value
+
+
 def test_a_published_model_is_planned_without_its_files(plan):
     code, text, _ = plan("--vram", "8GB", "--json", recipe="flux1-dev")
     answer = json.loads(text)

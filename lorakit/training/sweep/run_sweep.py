@@ -12,7 +12,7 @@ import functools
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +27,7 @@ from lorakit.core.progress import Progress, print_line
 from lorakit.models import device as devices
 from lorakit.models import memory
 from lorakit.models.memory import placement
-from lorakit.training import data_record, phases, run_changes, run_plan, setup, train
+from lorakit.training import data_record, phases, run_changes, run_plan, run_precision, setup, train
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.run_memory import MemoryRecord
 from lorakit.training.sweep import comparison, comparison_page, sweep_record
@@ -108,6 +108,8 @@ def run_sweep(
     LorakitError for a problem of the recipe or the data; errors of single members are in the result.
     """
     phases.begin_session()
+    folders = [member.recipe.out for member in members]
+    members = [replace(m, recipe=run_precision.with_precision(m.recipe, folders)) for m in members]
     for member in members:
         run = RunFolder(member.recipe.out)
         run.check_paths(member.recipe)
