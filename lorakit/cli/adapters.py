@@ -162,7 +162,7 @@ def inspect_command(file: Path, family: str | None) -> None:
     from lorakit.adapters.formats.read import require_finite
     from lorakit.adapters.tools.inspect import inspect_adapter
 
-    adapter = _read_file(file, family, allow_nonfinite=True)
+    adapter = _read_file(file, family, allow_nonfinite=True, skip_biases_and_norms=True)
     properties = inspect_adapter(adapter)
     print_answer(properties, lambda: _print_properties(properties))
     require_finite(adapter.nonfinite_tensors, str(file))

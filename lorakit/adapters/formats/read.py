@@ -15,7 +15,7 @@ from lorakit.adapters.files import METADATA_KEY, parse_adapter_metadata
 from lorakit.adapters.formats import delta_weights, detect_family, key_suffixes, module_names, native_names
 from lorakit.adapters.formats.delta_weights import DeltaWeight, DoraDelta, OftDelta
 from lorakit.adapters.formats.key_repair import repair_keys
-from lorakit.adapters.formats.unreadable_kinds import refuse_unreadable_kinds
+from lorakit.adapters.formats.unreadable_kinds import refuse_unreadable_kinds, without_biases_and_norms
 from lorakit.adapters.textual_inversion import is_embedding_key
 from lorakit.core import safetensors_header, storage
 from lorakit.core.errors import ConfigError, DataError, NumericError, first_line
@@ -109,12 +109,14 @@ def read_adapter_file(
     *,
     allow_nonfinite: bool = False,
     allow_embedding_only: bool = False,
+    skip_biases_and_norms: bool = False,
 ) -> LoadedAdapter:
     """Read an adapter file, or a folder as peft or a run writes it; no code in it is executed.
 
     `family` names the model family; without it the family is read from metadata, keys and shapes.
     `allow_nonfinite` accepts NaN and infinity, for inspection; `allow_embedding_only` accepts a file with the
-    vectors of a new token and no adapter.
+    vectors of a new token and no adapter; `skip_biases_and_norms` leaves out the changes of these, with a
+    note, for inspection.
     Raises ConfigError for a path without an adapter, DataError for a damaged file, an unknown key or factors
     that do not fit together, and NumericError for NaN or infinity.
     """
@@ -139,8 +141,11 @@ def read_adapter_file(
             _embedding_tensors(tensors),
             path=source,
         )
+    notes: tuple[str, ...] = ()
+    if skip_biases_and_norms:
+        tensors, notes = without_biases_and_norms(tensors)
     adapter = _build_adapter(tensors, metadata, str(file), family, folder.config)
-    return replace(adapter, nonfinite_tensors=nonfinite, path=source)
+    return replace(adapter, nonfinite_tensors=nonfinite, path=source, notes=adapter.notes + notes)
 
 
 def parse_adapter(data: bytes, where: str, family: str | None = None) -> LoadedAdapter:

@@ -40,15 +40,42 @@ _KINDS = tuple(
     )
 )  # fmt: skip
 _NORM = _Kind(
-    re.compile(r".+\.w_norm"), "the adapter also changes norms, which lorakit does not read", _OTHER_PROGRAM
+    re.compile(r".+\.w_norm|.+_norm\.scale"),
+    "the adapter also changes norms, which lorakit does not read",
+    _OTHER_PROGRAM,
 )
+
+
+_BESIDE_WEIGHTS = ("biases", "norms")
+
+
+def without_biases_and_norms(
+    tensors: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Return the tensors that change weights, and a note on the others; for inspection."""
+    kept, counts = {}, dict.fromkeys(_BESIDE_WEIGHTS, 0)
+    for key, tensor in tensors.items():
+        kind = _kind_of(key, tensor)
+        word = next((word for word in _BESIDE_WEIGHTS if kind and word in kind.message), None)
+        if word is None:
+            kept[key] = tensor
+        else:
+            counts[word] += 1
+    notes = tuple(
+        f"{count} tensors change {word}: they are not read, and a conversion refuses the file"
+        for word, count in counts.items()
+        if count
+    )
+    return kept, notes
+
+
+def _kind_of(key: str, tensor: torch.Tensor) -> _Kind | None:
+    kind = next((kind for kind in (*_KINDS, _NORM) if kind.pattern.fullmatch(key)), None)
+    return _NORM if kind is None and key.endswith(".diff") and tensor.ndim < 2 else kind
 
 
 def refuse_unreadable_kinds(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Raise DataError if any tensor is of a kind that lorakit does not read; it names kind and key."""
     for key in sorted(tensors):
-        kind = next((kind for kind in (*_KINDS, _NORM) if kind.pattern.fullmatch(key)), None)
-        if kind is None and key.endswith(".diff") and tensors[key].ndim < 2:
-            kind = _NORM
-        if kind is not None:
+        if (kind := _kind_of(key, tensors[key])) is not None:
             raise DataError(f"{kind.message}; first key: {key[:200]}", where=where, remedy=kind.remedy)

@@ -6,6 +6,7 @@ import pytest
 
 from lorakit.adapters.formats import LoraDelta, consumers, low_rank, read_adapter_file
 from lorakit.adapters.formats.export import save_adapter
+from lorakit.adapters.tools.inspect import inspect_adapter
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
 from tests.adapters.formats.foreign_layouts import LAYOUTS, build
@@ -57,6 +58,16 @@ def test_a_kind_that_is_not_read_is_named(file_of, name):
     with pytest.raises(DataError, match=REFUSED[name]) as caught:
         read_adapter_file(file_of(name))
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["flux1 BFL control", "wan lightx2v"])
+def test_weights_beside_biases_and_norms_are_inspected_and_the_others_said(file_of, name):
+    adapter = read_adapter_file(file_of(name), skip_biases_and_norms=True)
+    described = inspect_adapter(adapter)
+    assert described["types"]["lora"] >= 16
+    assert any("a conversion refuses the file" in note for note in described["notes"])
+    assert "yes" in described["consumers"]["comfyui"]
+    assert LAYOUTS[name].families[0] in described["families"] or name == "flux1 BFL control"
 
 
 @pytest.mark.parametrize("name", some_long(LORA, *SHORT))
