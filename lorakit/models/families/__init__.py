@@ -16,6 +16,7 @@ from lorakit.core.errors import ConfigError
 from lorakit.core.nearest import did_you_mean
 from lorakit.models.families.family import ATTENTION_TARGETS, Conditioning, Family
 from lorakit.models.families.pipeline_folder import pipeline_name, weight_shapes
+from lorakit.models.families.variants import refuse_variant
 
 __all__ = [
     "ATTENTION_TARGETS",
@@ -74,6 +75,7 @@ def detect_family(folder: str | Path, conditioning_kinds: Collection[str] = ()) 
     for family in FAMILIES:
         if name in family.pipelines:
             return family
+    refuse_variant(name, FAMILIES)
     from lorakit.models.families.derived.derived_family import derive_family
 
     return derive_family(Path(folder))

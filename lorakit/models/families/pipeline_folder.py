@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.core.errors import ConfigError
 from lorakit.core.storage import read_json
 from lorakit.models.base_model import MODEL_INDEX, MODULAR_INDEX
+from lorakit.models.families.variants import check_variant, own_pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -54,15 +55,20 @@ NetworkLoader = Callable[[Path, ComponentClass, "torch.dtype"], "torch.nn.Module
 
 
 def pipeline_name(folder: Path) -> str:
-    """Read the pipeline class that a folder names; ConfigError if it is not a diffusers folder."""
-    name = _read_index(folder).get("_class_name")
+    """Read the pipeline class of a folder; ConfigError if it is not a diffusers folder.
+
+    For a variant whose network gets the same inputs (image to image) it is the family's own pipeline.
+    """
+    index = _read_index(folder)
+    name = index.get("_class_name")
     if not isinstance(name, str):
         raise ConfigError(
             "the model needs its own pipeline code, and foreign code is never run",
             where=str(folder / MODEL_INDEX),
             remedy="use a base model whose model_index.json names a diffusers class",
         )
-    return name
+    check_variant(folder, index)
+    return own_pipeline(name)
 
 
 def load_pipeline(
