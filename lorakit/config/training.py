@@ -111,9 +111,9 @@ class TrainConfig(RecipeSection):
     """Number of newest checkpoints that keep their optimizer state, so that they can be resumed from; the
     adapters of all checkpoints are kept."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Precision in which base model and adapter compute; the optimizer keeps the adapter in fp32. auto is bf16
-    on a GPU, `fp16` with automatic loss scaling on one without bf16 (Turing: T4, RTX 20xx; and older), fp32 on
-    a CPU; a run keeps what it was started with."""
+    """Precision in which base model and adapter compute; the optimizer keeps the adapter in fp32. auto is
+    bf16 on a GPU, `fp16` with automatic loss scaling on one without bf16 (Turing: T4, RTX 20xx; and older),
+    fp32 on a CPU; a run keeps what it was started with."""
     deterministic: Annotated[bool, Field(strict=True)] = False
     """On a GPU, use only deterministic algorithms of torch; a CPU is deterministic anyway."""
     compile: Literal["auto"] | Annotated[bool, Field(strict=True)] = "auto"

@@ -1,7 +1,7 @@
 """Operations on fake tensors, with those values that the code of a network reads.
 
 Tensors that depend on no weight, such as masks, lengths and positions, are computed. Of tensors that are
-filled with one number the number is known. A router of experts is assumed to choose all of them equally often.
+filled with one number the number is known. A router is assumed to choose all experts equally often.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class PassCount:
     attention_peak_bytes: int = 0
     """The same while an operation works that has a workspace."""
     workspace_bytes: int = 0
-    """What that operation allocates for itself if the network computes in half precision."""
+    """The bytes that this operation allocates for itself if the network computes in half precision."""
 
 
 class PassMeter(TorchDispatchMode):
@@ -208,7 +208,7 @@ def count_pass(
 
 
 class PassObserver(Protocol):
-    """What is told in which block a pass is."""
+    """An observer of the block that a pass is in."""
 
     def enter(self, block: str, inputs: Any) -> None:
         """Enter a block in the forward pass."""

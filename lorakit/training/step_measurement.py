@@ -33,7 +33,7 @@ def with_measured_times(
     """Measure a pass and the optimizer on the CPU that a run is planned for.
 
     A pass that takes too long for a measurement is left to the machine's speeds, which are measured then.
-    Other machines are returned as they are.
+    Other machines are returned unchanged.
     """
     if machine.platform != "cpu":
         return demand, machine
