@@ -234,19 +234,25 @@ class ConditioningCache:
     def __init__(self, family: Family, base: Path, cache_folder: Path | None = None) -> None:
         self.family = family
         self._store = tensor_cache.TensorCache("conditioning", cache_folder)
-        self._key_parts = {
-            "vae": base_model.component_hashes(base).get("vae", ""),
-            "family": family.name,
-            "version": "mean-1",
-        }
+        hashes = base_model.component_hashes(base)
+        self._key_parts = {"vae": hashes.get("vae", ""), "family": family.name, "version": "mean-1"}
+        for name in family.components.image_encoders:
+            self._key_parts[name] = hashes.get(name, "")
 
     def conditioning_inputs(self, item: DatasetItem) -> ConditioningInputs:
         """Return the conditioning images of an item; none in most families."""
-        return record_conditioning(self.family, item.folder, item.record, item.crop, item.bucket)
+        frame = item.frame_indices[0] if item.record.video and item.frame_indices else None
+        return record_conditioning(self.family, item.folder, item.record, item.crop, item.bucket, frame)
+
+    def _num_frames(self, item: DatasetItem) -> int:
+        """Return the length that an item's conditioning belongs to; 1 in most families."""
+        return len(item.frame_indices) if self.family.conditioning.depends_on_frames else 1
 
     def _key(self, item: DatasetItem) -> str:
-        inputs = self.conditioning_inputs(item)
-        return tensor_cache.cache_key(conditioning=inputs.cache_key, **self._key_parts)
+        parts: dict[str, Any] = dict(self._key_parts)
+        if self.family.conditioning.depends_on_frames:
+            parts["frames"] = self._num_frames(item)
+        return tensor_cache.cache_key(conditioning=self.conditioning_inputs(item).cache_key, **parts)
 
     def missing(self, items: Sequence[DatasetItem]) -> list[DatasetItem]:
         """Return the items with conditioning images that have no intact entry."""
@@ -257,21 +263,27 @@ class ConditioningCache:
         """Encode and store the items' conditioning images, those of one shape together."""
         threads = 0 if pipe.vae is None else decoding_threads(pipe.vae.device)
         encoder = ConditioningEncoder(self.family, pipe)
-        ordered = sorted(items, key=lambda item: (item.bucket, self.conditioning_inputs(item).count))
+        ordered = sorted(items, key=self._batch_order)
         ahead = load_ahead(ordered, lambda one: self.conditioning_inputs(one).load_tensors(), threads=threads)
         with Progress("conditioning", len(items), quiet=quiet) as progress, self._store.writing():
             chunk: list[tuple[DatasetItem, ConditioningTensors]] = []
             for item, images in ahead:
-                if chunk and shapes_of(chunk[0][1]) != shapes_of(images):
+                if chunk and self._shapes(*chunk[0]) != self._shapes(item, images):
                     self._encode(chunk, encoder, pipe.vae)
                     chunk = []
                 chunk.append((item, images))
-                if len(chunk) >= encoder.batch_size(images):
+                if len(chunk) >= encoder.batch_size(images, self._num_frames(item)):
                     self._encode(chunk, encoder, pipe.vae)
                     chunk = []
                 progress.update(progress.done + 1)
             if chunk:
                 self._encode(chunk, encoder, pipe.vae)
+
+    def _batch_order(self, item: DatasetItem) -> tuple[Any, ...]:
+        return item.bucket, self._num_frames(item), self.conditioning_inputs(item).count
+
+    def _shapes(self, item: DatasetItem, images: ConditioningTensors) -> tuple[Any, ...]:
+        return self._num_frames(item), shapes_of(images)
 
     def _encode(
         self,
@@ -279,7 +291,7 @@ class ConditioningCache:
         encoder: ConditioningEncoder,
         network: Any,
     ) -> None:
-        encoded = encoder.encode([images for _, images in chunk])
+        encoded = encoder.encode([images for _, images in chunk], self._num_frames(chunk[0][0]))
         for (item, _), tensors in zip(chunk, encoded, strict=True):
             if network is not None and not non_finite.all_finite(tensors.values()):
                 raise non_finite.vae_error(network, f"conditioning images of {item.name}")

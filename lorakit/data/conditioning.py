@@ -29,6 +29,8 @@ from lorakit.models.families.family import ConditioningTensors, Family
 if TYPE_CHECKING:
     from PIL import Image
 
+    from lorakit.data.items import DatasetItem
+
 Size = tuple[int, int]
 
 
@@ -71,9 +73,9 @@ class ConditioningInputs:
 
 
 def record_conditioning(
-    family: Family, folder: Path, record: Record, crop: CropBox, size: Size
+    family: Family, folder: Path, record: Record, crop: CropBox, size: Size, frame: int | None = None
 ) -> ConditioningInputs:
-    """Return the conditioning images that a family takes with a training image.
+    """Return the conditioning images that a family takes with a training image, or a video's first `frame`.
 
     `crop` and `size` (width, height) are those of the training image.
     """
@@ -85,8 +87,7 @@ def record_conditioning(
             load = partial(_load_image, dataset_paths.file_path(folder, image.file), box, size)
             inputs.append(ConditioningInput(image.type, (image.sha256, box), load))
     if spec.source_is_image and not any(one.type == "source" for one in inputs):
-        load = partial(resize.load_image_tensor, folder, record, crop, size)
-        inputs.append(ConditioningInput("source", (record.content_hash, crop), load))
+        inputs.append(_own_source(folder, record, crop, size, frame))
     if "mask" in spec.accepted and record.mask is not None:
         load = partial(_load_record_mask, folder, record, crop, size)
         inputs.append(ConditioningInput("mask", (record.mask_content_hash, record.mask, crop), load))
@@ -156,6 +157,23 @@ def check_record_conditioning(family: Family, folder: Path, records: Sequence[Re
         _check_types(family, record, where)
         for image in record.conditioning_images:
             _check_file(folder, image, hashes)
+
+
+def still_source_warnings(family: Family, items: Sequence[DatasetItem]) -> list[str]:
+    """Warn about items of one frame that a family takes a video from: each would be its own source."""
+    if not (family.is_video and family.conditioning.source_is_image):
+        return []
+    stills = [
+        item
+        for item in items
+        if len(item.frame_indices) == 1 and not _has_conditioning(item.record, "source")
+    ]
+    if not stills:
+        return []
+    return [
+        f"warning: {len(stills)} of {len(items)} images are their own source, first {stills[0].name}: a video"
+        " from an image is learned from videos of several frames (`frames`, longer videos)"
+    ]
 
 
 def _check_types(family: Family, record: Record, where: str) -> None:
@@ -246,6 +264,21 @@ def _scaled_span(span: tuple[int, int], image_side: int, own_side: int, length: 
         return start, end
     start = min(start, own_side - length)
     return start, start + length
+
+
+def _own_source(
+    folder: Path, record: Record, crop: CropBox, size: Size, frame: int | None
+) -> ConditioningInput:
+    """Return the training image, or one frame of the video, as the source."""
+    if frame is None:
+        load = partial(resize.load_image_tensor, folder, record, crop, size)
+        return ConditioningInput("source", (record.content_hash, crop), load)
+    load = partial(_load_frame, folder, record, crop, size, frame)
+    return ConditioningInput("source", (record.content_hash, crop, frame), load)
+
+
+def _load_frame(folder: Path, record: Record, crop: CropBox, size: Size, frame: int) -> torch.Tensor:
+    return resize.load_video_tensor(folder, record, crop, size, (frame,))[:, 0]
 
 
 def _load_image(file: Path, box: CropBox | None, size: Size) -> torch.Tensor:

@@ -26,6 +26,17 @@ def text_components(family: Family, base_folder: Path) -> set[str]:
     return {name for name in pipeline_components(base_folder) if name.startswith(prefixes)}
 
 
+def conditioning_components(family: Family, base_folder: Path) -> set[str]:
+    """Return the names of the components that encode conditioning images."""
+    present = pipeline_components(base_folder)
+    return {"vae", *(name for name in family.components.image_encoders if name in present)}
+
+
+def sampling_components(family: Family, base_folder: Path) -> set[str]:
+    """Return the names of the components that sampling needs besides the denoiser and the text encoders."""
+    return {*conditioning_components(family, base_folder), *family.components.sampling_only}
+
+
 def run_with_text_encoders(
     family: Family,
     base_folder: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -62,28 +63,31 @@ class ConditioningEncoder:
         self._device = None if pipe.vae is None else pipe.vae.device
         self._batches: dict[Any, ExactBatches[ConditioningTensors]] = {}
 
-    def batch_size(self, images: ConditioningTensors) -> int:
+    def batch_size(self, images: ConditioningTensors, num_frames: int = 1) -> int:
         """Return the number of samples with conditioning images of these shapes to pass at once."""
-        return self._of_shape(images).size
+        return self._of_shape(images, num_frames).size
 
-    def encode(self, samples: Sequence[ConditioningTensors]) -> list[Conditioning]:
-        """Encode samples whose conditioning images have the same shapes: float32 tensors on the CPU."""
-        return self._of_shape(samples[0]).encode(samples)
+    def encode(self, samples: Sequence[ConditioningTensors], num_frames: int = 1) -> list[Conditioning]:
+        """Encode samples of one length whose conditioning images have the same shapes: float32 tensors on the
+        CPU."""
+        return self._of_shape(samples[0], num_frames).encode(samples)
 
-    def _of_shape(self, images: ConditioningTensors) -> ExactBatches[ConditioningTensors]:
-        key = shapes_of(images)
+    def _of_shape(self, images: ConditioningTensors, num_frames: int) -> ExactBatches[ConditioningTensors]:
+        key = (num_frames, shapes_of(images))
         if key not in self._batches:
             limit = 1
             if self._device is not None and images:
                 sizes = [value.shape for value in images.values()]
-                limit = batch_limit(self._device, sum(size[0] * size[-2] * size[-1] for size in sizes))
-            self._batches[key] = ExactBatches(self._encode_batch, limit=limit)
+                pixels = sum(size[0] * size[-2] * size[-1] for size in sizes)
+                limit = batch_limit(self._device, pixels * num_frames)
+            encode = functools.partial(self._encode_batch, num_frames)
+            self._batches[key] = ExactBatches(encode, limit=limit)
         return self._batches[key]
 
-    def _encode_batch(self, samples: list[ConditioningTensors]) -> list[Tensors]:
+    def _encode_batch(self, num_frames: int, samples: list[ConditioningTensors]) -> list[Tensors]:
         """Encode the images of all samples as those of one, which `ExactBatches` compares with each alone."""
         joined = {kind: torch.cat([images[kind] for images in samples]) for kind in samples[0]}
-        encoded = self._family.encode_conditioning(self._pipe, joined)
+        encoded = self._family.encode_conditioning(self._pipe, joined, num_frames)
         rows = {name: value.float().cpu().tensor_split(len(samples)) for name, value in encoded.items()}
         return [{name: parts[index] for name, parts in rows.items()} for index in range(len(samples))]
 

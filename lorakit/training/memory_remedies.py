@@ -233,7 +233,8 @@ def _networks(session: Session, situation: Situation) -> Iterator[_Candidate]:
     """No samples during the training, for which the VAE stays loaded; captions encoded beforehand."""
     demand, recipe = situation.demand, session.recipe
     if recipe.samples.prompts is not None:
-        kept = {"vae", *session.family.components.sampling_only}
+        parts = session.family.components
+        kept = {"vae", *parts.sampling_only, *parts.image_encoders}
         others = {name: size for name, size in demand.others.items() if name not in kept}
         yield ("samples.prompts=null",), replace(situation, demand=replace(demand, others=others))
     if session.train_set.kept_text_encoders:

@@ -56,7 +56,8 @@ class ImageCaches:
         latents, conditioned = self.latents.missing(items), self.conditioning.missing(items)
         if not latents and not conditioned:
             return
-        pipe = self.family.load(self.base_folder, dtype=torch.float32, device=device, only={"vae"})
+        needed = loading.conditioning_components(self.family, self.base_folder) if conditioned else {"vae"}
+        pipe = self.family.load(self.base_folder, dtype=torch.float32, device=device, only=needed)
         if latents:
             self.latents.fill(latents, pipe)
         if conditioned:

@@ -193,7 +193,7 @@ def _other_networks(
     """Return the bytes of the networks beside the denoiser that stay loaded, and what is trained in them."""
     names: list[str] = []
     if recipe.samples.prompts is not None:
-        names += ["vae", *family.components.sampling_only]
+        names += sorted(loading.sampling_components(family, folder))
     trained = 0
     if text_encoders.trains_text(recipe):
         names += sorted(loading.text_components(family, folder))

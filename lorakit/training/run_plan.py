@@ -115,6 +115,7 @@ def plan_training(recipe: Recipe, log: LogFn) -> TrainingPlan:
     for note in (
         *held_out.summary(data.split, recipe),
         *held_out.leakage_notes(data.split.held_out, data.split.train, class_items),
+        *conditioning.still_source_warnings(family, data.items),
     ):
         log(note)
     input_hashes = _data_fingerprints(recipe, family, [*concepts, *class_images])

@@ -206,7 +206,7 @@ def load_trained_components(
     family = plan.family
     components = {*family.denoiser_components(plan.base_folder), "scheduler"}
     if plan.prompts:
-        components |= {"vae", *family.components.sampling_only}
+        components |= loading.sampling_components(family, plan.base_folder)
     if text_encoders.trains_text(recipe):
         components |= loading.text_components(family, plan.base_folder)
     return loading.load_components(

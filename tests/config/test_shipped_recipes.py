@@ -47,6 +47,7 @@ CONDITIONED = {
     "flux1-control": ("flux1-control", "flux1-control", _KL),
     "qwen-image-edit": ("qwen-image-edit-plus", "qwen-image-edit-plus", _QWEN),
     "sd15-inpaint": ("sd15-inpaint", "sd15-inpaint", _KL),
+    "wan-i2v": ("wan-i2v", "wan-i2v", _WAN),
 }
 ALL = [*NAMES, *CONDITIONED]
 GIB = 2**30

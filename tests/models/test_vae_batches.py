@@ -12,7 +12,7 @@ from lorakit.models.vae_batches import ConditioningEncoder
 from tests import tiny
 from tests.models.families.common import family_of, images_for
 
-CONDITIONED = ("sd15-inpaint", "flux1-kontext", "flux1-control", "qwen-image-edit")
+CONDITIONED = ("sd15-inpaint", "flux1-kontext", "flux1-control", "qwen-image-edit", "wan-i2v")
 
 
 @pytest.mark.parametrize("name", [name for name in CONDITIONED if name in tiny.ROWS])
@@ -24,9 +24,9 @@ def test_conditioning_images_are_encoded_together_with_the_bytes_of_each_alone(n
     counts = []
     encode = type(family).encode_conditioning
 
-    def record(family, pipe, images):
+    def record(family, pipe, images, frames=1):
         counts.append(max(len(value) for value in images.values()))
-        return encode(family, pipe, images)
+        return encode(family, pipe, images, frames)
 
     monkeypatch.setattr(type(family), "encode_conditioning", record)
     monkeypatch.setattr(vae_batches, "batch_limit", lambda device, pixels: 2)
@@ -41,7 +41,7 @@ def test_conditioning_images_are_encoded_together_with_the_bytes_of_each_alone(n
 def test_a_family_that_mixes_conditioning_images_encodes_each_sample_alone(monkeypatch):
     class Mixing:
         @staticmethod
-        def encode_conditioning(pipe, images):
+        def encode_conditioning(pipe, images, frames=1):
             return {"source_latents": images["source"].float() - images["source"].float().mean()}
 
     monkeypatch.setattr(vae_batches, "batch_limit", lambda device, pixels: 4)

@@ -1,4 +1,4 @@
-"""Wan 2.1, 2.2 with two experts, and 2.2's small model whose tokens have a timestep each."""
+"""Wan 2.1, 2.2 with two experts, 2.2's small model whose tokens have a timestep each, and image to video."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from tests.tiny import parts
-from tests.tiny.row import FullNetwork, Row, sample_still
+from tests.tiny.row import FullNetwork, Row, sample_still, to_pil_images
 
 
 def _vae(levels: int, **changes: Any) -> Any:
@@ -25,20 +25,21 @@ def _vae(levels: int, **changes: Any) -> Any:
     return AutoencoderKLWan(**settings | changes)
 
 
-def _transformer() -> Any:
+def _transformer(**changes: Any) -> Any:
     from diffusers import WanTransformer3DModel
 
-    return WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        text_dim=32,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-    )
+    settings: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 32,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    }
+    return WanTransformer3DModel(**settings | changes)
 
 
 def _umt5() -> tuple[Any, Any]:
@@ -69,7 +70,58 @@ def _wan(experts: int = 1, **settings: Any) -> Any:
     return parts.with_text_length(pipe, 32)
 
 
+def _image_to_video(experts: int = 1, **settings: Any) -> Any:
+    """Build 2.1, which has an image encoder, or both experts of 2.2, which has none."""
+    from diffusers import WanImageToVideoPipeline
+
+    encoder, tokenizer = _umt5()
+    vae = _vae(4, scale_factor_spatial=8)
+    vae.register_to_config(scale_factor_temporal=4)
+    channels = {"in_channels": 4 + 4 + 4}  # noise, mask, first frame
+    parts_by_name = {"transformer": _transformer(**channels), "transformer_2": _transformer(**channels)}
+    if experts == 1:
+        image_encoder, image_processor = _clip_vision()
+        widths = {"image_dim": image_encoder.config.hidden_size, "added_kv_proj_dim": 32}
+        parts_by_name = {
+            "transformer": _transformer(**channels, **widths),
+            "image_encoder": image_encoder,
+            "image_processor": image_processor,
+        }
+    pipe = WanImageToVideoPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=vae,
+        scheduler=parts.flow_scheduler(),
+        **parts_by_name,
+        **settings,
+    )
+    return pipe if experts == 1 else parts.with_text_length(pipe, 32)
+
+
+def _clip_vision() -> tuple[Any, Any]:
+    """Build CLIP's image encoder for 16 x 16 pixels, 5 tokens, and its processor."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return CLIPVisionModel(config), processor
+
+
+def _first_frame(images: dict[str, Any]) -> dict[str, Any]:
+    return {"image": to_pil_images(images["source"])[0]}
+
+
 _CALL = {"num_frames": 1, "max_sequence_length": 32}
+_STILL = {"num_frames": 1}
+_PUBLISHED = {"in_channels": 36}
+_PUBLISHED_21 = _PUBLISHED | {"image_dim": 1280, "added_kv_proj_dim": 5120}
 _PROJECTIONS = 2 * 2 * 4  # blocks x (self and cross attention) x projections
 ROWS = {
     "wan": Row(
@@ -92,6 +144,24 @@ ROWS = {
         _PROJECTIONS,
         sizes=((64, 32), (32, 48)),
         call_arguments=_CALL,
+        sample=sample_still,
+    ),
+    # the network with an image encoder takes texts of 512 tokens only
+    "wan-i2v": Row(
+        _image_to_video,
+        _PROJECTIONS + 2 * 2,
+        sizes=((64, 32), (32, 48)),
+        call_arguments=_STILL,
+        image_arguments=_first_frame,
+        sample=sample_still,
+        full=FullNetwork("WanTransformer3DModel", 400, 65.5, _PUBLISHED_21),
+    ),
+    "wan-i2v-2.2": Row(
+        functools.partial(_image_to_video, 2, boundary_ratio=0.5),
+        2 * _PROJECTIONS,
+        sizes=((64, 32), (32, 48)),
+        call_arguments=_CALL,
+        image_arguments=_first_frame,
         sample=sample_still,
     ),
 }

@@ -48,6 +48,7 @@ _FAMILY_BY_PREFIX = {
     }.items()
     for word in words.split()
 }
+_WAN_IMAGE_ATTENTION = re.compile(r"cross_attn[._][kv]_img$|attn2[._]add_[kv]_proj$|img_emb[._]proj")
 _ONE_STREAM = re.compile(r"single_blocks[._]\d+[._]linear1$")
 _KEYS = ("modelspec.architecture", "ss_base_model_version", "base_model_version")
 
@@ -114,7 +115,7 @@ _WIDTHS: dict[str, tuple[str, tuple[int, ...]]] = {
     "ltx-video": (r"attn2\.to_k$", (2048, 4096)),
     "anima": (r"attn2\.to_k$", (1024,)),
     "hunyuan-dit": (r"attn1\.to_q$", (1408,)),
-    "wan": (r"attn1\.to_q$", (1536, 3072, 5120)),
+    **dict.fromkeys(("wan", "wan-i2v"), (r"attn1\.to_q$", (1536, 3072, 5120))),
     "sana": (r"attn1\.to_q$", (2240, 1152)),
     "z-image": (r"layers\.\d+\.attention\.to_q$", (3840,)),
     "ideogram4": (r"layers\.\d+\.attention\.to_q$", (4608,)),
@@ -209,18 +210,29 @@ def families_from_keys(stems: Iterable[str]) -> tuple[str, ...]:
     }
     most = max(matches.values(), default=0)
     if most:
-        return tuple(family for family, count in matches.items() if count == most)
+        return _with_image_attention(tuple(f for f, count in matches.items() if count == most), names)
     modules = [module for stem in stems for module in module_names.resolve_key(stem, None) or ()]
     return _families_from_modules(modules)
 
 
 def _families_from_modules(modules: Iterable[str]) -> tuple[str, ...]:
     text = "\n".join(sorted(modules))
-    return tuple(
+    families = tuple(
         family
         for family, present, absent in _MODULE_PATTERNS
         if re.search(present, text, re.M) and (absent == "^$" or not re.search(absent, text, re.M))
     )
+    return _with_image_attention(families, text.splitlines())
+
+
+def _with_image_attention(families: tuple[str, ...], names: Iterable[str]) -> tuple[str, ...]:
+    """Return the families, Wan as image to video if a name says that the network attends to an image.
+
+    Only 2.1 does: the names of 2.2 are those of text to video.
+    """
+    if "wan" not in families or not any(map(_WAN_IMAGE_ATTENTION.search, names)):
+        return families
+    return tuple("wan-i2v" if family == "wan" else family for family in families)
 
 
 def narrow_by_shapes(candidates: tuple[str, ...], deltas: Mapping[str, DeltaWeight]) -> tuple[str, ...]:

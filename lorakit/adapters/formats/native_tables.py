@@ -275,5 +275,6 @@ SAME_NETWORK = {
     "pixart-alpha": "pixart-sigma",
     "qwen-image-edit": "qwen-image",
     "qwen-image-edit-plus": "qwen-image",
+    "wan-i2v": "wan",
 }
 """Families with the network of another one, except for the width of its first layer."""

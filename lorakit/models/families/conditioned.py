@@ -6,8 +6,8 @@ as tokens or as channels. For sampling, the pipeline gets the images themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lorakit.core.errors import ConfigError
 from lorakit.models.families.family import Conditioning, ConditioningTensors, Family
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+T = TypeVar("T")
 CONDITIONING_KINDS = ("source", "control", "mask")
 LATENTS_SUFFIX = "_latents"
 
@@ -24,7 +25,7 @@ LATENTS_SUFFIX = "_latents"
 class ConditionedFamily(Family):
     """A family that predicts from text and conditioning images."""
 
-    def encode_conditioning(self, pipe: Any, images: ConditioningTensors) -> Conditioning:
+    def encode_conditioning(self, pipe: Any, images: ConditioningTensors, frames: int = 1) -> Conditioning:
         """Encode each kind of conditioning image: `source_latents` (N, C, h, w) and so on."""
         import torch
 
@@ -37,7 +38,7 @@ class ConditionedFamily(Family):
 
     def _encode_kind(self, pipe: Any, kind: str, images: ConditioningTensors) -> torch.Tensor:
         """Return the latents of one kind of image; they may depend on the other `images`."""
-        return self._encode_pixels(pipe, _scale_pixels(images[kind]))
+        return self._encode_pixels(pipe, scale_pixels(images[kind]))
 
     def _encode_pixels(self, pipe: Any, pixels: torch.Tensor) -> torch.Tensor:
         """Return the VAE's mean of (N, 3, H, W) in [-1, 1], as normalized latents (N, C, h, w)."""
@@ -53,13 +54,25 @@ class ConditionedFamily(Family):
         noise: torch.Tensor,
         **options: Any,
     ) -> list[Image.Image]:
+        return self._sample_rows(super().sample, pipe, cond, negative_cond, noise, **options)
+
+    def _sample_rows(
+        self,
+        sample: Callable[..., list[T]],
+        pipe: Any,
+        cond: Conditioning,
+        negative_cond: Conditioning | None,
+        noise: torch.Tensor,
+        **options: Any,
+    ) -> list[T]:
+        """Sample all rows at once, or each in its own call where the pipeline takes one prompt's images."""
         if not self.conditioning.one_prompt_per_call or len(noise) == 1:
-            return super().sample(pipe, cond, negative_cond, noise, **options)
-        images = []
+            return sample(pipe, cond, negative_cond, noise, **options)
+        samples: list[T] = []
         for row in range(len(noise)):
             negative = None if negative_cond is None else _select_row(negative_cond, row)
-            images += super().sample(pipe, _select_row(cond, row), negative, noise[row : row + 1], **options)
-        return images
+            samples += sample(pipe, _select_row(cond, row), negative, noise[row : row + 1], **options)
+        return samples
 
     def _call_pipeline(
         self, pipe: Any, cond: Conditioning, negative_cond: Conditioning | None, settings: Mapping[str, Any]
@@ -94,7 +107,7 @@ def to_pil_images(images: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0]) for array in arrays]
 
 
-def _scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
+def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """Scale 0..255 to [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
@@ -120,13 +133,13 @@ class InpaintingFamily(ConditionedFamily):
                 remedy="use a base model for inpainting",
             )
 
-    def encode_conditioning(self, pipe: Any, images: ConditioningTensors) -> Conditioning:
+    def encode_conditioning(self, pipe: Any, images: ConditioningTensors, frames: int = 1) -> Conditioning:
         """Encode `mask_latents`, and `masked_image_latents` of the image outside the mask, (1, C, h, w)."""
         import torch
 
         mask = (images["mask"] >= 128).float()
         with torch.no_grad():
-            masked_image_latents = self._encode_pixels(pipe, _scale_pixels(images["source"]) * (1 - mask))
+            masked_image_latents = self._encode_pixels(pipe, scale_pixels(images["source"]) * (1 - mask))
         compression = mask.shape[-1] // masked_image_latents.shape[-1]
         return {
             "mask_latents": self._mask_channels(mask, compression),

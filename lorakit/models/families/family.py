@@ -206,8 +206,8 @@ class Family(ABC):
         finally:
             pipe.__dict__[name] = None
 
-    def encode_conditioning(self, pipe: Any, images: ConditioningTensors) -> Conditioning:
-        """Encode one sample's conditioning images for `predict`; empty in text-to-image families."""
+    def encode_conditioning(self, pipe: Any, images: ConditioningTensors, frames: int = 1) -> Conditioning:
+        """Encode one sample's conditioning images for `predict`; `frames` is the sample's length."""
         return {}
 
     @abstractmethod

@@ -27,6 +27,9 @@ class ComponentSpec:
     """Small components without which the pipeline cannot be built, or samples differently."""
     sampling_only: tuple[str, ...] = ()
     """Networks that sampling needs besides the denoiser and the VAE."""
+    image_encoders: tuple[str, ...] = ()
+    """Components that encode conditioning images besides the VAE, in models that have them: for the cache,
+    and again for sampling."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,10 @@ class ConditioningSpec:
     multiple_sources: bool = False
     """True if one sample may have several sources."""
     source_is_image: bool = False
-    """True if the image itself is the source where no other is named (inpainting)."""
+    """True if the image itself, of a video its first frame, is the source where no other is named
+    (inpainting, image to video)."""
+    depends_on_frames: bool = False
+    """True if encoded conditioning belongs to one number of frames."""
     read_by_text_encoder: bool = False
     """True if the text encoder sees the source: text embeddings then belong to a caption and its image."""
     one_prompt_per_call: bool = False

@@ -54,25 +54,31 @@ class Wan(VideoFamily):
         self, denoiser: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
     ) -> torch.Tensor:
         if not hasattr(denoiser, "split_rows"):
-            return _predict(denoiser, noisy_latents, timesteps, cond["prompt_embeds"])
+            return self._predict_rows(denoiser, noisy_latents, timesteps, cond)
         import torch
 
         parts = list(denoiser.split_rows(timesteps))
         predictions = [
-            _predict(
-                part.network, noisy_latents[part.rows], timesteps[part.rows], cond["prompt_embeds"][part.rows]
+            self._predict_rows(
+                part.network,
+                noisy_latents[part.rows],
+                timesteps[part.rows],
+                {name: value[part.rows] for name, value in cond.items()},
             )
             for part in parts
         ]
         return torch.cat(predictions)[torch.cat([part.rows for part in parts]).argsort()]
 
-
-def _predict(
-    network: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor
-) -> torch.Tensor:
-    if network.expand_timesteps:
-        timesteps = timesteps[:, None].expand(-1, noisy_latents[0, 0, :, ::2, ::2].numel())
-    prediction: torch.Tensor = network(
-        hidden_states=noisy_latents, timestep=timesteps, encoder_hidden_states=text, return_dict=False
-    )[0]
-    return prediction
+    def _predict_rows(
+        self, network: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, cond: Conditioning
+    ) -> torch.Tensor:
+        """Return the prediction of one network: the only one, or an expert."""
+        if network.expand_timesteps:
+            timesteps = timesteps[:, None].expand(-1, noisy_latents[0, 0, :, ::2, ::2].numel())
+        prediction: torch.Tensor = network(
+            hidden_states=noisy_latents,
+            timestep=timesteps,
+            encoder_hidden_states=cond["prompt_embeds"],
+            return_dict=False,
+        )[0]
+        return prediction

@@ -139,6 +139,7 @@ def test_the_height_of_single_blocks_distinguishes_flux_2_from_flux_1(height, fa
         ("pixart-sigma", "transformer_blocks.0.attn1", "transformer_blocks.0.attn2", 1152),
         ("ltx-video", "transformer_blocks.0.attn1", "transformer_blocks.0.attn2", 2048),
         ("wan", "blocks.0.attn1", "blocks.0.attn2", 1536),
+        ("wan", "blocks.0.attn1", "blocks.39.attn2", 5120),
         ("hunyuan-dit", "blocks.0.attn1", "blocks.0.attn2", 1408),
         ("hunyuan-video", "transformer_blocks.0.attn", "single_transformer_blocks.39.attn", 3072),
         ("hunyuan-image", "transformer_blocks.0.attn", "single_transformer_blocks.39.attn", 3584),
@@ -150,6 +151,20 @@ def test_width_and_depth_distinguish_families_of_the_same_names(family, first, s
     for stem in (first, second):
         tensors |= lora_factors(f"transformer.{stem}.{'linear' if 'norm' in stem else 'to_q'}", width, width)
     assert formats.read_adapter_file(written(tmp_path, tensors)).possible_families[0] == family
+
+
+@pytest.mark.parametrize(
+    ("names", "family"),
+    [
+        ("diffusion_model.blocks.0.self_attn.q diffusion_model.blocks.0.cross_attn.k_img", "wan-i2v"),
+        ("lora_unet_blocks_0_self_attn_q lora_unet_blocks_0_cross_attn_v_img", "wan-i2v"),
+        ("transformer.blocks.0.attn1.to_q transformer.blocks.0.attn2.add_k_proj", "wan-i2v"),
+        ("diffusion_model.blocks.0.self_attn.q diffusion_model.blocks.0.cross_attn.k", "wan"),
+    ],
+)
+def test_layers_for_the_image_distinguish_wan_from_image_to_video(names, family, tmp_path):
+    tensors = {key: value for name in names.split() for key, value in lora_factors(name, 1536, 1536).items()}
+    assert formats.read_adapter_file(written(tmp_path, tensors)).possible_families == (family,)
 
 
 def test_the_angles_of_scaled_oft_are_divided(tmp_path):

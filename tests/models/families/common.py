@@ -49,19 +49,19 @@ def images_for(name: str, size: tuple[int, int] | None = None, row: int = 0) -> 
 
 
 def encode_all(
-    name: str, pipe: Any, captions: list[str], size: tuple[int, int] | None = None
+    name: str, pipe: Any, captions: list[str], size: tuple[int, int] | None = None, num_frames: int = 1
 ) -> list[Conditioning]:
     """Encode captions, each with its own conditioning images, as a row's family predicts and samples from."""
     family, size, conds = family_of(name), size or tiny.ROWS[name].sizes[0], []
     for row, caption in enumerate(captions):
         images = images_for(name, size, row)
         text = family.encode_text(pipe, [caption], size, images)[0]
-        conds.append({**text, **family.encode_conditioning(pipe, images), **images})
+        conds.append({**text, **family.encode_conditioning(pipe, images, num_frames), **images})
     return conds
 
 
 def encoded(
-    name: str, captions: list[str] = CAPTIONS, size: tuple[int, int] | None = None
+    name: str, captions: list[str] = CAPTIONS, size: tuple[int, int] | None = None, num_frames: int = 1
 ) -> list[Conditioning]:
-    """Encode captions for an image of `size` pixels, by default the row's first."""
-    return encode_all(name, tiny.tiny_pipeline(name), captions, size)
+    """Encode captions for an image or video of `size` pixels, by default the row's first."""
+    return encode_all(name, tiny.tiny_pipeline(name), captions, size, num_frames)

@@ -70,7 +70,7 @@ def test_conditioning_images_matter_to_their_own_row_only(name):
     family, pipe = family_of(name), tiny.tiny_pipeline(name)
     noise, t = noise_for(name, rows=2), two_timesteps(family)
     conds = encode_all(name, pipe, CAPTIONS)
-    latents = [key for key in conds[0] if key.endswith("_latents")]
+    latents = [key for key in conds[0] if key.endswith("_latents") or key == "image_embeds"]
     assert latents
     model = family.denoiser(pipe)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from lorakit.models.families import detect_family
 from lorakit.models.families.family import noise_seed
 from lorakit.training import objective
 from tests import oracle, tiny
-from tests.models.families.common import CAPTIONS, encoded, family_of, two_timesteps
+from tests.models.families.common import CAPTIONS, encoded, family_of, images_for, two_timesteps
 
 VIDEOS = sorted(name for name in tiny.ROWS if family_of(name).is_video)
 all_videos = pytest.mark.parametrize("name", VIDEOS)
@@ -38,10 +38,12 @@ def _noise(name: str, rows: int = 1) -> torch.Tensor:
 @all_videos
 def test_predict_equals_the_pipeline(name):
     family, pipe, size = family_of(name), tiny.tiny_pipeline(name), tiny.ROWS[name].sizes[1]
-    noise, cond = _noise(name), family.collate(encoded(name, CAPTIONS[:1], size))
+    noise, cond = _noise(name), family.collate(encoded(name, CAPTIONS[:1], size, _frames(name)))
     for t in two_timesteps(family):
         with torch.no_grad():
-            expected = oracle.prediction(name, pipe, CAPTIONS[0], noise, t, *size, num_frames=_frames(name))
+            expected = oracle.prediction(
+                name, pipe, CAPTIONS[0], noise, t, *size, images_for(name, size), num_frames=_frames(name)
+            )
             ours = family.predict(family.denoiser(pipe), noise, t[None], cond)
         assert ours.shape == expected.shape == noise.shape
         assert expected.abs().max() > 0.01
@@ -51,7 +53,8 @@ def test_predict_equals_the_pipeline(name):
 @all_videos
 def test_batch_of_two_equals_two_singles_and_frames_matter(name):
     family, pipe, size = family_of(name), tiny.tiny_pipeline(name), tiny.ROWS[name].sizes[1]
-    noise, t, conds = _noise(name, 2), two_timesteps(family), encoded(name, CAPTIONS, size)
+    noise, t = _noise(name, 2), two_timesteps(family)
+    conds = encoded(name, CAPTIONS, size, _frames(name))
     model = family.denoiser(pipe)
     with torch.no_grad():
         both = family.predict(model, noise, t, family.collate(conds))
@@ -67,7 +70,8 @@ def test_latents_are_decoded_as_by_the_pipeline_and_encoded_inversely(name):
     pipe, size = tiny.build(name), tiny.ROWS[name].sizes[1]
     family_of(name)._configure_pipeline(pipe)
     frames, latents = _frames(name), _noise(name, 2)
-    expected = oracle.decoded(name, tiny.tiny_pipeline(name), latents, *size, num_frames=frames)
+    images = [images_for(name, size, row) for row in range(2)]
+    expected = oracle.decoded(name, tiny.tiny_pipeline(name), latents, *size, images, num_frames=frames)
     ours = (vae.decode_latents(pipe.vae, latents) / 2 + 0.5).clamp(0, 1)
     assert ours.shape == expected.shape == (2, 3, frames, size[1], size[0])
     assert (ours - expected).abs().max() <= 5e-5
@@ -99,6 +103,7 @@ def test_videos_equal_the_pipeline_called_with_text(name):
         **options,
     }
     settings |= {"num_frames": frames, "generator": [torch.Generator().manual_seed(noise_seed(noise[0]))]}
+    settings |= row.image_arguments(images_for(name, size)) if row.image_arguments else {}
     theirs = pipe(prompt=CAPTIONS[:1], latents=row.latents_argument(pipe, noise), **settings)[0][0]
     assert len(frames_ours) == len(theirs) == frames
     for mine, other in zip(frames_ours, theirs, strict=True):

@@ -3,23 +3,32 @@ run."""
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from lorakit import manifest
+from lorakit import adapters, manifest
 from lorakit.cli import main
 from lorakit.config import recipe
+from lorakit.config.concepts import Concept
 from lorakit.core import storage
 from lorakit.core.errors import ConfigError, DataError
+from lorakit.data import caches
+from lorakit.data.items import DatasetItem
+from lorakit.imaging import resize
+from lorakit.models import families, loading
 from lorakit.sampling import pipeline
 from lorakit.training.train import train_recipe
-from tests import runs, tiny
+from tests import command_lines, runs, tiny
 from tests.data_tools.folders import photo
 from tests.imaging import videos
+from tests.long_tier import some_long
+from tests.models.families.common import encoded
 
 WAN = recipe.builtin_recipes_folder() / "wan.yaml"
 
@@ -71,7 +80,6 @@ def test_prepared_videos_stay_in_the_manifest_and_a_broken_one_is_reported(tmp_p
 
 def test_videos_and_stills_have_separate_batches(tmp_path):
     """The shortest video has no fifth frame, and trains as a still."""
-    from lorakit.data import caches
     from lorakit.training import run_plan
 
     data = _folder(tmp_path / "data", with_videos=True)
@@ -134,6 +142,109 @@ def _assert_diffusers_reads_both(run):
             with ours.adapter_disabled():
                 plain = ours.family.predict(ours.denoiser, noise, torch.tensor([timestep]), cond)
             assert not torch.allclose(plain, predictions[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("row", some_long(["wan-i2v", "wan-i2v-2.2"], "wan-i2v"))
+def test_a_video_is_trained_from_its_first_frame_or_its_own_source(row, tmp_path):
+    """By the commands of the recipe, killed and resumed to the same bytes; both programs get a file."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for name in ("a", "b"):
+        (data / f"{name}.mp4").write_bytes(videos.encode(7, size=(96, 64), rate=16, name=f"{name}.mp4"))
+        (data / f"{name}.txt").write_text(f"a sks video {name}")
+    photo(5, (96, 64)).save(data / "b.source.png")
+    photo(6, (64, 64)).save(tmp_path / "ring.png")
+    prompts = storage.write_jsonl(
+        tmp_path / "p.jsonl", [{"id": "a", "prompt": "a ring", "image": "ring.png", "seeds": [0]}]
+    )
+    base = str(tiny.tiny_folder(row))
+    settings = ["samples.every=4", "samples.num_inference_steps=1", f"samples.prompts={prompts}", "frames=5"]
+    more = [f"base={base}", f"dataset={data}", f"out={run}", "resolution=64", "optimizer.warmup=0", *settings]
+    command_lines.run(["data", "prepare", str(data), "--videos", "--resolution", "64"])
+    several = ["train.accumulate=4"] if row == "wan-i2v-2.2" else []  # noise levels of both experts
+    train = ["train", "recipes/wan-i2v.yaml", *more, *command_lines.FEWER, *several]
+    command_lines.train_killed_and_resumed(train, launched=False)
+    assert adapters.read_adapter_metadata(run / "adapter.safetensors")["family"] == "wan-i2v"
+    tensors = storage.read_safetensors(run / "adapter.safetensors")
+    assert all(value.any() for value in tensors.values())
+    with Image.open(run / "samples/step-00000004/a-0.webp") as video:
+        assert video.n_frames == 5
+    names = {file.name for file in (run / "exports").glob("*.safetensors")}
+    assert len(names) == (2 if row == "wan-i2v" else 4)
+    native = [storage.read_safetensors(run / "exports" / name) for name in names if "native" in name]
+    keys = [key for file in native for key in file]
+    assert all(key.startswith("diffusion_model.blocks.") for key in keys)
+    assert any(".cross_attn.k_img." in key for key in keys) == (row == "wan-i2v")
+    if row == "wan-i2v":
+        _assert_image_to_video_loads(run)
+
+
+def _assert_image_to_video_loads(run):
+    """Load the exported file in diffusers' own pipeline: it predicts the same as the run's adapter."""
+    base = tiny.tiny_folder("wan-i2v")
+    ours = pipeline.SamplingPipeline(str(base), run / "adapter.safetensors")
+    theirs = ours.family.load(base, dtype=torch.float32)
+    (file,) = (run / "exports").glob("*diffusers.safetensors")
+    theirs.load_lora_weights(str(file))
+    cond = ours.family.collate(encoded("wan-i2v", ["a red circle"], (64, 64), 5))
+    noise = torch.randn(1, *ours.family.latent_shape(ours.pipe, 64, 64, 5))
+    predict = functools.partial(ours.family.predict, noisy_latents=noise, timesteps=torch.tensor([500.0]))
+    with torch.no_grad():
+        trained, loaded = (predict(network, cond=cond) for network in (ours.denoiser, theirs.transformer))
+        with ours.adapter_disabled():
+            plain = predict(ours.denoiser, cond=cond)
+    assert torch.allclose(trained, loaded, atol=1e-5)
+    assert not torch.allclose(plain, trained, atol=1e-5)
+
+
+def test_the_source_of_a_video_is_its_first_frame_unless_it_has_its_own(tmp_path):
+    """The frame is cropped and resized as the video is; another number of frames is another entry."""
+    (tmp_path / "a.mp4").write_bytes(videos.encode(7, size=(96, 64), rate=16, name="a.mp4"))
+    (tmp_path / "a.txt").write_text("a sks video")
+    prepare = ["data", "prepare", str(tmp_path), "--videos", "--resolution", "64", "--quiet", "--no-report"]
+    command_lines.run(prepare)
+    base, family = tiny.tiny_folder("wan-i2v"), families.get_family("wan-i2v")
+    cache = caches.ConditioningCache(family, base, tmp_path / "cache")
+
+    def item(*frames: int) -> DatasetItem:
+        (record,) = manifest.load_manifest(tmp_path)
+        return DatasetItem(Concept(folder=tmp_path), record, (0, 0, 96, 64), (48, 32), frames)
+
+    images = cache.conditioning_inputs(item(*range(5))).load_tensors()["source"]
+    clip = resize.load_video_tensor(tmp_path, item(0).record, (0, 0, 96, 64), (48, 32), (0, 1))
+    assert torch.equal(images, clip[None, :, 0])
+    assert not torch.equal(clip[:, 0], clip[:, 1])
+    short, long = item(0), item(*range(5))
+    cache.fill(
+        [long, short],
+        family.load(base, dtype=torch.float32, only=loading.conditioning_components(family, base)),
+    )
+    shapes = [{name: tuple(value.shape) for name, value in cache[one].items()} for one in (short, long)]
+    assert [shape["source_latents"] for shape in shapes] == [(1, 4, 1, 4, 6), (1, 4, 2, 4, 6)]
+    assert [shape["image_embeds"] for shape in shapes] == [(1, 5, 16)] * 2
+    photo(5, (96, 64)).save(tmp_path / "a.source.png")
+    command_lines.run(prepare)
+    assert cache.missing([item(*range(5))])
+    other = cache.conditioning_inputs(item(*range(5))).load_tensors()["source"]
+    assert other.shape == images.shape
+    assert not torch.equal(other, images)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"transformer/config.json": {"pos_embed_seq_len": 10}}, "between a first and a last frame"),
+        ({"model_index.json": {"expand_timesteps": True}}, "small model of Wan 2.2"),
+        ({"lorakit.json": {"max_sequence_length": 64}}, "after 512 tokens"),
+    ],
+)
+def test_image_to_video_models_of_other_kinds_are_refused(change, words, tmp_path):
+    base = shutil.copytree(tiny.tiny_folder("wan-i2v"), tmp_path / "base")
+    for name, settings in change.items():
+        file = base / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | settings))
+    with pytest.raises(ConfigError, match=words):
+        families.detect_family(base).load(base, dtype=torch.float32, only=("scheduler",))
 
 
 @pytest.mark.parametrize("row", ["sd3", "wan"])

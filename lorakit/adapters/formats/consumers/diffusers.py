@@ -120,7 +120,10 @@ _RULES = {
     "ernie-image": _rule(_SAME, layouts="diffusers native"),
     "ltx-video": _rule(_NATIVE, layouts="diffusers native"),
     "ltx-2": _rule(_NATIVE, layouts="diffusers native"),
-    "wan": _rule(_NATIVE, layouts="diffusers native", alphas={"transformer.": Alphas.REFUSED}),
+    **dict.fromkeys(
+        ("wan", "wan-i2v"),
+        _rule(_NATIVE, layouts="diffusers native", alphas={"transformer.": Alphas.REFUSED}),
+    ),
     **dict.fromkeys(
         ("auraflow", "sana", "cogview4", "fibo2", "kandinsky5", "hunyuan-video", "cogvideox"), DEFAULT_RULE
     ),

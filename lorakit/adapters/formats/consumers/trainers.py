@@ -56,6 +56,7 @@ MUSUBI = Consumer(
     dict.fromkeys(
         (
             "wan",
+            "wan-i2v",
             "flux1-kontext",
             "flux2",
             "qwen-image",
