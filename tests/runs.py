@@ -117,7 +117,8 @@ def killed_at(step: int) -> Iterator[None]:
     """End a training in this block before a step (counted from 0), as abruptly as a kill would."""
     from unittest import mock
 
-    from lorakit.training.step import StepResult, TrainingStep
+    from lorakit.training.step import TrainingStep
+    from lorakit.training.step_result import StepResult
 
     run = TrainingStep.run
 

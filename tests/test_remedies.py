@@ -30,6 +30,7 @@ ASSIGNMENT = re.compile(r"(?<![\w.-])([a-z_]+)=(?=\S)")
 FILE_ENDINGS = ("safetensors", "csv", "py", "json", "jsonl", "yaml", "html", "png", "txt")
 SCOPES = {
     "data_tools/": ("data",),
+    "lorakit/adapters/publishing/": ("publish", "export"),
     "lorakit/adapters/": ("export", "inspect", "check", "convert", "combine", "resize", "extract", "merge"),
     "lorakit/sampling/": ("sample", "eval"),
     "lorakit/evaluation/": ("eval", "export", "sample", "train"),

@@ -47,8 +47,7 @@ from lorakit.training.loss_scale import LossScale
 from lorakit.training.losses import LossTerm, RegularizationLosses
 from lorakit.training.optimizer_state import FlatState
 from lorakit.training.setup import Session
-from lorakit.training.step_result import StepBatches
-from lorakit.training.step_result import StepResult as StepResult
+from lorakit.training.step_result import StepBatches, StepResult
 
 MAX_SKIPPED_STEPS = 10  # steps with non-finite numbers that a run survives
 MAX_UNREAD_STEPS = 16  # steps by which the host may be ahead of the numbers that it has read

@@ -33,7 +33,8 @@ from lorakit.training.monitor import TrainingMonitor
 from lorakit.training.run_changes import SessionChanges
 from lorakit.training.run_folder import RunFolder
 from lorakit.training.setup import Session
-from lorakit.training.step import StepResult, TrainerState, collective
+from lorakit.training.step import TrainerState, collective
+from lorakit.training.step_result import StepResult
 
 SAME_SIGNAL_SECONDS = 0.5  # within which a second signal is the first one again
 LOG_SECONDS = 1.0  # between writes to metrics.jsonl: a file opened anew for each short step costs 1 % of it

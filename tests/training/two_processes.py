@@ -13,7 +13,8 @@ import torch
 
 from lorakit.core.errors import NumericError
 from lorakit.training import train
-from lorakit.training.step import StepResult, TrainingStep
+from lorakit.training.step import TrainingStep
+from lorakit.training.step_result import StepResult
 
 
 def kill() -> None:

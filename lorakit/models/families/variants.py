@@ -12,14 +12,37 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lorakit.core.errors import ConfigError
 from lorakit.core.storage import read_json
 from lorakit.models.base_model import MODEL_INDEX
 
-if TYPE_CHECKING:
-    from lorakit.models.families.family import Family
+
+class _Components(Protocol):
+    @property
+    def denoiser(self) -> str: ...
+
+
+class KnownFamily(Protocol):
+    """The attributes of a family that its variants are compared with."""
+
+    @property
+    def name(self) -> str:
+        """Its name in adapters."""
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def pipelines(self) -> Sequence[str]:
+        """Its pipeline classes."""
+
+    @property
+    def components(self) -> _Components:
+        """The components of its pipelines."""
+
 
 _SAME_NETWORK = {
     "StableDiffusion": "Img2Img PAG PAGImg2Img SAG Panorama AttendAndExcite ModelEditing Paradigms",
@@ -206,7 +229,7 @@ def check_variant(folder: Path, index: Mapping[str, Any]) -> None:
             )
 
 
-def variant_owner(pipeline: str, families: Sequence[Family]) -> tuple[Family, str, str] | None:
+def variant_owner(pipeline: str, families: Sequence[KnownFamily]) -> tuple[KnownFamily, str, str] | None:
     """Return the family of a variant that cannot be trained, its own pipeline and the reason; or None."""
     owners = {name: family for family in families for name in family.pipelines}
     if pipeline in _OTHER_INPUTS:
@@ -226,7 +249,7 @@ def _shorter_names(pipeline: str) -> Iterator[str]:
         pipeline, shorter = shorter, _LAST_TASK.sub(r"\1", shorter)
 
 
-def _same_network(pipeline: str, plain: str, family: Family) -> bool:
+def _same_network(pipeline: str, plain: str, family: KnownFamily) -> bool:
     """Return True if both pipelines state the same class of denoiser."""
     import diffusers
 
@@ -239,7 +262,7 @@ def _same_network(pipeline: str, plain: str, family: Family) -> bool:
     return bool(annotations[0] & annotations[1])
 
 
-def refuse_variant(pipeline: str, families: Sequence[Family]) -> None:
+def refuse_variant(pipeline: str, families: Sequence[KnownFamily]) -> None:
     """Raise ConfigError for a variant of a family's pipeline that cannot be trained as that family."""
     owner = variant_owner(pipeline, families)
     if owner is None:
