@@ -49,6 +49,7 @@ _FAMILY_BY_PREFIX = {
     for word in words.split()
 }
 _WAN_IMAGE_ATTENTION = re.compile(r"cross_attn[._][kv]_img$|attn2[._]add_[kv]_proj$|img_emb[._]proj")
+_IMAGE_VARIANTS = {"wan": "wan-i2v"}
 _ONE_STREAM = re.compile(r"single_blocks[._]\d+[._]linear1$")
 _KEYS = ("modelspec.architecture", "ss_base_model_version", "base_model_version")
 
@@ -230,9 +231,9 @@ def _with_image_attention(families: tuple[str, ...], names: Iterable[str]) -> tu
 
     Only 2.1 does: the names of 2.2 are those of text to video.
     """
-    if "wan" not in families or not any(map(_WAN_IMAGE_ATTENTION.search, names)):
+    if not any(map(_WAN_IMAGE_ATTENTION.search, names)):
         return families
-    return tuple("wan-i2v" if family == "wan" else family for family in families)
+    return tuple(_IMAGE_VARIANTS.get(family, family) for family in families)
 
 
 def narrow_by_shapes(candidates: tuple[str, ...], deltas: Mapping[str, DeltaWeight]) -> tuple[str, ...]:
