@@ -15,7 +15,7 @@ import torch
 from lorakit.core import storage
 from lorakit.core.platform import total_memory
 from lorakit.reports import charts, rendering
-from lorakit.reports.drawing import Chart
+from lorakit.reports.drawing import Chart, ChartSize, Drawing, Shape, label
 
 Row = Mapping[str, Any]
 PACKAGES = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes")
@@ -98,7 +98,7 @@ def _cell(value: Any) -> str:
 
 
 def chart(name: str, rows: Sequence[Row]) -> Chart | None:
-    """Return the plot of a benchmark: bars, or curves over the number of images."""
+    """Return the plot of a benchmark: bars with a line at the goal, or curves over the number of images."""
     value = VALUES.get(name)
     drawn = [row for row in rows if value and isinstance(row.get(value), (int, float))]
     if not drawn or value is None:
@@ -108,9 +108,29 @@ def chart(name: str, rows: Sequence[Row]) -> Chart | None:
         for row in drawn:
             series.setdefault(row["name"], []).append((float(row["images"]), float(row[value])))
         return charts.line_chart(series, x_label="images", y_label=TITLES[name])
-    return charts.bar_chart(
-        [row["name"] for row in drawn], [row[value] for row in drawn], y_label=TITLES[name]
-    )
+    return Chart(TITLES[name], TITLES[name], [_bars(drawn, value)])
+
+
+def _bars(rows: Sequence[Row], value: str) -> Drawing:
+    """Draw a bar to the right of each name, with its value, and a line at its goal."""
+    size = ChartSize("wide", 960, 28 * len(rows) + 20, 7.6, 125)
+    left = 20 + max(len(row["name"]) for row in rows) * 9  # units a letter, outside of a page
+    longest = max([*(row[value] for row in rows), *(row.get("goal") or 0 for row in rows)])
+    scale = (size.width - left - 90) / longest
+    shapes = []
+    for number, row in enumerate(rows):
+        top, width = 10 + 28 * number, round(max(row[value] * scale, 1), 1)
+        place = {"x": left, "y": top + 4, "width": width, "height": 18, "rx": 2}
+        shapes += [
+            label(left - 10, top + 18, row["name"], anchor="end"),
+            Shape("rect", {"class": "bar", "style": "fill:var(--c1)", **place}),
+            label(size.width - 10, top + 18, f"{row[value]:.4g}", anchor="end"),
+        ]
+        if goal := row.get("goal") if value in ("ratio", "step_seconds") else None:
+            x = round(left + goal * scale, 1)
+            mark = {"x1": x, "x2": x, "y1": top + 1, "y2": top + 25}
+            shapes.append(Shape("line", {**mark, "style": "stroke:var(--c2);stroke-width:2.5"}))
+    return Drawing(size, shapes)
 
 
 def plot(name: str, rows: Sequence[Row]) -> str | None:
