@@ -19,6 +19,7 @@ from lorakit.adapters.tools.inspect import inspect_adapter
 PathLike = str | os.PathLike[str]
 Format = Literal["diffusers", "kohya", "native"]
 Consumer = Literal["comfyui", "a1111", "diffusers", "all"]
+NumberType = Literal["fp16", "bf16", "fp32"]
 
 
 class Adapter(LoadedAdapter):
@@ -73,6 +74,8 @@ class Adapter(LoadedAdapter):
         max_rank: int | None = None,
         allow_untrained: bool = False,
         include_names: bool = False,
+        dtype: NumberType = "fp16",
+        allow_loss: bool = False,
     ) -> list[ExportedFile]:
         """Write the files that a program reads: "comfyui", "a1111", "diffusers", or "all" that can read it.
 
@@ -80,6 +83,7 @@ class Adapter(LoadedAdapter):
         modules and shapes, and is needed for OFT and for DoRA in ComfyUI and A1111. A method that the program
         does not support becomes the nearest LoRA of at most `max_rank`. `allow_untrained` accepts an adapter
         without effect; `include_names` writes the names of the file and of the base model into the metadata.
+        `dtype` is the number type of the file; `allow_loss` accepts a nearest LoRA that loses more than 10 %.
         Raises ConfigError if the program cannot read the adapter, NumericError if it has no effect.
         """
         return export_loaded_adapter(
@@ -90,6 +94,8 @@ class Adapter(LoadedAdapter):
             max_rank=max_rank,
             allow_untrained=allow_untrained,
             include_names=include_names,
+            dtype=dtype,
+            allow_loss=allow_loss,
         )
 
     def inspect(self) -> dict[str, Any]:

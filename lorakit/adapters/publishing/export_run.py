@@ -34,6 +34,8 @@ def export_source(
     family: str | None = None,
     max_rank: int | None = None,
     include_names: bool = False,
+    dtype: str = "fp16",
+    allow_loss: bool = False,
     apply_strength: bool = False,
     card: bool = True,
     facts: CardFacts | None = None,
@@ -65,6 +67,8 @@ def export_source(
             allow_untrained=allow_untrained,
             max_rank=max_rank,
             include_names=include_names,
+            dtype=dtype,
+            allow_loss=allow_loss,
         )
         exported |= {one.path: one for one in files}
     if card and facts and exported:
