@@ -15,6 +15,7 @@ import pytest
 
 from data_tools import scan
 from lorakit import manifest
+from lorakit.core.file_hashes import HASHES_FILE
 from lorakit.imaging import decode
 from tests.data_tools import hostile
 
@@ -40,7 +41,7 @@ def test_every_file_is_used_or_reported(prepared: tuple[Path, subprocess.Complet
     records = {record.file: record for record in manifest.load_manifest(folder)}
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     named = {file for finding in report["findings"] for file in finding["files"]} | set(records)
-    own = {manifest.MANIFEST_FILE, manifest.METADATA_FILE, "report.json", "report.html"}
+    own = {manifest.MANIFEST_FILE, manifest.METADATA_FILE, HASHES_FILE, "report.json", "report.html"}
     for base, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(base, name))]
         for name in {*files, *links} - own:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorakit.core import rng, safetensors_header, storage
-from lorakit.training import checkpoint, objective
+from lorakit.training import checkpoint, objective, prefetch
 from tests.reliability import checks, instants, tiny_training
 from tests.reliability.tiny_training import DIT
 
@@ -47,6 +47,7 @@ def poison(monkeypatch):
             return plain_normal(shape, seed, purpose, *parts)
 
         monkeypatch.setattr(rng, "keyed_normal", normal)
+        monkeypatch.setattr(prefetch, "GROUP_BYTES", 0)  # the noise of one step, then its loss
         for kind in (objective.FlowMatching, objective.DDPM):
             plain_loss = kind.loss
 

@@ -243,7 +243,7 @@ def test_a_run_starts_from_its_own_exports(method, consumer, base, tmp_path):
     source = tmp_path / "run.safetensors"
     train_method(base, source, method, targets=FEW)
     folder = tiny.tiny_folder(base)
-    (exported,) = formats.export_adapter(source, consumer, tmp_path / "e", base=folder)
+    (exported,) = formats.export_adapter(source, consumer, tmp_path / "e", base=folder, dtype="fp32")
     started = start(base, exported.path, tmp_path, type=method, rank=RANK, alpha=3, targets=FEW)
     assert_same_deltas(base, source, started)
 

@@ -18,7 +18,8 @@ from tests import runs
 def training_step(folder: Path, data: Path, base: str = "tiny-dit", **changes: Any) -> TrainingStep:
     """The steps of a run before the first, with an adapter that has an effect."""
     file = runs.make_recipe(folder / "r.yaml", base, data, folder / "run", **changes)
-    recipe = recipes.load_recipe(file)
+    has_precision = "precision" in changes.get("train", {})
+    recipe = recipes.load_recipe(file, [] if has_precision else ["train.precision=fp32"])
     plan = run_plan.plan_training(recipe, lambda text: None)
     accelerator = Accelerator(cpu=True)
     session = setup.build_session(recipe, plan, accelerator.device, main=True, wait_for_everyone=lambda: None)

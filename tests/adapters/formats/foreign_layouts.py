@@ -436,7 +436,7 @@ LAYOUTS = {
     "wan musubi": Layout(("wan",), "musubi-tuner", "kohya", _with("lora_unet_", _WAN_NATIVE, separator="_")),
     "wan diffusion-pipe": Layout(("wan",), "diffusion-pipe", "peft", _with("diffusion_model.", _WAN_NATIVE)),
     "wan lightx2v": Layout(
-        ("wan",),
+        ("wan-i2v", "wan"),
         "lightx2v, distilled I2V",
         "no alpha",
         _with("diffusion_model.", _WAN_NATIVE, _WAN_IMAGE),

@@ -63,6 +63,10 @@ FUSED["wan"] = [
     (r"blocks\.(\d+)\.cross_attn\.([qkv])", [r"blocks.\1.attn2.to_\2"]),
     (r"blocks\.(\d+)\.cross_attn\.o", [r"blocks.\1.attn2.to_out.0"]),
 ]
+FUSED["wan-i2v"] = [
+    *FUSED["wan"],
+    (r"blocks\.(\d+)\.cross_attn\.([kv])_img", [r"blocks.\1.attn2.add_\2_proj"]),
+]
 FUSED["anima"] = [
     (r"blocks\.(\d+)\.self_attn\.([qkv])_proj", [r"transformer_blocks.\1.attn1.to_\2"]),
     (r"blocks\.(\d+)\.self_attn\.output_proj", [r"transformer_blocks.\1.attn1.to_out.0"]),

@@ -68,7 +68,7 @@ def _unet(texts: int) -> LoaderRule:
 
 _FLUX = _rule(_KOHYA, layouts="diffusers kohya", alphas={}, texts=1)
 _QWEN = _rule(_SAME, _KOHYA, layouts="diffusers native kohya", alphas={"transformer.": Alphas.REFUSED})
-DEFAULT_RULE = _rule()
+DEFAULT_RULE = _rule(Spelling("unet.", Names.ANY, component="unet"))
 """The rule of a family without a line: dotted names, and no alpha."""
 PEFT_RULE = LoaderRule(
     ("diffusers",),
