@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lorakit import adapters
 from lorakit.adapters import formats
@@ -60,7 +61,9 @@ def test_a_resumed_run_ends_in_the_same_bytes_and_is_exported(case, data, tmp_pa
     (exported,) = formats.export_adapter(
         whole / "adapter.safetensors", "comfyui", tmp_path / "e", base=tiny.tiny_folder("sd15")
     )
-    assert exported.max_relative_error <= 1e-5
+    limit = {"fp16": 2e-3, "fp32": 1e-5}[exported.dtype]
+    assert exported.max_relative_error <= limit
+    assert exported.dtype == ("fp32" if case == "olora" else "fp16")
 
 
 def test_an_adapter_that_could_not_be_exported_is_not_trained(data, tmp_path):
@@ -80,9 +83,9 @@ def test_dora_has_a_strength_and_another_run_starts_from_it(data, tmp_path):
     for strength in ("1", "0.5", "0"):
         out = tmp_path / strength
         assert main.main([*command, "--adapter", f"{run}:{strength}", "--out", str(out)]) == 0
-        images[strength] = (out / "a-0.png").read_bytes()
+        images[strength] = Image.open(out / "a-0.png").tobytes()
     assert main.main([*command, "--out", str(tmp_path / "base")]) == 0
-    assert images["0"] == (tmp_path / "base/a-0.png").read_bytes()
+    assert images["0"] == Image.open(tmp_path / "base/a-0.png").tobytes()
     assert len(set(images.values())) == 3
     second = written("dora", data, tmp_path, "second")
     with runs.killed_at(0):

@@ -17,6 +17,7 @@ from lorakit.adapters.formats.precision import Precision
 from lorakit.adapters.formats.read import ADAPTER_FILE_NAMES, LoadedAdapter
 from lorakit.core import safetensors_header, storage
 from lorakit.core.errors import ConfigError, DataError, LorakitError
+from lorakit.core.progress import print_line
 
 TOLERANCE = 1e-5  # of the Frobenius norm of a delta weight, in float32
 MAX_LOSS = 0.1
@@ -138,21 +139,35 @@ def write_verified(
 ) -> ExportedFile:
     """Write `plan` to `target` after its bytes were read back with the same delta weights.
 
-    A plan without consumers is a conversion to a layout, which some program must read. Raises LorakitError
-    if the delta weights differ, ConfigError if too much is lost or no program reads the file.
+    A plan without consumers is a conversion to a layout, which some program must read. A number type that
+    cannot hold the delta weights (differences of large factors, as of PiSSA) gives way to float32, with a
+    note. Raises LorakitError if the delta weights differ, ConfigError if too much is lost or no program reads
+    the file.
     """
-    base_weights, rounding = options.base_weights, precision.get_precision(options.dtype)
+    base_weights = options.base_weights
     errors = _approximation_errors(adapter.deltas, plan.deltas, base_weights)
     _check_loss(errors, target, options.allow_loss)
     tensors = layouts.WRITERS[plan.layout](plan.deltas, family)
     if "comfyui" in plan.consumers or not plan.consumers:
         layouts.add_new_shapes(tensors, plan.deltas, family, plan.layout)
-    tensors = precision.round_tensors(layouts.unshare_memory(tensors), rounding, str(target))
     output_name = target.stem if options.include_names else None
-    data = safetensors_header.safetensors_bytes(
-        tensors, metadata.build_metadata(adapter, family, plan.deltas, tensors, options.base, output_name)
-    )
-    proof = _verify_bytes(family, plan, data, target, base_weights, rounding)
+
+    def prove(dtype: str) -> tuple[bytes, _Proof]:
+        rounding = precision.get_precision(dtype)
+        rounded = precision.round_tensors(layouts.unshare_memory(tensors), rounding, str(target))
+        text = metadata.build_metadata(adapter, family, plan.deltas, rounded, options.base, output_name)
+        data = safetensors_header.safetensors_bytes(rounded, text)
+        return data, _verify_bytes(family, plan, data, target, base_weights, rounding)
+
+    dtype = options.dtype
+    try:
+        data, proof = prove(dtype)
+    except LorakitError as error:
+        if dtype == "fp32" or isinstance(error, ConfigError):
+            raise
+        data, proof = prove("fp32")
+        print_line(f"note: {target.name} is in fp32, because {dtype} would change its delta weights too much")
+        dtype = "fp32"
     storage.write_bytes(target, data)
     return ExportedFile(
         target,
@@ -162,7 +177,7 @@ def write_verified(
         proof.error,
         len(errors),
         max(errors.values(), default=0.0),
-        options.dtype,
+        dtype,
     )
 
 
