@@ -162,12 +162,12 @@ def _with_known_width(
     sizes = {stem: size for stem, part in parts.items() if (size := _height_and_width(part))}
 
     def fits(family: str) -> bool:
-        ending, widths = _WIDTHS.get(family, ("", ()))
-        return bool(ending) and any(
-            size[1] in widths and any(re.search(ending, module) for module in modules)
+        widths = {
+            module: size[1]
             for stem, size in sizes.items()
-            if (modules := module_names.resolve_key(stem, family))
-        )
+            for module in module_names.resolve_key(stem, family) or ()
+        }
+        return _has_known_width(family, widths) is True
 
     return tuple(family for family in families if fits(family)) or families
 
@@ -247,16 +247,14 @@ def narrow_by_shapes(candidates: tuple[str, ...], deltas: Mapping[str, DeltaWeig
     )
     deep_enough = tuple(f for f in fitting if deepest < _SINGLE_BLOCK_COUNTS.get(f, deepest + 1))
     fitting = deep_enough or fitting
-    exact = tuple(family for family in fitting if _has_known_width(family, deltas) is True)
-    if exact:
-        return exact
-    return tuple(family for family in fitting if _has_known_width(family, deltas) is not False) or fitting
+    widths = {module: delta.shape[1] for module, delta in deltas.items() if len(delta.shape) > 1}
+    known = {family: _has_known_width(family, widths) for family in fitting}
+    exact = tuple(family for family in fitting if known[family] is True)
+    return exact or tuple(family for family in fitting if known[family] is not False) or fitting
 
 
-def _has_known_width(family: str, deltas: Mapping[str, DeltaWeight]) -> bool | None:
-    """Return True if the width is one of a published model; None if there is no layer to compare."""
-    ending, widths = _WIDTHS.get(family, ("", ()))
-    widths_in_file = [
-        delta.shape[1] for module, delta in deltas.items() if ending and re.search(ending, module)
-    ]
-    return widths_in_file[0] in widths if widths_in_file else None
+def _has_known_width(family: str, widths: Mapping[str, int]) -> bool | None:
+    """Return True if the width of a module is one of a published model; None if there is none to compare."""
+    ending, published = _WIDTHS.get(family, ("", ()))
+    first = next((width for module, width in widths.items() if ending and re.search(ending, module)), None)
+    return None if first is None else first in published

@@ -1,4 +1,4 @@
-"""Repair keys that another program wrote with damage (doubled prefixes, trailing separators) or other words.
+"""Repair damaged keys (doubled prefixes, wrappers, trailing separators), and rename those of XLabs.
 
 The adapter of such a file is whole; only its keys name no module. Every repair is said in a note.
 """

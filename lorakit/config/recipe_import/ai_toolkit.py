@@ -134,30 +134,25 @@ def _out(draft: Draft) -> None:
     folder = draft.take("training_folder", "config.training_folder", default="output")
     name = draft.take("config.name", "name", default="run")
     draft.recipe["out"] = f"{folder}/{name}"
-    for setting in ("device", "config.device", "config.log_dir"):
-        draft.take(setting)
+    draft.pass_over(("device", "config.device", "config.log_dir"), "it changes no result")
 
 
 def _adapter(draft: Draft, model: str) -> None:
     kind = str(draft.take("network.type", default="lora")).lower()
     names = ("lora", "lierla", "c3lier", "locon", "lorm")
-    kinds = dict.fromkeys(names, "lora") | {"dora": "dora", "lokr": "lokr", "loha": "loha"}
-    draft.recipe["adapter.type"] = kinds.get(kind, "lora")
-    if kind not in kinds:
-        draft.note("network.type", kind, "lorakit has lora, rslora, dora, lokr, loha and oft")
+    methods = dict.fromkeys(names, "lora") | {"dora": "dora", "lokr": "lokr", "loha": "loha"}
+    draft.put_method("network.type", kind, methods)
     factor = draft.take("network.lokr_factor")
     if factor not in (None, -1):
         draft.put("adapter.factor", "network.lokr_factor", factor)
-    draft.take("network.conv_alpha")
+    draft.pass_over(("network.conv_alpha",), "convolutions have the alpha / rank of the other layers")
     only = draft.take("network.network_kwargs.only_if_contains")
     ignored = draft.take("network.network_kwargs.ignore_if_contains")
     if only:
         draft.recipe["adapter.targets"] = [rf"re:.*({'|'.join(re.escape(word) for word in only)}).*"]
     else:
         unet = base_models.is_unet(model) or "stable-diffusion-v1" in model or "xl" in model.lower()
-        targets = base_models.UNET_TARGETS if unet else base_models.BLOCK_TARGETS
-        draft.recipe["adapter.targets"] = list(targets)
-        draft.remarks["adapter.targets"] = base_models.TARGETS_REMARK
+        draft.put_targets(base_models.linear_layers(unet=unet))
     if ignored:
         draft.note(
             "network.network_kwargs.ignore_if_contains", ignored, "write the modules in adapter.targets"

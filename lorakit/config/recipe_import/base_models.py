@@ -55,14 +55,17 @@ def hub_id(word: str) -> str | None:
 
 
 _UNET_WORDS = ("sdxl", "sd1", "sd2", "stablediffusionxl", "stablediffusion1", "stablediffusion2")
-UNET_TARGETS = [r"re:.*\.attentions\.\d+\.(proj_in|proj_out|transformer_blocks\..*)"]
-BLOCK_TARGETS = [r"re:.*(blocks|layers|refiner)\.\d+\..*"]
-NO_FILE = "this file is not there; give `dataset` the folder of the images"
+_UNET_TARGETS = [r"re:.*\.attentions\.\d+\.(proj_in|proj_out|transformer_blocks\..*)"]
+_BLOCK_TARGETS = [r"re:.*(blocks|layers|refiner)\.\d+\..*"]
 OTHER_PARTS = "the other components of the model come from {}, or from a folder after @"
-TARGETS_REMARK = "the modules that this trainer adapts; `attention` is lorakit's default"
 
 
 def is_unet(word: str) -> bool:
     """Return True for a model word of Stable Diffusion 1.5, 2 or XL."""
     bare = re.sub(r"[^a-z0-9]", "", word.lower())
     return bare.startswith(_UNET_WORDS)
+
+
+def linear_layers(*, unet: bool) -> list[str]:
+    """Return `adapter.targets` for all linear layers of the blocks, which other trainers adapt."""
+    return list(_UNET_TARGETS if unet else _BLOCK_TARGETS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.config.recipe_import import base_models
-from lorakit.config.recipe_import.draft import Draft, Rule, Without, not_needed
+from lorakit.config.recipe_import.draft import NO_FILE, Draft, Rule, Without, not_needed
 from lorakit.config.recipe_import.source import Source
 from lorakit.core.errors import ConfigError
 
@@ -92,9 +92,7 @@ def read(source: Source, draft: Draft) -> None:
         draft.put("adapter.type", "adapter.type", kind)
     rank = draft.take("adapter.rank", default=16)
     draft.recipe |= {"adapter.rank": rank, "adapter.alpha": draft.take("adapter.alpha", default=rank)}
-    unet = base_models.is_unet(model)
-    draft.recipe["adapter.targets"] = list(base_models.UNET_TARGETS if unet else base_models.BLOCK_TARGETS)
-    draft.remarks["adapter.targets"] = base_models.TARGETS_REMARK
+    draft.put_targets(base_models.linear_layers(unet=base_models.is_unet(model)))
     _optimizer(draft)
     _monitoring(draft)
     if (name := draft.take("model.transformer_dtype", "model.diffusion_model_dtype")) is not None:
@@ -113,10 +111,8 @@ def _base(draft: Draft, model: str) -> None:
     setting = next((name for name in names if name in draft.settings), None)
     known = base_models.hub_id(model)
     path = draft.take(setting) if setting else None
-    for name in names[:-1]:
-        draft.take(name)
+    draft.pass_over(names[:-1], f"the base model is {setting}")
     if path and str(path).endswith(".safetensors") and known and setting == "model.transformer_path":
-        draft.take("model.transformer_path")
         draft.recipe["base"] = f"{path}@{known}"
         draft.remarks["base"] = base_models.OTHER_PARTS.format(known)
     elif path and setting != "model.ckpt_path":
@@ -157,7 +153,7 @@ def _dataset(source: Source, draft: Draft) -> None:
     name = draft.take("dataset")
     tree = source.read_beside(name)
     if tree is None:
-        draft.note("dataset", name, base_models.NO_FILE)
+        draft.note("dataset", name, NO_FILE)
         return
     frames = tree.get("frame_buckets") or [1]
     if max(frames) > 1:

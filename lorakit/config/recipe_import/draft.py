@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ from lorakit.config.other_trainers import EPOCH_NAMES, EXPLANATIONS, OTHER_NAMES
 from lorakit.config.recipe_import.values import NoEqualError, convert
 
 _LEAVE_OUT = "leave it out: "
+_TARGETS_REMARK = "the modules that this trainer adapts; `attention` is lorakit's default"
+NO_FILE = "this file is not there; give `dataset` the folder of the images"
 UNKNOWN = "lorakit has no such setting"
 
 
@@ -94,6 +96,23 @@ class Draft:
         self.recipe[key] = converted.value
         if converted.remark:
             self.remarks[key] = f"{setting} {value}: {converted.remark}"
+
+    def put_targets(self, targets: list[str]) -> None:
+        """Set the modules that the other trainer adapts, with a remark."""
+        self.recipe["adapter.targets"] = targets
+        self.remarks["adapter.targets"] = _TARGETS_REMARK
+
+    def put_method(self, setting: str, name: str, methods: Mapping[str, str]) -> None:
+        """Set the adapter method; one that is not among `methods` becomes LoRA, with a note."""
+        self.recipe["adapter.type"] = methods.get(name, "lora")
+        if name not in methods:
+            self.note(setting, name, "lorakit has no such method; the recipe trains a LoRA")
+
+    def pass_over(self, names: Iterable[str], text: str) -> None:
+        """Note settings that have no meaning in the recipe beside those that it has, with the reason."""
+        for name in names:
+            if name in self.settings:
+                self.note(name, self.settings.pop(name), text, needed=False)
 
     def note(self, setting: str, value: Any, text: str, *, needed: bool = True) -> None:
         """Add a note; a setting that is off in the file is only listed."""

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lorakit.config.recipe_import import base_models
-from lorakit.config.recipe_import.draft import Draft, Rule, Without, not_needed
+from lorakit.config.recipe_import.draft import NO_FILE, Draft, Rule, Without, not_needed
 from lorakit.config.recipe_import.source import Source
 
 _OWN_PARTS = "lorakit takes all components from the base model"
@@ -124,8 +124,9 @@ def _adapter(draft: Draft, module: str, model: str) -> None:
     kind = str(arguments.pop("algo", name)).lower()
     if str(arguments.pop("dora_wd", "")).lower() == "true":
         kind = "dora"
-    kinds = {"lokr": "lokr", "loha": "loha", "dora": "dora", "oft": "oft", "diag-oft": "oft"}
-    draft.recipe["adapter.type"] = kinds.get(kind, "lora")
+    is_lora = kind.startswith("lora") or kind in ("", "kohya", "locon", "dylora")
+    methods = {"lokr": "lokr", "loha": "loha", "dora": "dora", "oft": "oft", "diag-oft": "oft"}
+    draft.put_method("network_module", kind, methods | ({kind: "lora"} if is_lora else {}))
     for ours, setting in (("adapter.conv_rank", "conv_dim"), ("adapter.factor", "factor"),
                           ("optimizer.loraplus_lr_ratio", "loraplus_lr_ratio")):  # fmt: skip
         if setting in arguments:
@@ -133,9 +134,7 @@ def _adapter(draft: Draft, module: str, model: str) -> None:
     draft.settings |= {f"network_args.{key}": value for key, value in arguments.items()}
     if draft.recipe["adapter.type"] != "oft":
         unet = base_models.is_unet(model)
-        targets = base_models.UNET_TARGETS if unet else base_models.BLOCK_TARGETS
-        draft.recipe["adapter.targets"] = list(targets)
-        draft.remarks["adapter.targets"] = base_models.TARGETS_REMARK
+        draft.put_targets(base_models.linear_layers(unet=unet))
     if "network_alpha" not in draft.settings:
         draft.recipe["adapter.alpha"] = 1
         draft.remarks["adapter.alpha"] = "network_alpha is not in the file; 1 is its default there"
@@ -221,7 +220,7 @@ def _only_text(draft: Draft, value: Any) -> None:
 def _loss(draft: Draft) -> None:
     loss = str(draft.take("loss_type", default="l2"))
     c, schedule = draft.take("huber_c"), draft.take("huber_schedule")
-    draft.take("huber_scale")
+    draft.pass_over(("huber_scale",), "objective.huber has c and its schedule")
     if loss in ("huber", "smooth_l1"):
         draft.recipe["objective.huber.c"] = float(c) if c is not None else 0.1
         draft.recipe["objective.huber.schedule"] = schedule or "snr"
@@ -239,7 +238,7 @@ def _dataset(source: Source, draft: Draft) -> None:
     name = draft.take("dataset_config")
     tree = source.read_beside(name) if name else source.tree
     if name and tree is None:
-        draft.note("dataset_config", name, base_models.NO_FILE)
+        draft.note("dataset_config", name, NO_FILE)
         return
     for section in ("general", "datasets"):
         draft.take_section(section)

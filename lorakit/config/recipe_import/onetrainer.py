@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lorakit.config.recipe_import import base_models
-from lorakit.config.recipe_import.draft import Draft, Rule, Without, not_needed
+from lorakit.config.recipe_import.draft import NO_FILE, Draft, Rule, Without, not_needed
 from lorakit.config.recipe_import.source import Source
 from lorakit.core.errors import ConfigError
 
@@ -127,23 +127,20 @@ def _adapter(draft: Draft, model: str, method: str) -> None:
         draft.recipe["adapter.type"] = "none"
         return
     kind = str(draft.take("peft_type", default="LORA"))
-    kinds = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr", "OFT_2": "oft"}
-    draft.recipe["adapter.type"] = "dora" if draft.take("lora_decompose") else kinds.get(kind, "lora")
+    draft.put_method("peft_type", kind, {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr", "OFT_2": "oft"})
+    if draft.take("lora_decompose"):
+        draft.recipe["adapter.type"] = "dora"
     draft.settings.setdefault("lora_rank", 16)
     draft.settings.setdefault("lora_alpha", 1.0)
     preset, words = draft.take("layer_filter_preset"), draft.take("layer_filter", default="")
     if draft.take("layer_filter_regex"):
         patterns = [word.strip() for word in str(words).split(",") if word.strip()]
-        draft.recipe["adapter.targets"] = [f"re:.*{pattern.lstrip('^')}" for pattern in patterns]
+        draft.put_targets([f"re:.*{pattern.lstrip('^')}" for pattern in patterns])
     elif words and preset != "full":
         names = [word.strip().replace(".", r"\.") for word in str(words).split(",") if word.strip()]
-        draft.recipe["adapter.targets"] = [rf"re:.*({'|'.join(names)}).*"]
+        draft.put_targets([rf"re:.*({'|'.join(names)}).*"])
     else:
-        unet = base_models.is_unet(model)
-        draft.recipe["adapter.targets"] = list(
-            base_models.UNET_TARGETS if unet else base_models.BLOCK_TARGETS
-        )
-    draft.remarks["adapter.targets"] = base_models.TARGETS_REMARK
+        draft.put_targets(base_models.linear_layers(unet=base_models.is_unet(model)))
 
 
 def _optimizer(draft: Draft) -> None:
@@ -201,15 +198,17 @@ def _quantization(draft: Draft) -> None:
     for part in ("transformer", "unet", "prior"):
         if (name := draft.take(f"{part}.weight_dtype")) is not None:
             draft.put("memory.quantize", f"{part}.weight_dtype", name)
-        draft.take(f"{part}.train")
+        draft.pass_over((f"{part}.train",), "the denoiser gets an adapter; see adapter.denoiser")
 
 
 def _text_encoders(draft: Draft, model: str) -> None:
     numbers = [("text_encoder", "text_encoder"), ("text_encoder_2", "text_encoder_2")]
     defaults = base_models.is_unet(model)
-    trained = [ours for ours, name in numbers if draft.take(f"{name}.train", default=False) and defaults]
-    for name in ("text_encoder_3", "text_encoder_4"):
-        draft.take(f"{name}.train")
+    trained = [ours for ours, name in numbers if defaults and draft.take(f"{name}.train", default=False)]
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"):
+        if f"{name}.train" in draft.settings:
+            value = draft.take(f"{name}.train")
+            draft.note(f"{name}.train", value, "lorakit trains only the CLIP encoders of SD 1.5, 2 and XL")
     if trained:
         draft.recipe["adapter.text_encoder"] = trained if len(trained) == 1 else True
 
@@ -217,7 +216,7 @@ def _text_encoders(draft: Draft, model: str) -> None:
 def _average(draft: Draft) -> None:
     mode = str(draft.take("ema", default="OFF"))
     decay = draft.take("ema_decay", default=0.999)
-    draft.take("ema_update_step_interval")
+    draft.pass_over(("ema_update_step_interval",), "the moving average takes in every step")
     if mode != "OFF":
         draft.recipe["train.ema_decay"] = float(decay)
 
@@ -227,7 +226,7 @@ def _concepts(source: Source, draft: Draft) -> None:
     concepts = draft.take_section("concepts")
     entries = source.tree.get("concepts") if concepts else source.read_beside(name)
     if name and entries is None:
-        draft.note("concept_file_name", name, base_models.NO_FILE)
+        draft.note("concept_file_name", name, NO_FILE)
     for number, entry in enumerate(entries if isinstance(entries, list) else []):
         if not isinstance(entry, dict) or not entry.get("path") or entry.get("enabled") is False:
             continue

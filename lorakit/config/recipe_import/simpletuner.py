@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.config.recipe_import import base_models
-from lorakit.config.recipe_import.draft import Draft, Rule, Without, not_needed
+from lorakit.config.recipe_import.draft import NO_FILE, Draft, Rule, Without, not_needed
 from lorakit.config.recipe_import.source import Source
 from lorakit.core.errors import ConfigError
 
@@ -141,7 +141,7 @@ def read(source: Source, draft: Draft) -> None:
         draft.take("num_train_epochs")
     _average(draft)
     if draft.settings.get("validation_step_interval"):
-        draft.take("validation_steps")
+        draft.pass_over(("validation_steps",), "validation_step_interval is its newer name")
     _samples(source, draft)
     _betas(draft)
     _data(source, draft)
@@ -174,8 +174,15 @@ def _adapter(source: Source, draft: Draft, family: str) -> None:
         draft.note("lycoris_config", name, "this file is not there; write adapter.type, rank and factor")
         return
     algorithm = str(lycoris.get("algo", "lora"))
-    kinds = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "oft": "oft", "diag-oft": "oft"}
-    draft.recipe["adapter.type"] = kinds.get(algorithm, "lora")
+    methods = {
+        "lora": "lora",
+        "locon": "lora",
+        "loha": "loha",
+        "lokr": "lokr",
+        "oft": "oft",
+        "diag-oft": "oft",
+    }
+    draft.put_method("lycoris_config.algo", algorithm, methods)
     rank, factor = lycoris.get("linear_dim"), lycoris.get("factor")
     full = lycoris.get("full_matrix") or (isinstance(rank, int) and rank >= 10000)
     draft.recipe["adapter.rank"] = 128 if full else rank or 16
@@ -184,7 +191,7 @@ def _adapter(source: Source, draft: Draft, family: str) -> None:
     if factor and algorithm == "lokr":
         draft.recipe["adapter.factor"] = factor
     draft.recipe["adapter.alpha"] = draft.recipe["adapter.rank"] if full else lycoris.get("linear_alpha", 1)
-    draft.take("lora_rank"), draft.take("lora_alpha")
+    draft.pass_over(("lora_rank", "lora_alpha"), "LyCORIS has its own in lycoris_config")
     for key in ("apply_preset", "multiplier", "bypass_mode", "use_scalar"):
         if lycoris.get(key) not in (None, False, 1.0):
             draft.note(f"lycoris_config.{key}", lycoris[key], "see adapter.targets and adapter.rank_pattern")
@@ -259,7 +266,7 @@ def _data(source: Source, draft: Draft) -> None:
     name = draft.take("data_backend_config")
     entries = source.read_beside(name)
     if name and not isinstance(entries, list):
-        draft.note("data_backend_config", name, base_models.NO_FILE)
+        draft.note("data_backend_config", name, NO_FILE)
         return
     for entry in entries or []:
         if entry.get("dataset_type", "image") in ("text_embeds", "image_embeds") or entry.get("disabled"):

@@ -99,6 +99,13 @@ def first_pil_images(images: torch.Tensor) -> list[Image.Image]:
     return [image for row in images for image in to_pil_images(row[:1])]
 
 
+def source_images(images: ConditioningTensors | None) -> list[Image.Image]:
+    """Return the sources that a text encoder reads with an instruction; ValueError without any."""
+    if images is None:
+        raise ValueError("this text encoder needs the source with the instruction: pass `images`")
+    return to_pil_images(images["source"])
+
+
 def to_pil_images(images: torch.Tensor) -> list[Image.Image]:
     """Convert (N, channels, H, W), RGB or of one channel."""
     from PIL import Image

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorakit.models.families import prompt_override
-from lorakit.models.families.conditioned import ConditionedFamily, to_pil_images
+from lorakit.models.families.conditioned import ConditionedFamily, source_images, to_pil_images
 from lorakit.models.families.family import Conditioning, ConditioningTensors, Family
 from lorakit.models.families.packing import pack_latents, position_ids, small_vector, unpack_latents
 from lorakit.models.families.qwen_image_edit import fixed_source_size
@@ -103,9 +103,7 @@ class LongCatImageEdit(ConditionedFamily, LongCatImage):
         """Encode instructions about `images["source"]`."""
         import torch
 
-        if images is None:
-            raise ValueError("this text encoder needs the source with the instruction: pass `images`")
-        (source,) = to_pil_images(images["source"])
+        (source,) = source_images(images)
         half = pipe.image_processor.resize(source, source.height // 2, source.width // 2)
         with torch.no_grad():
             return [

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lorakit.models.families.conditioned import ConditionedFamily, to_pil_images
+from lorakit.models.families.conditioned import ConditionedFamily, source_images, to_pil_images
 from lorakit.models.families.family import Conditioning, ConditioningTensors
 from lorakit.models.families.packing import pack_latents, unpack_latents
 from lorakit.models.families.qwen_image import QwenImage
@@ -37,9 +37,7 @@ class QwenImageEdit(ConditionedFamily, QwenImage):
         """Encode instructions about `images["source"]`."""
         import torch
 
-        if images is None:
-            raise ValueError("this text encoder needs the source with the instruction: pass `images`")
-        sources, conds = self._text_encoder_images(pipe, to_pil_images(images["source"])), []
+        sources, conds = self._text_encoder_images(pipe, source_images(images)), []
         with torch.no_grad(), self._with_denoiser_config(pipe):
             for caption in captions:
                 embeds, _ = pipe.encode_prompt([caption], image=sources, device=pipe.text_encoder.device)

@@ -121,7 +121,7 @@ def _unknown_names(reason: str, folder: Path) -> ConfigError:
 
 
 def _unet_tensors(config: Mapping[str, Any], shapes: Shapes, folder: Path) -> Iterator[CheckpointTensor]:
-    names = {name: _unet_name(name, config) for name in shapes}
+    names = {name: unet_name(name, config) for name in shapes}
     _check_by_conversion(names, shapes, folder)
     for name, layout in shapes.items():
         yield CheckpointTensor(f"model.diffusion_model.{names[name]}", "unet", (name,), layout)
@@ -146,7 +146,7 @@ def _check_by_conversion(names: Mapping[str, str], shapes: Shapes, folder: Path)
         raise _unknown_names("its U-Net has other blocks than Stable Diffusion's", folder)
 
 
-def _unet_name(name: str, config: Mapping[str, Any]) -> str:
+def unet_name(name: str, config: Mapping[str, Any]) -> str:
     """Return the authors' name of a U-Net's tensor: blocks are counted through all levels."""
     layers = int(config.get("layers_per_block", 2)) + 1
     if match := _BLOCK.fullmatch(name):

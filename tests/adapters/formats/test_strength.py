@@ -48,8 +48,9 @@ def test_a_strength_that_is_not_applied_is_in_the_metadata_and_changes_no_weight
     metadata = storage.read_safetensors_metadata(noted.path)
     own = json.loads(metadata["lorakit"])
     assert (own["strength"], own["step"]) == (strength, 400)
-    assert metadata["modelspec.usage_hint"].endswith(f"strength {strength:g}.")
-    assert "strength" not in storage.read_safetensors_metadata(plain.path).get("modelspec.usage_hint", "")
+    hint = "Write sks in the prompt."
+    assert metadata["modelspec.usage_hint"] == f"{hint} Use at strength {strength:g}."
+    assert storage.read_safetensors_metadata(plain.path)["modelspec.usage_hint"] == hint
 
 
 def test_the_strength_of_dora_is_not_multiplied_in(tmp_path):

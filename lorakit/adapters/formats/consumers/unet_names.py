@@ -9,54 +9,37 @@ from __future__ import annotations
 import re
 from functools import cache
 
-_OUTER = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_out": "out.2",
+from lorakit.models.single_file.latent_diffusion import unet_name
+
+_OUTER = (
+    "conv_in",
+    "time_embedding.linear_1",
+    "time_embedding.linear_2",
+    "add_embedding.linear_1",
+    "add_embedding.linear_2",
+    "conv_out",
+)
+_RESNET = ("conv1", "conv2", "time_emb_proj", "conv_shortcut")
+_KNOWN = re.compile(
+    rf"{'|'.join(map(re.escape, _OUTER))}|(down|up)_blocks\.\d+\.(downsamplers|upsamplers)\.0\.conv"
+    rf"|((down|up)_blocks\.\d+|mid_block)\.(attentions\.\d+\..+|resnets\.\d+\.({'|'.join(_RESNET)}))"
+)
+_UP_BLOCKS = {
+    "sd15": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+    "sdxl": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "sdxl-refiner": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }
-_RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-_BLOCK = re.compile(r"(down_blocks\.(\d+)|up_blocks\.(\d+)|mid_block)\.(resnets|attentions)\.(\d+)\.(.+)")
-_SAMPLER = re.compile(r"(down|up)_blocks\.(\d+)\.(?:downsamplers|upsamplers)\.0\.conv")
-_LEVELS_WITHOUT_ATTENTION = {"sd15": (3,), "sdxl": (0,), "sdxl-refiner": (0, 3)}
-"""Levels before the middle, by network."""
-_LEVELS = {"sd15": 4, "sdxl": 3, "sdxl-refiner": 4}
+"""Types of the blocks behind the middle, by network."""
+_OTHER_UP_BLOCKS = ["CrossAttnUpBlock2D"] * 4
 _DEEPEST = 10  # transformer blocks of SDXL's largest attention
 
 
 def ldm_module(module: str, network: str) -> str | None:
     """Return the published name of a module of diffusers' U-Net; None if there is none."""
-    if module in _OUTER:
-        return _OUTER[module]
-    if match := _SAMPLER.fullmatch(module):
-        level = int(match[2])
-        if match[1] == "down":
-            return f"input_blocks.{3 * level + 3}.0.op"
-        return f"output_blocks.{3 * level + 2}.{2 if _has_attention_up(level, network) else 1}.conv"
-    match = _BLOCK.fullmatch(module)
-    if match is None:
+    if not _KNOWN.fullmatch(module):
         return None
-    is_attention, layer = match[4] == "attentions", int(match[5])
-    inner = match[6] if is_attention else _RESNET.get(match[6])
-    if inner is None:
-        return None
-    if match[2] is not None:
-        return f"input_blocks.{1 + 3 * int(match[2]) + layer}.{int(is_attention)}.{inner}"
-    if match[3] is not None:
-        return f"output_blocks.{3 * int(match[3]) + layer}.{int(is_attention)}.{inner}"
-    return f"middle_block.{1 if is_attention else 2 * layer}.{inner}"
-
-
-def _has_attention_up(level: int, network: str) -> bool:
-    levels = _LEVELS.get(network, 4)
-    return levels - 1 - level not in _LEVELS_WITHOUT_ATTENTION.get(network, ())
+    config = {"up_block_types": _UP_BLOCKS.get(network, []) + _OTHER_UP_BLOCKS}
+    return unet_name(f"{module}.weight", config).removesuffix(".weight")
 
 
 @cache
@@ -90,7 +73,7 @@ def _attention_layers() -> list[str]:
 def ldm_modules(separator: str) -> dict[str, str]:
     """Return diffusers' modules of all U-Nets, by their published name with this separator."""
     table = {}
-    for network in _LEVELS:
+    for network in _UP_BLOCKS:
         for module in modules(".").values():
             if name := ldm_module(module, network):
                 table[name.replace(".", separator)] = module
