@@ -96,8 +96,10 @@ def _target(arguments: list[str], environment: dict[str, str]) -> None:
     import sys
 
     os.environ.update(environment)
+    from lorakit.training import trainer
     from lorakit.training.train import main
 
+    trainer.LOG_SECONDS = 0.0  # the caller sees each step at once, and can kill between any two
     sys.exit(main(arguments))
 
 
